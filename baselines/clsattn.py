@@ -1,0 +1,67 @@
+"""CLS attention: drop the patches that the class token attends to least."""
+
+from dataclasses import dataclass
+
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from zoo.attention import Attended, cls_attention, cls_query_and_keys
+from zoo.reducer import Reducer, ReducerConfig, register_method
+from zoo.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClsAttentionConfig(ReducerConfig):
+    """Settings of CLS attention.
+
+    Attributes:
+        source: whose attention decides. ``input``: the reduction point's own block, computed on
+            its input for the class token's query alone. ``previous``: the block before, whose
+            queries and keys are there already; not for reduction point 0.
+    """
+
+    source: str = "input"
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        self.choose("source", ("input", "previous"))
+        if self.source == "previous" and (self.reduce_at is None or self.reduce_at[0] == 0):
+            raise ValueError("source='previous': no block comes before reduction point 0")
+
+
+@register_method("clsattn")
+class ClsAttention(Reducer):
+    """Importance = the class token's softmax attention to each patch, mean over heads."""
+
+    Config = ClsAttentionConfig
+    config: ClsAttentionConfig
+
+    @property
+    def first_block(self) -> int:
+        """The block whose attention decides first."""
+        return self.points[0] - (self.config.source == "previous")
+
+    def needs_attention(self, block: int) -> bool:
+        """Only the block before a reduction point, and only for ``previous``."""
+        return self.config.source == "previous" and block + 1 in self.points
+
+    def after_attention(self, block: int, tokens: Tokens, attended: Attended) -> Tokens:
+        """Take the importance along to the next block's input."""
+        query, key, scale = attended.query, attended.key, attended.scale
+        return tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
+
+    def before_block(self, block: int, tokens: Tokens, module: nn.Module) -> Tokens:
+        """Prune at the input of ``block``."""
+        if block not in self.points:
+            return tokens
+        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
+        if count >= tokens.patch_count:
+            return tokens
+        importance = tokens.importance
+        if self.config.source == "input":
+            assert isinstance(module, Block)
+            query, key = cls_query_and_keys(module.attn, module.norm1(tokens.x))
+            importance = cls_attention(query, key, module.attn.scale, tokens.prefix)
+        assert importance is not None
+        return tokens.prune(block, importance, count)

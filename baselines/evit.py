@@ -1,0 +1,89 @@
+"""EViT: keep what the class token attends to, inside the block (arXiv 2202.07800)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from zoo.attention import Attended, cls_attention
+from zoo.reducer import Reducer, ReducerConfig, register_method
+from zoo.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class EViTConfig(ReducerConfig):
+    """Settings of EViT.
+
+    Attributes:
+        fuse: append one token, the attention-weighted sum of those dropped, at each stage.
+        stage_rate: the paper's way to say how much stays: ceil(rate * tokens) at each stage,
+            where an earlier fused token counts as a token; given instead of ``keep``.
+    """
+
+    reduce_at: tuple[int, ...] | None = (3, 6, 9)
+    fuse: bool = False
+    stage_rate: float | None = None
+
+    instead_of_keep: ClassVar[tuple[str, ...]] = ("stage_rate",)
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        if self.stage_rate is not None:
+            self.within("stage_rate", 0.0, 1.0)
+        self.switch("fuse")
+
+
+@register_method("evit")
+class EViT(Reducer):
+    """Drop inattentive tokens between the attention and the MLP of each stage's block.
+
+    The importance is the class token's attention in that very block. ``keep`` counts the tokens
+    kept by attention; with ``fuse`` the sequence ends with one more, the last fused token.
+    """
+
+    Config = EViTConfig
+    config: EViTConfig
+
+    def counts(self, patches: int) -> dict[int, int]:
+        """Return how many tokens each stage keeps by attention, the fused one not counted."""
+        if self.config.stage_rate is None:
+            return super().counts(patches)
+        counts: dict[int, int] = {}
+        arrived = patches
+        for point in self.points:
+            counts[point] = math.ceil(self.config.stage_rate * arrived)
+            arrived = counts[point] + (self.config.fuse and counts[point] < arrived)
+        return counts
+
+    def needs_attention(self, block: int) -> bool:
+        """Only inside the stages' blocks."""
+        return block in self.points
+
+    def after_attention(self, block: int, tokens: Tokens, attended: Attended) -> Tokens:
+        """Keep the most attended tokens, and fuse the others if asked to."""
+        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
+        if count >= tokens.patch_count:
+            return tokens
+        query, key, scale = attended.query, attended.key, attended.scale
+        importance = cls_attention(query, key, scale, tokens.prefix)
+        kept = tokens.prune(block, importance, count)
+        return _append_fused(kept, tokens, importance) if self.config.fuse else kept
+
+
+def _append_fused(kept: Tokens, tokens: Tokens, importance: torch.Tensor) -> Tokens:
+    """Append the attention-weighted sum of the tokens that ``kept`` lost, at position -1."""
+    count = kept.patch_count
+    order = importance.argsort(dim=1, descending=True, stable=True)
+    weight = importance.scatter(1, order[:, :count], 0.0).to(tokens.x.dtype)
+    fused = weight.unsqueeze(1) @ tokens.patches
+    nowhere = kept.patch_idx.new_full((kept.patch_idx.shape[0], 1), -1)
+    last = kept.history[-1]
+    after = torch.cat((last.after, nowhere), dim=1)
+    return kept._replace(
+        x=torch.cat((kept.x, fused), dim=1),
+        patch_idx=torch.cat((kept.patch_idx, nowhere), dim=1),
+        importance=None,
+        history=(*kept.history[:-1], last._replace(after=after)),
+    )

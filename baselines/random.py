@@ -1,0 +1,55 @@
+"""Random pruning: the honest floor of every table."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.reducer import Reducer, ReducerConfig, register_method
+from zoo.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomConfig(ReducerConfig):
+    """Settings of random pruning.
+
+    Attributes:
+        seed: which of the random orders, from 0. One order serves all images.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        super().__post_init__()
+        self.whole("seed", 0)
+
+
+@register_method("random")
+class RandomPrune(Reducer):
+    """Importance = a pseudo-random number of the grid position, the same on every device.
+
+    Free of state and of the batch: it compiles, exports, and gives an image the same result alone
+    and in company.
+    """
+
+    Config = RandomConfig
+    config: RandomConfig
+
+    def before_block(self, block: int, tokens: Tokens, module: nn.Module) -> Tokens:
+        """Prune at the input of ``block``."""
+        if block not in self.points:
+            return tokens
+        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
+        return tokens.prune(block, hashed(tokens.patch_idx, self.config.seed), count)
+
+
+def hashed(positions: Tensor, seed: int) -> Tensor:
+    """Map int64 positions to pseudo-random float32 in [0, 1), by a 32-bit integer mix."""
+    mask = 0xFFFFFFFF
+    h = (positions + 1) * 0x9E3779B1 + (seed * 0x85EBCA77 & mask)
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        h = h & mask
+        h = ((h ^ (h >> 16)) * multiplier) & mask
+    h = h ^ (h >> 15)
+    return ((h & 0xFFFFFF).to(torch.float32)) / float(1 << 24)

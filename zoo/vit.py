@@ -1,0 +1,242 @@
+"""timm's VisionTransformer with one forward loop that a reducer may shorten."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from timm.layers import Attention, PatchDropout
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from zoo.attention import attend
+from zoo.reducer import HostSpec, Reducer, build_reducer
+from zoo.tokens import Tokens
+from zoo.trace import Trace
+
+
+class ReducedViT(VisionTransformer):
+    """A timm VisionTransformer, dense or with a token reduction method.
+
+    Only what reduction changes is overridden: embedding, blocks and final norm are driven through
+    ``embed``, ``advance`` and ``finish``, and every other method of timm's class is inherited.
+
+    Args:
+        method: name of a registered reduction method, None for the dense tower.
+        reduction: JSON-able options of the method (``keep``, ``reduce_at``, ...).
+        vit_args: arguments of timm's VisionTransformer.
+
+    Raises:
+        ValueError: unknown method or option, a value out of range, or a tower that can't be reduced.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str | None = None,
+        reduction: dict[str, Any] | None = None,
+        **vit_args: Any,
+    ) -> None:
+        """Build tower and reducer with random weights."""
+        super().__init__(**vit_args)
+        self.reducer: Reducer | None = None
+        if method is not None:
+            dtype_and_device = {k: vit_args.get(k) for k in ("device", "dtype")}
+            self.reducer = build_reducer(method, reduction or {}, host_spec(self, **dtype_and_device))
+            self.reducer.train(self.training)
+
+    @classmethod
+    def sharing(cls, tower: VisionTransformer, method: str | None, **options: Any) -> "ReducedViT":
+        """Build a model around the modules and parameters of ``tower``; see ``zoo.reduce``."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        # A module's state is its __dict__; registries are copied one level deep, so that replacing
+        # a submodule of one (reset_classifier, say) leaves the other alone.
+        for name, value in tower.__dict__.items():
+            model.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        model.reducer = None
+        if method is not None:
+            like = tower.norm.weight if hasattr(tower.norm, "weight") else next(tower.parameters())
+            spec = host_spec(model, device=like.device, dtype=like.dtype)
+            model.reducer = build_reducer(method, options, spec).train(tower.training)
+        return model
+
+    def embed(self, images: Tensor) -> Tokens:
+        """Turn images (B, C, H, W) into the tokens that enter block 0."""
+        grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
+        x = self.patch_drop(self._pos_embed(self.patch_embed(images)))
+        return Tokens.start(self.norm_pre(x), self.num_prefix_tokens, (int(grid[0]), int(grid[1])))
+
+    def advance(
+        self,
+        tokens: Tokens,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        taps: Collection[int] = (),
+    ) -> tuple[Tokens, list[Tokens]]:
+        """Run blocks ``start`` to ``stop`` - 1: the one forward loop.
+
+        Args:
+            tokens: what enters block ``start``.
+            start: first block, 0-based.
+            stop: one past the last block, None for all.
+            mask: attention mask for every block; dense towers only.
+            is_causal: causal attention in every block; dense towers only.
+            taps: blocks whose output is wanted as well.
+
+        Returns:
+            The tokens that leave the last block, and those that left each tapped block, in order.
+        """
+        if self.reducer is not None and (mask is not None or is_causal):
+            raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
+        tapped = []
+        for index in range(start, len(self.blocks) if stop is None else stop):
+            if mask is not None or is_causal:
+                x = self.blocks[index](tokens.x, attn_mask=mask, is_causal=is_causal)
+                tokens = tokens._replace(x=x)
+            elif self.grad_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(self._step, index, tokens)
+            else:
+                tokens = self._step(index, tokens)
+            if index in taps:
+                tapped.append(tokens)
+        return tokens, tapped
+
+    def _step(self, index: int, tokens: Tokens) -> Tokens:
+        block, reducer = self.blocks[index], self.reducer
+        if reducer is None:
+            return tokens._replace(x=block(tokens.x))
+        tokens = reducer.before_block(index, tokens, block)
+        bias = reducer.attention_bias(tokens)
+        if not reducer.needs_attention(index):
+            return tokens._replace(x=block(tokens.x, attn_mask=bias))
+        attended = attend(block.attn, block.norm1(tokens.x), bias)
+        tokens = tokens._replace(x=tokens.x + block.drop_path1(block.ls1(attended.out)))
+        tokens = reducer.after_attention(index, tokens, attended)
+        x = tokens.x
+        return tokens._replace(x=x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+
+    def finish(self, tokens: Tokens) -> Tensor:
+        """Normalise and pool the tokens that left the last block, and apply the head."""
+        return self.forward_head(self.norm(tokens.x))
+
+    def forward_features(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Return the normalised tokens that are left, (B, prefix + n, D), prefix tokens first."""
+        tokens, _ = self.advance(self.embed(x), mask=attn_mask, is_causal=is_causal)
+        return self.norm(tokens.x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """Return timm's intermediates with every kept token at its place in the grid.
+
+        Positions whose token was dropped, or merged into another, hold zeros. The arguments and
+        the kinds of result are timm's.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        tokens, tapped = self.advance(
+            self.embed(x),
+            stop=last + 1 if stop_early else None,
+            mask=attn_mask,
+            is_causal=is_causal,
+            taps=take,
+        )
+        if norm:
+            tapped = [t._replace(x=self.norm(t.x)) for t in tapped]
+        prefixes = [t.x[:, : t.prefix] for t in tapped]
+        maps = [t.scatter_to_grid() if t.history else t.patches for t in tapped]
+        if output_fmt == "NCHW":
+            rows, columns = tokens.grid
+            maps = [
+                m.reshape(m.shape[0], rows, columns, -1).permute(0, 3, 1, 2).contiguous()
+                for m in maps
+            ]
+        with_prefix = return_prefix_tokens and tokens.prefix > 0
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": maps}
+            if with_prefix:
+                result["image_intermediates_prefix"] = prefixes
+            if not intermediates_only:
+                result["image_features"] = self.norm(tokens.x)
+            return result
+        intermediates = list(zip(maps, prefixes, strict=True)) if with_prefix else maps
+        return intermediates if intermediates_only else (self.norm(tokens.x), intermediates)
+
+    def trace(self, images: Tensor) -> Trace:
+        """Run the model and return what the reducer did, with the output; keeps no state.
+
+        Args:
+            images: (B, C, H, W) as for ``forward``.
+        """
+        tokens, each = self.advance(self.embed(images), taps=range(len(self.blocks)))
+        return Trace.of(self.finish(tokens), each)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Group parameters as timm does; a reducer's own weights go with the last group."""
+        groups: dict[str, Any] = super().group_matcher(coarse)
+        groups["blocks"] = [*groups["blocks"], (r"^reducer", (99999,))]
+        return groups
+
+
+def host_spec(tower: VisionTransformer, device: Any, dtype: Any) -> HostSpec:
+    """Describe ``tower`` to a reducer.
+
+    Raises:
+        ValueError: the tower lacks what reduction needs.
+    """
+    block = tower.blocks[0]
+    if not tower.has_class_token:
+        raise ValueError("this tower has no class token; token reduction needs one")
+    if type(block) is not Block or type(block.attn) is not Attention:
+        raise ValueError(
+            f"this tower's blocks are {type(block).__name__} with {type(block.attn).__name__}; "
+            "expected timm's Block with Attention"
+        )
+    if isinstance(tower.patch_drop, PatchDropout):
+        raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
+    grid = tower.patch_embed.grid_size
+    return HostSpec(
+        embed_dim=tower.embed_dim,
+        depth=len(tower.blocks),
+        grid=(int(grid[0]), int(grid[1])),
+        prefix=tower.num_prefix_tokens,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def reduce(model: VisionTransformer, *, method: str | None, **options: Any) -> ReducedViT:
+    """Give any timm VisionTransformer with a class token a token reduction method.
+
+    The new model shares modules and weights with ``model``, which stays as it is: nothing is
+    copied, and training one trains the other. Use ``copy.deepcopy`` first for two lives.
+
+    Args:
+        model: a timm VisionTransformer (DINOv2, DeiT, AugReg, CLIP towers, ...) of standard blocks.
+        method: name of a registered method, None for the dense tower in our class.
+        options: the method's options, ``keep`` first of all.
+
+    Raises:
+        ValueError: unknown method or option, a value out of range, or a tower that can't be reduced.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"{type(model).__name__} is not a timm VisionTransformer")
+    return ReducedViT.sharing(model, method, **options)
