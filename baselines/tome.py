@@ -97,7 +97,8 @@ def merge(block: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         r: number of pairs, 1 <= r <= floor(n / 2).
     """
     metric = F.normalize(metric.float(), dim=-1)
-    similarity, partner = (metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)).max(dim=-1)
+    cosine = metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)
+    similarity, partner = cosine.float().max(dim=-1)  # autocast makes the product low precision
     order = similarity.argsort(dim=1, descending=True, stable=True)
     gone, stay = order[:, :r], order[:, r:].sort(dim=1).values
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from timm.layers import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 
@@ -73,3 +74,28 @@ def cls_attention(
     if bias is not None:
         logits = logits + bias
     return logits.float().softmax(dim=-1).mean(dim=1).squeeze(1)[:, prefix:]
+
+
+def attend_cls(block: Block, x: Tensor) -> Tensor:
+    """Run a whole block for the class token alone: exact where nothing else is read afterwards.
+
+    Args:
+        block: timm's Block.
+        x: (B, T, D) tokens that enter it, class token first.
+
+    Returns:
+        (B, 1, D) the class token that leaves it.
+    """
+    attn, normed = block.attn, block.norm1(x)
+    batch, count, _ = x.shape
+    query, key = cls_query_and_keys(attn, normed)
+    weight, bias = attn.qkv.weight[2 * attn.attn_dim :], attn.qkv.bias
+    value = F.linear(normed, weight, None if bias is None else bias[2 * attn.attn_dim :])
+    value = value.reshape(batch, count, attn.num_heads, attn.head_dim).transpose(1, 2)
+    out = F.scaled_dot_product_attention(query, key, value)
+    out = attn.norm(out.transpose(1, 2).reshape(batch, 1, attn.attn_dim))
+    if attn.gate is not None:
+        out = out * attn.gate(normed[:, :1]).sigmoid()
+    cls = x[:, :1] + block.ls1(attn.proj(out))
+    result: Tensor = cls + block.ls2(block.mlp(block.norm2(cls)))
+    return result

@@ -178,6 +178,7 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) ->
 
 
 METHODS: dict[str, type[Reducer]] = {}
+_listeners: list[Callable[[str], None]] = []
 R = TypeVar("R", bound=type[Reducer])
 
 
@@ -195,9 +196,18 @@ def register_method(name: str) -> Callable[[R], R]:
             raise ValueError(f"method name {name!r} is taken by {METHODS[name].__qualname__}")
         cls.method = name
         METHODS[name] = register_notrace_module(cls)
+        for listener in _listeners:
+            listener(name)
         return cls
 
     return register
+
+
+def on_method(listener: Callable[[str], None]) -> None:
+    """Call ``listener`` with the name of every method, known now or registered later."""
+    for name in METHODS:
+        listener(name)
+    _listeners.append(listener)
 
 
 def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reducer:
@@ -213,7 +223,13 @@ def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reduc
     for option in options:
         if option not in fields:
             raise ValueError(f"{method} has no option {option!r}: {expected(option, fields)}")
-    return cls(cls.Config(**options), host)
+    return cls(cls.Config(**{**_default_points(cls.Config, host.depth), **options}), host)
+
+
+def _default_points(config: type[ReducerConfig], depth: int) -> dict[str, Any]:
+    """Leave out the default reduction points that a tower of ``depth`` blocks doesn't have."""
+    there = tuple(p for p in config.reduce_at or () if p < depth)
+    return {"reduce_at": there} if there else {}
 
 
 def expected(value: str, allowed: Any) -> str:

@@ -23,7 +23,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 
 import zoo.patchrank  # noqa: F401  (registers the method)
-from zoo.reducer import METHODS, expected
+from zoo.reducer import METHODS, expected, on_method
 from zoo.vit import ReducedViT
 from zoo.weights import EMBEDDED, PredictorFile, filter_weights, find_predictor
 
@@ -133,29 +133,8 @@ class ModelName:
         return dense if self.method is None else f"{dense}_{self.method}{self.percent}"
 
 
-def _load_methods() -> list[ModelName]:
-    """Load the installed packages that register methods, and list all model names."""
-    for point in entry_points(group=METHOD_GROUP):
-        point.load()
-    dense = [ModelName(size=size) for size in SIZES]
-    reduced = [
-        ModelName(size=size, method=method, percent=percent)
-        for size in SIZES
-        for method in sorted(METHODS)
-        for percent in PERCENTS
-    ]
-    return dense + reduced
-
-
-MODELS = {str(name): name for name in _load_methods()}
-
-default_cfgs = generate_default_cfgs(
-    {
-        f"{name}.{tag}": _cfg(parts.size, tag)
-        for name, parts in MODELS.items()
-        for tag in SIZES[parts.size].tags
-    }
-)
+MODELS: dict[str, ModelName] = {}
+default_cfgs: dict[str, Any] = {}
 
 
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
@@ -173,11 +152,11 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     tag = cfg.tag or next(iter(spec.tags))
     given = kwargs.pop("predictor", None)
     predictor: PredictorFile | None = None
-    if pretrained and name.method is not None and METHODS[name.method].needs_predictor:
-        # Weights saved by save_for_hf carry their predictor with them.
-        if cfg.source not in ("local-dir", "hf-hub"):
-            predictor = find_predictor(f"clip_vit_{name.size}", tag, given)
-            predictor.fill(options, METHODS[name.method].Config)
+    # Weights saved by save_for_hf carry their predictor with them.
+    saved = cfg.source in ("local-dir", "hf-hub")
+    if pretrained and not saved and name.method and METHODS[name.method].needs_predictor:
+        predictor = find_predictor(f"clip_vit_{name.size}", tag, given)
+        predictor.fill(options, METHODS[name.method].Config)
     quick_gelu = spec.tags.get(tag, (False, ""))[0]
     args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **kwargs}
     if name.method is not None:
@@ -224,5 +203,25 @@ def _entrypoint(name: ModelName) -> Callable[..., ReducedViT]:
     return create
 
 
-for _name in MODELS.values():
-    register_model(_entrypoint(_name))
+def _add(name: ModelName) -> None:
+    """Make a model known to timm, with the weight tags of its size."""
+    cfgs = {f"{name}.{tag}": _cfg(name.size, tag) for tag in SIZES[name.size].tags}
+    default_cfgs.update(generate_default_cfgs(cfgs))
+    MODELS[str(name)] = name
+    register_model(_entrypoint(name))
+
+
+def _add_method(method: str) -> None:
+    """Make a method's models known, in every size at every keep rate."""
+    for size in SIZES:
+        for percent in PERCENTS:
+            name = ModelName(size=size, method=method, percent=percent)
+            if str(name) not in MODELS:
+                _add(name)
+
+
+for _size in SIZES:
+    _add(ModelName(size=_size))
+on_method(_add_method)
+for _point in entry_points(group=METHOD_GROUP):
+    _point.load()

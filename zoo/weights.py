@@ -135,7 +135,8 @@ def filter_weights(
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
     tower = {k: v for k, v in state_dict.items() if not k.startswith("reducer.")}
     weights: dict[str, Any] = checkpoint_filter_fn(tower, model)
-    if weights.keys() >= {"norm.weight", "blocks.0.ls1.gamma"} and "head.weight" not in weights:
+    embedded = str(model.pretrained_cfg.get("architecture")).startswith("clip_vit_s14")
+    if embedded and model.num_classes > 0 and "head.weight" not in weights:
         weights |= load_projection()
     if model.reducer is None:
         return weights | reducer

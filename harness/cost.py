@@ -1,0 +1,175 @@
+"""Count the multiply-adds of one image, hiding no operator."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+# Counted as free, like everywhere in the field: one pass over the data, no contraction. fvcore
+# itself counts LayerNorm as 5 per element (0.02 of ViT-B/16's 17.58 G) and knows more free ones
+# (views, copies, gather, comparisons). An operator in neither list is reported as unsupported.
+FREE_OPERATORS = frozenset(
+    f"aten::{name}"
+    for names in (
+        # elementwise arithmetic and activations
+        "abs add addcmul bernoulli clamp_max clamp_min clone cos div erf exp gelu "
+        "hardsigmoid le lift_fresh log log1p logical_and logical_not logical_or lt maximum "
+        "minimum mul ne neg pow reciprocal rsqrt rsub sigmoid silu sin sqrt sub tanh where",
+        # integer arithmetic on bits
+        "__lshift__ __or__ __rshift__ __xor__ bitwise_and bitwise_left_shift bitwise_or "
+        "bitwise_right_shift bitwise_xor",
+        # reductions and normalisations
+        "all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm "
+        "log_softmax logsumexp mean min norm prod softmax std sum var",
+        # ordering and random numbers (comparisons, no multiplication)
+        "argsort kthvalue one_hot rand rand_like randn randn_like randperm sort topk unique_dim",
+        # moving data that fvcore does not list
+        "broadcast_tensors expand_as eye fill full index_add index_copy index_select "
+        "is_floating_point masked_fill masked_select masked_scatter movedim new_ones ones_like "
+        "pad repeat repeat_interleave scatter scatter_add scatter_reduce searchsorted swapaxes "
+        "take_along_dim tensor tile tril triu unflatten view_as zero",
+    )
+    for name in names.split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Carry what one image costs a model.
+
+    Attributes:
+        gflops: 1e9 multiply-adds per image, attention included.
+        by_operator: The same per operator name without "aten::"; sums to `gflops`.
+        unsupported: Operators whose cost is unknown and missing from `gflops`, sorted.
+        params: Number of parameters, trained or not.
+    """
+
+    gflops: float
+    by_operator: Mapping[str, float]
+    unsupported: tuple[str, ...]
+    params: int
+
+
+def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> Cost:
+    """Trace one image through the model in eval mode and count with fvcore.
+
+    The model stays on its device and in its dtype; training flags, random state and the attention
+    fast path are restored.
+
+    Args:
+        model: Maps (1, channels, height, width) to a tensor.
+        image_size: Side or (height, width) in pixels.
+        channels: Input channels.
+
+    Raises:
+        ValueError: The size is not positive, or the model has no parameter to place input by, or
+            only ones on the meta device (torch's tracer fails there).
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width, channels) < 1:
+        raise ValueError(f"need a positive image size, got {channels}x{height}x{width}")
+    place = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if place is None:
+        raise ValueError(f"{type(model).__name__} has no parameters: cannot tell device and dtype")
+    if place.is_meta:
+        raise ValueError("a model on the meta device cannot be traced: create it on the cpu")
+    image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
+    with _undisturbed(model), torch.no_grad():
+        from fvcore.nn import FlopCountAnalysis  # here, as importing it warns about torch.jit
+
+        analysis = FlopCountAnalysis(model, (image.to(place),))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none").set_op_handle(**_HANDLES)
+        counts = {name: count / 1e9 for name, count in analysis.by_operator().items()}
+        unknown = {name for name in analysis.unsupported_ops() if not _is_free(name)}
+    return Cost(
+        gflops=sum(counts.values()),
+        by_operator=counts,
+        unsupported=tuple(sorted(unknown)),
+        params=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _is_free(operator: str) -> bool:
+    """Tell whether an operator, or the one it is the in-place form of, is free."""
+    return operator in FREE_OPERATORS or operator.removesuffix("_") in FREE_OPERATORS
+
+
+def _attention(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Count fused attention: queries times keys, then weights times values."""
+    query, key, value = (_shape(argument) for argument in inputs[:3])
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _baddbmm(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Count a batched product added to a bias; works for addbmm as well."""
+    left, right = (_shape(argument) for argument in inputs[1:3])
+    return prod(left) * right[-1]
+
+
+def _cdist(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Count pairwise distances as the product of matrices that they hide."""
+    left, right = (_shape(argument) for argument in inputs[:2])
+    return prod(left) * right[-2]
+
+
+def _dot(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Count a matrix or vector times a vector."""
+    return prod(_shape(inputs[0]))
+
+
+def _bicubic(_inputs: list[Any], outputs: list[Any]) -> int:
+    """Count 4 x 4 weights for each resized value (position tables of another image size)."""
+    return 16 * prod(_shape(outputs[0]))
+
+
+def _shape(value: Any) -> list[int]:
+    sizes: list[int] = value.type().sizes()
+    return sizes
+
+
+_HANDLES = {
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::baddbmm": _baddbmm,
+    "aten::addbmm": _baddbmm,
+    "aten::cdist": _cdist,
+    "aten::dot": _dot,
+    "aten::mv": _dot,
+    "aten::upsample_bicubic2d": _bicubic,
+    "aten::_upsample_bicubic2d_aa": _bicubic,
+}
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Set eval mode, silence the tracer, and put back every flag on leaving.
+
+    nn.MultiheadAttention's fast path is one opaque operator (its cost would be missing), so it is
+    off meanwhile.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    logger = logging.getLogger("fvcore")
+    disabled = logger.disabled
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        logger.disabled = True
+        model.eval()
+        with torch.random.fork_rng(devices=_cuda_devices(model)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, was_training in training:
+            module.training = was_training
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return list({p.device for p in model.parameters() if p.device.type == "cuda"})

@@ -1,0 +1,248 @@
+"""One measured row, its JSON line, and what must be equal before two rows are compared."""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SCHEMA_VERSION = 1
+
+CONDITIONS = (
+    "dataset", "dataset_revision", "split", "shots", "seed", "image_count", "tag",
+    "weights_sha256", "device", "device_name", "dtype", "threads", "torch", "timm",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Carry the time of one batch; ratios are None for the dense model and where it is missing."""
+
+    batch: int
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    ratio_to_dense: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    images_per_s: float
+
+    def __post_init__(self) -> None:
+        _check_interval(self, "ratio_to_dense", "ratio_low", "ratio_high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Carry one model on one dataset. None means not measured; nothing unmeasured is 0."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str  # UTC, ISO 8601
+    version: str  # of this package
+    git_commit: str | None = None
+    model: str  # timm id, such as clip_vit_s14_patchrank60
+    method: str  # "dense", "patchrank", "golden" and so on
+    keep: float  # share of the patch tokens left at the end, in (0, 1]
+    method_config: dict[str, Any]  # JSON values
+    tag: str  # of the timm weights
+    weights_sha256: str  # of the image tower all methods share, a predictor not included
+    dataset: str
+    dataset_revision: str  # hash of the shipped files
+    split: str
+    shots: int  # labelled training images per class; 0 = zero-shot
+    seed: int  # of the choice of shots and of images
+    image_count: int
+    correct_bits: str  # correctness in image order, see pack_correct
+    top1: float  # fraction, with its 95 % Wilson interval
+    top1_low: float
+    top1_high: float
+    diff_to_dense: float | None = None  # fraction, same images, 95 % paired bootstrap interval
+    diff_low: float | None = None
+    diff_high: float | None = None
+    gflops: float | None = None  # 1e9 multiply-adds per image
+    params: int | None = None
+    tokens_per_block: tuple[int, ...] | None = None  # entering each block, prefix tokens included
+    final_tokens: int | None = None  # patch tokens left at the end
+    latency: tuple[Latency, ...] = ()  # one entry per batch size
+    tau: float | None = None  # mean Kendall tau-b against the golden ranking, 95 % interval
+    tau_low: float | None = None
+    tau_high: float | None = None
+    match_at_k: float | None = None  # mean share of golden's match_k best that this method has too
+    match_k: int | None = None
+    match_chance: float | None = None  # what unrelated rankings give
+    golden_images: int | None = None  # images behind tau and match_at_k
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+    torch: str
+    timm: str
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
+        if datetime.fromisoformat(self.created).utcoffset() != UTC.utcoffset(None):
+            raise ValueError(f"created must be UTC in ISO 8601, got {self.created!r}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
+        _check_interval(self, "top1", "top1_low", "top1_high")
+        _check_interval(self, "diff_to_dense", "diff_low", "diff_high")
+        _check_interval(self, "tau", "tau_low", "tau_high")
+        share = self.correct.mean() if self.image_count else math.nan
+        if not math.isclose(share, self.top1, abs_tol=1e-6):
+            raise ValueError(f"top1 is {self.top1}, but correct_bits says {share}")
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Return (image_count,) bool, whether each image was right."""
+        return unpack_correct(self.correct_bits, self.image_count)
+
+
+def utc_now() -> str:
+    """Return the present moment as `created` wants it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def pack_correct(correct: ArrayLike) -> str:
+    """Return the hex bitmap of (n,) bool, first image in the highest bit of the first byte.
+
+    Raises:
+        ValueError: Not (n,) bool.
+    """
+    flags = np.asarray(correct)
+    if flags.ndim != 1 or flags.dtype != np.bool_:
+        raise ValueError(f"correctness must be (n,) bool, got {flags.shape} {flags.dtype}")
+    return np.packbits(flags).tobytes().hex()
+
+
+def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
+    """Return (image_count,) bool from a hex bitmap.
+
+    Raises:
+        ValueError: The bitmap is no hex, or not of that many images.
+    """
+    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
+    flags = np.unpackbits(packed).astype(np.bool_)
+    if len(packed) != math.ceil(image_count / 8) or flags[image_count:].any():
+        raise ValueError(f"correct_bits of {len(packed)} bytes is not of {image_count} images")
+    return flags[:image_count]
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Append records as JSON lines, in one write; a new file appears whole or not at all.
+
+    Raises:
+        ValueError: A value is no JSON (NaN included) or not of its field's type; nothing is
+            written.
+    """
+    path = Path(path)
+    text = "".join(_line(record) for record in records).encode()
+    if path.exists():
+        with path.open("ab", buffering=0) as file:
+            file.write(text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Read JSON lines, in file order.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Names the file, the line and the field that is unknown, missing or wrong.
+    """
+    records = []
+    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), start=1):
+        try:
+            records.append(_record(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return records
+
+
+def conditions(record: Record) -> tuple[object, ...]:
+    """Return the values of `CONDITIONS`: equal in all records of one column."""
+    return tuple(getattr(record, name) for name in CONDITIONS)
+
+
+def refuse_mixed(records: Iterable[Record]) -> None:
+    """Do nothing if all records may stand in one column.
+
+    Raises:
+        ValueError: Names the first condition that differs, both values and both models.
+    """
+    first: Record | None = None
+    for record in records:
+        first = first or record
+        for name in CONDITIONS:
+            ours, theirs = getattr(first, name), getattr(record, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"records of different {name} cannot be compared: {ours!r} ({first.model}) "
+                    f"and {theirs!r} ({record.model})"
+                )
+
+
+def _line(record: Record) -> str:
+    values = asdict(record)
+    for name, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} of {record.model}: {error}") from error
+    line = json.dumps(values)
+    _record(line)
+    return line + "\n"
+
+
+def _record(line: str) -> Record:
+    values = json.loads(line)
+    if isinstance(values, dict) and (found := values.get("schema_version")) != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {found!r}, this version reads {SCHEMA_VERSION}")
+    record: Record = _parsed(Record, values, "record")
+    return record
+
+
+def _parsed(kind: Any, value: Any, name: str) -> Any:
+    """Return the JSON value as the annotated type, or raise ValueError that names the field."""
+    for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
+        if is_dataclass(option) and isinstance(value, dict):
+            return _dataclass(option, value)
+        if get_origin(option) is tuple and isinstance(value, list):
+            return tuple(_parsed(get_args(option)[0], item, name) for item in value)
+        if option is float and type(value) in {int, float}:
+            return float(value)
+        if type(value) is (get_origin(option) or option):
+            return value
+    raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def _dataclass(kind: Any, values: dict[str, Any]) -> Any:
+    kinds = get_type_hints(kind)
+    for name in values.keys() - kinds.keys():
+        near = "".join(difflib.get_close_matches(name, kinds, n=1)) or "none that is close"
+        raise ValueError(f"unknown field {name!r}, did you mean: {near}")
+    if missing := [name for name in kinds if name not in values]:
+        raise ValueError(f"missing field {missing[0]!r}")
+    return kind(**{name: _parsed(kinds[name], value, name) for name, value in values.items()})
+
+
+def _check_interval(holder: object, value: str, low: str, high: str) -> None:
+    found = {name: getattr(holder, name) for name in (low, value, high)}
+    numbers = [number for number in found.values() if number is not None]
+    whole = len(numbers) in {0, 3} and all(math.isfinite(number) for number in numbers)
+    if not whole or numbers != sorted(numbers):
+        raise ValueError(f"need {low} <= {value} <= {high}, or all three None, got {found}")

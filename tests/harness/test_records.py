@@ -1,0 +1,214 @@
+"""Check the round trip of records, the refusals of bad files, and the guard against mixing."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as arrays
+
+from harness.records import (
+    CONDITIONS,
+    Latency,
+    Record,
+    conditions,
+    pack_correct,
+    read_records,
+    refuse_mixed,
+    unpack_correct,
+    utc_now,
+    write_records,
+)
+
+CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
+DENSE = Record(
+    created="2026-01-02T03:04:05+00:00",
+    version="0.1.0",
+    model="clip_vit_s14",
+    method="dense",
+    keep=1.0,
+    method_config={},
+    tag="saliency",
+    weights_sha256="ab" * 32,
+    dataset="fashion",
+    dataset_revision="12ab34cd",
+    split="test",
+    shots=16,
+    seed=0,
+    image_count=10,
+    correct_bits=pack_correct(CORRECT),
+    top1=0.5,
+    top1_low=0.24,
+    top1_high=0.76,
+    device="cpu",
+    device_name="a processor",
+    dtype="float32",
+    threads=2,
+    torch="2.13.0",
+    timm="1.0.31",
+)
+FULL = dataclasses.replace(
+    DENSE,
+    git_commit="0123abc",
+    model="clip_vit_s14_patchrank60",
+    method="patchrank",
+    keep=0.6,
+    method_config={"reduce_at": [3], "name": "ü", "fuse": False, "rate": None},
+    diff_to_dense=-0.01,
+    diff_low=-0.03,
+    diff_high=0.0,
+    gflops=2.1,
+    params=22_000_000,
+    tokens_per_block=(197, 197, 197, 119),
+    final_tokens=118,
+    latency=(
+        Latency(batch=1, median_ms=30.5, q1_ms=30.0, q3_ms=31.0, images_per_s=32.8),
+        Latency(
+            batch=32,
+            median_ms=700.0,
+            q1_ms=690.0,
+            q3_ms=720.0,
+            ratio_to_dense=0.7,
+            ratio_low=0.68,
+            ratio_high=0.72,
+            images_per_s=45.7,
+        ),
+    ),
+    tau=0.3,
+    tau_low=0.28,
+    tau_high=0.32,
+    match_at_k=0.7,
+    match_k=118,
+    match_chance=0.602,
+    golden_images=200,
+)
+
+
+@given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=1, max_dims=1, max_side=99)))
+def test_bits_round_trip(correct: np.ndarray) -> None:
+    np.testing.assert_array_equal(unpack_correct(pack_correct(correct), len(correct)), correct)
+
+
+def test_bits_are_in_image_order() -> None:
+    assert pack_correct(CORRECT) == "b180"
+    np.testing.assert_array_equal(FULL.correct, CORRECT)
+
+
+def test_records_round_trip_and_append(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "records.jsonl"
+    write_records(path, [DENSE, FULL])
+    before = path.read_bytes()
+    write_records(path, [FULL])
+    assert read_records(path) == [DENSE, FULL, FULL]
+    assert path.read_bytes().startswith(before)
+    assert [entry.name for entry in path.parent.iterdir()] == ["records.jsonl"]
+
+
+def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    write_records(path, [DENSE])
+    assert path.read_text().startswith('{"schema_version": 1, ')
+    values = json.loads(path.read_text())
+    assert list(values) == [field.name for field in dataclasses.fields(Record)]
+    assert {values[name] for name in ("gflops", "tau", "diff_to_dense", "match_k")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [({"x": float("nan")}, "not JSON compliant"), ({"x": np.float32(1)}, "float32")],
+)
+def test_nothing_is_written_when_a_record_is_no_json(
+    tmp_path: Path, config: dict[str, Any], complaint: str
+) -> None:
+    path = tmp_path / "records.jsonl"
+    bad = dataclasses.replace(DENSE, method_config=config)
+    with pytest.raises(ValueError, match=f"method_config of clip_vit_s14: .*{complaint}"):
+        write_records(path, [FULL, bad])
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_refuses_what_reading_would(tmp_path: Path) -> None:
+    wrong = dataclasses.replace(DENSE, threads="two")
+    with pytest.raises(ValueError, match="threads must be int, got 'two'"):
+        write_records(tmp_path / "records.jsonl", [wrong])
+
+
+def without(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda values: values.pop(name)
+
+
+def given_value(**changes: object) -> Callable[[dict[str, Any]], object]:
+    return lambda values: values.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (without("gflops"), "missing field 'gflops'"),
+        (given_value(gflop=1.0), "unknown field 'gflop', did you mean: gflops"),
+        (given_value(zzz=1.0), "unknown field 'zzz', did you mean: none"),
+        (given_value(schema_version=2), "schema_version is 2, this version reads 1"),
+        (without("schema_version"), "schema_version is None"),
+        (given_value(shots=1.5), "shots must be int, got 1.5"),
+        (given_value(shots=True), "shots must be int, got True"),
+        (given_value(tau="0.3"), r"tau must be float \| None, got '0.3'"),
+        (given_value(tokens_per_block=[1, "2"]), "tokens_per_block must be int, got '2'"),
+        (given_value(latency=[{"batch": 1}]), "missing field 'median_ms'"),
+        (given_value(method_config=[]), r"method_config must be dict, got \[\]"),
+        (given_value(top1=0.6), "top1 is 0.6, but correct_bits says 0.5"),
+        (given_value(top1_low=0.51), "need top1_low <= top1 <= top1_high"),
+        (given_value(tau_low=None), "or all three None"),
+        (given_value(tau_high=float("nan")), "need tau_low <= tau <= tau_high"),
+        (given_value(correct_bits="b1"), "correct_bits of 1 bytes is not of 10 images"),
+        (given_value(correct_bits="b181"), "is not of 10 images"),
+        (given_value(keep=60.0), r"keep must lie in \(0, 1\], got 60.0"),
+        (given_value(created="2026-01-02T03:04:05"), "created must be UTC"),
+    ],
+)
+def test_reading_names_file_line_and_field(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], complaint: str
+) -> None:
+    path = tmp_path / "records.jsonl"
+    write_records(path, [DENSE])
+    values = dataclasses.asdict(FULL)
+    change(values)
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+    with pytest.raises(ValueError, match=rf"records\.jsonl, line 2: .*{complaint}"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"schema_version": 1, "created": "20'])
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(line)
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 1: "):
+        read_records(path)
+
+
+def test_conditions_hold_for_every_method_of_a_run() -> None:
+    assert conditions(DENSE) == conditions(FULL)
+    refuse_mixed([DENSE, FULL])
+    refuse_mixed([])
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_each_condition_is_refused_when_it_differs(name: str) -> None:
+    changed = getattr(FULL, name)
+    changed = changed + 1 if isinstance(changed, int) else f"other {changed}"
+    more = {"image_count": {"correct_bits": pack_correct(np.append(CORRECT, True)), "top1": 6 / 11}}
+    other = dataclasses.replace(FULL, **{name: changed, **more.get(name, {})})
+    with pytest.raises(
+        ValueError, match=rf"different {name} cannot.*\(clip_vit_s14\) and.*{changed}"
+    ):
+        refuse_mixed([DENSE, FULL, other])
+
+
+def test_the_clock_is_utc_and_bitmaps_are_of_bools() -> None:
+    assert dataclasses.replace(DENSE, created=utc_now()).created.endswith("+00:00")
+    with pytest.raises(ValueError, match=r"\(n,\) bool, got \(2,\) int64"):
+        pack_correct(np.array([1, 0]))

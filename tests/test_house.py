@@ -1,0 +1,222 @@
+"""Rules of the house that no linter knows: what may be in the tree, and what must agree."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("zoo", "harness", "baselines")
+MIB = 2**20
+
+LARGE_FILE = 5 * MIB
+LARGE_TREE = 60 * MIB
+# NOTICE gives the reason.
+LARGE_ALLOWED = {"zoo/embedded/clip_vit_s14.safetensors"}
+SHIPPED = ("zoo/embedded/", "harness/embedded/data/")
+
+LONG_PYTHON = 250
+FORBIDDEN_NAME = re.compile(r"^(utils?|helpers?|common|misc)\.py$|_?v2\.py$")
+
+# Put together from pieces, so that this file holds none of what it forbids.
+FOLDERS = ("work", "tmp", "root", r"home/\w+", "opt", "mnt", r"Users/\w+", "etc/xdg")
+MACHINE_PATH = re.compile(r"(?<![\w.{}$/)\]-])/(?:" + "|".join(FOLDERS) + r")(?![-.\w])")
+HOSTS = (
+    r"pypi\.org", r"pythonhosted\.org", r"npmjs\.(?:org|com)", r"yarnpkg\.com",
+    r"download\.pytorch\.org", r"deb\.debian\.org", r"conda\.anaconda\.org",
+)  # fmt: skip
+REGISTRY_HOST = re.compile("|".join(rf"\b{host}\b" for host in HOSTS))
+
+MARKED = r"^<!-- {} -->\n\s*```\w*\n(.*?)^```$"
+
+
+@cache
+def tree() -> tuple[str, ...]:
+    """Return every file that is tracked or would be, relative to the root."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
+        names = [name for name in listed.stdout.split("\0") if name]
+    except (OSError, subprocess.CalledProcessError):
+        skip = re.compile(
+            r"^(\.git|\.venv|\.tox|\.hypothesis|build|dist)/|(^|/)(__pycache__|\.\w+_cache)/"
+        )
+        names = [p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*")]
+        names = [name for name in names if not skip.search(name)]
+    return tuple(sorted(name for name in set(names) if (ROOT / name).is_file()))
+
+
+@cache
+def text_of(name: str) -> str | None:
+    """Return a file's text, or None when it isn't text."""
+    raw = (ROOT / name).read_bytes()
+    if b"\0" in raw[:4096]:
+        return None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def shipped() -> list[str]:
+    names = [n for n in tree() if n.startswith(SHIPPED) and not n.endswith((".py", ".md"))]
+    assert names, "no data files found: has a folder moved?"
+    return names
+
+
+def marked_command(marker: str) -> str:
+    found = re.findall(MARKED.format(marker), text_of("README.md"), re.M | re.S)
+    assert len(found) == 1, f"README.md has {len(found)} blocks marked {marker}, expected one"
+    return found[0].strip()
+
+
+def occurrences(pattern: re.Pattern) -> list[str]:
+    return [
+        f"{name}:{number}: {line.strip()[:100]}"
+        for name in tree()
+        for number, line in enumerate((text_of(name) or "").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+
+
+def test_no_machine_path_in_any_file():
+    assert occurrences(MACHINE_PATH) == []
+
+
+def test_no_registry_host_in_any_file():
+    assert occurrences(REGISTRY_HOST) == []
+
+
+@pytest.mark.parametrize("folder", ["work", "tmp", "root", "home/ann", "opt"])
+@pytest.mark.parametrize("line", ["cd {}/x", 'open("{}/x")', "at={}", "PATH=a:{}/b"])
+def test_machine_paths_are_recognised(folder: str, line: str):
+    assert MACHINE_PATH.search(line.format("/" + folder))
+
+
+@pytest.mark.parametrize("line", ["a/tmp/b", "{dir}/tmp", "../work/x", "/workers", "x / root", "/"])
+def test_other_slashes_are_not_machine_paths(line: str):
+    assert not MACHINE_PATH.search(line)
+
+
+def test_large_files_are_the_listed_ones():
+    large = {name for name in tree() if (ROOT / name).stat().st_size > LARGE_FILE}
+    assert large <= LARGE_ALLOWED
+    assert all(Path(name).name in text_of("NOTICE") for name in large)
+
+
+def test_the_tree_stays_small():
+    assert sum((ROOT / name).stat().st_size for name in tree()) < LARGE_TREE
+
+
+def test_python_files_stay_short():
+    lengths = {n: text_of(n).count("\n") for n in tree() if n.endswith(".py")}
+    assert {n: length for n, length in lengths.items() if length > LONG_PYTHON} == {}
+
+
+def test_no_file_is_named_for_nothing():
+    assert [name for name in tree() if FORBIDDEN_NAME.search(Path(name).name)] == []
+
+
+def test_every_folder_of_a_package_is_a_package():
+    folders = {Path(n).parent for n in tree() if n.split("/")[0] in PACKAGES and n.endswith(".py")}
+    assert [f for f in folders if f"{f.as_posix()}/__init__.py" not in tree()] == []
+
+
+def test_notice_names_every_shipped_file():
+    notice = text_of("NOTICE")
+    assert [name for name in shipped() if Path(name).name not in notice] == []
+
+
+def test_wheel_takes_whole_packages():
+    wheel = project()["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": list(PACKAGES)}  # nothing left out, so data files go along
+
+
+def test_installed_wheel_holds_every_file_of_the_packages():
+    installed = metadata.distribution("clip-patchrank")
+    if '"editable": true' in (installed.read_text("direct_url.json") or ""):
+        pytest.skip("an editable install holds no files; tox tests a wheel")
+    ours = {name for name in tree() if name.startswith(tuple(f"{p}/" for p in PACKAGES))}
+    assert ours - {file.as_posix() for file in installed.files or ()} == set()
+
+
+def test_methods_are_announced_by_entry_point():
+    points = metadata.entry_points(group="clip_patchrank.methods")
+    assert points["baselines"].value == "baselines"
+
+
+def test_torch_is_a_plain_range():
+    [torch] = [d for d in project()["project"]["dependencies"] if re.match(r"torch\b(?!vision)", d)]
+    assert re.fullmatch(r"torch>=[\d.]+", torch)
+    assert not any("+cpu" in d or "@" in d for d in project()["project"]["dependencies"])
+
+
+def test_tool_releases_agree():
+    pins = [
+        dict(re.findall(r"(ruff|mypy|import-linter)==([\w.]+)", text))
+        for text in map(text_of, ("pyproject.toml", "tox.ini", ".pre-commit-config.yaml"))
+    ]
+    assert set(pins[0]) == {"ruff", "mypy", "import-linter"}
+    assert pins[1] == pins[0]
+    assert pins[2] == {tool: pins[0][tool] for tool in ("ruff", "import-linter")}
+
+
+def test_readme_marks_one_command_for_the_main_job():
+    command = marked_command("main-command")
+    assert "\n" not in command
+    assert command.endswith("-m harness compare")
+
+
+def test_readme_marks_one_command_for_the_tests():
+    command = marked_command("test-command")
+    assert "\n" not in command
+    assert command.endswith("tox")
+
+
+def test_ci_runs_the_test_command_of_the_readme(tmp_path: Path):
+    """Run .ci/run on a README whose test command says so, and see nothing else run."""
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / ".ci" / "run"
+    script.write_text(text_of(".ci/run"))
+    readme = "# x\n\n```sh\necho other\n```\n\n<!-- test-command -->\n```sh\necho tests ran\n```\n"
+    (tmp_path / "README.md").write_text(readme)
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["+ echo tests ran", "tests ran"]
+
+    (tmp_path / "README.md").write_text(readme.replace("test-command", "another"))
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no fenced block" in done.stderr
+
+
+def test_ci_names_no_test_runner_of_its_own():
+    assert re.findall(r"\b(pytest|tox|pip|venv)\b", text_of(".ci/run")) == []
+
+
+def test_examples_of_the_extension_guide_work():
+    """Run both examples as written; in a process of their own, as they register names."""
+    method, dataset = re.findall(r"^```python\n(.*?)^```$", text_of("docs/extend.md"), re.M | re.S)
+    checks = """
+import timm, torch, zoo
+vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
+short = zoo.reduce(vit.eval(), method="norm", keep=0.5, order=1.0)
+trace = short.trace(torch.randn(2, 3, 64, 64))
+assert trace.final_tokens == 8
+[went] = trace.reductions
+assert (went.importance > 0).all()
+blue = Colours().split("test")[3]
+assert blue.label == Colours().labels("test")[3] == 1
+assert blue.image.getpixel((9, 9))[:2] == (0, 0) < blue.image.getpixel((9, 9))[2:]
+"""
+    code = "\n".join((method, dataset, checks))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,65 @@
+"""The embedded text tower: open_clip's text transformer over the tokens seen in training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from open_clip import SimpleTokenizer, get_tokenizer
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+
+TOKENIZER = "ViT-B-16"  # open_clip's byte-pair encoding; ships in the package
+
+
+class CompactText(nn.Module):
+    """A CLIP text tower that stores table rows only for known tokens.
+
+    Args:
+        token_ids: (V,) ids of open_clip's tokenizer that the table holds, ascending; 0 (padding)
+            and the end-of-text id are among them.
+        geometry: ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of
+            open_clip's TextTransformer.
+    """
+
+    token_ids: Tensor
+
+    def __init__(self, token_ids: Sequence[int], **geometry: Any) -> None:
+        """Build with random weights."""
+        super().__init__()
+        if list(token_ids) != sorted(set(token_ids)):
+            raise ValueError("token_ids: expected ascending ids, each once")
+        self.register_buffer("token_ids", torch.tensor(list(token_ids)), persistent=False)
+        # Rows keep the order of ids, so the end-of-text token, which open_clip finds as the highest
+        # id of a prompt, is the highest row as well.
+        self.tower = TextTransformer(vocab_size=len(token_ids), **geometry)
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Map ids of open_clip's tokenizer (B, L) to rows of the table, same shape.
+
+        Raises:
+            ValueError: a token never occurred in training; quotes the word pieces.
+        """
+        rows = torch.searchsorted(self.token_ids, tokens).clamp(max=len(self.token_ids) - 1)
+        unseen = tokens[self.token_ids[rows] != tokens]
+        if unseen.numel():
+            pieces = sorted({SimpleTokenizer().decoder[int(t)] for t in unseen})
+            shown = ", ".join(repr(p.removesuffix("</w>")) for p in pieces)
+            raise ValueError(
+                f"the embedded text tower never saw {shown}; use other words, or a model with a "
+                "full vocabulary"
+            )
+        return rows
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, L) to text features (B, output_dim), not normalised.
+
+        Raises:
+            ValueError: a token never occurred in training.
+        """
+        features: Tensor = self.tower(self.rows(tokens))
+        return features
+
+
+def tokenizer(context_length: int) -> Any:
+    """Return open_clip's tokenizer: a callable from texts to (B, context_length) int64 ids."""
+    return get_tokenizer(TOKENIZER, context_length=context_length)
