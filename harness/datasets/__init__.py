@@ -1,0 +1,59 @@
+"""Find every dataset of this folder: a file that defines a concrete `Dataset` is enough."""
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+
+from harness.datasets.base import Dataset, Example, Split, SplitName, shots
+
+__all__ = [
+    "Dataset",
+    "Example",
+    "Split",
+    "SplitName",
+    "get_dataset",
+    "list_datasets",
+    "shots",
+]
+
+
+@functools.cache
+def _classes() -> dict[str, type[Dataset]]:
+    """Import each file of the folder once; map dataset names to the classes defined there."""
+    found: dict[str, type[Dataset]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for value in vars(module).values():
+            if not (inspect.isclass(value) and issubclass(value, Dataset)):
+                continue
+            if inspect.isabstract(value) or value.__module__ != module.__name__:
+                continue
+            assert value.name not in found, f"two datasets are called {value.name!r}"
+            found[value.name] = value
+    return dict(sorted(found.items()))
+
+
+def list_datasets() -> tuple[str, ...]:
+    """List the names of all datasets, sorted."""
+    return tuple(_classes())
+
+
+@functools.cache
+def get_dataset(name: str) -> Dataset:
+    """Return the dataset of that name; one instance per name.
+
+    Raises:
+        ValueError: no dataset has that name; the message holds the nearest one.
+        FileNotFoundError: its shipped files are missing; the message holds the command.
+    """
+    classes = _classes()
+    if name not in classes:
+        near = difflib.get_close_matches(name, classes, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"no dataset is called {name!r}.{hint} Choose from {', '.join(classes)}; "
+            "`python -m harness list` shows them."
+        )
+    return classes[name]()

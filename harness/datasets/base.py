@@ -1,0 +1,182 @@
+"""Define what a dataset is: named classes and three disjoint, lazy, deterministic splits."""
+
+import abc
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, get_args, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+DATA_DIR = Path(__file__).parent.parent / "embedded" / "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One labelled image.
+
+    image: RGB, canvas size. label: position in `Dataset.classes`. image_id: stable, free of paths.
+    mask: (H, W) bool, the pixels of the true object; None where unknown.
+    """
+
+    image: Image.Image
+    label: int
+    image_id: str
+    mask: NDArray[np.bool_] | None = None
+
+
+class Split(Sequence[Example]):
+    """Draw examples on demand; item i is the same image whatever was asked for before.
+
+    render: (index, variant) -> Example. labels: (n,) int64, known without drawing.
+    Variant 0 is the benchmark's image; other variants show the same sources placed otherwise
+    (more training data, never more sources).
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        render: Callable[[int, int], Example],
+        *,
+        indices: NDArray[np.int64] | None = None,
+        variant: int = 0,
+    ) -> None:
+        if variant < 0:
+            raise ValueError(f"variant must be 0 or more, got {variant}")
+        self._all_labels = labels
+        self._render = render
+        self._indices = np.arange(len(labels)) if indices is None else indices
+        self._variant = variant
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(n,) int64, in the order of the examples."""
+        return self._all_labels[self._indices]
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "Split":
+        """Keep the examples at these positions, in this order, with their images unchanged."""
+        kept = self._indices[np.asarray(indices, dtype=np.int64)]
+        return Split(self._all_labels, self._render, indices=kept, variant=self._variant)
+
+    def variant(self, variant: int) -> "Split":
+        """Show the same sources with other random draws; 0 gives the benchmark's images."""
+        return Split(self._all_labels, self._render, indices=self._indices, variant=variant)
+
+    def __len__(self) -> int:
+        """Count the examples."""
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Split": ...
+    def __getitem__(self, index: int | slice) -> "Example | Split":
+        """Draw one example; a slice gives a lazy split."""
+        if isinstance(index, slice):
+            return self.subset(np.arange(len(self))[index])
+        return self._render(int(self._indices[index]), self._variant)
+
+
+class Dataset(abc.ABC):
+    """Classes with readable captions, and train, val and test splits that share no source image.
+
+    templates: prompts with one `{}`. Subclasses with all of this filled in are found by name.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    license: ClassVar[str]
+    source: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    build_command: ClassVar[str]
+    templates: ClassVar[tuple[str, ...]]
+
+    @property
+    @abc.abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Class captions, e.g. "ankle boot"; labels are positions in it."""
+
+    @property
+    @abc.abstractmethod
+    def captions_seen(self) -> tuple[bool, ...]:
+        """Per class: was its caption seen when the embedded text tower was trained."""
+
+    @abc.abstractmethod
+    def _split(self, name: SplitName) -> Split:
+        """Build the split of that name (already validated)."""
+
+    def split(self, name: SplitName) -> Split:
+        """Return the split.
+
+        Raises:
+            ValueError: name is none of train, val, test.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
+        return self._split(name)
+
+    def labels(self, name: SplitName) -> NDArray[np.int64]:
+        """(n,) int64 labels of a split, without drawing an image."""
+        return self.split(name).labels
+
+    def majority_share(self, name: SplitName) -> float:
+        """Fraction in [0, 1] of the split's most frequent class: what guessing it would score.
+
+        Raises:
+            ValueError: the split is empty.
+        """
+        labels = self.labels(name)
+        if not len(labels):
+            raise ValueError(f"split {name!r} of {self.name!r} has no images")
+        return float(np.bincount(labels).max() / len(labels))
+
+    @property
+    def revision(self) -> str:
+        """First 12 hex digits of the sha256 over the shipped files, in order."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(self.path(file).read_bytes())
+        return digest.hexdigest()[:12]
+
+    @classmethod
+    def path(cls, file: str) -> Path:
+        """Locate a shipped file.
+
+        Raises:
+            FileNotFoundError: it is missing; the message holds the command that builds it.
+        """
+        path = DATA_DIR / file
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"dataset {cls.name!r} needs {file!r}, which is missing from "
+                f"harness/embedded/data; `{cls.build_command}` makes it"
+            )
+        return path
+
+
+def shots(dataset: Dataset, k: int, seed: int) -> NDArray[np.int64]:
+    """Draw k training positions of every class: (classes * k,) int64, sorted.
+
+    One seed gives nested sets: the examples for k are among those for k + 1.
+
+    Raises:
+        ValueError: k < 1, or a class has fewer than k training images.
+    """
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, got {k} (0 shots = zero-shot needs no draw)")
+    labels = dataset.labels("train")
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    poorest = int(counts.argmin())
+    if counts[poorest] < k:
+        raise ValueError(
+            f"{k} shots asked for, but class {dataset.classes[poorest]!r} of {dataset.name!r} "
+            f"has {counts[poorest]} training images; k can be at most {counts[poorest]}"
+        )
+    order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
+    drawn = [order[labels[order] == label][:k] for label in range(len(dataset.classes))]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)

@@ -1,0 +1,243 @@
+"""Show emoji of two art styles, Noto (flat) and Fluent 3D, on plain or gradient backgrounds.
+
+Three tasks on the same images: the category (`emoji`), the subcategory (`emoji-subcategory`) and,
+for test emoji only, the name among all test names (`emoji-names`, zero-shot). Splits are disjoint
+by group of near-duplicate emoji, and both styles of an emoji share its split; the rule and what is
+left out stand in `harness.embedded.build_emoji`. The drawing is 96 to 160 px on a 196 px canvas.
+"""
+
+import functools
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from harness.datasets.base import Dataset, Example, Split, SplitName
+from harness.datasets.canvas import (
+    SIZE,
+    Pixels,
+    Rng,
+    background,
+    draw,
+    halve,
+    paste,
+    resize,
+    seeded,
+)
+
+STYLES = ("noto", "fluent")
+TARGET_SIZE = (96, 161)
+SEED = 1607
+MIN_TRAIN, MIN_TEST = 8, 2  # emoji of a subcategory to count as a class: 16 shots in two styles
+
+CATEGORIES = {
+    "Smileys & Emotion": "smiley or emotion",
+    "People & Body": "person or body part",
+    "Animals & Nature": "animal or plant",
+    "Food & Drink": "food or drink",
+    "Travel & Places": "vehicle, place or weather",
+    "Activities": "sport, game or celebration",
+    "Objects": "everyday object",
+    "Symbols": "sign or symbol",
+}
+SUBCATEGORIES = {
+    "face-neutral-skeptical": "neutral or skeptical face",
+    "face-concerned": "worried or sad face",
+    "emotion": "comic symbol of emotion",
+    "body-parts": "body part",
+    "person": "plain person",
+    "person-role": "person with a job or role",
+    "animal-mammal": "mammal",
+    "animal-bird": "bird",
+    "plant-other": "plant",
+    "food-fruit": "fruit",
+    "food-vegetable": "vegetable",
+    "food-prepared": "prepared food",
+    "food-asian": "asian food",
+    "drink": "drink",
+    "place-building": "building",
+    "transport-ground": "land vehicle",
+    "sky & weather": "sky and weather",
+    "event": "celebration",
+    "sport": "sport equipment",
+    "game": "game or toy",
+    "clothing": "clothing",
+    "light & video": "camera or light",
+    "office": "office supply",
+    "tool": "tool",
+    "household": "household item",
+    "transport-sign": "public information sign",
+    "other-symbol": "other symbol",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emoji:
+    """One emoji as the index lists it; `images` are its encoded files, in the order of STYLES."""
+
+    code: str
+    name: str
+    short_names: tuple[str, ...]
+    category: str
+    subcategory: str
+    group: str
+    split: SplitName
+    images: tuple[bytes, bytes]
+
+
+def decode(image: bytes) -> Pixels:
+    """Decode an emoji file to (H, W, 4) uint8, alpha not premultiplied."""
+    return np.asarray(Image.open(io.BytesIO(image)).convert("RGBA"))
+
+
+def compose(drawing: Pixels, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Put a drawing (H, W, 4) at a random size and place on a random background.
+
+    Returns the RGB image, 196 x 196, and the drawing's pixels, (196, 196) bool (alpha >= half).
+    """
+    size = draw(rng, *TARGET_SIZE)
+    alpha = drawing[..., 3:].astype(np.int64)
+    pixels = np.concatenate([drawing[..., :3] * alpha, alpha * 255], axis=-1)  # premultiplied
+    while len(pixels) >= 2 * size:
+        pixels = halve(pixels)
+    pixels = resize(pixels, size, size)
+    colour = np.minimum(pixels[..., :3] * 255 // np.maximum(pixels[..., 3:], 1), 255)
+    weight = (pixels[..., 3] + 127) // 255
+    canvas = background(rng, low=50, high=236, contrast=draw(rng, 0, 48), grain=0)
+    top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
+    paste(canvas, colour, weight, top, left)
+    mask = np.zeros((SIZE, SIZE), dtype=np.bool_)
+    mask[top : top + size, left : left + size] = weight >= 128
+    return Image.fromarray(canvas), mask
+
+
+class _EmojiTask(Dataset):
+    """What the tasks share: the files, the images and the splits; they differ in the labels."""
+
+    license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
+    source = "npm emoji-datasource-google 16.0.0, npm @lobehub/fluent-emoji-3d 1.1.0"
+    files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-index.json")
+    build_command = "python -m harness.embedded.build_emoji"
+    templates: ClassVar[tuple[str, ...]] = (
+        "an emoji showing {}.",
+        "an emoji of the kind {}.",
+        "a drawing of {}.",
+        "an icon of {}.",
+        "a 3d rendering of {}.",
+    )
+
+    @functools.cached_property
+    def emoji(self) -> tuple[Emoji, ...]:
+        """All shipped emoji, in the order of the emoji list."""
+        packs = [self.path(file).read_bytes() for file in self.files[:2]]
+        records: list[dict[str, Any]] = json.loads(self.path(self.files[2]).read_text())["emoji"]
+        found, starts = [], [0, 0]
+        for record in records:
+            sizes = record.pop("bytes")
+            noto, fluent = (
+                pack[start : start + size]
+                for pack, start, size in zip(packs, starts, sizes, strict=True)
+            )
+            starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+            short_names = tuple(record.pop("short_names"))
+            found.append(Emoji(**record, short_names=short_names, images=(noto, fluent)))
+        return tuple(found)
+
+    def label_of(self, emoji: Emoji) -> int | None:
+        """Position of the emoji's class, or None where it belongs to no class of this task."""
+        raise NotImplementedError
+
+    @property
+    def captions_seen(self) -> tuple[bool, ...]:
+        """True throughout: the captions of categories and subcategories occur in text training."""
+        return (True,) * len(self.classes)
+
+    def members(self, name: SplitName) -> list[tuple[Emoji, int]]:
+        """(emoji, label) of a split; example 2 i + s shows member i in style s."""
+        pairs = [(e, self.label_of(e)) for e in self.emoji if e.split == name]
+        return [(e, label) for e, label in pairs if label is not None]
+
+    def _split(self, name: SplitName) -> Split:
+        members = self.members(name)
+        labels = np.repeat(np.array([label for _, label in members], dtype=np.int64), len(STYLES))
+
+        def render(index: int, variant: int) -> Example:
+            emoji, label = members[index // len(STYLES)]
+            style = index % len(STYLES)
+            code = [int(point, 16) for point in emoji.code.split("-")]
+            image, mask = compose(decode(emoji.images[style]), seeded(SEED, style, variant, *code))
+            image_id = f"emoji/{emoji.code}/{STYLES[style]}" + (f"/{variant}" if variant else "")
+            return Example(image=image, label=label, image_id=image_id, mask=mask)
+
+        return Split(labels, render)
+
+
+class EmojiCategory(_EmojiTask):
+    """Eight categories, across two styles."""
+
+    name = "emoji"
+    title = "Emoji categories, Noto and Fluent 3D"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Readable captions of the eight categories."""
+        return tuple(CATEGORIES.values())
+
+    def label_of(self, emoji: Emoji) -> int | None:
+        """Position of the emoji's category."""
+        return list(CATEGORIES).index(emoji.category)
+
+
+class EmojiSubcategory(_EmojiTask):
+    """Subcategories with at least 8 training and 2 test emoji (16 and 4 images)."""
+
+    name = "emoji-subcategory"
+    title = "Emoji subcategories, Noto and Fluent 3D"
+
+    @functools.cached_property
+    def _used(self) -> tuple[str, ...]:
+        count = Counter((e.subcategory, e.split) for e in self.emoji)
+        return tuple(
+            key
+            for key in dict.fromkeys(e.subcategory for e in self.emoji)
+            if count[key, "train"] >= MIN_TRAIN and count[key, "test"] >= MIN_TEST
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Readable captions of the subcategories that are large enough."""
+        return tuple(SUBCATEGORIES[key] for key in self._used)
+
+    def label_of(self, emoji: Emoji) -> int | None:
+        """Position of the emoji's subcategory; None if that is too small."""
+        return self._used.index(emoji.subcategory) if emoji.subcategory in self._used else None
+
+
+class EmojiNames(_EmojiTask):
+    """Names of the test emoji, each shown in two styles; train and val are empty (zero-shot)."""
+
+    name = "emoji-names"
+    title = "Names of held-out emoji, Noto and Fluent 3D"
+
+    @functools.cached_property
+    def _names(self) -> dict[str, int]:
+        return {e.name: i for i, e in enumerate(e for e in self.emoji if e.split == "test")}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the test emoji, lower case."""
+        return tuple(self._names)
+
+    @property
+    def captions_seen(self) -> tuple[bool, ...]:
+        """False throughout: no text training sees a test emoji or its name."""
+        return (False,) * len(self.classes)
+
+    def label_of(self, emoji: Emoji) -> int | None:
+        """Position of the emoji's name; None for train and val emoji."""
+        return self._names[emoji.name] if emoji.split == "test" else None

@@ -1,0 +1,179 @@
+"""Show a Fashion-MNIST item whole and foremost on a canvas cluttered with parts of other items.
+
+The source is 28 px; the item is drawn 72 to 112 px wide at a random place of a 196 px canvas. The
+clutter is crops of items of *other* classes of the same split, always under the item, so the class
+is defined by the one complete thing, and its pixels (`Example.mask`) are an outside truth for
+rankings. Train and val sources come from the source's training part, test from its test part.
+"""
+
+import functools
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from harness.datasets.base import SPLITS, Dataset, Example, Split, SplitName
+from harness.datasets.canvas import (
+    SIZE,
+    Pixels,
+    Rng,
+    background,
+    draw,
+    draws,
+    paste,
+    resize,
+    seeded,
+)
+
+CLASSES = (
+    "t-shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+TARGET_SIZE = (72, 113)
+CLUTTER = (3, 6)
+CLUTTER_SIZE = (20, 37)
+CLUTTER_LIGHT = 154  # in 1/256
+SHADE = 200  # full negative is this much darker than white
+CROP = (10, 15)
+SEED = 2409
+
+
+def silhouette(item: Pixels) -> NDArray[np.bool_]:
+    """Find an item's pixels, (28, 28) bool: all that dark pixels joined to the border don't reach.
+
+    Dark parts inside an item (a print, a sole) belong to it.
+    """
+    dark = np.pad(item < 8, 1, constant_values=True)
+    outside = np.zeros_like(dark)
+    outside[0, :] = outside[-1, :] = outside[:, 0] = outside[:, -1] = True
+    while True:
+        grown = outside.copy()
+        grown[1:] |= outside[:-1]
+        grown[:-1] |= outside[1:]
+        grown[:, 1:] |= outside[:, :-1]
+        grown[:, :-1] |= outside[:, 1:]
+        grown &= dark
+        if (grown == outside).all():
+            return ~outside[1:-1, 1:-1]
+        outside = grown
+
+
+def _paint(
+    item: Pixels, size: int, rng: Rng, *, light: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw an item (or a crop of one) at a size: colour (size, size, 3) and alpha (size, size).
+
+    The source stores negatives (dark cloth is bright); the shade turns them back. A slight random
+    tint follows, then `light` in 1/256.
+    """
+    tint = draws(rng, 200, 256, (3,))
+    shade = 255 - resize(item, size, size)[..., None] * SHADE // 255
+    alpha = resize(silhouette(item).astype(np.int64) * 255, size, size)
+    return shade * tint * light // (255 * 256), alpha
+
+
+def compose(item: Pixels, clutter_items: Pixels, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Make one canvas: grey background, a dim crop of every clutter item, the whole item on top.
+
+    item: (28, 28) uint8. clutter_items: (n, 28, 28) uint8, of other classes; n may be 0.
+    Returns the RGB image, 196 x 196, and the item's pixels, (196, 196) bool (alpha at least half).
+    """
+    canvas = background(rng, low=30, high=110, contrast=16, grain=3)
+    canvas[...] = canvas[..., :1]
+    for other in clutter_items:
+        side = draw(rng, *CROP)
+        y, x = draw(rng, 3, 26 - side), draw(rng, 3, 26 - side)
+        size = draw(rng, *CLUTTER_SIZE)
+        colour, alpha = _paint(other[y : y + side, x : x + side], size, rng, light=CLUTTER_LIGHT)
+        top, left = draw(rng, -size // 3, SIZE - size // 2), draw(rng, -size // 3, SIZE - size // 2)
+        paste(canvas, colour, alpha, top, left)
+    size = draw(rng, *TARGET_SIZE)
+    colour, alpha = _paint(item, size, rng, light=256)
+    top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
+    paste(canvas, colour, alpha, top, left)
+    mask = np.zeros((SIZE, SIZE), dtype=np.bool_)
+    mask[top : top + size, left : left + size] = alpha >= 128
+    return Image.fromarray(canvas), mask
+
+
+def sample(
+    items: Pixels, labels: NDArray[np.integer], index: int, rng: Rng
+) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Compose item `index` with 3 to 5 clutter items drawn from the other classes of `items`.
+
+    items: (n, 28, 28) uint8. labels: (n,). For the shipped splits and for any larger training set.
+    """
+    others = np.flatnonzero(labels != labels[index])
+    chosen = others[draws(rng, 0, len(others), (draw(rng, *CLUTTER),))]
+    return compose(items[index], items[chosen], rng)
+
+
+class Fashion(Dataset):
+    """Ten kinds of clothing on cluttered canvases, with the item's pixel mask."""
+
+    name = "fashion"
+    title = "Fashion-MNIST items on cluttered canvases"
+    license = "MIT"
+    source = "Fashion-MNIST, Zalando SE (Debian package dataset-fashion-mnist)"
+    files = ("fashion-items.idx3", "fashion-index.json")
+    build_command = "python -m harness.embedded.build_fashion"
+    templates = (
+        "a photo of a {}.",
+        "a picture of a {}.",
+        "a {} on a cluttered background.",
+        "a {} among other things.",
+        "an image of a {}, a piece of clothing.",
+    )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The ten kinds, in the source's order of labels."""
+        return CLASSES
+
+    @property
+    def captions_seen(self) -> tuple[bool, ...]:
+        """True throughout: all ten captions occur in text training."""
+        return (True,) * len(CLASSES)
+
+    @functools.cached_property
+    def _index(self) -> dict[str, Any]:
+        index: dict[str, Any] = json.loads(self.path(self.files[1]).read_text())
+        return index
+
+    @functools.cached_property
+    def _items(self) -> dict[SplitName, Pixels]:
+        content = np.frombuffer(self.path(self.files[0]).read_bytes(), np.uint8, offset=16)
+        sizes = [len(self.source_index(name)) for name in SPLITS]
+        blocks = np.split(content.reshape(-1, 28, 28), np.cumsum(sizes)[:-1])
+        return dict(zip(SPLITS, blocks, strict=True))
+
+    def source_index(self, name: SplitName) -> NDArray[np.int64]:
+        """Positions of a split's items in the source's part (test: "t10k", else "train"), (n,)."""
+        return np.array(self._index["splits"][name]["source_index"], dtype=np.int64)
+
+    def items(self, name: SplitName) -> Pixels:
+        """The raw items of a split, (n, 28, 28) uint8, in the order of its examples."""
+        return self._items[name]
+
+    def _split(self, name: SplitName) -> Split:
+        items, source = self._items[name], self.source_index(name)
+        labels = np.arange(len(items), dtype=np.int64) % len(CLASSES)
+        part = self._index["splits"][name]["part"]
+
+        def render(index: int, variant: int) -> Example:
+            rng = seeded(SEED, SPLITS.index(name), index, variant)
+            image, mask = sample(items, labels, index, rng)
+            image_id = f"fashion/{part}-{source[index]:05d}" + (f"/{variant}" if variant else "")
+            return Example(image=image, label=int(labels[index]), image_id=image_id, mask=mask)
+
+        return Split(labels, render)

@@ -1,0 +1,198 @@
+"""Train the embedded text tower: ``python -m harness.embedded.train_text``.
+
+Two steps, each resumable. First the class tokens of all training images go through the frozen
+tower and into a cache; then projection and text tower are fitted on them. Images: the shipped
+training emoji, and canvases composed from Fashion-MNIST's training part without the items that
+ship as validation. No validation or test image is ever looked at here.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from rich.progress import track
+from safetensors.torch import save_file
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor
+
+import zoo
+from harness.datasets.canvas import seeded
+from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, EmojiCategory
+from harness.datasets.fashion import CLASSES, Fashion, sample
+from harness.embedded import build_fashion
+from zoo.lit import LitConfig, LitModel, train
+from zoo.text import CompactText, tokenizer
+from zoo.weights import EMBEDDED, cache_folder
+
+log = logging.getLogger(__name__)
+CONTEXT = 20
+GEOMETRY = {"context_length": CONTEXT, "width": 192, "heads": 3, "layers": 3, "output_dim": 256}
+FASHION_CANVASES = 12_000
+EMOJI_VARIANTS = 4
+SHARD = 512
+STYLE_TEMPLATES = (
+    ("a flat icon of {}.", "a noto emoji of {}."),
+    ("a 3d rendering of {}.", "a glossy 3d emoji of {}."),
+)
+
+
+class Source(NamedTuple):
+    """Training images of one kind: how many, how to draw one, and its captions."""
+
+    count: int
+    draw: Callable[[int], Image.Image]
+    captions: Callable[[int], list[str]]
+
+
+def fashion_source(folder: Path | None) -> Source:
+    """Canvases from Fashion-MNIST's training part without what ships as validation or test."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = folder or build_fashion.fetch(Path(scratch))
+        idx = build_fashion.unpack(source, Path(scratch) / "deb")
+        items, labels = build_fashion.read_part(idx, "train")
+    dataset = Fashion()
+    held_out = {item.tobytes() for name in ("val", "test") for item in dataset.items(name)}
+    free = np.array([i for i, item in enumerate(items) if item.tobytes() not in held_out])
+    items, labels = items[free], labels[free]
+
+    def draw(index: int) -> Image.Image:
+        position = int(np.random.PCG64(index).random_raw() % len(items))
+        return sample(items, labels, position, seeded(77, index))[0]
+
+    def captions(index: int) -> list[str]:
+        position = int(np.random.PCG64(index).random_raw() % len(items))
+        name = CLASSES[int(labels[position])]
+        return [template.format(name) for template in dataset.templates]
+
+    return Source(FASHION_CANVASES, draw, captions)
+
+
+def emoji_source() -> Source:
+    """The shipped training emoji, several canvases each."""
+    dataset = EmojiCategory()
+    members = [emoji for emoji, _ in dataset.members("train")]
+    split = dataset.split("train")
+
+    def draw(index: int) -> Image.Image:
+        variant, position = divmod(index, len(split))
+        return split.variant(variant)[position].image
+
+    def captions(index: int) -> list[str]:
+        position = index % len(split)
+        style = position % len(STYLES)
+        return emoji_captions(members[position // len(STYLES)], style, dataset.templates)
+
+    return Source(len(split) * EMOJI_VARIANTS, draw, captions)
+
+
+def emoji_captions(emoji: Emoji, style: int, templates: tuple[str, ...]) -> list[str]:
+    """Describe an emoji by its names, its subcategory and its category."""
+    names = {emoji.name, *(n.replace("_", " ").replace("-", " ") for n in emoji.short_names)}
+    kinds = [CATEGORIES[emoji.category]]
+    if emoji.subcategory in SUBCATEGORIES:
+        kinds.append(SUBCATEGORIES[emoji.subcategory])
+    general = [*templates[:4], *STYLE_TEMPLATES[style], *templates[4:][:style]]
+    return [t.format(word) for word in (*sorted(names), *kinds) for t in general]
+
+
+def features_of(source: Source, name: str, cache: Path) -> Tensor:
+    """Return the class tokens of a source, (count, D) float32, from cached shards or the tower."""
+    vit = timm.create_model("clip_vit_s14", pretrained=True, num_classes=0).eval()
+    transform = create_transform(**resolve_data_config({}, model=vit))
+    vit = vit.to(torch.bfloat16)
+    parts = []
+    for start in track(range(0, source.count, SHARD), description=f"class tokens: {name}"):
+        path = cache / f"{name}-{source.count}-{start:06d}.npy"
+        if not path.is_file():
+            rows = range(start, min(start + SHARD, source.count))
+            with torch.inference_mode():
+                tokens = [vit(batch).float() for batch in _batches(source, rows, transform)]
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.save(file, torch.cat(tokens).numpy())
+            partial.replace(path)
+        parts.append(torch.from_numpy(np.load(path, allow_pickle=False)))
+    return torch.cat(parts)
+
+
+def _batches(source: Source, rows: range, transform: Any) -> Iterator[Tensor]:
+    for start in range(rows.start, rows.stop, 32):
+        chunk = range(start, min(start + 32, rows.stop))
+        images = torch.stack([transform(source.draw(row)) for row in chunk])
+        yield images.to(torch.bfloat16)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Cache features, train, write ``zoo/embedded/clip_vit_s14.text.safetensors``."""
+    parser = argparse.ArgumentParser(prog="python -m harness.embedded.train_text")
+    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST source, as for build_fashion")
+    parser.add_argument("--output", type=Path, default=EMBEDDED / "clip_vit_s14.text.safetensors")
+    parser.add_argument("--cache", type=Path, default=cache_folder() / "train_text")
+    parser.add_argument("--steps", type=int, default=LitConfig.steps)
+    parser.add_argument("--features-only", action="store_true", help="stop after the first step")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    assert zoo.MODELS
+    args.cache.mkdir(parents=True, exist_ok=True)
+
+    sources = {"fashion": fashion_source(args.fashion), "emoji": emoji_source()}
+    features = {name: features_of(source, name, args.cache) for name, source in sources.items()}
+    if args.features_only:
+        return 0
+    images = torch.cat(list(features.values()))
+    texts: dict[str, int] = {}
+    captions = [
+        [texts.setdefault(text, len(texts)) for text in source.captions(index)]
+        for source in sources.values()
+        for index in range(source.count)
+    ]
+    tokens = tokenizer(CONTEXT)(list(texts))
+    share = [0.5 / s.count for s in sources.values() for _ in range(s.count)]
+    config = LitConfig(steps=args.steps)
+    model = LitModel(images.shape[1], CompactText(tokens.unique().tolist(), **GEOMETRY), 256)
+    log.info("%d images, %d captions, %d tokens", len(images), len(texts), len(tokens.unique()))
+
+    def report(step: int, loss: float) -> None:
+        if step % 50 == 0:
+            log.info("step %d of %d, loss %.3f", step, config.steps, loss)
+
+    torch.manual_seed(config.seed)
+    train(
+        model,
+        images,
+        captions,
+        tokens,
+        config,
+        weights=torch.tensor(share),
+        checkpoint=args.cache / "train.pt",
+        on_step=report,
+    )
+    write(model, config, args.output)
+    return 0
+
+
+def write(model: LitModel, config: LitConfig, path: Path) -> None:
+    """Write projection and text tower as fp16 safetensors with their geometry."""
+    tensors = {f"text.{k}": v.half().contiguous() for k, v in model.text.state_dict().items()}
+    tensors["visual_projection"] = model.project.weight.detach().half().contiguous()
+    tensors["visual_bias"] = model.project.bias.detach().half().contiguous()
+    tensors["token_ids"] = model.text.token_ids.to(torch.int32)
+    tensors["logit_scale"] = model.logit_scale.detach().clone()
+    facts = {"geometry": GEOMETRY, "steps": config.steps, "seed": config.seed}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"text": json.dumps(facts, sort_keys=True)})
+    partial.replace(path)
+    log.info("wrote %s, %d bytes", path.name, path.stat().st_size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Run models over a dataset's images and read off accuracy and rankings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.datasets.base import Dataset, Split, shots
+from harness.rankings import Rankings
+from harness.variants import GOLDEN, Variant, run
+from zoo.clip import ClipParts, class_features
+
+BATCH = 32
+SUBSET_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A variant on a set of images, in image order.
+
+    Attributes:
+        features: (n, D) unit image features.
+        scores: (n, N) float, higher = kept longer, or None.
+        final_tokens: patch tokens left at the end.
+    """
+
+    features: Tensor
+    scores: NDArray[np.float32] | None
+    final_tokens: int
+
+
+def subset(split: Split, limit: int | None) -> Split:
+    """Take a fixed, class-balanced part of a split: ``limit`` images, or all if None.
+
+    Classes give in turn until ``limit`` is reached; which image a class gives next is drawn once
+    and for all, so that a smaller subset is part of a larger one.
+    """
+    if limit is None or limit >= len(split):
+        return split
+    order = np.argsort(np.random.PCG64(SUBSET_SEED).random_raw(len(split)), kind="stable")
+    labels = split.labels[order]
+    turn = np.empty(len(split), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turn[members] = np.arange(len(members))
+    chosen = order[np.lexsort((np.arange(len(order)), turn))[:limit]]
+    return split.subset(np.sort(chosen))
+
+
+def outcomes(
+    rows: Sequence[Variant],
+    split: Split,
+    preprocess: Any,
+    rankings: Rankings | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> dict[str, Outcome]:
+    """Run all rows over a split; their model must be on ``device`` in ``dtype`` already.
+
+    Args:
+        rows: variants of one dense tower.
+        split: the images.
+        preprocess: from PIL image to (C, H, W).
+        rankings: golden rankings of these images, for golden rows.
+        device: where to compute.
+        dtype: of the computation.
+        on_batch: called with the number of images done.
+
+    Raises:
+        ValueError: a golden row, and an image without golden ranking.
+    """
+    needs_golden = any(row.method == GOLDEN for row in rows)
+    parts: dict[str, list[Any]] = {row.model: [] for row in rows}
+    for start in range(0, len(split), BATCH):
+        examples = [split[i] for i in range(start, min(start + BATCH, len(split)))]
+        images = torch.stack([preprocess(example.image) for example in examples])
+        golden = None
+        if needs_golden:
+            assert rankings is not None
+            known = rankings.of([example.image_id for example in examples])
+            if np.isnan(known).any():
+                missing = examples[int(np.flatnonzero(np.isnan(known).any(axis=1))[0])].image_id
+                raise ValueError(f"no golden ranking for image {missing!r}")
+            golden = torch.from_numpy(known).to(device)
+        for name, output in run(rows, images.to(device, dtype), golden).items():
+            parts[name].append(output)
+        on_batch(start + len(examples))
+    return {name: _joined(part) for name, part in parts.items()}
+
+
+def _joined(parts: list[Any]) -> Outcome:
+    scored = parts[0].scores is not None
+    return Outcome(
+        features=torch.cat([part.features.cpu() for part in parts]),
+        scores=np.concatenate([p.scores.cpu().numpy() for p in parts]) if scored else None,
+        final_tokens=parts[0].final_tokens,
+    )
+
+
+def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
+    """Encode the dataset's classes; those with words the text tower never saw are left out.
+
+    Returns:
+        (classes, D) unit features with a row of NaN for a class left out, and the names left out.
+    """
+    rows, left_out = [], []
+    for name in dataset.classes:
+        try:
+            rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0])
+        except ValueError:
+            left_out.append(name)
+            rows.append(torch.full((parts.model.visual.num_classes,), torch.nan))
+    return torch.stack(rows), tuple(left_out)
+
+
+def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell for each image whether the best class is its own.
+
+    Args:
+        features: (n, D) image features.
+        classifier: (classes, D); rows of NaN are classes that can't win.
+        labels: (n,) true classes.
+    """
+    logits = (features @ classifier.T).nan_to_num(nan=-torch.inf)
+    return np.asarray(logits.argmax(dim=1).numpy() == labels)
+
+
+def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
+    """Fit a multinomial logistic regression without bias on unit features.
+
+    Args:
+        features: (n, D) unit features of the labelled images.
+        labels: (n,) int64.
+        classes: number of classes.
+        decay: weight of the squared weights in the loss.
+
+    Returns:
+        (classes, D) weights.
+    """
+    weights = torch.zeros(classes, features.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(features @ weights.T, labels)
+        loss = loss + decay * weights.square().sum() / classes
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return weights.detach()
+
+
+def few_shot(dataset: Dataset, k: int, seed: int) -> Split:
+    """Return the split of k labelled training images per class."""
+    return dataset.split("train").subset(shots(dataset, k, seed))

@@ -1,0 +1,164 @@
+"""The models that stand side by side: one dense tower and everything that shares its weights."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import zoo
+from zoo.golden import GoldenConfig
+from zoo.reducer import METHODS, expected, final_count
+from zoo.registry import MODELS, SIZES
+from zoo.tokens import rank_scores
+from zoo.vit import ReducedViT
+from zoo.weights import find_predictor, load_predictor
+
+DENSE, GOLDEN = "dense", "golden"
+BLOCK = GoldenConfig.block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of a comparison.
+
+    Attributes:
+        model: timm name; for ``golden`` a name that no model has, since it needs the answer.
+        method: registered method, ``dense`` or ``golden``.
+        keep: keep rate.
+        vit: the model; for ``golden`` the dense one.
+        config: the method's settings as JSON values.
+    """
+
+    model: str
+    method: str
+    keep: float
+    vit: ReducedViT
+    config: dict[str, Any]
+
+    @property
+    def first_block(self) -> int:
+        """First block whose computation differs from the dense tower's."""
+        if self.method == GOLDEN:
+            return BLOCK
+        return len(self.vit.blocks) if self.vit.reducer is None else self.vit.reducer.first_block
+
+
+def known_methods() -> tuple[str, ...]:
+    """Return what ``--methods`` takes: dense, every registered method, golden."""
+    return (DENSE, *sorted(METHODS), GOLDEN)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split a dense model's name into its architecture and weight tag (the default if not given).
+
+    Raises:
+        ValueError: not a dense model of ours, or no such tag.
+    """
+    arch, _, tag = name.partition(".")
+    dense = [n for n, parts in MODELS.items() if parts.method is None]
+    if arch not in dense:
+        raise ValueError(f"model {name!r}: {expected(arch, dense)}")
+    tags = SIZES[MODELS[arch].size].tags
+    if tag and tag not in tags:
+        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
+    return arch, tag or next(iter(tags))
+
+
+def variants(
+    dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Iterable[float]
+) -> list[Variant]:
+    """Make the rows for a dense tower; all share its weights.
+
+    Args:
+        dense: the tower.
+        arch: its timm name.
+        tag: its weight tag.
+        methods: from ``known_methods``.
+        keeps: keep rates; the dense model appears once.
+
+    Raises:
+        ValueError: unknown method, or a keep rate that a method can't do.
+    """
+    rows = []
+    for method in methods:
+        if method not in known_methods():
+            raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
+        if method == DENSE:
+            rows.append(Variant(model=arch, method=method, keep=1.0, vit=dense, config={}))
+            continue
+        for keep in keeps:
+            name = f"{arch}_{method}{round(100 * keep)}"
+            if method == GOLDEN:
+                config = {"keep": keep, "block": BLOCK}
+                rows.append(Variant(model=name, method=method, keep=keep, vit=dense, config=config))
+                continue
+            rows.append(_reduced(dense, arch, tag, name, method, keep))
+    return rows
+
+
+def _reduced(
+    dense: ReducedViT, arch: str, tag: str, name: str, method: str, keep: float
+) -> Variant:
+    options: dict[str, Any] = {"keep": keep}
+    found = None
+    if METHODS[method].needs_predictor:
+        found = find_predictor(arch, tag)
+        found.fill(options, METHODS[method].Config)
+    vit = zoo.reduce(dense, method=method, **options)
+    if found is not None:
+        load_predictor(vit, found)
+    assert vit.reducer is not None
+    return Variant(
+        model=name, method=method, keep=keep, vit=vit.eval(), config=asdict(vit.reducer.config)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a variant says about a batch.
+
+    Attributes:
+        features: (B, D) unit image features, float32.
+        scores: (B, N) float, higher = kept longer; None when nothing was reduced.
+        tokens: number of tokens that leave each block, prefix tokens included; None for golden.
+        final_tokens: patch tokens left at the end.
+    """
+
+    features: Tensor
+    scores: Tensor | None
+    final_tokens: int
+
+
+@torch.inference_mode()
+def run(rows: Sequence[Variant], images: Tensor, golden: Tensor | None) -> dict[str, Output]:
+    """Run all rows on a batch; what they have in common is computed once.
+
+    Args:
+        rows: variants of one dense tower.
+        images: (B, C, H, W).
+        golden: (B, N) golden importance, for ``golden`` rows.
+    """
+    dense = rows[0].vit if rows[0].vit.reducer is None else zoo.reduce(rows[0].vit, method=None)
+    prefix = {0: dense.embed(images)}
+    done = 0
+    for stop in sorted({row.first_block for row in rows} - {0}):
+        prefix[stop], _ = dense.advance(prefix[done], done, stop)
+        done = stop
+    outputs = {}
+    for row in rows:
+        tokens = prefix[row.first_block]
+        if row.method == GOLDEN:
+            assert golden is not None
+            count = final_count(tokens.patch_count, row.keep)
+            tokens = tokens.prune(BLOCK, golden, count)
+        tokens, _ = row.vit.advance(tokens, row.first_block)
+        cells = tokens.grid[0] * tokens.grid[1]
+        outputs[row.model] = Output(
+            features=F.normalize(row.vit.finish(tokens).float(), dim=-1),
+            scores=rank_scores(tokens.history, cells) if tokens.history else None,
+            final_tokens=tokens.patch_count,
+        )
+    return outputs

@@ -1,0 +1,138 @@
+"""What holds for every dataset of the folder, and the interface's refusals."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from harness import datasets
+from harness.datasets import get_dataset, list_datasets, shots
+from harness.datasets.base import DATA_DIR, SPLITS
+from harness.embedded.shipping import read_known, write_or_check
+
+NAMES = list_datasets()
+MEBIBYTE = 2**20
+
+
+def test_the_folder_is_walked():
+    assert set(NAMES) >= {"fashion", "emoji", "emoji-subcategory", "emoji-names"}
+    assert list(NAMES) == sorted(NAMES)
+    assert get_dataset("fashion") is get_dataset("fashion")
+
+
+def test_a_new_file_is_a_new_dataset(tmp_path, monkeypatch):
+    (tmp_path / "toy.py").write_text(
+        'from harness.datasets.fashion import Fashion\nclass Toy(Fashion):\n    name = "toy"\n'
+    )
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+    datasets._classes.cache_clear()
+    try:
+        assert "toy" in list_datasets()
+        assert get_dataset("toy").name == "toy"
+    finally:
+        monkeypatch.undo()
+        datasets._classes.cache_clear()
+        sys.modules.pop("harness.datasets.toy")
+
+
+def test_unknown_names_get_the_nearest_one():
+    with pytest.raises(ValueError, match=r"'fasion'.*Did you mean 'fashion'.*harness list"):
+        get_dataset("fasion")
+    with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
+        get_dataset("fashion").split("dev")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name):
+    dataset = get_dataset(name)
+    assert len(dataset.classes) == len(set(dataset.classes)) == len(dataset.captions_seen)
+    assert len(dataset.templates) >= 3
+    assert all(template.count("{}") == 1 for template in dataset.templates)
+    assert all(caption == caption.lower().strip() for caption in dataset.classes)
+    assert dataset.license
+    assert dataset.source
+    assert dataset.title
+    assert len(dataset.revision) == 12
+    ids = set()
+    for split_name in SPLITS:
+        split = dataset.split(split_name)
+        labels = dataset.labels(split_name)
+        assert labels.shape == (len(split),)
+        assert labels.dtype == np.int64
+        if len(split):
+            assert 0 <= labels.min() <= labels.max() < len(dataset.classes)
+            example = split[len(split) - 1]
+            assert example.label == labels[-1]
+            assert example.image.mode == "RGB"
+            assert example.mask.shape == example.image.size[::-1]
+            assert example.mask.dtype == np.bool_
+            ids.add(example.image_id)
+    assert len(ids) == sum(len(dataset.split(split)) > 0 for split in SPLITS)
+    assert len(np.unique(dataset.labels("test"))) == len(dataset.classes)
+
+
+@pytest.mark.parametrize("name", ["fashion", "emoji", "emoji-subcategory"])
+@pytest.mark.parametrize("k", [1, 2, 4, 8, 16])
+def test_shots_are_balanced_nested_and_seeded(name, k):
+    dataset = get_dataset(name)
+    drawn = shots(dataset, k, seed=3)
+    labels = dataset.labels("train")[drawn]
+    assert np.bincount(labels, minlength=len(dataset.classes)).tolist() == (
+        [k] * len(dataset.classes)
+    )
+    assert len(set(drawn.tolist())) == len(drawn)
+    assert (np.diff(drawn) > 0).all()
+    assert (drawn == shots(dataset, k, seed=3)).all()
+    assert (drawn != shots(dataset, k, seed=4)).any()
+    if k > 1:
+        assert set(shots(dataset, k - 1, seed=3)) < set(drawn)
+
+
+def test_shots_refuse_more_than_there_are():
+    with pytest.raises(ValueError, match=r"121 shots .*'t-shirt'.* has 120 .*at most 120"):
+        shots(get_dataset("fashion"), 121, seed=0)
+    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
+        shots(get_dataset("fashion"), 0, seed=0)
+    with pytest.raises(ValueError, match="has 0 training images"):
+        shots(get_dataset("emoji-names"), 1, seed=0)
+
+
+def test_empty_splits_have_no_majority():
+    with pytest.raises(ValueError, match="split 'train' of 'emoji-names' has no images"):
+        get_dataset("emoji-names").majority_share("train")
+
+
+def test_variants_are_not_negative():
+    with pytest.raises(ValueError, match="got -1"):
+        get_dataset("fashion").split("train").variant(-1)
+
+
+def test_a_missing_file_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr("harness.datasets.base.DATA_DIR", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"python -m harness\.embedded\.build_emoji"):
+        get_dataset("emoji").path("emoji-noto.pack")
+
+
+def test_shipped_files_stay_small():
+    files = {file for name in NAMES for file in get_dataset(name).files}
+    sizes = {file: (DATA_DIR / file).stat().st_size for file in files}
+    assert max(sizes.values()) < 5 * MEBIBYTE
+    assert sum(sizes.values()) < 12 * MEBIBYTE
+
+
+def test_check_tells_equal_from_different(tmp_path, capsys):
+    assert write_or_check({"a": b"1"}, tmp_path, check=True) == 1
+    assert write_or_check({"a": b"1"}, tmp_path, check=False) == 0
+    assert write_or_check({"a": b"1"}, tmp_path, check=True) == 0
+    assert write_or_check({"a": b"2"}, tmp_path, check=True) == 1
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert capsys.readouterr().out.count("DIFFERS") == 2
+
+
+def test_a_known_file_must_be_the_known_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`get x` gets it"):
+        read_known(tmp_path / "x", "0", "get x")
+    (tmp_path / "x").write_bytes(b"1")
+    with pytest.raises(ValueError, match=r"has sha256 6b86b273.*expected 0"):
+        read_known(tmp_path / "x", "0", "get x")
