@@ -1,9 +1,7 @@
 """CLS attention: drop the patches that the class token attends to least."""
 
 from dataclasses import dataclass
-
-from timm.models.vision_transformer import Block
-from torch import nn
+from typing import Any
 
 from zoo.attention import Attended, cls_attention, cls_query_and_keys
 from zoo.reducer import Reducer, ReducerConfig, register_method
@@ -51,7 +49,7 @@ class ClsAttention(Reducer):
         query, key, scale = attended.query, attended.key, attended.scale
         return tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
 
-    def before_block(self, block: int, tokens: Tokens, module: nn.Module) -> Tokens:
+    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
         """Prune at the input of ``block``."""
         if block not in self.points:
             return tokens
@@ -60,7 +58,6 @@ class ClsAttention(Reducer):
             return tokens
         importance = tokens.importance
         if self.config.source == "input":
-            assert isinstance(module, Block)
             query, key = cls_query_and_keys(module.attn, module.norm1(tokens.x))
             importance = cls_attention(query, key, module.attn.scale, tokens.prefix)
         assert importance is not None

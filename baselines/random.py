@@ -1,9 +1,10 @@
 """Random pruning: the honest floor of every table."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.reducer import Reducer, ReducerConfig, register_method
 from zoo.tokens import Tokens
@@ -36,7 +37,7 @@ class RandomPrune(Reducer):
     Config = RandomConfig
     config: RandomConfig
 
-    def before_block(self, block: int, tokens: Tokens, module: nn.Module) -> Tokens:
+    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
         """Prune at the input of ``block``."""
         if block not in self.points:
             return tokens

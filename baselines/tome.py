@@ -115,7 +115,9 @@ def merge(block: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
     importance = importance.scatter(1, 2 * gone + 1, -similarity.gather(1, gone))
     after = torch.cat((idx[:, 1::2].gather(1, stay), idx[:, ::2]), dim=1)
     return tokens._replace(
-        x=torch.cat((tokens.x[:, : tokens.prefix], x[:, 1::2].gather(1, _rows(stay, dim)), merged), 1),
+        x=torch.cat(
+            (tokens.x[:, : tokens.prefix], x[:, 1::2].gather(1, _rows(stay, dim)), merged), 1
+        ),
         patch_idx=after,
         size=torch.cat((size_a.gather(1, stay), sum_b), dim=1),
         history=(*tokens.history, Reduction(block, idx, after, importance)),

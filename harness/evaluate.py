@@ -59,7 +59,7 @@ def outcomes(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    on_batch: Callable[[int], None] = lambda done: None,
+    on_batch: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Outcome]:
     """Run all rows over a split; their model must be on ``device`` in ``dtype`` already.
 
@@ -150,10 +150,10 @@ def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 
         optimiser.zero_grad()
         loss = torch.nn.functional.cross_entropy(features @ weights.T, labels)
         loss = loss + decay * weights.square().sum() / classes
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)
     return weights.detach()
 
 

@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from harness.datasets.base import DATA_DIR, SplitName
+from zoo.weights import cache_folder
+
 _KEY = b"golden"
 _COMMAND = "python -m harness rank --model {model} --dataset {dataset} --split {split}"
 
@@ -36,7 +39,7 @@ class Provenance:
     weights: str
     dataset: str
     revision: str
-    split: str
+    split: SplitName
     score: str
     block: int
     window: int
@@ -120,3 +123,18 @@ class Rankings:
             if image_id in row:
                 result[i] = self.importance[row[image_id]]
         return result
+
+
+def find_rankings(model: str, dataset: str, split: str) -> Rankings | None:
+    """Find the golden rankings of a split: the shipped ones, else the user's own, else None.
+
+    Args:
+        model: dense timm name with its weight tag.
+        dataset: name of the dataset.
+        split: train, val or test.
+    """
+    name = f"golden-{model}-{dataset}-{split}.parquet"
+    for folder in (DATA_DIR, cache_folder() / "rankings"):
+        if (folder / name).is_file():
+            return Rankings.read(folder / name)
+    return None

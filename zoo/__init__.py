@@ -7,6 +7,7 @@ from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.tokens import Reduction, Tokens
 from zoo.trace import Trace
 from zoo.vit import ReducedViT, reduce
+
 from zoo.registry import MODELS  # isort: skip  (registers, so after what methods import)
 
 __all__ = [

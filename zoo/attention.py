@@ -1,10 +1,11 @@
-"""Attention of a stock timm block that also hands out its queries and keys."""
+"""Attention of a stock timm block that also hands out its queries and keys.
 
-from typing import NamedTuple
+Blocks and attention layers are typed Any, since torch types their attributes as Tensor | Module.
+"""
+
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
 
@@ -26,7 +27,7 @@ class Attended(NamedTuple):
     bias: Tensor | None
 
 
-def attend(attn: Attention, x: Tensor, bias: Tensor | None = None) -> Attended:
+def attend(attn: Any, x: Tensor, bias: Tensor | None = None) -> Attended:
     """Run timm's attention ``attn`` on normalised tokens ``x`` (B, T, D), fused.
 
     The same operations in the same order as timm's own forward, so equal to it bit for bit.
@@ -43,7 +44,7 @@ def attend(attn: Attention, x: Tensor, bias: Tensor | None = None) -> Attended:
     return Attended(attn.proj_drop(attn.proj(out)), q, k, attn.scale, bias)
 
 
-def cls_query_and_keys(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
+def cls_query_and_keys(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the class token's query (B, H, 1, d) and all keys (B, H, T, d), nothing else."""
     batch, count, _ = x.shape
     dim = attn.attn_dim
@@ -76,7 +77,7 @@ def cls_attention(
     return logits.float().softmax(dim=-1).mean(dim=1).squeeze(1)[:, prefix:]
 
 
-def attend_cls(block: Block, x: Tensor) -> Tensor:
+def attend_cls(block: Any, x: Tensor) -> Tensor:
     """Run a whole block for the class token alone: exact where nothing else is read afterwards.
 
     Args:

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from zoo.registry import MODELS, SIZES
 from zoo.reducer import expected
+from zoo.registry import MODELS, SIZES
 from zoo.text import CompactText, tokenizer
 from zoo.vit import ReducedViT
 from zoo.weights import EMBEDDED
@@ -68,18 +68,19 @@ def create_clip(name: str, pretrained: bool = True, **kwargs: Any) -> ClipParts:
     Raises:
         ValueError: unknown name, or a size whose text tower isn't embedded.
     """
-    arch = name.split(".")[0]
+    arch = name.split(".", maxsplit=1)[0]
     if arch not in MODELS:
         raise ValueError(f"model {name!r}: {expected(arch, MODELS)}")
     size = MODELS[arch].size
     if SIZES[size].weights is not None:
         raise ValueError(
-            f"model {name!r}: only clip_vit_s14 comes with a text tower; for others take open_clip's "
-            "text tower with timm.create_model's image tower"
+            f"model {name!r}: only clip_vit_s14 comes with a text tower; for others take "
+            "open_clip's text tower with timm.create_model's image tower"
         )
     visual = timm.create_model(name, pretrained=pretrained, **kwargs)
     text, logit_scale, context_length = load_text()
     preprocess = create_transform(**resolve_data_config({}, model=visual))
+    assert isinstance(visual, ReducedViT)
     model = Clip(visual, text, logit_scale).eval()
     return ClipParts(model, preprocess, tokenizer(context_length))
 

@@ -1,4 +1,7 @@
-"""Golden Rankings: remove windows of patch tokens and watch CLIP's output (arXiv 2409.14607, 3.2)."""
+"""Golden Rankings: remove windows of patch tokens and watch CLIP's output.
+
+Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,8 +47,7 @@ class GoldenConfig:
                 raise ValueError(f"{field}={value!r}: expected an integer from {low}")
         if self.stride > self.window:
             raise ValueError(
-                f"stride={self.stride!r}: more than window={self.window}, some patches are never in "
-                "a window"
+                f"stride={self.stride!r}: more than window={self.window} leaves patches out"
             )
 
 
@@ -127,7 +129,9 @@ def _check(
     if model.reducer is not None:
         raise ValueError("golden rankings need the dense model: zoo.reduce(model, method=None)")
     if config.block >= len(model.blocks):
-        raise ValueError(f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}")
+        raise ValueError(
+            f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}"
+        )
     if config.score != "preservation" and text is None:
         raise ValueError(f"score={config.score!r} needs text: (classes, D) unit class features")
     if config.score == "label" and labels is None:

@@ -1,4 +1,4 @@
-"""Locked-image tuning: a projection and a text tower for a frozen image tower (arXiv 2111.07991)."""
+"""Locked-image tuning: projection and text tower for a frozen image tower (arXiv 2111.07991)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +80,7 @@ def train(
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         noise = torch.randn(len(rows), images.shape[1], generator=generator) * spread
         drawn = torch.stack([_draw(member[int(row)], generator) for row in rows])
-        texts, column = drawn.unique(return_inverse=True)
+        texts = drawn.unique()
         positive = torch.zeros(len(rows), len(texts))
         place = {int(text): i for i, text in enumerate(texts)}
         for i, row in enumerate(rows):
@@ -88,7 +88,9 @@ def train(
                 if text in place:
                     positive[i, place[text]] = 1.0
         image = F.normalize(model.project(images[rows] + noise), dim=-1)
-        text_features = F.normalize(model.text(tokens[texts]), dim=-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            text_features = model.text(tokens[texts])
+        text_features = F.normalize(text_features.float(), dim=-1)
         logits = model.logit_scale.exp().clamp(max=100.0) * image @ text_features.T
         loss = 0.5 * (_spread_loss(logits, positive) + _spread_loss(logits.T, positive.T))
         for group in optimiser.param_groups:
@@ -96,8 +98,7 @@ def train(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        assert column.shape == rows.shape
-        on_step(step, float(loss))
+        on_step(step, loss.item())
         if (step + 1) % 200 == 0:
             _save(model, optimiser, step + 1, checkpoint)
 
@@ -126,7 +127,8 @@ def _schedule(step: int, config: LitConfig) -> float:
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     """Decay matrices only: no biases, norms, tables or the scale."""
-    plain, decayed = [], []
+    plain: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and "embedding" not in name
         (decayed if matrix else plain).append(parameter)

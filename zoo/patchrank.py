@@ -1,8 +1,7 @@
 """Patch Ranking: prune by a predictor of the golden ranking (arXiv 2409.14607, section 3)."""
 
 from dataclasses import dataclass
-
-from torch import nn
+from typing import Any
 
 from zoo.predictor import ARCHITECTURES, Predictor
 from zoo.reducer import HostSpec, Reducer, ReducerConfig, expected, register_method
@@ -47,7 +46,7 @@ class PatchRank(Reducer):
             config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype
         )
 
-    def before_block(self, block: int, tokens: Tokens, module: nn.Module) -> Tokens:
+    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
         """Rank, or take the ranking along, and prune."""
         if block not in self.points:
             return tokens

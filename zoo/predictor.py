@@ -27,7 +27,8 @@ class TokenMlp(nn.Module):
         """Map patches (B, N, D) and class token (B, 1, D), normalised, to importance (B, N)."""
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
-        return self.score(self.act(self.hidden(x))).squeeze(-1)
+        scores: Tensor = self.score(self.act(self.hidden(x))).squeeze(-1)
+        return scores
 
 
 class GridConv(nn.Module):
@@ -51,12 +52,14 @@ class GridConv(nn.Module):
         x = x + self._mix(self.mix1, x, grid)
         x = self.act(self.hidden(x))
         x = x + self._mix(self.mix2, x, grid)
-        return self.score(self.act(x)).squeeze(-1)
+        scores: Tensor = self.score(self.act(x)).squeeze(-1)
+        return scores
 
     @staticmethod
     def _mix(conv: nn.Conv2d, x: Tensor, grid: tuple[int, int]) -> Tensor:
         planes = x.transpose(1, 2).unflatten(2, grid)
-        return conv(planes).flatten(2).transpose(1, 2)
+        mixed: Tensor = conv(planes)
+        return mixed.flatten(2).transpose(1, 2)
 
 
 class Mixer(nn.Module):
@@ -81,10 +84,10 @@ class Mixer(nn.Module):
         """
         if patches.shape[1] != self.patches:
             raise ValueError(
-                f"this mixer predictor was made for {self.patches} patches, got {patches.shape[1]}; "
+                f"this mixer was made for {self.patches} patches, got {patches.shape[1]}; "
                 "use a predictor with arch='mlp' or 'conv', which work on every grid"
             )
-        x = self.token(patches)
+        x: Tensor = self.token(patches)
         x = x + self.channel_mlp(x)
         x = x.transpose(1, 2)
         x = x + self.token_mlp(x)

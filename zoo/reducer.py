@@ -84,7 +84,7 @@ class ReducerConfig:
 
 def _points(value: Any) -> tuple[int, ...]:
     """Turn one block index or several into a tuple; refuse what isn't."""
-    points = (value,) if isinstance(value, int) else tuple(value)
+    points = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
     if any(isinstance(p, bool) or not isinstance(p, int) or p < 0 for p in points):
         raise ValueError(f"reduce_at={value!r}: expected block indices, integers from 0")
     if not points or list(points) != sorted(set(points)):
@@ -142,10 +142,10 @@ class Reducer(nn.Module):
         return False
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
-        """Return an additive bias on the attention logits, broadcastable to (B, H, T, T), or None."""
+        """Return an additive bias on the logits, broadcastable to (B, H, T, T), or None."""
         return None
 
-    def before_block(self, block: int, tokens: Tokens, module: nn.Module) -> Tokens:
+    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
         """Reduce at the input of ``block``, whose timm module is ``module``."""
         return tokens
 
@@ -235,6 +235,6 @@ def _default_points(config: type[ReducerConfig], depth: int) -> dict[str, Any]:
 def expected(value: str, allowed: Any) -> str:
     """Phrase what was allowed instead of ``value``, the nearest first when one is near."""
     names = list(allowed)
-    near = difflib.get_close_matches(value, names, n=1)
+    near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}expected one of {', '.join(names)}"

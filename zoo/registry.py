@@ -184,7 +184,11 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> dict[str, Any]:
             options["keep"] = name.percent / 100
         if METHODS[name.method].needs_predictor:
             fields = [*fields, "predictor"]
-    known = [p for c in (VisionTransformer, build_model_with_cfg) for p in inspect.signature(c).parameters]
+    known = [
+        p
+        for c in (VisionTransformer, build_model_with_cfg)
+        for p in inspect.signature(c).parameters
+    ]
     extra = ("features_only", "out_indices", "feature_cls")
     for key in kwargs:
         if key not in known and key not in fields and key not in extra:
@@ -205,7 +209,7 @@ def _entrypoint(name: ModelName) -> Callable[..., ReducedViT]:
 
 def _add(name: ModelName) -> None:
     """Make a model known to timm, with the weight tags of its size."""
-    cfgs = {f"{name}.{tag}": _cfg(name.size, tag) for tag in SIZES[name.size].tags}
+    cfgs: dict[str, Any] = {f"{name}.{t}": _cfg(name.size, t) for t in SIZES[name.size].tags}
     default_cfgs.update(generate_default_cfgs(cfgs))
     MODELS[str(name)] = name
     register_model(_entrypoint(name))

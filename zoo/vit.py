@@ -28,7 +28,7 @@ class ReducedViT(VisionTransformer):
         vit_args: arguments of timm's VisionTransformer.
 
     Raises:
-        ValueError: unknown method or option, a value out of range, or a tower that can't be reduced.
+        ValueError: unknown method or option, value out of range, or tower that can't be reduced.
     """
 
     def __init__(
@@ -43,7 +43,9 @@ class ReducedViT(VisionTransformer):
         self.reducer: Reducer | None = None
         if method is not None:
             dtype_and_device = {k: vit_args.get(k) for k in ("device", "dtype")}
-            self.reducer = build_reducer(method, reduction or {}, host_spec(self, **dtype_and_device))
+            self.reducer = build_reducer(
+                method, reduction or {}, host_spec(self, **dtype_and_device)
+            )
             self.reducer.train(self.training)
 
     @classmethod
@@ -107,7 +109,8 @@ class ReducedViT(VisionTransformer):
         return tokens, tapped
 
     def _step(self, index: int, tokens: Tokens) -> Tokens:
-        block, reducer = self.blocks[index], self.reducer
+        block: Any = self.blocks[index]
+        reducer = self.reducer
         if reducer is None:
             return tokens._replace(x=block(tokens.x))
         tokens = reducer.before_block(index, tokens, block)
@@ -122,14 +125,16 @@ class ReducedViT(VisionTransformer):
 
     def finish(self, tokens: Tokens) -> Tensor:
         """Normalise and pool the tokens that left the last block, and apply the head."""
-        return self.forward_head(self.norm(tokens.x))
+        output: Tensor = self.forward_head(self.norm(tokens.x))
+        return output
 
     def forward_features(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """Return the normalised tokens that are left, (B, prefix + n, D), prefix tokens first."""
         tokens, _ = self.advance(self.embed(x), mask=attn_mask, is_causal=is_causal)
-        return self.norm(tokens.x)
+        normalised: Tensor = self.norm(tokens.x)
+        return normalised
 
     def forward_intermediates(
         self,
@@ -190,7 +195,7 @@ class ReducedViT(VisionTransformer):
         return Trace.of(self.finish(tokens), each)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Group parameters as timm does; a reducer's own weights go with the last group."""
+        """Group parameters as timm does; a reducer's own weights go with the last block."""
         groups: dict[str, Any] = super().group_matcher(coarse)
         groups["blocks"] = [*groups["blocks"], (r"^reducer", (99999,))]
         return groups
@@ -205,9 +210,10 @@ def host_spec(tower: VisionTransformer, device: Any, dtype: Any) -> HostSpec:
     block = tower.blocks[0]
     if not tower.has_class_token:
         raise ValueError("this tower has no class token; token reduction needs one")
-    if type(block) is not Block or type(block.attn) is not Attention:
+    kinds = (type(block), type(getattr(block, "attn", None)))
+    if kinds != (Block, Attention):
         raise ValueError(
-            f"this tower's blocks are {type(block).__name__} with {type(block.attn).__name__}; "
+            f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; "
             "expected timm's Block with Attention"
         )
     if isinstance(tower.patch_drop, PatchDropout):
@@ -235,8 +241,13 @@ def reduce(model: VisionTransformer, *, method: str | None, **options: Any) -> R
         options: the method's options, ``keep`` first of all.
 
     Raises:
-        ValueError: unknown method or option, a value out of range, or a tower that can't be reduced.
+        ValueError: unknown method or option, value out of range, or tower that can't be reduced.
     """
+    kind = type(model)
     if not isinstance(model, VisionTransformer):
-        raise ValueError(f"{type(model).__name__} is not a timm VisionTransformer")
+        raise ValueError(f"{kind.__name__} is not a timm VisionTransformer")
+    if kind not in (VisionTransformer, ReducedViT):
+        raise ValueError(
+            f"{kind.__name__} overrides parts of timm's VisionTransformer: unsupported"
+        )
     return ReducedViT.sharing(model, method, **options)

@@ -1,12 +1,14 @@
 """Where weights come from: the tower's file, the predictor's, and how they meet the model."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -135,7 +137,8 @@ def filter_weights(
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
     tower = {k: v for k, v in state_dict.items() if not k.startswith("reducer.")}
     weights: dict[str, Any] = checkpoint_filter_fn(tower, model)
-    embedded = str(model.pretrained_cfg.get("architecture")).startswith("clip_vit_s14")
+    facts: Any = model.pretrained_cfg
+    embedded = str(facts.get("architecture")).startswith("clip_vit_s14")
     if embedded and model.num_classes > 0 and "head.weight" not in weights:
         weights |= load_projection()
     if model.reducer is None:
@@ -152,3 +155,26 @@ def load_projection() -> dict[str, Tensor]:
     """Load the embedded tower's projection to the joint space, named as timm's head."""
     text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
     return {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
+
+
+def fingerprint(model: ReducedViT) -> str:
+    """Return 16 hex digits of the sha256 over the tower's weights, a reducer's not included.
+
+    The weights are taken as float32, so that a model has one fingerprint in every precision that
+    it can be stored in without loss.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("reducer."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_predictor(model: ReducedViT, found: PredictorFile) -> None:
+    """Fill the predictor of a patchrank model made by ``zoo.reduce``."""
+    wanted = {k for k in model.state_dict() if k.startswith(_PREDICTOR)}
+    tensors = found.tensors()
+    if wanted != tensors.keys():
+        raise ValueError(f"the predictor {str(found.path)!r} has another architecture")
+    model.load_state_dict(tensors, strict=False)

@@ -48,7 +48,7 @@ STYLE_TEMPLATES = (
 class Source(NamedTuple):
     """Training images of one kind: how many, how to draw one, and its captions."""
 
-    count: int
+    size: int
     draw: Callable[[int], Image.Image]
     captions: Callable[[int], list[str]]
 
@@ -110,10 +110,10 @@ def features_of(source: Source, name: str, cache: Path) -> Tensor:
     transform = create_transform(**resolve_data_config({}, model=vit))
     vit = vit.to(torch.bfloat16)
     parts = []
-    for start in track(range(0, source.count, SHARD), description=f"class tokens: {name}"):
-        path = cache / f"{name}-{source.count}-{start:06d}.npy"
+    for start in track(range(0, source.size, SHARD), description=f"class tokens: {name}"):
+        path = cache / f"{name}-{source.size}-{start:06d}.npy"
         if not path.is_file():
-            rows = range(start, min(start + SHARD, source.count))
+            rows = range(start, min(start + SHARD, source.size))
             with torch.inference_mode():
                 tokens = [vit(batch).float() for batch in _batches(source, rows, transform)]
             partial = path.with_suffix(".partial")
@@ -153,10 +153,10 @@ def main(argv: list[str] | None = None) -> int:
     captions = [
         [texts.setdefault(text, len(texts)) for text in source.captions(index)]
         for source in sources.values()
-        for index in range(source.count)
+        for index in range(source.size)
     ]
     tokens = tokenizer(CONTEXT)(list(texts))
-    share = [0.5 / s.count for s in sources.values() for _ in range(s.count)]
+    share = [0.5 / s.size for s in sources.values() for _ in range(s.size)]
     config = LitConfig(steps=args.steps)
     model = LitModel(images.shape[1], CompactText(tokens.unique().tolist(), **GEOMETRY), 256)
     log.info("%d images, %d captions, %d tokens", len(images), len(texts), len(tokens.unique()))

@@ -1,0 +1,117 @@
+"""Fit a model's predictor from golden rankings."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.agreement import kendall_tau
+from harness.datasets import get_dataset
+from harness.progress import Progress
+from harness.rank import ranked_split
+from harness.rankings import Rankings
+from harness.variants import split_name
+from zoo.clip import create_clip
+from zoo.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
+from zoo.predictor import Predictor
+from zoo.weights import cache_folder, fingerprint, predictor_name
+
+
+def fit(
+    model: str,
+    train: list[Path],
+    val: list[Path],
+    config: FitConfig,
+    *,
+    out: Path | None,
+    progress: Progress,
+) -> tuple[Path, float]:
+    """Fit a predictor and write it where ``pretrained=True`` finds it.
+
+    Args:
+        model: dense timm name.
+        train: files of rankings to learn from.
+        val: files of rankings for early stopping; of other images.
+        config: recipe.
+        out: result; None for the user's cache.
+        progress: where to show how far things are.
+
+    Returns:
+        Path of the result, and the mean Kendall tau of predicted and golden on ``val``.
+
+    Raises:
+        ValueError: rankings of another tower or of several reduction points.
+    """
+    arch, tag = split_name(model)
+    data, facts = [], []
+    for files in (train, val):
+        tokens, found = gather(f"{arch}.{tag}", files, progress)
+        data.append(tokens)
+        facts += [asdict(rankings.provenance) for rankings in found]
+    blocks = sorted({fact["block"] for fact in facts})
+    if len(blocks) != 1:
+        raise ValueError(f"rankings at several reduction points: {blocks}; one at a time")
+    with progress.task(f"predictor {config.arch}", config.epochs) as update:
+        predictor = fit_predictor(
+            data[0], data[1], config, on_epoch=lambda epoch, *_: update(epoch + 1)
+        )
+    result = out or cache_folder() / "predictors" / predictor_name(arch, tag)
+    save_predictor(
+        predictor,
+        result,
+        model=arch,
+        tag=tag,
+        block=blocks[0],
+        config=config,
+        provenance={"rankings": facts, "images": len(data[0].importance)},
+    )
+    return result, float(np.nanmean(tau_of(predictor, data[1])))
+
+
+def gather(
+    model: str, files: list[Path], progress: Progress
+) -> tuple[RankedTokens, list[Rankings]]:
+    """Compute the tokens that enter the reduction point for all ranked images.
+
+    Raises:
+        ValueError: rankings of another tower.
+    """
+    parts = create_clip(model)
+    dense = parts.model.visual
+    weights = fingerprint(dense)
+    tokens, importance, found = [], [], []
+    for file in files:
+        rankings = Rankings.read(file)
+        rankings.require(model=model, weights=weights)
+        found.append(rankings)
+        facts = rankings.provenance
+        split = ranked_split(get_dataset(facts.dataset), facts.split, rankings)
+        with progress.task(f"tokens of {facts.dataset} {facts.split}", len(split)) as update:
+            for start in range(0, len(split), 32):
+                examples = [split[i] for i in range(start, min(start + 32, len(split)))]
+                images = torch.stack([parts.preprocess(example.image) for example in examples])
+                with torch.inference_mode():
+                    entering, _ = dense.advance(dense.embed(images), stop=facts.block)
+                tokens.append(entering.x.half().clone())
+                importance.append(rankings.of([example.image_id for example in examples]))
+                update(start + len(examples))
+    with torch.no_grad():
+        joined = torch.cat(tokens)
+    ranked = RankedTokens(
+        tokens=joined,
+        importance=torch.from_numpy(np.concatenate(importance)),
+        prefix=dense.num_prefix_tokens,
+        grid=dense.patch_embed.grid_size,
+    )
+    return ranked, found
+
+
+@torch.inference_mode()
+def tau_of(predictor: Predictor, data: RankedTokens) -> NDArray[np.float64]:
+    """Return Kendall's tau of predicted and golden importance per image, (n,)."""
+    predicted = torch.cat(
+        [predictor(part.float(), data.prefix, data.grid) for part in data.tokens.split(64)]
+    )
+    return kendall_tau(predicted.numpy(), data.importance.numpy())

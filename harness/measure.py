@@ -1,0 +1,154 @@
+"""What a row costs, how far its ranking agrees with the golden one, and what is known already."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.agreement import kendall_tau, match_at_k, match_chance
+from harness.cost import gflops
+from harness.evaluate import Outcome
+from harness.latency import Timing, interleaved
+from harness.progress import Progress
+from harness.records import Latency, Record
+from harness.statistics import bootstrap_mean
+from harness.variants import DENSE, GOLDEN, Variant
+
+
+def device_name(device: str) -> str:
+    """Return what the device calls itself."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def costs(
+    rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Measure multiply-adds, parameters, tokens and latency of every row.
+
+    A golden row is no model one could run, so it has none of them.
+
+    Returns:
+        Fields of ``Record`` for each row's model name.
+    """
+    real = [row for row in rows if row.method != GOLDEN]
+    like = next(real[0].vit.parameters())
+    size = real[0].vit.patch_embed.img_size
+    one = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
+    facts: dict[str, dict[str, Any]] = {row.model: {} for row in rows}
+    with progress.task("multiply-adds", len(real)) as update:
+        for done, row in enumerate(real, start=1):
+            cost = gflops(row.vit, size)
+            if cost.unsupported:
+                progress.say(f"{row.model}: not counted by fvcore: {', '.join(cost.unsupported)}")
+            with torch.inference_mode():
+                trace = row.vit.trace(one)
+            facts[row.model] = {
+                "gflops": cost.gflops,
+                "params": cost.params,
+                "tokens_per_block": trace.tokens_per_block,
+            }
+            update(done)
+    timings: dict[str, list[Latency]] = {row.model: [] for row in real}
+    for batch in batches:
+        images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(
+            like.device, like.dtype
+        )
+        # Small batches are quick and noisy, so they get more rounds.
+        count = rounds * (4 if batch < 8 else 1)
+        with progress.task(f"latency at batch {batch}", 1) as update:
+            found = interleaved({row.model: row.vit for row in real}, images, count, warmup=1)
+            update(1)
+        reference = found[next(row.model for row in real if row.method == DENSE)]
+        for name, timing in found.items():
+            timings[name].append(_latency(timing, reference))
+    for name, entries in timings.items():
+        facts[name]["latency"] = tuple(entries)
+    return facts
+
+
+def _latency(timing: Timing, reference: Timing) -> Latency:
+    first, third = timing.quartiles_ms
+    ratio = (None, None, None) if timing is reference else timing.ratio_to(reference)
+    return Latency(
+        batch=timing.batch,
+        median_ms=timing.median_ms,
+        q1_ms=first,
+        q3_ms=third,
+        ratio_to_dense=ratio[0],
+        ratio_low=ratio[1],
+        ratio_high=ratio[2],
+        images_per_s=timing.images_per_s,
+    )
+
+
+def agreement(outcome: Outcome, golden: NDArray[np.float32] | None) -> dict[str, Any]:
+    """Compare a row's ranking with the golden one, image by image.
+
+    Args:
+        outcome: the row's.
+        golden: (n, N) golden importance, NaN rows where there is none; or None.
+
+    Returns:
+        Fields of ``Record``: mean Kendall tau-b with its interval, and the share of the golden
+        top k that the row has in its own top k, k being the number of tokens it keeps.
+    """
+    if outcome.scores is None or golden is None:
+        return {}
+    known = ~np.isnan(golden).any(axis=1)
+    tau = kendall_tau(outcome.scores[known], golden[known])
+    tau = tau[~np.isnan(tau)]
+    if len(tau) < 2:
+        return {}
+    cells = golden.shape[1]
+    k = min(outcome.final_tokens, cells)
+    mean, low, high = bootstrap_mean(tau, seed=0)
+    return {
+        "tau": mean,
+        "tau_low": low,
+        "tau_high": high,
+        "match_at_k": float(match_at_k(golden[known], outcome.scores[known], k).mean()),
+        "match_k": k,
+        "match_chance": match_chance(k, cells),
+        "golden_images": len(tau),
+    }
+
+
+def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int]) -> Record | None:
+    """Find the newest known record made under the same conditions as ``blank``.
+
+    Args:
+        blank: a record without measurements.
+        known: earlier records.
+        batches: batch sizes whose latency is wanted too.
+    """
+    for record in reversed(known):
+        same = replace(
+            blank,
+            created=record.created,
+            git_commit=record.git_commit,
+            correct_bits=record.correct_bits,
+            **{f: getattr(record, f) for f in _MEASURED},
+        )
+        timed = {entry.batch for entry in record.latency}
+        if same == record and (record.method == GOLDEN or timed >= set(batches)):
+            return record
+    return None
+
+
+_MEASURED = (
+    "top1", "top1_low", "top1_high", "diff_to_dense", "diff_low", "diff_high", "gflops", "params",
+    "tokens_per_block", "final_tokens", "latency", "tau", "tau_low", "tau_high", "match_at_k",
+    "match_k", "match_chance", "golden_images",
+)  # fmt: skip
