@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.compare import DTYPES, Plan, compare
+from harness.compare import compare
 from harness.datasets import get_dataset
 from harness.fit import fit
+from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.rank import rank
 from harness.records import Record, read_records, write_records

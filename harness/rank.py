@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from harness.compare import DTYPES
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.evaluate import subset, text_classifier
+from harness.plan import DTYPES
 from harness.progress import Progress
 from harness.rankings import Provenance, Rankings
 from harness.variants import split_name
@@ -43,7 +44,7 @@ def rank(
         split_of: its split.
         config: score, block, windows.
         limit: images, see ``evaluate.subset``; None for all.
-        dtype: name in ``compare.DTYPES``.
+        dtype: name in ``plan.DTYPES``.
         device: torch device.
         out: result; None for the user's cache, where ``compare`` finds it.
         progress: where to show how far things are.
@@ -113,7 +114,7 @@ def _to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
     Cosines crowd just below 1, where float16 is coarse; their differences don't.
     """
     lifted = importance - importance.min(axis=1, keepdims=True)
-    return lifted.astype(np.float16)
+    return np.asarray(lifted, dtype=np.float16)
 
 
 def ranked_split(dataset: Dataset, split_of: SplitName, rankings: Rankings) -> Split:

@@ -133,8 +133,8 @@ class ReducedViT(VisionTransformer):
     ) -> Tensor:
         """Return the normalised tokens that are left, (B, prefix + n, D), prefix tokens first."""
         tokens, _ = self.advance(self.embed(x), mask=attn_mask, is_causal=is_causal)
-        normalised: Tensor = self.norm(tokens.x)
-        return normalised
+        features: Tensor = self.norm(tokens.x)
+        return features
 
     def forward_intermediates(
         self,

@@ -1,0 +1,206 @@
+"""One dense tower on the bench: its rows measured on one dataset after the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.datasets.base import Dataset, Split
+from harness.evaluate import (
+    Outcome,
+    correct,
+    few_shot,
+    linear_probe,
+    outcomes,
+    subset,
+    text_classifier,
+)
+from harness.measure import agreement, costs, device_name, fitting
+from harness.plan import DTYPES, Plan
+from harness.progress import Progress
+from harness.rankings import Rankings, find_rankings
+from harness.records import Record, pack_correct, utc_now
+from harness.statistics import paired_difference, wilson_interval
+from harness.variants import BLOCK, DENSE, GOLDEN, Variant, variants
+from zoo.clip import ClipParts, create_clip
+from zoo.weights import fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Golden rankings of the images at hand.
+
+    Attributes:
+        rankings: where they come from, None if there are none.
+        importance: (n, N) float32, higher = keep, NaN rows for images that have none.
+        whole: every image has one.
+    """
+
+    rankings: Rankings | None = None
+    importance: NDArray[np.float32] | None = None
+    whole: bool = False
+
+
+@dataclass
+class Bench:
+    """One dense tower with its rows, and what was measured on them regardless of data."""
+
+    plan: Plan
+    tag: str
+    parts: ClipParts
+    weights: str
+    rows: list[Variant]
+    progress: Progress
+    costs: dict[str, dict[str, Any]]
+
+    @classmethod
+    def build(cls, plan: Plan, arch: str, tag: str, progress: Progress) -> "Bench":
+        """Load the tower and make the rows."""
+        parts = create_clip(f"{arch}.{tag}")
+        dense = parts.model.visual
+        weights = fingerprint(dense)
+        methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
+        rows = variants(dense, arch, tag, methods, plan.keeps)
+        dense.to(plan.device, DTYPES[plan.dtype])
+        for row in rows:
+            row.vit.to(plan.device, DTYPES[plan.dtype])
+        return cls(plan, tag, parts, weights, rows, progress, {})
+
+    def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
+        """Return the records of all rows on a dataset, measuring only if one is missing."""
+        split = subset(dataset.split(self.plan.split), self.plan.limit)
+        golden = self._golden(dataset, split)
+        rows = [row for row in self.rows if golden.whole or row.method != GOLDEN]
+        blank = [self._blank(row, dataset, shots, len(split)) for row in rows]
+        found = [fitting(record, known, self.plan.batches) for record in blank]
+        if all(record is not None for record in found):
+            return [record for record in found if record is not None]
+        label = f"{self.rows[0].model} on {dataset.name}"
+        results = self._outcomes(rows, split, label, golden.rankings)
+        right = self._correct(dataset, shots, results, split.labels)
+        if not self.costs:
+            self.costs = costs(self.rows, self.plan.batches, self.plan.rounds, self.progress)
+        return [
+            self._filled(row, record, results[row.model], right, golden.importance)
+            for row, record in zip(rows, blank, strict=True)
+        ]
+
+    def _golden(self, dataset: Dataset, split: Split) -> "Golden":
+        """Look up the golden rankings of these images."""
+        model = f"{self.rows[0].model}.{self.tag}"
+        rankings = find_rankings(model, dataset.name, self.plan.split)
+        command = f"python -m harness rank --model {model} --dataset {dataset.name}"
+        if rankings is None:
+            self.progress.say(f"no golden rankings of {dataset.name}; make them with: {command}")
+            return Golden()
+        rankings.require(weights=self.weights, revision=dataset.revision, block=BLOCK)
+        importance = rankings.of([split[i].image_id for i in range(len(split))])
+        whole = not np.isnan(importance).any()
+        if not whole:
+            self.progress.say(
+                f"only some of these images of {dataset.name} have golden rankings, so there is no "
+                f"golden row; make them with: {command} --split {self.plan.split}"
+            )
+        return Golden(rankings=rankings, importance=importance, whole=whole)
+
+    def _outcomes(
+        self, rows: list[Variant], split: Split, label: str, rankings: Rankings | None
+    ) -> dict[str, Outcome]:
+        with self.progress.task(label, len(split)) as update:
+            return outcomes(
+                rows,
+                split,
+                self.parts.preprocess,
+                rankings,
+                device=torch.device(self.plan.device),
+                dtype=DTYPES[self.plan.dtype],
+                on_batch=update,
+            )
+
+    def _correct(
+        self, dataset: Dataset, shots: int, results: dict[str, Outcome], labels: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Classify every row's features, by text or by a linear probe on its own features."""
+        if shots == 0:
+            classifier, left_out = text_classifier(self.parts, dataset)
+            if left_out:
+                self.progress.say(
+                    f"{dataset.name}: {len(left_out)} of {len(dataset.classes)} classes can't be "
+                    f"named, their words were never seen in training: {', '.join(left_out[:5])} ..."
+                )
+            return {name: correct(r.features, classifier, labels) for name, r in results.items()}
+        train = few_shot(dataset, shots, self.plan.seed)
+        rows = [row for row in self.rows if row.method != GOLDEN]
+        features = self._outcomes(rows, train, f"{shots} shots of {dataset.name}", None)
+        answer = torch.from_numpy(train.labels)
+        probes: dict[str, Tensor] = {
+            name: linear_probe(f.features, answer, len(dataset.classes))
+            for name, f in features.items()
+        }
+        # The oracle has no ranking of training images here; it is judged by the dense probe.
+        dense = probes[self.rows[0].model]
+        return {
+            name: correct(r.features, probes.get(name, dense), labels)
+            for name, r in results.items()
+        }
+
+    def _filled(
+        self,
+        row: Variant,
+        record: Record,
+        outcome: Outcome,
+        right: dict[str, NDArray[np.bool_]],
+        truth: NDArray[np.float32] | None,
+    ) -> Record:
+        """Complete a record with everything measured."""
+        hits = right[row.model]
+        low, high = wilson_interval(int(hits.sum()), len(hits))
+        facts: dict[str, Any] = {
+            "created": utc_now(),
+            "correct_bits": pack_correct(hits),
+            "top1": float(hits.mean()),
+            "top1_low": low,
+            "top1_high": high,
+            "final_tokens": outcome.final_tokens,
+            **self.costs[row.model],
+            **agreement(outcome, truth),
+        }
+        if row.method != DENSE:
+            difference = paired_difference(hits, right[self.rows[0].model], seed=0)
+            facts |= dict(zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True))
+        return replace(record, **facts)
+
+    def _blank(self, row: Variant, dataset: Dataset, shots: int, count: int) -> Record:
+        """Return a record with the conditions and no measurement."""
+        nothing = np.zeros(count, dtype=np.bool_)
+        return Record(
+            created=utc_now(),
+            version=version("clip-patchrank"),
+            model=row.model,
+            method=row.method,
+            keep=row.keep,
+            method_config=row.config,
+            tag=self.tag,
+            weights_sha256=self.weights,
+            dataset=dataset.name,
+            dataset_revision=dataset.revision,
+            split=self.plan.split,
+            shots=shots,
+            seed=self.plan.seed,
+            image_count=count,
+            correct_bits=pack_correct(nothing),
+            top1=0.0,
+            top1_low=0.0,
+            top1_high=0.0,
+            device=self.plan.device,
+            device_name=device_name(self.plan.device),
+            dtype=self.plan.dtype,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            timm=version("timm"),
+        )

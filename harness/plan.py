@@ -1,0 +1,42 @@
+"""What to compare, and under which conditions."""
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.datasets.base import SplitName
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to compare.
+
+    Attributes:
+        models: dense timm names, with weight tag or without.
+        methods: from ``variants.known_methods``; ``dense`` is always there.
+        keeps: keep rates.
+        datasets: names.
+        shots: labelled training images per class; 0 takes the text classifier.
+        limit: images per dataset, None for the whole split.
+        split: test or val.
+        seed: of the choice of shots.
+        device: torch device.
+        dtype: name in ``DTYPES``.
+        batches: batch sizes for latency, none to skip it.
+        rounds: latency samples.
+    """
+
+    models: tuple[str, ...] = ("clip_vit_s14",)
+    methods: tuple[str, ...]
+    keeps: tuple[float, ...] = (0.6, 0.3)
+    datasets: tuple[str, ...] = ("fashion", "emoji")
+    shots: tuple[int, ...] = (0,)
+    limit: int | None = 250
+    split: SplitName = "test"
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    batches: tuple[int, ...] = (1, 32)
+    rounds: int = 7
