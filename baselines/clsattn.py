@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from zoo.attention import Attended, cls_attention, cls_query_and_keys
-from zoo.reducer import Reducer, ReducerConfig, register_method
+from zoo.pruner import Pruner
+from zoo.reducer import ReducerConfig, register_method
 from zoo.tokens import Tokens
 
 
@@ -29,7 +32,7 @@ class ClsAttentionConfig(ReducerConfig):
 
 
 @register_method("clsattn")
-class ClsAttention(Reducer):
+class ClsAttention(Pruner):
     """Importance = the class token's softmax attention to each patch, mean over heads."""
 
     Config = ClsAttentionConfig
@@ -49,16 +52,10 @@ class ClsAttention(Reducer):
         query, key, scale = attended.query, attended.key, attended.scale
         return tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
 
-    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
-        """Prune at the input of ``block``."""
-        if block not in self.points:
-            return tokens
-        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
-        if count >= tokens.patch_count:
-            return tokens
-        importance = tokens.importance
-        if self.config.source == "input":
-            query, key = cls_query_and_keys(module.attn, module.norm1(tokens.x))
-            importance = cls_attention(query, key, module.attn.scale, tokens.prefix)
-        assert importance is not None
-        return tokens.prune(block, importance, count)
+    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+        """Compute the class token's attention, or take what the block before left."""
+        if self.config.source == "previous":
+            assert tokens.importance is not None
+            return tokens.importance
+        query, key = cls_query_and_keys(module.attn, module.norm1(tokens.x))
+        return cls_attention(query, key, module.attn.scale, tokens.prefix)

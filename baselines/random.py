@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.reducer import Reducer, ReducerConfig, register_method
+from zoo.pruner import Pruner
+from zoo.reducer import ReducerConfig, register_method
 from zoo.tokens import Tokens
 
 
@@ -27,7 +28,7 @@ class RandomConfig(ReducerConfig):
 
 
 @register_method("random")
-class RandomPrune(Reducer):
+class RandomPrune(Pruner):
     """Importance = a pseudo-random number of the grid position, the same on every device.
 
     Free of state and of the batch: it compiles, exports, and gives an image the same result alone
@@ -37,12 +38,9 @@ class RandomPrune(Reducer):
     Config = RandomConfig
     config: RandomConfig
 
-    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
-        """Prune at the input of ``block``."""
-        if block not in self.points:
-            return tokens
-        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
-        return tokens.prune(block, hashed(tokens.patch_idx, self.config.seed), count)
+    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+        """Hash the grid positions."""
+        return hashed(tokens.patch_idx, self.config.seed)
 
 
 def hashed(positions: Tensor, seed: int) -> Tensor:

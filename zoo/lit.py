@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +21,10 @@ class LitConfig:
         batch: images per step.
         learning_rate: peak, cosine to zero after ``warmup`` steps.
         weight_decay: AdamW's.
+        warmup: steps of linear growth.
         noise: standard deviation of feature noise, as a share of the features' own.
-        seed: of initial weights, batches and captions.
+        seed: of batches, captions and noise.
+        checkpoint_every: steps from one checkpoint to the next.
     """
 
     steps: int = 2000
@@ -32,6 +34,7 @@ class LitConfig:
     warmup: int = 100
     noise: float = 0.1
     seed: int = 0
+    checkpoint_every: int = 200
 
 
 class LitModel(nn.Module):
@@ -70,10 +73,13 @@ def train(
         weights: (n,) how often an image is drawn, relative.
         checkpoint: file that is written as training goes and resumed from if it exists.
         on_step: called with the step and its loss.
+
+    Raises:
+        ValueError: the checkpoint was made with another recipe.
     """
     torch.manual_seed(config.seed)
     optimiser = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate)
-    start = _resume(model, optimiser, checkpoint)
+    start = _resume(model, optimiser, config, checkpoint)
     spread = images.std(dim=0) * config.noise
     member = [torch.tensor(list(c)) for c in captions]
     for step, rows in _batches(weights, config, start):
@@ -99,8 +105,8 @@ def train(
         loss.backward()
         optimiser.step()
         on_step(step, loss.item())
-        if (step + 1) % 200 == 0:
-            _save(model, optimiser, step + 1, checkpoint)
+        if (step + 1) % config.checkpoint_every == 0:
+            _save(model, optimiser, config, step + 1, checkpoint)
 
 
 def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
@@ -135,17 +141,31 @@ def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     return [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def _save(model: nn.Module, optimiser: torch.optim.Optimizer, step: int, path: Path) -> None:
+def _save(
+    model: nn.Module, optimiser: torch.optim.Optimizer, config: LitConfig, step: int, path: Path
+) -> None:
     partial = path.with_suffix(".partial")
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "config": asdict(config),
+        "step": step,
+    }
     torch.save(state, partial)
     partial.replace(path)
 
 
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> int:
+def _resume(
+    model: nn.Module, optimiser: torch.optim.Optimizer, config: LitConfig, path: Path
+) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True)
+    if state.get("config") != asdict(config):
+        raise ValueError(
+            f"checkpoint {str(path)!r} was made with another recipe, {state.get('config')}; "
+            "remove it to start anew"
+        )
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     return int(state["step"])

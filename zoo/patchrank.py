@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from zoo.predictor import ARCHITECTURES, Predictor
-from zoo.reducer import HostSpec, Reducer, ReducerConfig, expected, register_method
+from zoo.pruner import Pruner
+from zoo.reducer import HostSpec, ReducerConfig, expected, register_method
 from zoo.tokens import Tokens
 
 
@@ -29,7 +32,7 @@ class PatchRankConfig(ReducerConfig):
 
 
 @register_method("patchrank")
-class PatchRank(Reducer):
+class PatchRank(Pruner):
     """Predict a ranking at the first reduction point and drop the least important patches.
 
     With several points the one ranking is used at each: the predictor runs once.
@@ -46,14 +49,9 @@ class PatchRank(Reducer):
             config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype
         )
 
-    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
-        """Rank, or take the ranking along, and prune."""
-        if block not in self.points:
-            return tokens
-        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
-        if count >= tokens.patch_count:
-            return tokens
-        importance = tokens.importance
-        if importance is None:
-            importance = self.predictor(tokens.x, tokens.prefix, tokens.grid)
-        return tokens.prune(block, importance, count)
+    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+        """Predict at the first reduction point; later the same ranking is taken along."""
+        if tokens.importance is not None:
+            return tokens.importance
+        scores: Tensor = self.predictor(tokens.x, tokens.prefix, tokens.grid)
+        return scores

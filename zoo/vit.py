@@ -169,11 +169,7 @@ class ReducedViT(VisionTransformer):
         prefixes = [t.x[:, : t.prefix] for t in tapped]
         maps = [t.scatter_to_grid() if t.history else t.patches for t in tapped]
         if output_fmt == "NCHW":
-            rows, columns = tokens.grid
-            maps = [
-                m.reshape(m.shape[0], rows, columns, -1).permute(0, 3, 1, 2).contiguous()
-                for m in maps
-            ]
+            maps = [m.transpose(1, 2).unflatten(2, tokens.grid).contiguous() for m in maps]
         with_prefix = return_prefix_tokens and tokens.prefix > 0
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": maps}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
@@ -54,8 +54,11 @@ class PredictorFile:
         """
         if not path.is_file():
             raise FileNotFoundError(f"predictor {str(path)!r} does not exist")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} is not a predictor: {error}") from error
         if "predictor" not in metadata:
             raise ValueError(f"{str(path)!r} is not a predictor: it lacks the 'predictor' metadata")
         facts = json.loads(metadata["predictor"])

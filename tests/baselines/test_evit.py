@@ -1,0 +1,137 @@
+"""EViT against slow stages: which tokens stay, what the fused token is, how many there are."""
+
+import math
+import re
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+
+import zoo
+
+
+def slow_block(block: Block, x: Tensor, count: int, fuse: bool) -> tuple[Tensor, list[list[int]]]:
+    """Run one image at a time: attention, keep ``count`` patch tokens, fuse the rest, MLP."""
+    rows, places = [], []
+    heads, width = block.attn.num_heads, block.attn.head_dim
+    for before in x:
+        q, k, v = block.attn.qkv(block.norm1(before)).chunk(3, dim=-1)
+        mixed, seen = [], torch.zeros(len(before))
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            weights = (q[:, part] @ k[:, part].T * width**-0.5).softmax(dim=-1)
+            mixed.append(weights @ v[:, part])
+            seen += weights[0] / heads
+        image = before + block.attn.proj(torch.cat(mixed, dim=-1))
+        order = seen[1:].argsort(descending=True).tolist()
+        stays, goes = sorted(order[:count]), order[count:]
+        parts = [image[:1], image[1:][stays]]
+        if fuse:
+            parts.append(sum(seen[1 + place] * image[1 + place] for place in goes)[None])
+        after = torch.cat(parts)
+        rows.append(after + block.mlp(block.norm2(after)))
+        places.append(stays)
+    return torch.stack(rows), places
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@torch.no_grad()
+def test_stages_are_the_slow_ones(fuse: bool, tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 4], fuse=fuse)
+    trace = model.trace(images)
+    x = tower._pos_embed(tower.patch_embed(images))
+    positions, stage = [list(range(64))] * 3, 0
+    for index in range(6):
+        if index not in (1, 3, 4):
+            x = tower.blocks[index](x)
+            continue
+        count = math.ceil(0.7 * (x.shape[1] - 1))
+        x, places = slow_block(tower.blocks[index], x, count, fuse)
+        for image in range(3):
+            kept = [positions[image][place] for place in places[image]] + [-1] * fuse
+            positions[image] = kept
+            assert trace.reductions[stage].after[image].tolist() == kept
+        stage += 1
+    wanted = tower.forward_head(tower.norm(x))
+    assert torch.allclose(trace.output, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.6, 0.7, 0.83, 0.9])
+@pytest.mark.parametrize("fuse", [False, True])
+@torch.no_grad()
+def test_stage_rate_counts_with_ceil(rate: float, fuse: bool, tower: VisionTransformer):
+    """A fused token that arrives counts as a token; the one that is added isn't kept by rate."""
+    model = zoo.reduce(tower, method="evit", stage_rate=rate, reduce_at=[0, 2, 4], fuse=fuse)
+    trace = model.trace(torch.randn(1, 3, 64, 64))
+    tokens, wanted = 64, []
+    for index in range(6):
+        if index in (0, 2, 4):
+            tokens = math.ceil(rate * tokens) + fuse
+        wanted.append(1 + tokens)
+    assert trace.tokens_per_block == tuple(wanted)
+
+
+def test_the_papers_counts(tower: VisionTransformer):
+    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5])
+    assert model.reducer.counts(196) == {1: 138, 3: 97, 5: 68}
+    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5], fuse=True)
+    assert model.reducer.counts(196) == {1: 138, 3: 98, 5: 70}
+
+
+@torch.no_grad()
+def test_keep_counts_what_attention_keeps(tower: VisionTransformer, images: Tensor):
+    plain = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=[1, 3]).trace(images)
+    fused = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=[1, 3], fuse=True).trace(images)
+    assert plain.final_tokens == 32
+    assert fused.final_tokens == 33
+    assert (fused.reductions[-1].after[:, -1] == -1).all()
+
+
+@torch.no_grad()
+def test_the_fused_token_has_no_place_in_the_grid(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="evit", keep=0.25, reduce_at=[1], fuse=True)
+    after = model.trace(images).reductions[0].after
+    last = model.forward_intermediates(images, 1, output_fmt="NLC", intermediates_only=True)[0]
+    for image in range(3):
+        there = last[image].abs().sum(dim=-1).nonzero().flatten().tolist()
+        assert there == [p for p in after[image].tolist() if p >= 0]
+        assert len(there) == 16
+
+
+@torch.no_grad()
+def test_the_class_token_of_the_same_block_decides(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=2)
+    same = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=2)
+    ours, theirs = model.trace(images).reductions[0], same.trace(images).reductions[0]
+    assert torch.allclose(ours.importance, theirs.importance, atol=1e-6)
+    assert torch.equal(ours.after, theirs.after)
+    assert not torch.allclose(model(images), same(images), atol=1e-3)  # attention saw all tokens
+
+
+@torch.no_grad()
+def test_low_precision_keeps_its_type(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower.bfloat16(), method="evit", keep=0.5, fuse=True)
+    assert model.forward_features(images.bfloat16()).dtype == torch.bfloat16
+    model = zoo.reduce(tower.float(), method="evit", keep=0.5, fuse=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(images).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({}, "expected exactly one of keep or stage_rate, got none of them"),
+        ({"keep": 0.5, "stage_rate": 0.7}, "got keep=0.5, stage_rate=0.7"),
+        ({"stage_rate": 0}, "stage_rate=0: expected a number in (0, 1]"),
+        ({"stage_rate": 1.5}, "stage_rate=1.5: expected a number in (0, 1]"),
+        ({"stage_rate": "0.7"}, "stage_rate='0.7': expected a number"),
+        ({"keep": 0.5, "fuse": 1}, "fuse=1: expected true or false"),
+        ({"keep": 0.5, "fuse": "yes"}, "fuse='yes': expected true or false"),
+        ({"keep": 0.5, "rate": 0.7}, "evit has no option 'rate'"),
+        ({"keep": 0.5, "reduce_at": [3, 6]}, "reduce_at=6: this tower has blocks 0 to 5"),
+    ],
+)
+def test_refusals(options: dict, match: str, tower: VisionTransformer):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        zoo.reduce(tower, method="evit", **options)

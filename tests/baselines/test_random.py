@@ -1,0 +1,111 @@
+"""Random pruning: uniform, repeatable, blind to images."""
+
+import re
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import zoo
+from baselines.random import hashed
+
+
+def kept(model: zoo.ReducedViT, images: Tensor) -> list[list[int]]:
+    return model.trace(images).reductions[-1].after.tolist()
+
+
+def slow_hash(position: int, seed: int) -> float:
+    """Mix one position with Python's unbounded integers."""
+    h = (position + 1) * 0x9E3779B1 + (seed * 0x85EBCA77) % 2**32
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        h %= 2**32
+        h = ((h ^ (h >> 16)) * multiplier) % 2**32
+    h ^= h >> 15
+    return (h % 2**24) / 2**24
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345, 2**31, 2**40 + 3])
+def test_the_hash_is_32_bit_arithmetic(seed: int):
+    positions = torch.arange(576)
+    found = hashed(positions[None], seed)[0]
+    assert found.dtype == torch.float32
+    assert found.tolist() == [slow_hash(p, seed) for p in range(576)]
+
+
+def test_every_patch_is_kept_equally_often():
+    """Chi-square over 2000 seeds: each of 196 patches, kept with probability 0.6."""
+    seeds, left = 2000, 118
+    positions = torch.arange(196)[None]
+    count = torch.zeros(196)
+    for seed in range(seeds):
+        count[hashed(positions, seed)[0].argsort(descending=True)[:left]] += 1
+    mean = seeds * left / 196
+    variance = mean * (1 - left / 196)
+    chi = ((count - mean) ** 2 / variance).sum().item()
+    assert 140 < chi < 260  # 195 degrees of freedom: mean 195, standard deviation 20
+
+
+def test_neighbours_are_kept_independently():
+    """The pairwise frequency of kept neighbours is that of any pair."""
+    positions, both, seeds = torch.arange(196)[None], 0.0, 1000
+    for seed in range(seeds):
+        stays = torch.zeros(196)
+        stays[hashed(positions, seed)[0].argsort(descending=True)[:98]] = 1
+        both += (stays[:-1] * stays[1:]).sum().item()
+    expected = seeds * 195 * (98 / 196) * (97 / 195)
+    assert both == pytest.approx(expected, rel=0.02)
+
+
+def test_values_do_not_collide():
+    for seed in range(50):
+        assert hashed(torch.arange(576)[None], seed).unique().numel() >= 575
+
+
+@torch.no_grad()
+def test_one_order_serves_all_images_and_runs(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="random", keep=0.5)
+    first = kept(model, images)
+    torch.manual_seed(99)
+    assert first == kept(model, torch.randn(3, 3, 64, 64))
+    assert first[0] == first[1] == first[2] == kept(model.train(), images[:1])[0]
+
+
+@torch.no_grad()
+def test_seeds_differ(tower: VisionTransformer, images: Tensor):
+    orders = {
+        tuple(kept(zoo.reduce(tower, method="random", keep=0.5, seed=s), images)[0])
+        for s in range(20)
+    }
+    assert len(orders) == 20
+
+
+@torch.no_grad()
+def test_lower_keep_rates_are_subsets(tower: VisionTransformer, images: Tensor):
+    """One order: what stays at 30 % stays at 60 % as well, in one shot or in stages."""
+    few = kept(zoo.reduce(tower, method="random", keep=0.3), images)[0]
+    more = kept(zoo.reduce(tower, method="random", keep=0.6), images)[0]
+    staged = zoo.reduce(tower, method="random", keep=0.3, reduce_at=[1, 2, 5])
+    assert set(few) < set(more)
+    assert kept(staged, images)[0] == few
+
+
+@torch.no_grad()
+def test_stored_order(tower: VisionTransformer, images: Tensor):
+    """The same on every machine and in every release."""
+    ranking = zoo.reduce(tower, method="random", keep=0.5).trace(images).ranking
+    assert ranking[0, :8].tolist() == sorted(range(64), key=lambda p: -slow_hash(p, 0))[:8]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"seed": -1}, "seed=-1: expected an integer from 0"),
+        ({"seed": 1.0}, "seed=1.0: expected an integer from 0"),
+        ({"seed": True}, "seed=True: expected an integer from 0"),
+        ({"seeds": 1}, "random has no option 'seeds': did you mean 'seed'?"),
+    ],
+)
+def test_refusals(options: dict, match: str, tower: VisionTransformer):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        zoo.reduce(tower, method="random", keep=0.5, **options)

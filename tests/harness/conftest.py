@@ -1,0 +1,145 @@
+"""A whole benchmark in miniature: a tower of 64 patches, three classes, a cache in a folder."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import zoo
+from harness.datasets.base import Dataset, Example, Split, SplitName
+from harness.rankings import Provenance, Rankings
+from zoo.clip import Clip, ClipParts
+from zoo.fit import FitConfig, save_predictor
+from zoo.predictor import Predictor
+from zoo.text import CompactText, tokenizer
+from zoo.weights import cache_folder, fingerprint, predictor_name
+
+ARCH, TAG = "clip_vit_b16", "openai"
+WORDS = ("cat", "dog", "house")
+COUNTS = {"train": 12, "val": 9, "test": 21}
+
+
+class Toy(Dataset):
+    """Noise on a colour that tells the class; the word of the last class is never known."""
+
+    name = "toy"
+    title = "Toy images"
+    license = "CC0-1.0"
+    source = "drawn on the spot"
+    files = ()
+    build_command = "true"
+    templates = ("a photo of a {}.", "{}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return (*WORDS, "zebra")
+
+    @property
+    def captions_seen(self) -> tuple[bool, ...]:
+        return (True,) * 3 + (False,)
+
+    def _split(self, name: SplitName) -> Split:
+        labels = np.arange(COUNTS[name], dtype=np.int64) % 4
+
+        def render(index: int, variant: int) -> Example:
+            drawn = np.random.default_rng((len(labels), index, variant)).integers(
+                0, 120, 64 * 64 * 3
+            )
+            pixels = drawn.reshape(64, 64, 3) + 120 * (np.arange(3) == labels[index] % 3)
+            image = Image.fromarray(pixels.astype(np.uint8))
+            return Example(image=image, label=int(labels[index]), image_id=f"toy/{name}-{index}")
+
+        return Split(labels, render)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: towers this small lose time to a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache out of it, in both directions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def toy() -> Toy:
+    return Toy()
+
+
+@pytest.fixture
+def parts() -> ClipParts:
+    """A CLIP model of 64 patches, 6 blocks and a joint space of 7."""
+    torch.manual_seed(11)
+    tiny = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
+    visual = timm.create_model(f"{ARCH}.{TAG}", num_classes=7, **tiny)
+    with torch.no_grad():
+        for parameter in visual.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    known = tokenizer(12)([t.format(w) for t in Toy.templates for w in WORDS]).unique()
+    geometry = {"context_length": 12, "width": 16, "heads": 2, "layers": 1, "output_dim": 7}
+    model = Clip(visual, CompactText(known.tolist(), **geometry), math.log(20.0)).eval()
+    return ClipParts(model, preprocess, tokenizer(12))
+
+
+def preprocess(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+@pytest.fixture
+def dense(parts: ClipParts) -> zoo.ReducedViT:
+    return parts.model.visual
+
+
+@pytest.fixture
+def predictor_file() -> Path:
+    """A random predictor for the tiny tower, in the user's cache."""
+    torch.manual_seed(12)
+    predictor = Predictor("conv", 48, 16, (8, 8), None, None)
+    path = cache_folder() / "predictors" / predictor_name(ARCH, TAG)
+    config = FitConfig(arch="conv", width=16)
+    told: dict[str, Any] = {"model": ARCH, "tag": TAG, "block": 3, "provenance": {}}
+    save_predictor(predictor, path, config=config, **told)
+    return path
+
+
+@pytest.fixture
+def ranked(dense: zoo.ReducedViT, toy: Toy) -> Callable[..., Rankings]:
+    """Make random rankings of a toy split's first images."""
+
+    def make(split: SplitName = "test", count: int | None = None, **facts: Any) -> Rankings:
+        images = list(toy.split(split))[:count]
+        drawn: NDArray[np.float64] = np.random.default_rng(1).random((len(images), 64))
+        told = {
+            "model": f"{ARCH}.{TAG}",
+            "weights": fingerprint(dense),
+            "dataset": "toy",
+            "revision": toy.revision,
+            "split": split,
+            "score": "preservation",
+            "block": 3,
+            "window": 2,
+            "stride": 1,
+            "dtype": "float32",
+        }
+        return Rankings(
+            image_ids=tuple(image.image_id for image in images),
+            importance=drawn.astype(np.float16),
+            provenance=Provenance(**{**told, **facts}),
+        )
+
+    return make

@@ -1,0 +1,179 @@
+"""Evaluation: which images, which features, which class, and nothing left to chance."""
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import zoo
+from harness import evaluate
+from harness.datasets import get_dataset, list_datasets
+from harness.datasets.base import Dataset, Split
+from harness.evaluate import (
+    correct,
+    few_shot,
+    linear_probe,
+    outcomes,
+    subset,
+    text_classifier,
+)
+from harness.rankings import Rankings
+from harness.variants import variants
+from zoo.clip import ClipParts, class_features
+
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+def ids(split: Split) -> list[str]:
+    return [example.image_id for example in split]
+
+
+def unbalanced() -> Split:
+    """Forty images: 25 of class 0, 12 of class 1, 3 of class 2, in a mixed order."""
+    labels = np.random.default_rng(0).permutation([0] * 25 + [1] * 12 + [2] * 3)
+    return Split(labels.astype(np.int64), lambda index, variant: index)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 9, 20, 39])
+def test_classes_give_in_turn(limit: int):
+    """Fill by hand: one of each class per round, as long as it has some."""
+    wanted: Counter[int] = Counter()
+    left = {0: 25, 1: 12, 2: 3}
+    while sum(wanted.values()) < limit:
+        ready = [c for c in left if wanted[c] < left[c]]
+        least = min(wanted[c] for c in ready)
+        wanted[next(c for c in ready if wanted[c] == least)] += 1
+    found = Counter(subset(unbalanced(), limit).labels.tolist())
+    assert sum(found.values()) == limit
+    # Whose turn comes first within a round isn't promised, so counts may differ by that one.
+    assert all(abs(found[c] - wanted[c]) <= 1 for c in left)
+    assert max(found.values()) - min(found[c] for c in left if found[c] < left[c]) <= 1
+
+
+def test_smaller_subsets_are_parts_of_larger_ones():
+    split = unbalanced()
+    chosen = [list(subset(split, limit)) for limit in range(1, 41)]
+    for smaller, larger in itertools.pairwise(chosen):
+        assert set(smaller) < set(larger)
+        assert larger == sorted(larger)
+    assert chosen[19] == list(subset(unbalanced(), 20))
+    assert chosen[19] != list(range(20))
+
+
+@pytest.mark.parametrize("limit", [None, 40, 1000])
+def test_all_there_is(limit: int | None):
+    split = unbalanced()
+    assert subset(split, limit) is split
+
+
+@pytest.mark.parametrize("name", list_datasets())
+def test_the_default_subset_of_every_dataset_is_balanced(name: str):
+    split = get_dataset(name).split("test")
+    counts, all_counts = (np.bincount(s.labels) for s in (subset(split, 100), split))
+    short = counts < all_counts
+    assert counts.sum() == 100
+    assert counts[short].max() - counts[short].min() <= 1
+
+
+@pytest.mark.parametrize("batch", [4, 32])
+def test_outcomes_are_the_models_own_features_in_image_order(
+    batch: int,
+    dense: zoo.ReducedViT,
+    toy: Dataset,
+    parts: ClipParts,
+    ranked: Callable[..., Rankings],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(evaluate, "BATCH", batch)
+    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
+    split, done = toy.split("test"), []
+    found = outcomes(rows, split, parts.preprocess, ranked(), on_batch=done.append, **CPU)
+    assert done == [*range(batch, len(split), batch), len(split)]
+    images = torch.stack([parts.preprocess(example.image) for example in split])
+    with torch.inference_mode():
+        for row in rows[:2]:
+            whole = F.normalize(row.vit(images), dim=-1)
+            assert torch.allclose(found[row.model].features, whole, atol=1e-5)
+        scores = rows[1].vit.trace(images).scores
+    assert [o.final_tokens for o in found.values()] == [64, 32, 32]
+    assert found["clip_vit_b16"].scores is None
+    assert np.array_equal(found["clip_vit_b16_random50"].scores, scores.numpy())
+    golden = found["clip_vit_b16_golden50"].scores
+    order = np.argsort(-ranked().importance.astype(np.float32), axis=1, kind="stable")
+    assert np.array_equal(np.argsort(-golden, axis=1, kind="stable"), order)
+    assert not found["clip_vit_b16"].features.is_inference()
+
+
+def test_golden_rows_want_every_ranking(
+    dense: zoo.ReducedViT, toy: Dataset, parts: ClipParts, ranked: Callable[..., Rankings]
+):
+    rows = variants(dense, "clip_vit_b16", "openai", ["golden"], [0.5])
+    with pytest.raises(ValueError, match=re.escape("no golden ranking for image 'toy/test-5'")):
+        outcomes(rows, toy.split("test"), parts.preprocess, ranked(count=5), **CPU)
+
+
+def test_text_classifier_leaves_out_what_it_can_not_name(parts: ClipParts, toy: Dataset):
+    classifier, left_out = text_classifier(parts, toy)
+    assert left_out == ("zebra",)
+    assert classifier.shape == (4, 7)
+    known = class_features(parts.model, parts.tokenizer, toy.classes[:3], toy.templates)
+    assert torch.allclose(classifier[:3], known, atol=1e-6)
+    assert classifier[3].isnan().all()
+
+
+def test_the_best_class_by_hand():
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])
+    classifier = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    assert correct(features, classifier, np.array([0, 1, 2, 0])).tolist() == [True] * 3 + [False]
+
+
+def test_a_class_left_out_never_wins():
+    """Not even where every other cosine is negative; its images count as wrong."""
+    features = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    classifier = torch.tensor([[torch.nan, torch.nan], [1.0, 0.0], [0.8, 0.6]])
+    assert correct(features, classifier, np.array([2, 1])).tolist() == [True, True]
+    assert correct(features, classifier, np.array([0, 0])).tolist() == [False, False]
+
+
+def test_a_linear_probe_separates_what_can_be_separated():
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(5, 16, generator=generator), dim=-1)
+    labels = torch.arange(200) % 5
+    noise = 0.1 * torch.randn(200, 16, generator=generator)
+    features = F.normalize(centres[labels] + noise, dim=-1)
+    weights = linear_probe(features[:50], labels[:50], 5)
+    assert weights.shape == (5, 16)
+    assert correct(features[50:], weights, labels[50:].numpy()).mean() > 0.97
+    assert torch.equal(weights, linear_probe(features[:50], labels[:50], 5))
+    assert not weights.requires_grad
+
+
+def test_a_linear_probe_ends_at_the_minimum():
+    """The gradient, written out for every class, is zero there."""
+    generator = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.randn(30, 6, generator=generator), dim=-1)
+    labels = torch.randint(0, 3, (30,), generator=generator)
+    weights = linear_probe(features, labels, 3, decay=0.05)
+    slope = [[2 * 0.05 * w / 3 for w in row] for row in weights.tolist()]
+    for x, label in zip(features.tolist(), labels.tolist(), strict=True):
+        logits = [sum(w * v for w, v in zip(row, x, strict=True)) for row in weights.tolist()]
+        total = sum(math.exp(v) for v in logits)
+        for c in range(3):
+            error = math.exp(logits[c]) / total - (c == label)
+            slope[c] = [s + error * v / 30 for s, v in zip(slope[c], x, strict=True)]
+    assert max(abs(s) for row in slope for s in row) < 1e-4
+
+
+def test_a_few_shots_are_balanced_training_images(toy: Dataset):
+    split = few_shot(toy, 2, seed=3)
+    assert np.bincount(split.labels).tolist() == [2, 2, 2, 2]
+    assert set(ids(split)) < set(ids(toy.split("train")))
+    assert ids(split) == ids(few_shot(toy, 2, seed=3))
+    with pytest.raises(ValueError, match="4 shots asked for, but class 'cat' of 'toy' has 3"):
+        few_shot(toy, 4, seed=0)

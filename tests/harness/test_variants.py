@@ -1,0 +1,193 @@
+"""Rows of a comparison: shared weights, shared prefix, and the same answers as each model alone."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import zoo
+from harness.variants import DENSE, GOLDEN, Variant, known_methods, run, split_name, variants
+from zoo.reducer import final_count
+from zoo.weights import find_predictor, load_predictor
+
+ARCH, TAG = "clip_vit_b16", "openai"
+REDUCERS = ("clsattn", "evit", "patchrank", "random", "tome")
+
+
+@pytest.fixture
+def rows(dense: zoo.ReducedViT, predictor_file: Path) -> list[Variant]:
+    return variants(dense, ARCH, TAG, known_methods(), (0.6, 0.3))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 64, 64)
+
+
+@pytest.fixture
+def golden() -> Tensor:
+    return torch.randn(3, 64)
+
+
+def test_every_method_is_known_between_dense_and_golden():
+    assert known_methods() == (DENSE, *REDUCERS, GOLDEN)
+
+
+def test_a_row_per_method_and_keep_rate_the_dense_one_once(rows: list[Variant]):
+    names = [row.model for row in rows]
+    wanted = [f"{ARCH}_{m}{k}" for m in (*REDUCERS, GOLDEN) for k in (60, 30)]
+    assert names == [ARCH, *wanted]
+    assert [row.keep for row in rows] == [1.0] + [0.6, 0.3] * 6
+    assert all(not row.vit.training for row in rows)
+
+
+def test_rows_share_the_towers_weights(rows: list[Variant], dense: zoo.ReducedViT):
+    ours = dict(dense.named_parameters())
+    for row in rows:
+        theirs = dict(row.vit.named_parameters())
+        assert all(theirs[name] is ours[name] for name in ours)
+        extra = {name for name in theirs if name not in ours}
+        assert all(name.startswith("reducer.predictor.") for name in extra)
+        assert bool(extra) == (row.method == "patchrank")
+
+
+def test_settings_are_json_values(rows: list[Variant]):
+    """Records are compared with earlier ones, which come from JSON: a tuple would never fit."""
+    for row in rows:
+        assert json.loads(json.dumps(row.config)) == row.config
+        assert row.config.get("keep", 1.0) == row.keep
+
+
+def test_settings_tell_one_predictor_from_another(rows: list[Variant], predictor_file: Path):
+    [first, _] = [row.config for row in rows if row.method == "patchrank"]
+    assert (first["arch"], first["width"], first["reduce_at"]) == ("conv", 16, [3])
+    changed = predictor_file.read_bytes()
+    predictor_file.write_bytes(changed[:-1] + bytes([changed[-1] ^ 1]))
+    [again] = variants(rows[0].vit, ARCH, TAG, ["patchrank"], [0.6])
+    assert again.config != first
+
+
+def test_where_a_row_leaves_the_dense_tower(rows: list[Variant]):
+    found = {row.method: row.first_block for row in rows}
+    assert found == {
+        "dense": 6,
+        "clsattn": 3,
+        "evit": 3,
+        "patchrank": 3,
+        "random": 3,
+        "tome": 0,
+        "golden": 3,
+    }
+
+
+@pytest.mark.parametrize("method", [DENSE, *REDUCERS])
+@pytest.mark.parametrize("keep", [1.0, 0.6, 0.3])
+def test_equals_each_model_alone(
+    method: str, keep: float, dense: zoo.ReducedViT, predictor_file: Path, images: Tensor
+):
+    """The slow way: build the model, run the whole of it, read its trace."""
+    rows = variants(dense, ARCH, TAG, [*REDUCERS, DENSE], [keep])
+    found = run(rows, images, None)
+    row = next(row for row in rows if row.method == method)
+    options = {} if method == DENSE else {"keep": keep}
+    if method == "patchrank":
+        options |= {"arch": "conv", "width": 16}
+    alone = zoo.reduce(dense, method=None if method == DENSE else method, **options).eval()
+    if method == "patchrank":
+        load_predictor(alone, find_predictor(ARCH, TAG, predictor_file))
+    with torch.inference_mode():
+        trace = alone.trace(images)
+        whole = F.normalize(alone(images), dim=-1)
+    output = found[row.model]
+    assert torch.allclose(output.features, whole, atol=1e-5)
+    assert output.final_tokens == trace.final_tokens == final_count(64, row.keep)
+    if trace.scores is None:
+        assert output.scores is None
+    else:
+        assert torch.equal(output.scores, trace.scores)
+
+
+def test_the_order_of_rows_does_not_matter(rows: list[Variant], images: Tensor, golden: Tensor):
+    forth, back = run(rows, images, golden), run(rows[::-1], images, golden)
+    assert list(forth) == [row.model for row in rows]
+    for name in forth:
+        assert torch.equal(forth[name].features, back[name].features)
+
+
+@pytest.mark.parametrize("keep", [0.6, 0.3])
+@torch.no_grad()
+def test_golden_keeps_exactly_the_best(
+    keep: float, dense: zoo.ReducedViT, images: Tensor, golden: Tensor
+):
+    [row] = variants(dense, ARCH, TAG, [GOLDEN], [keep])
+    output = run([row], images, golden)[row.model]
+    count = round(keep * 64)
+    assert output.final_tokens == count
+    for image in range(3):
+        best = golden[image].argsort(descending=True)[:count].sort().values
+        x = dense.norm_pre(dense._pos_embed(dense.patch_embed(images[image : image + 1])))
+        for block in dense.blocks[:3]:
+            x = block(x)
+        x = torch.cat((x[:, :1], x[:, 1:][:, best]), dim=1)
+        for block in dense.blocks[3:]:
+            x = block(x)
+        slow = F.normalize(dense.head(dense.norm(x)[:, 0]), dim=-1)
+        assert torch.allclose(output.features[image], slow[0], atol=1e-5)
+        order = output.scores[image].argsort(descending=True)
+        assert order.tolist() == golden[image].argsort(descending=True).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("clip_vit_s14", ("clip_vit_s14", "imgfocus_lit")),
+        ("clip_vit_b16", ("clip_vit_b16", "openai")),
+        ("clip_vit_b16.laion2b", ("clip_vit_b16", "laion2b")),
+    ],
+)
+def test_names_and_their_tags(name: str, found: tuple[str, str]):
+    assert split_name(name) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("clip_vit_s41", "model 'clip_vit_s41': did you mean 'clip_vit_s14'? expected one of"),
+        ("clip_vit_s14_random60", "model 'clip_vit_s14_random60': "),
+        ("clip_vit_b16.opnai", "weight tag 'opnai' of clip_vit_b16: did you mean 'openai'?"),
+    ],
+)
+def test_refused_names(name: str, match: str):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        split_name(name)
+
+
+@pytest.mark.parametrize(
+    ("methods", "keeps", "match"),
+    [
+        (
+            ["radnom"],
+            [0.5],
+            "method 'radnom': did you mean 'random'? expected one of dense, clsattn",
+        ),
+        (["random"], [1.5], "keep=1.5: expected a number in (0, 1]"),
+        (
+            ["random"],
+            [0.6, 0.604],
+            "clip_vit_b16_random60 twice, for keep rates 0.6 and 0.604: give",
+        ),
+        (["golden"], [0.3, 0.3], "clip_vit_b16_golden30 twice, for keep rates 0.3 and 0.3: give"),
+    ],
+)
+def test_refused_rows(methods: list, keeps: list, match: str, dense: zoo.ReducedViT):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        variants(dense, ARCH, TAG, methods, keeps)
+
+
+def test_patchrank_needs_a_predictor(dense: zoo.ReducedViT):
+    with pytest.raises(FileNotFoundError, match="python -m harness fit predictor --model clip_vit"):
+        variants(dense, ARCH, TAG, ["patchrank"], [0.5])

@@ -1,0 +1,92 @@
+"""Attention that hands out queries and keys, against timm's and against a written-out softmax."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import Attention, LayerNorm
+from torch import Tensor, nn
+
+from zoo.attention import attend, cls_attention, cls_query_and_keys
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"qkv_bias": True},
+    "without bias": {"qkv_bias": False},
+    "qk norm": {"qkv_bias": True, "qk_norm": True, "norm_layer": LayerNorm},
+    "scale norm": {"qkv_bias": True, "scale_norm": True, "norm_layer": LayerNorm},
+}
+
+
+@pytest.fixture(params=KINDS)
+def layer(request: pytest.FixtureRequest) -> Attention:
+    attention = Attention(24, num_heads=3, **KINDS[request.param]).eval()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return attention
+
+
+def written_out(layer: Attention, x: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """Return the attention weights (B, H, T, T) by plain loops over heads."""
+    q, k, _ = layer.qkv(x).chunk(3, dim=-1)
+    weights = []
+    for head in range(3):
+        part = slice(8 * head, 8 * head + 8)
+        logits = layer.q_norm(q[..., part]) @ layer.k_norm(k[..., part]).mT / 8**0.5
+        weights.append((logits + bias).softmax(dim=-1))
+    return torch.stack(weights, dim=1)
+
+
+@torch.no_grad()
+def test_output_is_timms(layer: Attention):
+    x = torch.randn(2, 10, 24)
+    attended = attend(layer, x)
+    assert torch.equal(attended.out, layer(x))
+    assert attended.query.shape == attended.key.shape == (2, 3, 10, 8)
+    bias = torch.randn(2, 1, 1, 10)
+    assert torch.equal(attend(layer, x, bias).out, layer(x, attn_mask=bias))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", [1, 4])
+def test_cls_attention_is_the_first_row_of_the_softmax(layer: Attention, prefix: int):
+    x = torch.randn(2, 10, 24)
+    wanted = written_out(layer, x)[:, :, 0, prefix:].mean(dim=1)
+    attended = attend(layer, x)
+    found = cls_attention(attended.query, attended.key, attended.scale, prefix)
+    assert found.shape == (2, 10 - prefix)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    query, key = cls_query_and_keys(layer, x)
+    assert query.shape == (2, 3, 1, 8)
+    assert torch.allclose(cls_attention(query, key, layer.scale, prefix), wanted, atol=1e-6)
+
+
+@torch.no_grad()
+def test_cls_attention_heeds_the_bias(layer: Attention):
+    x, bias = torch.randn(2, 10, 24), torch.randn(2, 1, 10)
+    attended = attend(layer, x, bias[:, None])
+    wanted = written_out(layer, x, bias)[:, :, 0, 1:].mean(dim=1)
+    found = cls_attention(attended.query, attended.key, attended.scale, 1, attended.bias)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+@torch.no_grad()
+def test_shares_sum_to_one_with_the_prefix(layer: Attention):
+    query, key = cls_query_and_keys(layer, torch.randn(2, 10, 24))
+    assert torch.allclose(cls_attention(query, key, layer.scale, 0).sum(dim=1), torch.ones(2))
+    assert (cls_attention(query, key, layer.scale, 3).sum(dim=1) < 1).all()
+
+
+@torch.no_grad()
+def test_low_precision_gives_float32(layer: Attention):
+    query, key = cls_query_and_keys(layer.bfloat16(), torch.randn(2, 10, 24).bfloat16())
+    assert cls_attention(query, key, layer.scale, 1).dtype == torch.float32
+
+
+def test_the_whole_block_is_timms(tiny: Callable[..., nn.Module]):
+    block = tiny("vit_small_patch14_dinov2.lvd142m").blocks[0]
+    x = torch.randn(2, 10, 48)
+    with torch.no_grad():
+        y = x + block.ls1(attend(block.attn, block.norm1(x)).out)
+        assert torch.equal(y + block.ls2(block.mlp(block.norm2(y))), block(x))

@@ -1,0 +1,168 @@
+"""Two towers in one joint space: fabricated ones first, the embedded one last."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import zoo
+from zoo import clip
+from zoo.clip import Clip, class_features, create_clip, load_text
+from zoo.text import CompactText, tokenizer
+from zoo.weights import EMBEDDED
+
+GEOMETRY = {"context_length": 12, "width": 16, "heads": 2, "layers": 1, "output_dim": 7}
+TEMPLATES = ("a photo of a {}.", "an icon of a {}", "{}")
+CLASSES = ("cat", "dog", "photo of a dog")
+
+
+@pytest.fixture
+def text() -> CompactText:
+    torch.manual_seed(2)
+    known = tokenizer(12)([t.format(c) for t in TEMPLATES for c in CLASSES]).unique()
+    return CompactText(known.tolist(), **GEOMETRY).eval()
+
+
+@pytest.fixture
+def model(tiny: Callable[..., nn.Module], text: CompactText) -> Clip:
+    return Clip(tiny("clip_vit_b16"), text, math.log(50.0)).eval()
+
+
+@torch.no_grad()
+def test_features_come_from_the_towers(model: Clip, text: CompactText, images: Tensor):
+    tokens = tokenizer(12)(list(CLASSES))
+    assert torch.equal(model.encode_image(images), model.visual(images))
+    assert torch.equal(model.encode_text(tokens), text(tokens))
+    image, words, scale = model(images, tokens)
+    assert torch.equal(image, F.normalize(model.visual(images), dim=-1))
+    assert torch.equal(words, F.normalize(text(tokens), dim=-1))
+    assert torch.allclose(image.norm(dim=1), torch.ones(3))
+    assert scale.item() == pytest.approx(50.0)
+
+
+@torch.no_grad()
+def test_a_class_is_the_mean_over_unit_prompts(model: Clip):
+    found = class_features(model, tokenizer(12), CLASSES, TEMPLATES)
+    for name, feature in zip(CLASSES, found, strict=True):
+        total = torch.zeros(7)
+        for template in TEMPLATES:
+            prompt = model.text(tokenizer(12)([template.format(name)]))[0]
+            total += prompt / prompt.norm()
+        assert torch.allclose(feature, total / total.norm(), atol=1e-6)
+    assert torch.allclose(found.norm(dim=1), torch.ones(3))
+
+
+def test_words_without_a_row_are_told(model: Clip):
+    with pytest.raises(ValueError, match="never saw 'horse'"):
+        class_features(model, tokenizer(12), ("cat", "horse"), TEMPLATES)
+
+
+@torch.no_grad()
+def test_a_text_tower_is_read_as_it_was_written(
+    text: CompactText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text.half().float()
+    tensors = {f"text.{k}": v.half() for k, v in text.state_dict().items()}
+    tensors |= {
+        "token_ids": text.token_ids.to(torch.int32),
+        "logit_scale": torch.tensor(3.25),
+        "visual_projection": torch.zeros(7, 5).half(),  # of the image side: not its concern
+    }
+    facts = {"text": json.dumps({"geometry": GEOMETRY, "steps": 1, "seed": 0})}
+    save_file(tensors, tmp_path / "clip_vit_s14.text.safetensors", metadata=facts)
+    monkeypatch.setattr(clip, "EMBEDDED", tmp_path)
+    read, scale, length = load_text()
+    assert (scale, length, read.training) == (3.25, 12, False)
+    assert all(p.dtype == torch.float32 for p in read.parameters())
+    tokens = tokenizer(12)(list(CLASSES))
+    assert torch.equal(read(tokens), text(tokens))
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("clip_vit_s41", "model 'clip_vit_s41': did you mean 'clip_vit_s14'? expected one of"),
+        ("clip_vit_s14_rando60", "did you mean 'clip_vit_s14_random60'?"),
+        ("vit_small_patch14_dinov2", "model 'vit_small_patch14_dinov2': "),
+        ("clip_vit_b16.openai", "only clip_vit_s14 comes with a text tower; for others take"),
+    ],
+)
+def test_refused_names(name: str, match: str):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        create_clip(name, pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> clip.ClipParts:
+    return create_clip("clip_vit_s14")
+
+
+@torch.no_grad()
+def test_the_embedded_image_tower_ends_in_its_projection(embedded: clip.ClipParts):
+    visual = embedded.model.visual
+    stored = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
+    assert torch.equal(visual.head.weight, stored["visual_projection"].float())
+    assert torch.equal(visual.head.bias, stored["visual_bias"].float())
+    x = torch.randn(1, 3, 196, 196)
+    token = visual.forward_features(x)[:, 0]
+    slow = token @ stored["visual_projection"].float().T + stored["visual_bias"].float()
+    assert torch.allclose(embedded.model.encode_image(x), slow, atol=1e-4)
+    assert not embedded.model.training
+
+
+def test_the_embedded_text_tower_speaks(embedded: clip.ClipParts):
+    tokens = embedded.tokenizer(["a photo of a dress.", "a photo of a sandal."])
+    assert tokens.shape[1] == embedded.model.text.tower.context_length
+    features = embedded.model.encode_text(tokens, normalize=True)
+    assert features.shape == (2, 256)
+    assert features[0] @ features[1] < 0.95
+    assert 1.0 < embedded.model.logit_scale.exp().item() <= 100.0
+
+
+def test_preprocessing_is_the_towers(embedded: clip.ClipParts):
+    white = embedded.preprocess(Image.new("RGB", (400, 300), "white"))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = ((1 - mean) / std)[:, None, None].expand(3, 196, 196)
+    assert torch.allclose(white, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.25}, {"reduce_at": 5}], ids=str)
+@torch.no_grad()
+def test_a_reduced_embedded_model(options: dict[str, Any], embedded: clip.ClipParts):
+    """Same weights as ``zoo.reduce`` gives the dense one, and arguments reach timm."""
+    parts = create_clip("clip_vit_s14_random50", **options)
+    shared = zoo.reduce(embedded.model.visual, method="random", **{"keep": 0.5, **options})
+    x = torch.randn(1, 3, 196, 196)
+    assert torch.equal(parts.model.visual(x), shared(x))
+    assert parts.model.visual.trace(x).final_tokens == round(options.get("keep", 0.5) * 196)
+
+
+@torch.no_grad()
+def test_the_embedded_patchrank_model_works_offline(
+    embedded: clip.ClipParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The packaged predictor is found, with nothing in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = timm.create_model("clip_vit_s14_patchrank60", pretrained=True).eval()
+    x = F.interpolate(torch.rand(2, 3, 7, 7), size=(196, 196))
+    trace = model.trace(x)
+    assert trace.final_tokens == 118
+    again = create_clip("clip_vit_s14_patchrank60.imgfocus_lit").model.visual
+    assert torch.equal(again.trace(x).ranking, trace.ranking)
+    assert torch.equal(zoo.reduce(model, method=None)(x), embedded.model.visual(x))
+
+
+def test_without_pretrained_weights_the_image_tower_is_random():
+    first, second = (create_clip("clip_vit_s14", pretrained=False).model for _ in range(2))
+    assert not torch.equal(first.visual.head.weight, second.visual.head.weight)
+    assert torch.equal(first.text.tower.text_projection, second.text.tower.text_projection)

@@ -1,0 +1,146 @@
+"""Weights of open_clip, loaded through our path, give its features, for every size and tag."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import open_clip
+import pytest
+import timm
+import torch
+from open_clip.model import CLIP
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from safetensors.torch import save_file
+from timm.layers.activations import QuickGELU
+from torch import Tensor, nn
+
+import zoo
+from zoo.registry import SIZES
+
+MODELS = {"b32": "ViT-B-32", "b16": "ViT-B-16", "l14": "ViT-L-14"}
+OPEN_CLIP_TAGS = {"datacompxl": "datacomp_xl_s13b_b90k", "metaclip_2pt5b": "metaclip_fullcc"}
+LAION2B = {"b32": "laion2b_s34b_b79k", "b16": "laion2b_s34b_b88k", "l14": "laion2b_s32b_b82k"}
+PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]
+TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
+
+
+def published(size: str, tag: str) -> dict:
+    """Return what open_clip itself says about these weights."""
+    theirs = LAION2B[size] if tag == "laion2b" else OPEN_CLIP_TAGS.get(tag, tag)
+    assert theirs in list_pretrained_tags_by_model(MODELS[size])
+    return get_pretrained_cfg(MODELS[size], theirs)
+
+
+@dataclass(frozen=True)
+class Original:
+    """An open_clip model with random weights: its features per activation, and its file."""
+
+    images: Tensor
+    features: dict[bool, Tensor]
+    file: Path
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory):
+    @cache
+    def build(size: str) -> Original:
+        torch.manual_seed(3)
+        config = open_clip.get_model_config(MODELS[size])
+        images = torch.randn(1 if size == "l14" else 2, 3, 224, 224)
+        features = {}
+        model: CLIP | None = None
+        for quick in (False, True):
+            weights = model.state_dict() if model is not None else None
+            with torch.device("meta" if weights else "cpu"):
+                model = CLIP(config["embed_dim"], config["vision_cfg"], TEXT, quick_gelu=quick)
+            if weights:
+                model.load_state_dict(weights, assign=True)
+                model.attn_mask = None  # the text side's, not saved and not needed
+            with torch.no_grad():
+                features[quick] = model.eval().encode_image(images)
+        file = tmp_path_factory.mktemp(size) / "open_clip.safetensors"
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
+        return Original(images, features, file)
+
+    return build
+
+
+def load(name: str, file: Path, **options: object) -> nn.Module:
+    return timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **options
+    ).eval()
+
+
+def distances(model: nn.Module, source: Original) -> dict[bool, float]:
+    """Return how far the features are from open_clip's: {with QuickGELU?: distance}."""
+    with torch.no_grad():
+        found = model(source.images)
+    assert found.shape == source.features[True].shape
+    return {quick: (found - f).abs().max().item() for quick, f in source.features.items()}
+
+
+@pytest.mark.parametrize(("size", "tag"), PAIRS)
+def test_what_is_said_of_the_weights_is_open_clips(size: str, tag: str):
+    theirs = published(size, tag)
+    model = timm.create_model(f"clip_vit_{size}.{tag}", device="meta")
+    assert model.pretrained_cfg["mean"] == tuple(theirs["mean"])
+    assert model.pretrained_cfg["std"] == tuple(theirs["std"])
+    assert model.pretrained_cfg["interpolation"] == theirs["interpolation"]
+    quick = bool(theirs.get("quick_gelu"))
+    assert SIZES[size].tags[tag][0] == quick
+    assert {type(b.mlp.act) for b in model.blocks} == {QuickGELU if quick else nn.GELU}
+    config = open_clip.get_model_config(MODELS[size])
+    assert model.num_classes == config["embed_dim"]
+    assert model.pretrained_cfg["input_size"][1] == config["vision_cfg"]["image_size"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "tag"), PAIRS)
+def test_features_are_open_clips(size: str, tag: str, original):
+    """Exact with the activation of the tag, and clearly different with the other one."""
+    quick = bool(published(size, tag).get("quick_gelu"))
+    source = original(size)
+    model = load(f"clip_vit_{size}.{tag}", source.file)
+    far = distances(model, source)
+    assert far[quick] < 1e-4
+    assert far[not quick] > 1e-3
+
+
+@pytest.mark.parametrize("tag", ["openai", "laion2b"])
+@pytest.mark.parametrize("name", ["evit60", "tome30", "clsattn90", "random50"])
+def test_reduced_names_load_the_same_weights(name: str, tag: str, original):
+    source = original("b32")
+    model = load(f"clip_vit_b32_{name}.{tag}", source.file, keep=1.0)
+    assert distances(model, source)[tag == "openai"] < 1e-4
+    shorter = load(f"clip_vit_b32_{name}.{tag}", source.file)
+    assert distances(shorter, source)[tag == "openai"] > 1e-3
+
+
+def test_the_activation_can_be_set_wrong_only_by_hand(original):
+    source = original("b32")
+    model = load("clip_vit_b32.openai", source.file, act_layer="gelu")
+    far = distances(model, source)
+    assert far[False] < 1e-4
+    assert far[True] > 1e-3
+
+
+def test_another_towers_weights_are_refused(original):
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        load("clip_vit_b32.laion2b", original("b32").file, depth=11)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load("clip_vit_b32.laion2b", original("b32").file, depth=13)
+
+
+def test_open_clip_can_drive_our_tower():
+    """A registered name serves as open_clip's ``timm_model_name``, CLS pooled and projected."""
+    vision = {
+        "timm_model_name": "clip_vit_b32_random50",
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": 224,
+    }
+    model = CLIP(512, vision, TEXT).eval()
+    assert isinstance(model.visual.trunk, zoo.ReducedViT)
+    with torch.no_grad():
+        assert model.encode_image(torch.randn(1, 3, 224, 224)).shape == (1, 512)
+    assert model.visual.trunk.reducer.config.keep == 0.5

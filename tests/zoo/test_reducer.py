@@ -1,0 +1,178 @@
+"""Keep arithmetic, settings and the register of methods."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zoo
+from zoo.reducer import (
+    HostSpec,
+    Reducer,
+    ReducerConfig,
+    build_reducer,
+    expected,
+    final_count,
+    register_method,
+    spread,
+)
+
+HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4), prefix=1)
+SCHEDULE = st.sampled_from(["geometric", "linear"])
+POINTS = st.sets(st.integers(0, 23), min_size=1, max_size=12).map(lambda s: tuple(sorted(s)))
+
+
+@given(patches=st.integers(1, 1024), percent=st.integers(1, 100))
+def test_final_count_is_the_rounded_share(patches: int, percent: int):
+    exact = Fraction(percent * patches, 100)
+    left = final_count(patches, percent / 100)
+    assert 1 <= left <= patches
+    assert abs(left - exact) <= Fraction(1, 2) or left == 1
+
+
+@given(
+    patches=st.integers(1, 1024),
+    keep=st.floats(0.01, 1.0),
+    points=POINTS,
+    schedule=SCHEDULE,
+)
+def test_counts_fall_and_end_where_promised(
+    patches: int, keep: float, points: tuple[int, ...], schedule: str
+):
+    counts = spread(patches, keep, points, schedule)
+    assert tuple(counts) == points
+    values = [patches, *counts.values()]
+    assert all(a >= b for a, b in pairwise(values))
+    assert values[-1] == final_count(patches, keep)
+
+
+@given(patches=st.integers(1, 1024), points=POINTS, schedule=SCHEDULE)
+def test_keeping_all_drops_nothing(patches: int, points: tuple[int, ...], schedule: str):
+    assert set(spread(patches, 1.0, points, schedule).values()) == {patches}
+
+
+@given(patches=st.integers(100, 1024), keep=st.floats(0.3, 0.9), stages=st.integers(2, 6))
+def test_schedules_do_what_their_names_say(patches: int, keep: float, stages: int):
+    points = tuple(range(stages))
+    values = [patches, *spread(patches, keep, points, "linear").values()]
+    drops = [a - b for a, b in pairwise(values)]
+    assert max(drops) - min(drops) <= 2
+    values = [patches, *spread(patches, keep, points, "geometric").values()]
+    shares = [b / a for a, b in pairwise(values)]
+    assert max(shares) - min(shares) < 2 / (keep * patches)
+
+
+def test_stored_schedules():
+    assert spread(196, 0.6, (3,), "geometric") == {3: 118}
+    assert spread(196, 0.6, (3, 6, 9), "geometric") == {3: 165, 6: 139, 9: 118}
+    assert spread(196, 0.6, (3, 6, 9), "linear") == {3: 170, 6: 144, 9: 118}
+    # Table 4 of the paper: 20 of 196 before each of four blocks.
+    assert spread(196, 116 / 196, (3, 5, 7, 9), "linear") == {3: 176, 5: 156, 7: 136, 9: 116}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"keep": 0}, "keep=0: expected a number in (0, 1]"),
+        ({"keep": 0.0}, "keep=0.0: expected a number in (0, 1]"),
+        ({"keep": -0.5}, "keep=-0.5: expected"),
+        ({"keep": 1.01}, "keep=1.01: expected"),
+        ({"keep": 60}, "keep=60: expected a number in (0, 1]"),
+        ({"keep": float("nan")}, "keep=nan: expected"),
+        ({"keep": "0.6"}, "keep='0.6': expected a number"),
+        ({"keep": True}, "keep=True: expected a number"),
+        ({"keep": None}, "expected exactly one of keep"),
+        ({"reduce_at": -1}, "reduce_at=-1: expected block indices, integers from 0"),
+        ({"reduce_at": 2.0}, "reduce_at=2.0: expected block indices"),
+        ({"reduce_at": [1.5]}, "reduce_at=[1.5]: expected block indices"),
+        ({"reduce_at": "3"}, "reduce_at='3': expected block indices"),
+        ({"reduce_at": True}, "reduce_at=True: expected block indices"),
+        ({"reduce_at": [True, 2]}, "reduce_at=[True, 2]: expected block indices"),
+        ({"reduce_at": []}, "reduce_at=[]: expected at least one index, ascending, once each"),
+        ({"reduce_at": [3, 1]}, "reduce_at=[3, 1]: expected at least one index, ascending"),
+        ({"reduce_at": [3, 3]}, "reduce_at=[3, 3]: expected at least one index, ascending"),
+        ({"reduce_at": 6}, "reduce_at=6: this tower has blocks 0 to 5"),
+        ({"reduce_at": [1, 17]}, "reduce_at=17: this tower has blocks 0 to 5"),
+        ({"schedule": "cosine"}, "schedule='cosine': expected one of geometric, linear"),
+        ({"schedule": None}, "schedule=None: expected one of geometric, linear"),
+        ({"Keep": 0.6}, "has no option 'Keep': did you mean 'keep'?"),
+    ],
+)
+@pytest.mark.parametrize("method_", ["patchrank", "clsattn", "evit", "random"])
+def test_shared_refusals(method_: str, options: dict[str, Any], match: str):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        build_reducer(method_, {"keep": 0.5, **options}, HOST)
+
+
+@pytest.mark.parametrize("points", [2, [2], (2,), None])
+def test_points_come_in_json_forms(points: Any):
+    config = ReducerConfig(keep=0.5, reduce_at=points)
+    assert config.reduce_at == (None if points is None else (2,))
+    assert Reducer(config, HOST).points == ((0, 1, 2, 3, 4, 5) if points is None else (2,))
+
+
+def test_every_method_announces_itself(method: str):
+    cls = zoo.METHODS[method]
+    assert cls.method == method
+    reducer = build_reducer(method, {"keep": 0.5}, HOST)
+    assert type(reducer) is cls
+    assert 0 <= reducer.first_block <= reducer.points[0]
+    assert list(reducer.counts(16).values())[-1] == 8
+
+
+def test_first_block_is_where_the_methods_part():
+    def first(name: str, **options: Any) -> int:
+        return build_reducer(name, {"keep": 0.5, **options}, HOST).first_block
+
+    assert first("clsattn") == 3
+    assert first("clsattn", source="previous") == 2
+    assert first("tome") == 0
+    assert first("evit", reduce_at=[4]) == 4
+
+
+@pytest.mark.parametrize("name", ["Evit", "evit2", "my_method", "", "é"])
+def test_names_of_methods_are_plain_words(name: str):
+    with pytest.raises(ValueError, match=re.escape(f"method name {name!r}: expected lower-case")):
+        register_method(name)(Reducer)
+
+
+def test_names_of_methods_are_not_taken_twice():
+    class Other(Reducer):
+        pass
+
+    with pytest.raises(ValueError, match="method name 'random' is taken by RandomPrune"):
+        register_method("random")(Other)
+    assert zoo.METHODS["random"].__name__ == "RandomPrune"
+
+
+def test_a_method_may_have_its_own_settings():
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ReducerConfig):
+        strength: int = 1
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.whole("strength", 1)
+
+    assert Config(keep=0.5).strength == 1
+    with pytest.raises(ValueError, match="strength=0: expected an integer from 1"):
+        Config(keep=0.5, strength=0)
+    with pytest.raises(ValueError, match=r"strength=1.5: expected an integer from 1"):
+        Config(keep=0.5, strength=1.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("evitt", "did you mean 'evit'? expected one of evit, tome"),
+        ("xyz", "expected one of evit, tome"),
+        (3, "expected one of evit, tome"),
+    ],
+)
+def test_expected_names_the_nearest(value: Any, wanted: str):
+    assert expected(value, ("evit", "tome")) == wanted

@@ -1,0 +1,169 @@
+"""One contract over every registered name."""
+
+import re
+from fractions import Fraction
+
+import pytest
+import timm
+import torch
+from timm.layers.activations import QuickGELU
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import zoo
+from zoo.registry import PERCENTS, SIZES, default_cfgs
+
+POINTS = {"patchrank": (3,), "clsattn": (3,), "random": (3,), "evit": (3, 6, 9), "tome": range(24)}
+DEPTHS = {"b32": 12, "b16": 12, "l14": 24, "s14": 9}
+PATCHES = {"b32": 49, "b16": 196, "l14": 256, "s14": 196}
+REDUCED = [name for name, parts in zoo.MODELS.items() if parts.method]
+SOME = [name for name, parts in zoo.MODELS.items() if parts.percent in (100, 60)]
+
+
+def test_every_promised_name_is_there():
+    methods = ("patchrank", "clsattn", "evit", "tome", "random")
+    ends = ["", *(f"_{m}{p}" for m in methods for p in (90, 80, 70, 60, 50, 40, 30))]
+    promised = {f"clip_vit_{size}{end}" for size in ("b32", "b16", "l14", "s14") for end in ends}
+    assert promised <= set(zoo.MODELS)
+    assert set(zoo.MODELS) == set(timm.list_models("clip_vit_*"))
+
+
+def test_every_name_is_listed_with_its_tags():
+    listed = set(timm.list_models("clip_vit_*", pretrained=True))
+    wanted = {f"{n}.{tag}" for n, parts in zoo.MODELS.items() for tag in SIZES[parts.size].tags}
+    assert listed == wanted
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_the_number_is_what_is_left_at_the_end(name: str):
+    """Run a tower of the size's depth and grid, but narrow."""
+    parts = zoo.MODELS[name]
+    model = timm.create_model(name, embed_dim=16, num_heads=2, mlp_ratio=1).eval()
+    side = SIZES[parts.size].image
+    with torch.no_grad():
+        trace = model.trace(torch.randn(1, 3, side, side))
+    patches = PATCHES[parts.size]
+    left = round(Fraction(parts.percent, 100) * patches)
+    assert trace.grid[0] * trace.grid[1] == patches
+    assert len(trace.tokens_per_block) == DEPTHS[parts.size]
+    assert trace.final_tokens == trace.tokens_per_block[-1] - 1 == left
+    assert trace.output.shape == (1, SIZES[parts.size].features)
+    assert model.num_classes == SIZES[parts.size].features
+
+
+@pytest.mark.parametrize(("name", "left"), [("b16_evit60", 118), ("b32_random50", 24)])
+def test_stored_counts(name: str, left: int):
+    model = timm.create_model(f"clip_vit_{name}", device="meta")
+    patches = model.patch_embed.num_patches
+    assert list(model.reducer.counts(patches).values())[-1] == left
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_parameters_are_timms_and_the_reducers(name: str):
+    parts = zoo.MODELS[name]
+    model = timm.create_model(name, device="meta")
+    assert isinstance(model, VisionTransformer)
+    assert all(p.is_meta for p in model.parameters())
+    if SIZES[parts.size].weights is None:
+        args = {"img_size": 196, "depth": 9, "num_classes": 256}
+        theirs = timm.create_model("vit_small_patch14_dinov2.lvd142m", device="meta", **args)
+    else:
+        theirs = timm.create_model(f"{SIZES[parts.size].weights}.openai", device="meta")
+    shapes = {k: v.shape for k, v in model.state_dict().items() if not k.startswith("reducer.")}
+    assert shapes == {k: v.shape for k, v in theirs.state_dict().items()}
+    trained = parts.method is not None and zoo.METHODS[parts.method].needs_predictor
+    assert trained == any(k.startswith("reducer.") for k in model.state_dict())
+
+
+@pytest.mark.parametrize("name", [n for n in SOME if zoo.MODELS[n].method in POINTS])
+def test_default_reduction_points(name: str):
+    parts = zoo.MODELS[name]
+    model = timm.create_model(name, embed_dim=16, num_heads=2, device="meta")
+    there = tuple(p for p in POINTS[parts.method] if p < DEPTHS[parts.size])
+    assert model.reducer.points == there
+    assert model.reducer.config.keep == parts.percent / 100
+    assert not getattr(model.reducer.config, "fuse", False)
+
+
+def test_percents_are_the_promised_ones():
+    assert PERCENTS == (90, 80, 70, 60, 50, 40, 30)
+    assert {zoo.MODELS[name].percent for name in REDUCED} == set(PERCENTS)
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_every_tag_has_a_complete_cfg(name: str):
+    parts = zoo.MODELS[name]
+    size = SIZES[parts.size]
+    assert list(default_cfgs[name].cfgs) == list(size.tags)  # the first is the default
+    for tag in size.tags:
+        cfg = timm.get_pretrained_cfg(f"{name}.{tag}")
+        assert cfg.crop_pct == 1.0
+        assert cfg.num_classes == size.features
+        assert cfg.input_size == (3, size.image, size.image)
+        assert cfg.interpolation == "bicubic"
+        assert cfg.license
+        assert (cfg.hf_hub_id is None) == (size.weights is None)
+
+
+@pytest.mark.parametrize("size", [s for s in SIZES if SIZES[s].weights])
+def test_cfgs_agree_with_timms_own(size: str):
+    for tag in SIZES[size].tags:
+        ours = timm.get_pretrained_cfg(f"clip_vit_{size}.{tag}")
+        theirs = timm.get_pretrained_cfg(f"{SIZES[size].weights}.{tag}")
+        assert theirs is not None
+        assert (ours.mean, ours.std) == (theirs.mean, theirs.std), tag
+        # Their publishers say MIT; timm calls its copies of some Apache-2.0.
+        permissive = {"mit", "apache-2.0"}
+        assert ours.license == ("mit" if theirs.license in permissive else theirs.license), tag
+        assert ours.num_classes == theirs.num_classes, tag
+        assert (ours.first_conv, ours.classifier) == (theirs.first_conv, theirs.classifier)
+        assert ours.hf_hub_id.rstrip("/") == f"timm/{SIZES[size].weights}.{tag}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_clip_tag_is_forgotten(size: str):
+    """Every zero-shot weight that timm has for the tower, but no fine-tuned classifier."""
+    weights = SIZES[size].weights
+    if weights is None:
+        pytest.skip("embedded weights")
+    theirs = {n.split(".")[1] for n in timm.list_models(f"{weights}.*", pretrained=True)}
+    # Trained at another resolution or with another text side than open_clip's.
+    other = {"apple_mclip2_dfndr2b"}
+    assert {t for t in theirs if "_ft_" not in t} - other == set(SIZES[size].tags)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("end", ["", "_tome50"])
+def test_the_tag_decides_the_activation(size: str, end: str):
+    for tag, (quick, _) in SIZES[size].tags.items():
+        model = timm.create_model(f"clip_vit_{size}{end}.{tag}", embed_dim=16, num_heads=2, depth=4)
+        kind = QuickGELU if quick else nn.GELU
+        assert all(type(block.mlp.act) is kind for block in model.blocks), tag
+        assert model.pretrained_cfg["tag"] == tag
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "match"),
+    [
+        ("b16_evit60", {"kep": 0.5}, "b16_evit60 has no argument 'kep': did you mean 'keep'"),
+        ("b16_evit60", {"reduceat": 3}, "did you mean 'reduce_at'"),
+        ("b16_evit60", {"seed": 3}, "has no argument 'seed'"),
+        ("b16", {"keep": 0.5}, "clip_vit_b16 has no argument 'keep'"),
+        ("b16", {"fuse": True}, "has no argument 'fuse'"),
+        ("b16", {"imgsize": 64}, "did you mean 'img_size'"),
+        ("b16_random60", {"predictor": "x"}, "has no argument 'predictor'"),
+        ("b16_random60", {"keep": 0.5, "reduce_at": 12}, "this tower has blocks 0 to 11"),
+        ("s14_evit60", {"reduce_at": [3, 6, 9]}, "reduce_at=9: this tower has blocks 0 to 8"),
+        ("b16_tome30", {"reduce_at": [3]}, "at most half can; raise keep or add reduction points"),
+        ("b16_patchrank60", {"arch": "mixr"}, "arch='mixr': did you mean 'mixer'"),
+    ],
+)
+def test_refusals(name: str, kwargs: dict, match: str):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        timm.create_model(f"clip_vit_{name}", device="meta", **kwargs)
+
+
+@pytest.mark.parametrize("name", ["clip_vit_b16_patchrank65", "clip_vit_b16_evit", "clip_vit_b8"])
+def test_unknown_names_are_timms_to_refuse(name: str):
+    with pytest.raises(RuntimeError, match="Unknown model"):
+        timm.create_model(name)

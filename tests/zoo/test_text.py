@@ -1,0 +1,106 @@
+"""The compact text tower against open_clip's whole one, and words it has no row for."""
+
+import re
+
+import pytest
+import torch
+from open_clip.transformer import TextTransformer
+from torch import Tensor
+
+from zoo.text import CompactText, tokenizer
+
+GEOMETRY = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 10}
+SEEN = ["a photo of a cat.", "an icon of two dogs, a photo", "mixed-up cats"]
+START, END = 49406, 49407
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return tokenizer(12)(SEEN)
+
+
+@pytest.fixture
+def compact(tokens: Tensor) -> CompactText:
+    torch.manual_seed(1)
+    return CompactText(tokens.unique().tolist(), **GEOMETRY).eval()
+
+
+def whole(compact: CompactText) -> TextTransformer:
+    """Copy the compact tower into open_clip's, each row to the place of its token."""
+    full = TextTransformer(vocab_size=49408, **GEOMETRY).eval()
+    state = compact.tower.state_dict()
+    table = torch.randn(49408, 24)  # rows that must not be read
+    for row, token in enumerate(compact.token_ids.tolist()):
+        table[token] = state["token_embedding.weight"][row]
+    full.load_state_dict({**state, "token_embedding.weight": table})
+    return full
+
+
+@torch.no_grad()
+def test_equals_open_clips_tower_with_the_same_rows(compact: CompactText, tokens: Tensor):
+    full = whole(compact)
+    for texts in (
+        SEEN,
+        ["cats of a cat", "a", "", "two photo cats, of cats"],
+    ):
+        ids = tokenizer(12)(texts)
+        assert torch.allclose(compact(ids), full(ids), atol=1e-6)
+    assert compact(tokens).shape == (3, 10)
+    assert (compact(tokens)[0] - compact(tokens)[1]).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_long_texts_keep_their_end(compact: CompactText):
+    """The tokenizer cuts at the context length and puts the end-of-text token last."""
+    ids = tokenizer(12)(["a photo of " * 9])
+    assert ids[0, -1] == END
+    assert torch.allclose(compact(ids), whole(compact)(ids), atol=1e-6)
+
+
+def test_rows_are_places_in_the_ascending_list(compact: CompactText, tokens: Tensor):
+    ids = compact.token_ids.tolist()
+    assert ids == sorted(ids)
+    rows = compact.rows(tokens)
+    assert rows.shape == tokens.shape
+    for row, token in zip(rows.flatten().tolist(), tokens.flatten().tolist(), strict=True):
+        assert ids.index(token) == row
+
+
+def test_the_end_of_text_is_the_highest_row(compact: CompactText, tokens: Tensor):
+    """open_clip reads a prompt's feature at its highest id, so the compact rows keep the order."""
+    assert compact.token_ids.tolist()[-2:] == [START, END]
+    rows = compact.rows(tokens)
+    assert rows.max() == len(compact.token_ids) - 1
+    assert torch.equal(rows.argmax(dim=1), (tokens == END).int().argmax(dim=1))
+
+
+def test_a_table_row_per_known_token_only(compact: CompactText):
+    assert compact.tower.token_embedding.weight.shape == (len(compact.token_ids), 24)
+    assert "token_ids" not in compact.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("a zebra", "never saw 'zebra'; use other words, or a model with a full vocabulary"),
+        ("a zebra of the river", "never saw 'river', 'the', 'zebra'; use"),
+        ("cat cat cow", "never saw 'cow';"),
+        ("cat!", "never saw '!';"),
+    ],
+)
+def test_unseen_words_are_named(text: str, match: str, compact: CompactText):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        compact(tokenizer(12)([text, "a photo of a cat."]))
+
+
+@pytest.mark.parametrize("token", [1, 5000, 49405])
+def test_ids_between_the_known_ones(token: int, compact: CompactText):
+    assert token not in compact.token_ids
+    with pytest.raises(ValueError, match="the embedded text tower never saw"):
+        compact.rows(torch.tensor([[START, token, END]]))
+
+
+@pytest.mark.parametrize("ids", [[0, 5, 3], [0, 3, 3]])
+def test_token_ids_come_ascending(ids: list[int]):
+    with pytest.raises(ValueError, match="token_ids: expected ascending ids, each once"):
+        CompactText(ids, **GEOMETRY)

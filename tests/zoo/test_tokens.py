@@ -1,0 +1,132 @@
+"""Pruning, placing and ranking of tokens against slow loops."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from zoo.tokens import Reduction, Tokens, rank_scores, top
+
+
+def start(batch: int = 2, prefix: int = 1, grid: tuple[int, int] = (3, 4), dim: int = 5) -> Tokens:
+    return Tokens.start(torch.randn(batch, prefix + grid[0] * grid[1], dim), prefix, grid)
+
+
+@given(
+    values=st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=3),
+    count=st.integers(1, 6),
+)
+def test_top_is_a_stable_sort(values: list[list[int]], count: int):
+    found = top(torch.tensor(values, dtype=torch.float32), count)
+    for row, kept in zip(values, found.tolist(), strict=True):
+        best = sorted(range(6), key=lambda place: (-row[place], place))[:count]
+        assert kept == sorted(best)
+
+
+@pytest.mark.parametrize("prefix", [1, 5])
+def test_prune_keeps_prefix_order_and_places(prefix: int):
+    tokens = start(prefix=prefix)
+    importance = torch.rand(2, 12)
+    kept = tokens.prune(7, importance, 4)
+    assert kept.patch_count == 4
+    assert torch.equal(kept.x[:, :prefix], tokens.x[:, :prefix])
+    for image in range(2):
+        best = sorted(importance[image].argsort(descending=True)[:4].tolist())
+        assert kept.patch_idx[image].tolist() == best
+        assert torch.equal(kept.patches[image], tokens.patches[image][best])
+        assert torch.equal(kept.importance[image], importance[image][best])
+    [went] = kept.history
+    assert went.block == 7
+    assert torch.equal(went.before, tokens.patch_idx)
+    assert torch.equal(went.after, kept.patch_idx)
+    assert torch.equal(went.importance, importance)
+
+
+def test_pruning_twice_keeps_grid_positions():
+    tokens = start()
+    first = tokens.prune(1, torch.rand(2, 12), 8)
+    second = first.prune(2, torch.rand(2, 8), 3)
+    for image in range(2):
+        for place, position in enumerate(second.patch_idx[image].tolist()):
+            assert torch.equal(second.patches[image, place], tokens.patches[image, position])
+    assert [r.block for r in second.history] == [1, 2]
+    assert torch.equal(second.history[1].before, first.patch_idx)
+
+
+@pytest.mark.parametrize("count", [12, 13])
+def test_keeping_all_touches_nothing(count: int):
+    tokens = start()
+    assert tokens.prune(0, torch.rand(2, 12), count) is tokens
+
+
+def test_sizes_go_along():
+    tokens = start()._replace(size=torch.arange(24.0).reshape(2, 12))
+    kept = tokens.select(0, torch.zeros(2, 12), torch.tensor([[0, 5], [1, 11]]))
+    assert kept.size.tolist() == [[0.0, 5.0], [13.0, 23.0]]
+
+
+def test_scatter_puts_tokens_back_and_ignores_fused_ones():
+    tokens = start()
+    kept = tokens.prune(0, torch.rand(2, 12), 5)
+    fused = kept._replace(
+        x=torch.cat((kept.x, torch.ones(2, 1, 5)), dim=1),
+        patch_idx=torch.cat((kept.patch_idx, torch.full((2, 1), -1)), dim=1),
+    )
+    grid = fused.scatter_to_grid()
+    assert grid.shape == (2, 12, 5)
+    for image in range(2):
+        for position in range(12):
+            stays = position in kept.patch_idx[image].tolist()
+            wanted = tokens.patches[image, position] if stays else torch.zeros(5)
+            assert torch.equal(grid[image, position], wanted)
+
+
+def slow_order(history: tuple[Reduction, ...], image: int, patches: int) -> list[int]:
+    """Sort by last stage reached, survival of it, importance at it, then grid position."""
+    fate: dict[int, tuple[int, bool, float]] = {}
+    for stage, went in enumerate(history):
+        after = went.after[image].tolist()
+        scores = went.importance[image].tolist()
+        for position, score in zip(went.before[image].tolist(), scores, strict=True):
+            fate[position] = (stage, position in after, score)
+    fate.pop(-1, None)
+    return sorted(range(patches), key=lambda p: (*(-float(f) for f in fate[p]), p))
+
+
+def pruned_in_stages(counts: list[int], ties: bool) -> Tokens:
+    tokens = start(batch=3)
+    for block, count in enumerate(counts):
+        importance = torch.rand(3, tokens.patch_count)
+        tokens = tokens.prune(block, importance.mul(3).floor() if ties else importance, count)
+    return tokens
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("counts", [[7], [10, 6, 2], [11, 10, 9, 1]])
+def test_ranking_is_by_departure_then_importance(counts: list[int], ties: bool):
+    tokens = pruned_in_stages(counts, ties)
+    order = rank_scores(tokens.history, 12).argsort(dim=1, descending=True, stable=True)
+    for image in range(3):
+        assert order[image].tolist() == slow_order(tokens.history, image, 12)
+
+
+def test_ranking_leaves_out_fused_tokens():
+    """A fused token, at position -1, takes part in a stage without a place in the ranking."""
+    before = torch.tensor([[0, 2, 3, -1]])
+    history = (
+        Reduction(
+            0, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 2, 3, -1]]), Tensor([[0.9, 0, 1, 2]])
+        ),
+        Reduction(1, before, torch.tensor([[0, -1]]), Tensor([[0.8, 0.2, 0.1, 0.9]])),
+    )
+    scores = rank_scores(history, 4)
+    assert scores.shape == (1, 4)
+    assert scores.argsort(dim=1, descending=True).tolist() == [[0, 2, 3, 1]]
+
+
+def test_equal_fates_tie():
+    tokens = start(batch=1).prune(0, torch.tensor([[0.0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]]), 9)
+    scores = rank_scores(tokens.history, 12)[0]
+    assert scores.unique().numel() == 2
+    assert (scores[:3] < scores[3:].min()).all()
