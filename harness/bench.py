@@ -16,6 +16,7 @@ from harness.evaluate import (
     correct,
     few_shot,
     linear_probe,
+    nameable,
     outcomes,
     subset,
     text_classifier,
@@ -73,16 +74,23 @@ class Bench:
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
         """Return the records of all rows on a dataset, measuring only if one is missing."""
-        split = subset(dataset.split(self.plan.split), self.plan.limit)
+        classifier = self._text_classifier(dataset) if shots == 0 else None
+        whole = dataset.split(self.plan.split)
+        split = subset(nameable(whole, classifier), self.plan.limit)
         golden = self._golden(dataset, split)
         rows = [row for row in self.rows if golden.whole or row.method != GOLDEN]
-        blank = [self._blank(row, dataset, shots, len(split)) for row in rows]
-        found = [fitting(record, known, self.plan.batches) for record in blank]
+        blank = [self._blank(row, dataset, shots, len(split), golden) for row in rows]
+        ranked = golden.importance is not None and not np.isnan(golden.importance).all()
+        found = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blank]
         if all(record is not None for record in found):
             return [record for record in found if record is not None]
         label = f"{self.rows[0].model} on {dataset.name}"
         results = self._outcomes(rows, split, label, golden.rankings)
-        right = self._correct(dataset, shots, results, split.labels)
+        classifiers = self._classifiers(dataset, shots, results, classifier)
+        right = {
+            name: correct(result.features, classifiers[name], split.labels)
+            for name, result in results.items()
+        }
         if not self.costs:
             self.costs = costs(self.rows, self.plan.batches, self.plan.rounds, self.progress)
         return [
@@ -94,7 +102,10 @@ class Bench:
         """Look up the golden rankings of these images."""
         model = f"{self.rows[0].model}.{self.tag}"
         rankings = find_rankings(model, dataset.name, self.plan.split)
-        command = f"python -m harness rank --model {model} --dataset {dataset.name}"
+        command = (
+            f"python -m harness rank --model {model} --dataset {dataset.name} "
+            f"--split {self.plan.split} --full"
+        )
         if rankings is None:
             self.progress.say(f"no golden rankings of {dataset.name}; make them with: {command}")
             return Golden()
@@ -104,7 +115,7 @@ class Bench:
         if not whole:
             self.progress.say(
                 f"only some of these images of {dataset.name} have golden rankings, so there is no "
-                f"golden row; make them with: {command} --split {self.plan.split}"
+                f"golden row; make them with: {command}"
             )
         return Golden(rankings=rankings, importance=importance, whole=whole)
 
@@ -122,32 +133,33 @@ class Bench:
                 on_batch=update,
             )
 
-    def _correct(
-        self, dataset: Dataset, shots: int, results: dict[str, Outcome], labels: NDArray[np.int64]
-    ) -> dict[str, NDArray[np.bool_]]:
-        """Classify every row's features, by text or by a linear probe on its own features."""
-        if shots == 0:
-            classifier, left_out = text_classifier(self.parts, dataset)
-            if left_out:
-                self.progress.say(
-                    f"{dataset.name}: {len(left_out)} of {len(dataset.classes)} classes can't be "
-                    f"named, their words were never seen in training: {', '.join(left_out[:5])} ..."
-                )
-            return {name: correct(r.features, classifier, labels) for name, r in results.items()}
+    def _text_classifier(self, dataset: Dataset) -> Tensor:
+        """Encode the classes; tell which of them can't be named."""
+        classifier, left_out = text_classifier(self.parts, dataset)
+        if left_out:
+            some = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+            self.progress.say(
+                f"{dataset.name}: {len(left_out)} of {len(dataset.classes)} classes are left out "
+                f"with their images; text training never saw their words: {some}"
+            )
+        return classifier
+
+    def _classifiers(
+        self, dataset: Dataset, shots: int, results: dict[str, Outcome], text: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return each row's classifier: the text's, or a linear probe on its own features."""
+        if text is not None:
+            return dict.fromkeys(results, text)
         train = few_shot(dataset, shots, self.plan.seed)
         rows = [row for row in self.rows if row.method != GOLDEN]
         features = self._outcomes(rows, train, f"{shots} shots of {dataset.name}", None)
         answer = torch.from_numpy(train.labels)
-        probes: dict[str, Tensor] = {
+        probes = {
             name: linear_probe(f.features, answer, len(dataset.classes))
             for name, f in features.items()
         }
         # The oracle has no ranking of training images here; it is judged by the dense probe.
-        dense = probes[self.rows[0].model]
-        return {
-            name: correct(r.features, probes.get(name, dense), labels)
-            for name, r in results.items()
-        }
+        return {name: probes.get(name, probes[self.rows[0].model]) for name in results}
 
     def _filled(
         self,
@@ -175,16 +187,22 @@ class Bench:
             facts |= dict(zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True))
         return replace(record, **facts)
 
-    def _blank(self, row: Variant, dataset: Dataset, shots: int, count: int) -> Record:
+    def _blank(
+        self, row: Variant, dataset: Dataset, shots: int, count: int, golden: Golden
+    ) -> Record:
         """Return a record with the conditions and no measurement."""
         nothing = np.zeros(count, dtype=np.bool_)
+        config = row.config
+        if row.method == GOLDEN and golden.rankings is not None:
+            facts = golden.rankings.provenance
+            config = config | {f: getattr(facts, f) for f in ("score", "window", "stride", "dtype")}
         return Record(
             created=utc_now(),
             version=version("clip-patchrank"),
             model=row.model,
             method=row.method,
             keep=row.keep,
-            method_config=row.config,
+            method_config=config,
             tag=self.tag,
             weights_sha256=self.weights,
             dataset=dataset.name,

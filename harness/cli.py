@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from harness.table import comparison_table, list_tables
 
-FULL = "the whole split"
+PIPE_WIDTH = 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], None] = args.command
         command(args)
-    except (ValueError, FileNotFoundError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+    except (ValueError, OSError) as error:
+        # Not wrapped, so that a command or a path in it can be copied.
+        text = f"[bold red]error:[/] {escape(str(error))}"
+        console.print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print("stopped; what is done is kept, the same command goes on from there")
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_eval(commands)
     _add_list(commands)
+    _add_floor(commands)
     _add_rank(commands)
     _add_fit(commands)
     return parser
@@ -114,6 +117,23 @@ def _add_list(commands: Any) -> None:
     _add(commands, "list", "Show models, methods, weights and datasets.", "list", _list)
 
 
+def _add_floor(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "floor",
+        "Measure how far methods are above random pruning, over several random orders.",
+        "floor --methods golden patchrank clsattn --keeps 0.6 0.5 0.3 --split val --full",
+        _floor,
+    )
+    parser.add_argument("--model", default="clip_vit_s14")
+    parser.add_argument("--methods", nargs="+", default=["golden", "patchrank", "clsattn"])
+    parser.add_argument("--keeps", nargs="+", type=float, default=[0.6, 0.5, 0.3])
+    parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
+    parser.add_argument("--seeds", type=int, default=3, help="random orders")
+    parser.add_argument("--rankings", nargs="*", type=Path, default=[], help="other golden files")
+    _conditions(parser, 250)
+
+
 def _add_rank(commands: Any) -> None:
     parser = _add(
         commands,
@@ -160,34 +180,53 @@ def _limit(args: argparse.Namespace) -> int | None:
     return None if args.full else int(args.limit)
 
 
+def _output() -> Console:
+    """Return where results go; tables stay whole in pipes and files, which have no width."""
+    console = Console()
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=PIPE_WIDTH)
+
+
 def _compare(args: argparse.Namespace) -> None:
     from harness.commands import run_compare
 
-    run_compare(args, _limit(args), Console(stderr=True), Console())
+    run_compare(args, _limit(args), Console(stderr=True), _output())
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from harness.commands import run_eval
+    from harness.commands import WIDE, run_eval
 
-    Console().print(comparison_table(run_eval(args, _limit(args), Console(stderr=True))))
+    output = _output()
+    records = run_eval(args, _limit(args), Console(stderr=True))
+    output.print(comparison_table(records, wide=output.width >= WIDE))
+
+
+def _floor(args: argparse.Namespace) -> None:
+    from harness.commands import run_floor
+
+    run_floor(args, _limit(args), Console(stderr=True), _output())
 
 
 def _list(_args: argparse.Namespace) -> None:
+    output = _output()
     for table in list_tables():
-        Console().print(table)
+        output.print(table)
 
 
 def _rank(args: argparse.Namespace) -> None:
     from harness.commands import run_rank
 
-    Console().print(f"wrote {run_rank(args, _limit(args), Console(stderr=True))}")
+    path = run_rank(args, _limit(args), Console(stderr=True))
+    _output().print(f"wrote {path}", soft_wrap=True)
 
 
 def _fit(args: argparse.Namespace) -> None:
     from harness.commands import run_fit
 
     path, tau = run_fit(args, Console(stderr=True))
-    Console().print(f"wrote {path}; Kendall tau on the validation images {tau:.3f}")
+    text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
+    _output().print(text, soft_wrap=True)
 
 
 if __name__ == "__main__":

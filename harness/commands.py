@@ -9,17 +9,21 @@ from rich.console import Console
 from harness.compare import compare
 from harness.datasets import get_dataset
 from harness.fit import fit
+from harness.floor import floor
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.rank import rank
+from harness.rankings import Rankings
 from harness.records import Record, read_records, write_records
 from harness.report import markdown_table, write_plot, write_report
-from harness.table import comparison_table
+from harness.table import comparison_table, floor_table
 from harness.variants import DENSE, known_methods
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
 from zoo.registry import MODELS
+
+WIDE = 165  # columns of a terminal that take the whole table
 
 
 def run_compare(
@@ -27,6 +31,7 @@ def run_compare(
 ) -> None:
     """Measure, print a table per dataset, write records, report, Markdown and plot."""
     _check(args)
+    args.output.mkdir(parents=True, exist_ok=True)
     plan = Plan(
         models=tuple(args.models),
         methods=tuple(args.methods or known_methods()),
@@ -49,11 +54,12 @@ def run_compare(
         if fresh:
             write_records(path, fresh)
         records += group
-        output.print(comparison_table(group))
+        output.print(comparison_table(group, wide=output.width >= WIDE))
     write_report(records, args.output / "report.html", "Token reduction for CLIP, side by side")
     write_plot(records, args.output / "accuracy_gflops.svg")
     (args.output / "table.md").write_text(markdown_table(records), encoding="utf-8")
-    status.print(f"records: {path}; report: {args.output / 'report.html'}", highlight=False)
+    text = f"records: {path}; report: {args.output / 'report.html'}"
+    status.print(text, highlight=False, soft_wrap=True)
 
 
 def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> list[Record]:
@@ -78,6 +84,26 @@ def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> li
         batches=(),
     )
     return next(compare(plan, [], Progress(status)))
+
+
+def run_floor(
+    args: argparse.Namespace, limit: int | None, status: Console, output: Console
+) -> None:
+    """Measure methods against random pruning and print a table per dataset."""
+    _check(args)
+    plan = Plan(
+        models=(args.model,),
+        methods=tuple(args.methods),
+        keeps=tuple(args.keeps),
+        datasets=tuple(args.datasets),
+        limit=limit,
+        split=args.split,
+        device=args.device,
+        dtype=args.dtype,
+    )
+    given = [Rankings.read(path) for path in args.rankings]
+    for rows in floor(plan, args.seeds, Progress(status), given):
+        output.print(floor_table(rows, args.seeds))
 
 
 def run_rank(args: argparse.Namespace, limit: int | None, status: Console) -> Path:
@@ -124,13 +150,20 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse values that would fail late.
 
     Raises:
-        ValueError: dtype, device or keep rate.
+        ValueError: dtype, device, keep rate, batch size or rounds.
     """
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, DTYPES)}")
     for keep in getattr(args, "keeps", ()):
         if not 0 < keep <= 1:
             raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1], such as 0.6")
+    for option, values in (
+        ("batches", getattr(args, "batches", ())),
+        ("rounds", [getattr(args, "rounds", 1)]),
+    ):
+        for value in values:
+            if value < 1:
+                raise ValueError(f"--{option} {value}: expected a number from 1")
     import torch
 
     try:

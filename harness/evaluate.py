@@ -119,6 +119,14 @@ def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[s
     return torch.stack(rows), tuple(left_out)
 
 
+def nameable(split: Split, classifier: Tensor | None) -> Split:
+    """Leave out the images of classes that ``classifier`` has no row for (rows of NaN)."""
+    if classifier is None or not classifier.isnan().any():
+        return split
+    named = ~classifier.isnan().any(dim=1).numpy()
+    return split.subset(np.flatnonzero(named[split.labels]))
+
+
 def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Tell for each image whether the best class is its own.
 
@@ -126,7 +134,12 @@ def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> 
         features: (n, D) image features.
         classifier: (classes, D); rows of NaN are classes that can't win.
         labels: (n,) true classes.
+
+    Raises:
+        ValueError: a feature is not a finite number.
     """
+    if not features.isfinite().all():
+        raise ValueError("image features overflowed; use --dtype bfloat16 or float32")
     logits = (features @ classifier.T).nan_to_num(nan=-torch.inf)
     return np.asarray(logits.argmax(dim=1).numpy() == labels)
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from harness.agreement import kendall_tau
 from harness.datasets import get_dataset
 from harness.progress import Progress
-from harness.rank import ranked_split
-from harness.rankings import Rankings
+from harness.rankings import Rankings, ranked
 from harness.variants import split_name
 from zoo.clip import create_clip
 from zoo.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
@@ -42,17 +41,24 @@ def fit(
         Path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
-        ValueError: rankings of another tower or of several reduction points.
+        ValueError: rankings of another tower, of several reduction points or scores,
+            or images that are in both.
     """
     arch, tag = split_name(model)
-    data, facts = [], []
+    data, facts, ids = [], [], []
     for files in (train, val):
         tokens, found = gather(f"{arch}.{tag}", files, progress)
         data.append(tokens)
         facts += [asdict(rankings.provenance) for rankings in found]
-    blocks = sorted({fact["block"] for fact in facts})
-    if len(blocks) != 1:
-        raise ValueError(f"rankings at several reduction points: {blocks}; one at a time")
+        ids.append({image_id for rankings in found for image_id in rankings.image_ids})
+    for field, what in (("block", "reduction points"), ("score", "scores")):
+        values = sorted({fact[field] for fact in facts})
+        if len(values) != 1:
+            raise ValueError(f"rankings of several {what}: {values}; one at a time")
+    if both := ids[0] & ids[1]:
+        raise ValueError(
+            f"{len(both)} images are in the rankings to learn from and in those for early stopping"
+        )
     with progress.task(f"predictor {config.arch}", config.epochs) as update:
         predictor = fit_predictor(
             data[0], data[1], config, on_epoch=lambda epoch, *_: update(epoch + 1)
@@ -63,7 +69,7 @@ def fit(
         result,
         model=arch,
         tag=tag,
-        block=blocks[0],
+        block=facts[0]["block"],
         config=config,
         provenance={"rankings": facts, "images": len(data[0].importance)},
     )
@@ -87,7 +93,8 @@ def gather(
         rankings.require(model=model, weights=weights)
         found.append(rankings)
         facts = rankings.provenance
-        split = ranked_split(get_dataset(facts.dataset), facts.split, rankings)
+        every = get_dataset(facts.dataset).split(facts.split)
+        split = every.subset(ranked(every, rankings))
         with progress.task(f"tokens of {facts.dataset} {facts.split}", len(split)) as update:
             for start in range(0, len(split), 32):
                 examples = [split[i] for i in range(start, min(start + 32, len(split)))]
@@ -99,13 +106,13 @@ def gather(
                 update(start + len(examples))
     with torch.no_grad():
         joined = torch.cat(tokens)
-    ranked = RankedTokens(
+    data = RankedTokens(
         tokens=joined,
         importance=torch.from_numpy(np.concatenate(importance)),
         prefix=dense.num_prefix_tokens,
         grid=dense.patch_embed.grid_size,
     )
-    return ranked, found
+    return data, found
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line beside the bars."""
         if self._console is not None:
-            self._console.print(text, style="dim", highlight=False)
+            self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.datasets.base import Dataset, Split, SplitName
+from harness.datasets.base import Dataset, SplitName
 from harness.evaluate import subset, text_classifier
 from harness.plan import DTYPES
 from harness.progress import Progress
@@ -51,6 +51,9 @@ def rank(
 
     Returns:
         Path of the result.
+
+    Raises:
+        ValueError: a name or setting that doesn't fit, or a score that needs classes named.
     """
     arch, tag = split_name(model)
     parts = create_clip(f"{arch}.{tag}")
@@ -70,8 +73,15 @@ def rank(
     split = subset(dataset.split(split_of), limit)
     text = None
     if config.score != "preservation":
-        text = text_classifier(parts, dataset)[0].to(device)
-    scale = float(parts.model.logit_scale.exp())
+        text, left_out = text_classifier(parts, dataset)
+        if left_out:
+            raise ValueError(
+                f"score={config.score!r} needs every class named, but {len(left_out)} of "
+                f"{dataset.name} have words the text tower never saw: {', '.join(left_out[:5])}; "
+                "use --score preservation"
+            )
+        text = text.to(device)
+    scale = parts.model.logit_scale.exp().item()
     dense.to(device, DTYPES[dtype])
     facts = json.dumps(asdict(provenance), sort_keys=True)
     folder = cache_folder() / "parts" / hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -101,7 +111,8 @@ def rank(
             rows.append(np.load(path, allow_pickle=False))
             ids += part_ids
             update(start + len(examples))
-    name = f"golden-{arch}.{tag}-{dataset.name}-{split_of}.parquet"
+    role = "golden" if config.score == "preservation" else f"golden_{config.score}"
+    name = f"{role}-{arch}.{tag}-{dataset.name}-{split_of}.parquet"
     result = out or cache_folder() / "rankings" / name
     importance16 = _to_half(np.concatenate(rows))
     Rankings(image_ids=tuple(ids), importance=importance16, provenance=provenance).write(result)
@@ -115,10 +126,3 @@ def _to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
     """
     lifted = importance - importance.min(axis=1, keepdims=True)
     return np.asarray(lifted, dtype=np.float16)
-
-
-def ranked_split(dataset: Dataset, split_of: SplitName, rankings: Rankings) -> Split:
-    """Return the images of a split that have a ranking, in the order of the split."""
-    split = dataset.split(split_of)
-    known = set(rankings.image_ids)
-    return split.subset([i for i in range(len(split)) if split[i].image_id in known])

@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harness.datasets.base import DATA_DIR, SplitName
+from harness.datasets.base import DATA_DIR, Split, SplitName
 from zoo.weights import cache_folder
 
 _KEY = b"golden"
-_COMMAND = "python -m harness rank --model {model} --dataset {dataset} --split {split}"
+_COMMAND = (
+    "python -m harness rank --model {model} --dataset {dataset} --split {split} --score {score} "
+    "--block {block} --window {window} --stride {stride}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,14 @@ class Rankings:
         facts = json.dumps(asdict(self.provenance), sort_keys=True).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        pq.write_table(table.replace_schema_metadata({_KEY: facts}), partial, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata({_KEY: facts}),
+            partial,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=False,
+            use_byte_stream_split=["importance.list.element"],
+        )
         partial.replace(path)
 
     @classmethod
@@ -125,16 +135,25 @@ class Rankings:
         return result
 
 
+def ranked(split: Split, rankings: Rankings) -> NDArray[np.int64]:
+    """Return the positions in ``split`` of the images that have a ranking, (k,) ascending."""
+    known = set(rankings.image_ids)
+    return np.array([i for i in range(len(split)) if split[i].image_id in known], dtype=np.int64)
+
+
 def find_rankings(model: str, dataset: str, split: str) -> Rankings | None:
-    """Find the golden rankings of a split: the shipped ones, else the user's own, else None.
+    """Find the golden rankings of a split: the shipped ones or, of more images, the user's own.
 
     Args:
         model: dense timm name with its weight tag.
         dataset: name of the dataset.
         split: train, val or test.
+
+    Returns:
+        The rankings, None if there are none.
     """
     name = f"golden-{model}-{dataset}-{split}.parquet"
-    for folder in (DATA_DIR, cache_folder() / "rankings"):
-        if (folder / name).is_file():
-            return Rankings.read(folder / name)
-    return None
+    paths = [folder / name for folder in (DATA_DIR, cache_folder() / "rankings")]
+    found = [Rankings.read(path) for path in paths if path.is_file()]
+    # Of equally many the first, so the shipped ones.
+    return max(found, key=lambda rankings: len(rankings.image_ids), default=None)

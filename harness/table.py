@@ -1,11 +1,13 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from rich import box
 from rich.table import Table
 
 import zoo
 from harness.datasets import get_dataset, list_datasets
+from harness.floor import Floor
 from harness.records import Latency, Record
 from zoo.registry import PERCENTS, SIZES
 from zoo.weights import find_predictor
@@ -31,9 +33,7 @@ def _number(value: float | None, form: str) -> str:
     return NOT_MEASURED if value is None else format(value, form)
 
 
-def _time(entry: Latency | None) -> str:
-    if entry is None:
-        return NOT_MEASURED
+def _time(entry: Latency) -> str:
     text = f"{entry.median_ms:.0f} [{entry.q1_ms:.0f}, {entry.q3_ms:.0f}]"
     return text if entry.ratio_to_dense is None else f"{text} {entry.ratio_to_dense:.2f}x"
 
@@ -49,37 +49,100 @@ def title(record: Record) -> str:
     )
 
 
-def comparison_table(records: Sequence[Record]) -> Table:
-    """Lay out everything measured on one dataset."""
+def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
+    """Lay out everything measured on one dataset.
+
+    Args:
+        records: of one dataset.
+        wide: all columns (about 160 characters); else the most telling ones (80 characters).
+    """
     batches = sorted({entry.batch for record in records for entry in record.latency})
+    caption = "top-1 in % with 95 % intervals; GFLOPs: 1e9 multiply-adds per image"
+    if batches:
+        caption += "; latency (x: as ratio): median \\[quartiles] in ms, ratio to dense"
     table = Table(
-        title=title(records[0]),
-        caption="top-1 in % with 95 % intervals; latency in ms: "
-        "median [quartiles], ratio to dense; GFLOPs: 1e9 multiply-adds per image",
+        title=title(records[0]), caption=caption, box=box.HEAVY_HEAD if wide else box.SIMPLE
     )
-    table.add_column("method", no_wrap=True)
-    heads = ["keep", "top-1", "to dense", "GFLOPs"]
-    heads += [f"batch {batch}, ms" for batch in batches]
-    heads += ["images/s", "tau", "match@k (chance)", "tokens"]
-    for head in heads:
-        table.add_column(head, justify="right")
+    columns = _wide(batches) if wide else _narrow(batches)
+    for head in columns:
+        left = head == "method"
+        table.add_column(head, justify="left" if left else "right", no_wrap=True)
     for record in records:
-        timed = {entry.batch: entry for entry in record.latency}
-        speed = timed[batches[-1]].images_per_s if timed else None
-        match = NOT_MEASURED
-        if record.match_at_k is not None:
-            match = f"{record.match_at_k:.2f} ({_number(record.match_chance, '.2f')})"
+        table.add_row(*(show(record) for show in columns.values()))
+    return table
+
+
+Columns = dict[str, Callable[[Record], str]]
+
+
+def _timed(batch: int, show: Callable[[Latency], str]) -> Callable[[Record], str]:
+    def cell(record: Record) -> str:
+        found = [show(entry) for entry in record.latency if entry.batch == batch]
+        return found[0] if found else NOT_MEASURED
+
+    return cell
+
+
+def _ratio(entry: Latency) -> str:
+    return "1" if entry.ratio_to_dense is None else f"{entry.ratio_to_dense:.2f}"
+
+
+def _match(record: Record) -> str:
+    if record.match_at_k is None:
+        return NOT_MEASURED
+    return f"{record.match_at_k:.2f} ({_number(record.match_chance, '.2f')})"
+
+
+def _narrow(batches: Sequence[int]) -> Columns:
+    columns: Columns = {
+        "method": lambda r: r.method,
+        "keep": lambda r: f"{100 * r.keep:.0f}",
+        "top-1": lambda r: _percent(r.top1),
+        "to dense": _difference,
+        "GFLOPs": lambda r: _number(r.gflops, ".2f"),
+    }
+    for batch in batches[-1:]:
+        columns[f"x b{batch}"] = _timed(batch, _ratio)
+    columns["tau"] = lambda r: _number(r.tau, ".2f")
+    return columns
+
+
+def _wide(batches: Sequence[int]) -> Columns:
+    columns: Columns = {
+        "method": lambda r: r.method,
+        "keep": lambda r: f"{100 * r.keep:.0f}",
+        "top-1": lambda r: _percent(r.top1) + _between(r.top1_low, r.top1_high),
+        "to dense": _difference,
+        "GFLOPs": lambda r: _number(r.gflops, ".2f"),
+    }
+    for batch in batches:
+        columns[f"batch {batch}, ms"] = _timed(batch, _time)
+    for batch in batches[-1:]:
+        columns["images/s"] = _timed(batch, lambda entry: f"{entry.images_per_s:.0f}")
+    columns["tau"] = lambda r: _number(r.tau, ".2f")
+    columns["match@k (chance)"] = _match
+    columns["tokens"] = lambda r: _number(r.final_tokens, "d")
+    return columns
+
+
+def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
+    """Lay out methods beside random pruning."""
+    first = rows[0]
+    table = Table(
+        title=f"{first.dataset} ({first.split}), against random pruning, mean of {seeds} orders",
+        caption="in points; interval: 95 % paired bootstrap over images",
+    )
+    for head in ("method", "keep", "images", "top-1", "random", "difference"):
+        table.add_column(head, justify="left" if head == "method" else "right")
+    for row in rows:
+        estimate, low, high = row.difference
         table.add_row(
-            record.method,
-            f"{100 * record.keep:.0f}",
-            _percent(record.top1) + _between(record.top1_low, record.top1_high),
-            _difference(record),
-            _number(record.gflops, ".2f"),
-            *(_time(timed.get(batch)) for batch in batches),
-            _number(speed, ".0f"),
-            _number(record.tau, ".2f"),
-            match,
-            _number(record.final_tokens, "d"),
+            row.method,
+            f"{100 * row.keep:.0f}",
+            str(row.image_count),
+            _percent(row.top1),
+            _percent(row.random_top1),
+            f"{100 * estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
         )
     return table
 

@@ -1,5 +1,7 @@
 """The models that stand side by side: one dense tower and everything that shares its weights."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +31,7 @@ class Variant:
         method: registered method, ``dense`` or ``golden``.
         keep: keep rate.
         vit: the model; for ``golden`` the dense one.
-        config: the method's settings as JSON values.
+        config: the method's settings as JSON values, with the hash of its predictor if it has one.
     """
 
     model: str
@@ -80,9 +82,9 @@ def variants(
         keeps: keep rates; the dense model appears once.
 
     Raises:
-        ValueError: unknown method, or a keep rate that a method can't do.
+        ValueError: unknown method, keep rates of one name, or one that a method can't do.
     """
-    rows = []
+    rows: list[Variant] = []
     for method in methods:
         if method not in known_methods():
             raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
@@ -91,6 +93,12 @@ def variants(
             continue
         for keep in keeps:
             name = f"{arch}_{method}{round(100 * keep)}"
+            for row in rows:
+                if row.model == name:
+                    raise ValueError(
+                        f"{name} twice, for keep rates {row.keep:g} and {keep:g}: give each method "
+                        "once, and rates of different whole percents"
+                    )
             if method == GOLDEN:
                 config = {"keep": keep, "block": BLOCK}
                 rows.append(Variant(model=name, method=method, keep=keep, vit=dense, config=config))
@@ -108,12 +116,13 @@ def _reduced(
         found = find_predictor(arch, tag)
         found.fill(options, METHODS[method].Config)
     vit = zoo.reduce(dense, method=method, **options)
+    assert vit.reducer is not None
+    # Through JSON, as records keep it: a tuple would never equal the list that is read back.
+    config: dict[str, Any] = json.loads(json.dumps(asdict(vit.reducer.config)))
     if found is not None:
         load_predictor(vit, found)
-    assert vit.reducer is not None
-    return Variant(
-        model=name, method=method, keep=keep, vit=vit.eval(), config=asdict(vit.reducer.config)
-    )
+        config["predictor"] = hashlib.sha256(found.path.read_bytes()).hexdigest()[:16]
+    return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config)
 
 
 @dataclass(frozen=True, kw_only=True)

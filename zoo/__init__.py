@@ -3,10 +3,12 @@
 ``import zoo`` registers them: ``timm.create_model("clip_vit_b16_patchrank60")``.
 """
 
+from zoo.adopt import reduce
+from zoo.rebuild import reduced_vit
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.tokens import Reduction, Tokens
 from zoo.trace import Trace
-from zoo.vit import ReducedViT, reduce
+from zoo.vit import ReducedViT
 
 from zoo.registry import MODELS  # isort: skip  (registers, so after what methods import)
 
@@ -20,5 +22,6 @@ __all__ = [
     "Tokens",
     "Trace",
     "reduce",
+    "reduced_vit",
     "register_method",
 ]

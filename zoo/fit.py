@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from zoo.predictor import ARCHITECTURES, Predictor
@@ -107,6 +107,8 @@ def fit_predictor(
             total += loss.item() * len(rows)
         val_loss = _validate(predictor, val, target_val, config)
         on_epoch(epoch, total / len(target), val_loss)
+        if math.isnan(val_loss):
+            raise ValueError(f"validation loss is NaN in epoch {epoch}; lower learning_rate")
         since += 1
         if val_loss < best:
             best, since = val_loss, 0
@@ -167,11 +169,11 @@ def save_predictor(
         "tag": tag,
         "block": block,
         "options": {"arch": config.arch, "width": config.width},
-        "recipe": {"loss": config.loss, "seed": config.seed, "epochs": config.epochs},
+        "recipe": asdict(config),
         "provenance": provenance,
     }
     tensors = {k: v.half().contiguous() for k, v in predictor.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"predictor": json.dumps(facts, sort_keys=True)})
+    partial.write_bytes(save(tensors, {"predictor": json.dumps(facts, sort_keys=True)}))
     partial.replace(path)

@@ -237,4 +237,5 @@ def expected(value: str, allowed: Any) -> str:
     names = list(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}expected one of {', '.join(names)}"
+    more = f" and {len(names) - 12} more (python -m harness list)" if len(names) > 12 else ""
+    return f"{hint}expected one of {', '.join(names[:12])}{more}"

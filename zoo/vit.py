@@ -8,7 +8,7 @@ from timm.layers import Attention, PatchDropout
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.attention import attend
 from zoo.reducer import HostSpec, Reducer, build_reducer
@@ -47,22 +47,6 @@ class ReducedViT(VisionTransformer):
                 method, reduction or {}, host_spec(self, **dtype_and_device)
             )
             self.reducer.train(self.training)
-
-    @classmethod
-    def sharing(cls, tower: VisionTransformer, method: str | None, **options: Any) -> "ReducedViT":
-        """Build a model around the modules and parameters of ``tower``; see ``zoo.reduce``."""
-        model = cls.__new__(cls)
-        nn.Module.__init__(model)
-        # A module's state is its __dict__; registries are copied one level deep, so that replacing
-        # a submodule of one (reset_classifier, say) leaves the other alone.
-        for name, value in tower.__dict__.items():
-            model.__dict__[name] = value.copy() if isinstance(value, dict) else value
-        model.reducer = None
-        if method is not None:
-            like = tower.norm.weight if hasattr(tower.norm, "weight") else next(tower.parameters())
-            spec = host_spec(model, device=like.device, dtype=like.dtype)
-            model.reducer = build_reducer(method, options, spec).train(tower.training)
-        return model
 
     def embed(self, images: Tensor) -> Tokens:
         """Turn images (B, C, H, W) into the tokens that enter block 0."""
@@ -223,27 +207,3 @@ def host_spec(tower: VisionTransformer, device: Any, dtype: Any) -> HostSpec:
         device=device,
         dtype=dtype,
     )
-
-
-def reduce(model: VisionTransformer, *, method: str | None, **options: Any) -> ReducedViT:
-    """Give any timm VisionTransformer with a class token a token reduction method.
-
-    The new model shares modules and weights with ``model``, which stays as it is: nothing is
-    copied, and training one trains the other. Use ``copy.deepcopy`` first for two lives.
-
-    Args:
-        model: a timm VisionTransformer (DINOv2, DeiT, AugReg, CLIP towers, ...) of standard blocks.
-        method: name of a registered method, None for the dense tower in our class.
-        options: the method's options, ``keep`` first of all.
-
-    Raises:
-        ValueError: unknown method or option, value out of range, or tower that can't be reduced.
-    """
-    kind = type(model)
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"{kind.__name__} is not a timm VisionTransformer")
-    if kind not in (VisionTransformer, ReducedViT):
-        raise ValueError(
-            f"{kind.__name__} overrides parts of timm's VisionTransformer: unsupported"
-        )
-    return ReducedViT.sharing(model, method, **options)

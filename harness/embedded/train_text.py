@@ -20,7 +20,7 @@ import timm
 import torch
 from PIL import Image
 from rich.progress import track
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
@@ -158,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     tokens = tokenizer(CONTEXT)(list(texts))
     share = [0.5 / s.size for s in sources.values() for _ in range(s.size)]
     config = LitConfig(steps=args.steps)
+    torch.manual_seed(config.seed)
     model = LitModel(images.shape[1], CompactText(tokens.unique().tolist(), **GEOMETRY), 256)
     log.info("%d images, %d captions, %d tokens", len(images), len(texts), len(tokens.unique()))
 
@@ -165,7 +166,6 @@ def main(argv: list[str] | None = None) -> int:
         if step % 50 == 0:
             log.info("step %d of %d, loss %.3f", step, config.steps, loss)
 
-    torch.manual_seed(config.seed)
     train(
         model,
         images,
@@ -189,7 +189,7 @@ def write(model: LitModel, config: LitConfig, path: Path) -> None:
     tensors["logit_scale"] = model.logit_scale.detach().clone()
     facts = {"geometry": GEOMETRY, "steps": config.steps, "seed": config.seed}
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"text": json.dumps(facts, sort_keys=True)})
+    partial.write_bytes(save(tensors, {"text": json.dumps(facts, sort_keys=True)}))
     partial.replace(path)
     log.info("wrote %s, %d bytes", path.name, path.stat().st_size)
 

@@ -27,7 +27,7 @@ COUNTS = {"train": 12, "val": 9, "test": 21}
 
 
 class Toy(Dataset):
-    """Noise on a colour that tells the class; the word of the last class is never known."""
+    """A mosaic on a colour that tells the class; the word of the last class is never known."""
 
     name = "toy"
     title = "Toy images"
@@ -49,10 +49,9 @@ class Toy(Dataset):
         labels = np.arange(COUNTS[name], dtype=np.int64) % 4
 
         def render(index: int, variant: int) -> Example:
-            drawn = np.random.default_rng((len(labels), index, variant)).integers(
-                0, 120, 64 * 64 * 3
-            )
-            pixels = drawn.reshape(64, 64, 3) + 120 * (np.arange(3) == labels[index] % 3)
+            generator = np.random.default_rng((len(labels), index, variant))
+            drawn = generator.integers(0, 120, (8, 8, 3)).repeat(8, axis=0).repeat(8, axis=1)
+            pixels = drawn + 120 * (np.arange(3) == labels[index])
             image = Image.fromarray(pixels.astype(np.uint8))
             return Example(image=image, label=int(labels[index]), image_id=f"toy/{name}-{index}")
 
@@ -84,12 +83,13 @@ def toy() -> Toy:
 @pytest.fixture
 def parts() -> ClipParts:
     """A CLIP model of 64 patches, 6 blocks and a joint space of 7."""
-    torch.manual_seed(11)
+    torch.manual_seed(15)
     tiny = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
     visual = timm.create_model(f"{ARCH}.{TAG}", num_classes=7, **tiny)
     with torch.no_grad():
-        for parameter in visual.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        for name, parameter in visual.named_parameters():
+            if name.endswith("weight") and parameter.ndim > 1:  # biases would drown the images
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
     known = tokenizer(12)([t.format(w) for t in Toy.templates for w in WORDS]).unique()
     geometry = {"context_length": 12, "width": 16, "heads": 2, "layers": 1, "output_dim": 7}
     model = Clip(visual, CompactText(known.tolist(), **geometry), math.log(20.0)).eval()
@@ -108,7 +108,7 @@ def dense(parts: ClipParts) -> zoo.ReducedViT:
 @pytest.fixture
 def predictor_file() -> Path:
     """A random predictor for the tiny tower, in the user's cache."""
-    torch.manual_seed(12)
+    torch.manual_seed(15)
     predictor = Predictor("conv", 48, 16, (8, 8), None, None)
     path = cache_folder() / "predictors" / predictor_name(ARCH, TAG)
     config = FitConfig(arch="conv", width=16)

@@ -181,6 +181,16 @@ def test_latency_at_a_new_batch_size_is_measured(batches: list[int], found: bool
     assert (fitting(record(**BLANK), [record()], batches) is not None) == found
 
 
+def test_agreement_is_measured_where_golden_rankings_turned_up():
+    known, blank = record(), record(**BLANK)
+    assert fitting(blank, [known], [], ranked=True) is None
+    agreed = replace(known, golden_images=4)
+    assert fitting(blank, [agreed, known], [], ranked=True) is agreed
+    dense = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
+    whole = record(**dense)  # nothing was dropped, so there is no ranking to agree
+    assert fitting(record(**{**BLANK, **dense}), [whole], [], ranked=True) is whole
+
+
 def test_a_golden_row_has_no_latency_to_wait_for():
     golden = {"model": "clip_vit_s14_golden60", "method": "golden"}
     known = replace(record(**golden), latency=(), gflops=None)

@@ -87,9 +87,10 @@ def test_the_seed_decides():
     assert not any(torch.equal(first[k], other[k]) for k in first if k.endswith("token.weight"))
 
 
-def test_scale_and_level_of_the_importance_do_not_count():
+@pytest.mark.parametrize("loss", ["listnet", "mse"])
+def test_scale_and_level_of_the_importance_do_not_count(loss: str):
     """The target is normalised per image; float16 tokens are taken as they are."""
-    train, val, config = planted(64, 0), planted(16, 1), replace(QUICK, epochs=3)
+    train, val, config = planted(64, 0), planted(16, 1), replace(QUICK, epochs=3, loss=loss)
     half = [replace(d, tokens=d.tokens.half()) for d in (train, val)]
     scale, level = torch.rand(64, 1) + 0.5, torch.randn(64, 1)
     moved = replace(half[0], importance=half[0].importance * scale + level)

@@ -1,0 +1,249 @@
+"""The main job on a benchmark in miniature: right numbers, and none measured twice."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import zoo
+from harness import bench
+from harness import compare as module
+from harness.compare import compare
+from harness.datasets.base import Dataset
+from harness.evaluate import correct, linear_probe
+from harness.plan import Plan
+from harness.progress import Progress
+from harness.rankings import Rankings
+from harness.records import Record, read_records, refuse_mixed, write_records
+from harness.variants import variants
+from zoo.clip import ClipParts, class_features
+from zoo.weights import cache_folder
+
+ARCH, CPU = "clip_vit_b16", torch.device("cpu")
+PLAN = Plan(
+    models=(ARCH,),
+    methods=("random", "golden", "evit"),
+    keeps=(0.5,),
+    datasets=("toy",),
+    limit=None,
+    batches=(1,),
+    rounds=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _miniature(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "create_clip", lambda name: parts)
+    monkeypatch.setattr(module, "get_dataset", lambda name: toy)
+
+
+@pytest.fixture
+def ranked_test(ranked: Callable[..., Rankings]) -> Rankings:
+    return write(ranked())
+
+
+def write(rankings: Rankings) -> Rankings:
+    split = rankings.provenance.split
+    name = f"golden-{ARCH}.openai-toy-{split}.parquet"
+    rankings.write(cache_folder() / "rankings" / name)
+    return rankings
+
+
+def one_group(plan: Plan, known: list[Record], console: Console | None = None) -> list[Record]:
+    [group] = compare(plan, known, Progress(console))
+    return group
+
+
+@pytest.fixture
+def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every measurement an error."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("measured again")
+
+    for name in ("outcomes", "costs", "text_classifier", "linear_probe"):
+        monkeypatch.setattr(bench, name, fail)
+
+
+@torch.no_grad()
+def test_top1_by_hand(ranked_test: Rankings, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset):
+    records = {record.method: record for record in one_group(PLAN, [])}
+    assert list(records) == ["dense", "random", "golden", "evit"]
+    text = class_features(parts.model, parts.tokenizer, toy.classes[:3], toy.templates)
+    right: dict[str, list[bool]] = {"dense": [], "random": [], "golden": []}
+    for example in toy.split("test"):
+        image = parts.preprocess(example.image)[None]
+        tokens, _ = dense.advance(dense.embed(image), stop=3)
+        importance = torch.from_numpy(ranked_test.of([example.image_id]))
+        rest, _ = dense.advance(tokens.prune(3, importance, 32), 3)
+        features = {
+            "dense": dense(image),
+            "random": zoo.reduce(dense, method="random", keep=0.5).eval()(image),
+            "golden": dense.finish(rest),
+        }
+        for name, feature in features.items():
+            right[name].append(int((feature @ text.T).argmax()) == example.label)
+    for name, hits in right.items():
+        assert records[name].correct.tolist() == hits
+        assert records[name].top1 == pytest.approx(np.mean(hits))
+        assert records[name].image_count == 21
+    share = np.mean(right["golden"]) - np.mean(right["dense"])
+    assert records["golden"].diff_to_dense == pytest.approx(share)
+    assert records["dense"].diff_to_dense is None
+    assert 0 < records["dense"].top1 < 1
+
+
+def test_what_a_record_says(ranked_test: Rankings, toy: Dataset):
+    dense, random, golden, evit = one_group(PLAN, [])
+    refuse_mixed([dense, random, golden, evit])
+    assert [r.model for r in (dense, evit)] == [ARCH, f"{ARCH}_evit50"]
+    assert [r.final_tokens for r in (dense, random, golden, evit)] == [64, 32, 32, 32]
+    assert (golden.tau, golden.match_at_k, golden.golden_images) == (1.0, 1.0, 21)
+    assert (random.match_k, random.match_chance) == (32, 0.5)
+    assert abs(random.tau) < 0.1
+    assert dense.tau is None
+    assert (golden.gflops, golden.latency) == (None, ())
+    assert evit.gflops < dense.gflops
+    assert [entry.batch for entry in evit.latency] == [1]
+    assert dense.dataset_revision == toy.revision
+    assert dense.weights_sha256 == ranked_test.provenance.weights
+    assert (dense.tag, dense.split, dense.shots, dense.dtype) == ("openai", "test", 0, "float32")
+
+
+def test_records_that_went_through_a_file_are_used_again(
+    ranked_test: Rankings, tmp_path: Path, predictor_file: Path, request: pytest.FixtureRequest
+):
+    plan = replace(PLAN, methods=("clsattn", "evit", "golden", "patchrank", "random", "tome"))
+    first = one_group(plan, [])
+    write_records(tmp_path / "records.jsonl", first)
+    known = read_records(tmp_path / "records.jsonl")
+    request.getfixturevalue("no_run")
+    assert one_group(plan, known) == known
+    assert one_group(replace(PLAN, methods=("tome",)), known) == [known[0], known[-1]]
+    for change in ({"limit": 9}, {"keeps": (0.4,)}, {"batches": (1, 3)}, {"dtype": "bfloat16"}):
+        with pytest.raises(AssertionError, match="measured again"):
+            one_group(replace(plan, **change), known)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype: str, ranked_test: Rankings):
+    """Same tower, other arithmetic: the fingerprint stays, so does nearly every answer."""
+    whole, half = one_group(PLAN, []), one_group(replace(PLAN, dtype=dtype), [])
+    for ours, theirs in zip(whole, half, strict=True):
+        assert (theirs.dtype, theirs.weights_sha256) == (dtype, ours.weights_sha256)
+        assert (ours.correct == theirs.correct).mean() > 0.8
+
+
+def test_without_golden_rankings_the_row_is_missing_and_the_command_told(toy: Dataset):
+    console = Console(record=True, width=300)
+    records = one_group(PLAN, [], console)
+    assert [record.method for record in records] == ["dense", "random", "evit"]
+    assert all(record.tau is None for record in records)
+    command = "make them with: python -m harness rank --model clip_vit_b16.openai --dataset toy"
+    said = console.export_text()
+    assert "no golden rankings of toy" in said
+    assert command in said
+    assert "1 of 4 classes can't be named" in said
+    assert "zebra" in said
+
+
+def test_rankings_made_since_are_looked_at(
+    ranked: Callable[..., Rankings], request: pytest.FixtureRequest
+):
+    """A known record without agreement, or of other golden rankings, isn't the answer any more."""
+    plan = replace(PLAN, methods=("random",))
+    known = one_group(plan, [])
+    write(ranked())
+    known += one_group(plan, known)
+    assert [record.golden_images for record in known] == [None, None, None, 21]
+    known += one_group(PLAN, known)
+    write(ranked(window=3, score="label"))
+    golden = one_group(PLAN, known)[2]
+    assert (golden.method_config["score"], golden.method_config["window"]) == ("label", 3)
+    assert golden not in known
+    request.getfixturevalue("no_run")
+    assert one_group(plan, known) == known[4:6]
+
+
+def test_with_some_golden_rankings_those_images_count(ranked: Callable[..., Rankings]):
+    write(ranked(count=8))
+    console = Console(record=True, width=300)
+    records = one_group(PLAN, [], console)
+    assert [record.method for record in records] == ["dense", "random", "evit"]
+    assert [record.golden_images for record in records] == [None, 8, 8]
+    assert "only some of these images of toy have golden rankings" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    "facts", [{"weights": "0" * 16}, {"revision": "old"}, {"block": 1}], ids=str
+)
+def test_rankings_of_something_else_are_refused(facts: dict, ranked: Callable[..., Rankings]):
+    write(ranked(**facts))
+    [(field, value)] = facts.items()
+    match = f"these rankings were made with {field}={value!r}, wanted .*: python -m harness rank"
+    with pytest.raises(ValueError, match=match):
+        one_group(PLAN, [])
+
+
+def test_few_shots_by_a_probe_on_each_models_own_features(
+    ranked_test: Rankings,
+    dense: zoo.ReducedViT,
+    parts: ClipParts,
+    toy: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """With labels instead of words even the class that can't be named is found."""
+    used: list[torch.Tensor] = []
+
+    def watched(features: torch.Tensor, classifier: torch.Tensor, labels: Any) -> Any:
+        used.append(classifier)
+        return correct(features, classifier, labels)
+
+    monkeypatch.setattr(bench, "correct", watched)
+    groups = list(compare(replace(PLAN, shots=(0, 3)), [], Progress()))
+    assert [[record.shots for record in group] for group in groups] == [[0] * 4, [3] * 4]
+    rows = variants(dense, ARCH, "openai", ["dense", "random"], [0.5])
+    train = bench.outcomes(  # three of each class are the whole training split
+        rows, toy.split("train"), parts.preprocess, None, device=CPU, dtype=torch.float32
+    )
+    probes = [
+        linear_probe(train[row.model].features, torch.from_numpy(toy.labels("train")), 4)
+        for row in rows
+    ]
+    by_dense, by_random, by_golden, _ = used[4:]
+    assert torch.allclose(by_dense, probes[0], atol=1e-5)
+    assert torch.allclose(by_random, probes[1], atol=1e-5)
+    assert torch.equal(by_golden, by_dense)  # no ranking of training images, so no own probe
+    assert not torch.allclose(by_dense, by_random, atol=1e-2)
+    unnamed = toy.labels("test") == 3
+    assert groups[1][0].correct[unnamed].mean() > 0.5
+    assert not groups[0][0].correct[unnamed].any()
+
+
+def test_a_validation_split_has_its_own_rankings(
+    ranked_test: Rankings, ranked: Callable[..., Rankings]
+):
+    plan = replace(PLAN, split="val")
+    assert "golden" not in {record.method for record in one_group(plan, [])}
+    write(ranked("val"))
+    found = {record.method: record for record in one_group(plan, [])}
+    assert (found["golden"].split, found["golden"].image_count) == ("val", 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"models": ("clip_vit_b61",)}, "model 'clip_vit_b61': did you mean 'clip_vit_b16'?"),
+        ({"methods": ("toem",)}, "method 'toem': did you mean 'tome'?"),
+        ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
+    ],
+)
+def test_refusals_before_anything_is_run(change: dict, match: str, no_run: None):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        one_group(replace(PLAN, **change), [])

@@ -1,0 +1,88 @@
+"""The shipped rankings and predictor: of this very tower and data, and as good as they must be."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.agreement import kendall_tau
+from harness.datasets import get_dataset
+from harness.evaluate import outcomes, subset
+from harness.plan import Plan
+from harness.rankings import Rankings, find_rankings
+from harness.variants import variants
+from zoo.clip import ClipParts, create_clip
+from zoo.golden import GoldenConfig, golden_importance
+from zoo.weights import EMBEDDED, find_predictor, fingerprint
+
+ARCH, TAG = "clip_vit_s14", "imgfocus_lit"
+DATASETS = ("emoji", "fashion")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> ClipParts:
+    return create_clip(ARCH)
+
+
+def shipped(dataset: str, split: str = "test") -> Rankings:
+    found = find_rankings(f"{ARCH}.{TAG}", dataset, split)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_rankings_are_of_this_tower_and_these_images(dataset: str, embedded: ClipParts):
+    found = shipped(dataset)
+    found.require(
+        model=f"{ARCH}.{TAG}",
+        weights=fingerprint(embedded.model.visual),
+        dataset=dataset,
+        revision=get_dataset(dataset).revision,
+        split="test",
+        score="preservation",
+        block=3,
+    )
+    assert np.isfinite(found.importance).all()
+    assert (found.importance.max(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_rankings_cover_the_default_subset(dataset: str):
+    split = subset(get_dataset(dataset).split("test"), Plan(methods=()).limit)
+    known = set(shipped(dataset).image_ids)
+    assert all(example.image_id in known for example in split)
+    assert len(known) == len(shipped(dataset).image_ids)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_rankings_come_out_again(dataset: str, embedded: ClipParts):
+    """Rank one image anew, in float32: the order is the stored one but for rounding."""
+    found = shipped(dataset)
+    facts = found.provenance
+    split = subset(get_dataset(dataset).split("test"), 1)
+    example = split[0]
+    config = GoldenConfig(block=facts.block, window=facts.window, stride=facts.stride)
+    image = embedded.preprocess(example.image)[None]
+    anew = golden_importance(embedded.model.visual, image, config).numpy()
+    stored = found.of([example.image_id])
+    assert kendall_tau(anew, stored)[0] > 0.9
+
+
+def test_the_predictor_is_the_packaged_one():
+    found = find_predictor(ARCH, TAG)
+    assert found.path.parent == EMBEDDED
+    assert (found.model, found.tag, found.block) == (ARCH, TAG, 3)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_predictor_agrees_with_golden_rankings_it_never_saw(dataset: str, embedded: ClipParts):
+    split = subset(get_dataset(dataset).split("test"), 16)
+    rows = variants(embedded.model.visual, ARCH, TAG, ["patchrank", "random", "clsattn"], [0.6])
+    told: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+    found = outcomes(rows, split, embedded.preprocess, None, **told)
+    golden = shipped(dataset).of([example.image_id for example in split])
+    tau = {row.method: kendall_tau(found[row.model].scores, golden).mean() for row in rows}
+    assert tau["patchrank"] > 0.5
+    assert tau["patchrank"] > tau["clsattn"] + 0.1
+    assert abs(tau["random"]) < 0.1

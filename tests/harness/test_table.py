@@ -1,0 +1,149 @@
+"""Terminal tables: every number where it belongs, and a dash for what wasn't measured."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+import zoo
+from harness import table as module
+from harness.datasets import get_dataset, list_datasets
+from harness.records import Latency, Record, pack_correct
+from harness.table import comparison_table, list_tables, title
+from zoo.registry import SIZES
+
+DENSE = Record(
+    created="2026-01-02T03:04:05+00:00",
+    version="0.1.0",
+    model="clip_vit_s14",
+    method="dense",
+    keep=1.0,
+    method_config={},
+    tag="imgfocus_lit",
+    weights_sha256="ab",
+    dataset="fashion",
+    dataset_revision="12ab",
+    split="test",
+    shots=0,
+    seed=0,
+    image_count=8,
+    correct_bits=pack_correct(np.array([1, 1, 1, 0, 1, 0, 1, 1], dtype=bool)),
+    top1=0.75,
+    top1_low=0.409,
+    top1_high=0.929,
+    device="cpu",
+    device_name="a processor",
+    dtype="float32",
+    threads=2,
+    torch="2.13.0",
+    timm="1.0.31",
+)
+FULL = replace(
+    DENSE,
+    model="clip_vit_s14_evit30",
+    method="evit",
+    keep=0.3,
+    diff_to_dense=-0.125,
+    diff_low=-0.25,
+    diff_high=0.0,
+    gflops=1.234,
+    final_tokens=59,
+    latency=tuple(
+        Latency(
+            batch=batch,
+            median_ms=10.0 * batch,
+            q1_ms=9.0 * batch,
+            q3_ms=12.0 * batch,
+            ratio_to_dense=0.55,
+            ratio_low=0.5,
+            ratio_high=0.6,
+            images_per_s=100.0 + batch,
+        )
+        for batch in (1, 32)
+    ),
+    tau=0.4321,
+    tau_low=0.4,
+    tau_high=0.45,
+    match_at_k=0.613,
+    match_k=59,
+    match_chance=59 / 196,
+    golden_images=8,
+)
+
+
+def shown(table: Table) -> list[str]:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text().splitlines()
+
+
+def cells(lines: list[str], start: str) -> list[str]:
+    [line] = [line for line in lines if line.startswith(f"│ {start} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_a_row_with_everything():
+    lines = shown(comparison_table([DENSE, FULL]))
+    assert cells(lines, "evit") == [
+        "evit",
+        "30",
+        "75.0 [40.9, 92.9]",
+        "-12.5 [-25.0, 0.0]",
+        "1.23",
+        "10 [9, 12] 0.55x",
+        "320 [288, 384] 0.55x",
+        "132",
+        "0.43",
+        "0.61 (0.30)",
+        "59",
+    ]
+
+
+def test_what_was_not_measured_is_a_dash_not_a_zero():
+    lines = shown(comparison_table([DENSE, FULL]))
+    assert cells(lines, "dense")[:3] == ["dense", "100", "75.0 [40.9, 92.9]"]
+    assert cells(lines, "dense")[3:] == ["–"] * 8
+
+
+def test_the_caption_loses_nothing_to_markup():
+    text = " ".join(" ".join(shown(comparison_table([FULL]))).split())
+    assert "median [quartiles], ratio to dense; GFLOPs: 1e9 multiply-adds per image" in text
+
+
+@pytest.mark.parametrize(("shots", "said"), [(0, "text classifier"), (16, "16 shots")])
+def test_the_title_names_the_conditions(shots: int, said: str):
+    assert title(replace(FULL, shots=shots)) == (
+        f"fashion (test, 8 images, {said}), clip_vit_s14.imgfocus_lit, float32, a processor, "
+        "2 threads"
+    )
+
+
+def test_the_list_shows_all_there_is():
+    towers, methods, datasets = ("\n".join(shown(table)) for table in list_tables())
+    for size, spec in SIZES.items():
+        assert f" {size} " in towers
+        assert all(tag in towers for tag in spec.tags)
+    for name in zoo.METHODS:
+        assert f"clip_vit_b16_{name}60" in methods
+    for name in list_datasets():
+        dataset = get_dataset(name)
+        assert dataset.title in datasets
+        sizes = [str(len(dataset.split(split))) for split in ("train", "val", "test")]
+        assert cells(datasets.splitlines(), name)[2:6] == [str(len(dataset.classes)), *sizes]
+
+
+def test_methods_say_what_they_do():
+    for cls in zoo.METHODS.values():
+        assert cls.__doc__.split("\n")[0].endswith(".")
+
+
+def test_predictors_are_listed_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, predictor_file: Path
+):
+    assert module._fitted("b16") == ["openai"]
+    assert module._fitted("l14") == []
+    assert module._fitted("s14") == ["imgfocus_lit"]  # packaged

@@ -1,0 +1,64 @@
+"""Give a model that exists a token reduction method, keeping its modules and weights."""
+
+import dataclasses
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from zoo.reducer import build_reducer
+from zoo.vit import ReducedViT, host_spec
+
+REBUILT = "reduced_vit"  # the timm name under which zoo.rebuild loads what is saved
+
+
+def reduce(model: VisionTransformer, *, method: str | None, **options: Any) -> ReducedViT:
+    """Give any timm VisionTransformer with a class token a token reduction method.
+
+    The new model shares modules and weights with ``model``, which stays as it is: nothing is
+    copied, and training one trains the other. Use ``copy.deepcopy`` first for two lives.
+
+    Args:
+        model: a timm VisionTransformer (DINOv2, DeiT, AugReg, CLIP towers, ...) of standard blocks.
+        method: name of a registered method, None for the dense tower in our class.
+        options: the method's options, ``keep`` first of all.
+
+    Raises:
+        ValueError: unknown method or option, value out of range, or tower that can't be reduced.
+    """
+    kind = type(model)
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"{kind.__name__} is not a timm VisionTransformer")
+    if kind not in (VisionTransformer, ReducedViT):
+        raise ValueError(
+            f"{kind.__name__} overrides parts of timm's VisionTransformer: unsupported"
+        )
+    reduced = ReducedViT.__new__(ReducedViT)
+    nn.Module.__init__(reduced)
+    # A module's state is its __dict__; registries are copied one level deep, so that replacing a
+    # submodule of one (reset_classifier, say) leaves the other alone.
+    for name, value in model.__dict__.items():
+        reduced.__dict__[name] = value.copy() if isinstance(value, dict) else value
+    reduced.reducer = None
+    if method is not None:
+        like = next(model.blocks.parameters())
+        spec = host_spec(reduced, device=like.device, dtype=like.dtype)
+        reduced.reducer = build_reducer(method, options, spec).train(model.training)
+    _describe(reduced, method)
+    return reduced
+
+
+def _describe(model: ReducedViT, method: str | None) -> None:
+    """Tell timm how to build the model again, for ``save_for_hf`` and ``local-dir:``."""
+    facts = model.__dict__
+    cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
+    if not cfg or not cfg.get("architecture"):
+        return
+    tag = f".{cfg['tag']}" if cfg.get("tag") else ""
+    reducer = model.reducer
+    facts["_model_args"] = args | {
+        "base": args.get("base", cfg["architecture"] + tag),
+        "method": method,
+        "reduction": {} if reducer is None else dataclasses.asdict(reducer.config),
+    }
+    facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
