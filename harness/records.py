@@ -68,7 +68,7 @@ class Record:
     diff_high: float | None = None
     gflops: float | None = None  # 1e9 multiply-adds per image
     params: int | None = None
-    tokens_per_block: tuple[int, ...] | None = None  # entering each block, prefix tokens included
+    tokens_per_block: tuple[int, ...] | None = None  # leaving each block, prefix tokens included
     final_tokens: int | None = None  # patch tokens left at the end
     latency: tuple[Latency, ...] = ()  # one entry per batch size
     tau: float | None = None  # mean Kendall tau-b against the golden ranking, 95 % interval

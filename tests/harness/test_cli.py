@@ -52,7 +52,7 @@ def test_a_second_run_reuses_all_of_it(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     before = (results / "records.jsonl").read_text("utf-8")
-    for name in ("outcomes", "costs", "text_classifier"):
+    for name in ("outcomes", "costs"):
         monkeypatch.setattr(bench, name, fail)
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     assert (results / "records.jsonl").read_text("utf-8") == before
