@@ -75,8 +75,7 @@ class Bench:
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
         """Return the records of all rows on a dataset, measuring only if one is missing."""
         classifier = self._text_classifier(dataset) if shots == 0 else None
-        whole = dataset.split(self.plan.split)
-        split = subset(nameable(whole, classifier), self.plan.limit)
+        split = nameable(subset(dataset.split(self.plan.split), self.plan.limit), classifier)
         golden = self._golden(dataset, split)
         rows = [row for row in self.rows if golden.whole or row.method != GOLDEN]
         blank = [self._blank(row, dataset, shots, len(split), golden) for row in rows]

@@ -56,7 +56,7 @@ class Record:
     dataset: str
     dataset_revision: str  # hash of the shipped files
     split: str
-    shots: int  # labelled training images per class; 0 = zero-shot
+    shots: int  # labelled training images per class; 0 = by text
     seed: int  # of the choice of shots and of images
     image_count: int
     correct_bits: str  # correctness in image order, see pack_correct

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from harness.plot import INK, draw
+from harness.protocol import protocol
 from harness.records import Latency, Record, refuse_mixed
 
 NOT_MEASURED = "–"
@@ -115,7 +116,7 @@ def _groups(records: Iterable[Record]) -> dict[str, list[Record]]:
         refuse_mixed(group)
         group.sort(key=lambda record: (record.method != "dense", -record.keep))
         first = group[0]
-        shots = f"{first.shots} shots" if first.shots else "zero-shot"
+        shots = f"{first.shots} shots" if first.shots else "by text"
         name = f"{first.dataset} {first.split}, {shots}, {first.model}.{first.tag}"
         named[name if name not in named else f"{name} ({first.weights_sha256[:8]})"] = group
     return named
@@ -188,7 +189,8 @@ def _section(name: str, group: Sequence[Record]) -> str:
     )
     golden = sorted({record.golden_images for record in group if record.golden_images})
     about = (
-        f"{first.image_count} images (revision {first.dataset_revision}, seed {first.seed}), "
+        f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
+        f"seed {first.seed}), "
         f"{first.device_name}, {first.device}, {first.dtype}, {first.threads} threads, torch "
         f"{first.torch}, timm {first.timm}, weights {first.weights_sha256[:12]}; agreement on "
         f"{', '.join(map(str, golden)) or 'no'} images."

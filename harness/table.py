@@ -8,6 +8,7 @@ from rich.table import Table
 import zoo
 from harness.datasets import get_dataset, list_datasets
 from harness.floor import Floor
+from harness.protocol import captions, protocol
 from harness.records import Latency, Record
 from zoo.registry import PERCENTS, SIZES
 from zoo.weights import find_predictor
@@ -40,10 +41,9 @@ def _time(entry: Latency) -> str:
 
 def title(record: Record) -> str:
     """Say what the records of a table have in common."""
-    shots = "text classifier" if record.shots == 0 else f"{record.shots} shots"
     tower = record.model.split("_")[2]
     return (
-        f"{record.dataset} ({record.split}, {record.image_count} images, {shots}), "
+        f"{record.dataset} ({record.split}, {record.image_count} images; {protocol(record)}), "
         f"clip_vit_{tower}.{record.tag}, {record.dtype}, {record.device_name}, "
         f"{record.threads} threads"
     )
@@ -57,9 +57,10 @@ def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
         wide: all columns (about 160 characters); else the most telling ones (80 characters).
     """
     batches = sorted({entry.batch for record in records for entry in record.latency})
-    caption = "top-1 in % with 95 % intervals; GFLOPs: 1e9 multiply-adds per image"
+    caption = "top-1 in % with 95 % intervals; "
     if batches:
-        caption += "; latency (x: as ratio): median \\[quartiles] in ms, ratio to dense"
+        caption += "latency in ms (x: as ratio): median \\[quartiles], ratio to dense; "
+    caption += "GFLOPs: 1e9 multiply-adds per image"
     table = Table(
         title=title(records[0]), caption=caption, box=box.HEAVY_HEAD if wide else box.SIMPLE
     )
@@ -162,12 +163,23 @@ def list_tables() -> list[Table]:
     for name, cls in sorted(zoo.METHODS.items()):
         methods.add_row(name, (cls.__doc__ or "").split("\n")[0], f"clip_vit_b16_{name}60")
     datasets = Table(title="datasets")
-    for head in ("name", "what", "classes", "train", "val", "test", "licence"):
+    for head in (
+        "name",
+        "what",
+        "classes",
+        "train",
+        "val",
+        "test",
+        "accuracy by text is",
+        "licence",
+    ):
         datasets.add_column(head)
     for name in list_datasets():
         dataset = get_dataset(name)
         sizes = [str(len(dataset.split(split))) for split in ("train", "val", "test")]
-        datasets.add_row(name, dataset.title, str(len(dataset.classes)), *sizes, dataset.license)
+        datasets.add_row(
+            name, dataset.title, str(len(dataset.classes)), *sizes, captions(name), dataset.license
+        )
     return [towers, methods, datasets]
 
 

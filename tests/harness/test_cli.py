@@ -57,7 +57,9 @@ def test_a_second_run_reuses_all_of_it(
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     assert (results / "records.jsonl").read_text("utf-8") == before
     out = capsys.readouterr().out
-    assert "emoji (test, 8 images, text classifier), clip_vit_s14.imgfocus_lit, float32" in out
+    assert (
+        "emoji (test, 8 images; text classifier: all class captions seen in text training)" in out
+    )
     dense, random = read_records(results / "records.jsonl")
     for record in (dense, random):
         row = next(line for line in out.splitlines() if line.startswith(f"│ {record.method} "))
@@ -76,7 +78,7 @@ def test_eval_shows_one_model_beside_the_dense_one(capsys: pytest.CaptureFixture
     assert main(["eval", "clip_vit_s14_tome50", "--dataset", "emoji", "--limit", "2"]) == 0
     out = capsys.readouterr().out
     [title, *_] = [line for line in out.splitlines() if line.strip()]
-    assert "emoji (test, 2 images, text classifier)" in title
+    assert "emoji (test, 2 images; text classifier" in title
     assert re.search(r"│ tome +│ +50 │.*│ +98 │", out)
     assert re.search(r"│ dense +│ +100 │.*│ +196 │", out)
 

@@ -153,7 +153,7 @@ def test_a_table_per_dataset_with_every_figure(tmp_path: Path) -> None:
         "Match at k (chance), %": "72.3 at 118 (60.2)",
         "Final tokens": "118",
     }
-    for heading in ("fashion test, 16 shots, clip_vit_s14.saliency", "emoji test, zero-shot"):
+    for heading in ("fashion test, 16 shots, clip_vit_s14.saliency", "emoji test, by text"):
         assert heading in text
     for condition in ("100 images", "12ab34cd", "a processor", "float32", "2 threads", "60 images"):
         assert condition in text

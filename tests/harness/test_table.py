@@ -114,10 +114,13 @@ def test_the_caption_loses_nothing_to_markup():
     assert "median [quartiles], ratio to dense; GFLOPs: 1e9 multiply-adds per image" in text
 
 
-@pytest.mark.parametrize(("shots", "said"), [(0, "text classifier"), (16, "16 shots")])
+@pytest.mark.parametrize(
+    ("shots", "said"),
+    [(0, "text classifier: all class captions seen in text training"), (16, "16 shots")],
+)
 def test_the_title_names_the_conditions(shots: int, said: str):
     assert title(replace(FULL, shots=shots)) == (
-        f"fashion (test, 8 images, {said}), clip_vit_s14.imgfocus_lit, float32, a processor, "
+        f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, a processor, "
         "2 threads"
     )
 

@@ -1,0 +1,24 @@
+"""What an accuracy rests on, in words: labelled images, captions seen in training, or neither."""
+
+from harness.datasets import get_dataset, list_datasets
+from harness.records import Record
+
+
+def captions(dataset: str) -> str:
+    """Say which of a dataset's class captions the embedded text tower saw in training.
+
+    Only where it saw none is a text classifier zero-shot.
+    """
+    seen = get_dataset(dataset).captions_seen
+    if not any(seen):
+        return "zero-shot: no class caption seen in text training"
+    if all(seen):
+        return "text classifier: all class captions seen in text training"
+    return f"text classifier: {sum(seen)} of {len(seen)} class captions seen in text training"
+
+
+def protocol(record: Record) -> str:
+    """Say how the images of a record were classified."""
+    if record.shots:
+        return f"{record.shots} shots"
+    return captions(record.dataset) if record.dataset in list_datasets() else "text classifier"

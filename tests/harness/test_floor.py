@@ -1,0 +1,62 @@
+"""Methods beside random pruning: the arithmetic on a toy, and what is refused."""
+
+import numpy as np
+import pytest
+
+from harness import floor as floor_module
+from harness.cli import main
+from harness.floor import floor
+from harness.plan import Plan
+from harness.progress import Progress
+from harness.table import floor_table
+
+PLAN = Plan(methods=("clsattn",), keeps=(0.3,), datasets=("emoji",), limit=8, split="val")
+
+
+def test_the_difference_is_the_methods_accuracy_minus_the_mean_of_the_orders():
+    (rows,) = floor(PLAN, 3, Progress())
+    (row,) = rows
+    assert (row.method, row.keep, row.image_count) == ("clsattn", 0.3, 8)
+    assert row.difference.estimate == pytest.approx(row.top1 - row.random_top1)
+    assert row.difference.low <= row.difference.estimate <= row.difference.high
+    assert floor_table(rows, 3).row_count == 1
+
+
+def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
+    """Right and wrong are planted: golden is right everywhere, the orders on known images."""
+
+    def planted(rows, split, *args, **kwargs):
+        return {row.model: row.model for row in rows}
+
+    def right(model, classifier, labels):
+        if "random" in model:
+            seed = int(model[-1])
+            return np.arange(len(labels)) % 3 == seed
+        return np.ones(len(labels), dtype=bool)
+
+    class Named(str):
+        features = property(str)
+
+    monkeypatch.setattr(
+        floor_module, "outcomes", lambda *a, **k: {m: Named(m) for m in planted(*a, **k)}
+    )
+    monkeypatch.setattr(floor_module, "correct", right)
+    plan = Plan(methods=("golden",), keeps=(0.5,), datasets=("emoji",), limit=9, split="test")
+    (rows,) = floor(plan, 3, Progress())
+    assert rows[0].image_count == 9
+    assert rows[0].top1 == 1
+    assert rows[0].random_top1 == pytest.approx(1 / 3)
+    assert rows[0].difference.estimate == pytest.approx(2 / 3)
+
+
+def test_too_few_orders_are_refused():
+    with pytest.raises(ValueError, match="--seeds 2: expected at least 3"):
+        next(floor(PLAN, 2, Progress()))
+
+
+def test_golden_without_rankings_names_the_command(capsys):
+    arguments = "floor --methods golden --datasets emoji-names --limit 4 --keeps 0.3"
+    assert main(arguments.split()) == 2
+    assert "harness rank --model clip_vit_s14.imgfocus_lit --dataset emoji-names" in (
+        capsys.readouterr().err
+    )
