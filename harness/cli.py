@@ -92,7 +92,7 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.6, 0.3], help="in (0, 1]")
     parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
     parser.add_argument("--shots", nargs="+", type=int, default=[0], help="0: text classifier")
-    parser.add_argument("--rounds", type=int, default=7, help="latency samples")
+    parser.add_argument("--rounds", type=int, default=5, help="latency samples")
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32], help="for latency")
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder")

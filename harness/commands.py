@@ -57,7 +57,9 @@ def run_compare(
         output.print(comparison_table(group, wide=output.width >= WIDE))
     write_report(records, args.output / "report.html", "Token reduction for CLIP, side by side")
     write_plot(records, args.output / "accuracy_gflops.svg")
-    (args.output / "table.md").write_text(markdown_table(records), encoding="utf-8")
+    for name, summary in (("table.md", False), ("summary.md", True)):
+        text = markdown_table(records, summary=summary)
+        (args.output / name).write_text(text, encoding="utf-8")
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, soft_wrap=True)
 

@@ -39,4 +39,4 @@ class Plan:
     device: str = "cpu"
     dtype: str = "float32"
     batches: tuple[int, ...] = (1, 32)
-    rounds: int = 7
+    rounds: int = 5

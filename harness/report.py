@@ -41,6 +41,7 @@ _NOTES = (
     "unrelated rankings reach. – means not measured."
 )
 
+_SUMMARY = ("Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "× dense", "Kendall τ")
 _Column = tuple[str, Callable[[Record], str]]
 
 
@@ -86,20 +87,25 @@ def write_plot(records: Iterable[Record], path: str | Path) -> None:
     path.write_bytes(draw(_groups(records), path.suffix.removeprefix(".")))
 
 
-def markdown_table(records: Iterable[Record]) -> str:
+def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
     """Return one Markdown table per group of records, each under its heading.
+
+    Args:
+        records: What to show.
+        summary: Leave out what a first look doesn't need.
 
     Raises:
         ValueError: No records, or a group mixes conditions.
     """
     parts = []
     for name, group in _groups(records).items():
-        columns = _columns(group)
+        columns = [c for c in _columns(group) if not summary or c[0].endswith(_SUMMARY)]
         rows = [[heading for heading, _ in columns]]
         rows += [["---"] + ["---:"] * (len(columns) - 1)]
         rows += [[render(record) for _, render in columns] for record in group]
         lines = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in rows]
-        parts.append("\n".join([f"### {_markdown_cell(name)}", "", *lines, ""]))
+        about = _markdown_cell(_about(group))
+        parts.append("\n".join([f"### {_markdown_cell(name)}", about, "", *lines, ""]))
     return "\n".join(parts)
 
 
@@ -178,8 +184,21 @@ def _match(record: Record) -> str:
     return f"{100 * record.match_at_k:.1f} at {record.match_k} ({100 * record.match_chance:.1f})"
 
 
+def _about(group: Sequence[Record]) -> str:
+    """Say what all records of a group have in common."""
+    first = group[0]
+    golden = sorted({record.golden_images for record in group if record.golden_images})
+    return (
+        f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
+        f"seed {first.seed}), "
+        f"{first.device_name}, {first.device}, {first.dtype}, {first.threads} threads, torch "
+        f"{first.torch}, timm {first.timm}, weights {first.weights_sha256[:12]}; agreement on "
+        f"{', '.join(map(str, golden)) or 'no'} images."
+    )
+
+
 def _section(name: str, group: Sequence[Record]) -> str:
-    columns, first = _columns(group), group[0]
+    columns = _columns(group)
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading, _ in columns)
     rows = "".join(
         f'<tr title="{escape(f"{record.model} {record.method_config}")}">'
@@ -187,16 +206,8 @@ def _section(name: str, group: Sequence[Record]) -> str:
         + "</tr>\n"
         for record in group
     )
-    golden = sorted({record.golden_images for record in group if record.golden_images})
-    about = (
-        f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
-        f"seed {first.seed}), "
-        f"{first.device_name}, {first.device}, {first.dtype}, {first.threads} threads, torch "
-        f"{first.torch}, timm {first.timm}, weights {first.weights_sha256[:12]}; agreement on "
-        f"{', '.join(map(str, golden)) or 'no'} images."
-    )
     return (
-        f"<section>\n<h2>{escape(name)}</h2>\n<p>{escape(about)}</p>\n"
+        f"<section>\n<h2>{escape(name)}</h2>\n<p>{escape(_about(group))}</p>\n"
         f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{rows}</tbody>\n</table></div>\n</section>\n"
     )

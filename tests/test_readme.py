@@ -20,8 +20,8 @@ def test_the_python_runs(code, tmp_path):
 
 
 def test_the_table_is_what_compare_wrote():
-    """The table between the marks is docs/results/table.md, which `compare` writes, unchanged."""
-    table = (ROOT / "docs" / "results" / "table.md").read_text(encoding="utf-8").strip()
+    """The table between the marks is docs/results/summary.md, which `compare` writes, unchanged."""
+    table = (ROOT / "docs" / "results" / "summary.md").read_text(encoding="utf-8").strip()
     assert f"<!-- results -->\n{table}\n<!-- end -->" in README
 
 

@@ -36,6 +36,7 @@ def test_compare_writes_what_it_measured(results: Path):
         "accuracy_gflops.svg",
         "records.jsonl",
         "report.html",
+        "summary.md",
         "table.md",
     ]
     dense, random = read_records(results / "records.jsonl")

@@ -201,7 +201,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     table = markdown_table([hostile, other])
     assert "<script" not in table
     assert "](http" not in table
-    assert {line.count("|") for line in table.splitlines()[2:]} == {9}
+    assert {line.count("|") for line in table.splitlines()[3:]} == {9}
 
 
 def test_different_conditions_are_refused_but_towers_get_their_own_table(tmp_path: Path) -> None:
