@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -33,16 +34,12 @@ def run_compare(
     _check(args)
     args.output.mkdir(parents=True, exist_ok=True)
     plan = Plan(
+        **_conditions(args, limit),
         models=tuple(args.models),
         methods=tuple(args.methods or known_methods()),
         keeps=tuple(args.keeps),
         datasets=tuple(args.datasets),
         shots=tuple(args.shots),
-        limit=limit,
-        split=args.split,
-        seed=args.seed,
-        device=args.device,
-        dtype=args.dtype,
         batches=tuple(args.batches),
         rounds=args.rounds,
     )
@@ -73,16 +70,12 @@ def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> li
     parts = MODELS[name]
     dense = str(replace(parts, method=None, percent=100))
     plan = Plan(
+        **_conditions(args, limit),
         models=(f"{dense}.{tag}" if tag else dense,),
         methods=(parts.method or DENSE,),
         keeps=(parts.percent / 100,),
         datasets=(args.dataset,),
         shots=(args.shots,),
-        limit=limit,
-        split=args.split,
-        seed=args.seed,
-        device=args.device,
-        dtype=args.dtype,
         batches=(),
     )
     return next(compare(plan, [], Progress(status)))
@@ -94,14 +87,11 @@ def run_floor(
     """Measure methods against random pruning and print a table per dataset."""
     _check(args)
     plan = Plan(
+        **_conditions(args, limit),
         models=(args.model,),
         methods=tuple(args.methods),
         keeps=tuple(args.keeps),
         datasets=tuple(args.datasets),
-        limit=limit,
-        split=args.split,
-        device=args.device,
-        dtype=args.dtype,
     )
     given = [Rankings.read(path) for path in args.rankings]
     for rows in floor(plan, args.seeds, Progress(status), given):
@@ -146,6 +136,12 @@ def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
     if not train or not val:
         raise ValueError("nothing to learn from: give --dataset, or --rankings and --val")
     return fit(args.model, train, val, config, out=args.out, progress=Progress(status))
+
+
+def _conditions(args: argparse.Namespace, limit: int | None) -> dict[str, Any]:
+    """Return the fields of ``Plan`` that every measuring command takes from the same flags."""
+    same = ("split", "seed", "device", "dtype")
+    return {"limit": limit, **{name: getattr(args, name) for name in same}}
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
 """
 
 from zoo.adopt import reduce
+from zoo.clip import Clip, create_clip
 from zoo.rebuild import reduced_vit
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.tokens import Reduction, Tokens
@@ -15,12 +16,14 @@ from zoo.registry import MODELS  # isort: skip  (registers, so after what method
 __all__ = [
     "METHODS",
     "MODELS",
+    "Clip",
     "ReducedViT",
     "Reducer",
     "ReducerConfig",
     "Reduction",
     "Tokens",
     "Trace",
+    "create_clip",
     "reduce",
     "reduced_vit",
     "register_method",

@@ -1,7 +1,5 @@
 """Towers and tokens for the baselines' tests."""
 
-from collections.abc import Iterator
-
 import pytest
 import timm
 import torch
@@ -23,12 +21,3 @@ def tower() -> VisionTransformer:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, 64, 64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: towers this small lose time to a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -223,8 +223,7 @@ def test_few_shots_by_a_probe_on_each_models_own_features(
     assert torch.allclose(by_random, probes[1], atol=1e-5)
     assert torch.equal(by_golden, by_dense)  # no ranking of training images, so no own probe
     assert not torch.allclose(by_dense, by_random, atol=1e-2)
-    unnamed = toy.labels("test") == 3
-    assert groups[1][0].correct[unnamed].mean() > 0.5
+    assert groups[1][0].correct[toy.labels("test") == 3].mean() > 0.5  # never named
     assert [group[0].image_count for group in groups] == [16, 21]  # by text, they are left out
 
 

@@ -1,6 +1,6 @@
 """Towers small enough for a test, with weights lively enough to tell methods apart."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -45,12 +45,3 @@ def half(method: str, tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, 64, 64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: towers this small lose time to a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
