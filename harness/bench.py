@@ -100,9 +100,9 @@ class Bench:
     def _golden(self, dataset: Dataset, split: Split) -> "Golden":
         """Look up the golden rankings of these images."""
         model = f"{self.rows[0].model}.{self.tag}"
-        rankings = find_rankings(model, dataset.name, self.plan.split)
+        rankings = find_rankings(model, dataset.images_of, self.plan.split)
         command = (
-            f"python -m harness rank --model {model} --dataset {dataset.name} "
+            f"python -m harness rank --model {model} --dataset {dataset.images_of} "
             f"--split {self.plan.split} --full"
         )
         if rankings is None:

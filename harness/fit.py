@@ -11,8 +11,7 @@ from harness.agreement import kendall_tau
 from harness.datasets import get_dataset
 from harness.progress import Progress
 from harness.rankings import Rankings, ranked
-from harness.variants import split_name
-from zoo.clip import create_clip
+from harness.variants import load_tower, split_name
 from zoo.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
 from zoo.predictor import Predictor
 from zoo.weights import cache_folder, fingerprint, predictor_name
@@ -84,8 +83,7 @@ def gather(
     Raises:
         ValueError: rankings of another tower.
     """
-    parts = create_clip(model)
-    dense = parts.model.visual
+    dense, preprocess = load_tower(*split_name(model))
     weights = fingerprint(dense)
     tokens, importance, found = [], [], []
     for file in files:
@@ -98,7 +96,7 @@ def gather(
         with progress.task(f"tokens of {facts.dataset} {facts.split}", len(split)) as update:
             for start in range(0, len(split), 32):
                 examples = [split[i] for i in range(start, min(start + 32, len(split)))]
-                images = torch.stack([parts.preprocess(example.image) for example in examples])
+                images = torch.stack([preprocess(example.image) for example in examples])
                 with torch.inference_mode():
                     entering, _ = dense.advance(dense.embed(images), stop=facts.block)
                 tokens.append(entering.x.half().clone())

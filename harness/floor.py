@@ -149,12 +149,12 @@ def _random_orders(dense: ReducedViT, seeds: int, plan: Plan) -> list[Variant]:
 def _golden(given: Sequence[Rankings], model: str, dataset: Dataset, split: SplitName) -> Rankings:
     """Find the rankings of a split among those given, else where they usually are."""
     for rankings in given:
-        if (rankings.provenance.dataset, rankings.provenance.split) == (dataset.name, split):
+        if (rankings.provenance.dataset, rankings.provenance.split) == (dataset.images_of, split):
             return rankings
-    found = find_rankings(model, dataset.name, split)
+    found = find_rankings(model, dataset.images_of, split)
     if found is None:
         raise ValueError(
             f"no golden rankings of {dataset.name} {split}; make them with: python -m harness rank "
-            f"--model {model} --dataset {dataset.name} --split {split}"
+            f"--model {model} --dataset {dataset.images_of} --split {split}"
         )
     return found

@@ -14,7 +14,7 @@ from harness.evaluate import subset, text_classifier
 from harness.plan import DTYPES
 from harness.progress import Progress
 from harness.rankings import Provenance, Rankings
-from harness.variants import split_name
+from harness.variants import load_tower, split_name
 from zoo.clip import create_clip
 from zoo.golden import GoldenConfig, golden_importance
 from zoo.weights import cache_folder, fingerprint
@@ -56,8 +56,7 @@ def rank(
         ValueError: a name or setting that doesn't fit, or a score that needs classes named.
     """
     arch, tag = split_name(model)
-    parts = create_clip(f"{arch}.{tag}")
-    dense = parts.model.visual
+    dense, preprocess = load_tower(arch, tag)
     provenance = Provenance(
         model=f"{arch}.{tag}",
         weights=fingerprint(dense),
@@ -71,8 +70,10 @@ def rank(
         dtype=dtype,
     )
     split = subset(dataset.split(split_of), limit)
-    text = None
+    text, scale = None, 1.0
     if config.score != "preservation":
+        parts = create_clip(f"{arch}.{tag}")
+        scale = parts.model.logit_scale.exp().item()
         text, left_out = text_classifier(parts, dataset)
         if left_out:
             raise ValueError(
@@ -81,7 +82,6 @@ def rank(
                 "use --score preservation"
             )
         text = text.to(device)
-    scale = parts.model.logit_scale.exp().item()
     dense.to(device, DTYPES[dtype])
     facts = json.dumps(asdict(provenance), sort_keys=True)
     folder = cache_folder() / "parts" / hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -95,7 +95,7 @@ def rank(
             key = hashlib.sha256("\n".join(part_ids).encode()).hexdigest()[:16]
             path = folder / f"{key}.npy"
             if not path.is_file():
-                images = torch.stack([parts.preprocess(example.image) for example in examples])
+                images = torch.stack([preprocess(example.image) for example in examples])
                 importance = golden_importance(
                     dense,
                     images.to(device, DTYPES[dtype]),

@@ -4,13 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
+from zoo.clip import image_transform
 from zoo.golden import GoldenConfig
 from zoo.reducer import METHODS, expected, final_count
 from zoo.registry import MODELS, SIZES
@@ -67,6 +69,30 @@ def split_name(name: str) -> tuple[str, str]:
     if tag and tag not in tags:
         raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
     return arch, tag or next(iter(tags))
+
+
+class Tower(NamedTuple):
+    """A dense image tower and its preprocessing, from PIL image to (C, H, W)."""
+
+    vit: ReducedViT
+    preprocess: Any
+
+
+def load_tower(arch: str, tag: str) -> Tower:
+    """Load a dense image tower with its weights; no text tower is needed.
+
+    Raises:
+        FileNotFoundError: the weights are neither packaged nor cached, and the hub is out of reach.
+    """
+    try:
+        vit = timm.create_model(f"{arch}.{tag}", pretrained=True).eval()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"no weights of {arch}.{tag}: not in the Hugging Face cache, and the hub can't be "
+            f"reached ({str(error).splitlines()[0]}); run once where it can, or copy the cache"
+        ) from error
+    assert isinstance(vit, ReducedViT)
+    return Tower(vit, image_transform(vit))
 
 
 def variants(

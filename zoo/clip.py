@@ -79,10 +79,14 @@ def create_clip(name: str, pretrained: bool = True, **kwargs: Any) -> ClipParts:
         )
     visual = timm.create_model(name, pretrained=pretrained, **kwargs)
     text, logit_scale, context_length = load_text()
-    preprocess = create_transform(**resolve_data_config({}, model=visual))
     assert isinstance(visual, ReducedViT)
     model = Clip(visual, text, logit_scale).eval()
-    return ClipParts(model, preprocess, tokenizer(context_length))
+    return ClipParts(model, image_transform(visual), tokenizer(context_length))
+
+
+def image_transform(visual: nn.Module) -> Any:
+    """Return the preprocessing of an image tower: from PIL image to (C, H, W)."""
+    return create_transform(**resolve_data_config({}, model=visual))
 
 
 def load_text() -> tuple[CompactText, float, int]:

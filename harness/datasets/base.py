@@ -106,6 +106,11 @@ class Dataset(abc.ABC):
     def captions_seen(self) -> tuple[bool, ...]:
         """Per class: was its caption seen when the embedded text tower was trained."""
 
+    @property
+    def images_of(self) -> str:
+        """Name of the dataset whose images these are; golden rankings go by it."""
+        return self.name
+
     @abc.abstractmethod
     def _split(self, name: SplitName) -> Split:
         """Build the split of that name (already validated)."""

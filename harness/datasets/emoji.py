@@ -149,6 +149,11 @@ class _EmojiTask(Dataset):
             found.append(Emoji(**record, short_names=short_names, images=(noto, fluent)))
         return tuple(found)
 
+    @property
+    def images_of(self) -> str:
+        """All tasks show the same images."""
+        return "emoji"
+
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's class, or None where it belongs to no class of this task."""
         raise NotImplementedError

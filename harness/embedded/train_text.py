@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from rich.progress import track
 from safetensors.torch import save
-from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 import zoo
@@ -29,6 +28,7 @@ from harness.datasets.canvas import seeded
 from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, EmojiCategory
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from harness.embedded import build_fashion
+from zoo.clip import image_transform
 from zoo.lit import LitConfig, LitModel, train
 from zoo.text import CompactText, tokenizer
 from zoo.weights import EMBEDDED, cache_folder
@@ -107,7 +107,7 @@ def emoji_captions(emoji: Emoji, style: int, templates: tuple[str, ...]) -> list
 def features_of(source: Source, name: str, cache: Path) -> Tensor:
     """Return the class tokens of a source, (count, D) float32, from cached shards or the tower."""
     vit = timm.create_model("clip_vit_s14", pretrained=True, num_classes=0).eval()
-    transform = create_transform(**resolve_data_config({}, model=vit))
+    transform = image_transform(vit)
     vit = vit.to(torch.bfloat16)
     parts = []
     for start in track(range(0, source.size, SHARD), description=f"class tokens: {name}"):

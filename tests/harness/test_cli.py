@@ -12,6 +12,7 @@ from harness import compare as compare_module
 from harness.cli import PIPE_WIDTH, main
 from harness.datasets.base import Dataset
 from harness.records import Record, read_records
+from harness.variants import Tower
 from zoo.clip import ClipParts
 
 RANDOM = "compare --datasets emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 2"
@@ -121,7 +122,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         ("eval clip_vit_s14.imgfocus --dataset emoji", "weight tag 'imgfocus' of clip_vit_s14"),
         ("rank --dataset emoji --score lable", "score='lable': did you mean 'label'"),
         ("rank --dataset emoji --stride 3", "stride=3: more than window=2 leaves patches out"),
-        ("rank --dataset emoji --model clip_vit_b16", "comes with a text tower"),
+        ("rank --dataset emoji --model clip_vit_b16", "no weights of clip_vit_b16.openai: not in"),
         ("fit predictor", "nothing to learn from: give --dataset, or --rankings and --val"),
         ("fit predictor --arch covn", "arch='covn': did you mean 'conv'"),
         ("fit predictor --rankings gone --val gone", "rankings 'gone' do not exist"),
@@ -179,7 +180,9 @@ def test_the_whole_benchmark_in_miniature(
     for module in (bench, compare_module, commands):
         monkeypatch.setattr(module, "create_clip", lambda name: parts, raising=False)
         monkeypatch.setattr(module, "get_dataset", lambda name: toy, raising=False)
-    monkeypatch.setattr("harness.rank.create_clip", lambda name: parts)
+    tower = Tower(parts.model.visual, parts.preprocess)
+    for name in ("harness.rank.load_tower", "harness.fit.load_tower"):
+        monkeypatch.setattr(name, lambda arch, tag: tower)
     command = "rank --model clip_vit_b16 --dataset toy --stride 2 --limit 12"
     assert main(command.split()) == 0
     out = capsys.readouterr().out

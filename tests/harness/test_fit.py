@@ -16,7 +16,7 @@ from harness.datasets.base import Dataset
 from harness.fit import fit, gather, tau_of
 from harness.progress import Progress
 from harness.rankings import Rankings
-from harness.variants import variants
+from harness.variants import Tower, variants
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor
 from zoo.predictor import Predictor
@@ -29,7 +29,8 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def _miniature(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "create_clip", lambda name: parts)
+    tower = Tower(parts.model.visual, parts.preprocess)
+    monkeypatch.setattr(module, "load_tower", lambda arch, tag: tower)
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
 
 

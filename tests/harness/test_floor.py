@@ -54,9 +54,11 @@ def test_too_few_orders_are_refused():
         next(floor(PLAN, 2, Progress()))
 
 
-def test_golden_without_rankings_names_the_command(capsys):
+def test_golden_without_rankings_names_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(floor_module, "find_rankings", lambda *_: None)
     arguments = "floor --methods golden --datasets emoji-names --limit 4 --keeps 0.3"
     assert main(arguments.split()) == 2
-    assert "harness rank --model clip_vit_s14.imgfocus_lit --dataset emoji-names" in (
+    # The images are those of `emoji`, and so are their rankings.
+    assert "harness rank --model clip_vit_s14.imgfocus_lit --dataset emoji --split test" in (
         capsys.readouterr().err
     )

@@ -16,6 +16,7 @@ from harness.progress import Progress
 from harness.rank import _to_half, rank
 from harness.rankings import Rankings, find_rankings
 from harness.rankings import ranked as ranked_positions
+from harness.variants import Tower
 from zoo.clip import ClipParts
 from zoo.golden import SCORES, GoldenConfig, golden_importance
 from zoo.weights import fingerprint
@@ -27,6 +28,8 @@ Run = Callable[..., Path]
 @pytest.fixture
 def run(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Rank the toy images with the miniature tower."""
+    tower = Tower(parts.model.visual, parts.preprocess)
+    monkeypatch.setattr(module, "load_tower", lambda arch, tag: tower)
     monkeypatch.setattr(module, "create_clip", lambda name: parts)
     monkeypatch.setattr(module, "PART", 4)
 

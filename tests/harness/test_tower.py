@@ -1,0 +1,50 @@
+"""A tower without a text side of ours: rank and fit need none."""
+
+import timm
+import torch
+
+from harness.datasets import get_dataset
+from harness.fit import fit
+from harness.progress import Progress
+from harness.rank import rank
+from harness.variants import load_tower
+from zoo.fit import FitConfig
+from zoo.golden import GoldenConfig
+
+
+def test_the_command_that_the_missing_predictor_names_makes_one(monkeypatch):
+    """`pretrained=True` on b32 without a predictor names `fit predictor`; afterwards it works."""
+    weights = timm.create_model("clip_vit_b32").state_dict()
+    create = timm.create_model
+
+    def with_weights(name, pretrained=False, **kwargs):
+        overlay = {"state_dict": dict(weights)} if pretrained else None
+        return create(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", with_weights)
+    dataset = get_dataset("emoji")
+    files = [
+        rank(
+            "clip_vit_b32",
+            dataset,
+            split,
+            GoldenConfig(window=3, stride=3),
+            limit=3,
+            dtype="float32",
+            device="cpu",
+            out=None,
+            progress=Progress(),
+        )
+        for split in ("train", "val")
+    ]
+    config = FitConfig(arch="mlp", width=8, epochs=1)
+    fit("clip_vit_b32", files[:1], files[1:], config, out=None, progress=Progress())
+    model = with_weights("clip_vit_b32_patchrank60", pretrained=True).eval()
+    with torch.inference_mode():
+        assert model.trace(torch.randn(1, 3, 224, 224)).final_tokens == 29
+
+
+def test_preprocessing_is_the_towers_own():
+    tower = load_tower("clip_vit_s14", "imgfocus_lit")
+    image = get_dataset("emoji").split("val")[0].image
+    assert tower.preprocess(image).shape == (3, 196, 196)
