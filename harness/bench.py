@@ -111,7 +111,7 @@ class Bench:
         rankings.require(weights=self.weights, revision=dataset.revision, block=BLOCK)
         importance = rankings.of([split[i].image_id for i in range(len(split))])
         whole = not np.isnan(importance).any()
-        if not whole:
+        if not whole and any(row.method == GOLDEN for row in self.rows):
             self.progress.say(
                 f"only some of these images of {dataset.name} have golden rankings, so there is no "
                 f"golden row; make them with: {command}"
