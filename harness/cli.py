@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,7 +226,3 @@ def _fit(args: argparse.Namespace) -> None:
     path, tau = run_fit(args, Console(stderr=True))
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     _output().print(text, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
