@@ -21,7 +21,7 @@ from harness.evaluate import (
     subset,
     text_classifier,
 )
-from harness.measure import agreement, costs, device_name, fitting
+from harness.measure import agreement, costs, device_name, fitting, git_commit
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.rankings import Rankings, find_rankings
@@ -173,6 +173,7 @@ class Bench:
         low, high = wilson_interval(int(hits.sum()), len(hits))
         facts: dict[str, Any] = {
             "created": utc_now(),
+            "git_commit": git_commit(),
             "correct_bits": pack_correct(hits),
             "top1": float(hits.mean()),
             "top1_low": low,

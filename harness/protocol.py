@@ -20,5 +20,5 @@ def captions(dataset: str) -> str:
 def protocol(record: Record) -> str:
     """Say how the images of a record were classified."""
     if record.shots:
-        return f"{record.shots} shots"
+        return "1 shot" if record.shots == 1 else f"{record.shots} shots"
     return captions(record.dataset) if record.dataset in list_datasets() else "text classifier"
