@@ -1,6 +1,6 @@
 """Run models over a dataset's images and read off accuracy and rankings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.datasets.base import Dataset, Split, shots
+from harness.datasets.base import Dataset, Example, Split, shots
 from harness.rankings import Rankings
 from harness.variants import GOLDEN, Variant, run
 from zoo.clip import ClipParts, class_features
@@ -51,6 +51,13 @@ def subset(split: Split, limit: int | None) -> Split:
     return split.subset(np.sort(chosen))
 
 
+def batches(split: Split, preprocess: Any) -> Iterator[tuple[list[Example], Tensor]]:
+    """Yield the examples of a split with their images (B, C, H, W), ``BATCH`` at a time."""
+    for start in range(0, len(split), BATCH):
+        examples = [split[i] for i in range(start, min(start + BATCH, len(split)))]
+        yield examples, torch.stack([preprocess(example.image) for example in examples])
+
+
 def outcomes(
     rows: Sequence[Variant],
     split: Split,
@@ -77,9 +84,8 @@ def outcomes(
     """
     needs_golden = any(row.method == GOLDEN for row in rows)
     parts: dict[str, list[Any]] = {row.model: [] for row in rows}
-    for start in range(0, len(split), BATCH):
-        examples = [split[i] for i in range(start, min(start + BATCH, len(split)))]
-        images = torch.stack([preprocess(example.image) for example in examples])
+    done = 0
+    for examples, images in batches(split, preprocess):
         golden = None
         if needs_golden:
             assert rankings is not None
@@ -90,7 +96,8 @@ def outcomes(
             golden = torch.from_numpy(known).to(device)
         for name, output in run(rows, images.to(device, dtype), golden).items():
             parts[name].append(output)
-        on_batch(start + len(examples))
+        done += len(examples)
+        on_batch(done)
     return {name: _joined(part) for name, part in parts.items()}
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from harness.agreement import kendall_tau
 from harness.datasets import get_dataset
+from harness.evaluate import batches
 from harness.progress import Progress
 from harness.rankings import Rankings, ranked
 from harness.variants import load_tower, split_name
@@ -94,14 +95,14 @@ def gather(
         every = get_dataset(facts.dataset).split(facts.split)
         split = every.subset(ranked(every, rankings))
         with progress.task(f"tokens of {facts.dataset} {facts.split}", len(split)) as update:
-            for start in range(0, len(split), 32):
-                examples = [split[i] for i in range(start, min(start + 32, len(split)))]
-                images = torch.stack([preprocess(example.image) for example in examples])
+            done = 0
+            for examples, images in batches(split, preprocess):
                 with torch.inference_mode():
                     entering, _ = dense.advance(dense.embed(images), stop=facts.block)
                 tokens.append(entering.x.half().clone())
                 importance.append(rankings.of([example.image_id for example in examples]))
-                update(start + len(examples))
+                done += len(examples)
+                update(done)
     with torch.no_grad():
         joined = torch.cat(tokens)
     data = RankedTokens(

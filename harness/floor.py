@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 import zoo
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.evaluate import correct, outcomes, subset, text_classifier
+from harness.evaluate import correct, nameable, outcomes, subset, text_classifier
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.rankings import Rankings, find_rankings, ranked
@@ -81,8 +81,8 @@ def floor(
         row.vit.to(plan.device, DTYPES[plan.dtype])
     for name in plan.datasets:
         dataset = get_dataset(name)
-        split = subset(dataset.split(plan.split), plan.limit)
         classifier, _ = text_classifier(parts, dataset)
+        split = nameable(subset(dataset.split(plan.split), plan.limit), classifier)
 
         def hits(part: list[Variant], among: Split, golden: Rankings | None) -> dict[str, Hits]:
             with progress.task(f"{len(part)} rows on {dataset.name}", len(among)) as update:  # noqa: B023

@@ -46,14 +46,15 @@ def attend(attn: Any, x: Tensor, bias: Tensor | None = None) -> Attended:
 
 def cls_query_and_keys(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the class token's query (B, H, 1, d) and all keys (B, H, T, d), nothing else."""
-    batch, count, _ = x.shape
-    dim = attn.attn_dim
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    q = F.linear(x[:, :1], weight[:dim], None if bias is None else bias[:dim])
-    k = F.linear(x, weight[dim : 2 * dim], None if bias is None else bias[dim : 2 * dim])
-    q = q.reshape(batch, 1, attn.num_heads, attn.head_dim).transpose(1, 2)
-    k = k.reshape(batch, count, attn.num_heads, attn.head_dim).transpose(1, 2)
-    return attn.q_norm(q), attn.k_norm(k)
+    return attn.q_norm(_heads(attn, x[:, :1], 0)), attn.k_norm(_heads(attn, x, 1))
+
+
+def _heads(attn: Any, x: Tensor, part: int) -> Tensor:
+    """Compute the queries (0), keys (1) or values (2) of ``x`` alone, (B, H, T, d), not normed."""
+    rows = slice(part * attn.attn_dim, (part + 1) * attn.attn_dim)
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[rows]
+    out = F.linear(x, attn.qkv.weight[rows], bias)
+    return out.reshape(*x.shape[:2], attn.num_heads, attn.head_dim).transpose(1, 2)
 
 
 def cls_attention(
@@ -88,13 +89,9 @@ def attend_cls(block: Any, x: Tensor) -> Tensor:
         (B, 1, D) the class token that leaves it.
     """
     attn, normed = block.attn, block.norm1(x)
-    batch, count, _ = x.shape
     query, key = cls_query_and_keys(attn, normed)
-    weight, bias = attn.qkv.weight[2 * attn.attn_dim :], attn.qkv.bias
-    value = F.linear(normed, weight, None if bias is None else bias[2 * attn.attn_dim :])
-    value = value.reshape(batch, count, attn.num_heads, attn.head_dim).transpose(1, 2)
-    out = F.scaled_dot_product_attention(query, key, value)
-    out = attn.norm(out.transpose(1, 2).reshape(batch, 1, attn.attn_dim))
+    out = F.scaled_dot_product_attention(query, key, _heads(attn, normed, 2))
+    out = attn.norm(out.transpose(1, 2).reshape(len(x), 1, attn.attn_dim))
     if attn.gate is not None:
         out = out * attn.gate(normed[:, :1]).sigmoid()
     cls = x[:, :1] + block.ls1(attn.proj(out))

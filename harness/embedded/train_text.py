@@ -64,13 +64,14 @@ def fashion_source(folder: Path | None) -> Source:
     free = np.array([i for i, item in enumerate(items) if item.tobytes() not in held_out])
     items, labels = items[free], labels[free]
 
+    def position(index: int) -> int:
+        return int(np.random.PCG64(index).random_raw() % len(items))
+
     def draw(index: int) -> Image.Image:
-        position = int(np.random.PCG64(index).random_raw() % len(items))
-        return sample(items, labels, position, seeded(77, index))[0]
+        return sample(items, labels, position(index), seeded(77, index))[0]
 
     def captions(index: int) -> list[str]:
-        position = int(np.random.PCG64(index).random_raw() % len(items))
-        name = CLASSES[int(labels[position])]
+        name = CLASSES[int(labels[position(index)])]
         return [template.format(name) for template in dataset.templates]
 
     return Source(FASHION_CANVASES, draw, captions)
