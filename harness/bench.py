@@ -21,10 +21,10 @@ from harness.evaluate import (
     subset,
     text_classifier,
 )
+from harness.golden.store import Rankings, find_rankings
 from harness.measure import agreement, costs, device_name, fitting, git_commit
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
-from harness.rankings import Rankings, find_rankings
 from harness.records import Record, pack_correct, utc_now
 from harness.statistics import paired_difference, wilson_interval
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant, variants

@@ -11,10 +11,10 @@ from harness.compare import compare
 from harness.datasets import get_dataset
 from harness.fit import fit
 from harness.floor import floor
+from harness.golden.rank import rank
+from harness.golden.store import Rankings
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
-from harness.rank import rank
-from harness.rankings import Rankings
 from harness.records import Record, read_records, write_records
 from harness.report import markdown_table, write_plot, write_report
 from harness.table import comparison_table, floor_table

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.datasets.base import Dataset, Example, Split, shots
-from harness.rankings import Rankings
+from harness.golden.store import Rankings
 from harness.variants import GOLDEN, Variant, run
 from zoo.clip import ClipParts, class_features
 

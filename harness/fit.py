@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from harness.agreement import kendall_tau
 from harness.datasets import get_dataset
 from harness.evaluate import batches
+from harness.golden.store import Rankings, ranked
 from harness.progress import Progress
-from harness.rankings import Rankings, ranked
 from harness.variants import load_tower, split_name
 from zoo.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
 from zoo.predictor import Predictor

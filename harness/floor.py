@@ -11,9 +11,9 @@ import zoo
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.evaluate import correct, nameable, outcomes, subset, text_classifier
+from harness.golden.store import Rankings, find_rankings, ranked
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
-from harness.rankings import Rankings, find_rankings, ranked
 from harness.statistics import Interval, bootstrap_mean
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant, split_name, variants
 from zoo.clip import create_clip

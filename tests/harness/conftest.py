@@ -14,7 +14,7 @@ from PIL import Image
 
 import zoo
 from harness.datasets.base import Dataset, Example, Split, SplitName
-from harness.rankings import Provenance, Rankings
+from harness.golden.store import Provenance, Rankings
 from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor

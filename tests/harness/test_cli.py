@@ -181,7 +181,7 @@ def test_the_whole_benchmark_in_miniature(
         monkeypatch.setattr(module, "create_clip", lambda name: parts, raising=False)
         monkeypatch.setattr(module, "get_dataset", lambda name: toy, raising=False)
     tower = Tower(parts.model.visual, parts.preprocess)
-    for name in ("harness.rank.load_tower", "harness.fit.load_tower"):
+    for name in ("harness.golden.rank.load_tower", "harness.fit.load_tower"):
         monkeypatch.setattr(name, lambda arch, tag: tower)
     command = "rank --model clip_vit_b16 --dataset toy --stride 2 --limit 12"
     assert main(command.split()) == 0

@@ -17,9 +17,9 @@ from harness import compare as module
 from harness.compare import compare
 from harness.datasets.base import Dataset
 from harness.evaluate import correct, linear_probe
+from harness.golden.store import Rankings
 from harness.plan import Plan
 from harness.progress import Progress
-from harness.rankings import Rankings
 from harness.records import Record, read_records, refuse_mixed, write_records
 from harness.variants import variants
 from zoo.clip import ClipParts, class_features

@@ -23,7 +23,7 @@ from harness.evaluate import (
     subset,
     text_classifier,
 )
-from harness.rankings import Rankings
+from harness.golden.store import Rankings
 from harness.variants import variants
 from zoo.clip import ClipParts, class_features
 

@@ -14,8 +14,8 @@ import zoo
 from harness import fit as module
 from harness.datasets.base import Dataset
 from harness.fit import fit, gather, tau_of
+from harness.golden.store import Rankings
 from harness.progress import Progress
-from harness.rankings import Rankings
 from harness.variants import Tower, variants
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor

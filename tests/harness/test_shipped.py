@@ -9,8 +9,8 @@ import torch
 from harness.agreement import kendall_tau
 from harness.datasets import get_dataset
 from harness.evaluate import outcomes, subset
+from harness.golden.store import Rankings, find_rankings
 from harness.plan import Plan
-from harness.rankings import Rankings, find_rankings
 from harness.variants import variants
 from zoo.clip import ClipParts, create_clip
 from zoo.golden import GoldenConfig, golden_importance

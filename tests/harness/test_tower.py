@@ -5,8 +5,8 @@ import torch
 
 from harness.datasets import get_dataset
 from harness.fit import fit
+from harness.golden.rank import rank
 from harness.progress import Progress
-from harness.rank import rank
 from harness.variants import load_tower
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig

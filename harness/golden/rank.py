@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from harness.datasets.base import Dataset, SplitName
 from harness.evaluate import subset, text_classifier
+from harness.golden.store import Provenance, Rankings
 from harness.plan import DTYPES
 from harness.progress import Progress
-from harness.rankings import Provenance, Rankings
 from harness.variants import load_tower, split_name
 from zoo.clip import create_clip
 from zoo.golden import GoldenConfig, golden_importance

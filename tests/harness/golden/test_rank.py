@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import zoo
-from harness import rank as module
 from harness.datasets.base import Dataset
 from harness.evaluate import subset, text_classifier
+from harness.golden import rank as module
+from harness.golden.rank import _to_half, rank
+from harness.golden.store import Rankings, find_rankings
+from harness.golden.store import ranked as ranked_positions
 from harness.progress import Progress
-from harness.rank import _to_half, rank
-from harness.rankings import Rankings, find_rankings
-from harness.rankings import ranked as ranked_positions
 from harness.variants import Tower
 from zoo.clip import ClipParts
 from zoo.golden import SCORES, GoldenConfig, golden_importance

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness import rankings as module
-from harness.rankings import Provenance, Rankings, find_rankings
+from harness.golden import store as module
+from harness.golden.store import Provenance, Rankings, find_rankings
 
 PROVENANCE = Provenance(
     model="clip_vit_s14.imgfocus_lit",
