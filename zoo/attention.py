@@ -5,6 +5,7 @@ Blocks and attention layers are typed Any, since torch types their attributes as
 
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +17,7 @@ class Attended(NamedTuple):
         out: (B, T, D) output of the layer, after projection.
         query: (B, H, T, d) queries after q-norm, not yet scaled.
         key: (B, H, T, d) keys after k-norm.
+        value: (B, H, T, d) values.
         scale: factor on the logits.
         bias: additive bias on the logits or None.
     """
@@ -23,6 +25,7 @@ class Attended(NamedTuple):
     out: Tensor
     query: Tensor
     key: Tensor
+    value: Tensor
     scale: float
     bias: Tensor | None
 
@@ -41,7 +44,7 @@ def attend(attn: Any, x: Tensor, bias: Tensor | None = None) -> Attended:
     out = attn.norm(out.transpose(1, 2).reshape(batch, count, attn.attn_dim))
     if attn.gate is not None:
         out = out * attn.gate(x).sigmoid()
-    return Attended(attn.proj_drop(attn.proj(out)), q, k, attn.scale, bias)
+    return Attended(attn.proj_drop(attn.proj(out)), q, k, v, attn.scale, bias)
 
 
 def cls_query_and_keys(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,9 +94,48 @@ def attend_cls(block: Any, x: Tensor) -> Tensor:
     attn, normed = block.attn, block.norm1(x)
     query, key = cls_query_and_keys(attn, normed)
     out = F.scaled_dot_product_attention(query, key, _heads(attn, normed, 2))
-    out = attn.norm(out.transpose(1, 2).reshape(len(x), 1, attn.attn_dim))
+    return _leave(block, x[:, :1], normed[:, :1], out)
+
+
+def attend_patches_low(block: Any, low: Any, x: Tensor) -> Tensor:
+    """Run a block in low precision, the class token's own path excepted.
+
+    The class token's rounding would reach the output undiminished, while that of the patch tokens
+    averages out in its attention; it is one token of many, so exactness is cheap.
+
+    Args:
+        block: timm's Block in float32.
+        low: the same block in low precision.
+        x: (B, T, D) float32 tokens that enter it, class token first.
+
+    Returns:
+        (B, T, D) float32 tokens that leave it.
+    """
+    attn, normed = block.attn, block.norm1(x)
+    attended = attend(low.attn, normed.to(low.attn.qkv.weight.dtype))
+    own = [_heads(attn, normed[:, :1], part) for part in range(3)]
+    query, key = attn.q_norm(own[0]), attn.k_norm(own[1])
+    to_patches = query.to(attended.key.dtype) @ attended.key.transpose(-2, -1)
+    to_itself = query @ key.transpose(-2, -1)
+    logits = torch.cat((to_itself, to_patches[..., 1:].float()), dim=-1)
+    weights = (logits * attn.scale).softmax(dim=-1)
+    seen = (weights[..., 1:].to(attended.value.dtype) @ attended.value[:, :, 1:]).float()
+    out = seen + weights[..., :1] * own[2]
+    y = x + block.ls1(attended.out.float())
+    cls = _leave(block, x[:, :1], normed[:, :1], out)
+    rest = block.norm2(y).to(low.mlp.fc1.weight.dtype)
+    y = y + block.ls2(low.mlp(rest).float())
+    y[:, :1] = cls
+    result: Tensor = y
+    return result
+
+
+def _leave(block: Any, cls: Tensor, normed: Tensor, out: Tensor) -> Tensor:
+    """Finish a block for the class token: from its attended values (B, H, 1, d) to its exit."""
+    attn = block.attn
+    out = attn.norm(out.transpose(1, 2).reshape(len(cls), 1, attn.attn_dim))
     if attn.gate is not None:
-        out = out * attn.gate(normed[:, :1]).sigmoid()
-    cls = x[:, :1] + block.ls1(attn.proj(out))
+        out = out * attn.gate(normed).sigmoid()
+    cls = cls + block.ls1(attn.proj(out))
     result: Tensor = cls + block.ls2(block.mlp(block.norm2(cls)))
     return result

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from zoo import golden
 from zoo.attention import attend_cls
-from zoo.golden import SCORES, GoldenConfig, golden_importance, windows
+from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.windows import mean_over_windows, windows
 
 GRID = 8
 LABELS = torch.tensor([4, 0, 2])
@@ -98,10 +98,11 @@ CASES = [  # score, block, window, stride, batch: none divides 3 images x window
 def test_equals_removing_one_window_at_a_time(case: tuple, tower: nn.Module, text: Tensor):
     score, block, window, stride, batch = case
     images = torch.randn(3, 3, 64, 64)
-    config = GoldenConfig(score=score, block=block, window=window, stride=stride, batch=batch)
+    config = GoldenConfig(score=score, block=block, window=window, stride=stride)
     slow = slow_importance(tower, images, config, text, LABELS)
     told = {"text": text, "scale": SCALE, "labels": LABELS}
-    fast = golden_importance(tower, images, config, **told)
+    labels = told.pop("labels")
+    fast = GoldenEngine(tower, config, batch=batch, **told).importance(images, labels)
     assert fast.shape == (3, GRID * GRID)
     assert fast.dtype == torch.float32
     assert (fast - slow).abs().max() < 1e-5
@@ -114,7 +115,7 @@ def test_equals_removing_one_window_at_a_time(case: tuple, tower: nn.Module, tex
 @pytest.mark.parametrize("score", SCORES)
 def test_images_do_not_touch_each_other(score: str, tower: nn.Module, text: Tensor):
     """Sharing a batch of windows, or being the only one, gives the same."""
-    images, config = torch.randn(3, 3, 64, 64), GoldenConfig(score=score, block=2, batch=33)
+    images, config = torch.randn(3, 3, 64, 64), GoldenConfig(score=score, block=2)
     told = {"text": text, "scale": SCALE}
     together = golden_importance(tower, images, config, labels=LABELS, **told)
     for i in range(3):
@@ -150,7 +151,7 @@ def test_windows_cover_the_grid_and_nothing_else(grid: tuple[int, int], window: 
 
 def test_the_papers_defaults_give_169_windows():
     config = GoldenConfig()
-    assert (config.score, config.block, config.batch) == ("preservation", 3, 128)
+    assert (config.score, config.block) == ("preservation", 3)
     assert len(windows((14, 14), config.window, config.stride)) == 169
     assert len(windows((14, 14), 2, 2)) == 49  # the released code's
 
@@ -159,14 +160,14 @@ def test_border_patches_are_divided_by_the_windows_that_cover_them():
     """Dividing by 4 everywhere, as printed, would make every corner four times less removable."""
     cells = windows((3, 3), 2, 1)  # four windows: corners in one, edges in two, the middle in all
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.6]])
-    mean = golden._mean_over_windows(scores, cells, 9)
+    mean = mean_over_windows(scores, cells, 9)
     expected = [0.1, 0.15, 0.2, 0.2, 0.3, 0.4, 0.3, 0.45, 0.6]
     assert mean[0].tolist() == pytest.approx(expected)
 
 
 def test_equal_scores_rank_no_patch_before_another():
     cells = windows((4, 5), 3, 2)
-    mean = golden._mean_over_windows(torch.full((2, len(cells)), 0.7), cells, 20)
+    mean = mean_over_windows(torch.full((2, len(cells)), 0.7), cells, 20)
     assert torch.allclose(mean, torch.full((2, 20), 0.7))
 
 
@@ -207,7 +208,6 @@ def test_prefix_tokens_stay(tiny: Callable[..., nn.Module]):
         ({"window": 0}, "window=0: expected an integer from 1"),
         ({"block": -1}, "block=-1: expected an integer from 0"),
         ({"block": 1.0}, "block=1.0: expected an integer"),
-        ({"batch": True}, "batch=True: expected an integer"),
         ({"stride": 3}, "stride=3: more than window=2 leaves patches out"),
     ],
 )
