@@ -65,8 +65,7 @@ class Suffix:
         self.device = next(model.parameters()).device
         tokens = model.num_prefix_tokens + model.patch_embed.num_patches
         self.batch = batch or fitting_batch(model.embed_dim, tokens, self.device)
-        self._compiled = compiled
-        self._run = torch.compile(self._through, dynamic=False) if compiled else self._through
+        self._compiled = torch.compile(self._through, dynamic=False) if compiled else None
 
     def features(self, start: Tokens, rows: Tensor, keep_idx: Tensor) -> Tensor:
         """Compute the features of sequences of which only some patch tokens are left.
@@ -80,12 +79,15 @@ class Suffix:
             (S, D) float32, of unit length.
         """
         parts = []
+        # Whole sequences are few, and another length would be compiled for them alone.
+        fixed = self._compiled if keep_idx.shape[1] < start.patch_count else None
+        run = fixed or self._through
         for part in torch.arange(len(rows), device=rows.device).split(self.batch):
             row, keep = rows[part], keep_idx[part]
-            if self._compiled and len(part) < self.batch:
+            if fixed and len(part) < self.batch:
                 row, keep = (_repeated(t, self.batch) for t in (row, keep))
             idx = torch.cat((_prefix_idx(start, len(row)), keep + start.prefix), dim=1)
-            features = self._run(start.x[row.unsqueeze(1), idx])
+            features = run(start.x[row.unsqueeze(1), idx])
             parts.append(F.normalize(features[: len(part)].float(), dim=-1))
         return torch.cat(parts)
 
