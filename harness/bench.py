@@ -195,7 +195,9 @@ class Bench:
         config = row.config
         if row.method == GOLDEN and golden.rankings is not None:
             facts = golden.rankings.provenance
-            config = config | {f: getattr(facts, f) for f in ("score", "window", "stride", "dtype")}
+            told = ("score", "window", "stride", "dtype", "greedy", "approximate")
+            known = {name: getattr(facts, name) for name in told}
+            config = config | {name: value for name, value in known.items() if value is not None}
         return Record(
             created=utc_now(),
             version=version("clip-patchrank"),

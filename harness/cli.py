@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit (0 fine, 2 wrong use)."""
+"""The command line: parse, call, print, exit (0 fine, 2 wrong use, 130 stopped)."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.flags import build_parser
+from harness.golden.work import OtherProcessError
 from harness.table import comparison_table, list_tables
 
 PIPE_WIDTH = 200
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, those of the process if None.
 
     Returns:
-        Exit code: 0 fine, 2 wrong use.
+        Exit code: 0 fine, 2 wrong use, 130 stopped by Ctrl-C.
     """
     # Quiet by intention: open_clip logs every tokenizer it builds.
     logging.disable(logging.INFO)
@@ -35,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"[bold red]error:[/] {escape(str(error))}"
         console.print(text, highlight=False, soft_wrap=True)
         return 2
+    except OtherProcessError:
+        return 2
     except KeyboardInterrupt:
-        console.print("stopped; what is done is kept, the same command goes on from there")
+        if os.environ.get("RANK", "0") == "0":  # of many processes, the first speaks
+            console.print("stopped; what is done is kept, the same command goes on from there")
         return 130
     return 0
 
@@ -84,8 +88,10 @@ def _list(_args: argparse.Namespace) -> None:
 def _rank(args: argparse.Namespace) -> None:
     from harness.commands import run_rank
 
-    path = run_rank(args, _limit(args), Console(stderr=True))
-    _output().print(f"wrote {path}", soft_wrap=True)
+    done = run_rank(args, Console(stderr=True))
+    if done.leads:
+        text = f"wrote {done.path}: {done.images} of {done.total} images"
+        _output().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _fit(args: argparse.Namespace) -> None:
@@ -96,6 +102,29 @@ def _fit(args: argparse.Namespace) -> None:
     _output().print(text, soft_wrap=True)
 
 
+def _show(args: argparse.Namespace) -> None:
+    from harness.golden.commands import run_show
+
+    shown = run_show(args, Console(stderr=True))
+    output = _output()
+    for note in shown.notes:
+        output.print(note, highlight=False, markup=False, soft_wrap=True)
+    output.print(f"wrote {shown.path}", soft_wrap=True)
+
+
+def _objects(args: argparse.Namespace) -> None:
+    from harness.golden.commands import run_objects
+
+    _output().print(run_objects(args, _limit(args), Console(stderr=True)))
+
+
+def _curve(args: argparse.Namespace) -> None:
+    from harness.golden.chart import curve_table
+    from harness.golden.commands import run_curve
+
+    _output().print(curve_table(run_curve(args, _limit(args), Console(stderr=True))))
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "eval": _eval,
@@ -103,4 +132,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "floor": _floor,
     "rank": _rank,
     "fit": _fit,
+    "show": _show,
+    "objects": _objects,
+    "curve": _curve,
 }

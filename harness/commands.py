@@ -9,10 +9,13 @@ from rich.console import Console
 
 from harness.compare import compare
 from harness.datasets import get_dataset
+from harness.datasets.base import SplitName
 from harness.fit import fit
 from harness.floor import floor
-from harness.golden.rank import rank
+from harness.golden.job import AUTO, Job, Source
+from harness.golden.rank import Ranked, rank
 from harness.golden.store import Rankings
+from harness.golden.work import team
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, read_records, write_records
@@ -98,20 +101,47 @@ def run_floor(
         output.print(floor_table(rows, args.seeds))
 
 
-def run_rank(args: argparse.Namespace, limit: int | None, status: Console) -> Path:
-    """Make golden rankings."""
-    _check(args)
-    return rank(
-        args.model,
-        get_dataset(args.dataset),
-        args.split,
-        GoldenConfig(score=args.score, block=args.block, window=args.window, stride=args.stride),
-        limit=limit,
-        dtype=args.dtype,
-        device=args.device,
-        out=args.out,
-        progress=Progress(status),
-    )
+def run_rank(args: argparse.Namespace, status: Console) -> Ranked:
+    """Make golden rankings; under torchrun, a part of them."""
+    with team(args.device) as crew:
+        if args.dtype not in (AUTO, *DTYPES):
+            raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")
+        check_device(args.device)
+        if args.images is None:
+            source = Source.of(get_dataset(args.dataset), args.split)
+        else:
+            source = Source.folder(args.images)
+        job = Job(
+            model=args.model,
+            source=source,
+            config=_golden_config(args),
+            budget=args.budget,
+            limit=None if args.full else args.limit,
+            out=args.out,
+            shard_size=args.shard_size,
+            batch=args.batch,
+            dtype=args.dtype,
+            compiled=args.compile,
+            device=args.device,
+        )
+        return rank(job, Progress(status), crew)
+
+
+def _golden_config(args: argparse.Namespace) -> GoldenConfig:
+    """Return the settings that the flags of ``rank`` ask for.
+
+    Raises:
+        ValueError: a value out of range, or one that ``--budget`` picks.
+    """
+    flags = {"window": "window", "stride": "stride", "greedy": "greedy", "approx": "approximate"}
+    given = {flag: vars(args)[flag] for flag in flags if vars(args)[flag] is not None}
+    if args.budget is not None and given:
+        raise ValueError(
+            f"--budget {args.budget:g} with --{next(iter(given))}: a budget picks window, stride "
+            "and approximation itself; give one of the two"
+        )
+    named = {flags[flag]: value for flag, value in given.items()}
+    return GoldenConfig(score=args.score, block=args.block, **named)
 
 
 def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
@@ -119,20 +149,15 @@ def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
     config = FitConfig(arch=args.arch, loss=args.loss, seed=args.seed)
     train, val = list(args.rankings), list(args.val)
     for name in args.dataset:
-        for split, files in (("train", train), ("val", val)):
-            files.append(
-                rank(
-                    args.model,
-                    get_dataset(name),
-                    split,  # type: ignore[arg-type]
-                    GoldenConfig(block=args.block),
-                    limit=args.limit,
-                    dtype="float32",
-                    device="cpu",
-                    out=None,
-                    progress=Progress(status),
-                )
+        splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
+        for split, files in splits:
+            job = Job(
+                model=args.model,
+                source=Source.of(get_dataset(name), split),
+                config=GoldenConfig(block=args.block),
+                limit=args.limit,
             )
+            files.append(rank(job, Progress(status)).path)
     if not train or not val:
         raise ValueError("nothing to learn from: give --dataset, or --rankings and --val")
     return fit(args.model, train, val, config, out=args.out, progress=Progress(status))
@@ -162,9 +187,14 @@ def _check(args: argparse.Namespace) -> None:
         for value in values:
             if value < 1:
                 raise ValueError(f"--{option} {value}: expected a number from 1")
+    check_device(args.device)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that isn't there."""
     import torch
 
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device!r} can't be used here: {error}") from error
+        raise ValueError(f"--device {device!r} can't be used here: {error}") from error

@@ -8,7 +8,7 @@ from harness.evaluate import few_shot
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record
-from harness.variants import split_name
+from harness.towers import split_name
 
 
 def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:

@@ -41,14 +41,25 @@ def subset(split: Split, limit: int | None) -> Split:
     """
     if limit is None or limit >= len(split):
         return split
-    order = np.argsort(np.random.PCG64(SUBSET_SEED).random_raw(len(split)), kind="stable")
-    labels = split.labels[order]
-    turn = np.empty(len(split), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        turn[members] = np.arange(len(members))
-    chosen = order[np.lexsort((np.arange(len(order)), turn))[:limit]]
-    return split.subset(np.sort(chosen))
+    return split.subset(np.sort(turns(split.labels)[:limit]))
+
+
+def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Order images so that the first few, however many, are class-balanced.
+
+    Args:
+        labels: (n,) true classes; images of unknown class count as one class.
+
+    Returns:
+        (n,) positions. Classes give in turn; which image a class gives next is drawn once and for
+        all.
+    """
+    order = np.argsort(np.random.PCG64(SUBSET_SEED).random_raw(len(labels)), kind="stable")
+    grouped = np.argsort(labels[order], kind="stable")
+    _, starts, counts = np.unique(labels[order][grouped], return_index=True, return_counts=True)
+    turn = np.empty(len(labels), dtype=np.int64)
+    turn[grouped] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return order[np.argsort(turn, kind="stable")]
 
 
 def batches(split: Split, preprocess: Any) -> Iterator[tuple[list[Example], Tensor]]:

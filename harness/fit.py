@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -9,10 +10,12 @@ from numpy.typing import NDArray
 
 from harness.agreement import kendall_tau
 from harness.datasets import get_dataset
+from harness.datasets.base import SplitName
 from harness.evaluate import batches
+from harness.golden.provenance import FOLDER_SPLIT
 from harness.golden.store import Rankings, ranked
 from harness.progress import Progress
-from harness.variants import load_tower, split_name
+from harness.towers import load_tower, split_name
 from zoo.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
 from zoo.predictor import Predictor
 from zoo.weights import cache_folder, fingerprint, predictor_name
@@ -31,8 +34,8 @@ def fit(
 
     Args:
         model: dense timm name.
-        train: files of rankings to learn from.
-        val: files of rankings for early stopping; of other images.
+        train: stores or files of rankings to learn from.
+        val: the same for early stopping; of other images.
         config: recipe.
         out: result; None for the user's cache.
         progress: where to show how far things are.
@@ -84,7 +87,8 @@ def gather(
     Raises:
         ValueError: rankings of another tower.
     """
-    dense, preprocess = load_tower(*split_name(model))
+    tower = load_tower(model)
+    dense, preprocess = tower.vit, tower.preprocess
     weights = fingerprint(dense)
     tokens, importance, found = [], [], []
     for file in files:
@@ -92,7 +96,12 @@ def gather(
         rankings.require(model=model, weights=weights)
         found.append(rankings)
         facts = rankings.provenance
-        every = get_dataset(facts.dataset).split(facts.split)
+        if facts.split == FOLDER_SPLIT:
+            raise ValueError(
+                f"{str(file)!r} ranks a folder of images, which is not at hand here; predictors "
+                "are fitted to rankings of a dataset"
+            )
+        every = get_dataset(facts.dataset).split(cast(SplitName, facts.split))
         split = every.subset(ranked(every, rankings))
         with progress.task(f"tokens of {facts.dataset} {facts.split}", len(split)) as update:
             done = 0

@@ -15,7 +15,8 @@ from harness.golden.store import Rankings, find_rankings, ranked
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.statistics import Interval, bootstrap_mean
-from harness.variants import BLOCK, DENSE, GOLDEN, Variant, split_name, variants
+from harness.towers import split_name
+from harness.variants import BLOCK, DENSE, GOLDEN, Variant, variants
 from zoo.clip import create_clip
 from zoo.vit import ReducedViT
 from zoo.weights import fingerprint

@@ -8,7 +8,7 @@ from harness.records import Record
 
 # Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the
 # marker says the same once more. Dense is drawn in the colour of the text.
-_STYLES = (
+STYLES = (
     ("#0072B2", "o"),
     ("#E69F00", "s"),
     ("#009E73", "^"),
@@ -21,7 +21,7 @@ _STYLES = (
 )
 INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
 
-_OPTIONS: Any = {
+OPTIONS: Any = {
     "svg.hashsalt": "clip-patchrank",
     "svg.fonttype": "none",
     "text.color": INK,
@@ -49,9 +49,9 @@ def draw(groups: Mapping[str, Sequence[Record]], form: str) -> bytes:
     across = min(3, len(groups))
     down = -(-len(groups) // across)
     methods = sorted({record.method for group in groups.values() for record in group} - {"dense"})
-    styles = {method: _STYLES[place % len(_STYLES)] for place, method in enumerate(methods)}
+    styles = {method: STYLES[place % len(STYLES)] for place, method in enumerate(methods)}
     styles["dense"] = (INK, "h")
-    with mpl.rc_context(_OPTIONS):
+    with mpl.rc_context(OPTIONS):
         figure = Figure(figsize=(4.8 * across + 1.4, 3.8 * down), layout="constrained")
         handles: dict[str, Any] = {}
         for place, (name, group) in enumerate(groups.items(), start=1):

@@ -1,11 +1,33 @@
-"""Progress on a terminal, silence elsewhere."""
+"""Progress on a terminal; elsewhere silence, or for long work a line now and then."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+
+LINE_S = 30.0  # seconds between two lines where there is no terminal
+
+
+def pace(done: int, total: int, begun: int, seconds: float, per_image: float) -> str:
+    """Describe how fast this run is and how long it will take.
+
+    Args:
+        done: images done, by earlier runs too.
+        total: images in all.
+        begun: images that were done when this run began.
+        seconds: since this run began.
+        per_image: windows that an image takes.
+    """
+    if done <= begun or seconds <= 0:
+        return ""
+    rate = (done - begun) / seconds
+    text = f"{rate:.3g} images/s, {rate * per_image:,.0f} windows/s"
+    left = timedelta(seconds=round((total - done) / rate))
+    return f"{text}, {left} left" if done < total else text
 
 
 class Progress:
@@ -45,3 +67,50 @@ class Progress:
                 bars.update(task, completed=done, rate=f"{speed:.1f}/s" if speed else "")
 
             yield update
+
+    @contextmanager
+    def long(
+        self, name: str, total: int, begun: int, per_image: float
+    ) -> Iterator[Callable[[int], None]]:
+        """Show work that may go on for days; call what it yields with the number of images done.
+
+        Rate and time left are of this run alone, whatever earlier runs did.
+
+        Args:
+            name: what is done.
+            total: images in all.
+            begun: images that earlier runs did.
+            per_image: windows that an image takes.
+        """
+        start = said = time.monotonic()
+        last = begun
+        if self._console is None:
+            yield lambda _: None
+        elif self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[pace]}"),
+            )
+            with Bars(*columns, console=self._console, transient=True) as bars:
+                task = bars.add_task(name, total=total, completed=begun, pace="")
+
+                def draw(done: int) -> None:
+                    seconds = time.monotonic() - start
+                    text = pace(done, total, begun, seconds, per_image)
+                    bars.update(task, completed=done, pace=text)
+
+                yield draw
+        else:
+            self.say(f"{name}: {begun} of {total} images are there")
+
+            def line(done: int) -> None:
+                nonlocal said, last
+                now = time.monotonic()
+                if done > last and (now - said >= LINE_S or done >= total):
+                    said, last = now, done
+                    text = pace(done, total, begun, now - start, per_image)
+                    self.say(f"{name}: {done} of {total} images, {text}")
+
+            yield line

@@ -4,18 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from zoo.clip import image_transform
 from zoo.golden import GoldenConfig
 from zoo.reducer import METHODS, expected, final_count
-from zoo.registry import MODELS, SIZES
 from zoo.tokens import rank_scores
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, load_predictor
@@ -53,46 +50,6 @@ class Variant:
 def known_methods() -> tuple[str, ...]:
     """Return what ``--methods`` takes: dense, every registered method, golden."""
     return (DENSE, *sorted(METHODS), GOLDEN)
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Split a dense model's name into its architecture and weight tag (the default if not given).
-
-    Raises:
-        ValueError: not a dense model of ours, or no such tag.
-    """
-    arch, _, tag = name.partition(".")
-    dense = [n for n, parts in MODELS.items() if parts.method is None]
-    if arch not in dense:
-        raise ValueError(f"model {name!r}: {expected(arch, dense)}")
-    tags = SIZES[MODELS[arch].size].tags
-    if tag and tag not in tags:
-        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
-    return arch, tag or next(iter(tags))
-
-
-class Tower(NamedTuple):
-    """A dense image tower and its preprocessing, from PIL image to (C, H, W)."""
-
-    vit: ReducedViT
-    preprocess: Any
-
-
-def load_tower(arch: str, tag: str) -> Tower:
-    """Load a dense image tower with its weights; no text tower is needed.
-
-    Raises:
-        FileNotFoundError: the weights are neither packaged nor cached, and the hub is out of reach.
-    """
-    try:
-        vit = timm.create_model(f"{arch}.{tag}", pretrained=True).eval()
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no weights of {arch}.{tag}: not in the Hugging Face cache, and the hub can't be "
-            f"reached ({str(error).splitlines()[0]}); run once where it can, or copy the cache"
-        ) from error
-    assert isinstance(vit, ReducedViT)
-    return Tower(vit, image_transform(vit))
 
 
 def variants(

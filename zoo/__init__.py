@@ -5,6 +5,7 @@
 
 from zoo.adopt import reduce
 from zoo.clip import Clip, create_clip
+from zoo.from_open_clip import from_open_clip
 from zoo.rebuild import reduced_vit
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.tokens import Reduction, Tokens
@@ -24,6 +25,7 @@ __all__ = [
     "Tokens",
     "Trace",
     "create_clip",
+    "from_open_clip",
     "reduce",
     "reduced_vit",
     "register_method",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoo.approximate import approximate_passes, check, parse, quick_features, shortened
+from zoo.effort import Effort
 from zoo.greedy import greedy_importance, greedy_passes
 from zoo.judge import SCORES, Judge
 from zoo.reducer import expected
@@ -53,6 +55,8 @@ class GoldenConfig:
             raise ValueError(
                 f"stride={self.stride!r}: more than window={self.window} leaves patches out"
             )
+        if self.approximate is not None:
+            parse(self.approximate)
         if self.greedy is not None and self.approximate is not None:
             raise ValueError(
                 f"greedy={self.greedy} with approximate={self.approximate!r}: a greedy search "
@@ -66,7 +70,8 @@ class GoldenEngine:
     Attributes:
         model: the tower.
         config: score, block, windows.
-        suffix: the tower from the block on, in the precision asked for.
+        suffix: the tower from the block on, in the precision asked for; ``follow`` and ``jacobian``
+            run in float32 whatever it is.
         text: (classes, D) unit class features or None.
         scale: factor on cosines in the posterior (CLIP's exp of the logit scale).
     """
@@ -105,22 +110,26 @@ class GoldenEngine:
             raise ValueError(f"batch={batch!r}: expected an integer from 1")
         if compiled and config.greedy is not None:
             raise ValueError("compiled=True needs one sequence length; a greedy search has many")
+        if compiled and config.approximate is not None:
+            raise ValueError(f"compiled=True with approximate={config.approximate!r}: exact only")
         self.model = model
         self.config = config
+        judged = shortened(model, config.approximate)
         self.suffix = Suffix(
-            model, config.block, batch=batch, precision=precision, compiled=compiled
+            judged, config.block, batch=batch, precision=precision, compiled=compiled
         )
         self.text = None if text is None else text.to(self.suffix.device)
         self.scale = scale
 
     @property
     def passes(self) -> float:
-        """Sequences per image that go through the tower from the block on, the whole image not."""
+        """Passes per image through the tower from the block on, the whole image's left out."""
         grid = self.model.patch_embed.grid_size
         count = len(windows(grid, self.config.window, self.config.stride))
         if self.config.greedy is not None:
             return greedy_passes(count, grid[0] * grid[1], self.config.greedy)
-        return count
+        effort = Effort.of(self.model, self.config.block)
+        return approximate_passes(self.config.approximate, effort, self.config.block, count)
 
     @torch.inference_mode()
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -141,21 +150,25 @@ class GoldenEngine:
         device = self.suffix.device
         embedded = self.model.embed(images.to(device, torch.float32))
         start, _ = self.model.advance(embedded, stop=self.config.block)
+        cells = windows(start.grid, self.config.window, self.config.stride).to(device)
         rows = torch.arange(len(images), device=device)
+        every = rows.repeat_interleave(len(cells))
+        quick = quick_features(self.config.approximate, self.suffix, start, cells)
         everything = torch.arange(start.patch_count, device=device).expand(len(images), -1)
         judge = Judge(
             score=self.config.score,
-            target=self.suffix.features(start, rows, everything),
+            target=quick[0] if quick else self.suffix.features(start, rows, everything),
             text=self.text,
             scale=self.scale,
             labels=labels,
         )
-        cells = windows(start.grid, self.config.window, self.config.stride).to(device)
         if self.config.greedy is not None:
             return greedy_importance(self.suffix, start, judge, cells, self.config.greedy).cpu()
-        kept = outside(members(cells, start.patch_count))
-        every = rows.repeat_interleave(len(cells))
-        features = self.suffix.features(start, every, kept.repeat(len(images), 1))
+        if quick is None:
+            kept = outside(members(cells, start.patch_count)).repeat(len(images), 1)
+            features = self.suffix.features(start, every, kept)
+        else:
+            features = quick[1].flatten(0, 1)
         scores = judge(features, every).reshape(len(images), len(cells))
         return -mean_over_windows(scores, cells, start.patch_count).cpu()
 
@@ -216,6 +229,8 @@ def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None
         raise ValueError(
             f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}"
         )
-    windows(model.patch_embed.grid_size, config.window, config.stride)
+    count = len(windows(model.patch_embed.grid_size, config.window, config.stride))
+    if config.approximate is not None:
+        check(config.approximate, model, config.block, config.window, count)
     if config.score != "preservation" and text is None:
         raise ValueError(f"score={config.score!r} needs text: (classes, D) unit class features")

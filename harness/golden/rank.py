@@ -1,128 +1,222 @@
-"""Make golden rankings of a dataset's images, resumable."""
+"""Make golden rankings of images: shard by shard, resumable, by one process or many."""
 
-import hashlib
-import json
-from dataclasses import asdict
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from harness.datasets.base import Dataset, SplitName
-from harness.evaluate import subset, text_classifier
-from harness.golden.store import Provenance, Rankings
-from harness.plan import DTYPES
+from harness.datasets.base import Split
+from harness.evaluate import turns
+from harness.golden.feed import ahead, loaders
+from harness.golden.folder import claimed, missing, shard_path, survey, write_shard
+from harness.golden.job import AUTO, Job, classes, within_budget
+from harness.golden.provenance import Provenance
+from harness.golden.shards import Shard
+from harness.golden.store import own_store
+from harness.golden.work import Team
 from harness.progress import Progress
-from harness.variants import load_tower, split_name
-from zoo.clip import create_clip
-from zoo.golden import GoldenConfig, golden_importance
-from zoo.weights import cache_folder, fingerprint
+from harness.towers import Tower, load_tower
+from zoo.golden import GoldenEngine, best_precision
+from zoo.weights import fingerprint
+from zoo.windows import windows
 
-PART = 16
+STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
 
 
-def rank(
-    model: str,
-    dataset: Dataset,
-    split_of: SplitName,
-    config: GoldenConfig,
-    *,
-    limit: int | None,
-    dtype: str,
-    device: str,
-    out: Path | None,
-    progress: Progress,
-) -> Path:
-    """Rank the images of a split and write them as Parquet.
+class Ranked(NamedTuple):
+    """What came out.
 
-    What is done is kept in parts of 16 images beside the result; a second call goes on there.
+    Attributes:
+        path: the store.
+        images: how many of the images asked for it holds: all of them.
+        total: images that the dataset's split or the folder has.
+        leads: whether this process is the one to say so.
+    """
+
+    path: Path
+    images: int
+    total: int
+    leads: bool
+
+
+class Plan(NamedTuple):
+    """What the first process decides for all: shards to make, images there, and how to compute."""
+
+    todo: list[int]
+    begun: int
+    precision: str
+    batch: int
+
+
+class Piece(NamedTuple):
+    """Consecutive images of a shard, ranked in one call."""
+
+    shard: int
+    first: int
+    stop: int
+    ends: bool  # with it, the shard is complete
+
+
+class Loaded(NamedTuple):
+    """The images of a piece."""
+
+    image_ids: list[str]
+    labels: NDArray[np.int64]
+    images: Tensor
+
+
+def rank(job: Job, progress: Progress, crew: Team | None = None) -> Ranked:
+    """Rank images and write a store; go on where an earlier call with the same job stopped.
+
+    Whenever and however a process ends, at most the shards in work are lost.
 
     Args:
-        model: dense timm name.
-        dataset: the dataset.
-        split_of: its split.
-        config: score, block, windows.
-        limit: images, see ``evaluate.subset``; None for all.
-        dtype: name in ``plan.DTYPES``.
-        device: torch device.
-        out: result; None for the user's cache, where ``compare`` finds it.
+        job: what to rank, and how.
         progress: where to show how far things are.
-
-    Returns:
-        Path of the result.
+        crew: the processes that share the work, see ``work.team``; None to work alone.
 
     Raises:
-        ValueError: a name or setting that doesn't fit, or a score that needs classes named.
+        ValueError: a setting that doesn't fit, or a store that was made with other settings.
+        FileNotFoundError: no weights or no images.
+        OSError: the store can't be written, for instance for lack of room.
+        OtherProcessError: another process has failed and says why.
     """
-    arch, tag = split_name(model)
-    dense, preprocess = load_tower(arch, tag)
-    provenance = Provenance(
-        model=f"{arch}.{tag}",
-        weights=fingerprint(dense),
-        dataset=dataset.name,
-        revision=dataset.revision,
-        split=split_of,
-        score=config.score,
-        block=config.block,
-        window=config.window,
-        stride=config.stride,
-        dtype=dtype,
-    )
-    split = subset(dataset.split(split_of), limit)
-    text, scale = None, 1.0
-    if config.score != "preservation":
-        parts = create_clip(f"{arch}.{tag}")
-        scale = parts.model.logit_scale.exp().item()
-        text, left_out = text_classifier(parts, dataset)
-        if left_out:
-            raise ValueError(
-                f"score={config.score!r} needs every class named, but {len(left_out)} of "
-                f"{dataset.name} have words the text tower never saw: {', '.join(left_out[:5])}; "
-                "use --score preservation"
-            )
-        text = text.to(device)
-    dense.to(device, DTYPES[dtype])
-    facts = json.dumps(asdict(provenance), sort_keys=True)
-    folder = cache_folder() / "parts" / hashlib.sha256(facts.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    ids: list[str] = []
-    rows = []
-    with progress.task(f"golden rankings of {dataset.name} {split_of}", len(split)) as update:
-        for start in range(0, len(split), PART):
-            examples = [split[i] for i in range(start, min(start + PART, len(split)))]
-            part_ids = [example.image_id for example in examples]
-            key = hashlib.sha256("\n".join(part_ids).encode()).hexdigest()[:16]
-            path = folder / f"{key}.npy"
-            if not path.is_file():
-                images = torch.stack([preprocess(example.image) for example in examples])
-                importance = golden_importance(
-                    dense,
-                    images.to(device, DTYPES[dtype]),
-                    config,
-                    text=text,
-                    scale=scale,
-                    labels=torch.tensor([example.label for example in examples], device=device),
-                )
-                partial = path.with_suffix(".partial")
-                with partial.open("wb") as file:
-                    np.save(file, importance.cpu().numpy())
-                partial.replace(path)
-            rows.append(np.load(path, allow_pickle=False))
-            ids += part_ids
-            update(start + len(examples))
-    role = "golden" if config.score == "preservation" else f"golden_{config.score}"
-    name = f"{role}-{arch}.{tag}-{dataset.name}-{split_of}.parquet"
-    result = out or cache_folder() / "rankings" / name
-    importance16 = _to_half(np.concatenate(rows))
-    Rankings(image_ids=tuple(ids), importance=importance16, provenance=provenance).write(result)
-    return result
+    crew = crew or Team(job.device)
+    tower = load_tower(job.model)
+    tower.vit.to(crew.device)
+    job = within_budget(job, tower)
+    order = turns(job.source.images.labels)[: job.limit]
+    split = job.source.images.subset(order)
+    with ExitStack() as stack:
+        run = _Run(job, crew, tower, split, progress if crew.leads else Progress())
+        plan = crew.agree(lambda: run.decide(stack))
+        run.work(plan)
+        if gone := [i for i in plan.todo if crew.leads and not shard_path(run.out, i).is_file()]:
+            raise ValueError(f"{len(gone)} shards have vanished from {str(run.out)!r} meanwhile")
+    return Ranked(run.out, len(order), len(job.source.images), crew.leads)
 
 
-def _to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Store importance as float16 of its distance to the image's least, which keeps the order.
+class _Run:
+    """One process's part in a job."""
 
-    Cosines crowd just below 1, where float16 is coarse; their differences don't.
+    def __init__(self, job: Job, crew: Team, tower: Tower, split: Split, progress: Progress):
+        self.job, self.crew, self.tower, self.split = job, crew, tower, split
+        self.progress = progress
+        source = job.source
+        self.out = job.out or own_store(tower.name, source.name, source.split, job.config)
+        text, scale = classes(job, tower)
+        self.told: dict[str, Any] = {"text": text, "scale": scale}
+        # Refuses what can't be done before anything is written.
+        self.batch = GoldenEngine(tower.vit, job.config, batch=job.batch, **self.told).suffix.batch
+
+    def decide(self, stack: ExitStack) -> Plan:
+        """Claim the store until ``stack`` closes, look through it and tell what is to be done."""
+        job, size = self.job, self.job.shard_size
+        stack.enter_context(claimed(self.out))
+        present, removed = survey(self.out)
+        for line in removed:
+            self.progress.say(line)
+        precision = job.dtype
+        if precision == AUTO:
+            stored = [entry.provenance.dtype for entry in present.values()]
+            precision = stored[0] if stored else best_precision(self.crew.device)
+        total = len(self.split)
+        todo = missing(self.out, present, self.provenance(precision), size, total)
+        begun = total - sum(min(size, total - index * size) for index in todo)
+        return Plan(todo, begun, precision, self.batch)
+
+    def provenance(self, precision: str) -> Provenance:
+        """Return what the rankings are made from."""
+        config, source = self.job.config, self.job.source
+        return Provenance(
+            model=self.tower.name,
+            weights=fingerprint(self.tower.vit),
+            dataset=source.name,
+            revision=source.revision,
+            split=source.split,
+            score=config.score,
+            block=config.block,
+            window=config.window,
+            stride=config.stride,
+            dtype=precision,
+            greedy=config.greedy,
+            approximate=config.approximate,
+            versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
+        )
+
+    def work(self, plan: Plan) -> None:
+        """Make shards until none is left to make."""
+        if not plan.todo:
+            return
+        job, crew = self.job, self.crew
+        facts: dict[str, Any] = {"precision": plan.precision, "batch": plan.batch}
+        facts |= self.told | {"compiled": job.compiled}
+        engine = GoldenEngine(self.tower.vit, job.config, **facts)
+        provenance, resume = self.provenance(plan.precision), job.command(self.out)
+        self.progress.say(
+            f"{provenance.described()}: {engine.passes:.4g} passes per image in {plan.precision}, "
+            f"{plan.batch} at a time"
+        )
+        ready: list[tuple[Loaded, Tensor]] = []
+        title = f"golden rankings of {job.source.name} {job.source.split}"
+        with self.progress.long(title, len(self.split), plan.begun, engine.passes) as show:
+            pieces = self.pieces(plan.todo, engine)
+            for piece, loaded in ahead(pieces, self.load, loaders(crew.device)):
+                ready.append((loaded, _importance(engine, loaded)))
+                if piece.ends:
+                    shard = Shard.of(
+                        torch.cat([importance for _, importance in ready]).numpy(),
+                        np.concatenate([part.labels for part, _ in ready]),
+                        first=piece.shard * job.shard_size,
+                        size=job.shard_size,
+                        image_ids=tuple(i for part, _ in ready for i in part.image_ids),
+                        provenance=provenance,
+                    )
+                    write_shard(self.out, piece.shard, shard, resume)
+                    ready.clear()
+                show(plan.begun + crew.report(piece.stop - piece.first))
+            crew.finish(lambda done: show(plan.begun + done))
+
+    def pieces(self, todo: list[int], engine: GoldenEngine) -> Iterator[Piece]:
+        """Yield what this process has to rank, shard after shard."""
+        config, size = self.job.config, self.job.shard_size
+        grid = self.tower.vit.patch_embed.grid_size
+        each = min(engine.passes, len(windows(grid, config.window, config.stride)))
+        step = math.ceil(STEADY * engine.suffix.batch / max(each, 1))
+        for shard in self.crew.share(todo):
+            end = min((shard + 1) * size, len(self.split))
+            for first in range(shard * size, end, step):
+                stop = min(first + step, end)
+                yield Piece(shard, first, stop, stop == end)
+
+    def load(self, piece: Piece) -> Loaded:
+        """Draw or decode the images of a piece."""
+        examples = [self.split[i] for i in range(piece.first, piece.stop)]
+        return Loaded(
+            [example.image_id for example in examples],
+            np.array([example.label for example in examples], dtype=np.int64),
+            torch.stack([self.tower.preprocess(example.image) for example in examples]),
+        )
+
+
+def _importance(engine: GoldenEngine, loaded: Loaded) -> Tensor:
+    """Rank a piece.
+
+    Raises:
+        ValueError: the device has too little memory for the batch.
     """
-    lifted = importance - importance.min(axis=1, keepdims=True)
-    return np.asarray(lifted, dtype=np.float16)
+    labels = torch.from_numpy(loaded.labels) if engine.config.score == "label" else None
+    try:
+        return engine.importance(loaded.images, labels)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"out of memory on {engine.suffix.device} with --batch {engine.suffix.batch}: "
+            f"try --batch {max(1, engine.suffix.batch // 2)}"
+        ) from error

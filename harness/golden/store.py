@@ -1,8 +1,8 @@
-"""Golden rankings on disk: one Parquet file, its provenance in the file's metadata."""
+"""Golden rankings on disk: a folder of shards as ``rank`` makes it, or one small file."""
 
-import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,100 +11,121 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harness.datasets.base import DATA_DIR, Split, SplitName
+from harness.datasets.base import DATA_DIR, Split
+from harness.golden.folder import read_shard, shard_paths
+from harness.golden.provenance import Provenance, rank_command
+from harness.golden.shards import (
+    PROVENANCE_KEY,
+    SHARD_KEY,
+    UNKNOWN,
+    BrokenShardError,
+    Shard,
+    encode_table,
+    flat,
+    write_whole,
+)
+from zoo.golden import GoldenConfig
 from zoo.weights import cache_folder
 
-_KEY = b"golden"
-_COMMAND = (
-    "python -m harness rank --model {model} --dataset {dataset} --split {split} --score {score} "
-    "--block {block} --window {window} --stride {stride}"
-)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What a set of rankings was made from, and how.
-
-    Attributes:
-        model: dense timm name of the tower, with its weight tag.
-        weights: fingerprint of the tower's weights, see ``zoo.weights.fingerprint``.
-        dataset: name of the dataset.
-        revision: revision of the dataset.
-        split: train, val or test.
-        score: preservation, label or confidence.
-        block: reduction point, 0-based.
-        window: side of the window in patches.
-        stride: step of the window in patches.
-        dtype: of the computation.
-    """
-
-    model: str
-    weights: str
-    dataset: str
-    revision: str
-    split: SplitName
-    score: str
-    block: int
-    window: int
-    stride: int
-    dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Rankings:
-    """Golden importance of the patches of some images.
+    """Golden rankings of some images.
 
     Attributes:
         image_ids: n ids, as the dataset gives them.
-        importance: (n, N) float16, higher = keep.
+        importance: (n, N) float16, higher = keep, distance to the image's least.
         provenance: where it comes from.
+        labels: (n,) int32, -1 where unknown.
+        least: (n,) float32, importance of the image's least important patch: the golden score is
+            minus (importance + least). NaN where unknown.
+        ranking: (n, N) int16, patch positions, most important first. Of the exact importance in a
+            store; the small file leaves it out, and it is made from the float16 values.
     """
 
     image_ids: tuple[str, ...]
     importance: NDArray[np.float16]
     provenance: Provenance
+    labels: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    least: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    ranking: NDArray[np.int16] = field(default_factory=lambda: np.empty(0, np.int16))
+
+    def __post_init__(self) -> None:
+        """Fill in what the file left out."""
+        count = len(self.image_ids)
+        if not self.labels.size:
+            object.__setattr__(self, "labels", np.full(count, UNKNOWN, np.int32))
+        if not self.least.size:
+            object.__setattr__(self, "least", np.full(count, np.nan, np.float32))
+        if not self.ranking.size:
+            ranking = np.argsort(-self.importance.astype(np.float32), axis=1, kind="stable")
+            object.__setattr__(self, "ranking", ranking.astype(np.int16))
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        width = self.importance.shape[1]
-        column = pa.FixedSizeListArray.from_arrays(pa.array(self.importance.reshape(-1)), width)
+        """Write ids and importance as one small file, the form in which rankings ship."""
+        values = pa.array(self.importance.reshape(-1))
+        column = pa.FixedSizeListArray.from_arrays(values, self.importance.shape[1])
         table = pa.table({"image_id": list(self.image_ids), "importance": column})
-        facts = json.dumps(asdict(self.provenance), sort_keys=True).encode()
+        facts = {PROVENANCE_KEY: self.provenance.json().encode()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        pq.write_table(
-            table.replace_schema_metadata({_KEY: facts}),
-            partial,
-            compression="zstd",
-            compression_level=19,
-            use_dictionary=False,
-            use_byte_stream_split=["importance.list.element"],
-        )
-        partial.replace(path)
+        write_whole(path, encode_table(table.replace_schema_metadata(facts)))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file.
+        """Read a store, finished or not, or a small file.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a file of rankings.
+            FileNotFoundError: there is none.
+            ValueError: no rankings, a broken shard, or shards that were made differently.
         """
+        if path.is_dir():
+            return cls._joined(path)
         if not path.is_file():
             raise FileNotFoundError(f"rankings {str(path)!r} do not exist")
         try:
             table = pq.read_table(path)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{str(path)!r} is not a Parquet file: {error}") from error
-        facts = (table.schema.metadata or {}).get(_KEY)
-        if facts is None:
+        facts = table.schema.metadata or {}
+        if PROVENANCE_KEY not in facts:
             raise ValueError(f"{str(path)!r} holds no golden rankings: no provenance inside")
-        ids = table["image_id"].to_pylist()
-        flat = table["importance"].combine_chunks().flatten().to_numpy()
+        if SHARD_KEY in facts:
+            return cls._of([Shard.decode(path.read_bytes())])
         return cls(
-            image_ids=tuple(ids),
-            importance=flat.reshape(len(ids), -1),
-            provenance=Provenance(**json.loads(facts)),
+            image_ids=tuple(table["image_id"].to_pylist()),
+            importance=flat(table, "importance"),
+            provenance=Provenance.parse(facts[PROVENANCE_KEY]),
+        )
+
+    @classmethod
+    def _joined(cls, folder: Path) -> Self:
+        shards: list[Shard] = []
+        for index, path in shard_paths(folder).items():
+            try:
+                shards.append(read_shard(path, index))
+            except BrokenShardError as error:
+                raise ValueError(
+                    f"{str(path)!r} is broken: {error}; the `rank` command that made the store "
+                    "finds it and makes it again"
+                ) from error
+            other = shards[-1].provenance.differences(shards[0].provenance)
+            if other:
+                raise ValueError(
+                    f"shards of {str(folder)!r} were made differently: {path.name} has "
+                    f"{'; '.join(other)}; make them again in another folder with: "
+                    f"{shards[0].provenance.command()}"
+                )
+        if not shards:
+            raise ValueError(f"{str(folder)!r} holds no golden rankings: no part-00000.parquet")
+        return cls._of(shards)
+
+    @classmethod
+    def _of(cls, shards: list[Shard]) -> Self:
+        names = ("importance", "labels", "least", "ranking")
+        return cls(
+            image_ids=tuple(name for shard in shards for name in shard.image_ids),
+            provenance=shards[0].provenance,
+            **{name: np.concatenate([getattr(s, name) for s in shards]) for name in names},
         )
 
     def require(self, **expected: Any) -> None:
@@ -116,13 +137,13 @@ class Rankings:
         Raises:
             ValueError: a value differs; names both and the command that makes fitting rankings.
         """
-        for field, value in expected.items():
-            found = getattr(self.provenance, field)
+        for name, value in expected.items():
+            found = getattr(self.provenance, name)
             if found != value:
                 facts = asdict(self.provenance) | expected
                 raise ValueError(
-                    f"these rankings were made with {field}={found!r}, wanted {value!r}; make them "
-                    f"with: {_COMMAND.format(**facts)}"
+                    f"these rankings were made with {name}={found!r}, wanted {value!r}; make them "
+                    f"with: {rank_command(**facts)}"
                 )
 
     def of(self, image_ids: Sequence[str]) -> NDArray[np.float32]:
@@ -141,19 +162,47 @@ def ranked(split: Split, rankings: Rankings) -> NDArray[np.int64]:
     return np.array([i for i in range(len(split)) if split[i].image_id in known], dtype=np.int64)
 
 
-def find_rankings(model: str, dataset: str, split: str) -> Rankings | None:
-    """Find the golden rankings of a split: the shipped ones or, of more images, the user's own.
+def store_name(model: str, dataset: str, split: str, score: str = "preservation") -> str:
+    """Return what the rankings of a split are called, without folder or ending."""
+    role = "golden" if score == "preservation" else f"golden_{score}"
+    # Names of towers and folders may hold slashes, colons or spaces.
+    return re.sub(r"[^\w.,-]+", "-", f"{role}-{model}-{dataset}-{split}")
+
+
+def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Path:
+    """Return where in the user's cache ``rank`` keeps rankings, one store per settings."""
+    name = store_name(model, dataset, split, config.score)
+    way = f"b{config.block}w{config.window}s{config.stride}"
+    way += f"g{config.greedy}" if config.greedy is not None else ""
+    way += "-" + config.approximate.replace(":", "") if config.approximate is not None else ""
+    return cache_folder() / "rankings" / f"{name}-{way}"
+
+
+def find_rankings(
+    model: str, dataset: str, split: str, block: int = GoldenConfig.block
+) -> Rankings | None:
+    """Find the golden rankings by preservation: shipped ones or, of more images, the user's own.
 
     Args:
         model: dense timm name with its weight tag.
         dataset: name of the dataset.
         split: train, val or test.
+        block: reduction point that they are for, 0-based.
 
     Returns:
         The rankings, None if there are none.
+
+    Raises:
+        ValueError: the user's own are broken.
     """
-    name = f"golden-{model}-{dataset}-{split}.parquet"
-    paths = [folder / name for folder in (DATA_DIR, cache_folder() / "rankings")]
-    found = [Rankings.read(path) for path in paths if path.is_file()]
+    name = store_name(model, dataset, split)
+    paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-*"))]
+    found = [Rankings.read(path) for path in paths if _holds_something(path)]
+    fitting = [rankings for rankings in found if rankings.provenance.block == block]
     # Of equally many the first, so the shipped ones.
-    return max(found, key=lambda rankings: len(rankings.image_ids), default=None)
+    return max(fitting, key=lambda rankings: len(rankings.image_ids), default=None)
+
+
+def _holds_something(path: Path) -> bool:
+    """Tell a store whose first shard is still in work from one that can be read."""
+    return bool(shard_paths(path)) if path.is_dir() else path.is_file()

@@ -12,7 +12,7 @@ from harness import compare as compare_module
 from harness.cli import PIPE_WIDTH, main
 from harness.datasets.base import Dataset
 from harness.records import Record, read_records
-from harness.variants import Tower
+from harness.towers import Tower
 from zoo.clip import ClipParts
 
 RANDOM = "compare --datasets emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 2"
@@ -121,6 +121,11 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         ("eval clip_vit_s14 --dataset emojis", "no dataset is called 'emojis'"),
         ("eval clip_vit_s14.imgfocus --dataset emoji", "weight tag 'imgfocus' of clip_vit_s14"),
         ("rank --dataset emoji --score lable", "score='lable': did you mean 'label'"),
+        ("rank --dataset emoji --dtype flaot32", "--dtype 'flaot32': did you mean 'float32'"),
+        ("rank --dataset emoji --limit 0", "--limit 0: expected a number from 1"),
+        ("rank --dataset emoji --shard-size 0", "--shard-size 0: expected a number from 1"),
+        ("rank --dataset emoji --budget 9 --stride 2", "--budget 9 with --stride: a budget picks"),
+        ("rank --images gone", "--images 'gone': there is no such folder"),
         ("rank --dataset emoji --stride 3", "stride=3: more than window=2 leaves patches out"),
         ("rank --dataset emoji --model clip_vit_b16", "no weights of clip_vit_b16.openai: not in"),
         ("fit predictor", "nothing to learn from: give --dataset, or --rankings and --val"),
@@ -138,7 +143,18 @@ def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str], 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["", "compair", "eval", "fit", "compare --split tset"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "compair",
+        "eval",
+        "fit",
+        "rank",
+        "rank --dataset emoji --images x",
+        "compare --split tset",
+    ],
+)
 def test_mistakes_in_the_grammar(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
         main(command.split())
@@ -180,13 +196,15 @@ def test_the_whole_benchmark_in_miniature(
     for module in (bench, compare_module, commands):
         monkeypatch.setattr(module, "create_clip", lambda name: parts, raising=False)
         monkeypatch.setattr(module, "get_dataset", lambda name: toy, raising=False)
-    tower = Tower(parts.model.visual, parts.preprocess)
+    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     for name in ("harness.golden.rank.load_tower", "harness.fit.load_tower"):
-        monkeypatch.setattr(name, lambda arch, tag: tower)
+        monkeypatch.setattr(name, lambda name: tower)
     command = "rank --model clip_vit_b16 --dataset toy --stride 2 --limit 12"
     assert main(command.split()) == 0
     out = capsys.readouterr().out
-    assert Path(out.removeprefix("wrote ").strip()).is_file()
+    path, _, said = out.removeprefix("wrote ").strip().rpartition(": ")
+    assert said == "12 of 21 images"
+    assert (Path(path) / "part-00000.parquet").is_file()
     command = "compare --models clip_vit_b16 --datasets toy --limit 12 --shots 0 2 --batches 2"
     assert main([*command.split(), "--rounds", "1", "--output", str(tmp_path)]) == 0
     records = read_records(tmp_path / "records.jsonl")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from harness.datasets.base import Dataset
 from harness.fit import fit, gather, tau_of
 from harness.golden.store import Rankings
 from harness.progress import Progress
-from harness.variants import Tower, variants
+from harness.towers import Tower
+from harness.variants import variants
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor
 from zoo.predictor import Predictor
@@ -29,8 +31,8 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def _miniature(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = Tower(parts.model.visual, parts.preprocess)
-    monkeypatch.setattr(module, "load_tower", lambda arch, tag: tower)
+    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+    monkeypatch.setattr(module, "load_tower", lambda name: tower)
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
 
 
@@ -139,6 +141,14 @@ def test_images_may_not_judge_their_own_training(write: Write):
     files = [write("train", 6)], [write("val", 4), write("train", 8)]
     match = "6 images are in the rankings to learn from and in those for early stopping"
     with pytest.raises(ValueError, match=match):
+        fit(MODEL, *files, QUICK, out=None, progress=Progress())
+
+
+def test_rankings_of_a_folder_of_images_are_not_for_fitting(write: Write):
+    files = [write("train", 6)], [write("val", 4)]
+    stored = Rankings.read(files[0][0])
+    replace(stored, provenance=replace(stored.provenance, split="all")).write(files[0][0])
+    with pytest.raises(ValueError, match="ranks a folder of images, which is not at hand here"):
         fit(MODEL, *files, QUICK, out=None, progress=Progress())
 
 

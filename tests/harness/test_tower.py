@@ -5,9 +5,10 @@ import torch
 
 from harness.datasets import get_dataset
 from harness.fit import fit
+from harness.golden.job import Job, Source
 from harness.golden.rank import rank
 from harness.progress import Progress
-from harness.variants import load_tower
+from harness.towers import load_tower
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 
@@ -25,16 +26,14 @@ def test_the_command_that_the_missing_predictor_names_makes_one(monkeypatch):
     dataset = get_dataset("emoji")
     files = [
         rank(
-            "clip_vit_b32",
-            dataset,
-            split,
-            GoldenConfig(window=3, stride=3),
-            limit=3,
-            dtype="float32",
-            device="cpu",
-            out=None,
-            progress=Progress(),
-        )
+            Job(
+                model="clip_vit_b32",
+                source=Source.of(dataset, split),
+                config=GoldenConfig(window=3, stride=3),
+                limit=3,
+            ),
+            Progress(),
+        ).path
         for split in ("train", "val")
     ]
     config = FitConfig(arch="mlp", width=8, epochs=1)
@@ -45,6 +44,6 @@ def test_the_command_that_the_missing_predictor_names_makes_one(monkeypatch):
 
 
 def test_preprocessing_is_the_towers_own():
-    tower = load_tower("clip_vit_s14", "imgfocus_lit")
+    tower = load_tower("clip_vit_s14")
     image = get_dataset("emoji").split("val")[0].image
     assert tower.preprocess(image).shape == (3, 196, 196)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from harness.variants import DENSE, GOLDEN, Variant, known_methods, run, split_name, variants
+from harness.variants import DENSE, GOLDEN, Variant, known_methods, run, variants
 from zoo.reducer import final_count
 from zoo.weights import find_predictor, load_predictor
 
@@ -139,31 +139,6 @@ def test_golden_keeps_exactly_the_best(
         assert torch.allclose(output.features[image], slow[0], atol=1e-5)
         order = output.scores[image].argsort(descending=True)
         assert order.tolist() == golden[image].argsort(descending=True).tolist()
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("clip_vit_s14", ("clip_vit_s14", "imgfocus_lit")),
-        ("clip_vit_b16", ("clip_vit_b16", "openai")),
-        ("clip_vit_b16.laion2b", ("clip_vit_b16", "laion2b")),
-    ],
-)
-def test_names_and_their_tags(name: str, found: tuple[str, str]):
-    assert split_name(name) == found
-
-
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [
-        ("clip_vit_s41", "model 'clip_vit_s41': did you mean 'clip_vit_s14'? expected one of"),
-        ("clip_vit_s14_random60", "model 'clip_vit_s14_random60': "),
-        ("clip_vit_b16.opnai", "weight tag 'opnai' of clip_vit_b16: did you mean 'openai'?"),
-    ],
-)
-def test_refused_names(name: str, match: str):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        split_name(name)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Golden rankings on disk: what goes in comes out, and what doesn't fit is refused."""
+"""Golden rankings read back, from stores and small files: whole, or refused with the reason."""
 
 import re
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +12,100 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.golden import store as module
-from harness.golden.store import Provenance, Rankings, find_rankings
+from harness.golden.folder import shard_path
+from harness.golden.provenance import Provenance
+from harness.golden.shards import Shard
+from harness.golden.store import Rankings, find_rankings, own_store, store_name
+from zoo.golden import GoldenConfig
 
-PROVENANCE = Provenance(
-    model="clip_vit_s14.imgfocus_lit",
-    weights="0123456789abcdef",
-    dataset="fashion",
-    revision="feedbeef0000",
-    split="test",
-    score="preservation",
-    block=3,
-    window=2,
-    stride=1,
-    dtype="float32",
-)
+Make = Callable[..., Rankings]
 
 
-def rankings(count: int = 3, **facts: Any) -> Rankings:
-    generator = np.random.default_rng(0)
-    return Rankings(
-        image_ids=tuple(f"fashion/ü-{i}" for i in range(count)),
-        importance=generator.random((count, 6)).astype(np.float16),
-        provenance=replace(PROVENANCE, **facts),
-    )
+@pytest.fixture
+def rankings(provenance: Provenance) -> Make:
+    """Make rankings of six patches that know no more than the small file."""
+
+    def make(count: int = 3, **facts: Any) -> Rankings:
+        generator = np.random.default_rng(0)
+        return Rankings(
+            image_ids=tuple(f"fashion/ü-{i}" for i in range(count)),
+            importance=generator.random((count, 6)).astype(np.float16),
+            provenance=replace(provenance, **facts),
+        )
+
+    return make
+
+
+def test_a_store_is_its_shards_in_order(store: Path, make_shard: Callable[..., Shard]):
+    read = Rankings.read(store)
+    shards = [make_shard(index, count) for index, count in enumerate((4, 4, 2))]
+    assert read.image_ids == tuple(f"fashion/ü-{i}" for i in range(10))
+    for name in ("importance", "labels", "least", "ranking"):
+        joined = np.concatenate([getattr(shard, name) for shard in shards])
+        assert np.array_equal(getattr(read, name), joined), name
+    assert read.labels.tolist() == [0, 1, -1, 3, 4, 5, -1, 7, 8, 9]
+
+
+def test_an_unfinished_store_gives_what_is_there(store: Path):
+    """Holes too: processes that share the work finish shards in any order."""
+    shard_path(store, 1).unlink()
+    (store / ".part-00001.parquet.host-1.partial").write_bytes(b"PAR1")
+    read = Rankings.read(store)
+    assert read.image_ids == tuple(f"fashion/ü-{i}" for i in (0, 1, 2, 3, 8, 9))
+
+
+def test_a_single_shard_can_be_read(store: Path):
+    assert Rankings.read(shard_path(store, 1)).image_ids[0] == "fashion/ü-4"
+
+
+def test_a_broken_store_is_refused(store: Path):
+    path = shard_path(store, 1)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"is broken: cut off.* `rank` command that made") as error:
+        Rankings.read(store)
+    assert str(error.value).startswith(repr(str(path)))
+
+
+def test_shards_of_different_origin_are_refused(
+    store: Path, make_shard: Callable[..., Shard], provenance: Provenance
+):
+    other = make_shard(1, provenance=replace(provenance, stride=2, approximate="sketch:16"))
+    shard_path(store, 1).write_bytes(other.encode())
+    with pytest.raises(ValueError, match="were made differently: part-00001") as error:
+        Rankings.read(store)
+    assert "stride=2 there, 1 wanted; approximate='sketch:16' there, None" in str(error.value)
+
+
+def test_shards_of_other_versions_belong_together(
+    store: Path, make_shard: Callable[..., Shard], provenance: Provenance
+):
+    other = make_shard(1, provenance=replace(provenance, versions={"torch": "3.0"}))
+    shard_path(store, 1).write_bytes(other.encode())
+    assert len(Rankings.read(store).image_ids) == 10
+
+
+def test_a_folder_without_shards_is_no_store(tmp_path: Path):
+    with pytest.raises(ValueError, match="holds no golden rankings: no part-00000"):
+        Rankings.read(tmp_path)
+
+
+def test_a_store_shrinks_to_a_small_file(store: Path, tmp_path: Path):
+    """The small file ships: ids, importance and provenance, the ranking made from importance."""
+    whole = Rankings.read(store)
+    whole.write(tmp_path / "small.parquet")
+    small = Rankings.read(tmp_path / "small.parquet")
+    assert small.image_ids == whole.image_ids
+    assert np.array_equal(small.importance, whole.importance)
+    assert np.array_equal(small.ranking, whole.ranking)
+    assert small.provenance == whole.provenance
+    assert (small.labels == -1).all()
+    assert np.isnan(small.least).all()
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_round_trip(count: int, tmp_path: Path):
+def test_round_trip_of_a_small_file(
+    count: int, tmp_path: Path, rankings: Make, provenance: Provenance
+):
     written = rankings(count)
     path = tmp_path / "new" / "r.parquet"
     written.write(path)
@@ -45,17 +113,17 @@ def test_round_trip(count: int, tmp_path: Path):
     assert read.image_ids == written.image_ids
     assert read.importance.dtype == np.float16
     assert np.array_equal(read.importance, written.importance)
-    assert read.provenance == PROVENANCE
+    assert read.provenance == provenance
     assert [p.name for p in path.parent.iterdir()] == ["r.parquet"]
 
 
-def test_the_same_rankings_give_the_same_bytes(tmp_path: Path):
+def test_the_same_rankings_give_the_same_bytes(tmp_path: Path, rankings: Make):
     for name in "ab":
         rankings().write(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_strangers_can_read_the_file(tmp_path: Path):
+def test_strangers_can_read_the_file(tmp_path: Path, rankings: Make):
     """Plain columns and JSON provenance: no need for this package."""
     rankings().write(tmp_path / "r.parquet")
     table = pq.read_table(tmp_path / "r.parquet")
@@ -65,7 +133,7 @@ def test_strangers_can_read_the_file(tmp_path: Path):
     assert b'"weights": "0123456789abcdef"' in facts
 
 
-def test_images_in_any_order_and_unknown_ones():
+def test_images_in_any_order_and_unknown_ones(rankings: Make):
     known = rankings()
     found = known.of([known.image_ids[2], "nobody", known.image_ids[0], known.image_ids[2]])
     assert found.dtype == np.float32
@@ -74,20 +142,29 @@ def test_images_in_any_order_and_unknown_ones():
     assert known.of([]).shape == (0, 6)
 
 
-def test_what_fits_is_let_through():
-    rankings().require(**asdict(PROVENANCE))
+def test_the_ranking_of_a_small_file_follows_its_importance(rankings: Make):
+    made = rankings()
+    for importance, ranking in zip(made.importance, made.ranking, strict=True):
+        assert (np.diff(importance[ranking].astype(np.float32)) <= 0).all()
 
 
-@pytest.mark.parametrize("field", [*asdict(PROVENANCE)])
-def test_another_provenance_is_refused_with_the_command(field: str):
-    wanted: Any = 7 if field in ("block", "window", "stride") else "val"
+def test_what_fits_is_let_through(rankings: Make, provenance: Provenance):
+    rankings().require(**asdict(provenance))
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(Provenance) if f.compare])
+def test_another_provenance_is_refused_with_the_command(
+    field: str, rankings: Make, provenance: Provenance
+):
+    wanted: Any = 7 if field in ("block", "window", "stride", "greedy") else "val"
     with pytest.raises(ValueError, match="these rankings were made with") as error:
-        rankings().require(**{"model": PROVENANCE.model, field: wanted})
-    found = asdict(PROVENANCE)[field]
+        rankings().require(**{"model": provenance.model, field: wanted})
+    found = asdict(provenance)[field]
     assert f"made with {field}={found!r}, wanted {wanted!r}; make them with: " in str(error.value)
-    told = asdict(PROVENANCE) | {field: wanted}
-    options = ("model", "dataset", "split", "score", "block", "window", "stride")
+    told = asdict(provenance) | {field: wanted}
+    options = ["model", "dataset", "split", "score", "block", "window", "stride"]
     command = " ".join(f"--{option} {told[option]}" for option in options)
+    command += {"greedy": " --greedy 7", "approximate": " --approx val"}.get(field, "")
     assert str(error.value).endswith(f"python -m harness rank {command}")
 
 
@@ -110,26 +187,81 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
+MODEL = "clip_vit_s14.imgfocus_lit"
 NAME = "golden-clip_vit_s14.imgfocus_lit-fashion-test.parquet"
 
 
-def test_rankings_are_found(shipped: Path, tmp_path: Path):
-    ask = (PROVENANCE.model, "fashion", "test")
+def own(name: str) -> Path:
+    """A file beside the stores in the user's cache."""
+    folder = own_store(MODEL, "fashion", "test", GoldenConfig()).parent
+    return folder / f"golden-{MODEL}-fashion-{name.replace('.', '-b3w2s1.')}"
+
+
+def test_every_setting_has_a_store_of_its_own(shipped: Path):
+    settings = [
+        GoldenConfig(),
+        GoldenConfig(block=0),
+        GoldenConfig(stride=2),
+        GoldenConfig(window=3),
+        GoldenConfig(greedy=8),
+        GoldenConfig(score="label"),
+    ]
+    assert len({own_store(MODEL, "fashion", "test", config) for config in settings}) == 6
+
+
+def test_rankings_for_another_reduction_point_are_left_alone(shipped: Path, rankings: Make):
+    rankings(2).write(shipped / NAME)
+    rankings(5, block=0).write(own("test.parquet"))
+    assert len(find_rankings(MODEL, "fashion", "test").image_ids) == 2
+    assert len(find_rankings(MODEL, "fashion", "test", block=0).image_ids) == 5
+
+
+def test_rankings_are_found(shipped: Path, tmp_path: Path, rankings: Make):
+    ask = (MODEL, "fashion", "test")
     assert find_rankings(*ask) is None
-    rankings(2).write(tmp_path / "cache" / "clip-patchrank" / "rankings" / NAME)
+    rankings(2).write(own("test.parquet"))
     assert len(find_rankings(*ask).image_ids) == 2
-    assert find_rankings(PROVENANCE.model, "fashion", "val") is None
+    assert find_rankings(MODEL, "fashion", "val") is None
     assert find_rankings("clip_vit_b16.openai", "fashion", "test") is None
 
 
-def test_the_shipped_ones_come_first_unless_they_know_fewer(shipped: Path, tmp_path: Path):
+def test_the_shipped_ones_come_first_unless_they_know_fewer(
+    shipped: Path, tmp_path: Path, rankings: Make
+):
     rankings(3).write(shipped / NAME)
-    rankings(2).write(tmp_path / "cache" / "clip-patchrank" / "rankings" / NAME)
-    assert len(find_rankings(PROVENANCE.model, "fashion", "test").image_ids) == 3
+    rankings(2).write(own("test.parquet"))
+    assert len(find_rankings(MODEL, "fashion", "test").image_ids) == 3
 
 
-def test_more_images_of_the_users_own_win_over_the_shipped_ones(shipped: Path, tmp_path: Path):
+def test_more_images_of_the_users_own_win_over_the_shipped_ones(
+    shipped: Path, tmp_path: Path, rankings: Make
+):
     """Shipped rankings may cover a part of the split; ``rank --full`` then makes the rest count."""
     rankings(2).write(shipped / NAME)
-    rankings(3).write(tmp_path / "cache" / "clip-patchrank" / "rankings" / NAME)
-    assert len(find_rankings(PROVENANCE.model, "fashion", "test").image_ids) == 3
+    rankings(3).write(own("test.parquet"))
+    assert len(find_rankings(MODEL, "fashion", "test").image_ids) == 3
+
+
+def test_a_store_in_the_cache_is_found_once_it_has_a_shard(
+    shipped: Path, tmp_path: Path, store: Path, rankings: Make
+):
+    rankings(3).write(shipped / NAME)
+    there = own_store(MODEL, "fashion", "test", GoldenConfig())
+    there.mkdir(parents=True)
+    ask = (MODEL, "fashion", "test")
+    assert len(find_rankings(*ask).image_ids) == 3
+    there.rmdir()
+    store.replace(there)
+    assert len(find_rankings(*ask).image_ids) == 10
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ((MODEL, "emoji", "val"), "golden-clip_vit_s14.imgfocus_lit-emoji-val"),
+        (("open_clip:ViT-B-16/laion2b", "my photos", "all", "label"),
+         "golden_label-open_clip-ViT-B-16-laion2b-my-photos-all"),
+    ],
+)  # fmt: skip
+def test_names_of_stores_are_names_of_folders(facts: tuple[str, ...], name: str):
+    assert store_name(*facts) == name

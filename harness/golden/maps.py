@@ -1,0 +1,210 @@
+"""Importance of patches by every ranking that can be shown: golden, predicted, attended, others."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import zoo
+from harness.towers import Tower
+from zoo.clip import class_features
+from zoo.golden import GoldenConfig, GoldenEngine
+from zoo.judge import Judge
+from zoo.pruner import Pruner
+from zoo.reducer import METHODS, expected, final_count
+from zoo.registry import MODELS
+from zoo.tokens import top
+from zoo.vit import ReducedViT
+from zoo.weights import find_predictor, load_predictor
+from zoo.windows import mean_over_windows, members, outside, windows
+
+
+@torch.inference_mode()
+def golden_maps(
+    dense: ReducedViT,
+    images: Tensor,
+    scores: Sequence[str],
+    config: GoldenConfig,
+    *,
+    text: Tensor | None = None,
+    scale: float = 100.0,
+    labels: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Score patches by several golden scores; each window is removed once for all of them.
+
+    Args:
+        dense: dense image tower.
+        images: (B, C, H, W), on its device.
+        scores: which, from ``zoo.golden.SCORES``.
+        config: block and windows, one-shot and exact; its own score is not looked at.
+        text: (classes, D) unit class features; for ``label`` and ``confidence``.
+        scale: factor on cosines in the posterior.
+        labels: (B,) int64 true classes; for ``label``.
+
+    Returns:
+        Score -> (B, N) float32 importance, higher = keep, as ``golden_importance`` gives it.
+
+    Raises:
+        ValueError: what ``GoldenEngine`` refuses.
+    """
+    assert (config.greedy, config.approximate) == (None, None), "each score has its own removals"
+    engines = [GoldenEngine(dense, replace(config, score=score), text=text) for score in scores]
+    if not engines:
+        return {}
+    suffix = engines[0].suffix
+    start, _ = dense.advance(dense.embed(images), stop=config.block)
+    rows = torch.arange(len(images), device=images.device)
+    whole = torch.arange(start.patch_count, device=images.device).expand(len(images), -1)
+    target = suffix.features(start, rows, whole)
+    cells = windows(start.grid, config.window, config.stride).to(images.device)
+    kept = outside(members(cells, start.patch_count)).repeat(len(images), 1)
+    every = rows.repeat_interleave(len(cells))
+    features = suffix.features(start, every, kept)
+    found = {}
+    for score in scores:
+        judge = Judge(score=score, target=target, text=text, scale=scale, labels=labels)
+        removal = judge(features, every).reshape(len(images), len(cells))
+        found[score] = -mean_over_windows(removal, cells, start.patch_count).cpu()
+    return found
+
+
+def class_text(
+    tower: Tower, classes: Sequence[str], templates: Sequence[str]
+) -> tuple[Tensor, float]:
+    """Encode class names for ``label`` and ``confidence``.
+
+    Args:
+        tower: the tower, with its text tower if there is one.
+        classes: names.
+        templates: prompts with one ``{}``.
+
+    Returns:
+        (classes, D) unit features, and the factor on cosines in the posterior.
+
+    Raises:
+        ValueError: no text tower, or a class that it has no words for.
+    """
+    if tower.clip is None:
+        raise ValueError(f"{tower.name} has no text tower here")
+    model, _, tokenizer = tower.clip
+    rows = []
+    for name in classes:
+        try:
+            rows.append(class_features(model, tokenizer, [name], templates))
+        except ValueError as error:
+            raise ValueError(f"class {name!r}: {error}") from error
+    return torch.cat(rows), float(model.logit_scale.detach().exp())
+
+
+def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT:
+    """Give a tower a method, with its predictor where it has one.
+
+    Args:
+        tower: the dense tower.
+        method: a registered method.
+        keep: keep rate.
+        block: where methods prune that rank at a block's input; others keep their own points.
+
+    Raises:
+        FileNotFoundError: the method needs a predictor and there is none.
+        ValueError: unknown method, a predictor that was fitted at another block, or a keep rate
+            that the method can't do.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: {expected(method, METHODS)}")
+    options: dict[str, Any] = {"keep": keep}
+    if issubclass(METHODS[method], Pruner):
+        options["reduce_at"] = (block,)
+    found = None
+    if METHODS[method].needs_predictor:
+        arch, _, tag = tower.name.partition(".")
+        if arch not in MODELS:
+            raise FileNotFoundError(
+                f"no predictor for {tower.name}: they are fitted to towers of "
+                "`python -m harness list`"
+            )
+        found = find_predictor(arch, tag)
+        found.fill(options, METHODS[method].Config)
+    vit = zoo.reduce(tower.vit, method=method, **options)
+    if found is not None:
+        load_predictor(vit, found)
+    return vit.eval()
+
+
+@torch.inference_mode()
+def method_maps(vit: ReducedViT, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a reduced tower and say what it ranked how, and what it kept.
+
+    Args:
+        vit: with a reducer.
+        images: (B, C, H, W).
+
+    Returns:
+        (B, N) float importance: when a patch went, then how it was ranked at that time; and
+        (B, N) bool, the patches that have a token at the end. With nothing to reduce all tie.
+    """
+    trace = vit.trace(images)
+    cells = trace.grid[0] * trace.grid[1]
+    if trace.scores is None:
+        everything = torch.ones(len(images), cells, dtype=torch.bool)
+        return everything.float(), everything
+    after = trace.reductions[-1].after
+    # One cell more than the grid has takes a fused token, which has no place in it.
+    places = after.where(after >= 0, cells)
+    kept = torch.zeros(len(images), cells + 1, dtype=torch.bool, device=images.device)
+    return trace.scores.float().cpu(), kept.scatter(1, places, True)[:, :cells].cpu()
+
+
+def most_important(importance: Tensor, keep: float) -> Tensor:
+    """Return which patches a keep rate leaves, (B, N) bool; ties go to the lower position."""
+    kept = top(importance, final_count(importance.shape[1], keep))
+    return torch.zeros_like(importance, dtype=torch.bool).scatter(1, kept, True)
+
+
+def unprocessed(preprocess: Any, images: Tensor) -> Tensor:
+    """Take the normalisation out of preprocessed images: what the model sees, as colours.
+
+    Every preprocessing that ends in an affine map per channel is undone, whatever its constants:
+    they are read off a black and a white image.
+
+    Args:
+        preprocess: from PIL image to (C, H, W).
+        images: (B, C, H, W), preprocessed.
+
+    Returns:
+        (B, C, H, W) float32 in [0, 1].
+    """
+    from PIL import Image
+
+    size = (images.shape[3], images.shape[2])
+    ends: list[Tensor] = [
+        preprocess(Image.new("RGB", size, colour)).flatten(1).mean(dim=1)[:, None, None].float()
+        for colour in ("black", "white")
+    ]
+    return ((images.float().cpu() - ends[0]) / (ends[1] - ends[0])).clamp(0.0, 1.0)
+
+
+@torch.inference_mode()
+def patch_grid(dense: ReducedViT, images: Tensor) -> tuple[int, int]:
+    """Return rows and columns of the patch grid of these images."""
+    rows, columns = dense.patch_embed.dynamic_feat_size(images.shape[-2:])
+    return int(rows), int(columns)
+
+
+def object_patches(inside: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tell which patches are an object's: those with at least half of their pixels inside.
+
+    Args:
+        inside: (B, H, W) bool or float, whether a pixel is the object's.
+        grid: rows and columns of patches, divisors of H and W.
+
+    Returns:
+        (B, N) bool.
+    """
+    pixels = (inside.float() >= 0.5).float()
+    height, width = pixels.shape[1] // grid[0], pixels.shape[2] // grid[1]
+    tiles = pixels.reshape(-1, grid[0], height, grid[1], width)
+    result: Tensor = tiles.mean(dim=(2, 4)).flatten(1) >= 0.5
+    return result

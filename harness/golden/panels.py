@@ -1,0 +1,68 @@
+"""Pixels of one panel of a sheet: an image, an importance over it, or its kept patches."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import rankdata
+
+Colours = NDArray[np.floating]  # (height, width, 3) in [0, 1]
+Size = tuple[int, int]  # height and width, in pixels or in patches
+
+COLOURS = "viridis"  # perceptually uniform, and in order for every colour vision
+DETAIL = 0.5  # contrast of the image's detail over the colours
+PALE = 0.88  # how far a dropped patch is taken to white
+BORDER = 0.8  # grey of the lines between patches
+
+
+def fit(image: Size, grid: Size, width: float) -> Size:
+    """Return the size of a panel of about that width, with as many pixels for every patch."""
+    across = max(1, round(width / grid[1]))
+    down = max(1, round(across * grid[1] * image[0] / image[1] / grid[0]))
+    return down * grid[0], across * grid[1]
+
+
+def ranks(importance: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the rank of each patch within the image, (N,) in [0, 1], 1 the most important.
+
+    Ties share the mean of their ranks.
+    """
+    return np.asarray((rankdata(importance) - 1) / max(1, len(importance) - 1))
+
+
+def image_panel(view: Colours, size: Size) -> Colours:
+    """Show an image."""
+    pixels = Image.fromarray(np.rint(view * 255).astype(np.uint8))
+    return np.asarray(pixels.resize(size[::-1], Image.Resampling.LANCZOS)) / 255
+
+
+def heat_panel(view: Colours, importance: NDArray[np.floating], grid: Size, size: Size) -> Colours:
+    """Colour each patch by its rank, with the image's detail over it.
+
+    The detail is what differs from the patch's mean, so that a patch has the colour bar's colour
+    on average, be the image light or dark.
+    """
+    from matplotlib import colormaps
+
+    colours = colormaps[COLOURS](ranks(importance).reshape(grid))[..., :3]
+    grey = image_panel(view, size) @ np.array([0.299, 0.587, 0.114])
+    tiles = grey.reshape(grid[0], size[0] // grid[0], grid[1], size[1] // grid[1])
+    detail = (tiles - tiles.mean(axis=(1, 3), keepdims=True)).reshape(size)
+    blended = _spread(colours, size) + DETAIL * detail[..., None]
+    return np.asarray(blended.clip(0.0, 1.0))
+
+
+def kept_panel(view: Colours, kept: NDArray[np.bool_], grid: Size, size: Size) -> Colours:
+    """Show the kept patches as they are and the others nearly white, with lines between."""
+    image = image_panel(view, size)
+    panel = np.where(
+        _spread(kept.reshape(grid)[..., None], size), image, image + PALE * (1 - image)
+    )
+    panel[np.arange(1, grid[0]) * (size[0] // grid[0])] = BORDER
+    panel[:, np.arange(1, grid[1]) * (size[1] // grid[1])] = BORDER
+    return panel
+
+
+def _spread(cells: NDArray[np.generic], size: Size) -> NDArray[np.generic]:
+    """Blow values of patches (rows, columns, channels) up to pixels."""
+    rows = cells.repeat(size[0] // cells.shape[0], axis=0)
+    return rows.repeat(size[1] // cells.shape[1], axis=1)

@@ -1,0 +1,192 @@
+"""Draw images beside the importance of their patches and the patches that are kept, as PNG."""
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.golden.panels import COLOURS, Colours, fit, heat_panel, image_panel, kept_panel
+from harness.golden.text import short, wrapped
+from harness.plot import INK
+
+# Pixels at scale 1.
+WIDTH, PANEL_LEAST, PANEL_MOST = 2000, 150, 480
+MARGIN, GAP, STRIP, HEAD, BAR, LINE = 20, 10, 84, 76, 84, 27
+TITLE_SIZE, NAME_SIZE, NOTE_SIZE = 24, 21, 19
+DPI = 100
+IMAGE = "image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image of a sheet.
+
+    Attributes:
+        name: what it is called.
+        label: name of its class, empty where unknown.
+        view: (H, W, 3) float in [0, 1], the image as the model sees it.
+        importance: column -> (N,) float, higher = keep. A column that is missing stays empty.
+        kept: column -> (N,) bool.
+    """
+
+    name: str
+    label: str
+    view: Colours
+    importance: Mapping[str, NDArray[np.floating]]
+    kept: Mapping[str, NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """What is drawn.
+
+    Attributes:
+        rows: the images, all of one size.
+        grid: rows and columns of the patch grid, N in all.
+        columns: column -> title, in order; the image itself comes first and isn't among them.
+        notes: lines below.
+    """
+
+    rows: Sequence[Row]
+    grid: tuple[int, int]
+    columns: Mapping[str, str]
+    notes: Sequence[str]
+
+
+class Box(NamedTuple):
+    """Where a panel is in the picture: pixels from left and top, right and bottom excluded."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class Drawn(NamedTuple):
+    """A picture, and where its panels are, by row and column; the image's column is ``image``."""
+
+    png: bytes
+    boxes: dict[tuple[int, str], Box]
+
+
+class _Canvas:
+    """A figure measured in pixels from its upper left corner."""
+
+    def __init__(self, width: int, height: int, scale: float) -> None:
+        from matplotlib.figure import Figure
+
+        self.width, self.height, self.scale = width, height, scale
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+
+    def paste(self, panel: Colours, box: Box) -> None:
+        """Put pixels where they are to be, one for one."""
+        pixels = np.rint(panel * 255).astype(np.uint8)
+        self.figure.figimage(pixels, xo=box.left, yo=self.height - box.bottom, origin="upper")
+
+    def write(self, text: str, x: float, y: float, size: float, **how: Any) -> None:
+        points = size * self.scale * 72 / DPI
+        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=points, **how)
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def draw(sheet: Sheet, scale: float = 1.0) -> Drawn:
+    """Draw a sheet: a row per image, a column per ranking.
+
+    Args:
+        sheet: what to draw.
+        scale: size of everything; at 1 a sheet is about 2000 pixels wide.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.color": INK, "text.parse_math": False}), warnings.catch_warnings():
+        # A file's name may be in a script that the font lacks; boxes do for it.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        return _draw(sheet, scale)
+
+
+def _draw(sheet: Sheet, scale: float) -> Drawn:
+    columns = [IMAGE, *sheet.columns]
+    size = _panel_size(sheet, len(columns), scale)
+    margin, gap, strip, head = (round(scale * n) for n in (MARGIN, GAP, STRIP, HEAD))
+    left, top = margin + strip, margin + head
+    width = left + len(columns) * (size[1] + gap) - gap + margin
+    below = top + len(sheet.rows) * (size[0] + gap) - gap
+    heat = {column for row in sheet.rows for column in row.importance}
+    bar = round(scale * BAR) if heat else 0
+    room = width - 2 * margin
+    notes = [line for note in sheet.notes for line in wrapped(note, scale * NOTE_SIZE, room)]
+    height = below + bar + margin + round(scale * LINE * len(notes)) + margin
+
+    def box(row: int, column: int) -> Box:
+        x, y = left + column * (size[1] + gap), top + row * (size[0] + gap)
+        return Box(x, y, x + size[1], y + size[0])
+
+    canvas, boxes = _Canvas(width, height, scale), {}
+    for j, column in enumerate(columns):
+        title = sheet.columns.get(column, IMAGE)
+        x = box(0, j).left + size[1] / 2
+        canvas.write(title, x, top - gap, TITLE_SIZE, ha="center", va="bottom")
+        for i, row in enumerate(sheet.rows):
+            boxes[i, column] = box(i, j)
+            _fill(canvas, box(i, j), row, column, sheet.grid)
+    for i, row in enumerate(sheet.rows):
+        label = wrapped(row.label, scale * NAME_SIZE, size[0])[:2]
+        lines = [short(line, scale * NAME_SIZE, size[0]) for line in (row.name, *label)]
+        where = {"rotation": 90, "ha": "right", "va": "center", "multialignment": "center"}
+        middle = box(i, 0).top + size[0] / 2
+        canvas.write("\n".join(lines), left - gap, middle, NAME_SIZE, **where)
+    if bar:
+        _draw_bar(canvas, box(len(sheet.rows) - 1, 1), min(3, len(heat)))
+    for i, line in enumerate(notes):
+        y = below + bar + margin + scale * LINE * i
+        canvas.write(line, margin, y, NOTE_SIZE, va="top")
+    return Drawn(canvas.png(), boxes)
+
+
+def _panel_size(sheet: Sheet, columns: int, scale: float) -> tuple[int, int]:
+    """Return height and width of a panel: whole pixels per patch."""
+    room = (WIDTH - 2 * MARGIN - STRIP - columns * GAP) / columns
+    wanted = scale * min(max(room, PANEL_LEAST), PANEL_MOST)
+    return fit(sheet.rows[0].view.shape[:2], sheet.grid, wanted)
+
+
+def _fill(canvas: _Canvas, box: Box, row: Row, column: str, grid: tuple[int, int]) -> None:
+    """Draw a panel, or a dash where there is nothing to draw."""
+    size = (box.bottom - box.top, box.right - box.left)
+    if column == IMAGE:
+        canvas.paste(image_panel(row.view, size), box)
+    elif column in row.importance:
+        canvas.paste(heat_panel(row.view, row.importance[column], grid, size), box)
+    elif column in row.kept:
+        canvas.paste(kept_panel(row.view, row.kept[column], grid, size), box)
+    else:
+        canvas.paste(np.full((*size, 3), 0.95), box)
+        x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+        canvas.write("–", x, y, TITLE_SIZE, ha="center", va="center")
+
+
+def _draw_bar(canvas: _Canvas, first: Box, panels: int) -> None:
+    """Draw the colour bar below the first heat maps."""
+    from matplotlib import colormaps
+
+    gap, side = round(canvas.scale * GAP), first.right - first.left
+    width, height = panels * (side + gap) - gap, round(canvas.scale * 18)
+    top = first.bottom + round(canvas.scale * MARGIN)
+    colours = colormaps[COLOURS](np.linspace(0, 1, width))[:, :3]
+    bar = Box(first.left, top, first.left + width, top + height)
+    canvas.paste(np.broadcast_to(colours, (height, width, 3)), bar)
+    y = bar.bottom + gap / 2
+    for text, x, side_of in (
+        ("least important", bar.left, "left"),
+        ("rank within the image", (bar.left + bar.right) / 2, "center"),
+        ("most important", bar.right, "right"),
+    ):
+        canvas.write(text, x, y, NOTE_SIZE, ha=side_of, va="top")

@@ -1,0 +1,147 @@
+"""Any folder of images, without labels: preservation rankings need no more."""
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from harness.datasets.base import Example, Split
+
+# fmt: off
+EXTENSIONS = frozenset((
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".tif", ".tiff", ".webp",
+))
+# fmt: on
+UNLABELLED = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderImages:
+    """The images below a folder.
+
+    Attributes:
+        name: the folder's own name.
+        revision: 12 hex digits over the files' names below the folder and their sizes.
+        split: the images in the order of their names, label -1. An example's ``image_id`` is the
+            hash of its file's bytes, so it stays when files move, and copies share it.
+    """
+
+    name: str
+    revision: str
+    split: Split
+
+
+def folder_images(path: Path | str) -> FolderImages:
+    """List the images below a folder; each is opened when it is asked for.
+
+    An image is what PIL can read among files of a known extension. It becomes RGB; transparency is
+    dropped and the EXIF orientation left alone, as open_clip and torchvision do.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        NotADirectoryError: it is a file.
+        ValueError: no image is below it; or, later on, an image is damaged or oversized.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"--images {str(path)!r}: there is no such folder")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"--images {str(path)!r}: not a folder; give the one it lies in")
+    files = _files(folder)
+    if not files:
+        raise ValueError(
+            f"--images {str(path)!r}: no images below this folder; known extensions are "
+            f"{', '.join(sorted(EXTENSIONS))}"
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        relative = file.relative_to(folder).as_posix()
+        digest.update(f"{relative}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
+
+    def render(index: int, _variant: int) -> Example:
+        return _example(files[index])
+
+    labels = np.full(len(files), UNLABELLED, dtype=np.int64)
+    return FolderImages(
+        name=folder.resolve().name or "images",
+        revision=digest.hexdigest()[:12],
+        split=Split(labels, render),
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Find the image files below a folder, in an order that is the same on every machine.
+
+    Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
+    Names that start with a dot are not looked at.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        facts = Path(root).stat()
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(root, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    return sorted(found, key=lambda file: file.relative_to(folder).parts)
+
+
+def _refuse(error: OSError) -> None:
+    """Pass on what os.walk would swallow, such as a folder without permission."""
+    raise error
+
+
+def _example(file: Path) -> Example:
+    image, digest = read_image(file)
+    return Example(image=image, label=UNLABELLED, image_id=digest)
+
+
+def read_image(file: Path) -> tuple[Image.Image, str]:
+    """Read an image file.
+
+    Returns:
+        The image as RGB, and 16 hex digits of the sha256 over the file's bytes.
+
+    Raises:
+        ValueError: it can't be decoded, or has more pixels than PIL trusts.
+    """
+    data = file.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # Between one and two times the limit PIL only warns.
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            rgb = _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"image {str(file)!r} is too large to be trusted ({error}); make it smaller or "
+            "leave it out"
+        ) from error
+    except Exception as error:  # decoders raise whatever they stumble over
+        raise ValueError(
+            f"image {str(file)!r} can't be read ({error}); replace it or leave it out"
+        ) from error
+    return rgb, hashlib.sha256(data).hexdigest()[:16]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decode an image to 8-bit RGB.
+
+    PIL's own conversion clips 16-bit greys at 255; here they are scaled.
+    """
+    if image.mode == "F":
+        raise ValueError("mode F: the range of floating-point pixels is unknown")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).clip(0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # else PIL warns of palettes with transparency
+    return image.convert("RGB")

@@ -1,0 +1,184 @@
+"""Dense image towers by name: ours, any timm ViT, any open_clip ViT."""
+
+import difflib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import timm
+from timm.models import get_arch_pretrained_cfgs
+from timm.models.vision_transformer import VisionTransformer
+
+from zoo.adopt import reduce
+from zoo.clip import ClipParts, create_clip, image_transform
+from zoo.load_open_clip import FOLDER, HUB, UNUSABLE, load_open_clip, unusable
+from zoo.reducer import expected
+from zoo.registry import MODELS, SIZES
+from zoo.vit import ReducedViT, host_spec
+
+OPEN_CLIP = "open_clip:"
+KINDS = (
+    "a dense name of `python -m harness list`, a ViT of timm.list_models(), "
+    "local-dir:FOLDER, hf-hub:OWNER/NAME, or open_clip:ARCH/PRETRAINED"
+)
+
+
+class Tower(NamedTuple):
+    """A dense image tower, in evaluation mode and float32, and what belongs to it.
+
+    Attributes:
+        vit: the tower; what its head gives is compared by golden scores.
+        preprocess: from PIL image to (C, H, W).
+        name: the name with its weight tag; free of folders.
+        clip: model, preprocessing and tokenizer if there is a text tower, else None.
+    """
+
+    vit: ReducedViT
+    preprocess: Any
+    name: str
+    clip: ClipParts | None = None
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split a dense model's name into its architecture and weight tag (the default if not given).
+
+    Raises:
+        ValueError: not a dense model of ours, or no such tag.
+    """
+    arch, _, tag = name.partition(".")
+    dense = _dense_names()
+    if arch not in dense:
+        raise ValueError(f"model {name!r}: {expected(arch, dense)}")
+    tags = SIZES[MODELS[arch].size].tags
+    if tag and tag not in tags:
+        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
+    return arch, tag or next(iter(tags))
+
+
+def load_tower(name: str) -> Tower:
+    """Load a dense image tower with its weights, and its text tower where there is one.
+
+    A classifier's logits are no features, so a classifier is dropped; see ``has_projection``. Of a
+    model that was saved with a reduction method, the dense tower is taken. Files are read as
+    tensors, never unpickled.
+
+    Args:
+        name: a dense name of ours (``clip_vit_b16.openai``), a ViT of timm
+            (``deit_small_patch16_224.fb_in1k``), a model that timm's ``save_for_hf`` wrote
+            (``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``), or one of open_clip
+            (``open_clip:ViT-B-16/laion2b_s34b_b88k``, where a file's path may stand for the tag:
+            its preprocessing and activation are then the architecture's).
+
+    Raises:
+        ValueError: unknown name, unreadable weights, or a tower that can't be reduced.
+        FileNotFoundError: the weights are neither here nor cached, and the hub is out of reach.
+    """
+    if name.startswith(OPEN_CLIP):
+        clip, spec = load_open_clip(name.removeprefix(OPEN_CLIP))
+        return Tower(clip.model.visual, clip.preprocess, OPEN_CLIP + spec, clip)
+    name = _full_name(name)
+    arch = name.partition(".")[0]
+    if arch in MODELS and SIZES[MODELS[arch].size].weights is None:
+        clip = create_clip(name)
+        return Tower(clip.model.visual, clip.preprocess, name, clip)
+    vit = _dense(_create(name), name)
+    if name.startswith(FOLDER):
+        name = FOLDER + Path(name.removeprefix(FOLDER)).resolve().name
+    return Tower(vit, image_transform(vit), name)
+
+
+def has_projection(model: VisionTransformer) -> bool:
+    """Tell whether the head projects to a joint space of images and text, or classifies.
+
+    Our names have a projection of known width. For timm's ``_clip_`` names the bias decides: CLIP's
+    projection has none, which timm stores as zeros, and fine-tuned classifiers (``_ft_in1k``) have
+    one. No other ViT of timm has a projection.
+    """
+    facts = model.__dict__
+    arch = facts.get("_model_args", {}).get("base") or facts["pretrained_cfg"]["architecture"]
+    arch = arch.partition(".")[0]
+    if arch in MODELS:
+        return bool(model.num_classes == SIZES[MODELS[arch].size].features)
+    bias = getattr(model.head, "bias", None)
+    return "_clip_" in arch and (bias is None or not bias.any())
+
+
+def _dense_names() -> list[str]:
+    return [name for name, parts in MODELS.items() if parts.method is None]
+
+
+def _full_name(name: str) -> str:
+    """Check a name of ours or timm's and complete it with its tag.
+
+    Raises:
+        ValueError: nobody knows it, or its tag.
+        FileNotFoundError: not a folder that ``save_for_hf`` wrote.
+    """
+    if name.startswith(HUB):
+        return name
+    if name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER))
+        if (folder / "open_clip_config.json").is_file():
+            raise ValueError(f"model {name!r} was saved by open_clip: use {OPEN_CLIP}{name}")
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"model {name!r}: no config.json there; timm.models.save_for_hf(model, FOLDER) "
+                "writes one"
+            )
+        return name
+    arch, _, tag = name.partition(".")
+    if arch in MODELS:
+        return ".".join(split_name(name))
+    if not timm.is_model(arch):
+        theirs = open_clip.list_models()
+        names = [*_dense_names(), *timm.list_models(exclude_filters=list(MODELS)), *theirs]
+        near = next(iter(difflib.get_close_matches(arch, names, n=1)), None)
+        near = f"{OPEN_CLIP}{near}/PRETRAINED" if near in theirs else near
+        hint = f"did you mean {near!r}? " if near else ""
+        raise ValueError(f"model {name!r}: {hint}expected {KINDS}")
+    tags = _tags(arch)
+    if not tags:
+        raise ValueError(f"model {name!r}: timm has no weights for it; expected {KINDS}")
+    tag = tag or tags[0]
+    if tag not in tags:
+        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
+    quick = arch.replace("_clip_", "_clip_quickgelu_")
+    if quick != arch and timm.is_model(quick) and tag in _tags(quick):
+        raise ValueError(
+            f"model {name!r}: these weights were trained with QuickGELU, which this name leaves "
+            f"out; use {quick}.{tag}"
+        )
+    return f"{arch}.{tag}"
+
+
+def _tags(arch: str) -> list[str]:
+    """List timm's weight tags of an architecture, the default first."""
+    cfgs = get_arch_pretrained_cfgs(arch)
+    return [known.partition(".")[2] for known, cfg in cfgs.items() if cfg.has_weights]
+
+
+def _create(name: str) -> Any:
+    """Create timm's model ``name`` with its weights."""
+    try:
+        return timm.create_model(name, pretrained=True)
+    except UNUSABLE as error:
+        raise unusable(name, error, f"pass {FOLDER}FOLDER, saved by timm's save_for_hf") from error
+
+
+def _dense(model: Any, name: str) -> ReducedViT:
+    """Bring timm's model to a dense tower whose head gives features."""
+    if isinstance(model, VisionTransformer) and model.num_classes and not has_projection(model):
+        model.reset_classifier(0)
+    if not isinstance(model, ReducedViT) or model.reducer is not None:
+        try:
+            model = reduce(model, method=None)
+        except ValueError as error:
+            raise ValueError(f"model {name!r}: {error}") from error
+    vit: ReducedViT = model.float().eval()
+    try:
+        host_spec(vit, device=None, dtype=None)
+    except ValueError as error:
+        raise ValueError(f"model {name!r}: {error}") from error
+    if not vit.global_pool:
+        raise ValueError(f"model {name!r}: global_pool='' gives tokens, not one feature per image")
+    return vit

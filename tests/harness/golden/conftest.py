@@ -1,0 +1,149 @@
+"""Shards and stores of random rankings, and a job small enough to be run again and again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+import zoo  # noqa: F401  (registers the models)
+from harness.cli import main
+from harness.datasets.base import Dataset
+from harness.golden import rank as module
+from harness.golden.folder import shard_path
+from harness.golden.job import Job, Source
+from harness.golden.provenance import Provenance
+from harness.golden.rank import Ranked, rank
+from harness.golden.shards import Shard
+from harness.progress import Progress
+from harness.towers import Tower
+from zoo.clip import ClipParts
+from zoo.golden import GoldenConfig, GoldenEngine
+
+PROVENANCE = Provenance(
+    model="clip_vit_s14.imgfocus_lit",
+    weights="0123456789abcdef",
+    dataset="fashion",
+    revision="feedbeef0000",
+    split="test",
+    score="preservation",
+    block=3,
+    window=2,
+    stride=1,
+    dtype="float32",
+    versions={"torch": "2.6"},
+)
+MakeShard = Callable[..., Shard]
+Run = Callable[..., Ranked]
+SPARSE = GoldenConfig(window=2, stride=2)
+
+
+@pytest.fixture
+def provenance() -> Provenance:
+    return PROVENANCE
+
+
+@pytest.fixture
+def make_shard() -> MakeShard:
+    """Make a shard of random rankings; every third image has no label."""
+
+    def make(index: int = 0, count: int = 4, size: int = 4, **facts: Any) -> Shard:
+        generator = np.random.default_rng(index)
+        first = index * size
+        importance = generator.normal(size=(count, 6)).astype(np.float32)
+        labels = np.where(np.arange(count) % 3 == 2, -1, np.arange(count) + first)
+        told = {"first": first, "size": size, "provenance": PROVENANCE}
+        ids = tuple(f"fashion/ü-{first + i}" for i in range(count))
+        return Shard.of(importance, labels, **{**told, "image_ids": ids, **facts})
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path, make_shard: MakeShard) -> Path:
+    """Write a store of ten images in shards of four."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for index, count in enumerate((4, 4, 2)):
+        shard_path(folder, index).write_bytes(make_shard(index, count).encode())
+    return folder
+
+
+class Small(NamedTuple):
+    """A command that ranks 60 random pictures with a random tower, and where it runs.
+
+    Attributes:
+        command: arguments without ``--out``; 30 shards.
+        folder: where relative paths in it hold.
+        whole: the store that an undisturbed run in one process wrote.
+    """
+
+    command: list[str]
+    folder: Path
+    whole: Path
+
+    def shards(self, out: Path) -> dict[str, bytes]:
+        """Return the content of a store's files by name, whatever they are."""
+        return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("small")
+    shape = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
+    torch.manual_seed(15)
+    tower = timm.create_model("clip_vit_b16.openai", num_classes=7, **shape)
+    save_for_hf(tower, folder / "tower", safe_serialization=True)
+    (folder / "pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(60):
+        pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
+    paths = ["--model", f"local-dir:{folder / 'tower'}", "--images", str(folder / "pictures")]
+    flags = "--full --block 0 --shard-size 2 --batch 8 --dtype float32"
+    command = ["rank", *paths, *flags.split()]
+    whole = folder / "whole"
+    assert main([*command, "--out", str(whole)]) == 0
+    assert len(list(whole.iterdir())) == 30
+    return Small(command, folder, whole)
+
+
+@pytest.fixture
+def run(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Rank ten toy images with the miniature tower, in shards of four."""
+    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+    monkeypatch.setattr(module, "load_tower", lambda name: tower)
+
+    def call(
+        config: GoldenConfig = SPARSE, progress: Progress | None = None, **facts: Any
+    ) -> Ranked:
+        told = {"source": Source.of(toy, "test"), "limit": 10, "shard_size": 4, "batch": 16}
+        job = Job(model="clip_vit_b16", config=config, **told | facts)
+        return rank(job, progress or Progress())
+
+    return call
+
+
+@pytest.fixture
+def named(toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the toy images classes that the text tower has words for."""
+    monkeypatch.setattr(type(toy), "classes", ("cat", "dog", "house", "dog house"))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the images of each call of the engine."""
+    calls: list[int] = []
+    importance = GoldenEngine.importance
+
+    def call(self: GoldenEngine, images: torch.Tensor, *args: Any) -> torch.Tensor:
+        calls.append(len(images))
+        return importance(self, images, *args)
+
+    monkeypatch.setattr(GoldenEngine, "importance", call)
+    return calls

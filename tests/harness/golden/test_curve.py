@@ -1,0 +1,223 @@
+"""A curve in miniature: what is measured, what a second run keeps, and what a budget buys."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from harness.agreement import kendall_tau
+from harness.cli import main
+from harness.datasets.base import Dataset
+from harness.evaluate import text_classifier
+from harness.golden import curve as module
+from harness.golden.chart import curve_markdown, draw_curve, write_curve
+from harness.golden.curve import SHIPPED, CurveConfig, measure_curve, recipe_for
+from harness.golden.points import Point, usual_points
+from harness.golden.trade import Curve
+from harness.progress import Progress
+from harness.statistics import Interval
+from harness.towers import Tower
+from zoo.clip import ClipParts
+from zoo.effort import Effort
+from zoo.golden import GoldenConfig, golden_importance
+
+POINTS = (
+    Point(window=3, stride=3),
+    Point(approximate="follow:2"),
+    Point(method="random", window=None, stride=None, seed=0),
+    Point(method="random", window=None, stride=None, seed=1),
+)
+Measure = Callable[..., Curve]
+
+
+@pytest.fixture
+def measure(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """Measure on twelve toy images with the miniature tower."""
+    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+    monkeypatch.setattr(module, "load_tower", lambda name: tower)
+    monkeypatch.setattr(module, "get_dataset", lambda name: toy)
+
+    def call(points: tuple[Point, ...] | None = POINTS, **facts: Any) -> Curve:
+        told = {"datasets": ("toy",), "split": "test", "limit": 12, "rounds": 0}
+        return measure_curve(CurveConfig(**told | facts), Progress(), points)
+
+    return call
+
+
+def test_measures_agreement_and_accuracy_of_each_way(
+    measure: Measure, parts: ClipParts, toy: Dataset
+):
+    found = measure()
+    assert [w.point.label for w in found.worths] == [
+        "window 2, stride 1", "window 3, stride 3", "follow:2", "random"
+    ]  # fmt: skip
+    assert (found.images, found.named) == ({"toy": 12}, {"toy": 9})
+    split = module.subset(toy.split("test"), 12)
+    images = torch.stack([parts.preprocess(example.image) for example in split])
+    dense = parts.model.visual
+    exact = golden_importance(dense, images, GoldenConfig())
+    coarse = golden_importance(dense, images, GoldenConfig(window=3, stride=3))
+    worth = found.worths[1]
+    # Batches of another size round differently, so that near ties may turn.
+    tau = kendall_tau(coarse, exact).mean()
+    assert worth.tau.estimate == pytest.approx(tau, abs=2e-3)
+    assert worth.tau.low < worth.tau.estimate < worth.tau.high
+    assert worth.tau_of == {"toy": pytest.approx(worth.tau.estimate)}
+    # Prune the three tokens out of ten by hand, and ask the text tower.
+    classifier, _ = text_classifier(parts, toy)
+    right = []
+    with torch.no_grad():
+        start, _ = dense.advance(dense.embed(images), stop=3)
+        for i in np.flatnonzero(split.labels < 3):
+            kept = coarse[i].argsort(descending=True, stable=True)[:19].sort().values
+            end, _ = dense.advance(start._replace(x=start.x[i : i + 1, [0, *(1 + kept)]]), 3)
+            cosines = F.normalize(dense.finish(end), dim=-1) @ classifier.T
+            right.append(cosines.nan_to_num(-1).argmax().item() == split.labels[i])
+    assert worth.top1["30"] == pytest.approx(np.mean(right))
+    assert worth.difference["30"].estimate == pytest.approx(
+        worth.top1["30"] - found.worths[0].top1["30"]
+    )
+
+
+def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(measure: Measure):
+    exact, *_, random = measure().worths
+    assert (exact.tau, exact.passes) == (Interval(1.0, 1.0, 1.0), 49)
+    assert exact.match == {"60": 1.0, "50": 1.0, "30": 1.0}
+    assert all(value == (0, 0, 0) for value in exact.difference.values())
+    assert abs(random.tau.estimate) < 0.2
+    assert random.passes == 0
+    assert random.match["50"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_second_run_ranks_only_what_is_new(measure: Measure, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[Point, int]] = []
+    importance = module.Ranker.importance
+
+    def note(self: Any, point: Point, images: torch.Tensor, *args: Any) -> torch.Tensor:
+        asked.append((point, len(images)))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return importance(self, point, images, *args)
+
+    monkeypatch.setattr(module.Ranker, "importance", note)
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+    first = [Point(), Point()]  # ten images, then two
+    assert asked == [(first[0], 10), (first[1], 2), (POINTS[0], 10)]
+    found = measure()
+    assert asked[3:] == [(point, count) for point in POINTS for count in (10, 2)]
+    assert measure() == found
+    assert len(asked) == 11
+
+
+def test_what_a_ranking_depends_on_tells_it_apart(
+    measure: Measure, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    one = [Point(window=3, stride=3)]
+    before = measure(tuple(one))
+    assert measure(tuple(one), block=1) != before
+    assert measure(tuple(one), dtype="bfloat16").worths[1].tau != before.worths[1].tau
+    monkeypatch.setattr(type(toy), "revision", "another")
+    calls: list[int] = []
+    monkeypatch.setattr(
+        module.Ranker,
+        "importance",
+        lambda self, point, images: calls.append(len(images)) or torch.rand(len(images), 64),
+    )
+    measure(tuple(one))
+    assert calls == [10, 2, 10, 2]
+
+
+def test_time_is_that_of_the_exact_ranking(measure: Measure):
+    worths = measure(POINTS[1:2], rounds=1).worths
+    assert worths[0].seconds == 1
+    assert worths[1].seconds is not None
+    assert 0 < worths[1].seconds < 1
+
+
+def test_a_tower_without_text_has_no_accuracy(
+    measure: Measure, parts: ClipParts, monkeypatch: pytest.MonkeyPatch
+):
+    tower = Tower(parts.model.visual, parts.preprocess, "local-dir:other")
+    monkeypatch.setattr(module, "load_tower", lambda name: tower)
+    found = measure(POINTS[:1])
+    assert (found.dense, found.named, found.worths[1].top1) == (None, {}, {})
+    assert "top-1" not in curve_markdown(found)
+    assert draw_curve(found, "png").startswith(b"\x89PNG")
+
+
+def test_files_hold_what_was_measured_and_are_the_same_every_time(measure: Measure, tmp_path: Path):
+    found = measure()
+    write_curve(found, tmp_path)
+    assert Curve.read(tmp_path / "curve.json") == replace(found, effort=found.effort)
+    table = (tmp_path / "curve.md").read_text()
+    assert table.count("\n|") == 5
+    assert f"| {found.worths[1].tau.estimate:.3f} [" in table
+    assert (tmp_path / "curve.svg").read_bytes() == draw_curve(found, "svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "curve.json", "curve.md", "curve.svg"
+    ]  # fmt: skip
+
+
+def test_the_command_prints_the_table(
+    measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    told = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
+    assert main(["curve", *told.split()]) == 0
+    printed = capsys.readouterr().out
+    for label in ("window 2, stride 2", "follow:4", "jacobian:8", "clsattn", "random"):
+        assert label in printed
+    assert (tmp_path / "c" / "curve.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("facts", "match"),
+    [
+        ({"dtype": "float3"}, "dtype='float3': did you mean 'float32'?"),
+        ({"rounds": -1}, "rounds=-1: expected a number from 0"),
+        ({"block": 6}, "block=6: this tower has blocks 0 to 5"),
+        ({"limit": 1}, "a curve needs at least two images"),
+    ],
+)
+def test_refused(facts: dict[str, Any], match: str, measure: Measure):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        measure(POINTS[:1], **facts)
+
+
+def test_usual_points_are_what_the_tower_can_do():
+    small = usual_points(Effort(grid=(4, 4), blocks=2, dim=48, hidden=192), 4, seeds=2)
+    labels = [point.label for point in small]
+    assert labels[0] == "window 2, stride 1"
+    assert "follow:8" in labels
+    assert "follow:16" not in labels  # only 12 patches are outside a window
+    assert "jacobian:8" in labels
+    assert "jacobian:16" not in labels  # only 9 windows
+    assert "window 5, stride 5" not in labels
+    assert labels[-2:] == ["random", "random"]
+
+
+def test_the_shipped_curve_serves_every_budget():
+    shipped = Curve.read(SHIPPED)
+    exact = {"window": 2, "stride": 1, "approximate": None}
+    assert recipe_for(169) == exact
+    taus = {worth.point: worth.tau.estimate for worth in shipped.worths}
+    last = 0.0
+    for budget in (1.5, 5, 10, 25, 49, 100, 169):
+        recipe = recipe_for(budget)
+        point = Point(**recipe)
+        assert point.passes(shipped.effort, shipped.block) <= budget
+        assert taus[point] >= last
+        last = taus[point]
+        GoldenConfig(**recipe)
+    assert recipe_for(1e6, grid=(7, 7), depth=12, block=0, dim=768) == exact
+    for budget, shape in ((0.01, {}), (5, {"token_pooled": False})):
+        with pytest.raises(ValueError, match="the cheapest golden ranking"):
+            recipe_for(budget, **shape)
+    with pytest.raises(ValueError, match="block=12: this tower has blocks 0 to 11"):
+        recipe_for(10, depth=12, block=12)

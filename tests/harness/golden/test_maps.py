@@ -1,0 +1,144 @@
+"""Importance for figures: what the model itself computes, golden, predicted or attended."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+
+import zoo
+from harness.datasets.base import Dataset
+from harness.golden.maps import (
+    class_text,
+    golden_maps,
+    method_maps,
+    most_important,
+    patch_grid,
+    reduced,
+    unprocessed,
+)
+from harness.towers import Tower
+from zoo.clip import ClipParts, class_features, image_transform
+from zoo.golden import SCORES, GoldenConfig, golden_importance
+from zoo.reducer import METHODS
+
+CONFIG = GoldenConfig(window=2, stride=2)
+
+
+@pytest.fixture
+def tower(parts: ClipParts, predictor_file: Path) -> Tower:
+    return Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+
+
+@pytest.fixture
+def images(toy: Dataset, parts: ClipParts) -> Tensor:
+    return torch.stack([parts.preprocess(toy.split("test")[i].image) for i in range(3)])
+
+
+@pytest.mark.parametrize("config", [CONFIG, GoldenConfig(block=0, window=3, stride=1)], ids=str)
+def test_scores_that_share_their_passes_are_those_made_alone(
+    config: GoldenConfig, tower: Tower, images: Tensor
+):
+    text, scale = class_text(tower, ("cat", "dog", "house"), ("a photo of a {}.",))
+    told = {"text": text, "scale": scale, "labels": torch.tensor([2, 0, 1])}
+    found = golden_maps(tower.vit, images, SCORES, config, **told)
+    assert list(found) == list(SCORES)
+    for score, importance in found.items():
+        one = GoldenConfig(
+            score=score, block=config.block, window=config.window, stride=config.stride
+        )
+        alone = golden_importance(tower.vit, images, one, **told)
+        assert torch.allclose(importance, alone, atol=1e-6)
+        assert importance.std() > 1e-5
+    assert golden_maps(tower.vit, images, [], config) == {}
+
+
+def test_refusals_of_the_engine_come_through(tower: Tower, images: Tensor):
+    for scores, match in ((["lable"], "did you mean 'label'"), (["label"], "needs text")):
+        with pytest.raises(ValueError, match=match):
+            golden_maps(tower.vit, images, scores, CONFIG)
+
+
+def test_class_text(tower: Tower):
+    templates = ("a photo of a {}.", "{}")
+    text, scale = class_text(tower, ("dog", "cat"), templates)
+    model, _, tokenizer = tower.clip
+    assert torch.allclose(text, class_features(model, tokenizer, ("dog", "cat"), templates))
+    assert scale == pytest.approx(20.0)
+    with pytest.raises(ValueError, match=r"class 'zebra': .* never saw 'zebra'"):
+        class_text(tower, ("dog", "zebra"), templates)
+    with pytest.raises(ValueError, match=r"clip_vit_b16\.openai has no text tower here"):
+        class_text(tower._replace(clip=None), ("dog",), templates)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_keeps_what_its_trace_says(method: str, tower: Tower, images: Tensor):
+    vit = reduced(tower, method, keep=0.6, block=3)
+    importance, kept = method_maps(vit, images)
+    trace = vit.trace(images)
+    assert torch.equal(importance, trace.scores)
+    assert kept.sum(dim=1).tolist() == [round(0.6 * 64)] * 3
+    for row, places in zip(kept, trace.reductions[-1].after, strict=True):
+        assert row.nonzero().flatten().tolist() == sorted(places.tolist())
+    if method != "tome":  # whose partners all tie
+        assert torch.equal(kept, most_important(importance, 0.6))
+
+
+def test_with_nothing_to_reduce_all_is_kept_and_equal(tower: Tower, images: Tensor):
+    importance, kept = method_maps(reduced(tower, "random", keep=0.999, block=3), images)
+    assert kept.all()
+    assert kept.shape == (3, 64)
+    assert (importance == importance[0, 0]).all()
+
+
+def test_a_fused_token_is_no_patch(tower: Tower, images: Tensor):
+    vit = zoo.reduce(tower.vit, method="evit", keep=0.5, reduce_at=(3, 5), fuse=True)
+    _, kept = method_maps(vit, images)
+    after = vit.trace(images).reductions[-1].after
+    assert (after < 0).any()
+    # An earlier fused token may itself be among the 32 that are kept.
+    assert kept.sum(dim=1).tolist() == (after >= 0).sum(dim=1).tolist()
+
+
+def test_the_block_decides_where_patches_are_ranked(tower: Tower, images: Tensor):
+    early, late = (
+        method_maps(reduced(tower, "clsattn", keep=0.5, block=block), images)[0] for block in (0, 4)
+    )
+    assert not torch.equal(early, late)
+    assert reduced(tower, "clsattn", keep=0.5, block=4).reducer.points == (4,)
+    with pytest.raises(ValueError, match="fitted at block 3"):
+        reduced(tower, "patchrank", keep=0.5, block=4)
+
+
+def test_methods_that_can_not_be_had(tower: Tower):
+    with pytest.raises(ValueError, match="method 'clsatn': did you mean 'clsattn'"):
+        reduced(tower, "clsatn", keep=0.5, block=3)
+    with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.laion2b: neither"):
+        reduced(tower._replace(name="clip_vit_b16.laion2b"), "patchrank", keep=0.5, block=3)
+    foreign = tower._replace(name="open_clip:ViT-B-16/laion2b_s34b_b88k")
+    with pytest.raises(FileNotFoundError, match="no predictor for open_clip:ViT-B-16/laion2b"):
+        reduced(foreign, "patchrank", keep=0.5, block=3)
+
+
+def test_most_important_keeps_the_highest_and_of_equals_the_first():
+    importance = torch.tensor([[1.0, 5.0, 5.0, 5.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    kept = most_important(importance, 0.4)
+    assert kept.tolist() == [[False, True, True, False, False], [True, True, False, False, False]]
+
+
+def test_normalisation_is_undone_whatever_its_constants(parts: ClipParts):
+    """A tower that sees 48 x 80 pixels; the image has these already."""
+    vit = timm.create_model("clip_vit_b16", img_size=(48, 80), pretrained_cfg_overlay={
+        "input_size": (3, 48, 80), "std": (0.1, 0.5, 0.9)})  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    preprocess = image_transform(vit)
+    image = preprocess(Image.fromarray(pixels))[None]
+    seen = unprocessed(preprocess, image)
+    assert seen.shape == (1, 3, 48, 80)
+    assert np.abs(seen[0].permute(1, 2, 0).numpy() * 255 - pixels).max() < 0.01
+    assert patch_grid(vit, image) == (3, 5)
+    other = parts.preprocess(Image.fromarray(pixels))[None]
+    assert torch.allclose(unprocessed(parts.preprocess, other), seen, atol=1e-5)

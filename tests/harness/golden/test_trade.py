@@ -1,0 +1,86 @@
+"""What a budget buys, on curves made up for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.golden.chart import undominated
+from harness.golden.points import Point
+from harness.golden.trade import Curve, Worth, best_within
+from harness.statistics import Interval
+from zoo.effort import Effort
+
+
+def made(*ways: tuple[Point, float]) -> Curve:
+    """Make a curve from ways and their tau, on a tower of 14 x 14 patches and 9 blocks."""
+    effort = Effort(grid=(14, 14), blocks=6)
+    worths = [
+        Worth(
+            point=point,
+            passes=point.passes(effort, 3),
+            tau=Interval(tau, tau, tau),
+            tau_of={},
+            match={"30": tau},
+        )
+        for point, tau in ways
+    ]
+    return Curve(
+        model="m", weights="w", block=3, split="val", dtype="float32", device="d", images={},
+        named={}, effort=effort, dense=None, versions={}, worths=worths,
+    )  # fmt: skip
+
+
+MADE = (
+    (Point(), 1.0),
+    (Point(window=2, stride=2), 0.75),
+    (Point(approximate="follow:0"), 0.8),
+    (Point(approximate="shallow:4"), 0.85),
+    (Point(method="clsattn", window=None, stride=None), 0.2),
+)
+
+
+@pytest.mark.parametrize(
+    ("budget", "label"),
+    [
+        (1e9, "window 2, stride 1"),
+        (169, "window 2, stride 1"),
+        (168, "shallow:4"),
+        (49, "shallow:4"),
+        (30, "follow:0"),
+        (1.1, "follow:0"),
+    ],
+)
+def test_a_budget_buys_the_closest_ranking_within_it(budget: float, label: str):
+    assert best_within(made(*MADE), budget, Effort(grid=(14, 14), blocks=6), 3).label == label
+
+
+def test_costs_go_by_the_tower_at_hand():
+    """169 windows of 14 x 14 patches are 36 of 7 x 7; how much a late block matters isn't known."""
+    effort = Effort(grid=(7, 7), blocks=9, dim=768, hidden=3072)
+    assert best_within(made(*MADE), 36, effort, 3).label == "window 2, stride 1"
+    assert best_within(made(*MADE), 35, effort, 3).label == "follow:0"
+
+
+def test_without_a_class_token_windows_are_removed():
+    found = best_within(made(*MADE), 100, Effort(grid=(14, 14), blocks=6), 3, removal_only=True)
+    assert found.label == "window 2, stride 2"
+
+
+def test_a_budget_below_the_cheapest_is_refused():
+    match = r"--budget 0.5: the cheapest golden ranking, follow:0, takes 1.00 passes per image"
+    with pytest.raises(ValueError, match=match):
+        best_within(made(*MADE), 0.5, Effort(grid=(14, 14), blocks=6), 3)
+
+
+def test_ways_that_others_beat_are_told_apart():
+    assert [w.point.label for w in undominated(made(*MADE))] == [
+        "clsattn", "follow:0", "shallow:4", "window 2, stride 1"
+    ]  # fmt: skip
+
+
+def test_another_schema_is_refused(tmp_path: Path):
+    path = tmp_path / "curve.json"
+    path.write_text(json.dumps({"schema_version": 0}))
+    with pytest.raises(ValueError, match="is no curve of schema version 1; make one with"):
+        Curve.read(path)

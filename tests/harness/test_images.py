@@ -1,0 +1,213 @@
+"""Folders of images: what is listed, how images are named and read, and what is refused."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.images import folder_images
+
+SQUARE = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of three images, one of them in a subfolder, and of other things."""
+    folder = tmp_path / "holiday"
+    (folder / "b").mkdir(parents=True)
+    SQUARE.save(folder / "c.png")
+    SQUARE.rotate(90).save(folder / "a.JPG")
+    SQUARE.rotate(180).save(folder / "b" / "z.webp", lossless=True)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "b" / "._z.webp").write_bytes(b"what another system leaves behind")
+    (folder / ".thumbnails").mkdir()
+    SQUARE.save(folder / ".thumbnails" / "c.png")
+    return folder
+
+
+def ids(folder: Path) -> list[str]:
+    return [example.image_id for example in folder_images(folder).split]
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def test_every_image_below_the_folder_in_the_order_of_names(folder: Path):
+    found = folder_images(folder)
+    assert found.name == "holiday"
+    assert len(found.split) == 3
+    names = ("a.JPG", "b/z.webp", "c.png")
+    assert ids(folder) == [digest(folder / name) for name in names]
+    for example, name in zip(found.split, names, strict=True):
+        assert example.image.mode == "RGB"
+        assert np.array_equal(example.image, Image.open(folder / name).convert("RGB"))
+
+
+def test_there_are_no_labels(folder: Path):
+    split = folder_images(str(folder)).split
+    assert split.labels.tolist() == [-1, -1, -1]
+    assert {example.label for example in split} == {-1}
+    assert split.subset([2])[0].image_id == split[2].image_id
+
+
+def test_an_image_keeps_its_id_wherever_it_goes(folder: Path, tmp_path: Path):
+    before = ids(folder)
+    (folder / "c.png").rename(folder / "0.png")
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert ids(moved) == [before[2], before[0], before[1]]
+
+
+def test_copies_share_an_id(folder: Path):
+    (folder / "copy.png").write_bytes((folder / "c.png").read_bytes())
+    assert len(ids(folder)) == 4
+    assert len(set(ids(folder))) == 3
+
+
+def test_the_revision_follows_names_and_sizes_and_nothing_else(folder: Path, tmp_path: Path):
+    first = folder_images(folder).revision
+    assert re.fullmatch("[0-9a-f]{12}", first)
+    (folder / "notes.txt").write_text("still no image")
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert folder_images(moved).revision == first
+    changed = {first}
+    (moved / "c.png").rename(moved / "d.png")
+    changed.add(folder_images(moved).revision)
+    with (moved / "d.png").open("ab") as file:
+        file.write(b"\0")
+    changed.add(folder_images(moved).revision)
+    (moved / "a.JPG").unlink()
+    changed.add(folder_images(moved).revision)
+    assert len(changed) == 4
+
+
+def test_listing_reads_no_image(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_args: object, **_kwargs: object) -> bytes:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Image, "open", refuse)
+    assert len(folder_images(folder).split) == 3
+
+
+def test_loops_of_links_end_and_count_once(folder: Path):
+    (folder / "b" / "up").symlink_to(folder)
+    (folder / "zz").symlink_to(folder / "b")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "nowhere.png").symlink_to("gone.png")
+    assert len(ids(folder)) == 3
+
+
+def test_links_to_other_places_are_followed(folder: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    other.mkdir()
+    SQUARE.rotate(270).save(other / "q.png")
+    (folder / "linked").symlink_to(other)
+    (folder / "one.png").symlink_to(other / "q.png")
+    assert ids(folder).count(digest(other / "q.png")) == 2
+
+
+def test_a_folder_given_by_a_dot_has_its_own_name(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    assert folder_images(".").name == "holiday"
+
+
+@pytest.mark.parametrize(
+    ("mode", "extension"),
+    [
+        *((mode, "png") for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")),
+        *((mode, "tif") for mode in ("RGB", "RGBA", "L", "P", "1", "CMYK", "I;16", "I")),
+        ("CMYK", "jpg"),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, extension: str, tmp_path: Path):
+    grey = np.full((6, 5), 153, dtype=np.uint8)  # in PIL's palette, so that nothing dithers
+    image = Image.fromarray(grey).convert("RGB")
+    if mode == "1":
+        grey = np.where(np.arange(30).reshape(6, 5) % 2, 255, 0).astype(np.uint8)
+        image = Image.fromarray(grey).convert("1")
+    elif mode.startswith("I"):
+        wide = grey.astype(np.uint16 if mode == "I;16" else np.int32) * 256 + 9
+        image = Image.fromarray(wide)
+    else:
+        image = image.convert(mode)
+    assert image.mode == mode
+    image.save(tmp_path / f"x.{extension}")
+    [example] = folder_images(tmp_path).split
+    assert example.image.mode == "RGB"
+    assert example.image.size == (5, 6)
+    assert np.abs(np.asarray(example.image).astype(int) - grey[..., None]).max() <= 1
+
+
+def test_transparency_is_dropped_without_a_warning(tmp_path: Path):
+    palette = SQUARE.convert("P")
+    palette.save(tmp_path / "x.png", transparency=bytes(range(0, 250, 25)))
+    [example] = folder_images(tmp_path).split
+    assert np.array_equal(example.image, palette.convert("RGB"))
+
+
+def test_images_lie_as_they_are_stored(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees for display
+    SQUARE.crop((0, 0, 10, 4)).save(tmp_path / "x.png", exif=exif)
+    [example] = folder_images(tmp_path).split
+    assert example.image.size == (10, 4)
+
+
+@pytest.mark.parametrize("kept", [0, 20, 300])
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "gif"])
+def test_a_damaged_image_is_named(kept: int, extension: str, tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"good.{extension}")
+    bad = tmp_path / f"bad.{extension}"
+    bad.write_bytes((tmp_path / f"good.{extension}").read_bytes()[:kept])
+    split = folder_images(tmp_path).split
+    with pytest.raises(ValueError, match=rf"image '.*bad.{extension}' can't be read \(.*; replace"):
+        split[0]
+    assert split[1].image.size == (40, 40)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path):
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "x.tif")
+    split = folder_images(tmp_path).split
+    with pytest.raises(ValueError, match=r"'.*page.jpg' can't be read .* or leave it out"):
+        split[0]
+    with pytest.raises(ValueError, match=r"'.*x.tif' can't be read \(mode F: the range"):
+        split[1]
+
+
+@pytest.mark.parametrize("limit", [60, 40])
+def test_decompression_bombs_are_named(
+    limit: int, folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+):
+    """PIL only warns up to twice its limit and refuses beyond; here both are refused."""
+    split = folder_images(folder).split
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ValueError, match=r"image '.*a.JPG' is too large to be trusted \(.*pixels"):
+        split[0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert split[0].image.size == (10, 10)
+
+
+def test_no_folder_no_images(folder: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"--images '.*nowhere': there is no such folder"):
+        folder_images(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match=r"--images '.*c.png': not a folder; give the one"):
+        folder_images(folder / "c.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"--images '.*empty': no images below .* are .avif, .bmp"):
+        folder_images(tmp_path / "empty")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_without_permission_is_not_passed_over(folder: Path):
+    (folder / "b").chmod(0)
+    with pytest.raises(PermissionError):
+        folder_images(folder)
+    (folder / "b").chmod(0o700)
