@@ -100,7 +100,7 @@ class Bench:
     def _golden(self, dataset: Dataset, split: Split) -> "Golden":
         """Look up the golden rankings of these images."""
         model = f"{self.rows[0].model}.{self.tag}"
-        rankings = find_rankings(model, dataset.images_of, self.plan.split)
+        rankings = find_rankings(model, dataset.images_of, self.plan.split, BLOCK)
         command = (
             f"python -m harness rank --model {model} --dataset {dataset.images_of} "
             f"--split {self.plan.split} --full"
@@ -108,7 +108,7 @@ class Bench:
         if rankings is None:
             self.progress.say(f"no golden rankings of {dataset.name}; make them with: {command}")
             return Golden()
-        rankings.require(weights=self.weights, revision=dataset.revision, block=BLOCK)
+        rankings.require(weights=self.weights, revision=dataset.revision)
         importance = rankings.of([split[i].image_id for i in range(len(split))])
         whole = not np.isnan(importance).any()
         if not whole and any(row.method == GOLDEN for row in self.rows):

@@ -125,6 +125,14 @@ def _curve(args: argparse.Namespace) -> None:
     _output().print(curve_table(run_curve(args, _limit(args), Console(stderr=True))))
 
 
+def _speed(args: argparse.Namespace) -> None:
+    from harness.golden.commands import run_speed
+
+    output = _output()
+    for table in run_speed(args, Console(stderr=True)):
+        output.print(table)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "eval": _eval,
@@ -135,4 +143,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "show": _show,
     "objects": _objects,
     "curve": _curve,
+    "speed": _speed,
 }

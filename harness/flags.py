@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_show(commands)
     _add_objects(commands)
     _add_curve(commands)
+    _add_speed(commands)
     return parser
 
 
@@ -211,3 +212,28 @@ def _add_curve(commands: Any) -> None:
     parser.add_argument("--full", action="store_true", help="all images, whatever --limit says")
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
     parser.add_argument("--dtype", default="float32", help="of removed windows, exact excepted")
+
+
+def _add_speed(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "speed",
+        "Measure how fast golden rankings are made, against the straightforward way.",
+        "speed --model clip_vit_b16 --random-weights --stride 2 --images 1 --estimate 1281167",
+    )
+    parser.add_argument("--model", default="clip_vit_s14")
+    parser.add_argument("--random-weights", action="store_true", help="where none can be had")
+    parser.add_argument("--dataset", default="fashion", help="where images come from")
+    parser.add_argument("--split", default="val", choices=("train", "val", "test"))
+    parser.add_argument("--images", type=int, default=4, help="how many")
+    _golden_windows(parser)
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--batches", nargs="*", type=int, default=[], help="default: its own choice"
+    )
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile as well")
+    parser.add_argument("--rounds", type=int, default=5, help="samples of each way")
+    parser.add_argument("--threads", type=int, help="default: torch's choice")
+    parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
+    parser.add_argument("--estimate", type=int, metavar="IMAGES", help="what so many would take")
+    parser.add_argument("--out", type=Path, help="JSON file for the record")

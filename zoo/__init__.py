@@ -6,6 +6,7 @@
 from zoo.adopt import reduce
 from zoo.clip import Clip, create_clip
 from zoo.from_open_clip import from_open_clip
+from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.rebuild import reduced_vit
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.tokens import Reduction, Tokens
@@ -18,6 +19,8 @@ __all__ = [
     "METHODS",
     "MODELS",
     "Clip",
+    "GoldenConfig",
+    "GoldenEngine",
     "ReducedViT",
     "Reducer",
     "ReducerConfig",
@@ -26,6 +29,7 @@ __all__ = [
     "Trace",
     "create_clip",
     "from_open_clip",
+    "golden_importance",
     "reduce",
     "reduced_vit",
     "register_method",

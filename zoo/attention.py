@@ -5,9 +5,8 @@ Blocks and attention layers are typed Any, since torch types their attributes as
 
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Attended(NamedTuple):
@@ -84,6 +83,9 @@ def cls_attention(
 def attend_cls(block: Any, x: Tensor) -> Tensor:
     """Run a whole block for the class token alone: exact where nothing else is read afterwards.
 
+    Keys and values are never formed where keys aren't normalised: the query goes through the keys'
+    weights instead of every token, and the values' weights are applied to the attended mean.
+
     Args:
         block: timm's Block.
         x: (B, T, D) tokens that enter it, class token first.
@@ -92,50 +94,27 @@ def attend_cls(block: Any, x: Tensor) -> Tensor:
         (B, 1, D) the class token that leaves it.
     """
     attn, normed = block.attn, block.norm1(x)
-    query, key = cls_query_and_keys(attn, normed)
-    out = F.scaled_dot_product_attention(query, key, _heads(attn, normed, 2))
-    return _leave(block, x[:, :1], normed[:, :1], out)
-
-
-def attend_patches_low(block: Any, low: Any, x: Tensor) -> Tensor:
-    """Run a block in low precision, the class token's own path excepted.
-
-    The class token's rounding would reach the output undiminished, while that of the patch tokens
-    averages out in its attention; it is one token of many, so exactness is cheap.
-
-    Args:
-        block: timm's Block in float32.
-        low: the same block in low precision.
-        x: (B, T, D) float32 tokens that enter it, class token first.
-
-    Returns:
-        (B, T, D) float32 tokens that leave it.
-    """
-    attn, normed = block.attn, block.norm1(x)
-    attended = attend(low.attn, normed.to(low.attn.qkv.weight.dtype))
-    own = [_heads(attn, normed[:, :1], part) for part in range(3)]
-    query, key = attn.q_norm(own[0]), attn.k_norm(own[1])
-    to_patches = query.to(attended.key.dtype) @ attended.key.transpose(-2, -1)
-    to_itself = query @ key.transpose(-2, -1)
-    logits = torch.cat((to_itself, to_patches[..., 1:].float()), dim=-1)
-    weights = (logits * attn.scale).softmax(dim=-1)
-    seen = (weights[..., 1:].to(attended.value.dtype) @ attended.value[:, :, 1:]).float()
-    out = seen + weights[..., :1] * own[2]
-    y = x + block.ls1(attended.out.float())
-    cls = _leave(block, x[:, :1], normed[:, :1], out)
-    rest = block.norm2(y).to(low.mlp.fc1.weight.dtype)
-    y = y + block.ls2(low.mlp(rest).float())
-    y[:, :1] = cls
-    result: Tensor = y
-    return result
-
-
-def _leave(block: Any, cls: Tensor, normed: Tensor, out: Tensor) -> Tensor:
-    """Finish a block for the class token: from its attended values (B, H, 1, d) to its exit."""
-    attn = block.attn
-    out = attn.norm(out.transpose(1, 2).reshape(len(cls), 1, attn.attn_dim))
+    if isinstance(attn.k_norm, nn.Identity):
+        out = _attend_by_query(attn, normed)
+    else:
+        query, key = cls_query_and_keys(attn, normed)
+        out = F.scaled_dot_product_attention(query, key, _heads(attn, normed, 2))
+    out = attn.norm(out.transpose(1, 2).reshape(len(x), 1, attn.attn_dim))
     if attn.gate is not None:
-        out = out * attn.gate(normed).sigmoid()
-    cls = cls + block.ls1(attn.proj(out))
+        out = out * attn.gate(normed[:, :1]).sigmoid()
+    cls = x[:, :1] + block.ls1(attn.proj(out))
     result: Tensor = cls + block.ls2(block.mlp(block.norm2(cls)))
     return result
+
+
+def _attend_by_query(attn: Any, normed: Tensor) -> Tensor:
+    """Return the class token's attended values (B, H, 1, d) from normalised tokens (B, T, D)."""
+    query = attn.q_norm(_heads(attn, normed[:, :1], 0)) * attn.scale
+    weight = attn.qkv.weight.view(3, attn.num_heads, attn.head_dim, -1)
+    # The keys' bias adds the same to every logit, which the softmax undoes.
+    logits = (query @ weight[1]).squeeze(2) @ normed.transpose(1, 2)
+    mean = (logits.softmax(dim=-1) @ normed).unsqueeze(2)
+    out: Tensor = mean @ weight[2].transpose(1, 2)
+    if attn.qkv.bias is not None:
+        out = out + attn.qkv.bias[2 * attn.attn_dim :].view(attn.num_heads, 1, attn.head_dim)
+    return out

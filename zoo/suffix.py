@@ -1,6 +1,5 @@
 """The rest of a tower, from one block on, run on many shortened sequences in equal batches."""
 
-import copy
 import os
 from typing import Any
 
@@ -8,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.attention import attend_cls, attend_patches_low
+from zoo.attention import attend_cls
+from zoo.lean import LeanBlock, Scratch
 from zoo.tokens import Tokens
 from zoo.vit import ReducedViT
 
@@ -50,23 +50,22 @@ class Suffix:
         precision: str = "float32",
         compiled: bool = False,
     ) -> None:
-        """Prepare a copy of the blocks in low precision, if that is asked for."""
+        """Prepare the blocks; later changes of the model's weights may go unnoticed."""
         self.model = model
         self.block = block
         self.precision = precision
-        self.low: list[Any] | None = None
         # Where more than the class token leaves the tower, the last block is run for all.
         self.token_pooled = model.global_pool == "token"
         blocks: Any = model.blocks
         full = len(blocks) - self.token_pooled
-        if precision != "float32":
-            dtype = PRECISIONS[precision]
-            self.low = [copy.deepcopy(b).to(dtype) for b in blocks[block:full]]
+        scratch = None if compiled else Scratch()
+        self._lean = [LeanBlock(b, PRECISIONS[precision], scratch) for b in blocks[block:full]]
         self.device = next(model.parameters()).device
         tokens = model.num_prefix_tokens + model.patch_embed.num_patches
         self.batch = batch or fitting_batch(model.embed_dim, tokens, self.device)
         self._compiled = torch.compile(self._through, dynamic=False) if compiled else None
 
+    @torch.inference_mode()
     def features(self, start: Tokens, rows: Tensor, keep_idx: Tensor) -> Tensor:
         """Compute the features of sequences of which only some patch tokens are left.
 
@@ -92,16 +91,11 @@ class Suffix:
         return torch.cat(parts)
 
     def _through(self, x: Tensor) -> Tensor:
-        """Run token sequences (S, T, D) through blocks, norm and head, (S, features)."""
-        blocks = self.model.blocks
-        last = len(blocks) - self.token_pooled
-        for i in range(self.block, last):
-            if self.low is None:
-                x = blocks[i](x)
-            else:
-                x = attend_patches_low(blocks[i], self.low[i - self.block], x)
+        """Run token sequences (S, T, D), which are used up, through blocks, norm and head."""
+        for block in self._lean:
+            block.run(x)
         if self.token_pooled:
-            x = attend_cls(blocks[-1], x)
+            x = attend_cls(self.model.blocks[-1], x)
         output: Tensor = self.model.forward_head(self.model.norm(x))
         return output
 

@@ -1,8 +1,9 @@
-"""What `show`, `objects` and `curve` do: from parsed arguments to figures and tables."""
+"""What `show`, `objects`, `curve` and `speed` do: from parsed arguments to figures and tables."""
 
 import argparse
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +13,8 @@ from harness.golden.curve import CurveConfig, measure_curve
 from harness.golden.objects import find_objects, objects_table
 from harness.golden.pictures import find_pictures
 from harness.golden.show import ShowConfig, Shown, show
+from harness.golden.speed import SpeedConfig, measure_speed
+from harness.golden.speed_table import estimate_table, speed_table
 from harness.golden.trade import Curve
 from harness.progress import Progress
 from zoo.golden import GoldenConfig
@@ -70,3 +73,28 @@ def run_curve(args: argparse.Namespace, limit: int | None, status: Console) -> C
     write_curve(found, args.out)
     status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
     return found
+
+
+def run_speed(args: argparse.Namespace, status: Console) -> list[Table]:
+    """Measure how fast golden rankings are made and write a record."""
+    check_device(args.device)
+    for name in ("threads", "estimate"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: expected a number from 1")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    same = ("model", "random_weights", "dataset", "split", "images", "rounds", "device")
+    config = SpeedConfig(
+        golden=GoldenConfig(block=args.block, window=args.window, stride=args.stride),
+        precisions=tuple(args.precisions),
+        batches=tuple(args.batches),
+        compiled=args.compile,
+        **{name: getattr(args, name) for name in same},
+    )
+    speed = measure_speed(config, Progress(status))
+    if args.out is not None:
+        speed.write(args.out)
+        status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
+    tables = [speed_table(speed)]
+    return tables if args.estimate is None else [*tables, estimate_table(speed, args.estimate)]

@@ -17,13 +17,13 @@ from harness import compare as module
 from harness.compare import compare
 from harness.datasets.base import Dataset
 from harness.evaluate import correct, linear_probe
-from harness.golden.store import Rankings
+from harness.golden.store import Rankings, own_store
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record, read_records, refuse_mixed, write_records
 from harness.variants import variants
 from zoo.clip import ClipParts, class_features
-from zoo.weights import cache_folder
+from zoo.golden import GoldenConfig
 
 ARCH, CPU = "clip_vit_b16", torch.device("cpu")
 PLAN = Plan(
@@ -50,8 +50,8 @@ def ranked_test(ranked: Callable[..., Rankings]) -> Rankings:
 
 def write(rankings: Rankings) -> Rankings:
     split = rankings.provenance.split
-    name = f"golden-{ARCH}.openai-toy-{split}.parquet"
-    rankings.write(cache_folder() / "rankings" / name)
+    store = own_store(f"{ARCH}.openai", "toy", split, GoldenConfig())
+    rankings.write(store.with_name(f"{store.name}.parquet"))
     return rankings
 
 
@@ -182,9 +182,7 @@ def test_with_some_golden_rankings_those_images_count(ranked: Callable[..., Rank
     assert "only some of these images of toy have golden rankings" in console.export_text()
 
 
-@pytest.mark.parametrize(
-    "facts", [{"weights": "0" * 16}, {"revision": "old"}, {"block": 1}], ids=str
-)
+@pytest.mark.parametrize("facts", [{"weights": "0" * 16}, {"revision": "old"}], ids=str)
 def test_rankings_of_something_else_are_refused(facts: dict, ranked: Callable[..., Rankings]):
     write(ranked(**facts))
     [(field, value)] = facts.items()

@@ -141,7 +141,7 @@ def test_the_cost_told_is_never_less_than_the_cost(
     [
         ({"greedy": 0}, "greedy=0: expected an integer from 1"),
         ({"greedy": 2.0}, "greedy=2.0: expected an integer from 1"),
-        ({"greedy": 4, "approximate": "sketch:8"}, "give one of the two"),
+        ({"greedy": 4, "approximate": "shallow:6"}, "give one of the two"),
     ],
 )
 def test_refused_settings(options: dict, match: str):

@@ -1,6 +1,5 @@
 """The rest of a tower on shortened sequences: precision, pooling, batches, compiled or not."""
 
-import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 import zoo
 from harness.agreement import kendall_tau
 from zoo import suffix as module
-from zoo.attention import attend_patches_low
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision
 from zoo.suffix import Suffix, fitting_batch
 
@@ -64,18 +62,6 @@ def test_equals_one_sequence_at_a_time(
         assert torch.allclose(found[i], alone(model, start, int(rows[i]), keep[i]), atol=1e-5)
 
 
-@pytest.mark.parametrize("style", STYLES, ids=str)
-@torch.no_grad()
-def test_low_precision_of_float32_is_the_block(
-    style: dict[str, Any], tiny: Callable[..., nn.Module]
-):
-    """With the "low" block in float32 as well, only the order of sums differs."""
-    model = tiny("clip_vit_b16", **style)
-    x = torch.randn(2, 23, 48)
-    for block in model.blocks:
-        assert torch.allclose(attend_patches_low(block, block, x), block(x), atol=1e-5)
-
-
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_rankings_in_low_precision_agree(precision: str):
     """On the embedded tower and an image with a bright spot."""
@@ -88,28 +74,6 @@ def test_rankings_in_low_precision_agree(precision: str):
     )
     assert not torch.equal(exact, low)
     assert kendall_tau(exact.numpy(), low.numpy())[0] > 0.95
-
-
-@torch.no_grad()
-def test_only_the_patches_that_the_class_token_sees_are_rounded(tower: nn.Module):
-    """With every patch token's keys and values 0, nothing that is rounded reaches it."""
-    block = tower.blocks[3]
-    low = copy.deepcopy(block).bfloat16()
-    x = torch.randn(4, 30, 48)
-    for part in (1, 2):
-        low.attn.qkv.weight[48 * part : 48 * (part + 1)] = 0
-        low.attn.qkv.bias[48 * part : 48 * (part + 1)] = 0
-    query, key, value = (
-        t.reshape(4, 3, 16) for t in block.attn.qkv(block.norm1(x[:, 0])).chunk(3, dim=1)
-    )
-    own = (query * key).sum(dim=-1, keepdim=True) * block.attn.scale
-    weight = own.exp() / (own.exp() + 29)
-    cls = x[:, 0] + block.attn.proj((weight * value).reshape(4, 48))
-    cls = cls + block.mlp(block.norm2(cls))
-    mixed = attend_patches_low(block, low, x)
-    assert mixed.dtype == torch.float32
-    assert torch.allclose(mixed[:, 0], cls, atol=1e-5)
-    assert not torch.allclose(mixed[:, 1:], block(x)[:, 1:], atol=1e-3)
 
 
 @pytest.mark.slow

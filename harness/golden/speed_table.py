@@ -1,0 +1,78 @@
+"""Show how fast golden rankings are made, and what many of them would take."""
+
+from rich.table import Table
+
+from harness.golden.estimate import GPUS, PEAKS, SHARES, bytes_per_image, estimates
+from harness.golden.speed import TIE, Speed
+from harness.statistics import Interval
+
+HOUR, DAY = 3600, 86400
+
+
+def speed_table(speed: Speed) -> Table:
+    """Lay out all ways, the straightforward one first."""
+    title = (
+        f"{speed.model}, before block {speed.block}, {speed.windows} windows (side {speed.window}, "
+        f"stride {speed.stride}), {speed.images} images of {speed.dataset}; "
+        f"{speed.device}, {speed.threads} threads"
+    )
+    rounds = len(speed.ways[0].samples_ms)
+    caption = (
+        f"{rounds} rounds in turn: medians \\[quartiles], ratios with their interval. same: share "
+        f"of rankings equal to the first row's up to scores within {TIE:g}. Multiply-adds of what "
+        "each row runs; matmuls: its matrix products alone, in its precision, in the same rounds."
+    )
+    table = Table(title=title, caption=caption, caption_justify="left")
+    heads = ("way", "batch", "windows/s", "speed-up", "tau (least)", "same")
+    for head in (*heads, "G per image", "G/s", "matmuls G/s", "share of matmuls"):
+        table.add_column(head, justify="left" if head == "way" else "right", no_wrap=True)
+    for way in speed.ways:
+        table.add_row(
+            way.name,
+            str(way.batch),
+            _interval(way.windows_per_s, ".1f"),
+            _interval(way.speed_up, ".2f"),
+            f"{way.tau:.3f} ({way.tau_least:.3f})",
+            f"{100 * way.same:.0f} %",
+            f"{way.multiply_adds / 1e9:.1f}",
+            f"{way.multiply_adds_per_s / 1e9:.1f}",
+            f"{way.matmul_per_s / 1e9:.1f}",
+            _interval(Interval(*(100 * value for value in way.share)), ".0f") + " %",
+        )
+    return table
+
+
+def estimate_table(speed: Speed, images: int) -> Table:
+    """Lay out what ``images`` images would take."""
+    found = estimates(speed, images)
+    fastest = max(speed.ways[1:], key=lambda way: way.windows_per_s)
+    each = bytes_per_image(speed.geometry.patches)
+    peaks = ", ".join(f"{name} {peak / 1e12:.0f}" for name, peak in PEAKS.items())
+    high, low = (100 * share for share in SHARES)
+    caption = (
+        f"This machine: {speed.device}, {speed.threads} threads, {fastest.name}, "
+        f"{fastest.multiply_adds_per_s / 1e9:.1f} G multiply-adds/s measured. GPUs are not "
+        f"measured: {high:.0f} to {low:.0f} % of published bfloat16 peaks in TFLOPS ({peaks}). "
+        f"A store takes {each:.0f} bytes per image, {images * each / 1e9:.2f} GB in all."
+    )
+    title = f"{images:,} images, {speed.model}, before block {speed.block}"
+    table = Table(title=title, caption=caption, caption_justify="left")
+    table.add_column("way")
+    heads = [f"{count} {name}, h" for name in PEAKS for count in GPUS]
+    for head in ("passes", "G per image", "here, days", *heads):
+        table.add_column(head, justify="right", no_wrap=True)
+    for one in found:
+        times = (f"{fast / HOUR:.2g} to {slow / HOUR:.2g}" for fast, slow in one.gpu_s.values())
+        table.add_row(
+            one.point.label,
+            f"{one.passes:.1f}",
+            f"{one.multiply_adds / 1e9:.1f}",
+            f"{one.cpu_s / DAY:.1f}",
+            *times,
+        )
+    return table
+
+
+def _interval(value: Interval, form: str) -> str:
+    estimate, low, high = (format(number, form) for number in value)
+    return f"{estimate} [{low}, {high}]".replace("[", "\\[")
