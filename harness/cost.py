@@ -108,8 +108,14 @@ def _attention(inputs: list[Any], _outputs: list[Any]) -> int:
 
 
 def _baddbmm(inputs: list[Any], _outputs: list[Any]) -> int:
-    """Count a batched product added to a bias; works for addbmm as well."""
+    """Count a product added to something, batched or not; works for addbmm as well."""
     left, right = (_shape(argument) for argument in inputs[1:3])
+    return prod(left) * right[-1]
+
+
+def _bmm(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Count a batched product; fvcore's own handle fails where memory for the result is given."""
+    left, right = (_shape(argument) for argument in inputs[:2])
     return prod(left) * right[-1]
 
 
@@ -136,8 +142,10 @@ def _shape(value: Any) -> list[int]:
 
 _HANDLES = {
     "aten::scaled_dot_product_attention": _attention,
+    "aten::addmm_": _baddbmm,
     "aten::baddbmm": _baddbmm,
     "aten::addbmm": _baddbmm,
+    "aten::bmm": _bmm,
     "aten::cdist": _cdist,
     "aten::dot": _dot,
     "aten::mv": _dot,

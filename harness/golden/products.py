@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import nn
 
 from zoo.suffix import PRECISIONS
 from zoo.vit import ReducedViT
@@ -51,6 +52,7 @@ class Geometry:
         depth: blocks.
         features: width of what the head gives, 0 for no head.
         token_pooled: whether features come from the class token alone.
+        normed_keys: whether attention normalises its keys.
     """
 
     grid: tuple[int, int]
@@ -62,6 +64,7 @@ class Geometry:
     depth: int
     features: int
     token_pooled: bool = True
+    normed_keys: bool = False
 
     @classmethod
     def of(cls, model: ReducedViT) -> "Geometry":
@@ -78,6 +81,7 @@ class Geometry:
             depth=len(model.blocks),
             features=getattr(model.head, "out_features", 0),
             token_pooled=model.global_pool == "token",
+            normed_keys=not isinstance(block.attn.k_norm, nn.Identity),
         )
 
     @property
@@ -145,17 +149,37 @@ def engine_products(
     found = _times(of.block(count, tokens, precision), full)
     if precision != "float32":
         # The class token's own path, in float32 up to where it meets the patch tokens.
-        own = [of.linear(count, of.dim, 3 * of.dim), *of.after_attention(count)]
-        found += _times([*own, *of.attention(count, 1, tokens, precision)], full)
-    if of.token_pooled:
-        found += [
-            of.linear(count, of.dim, of.dim),
-            *[of.linear(count * tokens, of.dim, of.dim)] * 2,
-            *of.attention(count, 1, tokens, "float32"),
+        own = [
+            of.linear(count, of.dim, 3 * of.dim),
+            *of.attention(count, 1, tokens, precision),
+            of.attention(count, 1, 1, "float32")[0],
             *of.after_attention(count),
         ]
+        found += _times(own, full)
+    if of.token_pooled:
+        found += [*_last(of, count, tokens), *of.after_attention(count)]
     head = [of.linear(count if of.token_pooled else count * tokens, of.dim, of.features)]
     return found + (head if of.features else [])
+
+
+def _last(of: Geometry, count: int, tokens: int) -> list[Product]:
+    """List those of the class token's attention where nothing else is read, as ``attend_cls``."""
+    query = of.linear(count, of.dim, of.dim)
+    if of.normed_keys:
+        each = of.linear(count * tokens, of.dim, of.dim)
+        return [query, each, each, *of.attention(count, 1, tokens, "float32")]
+    size = of.dim // of.heads
+    shapes = (
+        (of.heads, count, size, of.dim),  # queries through the keys' weights
+        (count, of.heads, of.dim, tokens),
+        (count, of.heads, tokens, of.dim),
+        (of.heads, count, of.dim, size),  # attended means through the values' weights
+    )
+    products = [
+        Product(dtype="float32", batch=batch, rows=rows, inner=inner, columns=columns)
+        for batch, rows, inner, columns in shapes
+    ]
+    return [query, *products]
 
 
 def multiply_adds(products: Sequence[Product]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -110,8 +111,8 @@ def random_tower(name: str) -> Tower:
     arch, _ = split_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vit: ReducedViT = timm.create_model(name, pretrained=False).eval()
-    return Tower(vit, image_transform(vit), f"{arch} (random weights)")
+        vit: Any = timm.create_model(name, pretrained=False)
+    return Tower(vit.eval(), image_transform(vit), f"{arch} (random weights)")
 
 
 def find_tower(name: str, *, random_weights: bool) -> Tower:

@@ -6,15 +6,15 @@ from harness.golden.estimate import GPUS, PEAKS, SHARES, bytes_per_image, estima
 from harness.golden.speed import TIE, Speed
 from harness.statistics import Interval
 
-HOUR, DAY = 3600, 86400
+UNITS = {"min": 60, "h": 3600, "days": 86400}
 
 
 def speed_table(speed: Speed) -> Table:
     """Lay out all ways, the straightforward one first."""
     title = (
         f"{speed.model}, before block {speed.block}, {speed.windows} windows (side {speed.window}, "
-        f"stride {speed.stride}), {speed.images} images of {speed.dataset}; "
-        f"{speed.device}, {speed.threads} threads"
+        f"stride {speed.stride}), images of {speed.dataset}: {speed.images}; "
+        f"{speed.device}, threads: {speed.threads}"
     )
     rounds = len(speed.ways[0].samples_ms)
     caption = (
@@ -50,7 +50,7 @@ def estimate_table(speed: Speed, images: int) -> Table:
     peaks = ", ".join(f"{name} {peak / 1e12:.0f}" for name, peak in PEAKS.items())
     high, low = (100 * share for share in SHARES)
     caption = (
-        f"This machine: {speed.device}, {speed.threads} threads, {fastest.name}, "
+        f"This machine: {speed.device}, threads: {speed.threads}, {fastest.name}, "
         f"{fastest.multiply_adds_per_s / 1e9:.1f} G multiply-adds/s measured. GPUs are not "
         f"measured: {high:.0f} to {low:.0f} % of published bfloat16 peaks in TFLOPS ({peaks}). "
         f"A store takes {each:.0f} bytes per image, {images * each / 1e9:.2f} GB in all."
@@ -58,19 +58,29 @@ def estimate_table(speed: Speed, images: int) -> Table:
     title = f"{images:,} images, {speed.model}, before block {speed.block}"
     table = Table(title=title, caption=caption, caption_justify="left")
     table.add_column("way")
-    heads = [f"{count} {name}, h" for name in PEAKS for count in GPUS]
-    for head in ("passes", "G per image", "here, days", *heads):
+    gpus = [f"{count} {name}" for name in PEAKS for count in GPUS]
+    for head in ("passes", "G per image", "this machine", *gpus):
         table.add_column(head, justify="right", no_wrap=True)
     for one in found:
-        times = (f"{fast / HOUR:.2g} to {slow / HOUR:.2g}" for fast, slow in one.gpu_s.values())
         table.add_row(
             one.point.label,
             f"{one.passes:.1f}",
             f"{one.multiply_adds / 1e9:.1f}",
-            f"{one.cpu_s / DAY:.1f}",
-            *times,
+            duration(one.cpu_s),
+            *(duration(fast, slow) for fast, slow in one.gpu_s.values()),
         )
     return table
+
+
+def duration(*seconds: float) -> str:
+    """Write times, the longest last, in the unit that gives it the shortest number from 1."""
+    fitting = [name for name, size in UNITS.items() if seconds[-1] >= size]
+    unit = fitting[-1] if fitting else next(iter(UNITS))
+    figures = (value / UNITS[unit] for value in seconds)
+    return (
+        "–".join(f"{value:.0f}" if value >= 10 else f"{value:.2g}" for value in figures)
+        + f" {unit}"
+    )
 
 
 def _interval(value: Interval, form: str) -> str:

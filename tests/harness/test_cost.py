@@ -77,6 +77,8 @@ def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
     [
         (lambda x: torch.cdist(x, x), "cdist", 3 * 8 * 8 * 8),
         (lambda x: torch.baddbmm(x[0], x[0], x[0]), "baddbmm", 3 * 8 * 8 * 8),
+        (lambda x: x[0, 0].clone().addmm_(x[0, 0], x[0, 1]), "addmm_", 8 * 8 * 8),
+        (lambda x: torch.bmm(x[0], x[0], out=torch.empty(3, 8, 8)), "bmm", 3 * 8 * 8 * 8),
         (lambda x: torch.mv(x[0, 0], x[0, 0, 0]), "mv", 8 * 8),
         (lambda x: torch.dot(x[0, 0, 0], x[0, 0, 1]), "dot", 8),
         (lambda x: F.interpolate(x, 5, mode="bicubic"), "upsample_bicubic2d", 3 * 25 * 16),

@@ -1,0 +1,110 @@
+"""Check arithmetic and agreement; never how long anything takes."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from harness.agreement import kendall_tau
+from harness.cli import main
+from harness.golden.plain import Plain
+from harness.golden.speed import SpeedConfig, measure_speed, same_ranking
+from harness.progress import Progress
+from zoo.golden import GoldenConfig, GoldenEngine
+
+SPARSE = GoldenConfig(block=2, window=2, stride=2)
+
+
+def test_straightforward_and_engine_rank_alike(dense: zoo.ReducedViT) -> None:
+    images = torch.randn(3, 3, 64, 64)
+    plain = Plain(dense, SPARSE).importance(images)
+    engine = GoldenEngine(dense, SPARSE).importance(images)
+    torch.testing.assert_close(engine, plain, atol=1e-5, rtol=0)
+    assert same_ranking(engine, plain).all()
+    assert kendall_tau(engine.numpy(), plain.numpy()).min() > 0.999
+
+
+def test_straightforward_forms_the_attention_weights_of_a_copy(dense: zoo.ReducedViT) -> None:
+    plain = Plain(dense, SPARSE)
+    assert not any(block.attn.fused_attn for block in plain.model.blocks)
+    assert all(block.attn.fused_attn for block in dense.blocks)
+
+
+def test_rankings_are_the_same_up_to_ties() -> None:
+    theirs = [[0.3, 0.2, 0.1]]
+    assert same_ranking([[9, 8, 7]], theirs).tolist() == [True]
+    assert same_ranking([[8, 9, 7]], theirs).tolist() == [False]
+    assert same_ranking([[8, 9, 7]], theirs, tie=0.11).tolist() == [True]
+    assert same_ranking([[7, 9, 8]], theirs, tie=0.11).tolist() == [False]
+    assert same_ranking([[8, 8, 7]], theirs).tolist() == [False]
+
+
+def test_measures_all_ways_in_the_same_rounds(
+    dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.golden import speed as module
+    from harness.towers import Tower
+
+    tower = Tower(dense, noise, "tiny")
+    monkeypatch.setattr(module, "find_tower", lambda name, random_weights: tower)
+    config = SpeedConfig(images=2, golden=SPARSE, batches=(3, 16), rounds=2)
+    found = measure_speed(config, Progress())
+    assert [(way.name, way.batch) for way in found.ways] == [
+        ("straightforward", 16),
+        ("engine, float32", 3),
+        ("engine, float32", 16),
+        ("engine, bfloat16", 3),
+        ("engine, bfloat16", 16),
+    ]
+    first, *engines = found.ways
+    assert first.speed_up == (1, 1, 1)
+    assert [way.same for way in found.ways[:3]] == [1, 1, 1]
+    assert all(len(way.samples_ms) == 2 for way in found.ways)
+    for way in engines:
+        assert way.multiply_adds < first.multiply_adds
+        seconds = np.median(way.samples_ms) / 1000
+        assert way.windows_per_s.estimate == pytest.approx(2 * 16 / seconds)
+        assert way.multiply_adds_per_s == pytest.approx(2 * way.multiply_adds / seconds)
+
+
+def noise(image: object) -> Tensor:
+    return torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_command_prints_tables_and_leaves_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "speed.json"
+    flags = "--images 1 --window 7 --stride 7 --rounds 1 --precisions float32 --block 7"
+    assert main(["speed", *flags.split(), "--estimate", "1000", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "straightforward" in text
+    assert "engine, float32" in text
+    assert "1,000 images" in text
+    record = json.loads(out.read_text())
+    assert record["schema_version"] == 1
+    assert record["windows"] == 4
+    assert [way["name"] for way in record["ways"]] == ["straightforward", "engine, float32"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--precisions", "float8"], "precisions='float8'"),
+        (["--rounds", "0"], "rounds=0: expected a number from 1"),
+        (["--images", "0"], "images=0: expected a number from 1"),
+        (["--batches", "0"], "batches=0: expected a number from 1"),
+        (["--threads", "0"], "--threads 0: expected a number from 1"),
+        (["--estimate", "0"], "--estimate 0: expected a number from 1"),
+        (["--random-weights", "--model", "vit_tiny_patch16_224"], "did you mean|expected"),
+    ],
+)
+def test_refusals(flags: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+
+    assert main(["speed", *flags]) == 2
+    assert re.search(text, capsys.readouterr().err)
