@@ -109,12 +109,14 @@ def attend_cls(block: Any, x: Tensor) -> Tensor:
 
 def _attend_by_query(attn: Any, normed: Tensor) -> Tensor:
     """Return the class token's attended values (B, H, 1, d) from normalised tokens (B, T, D)."""
-    query = attn.q_norm(_heads(attn, normed[:, :1], 0)) * attn.scale
+    query = attn.q_norm(_heads(attn, normed[:, :1], 0)).squeeze(2) * attn.scale
     weight = attn.qkv.weight.view(3, attn.num_heads, attn.head_dim, -1)
+    # Heads as the batch of the product: otherwise the weights are copied for every sequence.
+    query = (query.transpose(0, 1) @ weight[1]).transpose(0, 1)
     # The keys' bias adds the same to every logit, which the softmax undoes.
-    logits = (query @ weight[1]).squeeze(2) @ normed.transpose(1, 2)
-    mean = (logits.softmax(dim=-1) @ normed).unsqueeze(2)
-    out: Tensor = mean @ weight[2].transpose(1, 2)
+    mean = (query @ normed.transpose(1, 2)).softmax(dim=-1) @ normed
+    out = (mean.transpose(0, 1) @ weight[2].transpose(1, 2)).transpose(0, 1).unsqueeze(2)
     if attn.qkv.bias is not None:
         out = out + attn.qkv.bias[2 * attn.attn_dim :].view(attn.num_heads, 1, attn.head_dim)
-    return out
+    result: Tensor = out
+    return result

@@ -65,6 +65,8 @@ class LeanBlock:
         low = normed.to(weights.dtype)
         query, key, value = self._heads(weights, low, x.shape[:2], self._wide(low, weights.qkv[0]))
         if own is not None:
+            # Products with these would copy them each time.
+            query, key, value = (t.contiguous() for t in (query, key, value))
             self._class_token(own, normed.view_as(x)[:, 0], key, value)
         out = self._attend(query, key, value).transpose(1, 2).reshape(len(rows), -1)
         self._project(weights, rows, out, low)
@@ -91,13 +93,14 @@ class LeanBlock:
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return attended values (S, H, T, d)."""
+        scale = (self.low or self.exact).scale
         if self.low is None or query.device.type != "cpu" or self.scratch is None:
-            return F.scaled_dot_product_attention(query, key, value)
+            return F.scaled_dot_product_attention(query, key, value, scale=scale)
         # On a CPU in low precision, plain products of contiguous heads are faster.
         size, heads, count, _ = query.shape
         logits = self.scratch("logits", query, size * heads, count, count)
-        q, k, v = (t.reshape(size * heads, count, -1) for t in (query, key, value))
-        torch.bmm(q * self.block.attn.scale, k.transpose(1, 2), out=logits)
+        q, k, v = (t.view(size * heads, count, -1) for t in (query, key, value))
+        torch.bmm(q if scale == 1.0 else q * scale, k.transpose(1, 2), out=logits)
         torch.softmax(logits, -1, out=logits)
         return torch.bmm(logits, v).view_as(query)
 
@@ -150,7 +153,12 @@ class _Weights:
         into, out = (QUICK, 1 / QUICK) if quick else (1.0, 1.0)
         self.act = _silu if quick else _in_place(mlp.act)
         first, second = _gamma(block.ls1), _gamma(block.ls2)
-        self.qkv = _scaled(attn.qkv, None, 1.0, dtype)
+        self.qkv, self.scale = _scaled(attn.qkv, None, 1.0, dtype), attn.scale
+        if dtype != torch.float32 and isinstance(attn.q_norm, nn.Identity):
+            # The queries' scale goes into their weights.
+            rows = torch.ones_like(attn.qkv.weight[:, 0]).detach()
+            rows[: attn.attn_dim] = attn.scale
+            self.qkv, self.scale = _scaled(attn.qkv, rows, 1.0, dtype), 1.0
         self.proj = _scaled(attn.proj, first, 1.0, dtype, bias=torch.float32)
         self.hidden = _scaled(mlp.fc1, None, into, dtype)
         weight, bias = _scaled(mlp.fc2, second, 1.0, torch.float32, bias=torch.float32)
