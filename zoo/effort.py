@@ -16,6 +16,7 @@ class Effort:
         prefix: prefix tokens.
         dim: width D of the tokens.
         hidden: width of the MLP's hidden layer.
+        heads: attention heads.
     """
 
     grid: tuple[int, int]
@@ -23,18 +24,20 @@ class Effort:
     prefix: int = 1
     dim: int = 384
     hidden: int = 1536
+    heads: int = 6
 
     @classmethod
-    def of(cls, model: ReducedViT, block: int) -> "Effort":
-        """Describe a tower from ``block`` on."""
+    def of(cls, model: ReducedViT, start: int) -> "Effort":
+        """Describe a tower from block ``start`` on."""
         rows, columns = model.patch_embed.grid_size
-        mlp: Any = model.blocks[0].mlp
+        block: Any = model.blocks[0]
         return cls(
             grid=(int(rows), int(columns)),
-            blocks=len(model.blocks) - block,
+            blocks=len(model.blocks) - start,
             prefix=model.num_prefix_tokens,
             dim=model.embed_dim,
-            hidden=mlp.fc1.out_features,
+            hidden=block.mlp.fc1.out_features,
+            heads=block.attn.num_heads,
         )
 
     @property
@@ -48,12 +51,19 @@ class Effort:
         return self.prefix + self.patches
 
     @property
+    def linear(self) -> int:
+        """Multiply-adds of a block's linear layers for one token."""
+        return 4 * self.dim**2 + 2 * self.dim * self.hidden
+
+    @property
     def whole(self) -> int:
         """Multiply-adds of one pass of a whole image: 1 in the unit of ``GoldenEngine.passes``."""
-        return self.run(self.tokens, self.tokens)
+        # ``attend_cls`` forms no keys and values: each head's query meets the tokens themselves.
+        last = self.linear + 2 * self.heads * self.dim * self.tokens
+        return self.inner(self.tokens, self.tokens) + last
 
-    def run(self, tokens: int, seen: int, products: int = 2) -> int:
-        """Count what it takes to run ``tokens`` tokens, each of which attends to ``seen``.
+    def inner(self, tokens: int, seen: int, products: int = 2) -> int:
+        """Count all blocks but the last for ``tokens`` tokens, each of which attends to ``seen``.
 
         Args:
             tokens: tokens that go through linear layers.
@@ -61,8 +71,8 @@ class Effort:
             products: matrix products in attention: 2 forwards, 5 backwards where the weights are
                 computed anew, as fused attention does.
         """
-        linear = 4 * self.dim**2 + 2 * self.dim * self.hidden
-        attention = products * self.dim * seen
-        # In the last block, keys and values of all, the rest for the class token.
-        last = 2 * self.dim**2 * (tokens - 1) + linear + attention
-        return (self.blocks - 1) * tokens * (linear + attention) + last
+        return (self.blocks - 1) * tokens * (self.linear + products * self.dim * seen)
+
+    def last(self, tokens: int, seen: int, products: int = 2) -> int:
+        """Count the last block: keys and values of ``tokens`` tokens, the rest for CLS alone."""
+        return 2 * self.dim**2 * (tokens - 1) + self.linear + products * self.dim * seen

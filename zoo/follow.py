@@ -164,4 +164,5 @@ def follow_effort(effort: Effort, count: int, windows: int) -> int:
     choice = windows * effort.patches**2 * (effort.blocks - 1) if count else 0
     if count:  # attention weights are needed that fused attention doesn't show
         choice += effort.tokens * (effort.tokens * (effort.blocks - 1) + 1) * effort.dim
-    return windows * effort.run(moved, effort.tokens + moved) + choice
+    seen = effort.tokens + moved
+    return windows * (effort.inner(moved, seen) + effort.last(moved, seen)) + choice

@@ -105,5 +105,9 @@ def gated(suffix: Suffix, x: Tensor, gates: Tensor) -> Tensor:
 
 def jacobian_effort(effort: Effort, count: int, windows: int) -> int:
     """Count multiply-adds per image, the pass of the whole image left out."""
-    backward = effort.run(effort.tokens, effort.tokens, products=5)
-    return follow_effort(effort, 0, windows) + effort.whole + count * backward
+    forward, backward = (
+        effort.inner(effort.tokens, effort.tokens, products)
+        + effort.last(effort.tokens, effort.tokens, products)
+        for products in (2, 5)
+    )
+    return follow_effort(effort, 0, windows) + forward + count * backward

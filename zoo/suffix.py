@@ -13,7 +13,7 @@ from zoo.tokens import Tokens
 from zoo.vit import ReducedViT
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LARGEST_BATCH = {"cpu": 64, "cuda": 1024}  # beyond it nothing gets faster, on a CPU slower
+LARGEST_BATCH = {"cpu": 32, "cuda": 1024}  # beyond it nothing gets faster, on a CPU slower
 SHARE_OF_FREE = 0.25
 
 

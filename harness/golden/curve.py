@@ -27,6 +27,7 @@ from zoo.weights import fingerprint
 
 SHIPPED = Path(__file__).parent / "curve.json"
 TIMED_IMAGES = 2
+HEAD = 64  # dimensions of an attention head in every CLIP ViT
 
 
 def recipe_for(
@@ -57,7 +58,8 @@ def recipe_for(
     """
     if not 0 <= block < depth:
         raise ValueError(f"block={block}: this tower has blocks 0 to {depth - 1}")
-    effort = Effort(grid=grid, blocks=depth - block, dim=dim, hidden=4 * dim)
+    heads = max(1, dim // HEAD)
+    effort = Effort(grid=grid, blocks=depth - block, dim=dim, hidden=4 * dim, heads=heads)
     point = best_within(Curve.read(SHIPPED), budget, effort, block, removal_only=not token_pooled)
     return {"window": point.window, "stride": point.stride, "approximate": point.approximate}
 

@@ -9,13 +9,17 @@ from harness.golden.products import Geometry, engine_products, multiply_adds, pr
 from harness.golden.provenance import Provenance
 from harness.golden.runners import image_multiply_adds
 from harness.golden.shards import Shard
-from harness.golden.speed import Speed
+from harness.golden.speed import Speed, Way
 from zoo.effort import Effort
 from zoo.golden import GoldenConfig
 
-# Published peaks of dense bfloat16 matrix products in operations per second (data sheets of
-# NVIDIA's A100 and H100 SXM); a multiply-add is two operations.
-PEAKS = {"A100": 312e12, "H100": 989e12}
+# Published peaks of matrix products in operations per second: dense bfloat16, and float32 proper,
+# which is what torch does unless TF32 is allowed (data sheets of NVIDIA's A100 and H100 SXM). A
+# multiply-add is two operations.
+PEAKS = {
+    "A100": {"bfloat16": 312e12, "float16": 312e12, "float32": 19.5e12},
+    "H100": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
+}
 SHARES = (0.5, 0.25)  # of the peak that may be reached: a guess, see docs/imagenet.md
 GPUS = (1, 8, 64)
 POINTS = (
@@ -37,24 +41,34 @@ class Estimate:
     Attributes:
         point: the way.
         passes: per image, of a whole image from the block on; that of the whole image left out.
+        precision: of most of its matrix products.
         multiply_adds: per image, all told.
-        cpu_s: seconds for all images at the rate measured here.
+        here_s: seconds for all images at the rate measured in that precision, None if none was.
         gpu_s: (GPU's name, how many) -> seconds for all images at the higher and at the lower of
             ``SHARES`` of its peak.
     """
 
     point: Point
     passes: float
+    precision: str
     multiply_adds: int
-    cpu_s: float
+    here_s: float | None
     gpu_s: dict[tuple[str, int], tuple[float, float]]
 
 
+def fastest(speed: Speed, precision: str | None = None) -> Way | None:
+    """Return the fastest engine that was measured, of one precision or of all."""
+    engines = [way for way in speed.ways[1:] if precision in (None, way.precision)]
+    return max(engines, key=lambda way: way.windows_per_s.estimate, default=None)
+
+
 def estimates(speed: Speed, images: int) -> list[Estimate]:
-    """Estimate every way that the tower can do, from the fastest engine that was measured.
+    """Estimate every way that the tower can do.
+
+    Windows are removed in the precision that was fastest; other ways are float32.
 
     Args:
-        speed: a measurement.
+        speed: a measurement, at least one engine among it.
         images: how many are to be ranked.
 
     Raises:
@@ -62,29 +76,31 @@ def estimates(speed: Speed, images: int) -> list[Estimate]:
     """
     if images < 1:
         raise ValueError(f"estimate={images}: expected a number of images from 1")
-    fastest = max(speed.ways[1:], key=lambda way: way.windows_per_s)
-    of, effort = speed.geometry, _effort(speed.geometry, speed.block)
-    found = []
-    for point in POINTS:
-        if not point.fits(effort, speed.block):
-            continue
-        passes = point.passes(effort, speed.block)
-        each = point_multiply_adds(of, speed.block, point, fastest.precision)
-        everything = images * each
-        found.append(
-            Estimate(
-                point=point,
-                passes=passes,
-                multiply_adds=each,
-                cpu_s=everything / fastest.multiply_adds_per_s,
-                gpu_s={
-                    (name, count): _between(everything, count * peak / 2)
-                    for name, peak in PEAKS.items()
-                    for count in GPUS
-                },
-            )
-        )
-    return found
+    best = fastest(speed)
+    assert best is not None
+    effort = _effort(speed.geometry, speed.block)
+    points = [point for point in POINTS if point.fits(effort, speed.block)]
+    return [_estimate(speed, images, point, best.precision) for point in points]
+
+
+def _estimate(speed: Speed, images: int, point: Point, precision: str) -> Estimate:
+    """Estimate one way; ``precision`` is that in which windows are removed."""
+    precision = precision if point.approximate is None else "float32"
+    each = point_multiply_adds(speed.geometry, speed.block, point, precision)
+    everything = images * each
+    way = fastest(speed, precision)
+    return Estimate(
+        point=point,
+        passes=point.passes(_effort(speed.geometry, speed.block), speed.block),
+        precision=precision,
+        multiply_adds=each,
+        here_s=None if way is None else everything / way.multiply_adds_per_s,
+        gpu_s={
+            (name, count): _between(everything, count * peaks[precision] / 2)
+            for name, peaks in PEAKS.items()
+            for count in GPUS
+        },
+    )
 
 
 def point_multiply_adds(of: Geometry, block: int, point: Point, precision: str) -> int:
@@ -125,5 +141,5 @@ def _between(multiply_adds: int, peak: float) -> tuple[float, float]:
 
 
 def _effort(of: Geometry, block: int) -> Effort:
-    sizes = {"prefix": of.prefix, "dim": of.dim, "hidden": of.hidden}
+    sizes = {name: getattr(of, name) for name in ("prefix", "dim", "hidden", "heads")}
     return Effort(grid=of.grid, blocks=of.depth - block, **sizes)

@@ -117,6 +117,7 @@ class Speed:
     created: str
     git_commit: str | None
     model: str
+    random_weights: bool
     block: int
     window: int
     stride: int
@@ -169,6 +170,7 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
         created=utc_now(),
         git_commit=git_commit(),
         model=tower.name,
+        random_weights=config.random_weights,
         block=golden.block,
         window=golden.window,
         stride=golden.stride,

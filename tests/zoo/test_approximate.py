@@ -90,12 +90,12 @@ def test_costs_grow_from_about_one_pass_to_that_of_the_removals(
         return GoldenEngine(tower, GoldenConfig(approximate=spec)).passes
 
     assert passes(None) == passes("shallow:8") == 169
-    assert passes("follow:0") == pytest.approx(1.0, abs=0.02)
+    assert passes("follow:0") == pytest.approx(1.02, abs=0.02)
     assert passes("follow:192") == pytest.approx(169, rel=0.1)
     followed = [passes(f"follow:{n}") for n in (0, 1, 4, 16, 64, 192)]
     assert followed == sorted(followed)
-    assert passes("jacobian:9") - passes("jacobian:8") == pytest.approx(1.12, abs=0.02)
-    assert passes("shallow:5") == pytest.approx(169 * (2 * 378 + 60) / (5 * 378 + 60), rel=0.01)
+    assert passes("jacobian:9") - passes("jacobian:8") == pytest.approx(1.15, abs=0.02)
+    assert passes("shallow:5") == pytest.approx(169 * 2 / 5, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 import zoo
 from harness.cost import gflops
+from zoo.attention import attend_cls
 from zoo.effort import Effort
-from zoo.suffix import Suffix
 
 
 class Part(nn.Module):
@@ -23,9 +22,9 @@ class Part(nn.Module):
         start, _ = self.tower.advance(self.tower.embed(images), stop=self.block)
         if not self.rest:
             return start.x
-        rows = torch.arange(1, device=images.device)
-        keep = torch.arange(start.patch_count, device=images.device).unsqueeze(0)
-        return Suffix(self.tower, self.block, batch=1).features(start, rows, keep)
+        last = len(self.tower.blocks) - 1
+        end, _ = self.tower.advance(start, self.block, last)
+        return attend_cls(self.tower.blocks[last], end.x)
 
 
 @pytest.mark.parametrize("block", [0, 3, 5])

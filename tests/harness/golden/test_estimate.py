@@ -1,5 +1,7 @@
 """Estimates are sums that can be done by hand."""
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -40,6 +42,7 @@ def speed() -> Speed:
         created="2026-01-01T00:00:00+00:00",
         git_commit=None,
         model="clip_vit_b16",
+        random_weights=False,
         block=3,
         window=2,
         stride=2,
@@ -59,12 +62,30 @@ def test_an_estimate_is_multiply_adds_by_rate(speed: Speed) -> None:
     exact = found[Point()]
     assert exact.passes == 169
     assert exact.multiply_adds == image_multiply_adds(B16, GoldenConfig())
-    assert exact.cpu_s == pytest.approx(IMAGENET * exact.multiply_adds / 4e9)
+    assert exact.here_s == pytest.approx(IMAGENET * exact.multiply_adds / 4e9)
     fast, slow = exact.gpu_s["A100", 8]
-    assert fast == pytest.approx(IMAGENET * exact.multiply_adds / (8 * 0.5 * 312e12 / 2))
+    assert fast == pytest.approx(IMAGENET * exact.multiply_adds / (8 * 0.5 * 19.5e12 / 2))
     assert slow == 2 * fast
     assert exact.gpu_s["A100", 1][0] == 8 * fast
     assert found[Point(stride=2)].passes == 49
+
+
+def test_windows_go_in_the_fastest_precision_and_approximations_in_float32(speed: Speed) -> None:
+    plain, slow, fast = speed.ways
+    ways = (plain, replace(slow, precision="float32"), replace(fast, precision="bfloat16"))
+    found = {one.point: one for one in estimates(replace(speed, ways=ways), 1000)}
+    exact, follow = found[Point()], found[Point(approximate="follow:4")]
+    assert exact.precision == "bfloat16"
+    assert exact.multiply_adds == image_multiply_adds(B16, GoldenConfig(), "bfloat16")
+    assert exact.here_s == pytest.approx(1000 * exact.multiply_adds / 4e9)
+    assert exact.gpu_s["H100", 1][0] == pytest.approx(1000 * exact.multiply_adds / (989e12 / 4))
+    assert follow.precision == "float32"
+    assert follow.here_s == pytest.approx(1000 * follow.multiply_adds / 2e9)
+    assert follow.gpu_s["H100", 1][0] == pytest.approx(1000 * follow.multiply_adds / (67e12 / 4))
+    unknown = estimates(replace(speed, ways=(plain, ways[2])), 1000)
+    assert [one.here_s is None for one in unknown] == [
+        one.precision == "float32" for one in unknown
+    ]
 
 
 def test_the_cheaper_ways_cost_less_than_the_exact_one(speed: Speed) -> None:
@@ -107,6 +128,12 @@ def test_tables_show_every_way(speed: Speed, capsys: pytest.CaptureFixture[str])
     console.print(estimate_table(speed, IMAGENET))
     text = capsys.readouterr().out
     assert "1,281,167 images" in text
-    assert "4.0 G multiply-adds/s measured" in text
+    assert "4.0 G/s in float32, measured" in text
     assert "window 2, stride 2" in text
     assert "follow:4" in text
+
+
+def test_random_weights_show_no_agreement(speed: Speed, capsys: pytest.CaptureFixture[str]) -> None:
+    for random, count in ((False, 3), (True, 0)):
+        Console(width=240).print(speed_table(replace(speed, random_weights=random)))
+        assert capsys.readouterr().out.count("1.000 (1.000)") == count

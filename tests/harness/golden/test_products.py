@@ -17,6 +17,7 @@ from harness.golden.products import (
     replay,
 )
 from harness.golden.runners import find_tower, image_multiply_adds
+from zoo.effort import Effort
 from zoo.golden import GoldenConfig
 from zoo.suffix import Suffix
 
@@ -84,6 +85,12 @@ def test_the_closed_form_is_what_fvcore_counts_on_b16(precision: str) -> None:
     vit = find_tower("clip_vit_b16", random_weights=True).vit
     assert Geometry.of(vit) == B16
     assert removed(B16, 3, precision) == counted(vit, 3, precision)
+
+
+def test_a_pass_is_the_same_here_and_for_approximations() -> None:
+    vit = find_tower("clip_vit_b16", random_weights=True).vit
+    effort = Effort.of(vit, 3)
+    assert effort.whole + 768 * 512 == multiply_adds(engine_products(B16, 3, 1, 197))
 
 
 def test_an_image_takes_embedding_whole_and_every_window() -> None:
