@@ -27,7 +27,7 @@ from zoo.golden import GoldenConfig
 from zoo.reducer import expected
 from zoo.registry import MODELS
 
-WIDE = 165  # columns of a terminal that take the whole table
+WIDE = 195  # columns of a terminal that take the whole table
 
 
 def run_compare(

@@ -54,7 +54,7 @@ def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
 
     Args:
         records: of one dataset.
-        wide: all columns (about 160 characters); else the most telling ones (80 characters).
+        wide: all columns (about 190 characters); else the most telling ones (80 characters).
     """
     batches = sorted({entry.batch for record in records for entry in record.latency})
     caption = "top-1 in % with 95 % intervals; "
@@ -94,6 +94,12 @@ def _match(record: Record) -> str:
     return f"{record.match_at_k:.2f} ({_number(record.match_chance, '.2f')})"
 
 
+def _border(record: Record) -> str:
+    if record.border_overlap is None:
+        return NOT_MEASURED
+    return f"{record.border_overlap:.2f} ({_number(record.border_chance, '.2f')})"
+
+
 def _narrow(batches: Sequence[int]) -> Columns:
     columns: Columns = {
         "method": lambda r: r.method,
@@ -121,7 +127,9 @@ def _wide(batches: Sequence[int]) -> Columns:
     for batch in batches[-1:]:
         columns["images/s"] = _timed(batch, lambda entry: f"{entry.images_per_s:.0f}")
     columns["tau"] = lambda r: _number(r.tau, ".2f")
+    columns["w. tau"] = lambda r: _number(r.weighted_tau, ".2f")
     columns["match@k (chance)"] = _match
+    columns["border (chance)"] = _border
     columns["tokens"] = lambda r: _number(r.final_tokens, "d")
     return columns
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, weightedtau
 
 import zoo
 from harness.evaluate import Outcome
@@ -33,10 +33,12 @@ def golden() -> np.ndarray:
 
 def test_the_golden_ranking_agrees_with_itself(golden: np.ndarray):
     found = agreement(outcome(golden.copy()), golden)
-    assert (found["tau"], found["match_at_k"]) == (1.0, 1.0)
-    assert (found["match_k"], found["golden_images"]) == (KEPT, 30)
+    assert (found["tau"], found["weighted_tau"]) == (pytest.approx(1), pytest.approx(1))
+    assert (found["match_at_k"], found["border_overlap"]) == (1.0, 1.0)
+    assert (found["match_k"], found["golden_images"], found["tau_undefined"]) == (KEPT, 30, 0)
     assert found["match_chance"] == KEPT / N
-    assert agreement(outcome(-golden), golden)["tau"] == -1.0
+    assert found["border_chance"] == (2 * KEPT / N + 2 * (1 - KEPT / N)) / 4
+    assert agreement(outcome(-golden), golden)["tau"] == pytest.approx(-1)
     assert agreement(outcome(-golden), golden)["match_at_k"] == 0.0  # 8 best of 20, 8 worst
 
 
@@ -53,6 +55,15 @@ def test_planted_scores_against_scipy_and_sets(golden: np.ndarray):
     assert found["match_at_k"] == pytest.approx(np.mean(best))
     assert 0.3 < found["tau"] < 0.9
     assert found["tau_low"] < found["tau"] < found["tau_high"]
+    tops = [weightedtau(s, g).statistic for s, g in zip(scores, golden, strict=True)]
+    assert found["weighted_tau"] == pytest.approx(np.mean(tops))
+    assert found["weighted_tau_low"] < found["weighted_tau"] < found["weighted_tau_high"]
+    sides = []  # of the two patches on either side of the border
+    for s, g in zip(scores, golden, strict=True):
+        kept, order = set(np.argsort(-s)[:KEPT]), np.argsort(-g)
+        sides.append(np.mean([(order[p] in kept) == (p < KEPT) for p in range(KEPT - 2, KEPT + 2)]))
+    assert found["border_overlap"] == pytest.approx(np.mean(sides))
+    assert found["border_low"] < found["border_overlap"] < found["border_high"]
 
 
 def test_unrelated_scores_agree_by_chance():
@@ -68,7 +79,23 @@ def test_images_without_a_ranking_do_not_count(golden: np.ndarray):
     partly = golden.copy()
     partly[10:] = np.nan
     found = agreement(outcome(scores), partly)
-    assert (found["tau"], found["match_at_k"], found["golden_images"]) == (1.0, 1.0, 10)
+    assert (found["tau"], found["match_at_k"]) == (pytest.approx(1), 1.0)
+    assert (found["golden_images"], found["tau_undefined"]) == (10, 0)
+
+
+def test_images_without_a_tau_are_counted(golden: np.ndarray):
+    scores = golden.copy()
+    scores[:3] = 0.5
+    found = agreement(outcome(scores), golden)
+    assert (found["tau"], found["weighted_tau"]) == (pytest.approx(1), pytest.approx(1))
+    assert (found["golden_images"], found["tau_undefined"]) == (27, 3)
+
+
+def test_without_a_border_there_is_no_overlap_at_it(golden: np.ndarray):
+    whole = Outcome(features=torch.zeros(1, 2), scores=golden, final_tokens=N)
+    found = agreement(whole, golden)
+    assert found["match_at_k"] == 1.0
+    assert not {"border_overlap", "border_chance"} & found.keys()
 
 
 def test_nothing_to_compare_is_not_zero(golden: np.ndarray):
@@ -172,7 +199,9 @@ def test_every_field_is_either_a_condition_or_measured():
     measured = {
         "top1", "top1_low", "top1_high", "diff_to_dense", "diff_low", "diff_high", "gflops",
         "params", "tokens_per_block", "final_tokens", "latency", "tau", "tau_low", "tau_high",
-        "match_at_k", "match_k", "match_chance", "golden_images",
+        "match_at_k", "match_k", "match_chance", "golden_images", "weighted_tau",
+        "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low", "border_high",
+        "border_chance", "tau_undefined",
     }  # fmt: skip
     free = {"created", "git_commit", "correct_bits", "schema_version", "image_count"}
     assert {f.name for f in fields(Record)} == measured | free | OTHER.keys()
@@ -186,7 +215,10 @@ def test_latency_at_a_new_batch_size_is_measured(batches: list[int], found: bool
 def test_agreement_is_measured_where_golden_rankings_turned_up():
     known, blank = record(), record(**BLANK)
     assert fitting(blank, [known], [], ranked=True) is None
-    agreed = replace(known, golden_images=4)
+    before = replace(known, golden_images=4)  # of the first version
+    assert fitting(blank, [before], [], ranked=True) is None
+    weighted = {"weighted_tau": 0.5, "weighted_tau_low": 0.4, "weighted_tau_high": 0.6}
+    agreed = replace(before, **weighted)
     assert fitting(blank, [agreed, known], [], ranked=True) is agreed
     dense = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
     whole = record(**dense)  # nothing was dropped, so there is no ranking to agree
