@@ -16,12 +16,13 @@ from harness.golden.job import AUTO, Job, Source
 from harness.golden.rank import Ranked, rank
 from harness.golden.store import Rankings
 from harness.golden.work import team
+from harness.match import matched
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from harness.report import markdown_table, write_plot, write_report
-from harness.table import comparison_table, floor_table
-from harness.variants import DENSE, known_methods
+from harness.table import comparison_table, floor_table, matched_table
+from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
@@ -39,12 +40,14 @@ def run_compare(
     plan = Plan(
         **_conditions(args, limit),
         models=tuple(args.models),
-        methods=tuple(args.methods or known_methods()),
+        methods=tuple(args.methods or _all_methods(args.match)),
         keeps=tuple(args.keeps),
         datasets=tuple(args.datasets),
         shots=tuple(args.shots),
         batches=tuple(args.batches),
         rounds=args.rounds,
+        match=args.match,
+        match_to=args.match_to,
     )
     path = args.output / "records.jsonl"
     known = read_records(path) if path.is_file() and not args.fresh else []
@@ -55,6 +58,8 @@ def run_compare(
             write_records(path, fresh)
         records += group
         output.print(comparison_table(group, wide=output.width >= WIDE))
+        if plan.match is not None:
+            output.print(matched_table(matched(group, plan.match_to)))
     write_report(records, args.output / "report.html", "Token reduction for CLIP, side by side")
     write_plot(records, args.output / "accuracy_gflops.svg")
     for name, summary in (("table.md", False), ("summary.md", True)):
@@ -62,6 +67,11 @@ def run_compare(
         (args.output / name).write_text(text, encoding="utf-8")
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, soft_wrap=True)
+
+
+def _all_methods(match: str | None) -> tuple[str, ...]:
+    """Return every method; where cost counts, not the oracle, which has none."""
+    return tuple(name for name in known_methods() if match is None or name != GOLDEN)
 
 
 def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> list[Record]:

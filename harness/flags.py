@@ -55,6 +55,8 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--models", nargs="+", default=["clip_vit_s14"], help="dense names")
     parser.add_argument("--methods", nargs="+", help="default: all; see `list`")
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.6, 0.3], help="in (0, 1]")
+    parser.add_argument("--match", metavar="WHAT", help="gflops: rows of equal cost, not keep")
+    parser.add_argument("--match-to", default="patchrank", help="has --keeps, others its cost")
     parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
     parser.add_argument("--shots", nargs="+", type=int, default=[0], help="0: text classifier")
     parser.add_argument("--rounds", type=int, default=5, help="latency samples")
