@@ -23,10 +23,11 @@ from harness.evaluate import (
 )
 from harness.golden.store import Rankings, find_rankings
 from harness.match import matched_rows
-from harness.measure import agreement, costs, device_name, fitting, git_commit
+from harness.measure import agreement, costs, device_name, git_commit
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, pack_correct, utc_now
+from harness.reuse import fitting
 from harness.statistics import paired_difference, wilson_interval
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant, rows_of, variants
 from zoo.clip import ClipParts, create_clip
