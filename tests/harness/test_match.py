@@ -73,10 +73,10 @@ def test_one_token_more_or_less_is_no_nearer(dense: zoo.ReducedViT):
     assert found["evit"] < found["random"]  # its tokens go later, so fewer may be left
 
 
-def test_all_counts_tried_give_the_same_answer(dense: zoo.ReducedViT):
-    """The slow way for one method, with another target."""
+def test_many_counts_tried_give_the_same_answer(dense: zoo.ReducedViT):
+    """The slow way for one method and many counts, with another target."""
     plan = replace(PLAN, methods=("tome", "random"), keeps=(0.5,), match_to="tome")
-    costs = {count: cost(dense, "random", count) for count in range(24, 56)}
+    costs = {count: cost(dense, "random", count) for count in range(28, 48)}
     goal = cost(dense, "tome", 32)
     nearest = min(costs, key=lambda count: abs(costs[count] - goal))
     assert solved(dense, plan) == {"dense": [64], "tome": [32], "random": [nearest]}
