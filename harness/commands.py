@@ -14,7 +14,7 @@ from harness.fit import fit
 from harness.floor import floor
 from harness.golden.job import AUTO, Job, Source
 from harness.golden.rank import Ranked, rank
-from harness.golden.store import Rankings
+from harness.golden.store import Rankings, shipped_rankings
 from harness.golden.work import team
 from harness.match import matched
 from harness.plan import DTYPES, Plan
@@ -22,6 +22,7 @@ from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from harness.report import markdown_table, write_plot, write_report
 from harness.table import comparison_table, floor_table, matched_table
+from harness.towers import split_name
 from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
@@ -155,22 +156,29 @@ def _golden_config(args: argparse.Namespace) -> GoldenConfig:
 
 
 def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
-    """Fit a predictor, ranking images first if no rankings are given."""
-    config = FitConfig(arch=args.arch, loss=args.loss, seed=args.seed)
+    """Fit a predictor, ranking images first where no rankings are given and none ship."""
+    names = ("arch", "width", "loss", "epochs", "patience", "batch", "learning_rate", "seed")
+    config = FitConfig(**{name: getattr(args, name) for name in names})
+    block = GoldenConfig.block if args.block is None else args.block
     train, val = list(args.rankings), list(args.val)
     for name in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
         for split, files in splits:
+            shipped = shipped_rankings(".".join(split_name(args.model)), name, split, block)
+            if shipped is not None:
+                files.append(shipped)
+                continue
             job = Job(
                 model=args.model,
                 source=Source.of(get_dataset(name), split),
-                config=GoldenConfig(block=args.block),
+                config=GoldenConfig(block=block),
                 limit=args.limit,
             )
             files.append(rank(job, Progress(status)).path)
     if not train or not val:
         raise ValueError("nothing to learn from: give --dataset, or --rankings and --val")
-    return fit(args.model, train, val, config, out=args.out, progress=Progress(status))
+    told = {"shots": args.shots, "block": args.block, "out": args.out}
+    return fit(args.model, train, val, config, progress=Progress(status), **told)
 
 
 def _conditions(args: argparse.Namespace, limit: int | None) -> dict[str, Any]:
