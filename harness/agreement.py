@@ -1,40 +1,101 @@
-"""Agreement of two rankings of the same patches: Kendall's tau-b and match at k.
+"""Agreement of two rankings of the same patches: as a whole, at the top, and at the border.
 
-Both compare *scores per patch* (higher = keep), never lists of patch ids: on the same data
-tau between rank vectors was 0.81 and between the lists of ids about 0.
+All compare *scores per patch* (higher = keep), never lists of patch ids: on the same data tau
+between rank vectors was 0.81 and between the lists of ids about 0.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
-_ROWS = 512  # images compared at once; bounds memory to a few (N, _ROWS) int16 arrays
+from harness.ranks import places
+from harness.statistics import bootstrap_mean
+
+BAND = 0.1  # of all patches: how far on either side of the border `border_overlap` looks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Carry a mean over images; None where fewer than two images have a value.
+
+    Attributes:
+        mean: over the images counted.
+        low: lower end of its 95 % bootstrap interval over images.
+        high: upper end.
+        counted: images behind the mean.
+        undefined: images without a value (NaN: one side gives all patches the same score).
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    counted: int
+    undefined: int
+
+
+def over_images(values: ArrayLike, seed: int = 0) -> Agreement:
+    """Return the mean of one value per image, those that are NaN left out and counted.
+
+    Args:
+        values: (B,), as the functions below return.
+        seed: of the bootstrap.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    known = found[~np.isnan(found)]
+    counts = {"counted": len(known), "undefined": len(found) - len(known)}
+    if len(known) < 2:  # one image says nothing about the spread
+        return Agreement(mean=None, low=None, high=None, **counts)
+    mean, low, high = bootstrap_mean(known, seed)
+    # Equal values would otherwise leave the mean outside by its last digit.
+    return Agreement(mean=mean, low=min(low, mean), high=max(high, mean), **counts)
 
 
 def kendall_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]:
-    """Return Kendall's tau-b of every image.
+    """Return Kendall's tau-b of every image, by scipy.
+
+    10,000 images of 196 patches take 1 to 3 seconds of one core, so nothing of our own is needed.
 
     Args:
         scores_a: (B, N) numbers per patch; only their order within an image counts.
         scores_b: (B, N) numbers in the same sense: two importances, or two rank vectors.
 
     Returns:
-        (B,) in [-1, 1]; NaN where one side gives all patches the same value (the caller counts
-        those).
+        (B,) in [-1, 1]; NaN where one side gives all patches the same value.
 
     Raises:
         ValueError: Shapes differ, are not (B, N) with N >= 2, or a score is NaN.
     """
     a, b = _paired(scores_a, scores_b)
-    taus = np.empty(len(a))
-    for start in range(0, len(a), _ROWS):
-        rows = slice(start, start + _ROWS)
-        taus[rows] = _tau_of_levels(_levels(a[rows]).T.copy(), _levels(b[rows]).T.copy())
-    return taus
+    return np.asarray(stats.kendalltau(a, b, variant="b", axis=1).statistic, dtype=np.float64)
+
+
+def weighted_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]:
+    """Return the top-weighted Kendall tau of every image, by scipy (3 to 4 s for 10,000 of 196).
+
+    A pair of patches counts by 1 / (1 + rank) of the one plus that of the other, so that the best
+    patches matter most (Vigna, 2015). The ranks are those by a and those by b in turn, and the two
+    results are averaged.
+
+    Args:
+        scores_a: (B, N), **higher = keep**; for a ranking take `ranking_importance` first.
+        scores_b: (B, N), higher = keep.
+
+    Returns:
+        (B,) in [-1, 1], 0 on average for unrelated scores; NaN as in `kendall_tau`.
+
+    Raises:
+        ValueError: As in `kendall_tau`.
+    """
+    a, b = _paired(scores_a, scores_b)
+    return np.asarray(stats.weightedtau(a, b, axis=1).statistic, dtype=np.float64)
 
 
 def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.float64]:
     """Return the share of the k best patches of a that are among the k best of b.
 
+    With k = the patch tokens that a model keeps, this is the overlap exactly at its pruning border.
     Ties go to the lower patch position, on both sides.
 
     Args:
@@ -50,7 +111,7 @@ def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.f
     """
     a, b = _paired(scores_a, scores_b)
     match_chance(k, a.shape[1])
-    shared: NDArray[np.float64] = (_top(a, k) & _top(b, k)).sum(axis=1) / k
+    shared: NDArray[np.float64] = ((places(a) < k) & (places(b) < k)).sum(axis=1) / k
     return shared
 
 
@@ -65,84 +126,52 @@ def match_chance(k: int, n: int) -> float:
     return k / n
 
 
-def rank_vector(ranking: ArrayLike) -> NDArray[np.int64]:
-    """Return the rank of each patch, 0 = most important, from a ranking.
+def border_overlap(
+    truth: ArrayLike, scores: ArrayLike, k: int, band: float = BAND
+) -> NDArray[np.float64]:
+    """Return the share of the patches near the border that fall on the same side of it.
+
+    Near are those whose place in the true order is within ``band`` of all patches from the border
+    between the k-th and the next: the ones a model may get wrong at the least loss, and the first
+    it does get wrong. Ties go to the lower patch position, on both sides.
 
     Args:
-        ranking: (B, N) patch positions, most important first.
+        truth: (B, N), **higher = keep**; its order says which patches are near.
+        scores: (B, N), higher = keep.
+        k: Patches above the border, 1..N-1.
+        band: Share of the N patches looked at on either side, at least one patch.
 
     Returns:
-        (B, N) indexed by patch position in the original grid. **Lower = keep**: compare it with
-        another rank vector only.
+        (B,) in [0, 1]; unrelated scores give `border_chance(k, N, band)` on average.
 
     Raises:
-        ValueError: Not (B, N) integers, or a row is not a permutation of 0..N-1.
+        ValueError: As in `kendall_tau`, k lies outside 1..N-1, or band outside (0, 1].
     """
-    order = np.asarray(ranking)
-    if order.ndim != 2 or not np.issubdtype(order.dtype, np.integer):
-        raise ValueError(f"a ranking is (B, N) integers, got {order.shape} {order.dtype}")
-    positions = np.arange(order.shape[1])
-    wrong = (np.sort(order, axis=1) != positions).any(axis=1)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(
-            f"row {row} of the ranking is not a permutation of 0..{order.shape[1] - 1} "
-            f"({int(wrong.sum())} of {len(order)} rows are not): {order[row].tolist()}"
-        )
-    ranks = np.empty(order.shape, dtype=np.int64)
-    np.put_along_axis(ranks, order, np.broadcast_to(positions, order.shape), axis=1)
-    return ranks
+    true, found = map(places, _paired(truth, scores))
+    first, last = _border(k, true.shape[1], band)
+    near = (true >= first) & (true < last)
+    same: NDArray[np.float64] = (near & ((true < k) == (found < k))).sum(axis=1) / (last - first)
+    return same
 
 
-def ranking_importance(ranking: ArrayLike) -> NDArray[np.int64]:
-    """Return an importance per patch, N - 1 (best) down to 0, from a ranking.
-
-    Args:
-        ranking: (B, N) patch positions, most important first.
-
-    Returns:
-        (B, N) indexed by patch position, **higher = keep**, so it compares with any importance.
+def border_chance(k: int, n: int, band: float = BAND) -> float:
+    """Return the border overlap expected from unrelated scores of n patches.
 
     Raises:
-        ValueError: As in `rank_vector`.
+        ValueError: As in `border_overlap`.
     """
-    ranks = rank_vector(ranking)
-    importance: NDArray[np.int64] = ranks.shape[1] - 1 - ranks
-    return importance
+    first, last = _border(k, n, band)
+    return ((k - first) * k + (last - k) * (n - k)) / (n * (last - first))
 
 
-def _tau_of_levels(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return tau-b of (N, B) integer levels, comparing each patch with the one d further on."""
-    concordant, untied_a, untied_b = (np.zeros(a.shape[1], dtype=np.int64) for _ in range(3))
-    for distance in range(1, len(a)):
-        sign_a = np.sign(a[distance:] - a[:-distance]).astype(np.int8)
-        sign_b = np.sign(b[distance:] - b[:-distance]).astype(np.int8)
-        concordant += (sign_a * sign_b).sum(axis=0, dtype=np.int32)
-        untied_a += np.abs(sign_a).sum(axis=0, dtype=np.int32)
-        untied_b += np.abs(sign_b).sum(axis=0, dtype=np.int32)
-    scale = np.sqrt(untied_a * untied_b)  # one root of the product: exact where both are equal
-    taus = np.full(len(scale), np.nan)
-    np.divide(concordant, scale, out=taus, where=scale > 0)
-    return np.clip(taus, -1, 1, out=taus)
-
-
-def _levels(scores: NDArray[np.generic]) -> NDArray[np.int32]:
-    """Return (B, N) dense ranks per row, 0 = lowest, equal scores sharing one."""
-    order = np.argsort(scores, axis=1, kind="stable")
-    ordered = np.take_along_axis(scores, order, axis=1)
-    steps = np.zeros(scores.shape, dtype=np.int32)
-    np.cumsum(ordered[:, 1:] != ordered[:, :-1], axis=1, out=steps[:, 1:])
-    levels = np.empty_like(steps)
-    np.put_along_axis(levels, order, steps, axis=1)
-    return levels
-
-
-def _top(scores: NDArray[np.generic], k: int) -> NDArray[np.bool_]:
-    """Return (B, N) bool, true for the k highest of each row."""
-    best = np.argsort(-_levels(scores), axis=1, kind="stable")[:, :k]
-    chosen = np.zeros(scores.shape, dtype=np.bool_)
-    np.put_along_axis(chosen, best, True, axis=1)
-    return chosen
+def _border(k: int, n: int, band: float) -> tuple[int, int]:
+    """Return the first place near the border and the one after the last."""
+    if not 1 <= k < n:
+        raise ValueError(f"a border has patches on both sides: k must lie in 1..{n - 1}, got {k}")
+    if not 0 < band <= 1:
+        raise ValueError(f"band must lie in (0, 1], got {band}")
+    reach = max(1, round(band * n))
+    return max(0, k - reach), min(n, k + reach)
 
 
 def _paired(

@@ -22,12 +22,14 @@ from harness.evaluate import (
     text_classifier,
 )
 from harness.golden.store import Rankings, find_rankings
-from harness.measure import agreement, costs, device_name, fitting, git_commit
+from harness.match import matched_rows
+from harness.measure import agreement, costs, device_name, git_commit
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, pack_correct, utc_now
+from harness.reuse import fitting
 from harness.statistics import paired_difference, wilson_interval
-from harness.variants import BLOCK, DENSE, GOLDEN, Variant, variants
+from harness.variants import BLOCK, DENSE, GOLDEN, Variant, rows_of, variants
 from zoo.clip import ClipParts, create_clip
 from zoo.weights import fingerprint
 
@@ -66,7 +68,10 @@ class Bench:
         dense = parts.model.visual
         weights = fingerprint(dense)
         methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
-        rows = variants(dense, arch, tag, methods, plan.keeps)
+        if plan.match is None:
+            rows = variants(dense, arch, tag, methods, plan.keeps)
+        else:
+            rows = rows_of(dense, arch, tag, matched_rows(dense, arch, tag, plan, progress))
         dense.to(plan.device, DTYPES[plan.dtype])
         for row in rows:
             row.vit.to(plan.device, DTYPES[plan.dtype])

@@ -14,20 +14,22 @@ from harness.fit import fit
 from harness.floor import floor
 from harness.golden.job import AUTO, Job, Source
 from harness.golden.rank import Ranked, rank
-from harness.golden.store import Rankings
+from harness.golden.store import Rankings, shipped_rankings
 from harness.golden.work import team
+from harness.match import matched
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from harness.report import markdown_table, write_plot, write_report
-from harness.table import comparison_table, floor_table
-from harness.variants import DENSE, known_methods
+from harness.table import comparison_table, floor_table, matched_table
+from harness.towers import split_name
+from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
 from zoo.registry import MODELS
 
-WIDE = 165  # columns of a terminal that take the whole table
+WIDE = 195  # columns of a terminal that take the whole table
 
 
 def run_compare(
@@ -39,12 +41,14 @@ def run_compare(
     plan = Plan(
         **_conditions(args, limit),
         models=tuple(args.models),
-        methods=tuple(args.methods or known_methods()),
+        methods=tuple(args.methods or _all_methods(args.match)),
         keeps=tuple(args.keeps),
         datasets=tuple(args.datasets),
         shots=tuple(args.shots),
         batches=tuple(args.batches),
         rounds=args.rounds,
+        match=args.match,
+        match_to=args.match_to,
     )
     path = args.output / "records.jsonl"
     known = read_records(path) if path.is_file() and not args.fresh else []
@@ -55,6 +59,8 @@ def run_compare(
             write_records(path, fresh)
         records += group
         output.print(comparison_table(group, wide=output.width >= WIDE))
+        if plan.match is not None:
+            output.print(matched_table(matched(group, plan.match_to)))
     write_report(records, args.output / "report.html", "Token reduction for CLIP, side by side")
     write_plot(records, args.output / "accuracy_gflops.svg")
     for name, summary in (("table.md", False), ("summary.md", True)):
@@ -62,6 +68,11 @@ def run_compare(
         (args.output / name).write_text(text, encoding="utf-8")
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, soft_wrap=True)
+
+
+def _all_methods(match: str | None) -> tuple[str, ...]:
+    """Return every method; where cost counts, not the oracle, which has none."""
+    return tuple(name for name in known_methods() if match is None or name != GOLDEN)
 
 
 def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> list[Record]:
@@ -145,22 +156,29 @@ def _golden_config(args: argparse.Namespace) -> GoldenConfig:
 
 
 def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
-    """Fit a predictor, ranking images first if no rankings are given."""
-    config = FitConfig(arch=args.arch, loss=args.loss, seed=args.seed)
+    """Fit a predictor, ranking images first where no rankings are given and none ship."""
+    names = ("arch", "width", "loss", "epochs", "patience", "batch", "learning_rate", "seed")
+    config = FitConfig(**{name: getattr(args, name) for name in names})
+    block = GoldenConfig.block if args.block is None else args.block
     train, val = list(args.rankings), list(args.val)
     for name in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
         for split, files in splits:
+            shipped = shipped_rankings(".".join(split_name(args.model)), name, split, block)
+            if shipped is not None:
+                files.append(shipped)
+                continue
             job = Job(
                 model=args.model,
                 source=Source.of(get_dataset(name), split),
-                config=GoldenConfig(block=args.block),
+                config=GoldenConfig(block=block),
                 limit=args.limit,
             )
             files.append(rank(job, Progress(status)).path)
     if not train or not val:
         raise ValueError("nothing to learn from: give --dataset, or --rankings and --val")
-    return fit(args.model, train, val, config, out=args.out, progress=Progress(status))
+    told = {"shots": args.shots, "block": args.block, "out": args.out}
+    return fit(args.model, train, val, config, progress=Progress(status), **told)
 
 
 def _conditions(args: argparse.Namespace, limit: int | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from harness.bench import Bench
 from harness.datasets import get_dataset
 from harness.evaluate import few_shot
+from harness.match import check_match
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record
@@ -25,6 +26,7 @@ def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator
     Raises:
         ValueError: an unknown name, or something that can't be measured.
     """
+    check_match(plan)
     datasets = [get_dataset(name) for name in plan.datasets]
     for dataset in datasets:
         for shots in filter(None, plan.shots):

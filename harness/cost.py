@@ -25,8 +25,8 @@ FREE_OPERATORS = frozenset(
         "__lshift__ __or__ __rshift__ __xor__ bitwise_and bitwise_left_shift bitwise_or "
         "bitwise_right_shift bitwise_xor",
         # reductions and normalisations
-        "all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm "
-        "log_softmax logsumexp mean min norm prod softmax std sum var",
+        "adaptive_avg_pool1d all amax amin any argmax argmin cummax cumsum frobenius_norm "
+        "linalg_vector_norm log_softmax logsumexp mean min norm prod softmax std sum var",
         # ordering and random numbers (comparisons, no multiplication)
         "argsort kthvalue one_hot rand rand_like randn randn_like randperm sort topk unique_dim",
         # moving data that fvcore does not list

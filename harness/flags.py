@@ -55,6 +55,8 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--models", nargs="+", default=["clip_vit_s14"], help="dense names")
     parser.add_argument("--methods", nargs="+", help="default: all; see `list`")
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.6, 0.3], help="in (0, 1]")
+    parser.add_argument("--match", metavar="WHAT", help="gflops: rows of equal cost, not keep")
+    parser.add_argument("--match-to", default="patchrank", help="has --keeps, others its cost")
     parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
     parser.add_argument("--shots", nargs="+", type=int, default=[0], help="0: text classifier")
     parser.add_argument("--rounds", type=int, default=5, help="latency samples")
@@ -138,14 +140,23 @@ def _add_fit(commands: Any) -> None:
         "fit predictor --model clip_vit_b16.openai --dataset fashion",
     )
     parser.add_argument("--model", default="clip_vit_s14")
-    parser.add_argument("--dataset", nargs="*", default=[], help="rank train and val images first")
+    parser.add_argument(
+        "--dataset", nargs="*", default=[], help="its rankings that ship; without them, rank first"
+    )
     parser.add_argument("--limit", type=int, default=250, help="images to rank per split")
-    parser.add_argument("--block", type=int, default=3, help="reduction point, if ranking first")
-    parser.add_argument("--rankings", nargs="*", type=Path, default=[], help="to learn from")
-    parser.add_argument("--val", nargs="*", type=Path, default=[], help="for early stopping")
-    parser.add_argument("--arch", default="conv", help="conv, mixer or mlp")
-    parser.add_argument("--loss", default="listnet", help="listnet or mse")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--block", type=int, help="reduction point; 3 if nothing is said")
+    path: dict[str, Any] = {"nargs": "*", "type": Path, "default": [], "metavar": "PATH"}
+    parser.add_argument("--rankings", **path, help="stores or files of rankings to learn from")
+    parser.add_argument("--val", **path, help="the same, of other images, for early stopping")
+    parser.add_argument("--shots", type=int, metavar="K", help="images per class; default: all")
+    parser.add_argument("--arch", default="conv", help="see zoo/architectures.py")
+    parser.add_argument("--width", type=int, default=64, help="channels inside the predictor")
+    parser.add_argument("--loss", default="listnet", help="see zoo/losses.py")
+    parser.add_argument("--epochs", type=int, default=40, help="at most")
+    parser.add_argument("--patience", type=int, default=8, help="epochs without a better one")
+    parser.add_argument("--batch", type=int, default=32, help="images per step")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and shots")
     parser.add_argument("--out", type=Path, help="default: the user's cache")
 
 

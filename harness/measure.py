@@ -1,10 +1,9 @@
-"""What a row costs, how far its ranking agrees with the golden one, and what is known already."""
+"""What a row costs, and how far its ranking agrees with the golden one."""
 
 import functools
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.agreement import kendall_tau, match_at_k, match_chance
+from harness.agreement import (
+    border_chance,
+    border_overlap,
+    kendall_tau,
+    match_at_k,
+    match_chance,
+    over_images,
+    weighted_tau,
+)
 from harness.cost import gflops
 from harness.evaluate import Outcome
 from harness.latency import Timing, interleaved
 from harness.progress import Progress
-from harness.records import Latency, Record
-from harness.statistics import bootstrap_mean
+from harness.records import Latency
 from harness.variants import DENSE, GOLDEN, Variant
 
 
@@ -120,53 +126,40 @@ def agreement(outcome: Outcome, golden: NDArray[np.float32] | None) -> dict[str,
         golden: (n, N) golden importance, NaN rows where there is none; or None.
 
     Returns:
-        Fields of ``Record``: mean Kendall tau-b with its interval, and the share of the golden
-        top k that the row has in its own top k, k being the number of tokens it keeps.
+        Fields of ``Record``: mean Kendall tau-b, plain and top-weighted; the share of the golden
+        top k that the row has in its own top k, k being the number of tokens it keeps; and the
+        share of the patches around this border that are on golden's side. Nothing if fewer than
+        two images have a tau.
     """
     if outcome.scores is None or golden is None:
         return {}
     known = ~np.isnan(golden).any(axis=1)
-    tau = kendall_tau(outcome.scores[known], golden[known])
-    tau = tau[~np.isnan(tau)]
-    if len(tau) < 2:
+    truth, scores = golden[known], outcome.scores[known]
+    tau = over_images(kendall_tau(truth, scores))
+    if tau.mean is None:
         return {}
     cells = golden.shape[1]
     k = min(outcome.final_tokens, cells)
-    mean, low, high = bootstrap_mean(tau, seed=0)
-    return {
-        "tau": mean,
-        "tau_low": low,
-        "tau_high": high,
-        "match_at_k": float(match_at_k(golden[known], outcome.scores[known], k).mean()),
+    weighted = over_images(weighted_tau(truth, scores))
+    facts = {
+        "tau": tau.mean,
+        "tau_low": tau.low,
+        "tau_high": tau.high,
+        "weighted_tau": weighted.mean,
+        "weighted_tau_low": weighted.low,
+        "weighted_tau_high": weighted.high,
+        "match_at_k": float(match_at_k(truth, scores, k).mean()),
         "match_k": k,
         "match_chance": match_chance(k, cells),
-        "golden_images": len(tau),
+        "golden_images": tau.counted,
+        "tau_undefined": tau.undefined,
     }
-
-
-def fitting(
-    blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False
-) -> Record | None:
-    """Find the newest known record made under the same conditions as ``blank``.
-
-    Args:
-        blank: a record without measurements.
-        known: earlier records.
-        batches: batch sizes whose latency is wanted too.
-        ranked: agreement with golden rankings is wanted too; it needs tokens that went.
-    """
-    for record in reversed(known):
-        same = all(getattr(record, name) == getattr(blank, name) for name in _GIVEN)
-        timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
-        compared = record.golden_images is not None or not ranked or record.keep == 1
-        if same and timed and compared:
-            return record
-    return None
-
-
-_MEASURED = (
-    "created", "git_commit", "correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense",
-    "diff_low", "diff_high", "gflops", "params", "tokens_per_block", "final_tokens", "latency",
-    "tau", "tau_low", "tau_high", "match_at_k", "match_k", "match_chance", "golden_images",
-)  # fmt: skip
-_GIVEN = tuple(field.name for field in fields(Record) if field.name not in _MEASURED)
+    if k == cells:  # no border
+        return facts
+    border = over_images(border_overlap(truth, scores, k))
+    return facts | {
+        "border_overlap": border.mean,
+        "border_low": border.low,
+        "border_high": border.high,
+        "border_chance": border_chance(k, cells),
+    }

@@ -26,6 +26,9 @@ class Plan:
         dtype: name in ``DTYPES``.
         batches: batch sizes for latency, none to skip it.
         rounds: latency samples.
+        match: what each keep rate's rows have in common: None for the keep rate itself, ``gflops``
+            for the cost, the other methods' keep rates being solved for it.
+        match_to: the method that has the keep rates asked for, and whose cost the others meet.
     """
 
     models: tuple[str, ...] = ("clip_vit_s14",)
@@ -40,3 +43,5 @@ class Plan:
     dtype: str = "float32"
     batches: tuple[int, ...] = (1, 32)
     rounds: int = 5
+    match: str | None = None
+    match_to: str = "patchrank"

@@ -1,20 +1,25 @@
 """One measured row, its JSON line, and what must be equal before two rows are compared."""
 
-import difflib
 import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SCHEMA_VERSION = 1
+from harness.typed_json import parsed
+
+SCHEMA_VERSION = 2
+# Fields that came with a version; None in a line of an earlier one, which didn't measure them.
+_ADDED = {
+    2: ("weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
+        "border_high", "border_chance", "tau_undefined"),
+}  # fmt: skip
 
 CONDITIONS = (
     "dataset", "dataset_revision", "split", "shots", "seed", "image_count", "tag",
@@ -77,7 +82,15 @@ class Record:
     match_at_k: float | None = None  # mean share of golden's match_k best that this method has too
     match_k: int | None = None
     match_chance: float | None = None  # what unrelated rankings give
-    golden_images: int | None = None  # images behind tau and match_at_k
+    weighted_tau: float | None = None  # mean top-weighted tau against the golden ranking, likewise
+    weighted_tau_low: float | None = None
+    weighted_tau_high: float | None = None
+    border_overlap: float | None = None  # mean share on golden's side of the border, likewise
+    border_low: float | None = None
+    border_high: float | None = None
+    border_chance: float | None = None  # what unrelated rankings give
+    golden_images: int | None = None  # images behind the agreement
+    tau_undefined: int | None = None  # golden images without a tau, as all patches scored alike
     device: str
     device_name: str
     dtype: str
@@ -95,6 +108,8 @@ class Record:
         _check_interval(self, "top1", "top1_low", "top1_high")
         _check_interval(self, "diff_to_dense", "diff_low", "diff_high")
         _check_interval(self, "tau", "tau_low", "tau_high")
+        _check_interval(self, "weighted_tau", "weighted_tau_low", "weighted_tau_high")
+        _check_interval(self, "border_overlap", "border_low", "border_high")
         share = self.correct.mean() if self.image_count else math.nan
         if not math.isclose(share, self.top1, abs_tol=1e-6):
             raise ValueError(f"top1 is {self.top1}, but correct_bits says {share}")
@@ -210,34 +225,16 @@ def _line(record: Record) -> str:
 
 def _record(line: str) -> Record:
     values = json.loads(line)
-    if isinstance(values, dict) and (found := values.get("schema_version")) != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {found!r}, this version reads {SCHEMA_VERSION}")
-    record: Record = _parsed(Record, values, "record")
+    if isinstance(values, dict):
+        found = values.get("schema_version")
+        if type(found) is not int or not 1 <= found <= SCHEMA_VERSION:
+            known = " and ".join(map(str, range(1, SCHEMA_VERSION + 1)))
+            raise ValueError(f"schema_version is {found!r}, this version reads {known}")
+        for version in range(found + 1, SCHEMA_VERSION + 1):
+            values |= dict.fromkeys(_ADDED[version])
+        values["schema_version"] = SCHEMA_VERSION
+    record: Record = parsed(Record, values, "record")
     return record
-
-
-def _parsed(kind: Any, value: Any, name: str) -> Any:
-    """Return the JSON value as the annotated type, or raise ValueError that names the field."""
-    for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
-        if is_dataclass(option) and isinstance(value, dict):
-            return _dataclass(option, value)
-        if get_origin(option) is tuple and isinstance(value, list):
-            return tuple(_parsed(get_args(option)[0], item, name) for item in value)
-        if option is float and type(value) in {int, float}:
-            return float(value)
-        if type(value) is (get_origin(option) or option):
-            return value
-    raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
-
-
-def _dataclass(kind: Any, values: dict[str, Any]) -> Any:
-    kinds = get_type_hints(kind)
-    for name in values.keys() - kinds.keys():
-        near = "".join(difflib.get_close_matches(name, kinds, n=1)) or "none that is close"
-        raise ValueError(f"unknown field {name!r}, did you mean: {near}")
-    if missing := [name for name in kinds if name not in values]:
-        raise ValueError(f"missing field {missing[0]!r}")
-    return kind(**{name: _parsed(kinds[name], value, name) for name, value in values.items()})
 
 
 def _check_interval(holder: object, value: str, low: str, high: str) -> None:

@@ -37,8 +37,10 @@ _NOTES = (
     "Top-1 with its 95 % Wilson interval; the difference to dense in points on the same images, "
     "with its 95 % paired bootstrap interval. GFLOPs are 1e9 multiply-adds per image, attention "
     "included. Latency is the median with the quartiles, interleaved with dense; below 1 × is "
-    "faster than dense. Kendall τ and match at k are against the golden ranking; chance is what "
-    "unrelated rankings reach. – means not measured."
+    "faster than dense. Kendall τ, plain and top-weighted, match at k and border overlap are "
+    "against the golden ranking; k is the number of patch tokens kept, and border overlap is the "
+    "share of the patches within 10 % of all from golden's k-th that fall on its side. Chance is "
+    "what unrelated rankings reach. – means not measured."
 )
 
 _SUMMARY = ("Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "× dense", "Kendall τ")
@@ -132,7 +134,7 @@ def _columns(records: Sequence[Record]) -> list[_Column]:
     """Return the headings and what fills them, with three columns for each batch size timed."""
     columns: list[_Column] = [
         ("Method", lambda record: record.method),
-        ("Keep", lambda record: f"{100 * record.keep:g} %"),
+        ("Keep", lambda record: f"{100 * record.keep:.3g} %"),
         ("Top-1, %", lambda r: _interval(r.top1, r.top1_low, r.top1_high, 100, "{:.1f}")),
         ("To dense", lambda r: _interval(r.diff_to_dense, r.diff_low, r.diff_high, 100, "{:+.1f}")),
         ("GFLOPs", lambda record: _number(record.gflops, "{:.2f}")),
@@ -146,7 +148,14 @@ def _columns(records: Sequence[Record]) -> list[_Column]:
     return [
         *columns,
         ("Kendall τ", lambda r: _interval(r.tau, r.tau_low, r.tau_high, 1, "{:+.2f}")),
+        (
+            "Weighted τ",
+            lambda r: _interval(
+                r.weighted_tau, r.weighted_tau_low, r.weighted_tau_high, 1, "{:+.2f}"
+            ),
+        ),
         ("Match at k (chance), %", _match),
+        ("Border overlap (chance), %", _border),
         ("Final tokens", lambda record: _number(record.final_tokens, "{}")),
     ]
 
@@ -182,6 +191,13 @@ def _match(record: Record) -> str:
     if record.match_at_k is None or record.match_k is None or record.match_chance is None:
         return NOT_MEASURED
     return f"{100 * record.match_at_k:.1f} at {record.match_k} ({100 * record.match_chance:.1f})"
+
+
+def _border(record: Record) -> str:
+    shown = _interval(record.border_overlap, record.border_low, record.border_high, 100, "{:.1f}")
+    if record.border_chance is None:
+        return shown
+    return f"{shown} ({100 * record.border_chance:.1f})"
 
 
 def _about(group: Sequence[Record]) -> str:

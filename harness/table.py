@@ -8,8 +8,10 @@ from rich.table import Table
 import zoo
 from harness.datasets import get_dataset, list_datasets
 from harness.floor import Floor
+from harness.match import Matched
 from harness.protocol import captions, protocol
 from harness.records import Latency, Record
+from harness.statistics import Interval
 from zoo.registry import PERCENTS, SIZES
 from zoo.weights import find_predictor
 
@@ -54,7 +56,7 @@ def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
 
     Args:
         records: of one dataset.
-        wide: all columns (about 160 characters); else the most telling ones (80 characters).
+        wide: all columns (about 190 characters); else the most telling ones (80 characters).
     """
     batches = sorted({entry.batch for record in records for entry in record.latency})
     caption = "top-1 in % with 95 % intervals; "
@@ -94,6 +96,12 @@ def _match(record: Record) -> str:
     return f"{record.match_at_k:.2f} ({_number(record.match_chance, '.2f')})"
 
 
+def _border(record: Record) -> str:
+    if record.border_overlap is None:
+        return NOT_MEASURED
+    return f"{record.border_overlap:.2f} ({_number(record.border_chance, '.2f')})"
+
+
 def _narrow(batches: Sequence[int]) -> Columns:
     columns: Columns = {
         "method": lambda r: r.method,
@@ -121,7 +129,9 @@ def _wide(batches: Sequence[int]) -> Columns:
     for batch in batches[-1:]:
         columns["images/s"] = _timed(batch, lambda entry: f"{entry.images_per_s:.0f}")
     columns["tau"] = lambda r: _number(r.tau, ".2f")
+    columns["w. tau"] = lambda r: _number(r.weighted_tau, ".2f")
     columns["match@k (chance)"] = _match
+    columns["border (chance)"] = _border
     columns["tokens"] = lambda r: _number(r.final_tokens, "d")
     return columns
 
@@ -136,16 +146,48 @@ def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
     for head in ("method", "keep", "images", "top-1", "random", "difference"):
         table.add_column(head, justify="left" if head == "method" else "right")
     for row in rows:
-        estimate, low, high = row.difference
         table.add_row(
             row.method,
             f"{100 * row.keep:.0f}",
             str(row.image_count),
             _percent(row.top1),
             _percent(row.random_top1),
-            f"{100 * estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+            _points(row.difference),
         )
     return table
+
+
+def matched_table(rows: Sequence[Matched]) -> Table:
+    """Lay out methods at equal cost, one block per keep rate of the target."""
+    method = rows[0].target.method
+    table = Table(
+        title=f"at equal GFLOPs: {title(rows[0].record)}",
+        caption=f"top-1 in %, the difference to {method} in points with 95 % paired bootstrap "
+        "interval; p: exact McNemar test, one comparison at a time",
+    )
+    heads = ("at", "method", "keep", "GFLOPs", "off", "top-1", f"to {method}", "p")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "method" else "right", no_wrap=True)
+    for row in rows:
+        own = row.difference is None
+        if own:
+            table.add_section()
+        table.add_row(
+            f"{method} {100 * row.target.keep:.3g}" if own else "",
+            row.record.method,
+            f"{100 * row.record.keep:.1f}",
+            _number(row.record.gflops, ".3f"),
+            NOT_MEASURED if own else f"{100 * row.off:+.2f} %",
+            _percent(row.record.top1),
+            NOT_MEASURED if row.difference is None else _points(row.difference),
+            _number(row.p_value, ".3f"),
+        )
+    return table
+
+
+def _points(difference: Interval) -> str:
+    estimate, low, high = (100 * number for number in difference)
+    return f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def list_tables() -> list[Table]:

@@ -19,6 +19,7 @@ from zoo.weights import find_predictor, load_predictor
 
 DENSE, GOLDEN = "dense", "golden"
 BLOCK = GoldenConfig.block
+Asked = tuple[str, float]  # a method and its keep rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,25 +68,41 @@ def variants(
     Raises:
         ValueError: unknown method, keep rates of one name, or one that a method can't do.
     """
+    rates = tuple(keeps)
+    asked = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else rates)]
+    return rows_of(dense, arch, tag, asked)
+
+
+def rows_of(dense: ReducedViT, arch: str, tag: str, asked: Iterable[Asked]) -> list[Variant]:
+    """Make the rows for a dense tower, each method with keep rates of its own.
+
+    Args:
+        dense: the tower.
+        arch: its timm name.
+        tag: its weight tag.
+        asked: methods from ``known_methods``, and keep rates; 1 for the dense one.
+
+    Raises:
+        ValueError: as in ``variants``.
+    """
     rows: list[Variant] = []
-    for method in methods:
+    for method, keep in asked:
         if method not in known_methods():
             raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
         if method == DENSE:
             rows.append(Variant(model=arch, method=method, keep=1.0, vit=dense, config={}))
             continue
-        for keep in keeps:
-            name = f"{arch}_{method}{round(100 * keep)}"
-            for row in rows:
-                if row.model == name:
-                    raise ValueError(
-                        f"{name} twice, for keep rates {row.keep:g} and {keep:g}: give each method "
-                        "once, and rates of different whole percents"
-                    )
-            if method == GOLDEN:
-                config = {"keep": keep, "block": BLOCK}
-                rows.append(Variant(model=name, method=method, keep=keep, vit=dense, config=config))
-                continue
+        name = f"{arch}_{method}{round(100 * keep)}"
+        for row in rows:
+            if row.model == name:
+                raise ValueError(
+                    f"{name} twice, for keep rates {row.keep:g} and {keep:g}: give each method "
+                    "once, and rates of different whole percents"
+                )
+        if method == GOLDEN:
+            config = {"keep": keep, "block": BLOCK}
+            rows.append(Variant(model=name, method=method, keep=keep, vit=dense, config=config))
+        else:
             rows.append(_reduced(dense, arch, tag, name, method, keep))
     return rows
 

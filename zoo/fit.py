@@ -1,5 +1,6 @@
 """Fit a predictor to golden rankings (arXiv 2409.14607, section 3.3)."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -11,10 +12,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from zoo.predictor import ARCHITECTURES, Predictor
+from zoo.architectures import ARCHITECTURES
+from zoo.checkpoint import FitState, write_whole
+from zoo.losses import LOSSES, loss_of
+from zoo.predictor import Predictor
+from zoo.ranked import RankedTokens
 from zoo.reducer import expected
 
-LOSSES = ("listnet", "mse")
+CHUNK = 64  # images at a time where nothing is learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +27,12 @@ class FitConfig:
     """Recipe of a predictor.
 
     Attributes:
-        arch: architecture, see ``zoo.predictor``.
+        arch: architecture, see ``zoo.architectures``.
         width: channels inside.
-        loss: ``listnet``: cross-entropy between the softmax of the per-image z-normalised golden
-            importance and of the prediction; ``mse``: squared error to the z-normalised importance.
-        epochs: most passes over the training images.
+        loss: see ``zoo.losses``.
+        epochs: most epochs.
+        steps: least steps per epoch: images that make fewer are gone through again in it, so that
+            a few of them are learnt from as long as many.
         patience: epochs without a better validation loss before stopping.
         batch: images per step.
         learning_rate: of AdamW, cosine to zero.
@@ -38,6 +44,7 @@ class FitConfig:
     width: int = 64
     loss: str = "listnet"
     epochs: int = 40
+    steps: int = 16
     patience: int = 8
     batch: int = 32
     learning_rate: float = 2e-3
@@ -50,23 +57,13 @@ class FitConfig:
             raise ValueError(f"loss={self.loss!r}: {expected(self.loss, LOSSES)}")
         if self.arch not in ARCHITECTURES:
             raise ValueError(f"arch={self.arch!r}: {expected(self.arch, ARCHITECTURES)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankedTokens:
-    """What a predictor learns from.
-
-    Attributes:
-        tokens: (n, prefix + N, D) tokens that enter the reduction point, any float type.
-        importance: (n, N) golden importance, higher = keep.
-        prefix: number of prefix tokens.
-        grid: (rows, columns).
-    """
-
-    tokens: Tensor
-    importance: Tensor
-    prefix: int
-    grid: tuple[int, int]
+        for name in ("width", "epochs", "steps", "patience", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay={self.weight_decay!r}: expected a number from 0")
 
 
 def fit_predictor(
@@ -75,55 +72,86 @@ def fit_predictor(
     config: FitConfig,
     *,
     on_epoch: Callable[[int, float, float], None] = lambda *_: None,
+    checkpoint: Path | None = None,
 ) -> Predictor:
     """Fit a predictor; keep the weights of the epoch with the best validation loss.
+
+    The same data, recipe, machine and number of threads give the same weights bit for bit, whether
+    or not the fit was stopped in between.
 
     Args:
         train: images to learn from.
         val: other images, for early stopping only.
         config: recipe.
         on_epoch: called with epoch, training loss and validation loss.
+        checkpoint: file that keeps the state after each epoch, and from which the fit goes on if
+            it is there; it stays at the end.
+
+    Raises:
+        ValueError: no images, a loss that is NaN, or a checkpoint of another fit.
     """
-    torch.manual_seed(config.seed)
-    dim = train.tokens.shape[-1]
-    predictor = Predictor(config.arch, dim, config.width, train.grid, None, None)
-    optimiser = torch.optim.AdamW(
-        predictor.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    if not len(train) or not len(val):
+        raise ValueError("nothing to fit: no images to learn from, or none for early stopping")
+    state = _begin(train, val, config)
+    if checkpoint is not None:
+        state.resume(checkpoint)
     target, target_val = _normalised(train.importance), _normalised(val.importance)
-    best, best_state, since = math.inf, predictor.state_dict(), 0
-    for epoch in range(config.epochs):
-        total = 0.0
-        for group in optimiser.param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
-            group["lr"] = config.learning_rate * cosine
-        order = torch.randperm(len(target))
-        for rows in order.split(config.batch):
-            predicted = predictor(train.tokens[rows].float(), train.prefix, train.grid)
-            loss = loss_of(config.loss, predicted, target[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += loss.item() * len(rows)
-        val_loss = _validate(predictor, val, target_val, config)
-        on_epoch(epoch, total / len(target), val_loss)
+    while state.epoch < config.epochs and state.since < config.patience:
+        epoch = state.epoch
+        loss = _learn(state, train, target, config)
+        val_loss = _validate(state.model, val, target_val, config)
         if math.isnan(val_loss):
             raise ValueError(f"validation loss is NaN in epoch {epoch}; lower learning_rate")
-        since += 1
-        if val_loss < best:
-            best, since = val_loss, 0
-            best_state = {k: v.clone() for k, v in predictor.state_dict().items()}
-        if since >= config.patience:
-            break
-    predictor.load_state_dict(best_state)
+        state.judge(val_loss)
+        if checkpoint is not None:
+            state.save(checkpoint)
+        on_epoch(epoch, loss, val_loss)
+    predictor = state.model
+    assert isinstance(predictor, Predictor)
+    predictor.load_state_dict(state.best_weights)
     return predictor.eval()
 
 
-def loss_of(name: str, predicted: Tensor, target: Tensor) -> Tensor:
-    """Return the loss between predictions (B, N) and z-normalised importance (B, N)."""
-    if name == "listnet":
-        return -(target.softmax(dim=1) * predicted.log_softmax(dim=1)).sum(dim=1).mean()
-    return (predicted - target).square().mean()
+def _begin(train: RankedTokens, val: RankedTokens, config: FitConfig) -> FitState:
+    # The caller's random numbers are left alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        dim = train.tokens.shape[-1]
+        model = Predictor(config.arch, dim, config.width, train.grid, None, None)
+    # What its scale and shift could do, the layer behind it can; without gradients of the tokens a
+    # fit takes two thirds of the time.
+    model.norm.requires_grad_(False)
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for data in (train, val):
+        digest.update(repr((tuple(data.tokens.shape), data.prefix, data.grid)).encode())
+        digest.update(data.importance.contiguous().numpy().tobytes())
+    return FitState(
+        mark=digest.hexdigest(),
+        model=model,
+        optimiser=torch.optim.AdamW(
+            model.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        ),
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def _learn(state: FitState, train: RankedTokens, target: Tensor, config: FitConfig) -> float:
+    """Go through the training images once, or more often if they are few; return the mean loss."""
+    for group in state.optimiser.param_groups:
+        cosine = 0.5 * (1 + math.cos(math.pi * state.epoch / config.epochs))
+        group["lr"] = config.learning_rate * cosine
+    total, count = 0.0, 0
+    for _ in range(math.ceil(config.steps / math.ceil(len(target) / config.batch))):
+        order = torch.randperm(len(target), generator=state.generator)
+        for rows in order.split(config.batch):
+            predicted = state.model(train.tokens[rows].float(), train.prefix, train.grid)
+            loss = loss_of(config.loss, predicted, target[rows])
+            state.optimiser.zero_grad()
+            loss.backward()
+            state.optimiser.step()
+            total += loss.item() * len(rows)
+            count += len(rows)
+    return total / count
 
 
 def _normalised(importance: Tensor) -> Tensor:
@@ -133,14 +161,24 @@ def _normalised(importance: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _validate(predictor: Predictor, val: RankedTokens, target: Tensor, config: FitConfig) -> float:
-    predictor.eval()
+def _validate(
+    model: torch.nn.Module, val: RankedTokens, target: Tensor, config: FitConfig
+) -> float:
+    model.eval()
     total = 0.0
-    for rows in torch.arange(len(target)).split(64):
-        predicted = predictor(val.tokens[rows].float(), val.prefix, val.grid)
+    for rows in torch.arange(len(target)).split(CHUNK):
+        predicted = model(val.tokens[rows].float(), val.prefix, val.grid)
         total += float(loss_of(config.loss, predicted, target[rows])) * len(rows)
-    predictor.train()
+    model.train()
     return total / len(target)
+
+
+@torch.inference_mode()
+def predict(predictor: Predictor, data: RankedTokens) -> Tensor:
+    """Return the predicted importance of all images, (n, N) float32."""
+    rows = torch.arange(len(data)).split(CHUNK)
+    parts = [predictor(data.tokens[r].float(), data.prefix, data.grid) for r in rows]
+    return torch.cat(parts)
 
 
 def save_predictor(
@@ -152,6 +190,7 @@ def save_predictor(
     block: int,
     config: FitConfig,
     provenance: dict[str, Any],
+    weights: str | None = None,
 ) -> None:
     """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
 
@@ -163,6 +202,7 @@ def save_predictor(
         block: reduction point.
         config: recipe.
         provenance: JSON-able facts about the rankings.
+        weights: ``zoo.weights.blocks_fingerprint`` of the tower; None: serves any of this name.
     """
     facts = {
         "model": model,
@@ -172,8 +212,7 @@ def save_predictor(
         "recipe": asdict(config),
         "provenance": provenance,
     }
+    if weights is not None:
+        facts["weights"] = weights
     tensors = {k: v.half().contiguous() for k, v in predictor.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, {"predictor": json.dumps(facts, sort_keys=True)}))
-    partial.replace(path)
+    write_whole(path, save(tensors, {"predictor": json.dumps(facts, sort_keys=True)}))

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.predictor import ARCHITECTURES, Predictor
+from zoo.architectures import ARCHITECTURES
+from zoo.predictor import Predictor
 from zoo.pruner import Pruner
 from zoo.reducer import HostSpec, ReducerConfig, expected, register_method
 from zoo.tokens import Tokens

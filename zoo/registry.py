@@ -152,9 +152,13 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     tag = cfg.tag or next(iter(spec.tags))
     given = kwargs.pop("predictor", None)
     predictor: PredictorFile | None = None
+    if given is not None and not pretrained:
+        raise ValueError(
+            f"predictor={str(given)!r} without the tower it was fitted to: add pretrained=True"
+        )
     # Weights saved by save_for_hf carry their predictor with them.
-    saved = cfg.source in ("local-dir", "hf-hub")
-    if pretrained and not saved and name.method and METHODS[name.method].needs_predictor:
+    carried = cfg.source in ("local-dir", "hf-hub") and given is None
+    if pretrained and not carried and name.method and METHODS[name.method].needs_predictor:
         predictor = find_predictor(f"clip_vit_{name.size}", tag, given)
         predictor.fill(options, METHODS[name.method].Config)
     quick_gelu = spec.tags.get(tag, (False, ""))[0]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class PredictorFile:
         tag: weight tag of that tower.
         block: reduction point it was fitted at.
         options: method options that shape the network (``arch``, ``width``).
+        weights: ``blocks_fingerprint`` of that tower; None in files that don't tell.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class PredictorFile:
     tag: str
     block: int
     options: dict[str, Any]
+    weights: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> "PredictorFile":
@@ -62,7 +65,8 @@ class PredictorFile:
         if "predictor" not in metadata:
             raise ValueError(f"{str(path)!r} is not a predictor: it lacks the 'predictor' metadata")
         facts = json.loads(metadata["predictor"])
-        return cls(path=path, **{f: facts[f] for f in ("model", "tag", "block", "options")})
+        told = {f: facts[f] for f in ("model", "tag", "block", "options")}
+        return cls(path=path, weights=facts.get("weights"), **told)
 
     def fill(self, options: dict[str, Any], config: type[Any]) -> None:
         """Add the network's shape to ``options`` and check that the rest fits it.
@@ -82,6 +86,25 @@ class PredictorFile:
             raise ValueError(
                 f"reduce_at={points!r}: the predictor {str(self.path)!r} was fitted at block "
                 f"{self.block}; fit one with: {fit_command(self.model, self.tag, first)}"
+            )
+
+    def require(self, tower: Mapping[str, Tensor]) -> None:
+        """Refuse a tower with other weights than the one that this was fitted to.
+
+        Args:
+            tower: its state dict; only the blocks count.
+
+        Raises:
+            ValueError: the weights differ.
+        """
+        if self.weights is None:
+            return
+        found = blocks_fingerprint(tower)
+        if found != self.weights:
+            raise ValueError(
+                f"the predictor {str(self.path)!r} was fitted to {self.model}.{self.tag} with "
+                f"weights {self.weights}, these are {found}; fit one to them with: "
+                f"{fit_command(self.model, self.tag, self.block)}"
             )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -135,7 +158,8 @@ def filter_weights(
         predictor: where a patchrank model's predictor comes from; None if in ``state_dict``.
 
     Raises:
-        ValueError: the model has a predictor and no weights for it came along.
+        ValueError: the model has a predictor, and no weights for it came along, or ``predictor``
+            was fitted to other weights of the tower.
     """
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
     tower = {k: v for k, v in state_dict.items() if not k.startswith("reducer.")}
@@ -147,6 +171,7 @@ def filter_weights(
     if model.reducer is None:
         return weights | reducer
     if predictor is not None:
+        predictor.require(weights)
         reducer = predictor.tensors()
     wanted = {k for k in model.state_dict() if k.startswith("reducer.")}
     if missing := sorted(wanted - reducer.keys()):
@@ -166,18 +191,41 @@ def fingerprint(model: ReducedViT) -> str:
     The weights are taken as float32, so that a model has one fingerprint in every precision that
     it can be stored in without loss.
     """
+    return _digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
+
+
+def blocks_fingerprint(tower: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits of the sha256 over the weights of a state dict's blocks, as float32.
+
+    Unlike ``fingerprint`` it is the same for every image size and head that a tower is built with.
+    """
+    return _digest({k: v for k, v in tower.items() if k.startswith("blocks.")})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("reducer."):
-            digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def load_predictor(model: ReducedViT, found: PredictorFile) -> None:
-    """Fill the predictor of a patchrank model made by ``zoo.reduce``."""
-    wanted = {k for k in model.state_dict() if k.startswith(_PREDICTOR)}
-    tensors = found.tensors()
-    if wanted != tensors.keys():
+    """Fill the predictor of a patchrank model made by ``zoo.reduce``.
+
+    Raises:
+        ValueError: the model has no predictor of this architecture, reduces at another block, or
+            its tower has other weights.
+    """
+    state, tensors = model.state_dict(), found.tensors()
+    shapes = {k: v.shape for k, v in state.items() if k.startswith(_PREDICTOR)}
+    if shapes != {k: v.shape for k, v in tensors.items()}:
         raise ValueError(f"the predictor {str(found.path)!r} has another architecture")
+    assert model.reducer is not None
+    if model.reducer.first_block != found.block:
+        raise ValueError(
+            f"this model reduces before block {model.reducer.first_block}, the predictor "
+            f"{str(found.path)!r} was fitted at block {found.block}"
+        )
+    found.require(state)
     model.load_state_dict(tensors, strict=False)

@@ -169,6 +169,21 @@ def store_name(model: str, dataset: str, split: str, score: str = "preservation"
     return re.sub(r"[^\w.,-]+", "-", f"{role}-{model}-{dataset}-{split}")
 
 
+def shipped_rankings(model: str, dataset: str, split: str, block: int) -> Path | None:
+    """Return the file that ships with the rankings by preservation, None if there is none.
+
+    Args:
+        model: dense timm name with its weight tag.
+        dataset: name of the dataset.
+        split: train, val or test.
+        block: reduction point that they are for, 0-based.
+    """
+    path = DATA_DIR / f"{store_name(model, dataset, split)}.parquet"
+    if path.is_file() and Rankings.read(path).provenance.block == block:
+        return path
+    return None
+
+
 def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Path:
     """Return where in the user's cache ``rank`` keeps rankings, one store per settings."""
     name = store_name(model, dataset, split, config.score)

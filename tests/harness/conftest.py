@@ -15,6 +15,7 @@ from PIL import Image
 import zoo
 from harness.datasets.base import Dataset, Example, Split, SplitName
 from harness.golden.store import Provenance, Rankings
+from harness.towers import Tower
 from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor
@@ -134,3 +135,23 @@ def ranked(dense: zoo.ReducedViT, toy: Toy) -> Callable[..., Rankings]:
         )
 
     return make
+
+
+@pytest.fixture
+def miniature(parts: ClipParts, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit with the tower and the dataset of this file, whatever the names."""
+    tower = Tower(parts.model.visual, parts.preprocess, f"{ARCH}.{TAG}", parts)
+    monkeypatch.setattr("harness.fit.load_tower", lambda name: tower)
+    monkeypatch.setattr("harness.fit.get_dataset", lambda name: toy)
+
+
+@pytest.fixture
+def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path]:
+    """Write random rankings of a toy split's first images as a small file."""
+
+    def call(split: SplitName, count: int | None = None, **facts: Any) -> Path:
+        path = tmp_path / f"{split}-{len(list(tmp_path.iterdir()))}.parquet"
+        ranked(split, count, **facts).write(path)
+        return path
+
+    return call

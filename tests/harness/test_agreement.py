@@ -1,4 +1,6 @@
-"""Check agreement against scipy, against sets, and against the trap of comparing id lists."""
+"""Check agreement against scipy, loops and sets, and against the trap of comparing id lists."""
+
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from harness import agreement
+from harness.ranks import rank_vector
+from harness.statistics import bootstrap_mean
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 24))
 tied = st.integers(-3, 3)
@@ -36,13 +40,43 @@ def test_tau_equals_scipy_on_every_row(pair: tuple[np.ndarray, np.ndarray]) -> N
     np.testing.assert_allclose(agreement.kendall_tau(a, b), expected, atol=1e-12)
 
 
-def test_tau_of_196_patches_and_many_images_equals_scipy() -> None:
-    generator = np.random.default_rng(0)
-    a = generator.integers(0, 60, size=(1100, 196))
-    b = a + generator.normal(0, 30, size=a.shape)
-    taus = agreement.kendall_tau(a, b)
-    for row in (0, 511, 512, 1024, 1099):  # both sides of every chunk boundary
-        assert taus[row] == pytest.approx(slow_tau(a[row], b[row]), abs=1e-12)
+def slow_weighted_tau(a: list[float], b: list[float]) -> float:
+    """Sum over pairs as printed; rank r, by one side and then the other, weighs 1 / (1 + r)."""
+    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
+    results = []
+    for first, second in ((a, b), (b, a)):
+        order = sorted(range(len(a)), key=lambda i: (first[i], second[i]), reverse=True)
+        weight = {patch: 1 / (1 + rank) for rank, patch in enumerate(order)}
+
+        def product(x: list[float], y: list[float], weight: dict[int, float] = weight) -> float:
+            signs = ((x[i] > x[j]) - (x[i] < x[j]) for i, j in pairs)
+            others = ((y[i] > y[j]) - (y[i] < y[j]) for i, j in pairs)
+            terms = zip(pairs, signs, others, strict=True)
+            return sum((weight[i] + weight[j]) * s * o for (i, j), s, o in terms)
+
+        scale = math.sqrt(product(a, a) * product(b, b))
+        results.append(product(a, b) / scale if scale else math.nan)
+    return sum(results) / 2
+
+
+@given(score_pairs())
+def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(
+    pair: tuple[np.ndarray, np.ndarray],
+) -> None:
+    found = agreement.weighted_tau(*pair)
+    rows = [(a.tolist(), b.tolist()) for a, b in zip(*pair, strict=True)]
+    np.testing.assert_allclose(found, [slow_weighted_tau(*row) for row in rows], atol=1e-9)
+    alone = [stats.weightedtau(*row, rank=True).statistic for row in rows]
+    np.testing.assert_allclose(found, alone, atol=1e-12)
+
+
+def test_weighted_tau_minds_the_top_more_than_the_bottom() -> None:
+    best_first = np.arange(20.0, 0, -1)[None]
+    top, bottom = best_first.copy(), best_first.copy()
+    top[0, :2], bottom[0, -2:] = top[0, 1::-1], bottom[0, :-3:-1]
+    assert agreement.kendall_tau(best_first, top) == agreement.kendall_tau(best_first, bottom)
+    heavy, light = (agreement.weighted_tau(best_first, other)[0] for other in (top, bottom))
+    assert heavy < 0.97 < light < 1
 
 
 @given(score_pairs())
@@ -53,12 +87,14 @@ def test_tau_is_symmetric_odd_and_blind_to_monotone_maps(
     taus = agreement.kendall_tau(a, b)
     np.testing.assert_allclose(agreement.kendall_tau(b, a), taus, atol=1e-12)
     np.testing.assert_allclose(agreement.kendall_tau(a, -b), -taus, atol=1e-12)
-    np.testing.assert_array_equal(agreement.kendall_tau(a, b**3 + 7), taus)
+    np.testing.assert_allclose(agreement.kendall_tau(a, b**3 + 7), taus, atol=1e-12)
 
 
-def test_tau_is_exactly_one_and_nan_where_constant() -> None:
+def test_taus_are_one_with_themselves_and_nan_where_constant() -> None:
     scores = np.array([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0], [0.0, 0.0, 1.0]])
-    np.testing.assert_array_equal(agreement.kendall_tau(scores, scores), [1, np.nan, 1])
+    for tau in (agreement.kendall_tau, agreement.weighted_tau):
+        np.testing.assert_allclose(tau(scores, scores), [1, np.nan, 1], rtol=1e-12)
+        np.testing.assert_array_equal(np.isnan(tau(scores, scores[[0, 0, 0]])), [0, 1, 0])
 
 
 def test_torch_scores_are_welcome() -> None:
@@ -85,20 +121,65 @@ def test_match_handles_unsigned_scores() -> None:
     assert agreement.match_at_k(scores, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
 
 
-def test_unrelated_scores_match_by_chance() -> None:
+@given(score_pairs(), st.data())
+def test_border_overlap_equals_a_walk_along_the_true_order(
+    pair: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    truth, scores = pair
+    n = truth.shape[1]
+    k, band = data.draw(st.integers(1, n - 1)), data.draw(st.sampled_from((0.01, 0.1, 0.5, 1.0)))
+
+    def order(row: np.ndarray) -> list[int]:
+        return sorted(range(n), key=lambda patch: -float(row[patch]))
+
+    reach = max(1, round(band * n))
+    expected, chances = [], []
+    for true, other in zip(map(order, truth), map(order, scores), strict=True):
+        near = [place for place in range(n) if k - reach <= place < k + reach]
+        kept = {true[place] for place in near if true[place] in other[:k]}
+        expected.append(np.mean([(true[place] in kept) == (place < k) for place in near]))
+        chances.append(np.mean([k / n if place < k else 1 - k / n for place in near]))
+    np.testing.assert_allclose(agreement.border_overlap(truth, scores, k, band), expected)
+    assert agreement.border_chance(k, n, band) == pytest.approx(chances[0])
+
+
+def test_border_overlap_sees_only_the_border() -> None:
+    """Shuffled within the kept and within the lost: the same cut, whatever tau says."""
+    generator = np.random.default_rng(0)
+    truth = np.tile(np.arange(100.0), (50, 1))
+    shuffled = np.hstack([generator.permuted(part, axis=1) for part in np.split(truth, [40], 1)])
+    assert agreement.border_overlap(truth, shuffled, 60).tolist() == [1.0] * 50
+    assert agreement.match_at_k(truth, shuffled, 60).tolist() == [1.0] * 50
+    assert agreement.kendall_tau(truth, shuffled).mean() < 0.6
+    # The four on either side of the border change places: 8 wrong of the 20 that are looked at.
+    swapped = np.hstack([truth[:, :36], truth[:, 40:44], truth[:, 36:40], truth[:, 44:]])
+    np.testing.assert_allclose(agreement.border_overlap(truth, swapped, 60), 0.6)
+    np.testing.assert_allclose(agreement.match_at_k(truth, swapped, 60), 56 / 60)
+
+
+def test_unrelated_scores_agree_by_chance() -> None:
     a, b = np.random.default_rng(0).random((2, 2000, 196))
     assert agreement.match_chance(100, 196) == pytest.approx(0.510, abs=5e-4)
     assert agreement.match_at_k(a, b, 100).mean() == pytest.approx(100 / 196, abs=0.005)
     assert agreement.kendall_tau(a, b).mean() == pytest.approx(0, abs=0.005)
+    assert agreement.weighted_tau(a, b).mean() == pytest.approx(0, abs=0.015)
+    for k in (5, 59, 190):
+        chance = agreement.border_chance(k, 196)
+        assert agreement.border_overlap(a, b, k).mean() == pytest.approx(chance, abs=0.01)
 
 
-@given(st.integers(2, 30), st.integers(0, 10))
-def test_rank_vector_inverts_a_ranking(n: int, seed: int) -> None:
-    ranking = np.random.default_rng(seed).permuted(np.tile(np.arange(n), (3, 1)), axis=1)
-    ranks = agreement.rank_vector(ranking)
-    for row in range(3):
-        assert [ranks[row].tolist().index(place) for place in range(n)] == ranking[row].tolist()
-    np.testing.assert_array_equal(np.argsort(-agreement.ranking_importance(ranking)), ranking)
+def test_the_mean_over_images_leaves_out_and_counts_what_has_no_value() -> None:
+    values = [0.1, math.nan, 0.3, 0.2, math.nan]
+    found = agreement.over_images(values)
+    assert (found.mean, found.counted, found.undefined) == (pytest.approx(0.2), 3, 2)
+    assert tuple(bootstrap_mean([0.1, 0.3, 0.2], seed=0)) == (found.mean, found.low, found.high)
+    for value in np.random.default_rng(0).random(50):
+        alike = agreement.over_images([value] * 7)
+        assert alike.low <= alike.mean <= alike.high
+    for few, undefined in (([0.5], 0), ([0.5, math.nan], 1), ([math.nan] * 2, 2), ([], 0)):
+        alone = agreement.over_images(few)
+        assert (alone.mean, alone.low, alone.high) == (None, None, None)
+        assert (alone.counted, alone.undefined) == (len(few) - undefined, undefined)
 
 
 def test_comparing_rank_vectors_is_not_comparing_id_lists() -> None:
@@ -106,7 +187,7 @@ def test_comparing_rank_vectors_is_not_comparing_id_lists() -> None:
     importance = generator.random((200, 196))
     noisy = importance + generator.normal(0, 0.08, size=importance.shape)
     rankings = np.argsort(-importance), np.argsort(-noisy)
-    by_rank = agreement.kendall_tau(*map(agreement.rank_vector, rankings)).mean()
+    by_rank = agreement.kendall_tau(*map(rank_vector, rankings)).mean()
     assert by_rank == pytest.approx(agreement.kendall_tau(importance, noisy).mean())
     assert by_rank > 0.7
     assert abs(agreement.kendall_tau(*rankings).mean()) < 0.2
@@ -124,7 +205,10 @@ def test_refusals_name_what_is_wrong() -> None:
         agreement.match_at_k(two, two, 5)
     with pytest.raises(ValueError, match=r"1\.\.4 .* got 0"):
         agreement.match_chance(0, 4)
-    with pytest.raises(ValueError, match=r"row 1 .* 0\.\.2 \(1 of 2 rows are not\): \[0, 2, 2\]"):
-        agreement.rank_vector([[0, 1, 2], [0, 2, 2]])
-    with pytest.raises(ValueError, match=r"integers, got \(1, 2\) float64"):
-        agreement.rank_vector([[0.0, 1.0]])
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=rf"on both sides: k must lie in 1\.\.3, got {k}"):
+            agreement.border_overlap(two, two, k)
+    with pytest.raises(ValueError, match=r"band must lie in \(0, 1\], got 0"):
+        agreement.border_chance(2, 4, 0)
+    with pytest.raises(ValueError, match="scores_a has NaN in 2 of 2 images"):
+        agreement.weighted_tau(two * float("nan"), two)

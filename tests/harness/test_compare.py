@@ -106,9 +106,11 @@ def test_what_a_record_says(ranked_test: Rankings, toy: Dataset):
     refuse_mixed([dense, random, golden, evit])
     assert [r.model for r in (dense, evit)] == [ARCH, f"{ARCH}_evit50"]
     assert [r.final_tokens for r in (dense, random, golden, evit)] == [64, 32, 32, 32]
-    assert (golden.tau, golden.match_at_k, golden.golden_images) == (1.0, 1.0, 16)
-    assert (random.match_k, random.match_chance) == (32, 0.5)
+    assert (golden.tau, golden.weighted_tau) == (pytest.approx(1), pytest.approx(1))
+    assert (golden.match_at_k, golden.border_overlap, golden.golden_images) == (1.0, 1.0, 16)
+    assert (random.match_k, random.match_chance, random.border_chance) == (32, 0.5, 0.5)
     assert abs(random.tau) < 0.1
+    assert random.border_low < 0.5 < random.border_high
     assert dense.tau is None
     assert (golden.gflops, golden.latency) == (None, ())
     assert evit.gflops < dense.gflops

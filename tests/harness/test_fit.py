@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
 import zoo
-from harness import fit as module
 from harness.datasets.base import Dataset
 from harness.fit import fit, gather, tau_of
+from harness.golden.folder import shard_path
+from harness.golden.shards import Shard
 from harness.golden.store import Rankings
 from harness.progress import Progress
-from harness.towers import Tower
 from harness.variants import variants
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor
@@ -27,23 +28,7 @@ from zoo.weights import find_predictor
 MODEL = "clip_vit_b16.openai"
 QUICK = FitConfig(arch="mlp", width=16, epochs=3)
 Write = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def _miniature(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
-    monkeypatch.setattr(module, "load_tower", lambda name: tower)
-    monkeypatch.setattr(module, "get_dataset", lambda name: toy)
-
-
-@pytest.fixture
-def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Write:
-    def call(split: str, count: int | None = None, **facts: Any) -> Path:
-        path = tmp_path / f"{split}-{len(list(tmp_path.iterdir()))}.parquet"
-        ranked(split, count, **facts).write(path)
-        return path
-
-    return call
+pytestmark = pytest.mark.usefixtures("miniature")
 
 
 @pytest.mark.parametrize("block", [0, 3])
@@ -60,15 +45,18 @@ def test_tokens_and_importance_are_of_the_same_image(
         provenance=stored.provenance,
     )
     turned.write(files[0])
-    data, found = gather(MODEL, files, Progress())
+    gathered = gather(MODEL, files, Progress())
+    data, found = gathered.data, gathered.rankings
     assert [len(rankings.image_ids) for rankings in found] == [12, 5]
-    assert (data.prefix, data.grid, data.tokens.dtype) == (1, (8, 8), torch.float16)
+    tokens = data.tokens[torch.arange(17)]
+    assert (data.prefix, data.grid, tokens.dtype) == (1, (8, 8), torch.float16)
     examples = [*toy.split("train"), *list(toy.split("val"))[:5]]
-    assert len(data.tokens) == len(data.importance) == len(examples)
+    assert len(tokens) == len(data) == len(examples)
+    assert gathered.image_ids == tuple(example.image_id for example in examples)
     for i, example in enumerate(examples):
         image = parts.preprocess(example.image)[None]
         entering, _ = dense.advance(dense.embed(image), stop=block)
-        assert torch.allclose(data.tokens[i].float(), entering.x[0], atol=2e-3, rtol=2e-3)
+        assert torch.allclose(tokens[i].float(), entering.x[0], atol=2e-3, rtol=2e-3)
         importance = (found[0] if i < 12 else found[1]).of([example.image_id])[0]
         assert np.array_equal(data.importance[i].numpy(), importance)
 
@@ -76,7 +64,7 @@ def test_tokens_and_importance_are_of_the_same_image(
 def test_equals_fitting_by_hand(write: Write):
     train, val = write("train"), write("val")
     path, tau = fit(MODEL, [train], [val], QUICK, out=None, progress=Progress())
-    data = [gather(MODEL, [file], Progress())[0] for file in (train, val)]
+    data = [gather(MODEL, [file], Progress()).data for file in (train, val)]
     slow = fit_predictor(*data, QUICK)
     stored = find_predictor("clip_vit_b16", "openai")
     assert stored.path == path
@@ -85,7 +73,7 @@ def test_equals_fitting_by_hand(write: Write):
         theirs = slow.state_dict()[name.removeprefix("reducer.predictor.")]
         assert torch.equal(tensor, theirs.half())
     with torch.no_grad():
-        predicted = slow(data[1].tokens.float(), 1, (8, 8))
+        predicted = slow(data[1].tokens[torch.arange(9)].float(), 1, (8, 8))
     taus = [
         kendalltau(p.numpy(), g.numpy()).statistic
         for p, g in zip(predicted, data[1].importance, strict=True)
@@ -110,13 +98,13 @@ def test_another_place_for_the_result(write: Write, tmp_path: Path):
 
 
 def test_tau_is_of_every_image_over_batches(write: Write):
-    data, _ = gather(MODEL, [write("train")], Progress())
+    data = gather(MODEL, [write("train")], Progress()).data
     torch.manual_seed(0)
     predictor = Predictor("conv", 48, 8, (8, 8), None, None).eval()
     found = tau_of(predictor, data)
     with torch.no_grad():
         for i in range(12):
-            alone = predictor(data.tokens[i : i + 1].float(), 1, (8, 8))[0]
+            alone = predictor(data.tokens[torch.tensor([i])].float(), 1, (8, 8))[0]
             slow = kendalltau(alone.numpy(), data.importance[i].numpy()).statistic
             assert found[i] == pytest.approx(slow, abs=1e-3)
 
@@ -128,6 +116,7 @@ def test_tau_is_of_every_image_over_batches(write: Write):
         ({"score": "label"}, "rankings of several scores: ['label', 'preservation']"),
         ({"weights": "0" * 16}, "made with weights='0000000000000000', wanted"),
         ({"model": "clip_vit_l14.openai"}, "made with model='clip_vit_l14.openai', wanted"),
+        ({"revision": "0" * 12}, "made with revision='000000000000', wanted"),
     ],
     ids=str,
 )
@@ -148,8 +137,45 @@ def test_rankings_of_a_folder_of_images_are_not_for_fitting(write: Write):
     files = [write("train", 6)], [write("val", 4)]
     stored = Rankings.read(files[0][0])
     replace(stored, provenance=replace(stored.provenance, split="all")).write(files[0][0])
-    with pytest.raises(ValueError, match="ranks a folder of images, which is not at hand here"):
+    with pytest.raises(ValueError, match="of 'toy' are of a folder of images, which is not at"):
         fit(MODEL, *files, QUICK, out=None, progress=Progress())
+
+
+def test_another_reduction_point_than_the_one_asked_for(write: Write):
+    files = [write("train", 6)], [write("val", 4)]
+    fit(MODEL, *files, QUICK, out=None, progress=Progress(), block=3)
+    with pytest.raises(ValueError, match="--block 2: these rankings are of block 3; leave it out"):
+        fit(MODEL, *files, QUICK, out=None, progress=Progress(), block=2)
+
+
+@pytest.mark.parametrize("form", ["rankings", "store"])
+def test_stores_and_rankings_do_as_well_as_files(form: str, write: Write, tmp_path: Path):
+    files = [write("train"), write("val")]
+    first, tau = fit(MODEL, files[:1], files[1:], QUICK, out=None, progress=Progress())
+    tensors = load_file(first)
+    given: list[Any] = []
+    for i, rankings in enumerate(map(Rankings.read, files)):
+        if form == "rankings":
+            given.append(rankings)
+            continue
+        store = tmp_path / f"store{i}"
+        store.mkdir()
+        for index in range(0, len(rankings.image_ids), 4):
+            rows = slice(index, index + 4)
+            shard = Shard.of(
+                rankings.importance[rows].astype(np.float32),
+                rankings.labels[rows],
+                first=index,
+                size=4,
+                image_ids=rankings.image_ids[rows],
+                provenance=rankings.provenance,
+            )
+            shard_path(store, index // 4).write_bytes(shard.encode())
+        given.append(store)
+    again, same = fit(MODEL, given[:1], given[1:], QUICK, out=None, progress=Progress())
+    # A shard's importance counts from the least, which rounds otherwise.
+    assert same == pytest.approx(tau, abs=0.02)
+    assert load_file(again).keys() == tensors.keys()
 
 
 def test_missing_files(tmp_path: Path):

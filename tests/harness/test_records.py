@@ -85,6 +85,14 @@ FULL = dataclasses.replace(
     match_k=118,
     match_chance=0.602,
     golden_images=200,
+    weighted_tau=0.4,
+    weighted_tau_low=0.35,
+    weighted_tau_high=0.42,
+    border_overlap=0.6,
+    border_low=0.58,
+    border_high=0.63,
+    border_chance=0.511,
+    tau_undefined=3,
 )
 
 
@@ -111,10 +119,33 @@ def test_records_round_trip_and_append(tmp_path: Path) -> None:
 def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
-    assert path.read_text().startswith('{"schema_version": 1, ')
+    assert path.read_text().startswith('{"schema_version": 2, ')
     values = json.loads(path.read_text())
     assert list(values) == [field.name for field in dataclasses.fields(Record)]
     assert {values[name] for name in ("gflops", "tau", "diff_to_dense", "match_k")} == {None}
+
+
+NEW_IN_2 = (
+    "weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
+    "border_high", "border_chance", "tau_undefined",
+)  # fmt: skip
+
+
+def test_a_line_of_the_first_version_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    values = dataclasses.asdict(FULL) | {"schema_version": 1}
+    for name in NEW_IN_2:
+        del values[name]
+    path.write_text(json.dumps(values) + "\n")
+    [record] = read_records(path)
+    assert record == dataclasses.replace(FULL, **dict.fromkeys(NEW_IN_2))
+    write_records(path, [record])
+    assert json.loads(path.read_text().splitlines()[1])["schema_version"] == 2
+    assert read_records(path) == [record, record]
+    del values["tau"]  # which the first version had
+    path.write_text(json.dumps(values) + "\n")
+    with pytest.raises(ValueError, match="line 1: missing field 'tau'"):
+        read_records(path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +182,10 @@ def given_value(**changes: object) -> Callable[[dict[str, Any]], object]:
         (without("gflops"), "missing field 'gflops'"),
         (given_value(gflop=1.0), "unknown field 'gflop', did you mean: gflops"),
         (given_value(zzz=1.0), "unknown field 'zzz', did you mean: none"),
-        (given_value(schema_version=2), "schema_version is 2, this version reads 1"),
+        (without("weighted_tau"), "missing field 'weighted_tau'"),
+        (given_value(schema_version=3), "schema_version is 3, this version reads 1 and 2"),
+        (given_value(schema_version=0), "schema_version is 0, this version reads 1 and 2"),
+        (given_value(schema_version=True), "schema_version is True"),
         (without("schema_version"), "schema_version is None"),
         (given_value(shots=1.5), "shots must be int, got 1.5"),
         (given_value(shots=True), "shots must be int, got True"),
@@ -163,6 +197,8 @@ def given_value(**changes: object) -> Callable[[dict[str, Any]], object]:
         (given_value(top1_low=0.51), "need top1_low <= top1 <= top1_high"),
         (given_value(tau_low=None), "or all three None"),
         (given_value(tau_high=float("nan")), "need tau_low <= tau <= tau_high"),
+        (given_value(weighted_tau=0.5), "need weighted_tau_low <= weighted_tau <= weighted"),
+        (given_value(border_low=None), "need border_low <= border_overlap .* or all three None"),
         (given_value(correct_bits="b1"), "correct_bits of 1 bytes is not of 10 images"),
         (given_value(correct_bits="b181"), "is not of 10 images"),
         (given_value(keep=60.0), r"keep must lie in \(0, 1\], got 60.0"),

@@ -80,6 +80,13 @@ PATCHRANK = row(
     match_k=118,
     match_chance=118 / 196,
     golden_images=60,
+    weighted_tau=0.413,
+    weighted_tau_low=0.391,
+    weighted_tau_high=0.433,
+    border_overlap=0.614,
+    border_low=0.5987,
+    border_high=0.6312,
+    border_chance=0.511,
     final_tokens=118,
 )
 EMOJI = [dataclasses.replace(record, dataset="emoji", shots=0) for record in (DENSE, *RANDOM)]
@@ -150,7 +157,9 @@ def test_a_table_per_dataset_with_every_figure(tmp_path: Path) -> None:
         "Batch 32, × dense": "0.70 [0.69, 0.72]",
         "Batch 32, images/s": "35.7",
         "Kendall τ": "+0.31 [+0.29, +0.33]",
+        "Weighted τ": "+0.41 [+0.39, +0.43]",
         "Match at k (chance), %": "72.3 at 118 (60.2)",
+        "Border overlap (chance), %": "61.4 [59.9, 63.1] (51.1)",
         "Final tokens": "118",
     }
     for heading in ("fashion test, 16 shots, clip_vit_s14.saliency", "emoji test, by text"):
@@ -201,7 +210,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     table = markdown_table([hostile, other])
     assert "<script" not in table
     assert "](http" not in table
-    assert {line.count("|") for line in table.splitlines()[3:]} == {9}
+    assert {line.count("|") for line in table.splitlines()[3:]} == {11}
 
 
 def test_different_conditions_are_refused_but_towers_get_their_own_table(tmp_path: Path) -> None:
@@ -230,14 +239,8 @@ def test_the_same_records_draw_the_same_bytes(tmp_path: Path) -> None:
     assert png == (tmp_path / "b.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert len(png) > 10_000
-    for word in (
-        b"patchrank",
-        b"random",
-        b"dense",
-        b"top-1, %",
-        b"GFLOPs per image",
-        b"emoji test",
-    ):
+    words = b"patchrank", b"random", b"dense", b"top-1, %", b"GFLOPs per image", b"emoji test"
+    for word in words:
         assert word in svg
     with pytest.raises(ValueError, match=r"\.png or \.svg, got 'plot.gif'"):
         write_plot(RECORDS, tmp_path / "plot.gif")

@@ -72,6 +72,13 @@ FULL = replace(
     match_k=59,
     match_chance=59 / 196,
     golden_images=8,
+    weighted_tau=0.5678,
+    weighted_tau_low=0.5,
+    weighted_tau_high=0.6,
+    border_overlap=0.644,
+    border_low=0.6,
+    border_high=0.7,
+    border_chance=0.503,
 )
 
 
@@ -98,7 +105,9 @@ def test_a_row_with_everything():
         "320 [288, 384] 0.55x",
         "132",
         "0.43",
+        "0.57",
         "0.61 (0.30)",
+        "0.64 (0.50)",
         "59",
     ]
 
@@ -106,7 +115,7 @@ def test_a_row_with_everything():
 def test_what_was_not_measured_is_a_dash_not_a_zero():
     lines = shown(comparison_table([DENSE, FULL]))
     assert cells(lines, "dense")[:3] == ["dense", "100", "75.0 [40.9, 92.9]"]
-    assert cells(lines, "dense")[3:] == ["–"] * 8
+    assert cells(lines, "dense")[3:] == ["–"] * 10
 
 
 def test_the_caption_loses_nothing_to_markup():

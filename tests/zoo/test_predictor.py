@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.predictor import ARCHITECTURES, Predictor
+from zoo.architectures import ARCHITECTURES
+from zoo.predictor import Predictor
 from zoo.reducer import HostSpec, build_reducer
 
+FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are
 HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4), prefix=1)
 
 
@@ -35,15 +37,16 @@ def test_scores_each_patch_of_each_image_alone(arch: str, prefix: int):
     assert torch.allclose(scores, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("arch", FREE)
 @torch.no_grad()
-def test_permuting_patches_permutes_the_mlps_importance():
-    model, x = predictor("mlp"), torch.randn(2, 17, 12)
+def test_permuting_patches_permutes_the_importance(arch: str):
+    model, x = predictor(arch), torch.randn(2, 17, 12)
     order = torch.randperm(16)
     moved = torch.cat((x[:, :1], x[:, 1:][:, order]), dim=1)
     assert torch.allclose(model(moved, 1, (4, 4)), model(x, 1, (4, 4))[:, order], atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["conv", "mixer"])
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES.keys() - set(FREE)))
 @torch.no_grad()
 def test_the_others_heed_the_place(arch: str):
     model, x = predictor(arch), torch.randn(2, 17, 12)
@@ -68,19 +71,49 @@ def test_conv_is_a_slow_neighbourhood_sum():
             assert torch.allclose(found[0, 4 * row + column], total, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["mlp", "conv"])
+@pytest.mark.parametrize("arch", ["conv", *FREE])
 @torch.no_grad()
 def test_free_of_the_number_of_patches(arch: str):
     assert predictor(arch)(torch.randn(2, 1 + 6 * 3, 12), 1, (6, 3)).shape == (2, 18)
 
 
+@pytest.mark.parametrize("arch", FREE)
 @torch.no_grad()
-def test_the_mixer_refuses_another_number_of_patches():
-    with pytest.raises(ValueError, match=r"made for 16 patches, got 18; .* arch='mlp' or 'conv'"):
-        predictor("mixer")(torch.randn(2, 19, 12), 1, (6, 3))
+def test_free_of_which_patches_are_left(arch: str):
+    """After an earlier reduction fewer tokens come than the grid has cells."""
+    assert predictor(arch)(torch.randn(2, 1 + 11, 12), 1, (4, 4)).shape == (2, 11)
 
 
-@pytest.mark.parametrize("arch", ["mlp", "conv"])
+@torch.no_grad()
+def test_conv_refuses_a_grid_with_holes():
+    match = r"needs the whole grid of 4 x 4 patches, got 11; use arch='mlp', 'transformer' or"
+    with pytest.raises(ValueError, match=match):
+        predictor("conv")(torch.randn(2, 12, 12), 1, (4, 4))
+
+
+@pytest.mark.parametrize("arch", ["mixer", "pooledmixer"])
+@torch.no_grad()
+def test_mixers_refuse_another_number_of_patches(arch: str):
+    with pytest.raises(ValueError, match=r"made for 16 patches, got 18; .* arch='conv', 'mlp'"):
+        predictor(arch)(torch.randn(2, 19, 12), 1, (6, 3))
+
+
+@pytest.mark.parametrize("arch", ["conv", *FREE])
+@torch.no_grad()
+def test_models_of_any_image_size(arch: str, tiny: Callable[..., nn.Module]):
+    model = tiny("clip_vit_b16_patchrank50", arch=arch, dynamic_img_size=True)
+    assert model.trace(torch.randn(1, 3, 64, 64)).final_tokens == 32
+    assert model.trace(torch.randn(1, 3, 96, 48)).final_tokens == 36
+
+
+@torch.no_grad()
+def test_a_models_mixer_refuses_another_image_size(tiny: Callable[..., nn.Module]):
+    model = tiny("clip_vit_b16_patchrank50", arch="mixer", dynamic_img_size=True)
+    with pytest.raises(ValueError, match="made for 64 patches, got 72"):
+        model(torch.randn(1, 3, 96, 48))
+
+
+@pytest.mark.parametrize("arch", ["mlp", "conv", "transformer"])
 @torch.no_grad()
 def test_classes_matter(arch: str):
     """The class token takes part: the same patches rank otherwise in another image."""
@@ -91,7 +124,7 @@ def test_classes_matter(arch: str):
 
 
 def test_unknown_architectures():
-    with pytest.raises(ValueError, match=r"arch='mpl': did you mean 'mlp'\? expected one of mlp"):
+    with pytest.raises(ValueError, match=r"arch='mpl': did you mean 'mlp'\? expected one of conv"):
         Predictor("mpl", 12, 8, (4, 4), None, None)
 
 
@@ -140,9 +173,12 @@ def test_patchrank_ranks_once(tiny: Callable[..., nn.Module], images: Tensor):
         assert last.after[image].tolist() == sorted(best)
 
 
+@pytest.mark.parametrize("arch", FREE)
 @torch.no_grad()
-def test_permuting_patches_permutes_what_stays(tiny: Callable[..., nn.Module], images: Tensor):
-    model = tiny("clip_vit_b16_patchrank50", arch="mlp")
+def test_permuting_patches_permutes_what_stays(
+    arch: str, tiny: Callable[..., nn.Module], images: Tensor
+):
+    model = tiny("clip_vit_b16_patchrank50", arch=arch)
     tokens = model.embed(images)
     order = torch.randperm(64)
     moved = tokens._replace(
@@ -158,7 +194,7 @@ def test_permuting_patches_permutes_what_stays(tiny: Callable[..., nn.Module], i
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"arch": "transformer"}, "arch='transformer': expected one of mlp, conv, mixer"),
+        ({"arch": "attention"}, "arch='attention': expected one of conv, linear, mixer, mlp"),
         ({"arch": 3}, "arch=3: expected one of"),
         ({"width": 0}, "width=0: expected an integer from 1"),
         ({"width": 64.0}, "width=64.0: expected an integer from 1"),

@@ -12,11 +12,17 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
+from zoo.architectures import ARCHITECTURES
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("b16", {}),
     ("b16_patchrank60", {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16}),
     ("b16_patchrank60", {"arch": "mixer", "schedule": "linear"}),
+    ("b16_patchrank60", {"arch": "mixer", "width": 48}),
+    ("b16_patchrank60", {"arch": "pooledmixer", "width": 16}),
+    ("b16_patchrank60", {"arch": "transformer", "width": 32}),
+    ("b16_patchrank60", {"arch": "linear"}),
+    ("b16_patchrank60", {"arch": "conv", "width": 8}),
     ("b16_clsattn60", {"keep": 0.45, "source": "previous", "reduce_at": 2}),
     ("b16_evit60", {"stage_rate": 0.7, "fuse": True, "reduce_at": [0, 2, 4]}),
     ("b16_evit60", {"keep": 0.3}),
@@ -26,8 +32,9 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_all_methods_are_saved_below():
+def test_all_methods_and_architectures_are_saved_below():
     assert {zoo.MODELS[f"clip_vit_{name}"].method for name, _ in OPTIONS} == {None, *zoo.METHODS}
+    assert {options.get("arch") for _, options in OPTIONS} == {None, *ARCHITECTURES}
 
 
 @pytest.mark.parametrize("tag", ["openai", "laion2b"])

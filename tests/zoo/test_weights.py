@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.weights import PredictorFile, cache_folder, find_predictor, predictor_name
+from zoo.weights import (
+    PredictorFile,
+    blocks_fingerprint,
+    cache_folder,
+    find_predictor,
+    load_predictor,
+    predictor_name,
+)
 
 NAME, TAG = "clip_vit_b16_patchrank60", "openai"
 Build = Callable[..., nn.Module]
@@ -120,6 +129,84 @@ def test_predictors_that_do_not_fit(
             predictor=str(path),
             **options,
         )
+
+
+@pytest.fixture
+def fitted(tiny: Build, tower: dict[str, Any], tmp_path: Path) -> Path:
+    """A predictor that tells the weights of the tower in ``tower``."""
+    source = tiny(f"{NAME}.{TAG}", arch="mlp", width=24)
+    weights = blocks_fingerprint(load_file(tower["file"]))
+    return save_predictor(tmp_path / "told.safetensors", source, weights=weights)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"num_classes": 0}, {"img_size": 96}], ids=str)
+def test_head_and_image_size_are_free(
+    overrides: dict, tiny: Build, tower: dict[str, Any], fitted: Path
+):
+    told = {"pretrained_cfg_overlay": tower, "predictor": str(fitted), "noise": 0, **overrides}
+    model = tiny(f"{NAME}.{TAG}", pretrained=True, **told)
+    assert model.reducer.config.arch == "mlp"
+
+
+@pytest.mark.parametrize("where", ["blocks.0.attn.qkv.bias", "blocks.5.mlp.fc2.weight"])
+def test_a_predictor_of_other_weights_is_refused(
+    where: str, tiny: Build, tower: dict[str, Any], fitted: Path
+):
+    """The name is the same, one number in one block isn't: created by name, or by reduce."""
+    state = load_file(tower["file"])
+    state[where].view(-1)[0] += 1
+    save_file(state, tower["file"])
+    match = r"told\.safetensors' was fitted to clip_vit_b16\.openai with weights \w{16}, these are"
+    told = {"pretrained_cfg_overlay": tower, "noise": 0}
+    with pytest.raises(ValueError, match=match):
+        tiny(f"{NAME}.{TAG}", pretrained=True, predictor=str(fitted), **told)
+    dense = tiny(f"clip_vit_b16.{TAG}", pretrained=True, **told)
+    reduced = zoo.reduce(dense, method="patchrank", keep=0.6, arch="mlp", width=24)
+    with pytest.raises(ValueError, match=match):
+        load_predictor(reduced, PredictorFile.read(fitted))
+
+
+def test_files_that_do_not_tell_weights_serve_the_name(tiny: Build, tmp_path: Path):
+    """As the packaged one, which is older than the fingerprint."""
+    source = tiny(f"{NAME}.{TAG}", arch="mlp", width=24)
+    found = PredictorFile.read(save_predictor(tmp_path / "p.safetensors", source))
+    assert found.weights is None
+    load_predictor(source, found)
+    assert find_predictor("clip_vit_s14", "imgfocus_lit").weights is None
+
+
+def test_a_model_that_reduces_elsewhere_is_not_filled(tiny: Build, fitted: Path):
+    model = tiny(f"{NAME}.{TAG}", arch="mlp", width=24, reduce_at=[1, 3])
+    with pytest.raises(ValueError, match=r"reduces before block 1, .* was fitted at block 3"):
+        load_predictor(model, PredictorFile.read(fitted))
+
+
+@pytest.mark.parametrize("options", [{"arch": "mlp", "width": 8}, {"arch": "linear"}], ids=str)
+def test_a_model_of_another_shape_is_not_filled(options: dict, tiny: Build, fitted: Path):
+    with pytest.raises(ValueError, match="has another architecture"):
+        load_predictor(tiny(f"{NAME}.{TAG}", **options), PredictorFile.read(fitted))
+
+
+def test_a_predictor_for_random_weights_is_refused(tiny: Build, fitted: Path):
+    with pytest.raises(ValueError, match=r"predictor='.+' without .* add pretrained=True"):
+        tiny(f"{NAME}.{TAG}", predictor=str(fitted))
+
+
+@torch.no_grad()
+def test_another_predictor_for_a_saved_model(
+    tiny: Build, tower: dict[str, Any], fitted: Path, tmp_path: Path
+):
+    """``local-dir:`` carries its predictor; ``predictor=PATH`` replaces it."""
+    own = tiny(f"{NAME}.{TAG}", arch="mlp", width=24, noise=0)
+    own.load_state_dict(load_file(tower["file"]), strict=False)
+    save_for_hf(own, tmp_path / "saved", safe_serialization=True)
+    folder = f"local-dir:{tmp_path / 'saved'}"
+    carried = timm.create_model(folder, pretrained=True)
+    assert same_predictor(carried, own)
+    other = timm.create_model(folder, pretrained=True, predictor=str(fitted))
+    assert not same_predictor(other, own)
+    state = load_file(fitted)
+    assert torch.equal(other.reducer.predictor.net.score.weight, state["net.score.weight"])
 
 
 def test_files_that_are_no_predictors(tiny: Build, tower: dict[str, Any]):

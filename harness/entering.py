@@ -1,0 +1,186 @@
+"""The tokens that enter a reduction point, computed once per image and kept on disk."""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.datasets.base import Example, Split
+from harness.evaluate import BATCH
+from harness.golden.provenance import Provenance
+from harness.golden.shards import PARTIAL
+from harness.progress import Progress
+from zoo.checkpoint import write_whole
+from zoo.vit import ReducedViT
+from zoo.weights import cache_folder
+
+_DTYPE = np.dtype("<f2")
+_GOES_BY = ("model", "weights", "dataset", "revision", "split", "block")
+# What else decides the tokens' last bits: who decodes, scales and multiplies.
+_PACKAGES = ("torch", "torchvision", "timm", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entering:
+    """Tokens of a dataset's images, in the order of the dataset.
+
+    Attributes:
+        tokens: (n, prefix + N, D) float16, read from disk where they are asked for.
+        image_ids: n ids.
+        labels: (n,) int64, the dataset's.
+    """
+
+    tokens: Tensor
+    image_ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+
+def entering(
+    facts: Provenance,
+    split: Split,
+    image_ids: Sequence[str],
+    vit: ReducedViT,
+    preprocess: Any,
+    progress: Progress,
+) -> Entering:
+    """Return the tokens of some images of a split, from disk if they were computed before.
+
+    Args:
+        facts: of rankings of these images: tower, weights, dataset, revision, split and block are
+            what the tokens go by.
+        split: where the images are.
+        image_ids: which are wanted; their order doesn't matter.
+        vit: the dense tower.
+        preprocess: from PIL image to (C, H, W).
+        progress: where to show how far things are.
+
+    Raises:
+        ValueError: the split lacks an image, or a token is beyond float16.
+        OSError: no room on the disk; nothing is left there.
+    """
+    told: dict[str, Any] = {name: getattr(facts, name) for name in _GOES_BY}
+    told["versions"] = {name: metadata.version(name) for name in _PACKAGES}
+    text = json.dumps([told, sorted(image_ids)], sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = f"{facts.dataset}-{facts.split}-b{facts.block}-{key}"
+    path = cache_folder() / "tokens" / f"{name}.npy"
+    cells = vit.patch_embed.grid_size[0] * vit.patch_embed.grid_size[1]
+    shape = (len(image_ids), vit.num_prefix_tokens + cells, vit.embed_dim)
+    known = _read(path, shape, set(image_ids))
+    if known is not None:
+        return known
+    ids: list[str] = []
+    labels: list[int] = []
+    title = f"tokens of {facts.dataset} {facts.split}"
+    with _growing(path, shape) as file, progress.task(title, len(image_ids)) as update:
+        for examples in _wanted(split, set(image_ids)):
+            images = torch.stack([preprocess(example.image) for example in examples])
+            file.write(_advance(vit, images, facts.block).tobytes())
+            ids += [example.image_id for example in examples]
+            labels += [example.label for example in examples]
+            update(len(ids))
+        if lost := sorted(set(image_ids) - set(ids)):
+            raise ValueError(
+                f"{len(lost)} ranked images are not in {facts.dataset} {facts.split}, such as "
+                f"{lost[0]!r}; make rankings with: {facts.command()}"
+            )
+    # Last, so that tokens without it count as not there.
+    told |= {"image_ids": ids, "labels": labels}
+    write_whole(path.with_suffix(".json"), json.dumps(told).encode())
+    known = _read(path, shape, set(ids))
+    assert known is not None
+    return known
+
+
+def _read(path: Path, shape: tuple[int, ...], image_ids: set[str]) -> Entering | None:
+    """Map tokens on disk into memory; None if they aren't there, or not whole."""
+    try:
+        facts = json.loads(path.with_suffix(".json").read_bytes())
+        # Copy on write: torch wants memory that may be written to, and the file must stay.
+        tokens = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (FileNotFoundError, EOFError, ValueError):
+        return None
+    ids = tuple(facts["image_ids"])
+    if (tokens.shape, tokens.dtype, set(ids)) != (shape, _DTYPE, image_ids):
+        return None
+    labels = np.array(facts["labels"], dtype=np.int64)
+    return Entering(tokens=torch.from_numpy(tokens), image_ids=ids, labels=labels)
+
+
+@contextlib.contextmanager
+def _growing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """Yield a file for the rows of an array; it gets its name if the body ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+    header = {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
+    try:
+        # Written, not mapped: a full disk is an error here, and the end of the process there.
+        with partial.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _wanted(split: Split, image_ids: set[str]) -> Iterator[list[Example]]:
+    """Draw the wanted examples in the order of the split, ``BATCH`` at a time."""
+    examples: list[Example] = []
+    left = len(image_ids)
+    for index in range(len(split)):
+        if left == 0:
+            break
+        example = split[index]
+        if example.image_id in image_ids:
+            examples.append(example)
+            left -= 1
+        if len(examples) == BATCH:
+            yield examples
+            examples = []
+    if examples:
+        yield examples
+
+
+@torch.inference_mode()
+def _advance(vit: ReducedViT, images: Tensor, block: int) -> NDArray[np.float16]:
+    tokens, _ = vit.advance(vit.embed(images), stop=block)
+    half: NDArray[np.float16] = tokens.x.half().numpy()
+    if not np.isfinite(half).all():
+        raise ValueError(f"the tokens that enter block {block} are beyond float16's 65504, or NaN")
+    return half
+
+
+class Joined:
+    """Tokens of several sets as one, without bringing them into memory.
+
+    Args:
+        parts: (n_i, T, D) each.
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        """Note where each part starts."""
+        self.parts = parts
+        self.starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        self.shape = (self.starts[-1], *parts[0].shape[1:])
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Read the images ``rows`` (k,), in this order."""
+        result = torch.empty((len(rows), *self.shape[1:]), dtype=self.parts[0].dtype)
+        for part, start in zip(self.parts, self.starts, strict=False):
+            here = (rows >= start) & (rows < start + len(part))
+            result[here] = part[rows[here] - start]
+        return result

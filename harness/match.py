@@ -1,0 +1,212 @@
+"""Methods at equal cost: the keep rates that meet a target's GFLOPs, and the pairs to compare."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from numpy.polynomial import Polynomial
+
+from harness.cost import gflops
+from harness.plan import Plan
+from harness.progress import Progress
+from harness.records import Record
+from harness.statistics import Interval, mcnemar_exact, paired_difference
+from harness.variants import DENSE, GOLDEN, Asked, rows_of
+from zoo.reducer import expected
+from zoo.vit import ReducedViT
+
+MATCHES = ("gflops",)
+TOLERANCE = 0.01  # of the target's GFLOPs; a row further off is told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """One method beside the target, at the keep rate that costs as nearly the same as it can.
+
+    Attributes:
+        target: the target's record; its keep rate is the one asked for.
+        record: the method's, the target's own among them.
+        off: the method's GFLOPs over the target's, minus 1.
+        difference: top-1 of the method minus the target's, same images, 95 % paired bootstrap;
+            None for the target itself.
+        p_value: of the exact McNemar test; None for the target itself.
+    """
+
+    target: Record
+    record: Record
+    off: float
+    difference: Interval | None
+    p_value: float | None
+
+
+def check_match(plan: Plan) -> None:
+    """Refuse a plan whose rows can't be at equal cost.
+
+    Raises:
+        ValueError: unknown ``match``; a target that has no cost, no keep rate, or isn't measured.
+    """
+    if plan.match is None:
+        if plan.match_to != Plan.match_to:
+            raise ValueError(f"match_to={plan.match_to!r} does nothing without --match gflops")
+        return
+    if plan.match not in MATCHES:
+        raise ValueError(f"match={plan.match!r}: {expected(plan.match, MATCHES)}")
+    if GOLDEN in plan.methods:
+        raise ValueError(
+            f"method {GOLDEN!r} has no GFLOPs to match, it needs the answer: leave it out of "
+            "--methods"
+        )
+    if plan.match_to == DENSE:
+        raise ValueError(f"match_to={DENSE!r} has no keep rate: name a method that reduces")
+    if plan.match_to not in plan.methods:
+        raise ValueError(
+            f"match_to={plan.match_to!r} is not measured: {expected(plan.match_to, plan.methods)} "
+            "with --match-to, or add it to --methods"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Costs:
+    """Count models of one tower, each once.
+
+    Attributes:
+        dense: the tower.
+        arch: its timm name.
+        tag: its weight tag.
+        known: GFLOPs by method and keep rate.
+    """
+
+    dense: ReducedViT
+    arch: str
+    tag: str
+    known: dict[Asked, float] = field(default_factory=dict)
+
+    @property
+    def patches(self) -> int:
+        return int(self.dense.patch_embed.num_patches)
+
+    def model(self, asked: Asked) -> ReducedViT:
+        [row] = rows_of(self.dense, self.arch, self.tag, [asked])
+        return row.vit
+
+    def of(self, method: str, keep: float) -> float:
+        if (method, keep) not in self.known:
+            size = self.dense.patch_embed.img_size
+            self.known[method, keep] = gflops(self.model((method, keep)), size).gflops
+        return self.known[method, keep]
+
+    def able(self, method: str, count: int) -> bool:
+        """Tell whether a method can end with so few; ToMe, say, halves at most."""
+        try:
+            self.model((method, count / self.patches))
+        except ValueError:
+            return False
+        return True
+
+    def nearest(self, method: str, goal: float) -> int:
+        """Return the number of patch tokens at the end whose cost is nearest to ``goal``.
+
+        The cost rises with that number, very nearly as a square: three counts and a parabola say
+        about where, and from there single steps lead to the two neighbours of the goal.
+        """
+        last = self.patches - 1
+        self.model((method, 1.0))  # a method that can't do even this says why
+        least = 1 + bisect_left(range(1, last), True, key=lambda count: self.able(method, count))
+
+        def cost(count: int) -> float:
+            return self.of(method, count / self.patches)
+
+        seen = sorted({least, (least + last) // 2, last})
+        parabola = Polynomial.fit(seen, [cost(count) for count in seen], len(seen) - 1)
+        here = min(range(least, last + 1), key=lambda count: abs(float(parabola(count)) - goal))
+        low = cost(here) < goal
+        step = 1 if low else -1
+        while least <= here + step <= last and (cost(here + step) < goal) == low:
+            here += step
+        beside = min(max(here + step, least), last)
+        # Apart from the rest, as keeping all spares the method's own work too.
+        return min((here, beside, self.patches), key=lambda count: abs(cost(count) - goal))
+
+
+def matched_rows(
+    dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress
+) -> list[Asked]:
+    """Solve each method's keep rate for the target's GFLOPs at each of the plan's.
+
+    Costs are fvcore's of the model itself. Two keep rates of the target may share a method's row.
+
+    Args:
+        dense: the tower, where fvcore can trace it.
+        arch: its timm name.
+        tag: its weight tag.
+        plan: one that `check_match` lets pass.
+        progress: told of rows further off than `TOLERANCE`.
+
+    Raises:
+        ValueError: as in `variants.rows_of`.
+    """
+    costs = _Costs(dense=dense, arch=arch, tag=tag)
+    goals = {asked: costs.of(plan.match_to, asked) for asked in plan.keeps}
+    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
+    found: list[Asked] = [(DENSE, 1.0)]
+    with progress.task("keep rates of equal cost", len(methods)) as update:
+        for done, method in enumerate(methods, start=1):
+            for asked, goal in goals.items():
+                keep = asked
+                if method != plan.match_to:
+                    keep = costs.nearest(method, goal) / costs.patches
+                    spent = costs.of(method, keep)
+                    _tell(progress, plan.match_to, asked, goal, (method, keep), spent)
+                found.append((method, keep))
+            update(done)
+    return list(dict.fromkeys(found))
+
+
+def _tell(
+    progress: Progress, target: str, asked: float, goal: float, got: Asked, spent: float
+) -> None:
+    if abs(spent / goal - 1) > TOLERANCE:
+        progress.say(
+            f"{got[0]} can't meet the {goal:.3f} GFLOPs of {target} at keep {100 * asked:.3g} %: "
+            f"the nearest is {spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep "
+            f"{100 * got[1]:.3g} %"
+        )
+
+
+def matched(records: Sequence[Record], target: str) -> list[Matched]:
+    """Pair each of the target's records with every method's record of the nearest GFLOPs.
+
+    Args:
+        records: of one dataset and tower; those without GFLOPs and the dense one are left out.
+        target: name of the method whose cost counts.
+
+    Returns:
+        Grouped by the target's keep rate, falling; the target first, then the best top-1.
+    """
+    rows = [record for record in records if record.method != DENSE and record.gflops is not None]
+    methods = list(dict.fromkeys(record.method for record in rows if record.method != target))
+    found = []
+    for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
+        others = [
+            min((row for row in rows if row.method == method), key=lambda row: abs(_off(row, goal)))
+            for method in methods
+        ]
+        others.sort(key=lambda row: -row.top1)
+        found.append(Matched(target=goal, record=goal, off=0.0, difference=None, p_value=None))
+        found += [
+            Matched(
+                target=goal,
+                record=other,
+                off=_off(other, goal),
+                difference=paired_difference(other.correct, goal.correct, seed=0),
+                p_value=mcnemar_exact(other.correct, goal.correct),
+            )
+            for other in others
+        ]
+    return found
+
+
+def _off(record: Record, goal: Record) -> float:
+    assert record.gflops is not None
+    assert goal.gflops is not None
+    return record.gflops / goal.gflops - 1

@@ -1,0 +1,37 @@
+"""Which earlier record may be used again instead of measuring."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from harness.records import Record
+from harness.variants import GOLDEN
+
+
+def fitting(
+    blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False
+) -> Record | None:
+    """Find the newest known record made under the same conditions as ``blank``.
+
+    Args:
+        blank: a record without measurements.
+        known: earlier records.
+        batches: batch sizes whose latency is wanted too.
+        ranked: agreement with golden rankings is wanted too; it needs tokens that went.
+    """
+    for record in reversed(known):
+        same = all(getattr(record, name) == getattr(blank, name) for name in _GIVEN)
+        timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
+        compared = record.weighted_tau is not None or not ranked or record.keep == 1
+        if same and timed and compared:
+            return record
+    return None
+
+
+_MEASURED = (
+    "created", "git_commit", "correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense",
+    "diff_low", "diff_high", "gflops", "params", "tokens_per_block", "final_tokens", "latency",
+    "tau", "tau_low", "tau_high", "weighted_tau", "weighted_tau_low", "weighted_tau_high",
+    "match_at_k", "match_k", "match_chance", "border_overlap", "border_low", "border_high",
+    "border_chance", "golden_images", "tau_undefined",
+)  # fmt: skip
+_GIVEN = tuple(field.name for field in fields(Record) if field.name not in _MEASURED)

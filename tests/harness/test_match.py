@@ -1,0 +1,214 @@
+"""Rows at equal cost: as near as a whole token allows, paired with the target, told when far."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import zoo
+from harness import bench
+from harness import compare as module
+from harness.cli import main
+from harness.compare import compare
+from harness.cost import gflops
+from harness.datasets.base import Dataset
+from harness.match import matched, matched_rows
+from harness.plan import Plan
+from harness.progress import Progress
+from harness.records import Record, pack_correct, read_records, write_records
+from harness.statistics import mcnemar_exact, paired_difference
+from harness.table import matched_table
+from harness.variants import rows_of
+from zoo.clip import ClipParts
+
+ARCH, TAG = "clip_vit_b16", "openai"
+METHODS = ("random", "evit", "patchrank", "tome", "clsattn")
+PLAN = Plan(
+    models=(ARCH,),
+    methods=METHODS,
+    keeps=(0.7, 0.4),
+    datasets=("toy",),
+    limit=None,
+    batches=(),
+    match="gflops",
+)
+
+
+@pytest.fixture(autouse=True)
+def _miniature(
+    parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "create_clip", lambda name: parts)
+    monkeypatch.setattr(module, "get_dataset", lambda name: toy)
+
+
+def solved(dense: zoo.ReducedViT, plan: Plan, said: Console | None = None) -> dict[str, list]:
+    """Return the counts of patch tokens kept, by method."""
+    asked = matched_rows(dense, ARCH, TAG, plan, Progress(said))
+    found: dict[str, list] = {}
+    for method, keep in asked:
+        found.setdefault(method, []).append(round(64 * keep))
+        assert found[method][-1] == pytest.approx(64 * keep) or method == plan.match_to
+    return found
+
+
+def cost(dense: zoo.ReducedViT, method: str, count: int) -> float:
+    [row] = rows_of(dense, ARCH, TAG, [(method, count / 64)])
+    return gflops(row.vit, 64).gflops
+
+
+def test_one_token_more_or_less_is_no_nearer(dense: zoo.ReducedViT):
+    found = solved(dense, replace(PLAN, keeps=(0.5,)))
+    assert list(found) == ["dense", *METHODS]
+    assert found["patchrank"] == [32]
+    goal = cost(dense, "patchrank", 32)
+    for method in ("random", "evit", "tome", "clsattn"):
+        [count] = found[method]
+        off = [abs(cost(dense, method, count + more) - goal) for more in (-1, 0, 1)]
+        assert min(off) == off[1] < 0.01 * goal
+    assert found["evit"] < found["random"]  # its tokens go later, so fewer may be left
+
+
+def test_many_counts_tried_give_the_same_answer(dense: zoo.ReducedViT):
+    """The slow way for one method and many counts, with another target."""
+    plan = replace(PLAN, methods=("tome", "random"), keeps=(0.5,), match_to="tome")
+    costs = {count: cost(dense, "random", count) for count in range(28, 48)}
+    goal = cost(dense, "tome", 32)
+    nearest = min(costs, key=lambda count: abs(costs[count] - goal))
+    assert solved(dense, plan) == {"dense": [64], "tome": [32], "random": [nearest]}
+
+
+def test_a_target_that_keeps_everything_is_met_by_keeping_everything(dense: zoo.ReducedViT):
+    plan = replace(PLAN, methods=("random", "clsattn", "patchrank"), keeps=(1.0,))
+    assert solved(dense, plan) == {method: [64] for method in ("dense", *plan.methods)}
+
+
+def test_what_can_not_be_met_is_told_and_shares_a_row(dense: zoo.ReducedViT):
+    """EViT still has all tokens in the attention of block 3: it can't be as cheap as this."""
+    console = Console(record=True, width=300)
+    plan = replace(PLAN, methods=("evit", "random"), keeps=(0.04, 0.02), match_to="random")
+    found = solved(dense, plan, console)
+    assert found == {"dense": [64], "evit": [1], "random": [3, 1]}
+    first, second = (x for x in console.export_text().splitlines() if "can't" in x)
+    goal, spent = cost(dense, "random", 3), cost(dense, "evit", 1)
+    assert first == (
+        f"evit can't meet the {goal:.3f} GFLOPs of random at keep 4 %: the nearest is "
+        f"{spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep 1.56 %"
+    )
+    assert "at keep 2 %" in second
+
+
+def test_counts_that_a_method_refuses_are_not_the_answer(dense: zoo.ReducedViT):
+    """ToMe halves at most: with one token left, its six blocks would have to do more."""
+    with pytest.raises(ValueError, match="at most half can"):
+        rows_of(dense, ARCH, TAG, [("tome", 1 / 64)])
+    plan = replace(PLAN, methods=("tome", "random"), keeps=(0.02,), match_to="random")
+    [least] = solved(dense, plan)["tome"]
+    assert rows_of(dense, ARCH, TAG, [("tome", least / 64)])
+    with pytest.raises(ValueError, match="at most half can"):
+        rows_of(dense, ARCH, TAG, [("tome", (least - 1) / 64)])
+
+
+def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = replace(PLAN, methods=("random", "patchrank", "evit"))
+    [group] = compare(plan, [], Progress())
+    assert [record.method for record in group] == [
+        "dense",
+        *(m for m in plan.methods for _ in "ab"),
+    ]
+    for record in group[1:]:
+        assert record.model == f"{ARCH}_{record.method}{round(100 * record.keep)}"
+        assert record.final_tokens == round(64 * record.keep)
+        assert record.method_config["keep"] == record.keep
+    assert all(abs(row.off) < 0.01 for row in matched(group, "patchrank"))
+    write_records(tmp_path / "records.jsonl", group)
+    for name in ("outcomes", "costs"):
+        monkeypatch.setattr(bench, name, None)  # nothing is measured again
+    assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
+
+
+@pytest.fixture
+def group() -> list[Record]:
+    """Records of the main job, whose rows aren't at equal cost; any would do."""
+    path = Path(__file__).parents[2] / "docs" / "results" / "records.jsonl"
+    return [record for record in read_records(path) if record.dataset == "fashion"]
+
+
+def test_pairs_by_hand(group: list[Record]):
+    rows = matched(group, "patchrank")
+    methods = {r.method for r in group} - {"dense", "golden", "patchrank"}  # golden has no cost
+    keeps = sorted({r.keep for r in group if r.method == "patchrank"}, reverse=True)
+    size = 1 + len(methods)
+    assert [row.target.keep for row in rows] == [keep for keep in keeps for _ in range(size)]
+    for start in range(0, len(rows), size):
+        target, *others = rows[start : start + size]
+        assert target.record is target.target
+        assert (target.off, target.difference, target.p_value) == (0.0, None, None)
+        assert {row.record.method for row in others} == methods
+        tops = [row.record.top1 for row in others]
+        assert tops == sorted(tops, reverse=True)
+        for row in others:
+            offs = [r.gflops / target.record.gflops - 1 for r in group if r.gflops is not None
+                    and r.method == row.record.method]  # fmt: skip
+            assert row.off == min(offs, key=abs)
+            ours, theirs = row.record.correct, target.record.correct
+            assert row.difference == paired_difference(ours, theirs, seed=0)
+            assert row.difference.estimate == pytest.approx(ours.mean() - theirs.mean())
+            assert row.p_value == mcnemar_exact(ours, theirs)
+
+
+def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record]):
+    told = {"image_count": 16, "top1_low": 0.1, "top1_high": 0.9}
+
+    def record(method: str, right: list[int], **more: Any) -> Record:
+        hits = np.isin(np.arange(16), right)
+        bits = {"correct_bits": pack_correct(hits), "top1": hits.mean()}
+        return replace(next(r for r in group if r.method == method), **(told | bits | more))
+
+    target = record("patchrank", list(range(12)), keep=0.7, gflops=2.0)
+    other = record("evit", list(range(9)), keep=0.5, gflops=2.01)
+    console = Console(width=120, record=True)
+    console.print(matched_table(matched([other, target], "patchrank")))
+    text = console.export_text()
+    cells = [[c.strip() for c in x.split("│")[1:-1]] for x in text.splitlines() if "│" in x]
+    assert cells == [
+        ["patchrank 70", "patchrank", "70.0", "2.000", "–", "75.0", "–", "–"],
+        ["", "evit", "50.0", "2.010", "+0.50 %", "56.2", "-18.8 [-37.5, +0.0]", "0.250"],
+    ]
+    assert text.splitlines()[0].strip().startswith("at equal GFLOPs: fashion (test, 16 images;")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"match": "glfops"}, "match='glfops': did you mean 'gflops'?"),
+        ({"match_to": "patchrnk"}, "match_to='patchrnk' is not measured: did you mean 'patchrank'"),
+        ({"methods": ("evit", "tome")}, "match_to='patchrank' is not measured: expected one of"),
+        ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
+        ({"methods": ("golden", "patchrank")}, "method 'golden' has no GFLOPs to match"),
+        ({"methods": ("toem", "patchrank")}, "method 'toem': did you mean 'tome'?"),
+        ({"match": None, "match_to": "evit"}, "match_to='evit' does nothing without --match"),
+    ],
+)
+def test_refusals(change: dict[str, Any], match: str):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        next(compare(replace(PLAN, **change), [], Progress()))
+
+
+def test_the_command_prints_it_and_leaves_out_the_oracle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = "compare --models clip_vit_b16 --datasets toy --keeps 0.5 --batches --limit 8"
+    output = ["--output", str(tmp_path)]
+    assert main([*command.split(), "--match", "gflops", *output]) == 0
+    out = capsys.readouterr().out
+    assert "at equal GFLOPs: toy (test" in out
+    assert "patchrank 50" in out
+    records = read_records(tmp_path / "records.jsonl")
+    assert {record.method for record in records} == {"dense", *METHODS}
+    assert main([*command.split(), "--match", "tokens", *output]) == 2
+    assert "match='tokens': expected one of gflops" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""A record is used again only where it answers what is asked now."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.records import Latency, Record, pack_correct, read_records, write_records
+from harness.reuse import fitting
+
+
+def record(**changes: Any) -> Record:
+    facts: dict[str, Any] = {
+        "created": "2026-01-02T03:04:05+00:00",
+        "version": "0.1.0",
+        "model": "clip_vit_s14_random60",
+        "method": "random",
+        "keep": 0.6,
+        "method_config": {"keep": 0.6, "reduce_at": [3]},
+        "tag": "imgfocus_lit",
+        "weights_sha256": "ab",
+        "dataset": "fashion",
+        "dataset_revision": "12ab",
+        "split": "test",
+        "shots": 0,
+        "seed": 0,
+        "image_count": 4,
+        "correct_bits": pack_correct(np.array([True, False, True, True])),
+        "top1": 0.75,
+        "top1_low": 0.3,
+        "top1_high": 0.95,
+        "gflops": 3.5,
+        "latency": (timed(1), timed(32)),
+        "device": "cpu",
+        "device_name": "a processor",
+        "dtype": "float32",
+        "threads": 2,
+        "torch": "2.13.0",
+        "timm": "1.0.31",
+    }
+    return Record(**{**facts, **changes})
+
+
+def timed(batch: int) -> Latency:
+    return Latency(batch=batch, median_ms=2.0, q1_ms=1.0, q3_ms=3.0, images_per_s=9.0)
+
+
+BLANK = {
+    "created": "2026-02-02T02:02:02+00:00",
+    "correct_bits": pack_correct(np.zeros(4, dtype=np.bool_)),
+    "top1": 0.0,
+    "top1_low": 0.0,
+    "top1_high": 0.0,
+    "gflops": None,
+    "latency": (),
+}
+
+
+def test_a_record_of_the_same_conditions_is_used_again(tmp_path: Path):
+    write_records(tmp_path / "r.jsonl", [record(seed=1), record(git_commit="old"), record()])
+    known = read_records(tmp_path / "r.jsonl")
+    assert fitting(record(**BLANK), known, [1, 32]) is known[2]  # the newest
+    assert fitting(record(**BLANK), known, [1]) is known[2]
+    assert fitting(record(**BLANK), known[:2], []) is known[1]
+    assert fitting(record(**BLANK), [], []) is None
+
+
+OTHER = {
+    "version": "0.2.0",
+    "model": "clip_vit_s14_random50",
+    "method": "evit",
+    "keep": 0.5,
+    "method_config": {"keep": 0.6, "reduce_at": [4]},
+    "tag": "other",
+    "weights_sha256": "cd",
+    "dataset": "emoji",
+    "dataset_revision": "34cd",
+    "split": "val",
+    "shots": 16,
+    "seed": 1,
+    "device": "cuda:0",
+    "device_name": "another processor",
+    "dtype": "bfloat16",
+    "threads": 1,
+    "torch": "2.14.0",
+    "timm": "1.0.32",
+}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_another_condition_is_measured_anew(field: str):
+    assert fitting(record(**BLANK), [record()], [1]) is not None
+    assert fitting(record(**{**BLANK, field: OTHER[field]}), [record()], [1]) is None
+
+
+def test_another_number_of_images_is_measured_anew():
+    eight = {"image_count": 8, "correct_bits": pack_correct(np.zeros(8, dtype=np.bool_))}
+    assert fitting(record(**{**BLANK, **eight}), [record()], []) is None
+
+
+def test_every_field_is_either_a_condition_or_measured():
+    """A field added to Record and forgotten here would stop, or fake, all reuse."""
+    measured = {
+        "top1", "top1_low", "top1_high", "diff_to_dense", "diff_low", "diff_high", "gflops",
+        "params", "tokens_per_block", "final_tokens", "latency", "tau", "tau_low", "tau_high",
+        "match_at_k", "match_k", "match_chance", "golden_images", "weighted_tau",
+        "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low", "border_high",
+        "border_chance", "tau_undefined",
+    }  # fmt: skip
+    free = {"created", "git_commit", "correct_bits", "schema_version", "image_count"}
+    assert {f.name for f in fields(Record)} == measured | free | OTHER.keys()
+
+
+@pytest.mark.parametrize(("batches", "found"), [([1, 32], True), ([1, 8], False), ([], True)])
+def test_latency_at_a_new_batch_size_is_measured(batches: list[int], found: bool):
+    assert (fitting(record(**BLANK), [record()], batches) is not None) == found
+
+
+def test_agreement_is_measured_where_golden_rankings_turned_up():
+    known, blank = record(), record(**BLANK)
+    assert fitting(blank, [known], [], ranked=True) is None
+    before = replace(known, golden_images=4)  # of the first version
+    assert fitting(blank, [before], [], ranked=True) is None
+    weighted = {"weighted_tau": 0.5, "weighted_tau_low": 0.4, "weighted_tau_high": 0.6}
+    agreed = replace(before, **weighted)
+    assert fitting(blank, [agreed, known], [], ranked=True) is agreed
+    dense = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
+    whole = record(**dense)  # nothing was dropped, so there is no ranking to agree
+    assert fitting(record(**{**BLANK, **dense}), [whole], [], ranked=True) is whole
+
+
+def test_a_golden_row_has_no_latency_to_wait_for():
+    golden = {"model": "clip_vit_s14_golden60", "method": "golden"}
+    known = replace(record(**golden), latency=(), gflops=None)
+    assert fitting(record(**{**BLANK, **golden}), [known], [1, 32]) is known

@@ -1,0 +1,109 @@
+"""A fit in the middle of things: kept on disk after each epoch, so that a stopped one goes on."""
+
+import io
+import math
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        OSError: it can't be written; nothing is left of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@dataclass(kw_only=True)
+class FitState:
+    """All that decides how a fit goes on, and what is best so far.
+
+    Attributes:
+        mark: what is fitted to what; a checkpoint goes on only with its own.
+        model: the network in training.
+        optimiser: its optimiser.
+        generator: draws the order of the images.
+        epoch: epochs done.
+        since: epochs since the best one.
+        best: the best epoch's validation loss.
+        best_weights: its weights.
+    """
+
+    mark: str
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    epoch: int = 0
+    since: int = 0
+    best: float = math.inf
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def judge(self, loss: float) -> None:
+        """Take the epoch that ended into account, by its validation loss."""
+        self.epoch += 1
+        self.since += 1
+        if loss < self.best:
+            self.best, self.since = loss, 0
+            self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+
+    def save(self, path: Path) -> None:
+        """Write everything whole or not at all."""
+        content = io.BytesIO()
+        torch.save(
+            {
+                "mark": self.mark,
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "generator": self.generator.get_state(),
+                **{name: getattr(self, name) for name in ("epoch", "since", "best")},
+                "best_weights": self.best_weights,
+            },
+            content,
+        )
+        write_whole(path, content.getvalue())
+
+    def resume(self, path: Path) -> Self:
+        """Go on from a checkpoint; from the start if there is none.
+
+        Raises:
+            ValueError: the file is no checkpoint, or one of another recipe or other data.
+        """
+        if not path.is_file():
+            return self
+        try:
+            # Tensors and numbers only: a file in a cache must not be able to run code.
+            facts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            mark = facts["mark"]
+        except Exception as error:  # torch raises whatever a damaged file leads it to
+            raise ValueError(
+                f"checkpoint {str(path)!r} can't be read ({type(error).__name__}); delete it, and "
+                "the fit starts anew"
+            ) from error
+        if mark != self.mark:
+            raise ValueError(
+                f"checkpoint {str(path)!r} is of another recipe or of other rankings; delete it, "
+                "or give another path"
+            )
+        self.model.load_state_dict(facts["model"])
+        self.optimiser.load_state_dict(facts["optimiser"])
+        self.generator.set_state(facts["generator"])
+        self.epoch, self.since, self.best = facts["epoch"], facts["since"], facts["best"]
+        self.best_weights = facts["best_weights"]
+        return self
