@@ -1,6 +1,7 @@
 """Shards and stores of random rankings, and a job small enough to be run again and again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from harness.golden.job import Job, Source
 from harness.golden.provenance import Provenance
 from harness.golden.rank import Ranked, rank
 from harness.golden.shards import Shard
+from harness.golden.store import Rankings
 from harness.progress import Progress
 from harness.towers import Tower
 from zoo.clip import ClipParts
@@ -147,3 +149,18 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(GoldenEngine, "importance", call)
     return calls
+
+
+@pytest.fixture
+def rankings(provenance: Provenance) -> Callable[..., Rankings]:
+    """Make rankings of six patches that know no more than the small file."""
+
+    def make(count: int = 3, **facts: Any) -> Rankings:
+        generator = np.random.default_rng(0)
+        return Rankings(
+            image_ids=tuple(f"fashion/ü-{i}" for i in range(count)),
+            importance=generator.random((count, 6)).astype(np.float16),
+            provenance=replace(provenance, **facts),
+        )
+
+    return make

@@ -19,21 +19,6 @@ from harness.golden.store import Rankings
 Make = Callable[..., Rankings]
 
 
-@pytest.fixture
-def rankings(provenance: Provenance) -> Make:
-    """Make rankings of six patches that know no more than the small file."""
-
-    def make(count: int = 3, **facts: Any) -> Rankings:
-        generator = np.random.default_rng(0)
-        return Rankings(
-            image_ids=tuple(f"fashion/ü-{i}" for i in range(count)),
-            importance=generator.random((count, 6)).astype(np.float16),
-            provenance=replace(provenance, **facts),
-        )
-
-    return make
-
-
 def test_a_store_is_its_shards_in_order(store: Path, make_shard: Callable[..., Shard]):
     read = Rankings.read(store)
     shards = [make_shard(index, count) for index, count in enumerate((4, 4, 2))]
