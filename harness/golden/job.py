@@ -133,7 +133,9 @@ def within_budget(job: Job, tower: Tower) -> Job:
 
     vit = tower.vit
     shape = {"grid": vit.patch_embed.grid_size, "depth": len(vit.blocks), "dim": vit.embed_dim}
-    recipe = recipe_for(job.budget, block=job.config.block, **shape)
+    # Of the ways that it can pick, two need features made from the class token alone.
+    pooled = vit.global_pool == "token"
+    recipe = recipe_for(job.budget, block=job.config.block, token_pooled=pooled, **shape)
     return replace(job, config=replace(job.config, **recipe), budget=None)
 
 

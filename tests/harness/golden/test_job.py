@@ -101,5 +101,6 @@ def test_a_budget_picks_by_the_tower_at_hand(
 
     monkeypatch.setattr("harness.golden.curve.recipe_for", recipe)
     found = Rankings.read(run(GoldenConfig(block=2), budget=20.0, out=tmp_path / "r").path)
-    assert asked == {"budget": 20.0, "grid": (8, 8), "depth": 6, "block": 2, "dim": 48}
+    shape = {"grid": (8, 8), "depth": 6, "block": 2, "dim": 48, "token_pooled": True}
+    assert asked == {"budget": 20.0, **shape}
     found.require(block=2, window=3, stride=2, approximate=None)
