@@ -20,14 +20,12 @@ def few(
         dataset: whose classes these are.
         image_ids: n ids of ranked images.
         labels: (n,) their classes.
-        k: images per class.
+        k: images per class, at least 1.
         seed: of the choice.
 
     Raises:
-        ValueError: k < 1, or a class has fewer than k ranked images.
+        ValueError: a class has fewer than k ranked images.
     """
-    if k < 1:
-        raise ValueError(f"--shots {k}: expected a number from 1, or nothing for all images")
     counts = np.bincount(labels[labels >= 0], minlength=len(dataset.classes))
     poorest = int(counts.argmin())
     if counts[poorest] < k:

@@ -130,6 +130,8 @@ def gather(
     Raises:
         ValueError: rankings of another tower or of other images, or a class with too few of them.
     """
+    if shots is not None and shots < 1:
+        raise ValueError(f"--shots {shots}: expected a number from 1, or nothing for all images")
     tower = load_tower(model)
     weights = fingerprint(tower.vit)
     tokens, importance, found = [], [], []
