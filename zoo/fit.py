@@ -118,8 +118,8 @@ def _begin(train: RankedTokens, val: RankedTokens, config: FitConfig) -> FitStat
         torch.manual_seed(config.seed)
         dim = train.tokens.shape[-1]
         model = Predictor(config.arch, dim, config.width, train.grid, None, None)
-    # What its scale and shift could do, the layer behind it can; without gradients of the tokens a
-    # fit takes two thirds of the time.
+    # What its scale and shift could do, the linear layer behind it can; without gradients of the
+    # tokens a fit takes 12 % (mixer) to 39 % (mlp) less time.
     model.norm.requires_grad_(False)
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     for data in (train, val):
