@@ -1,0 +1,64 @@
+"""The flags of the subcommands that measure models."""
+
+from pathlib import Path
+from typing import Any
+
+from harness.flags.shared import add, conditions
+
+
+def add_compare(commands: Any) -> None:
+    """Add ``compare``."""
+    parser = add(
+        commands,
+        "compare",
+        "Measure methods side by side: accuracy, GFLOPs, latency, agreement.",
+        "compare --methods patchrank evit --keeps 0.7 0.5 --datasets fashion --shots 0 16",
+    )
+    parser.add_argument("--models", nargs="+", default=["clip_vit_s14"], help="dense names")
+    parser.add_argument("--methods", nargs="+", help="default: all; see `list`")
+    parser.add_argument("--keeps", nargs="+", type=float, default=[0.6, 0.3], help="in (0, 1]")
+    parser.add_argument("--match", metavar="WHAT", help="gflops: rows of equal cost, not keep")
+    parser.add_argument("--match-to", default="patchrank", help="has --keeps, others its cost")
+    parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
+    parser.add_argument("--shots", nargs="+", type=int, default=[0], help="0: text classifier")
+    parser.add_argument("--rounds", type=int, default=5, help="latency samples")
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 32], help="for latency")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is known")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder")
+    conditions(parser, 250)
+
+
+def add_eval(commands: Any) -> None:
+    """Add ``eval``."""
+    parser = add(
+        commands,
+        "eval",
+        "Measure one model's accuracy and agreement on one dataset.",
+        "eval clip_vit_s14_patchrank60 --dataset emoji",
+    )
+    parser.add_argument("model", help="a model's name, dense or reduced")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--shots", type=int, default=0, help="0: text classifier")
+    conditions(parser, 250)
+
+
+def add_list(commands: Any) -> None:
+    """Add ``list``."""
+    add(commands, "list", "Show models, methods, weights and datasets.", "list")
+
+
+def add_floor(commands: Any) -> None:
+    """Add ``floor``."""
+    parser = add(
+        commands,
+        "floor",
+        "Measure how far methods are above random pruning, over several random orders.",
+        "floor --methods golden patchrank clsattn --keeps 0.6 0.5 0.3 --split val --full",
+    )
+    parser.add_argument("--model", default="clip_vit_s14")
+    parser.add_argument("--methods", nargs="+", default=["golden", "patchrank", "clsattn"])
+    parser.add_argument("--keeps", nargs="+", type=float, default=[0.6, 0.5, 0.3])
+    parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
+    parser.add_argument("--seeds", type=int, default=3, help="random orders")
+    parser.add_argument("--rankings", nargs="*", type=Path, default=[], help="other golden files")
+    conditions(parser, 250)
