@@ -21,9 +21,9 @@ from harness.evaluate import (
     subset,
     text_classifier,
 )
-from harness.golden.store import Rankings, find_rankings
+from harness.golden.store import find_rankings
 from harness.match import matched_rows
-from harness.measure import agreement, costs, device_name, git_commit
+from harness.measure import agreement, costs, device_name, fidelity, git_commit
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, pack_correct, utc_now
@@ -32,21 +32,6 @@ from harness.statistics import paired_difference, wilson_interval
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant, rows_of, variants
 from zoo.clip import ClipParts, create_clip
 from zoo.weights import fingerprint
-
-
-@dataclass(frozen=True, kw_only=True)
-class Golden:
-    """Golden rankings of the images at hand.
-
-    Attributes:
-        rankings: where they come from, None if there are none.
-        importance: (n, N) float32, higher = keep, NaN rows for images that have none.
-        whole: every image has one.
-    """
-
-    rankings: Rankings | None = None
-    importance: NDArray[np.float32] | None = None
-    whole: bool = False
 
 
 @dataclass
@@ -66,13 +51,33 @@ class Bench:
         """Load the tower and make the rows."""
         parts = create_clip(f"{arch}.{tag}")
         dense = parts.model.visual
-        weights = fingerprint(dense)
         methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
         if plan.match is None:
             rows = variants(dense, arch, tag, methods, plan.keeps)
         else:
             rows = rows_of(dense, arch, tag, matched_rows(dense, arch, tag, plan, progress))
-        dense.to(plan.device, DTYPES[plan.dtype])
+        return cls.around(plan, parts, rows, tag, fingerprint(dense), progress)
+
+    @classmethod
+    def around(
+        cls,
+        plan: Plan,
+        parts: ClipParts,
+        rows: list[Variant],
+        tag: str,
+        weights: str,
+        progress: Progress,
+    ) -> "Bench":
+        """Take rows that are made already, the dense one first, and bring them to their device.
+
+        Args:
+            plan: conditions of the measurement.
+            parts: the tower with its text tower.
+            rows: variants of the tower.
+            tag: its weight tag.
+            weights: fingerprint of its weights as they were loaded.
+            progress: where to show how far things are.
+        """
         for row in rows:
             row.vit.to(plan.device, DTYPES[plan.dtype])
         return cls(plan, tag, parts, weights, rows, progress, {})
@@ -81,29 +86,35 @@ class Bench:
         """Return the records of all rows on a dataset, measuring only if one is missing."""
         classifier = self._text_classifier(dataset) if shots == 0 else None
         split = nameable(subset(dataset.split(self.plan.split), self.plan.limit), classifier)
-        golden = self._golden(dataset, split)
-        rows = [row for row in self.rows if golden.whole or row.method != GOLDEN]
-        blank = [self._blank(row, dataset, shots, len(split), golden) for row in rows]
-        ranked = golden.importance is not None and not np.isnan(golden.importance).all()
+        ids = split.image_ids
+        rows = self._ranked(dataset, split)
+        truth = {row.key: _importance(row, ids) for row in rows}
+        blank = [self._blank(row, dataset, shots, len(split)) for row in rows]
+        ranked = any(known is not None for known in truth.values())
         found = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blank]
         if all(record is not None for record in found):
             return [record for record in found if record is not None]
         label = f"{self.rows[0].model} on {dataset.name}"
-        results = self._outcomes(rows, split, label, golden.rankings)
+        results = self._outcomes(rows, split, label)
         classifiers = self._classifiers(dataset, shots, results, classifier)
         right = {
-            name: correct(result.features, classifiers[name], split.labels)
-            for name, result in results.items()
+            key: correct(result.features, classifiers[key], split.labels)
+            for key, result in results.items()
         }
         if not self.costs:
             self.costs = costs(self.rows, self.plan.batches, self.plan.rounds, self.progress)
         return [
-            self._filled(row, record, results[row.model], right, golden.importance)
+            self._filled(row, record, results, right, truth[row.key])
             for row, record in zip(rows, blank, strict=True)
         ]
 
-    def _golden(self, dataset: Dataset, split: Split) -> "Golden":
-        """Look up the golden rankings of these images."""
+    def _ranked(self, dataset: Dataset, split: Split) -> list[Variant]:
+        """Give rows without golden rankings those of these images, if there are any.
+
+        Golden rows for which an image lacks a ranking are left out.
+        """
+        if all(row.rankings is not None for row in self.rows if row.method != DENSE):
+            return self.rows
         model = f"{self.rows[0].model}.{self.tag}"
         rankings = find_rankings(model, dataset.images_of, self.plan.split, BLOCK)
         command = (
@@ -112,26 +123,24 @@ class Bench:
         )
         if rankings is None:
             self.progress.say(f"no golden rankings of {dataset.name}; make them with: {command}")
-            return Golden()
+            return [row for row in self.rows if row.method != GOLDEN]
         rankings.require(weights=self.weights, revision=dataset.revision)
-        importance = rankings.of([split[i].image_id for i in range(len(split))])
-        whole = not np.isnan(importance).any()
-        if not whole and any(row.method == GOLDEN for row in self.rows):
+        rows = [row if row.rankings else replace(row, rankings=rankings) for row in self.rows]
+        if set(split.image_ids) <= set(rankings.image_ids):
+            return rows
+        if any(row.method == GOLDEN for row in rows):
             self.progress.say(
                 f"only some of these images of {dataset.name} have golden rankings, so there is no "
                 f"golden row; make them with: {command}"
             )
-        return Golden(rankings=rankings, importance=importance, whole=whole)
+        return [row for row in rows if row.method != GOLDEN]
 
-    def _outcomes(
-        self, rows: list[Variant], split: Split, label: str, rankings: Rankings | None
-    ) -> dict[str, Outcome]:
+    def _outcomes(self, rows: list[Variant], split: Split, label: str) -> dict[str, Outcome]:
         with self.progress.task(label, len(split)) as update:
             return outcomes(
                 rows,
                 split,
                 self.parts.preprocess,
-                rankings,
                 device=torch.device(self.plan.device),
                 dtype=DTYPES[self.plan.dtype],
                 on_batch=update,
@@ -156,25 +165,25 @@ class Bench:
             return dict.fromkeys(results, text)
         train = few_shot(dataset, shots, self.plan.seed)
         rows = [row for row in self.rows if row.method != GOLDEN]
-        features = self._outcomes(rows, train, f"{shots} shots of {dataset.name}", None)
+        features = self._outcomes(rows, train, f"{shots} shots of {dataset.name}")
         answer = torch.from_numpy(train.labels)
         probes = {
             name: linear_probe(f.features, answer, len(dataset.classes))
             for name, f in features.items()
         }
         # The oracle has no ranking of training images here; it is judged by the dense probe.
-        return {name: probes.get(name, probes[self.rows[0].model]) for name in results}
+        return {name: probes.get(name, probes[self.rows[0].key]) for name in results}
 
     def _filled(
         self,
         row: Variant,
         record: Record,
-        outcome: Outcome,
+        results: dict[str, Outcome],
         right: dict[str, NDArray[np.bool_]],
         truth: NDArray[np.float32] | None,
     ) -> Record:
         """Complete a record with everything measured."""
-        hits = right[row.model]
+        outcome, hits, dense = results[row.key], right[row.key], self.rows[0].key
         low, high = wilson_interval(int(hits.sum()), len(hits))
         facts: dict[str, Any] = {
             "created": utc_now(),
@@ -184,22 +193,21 @@ class Bench:
             "top1_low": low,
             "top1_high": high,
             "final_tokens": outcome.final_tokens,
-            **self.costs[row.model],
+            **self.costs[row.key],
             **agreement(outcome, truth),
         }
         if row.method != DENSE:
-            difference = paired_difference(hits, right[self.rows[0].model], seed=0)
+            facts |= fidelity(outcome, results[dense])
+            difference = paired_difference(hits, right[dense], seed=0)
             facts |= dict(zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True))
         return replace(record, **facts)
 
-    def _blank(
-        self, row: Variant, dataset: Dataset, shots: int, count: int, golden: Golden
-    ) -> Record:
+    def _blank(self, row: Variant, dataset: Dataset, shots: int, count: int) -> Record:
         """Return a record with the conditions and no measurement."""
         nothing = np.zeros(count, dtype=np.bool_)
         config = row.config
-        if row.method == GOLDEN and golden.rankings is not None:
-            facts = golden.rankings.provenance
+        if row.method == GOLDEN and row.rankings is not None:
+            facts = row.rankings.provenance
             told = ("score", "window", "stride", "dtype", "greedy", "approximate")
             known = {name: getattr(facts, name) for name in told}
             config = config | {name: value for name, value in known.items() if value is not None}
@@ -229,3 +237,8 @@ class Bench:
             torch=torch.__version__,
             timm=version("timm"),
         )
+
+
+def _importance(row: Variant, image_ids: Sequence[str]) -> NDArray[np.float32] | None:
+    """Return the golden importance that a row is compared with, None if there is none."""
+    return None if row.rankings is None else row.rankings.of(image_ids)

@@ -95,11 +95,25 @@ def _rank(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    from harness.commands import run_fit
+    from harness.predictor_commands import run_fit
 
     path, tau = run_fit(args, Console(stderr=True))
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     _output().print(text, soft_wrap=True)
+
+
+def _study(args: argparse.Namespace) -> None:
+    from harness.studies.commands import run_study
+
+    output = _output()
+    for table in run_study(args, _limit(args), Console(stderr=True)):
+        output.print(table)
+
+
+def _overhead(args: argparse.Namespace) -> None:
+    from harness.predictor_commands import run_overhead
+
+    _output().print(run_overhead(args, Console(stderr=True)))
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -140,6 +154,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "floor": _floor,
     "rank": _rank,
     "fit": _fit,
+    "study": _study,
+    "overhead": _overhead,
     "show": _show,
     "objects": _objects,
     "curve": _curve,

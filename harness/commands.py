@@ -2,19 +2,16 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from harness.compare import compare
 from harness.datasets import get_dataset
-from harness.datasets.base import SplitName
-from harness.fit import fit
 from harness.floor import floor
 from harness.golden.job import AUTO, Job, Source
 from harness.golden.rank import Ranked, rank
-from harness.golden.store import Rankings, shipped_rankings
+from harness.golden.store import Rankings
 from harness.golden.work import team
 from harness.match import matched
 from harness.plan import DTYPES, Plan
@@ -22,9 +19,7 @@ from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from harness.report import markdown_table, write_plot, write_report
 from harness.table import comparison_table, floor_table, matched_table
-from harness.towers import split_name
 from harness.variants import DENSE, GOLDEN, known_methods
-from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
 from zoo.registry import MODELS
@@ -36,7 +31,7 @@ def run_compare(
     args: argparse.Namespace, limit: int | None, status: Console, output: Console
 ) -> None:
     """Measure, print a table per dataset, write records, report, Markdown and plot."""
-    _check(args)
+    check(args)
     args.output.mkdir(parents=True, exist_ok=True)
     plan = Plan(
         **_conditions(args, limit),
@@ -77,7 +72,7 @@ def _all_methods(match: str | None) -> tuple[str, ...]:
 
 def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> list[Record]:
     """Measure one model beside its dense tower."""
-    _check(args)
+    check(args)
     name, _, tag = args.model.partition(".")
     if name not in MODELS:
         raise ValueError(f"model {name!r}: {expected(name, MODELS)}")
@@ -99,7 +94,7 @@ def run_floor(
     args: argparse.Namespace, limit: int | None, status: Console, output: Console
 ) -> None:
     """Measure methods against random pruning and print a table per dataset."""
-    _check(args)
+    check(args)
     plan = Plan(
         **_conditions(args, limit),
         models=(args.model,),
@@ -155,39 +150,13 @@ def _golden_config(args: argparse.Namespace) -> GoldenConfig:
     return GoldenConfig(score=args.score, block=args.block, **named)
 
 
-def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
-    """Fit a predictor, ranking images first where no rankings are given and none ship."""
-    names = ("arch", "width", "loss", "epochs", "patience", "batch", "learning_rate", "seed")
-    config = FitConfig(**{name: getattr(args, name) for name in names})
-    block = GoldenConfig.block if args.block is None else args.block
-    train, val = list(args.rankings), list(args.val)
-    for name in args.dataset:
-        splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
-        for split, files in splits:
-            shipped = shipped_rankings(".".join(split_name(args.model)), name, split, block)
-            if shipped is not None:
-                files.append(shipped)
-                continue
-            job = Job(
-                model=args.model,
-                source=Source.of(get_dataset(name), split),
-                config=GoldenConfig(block=block),
-                limit=args.limit,
-            )
-            files.append(rank(job, Progress(status)).path)
-    if not train or not val:
-        raise ValueError("nothing to learn from: give --dataset, or --rankings and --val")
-    told = {"shots": args.shots, "block": args.block, "out": args.out}
-    return fit(args.model, train, val, config, progress=Progress(status), **told)
-
-
 def _conditions(args: argparse.Namespace, limit: int | None) -> dict[str, Any]:
     """Return the fields of ``Plan`` that every measuring command takes from the same flags."""
     same = ("split", "seed", "device", "dtype")
     return {"limit": limit, **{name: getattr(args, name) for name in same}}
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Refuse values that would fail late.
 
     Raises:
@@ -195,12 +164,13 @@ def _check(args: argparse.Namespace) -> None:
     """
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, DTYPES)}")
-    for keep in getattr(args, "keeps", ()):
+    for keep in getattr(args, "keeps", None) or ():
         if not 0 < keep <= 1:
             raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1], such as 0.6")
     for option, values in (
         ("batches", getattr(args, "batches", ())),
         ("rounds", [getattr(args, "rounds", 1)]),
+        ("batch", [getattr(args, "batch", 1)]),
     ):
         for value in values:
             if value < 1:

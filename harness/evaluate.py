@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.datasets.base import Dataset, Example, Split, shots
-from harness.golden.store import Rankings
 from harness.variants import GOLDEN, Variant, run
 from zoo.clip import ClipParts, class_features
 
@@ -73,7 +72,6 @@ def outcomes(
     rows: Sequence[Variant],
     split: Split,
     preprocess: Any,
-    rankings: Rankings | None,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -82,34 +80,46 @@ def outcomes(
     """Run all rows over a split; their model must be on ``device`` in ``dtype`` already.
 
     Args:
-        rows: variants of one dense tower.
+        rows: variants of one dense tower, golden ones with their rankings.
         split: the images.
         preprocess: from PIL image to (C, H, W).
-        rankings: golden rankings of these images, for golden rows.
         device: where to compute.
         dtype: of the computation.
         on_batch: called with the number of images done.
 
+    Returns:
+        What came out, by the key of the row.
+
     Raises:
         ValueError: a golden row, and an image without golden ranking.
     """
-    needs_golden = any(row.method == GOLDEN for row in rows)
-    parts: dict[str, list[Any]] = {row.model: [] for row in rows}
+    parts: dict[str, list[Any]] = {row.key: [] for row in rows}
     done = 0
     for examples, images in batches(split, preprocess):
-        golden = None
-        if needs_golden:
-            assert rankings is not None
-            known = rankings.of([example.image_id for example in examples])
-            if np.isnan(known).any():
-                missing = examples[int(np.flatnonzero(np.isnan(known).any(axis=1))[0])].image_id
-                raise ValueError(f"no golden ranking for image {missing!r}")
-            golden = torch.from_numpy(known).to(device)
-        for name, output in run(rows, images.to(device, dtype), golden).items():
-            parts[name].append(output)
+        golden = _golden(rows, [example.image_id for example in examples])
+        laid = {key: torch.from_numpy(known).to(device) for key, known in golden.items()}
+        for key, output in run(rows, images.to(device, dtype), laid).items():
+            parts[key].append(output)
         done += len(examples)
         on_batch(done)
-    return {name: _joined(part) for name, part in parts.items()}
+    return {key: _joined(part) for key, part in parts.items()}
+
+
+def _golden(rows: Sequence[Variant], image_ids: list[str]) -> dict[str, NDArray[np.float32]]:
+    """Return the golden importance of some images for each golden row.
+
+    Raises:
+        ValueError: an image has none.
+    """
+    found = {}
+    for row in rows:
+        if row.method == GOLDEN:
+            assert row.rankings is not None
+            found[row.key] = row.rankings.of(image_ids)
+            if (lacking := np.isnan(found[row.key]).any(axis=1)).any():
+                missing = image_ids[int(np.flatnonzero(lacking)[0])]
+                raise ValueError(f"no golden ranking for image {missing!r}")
+    return found
 
 
 def _joined(parts: list[Any]) -> Outcome:

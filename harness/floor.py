@@ -1,7 +1,8 @@
 """How far methods are above random pruning: paired differences over several random orders."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,33 +86,32 @@ def floor(
         classifier, _ = text_classifier(parts, dataset)
         split = nameable(subset(dataset.split(plan.split), plan.limit), classifier)
 
-        def hits(part: list[Variant], among: Split, golden: Rankings | None) -> dict[str, Hits]:
+        def hits(part: list[Variant], among: Split) -> dict[str, Hits]:
             with progress.task(f"{len(part)} rows on {dataset.name}", len(among)) as update:  # noqa: B023
                 results = outcomes(
                     part,
                     among,
                     parts.preprocess,
-                    golden,
                     device=torch.device(plan.device),
                     dtype=DTYPES[plan.dtype],
                     on_batch=update,
                 )
             return {
-                model: correct(result.features, classifier, among.labels).astype(np.float64)  # noqa: B023
-                for model, result in results.items()
+                key: correct(result.features, classifier, among.labels).astype(np.float64)  # noqa: B023
+                for key, result in results.items()
             }
 
         real = [row for row in rows if row.method != GOLDEN]
-        right = hits([*real, *orders], split, None)
-        among = {row.model: np.arange(len(split)) for row in real}
+        right = hits([*real, *orders], split)
+        among = {row.key: np.arange(len(split)) for row in real}
         oracle = [row for row in rows if row.method == GOLDEN]
         if oracle:
             golden = _golden(rankings, f"{arch}.{tag}", dataset, plan.split)
             golden.require(weights=weights, revision=dataset.revision, block=BLOCK)
             known = ranked(split, golden)
-            among |= {row.model: known for row in oracle}
-            right |= hits(oracle, split.subset(known), golden)
-        yield [_row(row, dataset, plan, right, among[row.model], orders) for row in rows]
+            among |= {row.key: known for row in oracle}
+            right |= hits([replace(r, rankings=golden) for r in oracle], split.subset(known))
+        yield [_row(row, dataset, plan, right, among[row.key], orders) for row in rows]
 
 
 def _row(
@@ -122,7 +122,7 @@ def _row(
     among: NDArray[np.int64],
     orders: list[Variant],
 ) -> Floor:
-    beside = [right[order.model][among] for order in orders if order.keep == row.keep]
+    beside = [right[order.key][among] for order in orders if order.keep == row.keep]
     random = np.mean(beside, axis=0)
     return Floor(
         dataset=dataset.name,
@@ -130,9 +130,9 @@ def _row(
         method=row.method,
         keep=row.keep,
         image_count=len(among),
-        top1=float(right[row.model].mean()),
+        top1=float(right[row.key].mean()),
         random_top1=float(random.mean()),
-        difference=bootstrap_mean(right[row.model] - random, seed=0),
+        difference=bootstrap_mean(right[row.key] - random, seed=0),
     )
 
 
@@ -141,9 +141,10 @@ def _random_orders(dense: ReducedViT, seeds: int, plan: Plan) -> list[Variant]:
     for keep in plan.keeps:
         for seed in range(seeds):
             vit = zoo.reduce(dense, method=RANDOM, keep=keep, seed=seed).eval()
-            name = f"{RANDOM}{round(100 * keep)}, seed {seed}"
-            config = {"keep": keep, "seed": seed}
-            orders.append(Variant(model=name, method=RANDOM, keep=keep, vit=vit, config=config))
+            told: dict[str, Any] = {"method": RANDOM, "keep": keep, "vit": vit}
+            told["config"] = {"keep": keep, "seed": seed}
+            name = f"{RANDOM}{round(100 * keep)}"
+            orders.append(Variant(model=name, what=f"seed {seed}", **told))
     return orders
 
 

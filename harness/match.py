@@ -1,15 +1,12 @@
 """Methods at equal cost: the keep rates that meet a target's GFLOPs, and the pairs to compare."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from numpy.polynomial import Polynomial
-
-from harness.cost import gflops
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record
+from harness.solve import KeepSolver
 from harness.statistics import Interval, mcnemar_exact, paired_difference
 from harness.variants import DENSE, GOLDEN, Asked, rows_of
 from zoo.reducer import expected
@@ -65,69 +62,6 @@ def check_match(plan: Plan) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Costs:
-    """Count models of one tower, each once.
-
-    Attributes:
-        dense: the tower.
-        arch: its timm name.
-        tag: its weight tag.
-        known: GFLOPs by method and keep rate.
-    """
-
-    dense: ReducedViT
-    arch: str
-    tag: str
-    known: dict[Asked, float] = field(default_factory=dict)
-
-    @property
-    def patches(self) -> int:
-        return int(self.dense.patch_embed.num_patches)
-
-    def model(self, asked: Asked) -> ReducedViT:
-        [row] = rows_of(self.dense, self.arch, self.tag, [asked])
-        return row.vit
-
-    def of(self, method: str, keep: float) -> float:
-        if (method, keep) not in self.known:
-            size = self.dense.patch_embed.img_size
-            self.known[method, keep] = gflops(self.model((method, keep)), size).gflops
-        return self.known[method, keep]
-
-    def able(self, method: str, count: int) -> bool:
-        """Tell whether a method can end with so few; ToMe, say, halves at most."""
-        try:
-            self.model((method, count / self.patches))
-        except ValueError:
-            return False
-        return True
-
-    def nearest(self, method: str, goal: float) -> int:
-        """Return the number of patch tokens at the end whose cost is nearest to ``goal``.
-
-        The cost rises with that number, very nearly as a square: three counts and a parabola say
-        about where, and from there single steps lead to the two neighbours of the goal.
-        """
-        last = self.patches - 1
-        self.model((method, 1.0))  # a method that can't do even this says why
-        least = 1 + bisect_left(range(1, last), True, key=lambda count: self.able(method, count))
-
-        def cost(count: int) -> float:
-            return self.of(method, count / self.patches)
-
-        seen = sorted({least, (least + last) // 2, last})
-        parabola = Polynomial.fit(seen, [cost(count) for count in seen], len(seen) - 1)
-        here = min(range(least, last + 1), key=lambda count: abs(float(parabola(count)) - goal))
-        low = cost(here) < goal
-        step = 1 if low else -1
-        while least <= here + step <= last and (cost(here + step) < goal) == low:
-            here += step
-        beside = min(max(here + step, least), last)
-        # Apart from the rest, as keeping all spares the method's own work too.
-        return min((here, beside, self.patches), key=lambda count: abs(cost(count) - goal))
-
-
 def matched_rows(
     dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress
 ) -> list[Asked]:
@@ -145,17 +79,22 @@ def matched_rows(
     Raises:
         ValueError: as in `variants.rows_of`.
     """
-    costs = _Costs(dense=dense, arch=arch, tag=tag)
-    goals = {asked: costs.of(plan.match_to, asked) for asked in plan.keeps}
+
+    def solver(method: str) -> KeepSolver:
+        return KeepSolver(dense, lambda keep: rows_of(dense, arch, tag, [(method, keep)])[0].vit)
+
+    target = solver(plan.match_to)
+    goals = {asked: target.gflops(asked) for asked in plan.keeps}
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
     found: list[Asked] = [(DENSE, 1.0)]
     with progress.task("keep rates of equal cost", len(methods)) as update:
         for done, method in enumerate(methods, start=1):
+            costs = solver(method)
             for asked, goal in goals.items():
                 keep = asked
                 if method != plan.match_to:
-                    keep = costs.nearest(method, goal) / costs.patches
-                    spent = costs.of(method, keep)
+                    keep = costs.nearest(goal)
+                    spent = costs.gflops(keep)
                     _tell(progress, plan.match_to, asked, goal, (method, keep), spent)
                 found.append((method, keep))
             update(done)

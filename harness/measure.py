@@ -65,27 +65,27 @@ def costs(
     A golden row is no model one could run, so it has none of them.
 
     Returns:
-        Fields of ``Record`` for each row's model name.
+        Fields of ``Record`` by the row's key.
     """
     real = [row for row in rows if row.method != GOLDEN]
     like = next(real[0].vit.parameters())
     size = real[0].vit.patch_embed.img_size
     one = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
-    facts: dict[str, dict[str, Any]] = {row.model: {} for row in rows}
+    facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
     with progress.task("multiply-adds", len(real)) as update:
         for done, row in enumerate(real, start=1):
             cost = gflops(row.vit, size)
             if cost.unsupported:
-                progress.say(f"{row.model}: not counted by fvcore: {', '.join(cost.unsupported)}")
+                progress.say(f"{row.key}: not counted by fvcore: {', '.join(cost.unsupported)}")
             with torch.inference_mode():
                 trace = row.vit.trace(one)
-            facts[row.model] = {
+            facts[row.key] = {
                 "gflops": cost.gflops,
                 "params": cost.params,
                 "tokens_per_block": trace.tokens_per_block,
             }
             update(done)
-    timings: dict[str, list[Latency]] = {row.model: [] for row in real}
+    timings: dict[str, list[Latency]] = {row.key: [] for row in real}
     for batch in batches:
         images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(
             like.device, like.dtype
@@ -93,9 +93,9 @@ def costs(
         # Small batches are quick and noisy, so they get more rounds.
         count = rounds * (4 if batch < 8 else 1)
         with progress.task(f"latency at batch {batch}", 1) as update:
-            found = interleaved({row.model: row.vit for row in real}, images, count, warmup=1)
+            found = interleaved({row.key: row.vit for row in real}, images, count, warmup=1)
             update(1)
-        reference = found[next(row.model for row in real if row.method == DENSE)]
+        reference = found[next(row.key for row in real if row.method == DENSE)]
         for name, timing in found.items():
             timings[name].append(_latency(timing, reference))
     for name, entries in timings.items():
@@ -162,4 +162,14 @@ def agreement(outcome: Outcome, golden: NDArray[np.float32] | None) -> dict[str,
         "border_low": border.low,
         "border_high": border.high,
         "border_chance": border_chance(k, cells),
+    }
+
+
+def fidelity(outcome: Outcome, dense: Outcome) -> dict[str, Any]:
+    """Return the mean cosine of a row's features with the dense ones, as fields of ``Record``."""
+    cosine = over_images((outcome.features * dense.features).sum(dim=1).numpy())
+    return {
+        "cosine_to_dense": cosine.mean,
+        "cosine_low": cosine.low,
+        "cosine_high": cosine.high,
     }

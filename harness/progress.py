@@ -49,7 +49,7 @@ class Progress:
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show a bar while the body runs; call what it yields with the number done."""
-        if self._console is None:
+        if self._console is None or not self._console.is_terminal:
             yield lambda _: None
             return
         columns = (

@@ -14,11 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.typed_json import parsed
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Fields that came with a version; None in a line of an earlier one, which didn't measure them.
 _ADDED = {
     2: ("weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
         "border_high", "border_chance", "tau_undefined"),
+    3: ("cosine_to_dense", "cosine_low", "cosine_high"),
 }  # fmt: skip
 
 CONDITIONS = (
@@ -71,6 +72,9 @@ class Record:
     diff_to_dense: float | None = None  # fraction, same images, 95 % paired bootstrap interval
     diff_low: float | None = None
     diff_high: float | None = None
+    cosine_to_dense: float | None = None  # mean over images of features', 95 % bootstrap interval
+    cosine_low: float | None = None
+    cosine_high: float | None = None
     gflops: float | None = None  # 1e9 multiply-adds per image
     params: int | None = None
     tokens_per_block: tuple[int, ...] | None = None  # leaving each block, prefix tokens included
@@ -107,6 +111,7 @@ class Record:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
         _check_interval(self, "top1", "top1_low", "top1_high")
         _check_interval(self, "diff_to_dense", "diff_low", "diff_high")
+        _check_interval(self, "cosine_to_dense", "cosine_low", "cosine_high")
         _check_interval(self, "tau", "tau_low", "tau_high")
         _check_interval(self, "weighted_tau", "weighted_tau_low", "weighted_tau_high")
         _check_interval(self, "border_overlap", "border_low", "border_high")
@@ -228,7 +233,7 @@ def _record(line: str) -> Record:
     if isinstance(values, dict):
         found = values.get("schema_version")
         if type(found) is not int or not 1 <= found <= SCHEMA_VERSION:
-            known = " and ".join(map(str, range(1, SCHEMA_VERSION + 1)))
+            known = f"1 to {SCHEMA_VERSION}"
             raise ValueError(f"schema_version is {found!r}, this version reads {known}")
         for version in range(found + 1, SCHEMA_VERSION + 1):
             values |= dict.fromkeys(_ADDED[version])

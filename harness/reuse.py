@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from harness.records import Record
-from harness.variants import GOLDEN
+from harness.variants import DENSE, GOLDEN
 
 
 def fitting(
@@ -22,16 +22,18 @@ def fitting(
         same = all(getattr(record, name) == getattr(blank, name) for name in _GIVEN)
         timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
         compared = record.weighted_tau is not None or not ranked or record.keep == 1
-        if same and timed and compared:
+        near = record.cosine_to_dense is not None or record.method == DENSE
+        if same and timed and compared and near:
             return record
     return None
 
 
 _MEASURED = (
     "created", "git_commit", "correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense",
-    "diff_low", "diff_high", "gflops", "params", "tokens_per_block", "final_tokens", "latency",
-    "tau", "tau_low", "tau_high", "weighted_tau", "weighted_tau_low", "weighted_tau_high",
-    "match_at_k", "match_k", "match_chance", "border_overlap", "border_low", "border_high",
-    "border_chance", "golden_images", "tau_undefined",
+    "cosine_to_dense", "cosine_low", "cosine_high", "diff_low", "diff_high", "gflops", "params",
+    "tokens_per_block", "final_tokens", "latency", "tau", "tau_low", "tau_high", "weighted_tau",
+    "weighted_tau_low", "weighted_tau_high", "match_at_k", "match_k", "match_chance",
+    "border_overlap", "border_low", "border_high", "border_chance", "golden_images",
+    "tau_undefined",
 )  # fmt: skip
 _GIVEN = tuple(field.name for field in fields(Record) if field.name not in _MEASURED)

@@ -122,6 +122,7 @@ def _wide(batches: Sequence[int]) -> Columns:
         "keep": lambda r: f"{100 * r.keep:.0f}",
         "top-1": lambda r: _percent(r.top1) + _between(r.top1_low, r.top1_high),
         "to dense": _difference,
+        "cosine": lambda r: _number(r.cosine_to_dense, ".3f"),
         "GFLOPs": lambda r: _number(r.gflops, ".2f"),
     }
     for batch in batches:

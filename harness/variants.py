@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,15 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
+from harness.golden.store import Rankings
 from zoo.golden import GoldenConfig
-from zoo.reducer import METHODS, expected, final_count
-from zoo.tokens import rank_scores
-from zoo.vit import ReducedViT
+from zoo.pruner import Pruner
+from zoo.reducer import METHODS, ReducerConfig, expected
+from zoo.tokens import Tokens, rank_scores
+from zoo.vit import ReducedViT, host_spec
 from zoo.weights import find_predictor, load_predictor
 
 DENSE, GOLDEN = "dense", "golden"
 BLOCK = GoldenConfig.block
 Asked = tuple[str, float]  # a method and its keep rate
+
+
+class Oracle(Pruner):
+    """Prune by the golden importance that came along with the tokens."""
+
+    method = GOLDEN
+
+    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+        """Take what ``run`` laid in."""
+        assert tokens.importance is not None
+        return tokens.importance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +44,10 @@ class Variant:
         model: timm name; for ``golden`` a name that no model has, since it needs the answer.
         method: registered method, ``dense`` or ``golden``.
         keep: keep rate.
-        vit: the model; for ``golden`` the dense one.
+        vit: the model.
         config: the method's settings as JSON values, with the hash of its predictor if it has one.
+        what: tells rows of the same name apart.
+        rankings: golden rankings that a golden row prunes by and others are compared with.
     """
 
     model: str
@@ -39,12 +55,17 @@ class Variant:
     keep: float
     vit: ReducedViT
     config: dict[str, Any]
+    what: str = ""
+    rankings: Rankings | None = None
+
+    @property
+    def key(self) -> str:
+        """What no other row of a comparison is called."""
+        return f"{self.model} {self.what}".rstrip()
 
     @property
     def first_block(self) -> int:
         """First block whose computation differs from the dense tower's."""
-        if self.method == GOLDEN:
-            return BLOCK
         return len(self.vit.blocks) if self.vit.reducer is None else self.vit.reducer.first_block
 
 
@@ -100,11 +121,33 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, asked: Iterable[Asked]) -> l
                     "once, and rates of different whole percents"
                 )
         if method == GOLDEN:
-            config = {"keep": keep, "block": BLOCK}
-            rows.append(Variant(model=name, method=method, keep=keep, vit=dense, config=config))
+            rows.append(golden_row(dense, name, ReducerConfig(keep=keep, reduce_at=(BLOCK,))))
         else:
             rows.append(_reduced(dense, arch, tag, name, method, keep))
     return rows
+
+
+def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
+    """Make a row that prunes by golden rankings, which come later.
+
+    Args:
+        dense: the tower.
+        name: of the row.
+        config: keep rate, reduction points and schedule.
+    """
+    like = next(dense.blocks.parameters())
+    vit = zoo.reduce(dense, method=None)
+    vit.reducer = Oracle(config, host_spec(dense, device=like.device, dtype=like.dtype))
+    assert config.keep is not None
+    return Variant(
+        model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=as_json(config)
+    )
+
+
+def as_json(config: ReducerConfig) -> dict[str, Any]:
+    """Return settings as records keep them: a tuple would never equal the list read back."""
+    facts: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return facts
 
 
 def _reduced(
@@ -117,8 +160,7 @@ def _reduced(
         found.fill(options, METHODS[method].Config)
     vit = zoo.reduce(dense, method=method, **options)
     assert vit.reducer is not None
-    # Through JSON, as records keep it: a tuple would never equal the list that is read back.
-    config: dict[str, Any] = json.loads(json.dumps(asdict(vit.reducer.config)))
+    config = as_json(vit.reducer.config)
     if found is not None:
         load_predictor(vit, found)
         config["predictor"] = hashlib.sha256(found.path.read_bytes()).hexdigest()[:16]
@@ -132,7 +174,6 @@ class Output:
     Attributes:
         features: (B, D) unit image features, float32.
         scores: (B, N) float, higher = kept longer; None when nothing was reduced.
-        tokens: number of tokens that leave each block, prefix tokens included; None for golden.
         final_tokens: patch tokens left at the end.
     """
 
@@ -142,13 +183,18 @@ class Output:
 
 
 @torch.inference_mode()
-def run(rows: Sequence[Variant], images: Tensor, golden: Tensor | None) -> dict[str, Output]:
+def run(
+    rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Output]:
     """Run all rows on a batch; what they have in common is computed once.
 
     Args:
         rows: variants of one dense tower.
         images: (B, C, H, W).
-        golden: (B, N) golden importance, for ``golden`` rows.
+        golden: (B, N) golden importance by the key of a golden row.
+
+    Returns:
+        What each row says, by its key.
     """
     dense = rows[0].vit if rows[0].vit.reducer is None else zoo.reduce(rows[0].vit, method=None)
     prefix = {0: dense.embed(images)}
@@ -160,12 +206,10 @@ def run(rows: Sequence[Variant], images: Tensor, golden: Tensor | None) -> dict[
     for row in rows:
         tokens = prefix[row.first_block]
         if row.method == GOLDEN:
-            assert golden is not None
-            count = final_count(tokens.patch_count, row.keep)
-            tokens = tokens.prune(BLOCK, golden, count)
+            tokens = tokens._replace(importance=golden[row.key])
         tokens, _ = row.vit.advance(tokens, row.first_block)
         cells = tokens.grid[0] * tokens.grid[1]
-        outputs[row.model] = Output(
+        outputs[row.key] = Output(
             features=F.normalize(row.vit.finish(tokens).float(), dim=-1),
             scores=rank_scores(tokens.history, cells) if tokens.history else None,
             final_tokens=tokens.patch_count,

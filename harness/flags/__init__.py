@@ -2,7 +2,7 @@
 
 import argparse
 
-from harness.flags.learning import add_fit
+from harness.flags.learning import add_fit, add_overhead, add_study
 from harness.flags.measuring import add_compare, add_eval, add_floor, add_list
 from harness.flags.ranking import add_curve, add_objects, add_rank, add_show, add_speed
 
@@ -19,6 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_floor(commands)
     add_rank(commands)
     add_fit(commands)
+    add_study(commands)
+    add_overhead(commands)
     add_show(commands)
     add_objects(commands)
     add_curve(commands)

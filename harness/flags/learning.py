@@ -1,9 +1,10 @@
 """The flags of the subcommands that fit and study predictors."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.flags.shared import add
+from harness.flags.shared import add, golden_windows
 
 
 def add_fit(commands: Any) -> None:
@@ -26,6 +27,11 @@ def add_fit(commands: Any) -> None:
     parser.add_argument("--rankings", **path, help="stores or files of rankings to learn from")
     parser.add_argument("--val", **path, help="the same, of other images, for early stopping")
     parser.add_argument("--shots", type=int, metavar="K", help="images per class; default: all")
+    _recipe(parser)
+    parser.add_argument("--out", type=Path, help="default: the user's cache")
+
+
+def _recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default="conv", help="see zoo/architectures.py")
     parser.add_argument("--width", type=int, default=64, help="channels inside the predictor")
     parser.add_argument("--loss", default="listnet", help="see zoo/losses.py")
@@ -34,4 +40,49 @@ def add_fit(commands: Any) -> None:
     parser.add_argument("--batch", type=int, default=32, help="images per step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and shots")
-    parser.add_argument("--out", type=Path, help="default: the user's cache")
+
+
+def add_study(commands: Any) -> None:
+    """Add ``study``."""
+    parser = add(
+        commands,
+        "study",
+        "Answer a question about pruning by golden and predicted rankings.",
+        "study scores --datasets fashion --keeps 0.6 0.5 --limit 100",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the study, or `list`")
+    parser.add_argument("--model", default="clip_vit_s14", help="needs a text tower")
+    parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
+    parser.add_argument("--keeps", nargs="+", type=float, help="default: the study's own")
+    parser.add_argument("--seeds", type=int, default=3, help="fits, and random orders")
+    parser.add_argument("--split", default="val", choices=("val", "test"), help="to judge by")
+    parser.add_argument("--limit", type=int, default=300, help="images of it per dataset")
+    parser.add_argument("--full", action="store_true", help="all images, whatever --limit says")
+    parser.add_argument("--train-limit", type=int, default=500, help="ranked images to learn from")
+    parser.add_argument("--shots", type=int, metavar="K", help="of them per class; default: all")
+    golden_windows(parser, window=3, stride=2)
+    parser.add_argument("--score", default="preservation", help="preservation, label, confidence")
+    parser.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
+    _recipe(parser)
+    parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is known")
+    parser.add_argument("--output", type=Path, default=Path("results/studies"), help="folder")
+
+
+def add_overhead(commands: Any) -> None:
+    """Add ``overhead``."""
+    parser = add(
+        commands,
+        "overhead",
+        "Measure what predictors cost beside their tower: multiply-adds, parameters, time.",
+        "overhead --model clip_vit_b16 --random-weights --archs conv mlp --batch 8",
+    )
+    parser.add_argument("--model", default="clip_vit_s14")
+    parser.add_argument("--random-weights", action="store_true", help="where none can be had")
+    parser.add_argument("--archs", nargs="+", help="default: all, and the paper's Mixer")
+    parser.add_argument("--width", type=int, default=64, help="channels inside")
+    parser.add_argument("--batch", type=int, default=32, help="images per call")
+    parser.add_argument("--rounds", type=int, default=11, help="samples of each, in turn")
+    parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")

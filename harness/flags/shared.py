@@ -27,8 +27,8 @@ def conditions(parser: argparse.ArgumentParser, limit: int) -> None:
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
 
 
-def golden_windows(parser: argparse.ArgumentParser) -> None:
+def golden_windows(parser: argparse.ArgumentParser, *, window: int = 2, stride: int = 1) -> None:
     """Add block, window and stride of golden rankings."""
     parser.add_argument("--block", type=int, default=3, help="patches go before this block")
-    parser.add_argument("--window", type=int, default=2, help="side in patches")
-    parser.add_argument("--stride", type=int, default=1, help="in patches")
+    parser.add_argument("--window", type=int, default=window, help="side in patches")
+    parser.add_argument("--stride", type=int, default=stride, help="in patches")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -154,6 +154,20 @@ class Rankings:
             if image_id in row:
                 result[i] = self.importance[row[image_id]]
         return result
+
+    def take(self, image_ids: Sequence[str]) -> "Rankings":
+        """Return the rankings of these images alone, in this order.
+
+        Raises:
+            ValueError: an image has none.
+        """
+        row = {image_id: i for i, image_id in enumerate(self.image_ids)}
+        if lacking := [image_id for image_id in image_ids if image_id not in row]:
+            raise ValueError(f"{len(lacking)} images have no ranking, such as {lacking[0]!r}")
+        rows = [row[image_id] for image_id in image_ids]
+        names = ("importance", "labels", "least", "ranking")
+        told = {name: getattr(self, name)[rows] for name in names}
+        return replace(self, image_ids=tuple(image_ids), **told)
 
 
 def ranked(split: Split, rankings: Rankings) -> NDArray[np.int64]:

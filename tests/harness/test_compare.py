@@ -212,7 +212,7 @@ def test_few_shots_by_a_probe_on_each_models_own_features(
     assert [[record.shots for record in group] for group in groups] == [[0] * 4, [3] * 4]
     rows = variants(dense, ARCH, "openai", ["dense", "random"], [0.5])
     train = bench.outcomes(  # three of each class are the whole training split
-        rows, toy.split("train"), parts.preprocess, None, device=CPU, dtype=torch.float32
+        rows, toy.split("train"), parts.preprocess, device=CPU, dtype=torch.float32
     )
     probes = [
         linear_probe(train[row.model].features, torch.from_numpy(toy.labels("train")), 4)

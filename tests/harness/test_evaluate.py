@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,7 +94,8 @@ def test_outcomes_are_the_models_own_features_in_image_order(
     monkeypatch.setattr(evaluate, "BATCH", batch)
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
-    found = outcomes(rows, split, parts.preprocess, ranked(), on_batch=done.append, **CPU)
+    rows[2] = replace(rows[2], rankings=ranked())
+    found = outcomes(rows, split, parts.preprocess, on_batch=done.append, **CPU)
     assert done == [*range(batch, len(split), batch), len(split)]
     images = torch.stack([parts.preprocess(example.image) for example in split])
     with torch.inference_mode():
@@ -113,9 +115,10 @@ def test_outcomes_are_the_models_own_features_in_image_order(
 def test_golden_rows_want_every_ranking(
     dense: zoo.ReducedViT, toy: Dataset, parts: ClipParts, ranked: Callable[..., Rankings]
 ):
-    rows = variants(dense, "clip_vit_b16", "openai", ["golden"], [0.5])
+    [row] = variants(dense, "clip_vit_b16", "openai", ["golden"], [0.5])
+    row = replace(row, rankings=ranked(count=5))
     with pytest.raises(ValueError, match=re.escape("no golden ranking for image 'toy/test-5'")):
-        outcomes(rows, toy.split("test"), parts.preprocess, ranked(count=5), **CPU)
+        outcomes([row], toy.split("test"), parts.preprocess, **CPU)
 
 
 def test_text_classifier_leaves_out_what_it_can_not_name(parts: ClipParts, toy: Dataset):

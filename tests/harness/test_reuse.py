@@ -31,6 +31,9 @@ def record(**changes: Any) -> Record:
         "top1": 0.75,
         "top1_low": 0.3,
         "top1_high": 0.95,
+        "cosine_to_dense": 0.9,
+        "cosine_low": 0.8,
+        "cosine_high": 0.95,
         "gflops": 3.5,
         "latency": (timed(1), timed(32)),
         "device": "cpu",
@@ -107,7 +110,7 @@ def test_every_field_is_either_a_condition_or_measured():
         "params", "tokens_per_block", "final_tokens", "latency", "tau", "tau_low", "tau_high",
         "match_at_k", "match_k", "match_chance", "golden_images", "weighted_tau",
         "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low", "border_high",
-        "border_chance", "tau_undefined",
+        "border_chance", "tau_undefined", "cosine_to_dense", "cosine_low", "cosine_high",
     }  # fmt: skip
     free = {"created", "git_commit", "correct_bits", "schema_version", "image_count"}
     assert {f.name for f in fields(Record)} == measured | free | OTHER.keys()
@@ -135,3 +138,11 @@ def test_a_golden_row_has_no_latency_to_wait_for():
     golden = {"model": "clip_vit_s14_golden60", "method": "golden"}
     known = replace(record(**golden), latency=(), gflops=None)
     assert fitting(record(**{**BLANK, **golden}), [known], [1, 32]) is known
+
+
+def test_closeness_to_dense_is_measured_where_an_earlier_version_did_not():
+    nothing: dict[str, Any] = dict.fromkeys(("cosine_to_dense", "cosine_low", "cosine_high"))
+    assert fitting(record(**BLANK), [record(**nothing)], []) is None
+    dense = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, **nothing}
+    whole = record(**dense)
+    assert fitting(record(**{**BLANK, **dense}), [whole], []) is whole

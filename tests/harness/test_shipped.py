@@ -80,7 +80,7 @@ def test_the_predictor_agrees_with_golden_rankings_it_never_saw(dataset: str, em
     split = subset(get_dataset(dataset).split("test"), 16)
     rows = variants(embedded.model.visual, ARCH, TAG, ["patchrank", "random", "clsattn"], [0.6])
     told: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
-    found = outcomes(rows, split, embedded.preprocess, None, **told)
+    found = outcomes(rows, split, embedded.preprocess, **told)
     golden = shipped(dataset).of([example.image_id for example in split])
     tau = {row.method: kendall_tau(found[row.model].scores, golden).mean() for row in rows}
     assert tau["patchrank"] > 0.5

@@ -50,6 +50,9 @@ FULL = replace(
     diff_to_dense=-0.125,
     diff_low=-0.25,
     diff_high=0.0,
+    cosine_to_dense=0.9876,
+    cosine_low=0.98,
+    cosine_high=0.99,
     gflops=1.234,
     final_tokens=59,
     latency=tuple(
@@ -100,6 +103,7 @@ def test_a_row_with_everything():
         "30",
         "75.0 [40.9, 92.9]",
         "-12.5 [-25.0, 0.0]",
+        "0.988",
         "1.23",
         "10 [9, 12] 0.55x",
         "320 [288, 384] 0.55x",
@@ -115,7 +119,7 @@ def test_a_row_with_everything():
 def test_what_was_not_measured_is_a_dash_not_a_zero():
     lines = shown(comparison_table([DENSE, FULL]))
     assert cells(lines, "dense")[:3] == ["dense", "100", "75.0 [40.9, 92.9]"]
-    assert cells(lines, "dense")[3:] == ["–"] * 10
+    assert cells(lines, "dense")[3:] == ["–"] * 11
 
 
 def test_the_caption_loses_nothing_to_markup():

@@ -1,0 +1,80 @@
+"""What `fit` and `overhead` do: from parsed arguments to files and tables."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.commands import check
+from harness.datasets import get_dataset
+from harness.datasets.base import SplitName
+from harness.fit import fit
+from harness.golden.job import Job, Source
+from harness.golden.rank import rank
+from harness.golden.runners import find_tower
+from harness.golden.store import shipped_rankings
+from harness.measure import device_name
+from harness.overhead import overhead, overhead_table
+from harness.progress import Progress
+from harness.towers import split_name
+from zoo.architectures import ARCHITECTURES
+from zoo.fit import FitConfig
+from zoo.golden import GoldenConfig
+
+
+def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
+    """Fit a predictor, ranking images first where no rankings are given and none ship."""
+    config = fit_config(args)
+    block = GoldenConfig.block if args.block is None else args.block
+    train, val = list(args.rankings), list(args.val)
+    for name in args.dataset:
+        splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
+        for split, files in splits:
+            shipped = shipped_rankings(".".join(split_name(args.model)), name, split, block)
+            if shipped is not None:
+                files.append(shipped)
+                continue
+            job = Job(
+                model=args.model,
+                source=Source.of(get_dataset(name), split),
+                config=GoldenConfig(block=block),
+                limit=args.limit,
+            )
+            files.append(rank(job, Progress(status)).path)
+    if not train or not val:
+        raise ValueError("nothing to learn from: give --dataset, or --rankings and --val")
+    told = {"shots": args.shots, "block": args.block, "out": args.out}
+    return fit(args.model, train, val, config, progress=Progress(status), **told)
+
+
+def run_overhead(args: argparse.Namespace, status: Console) -> Table:
+    """Measure predictors beside their tower."""
+    check(args)
+    tower = find_tower(args.model, random_weights=args.random_weights)
+    width = int(tower.vit.embed_dim)
+    shapes = [(arch, args.width) for arch in args.archs or ARCHITECTURES]
+    if not args.archs:
+        shapes.append(("mixer", width))
+    for arch, _ in shapes:
+        FitConfig(arch=arch, width=args.width)  # refuses what can't be built
+    rows = overhead(
+        tower.vit.to(args.device),
+        shapes,
+        batch=args.batch,
+        rounds=args.rounds,
+        dtype=args.dtype,
+        progress=Progress(status),
+    )
+    title = f"predictors beside {tower.name}, batch {args.batch}, {args.dtype}"
+    return overhead_table(rows, f"{title}, {device_name(args.device)}")
+
+
+def fit_config(args: argparse.Namespace) -> FitConfig:
+    """Return the recipe that the flags of ``fit`` and ``study`` ask for.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    names = ("arch", "width", "loss", "epochs", "patience", "batch", "learning_rate", "seed")
+    return FitConfig(**{name: getattr(args, name) for name in names})

@@ -1,0 +1,41 @@
+"""What a study is: a question, and the lines of models that answer it on a dataset."""
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.datasets.base import Dataset
+from harness.studies.workshop import Workshop
+from harness.variants import Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a study's table.
+
+    Attributes:
+        labels: what distinguishes it, by column.
+        rows: the same model from several seeds, or one.
+        asked: keep rate that it stands for, maybe by equal cost; lines are compared within one.
+    """
+
+    labels: dict[str, str]
+    rows: list[Variant]
+    asked: float
+
+
+class Study(abc.ABC):
+    """A question about methods. Subclasses with all of this filled in are found by name."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    question: ClassVar[str]
+    keeps: ClassVar[tuple[float, ...]]
+
+    @abc.abstractmethod
+    def lines(self, shop: Workshop, dataset: Dataset) -> list[Line]:
+        """Return the models to be judged on a dataset; the first is what others are compared with.
+
+        Raises:
+            ValueError: something that can't be made.
+        """

@@ -1,0 +1,69 @@
+"""What ``study`` does: from parsed arguments to tables and files."""
+
+import argparse
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.commands import check
+from harness.golden.shards import write_whole
+from harness.predictor_commands import fit_config
+from harness.progress import Progress
+from harness.records import read_records, write_records
+from harness.studies import get_study, list_studies
+from harness.studies.config import StudyConfig
+from harness.studies.run import make
+from harness.studies.sheet import NOTES
+from zoo.golden import GoldenConfig
+
+LIST = "list"
+
+
+def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> Iterator[Table]:
+    """Make a study; write its records and a Markdown table, and yield a table per dataset."""
+    if args.name == LIST:
+        yield _listed()
+        return
+    study = get_study(args.name)
+    check(args)
+    config = StudyConfig(
+        model=args.model,
+        datasets=tuple(args.datasets),
+        split=args.split,
+        limit=limit,
+        train_limit=args.train_limit,
+        keeps=None if args.keeps is None else tuple(args.keeps),
+        seeds=args.seeds,
+        golden=GoldenConfig(
+            score=args.score,
+            block=args.block,
+            window=args.window,
+            stride=args.stride,
+            approximate=args.approx,
+        ),
+        fit=fit_config(args),
+        shots=args.shots,
+        device=args.device,
+        dtype=args.dtype,
+    )
+    path = args.output / f"{study.name}.jsonl"
+    known = read_records(path) if path.is_file() and not args.fresh else []
+    sections = [f"## {study.title}", "", study.question, ""]
+    for sheet, records in make(study, config, known, Progress(status)):
+        if fresh := [record for record in records if record not in known]:
+            write_records(path, fresh)
+        sections += [sheet.markdown()]
+        yield sheet.table()
+    path = path.with_suffix(".md")
+    write_whole(path, "\n".join([*sections, NOTES, ""]).encode())
+    status.print(f"records and table: {path.parent / study.name}.{{jsonl,md}}", soft_wrap=True)
+
+
+def _listed() -> Table:
+    table = Table(title="studies")
+    for head in ("name", "question", "keep rates"):
+        table.add_column(head)
+    for name, study in list_studies().items():
+        table.add_row(name, study.question, " ".join(f"{keep:g}" for keep in study.keeps))
+    return table

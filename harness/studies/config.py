@@ -1,0 +1,48 @@
+"""On what studies are made."""
+
+from dataclasses import dataclass, field
+
+from harness.datasets.base import SplitName
+from zoo.fit import FitConfig
+from zoo.golden import GoldenConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """On what a study is made. Fields that a study varies are not looked at by it.
+
+    Attributes:
+        model: dense tower, see ``harness.towers.load_tower``; it needs a text tower.
+        datasets: names of those that are judged by, and learnt from.
+        split: what is judged by.
+        limit: images of it per dataset, see ``evaluate.subset``; None for all.
+        train_limit: ranked images to learn from, per dataset; None for all.
+        keeps: keep rates; None for the study's own.
+        seeds: fits per predictor, and random orders.
+        golden: score, block and windows of the golden rankings.
+        fit: recipe of predictors; its seed is the first.
+        shots: ranked images per class to learn from; None for all.
+        device: torch device.
+        dtype: of the models.
+    """
+
+    model: str = "clip_vit_s14"
+    datasets: tuple[str, ...] = ("fashion", "emoji")
+    split: SplitName = "val"
+    limit: int | None = 300
+    train_limit: int | None = 500
+    keeps: tuple[float, ...] | None = None
+    seeds: int = 3
+    golden: GoldenConfig = field(default_factory=lambda: GoldenConfig(window=3, stride=2))
+    fit: FitConfig = field(default_factory=FitConfig)
+    shots: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name in ("limit", "train_limit", "seeds", "shots"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {value}: expected a number from 1")

@@ -1,0 +1,84 @@
+"""Make a study: judge its lines on each dataset."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from harness.bench import Bench
+from harness.datasets import get_dataset
+from harness.measure import costs
+from harness.plan import Plan
+from harness.progress import Progress
+from harness.records import Record
+from harness.studies.base import Line, Study
+from harness.studies.config import StudyConfig
+from harness.studies.sheet import Sheet, entries
+from harness.studies.workshop import Workshop
+from harness.towers import load_tower
+from harness.variants import DENSE, Variant
+
+
+def make(
+    study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress
+) -> Iterator[tuple[Sheet, list[Record]]]:
+    """Judge the lines of a study on each dataset.
+
+    Rankings and predictors that are missing are made first, and kept.
+
+    Args:
+        study: what to find out.
+        config: on what.
+        known: records of earlier runs; used again if all that a dataset needs are there.
+        progress: where to show how far things are.
+
+    Yields:
+        The table of a dataset, and the records behind it.
+
+    Raises:
+        ValueError: an unknown name, a tower without text tower, or something that can't be made.
+    """
+    tower = load_tower(config.model)
+    if tower.clip is None:
+        raise ValueError(
+            f"{tower.name} has no text tower here, so accuracy can't be judged; use --model "
+            "clip_vit_s14, or open_clip:ARCH/PRETRAINED, which brings its text tower"
+        )
+    datasets = [get_dataset(name) for name in config.datasets]
+    shop = Workshop(config, tower, progress)
+    arch, _, tag = tower.name.partition(".")
+    dense = Variant(model=arch, method=DENSE, keep=1.0, vit=tower.vit, config={})
+    for dataset in datasets:
+        lines = study.lines(shop, dataset)
+        rows = [dense, *(row for line in lines for row in line.rows)]
+        plan = Plan(
+            models=(config.model,),
+            methods=(),
+            datasets=(dataset.name,),
+            limit=config.limit,
+            split=config.split,
+            seed=config.fit.seed,
+            device=config.device,
+            dtype=config.dtype,
+            batches=(),
+        )
+        bench = Bench.around(plan, tower.clip, rows, tag, shop.weights, progress)
+        bench.costs = _costs(dense, lines, progress)
+        records = bench.measure(dataset, 0, known)
+        yield _sheet(study, lines, records, shop), records
+
+
+def _costs(dense: Variant, lines: Sequence[Line], progress: Progress) -> dict[str, dict[str, Any]]:
+    """Count one row of each line; its other seeds cost the same."""
+    found = costs([dense, *(line.rows[0] for line in lines)], (), 1, progress)
+    same = {row.key: found[line.rows[0].key] for line in lines for row in line.rows}
+    return {dense.key: found[dense.key]} | same
+
+
+def _sheet(study: Study, lines: Sequence[Line], records: Sequence[Record], shop: Workshop) -> Sheet:
+    rest = iter(records[1:])
+    told = [(line.labels, line.asked, [next(rest) for _ in line.rows]) for line in lines]
+    first = records[0]
+    title = (
+        f"{study.title}: {first.dataset} ({first.split}, {first.image_count} images), "
+        f"{shop.tower.name}, {first.dtype}; dense {100 * first.top1:.1f} %"
+    )
+    return Sheet(study=study.name, title=title, dense=first, entries=entries(told, first))

@@ -1,0 +1,156 @@
+"""A study's table: what came out per line, and how it is shown."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from harness.records import Record
+from harness.statistics import Interval, bootstrap_mean
+
+NOT_MEASURED = "–"
+NOTES = (
+    "Top-1 in %, mean over seeds (least to most); differences in points on the same images, with "
+    "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
+    "Cosine to dense features. Tau and match at k: agreement with the golden ranking that the line "
+    "aims at, k being the patches kept."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of a study with what was measured on one dataset.
+
+    Attributes:
+        labels: what distinguishes it, by column.
+        asked: keep rate that the line stands for; it is compared with the first of that rate.
+        records: one per seed.
+        to_dense: top-1, mean over seeds, minus that of the dense model.
+        to_first: the same against the first line; None for the first itself.
+    """
+
+    labels: dict[str, str]
+    asked: float
+    records: Sequence[Record]
+    to_dense: Interval
+    to_first: Interval | None
+
+    def mean(self, field: str) -> float | None:
+        """Return the mean over seeds of a field of ``Record``, None where one lacks it."""
+        values = [getattr(record, field) for record in self.records]
+        return None if None in values else float(np.mean(values))
+
+
+def entries(
+    lines: Sequence[tuple[dict[str, str], float, Sequence[Record]]], dense: Record
+) -> list[Entry]:
+    """Compare lines with the dense model and with the first line of their keep rate.
+
+    Args:
+        lines: labels, keep rate asked for and records, each in the order of its seeds.
+        dense: the dense model's record.
+    """
+    first: dict[float, np.ndarray] = {}
+    found = []
+    for labels, asked, records in lines:
+        right = np.mean([record.correct for record in records], axis=0)
+        begins = asked not in first
+        reference = first.setdefault(asked, right)
+        found.append(
+            Entry(
+                labels=labels,
+                asked=asked,
+                records=records,
+                to_dense=bootstrap_mean(right - dense.correct, seed=0),
+                to_first=None if begins else bootstrap_mean(right - reference, seed=0),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """The table of one study on one dataset.
+
+    Attributes:
+        study: name of the study.
+        title: what it is about, and on what.
+        dense: the dense model's record.
+        entries: its lines.
+    """
+
+    study: str
+    title: str
+    dense: Record
+    entries: Sequence[Entry]
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return heads and rows as text, columns that nothing was measured for left out."""
+        labels = list(dict.fromkeys(name for entry in self.entries for name in entry.labels))
+        columns: dict[str, Callable[[Entry], str]] = {
+            name: lambda entry, name=name: entry.labels.get(name, "")  # type: ignore[misc]
+            for name in labels
+        }
+        columns |= _COLUMNS
+        rows = [[show(entry) for show in columns.values()] for entry in self.entries]
+        kept = [i for i in range(len(columns)) if any(row[i] != NOT_MEASURED for row in rows)]
+        heads = list(columns)
+        return [heads[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+    def table(self) -> Table:
+        """Lay it out for the terminal."""
+        table = Table(title=self.title, caption=NOTES)
+        heads, rows = self.cells()
+        for head in heads:
+            table.add_column(head, justify="right" if head in _COLUMNS else "left", no_wrap=True)
+        for entry, row in zip(self.entries, rows, strict=True):
+            if entry.to_first is None:
+                table.add_section()
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Return it as a Markdown section."""
+        heads, rows = self.cells()
+        line = ["---:" if head in _COLUMNS else "---" for head in heads]
+        body = ["| " + " | ".join(cells) + " |" for cells in (heads, line, *rows)]
+        return "\n".join([f"### {self.title}", "", *body, ""])
+
+
+def _top1(entry: Entry) -> str:
+    values = [100 * record.top1 for record in entry.records]
+    spread = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
+
+
+def _points(difference: Interval | None) -> str:
+    if difference is None:
+        return NOT_MEASURED
+    estimate, low, high = (100 * number for number in difference)
+    return f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _number(field: str, form: str) -> Callable[[Entry], str]:
+    def show(entry: Entry) -> str:
+        value = entry.mean(field)
+        return NOT_MEASURED if value is None else format(value, form)
+
+    return show
+
+
+def _match(entry: Entry) -> str:
+    value, chance = entry.mean("match_at_k"), entry.mean("match_chance")
+    return NOT_MEASURED if value is None or chance is None else f"{value:.2f} ({chance:.2f})"
+
+
+_COLUMNS: dict[str, Callable[[Entry], str]] = {
+    "keep": lambda entry: f"{100 * entry.records[0].keep:.3g}",
+    "GFLOPs": _number("gflops", ".3f"),
+    "top-1": _top1,
+    "to dense": lambda entry: _points(entry.to_dense),
+    "to first": lambda entry: _points(entry.to_first),
+    "cosine": _number("cosine_to_dense", ".4f"),
+    "tau": _number("tau", ".3f"),
+    "match@k (chance)": _match,
+}
