@@ -91,20 +91,19 @@ def outcomes(
         on_batch: called with the number of images done.
 
     Raises:
-        ValueError: a golden row, and an image without golden ranking.
+        ValueError: a golden row, and an image without golden ranking; nothing was drawn.
     """
-    needs_golden = any(row.method == GOLDEN for row in rows)
+    known = None
+    if any(row.method == GOLDEN for row in rows):
+        assert rankings is not None
+        known = torch.from_numpy(rankings.of(split.image_ids))
+        if known.isnan().any():
+            missing = split.image_ids[int(known.isnan().any(dim=1).nonzero()[0])]
+            raise ValueError(f"no golden ranking for image {missing!r}")
     parts: dict[str, list[Any]] = {row.model: [] for row in rows}
     done = 0
     for examples, images in batches(split, preprocess):
-        golden = None
-        if needs_golden:
-            assert rankings is not None
-            known = rankings.of([example.image_id for example in examples])
-            if np.isnan(known).any():
-                missing = examples[int(np.flatnonzero(np.isnan(known).any(axis=1))[0])].image_id
-                raise ValueError(f"no golden ranking for image {missing!r}")
-            golden = torch.from_numpy(known).to(device)
+        golden = None if known is None else known[done : done + len(examples)].to(device)
         for name, output in run(rows, images.to(device, dtype), golden).items():
             parts[name].append(output)
         done += len(examples)
