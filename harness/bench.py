@@ -114,7 +114,7 @@ class Bench:
             self.progress.say(f"no golden rankings of {dataset.name}; make them with: {command}")
             return Golden()
         rankings.require(weights=self.weights, revision=dataset.revision)
-        importance = rankings.of([split[i].image_id for i in range(len(split))])
+        importance = rankings.of(split.image_ids)
         whole = not np.isnan(importance).any()
         if not whole and any(row.method == GOLDEN for row in self.rows):
             self.progress.say(
