@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.datasets.base import Example, Split
-from harness.evaluate import BATCH
+from harness.datasets.base import Split
+from harness.evaluate import batches
 from harness.golden.provenance import Provenance
 from harness.golden.shards import PARTIAL
 from harness.progress import Progress
@@ -69,6 +69,7 @@ def entering(
         ValueError: the split lacks an image, or a token is beyond float16.
         OSError: no room on the disk; nothing is left there.
     """
+    wanted = _wanted(split, set(image_ids), facts)
     told: dict[str, Any] = {name: getattr(facts, name) for name in _GOES_BY}
     told["versions"] = {name: metadata.version(name) for name in _PACKAGES}
     text = json.dumps([told, sorted(image_ids)], sort_keys=True)
@@ -76,34 +77,34 @@ def entering(
     name = f"{facts.dataset}-{facts.split}-b{facts.block}-{key}"
     path = cache_folder() / "tokens" / f"{name}.npy"
     cells = vit.patch_embed.grid_size[0] * vit.patch_embed.grid_size[1]
-    shape = (len(image_ids), vit.num_prefix_tokens + cells, vit.embed_dim)
-    known = _read(path, shape, set(image_ids))
-    if known is not None:
-        return known
-    ids: list[str] = []
-    labels: list[int] = []
-    title = f"tokens of {facts.dataset} {facts.split}"
-    with _growing(path, shape) as file, progress.task(title, len(image_ids)) as update:
-        for examples in _wanted(split, set(image_ids)):
-            images = torch.stack([preprocess(example.image) for example in examples])
-            file.write(_advance(vit, images, facts.block).tobytes())
-            ids += [example.image_id for example in examples]
-            labels += [example.label for example in examples]
-            update(len(ids))
-        if lost := sorted(set(image_ids) - set(ids)):
-            raise ValueError(
-                f"{len(lost)} ranked images are not in {facts.dataset} {facts.split}, such as "
-                f"{lost[0]!r}; make rankings with: {facts.command()}"
-            )
-    # Last, so that tokens without it count as not there.
-    told |= {"image_ids": ids, "labels": labels}
-    write_whole(path.with_suffix(".json"), json.dumps(told).encode())
-    known = _read(path, shape, set(ids))
-    assert known is not None
-    return known
+    shape = (len(wanted), vit.num_prefix_tokens + cells, vit.embed_dim)
+    tokens = _read(path, shape, wanted.image_ids)
+    if tokens is None:
+        title, done = f"tokens of {facts.dataset} {facts.split}", 0
+        with _growing(path, shape) as file, progress.task(title, len(wanted)) as update:
+            for examples, images in batches(wanted, preprocess):
+                file.write(_advance(vit, images, facts.block).tobytes())
+                done += len(examples)
+                update(done)
+        # Last, so that tokens without it count as not there.
+        told |= {"image_ids": wanted.image_ids}
+        write_whole(path.with_suffix(".json"), json.dumps(told).encode())
+        tokens = _read(path, shape, wanted.image_ids)
+        assert tokens is not None
+    return Entering(tokens=tokens, image_ids=wanted.image_ids, labels=wanted.labels)
 
 
-def _read(path: Path, shape: tuple[int, ...], image_ids: set[str]) -> Entering | None:
+def _wanted(split: Split, image_ids: set[str], facts: Provenance) -> Split:
+    """Keep the images of these ids, in the order of the split."""
+    if lost := sorted(image_ids - set(split.image_ids)):
+        raise ValueError(
+            f"{len(lost)} ranked images are not in {facts.dataset} {facts.split}, such as "
+            f"{lost[0]!r}; make rankings with: {facts.command()}"
+        )
+    return split.subset([i for i, name in enumerate(split.image_ids) if name in image_ids])
+
+
+def _read(path: Path, shape: tuple[int, ...], image_ids: tuple[str, ...]) -> Tensor | None:
     """Map tokens on disk into memory; None if they aren't there, or not whole."""
     try:
         facts = json.loads(path.with_suffix(".json").read_bytes())
@@ -111,11 +112,8 @@ def _read(path: Path, shape: tuple[int, ...], image_ids: set[str]) -> Entering |
         tokens = np.load(path, mmap_mode="c", allow_pickle=False)
     except (FileNotFoundError, EOFError, ValueError):
         return None
-    ids = tuple(facts["image_ids"])
-    if (tokens.shape, tokens.dtype, set(ids)) != (shape, _DTYPE, image_ids):
-        return None
-    labels = np.array(facts["labels"], dtype=np.int64)
-    return Entering(tokens=torch.from_numpy(tokens), image_ids=ids, labels=labels)
+    found = (tokens.shape, tokens.dtype, tuple(facts["image_ids"]))
+    return torch.from_numpy(tokens) if found == (shape, _DTYPE, image_ids) else None
 
 
 @contextlib.contextmanager
@@ -135,24 +133,6 @@ def _growing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _wanted(split: Split, image_ids: set[str]) -> Iterator[list[Example]]:
-    """Draw the wanted examples in the order of the split, ``BATCH`` at a time."""
-    examples: list[Example] = []
-    left = len(image_ids)
-    for index in range(len(split)):
-        if left == 0:
-            break
-        example = split[index]
-        if example.image_id in image_ids:
-            examples.append(example)
-            left -= 1
-        if len(examples) == BATCH:
-            yield examples
-            examples = []
-    if examples:
-        yield examples
 
 
 @torch.inference_mode()

@@ -91,35 +91,36 @@ def outcomes(
         What came out, by the key of the row.
 
     Raises:
-        ValueError: a golden row, and an image without golden ranking.
+        ValueError: a golden row, and an image without golden ranking; nothing was drawn.
     """
+    known = {
+        row.key: torch.from_numpy(_golden(row, split.image_ids)).to(device)
+        for row in rows
+        if row.method == GOLDEN
+    }
     parts: dict[str, list[Any]] = {row.key: [] for row in rows}
     done = 0
     for examples, images in batches(split, preprocess):
-        golden = _golden(rows, [example.image_id for example in examples])
-        laid = {key: torch.from_numpy(known).to(device) for key, known in golden.items()}
-        for key, output in run(rows, images.to(device, dtype), laid).items():
+        golden = {key: every[done : done + len(examples)] for key, every in known.items()}
+        for key, output in run(rows, images.to(device, dtype), golden).items():
             parts[key].append(output)
         done += len(examples)
         on_batch(done)
     return {key: _joined(part) for key, part in parts.items()}
 
 
-def _golden(rows: Sequence[Variant], image_ids: list[str]) -> dict[str, NDArray[np.float32]]:
-    """Return the golden importance of some images for each golden row.
+def _golden(row: Variant, image_ids: Sequence[str]) -> NDArray[np.float32]:
+    """Return the golden importance of some images, (n, N).
 
     Raises:
         ValueError: an image has none.
     """
-    found = {}
-    for row in rows:
-        if row.method == GOLDEN:
-            assert row.rankings is not None
-            found[row.key] = row.rankings.of(image_ids)
-            if (lacking := np.isnan(found[row.key]).any(axis=1)).any():
-                missing = image_ids[int(np.flatnonzero(lacking)[0])]
-                raise ValueError(f"no golden ranking for image {missing!r}")
-    return found
+    assert row.rankings is not None
+    known = row.rankings.of(image_ids)
+    if (lacking := np.isnan(known).any(axis=1)).any():
+        missing = image_ids[int(np.flatnonzero(lacking)[0])]
+        raise ValueError(f"no golden ranking for image {missing!r}")
+    return known
 
 
 def _joined(parts: list[Any]) -> Outcome:

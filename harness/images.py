@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from harness.datasets.base import Example, Split
+from harness.datasets.base import Rendered, Split
 
 # fmt: off
 EXTENSIONS = frozenset((
@@ -28,7 +28,8 @@ class FolderImages:
         name: the folder's own name.
         revision: 12 hex digits over the files' names below the folder and their sizes.
         split: the images in the order of their names, label -1. An example's ``image_id`` is the
-            hash of its file's bytes, so it stays when files move, and copies share it.
+            hash of its file's bytes, so it stays when files move, and copies share it; asking for
+            it reads the file but doesn't decode it.
     """
 
     name: str
@@ -63,14 +64,14 @@ def folder_images(path: Path | str) -> FolderImages:
         relative = file.relative_to(folder).as_posix()
         digest.update(f"{relative}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
 
-    def render(index: int, _variant: int) -> Example:
-        return _example(files[index])
+    def render(index: int, _variant: int) -> Rendered:
+        return read_image(files[index]), None
 
     labels = np.full(len(files), UNLABELLED, dtype=np.int64)
     return FolderImages(
         name=folder.resolve().name or "images",
         revision=digest.hexdigest()[:12],
-        split=Split(labels, render),
+        split=Split(labels, lambda index: _digest(files[index]), render),
     )
 
 
@@ -99,23 +100,20 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _example(file: Path) -> Example:
-    image, digest = read_image(file)
-    return Example(image=image, label=UNLABELLED, image_id=digest)
+def _digest(file: Path) -> str:
+    """Return 16 hex digits of the sha256 over a file's bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def read_image(file: Path) -> tuple[Image.Image, str]:
-    """Read an image file.
-
-    Returns:
-        The image as RGB, and 16 hex digits of the sha256 over the file's bytes.
+def read_image(file: Path) -> Image.Image:
+    """Read an image file as RGB.
 
     Raises:
         ValueError: it can't be decoded, or has more pixels than PIL trusts.
     """
-    data = file.read_bytes()
+    data = io.BytesIO(file.read_bytes())
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(data) as image:
             # Between one and two times the limit PIL only warns.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
@@ -129,7 +127,7 @@ def read_image(file: Path) -> tuple[Image.Image, str]:
         raise ValueError(
             f"image {str(file)!r} can't be read ({error}); replace it or leave it out"
         ) from error
-    return rgb, hashlib.sha256(data).hexdigest()[:16]
+    return rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -15,6 +15,9 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 DATA_DIR = Path(__file__).parent.parent / "embedded" / "data"
 
+# An RGB image of canvas size, and the (H, W) bool pixels of the true object or None.
+Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
@@ -33,7 +36,8 @@ class Example:
 class Split(Sequence[Example]):
     """Draw examples on demand; item i is the same image whatever was asked for before.
 
-    render: (index, variant) -> Example. labels: (n,) int64, known without drawing.
+    labels: (n,) int64. name: index -> image_id of variant 0. render: (index, variant) -> Rendered;
+    only this one draws.
     Variant 0 is the benchmark's image; other variants show the same sources placed otherwise
     (more training data, never more sources).
     """
@@ -41,7 +45,8 @@ class Split(Sequence[Example]):
     def __init__(
         self,
         labels: NDArray[np.int64],
-        render: Callable[[int, int], Example],
+        name: Callable[[int], str],
+        render: Callable[[int, int], Rendered],
         *,
         indices: NDArray[np.int64] | None = None,
         variant: int = 0,
@@ -49,6 +54,7 @@ class Split(Sequence[Example]):
         if variant < 0:
             raise ValueError(f"variant must be 0 or more, got {variant}")
         self._all_labels = labels
+        self._name = name
         self._render = render
         self._indices = np.arange(len(labels)) if indices is None else indices
         self._variant = variant
@@ -58,14 +64,25 @@ class Split(Sequence[Example]):
         """(n,) int64, in the order of the examples."""
         return self._all_labels[self._indices]
 
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """The examples' ids, in their order; no image is drawn."""
+        return tuple(self._image_id(int(index)) for index in self._indices)
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "Split":
         """Keep the examples at these positions, in this order, with their images unchanged."""
         kept = self._indices[np.asarray(indices, dtype=np.int64)]
-        return Split(self._all_labels, self._render, indices=kept, variant=self._variant)
+        return self._other(kept, self._variant)
 
     def variant(self, variant: int) -> "Split":
         """Show the same sources with other random draws; 0 gives the benchmark's images."""
-        return Split(self._all_labels, self._render, indices=self._indices, variant=variant)
+        return self._other(self._indices, variant)
+
+    def _other(self, indices: NDArray[np.int64], variant: int) -> "Split":
+        return Split(self._all_labels, self._name, self._render, indices=indices, variant=variant)
+
+    def _image_id(self, index: int) -> str:
+        return self._name(index) + (f"/{self._variant}" if self._variant else "")
 
     def __len__(self) -> int:
         """Count the examples."""
@@ -79,7 +96,10 @@ class Split(Sequence[Example]):
         """Draw one example; a slice gives a lazy split."""
         if isinstance(index, slice):
             return self.subset(np.arange(len(self))[index])
-        return self._render(int(self._indices[index]), self._variant)
+        kept = int(self._indices[index])
+        image, mask = self._render(kept, self._variant)
+        label = int(self._all_labels[kept])
+        return Example(image=image, label=label, image_id=self._image_id(kept), mask=mask)
 
 
 class Dataset(abc.ABC):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.datasets.base import Dataset, Example, Split, SplitName
+from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.datasets.canvas import (
     SIZE,
     Pixels,
@@ -172,15 +172,16 @@ class _EmojiTask(Dataset):
         members = self.members(name)
         labels = np.repeat(np.array([label for _, label in members], dtype=np.int64), len(STYLES))
 
-        def render(index: int, variant: int) -> Example:
-            emoji, label = members[index // len(STYLES)]
+        def image_id(index: int) -> str:
+            return f"emoji/{members[index // len(STYLES)][0].code}/{STYLES[index % len(STYLES)]}"
+
+        def render(index: int, variant: int) -> Rendered:
+            emoji, _ = members[index // len(STYLES)]
             style = index % len(STYLES)
             code = [int(point, 16) for point in emoji.code.split("-")]
-            image, mask = compose(decode(emoji.images[style]), seeded(SEED, style, variant, *code))
-            image_id = f"emoji/{emoji.code}/{STYLES[style]}" + (f"/{variant}" if variant else "")
-            return Example(image=image, label=label, image_id=image_id, mask=mask)
+            return compose(decode(emoji.images[style]), seeded(SEED, style, variant, *code))
 
-        return Split(labels, render)
+        return Split(labels, image_id, render)
 
 
 class EmojiCategory(_EmojiTask):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.datasets.base import SPLITS, Dataset, Example, Split, SplitName
+from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
 from harness.datasets.canvas import (
     SIZE,
     Pixels,
@@ -170,10 +170,10 @@ class Fashion(Dataset):
         labels = np.arange(len(items), dtype=np.int64) % len(CLASSES)
         part = self._index["splits"][name]["part"]
 
-        def render(index: int, variant: int) -> Example:
-            rng = seeded(SEED, SPLITS.index(name), index, variant)
-            image, mask = sample(items, labels, index, rng)
-            image_id = f"fashion/{part}-{source[index]:05d}" + (f"/{variant}" if variant else "")
-            return Example(image=image, label=int(labels[index]), image_id=image_id, mask=mask)
+        def image_id(index: int) -> str:
+            return f"fashion/{part}-{source[index]:05d}"
 
-        return Split(labels, render)
+        def render(index: int, variant: int) -> Rendered:
+            return sample(items, labels, index, seeded(SEED, SPLITS.index(name), index, variant))
+
+        return Split(labels, image_id, render)

@@ -115,7 +115,7 @@ def _from_file(
             f"image {place!r} does not exist; expected an image file, or dataset:split:index such "
             "as fashion:val:3"
         )
-    image, _ = read_image(path)
+    image = read_image(path)
     return Picture(name=path.name, image=image, label=label, classes=classes, templates=templates)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import zoo
+from harness.datasets.base import Split
 from harness.golden.maps import method_maps
 from harness.golden.shards import write_whole
 from harness.progress import Progress
@@ -148,7 +149,7 @@ class Ranker:
     def ranked(
         self,
         point: Point,
-        images: Sequence[Any],
+        images: Split,
         facts: dict[str, Any],
         name: str,
         progress: Progress,
@@ -157,7 +158,7 @@ class Ranker:
 
         Args:
             point: how.
-            images: n examples of a dataset.
+            images: n images of a dataset; those that an earlier run ranked are not drawn.
             facts: JSON values that tell tower and dataset.
             name: of the dataset, to be shown.
             progress: where to show how far things are.
@@ -170,7 +171,7 @@ class Ranker:
         folder = cache_folder() / "curve" / hashlib.sha256(key.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         parts = [images[first : first + PART] for first in range(0, len(images), PART)]
-        paths = [folder / f"{_digest([e.image_id for e in part])}.npy" for part in parts]
+        paths = [folder / f"{_digest(part.image_ids)}.npy" for part in parts]
         begun = sum(len(part) for part, path in zip(parts, paths, strict=True) if path.is_file())
         effort = Effort.of(self.tower.vit, self.block)
         passes = point.passes(effort, self.block)

@@ -173,7 +173,7 @@ class Rankings:
 def ranked(split: Split, rankings: Rankings) -> NDArray[np.int64]:
     """Return the positions in ``split`` of the images that have a ranking, (k,) ascending."""
     known = set(rankings.image_ids)
-    return np.array([i for i in range(len(split)) if split[i].image_id in known], dtype=np.int64)
+    return np.array([i for i, name in enumerate(split.image_ids) if name in known], dtype=np.int64)
 
 
 def store_name(model: str, dataset: str, split: str, score: str = "preservation") -> str:

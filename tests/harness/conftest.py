@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import zoo
-from harness.datasets.base import Dataset, Example, Split, SplitName
+from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings
 from harness.towers import Tower
 from zoo.clip import Clip, ClipParts
@@ -49,14 +49,13 @@ class Toy(Dataset):
     def _split(self, name: SplitName) -> Split:
         labels = np.arange(COUNTS[name], dtype=np.int64) % 4
 
-        def render(index: int, variant: int) -> Example:
+        def render(index: int, variant: int) -> Rendered:
             generator = np.random.default_rng((len(labels), index, variant))
             drawn = generator.integers(0, 120, (8, 8, 3)).repeat(8, axis=0).repeat(8, axis=1)
             pixels = drawn + 120 * (np.arange(3) == labels[index])
-            image = Image.fromarray(pixels.astype(np.uint8))
-            return Example(image=image, label=int(labels[index]), image_id=f"toy/{name}-{index}")
+            return Image.fromarray(pixels.astype(np.uint8)), None
 
-        return Split(labels, render)
+        return Split(labels, lambda index: f"toy/{name}-{index}", render)
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +113,8 @@ def ranked(dense: zoo.ReducedViT, toy: Toy) -> Callable[..., Rankings]:
     """Make random rankings of a toy split's first images."""
 
     def make(split: SplitName = "test", count: int | None = None, **facts: Any) -> Rankings:
-        images = list(toy.split(split))[:count]
-        drawn: NDArray[np.float64] = np.random.default_rng(1).random((len(images), 64))
+        ids = toy.split(split).image_ids[:count]
+        drawn: NDArray[np.float64] = np.random.default_rng(1).random((len(ids), 64))
         told = {
             "model": f"{ARCH}.{TAG}",
             "weights": fingerprint(dense),
@@ -129,7 +128,7 @@ def ranked(dense: zoo.ReducedViT, toy: Toy) -> Callable[..., Rankings]:
             "dtype": "float32",
         }
         return Rankings(
-            image_ids=tuple(image.image_id for image in images),
+            image_ids=ids,
             importance=drawn.astype(np.float16),
             provenance=Provenance(**{**told, **facts}),
         )

@@ -62,13 +62,13 @@ def one_group(plan: Plan, known: list[Record], console: Console | None = None) -
 
 @pytest.fixture
 def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every measurement an error."""
+    """Make every measurement an error, and every image."""
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    for name in ("outcomes", "costs", "linear_probe"):
-        monkeypatch.setattr(bench, name, fail)
+    for name in ("bench.outcomes", "bench.costs", "bench.linear_probe", "bench.Split.__getitem__"):
+        monkeypatch.setattr(f"harness.{name}", fail)
 
 
 @torch.no_grad()

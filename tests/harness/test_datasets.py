@@ -53,7 +53,7 @@ def test_contract(name):
     assert dataset.source
     assert dataset.title
     assert len(dataset.revision) == 12
-    ids = set()
+    ids: set[str] = set()
     for split_name in SPLITS:
         split = dataset.split(split_name)
         labels = dataset.labels(split_name)
@@ -66,9 +66,38 @@ def test_contract(name):
             assert example.image.mode == "RGB"
             assert example.mask.shape == example.image.size[::-1]
             assert example.mask.dtype == np.bool_
-            ids.add(example.image_id)
-    assert len(ids) == sum(len(dataset.split(split)) > 0 for split in SPLITS)
+        ids |= set(split.image_ids)
+    assert len(ids) == sum(len(dataset.split(split)) for split in SPLITS)
     assert len(np.unique(dataset.labels("test"))) == len(dataset.classes)
+
+
+@pytest.mark.parametrize("split_name", SPLITS)
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_are_the_drawn_examples_ids(name, split_name):
+    split = get_dataset(name).split(split_name)
+    whole = split.image_ids
+    assert len(whole) == len(set(whole)) == len(split)
+    chosen = np.arange(len(split))[::-61]
+    few = split.subset(chosen)
+    assert few.image_ids == tuple(whole[i] for i in chosen) == tuple(e.image_id for e in few)
+    other = few.variant(3)
+    assert other.image_ids == tuple(f"{name}/3" for name in few.image_ids)
+    assert other.image_ids == tuple(example.image_id for example in other)
+    assert other.variant(0).image_ids == few[:].image_ids == few.image_ids
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_and_labels_need_no_image(name, monkeypatch):
+    module = sys.modules[type(get_dataset(name)).__module__]
+
+    def refuse(*_args):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(module, "compose", refuse)
+    split = get_dataset(name).split("test")
+    assert len(split.image_ids) == len(split.labels) == len(split)
+    with pytest.raises(AssertionError, match="drawn"):
+        split[0]
 
 
 @pytest.mark.parametrize("name", ["fashion", "emoji", "emoji-subcategory"])

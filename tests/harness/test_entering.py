@@ -14,7 +14,8 @@ import torch
 
 import zoo
 from harness import entering as module
-from harness.datasets.base import Dataset
+from harness import evaluate
+from harness.datasets.base import Dataset, Split
 from harness.entering import Entering, Joined, entering
 from harness.golden.store import Rankings
 from harness.progress import Progress
@@ -75,7 +76,7 @@ def test_batches_are_strung_together(
     whole = compute().tokens.clone()
     for file in files():
         file.unlink()
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(evaluate, "BATCH", 2)
     assert torch.allclose(compute().tokens.float(), whole.float(), atol=2e-3, rtol=2e-3)
     assert passes == [5, 2, 2, 1]
 
@@ -87,6 +88,32 @@ def test_computed_once_whatever_the_order(compute: Compute, passes: list[int]):
     assert torch.equal(first.tokens, again.tokens)
     assert (first.image_ids, first.labels.tolist()) == (again.image_ids, again.labels.tolist())
     assert [file.suffix for file in files()] == [".json", ".npy"]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect the ids of the images that are drawn."""
+    ids: list[str] = []
+    draw = Split.__getitem__
+
+    def noted(self: Split, index: Any) -> Any:
+        example = draw(self, index)
+        ids.append(example.image_id)
+        return example
+
+    monkeypatch.setattr(Split, "__getitem__", noted)
+    return ids
+
+
+def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, drawn: list[str]):
+    ids = ["toy/val-6", "toy/val-1", "toy/val-4"]
+    with pytest.raises(ValueError, match="1 ranked images are not"):
+        compute(count=0, ids=[*ids, "toy/val-98"])
+    assert drawn == []
+    first, again = compute(count=0, ids=ids), compute(count=0, ids=ids)
+    assert drawn == ["toy/val-1", "toy/val-4", "toy/val-6"]
+    assert first.image_ids == again.image_ids == tuple(drawn)
+    assert first.labels.tolist() == again.labels.tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +202,7 @@ def test_images_that_are_not_there(compute: Compute, ranked: Callable[..., Ranki
     match = r"2 ranked images are not in toy val, such as 'toy/val-98'; make rankings with: python"
     with pytest.raises(ValueError, match=match):
         compute(ids=ids)
-    assert files() == []
+    assert not (cache_folder() / "tokens").exists()
 
 
 def test_tokens_beyond_float16(compute: Compute, dense: zoo.ReducedViT):

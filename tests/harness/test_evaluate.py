@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +33,17 @@ CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
 def ids(split: Split) -> list[str]:
-    return [example.image_id for example in split]
+    return list(split.image_ids)
 
 
 def unbalanced() -> Split:
     """Forty images: 25 of class 0, 12 of class 1, 3 of class 2, in a mixed order."""
     labels = np.random.default_rng(0).permutation([0] * 25 + [1] * 12 + [2] * 3)
-    return Split(labels.astype(np.int64), lambda index, variant: index)
+    return Split(labels.astype(np.int64), "{:02}".format, refuse)
+
+
+def refuse(*_: Any) -> Any:
+    raise AssertionError("drawn")
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 9, 20, 39])
@@ -59,12 +64,12 @@ def test_classes_give_in_turn(limit: int):
 
 def test_smaller_subsets_are_parts_of_larger_ones():
     split = unbalanced()
-    chosen = [list(subset(split, limit)) for limit in range(1, 41)]
+    chosen = [ids(subset(split, limit)) for limit in range(1, 41)]
     for smaller, larger in itertools.pairwise(chosen):
         assert set(smaller) < set(larger)
         assert larger == sorted(larger)
-    assert chosen[19] == list(subset(unbalanced(), 20))
-    assert chosen[19] != list(range(20))
+    assert chosen[19] == ids(subset(unbalanced(), 20))
+    assert chosen[19] != ids(split)[:20]
 
 
 @pytest.mark.parametrize("limit", [None, 40, 1000])
@@ -116,9 +121,10 @@ def test_golden_rows_want_every_ranking(
     dense: zoo.ReducedViT, toy: Dataset, parts: ClipParts, ranked: Callable[..., Rankings]
 ):
     [row] = variants(dense, "clip_vit_b16", "openai", ["golden"], [0.5])
-    row = replace(row, rankings=ranked(count=5))
+    row, split = replace(row, rankings=ranked(count=5)), toy.split("test")
+    undrawn = Split(split.labels, lambda index: split.image_ids[index], refuse)
     with pytest.raises(ValueError, match=re.escape("no golden ranking for image 'toy/test-5'")):
-        outcomes([row], toy.split("test"), parts.preprocess, **CPU)
+        outcomes([row], undrawn, parts.preprocess, **CPU)
 
 
 def test_text_classifier_leaves_out_what_it_can_not_name(parts: ClipParts, toy: Dataset):

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ids(folder: Path) -> list[str]:
-    return [example.image_id for example in folder_images(folder).split]
+    return list(folder_images(folder).split.image_ids)
 
 
 def digest(file: Path) -> str:
@@ -48,11 +48,24 @@ def test_every_image_below_the_folder_in_the_order_of_names(folder: Path):
         assert np.array_equal(example.image, Image.open(folder / name).convert("RGB"))
 
 
+def test_ids_are_the_read_images_ids_and_decode_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    split = folder_images(folder).split
+    assert split.image_ids == tuple(example.image_id for example in split)
+    assert split.subset([2, 0]).image_ids == (split[2].image_id, split[0].image_id)
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    assert len(set(split.image_ids)) == 3
+
+
 def test_there_are_no_labels(folder: Path):
     split = folder_images(str(folder)).split
     assert split.labels.tolist() == [-1, -1, -1]
     assert {example.label for example in split} == {-1}
-    assert split.subset([2])[0].image_id == split[2].image_id
 
 
 def test_an_image_keeps_its_id_wherever_it_goes(folder: Path, tmp_path: Path):
