@@ -163,23 +163,32 @@ class Workshop:
         return cache_folder() / "studies" / f"{digest[:20]}.safetensors"
 
     def predicted(
-        self, fits: Sequence[Fitted], keep: float, truth: Rankings | None, what: str, **options: Any
+        self,
+        fits: Sequence[Fitted],
+        keep: float,
+        truth: Rankings | None,
+        what: str,
+        *,
+        later: Sequence[Sequence[Fitted]] = (),
+        **options: Any,
     ) -> list[Variant]:
         """Make a row of each predictor.
 
         Args:
-            fits: predictors of one shape and block.
+            fits: predictors of one shape and block, one per seed.
             keep: keep rate.
             truth: golden rankings to compare with.
             what: tells these rows apart from others.
+            later: those of later reduction points, where each scores anew.
             options: further ones of the method.
         """
         rows = []
-        for one in fits:
+        for one, *rest in zip(fits, *later, strict=True):
             told = {"keep": keep, "reduce_at": (one.file.block,), **one.file.options, **options}
             vit = zoo.reduce(self.dense, method=PREDICTED, **told)
-            load_predictor(vit, one.file)
-            rows.append(self._row(PREDICTED, vit, f"{what}, seed {one.seed}", truth, one.file))
+            files = [one.file, *(other.file for other in rest)]
+            load_predictor(vit, files)
+            rows.append(self._row(PREDICTED, vit, f"{what}, seed {one.seed}", truth, files))
         return rows
 
     def oracle(self, truth: Rankings, keep: float, what: str, **options: Any) -> list[Variant]:
@@ -232,12 +241,13 @@ class Workshop:
         vit: ReducedViT,
         what: str,
         truth: Rankings | None,
-        file: PredictorFile | None = None,
+        files: Sequence[PredictorFile] = (),
     ) -> Variant:
         assert vit.reducer is not None
         config = as_json(vit.reducer.config)
-        if file is not None:
-            config["predictor"] = hashlib.sha256(file.path.read_bytes()).hexdigest()[:16]
+        if files:
+            content = b"".join(file.path.read_bytes() for file in files)
+            config["predictor"] = hashlib.sha256(content).hexdigest()[:16]
         if truth is not None:
             config["against"] = truth.provenance.described()
         keep = float(config["keep"])
