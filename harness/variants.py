@@ -12,7 +12,8 @@ from torch import Tensor
 
 import zoo
 from zoo.golden import GoldenConfig
-from zoo.reducer import METHODS, expected, final_count
+from zoo.reducer import METHODS, expected
+from zoo.schedule import final_count
 from zoo.tokens import rank_scores
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, load_predictor

@@ -13,8 +13,9 @@ from zoo.clip import class_features
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.judge import Judge
 from zoo.pruner import Pruner
-from zoo.reducer import METHODS, expected, final_count
+from zoo.reducer import METHODS, expected
 from zoo.registry import MODELS
+from zoo.schedule import final_count
 from zoo.tokens import top
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, load_predictor
