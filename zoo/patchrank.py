@@ -50,7 +50,7 @@ class PatchRank(Pruner):
             config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype
         )
 
-    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
         """Predict at the first reduction point; later the same ranking is taken along."""
         if tokens.importance is not None:
             return tokens.importance
