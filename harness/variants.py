@@ -16,7 +16,7 @@ from zoo.reducer import METHODS, expected
 from zoo.schedule import final_count
 from zoo.tokens import rank_scores
 from zoo.vit import ReducedViT
-from zoo.weights import find_predictor, load_predictor
+from zoo.weights import load_predictor, with_predictors
 
 DENSE, GOLDEN = "dense", "golden"
 BLOCK = GoldenConfig.block
@@ -111,18 +111,15 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, asked: Iterable[Asked]) -> l
 def _reduced(
     dense: ReducedViT, arch: str, tag: str, name: str, method: str, keep: float
 ) -> Variant:
-    options: dict[str, Any] = {"keep": keep}
-    found = None
-    if METHODS[method].needs_predictor:
-        found = find_predictor(arch, tag)
-        found.fill(options, METHODS[method].Config)
+    options, found = with_predictors(arch, tag, method, {"keep": keep}, len(dense.blocks))
     vit = zoo.reduce(dense, method=method, **options)
     assert vit.reducer is not None
     # Through JSON, as records keep it: a tuple would never equal the list that is read back.
     config: dict[str, Any] = json.loads(json.dumps(asdict(vit.reducer.config)))
-    if found is not None:
+    if found:
         load_predictor(vit, found)
-        config["predictor"] = hashlib.sha256(found.path.read_bytes()).hexdigest()[:16]
+        content = b"".join(one.path.read_bytes() for one in found)
+        config["predictor"] = hashlib.sha256(content).hexdigest()[:16]
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config)
 
 

@@ -134,6 +134,17 @@ class Reducer(nn.Module):
         """Index of the first block whose computation differs from the dense tower's."""
         return self.points[0]
 
+    @classmethod
+    def predictor_blocks(cls, config: Any, depth: int) -> tuple[int, ...]:
+        """Return the blocks before which a predictor scores, ascending; none for most methods.
+
+        Args:
+            config: the method's settings.
+            depth: number of the tower's blocks.
+        """
+        points: tuple[int, ...] = config.points(depth)
+        return points[:1] if cls.needs_predictor else ()
+
     def counts(self, patches: int) -> dict[int, int]:
         """Return how many patch tokens are left after each reduction point.
 

@@ -98,7 +98,7 @@ def test_equals_each_model_alone(
         options |= {"arch": "conv", "width": 16}
     alone = zoo.reduce(dense, method=None if method == DENSE else method, **options).eval()
     if method == "patchrank":
-        load_predictor(alone, find_predictor(ARCH, TAG, predictor_file))
+        load_predictor(alone, find_predictor(ARCH, TAG, 3, predictor_file))
     with torch.inference_mode():
         trace = alone.trace(images)
         whole = F.normalize(alone(images), dim=-1)

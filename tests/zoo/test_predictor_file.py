@@ -16,7 +16,8 @@ from zoo import weights
 from zoo.architectures import ARCHITECTURES
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor
-from zoo.weights import cache_folder, find_predictor, load_predictor, predictor_name
+from zoo.predictor_file import predictor_name
+from zoo.weights import cache_folder, find_predictor, fitted_blocks, load_predictor, with_predictors
 
 NAME, TAG = "clip_vit_b16", "openai"
 Build = Callable[..., nn.Module]
@@ -58,9 +59,7 @@ def test_a_saved_predictor_ranks_in_the_model(
     assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
     created = tiny(f"{NAME}_patchrank60.{TAG}", predictor=str(path), **tower)
     dense = zoo.reduce(created, method=None)
-    options: dict[str, Any] = {"keep": 0.6}
-    found = find_predictor(NAME, TAG, path)
-    found.fill(options, zoo.METHODS["patchrank"].Config)
+    options, found = with_predictors(NAME, TAG, "patchrank", {"keep": 0.6}, 6, path)
     reduced = zoo.reduce(dense, method="patchrank", **options)
     load_predictor(reduced, found)
     entering, _ = dense.advance(dense.embed(images), stop=3)
@@ -72,22 +71,61 @@ def test_a_saved_predictor_ranks_in_the_model(
 
 
 def test_the_packaged_predictor_comes_before_the_users(tmp_path: Path):
-    name = predictor_name(NAME, TAG)
+    name = predictor_name(NAME, TAG, 3)
     save(cache_folder() / "predictors" / name)
-    assert find_predictor(NAME, TAG).path.is_relative_to(tmp_path / "cache")
+    assert find_predictor(NAME, TAG, 3).path.is_relative_to(tmp_path / "cache")
     save(tmp_path / "packaged" / name)
-    assert find_predictor(NAME, TAG).path == tmp_path / "packaged" / name
+    assert find_predictor(NAME, TAG, 3).path == tmp_path / "packaged" / name
+
+
+def test_predictors_of_several_blocks_lie_side_by_side(
+    tiny: Build, tower: dict[str, Any], tmp_path: Path
+):
+    folders = {3: tmp_path / "packaged", 5: cache_folder() / "predictors"}
+    saved = {
+        block: save(folder / predictor_name(NAME, TAG, block), seed=block, block=block)
+        for block, folder in folders.items()
+    }
+    assert fitted_blocks(NAME, TAG) == (3, 5)
+    for block in folders:
+        model = tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(block,), **tower)
+        weight = model.reducer.predictor.net.score.weight
+        assert torch.equal(weight, saved[block].net.score.weight)
+    match = r"at block 2: .* \(fitted so far: block 3, 5\); make one with: python .* --block 2 "
+    with pytest.raises(FileNotFoundError, match=match):
+        tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(2,), **tower)
+
+
+def test_what_is_named_as_a_predictor_of_its_block(tmp_path: Path):
+    for name in ("block5.old", "blockx", "block"):
+        (tmp_path / "packaged" / f"{NAME}.{TAG}.patchrank.{name}.safetensors").touch()
+    assert fitted_blocks(NAME, TAG) == ()
+
+
+def test_every_block_means_the_first(tmp_path: Path):
+    save(tmp_path / "p.safetensors", block=0)
+    options, [found] = with_predictors(
+        NAME, TAG, "patchrank", {"keep": 0.6, "reduce_at": None}, 6, tmp_path / "p.safetensors"
+    )
+    assert (found.block, options["arch"]) == (0, "conv")
+
+
+def test_a_file_under_the_name_of_another_block(tmp_path: Path):
+    save(tmp_path / "packaged" / predictor_name(NAME, TAG, 5), block=3)
+    match = "fitted at block 3, this model scores before block 5; fit one with: python -m harness"
+    with pytest.raises(ValueError, match=re.escape(match)):
+        find_predictor(NAME, TAG, 5)
 
 
 def test_a_predictor_of_another_architecture_does_not_load(tiny: Build, tmp_path: Path):
     save(tmp_path / "p.safetensors", arch="mlp")
     model = tiny(f"{NAME}_patchrank60", arch="conv")
     with pytest.raises(ValueError, match=re.escape("p.safetensors' has another architecture")):
-        load_predictor(model, find_predictor(NAME, TAG, tmp_path / "p.safetensors"))
+        load_predictor(model, find_predictor(NAME, TAG, 3, tmp_path / "p.safetensors"))
 
 
 def test_a_file_that_is_no_safetensors_at_all(tmp_path: Path):
     path = tmp_path / "notes.txt"
     path.write_text("nothing of the kind")
     with pytest.raises(ValueError, match=re.escape("notes.txt' is not a predictor")):
-        find_predictor(NAME, TAG, path)
+        find_predictor(NAME, TAG, 3, path)
