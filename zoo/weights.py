@@ -11,12 +11,15 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from zoo.architectures import require_any_subset
 from zoo.predictor_file import PredictorFile, fit_command, one_each, predictor_name
 from zoo.reducer import METHODS, configure
 from zoo.vit import ReducedViT
 
 EMBEDDED = Path(__file__).parent / "embedded"
 Given = str | Path | Sequence[str | Path] | None  # predictor=: a file, or one for each block
+
+_RESCORERS = "reducer.rescorers."
 
 
 def cache_folder() -> Path:
@@ -105,9 +108,13 @@ def with_predictors(
     completed = dict(options)
     if not blocks:
         return completed, ()
+    if blocks[1:] and "arch" in options:
+        require_any_subset(options["arch"], blocks[1])
     files: Iterable[PredictorFile]
     if given is None:
-        files = (find_predictor(model, tag, block, shape=completed) for block in blocks)
+        # A command for one of several must not make a conv, which is its default.
+        shape = {"arch": "mlp"} if blocks[1:] else {}
+        files = (find_predictor(model, tag, b, shape=shape | completed) for b in blocks)
     else:
         paths = [given] if isinstance(given, (str, Path)) else given
         files = [PredictorFile.read(Path(path)) for path in paths]
@@ -116,6 +123,8 @@ def with_predictors(
         one.require_name(model, tag)
         one.fill(completed)
         found.append(one)
+        if blocks[1:]:
+            require_any_subset(completed["arch"], blocks[1])
     return completed, one_each(found, blocks)
 
 
@@ -149,6 +158,8 @@ def filter_weights(
         for prefix, one in _placed(predictors):
             reducer |= one.tensors(prefix)
     wanted = {k for k in model.state_dict() if k.startswith("reducer.")}
+    # What was saved with rescore=True also serves a model that carries the first ranking along.
+    reducer = {k: v for k, v in reducer.items() if k in wanted or not k.startswith(_RESCORERS)}
     if missing := sorted(wanted - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer
@@ -217,7 +228,7 @@ def _placed(predictors: Sequence[PredictorFile]) -> Iterable[tuple[str, Predicto
     """Say where in a model's state dict each predictor goes, the first block's first."""
     for one in predictors:
         later = one.block != predictors[0].block
-        yield f"reducer.rescorers.{one.block}." if later else "reducer.predictor.", one
+        yield f"{_RESCORERS}{one.block}." if later else "reducer.predictor.", one
 
 
 def _require_weights(predictors: Sequence[PredictorFile], tower: Mapping[str, Tensor]) -> None:
