@@ -152,6 +152,8 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     )
     tag = cfg.tag or next(iter(spec.tags))
     given = kwargs.pop("predictor", None)
+    if given == (kwargs.get("pretrained_model_args") or {}).get("predictor"):
+        given = None  # a saved model's: it says where those weights came from that it carries now
     found: tuple[PredictorFile, ...] = ()
     if given is not None and not pretrained:
         raise ValueError(
@@ -174,6 +176,8 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         feature_cfg={"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"},
         **args,
     )
+    if found:  # timm saves what it was asked for; this came from the files
+        model.__dict__["_model_args"] = dict(found[0].options)
     return model
 
 

@@ -2,13 +2,16 @@
 
 import copy
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
@@ -132,6 +135,26 @@ def test_each_point_has_the_predictor_of_its_block(
         assert list(model.reducer.rescorers) == ["3", "5"]
         assert all(same(net, saved[int(b)]) for b, net in model.reducer.rescorers.items())
     assert torch.equal(created(images), reduced(images))
+
+
+@pytest.mark.parametrize("given", [False, True])
+@torch.no_grad()
+def test_what_files_said_is_saved_with_the_model(
+    given: bool, tiny: Build, tower: dict[str, Any], images: Tensor, tmp_path: Path
+):
+    """The network's shape, but not the need for the files."""
+    folder = cache_folder() / "predictors"
+    save_each(folder)
+    paths = [str(folder / predictor_name(NAME, TAG, block)) for block in (1, 3, 5)]
+    told = {"predictor": paths} if given else {}
+    model = tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, **told)
+    save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    shutil.rmtree(folder)
+    again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    assert again.reducer.config == model.reducer.config
+    assert torch.equal(again(images), model(images))
+    blank = timm.create_model(f"local-dir:{tmp_path / 'saved'}")
+    assert blank.reducer.config == model.reducer.config
 
 
 def test_the_command_for_one_of_several_makes_what_can_rescore(tiny: Build, tower: dict[str, Any]):
