@@ -52,7 +52,7 @@ class ClsAttention(Pruner):
         query, key, scale = attended.query, attended.key, attended.scale
         return tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
 
-    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
         """Compute the class token's attention, or take what the block before left."""
         if self.config.source == "previous":
             assert tokens.importance is not None

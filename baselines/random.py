@@ -38,7 +38,7 @@ class RandomPrune(Pruner):
     Config = RandomConfig
     config: RandomConfig
 
-    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
         """Hash the grid positions."""
         return hashed(tokens.patch_idx, self.config.seed)
 

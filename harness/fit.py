@@ -22,8 +22,9 @@ from harness.progress import Progress
 from harness.towers import load_tower, split_name
 from zoo.fit import FitConfig, fit_predictor, predict, save_predictor
 from zoo.predictor import Predictor
+from zoo.predictor_file import predictor_name
 from zoo.ranked import RankedTokens
-from zoo.weights import blocks_fingerprint, cache_folder, fingerprint, predictor_name
+from zoo.weights import blocks_fingerprint, cache_folder, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def fit(
             on_epoch=lambda epoch, *_: update(epoch + 1),
             checkpoint=checkpoint,
         )
-    result = out or cache_folder() / "predictors" / predictor_name(arch, tag)
+    result = out or cache_folder() / "predictors" / predictor_name(arch, tag, found)
     save_predictor(
         predictor,
         result,

@@ -13,7 +13,7 @@ from harness.protocol import captions, protocol
 from harness.records import Latency, Record
 from harness.statistics import Interval
 from zoo.registry import PERCENTS, SIZES
-from zoo.weights import find_predictor
+from zoo.weights import fitted_blocks
 
 NOT_MEASURED = "–"
 
@@ -199,7 +199,7 @@ def list_tables() -> list[Table]:
     for head in ("size", "weight tags (the first is the default)", "predictor for patchrank"):
         towers.add_column(head)
     for size, spec in SIZES.items():
-        towers.add_row(size, ", ".join(spec.tags), ", ".join(_fitted(size)) or "none yet")
+        towers.add_row(size, ", ".join(spec.tags), "; ".join(_fitted(size)) or "none yet")
     methods = Table(title="methods; keep rates in names: " + ", ".join(map(str, PERCENTS)))
     for head in ("method", "what it does", "example"):
         methods.add_column(head)
@@ -227,11 +227,6 @@ def list_tables() -> list[Table]:
 
 
 def _fitted(size: str) -> list[str]:
-    found = []
-    for tag in SIZES[size].tags:
-        try:
-            find_predictor(f"clip_vit_{size}", tag)
-        except FileNotFoundError:
-            continue
-        found.append(tag)
-    return found
+    """Name the weights of a size that have predictors, with the blocks that these serve."""
+    found = [(tag, fitted_blocks(f"clip_vit_{size}", tag)) for tag in SIZES[size].tags]
+    return [f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in found if blocks]

@@ -14,11 +14,12 @@ from torch import Tensor
 import zoo
 from harness.golden.store import Rankings
 from zoo.golden import GoldenConfig
+from zoo.predictor_file import PredictorFile
 from zoo.pruner import Pruner
 from zoo.reducer import METHODS, ReducerConfig, expected
 from zoo.tokens import Tokens, rank_scores
 from zoo.vit import ReducedViT, host_spec
-from zoo.weights import find_predictor, load_predictor
+from zoo.weights import load_predictor, with_predictors
 
 DENSE, GOLDEN = "dense", "golden"
 BLOCK = GoldenConfig.block
@@ -30,7 +31,7 @@ class Oracle(Pruner):
 
     method = GOLDEN
 
-    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
         """Take what ``run`` laid in."""
         assert tokens.importance is not None
         return tokens.importance
@@ -150,20 +151,22 @@ def as_json(config: ReducerConfig) -> dict[str, Any]:
     return facts
 
 
+def predictors_digest(files: Sequence[PredictorFile]) -> str:
+    """Return 16 hex digits that tell a model's predictors from others."""
+    content = b"".join(file.path.read_bytes() for file in files)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _reduced(
     dense: ReducedViT, arch: str, tag: str, name: str, method: str, keep: float
 ) -> Variant:
-    options: dict[str, Any] = {"keep": keep}
-    found = None
-    if METHODS[method].needs_predictor:
-        found = find_predictor(arch, tag)
-        found.fill(options, METHODS[method].Config)
+    options, found = with_predictors(arch, tag, method, {"keep": keep}, len(dense.blocks))
     vit = zoo.reduce(dense, method=method, **options)
     assert vit.reducer is not None
     config = as_json(vit.reducer.config)
-    if found is not None:
+    if found:
         load_predictor(vit, found)
-        config["predictor"] = hashlib.sha256(found.path.read_bytes()).hexdigest()[:16]
+        config["predictor"] = predictors_digest(found)
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config)
 
 

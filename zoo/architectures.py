@@ -14,15 +14,23 @@ mixer, pooledmixer    no          no           all tokens, by fixed weights per 
 patches are gone already.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
+from zoo.reducer import expected
 
-class TokenLinear(nn.Module):
+
+class Network(nn.Module):
+    """What a predictor can be; ``any_subset`` tells if it scores grids with patches missing."""
+
+    any_subset: ClassVar[bool] = True
+
+
+class TokenLinear(Network):
     """Score each token by one linear function of it; the floor for all others.
 
     Permuting the patches permutes the importance.
@@ -39,7 +47,7 @@ class TokenLinear(nn.Module):
         return scores
 
 
-class TokenMlp(nn.Module):
+class TokenMlp(Network):
     """Score each token from itself, the class token and the mean token.
 
     Permuting the patches permutes the importance.
@@ -62,7 +70,7 @@ class TokenMlp(nn.Module):
         return scores
 
 
-class TokenTransformer(nn.Module):
+class TokenTransformer(Network):
     """Let patches and class token attend to one another in one encoder block, then score each.
 
     Permuting the patches permutes the importance: positions are in the tokens already.
@@ -89,8 +97,10 @@ class TokenTransformer(nn.Module):
         return scores
 
 
-class GridConv(nn.Module):
+class GridConv(Network):
     """Score each token from itself, the class token, the mean token and its neighbours."""
+
+    any_subset = False
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
         """Build for tokens of width ``dim``; works on every grid."""
@@ -129,7 +139,7 @@ class GridConv(nn.Module):
         return mixed.flatten(2).transpose(1, 2)
 
 
-class Mixer(nn.Module):
+class Mixer(Network):
     """One MLP-Mixer block: channel MLP, then token MLP, each with a residual (section 3.3).
 
     With ``width`` the tower's own it is the paper's network; a narrower one projects the tokens
@@ -137,6 +147,8 @@ class Mixer(nn.Module):
     channels over tokens, as in MLP-Mixer: that gives the paper's 4.9M parameters. The score is the
     mean over channels. The token MLP is made for one N.
     """
+
+    any_subset = False
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
         """Build for tokens of width ``dim`` on ``grid`` and no other."""
@@ -201,7 +213,7 @@ def _mlp(width: int, hidden: int, **dd: Any) -> nn.Sequential:
     )
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {
+ARCHITECTURES: dict[str, type[Network]] = {
     "conv": GridConv,
     "linear": TokenLinear,
     "mixer": Mixer,
@@ -209,3 +221,28 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "pooledmixer": PooledMixer,
     "transformer": TokenTransformer,
 }
+
+
+def architecture(arch: str) -> type[Network]:
+    """Return the network called ``arch``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch={arch!r}: {expected(arch, ARCHITECTURES)}")
+    return ARCHITECTURES[arch]
+
+
+def require_any_subset(arch: str, block: int) -> None:
+    """Refuse an architecture that can't score before ``block``, where patches are gone already.
+
+    Raises:
+        ValueError: unknown architecture, or one that needs the whole grid.
+    """
+    if not architecture(arch).any_subset:
+        able = ", ".join(name for name, network in ARCHITECTURES.items() if network.any_subset)
+        raise ValueError(
+            f"arch={arch!r} scores whole grids only, and with rescore=True patches are gone before "
+            f"block {block}: expected one of {able}, or rescore=False"
+        )

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from zoo.architectures import ARCHITECTURES
+from zoo.architectures import architecture
 from zoo.checkpoint import FitState, write_whole
 from zoo.losses import LOSSES, loss_of
 from zoo.predictor import Predictor
@@ -55,8 +55,7 @@ class FitConfig:
         """Validate."""
         if self.loss not in LOSSES:
             raise ValueError(f"loss={self.loss!r}: {expected(self.loss, LOSSES)}")
-        if self.arch not in ARCHITECTURES:
-            raise ValueError(f"arch={self.arch!r}: {expected(self.arch, ARCHITECTURES)}")
+        architecture(self.arch)
         for name in ("width", "epochs", "steps", "patience", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 1")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.architectures import ARCHITECTURES
+from zoo.architectures import architecture, require_any_subset
 from zoo.predictor import Predictor
 from zoo.pruner import Pruner
-from zoo.reducer import HostSpec, ReducerConfig, expected, register_method
+from zoo.reducer import HostSpec, ReducerConfig, register_method
 from zoo.tokens import Tokens
 
 
@@ -19,24 +19,32 @@ class PatchRankConfig(ReducerConfig):
     Attributes:
         arch: predictor architecture.
         width: channels inside the predictor.
+        rescore: score the patches that are left anew at each reduction point, by a predictor of
+            its own; else the first point's ranking is carried along.
     """
 
     arch: str = "conv"
     width: int = 64
+    rescore: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
         super().__post_init__()
-        if self.arch not in ARCHITECTURES:
-            raise ValueError(f"arch={self.arch!r}: {expected(self.arch, ARCHITECTURES)}")
+        architecture(self.arch)
         self.whole("width", 1)
+        self.switch("rescore")
 
 
 @register_method("patchrank")
 class PatchRank(Pruner):
     """Predict a ranking at the first reduction point and drop the least important patches.
 
-    With several points the one ranking is used at each: the predictor runs once.
+    With several points the one ranking is used at each, or with ``rescore`` each has a predictor
+    of its own. All predictors of a model have one architecture and width.
+
+    Attributes:
+        predictor: that of the first reduction point.
+        rescorers: with ``rescore`` those of the later points, by block.
     """
 
     Config = PatchRankConfig
@@ -44,15 +52,32 @@ class PatchRank(Pruner):
     config: PatchRankConfig
 
     def __init__(self, config: PatchRankConfig, host: HostSpec) -> None:
-        """Build the predictor with random weights."""
-        super().__init__(config, host)
-        self.predictor = Predictor(
-            config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype
-        )
+        """Build the predictors with random weights.
 
-    def importance(self, tokens: Tokens, module: Any) -> Tensor:
-        """Predict at the first reduction point; later the same ranking is taken along."""
-        if tokens.importance is not None:
+        Raises:
+            ValueError: the architecture can't score what is left at a later point, or what every
+                reducer refuses.
+        """
+        super().__init__(config, host)
+        _, *later = self.predictor_blocks(config, host.depth)
+        if later:
+            require_any_subset(config.arch, later[0])
+        shape = (config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
+        self.predictor = Predictor(*shape)
+        self.rescorers = nn.ModuleDict({str(block): Predictor(*shape) for block in later})
+
+    @classmethod
+    def predictor_blocks(cls, config: PatchRankConfig, depth: int) -> tuple[int, ...]:
+        """Return the first reduction point, or with ``rescore`` all of them."""
+        points = config.points(depth)
+        return points if config.rescore else points[:1]
+
+    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
+        """Predict; without ``rescore`` only once, later the same ranking is taken along."""
+        predictor: nn.Module = self.predictor
+        if str(block) in self.rescorers:
+            predictor = self.rescorers[str(block)]
+        elif tokens.importance is not None:
             return tokens.importance
-        scores: Tensor = self.predictor(tokens.x, tokens.prefix, tokens.grid)
+        scores: Tensor = predictor(tokens.x, tokens.prefix, tokens.grid)
         return scores

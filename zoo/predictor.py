@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.architectures import ARCHITECTURES
-from zoo.reducer import expected
+from zoo.architectures import architecture
 
 
 class Predictor(nn.Module):
@@ -20,10 +19,9 @@ class Predictor(nn.Module):
             ValueError: unknown architecture.
         """
         super().__init__()
-        if arch not in ARCHITECTURES:
-            raise ValueError(f"arch={arch!r}: {expected(arch, ARCHITECTURES)}")
+        network = architecture(arch)
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.net = ARCHITECTURES[arch](dim, width, grid, device=device, dtype=dtype)
+        self.net = network(dim, width, grid, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
         """Map tokens x (B, prefix + n, D), class token first, to importance (B, n) float32."""

@@ -13,10 +13,11 @@ class Pruner(Reducer):
     """A reducer that prunes before each of its reduction points; a method says by what."""
 
     @abstractmethod
-    def importance(self, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
         """Score the patch tokens, (B, n) float, higher = keep.
 
         Args:
+            block: the reduction point.
             tokens: what enters the block; ``tokens.importance`` holds the scores that an earlier
                 reduction point gave those still here, None at the first.
             module: the timm block whose input this is.
@@ -29,4 +30,4 @@ class Pruner(Reducer):
         count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
         if count >= tokens.patch_count:
             return tokens
-        return tokens.prune(block, self.importance(tokens, module), count)
+        return tokens.prune(block, self.importance(block, tokens, module), count)

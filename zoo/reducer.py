@@ -10,9 +10,8 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from zoo.attention import Attended
+from zoo.schedule import SCHEDULES, spread
 from zoo.tokens import Tokens
-
-SCHEDULES = ("geometric", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +55,17 @@ class ReducerConfig:
             raise ValueError(f"expected exactly one of {names}, got {found}")
         if self.keep is not None:
             self.within("keep", 0.0, 1.0)
+
+    def points(self, depth: int) -> tuple[int, ...]:
+        """Return the reduction points in a tower of ``depth`` blocks, ascending.
+
+        Raises:
+            ValueError: one lies outside the tower.
+        """
+        points = tuple(range(depth)) if self.reduce_at is None else self.reduce_at
+        if points[-1] >= depth:
+            raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
+        return points
 
     def choose(self, field: str, allowed: tuple[str, ...]) -> None:
         """Raise ValueError unless the value of ``field`` is one of ``allowed``."""
@@ -116,17 +126,24 @@ class Reducer(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.points = tuple(range(host.depth)) if config.reduce_at is None else config.reduce_at
-        if self.points[-1] >= host.depth:
-            raise ValueError(
-                f"reduce_at={self.points[-1]}: this tower has blocks 0 to {host.depth - 1}"
-            )
+        self.points = config.points(host.depth)
         self.counts(host.grid[0] * host.grid[1])
 
     @property
     def first_block(self) -> int:
         """Index of the first block whose computation differs from the dense tower's."""
         return self.points[0]
+
+    @classmethod
+    def predictor_blocks(cls, config: Any, depth: int) -> tuple[int, ...]:
+        """Return the blocks before which a predictor scores, ascending; none for most methods.
+
+        Args:
+            config: the method's settings.
+            depth: number of the tower's blocks.
+        """
+        points: tuple[int, ...] = config.points(depth)
+        return points[:1] if cls.needs_predictor else ()
 
     def counts(self, patches: int) -> dict[int, int]:
         """Return how many patch tokens are left after each reduction point.
@@ -156,25 +173,6 @@ class Reducer(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in the module's printed form."""
         return ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(self.config).items())
-
-
-def final_count(patches: int, keep: float) -> int:
-    """Return round(keep * N), at least 1: the patch tokens left at the end."""
-    return max(1, round(keep * patches))
-
-
-def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) -> dict[int, int]:
-    """Share the way from N to ``final_count`` patch tokens over the reduction points."""
-    last = final_count(patches, keep)
-    stages = len(points)
-    counts: dict[int, int] = {}
-    for done, point in enumerate(points, start=1):
-        if schedule == "linear":
-            left = patches - round((patches - last) * done / stages)
-        else:
-            left = final_count(patches, keep ** (done / stages))
-        counts[point] = last if done == stages else max(last, left)
-    return counts
 
 
 METHODS: dict[str, type[Reducer]] = {}
@@ -210,20 +208,30 @@ def on_method(listener: Callable[[str], None]) -> None:
     _listeners.append(listener)
 
 
-def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reducer:
-    """Build the reducer ``method`` from JSON-able options.
+def configure(method: str, options: dict[str, Any], depth: int) -> ReducerConfig:
+    """Turn JSON-able options of ``method`` into its settings for a tower of ``depth`` blocks.
 
     Raises:
         ValueError: unknown method or option (with the nearest known one), or a value out of range.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r}: {expected(method, METHODS)}")
-    cls = METHODS[method]
-    fields = [f.name for f in dataclasses.fields(cls.Config)]
+    config = METHODS[method].Config
+    fields = [f.name for f in dataclasses.fields(config)]
     for option in options:
         if option not in fields:
             raise ValueError(f"{method} has no option {option!r}: {expected(option, fields)}")
-    return cls(cls.Config(**{**_default_points(cls.Config, host.depth), **options}), host)
+    return config(**{**_default_points(config, depth), **options})
+
+
+def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reducer:
+    """Build the reducer ``method`` from JSON-able options.
+
+    Raises:
+        ValueError: what ``configure`` refuses, or settings that the tower can't meet.
+    """
+    config = configure(method, options, host.depth)
+    return METHODS[method](config, host)
 
 
 def _default_points(config: type[ReducerConfig], depth: int) -> dict[str, Any]:

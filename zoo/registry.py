@@ -23,9 +23,10 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 
 import zoo.patchrank  # noqa: F401  (registers the method)
+from zoo.predictor_file import PredictorFile
 from zoo.reducer import METHODS, expected, on_method
 from zoo.vit import ReducedViT
-from zoo.weights import EMBEDDED, PredictorFile, filter_weights, find_predictor
+from zoo.weights import EMBEDDED, filter_weights, with_predictors
 
 PERCENTS = (90, 80, 70, 60, 50, 40, 30)
 METHOD_GROUP = "clip_patchrank.methods"
@@ -151,16 +152,18 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     )
     tag = cfg.tag or next(iter(spec.tags))
     given = kwargs.pop("predictor", None)
-    predictor: PredictorFile | None = None
+    if given == (kwargs.get("pretrained_model_args") or {}).get("predictor"):
+        given = None  # a saved model's: it says where those weights came from that it carries now
+    found: tuple[PredictorFile, ...] = ()
     if given is not None and not pretrained:
         raise ValueError(
             f"predictor={str(given)!r} without the tower it was fitted to: add pretrained=True"
         )
     # Weights saved by save_for_hf carry their predictor with them.
     carried = cfg.source in ("local-dir", "hf-hub") and given is None
-    if pretrained and not carried and name.method and METHODS[name.method].needs_predictor:
-        predictor = find_predictor(f"clip_vit_{name.size}", tag, given)
-        predictor.fill(options, METHODS[name.method].Config)
+    if pretrained and not carried and name.method:
+        dense, depth = f"clip_vit_{name.size}", kwargs.get("depth", spec.vit_args["depth"])
+        options, found = with_predictors(dense, tag, name.method, options, depth, given)
     quick_gelu = spec.tags.get(tag, (False, ""))[0]
     args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **kwargs}
     if name.method is not None:
@@ -169,10 +172,12 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         ReducedViT,
         str(name),
         pretrained,
-        pretrained_filter_fn=partial(filter_weights, predictor=predictor),
+        pretrained_filter_fn=partial(filter_weights, predictors=found),
         feature_cfg={"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"},
         **args,
     )
+    if found:  # timm saves what it was asked for; this came from the files
+        model.__dict__["_model_args"] = dict(found[0].options)
     return model
 
 

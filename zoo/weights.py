@@ -1,24 +1,25 @@
 """Where weights come from: the tower's file, the predictor's, and how they meet the model."""
 
-import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from zoo.architectures import require_any_subset
+from zoo.predictor_file import PredictorFile, fit_command, one_each, predictor_name
+from zoo.reducer import METHODS, configure
 from zoo.vit import ReducedViT
 
 EMBEDDED = Path(__file__).parent / "embedded"
-_PREDICTOR = "reducer.predictor."
+Given = str | Path | Sequence[str | Path] | None  # predictor=: a file, or one for each block
+
+_RESCORERS = "reducer.rescorers."
 
 
 def cache_folder() -> Path:
@@ -27,139 +28,120 @@ def cache_folder() -> Path:
     return Path(root) / "clip-patchrank"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictorFile:
-    """A saved predictor: weights in safetensors, provenance in its metadata.
-
-    Attributes:
-        path: the file.
-        model: dense timm name of the tower it was fitted to.
-        tag: weight tag of that tower.
-        block: reduction point it was fitted at.
-        options: method options that shape the network (``arch``, ``width``).
-        weights: ``blocks_fingerprint`` of that tower; None in files that don't tell.
-    """
-
-    path: Path
-    model: str
-    tag: str
-    block: int
-    options: dict[str, Any]
-    weights: str | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> "PredictorFile":
-        """Read the provenance of ``path``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a predictor of ours.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(f"predictor {str(path)!r} does not exist")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is not a predictor: {error}") from error
-        if "predictor" not in metadata:
-            raise ValueError(f"{str(path)!r} is not a predictor: it lacks the 'predictor' metadata")
-        facts = json.loads(metadata["predictor"])
-        told = {f: facts[f] for f in ("model", "tag", "block", "options")}
-        return cls(path=path, weights=facts.get("weights"), **told)
-
-    def fill(self, options: dict[str, Any], config: type[Any]) -> None:
-        """Add the network's shape to ``options`` and check that the rest fits it.
-
-        Raises:
-            ValueError: the model reduces at another block, or asks for another network.
-        """
-        for key, value in self.options.items():
-            if options.setdefault(key, value) != value:
-                raise ValueError(
-                    f"{key}={options[key]!r}: the predictor {str(self.path)!r} has {key}={value!r}"
-                )
-        defaults = {f.name: f.default for f in dataclasses.fields(config)}
-        points = options.get("reduce_at", defaults["reduce_at"])
-        first = points if isinstance(points, int) else next(iter(points))
-        if first != self.block:
-            raise ValueError(
-                f"reduce_at={points!r}: the predictor {str(self.path)!r} was fitted at block "
-                f"{self.block}; fit one with: {fit_command(self.model, self.tag, first)}"
-            )
-
-    def require(self, tower: Mapping[str, Tensor]) -> None:
-        """Refuse a tower with other weights than the one that this was fitted to.
-
-        Args:
-            tower: its state dict; only the blocks count.
-
-        Raises:
-            ValueError: the weights differ.
-        """
-        if self.weights is None:
-            return
-        found = blocks_fingerprint(tower)
-        if found != self.weights:
-            raise ValueError(
-                f"the predictor {str(self.path)!r} was fitted to {self.model}.{self.tag} with "
-                f"weights {self.weights}, these are {found}; fit one to them with: "
-                f"{fit_command(self.model, self.tag, self.block)}"
-            )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Load the weights, named as in the model's state dict."""
-        return {_PREDICTOR + name: tensor for name, tensor in load_file(self.path).items()}
+def fitted_blocks(model: str, tag: str) -> tuple[int, ...]:
+    """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
+    start, end = predictor_name(model, tag, 0).rsplit("0", 1)
+    paths = [path for folder in _folders() for path in folder.glob(f"{start}*{end}")]
+    blocks = {path.name.removeprefix(start).removesuffix(end) for path in paths}
+    return tuple(sorted(int(block) for block in blocks if block.isdecimal()))
 
 
-def predictor_name(model: str, tag: str) -> str:
-    """Return the file name of the predictor for the dense tower ``model`` with weights ``tag``."""
-    return f"{model}.{tag}.patchrank.safetensors"
-
-
-def fit_command(model: str, tag: str, block: int = 3) -> str:
-    """Return the command that fits a predictor."""
-    return f"python -m harness fit predictor --model {model}.{tag} --block {block} --dataset NAME"
-
-
-def find_predictor(model: str, tag: str, given: str | Path | None = None) -> PredictorFile:
+def find_predictor(
+    model: str,
+    tag: str,
+    block: int,
+    given: str | Path | None = None,
+    *,
+    shape: Mapping[str, Any] | None = None,
+) -> PredictorFile:
     """Find the predictor for a tower: ``given``, else the packaged one, else the user's own.
+
+    Args:
+        model: dense timm name.
+        tag: weight tag.
+        block: reduction point.
+        given: the file to take.
+        shape: ``arch`` and ``width`` for the command where there is none.
 
     Raises:
         FileNotFoundError: there is none; says which command makes one.
-        ValueError: ``given`` was fitted to another tower.
+        ValueError: it was fitted to another tower or at another block.
     """
-    if given is not None:
-        found = PredictorFile.read(Path(given))
-        if (found.model, found.tag) != (model, tag):
-            raise ValueError(
-                f"predictor {str(given)!r} was fitted to {found.model}.{found.tag}, "
-                f"not to {model}.{tag}"
-            )
-        return found
-    name = predictor_name(model, tag)
-    for folder in (EMBEDDED, cache_folder() / "predictors"):
-        if (folder / name).is_file():
-            return PredictorFile.read(folder / name)
-    raise FileNotFoundError(
-        f"no predictor for {model}.{tag}: neither packaged nor in the user's cache; make one with: "
-        f"{fit_command(model, tag)}; or pass predictor=PATH; or use pretrained=False"
-    )
+    name = predictor_name(model, tag, block)
+    stored = [folder / name for folder in _folders() if (folder / name).is_file()]
+    if given is None and not stored:
+        others = ", ".join(map(str, fitted_blocks(model, tag)))
+        there = f" (fitted so far: block {others})" if others else ""
+        raise FileNotFoundError(
+            f"no predictor for {model}.{tag} at block {block}: neither packaged nor in the user's "
+            f"cache{there}; make one with: {fit_command(model, tag, block, shape or {})}; "
+            "or pass predictor=PATH; or use pretrained=False"
+        )
+    found = PredictorFile.read(stored[0] if given is None else Path(given))
+    found.require_name(model, tag)
+    one_each([found], [block])
+    return found
+
+
+def _folders() -> tuple[Path, Path]:
+    return EMBEDDED, cache_folder() / "predictors"
+
+
+def with_predictors(
+    model: str,
+    tag: str,
+    method: str,
+    options: dict[str, Any],
+    depth: int,
+    given: Given = None,
+) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
+    """Find the predictors of a model and complete its options by the network that they are.
+
+    Args:
+        model: dense timm name of the tower.
+        tag: its weight tag.
+        method: a registered method.
+        options: of the method, JSON-able.
+        depth: number of the tower's blocks.
+        given: the files to take, one for each block at which the model scores, in any order.
+
+    Returns:
+        The options, and the predictors in the order of their blocks; none for most methods.
+
+    Raises:
+        FileNotFoundError: one is missing; says which command makes it.
+        ValueError: options out of range or of another network, or predictors fitted to another
+            tower, at other blocks or unable to score there.
+    """
+    config = configure(method, options, depth)
+    blocks = METHODS[method].predictor_blocks(config, depth)
+    completed = dict(options)
+    if not blocks:
+        return completed, ()
+    if blocks[1:] and "arch" in options:
+        require_any_subset(options["arch"], blocks[1])
+    files: Iterable[PredictorFile]
+    if given is None:
+        # A command for one of several must not make a conv, which is its default.
+        shape = {"arch": "mlp"} if blocks[1:] else {}
+        files = (find_predictor(model, tag, b, shape=shape | completed) for b in blocks)
+    else:
+        paths = [given] if isinstance(given, (str, Path)) else given
+        files = [PredictorFile.read(Path(path)) for path in paths]
+    found = []
+    for one in files:
+        one.require_name(model, tag)
+        one.fill(completed)
+        found.append(one)
+        if blocks[1:]:
+            require_any_subset(completed["arch"], blocks[1])
+    return completed, one_each(found, blocks)
 
 
 def filter_weights(
-    state_dict: dict[str, Any], model: ReducedViT, predictor: PredictorFile | None = None
+    state_dict: dict[str, Any], model: ReducedViT, predictors: Sequence[PredictorFile] = ()
 ) -> dict[str, Any]:
     """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
 
     Args:
         state_dict: as loaded.
         model: the model to be filled.
-        predictor: where a patchrank model's predictor comes from; None if in ``state_dict``.
+        predictors: where a patchrank model's come from, the first block's first; none if in
+            ``state_dict``.
 
     Raises:
-        ValueError: the model has a predictor, and no weights for it came along, or ``predictor``
-            was fitted to other weights of the tower.
+        ValueError: the model has a predictor, and no weights for it came along, or one of
+            ``predictors`` was fitted to other weights of the tower.
     """
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
     tower = {k: v for k, v in state_dict.items() if not k.startswith("reducer.")}
@@ -170,10 +152,14 @@ def filter_weights(
         weights |= load_projection()
     if model.reducer is None:
         return weights | reducer
-    if predictor is not None:
-        predictor.require(weights)
-        reducer = predictor.tensors()
+    if predictors:
+        _require_weights(predictors, weights)
+        reducer = {}
+        for prefix, one in _placed(predictors):
+            reducer |= one.tensors(prefix)
     wanted = {k for k in model.state_dict() if k.startswith("reducer.")}
+    # What was saved with rescore=True also serves a model that carries the first ranking along.
+    reducer = {k: v for k, v in reducer.items() if k in wanted or not k.startswith(_RESCORERS)}
     if missing := sorted(wanted - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer
@@ -210,22 +196,43 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_predictor(model: ReducedViT, found: PredictorFile) -> None:
-    """Fill the predictor of a patchrank model made by ``zoo.reduce``.
+def load_predictor(model: ReducedViT, found: PredictorFile | Sequence[PredictorFile]) -> None:
+    """Fill the predictor of a patchrank model made by ``zoo.reduce``, or all that it has.
+
+    Args:
+        model: the model.
+        found: its predictor, or one for each block at which it scores, in any order.
 
     Raises:
         ValueError: the model has no predictor of this architecture, reduces at another block, or
             its tower has other weights.
     """
-    state, tensors = model.state_dict(), found.tensors()
-    shapes = {k: v.shape for k, v in state.items() if k.startswith(_PREDICTOR)}
-    if shapes != {k: v.shape for k, v in tensors.items()}:
-        raise ValueError(f"the predictor {str(found.path)!r} has another architecture")
-    assert model.reducer is not None
-    if model.reducer.first_block != found.block:
-        raise ValueError(
-            f"this model reduces before block {model.reducer.first_block}, the predictor "
-            f"{str(found.path)!r} was fitted at block {found.block}"
-        )
-    found.require(state)
-    model.load_state_dict(tensors, strict=False)
+    files = [found] if isinstance(found, PredictorFile) else found
+    reducer = model.reducer
+    if reducer is None or not reducer.needs_predictor:
+        raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
+    blocks = reducer.predictor_blocks(reducer.config, len(model.blocks))
+    state = model.state_dict()
+    loaded: dict[str, Tensor] = {}
+    for prefix, one in _placed(one_each(files, blocks)):
+        tensors = one.tensors(prefix)
+        shapes = {k: v.shape for k, v in state.items() if k.startswith(prefix)}
+        if shapes != {k: v.shape for k, v in tensors.items()}:
+            raise ValueError(f"the predictor {str(one.path)!r} has another architecture")
+        loaded |= tensors
+    _require_weights(files, state)
+    model.load_state_dict(loaded, strict=False)
+
+
+def _placed(predictors: Sequence[PredictorFile]) -> Iterable[tuple[str, PredictorFile]]:
+    """Say where in a model's state dict each predictor goes, the first block's first."""
+    for one in predictors:
+        later = one.block != predictors[0].block
+        yield f"{_RESCORERS}{one.block}." if later else "reducer.predictor.", one
+
+
+def _require_weights(predictors: Sequence[PredictorFile], tower: Mapping[str, Tensor]) -> None:
+    if any(one.weights for one in predictors):
+        weights = blocks_fingerprint(tower)
+        for one in predictors:
+            one.require_weights(weights)

@@ -12,12 +12,14 @@ from harness.towers import Tower
 from zoo.clip import class_features
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.judge import Judge
+from zoo.predictor_file import PredictorFile
 from zoo.pruner import Pruner
-from zoo.reducer import METHODS, expected, final_count
+from zoo.reducer import METHODS, expected
 from zoo.registry import MODELS
+from zoo.schedule import final_count
 from zoo.tokens import top
 from zoo.vit import ReducedViT
-from zoo.weights import find_predictor, load_predictor
+from zoo.weights import load_predictor, with_predictors
 from zoo.windows import mean_over_windows, members, outside, windows
 
 
@@ -108,16 +110,15 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
         block: where methods prune that rank at a block's input; others keep their own points.
 
     Raises:
-        FileNotFoundError: the method needs a predictor and there is none.
-        ValueError: unknown method, a predictor that was fitted at another block, or a keep rate
-            that the method can't do.
+        FileNotFoundError: the method needs a predictor and there is none for this block.
+        ValueError: unknown method, or a keep rate that the method can't do.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r}: {expected(method, METHODS)}")
     options: dict[str, Any] = {"keep": keep}
     if issubclass(METHODS[method], Pruner):
         options["reduce_at"] = (block,)
-    found = None
+    found: tuple[PredictorFile, ...] = ()
     if METHODS[method].needs_predictor:
         arch, _, tag = tower.name.partition(".")
         if arch not in MODELS:
@@ -125,10 +126,9 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
                 f"no predictor for {tower.name}: they are fitted to towers of "
                 "`python -m harness list`"
             )
-        found = find_predictor(arch, tag)
-        found.fill(options, METHODS[method].Config)
+        options, found = with_predictors(arch, tag, method, options, len(tower.vit.blocks))
     vit = zoo.reduce(tower.vit, method=method, **options)
-    if found is not None:
+    if found:
         load_predictor(vit, found)
     return vit.eval()
 

@@ -22,12 +22,13 @@ from harness.progress import Progress
 from harness.solve import KeepSolver
 from harness.studies.config import StudyConfig
 from harness.towers import Tower
-from harness.variants import Variant, as_json, golden_row
+from harness.variants import Variant, as_json, golden_row, predictors_digest
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
+from zoo.predictor_file import PredictorFile
 from zoo.reducer import ReducerConfig
 from zoo.vit import ReducedViT
-from zoo.weights import PredictorFile, cache_folder, fingerprint, load_predictor
+from zoo.weights import cache_folder, fingerprint, load_predictor
 
 PREDICTED = "patchrank"
 
@@ -246,8 +247,7 @@ class Workshop:
         assert vit.reducer is not None
         config = as_json(vit.reducer.config)
         if files:
-            content = b"".join(file.path.read_bytes() for file in files)
-            config["predictor"] = hashlib.sha256(content).hexdigest()[:16]
+            config["predictor"] = predictors_digest(files)
         if truth is not None:
             config["against"] = truth.provenance.described()
         keep = float(config["keep"])

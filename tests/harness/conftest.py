@@ -19,8 +19,9 @@ from harness.towers import Tower
 from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor
+from zoo.predictor_file import predictor_name
 from zoo.text import CompactText, tokenizer
-from zoo.weights import cache_folder, fingerprint, predictor_name
+from zoo.weights import cache_folder, fingerprint
 
 ARCH, TAG = "clip_vit_b16", "openai"
 WORDS = ("cat", "dog", "house")
@@ -101,7 +102,7 @@ def predictor_file() -> Path:
     """A random predictor for the tiny tower, in the user's cache."""
     torch.manual_seed(15)
     predictor = Predictor("conv", 48, 16, (8, 8), None, None)
-    path = cache_folder() / "predictors" / predictor_name(ARCH, TAG)
+    path = cache_folder() / "predictors" / predictor_name(ARCH, TAG, 3)
     config = FitConfig(arch="conv", width=16)
     told: dict[str, Any] = {"model": ARCH, "tag": TAG, "block": 3, "provenance": {}}
     save_predictor(predictor, path, config=config, **told)

@@ -66,12 +66,11 @@ def test_equals_fitting_by_hand(write: Write):
     path, tau = fit(MODEL, [train], [val], QUICK, out=None, progress=Progress())
     data = [gather(MODEL, [file], Progress()).data for file in (train, val)]
     slow = fit_predictor(*data, QUICK)
-    stored = find_predictor("clip_vit_b16", "openai")
+    stored = find_predictor("clip_vit_b16", "openai", 3)
     assert stored.path == path
     assert (stored.block, stored.options) == (3, {"arch": "mlp", "width": 16})
     for name, tensor in stored.tensors().items():
-        theirs = slow.state_dict()[name.removeprefix("reducer.predictor.")]
-        assert torch.equal(tensor, theirs.half())
+        assert torch.equal(tensor, slow.state_dict()[name].half())
     with torch.no_grad():
         predicted = slow(data[1].tokens[torch.arange(9)].float(), 1, (8, 8))
     taus = [
@@ -92,9 +91,9 @@ def test_another_place_for_the_result(write: Write, tmp_path: Path):
     files = [write("train", 6, block=1)], [write("val", 4, block=1)]
     path, _ = fit("clip_vit_b16", *files, QUICK, out=out, progress=Progress())
     assert path == out
-    assert find_predictor("clip_vit_b16", "openai", out).block == 1
+    assert find_predictor("clip_vit_b16", "openai", 1, out).path == out
     with pytest.raises(FileNotFoundError, match="no predictor for clip_vit_b16"):
-        find_predictor("clip_vit_b16", "openai")
+        find_predictor("clip_vit_b16", "openai", 1)
 
 
 def test_tau_is_of_every_image_over_batches(write: Write):

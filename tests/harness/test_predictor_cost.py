@@ -1,6 +1,7 @@
 """What predictors cost and weigh on ViT-B/16, the paper's and its script's figures among that."""
 
 import pytest
+import timm
 from torch import Tensor, nn
 
 from harness.cost import Cost, gflops
@@ -62,3 +63,20 @@ def test_closed_forms():
         found = cost(arch, w)
         norms = found.by_operator["layer_norm"]
         assert 1e9 * (found.gflops - norms) == pytest.approx(form, rel=1e-3), arch
+
+
+def test_rescoring_costs_a_predictor_on_what_is_left():
+    """Keep 0.5 in three linear stages from N = 64: predictors see 64, 53 and 43 patches."""
+    told = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
+    told |= {"arch": "mlp", "width": 16, "reduce_at": (1, 3, 5), "schedule": "linear"}
+    anew, carried = (
+        gflops(timm.create_model("clip_vit_b16_patchrank50", rescore=rescore, **told), 64)
+        for rescore in (True, False)
+    )
+    d, w = 48, 16
+    products = sum(n * (d * w + w * w + w) + 2 * d * w for n in (53, 43))
+    norms = anew.by_operator["layer_norm"] - carried.by_operator["layer_norm"]
+    assert 1e9 * (anew.gflops - carried.gflops - norms) == pytest.approx(products, rel=1e-6)
+    assert 1e9 * norms == pytest.approx(5 * d * (53 + 1 + 43 + 1), rel=1e-6)
+    assert anew.params - carried.params == 2 * (3 * d * w + w * w + 4 * w + 1 + 2 * d)
+    assert anew.unsupported == ()

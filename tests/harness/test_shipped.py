@@ -70,7 +70,7 @@ def test_rankings_come_out_again(dataset: str, embedded: ClipParts):
 
 
 def test_the_predictor_is_the_packaged_one():
-    found = find_predictor(ARCH, TAG)
+    found = find_predictor(ARCH, TAG, 3)
     assert found.path.parent == EMBEDDED
     assert (found.model, found.tag, found.block) == (ARCH, TAG, 3)
 

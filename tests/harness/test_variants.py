@@ -11,7 +11,7 @@ from torch import Tensor
 
 import zoo
 from harness.variants import DENSE, GOLDEN, Variant, known_methods, run, variants
-from zoo.reducer import final_count
+from zoo.schedule import final_count
 from zoo.weights import find_predictor, load_predictor
 
 ARCH, TAG = "clip_vit_b16", "openai"
@@ -98,7 +98,7 @@ def test_equals_each_model_alone(
         options |= {"arch": "conv", "width": 16}
     alone = zoo.reduce(dense, method=None if method == DENSE else method, **options).eval()
     if method == "patchrank":
-        load_predictor(alone, find_predictor(ARCH, TAG, predictor_file))
+        load_predictor(alone, find_predictor(ARCH, TAG, 3, predictor_file))
     with torch.inference_mode():
         trace = alone.trace(images)
         whole = F.normalize(alone(images), dim=-1)

@@ -14,6 +14,7 @@ OPTIONS = [
     ("tome", {"proportional": False}),
     ("clsattn", {"source": "previous"}),
     ("patchrank", {"arch": "mlp", "reduce_at": [1, 3]}),
+    ("patchrank", {"arch": "mlp", "reduce_at": [1, 3], "rescore": True}),
     ("patchrank", {"arch": "mixer"}),
 ]
 

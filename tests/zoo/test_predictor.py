@@ -84,6 +84,10 @@ def test_free_of_which_patches_are_left(arch: str):
     assert predictor(arch)(torch.randn(2, 1 + 11, 12), 1, (4, 4)).shape == (2, 11)
 
 
+def test_the_free_ones_say_so():
+    assert {name for name, network in ARCHITECTURES.items() if network.any_subset} == set(FREE)
+
+
 @torch.no_grad()
 def test_conv_refuses_a_grid_with_holes():
     match = r"needs the whole grid of 4 x 4 patches, got 11; use arch='mlp', 'transformer' or"

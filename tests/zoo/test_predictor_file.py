@@ -2,13 +2,16 @@
 
 import copy
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
@@ -16,7 +19,8 @@ from zoo import weights
 from zoo.architectures import ARCHITECTURES
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor
-from zoo.weights import cache_folder, find_predictor, load_predictor, predictor_name
+from zoo.predictor_file import predictor_name
+from zoo.weights import cache_folder, find_predictor, fitted_blocks, load_predictor, with_predictors
 
 NAME, TAG = "clip_vit_b16", "openai"
 Build = Callable[..., nn.Module]
@@ -58,9 +62,7 @@ def test_a_saved_predictor_ranks_in_the_model(
     assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
     created = tiny(f"{NAME}_patchrank60.{TAG}", predictor=str(path), **tower)
     dense = zoo.reduce(created, method=None)
-    options: dict[str, Any] = {"keep": 0.6}
-    found = find_predictor(NAME, TAG, path)
-    found.fill(options, zoo.METHODS["patchrank"].Config)
+    options, found = with_predictors(NAME, TAG, "patchrank", {"keep": 0.6}, 6, path)
     reduced = zoo.reduce(dense, method="patchrank", **options)
     load_predictor(reduced, found)
     entering, _ = dense.advance(dense.embed(images), stop=3)
@@ -72,22 +74,176 @@ def test_a_saved_predictor_ranks_in_the_model(
 
 
 def test_the_packaged_predictor_comes_before_the_users(tmp_path: Path):
-    name = predictor_name(NAME, TAG)
+    name = predictor_name(NAME, TAG, 3)
     save(cache_folder() / "predictors" / name)
-    assert find_predictor(NAME, TAG).path.is_relative_to(tmp_path / "cache")
+    assert find_predictor(NAME, TAG, 3).path.is_relative_to(tmp_path / "cache")
     save(tmp_path / "packaged" / name)
-    assert find_predictor(NAME, TAG).path == tmp_path / "packaged" / name
+    assert find_predictor(NAME, TAG, 3).path == tmp_path / "packaged" / name
+
+
+def test_predictors_of_several_blocks_lie_side_by_side(
+    tiny: Build, tower: dict[str, Any], tmp_path: Path
+):
+    folders = {3: tmp_path / "packaged", 5: cache_folder() / "predictors"}
+    saved = {
+        block: save(folder / predictor_name(NAME, TAG, block), seed=block, block=block)
+        for block, folder in folders.items()
+    }
+    assert fitted_blocks(NAME, TAG) == (3, 5)
+    for block in folders:
+        model = tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(block,), **tower)
+        weight = model.reducer.predictor.net.score.weight
+        assert torch.equal(weight, saved[block].net.score.weight)
+    match = r"at block 2: .* \(fitted so far: block 3, 5\); make one with: python .* --block 2 "
+    with pytest.raises(FileNotFoundError, match=match):
+        tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(2,), **tower)
+
+
+RESCORE: dict[str, Any] = {"reduce_at": [1, 3, 5], "rescore": True}
+
+
+def same(network: nn.Module, saved: Predictor) -> bool:
+    pairs = zip(network.state_dict().values(), saved.state_dict().values(), strict=True)
+    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def save_each(folder: Path) -> dict[int, Predictor]:
+    """Save a predictor for each block of ``RESCORE``, and for two more."""
+    return {
+        block: save(folder / predictor_name(NAME, TAG, block), block, "mlp", block=block)
+        for block in (5, 4, 3, 2, 1)
+    }
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_each_point_has_the_predictor_of_its_block(
+    given: bool, tiny: Build, tower: dict[str, Any], images: Tensor, tmp_path: Path
+):
+    """Found in the cache, or given in any order; created by name, or filled after ``reduce``."""
+    folder = tmp_path / "here" if given else cache_folder() / "predictors"
+    saved = save_each(folder)
+    paths = [str(folder / predictor_name(NAME, TAG, block)) for block in (3, 5, 1)]
+    told = {"predictor": paths} if given else {}
+    created = tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, **told)
+    asked = {"keep": 0.6, **RESCORE}
+    options, found = with_predictors(NAME, TAG, "patchrank", asked, 6, told.get("predictor"))
+    assert [one.block for one in found] == [1, 3, 5]
+    reduced = zoo.reduce(created, method="patchrank", **options)
+    load_predictor(reduced, found[::-1])
+    for model in (created, reduced):
+        assert same(model.reducer.predictor, saved[1])
+        assert list(model.reducer.rescorers) == ["3", "5"]
+        assert all(same(net, saved[int(b)]) for b, net in model.reducer.rescorers.items())
+    assert torch.equal(created(images), reduced(images))
+
+
+@pytest.mark.parametrize("given", [False, True])
+@torch.no_grad()
+def test_what_files_said_is_saved_with_the_model(
+    given: bool, tiny: Build, tower: dict[str, Any], images: Tensor, tmp_path: Path
+):
+    """The network's shape, but not the need for the files."""
+    folder = cache_folder() / "predictors"
+    save_each(folder)
+    paths = [str(folder / predictor_name(NAME, TAG, block)) for block in (1, 3, 5)]
+    told = {"predictor": paths} if given else {}
+    model = tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, **told)
+    save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    shutil.rmtree(folder)
+    again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    assert again.reducer.config == model.reducer.config
+    assert torch.equal(again(images), model(images))
+    blank = timm.create_model(f"local-dir:{tmp_path / 'saved'}")
+    assert blank.reducer.config == model.reducer.config
+
+
+def test_the_command_for_one_of_several_makes_what_can_rescore(tiny: Build, tower: dict[str, Any]):
+    save_each(cache_folder() / "predictors")
+    match = "at block 0: .* --block 0 --arch mlp --dataset NAME"
+    with pytest.raises(FileNotFoundError, match=match):
+        tiny(f"{NAME}_patchrank60.{TAG}", **{**RESCORE, "reduce_at": [0, 3]}, **tower)
+    (cache_folder() / "predictors" / predictor_name(NAME, TAG, 5)).unlink()
+    with pytest.raises(FileNotFoundError, match="--block 5 --arch mlp --width 24 --dataset NAME"):
+        tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "match"),
+    [
+        ([], "no predictor was given; expected one for blocks 1, 3, 5"),
+        ([1, 3], "scores before blocks 1, 3, 5, and none of the given predictors was fitted at "),
+        ([1, 3], "block 5; fit one with: python -m harness fit predictor --model clip_vit_b16.op"),
+        ([1, 3], "--block 5 --arch mlp --width 24 --dataset NAME"),
+        ([1, 3, 4], "fitted at block 4, this model scores before blocks 1, 3, 5; fit one with: "),
+        ([1, 3, 5, 2], "fitted at block 2, this model scores before blocks 1, 3, 5; leave it out"),
+        ([1, 3, 3, 5], "were both fitted at block 3; expected one for blocks 1, 3, 5"),
+    ],
+)
+def test_predictors_of_other_blocks(
+    blocks: list[int], match: str, tiny: Build, tower: dict[str, Any], tmp_path: Path
+):
+    save_each(tmp_path)
+    paths = [tmp_path / predictor_name(NAME, TAG, block) for block in blocks]
+    with pytest.raises(ValueError, match=re.escape(match)):
+        tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, predictor=paths)
+    reduced = tiny(f"{NAME}_patchrank60", arch="mlp", width=24, **RESCORE)
+    found = [find_predictor(NAME, TAG, b, p) for b, p in zip(blocks, paths, strict=True)]
+    with pytest.raises(ValueError, match=re.escape(match)):
+        load_predictor(reduced, found)
+
+
+def test_predictors_of_several_networks_do_not_make_one_model(
+    tiny: Build, tower: dict[str, Any], tmp_path: Path
+):
+    save(tmp_path / "a", arch="mlp", block=1)
+    save(tmp_path / "b", arch="linear", block=3)
+    save(tmp_path / "c", arch="conv", block=1)
+    several = {"reduce_at": [1, 3], "rescore": True, **tower}
+    with pytest.raises(ValueError, match=r"arch='mlp': .*b' has arch='linear'; fit one with: "):
+        tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "a", tmp_path / "b"], **several)
+    with pytest.raises(ValueError, match="arch='conv' scores whole grids only"):
+        tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "c", tmp_path / "b"], **several)
+
+
+def test_methods_without_a_predictor(tiny: Build, tmp_path: Path):
+    assert with_predictors(NAME, TAG, "tome", {"keep": 0.6}, 12) == ({"keep": 0.6}, ())
+    save(tmp_path / "p.safetensors")
+    found = find_predictor(NAME, TAG, 3, tmp_path / "p.safetensors")
+    for name in (f"{NAME}_tome60", NAME):
+        with pytest.raises(ValueError, match="has no predictor to fill: it isn't reduced by patc"):
+            load_predictor(tiny(name), found)
+
+
+def test_what_is_named_as_a_predictor_of_its_block(tmp_path: Path):
+    for name in ("block5.old", "blockx", "block"):
+        (tmp_path / "packaged" / f"{NAME}.{TAG}.patchrank.{name}.safetensors").touch()
+    assert fitted_blocks(NAME, TAG) == ()
+
+
+def test_every_block_means_the_first(tmp_path: Path):
+    save(tmp_path / "p.safetensors", block=0)
+    options, [found] = with_predictors(
+        NAME, TAG, "patchrank", {"keep": 0.6, "reduce_at": None}, 6, tmp_path / "p.safetensors"
+    )
+    assert (found.block, options["arch"]) == (0, "conv")
+
+
+def test_a_file_under_the_name_of_another_block(tmp_path: Path):
+    save(tmp_path / "packaged" / predictor_name(NAME, TAG, 5), block=3)
+    match = "fitted at block 3, this model scores before block 5; fit one with: python -m harness"
+    with pytest.raises(ValueError, match=re.escape(match)):
+        find_predictor(NAME, TAG, 5)
 
 
 def test_a_predictor_of_another_architecture_does_not_load(tiny: Build, tmp_path: Path):
     save(tmp_path / "p.safetensors", arch="mlp")
     model = tiny(f"{NAME}_patchrank60", arch="conv")
     with pytest.raises(ValueError, match=re.escape("p.safetensors' has another architecture")):
-        load_predictor(model, find_predictor(NAME, TAG, tmp_path / "p.safetensors"))
+        load_predictor(model, find_predictor(NAME, TAG, 3, tmp_path / "p.safetensors"))
 
 
 def test_a_file_that_is_no_safetensors_at_all(tmp_path: Path):
     path = tmp_path / "notes.txt"
     path.write_text("nothing of the kind")
     with pytest.raises(ValueError, match=re.escape("notes.txt' is not a predictor")):
-        find_predictor(NAME, TAG, path)
+        find_predictor(NAME, TAG, 3, path)

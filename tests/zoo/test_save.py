@@ -17,6 +17,7 @@ from zoo.architectures import ARCHITECTURES
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("b16", {}),
     ("b16_patchrank60", {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16}),
+    ("b16_patchrank60", {"reduce_at": [0, 2, 5], "arch": "mlp", "width": 16, "rescore": True}),
     ("b16_patchrank60", {"arch": "mixer", "schedule": "linear"}),
     ("b16_patchrank60", {"arch": "mixer", "width": 48}),
     ("b16_patchrank60", {"arch": "pooledmixer", "width": 16}),
@@ -81,6 +82,22 @@ def test_settings_can_be_changed_on_the_way_back(
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, keep=0.25).eval()
     assert again.reducer.points == (1, 3)
     assert again.trace(images).final_tokens == 16
+
+
+@torch.no_grad()
+def test_rescoring_can_be_left_off_on_the_way_back_but_not_made_up(
+    tiny: Callable[..., nn.Module], images: Tensor, tmp_path: Path
+):
+    options = {"reduce_at": [1, 3], "arch": "mlp"}
+    model = tiny("clip_vit_b16_patchrank60.openai", rescore=True, **options)
+    save_for_hf(model, tmp_path / "new", safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'new'}", pretrained=True, rescore=False)
+    carried = zoo.reduce(model, method="patchrank", keep=0.6, **options).eval()
+    carried.reducer.predictor = model.reducer.predictor
+    assert torch.equal(again.eval()(images), carried(images))
+    save_for_hf(again, tmp_path / "old", safe_serialization=True)
+    with pytest.raises(ValueError, match=r"no predictor: 'reducer\.rescorers\.3\..* is missing"):
+        timm.create_model(f"local-dir:{tmp_path / 'old'}", pretrained=True, rescore=True)
 
 
 @torch.no_grad()

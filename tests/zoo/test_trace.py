@@ -12,6 +12,7 @@ import zoo
 CASES = [
     ("patchrank", {}),
     ("patchrank", {"reduce_at": [0, 2, 4], "schedule": "linear"}),
+    ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp", "rescore": True}),
     ("clsattn", {"reduce_at": [1, 3]}),
     ("clsattn", {"source": "previous", "reduce_at": [1, 3]}),
     ("evit", {"reduce_at": [1, 3, 5]}),

@@ -14,14 +14,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.weights import (
-    PredictorFile,
-    blocks_fingerprint,
-    cache_folder,
-    find_predictor,
-    load_predictor,
-    predictor_name,
-)
+from zoo.predictor_file import PredictorFile, predictor_name
+from zoo.weights import blocks_fingerprint, cache_folder, find_predictor, load_predictor
 
 NAME, TAG = "clip_vit_b16_patchrank60", "openai"
 Build = Callable[..., nn.Module]
@@ -84,7 +78,7 @@ def test_a_predictor_is_found_and_shapes_the_network(
 ):
     source = tiny(f"{NAME}.{TAG}", arch="mlp", width=24)
     folder = cache if where == "cache" else tmp_path
-    path = save_predictor(folder / predictor_name("clip_vit_b16", TAG), source)
+    path = save_predictor(folder / predictor_name("clip_vit_b16", TAG, 3), source)
     given = {} if where == "cache" else {"predictor": str(path)}
     model = tiny(f"{NAME}.{TAG}", pretrained=True, pretrained_cfg_overlay=tower, noise=0, **given)
     assert (model.reducer.config.arch, model.reducer.config.width) == ("mlp", 24)
@@ -93,12 +87,12 @@ def test_a_predictor_is_found_and_shapes_the_network(
 
 def test_a_predictor_serves_one_tower_only(tiny: Build, cache: Path, tower: dict[str, Any]):
     source = tiny(f"{NAME}.{TAG}", arch="mlp")
-    path = save_predictor(cache / predictor_name("clip_vit_b16", TAG), source)
+    path = save_predictor(cache / predictor_name("clip_vit_b16", TAG, 3), source)
     found = PredictorFile.read(path)
-    assert found == find_predictor("clip_vit_b16", TAG)
+    assert found == find_predictor("clip_vit_b16", TAG, 3)
     assert cache_folder() in found.path.parents
     with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.laion2b"):
-        find_predictor("clip_vit_b16", "laion2b")
+        find_predictor("clip_vit_b16", "laion2b", 3)
     with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_l14\.openai"):
         tiny("clip_vit_l14_patchrank60.openai", pretrained=True, pretrained_cfg_overlay=tower)
 
@@ -108,12 +102,11 @@ def test_a_predictor_serves_one_tower_only(tiny: Build, cache: Path, tower: dict
     [
         ({"tag": "laion2b"}, {}, "was fitted to clip_vit_b16.laion2b, not to clip_vit_b16.openai"),
         ({"model": "clip_vit_l14"}, {}, "was fitted to clip_vit_l14.openai, not to clip_vit_b16"),
-        ({"block": 5}, {}, "reduce_at=(3,): the predictor"),
-        ({"block": 5}, {}, "was fitted at block 5; fit one with: python -m harness fit predictor"),
-        ({}, {"reduce_at": [2, 4]}, "--block 2"),
-        ({}, {"reduce_at": 0}, "reduce_at=0: the predictor"),
+        ({"block": 5}, {}, "was fitted at block 5, this model scores before block 3; fit one with"),
+        ({}, {"reduce_at": [2, 4]}, "--block 2 --arch mlp --width 64 --dataset NAME"),
         ({}, {"arch": "conv"}, "arch='conv': the predictor"),
         ({}, {"width": 7}, "width=7: the predictor"),
+        ({}, {"width": 7}, "--block 3 --arch mlp --width 7 --dataset NAME --out PATH, and give"),
     ],
 )
 def test_predictors_that_do_not_fit(
@@ -172,12 +165,12 @@ def test_files_that_do_not_tell_weights_serve_the_name(tiny: Build, tmp_path: Pa
     found = PredictorFile.read(save_predictor(tmp_path / "p.safetensors", source))
     assert found.weights is None
     load_predictor(source, found)
-    assert find_predictor("clip_vit_s14", "imgfocus_lit").weights is None
+    assert find_predictor("clip_vit_s14", "imgfocus_lit", 3).weights is None
 
 
 def test_a_model_that_reduces_elsewhere_is_not_filled(tiny: Build, fitted: Path):
     model = tiny(f"{NAME}.{TAG}", arch="mlp", width=24, reduce_at=[1, 3])
-    with pytest.raises(ValueError, match=r"reduces before block 1, .* was fitted at block 3"):
+    with pytest.raises(ValueError, match="was fitted at block 3, this model scores before block 1"):
         load_predictor(model, PredictorFile.read(fitted))
 
 

@@ -212,7 +212,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]):
         ("--limit 0", "--limit 0: expected a number from 1"),
         ("--device nonsense", "--device 'nonsense' can't be used here"),
         ("--block 9 --methods", "block=9: this tower has blocks 0 to 8"),
-        ("--block 2", "the predictor .* was fitted at block 3"),
+        ("--block 2", "no predictor for clip_vit_s14.imgfocus_lit at block 2: .* --block 2 --data"),
     ],
 )
 def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str]):

@@ -200,7 +200,9 @@ def test_towers_without_text_or_predictor(
 def test_a_predictor_of_another_block_is_left_out(draw: Show):
     shown = draw(places=("toy:val:0",), golden=GoldenConfig(block=2, stride=2))
     assert shown.columns == ("image", *SCORES, "clsattn", "kept 60")
-    assert "Left out: predictor: reduce_at=(2,): " in shown.notes[1]
+    assert (
+        "Left out: predictor: no predictor for clip_vit_b16.openai at block 2: " in shown.notes[1]
+    )
     assert "removed before block 2" in shown.notes[0]
 
 
