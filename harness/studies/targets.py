@@ -1,17 +1,17 @@
 """What golden rankings a predictor should learn from."""
 
+from typing import Any
+
 from harness.datasets.base import Dataset
 from harness.studies.base import Line, Study
 from harness.studies.workshop import Workshop
 from zoo.golden import GoldenConfig
 
-TARGETS = (
+TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 3, "stride": 2},
-    {"window": 2, "stride": 2},
     {"window": 2, "stride": 1, "approximate": "follow:0"},
     {"window": 3, "stride": 1, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:4"},
-    {"window": 4, "stride": 2},
 )
 
 
@@ -27,7 +27,7 @@ class Targets(Study):
         """Return one line per target, the study's own windows first."""
         truth = shop.rankings(dataset.images_of, shop.config.split, shop.golden())
         ways = [shop.golden()]
-        plain = {"greedy": None, "approximate": None}
+        plain: dict[str, Any] = {"greedy": None, "approximate": None}
         ways += [way for told in TARGETS if (way := shop.golden(**plain | told)) not in ways]
         found = []
         for keep in shop.keeps(self.keeps):

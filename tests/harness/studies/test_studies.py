@@ -148,9 +148,14 @@ def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(
 
 def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied: Made):
     sheet, _ = studied("blocks", replace(few, seeds=1))["plain"]
-    assert [e.labels["before block"] for e in sheet.entries[::4]] == list("012345")
-    against = {e.records[0].method_config.get("against") for e in sheet.entries[1::4]}
-    assert len(against) == 6
+    at_keep, at_cost = sheet.entries[:24], sheet.entries[24:]
+    assert [e.labels["before block"] for e in at_keep[::4]] == list("012345")
+    assert len({e.records[0].method_config.get("against") for e in at_keep[1::4]}) == 6
+    assert {e.records[0].final_tokens for e in at_keep} == {32}
+    costs = [e.mean("gflops") for e in at_cost]
+    assert costs == pytest.approx([costs[2]] * 6, rel=0.04)  # block 2 is the study's own
+    kept = [e.records[0].final_tokens for e in at_cost]
+    assert kept == sorted(kept, reverse=True)  # the later, the fewer may stay
 
 
 def test_a_study_of_a_tower_without_text_is_refused(
