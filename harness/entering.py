@@ -1,5 +1,6 @@
 """The tokens that enter a reduction point, computed once per image and kept on disk."""
 
+import bisect
 import contextlib
 import hashlib
 import json
@@ -160,7 +161,7 @@ class Joined:
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         """Read the images ``rows`` (k,), in this order."""
         result = torch.empty((len(rows), *self.shape[1:]), dtype=self.parts[0].dtype)
-        for part, start in zip(self.parts, self.starts, strict=False):
-            here = (rows >= start) & (rows < start + len(part))
-            result[here] = part[rows[here] - start]
+        for place, row in enumerate(rows.tolist()):
+            part = bisect.bisect_right(self.starts, row) - 1
+            result[place] = self.parts[part][row - self.starts[part]]
         return result
