@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.records import read_records
+from harness.studies import list_studies
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -23,6 +26,23 @@ def test_the_table_is_what_compare_wrote():
     """The table between the marks is docs/results/summary.md, which `compare` writes, unchanged."""
     table = (ROOT / "docs" / "results" / "summary.md").read_text(encoding="utf-8").strip()
     assert f"<!-- results -->\n{table}\n<!-- end -->" in README
+
+
+STUDIES = sorted((ROOT / "docs" / "results" / "studies").glob("*.md"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_tables_are_what_study_wrote(path: Path):
+    """Each stands in docs/results.md between its marks, unchanged; its records are beside it."""
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    table = path.read_text(encoding="utf-8").strip()
+    assert f"<!-- study {path.stem} -->\n{table}\n<!-- end -->" in results
+    records = read_records(path.with_suffix(".jsonl"))
+    assert {record.dataset for record in records} == {"fashion", "emoji"}
+
+
+def test_every_study_has_its_results():
+    assert {path.stem for path in STUDIES} == set(list_studies())
 
 
 def test_every_link_leads_somewhere():
