@@ -46,8 +46,9 @@ def make(
     shop = Workshop(config, tower, progress)
     arch, _, tag = tower.name.partition(".")
     dense = Variant(model=arch, method=DENSE, keep=1.0, vit=tower.vit, config={})
-    for dataset in datasets:
-        lines = study.lines(shop, dataset)
+    # All before the first is measured: predictors know their tower by the weights as loaded.
+    made = [(dataset, study.lines(shop, dataset)) for dataset in datasets]
+    for dataset, lines in made:
         rows = [dense, *(row for line in lines for row in line.rows)]
         plan = Plan(
             models=(config.model,),

@@ -81,6 +81,13 @@ def test_differences_are_of_the_mean_over_seeds(few: StudyConfig, studied: Made)
             assert entry.to_first == bootstrap_mean(hits - right[0], seed=0)
 
 
+def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied: Made):
+    """The second dataset's predictors are loaded into the tower that the first was judged in."""
+    found = studied("losses", replace(tiny, keeps=(0.5,), seeds=1, dtype="bfloat16"))
+    assert {r.dtype for _, records in found.values() for r in records} == {"bfloat16"}
+    assert len({r.weights_sha256 for _, records in found.values() for r in records}) == 1
+
+
 def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Made):
     sheet, _ = studied("scores", replace(tiny, keeps=(0.7, 0.3)))["plain"]
     found = [(e.labels["score"], e.asked, e.labels["ranking"]) for e in sheet.entries]
