@@ -14,7 +14,7 @@ class Architectures(Study):
     name = "architectures"
     title = "Predictor architectures (paper: Table 6)"
     question = "Which network predicts the golden ranking best, and does accuracy follow?"
-    keeps = (0.6,)
+    keeps = (0.6, 0.3)
 
     def lines(self, shop: Workshop, dataset: Dataset) -> list[Line]:
         """Return one line per architecture, the paper's full-width Mixer first."""
