@@ -2,11 +2,9 @@
 
 import difflib
 import functools
-import importlib
-import inspect
-import pkgutil
 
 from harness.datasets.base import Dataset, Example, Split, SplitName, shots
+from harness.discovery import concrete_classes
 
 __all__ = [
     "Dataset",
@@ -21,18 +19,8 @@ __all__ = [
 
 @functools.cache
 def _classes() -> dict[str, type[Dataset]]:
-    """Import each file of the folder once; map dataset names to the classes defined there."""
-    found: dict[str, type[Dataset]] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        for value in vars(module).values():
-            if not (inspect.isclass(value) and issubclass(value, Dataset)):
-                continue
-            if inspect.isabstract(value) or value.__module__ != module.__name__:
-                continue
-            assert value.name not in found, f"two datasets are called {value.name!r}"
-            found[value.name] = value
-    return dict(sorted(found.items()))
+    """Map dataset names to the classes of the folder's files."""
+    return concrete_classes(__name__, __path__, Dataset)
 
 
 def list_datasets() -> tuple[str, ...]:

@@ -1,10 +1,8 @@
 """Find every study of this folder: a file that defines a concrete `Study` is enough."""
 
 import functools
-import importlib
-import inspect
-import pkgutil
 
+from harness.discovery import concrete_classes
 from harness.studies.base import Study
 from zoo.reducer import expected
 
@@ -12,17 +10,7 @@ from zoo.reducer import expected
 @functools.cache
 def list_studies() -> dict[str, Study]:
     """Return all studies by name, sorted."""
-    found: dict[str, Study] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        for value in vars(module).values():
-            if not (inspect.isclass(value) and issubclass(value, Study)):
-                continue
-            if inspect.isabstract(value) or value.__module__ != module.__name__:
-                continue
-            assert value.name not in found, f"two studies are called {value.name!r}"
-            found[value.name] = value()
-    return dict(sorted(found.items()))
+    return {name: cls() for name, cls in concrete_classes(__name__, __path__, Study).items()}
 
 
 def get_study(name: str) -> Study:
