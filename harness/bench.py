@@ -125,7 +125,9 @@ class Bench:
             self.progress.say(f"no golden rankings of {dataset.name}; make them with: {command}")
             return [row for row in self.rows if row.method != GOLDEN]
         rankings.require(weights=self.weights, revision=dataset.revision)
-        rows = [row if row.rankings else replace(row, rankings=rankings) for row in self.rows]
+        rows = [
+            replace(row, rankings=rankings) if row.rankings is None else row for row in self.rows
+        ]
         if set(split.image_ids) <= set(rankings.image_ids):
             return rows
         if any(row.method == GOLDEN for row in rows):

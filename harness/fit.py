@@ -3,45 +3,24 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from harness.agreement import kendall_tau
-from harness.datasets import get_dataset
-from harness.datasets.base import SplitName
-from harness.entering import Joined, entering
-from harness.few import few
-from harness.golden.provenance import FOLDER_SPLIT
+from harness.gather import Gathered, gather, held_out, read_rankings
 from harness.golden.store import Rankings
 from harness.progress import Progress
-from harness.towers import load_tower, split_name
+from harness.towers import load_tower
 from zoo.fit import FitConfig, fit_predictor, predict, save_predictor
 from zoo.predictor import Predictor
 from zoo.predictor_file import predictor_name
 from zoo.ranked import RankedTokens
-from zoo.weights import blocks_fingerprint, cache_folder, fingerprint
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """Ranked images of one tower with the tokens that enter the reduction point.
-
-    Attributes:
-        data: tokens and importance.
-        image_ids: n ids, in the order of ``data``.
-        rankings: where the importance is from.
-        blocks: ``blocks_fingerprint`` of the tower.
-    """
-
-    data: RankedTokens
-    image_ids: tuple[str, ...]
-    rankings: tuple[Rankings, ...]
-    blocks: str
+from zoo.weights import cache_folder
 
 
 def fit(
@@ -54,30 +33,38 @@ def fit(
     progress: Progress,
     shots: int | None = None,
     block: int | None = None,
+    folders: Sequence[Path] = (),
 ) -> tuple[Path, float]:
     """Fit a predictor and write it where ``pretrained=True`` finds it.
 
     A fit that was stopped goes on where it was when it is asked for again.
 
     Args:
-        model: dense timm name.
+        model: dense tower, see ``harness.towers.load_tower``.
         train: rankings to learn from, or the stores or files that hold them.
-        val: the same for early stopping; of other images.
+        val: the same for early stopping; of other images. Without them a fifth of each of
+            ``train`` is held out.
         config: recipe; its seed also chooses the shots.
         out: result; None for the user's cache.
         progress: where to show how far things are.
         shots: ranked images per class to learn from, of each store; None for all.
         block: reduction point that the rankings must be of; None for whichever they are of.
+        folders: where the images are that rankings of folders are of.
 
     Returns:
         Path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
         ValueError: rankings of another tower, of several reduction points or scores, images that
-            are in both, or classes with too few of them.
+            are in both, classes with too few of them, or a folder that isn't
+            given.
     """
-    arch, tag = split_name(model)
-    rankings = [[_read(given) for given in part] for part in (train, val)]
+    tower = load_tower(model)
+    arch, _, tag = tower.name.partition(".")
+    rankings = [[read_rankings(given) for given in part] for part in (train, val)]
+    if not val:
+        rankings = held_out(rankings[0])
+        progress.say(f"held out for early stopping: {sum(map(len, rankings[1]))} ranked images")
     facts = [asdict(one.provenance) for part in rankings for one in part]
     found = _agreed(facts, block)
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
@@ -85,8 +72,9 @@ def fit(
         raise ValueError(
             f"{len(both)} images are in the rankings to learn from and in those for early stopping"
         )
-    learn = gather(f"{arch}.{tag}", rankings[0], progress, shots=shots, seed=config.seed)
-    stop = gather(f"{arch}.{tag}", rankings[1], progress)
+    seen: dict[str, Any] = {"folders": folders, "progress": progress}
+    learn = gather(tower, rankings[0], shots=shots, seed=config.seed, **seen)
+    stop = gather(tower, rankings[1], **seen)
     checkpoint = _checkpoint(config, learn, stop, facts)
     with progress.task(f"predictor {config.arch}", config.epochs) as update:
         predictor = fit_predictor(
@@ -109,72 +97,6 @@ def fit(
     )
     checkpoint.unlink(missing_ok=True)
     return result, float(np.nanmean(tau_of(predictor, stop.data)))
-
-
-def gather(
-    model: str,
-    given: Sequence[Path | Rankings],
-    progress: Progress,
-    *,
-    shots: int | None = None,
-    seed: int = 0,
-) -> Gathered:
-    """Find the tokens that enter the reduction point for all ranked images.
-
-    Args:
-        model: dense timm name with its tag.
-        given: rankings, or the stores or files that hold them.
-        progress: where to show how far things are.
-        shots: images per class, of each store; None for all.
-        seed: of the choice of shots.
-
-    Raises:
-        ValueError: rankings of another tower or of other images, or a class with too few of them.
-    """
-    if shots is not None and shots < 1:
-        raise ValueError(f"--shots {shots}: expected a number from 1, or nothing for all images")
-    tower = load_tower(model)
-    weights = fingerprint(tower.vit)
-    tokens, importance, found = [], [], []
-    ids: list[str] = []
-    chosen: list[NDArray[np.int64]] = []
-    for rankings in map(_read, given):
-        rankings.require(model=model, weights=weights)
-        facts = rankings.provenance
-        if facts.split == FOLDER_SPLIT:
-            raise ValueError(
-                f"the rankings of {facts.dataset!r} are of a folder of images, which is not at "
-                "hand here; predictors are fitted to rankings of a dataset"
-            )
-        dataset = get_dataset(facts.dataset)
-        rankings.require(revision=dataset.revision)
-        split = dataset.split(cast(SplitName, facts.split))
-        part = entering(facts, split, rankings.image_ids, tower.vit, tower.preprocess, progress)
-        rows = np.arange(len(part.image_ids))
-        if shots is not None:
-            rows = few(dataset, part.image_ids, part.labels, shots, seed)
-        chosen.append(rows + len(ids))
-        ids += part.image_ids
-        tokens.append(part.tokens)
-        importance.append(rankings.of(part.image_ids))
-        found.append(rankings)
-    data = RankedTokens(
-        tokens=Joined(tokens),
-        importance=torch.from_numpy(np.concatenate(importance)),
-        prefix=tower.vit.num_prefix_tokens,
-        grid=tower.vit.patch_embed.grid_size,
-    )
-    kept = np.concatenate(chosen)
-    return Gathered(
-        data=data if shots is None else data.take(torch.from_numpy(kept)),
-        image_ids=tuple(ids[i] for i in kept),
-        rankings=tuple(found),
-        blocks=blocks_fingerprint(tower.vit.state_dict()),
-    )
-
-
-def _read(given: Path | Rankings) -> Rankings:
-    return given if isinstance(given, Rankings) else Rankings.read(given)
 
 
 def _agreed(facts: list[dict[str, Any]], block: int | None) -> int:

@@ -17,7 +17,7 @@ from harness.golden.store import shipped_rankings
 from harness.measure import device_name
 from harness.overhead import overhead, overhead_table
 from harness.progress import Progress
-from harness.towers import split_name
+from harness.towers import load_tower
 from zoo.architectures import ARCHITECTURES
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
@@ -28,23 +28,24 @@ def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
     config = fit_config(args)
     block = GoldenConfig.block if args.block is None else args.block
     train, val = list(args.rankings), list(args.val)
-    for name in args.dataset:
+    tower = load_tower(args.model).name if args.dataset else ""
+    for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
         for split, files in splits:
-            shipped = shipped_rankings(".".join(split_name(args.model)), name, split, block)
+            shipped = shipped_rankings(tower, dataset, split, block)
             if shipped is not None:
                 files.append(shipped)
                 continue
             job = Job(
                 model=args.model,
-                source=Source.of(get_dataset(name), split),
+                source=Source.of(get_dataset(dataset), split),
                 config=GoldenConfig(block=block),
                 limit=args.limit,
             )
             files.append(rank(job, Progress(status)).path)
-    if not train or not val:
-        raise ValueError("nothing to learn from: give --dataset, or --rankings and --val")
-    told = {"shots": args.shots, "block": args.block, "out": args.out}
+    if not train:
+        raise ValueError("nothing to learn from: give --dataset, or --rankings")
+    told = {"shots": args.shots, "block": args.block, "out": args.out, "folders": args.images}
     return fit(args.model, train, val, config, progress=Progress(status), **told)
 
 

@@ -8,11 +8,14 @@ from torch import nn
 
 from zoo.reducer import build_reducer
 from zoo.vit import ReducedViT, host_spec
+from zoo.weights import Given, given_predictors, load_predictor
 
 REBUILT = "reduced_vit"  # the timm name under which zoo.rebuild loads what is saved
 
 
-def reduce(model: VisionTransformer, *, method: str | None, **options: Any) -> ReducedViT:
+def reduce(
+    model: VisionTransformer, *, method: str | None, predictor: Given = None, **options: Any
+) -> ReducedViT:
     """Give any timm VisionTransformer with a class token a token reduction method.
 
     The new model shares modules and weights with ``model``, which stays as it is: nothing is
@@ -21,10 +24,14 @@ def reduce(model: VisionTransformer, *, method: str | None, **options: Any) -> R
     Args:
         model: a timm VisionTransformer (DINOv2, DeiT, AugReg, CLIP towers, ...) of standard blocks.
         method: name of a registered method, None for the dense tower in our class.
+        predictor: for patchrank, the file that holds its predictor, or one for each block at which
+            it scores; None for random weights. Their shape need not be among the options.
         options: the method's options, ``keep`` first of all.
 
     Raises:
-        ValueError: unknown method or option, value out of range, or tower that can't be reduced.
+        ValueError: unknown method or option, value out of range, tower that can't be reduced, or a
+            predictor of another tower or block.
+        FileNotFoundError: no such predictor.
     """
     kind = type(model)
     if not isinstance(model, VisionTransformer):
@@ -43,7 +50,12 @@ def reduce(model: VisionTransformer, *, method: str | None, **options: Any) -> R
     if method is not None:
         like = next(model.blocks.parameters())
         spec = host_spec(reduced, device=like.device, dtype=like.dtype)
+        files = None if predictor is None else given_predictors(predictor)
+        for one in files or ():
+            one.fill(options)
         reduced.reducer = build_reducer(method, options, spec).train(model.training)
+        if files is not None:
+            load_predictor(reduced, files)
     _describe(reduced, method)
     return reduced
 

@@ -1,6 +1,7 @@
 """Files of predictors: what they say, what they are called, and which blocks they serve."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,8 @@ class PredictorFile:
         """
         if (self.model, self.tag) != (model, tag):
             raise ValueError(
-                f"predictor {str(self.path)!r} was fitted to {self.model}.{self.tag}, "
-                f"not to {model}.{tag}"
+                f"predictor {str(self.path)!r} was fitted to {tower_name(self.model, self.tag)}, "
+                f"not to {tower_name(model, tag)}"
             )
 
     def require_weights(self, weights: str) -> None:
@@ -95,8 +96,9 @@ class PredictorFile:
         """
         if self.weights not in (None, weights):
             raise ValueError(
-                f"the predictor {str(self.path)!r} was fitted to {self.model}.{self.tag} with "
-                f"weights {self.weights}, these are {weights}; fit one to them with: "
+                f"the predictor {str(self.path)!r} was fitted to "
+                f"{tower_name(self.model, self.tag)} with weights {self.weights}, these are "
+                f"{weights}; fit one to them with: "
                 f"{fit_command(self.model, self.tag, self.block, self.options)}"
             )
 
@@ -113,14 +115,21 @@ def predictor_name(model: str, tag: str, block: int) -> str:
         tag: its weight tag.
         block: reduction point.
     """
-    return f"{model}.{tag}.patchrank.block{block}.safetensors"
+    # Names of other libraries' towers may hold slashes and colons.
+    tower = re.sub(r"[^\w.,-]+", "-", tower_name(model, tag))
+    return f"{tower}.patchrank.block{block}.safetensors"
+
+
+def tower_name(model: str, tag: str) -> str:
+    """Return the name of a tower, with its weight tag if it has one."""
+    return f"{model}.{tag}" if tag else model
 
 
 def fit_command(model: str, tag: str, block: int, shape: Mapping[str, Any]) -> str:
     """Return the command that fits a predictor; what ``shape`` leaves out is the default."""
     flags = "".join(f" --{key} {shape[key]}" for key in ("arch", "width") if key in shape)
     fit = "python -m harness fit predictor"
-    return f"{fit} --model {model}.{tag} --block {block}{flags} --dataset NAME"
+    return f"{fit} --model {tower_name(model, tag)} --block {block}{flags} --dataset NAME"
 
 
 def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[PredictorFile, ...]:

@@ -12,7 +12,13 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from zoo.architectures import require_any_subset
-from zoo.predictor_file import PredictorFile, fit_command, one_each, predictor_name
+from zoo.predictor_file import (
+    PredictorFile,
+    fit_command,
+    one_each,
+    predictor_name,
+    tower_name,
+)
 from zoo.reducer import METHODS, configure
 from zoo.vit import ReducedViT
 
@@ -62,10 +68,11 @@ def find_predictor(
     if given is None and not stored:
         others = ", ".join(map(str, fitted_blocks(model, tag)))
         there = f" (fitted so far: block {others})" if others else ""
+        command = fit_command(model, tag, block, shape or {})
         raise FileNotFoundError(
-            f"no predictor for {model}.{tag} at block {block}: neither packaged nor in the user's "
-            f"cache{there}; make one with: {fit_command(model, tag, block, shape or {})}; "
-            "or pass predictor=PATH; or use pretrained=False"
+            f"no predictor for {tower_name(model, tag)} at block {block}: neither packaged nor in "
+            f"the user's cache{there}; make one with: {command}; or pass predictor=PATH; or use "
+            "pretrained=False"
         )
     found = PredictorFile.read(stored[0] if given is None else Path(given))
     found.require_name(model, tag)
@@ -116,8 +123,7 @@ def with_predictors(
         shape = {"arch": "mlp"} if blocks[1:] else {}
         files = (find_predictor(model, tag, b, shape=shape | completed) for b in blocks)
     else:
-        paths = [given] if isinstance(given, (str, Path)) else given
-        files = [PredictorFile.read(Path(path)) for path in paths]
+        files = given_predictors(given)
     found = []
     for one in files:
         one.require_name(model, tag)
@@ -126,6 +132,17 @@ def with_predictors(
         if blocks[1:]:
             require_any_subset(completed["arch"], blocks[1])
     return completed, one_each(found, blocks)
+
+
+def given_predictors(given: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
+    """Read what ``predictor=`` names: one file or several.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a predictor of ours.
+    """
+    paths = [given] if isinstance(given, (str, Path)) else given
+    return [PredictorFile.read(Path(path)) for path in paths]
 
 
 def filter_weights(

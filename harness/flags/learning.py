@@ -25,7 +25,8 @@ def add_fit(commands: Any) -> None:
     parser.add_argument("--block", type=int, help="reduction point; 3 if nothing is said")
     path: dict[str, Any] = {"nargs": "*", "type": Path, "default": [], "metavar": "PATH"}
     parser.add_argument("--rankings", **path, help="stores or files of rankings to learn from")
-    parser.add_argument("--val", **path, help="the same, of other images, for early stopping")
+    parser.add_argument("--val", **path, help="for early stopping; default: a fifth held out")
+    parser.add_argument("--images", **path, help="folders that rankings of folders are of")
     parser.add_argument("--shots", type=int, metavar="K", help="images per class; default: all")
     _recipe(parser)
     parser.add_argument("--out", type=Path, help="default: the user's cache")

@@ -15,7 +15,6 @@ from zoo.judge import Judge
 from zoo.predictor_file import PredictorFile
 from zoo.pruner import Pruner
 from zoo.reducer import METHODS, expected
-from zoo.registry import MODELS
 from zoo.schedule import final_count
 from zoo.tokens import top
 from zoo.vit import ReducedViT
@@ -121,11 +120,6 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
     found: tuple[PredictorFile, ...] = ()
     if METHODS[method].needs_predictor:
         arch, _, tag = tower.name.partition(".")
-        if arch not in MODELS:
-            raise FileNotFoundError(
-                f"no predictor for {tower.name}: they are fitted to towers of "
-                "`python -m harness list`"
-            )
         options, found = with_predictors(arch, tag, method, options, len(tower.vit.blocks))
     vit = zoo.reduce(tower.vit, method=method, **options)
     if found:

@@ -126,7 +126,7 @@ class Ranker:
     def importance(self, point: Point, images: Tensor, precision: str | None = None) -> Tensor:
         """Rank images (B, C, H, W) by a point, (B, N) float32 on the CPU, higher = keep."""
         if point.method != GOLDEN:
-            options = {} if point.seed is None else {"seed": point.seed}
+            options: dict[str, Any] = {} if point.seed is None else {"seed": point.seed}
             vit = zoo.reduce(
                 self.tower.vit, method=point.method, keep=0.5, reduce_at=(self.block,), **options
             )

@@ -61,6 +61,10 @@ class Rankings:
             ranking = np.argsort(-self.importance.astype(np.float32), axis=1, kind="stable")
             object.__setattr__(self, "ranking", ranking.astype(np.int16))
 
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.image_ids)
+
     def write(self, path: Path) -> None:
         """Write ids and importance as one small file, the form in which rankings ship."""
         values = pa.array(self.importance.reshape(-1))

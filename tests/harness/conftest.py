@@ -138,11 +138,15 @@ def ranked(dense: zoo.ReducedViT, toy: Toy) -> Callable[..., Rankings]:
 
 
 @pytest.fixture
-def miniature(parts: ClipParts, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def tower(parts: ClipParts) -> Tower:
+    return Tower(parts.model.visual, parts.preprocess, f"{ARCH}.{TAG}", parts)
+
+
+@pytest.fixture
+def miniature(tower: Tower, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit with the tower and the dataset of this file, whatever the names."""
-    tower = Tower(parts.model.visual, parts.preprocess, f"{ARCH}.{TAG}", parts)
     monkeypatch.setattr("harness.fit.load_tower", lambda name: tower)
-    monkeypatch.setattr("harness.fit.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.gather.get_dataset", lambda name: toy)
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         ("rank --images gone", "--images 'gone': there is no such folder"),
         ("rank --dataset emoji --stride 3", "stride=3: more than window=2 leaves patches out"),
         ("rank --dataset emoji --model clip_vit_b16", "no weights of clip_vit_b16.openai: not in"),
-        ("fit predictor", "nothing to learn from: give --dataset, or --rankings and --val"),
+        ("fit predictor", "nothing to learn from: give --dataset, or --rankings"),
         ("fit predictor --arch covn", "arch='covn': did you mean 'conv'"),
         ("fit predictor --rankings gone --val gone", "rankings 'gone' do not exist"),
     ],

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from scipy.stats import kendalltau
 
 import zoo
 from harness.datasets.base import Dataset
-from harness.fit import fit, gather, tau_of
+from harness.fit import fit, tau_of
+from harness.gather import gather
 from harness.golden.folder import shard_path
 from harness.golden.shards import Shard
 from harness.golden.store import Rankings
 from harness.progress import Progress
+from harness.towers import Tower
 from harness.variants import variants
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("miniature")
 @pytest.mark.parametrize("block", [0, 3])
 @torch.no_grad()
 def test_tokens_and_importance_are_of_the_same_image(
-    block: int, write: Write, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset
+    tower: Tower, block: int, write: Write, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset
 ):
     """Several files are strung together; shuffled rows inside a file don't matter."""
     files = [write("train", block=block), write("val", 5, block=block)]
@@ -45,7 +46,7 @@ def test_tokens_and_importance_are_of_the_same_image(
         provenance=stored.provenance,
     )
     turned.write(files[0])
-    gathered = gather(MODEL, files, Progress())
+    gathered = gather(tower, files, Progress())
     data, found = gathered.data, gathered.rankings
     assert [len(rankings.image_ids) for rankings in found] == [12, 5]
     tokens = data.tokens[torch.arange(17)]
@@ -61,10 +62,10 @@ def test_tokens_and_importance_are_of_the_same_image(
         assert np.array_equal(data.importance[i].numpy(), importance)
 
 
-def test_equals_fitting_by_hand(write: Write):
+def test_equals_fitting_by_hand(tower: Tower, write: Write):
     train, val = write("train"), write("val")
     path, tau = fit(MODEL, [train], [val], QUICK, out=None, progress=Progress())
-    data = [gather(MODEL, [file], Progress()).data for file in (train, val)]
+    data = [gather(tower, [file], Progress()).data for file in (train, val)]
     slow = fit_predictor(*data, QUICK)
     stored = find_predictor("clip_vit_b16", "openai", 3)
     assert stored.path == path
@@ -96,8 +97,8 @@ def test_another_place_for_the_result(write: Write, tmp_path: Path):
         find_predictor("clip_vit_b16", "openai", 1)
 
 
-def test_tau_is_of_every_image_over_batches(write: Write):
-    data = gather(MODEL, [write("train")], Progress()).data
+def test_tau_is_of_every_image_over_batches(tower: Tower, write: Write):
+    data = gather(tower, [write("train")], Progress()).data
     torch.manual_seed(0)
     predictor = Predictor("conv", 48, 8, (8, 8), None, None).eval()
     found = tau_of(predictor, data)
@@ -129,14 +130,6 @@ def test_images_may_not_judge_their_own_training(write: Write):
     files = [write("train", 6)], [write("val", 4), write("train", 8)]
     match = "6 images are in the rankings to learn from and in those for early stopping"
     with pytest.raises(ValueError, match=match):
-        fit(MODEL, *files, QUICK, out=None, progress=Progress())
-
-
-def test_rankings_of_a_folder_of_images_are_not_for_fitting(write: Write):
-    files = [write("train", 6)], [write("val", 4)]
-    stored = Rankings.read(files[0][0])
-    replace(stored, provenance=replace(stored.provenance, split="all")).write(files[0][0])
-    with pytest.raises(ValueError, match="of 'toy' are of a folder of images, which is not at"):
         fit(MODEL, *files, QUICK, out=None, progress=Progress())
 
 

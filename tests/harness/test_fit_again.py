@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 import zoo
 from harness.datasets.base import Dataset
-from harness.fit import fit, gather
+from harness.fit import fit
+from harness.gather import gather
 from harness.progress import Progress
+from harness.towers import Tower
 from zoo.fit import FitConfig
 from zoo.weights import blocks_fingerprint, cache_folder
 
@@ -79,16 +81,18 @@ def test_stopped_and_asked_again_it_goes_on(
     assert list((cache_folder() / "fits").iterdir()) == []
 
 
-def test_shots_are_ranked_images_of_each_class(write: Write, toy: Dataset, tmp_path: Path):
+def test_shots_are_ranked_images_of_each_class(
+    tower: Tower, write: Write, toy: Dataset, tmp_path: Path
+):
     """Of each store; what is left is as if the others had never been ranked."""
-    gathered = gather(MODEL, [write("train"), write("test")], Progress(), shots=2, seed=4)
+    gathered = gather(tower, [write("train"), write("test")], Progress(), shots=2, seed=4)
     labels = {e.image_id: e.label for split in ("train", "test") for e in toy.split(split)}
     drawn = [(name.split("-")[0], labels[name]) for name in gathered.image_ids]
     assert {drawn.count((f"toy/{s}", label)) for s in ("train", "test") for label in range(4)} == {
         2
     }
     assert len(gathered.data) == len(drawn) == 16
-    whole = gather(MODEL, [write("train"), write("test")], Progress())
+    whole = gather(tower, [write("train"), write("test")], Progress())
     rows = torch.tensor([whole.image_ids.index(name) for name in gathered.image_ids])
     assert torch.equal(gathered.data.importance, whole.data.importance[rows])
     every = torch.arange(16)

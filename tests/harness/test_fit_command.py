@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from harness import commands
+from harness import predictor_commands as commands
 from harness.cli import main
 from harness.datasets.base import DATA_DIR, Dataset
 from harness.golden.store import shipped_rankings
@@ -58,6 +58,7 @@ def miniature_command(
     """Let ``rank`` use the miniature tower as well, and commands the toy dataset."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
+    monkeypatch.setattr(commands, "load_tower", lambda name: tower)
     monkeypatch.setattr(commands, "get_dataset", lambda name: toy)
 
 

@@ -67,7 +67,7 @@ def studied(
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
     for place in ("studies.run", "fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("studies.run", "studies.workshop", "fit"):
+    for place in ("studies.run", "studies.workshop", "gather"):
         monkeypatch.setattr(f"harness.{place}.get_dataset", plain.__getitem__)
 
     def call(
