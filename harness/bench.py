@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.correctness import pack_correct
 from harness.datasets.base import Dataset, Split
 from harness.evaluate import (
     Outcome,
@@ -26,7 +27,7 @@ from harness.match import matched_rows
 from harness.measure import agreement, costs, device_name, fidelity, git_commit
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
-from harness.records import Record, pack_correct, utc_now
+from harness.records import Record, utc_now
 from harness.reuse import fitting
 from harness.statistics import paired_difference, wilson_interval
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant, rows_of, variants

@@ -141,6 +141,7 @@ def agreement(outcome: Outcome, golden: NDArray[np.float32] | None) -> dict[str,
     cells = golden.shape[1]
     k = min(outcome.final_tokens, cells)
     weighted = over_images(weighted_tau(truth, scores))
+    match = over_images(match_at_k(truth, scores, k))
     facts = {
         "tau": tau.mean,
         "tau_low": tau.low,
@@ -148,7 +149,9 @@ def agreement(outcome: Outcome, golden: NDArray[np.float32] | None) -> dict[str,
         "weighted_tau": weighted.mean,
         "weighted_tau_low": weighted.low,
         "weighted_tau_high": weighted.high,
-        "match_at_k": float(match_at_k(truth, scores, k).mean()),
+        "match_at_k": match.mean,
+        "match_low": match.low,
+        "match_high": match.high,
         "match_k": k,
         "match_chance": match_chance(k, cells),
         "golden_images": tau.counted,

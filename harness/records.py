@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from harness.correctness import unpack_correct
 from harness.typed_json import parsed
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Fields that came with a version; None in a line of an earlier one, which didn't measure them.
 _ADDED = {
     2: ("weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
         "border_high", "border_chance", "tau_undefined"),
     3: ("cosine_to_dense", "cosine_low", "cosine_high"),
+    4: ("match_low", "match_high"),
 }  # fmt: skip
 
 CONDITIONS = (
@@ -65,7 +67,7 @@ class Record:
     shots: int  # labelled training images per class; 0 = by text
     seed: int  # of the choice of shots and of images
     image_count: int
-    correct_bits: str  # correctness in image order, see pack_correct
+    correct_bits: str  # correctness in image order, see correctness.pack_correct
     top1: float  # fraction, with its 95 % Wilson interval
     top1_low: float
     top1_high: float
@@ -84,6 +86,8 @@ class Record:
     tau_low: float | None = None
     tau_high: float | None = None
     match_at_k: float | None = None  # mean share of golden's match_k best that this method has too
+    match_low: float | None = None
+    match_high: float | None = None
     match_k: int | None = None
     match_chance: float | None = None  # what unrelated rankings give
     weighted_tau: float | None = None  # mean top-weighted tau against the golden ranking, likewise
@@ -113,6 +117,8 @@ class Record:
         _check_interval(self, "diff_to_dense", "diff_low", "diff_high")
         _check_interval(self, "cosine_to_dense", "cosine_low", "cosine_high")
         _check_interval(self, "tau", "tau_low", "tau_high")
+        if self.match_low is not None:  # before version 4 there was no interval
+            _check_interval(self, "match_at_k", "match_low", "match_high")
         _check_interval(self, "weighted_tau", "weighted_tau_low", "weighted_tau_high")
         _check_interval(self, "border_overlap", "border_low", "border_high")
         share = self.correct.mean() if self.image_count else math.nan
@@ -128,31 +134,6 @@ class Record:
 def utc_now() -> str:
     """Return the present moment as `created` wants it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def pack_correct(correct: ArrayLike) -> str:
-    """Return the hex bitmap of (n,) bool, first image in the highest bit of the first byte.
-
-    Raises:
-        ValueError: Not (n,) bool.
-    """
-    flags = np.asarray(correct)
-    if flags.ndim != 1 or flags.dtype != np.bool_:
-        raise ValueError(f"correctness must be (n,) bool, got {flags.shape} {flags.dtype}")
-    return np.packbits(flags).tobytes().hex()
-
-
-def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
-    """Return (image_count,) bool from a hex bitmap.
-
-    Raises:
-        ValueError: The bitmap is no hex, or not of that many images.
-    """
-    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
-    flags = np.unpackbits(packed).astype(np.bool_)
-    if len(packed) != math.ceil(image_count / 8) or flags[image_count:].any():
-        raise ValueError(f"correct_bits of {len(packed)} bytes is not of {image_count} images")
-    return flags[:image_count]
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

@@ -190,7 +190,10 @@ def _ratio(timed: Latency) -> str:
 def _match(record: Record) -> str:
     if record.match_at_k is None or record.match_k is None or record.match_chance is None:
         return NOT_MEASURED
-    return f"{100 * record.match_at_k:.1f} at {record.match_k} ({100 * record.match_chance:.1f})"
+    shown = _interval(record.match_at_k, record.match_low, record.match_high, 100, "{:.1f}")
+    if record.match_low is None:
+        shown = f"{100 * record.match_at_k:.1f}"
+    return f"{shown} at {record.match_k} ({100 * record.match_chance:.1f})"
 
 
 def _border(record: Record) -> str:

@@ -32,8 +32,8 @@ _MEASURED = (
     "created", "git_commit", "correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense",
     "cosine_to_dense", "cosine_low", "cosine_high", "diff_low", "diff_high", "gflops", "params",
     "tokens_per_block", "final_tokens", "latency", "tau", "tau_low", "tau_high", "weighted_tau",
-    "weighted_tau_low", "weighted_tau_high", "match_at_k", "match_k", "match_chance",
-    "border_overlap", "border_low", "border_high", "border_chance", "golden_images",
-    "tau_undefined",
+    "weighted_tau_low", "weighted_tau_high", "match_at_k", "match_low", "match_high", "match_k",
+    "match_chance", "border_overlap", "border_low", "border_high", "border_chance",
+    "golden_images", "tau_undefined",
 )  # fmt: skip
 _GIVEN = tuple(field.name for field in fields(Record) if field.name not in _MEASURED)

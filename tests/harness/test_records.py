@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
+from harness.correctness import pack_correct, unpack_correct
 from harness.records import (
     CONDITIONS,
     Latency,
     Record,
     conditions,
-    pack_correct,
     read_records,
     refuse_mixed,
-    unpack_correct,
     utc_now,
     write_records,
 )
@@ -119,7 +118,7 @@ def test_records_round_trip_and_append(tmp_path: Path) -> None:
 def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
-    assert path.read_text().startswith('{"schema_version": 3, ')
+    assert path.read_text().startswith('{"schema_version": 4, ')
     values = json.loads(path.read_text())
     assert list(values) == [field.name for field in dataclasses.fields(Record)]
     assert {values[name] for name in ("gflops", "tau", "diff_to_dense", "match_k")} == {None}
@@ -134,7 +133,17 @@ NEW_IN_2 = (
 NEW_IN_3 = ("cosine_to_dense", "cosine_low", "cosine_high")
 
 
-@pytest.mark.parametrize(("version", "new"), [(1, (*NEW_IN_2, *NEW_IN_3)), (2, NEW_IN_3)])
+NEW_IN_4 = ("match_low", "match_high")
+
+
+@pytest.mark.parametrize(
+    ("version", "new"),
+    [
+        (1, (*NEW_IN_2, *NEW_IN_3, *NEW_IN_4)),
+        (2, (*NEW_IN_3, *NEW_IN_4)),
+        (3, NEW_IN_4),
+    ],
+)
 def test_a_line_of_an_earlier_version_is_read_as_far_as_it_goes(
     version: int, new: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -146,7 +155,7 @@ def test_a_line_of_an_earlier_version_is_read_as_far_as_it_goes(
     [record] = read_records(path)
     assert record == dataclasses.replace(FULL, **dict.fromkeys(new))
     write_records(path, [record])
-    assert json.loads(path.read_text().splitlines()[1])["schema_version"] == 3
+    assert json.loads(path.read_text().splitlines()[1])["schema_version"] == 4
     assert read_records(path) == [record, record]
     del values["tau"]  # which the first version had
     path.write_text(json.dumps(values) + "\n")
@@ -189,8 +198,8 @@ def given_value(**changes: object) -> Callable[[dict[str, Any]], object]:
         (given_value(gflop=1.0), "unknown field 'gflop', did you mean: gflops"),
         (given_value(zzz=1.0), "unknown field 'zzz', did you mean: none"),
         (without("weighted_tau"), "missing field 'weighted_tau'"),
-        (given_value(schema_version=4), "schema_version is 4, this version reads 1 to 3"),
-        (given_value(schema_version=0), "schema_version is 0, this version reads 1 to 3"),
+        (given_value(schema_version=5), "schema_version is 5, this version reads 1 to 4"),
+        (given_value(schema_version=0), "schema_version is 0, this version reads 1 to 4"),
         (given_value(schema_version=True), "schema_version is True"),
         (without("schema_version"), "schema_version is None"),
         (given_value(shots=1.5), "shots must be int, got 1.5"),

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.records import Latency, Record, pack_correct
+from harness.correctness import pack_correct
+from harness.records import Latency, Record
 from harness.report import markdown_table, write_plot, write_report
 
 HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"

@@ -11,8 +11,9 @@ from rich.table import Table
 
 import zoo
 from harness import table as module
+from harness.correctness import pack_correct
 from harness.datasets import get_dataset, list_datasets
-from harness.records import Latency, Record, pack_correct
+from harness.records import Latency, Record
 from harness.table import comparison_table, list_tables, title
 from zoo.registry import SIZES
 

@@ -1,0 +1,31 @@
+"""Which images were answered right, as text."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def pack_correct(correct: ArrayLike) -> str:
+    """Return the hex bitmap of (n,) bool, first image in the highest bit of the first byte.
+
+    Raises:
+        ValueError: Not (n,) bool.
+    """
+    flags = np.asarray(correct)
+    if flags.ndim != 1 or flags.dtype != np.bool_:
+        raise ValueError(f"correctness must be (n,) bool, got {flags.shape} {flags.dtype}")
+    return np.packbits(flags).tobytes().hex()
+
+
+def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
+    """Return (image_count,) bool from a hex bitmap.
+
+    Raises:
+        ValueError: The bitmap is no hex, or not of that many images.
+    """
+    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
+    flags = np.unpackbits(packed).astype(np.bool_)
+    if len(packed) != math.ceil(image_count / 8) or flags[image_count:].any():
+        raise ValueError(f"correct_bits of {len(packed)} bytes is not of {image_count} images")
+    return flags[:image_count]
