@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.disable(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     args = build_parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     console = Console(stderr=True)
     try:
         COMMANDS[args.command](args)

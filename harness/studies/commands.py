@@ -1,6 +1,7 @@
 """What ``study`` does: from parsed arguments to tables and files."""
 
 import argparse
+import shlex
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -49,15 +50,24 @@ def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> I
     )
     path = args.output / f"{study.name}.jsonl"
     known = read_records(path) if path.is_file() and not args.fresh else []
-    sections = [f"## {study.title}", "", study.question, ""]
+    command = f"python -m harness {shlex.join(_without_output(args.argv))}"
+    sections = [f"## {study.title}", "", study.question, "", "```", command, "```", ""]
     for sheet, records in make(study, config, known, Progress(status)):
         if fresh := [record for record in records if record not in known]:
             write_records(path, fresh)
         sections += [sheet.markdown()]
         yield sheet.table()
     path = path.with_suffix(".md")
-    write_whole(path, "\n".join([*sections, NOTES, ""]).encode())
+    write_whole(path, "\n".join([*sections, config.described(), NOTES, ""]).encode())
     status.print(f"records and table: {path.parent / study.name}.{{jsonl,md}}", soft_wrap=True)
+
+
+def _without_output(argv: list[str]) -> list[str]:
+    """Leave out where results went, which they don't depend on."""
+    if "--output" not in argv:
+        return argv
+    at = argv.index("--output")
+    return argv[:at] + argv[at + 2 :]
 
 
 def _listed() -> Table:

@@ -46,3 +46,16 @@ class StudyConfig:
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} {value}: expected a number from 1")
+
+    def described(self) -> str:
+        """Return in words what models are made of, where a study doesn't vary it."""
+        golden, fit = self.golden, self.fit
+        how = golden.approximate or (f"greedy by {golden.greedy}" if golden.greedy else "exact")
+        images = "all" if self.train_limit is None else f"up to {self.train_limit}"
+        few = "" if self.shots is None else f", {self.shots} per class"
+        return (
+            f"Where nothing else is said: golden {golden.score} before block {golden.block}, "
+            f"windows of {golden.window} x {golden.window} by {golden.stride}, {how}; predictors "
+            f"{fit.arch} of width {fit.width}, {fit.loss}, {self.seeds} seeds, {images} ranked "
+            f"training images of each dataset{few}, stopped by val."
+        )
