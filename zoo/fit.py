@@ -42,7 +42,7 @@ class FitConfig:
 
     arch: str = "conv"
     width: int = 64
-    loss: str = "listnet"
+    loss: str = "bce"
     epochs: int = 40
     steps: int = 16
     patience: int = 8

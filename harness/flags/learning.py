@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.shared import add, golden_windows
+from zoo.fit import FitConfig
 
 
 def add_fit(commands: Any) -> None:
@@ -33,9 +34,9 @@ def add_fit(commands: Any) -> None:
 
 
 def _recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--arch", default="conv", help="see zoo/architectures.py")
+    parser.add_argument("--arch", default=FitConfig.arch, help="see zoo/architectures.py")
     parser.add_argument("--width", type=int, default=64, help="channels inside the predictor")
-    parser.add_argument("--loss", default="listnet", help="see zoo/losses.py")
+    parser.add_argument("--loss", default=FitConfig.loss, help="see zoo/losses.py")
     parser.add_argument("--epochs", type=int, default=40, help="at most")
     parser.add_argument("--patience", type=int, default=8, help="epochs without a better one")
     parser.add_argument("--batch", type=int, default=32, help="images per step")

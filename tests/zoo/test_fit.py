@@ -150,7 +150,8 @@ def test_the_best_epoch_is_kept_and_patience_ends_it():
     """Nothing can be learnt here: validation is best early, training goes on getting better."""
     train, val = noise(16, 0), noise(32, 1)
     seen: list[tuple[float, float]] = []
-    config = FitConfig(arch="mlp", epochs=60, patience=6, learning_rate=1e-2)
+    told = {"arch": "mlp", "loss": "listnet", "learning_rate": 1e-2}
+    config = FitConfig(epochs=60, patience=6, **told)
     predictor = fit_predictor(train, val, config, on_epoch=lambda epoch, t, v: seen.append((t, v)))
     losses = [v for _, v in seen]
     best = losses.index(min(losses))

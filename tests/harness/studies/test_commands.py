@@ -25,7 +25,7 @@ def test_table_and_records(
         "## Predictors fitted on one dataset, judged on another (paper: Table 2)"
     )
     assert f"```\npython -m harness study transfer {FLAGS}\n```" in text
-    assert "predictors mlp of width 8, listnet, 2 seeds, up to 9 ranked training images" in text
+    assert "predictors mlp of width 8, bce, 2 seeds, up to 9 ranked training images" in text
     records = read_records(tmp_path / "transfer.jsonl")
     assert [record.method for record in records] == ["dense", "patchrank", "patchrank", "golden"]
     rows = [line for line in text.splitlines() if line.startswith("| ")]
