@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from harness.agreement import kendall_tau
@@ -14,7 +15,7 @@ from harness.plan import Plan
 from harness.variants import variants
 from zoo.clip import ClipParts, create_clip
 from zoo.golden import GoldenConfig, golden_importance
-from zoo.weights import EMBEDDED, find_predictor, fingerprint
+from zoo.weights import EMBEDDED, blocks_fingerprint, find_predictor, fingerprint
 
 ARCH, TAG = "clip_vit_s14", "imgfocus_lit"
 DATASETS = ("emoji", "fashion")
@@ -73,6 +74,8 @@ def test_the_predictor_is_the_packaged_one():
     found = find_predictor(ARCH, TAG, 3)
     assert found.path.parent == EMBEDDED
     assert (found.model, found.tag, found.block) == (ARCH, TAG, 3)
+    tower = timm.create_model(f"{ARCH}.{TAG}", pretrained=True)
+    assert found.weights == blocks_fingerprint(tower.state_dict())
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
