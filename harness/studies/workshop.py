@@ -31,6 +31,7 @@ from zoo.vit import ReducedViT
 from zoo.weights import cache_folder, fingerprint, load_predictor
 
 PREDICTED = "patchrank"
+STOPPED_BY = 300  # val images per dataset, at most, that end a fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Workshop:
         self.config, self.tower, self.progress = config, tower, progress
         self.dense: ReducedViT = tower.vit
         self.weights = fingerprint(tower.vit)
-        self._rankings: dict[tuple[str, str, GoldenConfig], Rankings] = {}
+        self._rankings: dict[tuple[str, str, GoldenConfig, int | None], Rankings] = {}
         self._solvers: dict[str, KeepSolver] = {}
 
     def golden(self, **changes: Any) -> GoldenConfig:
@@ -78,16 +79,20 @@ class Workshop:
         block = self.config.golden.block
         return find_rankings(self.tower.name, dataset, self.config.split, block)
 
-    def rankings(self, dataset: str, split: SplitName, golden: GoldenConfig) -> Rankings:
+    def rankings(
+        self, dataset: str, split: SplitName, golden: GoldenConfig, most: int | None = None
+    ) -> Rankings:
         """Find the golden rankings of the study's images of a split, or make them.
 
         Args:
             dataset: name of the dataset whose images these are.
             split: train, or one to judge or stop by.
             golden: how they are made.
+            most: images, where all are judged by and fewer will do.
         """
-        if (dataset, split, golden) not in self._rankings:
-            limit = self.config.train_limit if split == "train" else self.config.limit
+        limit = self.config.train_limit if split == "train" else self.config.limit
+        limit = most if limit is None or (most is not None and most < limit) else limit
+        if (dataset, split, golden, limit) not in self._rankings:
             source = get_dataset(dataset).split(split)
             wanted = subset(source, limit).image_ids
             shipped = shipped_rankings(self.tower.name, dataset, split, golden.block)
@@ -102,8 +107,8 @@ class Workshop:
                     device=self.config.device,
                 )
                 found = Rankings.read(rank(job, self.progress).path)
-            self._rankings[dataset, split, golden] = found.take(wanted)
-        return self._rankings[dataset, split, golden]
+            self._rankings[dataset, split, golden, limit] = found.take(wanted)
+        return self._rankings[dataset, split, golden, limit]
 
     def most_shots(self, dataset: str, golden: GoldenConfig) -> int:
         """Return how many ranked training images the poorest class of a dataset has."""
@@ -130,7 +135,7 @@ class Workshop:
         recipe = recipe or self.config.fit
         shots = shots or self.config.shots
         train = [self.rankings(name, "train", golden) for name in datasets]
-        stop = [self.rankings(name, "val", golden) for name in datasets]
+        stop = [self.rankings(name, "val", golden, STOPPED_BY) for name in datasets]
         found = []
         for seed in range(recipe.seed, recipe.seed + self.config.seeds):
             one = replace(recipe, seed=seed)

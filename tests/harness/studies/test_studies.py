@@ -81,6 +81,20 @@ def test_differences_are_of_the_mean_over_seeds(few: StudyConfig, studied: Made)
             assert entry.to_first == bootstrap_mean(hits - right[0], seed=0)
 
 
+def test_judging_on_all_of_test_leaves_the_predictors_alone(
+    tiny: StudyConfig, studied: Made, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever is judged by, fits are stopped by the same few val images."""
+    monkeypatch.setattr("harness.studies.workshop.STOPPED_BY", 5)
+    few = replace(tiny, keeps=(0.5,), datasets=("plain",))
+    used = [
+        {r.method_config["predictor"] for r in sheet.entries[0].records}
+        for config in (few, replace(few, split="test", limit=None))
+        for sheet, _ in studied("baselines", config).values()
+    ]
+    assert used[0] == used[1]
+
+
 def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied: Made):
     """The second dataset's predictors are loaded into the tower that the first was judged in."""
     found = studied("losses", replace(tiny, keeps=(0.5,), seeds=1, dtype="bfloat16"))
