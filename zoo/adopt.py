@@ -6,9 +6,10 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from zoo.predictor_file import Given, given_predictors
 from zoo.reducer import build_reducer
 from zoo.vit import ReducedViT, host_spec
-from zoo.weights import Given, given_predictors, load_predictor
+from zoo.weights import load_predictor
 
 REBUILT = "reduced_vit"  # the timm name under which zoo.rebuild loads what is saved
 

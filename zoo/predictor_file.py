@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+Given = str | Path | Sequence[str | Path] | None  # predictor=: a file, or one for each block
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorFile:
@@ -167,3 +169,14 @@ def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[Pre
             f"block {missing[0]}; {mend}"
         )
     return tuple(by_block[block] for block in blocks)
+
+
+def given_predictors(given: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
+    """Read what ``predictor=`` names: one file or several.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a predictor of ours.
+    """
+    paths = [given] if isinstance(given, (str, Path)) else given
+    return [PredictorFile.read(Path(path)) for path in paths]

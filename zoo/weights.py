@@ -13,8 +13,10 @@ from torch import Tensor
 
 from zoo.architectures import require_any_subset
 from zoo.predictor_file import (
+    Given,
     PredictorFile,
     fit_command,
+    given_predictors,
     one_each,
     predictor_name,
     tower_name,
@@ -23,7 +25,6 @@ from zoo.reducer import METHODS, configure
 from zoo.vit import ReducedViT
 
 EMBEDDED = Path(__file__).parent / "embedded"
-Given = str | Path | Sequence[str | Path] | None  # predictor=: a file, or one for each block
 
 _RESCORERS = "reducer.rescorers."
 
@@ -132,17 +133,6 @@ def with_predictors(
         if blocks[1:]:
             require_any_subset(completed["arch"], blocks[1])
     return completed, one_each(found, blocks)
-
-
-def given_predictors(given: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
-    """Read what ``predictor=`` names: one file or several.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a predictor of ours.
-    """
-    paths = [given] if isinstance(given, (str, Path)) else given
-    return [PredictorFile.read(Path(path)) for path in paths]
 
 
 def filter_weights(

@@ -13,14 +13,13 @@ import torch
 import zoo
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
-from harness.evaluate import subset
 from harness.fit import fit
-from harness.golden.job import AUTO, Job, Source
-from harness.golden.rank import rank
-from harness.golden.store import Rankings, find_rankings, shipped_rankings
+from harness.golden.job import Source
+from harness.golden.store import Rankings, find_rankings
 from harness.progress import Progress
 from harness.solve import KeepSolver
 from harness.studies.config import StudyConfig
+from harness.studies.found import find_or_rank
 from harness.towers import Tower
 from harness.variants import Variant, as_json, golden_row, predictors_digest
 from zoo.fit import FitConfig
@@ -93,21 +92,15 @@ class Workshop:
         limit = self.config.train_limit if split == "train" else self.config.limit
         limit = most if limit is None or (most is not None and most < limit) else limit
         if (dataset, split, golden, limit) not in self._rankings:
-            source = get_dataset(dataset).split(split)
-            wanted = subset(source, limit).image_ids
-            shipped = shipped_rankings(self.tower.name, dataset, split, golden.block)
-            found = None if shipped is None else Rankings.read(shipped)
-            if found is None or not _fits(found, golden, wanted, self.weights):
-                job = Job(
-                    model=self.tower.name,
-                    source=Source.of(get_dataset(dataset), split),
-                    config=golden,
-                    limit=limit,
-                    dtype=AUTO,
-                    device=self.config.device,
-                )
-                found = Rankings.read(rank(job, self.progress).path)
-            self._rankings[dataset, split, golden, limit] = found.take(wanted)
+            self._rankings[dataset, split, golden, limit] = find_or_rank(
+                self.tower.name,
+                self.weights,
+                Source.of(get_dataset(dataset), split),
+                golden,
+                limit,
+                device=self.config.device,
+                progress=self.progress,
+            )
         return self._rankings[dataset, split, golden, limit]
 
     def most_shots(self, dataset: str, golden: GoldenConfig) -> int:
@@ -259,10 +252,3 @@ class Workshop:
         name = self._name(method, keep)
         told: dict[str, Any] = {"what": what, "rankings": truth, "config": config}
         return Variant(model=name, method=method, keep=keep, vit=vit.eval(), **told)
-
-
-def _fits(found: Rankings, golden: GoldenConfig, wanted: Sequence[str], weights: str) -> bool:
-    """Tell whether rankings were made in the way and of the images that are wanted."""
-    facts = found.provenance
-    same = all(getattr(facts, name) == value for name, value in asdict(golden).items())
-    return same and facts.weights == weights and set(wanted) <= set(found.image_ids)

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis.extra import numpy as arrays
 
-from harness.correctness import pack_correct, unpack_correct
+from harness.correctness import pack_correct
 from harness.records import (
     CONDITIONS,
     Latency,
@@ -93,16 +91,6 @@ FULL = dataclasses.replace(
     border_chance=0.511,
     tau_undefined=3,
 )
-
-
-@given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=1, max_dims=1, max_side=99)))
-def test_bits_round_trip(correct: np.ndarray) -> None:
-    np.testing.assert_array_equal(unpack_correct(pack_correct(correct), len(correct)), correct)
-
-
-def test_bits_are_in_image_order() -> None:
-    assert pack_correct(CORRECT) == "b180"
-    np.testing.assert_array_equal(FULL.correct, CORRECT)
 
 
 def test_records_round_trip_and_append(tmp_path: Path) -> None:

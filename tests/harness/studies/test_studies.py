@@ -54,7 +54,7 @@ def test_every_study_answers_and_answers_again_without_measuring(
 
     monkeypatch.setattr(bench, "outcomes", fail)
     monkeypatch.setattr("harness.studies.workshop.fit", fail)
-    monkeypatch.setattr("harness.studies.workshop.rank", lambda job, _: _there(job))
+    monkeypatch.setattr("harness.studies.found.rank", lambda job, _: _there(job))
     known = [record for _, records in found.values() for record in records]
     again = studied(name, few, known)
     assert {d: records for d, (_, records) in again.items()} == {
