@@ -23,7 +23,7 @@ class Architectures(Study):
         full = int(shop.dense.embed_dim)
         shapes = [("mixer", full), *((arch, shop.config.fit.width) for arch in ARCHITECTURES)]
         found = []
-        for keep in shop.keeps(self.keeps):
+        for keep in shop.config.keeps_or(self.keeps):
             dense = shop.gflops(shop.baseline("random", keep, None, "")[0])
             for arch, width in shapes:
                 recipe = replace(shop.config.fit, arch=arch, width=width)

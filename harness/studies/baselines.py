@@ -30,7 +30,7 @@ class Baselines(Study):
         def baseline(method: str, what: str, keep: float) -> list[Variant]:
             return shop.baseline(method, keep, truth, what)
 
-        for keep in shop.keeps(self.keeps):
+        for keep in shop.config.keeps_or(self.keeps):
             rows = {PREDICTED: predicted(keep)}
             goal = shop.gflops(rows[PREDICTED][0])
             for method in others:

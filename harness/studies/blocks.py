@@ -45,7 +45,7 @@ class Blocks(Study):
 
         The cost is that of the study's own block at the keep rate.
         """
-        keeps, blocks = shop.keeps(self.keeps), range(len(shop.dense.blocks))
+        keeps, blocks = shop.config.keeps_or(self.keeps), range(len(shop.dense.blocks))
         found = _lines(shop, dataset, blocks, keeps)
         fits, truth = {}, {}
         for block in blocks:
@@ -79,4 +79,4 @@ class Early(Study):
 
     def lines(self, shop: Workshop, dataset: Dataset) -> list[Line]:
         """Return all rankings at block 0."""
-        return _lines(shop, dataset, (0,), shop.keeps(self.keeps))
+        return _lines(shop, dataset, (0,), shop.config.keeps_or(self.keeps))

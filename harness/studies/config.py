@@ -47,6 +47,10 @@ class StudyConfig:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} {value}: expected a number from 1")
 
+    def keeps_or(self, usual: tuple[float, ...]) -> tuple[float, ...]:
+        """Return the keep rates asked for, else a study's usual ones."""
+        return self.keeps or usual
+
     def described(self) -> str:
         """Return in words what models are made of, where a study doesn't vary it."""
         golden, fit = self.golden, self.fit

@@ -21,7 +21,7 @@ class Losses(Study):
         golden = shop.golden()
         truth = shop.rankings(dataset.images_of, shop.config.split, golden)
         found = []
-        for keep in shop.keeps(self.keeps):
+        for keep in shop.config.keeps_or(self.keeps):
             for loss in sorted(LOSSES, key=lambda name: (name != "listnet", name)):
                 recipe = replace(shop.config.fit, loss=loss)
                 fits = shop.fitted(shop.config.datasets, golden, recipe)

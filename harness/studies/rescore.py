@@ -43,7 +43,7 @@ class Rescore(Study):
 
         once = (golden.block,)
         found = []
-        for keep in shop.keeps(self.keeps):
+        for keep in shop.config.keeps_or(self.keeps):
             told = f"for {keep:g}"
             goal = shop.gflops(predicted("", False, once, keep)[0])
             ways: dict[tuple[str, str], Callable[[float], list[Variant]]] = {

@@ -37,7 +37,7 @@ class Schedule(Study):
         def predicted(points: Sequence[int], keep: float) -> list[Variant]:
             return shop.predicted(fits, keep, truth, f"at {points}", reduce_at=points)
 
-        for keep in shop.keeps(self.keeps):
+        for keep in shop.config.keeps_or(self.keeps):
             goal = shop.gflops(predicted((golden.block,), keep)[0])
             for points in schedules(golden.block, len(shop.dense.blocks)):
                 same = shop.at_cost(f"at {points}", partial(predicted, points), goal)

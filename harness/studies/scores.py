@@ -21,7 +21,7 @@ class Scores(Study):
             golden = shop.golden(score=score)
             truth = shop.rankings(dataset.images_of, shop.config.split, golden)
             fits = shop.fitted(shop.config.datasets, golden)
-            for keep in shop.keeps(self.keeps):
+            for keep in shop.config.keeps_or(self.keeps):
                 rows = {
                     "golden": shop.oracle(truth, keep, score),
                     "predicted": shop.predicted(fits, keep, truth, score),

@@ -26,7 +26,7 @@ class Shots(Study):
                 "ranked ones"
             )
         found = []
-        for keep in shop.keeps(self.keeps):
+        for keep in shop.config.keeps_or(self.keeps):
             for shots in (None, *reversed([k for k in SHOTS if k <= most])):
                 fits = shop.fitted(shop.config.datasets, golden, shots=shots)
                 many = "all" if shots is None else str(shots)

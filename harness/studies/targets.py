@@ -30,7 +30,7 @@ class Targets(Study):
         plain: dict[str, Any] = {"greedy": None, "approximate": None}
         ways += [way for told in TARGETS if (way := shop.golden(**plain | told)) not in ways]
         found = []
-        for keep in shop.keeps(self.keeps):
+        for keep in shop.config.keeps_or(self.keeps):
             for way in ways:
                 fits = shop.fitted(shop.config.datasets, way)
                 rows = shop.predicted(fits, keep, truth, described(way))

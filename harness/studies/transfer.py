@@ -22,7 +22,7 @@ class Transfer(Study):
         if others:
             sources.append(tuple(shop.config.datasets))
         found = []
-        for keep in shop.keeps(self.keeps):
+        for keep in shop.config.keeps_or(self.keeps):
             for source in sources:
                 what = " + ".join(source)
                 rows = shop.predicted(shop.fitted(source, golden), keep, truth, f"on {what}")

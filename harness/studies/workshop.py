@@ -69,10 +69,6 @@ class Workshop:
         """Return the study's settings of golden rankings with some of them changed."""
         return replace(self.config.golden, **changes)
 
-    def keeps(self, usual: tuple[float, ...]) -> tuple[float, ...]:
-        """Return the keep rates asked for, else a study's usual ones."""
-        return self.config.keeps or usual
-
     def known(self, dataset: str) -> Rankings | None:
         """Return golden rankings of a dataset's judged images if there are any."""
         block = self.config.golden.block

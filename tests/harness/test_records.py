@@ -247,7 +247,5 @@ def test_each_condition_is_refused_when_it_differs(name: str) -> None:
         refuse_mixed([DENSE, FULL, other])
 
 
-def test_the_clock_is_utc_and_bitmaps_are_of_bools() -> None:
+def test_the_clock_is_utc() -> None:
     assert dataclasses.replace(DENSE, created=utc_now()).created.endswith("+00:00")
-    with pytest.raises(ValueError, match=r"\(n,\) bool, got \(2,\) int64"):
-        pack_correct(np.array([1, 0]))
