@@ -116,11 +116,7 @@ NEW_IN_2 = (
     "weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
     "border_high", "border_chance", "tau_undefined",
 )  # fmt: skip
-
-
 NEW_IN_3 = ("cosine_to_dense", "cosine_low", "cosine_high")
-
-
 NEW_IN_4 = ("match_low", "match_high")
 
 
