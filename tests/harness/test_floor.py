@@ -26,7 +26,7 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
     """Right and wrong are planted: golden is right everywhere, the orders on known images."""
 
     def planted(rows, split, *args, **kwargs):
-        return {row.model: row.model for row in rows}
+        return {row.key: row.key for row in rows}
 
     def right(model, classifier, labels):
         if "random" in model:

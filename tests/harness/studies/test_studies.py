@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness import bench
-from harness.records import Record
+from harness.records import Record, utc_now
 from harness.statistics import bootstrap_mean
 from harness.studies import get_study, list_studies
 from harness.studies.config import StudyConfig
@@ -18,6 +18,7 @@ from zoo.golden import SCORES
 from zoo.reducer import METHODS
 from zoo.schedule import final_count
 
+NOW = utc_now()
 Made = Callable[..., dict[str, tuple[Sheet, list[Record]]]]
 
 
@@ -57,9 +58,11 @@ def test_every_study_answers_and_answers_again_without_measuring(
     monkeypatch.setattr("harness.studies.found.rank", lambda job, _: _there(job))
     known = [record for _, records in found.values() for record in records]
     again = studied(name, few, known)
-    assert {d: records for d, (_, records) in again.items()} == {
-        d: records for d, (_, records) in found.items()
-    }
+    # Two lines may stand for the same model: then the later record serves both.
+    first, second = (
+        [replace(r, created=NOW) for r in group["plain"][1]] for group in (found, again)
+    )
+    assert second == first
 
 
 def _there(job: Any) -> Any:
@@ -173,8 +176,9 @@ def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied: Made):
     assert [e.labels["before block"] for e in at_keep[::4]] == list("012345")
     assert len({e.records[0].method_config.get("against") for e in at_keep[1::4]}) == 6
     assert {e.records[0].final_tokens for e in at_keep} == {32}
-    costs = [e.mean("gflops") for e in at_cost]
-    assert costs == pytest.approx([costs[2]] * 6, rel=0.04)  # block 2 is the study's own
+    costs = [e.mean("gflops") for e in at_cost]  # block 2 is the study's own
+    assert costs[:4] == pytest.approx([costs[2]] * 4, rel=0.04)
+    assert costs[2] < costs[4] < costs[5]  # where even one patch costs more
     kept = [e.records[0].final_tokens for e in at_cost]
     assert kept == sorted(kept, reverse=True)  # the later, the fewer may stay
 
