@@ -20,9 +20,8 @@ from torch import Tensor
 from harness.datasets.base import Split
 from harness.evaluate import batches
 from harness.golden.provenance import Provenance
-from harness.golden.shards import PARTIAL
 from harness.progress import Progress
-from zoo.checkpoint import write_whole
+from zoo.files import PARTIAL, write_whole
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder
 

@@ -2,8 +2,6 @@
 
 import io
 import math
-import os
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,24 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        OSError: it can't be written; nothing is left of it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+from zoo.files import write_whole
 
 
 @dataclass(kw_only=True)
@@ -77,6 +58,7 @@ class FitState:
             },
             content,
         )
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue())
 
     def resume(self, path: Path) -> Self:

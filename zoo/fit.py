@@ -13,7 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.architectures import architecture
-from zoo.checkpoint import FitState, write_whole
+from zoo.checkpoint import FitState
+from zoo.files import write_whole
 from zoo.losses import LOSSES, loss_of
 from zoo.predictor import Predictor
 from zoo.ranked import RankedTokens
@@ -214,4 +215,5 @@ def save_predictor(
     if weights is not None:
         facts["weights"] = weights
     tensors = {k: v.half().contiguous() for k, v in predictor.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, save(tensors, {"predictor": json.dumps(facts, sort_keys=True)}))

@@ -63,6 +63,14 @@ class GoldenConfig:
                 "removes every window; give one of the two"
             )
 
+    def described(self) -> str:
+        """Return the settings in words."""
+        way = f"greedy by {self.greedy}" if self.greedy else self.approximate or "exact"
+        return (
+            f"{self.score} before block {self.block}, windows of {self.window} x {self.window} "
+            f"by {self.stride}, {way}"
+        )
+
 
 class GoldenEngine:
     """Make golden rankings of many images with one tower.

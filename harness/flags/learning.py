@@ -35,13 +35,19 @@ def add_fit(commands: Any) -> None:
 
 def _recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default=FitConfig.arch, help="see zoo/architectures.py")
-    parser.add_argument("--width", type=int, default=64, help="channels inside the predictor")
+    parser.add_argument(
+        "--width", type=int, default=FitConfig.width, help="channels inside the predictor"
+    )
     parser.add_argument("--loss", default=FitConfig.loss, help="see zoo/losses.py")
-    parser.add_argument("--epochs", type=int, default=40, help="at most")
-    parser.add_argument("--patience", type=int, default=8, help="epochs without a better one")
-    parser.add_argument("--batch", type=int, default=32, help="images per step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and shots")
+    parser.add_argument("--epochs", type=int, default=FitConfig.epochs, help="at most")
+    parser.add_argument(
+        "--patience", type=int, default=FitConfig.patience, help="epochs without a better one"
+    )
+    parser.add_argument("--batch", type=int, default=FitConfig.batch, help="images per step")
+    parser.add_argument("--learning-rate", type=float, default=FitConfig.learning_rate)
+    parser.add_argument(
+        "--seed", type=int, default=FitConfig.seed, help="of weights, order and shots"
+    )
 
 
 def add_study(commands: Any) -> None:
@@ -83,7 +89,7 @@ def add_overhead(commands: Any) -> None:
     parser.add_argument("--model", default="clip_vit_s14")
     parser.add_argument("--random-weights", action="store_true", help="where none can be had")
     parser.add_argument("--archs", nargs="+", help="default: all, and the paper's Mixer")
-    parser.add_argument("--width", type=int, default=64, help="channels inside")
+    parser.add_argument("--width", type=int, default=FitConfig.width, help="channels inside")
     parser.add_argument("--batch", type=int, default=32, help="images per call")
     parser.add_argument("--rounds", type=int, default=11, help="samples of each, in turn")
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")

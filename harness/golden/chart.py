@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.golden.shards import write_whole
 from harness.golden.trade import Curve, Worth
 from harness.plot import INK, OPTIONS, STYLES
 from harness.statistics import Interval
+from zoo.files import write_whole
 
 FAMILIES = ("removal", "follow", "jacobian", "shallow", "clsattn", "random")
 ALONE = ("clsattn", "random")

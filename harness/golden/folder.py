@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.golden.provenance import Provenance
-from harness.golden.shards import PARTIAL, BrokenShardError, Shard, write_whole
+from harness.golden.shards import BrokenShardError, Shard
+from zoo.files import PARTIAL, write_whole
 
 try:
     import fcntl

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from zoo.golden import GoldenConfig
+
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
 
 
@@ -75,11 +77,8 @@ class Provenance:
 
     def described(self) -> str:
         """Return the settings in words."""
-        way = f"greedy by {self.greedy}" if self.greedy else self.approximate or "exact"
-        return (
-            f"{self.score} before block {self.block}, windows of {self.window} x {self.window} "
-            f"by {self.stride}, {way}"
-        )
+        names = [entry.name for entry in fields(GoldenConfig)]
+        return GoldenConfig(**{name: getattr(self, name) for name in names}).described()
 
     def command(self) -> str:
         """Return the command that makes such rankings."""

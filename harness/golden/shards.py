@@ -3,11 +3,8 @@
 import contextlib
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +19,6 @@ MAGIC = b"PAR1"
 _CHECKSUM = b'"sha256": "'
 UNKNOWN = -1  # label of an image without one
 # A name that starts with a dot is no part of the store for pandas, polars and datasets either.
-PARTIAL = ".partial"
 
 
 class BrokenShardError(ValueError):
@@ -198,29 +194,3 @@ def flat(table: Any, column: str) -> NDArray[Any]:
 
 def _lists(values: NDArray[Any], width: int) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whenever the machine stops.
-
-    Raises:
-        OSError: it can't be written; nothing is left of it.
-    """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        # So that the new name survives a power cut too; some network folders refuse.
-        with contextlib.suppress(OSError):
-            handle = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)

@@ -18,12 +18,12 @@ from harness.datasets.base import SplitName
 from harness.evaluate import subset
 from harness.golden.products import Geometry
 from harness.golden.runners import Runner, find_tower, runners
-from harness.golden.shards import write_whole
 from harness.latency import Timing, interleaved
 from harness.measure import device_name, git_commit
 from harness.progress import Progress
 from harness.records import utc_now
 from harness.statistics import Interval, median_interval
+from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS

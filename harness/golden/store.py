@@ -22,8 +22,8 @@ from harness.golden.shards import (
     Shard,
     encode_table,
     flat,
-    write_whole,
 )
+from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 from zoo.weights import cache_folder
 

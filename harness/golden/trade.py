@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.golden.points import Point
-from harness.golden.shards import write_whole
 from harness.statistics import Interval
 from zoo.effort import Effort
+from zoo.files import write_whole
 
 SCHEMA_VERSION = 1
 

@@ -6,6 +6,7 @@ from harness.datasets.base import Dataset
 from harness.studies.base import Line, Study
 from harness.studies.workshop import Workshop
 from zoo.architectures import ARCHITECTURES
+from zoo.vit import ReducedViT
 
 
 class Architectures(Study):
@@ -39,6 +40,6 @@ class Architectures(Study):
         return found
 
 
-def _parameters(vit: object) -> int:
-    reducer = getattr(vit, "reducer")  # noqa: B009
-    return sum(parameter.numel() for parameter in reducer.parameters())
+def _parameters(vit: ReducedViT) -> int:
+    assert vit.reducer is not None
+    return sum(parameter.numel() for parameter in vit.reducer.parameters())

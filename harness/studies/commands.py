@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.commands import check
-from harness.golden.shards import write_whole
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.records import read_records, write_records
@@ -16,6 +15,7 @@ from harness.studies import get_study, list_studies
 from harness.studies.config import StudyConfig
 from harness.studies.run import make
 from harness.studies.sheet import NOTES
+from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 
 LIST = "list"

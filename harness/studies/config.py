@@ -53,13 +53,11 @@ class StudyConfig:
 
     def described(self) -> str:
         """Return in words what models are made of, where a study doesn't vary it."""
-        golden, fit = self.golden, self.fit
-        how = golden.approximate or (f"greedy by {golden.greedy}" if golden.greedy else "exact")
+        fit = self.fit
         images = "all" if self.train_limit is None else f"up to {self.train_limit}"
         few = "" if self.shots is None else f", {self.shots} per class"
         return (
-            f"Where nothing else is said: golden {golden.score} before block {golden.block}, "
-            f"windows of {golden.window} x {golden.window} by {golden.stride}, {how}; predictors "
+            f"Where nothing else is said: golden {self.golden.described()}; predictors "
             f"{fit.arch} of width {fit.width}, {fit.loss}, {self.seeds} seeds, {images} ranked "
             f"training images of each dataset{few}, stopped by val."
         )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import zoo
+from harness.cost import gflops
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.fit import fit
@@ -125,24 +126,16 @@ class Workshop:
         shots = shots or self.config.shots
         train = [self.rankings(name, "train", golden) for name in datasets]
         stop = [self.rankings(name, "val", golden, STOPPED_BY) for name in datasets]
+        images = sum(map(len, train))
+        if shots is not None:
+            images = sum(shots * len(get_dataset(name).classes) for name in datasets)
         found = []
         for seed in range(recipe.seed, recipe.seed + self.config.seeds):
             one = replace(recipe, seed=seed)
             path = self._place(train, stop, one, shots)
             if not path.is_file():
-                fit(
-                    self.tower.name,
-                    train,
-                    stop,
-                    one,
-                    out=path,
-                    progress=self.progress,
-                    shots=shots,
-                    block=golden.block,
-                )
-            images = sum(len(r.image_ids) for r in train)
-            if shots is not None:
-                images = sum(shots * len(get_dataset(name).classes) for name in datasets)
+                told: dict[str, Any] = {"shots": shots, "block": golden.block, "out": path}
+                fit(self.tower.name, train, stop, one, progress=self.progress, **told)
             found.append(Fitted(file=PredictorFile.read(path), seed=seed, images=images))
         return found
 
@@ -225,7 +218,7 @@ class Workshop:
 
     def gflops(self, row: Variant) -> float:
         """Return what a row's model costs, 1e9 multiply-adds."""
-        return KeepSolver(self.dense, lambda _: row.vit).gflops(row.keep)
+        return gflops(row.vit, self.dense.patch_embed.img_size).gflops
 
     def _name(self, method: str, keep: float) -> str:
         return f"{self.tower.name.partition('.')[0]}_{method}{round(100 * keep)}"

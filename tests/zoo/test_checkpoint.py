@@ -1,6 +1,5 @@
 """Fits that stop in the middle: the same call goes on and ends where an undisturbed one does."""
 
-import os
 import re
 import signal
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.checkpoint import write_whole
 from zoo.fit import FitConfig, fit_predictor
 from zoo.predictor import Predictor
 from zoo.ranked import RankedTokens
@@ -195,17 +193,3 @@ def test_damaged_checkpoints(tmp_path: Path):
         ValueError, match=r"fit\.pt' can't be read .*; delete it, and the fit starts"
     ):
         fit_predictor(TRAIN, VAL, replace(CONFIG, epochs=1), checkpoint=path)
-
-
-def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "new" / "file"
-    write_whole(path, b"first")
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, b"second")
-    assert path.read_bytes() == b"first"
-    assert [file.name for file in path.parent.iterdir()] == ["file"]

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.golden.provenance import Provenance
-from harness.golden.shards import BrokenShardError, Shard, to_half, write_whole
+from harness.golden.shards import BrokenShardError, Shard, to_half
+from zoo.files import write_whole
 
 MakeShard = Callable[..., Shard]
 
