@@ -12,7 +12,8 @@ from harness.match import Matched
 from harness.protocol import captions, protocol
 from harness.records import Latency, Record
 from harness.statistics import Interval
-from zoo.registry import PERCENTS, SIZES
+from zoo.registry import PERCENTS
+from zoo.sizes import SIZES
 from zoo.weights import fitted_blocks
 
 NOT_MEASURED = "–"

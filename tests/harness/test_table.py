@@ -15,7 +15,7 @@ from harness.correctness import pack_correct
 from harness.datasets import get_dataset, list_datasets
 from harness.records import Latency, Record
 from harness.table import comparison_table, list_tables, title
-from zoo.registry import SIZES
+from zoo.sizes import SIZES
 
 DENSE = Record(
     created="2026-01-02T03:04:05+00:00",
