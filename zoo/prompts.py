@@ -83,15 +83,17 @@ class CoupledPrompts(Prompts):
         projection: M, one for all depths.
     """
 
-    def __init__(self, context: nn.Parameter, dim: int, generator: torch.Generator) -> None:
-        """Begin with small random weights, drawn by ``generator``."""
-        super().__init__(context.shape[1], context.shape[2])
+    def __init__(self, context: nn.Parameter, begin: Tensor) -> None:
+        """Begin with the smallest M that makes the tokens ``begin`` (depth, count, D).
+
+        Of more tokens than the text has channels it makes the nearest that a linear map can.
+        """
+        super().__init__(begin.shape[0], begin.shape[1])
         self.context = context
-        source = context.shape[3]
-        self.projection = nn.Linear(source, dim, bias=False, device=context.device)
+        self.projection = nn.Linear(context.shape[3], begin.shape[2], bias=False)
         with torch.no_grad():
-            drawn = torch.rand(dim, source, generator=generator)
-            self.projection.weight.copy_((2 * drawn - 1) / source**0.5)
+            map_back = torch.linalg.pinv(context[0].flatten(0, 1))
+            self.projection.weight.copy_((map_back @ begin.flatten(0, 1)).T)
 
     def forward(self) -> Tensor:
         """Return the tokens of every depth, (depth, count, D)."""

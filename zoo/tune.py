@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.adopt import sharing
 from zoo.checkpoint import FitState
 from zoo.clip import ClipParts
-from zoo.prompt_learner import PromptLearner
+from zoo.prompt_learner import PromptLearner, mean_patches
 from zoo.prompts import CosineHead
 from zoo.tune_config import TuneConfig
 from zoo.vit import ReducedViT
@@ -76,10 +76,16 @@ def tune(
         raise ValueError("nothing to tune: no images to learn from, or none for early stopping")
     if isinstance(vit.head, CosineHead) or vit.prompts is not None:
         raise ValueError("this tower is tuned already; take the one that it was made of")
-    learner = PromptLearner(vit, parts, classes, templates, config)
     tower = sharing(vit)
-    tower.prompts = learner.visual
     tower.eval()
+    patches = None
+    if "v" in config.tokens:
+        like = next(vit.blocks.parameters())
+        patches = mean_patches(
+            tower, train.images[:CHUNK].to(like.device, like.dtype), config.depth
+        )
+    learner = PromptLearner(vit, parts, classes, templates, config, patches)
+    tower.prompts = learner.visual
     scale = parts.model.logit_scale.detach().exp()
     with frozen(vit, parts.model.text), _checkpointed(tower, config):
         if config.tokens == "t":
@@ -121,10 +127,10 @@ def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
 
 
 def _logits(
-    learner: PromptLearner, tower: ReducedViT, scale: Tensor, images: Tensor, config: TuneConfig
+    classifier: Tensor, tower: ReducedViT, scale: Tensor, images: Tensor, config: TuneConfig
 ) -> Tensor:
     features = _features(tower, images, config)
-    return scale.to(features.device) * features @ learner.classifier().T
+    return scale.to(features.device) * features @ classifier.T
 
 
 def _precision(device: torch.device, config: TuneConfig) -> torch.autocast:
@@ -164,8 +170,11 @@ def _learn(
         done = (state.epoch * config.steps + step) / (config.rounds * config.steps)
         for group in state.optimiser.param_groups:
             group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-        logits = _logits(learner, tower, scale, train.images[rows], config)
+        classifier = learner.classifier()
+        logits = _logits(classifier, tower, scale, train.images[rows], config)
         loss = F.cross_entropy(logits, train.labels[rows].to(logits.device))
+        if config.anchor:
+            loss = loss + config.anchor * (1 - (classifier * learner.fixed).sum(dim=1)).mean()
         state.optimiser.zero_grad()
         loss.backward()
         state.optimiser.step()
@@ -188,9 +197,9 @@ def _batches(generator: torch.Generator, size: int, config: TuneConfig) -> Itera
 def _validate(
     learner: PromptLearner, tower: ReducedViT, scale: Tensor, val: Labelled, config: TuneConfig
 ) -> float:
-    total = 0.0
+    total, classifier = 0.0, learner.classifier()
     for rows in torch.arange(len(val.labels)).split(CHUNK):
-        logits = _logits(learner, tower, scale, val.images[rows], config)
+        logits = _logits(classifier, tower, scale, val.images[rows], config)
         labels = val.labels[rows].to(logits.device)
         total += float(F.cross_entropy(logits, labels, reduction="sum"))
     return total / len(val.labels)

@@ -22,6 +22,9 @@ class TuneConfig:
             paper; else both are free.
         class_specific: every class has text tokens of its own; not with coupled ones.
         init: words that the text tokens begin with, next to the name; None for small random ones.
+        anchor: weight of the tuned text features' distance to those of the templates (1 - cosine,
+            mean over classes), lest a few images outweigh these (KgCoOp, 2303.13283); the paper
+            has none.
         rounds: at most so many validations.
         steps: between two of them.
         patience: rounds without a better validation loss before stopping.
@@ -39,6 +42,7 @@ class TuneConfig:
     coupled: bool = True
     class_specific: bool = False
     init: str | None = None
+    anchor: float = 0.0
     rounds: int = 20
     steps: int = 20
     patience: int = 6
@@ -60,8 +64,9 @@ class TuneConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay={self.weight_decay!r}: expected a number from 0")
+        for name in ("weight_decay", "anchor"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 0")
         if self.class_specific and self.tokens == "vt" and self.coupled:
             raise ValueError(
                 "class_specific=True: an image's tokens can't come from those of a class that is "
