@@ -3,7 +3,7 @@
 import difflib
 import functools
 
-from harness.datasets.base import Dataset, Example, Split, SplitName, shots
+from harness.datasets.base import Dataset, Example, Split, SplitName
 from harness.discovery import concrete_classes
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "SplitName",
     "get_dataset",
     "list_datasets",
-    "shots",
 ]
 
 

@@ -182,26 +182,3 @@ class Dataset(abc.ABC):
                 f"harness/embedded/data; `{cls.build_command}` makes it"
             )
         return path
-
-
-def shots(dataset: Dataset, k: int, seed: int) -> NDArray[np.int64]:
-    """Draw k training positions of every class: (classes * k,) int64, sorted.
-
-    One seed gives nested sets: the examples for k are among those for k + 1.
-
-    Raises:
-        ValueError: k < 1, or a class has fewer than k training images.
-    """
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k} (0 shots = zero-shot needs no draw)")
-    labels = dataset.labels("train")
-    counts = np.bincount(labels, minlength=len(dataset.classes))
-    poorest = int(counts.argmin())
-    if counts[poorest] < k:
-        raise ValueError(
-            f"{k} shots asked for, but class {dataset.classes[poorest]!r} of {dataset.name!r} "
-            f"has {counts[poorest]} training images; k can be at most {counts[poorest]}"
-        )
-    order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
-    drawn = [order[labels[order] == label][:k] for label in range(len(dataset.classes))]
-    return np.sort(np.concatenate(drawn)).astype(np.int64)
