@@ -15,7 +15,7 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 DATA_DIR = Path(__file__).parent.parent / "embedded" / "data"
 
-# An RGB image of canvas size, and the (H, W) bool pixels of the true object or None.
+# An RGB image, of canvas size if drawn here, and the (H, W) bool pixels of its object or None.
 Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
 
 
@@ -23,7 +23,8 @@ Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
 class Example:
     """One labelled image.
 
-    image: RGB, canvas size. label: position in `Dataset.classes`. image_id: stable, free of paths.
+    image: RGB, of canvas size where it is drawn here. label: position in `Dataset.classes`.
+    image_id: stable, free of this machine's paths.
     mask: (H, W) bool, the pixels of the true object; None where unknown.
     """
 
@@ -105,11 +106,12 @@ class Split(Sequence[Example]):
 class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
-    templates: prompts with one `{}`. Subclasses with all of this filled in are found by name.
+    templates: prompts with one `{}`. Subclasses with all of this filled in are found by name; one
+    that is made from a user's file names its instances.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    name: str
+    title: str
     license: ClassVar[str]
     source: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
@@ -129,6 +131,11 @@ class Dataset(abc.ABC):
     @property
     def images_of(self) -> str:
         """Name of the dataset whose images these are; golden rankings go by it."""
+        return self.name
+
+    @property
+    def asked_as(self) -> str:
+        """What ``--dataset`` takes to mean this one."""
         return self.name
 
     @abc.abstractmethod
