@@ -15,13 +15,13 @@ from harness.datasets.base import Dataset, Split
 from harness.evaluate import (
     Outcome,
     correct,
-    few_shot,
     linear_probe,
     nameable,
     outcomes,
     subset,
     text_classifier,
 )
+from harness.few_shot import draw_train
 from harness.golden.store import find_rankings
 from harness.match import matched_rows
 from harness.measure import agreement, costs, device_name, fidelity, git_commit
@@ -166,7 +166,7 @@ class Bench:
         """Return each row's classifier: the text's, or a linear probe on its own features."""
         if text is not None:
             return dict.fromkeys(results, text)
-        train = few_shot(dataset, shots, self.plan.seed)
+        train = draw_train(dataset, shots, self.plan.seed)
         rows = [row for row in self.rows if row.method != GOLDEN]
         features = self._outcomes(rows, train, f"{shots} shots of {dataset.name}")
         answer = torch.from_numpy(train.labels)

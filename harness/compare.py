@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.bench import Bench
 from harness.datasets import get_dataset
-from harness.evaluate import few_shot
+from harness.few_shot import draw_train
 from harness.match import check_match
 from harness.plan import Plan
 from harness.progress import Progress
@@ -30,7 +30,7 @@ def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator
     datasets = [get_dataset(name) for name in plan.datasets]
     for dataset in datasets:
         for shots in filter(None, plan.shots):
-            few_shot(dataset, shots, plan.seed)  # refuses at once what would fail after the work
+            draw_train(dataset, shots, plan.seed)  # refuses at once what would fail after the work
     for name in plan.models:
         arch, tag = split_name(name)
         bench = Bench.build(plan, arch, tag, progress)
