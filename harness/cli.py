@@ -109,6 +109,12 @@ def _rank(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
+    if args.what == "prompts":
+        from harness.prompt_commands import run_prompts
+
+        text = str(run_prompts(args, Console(stderr=True)))
+        _output().print(text, highlight=False, markup=False, soft_wrap=True)
+        return
     from harness.predictor_commands import run_fit
 
     path, tau = run_fit(args, Console(stderr=True))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.datasets.base import Dataset, Split
+from harness.datasets.base import Dataset, Split, SplitName
 
 SHOTS = (1, 2, 4, 8, 16)
 VAL_SHOTS = 4  # validation images per class at most, as in CoOp
@@ -27,6 +27,7 @@ class FewShot(NamedTuple):
 def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
     """Draw labelled images as CoOp does: K per class to train on, min(K, 4) to validate by.
 
+    Both come from the splits that the dataset says, see ``Dataset.shots_from``, and share no image.
     One seed gives nested sets: the images for K are among those for K + 1.
 
     Args:
@@ -39,13 +40,18 @@ def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
             validation images.
     """
     train, split = draw_train(dataset, shots, seed), dataset.split("val")
-    poorest, count = _poorest(dataset, split.labels)
+    # Where both are from one split, the last images of its order are the others' first choice.
+    taken = set(train.image_ids) if dataset.shots_from == "val" else set()
+    free = np.array([name not in taken for name in split.image_ids], dtype=np.bool_)
+    order = seeded_order(len(split), seed)
+    order = order[free[order]][:: -1 if taken else 1]
+    poorest, count = _poorest(dataset, split.labels[order])
     if count == 0:
+        beside = f" beside the {shots} to learn from" if taken else ""
         raise ValueError(
             f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} has 0 validation "
-            f"images, of {len(split)} in its val split; every class needs 1 at least"
+            f"images{beside}, of {len(split)} in its val split; every class needs 1 at least"
         )
-    order = seeded_order(len(split), seed)
     most = min(shots, VAL_SHOTS)
     return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, most)))
 
@@ -58,7 +64,7 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
     """
     if shots < 1:
         raise ValueError(f"k must be 1 or more, got {shots} (0 shots = zero-shot needs no draw)")
-    split = dataset.split("train")
+    split = dataset.split(dataset.shots_from)
     poorest, count = _poorest(dataset, split.labels)
     if count < shots:
         raise ValueError(
@@ -67,6 +73,19 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
         )
     order = seeded_order(len(split), seed)
     return split.subset(_first_of_each(dataset, split.labels, order, shots))
+
+
+def require_apart(dataset: Dataset, split: SplitName) -> None:
+    """Refuse to judge few-shot models by images that they may have learnt from.
+
+    Raises:
+        ValueError: few-shot images of the dataset come from ``split``.
+    """
+    if split in (dataset.shots_from, "val"):
+        raise ValueError(
+            f"--split {split}: labelled images of {dataset.name!r} for shots come from there; "
+            "judge them by --split test"
+        )
 
 
 def draw_ranked(

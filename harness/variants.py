@@ -1,6 +1,5 @@
 """The models that stand side by side: one dense tower and everything that shares its weights."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 
 import zoo
 from harness.golden.store import Rankings
+from zoo.files import digest_of
 from zoo.golden import GoldenConfig
 from zoo.predictor_file import PredictorFile
 from zoo.pruner import Pruner
@@ -153,8 +153,7 @@ def as_json(config: ReducerConfig) -> dict[str, Any]:
 
 def predictors_digest(files: Sequence[PredictorFile]) -> str:
     """Return 16 hex digits that tell a model's predictors from others."""
-    content = b"".join(file.path.read_bytes() for file in files)
-    return hashlib.sha256(content).hexdigest()[:16]
+    return digest_of(*(file.path for file in files))
 
 
 def _reduced(

@@ -1,6 +1,7 @@
 """What is learnt when prompts are tuned: text tokens, visual tokens, and what couples them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +60,8 @@ class PromptLearner(nn.Module):
     ) -> None:
         """Begin, by the recipe's seed.
 
-        Visual tokens begin near the mean patch: small random ones, which normalisation makes large,
-        would turn the features of a pretrained tower upside down (cosine 0.6 to what they were on
-        the embedded tower, against 0.98).
+        Visual tokens begin as the mean patch: small random ones, which normalisation makes large,
+        would change the features of a pretrained tower beyond repair by a few images.
 
         Args:
             vit: the image tower.
@@ -94,20 +94,26 @@ class PromptLearner(nn.Module):
             self.text.checkpointing = config.checkpointing
         fixed = class_features(parts.model, parts.tokenizer, classes, templates)
         self.register_buffer("fixed", fixed.clone().to(device), persistent=False)
-        if patches is not None:
+        if patches is not None and self.text is not None and config.coupled:
+            self.visual = CoupledPrompts(self.text.context, patches).to(device)
+        elif patches is not None:
             noise = torch.randn(config.depth, config.count, vit.embed_dim, generator=generator)
-            scale = NOISE * patches.square().mean(dim=1).sqrt()
-            begin = patches[:, None] + scale[:, None, None] * noise.to(device)
-            if self.text is not None and config.coupled:
-                self.visual = CoupledPrompts(self.text.context, begin).to(device)
-            else:
-                free = VisualPrompts(*begin.shape, device=device, dtype=torch.float32)
-                free.tokens.data.copy_(begin)
-                self.visual = free
+            size = NOISE * patches.square().mean(dim=1).sqrt()
+            free = VisualPrompts(*noise.shape, device=device, dtype=torch.float32)
+            free.tokens.data.copy_(patches[:, None] + size[:, None, None] * noise.to(device))
+            self.visual = free
 
     def classifier(self) -> Tensor:
         """Return the classes' text features, (classes, D) of unit length."""
         return self.fixed if self.text is None else self.text()
+
+    def groups(self, config: TuneConfig) -> list[dict[str, Any]]:
+        """Return the parameters for an optimiser, visual ones with a rate of their own."""
+        text = [] if self.text is None else list(self.text.parameters())
+        known = {id(parameter) for parameter in text}
+        visual = [p for p in self.parameters() if id(p) not in known]
+        pairs = ((text, config.learning_rate), (visual, config.visual_rate))
+        return [{"params": group, "lr": rate, "most": rate} for group, rate in pairs if group]
 
     @property
     def parameter_count(self) -> int:

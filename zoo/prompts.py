@@ -76,28 +76,28 @@ class VisualPrompts(Prompts):
 
 
 class CoupledPrompts(Prompts):
-    """Visual tokens that are a linear image of the text's learned tokens, P_v = M P_t.
+    """Visual tokens that follow the text's learned tokens, P_v = M P_t + p.
 
     Attributes:
         context: (1, depth, count, D_t), shared with the text side.
-        projection: M, one for all depths.
+        projection: M, one for all depths; zeros at first.
+        begin: p, (depth, 1, D), fixed: what the tokens are at first. The paper has none; see
+            ``zoo.prompt_learner.PromptLearner`` for why there is one.
     """
 
-    def __init__(self, context: nn.Parameter, begin: Tensor) -> None:
-        """Begin with the smallest M that makes the tokens ``begin`` (depth, count, D).
+    begin: Tensor
 
-        Of more tokens than the text has channels it makes the nearest that a linear map can.
-        """
-        super().__init__(begin.shape[0], begin.shape[1])
+    def __init__(self, context: nn.Parameter, begin: Tensor) -> None:
+        """Couple ``context`` (1, depth, count, D_t) to tokens that begin as ``begin`` (depth, D)."""
+        super().__init__(context.shape[1], context.shape[2])
         self.context = context
-        self.projection = nn.Linear(context.shape[3], begin.shape[2], bias=False)
-        with torch.no_grad():
-            map_back = torch.linalg.pinv(context[0].flatten(0, 1))
-            self.projection.weight.copy_((map_back @ begin.flatten(0, 1)).T)
+        self.register_buffer("begin", begin[:, None], persistent=False)
+        self.projection = nn.Linear(context.shape[3], begin.shape[1], bias=False)
+        nn.init.zeros_(self.projection.weight)
 
     def forward(self) -> Tensor:
         """Return the tokens of every depth, (depth, count, D)."""
-        tokens: Tensor = self.projection(self.context[0])
+        tokens: Tensor = self.projection(self.context[0]) + self.begin
         return tokens
 
 

@@ -153,9 +153,7 @@ def _begin(
     return FitState(
         mark=digest.hexdigest(),
         model=learner,
-        optimiser=torch.optim.AdamW(
-            learner.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        ),
+        optimiser=torch.optim.AdamW(learner.groups(config), weight_decay=config.weight_decay),
         generator=torch.Generator().manual_seed(config.seed),
     )
 
@@ -169,9 +167,12 @@ def _learn(
     for step, rows in enumerate(_batches(state.generator, len(train.labels), config)):
         done = (state.epoch * config.steps + step) / (config.rounds * config.steps)
         for group in state.optimiser.param_groups:
-            group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            group["lr"] = group["most"] * 0.5 * (1 + math.cos(math.pi * done))
+        images = train.images[rows]
+        if config.augment and images.ndim == 4:
+            images = augmented(images, state.generator)
         classifier = learner.classifier()
-        logits = _logits(classifier, tower, scale, train.images[rows], config)
+        logits = _logits(classifier, tower, scale, images, config)
         loss = F.cross_entropy(logits, train.labels[rows].to(logits.device))
         if config.anchor:
             loss = loss + config.anchor * (1 - (classifier * learner.fixed).sum(dim=1)).mean()
@@ -180,6 +181,20 @@ def _learn(
         state.optimiser.step()
         total += loss.item()
     return total / config.steps
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror images (B, C, H, W) at random, and shift each by up to a sixteenth of its sides."""
+    height, width = images.shape[-2:]
+    edge = (height // 16, width // 16)
+    padded = F.pad(images.float(), (edge[1], edge[1], edge[0], edge[0]), mode="replicate")
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    found = []
+    for image, mirror in zip(padded, mirrored, strict=True):
+        top, left = (int(torch.randint(2 * e + 1, (), generator=generator)) for e in edge)
+        part = image[:, top : top + height, left : left + width]
+        found.append(part.flip(-1) if mirror else part)
+    return torch.stack(found).to(images.dtype)
 
 
 def _batches(generator: torch.Generator, size: int, config: TuneConfig) -> Iterator[Tensor]:

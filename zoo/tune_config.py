@@ -29,9 +29,11 @@ class TuneConfig:
         steps: between two of them.
         patience: rounds without a better validation loss before stopping.
         batch: images per step.
-        learning_rate: of AdamW, cosine to zero.
+        learning_rate: of text tokens; AdamW, cosine to zero.
+        visual_rate: of visual tokens, or of the map that makes them.
         weight_decay: of AdamW.
-        seed: of initial tokens and order.
+        seed: of initial tokens, order and augmentation.
+        augment: with visual tokens, mirror and shift the images to learn from at random.
         dtype: of the image tower's products; all else is float32.
         checkpointing: compute blocks again for their gradients, for less memory.
     """
@@ -48,8 +50,10 @@ class TuneConfig:
     patience: int = 6
     batch: int = 8
     learning_rate: float = 2e-3
+    visual_rate: float = 3e-4
     weight_decay: float = 0.0
     seed: int = 0
+    augment: bool = True
     dtype: str = "bfloat16"
     checkpointing: bool = False
 
@@ -62,8 +66,9 @@ class TuneConfig:
         for name in ("count", "depth", "rounds", "steps", "patience", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
+        for name in ("learning_rate", "visual_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number above 0")
         for name in ("weight_decay", "anchor"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 0")

@@ -106,8 +106,10 @@ class Split(Sequence[Example]):
 class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
-    templates: prompts with one `{}`. Subclasses with all of this filled in are found by name; one
-    that is made from a user's file names its instances.
+    templates: prompts with one `{}`. shots_from: the split that few-shot images are drawn from;
+    "val" where the embedded text tower learnt from train, whose images would teach nothing new.
+    Subclasses with all of this filled in are found by name; one that is made from a user's file
+    names its instances.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Dataset(abc.ABC):
     files: ClassVar[tuple[str, ...]]
     build_command: ClassVar[str]
     templates: ClassVar[tuple[str, ...]]
+    shots_from: ClassVar[SplitName] = "train"
 
     @property
     @abc.abstractmethod

@@ -1,9 +1,8 @@
 """Show emoji of two art styles, Noto (flat) and Fluent 3D, on plain or gradient backgrounds.
 
-Three tasks on the same images: the category (`emoji`), the subcategory (`emoji-subcategory`) and,
-for test emoji only, the name among all test names (`emoji-names`, zero-shot). Splits are disjoint
-by group of near-duplicate emoji, and both styles of an emoji share its split; the rule and what is
-left out stand in `harness.embedded.build_emoji`. The drawing is 96 to 160 px on a 196 px canvas.
+Tasks on the same images: category (`emoji`), subcategory (`emoji-subcategory`) and, for test emoji,
+the name among all test names (`emoji-names`, zero-shot). Splits are disjoint by group of
+near-duplicates (rule: `harness.embedded.build_emoji`). The drawing has 96 to 160 of 196 px.
 """
 
 import functools
@@ -145,8 +144,8 @@ class _EmojiTask(Dataset):
                 for pack, start, size in zip(packs, starts, sizes, strict=True)
             )
             starts = [start + size for start, size in zip(starts, sizes, strict=True)]
-            short_names = tuple(record.pop("short_names"))
-            found.append(Emoji(**record, short_names=short_names, images=(noto, fluent)))
+            names = tuple(record.pop("short_names"))
+            found.append(Emoji(**record, short_names=names, images=(noto, fluent)))
         return tuple(found)
 
     @property
@@ -188,6 +187,7 @@ class EmojiCategory(_EmojiTask):
     """Eight categories, across two styles."""
 
     name = "emoji"
+    shots_from = "val"
     title = "Emoji categories, Noto and Fluent 3D"
 
     @property

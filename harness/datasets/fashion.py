@@ -127,6 +127,7 @@ class Fashion(Dataset):
     source = "Fashion-MNIST, Zalando SE (Debian package dataset-fashion-mnist)"
     files = ("fashion-items.idx3", "fashion-index.json")
     build_command = "python -m harness.embedded.build_fashion"
+    shots_from = "val"
     templates = (
         "a photo of a {}.",
         "a picture of a {}.",

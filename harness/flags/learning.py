@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.shared import add, golden_windows
+from harness.flags.tuning import add_prompts
 from zoo.fit import FitConfig
 
 
 def add_fit(commands: Any) -> None:
     """Add ``fit``."""
-    fit = commands.add_parser("fit", help="Fit a predictor.")
+    fit = commands.add_parser("fit", help="Fit a predictor, or tune prompts.")
     kinds = fit.add_subparsers(required=True, metavar="WHAT")
+    add_prompts(kinds)
     parser = add(
         kinds,
         "predictor",
         "Fit a predictor to golden rankings, so that pretrained=True finds it.",
         "fit predictor --model clip_vit_b16.openai --dataset fashion",
     )
+    parser.set_defaults(what="predictor")
     parser.add_argument("--model", default="clip_vit_s14")
     parser.add_argument(
         "--dataset", nargs="*", default=[], help="its rankings that ship; without them, rank first"
