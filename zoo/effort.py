@@ -34,7 +34,7 @@ class Effort:
         return cls(
             grid=(int(rows), int(columns)),
             blocks=len(model.blocks) - start,
-            prefix=model.num_prefix_tokens,
+            prefix=model.prefix_count,
             dim=model.embed_dim,
             hidden=block.mlp.fc1.out_features,
             heads=block.attn.num_heads,

@@ -237,6 +237,8 @@ def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None
         raise ValueError(
             f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}"
         )
+    if model.prompts is not None and model.prompts.depth > max(1, config.block):
+        raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
     count = len(windows(model.patch_embed.grid_size, config.window, config.stride))
     if config.approximate is not None:
         check(config.approximate, model, config.block, config.window, count)

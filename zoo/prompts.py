@@ -88,7 +88,7 @@ class CoupledPrompts(Prompts):
     begin: Tensor
 
     def __init__(self, context: nn.Parameter, begin: Tensor) -> None:
-        """Couple ``context`` (1, depth, count, D_t) to tokens that begin as ``begin`` (depth, D)."""
+        """Couple ``context`` to tokens that begin as ``begin`` (depth, D), all of a depth alike."""
         super().__init__(context.shape[1], context.shape[2])
         self.context = context
         self.register_buffer("begin", begin[:, None], persistent=False)

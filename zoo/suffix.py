@@ -61,7 +61,7 @@ class Suffix:
         scratch = None if compiled else Scratch()
         self._lean = [LeanBlock(b, PRECISIONS[precision], scratch) for b in blocks[block:full]]
         self.device = next(model.parameters()).device
-        tokens = model.num_prefix_tokens + model.patch_embed.num_patches
+        tokens = model.prefix_count + model.patch_embed.num_patches
         self.batch = batch or fitting_batch(model.embed_dim, tokens, self.device)
         self._compiled = torch.compile(self._through, dynamic=False) if compiled else None
 

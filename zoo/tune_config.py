@@ -64,14 +64,11 @@ class TuneConfig:
             if value not in known:
                 raise ValueError(f"{name}={value!r}: {expected(value, known)}")
         for name in ("count", "depth", "rounds", "steps", "patience", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 1")
+            self._need(name, getattr(self, name) >= 1, "a number from 1")
         for name in ("learning_rate", "visual_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number above 0")
+            self._need(name, 0 < getattr(self, name) < math.inf, "a number above 0")
         for name in ("weight_decay", "anchor"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 0")
+            self._need(name, 0 <= getattr(self, name) < math.inf, "a number from 0")
         if self.class_specific and self.tokens == "vt" and self.coupled:
             raise ValueError(
                 "class_specific=True: an image's tokens can't come from those of a class that is "
@@ -79,3 +76,7 @@ class TuneConfig:
             )
         if self.tokens == "v" and (self.class_specific or self.init is not None):
             raise ValueError("class_specific and init are about text tokens; tokens='v' has none")
+
+    def _need(self, name: str, fine: bool, what: str) -> None:
+        if not fine:
+            raise ValueError(f"{name}={getattr(self, name)!r}: expected {what}")

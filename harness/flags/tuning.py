@@ -28,13 +28,12 @@ def add_prompts(kinds: Any) -> None:
         "--patience", type=int, default=TuneConfig.patience, help="rounds without a better one"
     )
     parser.add_argument("--batch", type=int, default=TuneConfig.batch, help="images per step")
+    for flag, what in (("learning-rate", "of text tokens"), ("visual-rate", "of visual ones")):
+        default = getattr(TuneConfig, flag.replace("-", "_"))
+        parser.add_argument(f"--{flag}", type=float, default=default, help=what)
     parser.add_argument(
-        "--learning-rate", type=float, default=TuneConfig.learning_rate, help="of text tokens"
+        "--no-augment", dest="augment", action="store_false", help="see them as they are"
     )
-    parser.add_argument(
-        "--visual-rate", type=float, default=TuneConfig.visual_rate, help="of visual ones"
-    )
-    parser.add_argument("--no-augment", dest="augment", action="store_false")
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
     parser.add_argument("--dtype", default=TuneConfig.dtype, help="float32 or bfloat16")
     parser.add_argument(

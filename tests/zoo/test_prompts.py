@@ -1,0 +1,238 @@
+"""Learned visual tokens in the tower: where they are, who sees them, what they leave alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+import zoo
+from zoo.adopt import sharing
+from zoo.prompt_file import PromptFile, save_prompts
+from zoo.prompts import CosineHead, CoupledPrompts, PromptShape, VisualPrompts
+from zoo.weights import blocks_fingerprint
+
+Build = Callable[..., nn.Module]
+COUNT = 5
+
+
+def prompted(model: Any, depth: int = 1, count: int = COUNT) -> zoo.ReducedViT:
+    """Return the model with lively learned tokens, sharing everything else."""
+    other = sharing(model)
+    prompts = VisualPrompts(depth, count, model.embed_dim, device=None, dtype=None)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        prompts.tokens.copy_(torch.randn(prompts.tokens.shape, generator=generator))
+    other.prompts = prompts
+    return other.eval()
+
+
+def by_hand(model: Any, images: Tensor) -> Tensor:
+    """Compute a dense prompted tower with timm's own parts, token by token list."""
+    prompts = model.prompts()
+    x = model._pos_embed(model.patch_embed(images))
+    rows = []
+    for row in x:
+        rows.append(torch.stack([row[0], *prompts[0], *row[1:]]))
+    x = model.norm_pre(torch.stack(rows))
+    for index, block in enumerate(model.blocks):
+        if 0 < index < len(prompts):
+            x = torch.stack([torch.stack([row[0], *prompts[index], *row[6:]]) for row in x])
+        x = block(x)
+    return model.head(model.norm(x)[:, 0])
+
+
+@pytest.mark.parametrize("depth", [1, 3, 6])
+@torch.no_grad()
+def test_equals_the_tower_by_hand(tiny: Build, images: Tensor, depth: int):
+    for name in ("clip_vit_b16.openai", "clip_vit_s14"):
+        model = prompted(tiny(name), depth)
+        assert torch.allclose(model(images), by_hand(model, images), atol=1e-5)
+
+
+@torch.no_grad()
+def test_no_method_touches_learned_tokens(half: zoo.ReducedViT, images: Tensor):
+    model = prompted(half)
+    plain, tuned = half.trace(images), model.trace(images)
+    assert tuned.final_tokens == plain.final_tokens
+    assert tuned.tokens_per_block == tuple(n + COUNT for n in plain.tokens_per_block)
+    assert all((r.before < 64).all() for r in tuned.reductions)
+    assert (tuned.output - plain.output).abs().max() > 1e-3
+    tokens, _ = model.advance(model.embed(images))
+    assert tokens.prefix == 1 + COUNT
+    assert tokens.x.shape[1] == tokens.prefix + tokens.patch_count
+
+
+@torch.no_grad()
+def test_every_block_sees_them(tiny: Build, images: Tensor):
+    """Changing what enters any block's learned tokens changes the output."""
+    model = prompted(tiny("clip_vit_b16.openai"))
+    for block in range(6):
+        tokens, _ = model.advance(model.embed(images), stop=block)
+        x = tokens.x.clone()
+        x[:, 1 : 1 + COUNT] *= torch.linspace(-2, 2, 48)
+        changed, _ = model.advance(tokens._replace(x=x), block)
+        assert (model.finish(changed) - model(images)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp", "conv", "mixer", "pooledmixer"])
+@torch.no_grad()
+def test_predictors_rank_patches_only(tiny: Build, images: Tensor, arch: str):
+    """Before block 0 patches don't know of learned tokens, so the ranking must be the same."""
+    model = tiny("clip_vit_b16_patchrank60.openai", arch=arch, reduce_at=0)
+    assert torch.equal(prompted(model).trace(images).ranking, model.trace(images).ranking)
+
+
+@torch.no_grad()
+def test_average_pooling_leaves_them_out(tiny: Build, images: Tensor):
+    model = prompted(tiny("clip_vit_b16.openai", global_pool="avg"))
+    tokens = model.forward_features(images)
+    assert torch.allclose(model.pool(tokens), tokens[:, 1 + COUNT :].mean(dim=1), atol=1e-6)
+    assert torch.equal(model.pool(tokens, "token"), tokens[:, 0])
+
+
+@torch.no_grad()
+def test_intermediates_count_them_as_prefix(tiny: Build, images: Tensor):
+    model = prompted(tiny("clip_vit_b16_evit60.openai", reduce_at=[1, 3]))
+    found = model.forward_intermediates(images, return_prefix_tokens=True, intermediates_only=True)
+    assert [m.shape for m, _ in found] == [(3, 48, 8, 8)] * 6
+    assert [p.shape[1] for _, p in found] == [1 + COUNT] * 6
+
+
+@torch.no_grad()
+def test_all_gone_is_the_plain_tower_bit_for_bit(half: zoo.ReducedViT, images: Tensor):
+    model = prompted(half)
+    model.prompts = None
+    assert torch.equal(model(images), half(images))
+
+
+def test_coupled_tokens_are_a_linear_image_of_the_text(tiny: Build):
+    context = nn.Parameter(torch.randn(1, 2, 4, 7))
+    coupled = CoupledPrompts(context, torch.randn(2, 48))
+    assert torch.equal(coupled(), coupled.begin.expand(2, 4, 48))
+    torch.nn.init.normal_(coupled.projection.weight)
+    moved = coupled() - coupled.begin
+    expected = torch.einsum("ktd,cd->ktc", context[0], coupled.projection.weight)
+    assert torch.allclose(moved, expected, atol=1e-5)
+    assert sum(p.numel() for p in coupled.parameters()) == context.numel() + 7 * 48
+
+
+def file_for(tower: nn.Module, folder: Path) -> PromptFile:
+    """Write prompts for a tiny tower of 7 features, 3 classes."""
+    tensors = {
+        "visual": torch.randn(1, COUNT, 48),
+        "classifier": F.normalize(torch.randn(3, 7), dim=-1),
+        "logit_scale": torch.tensor(100.0).log(),
+    }
+    facts: dict[str, Any] = {"model": "clip_vit_b16", "tag": "openai", "width": 48}
+    facts |= {"weights": blocks_fingerprint(tower.state_dict()), "dataset": "toy"}
+    facts |= {"classes": ("a", "b", "c"), "recipe": {}, "provenance": {}}
+    return save_prompts(folder / "prompts.safetensors", tensors, **facts)
+
+
+@pytest.mark.parametrize("method", [None, *sorted(zoo.METHODS)])
+@torch.no_grad()
+def test_a_tuned_model_gives_class_logits(
+    tiny: Build, images: Tensor, tmp_path: Path, method: str | None
+):
+    options = {} if method is None else {"keep": 0.5}
+    tower = zoo.reduce(tiny("clip_vit_b16.openai"), method=method, **options)
+    file = file_for(tower, tmp_path)
+    tuned = zoo.add_prompts(tower, file)
+    features = zoo.add_prompts(tower, file.path, classify=False)
+    unit = F.normalize(features(images), dim=-1)
+    assert torch.allclose(tuned(images), 100 * unit @ file.load()["classifier"].T, atol=1e-3)
+    assert tuned.num_classes == 3
+    assert tuned.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    assert tower.prompts is None
+    assert tower(images).shape == (3, 7)
+    assert tuned.blocks[0] is tower.blocks[0]
+    again = zoo.add_prompts(tuned, file)
+    assert torch.equal(again(images), tuned(images))
+
+
+@pytest.mark.parametrize(
+    "name", ["clip_vit_b16", "clip_vit_b16_tome60", "clip_vit_b16_patchrank60"]
+)
+@torch.no_grad()
+def test_saved_and_loaded(tiny: Build, images: Tensor, name: str, tmp_path: Path):
+    tower = tiny(f"{name}.openai")
+    model = zoo.add_prompts(tower, file_for(tower, tmp_path))
+    check_saved(model, images, tmp_path / "saved")
+
+
+@torch.no_grad()
+def test_saved_and_loaded_after_reduce(tiny: Build, images: Tensor, tmp_path: Path):
+    tower = zoo.reduce(tiny("clip_vit_b16.openai"), method="evit", keep=0.5, reduce_at=(1, 3))
+    model = zoo.add_prompts(tower, file_for(tower, tmp_path))
+    check_saved(model, images, tmp_path / "saved")
+
+
+def check_saved(model: nn.Module, images: Tensor, folder: Path) -> None:
+    save_for_hf(model, folder, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(again(images), model(images))
+    assert isinstance(again.head, CosineHead)
+    features = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    assert torch.equal(features(images), model.forward_head(model.forward_features(images), True))
+    other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=9).eval()
+    assert other(images).shape == (3, 9)
+    assert torch.equal(other.prompts(), model.prompts())
+
+
+@torch.no_grad()
+def test_the_classifier_can_be_replaced(tiny: Build, images: Tensor, tmp_path: Path):
+    tower = tiny("clip_vit_b16.openai")
+    model = zoo.add_prompts(tower, file_for(tower, tmp_path))
+    model.reset_classifier(0)
+    assert model(images).shape == (3, 48)
+    model.reset_classifier(4)
+    assert model(images).shape == (3, 4)
+
+
+def test_shape_is_plain_json():
+    assert PromptShape(tokens=1, depth=2, classes=3, features=4)._asdict() == {
+        "tokens": 1,
+        "depth": 2,
+        "classes": 3,
+        "features": 4,
+    }
+
+
+@torch.no_grad()
+def test_compiles_and_exports(tiny: Build, images: Tensor, tmp_path: Path):
+    tower = tiny("clip_vit_b16_clsattn60.openai")
+    model = zoo.add_prompts(tower, file_for(tower, tmp_path))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(images), model(images), atol=1e-3)
+    program = torch.export.export(model, (images,)).module()
+    assert torch.allclose(program(images), model(images), atol=1e-3)
+
+
+@pytest.mark.parametrize(("depth", "block", "fine"), [(1, 0, True), (3, 3, True), (3, 2, False)])
+def test_golden_rankings_of_a_tuned_tower(
+    tiny: Build, images: Tensor, depth: int, block: int, fine: bool
+):
+    model = prompted(tiny("clip_vit_b16.openai"), depth)
+    config = zoo.GoldenConfig(window=4, stride=4, block=block)
+    if not fine:
+        with pytest.raises(ValueError, match="block=2: later blocks get learned tokens"):
+            zoo.GoldenEngine(model, config)
+        return
+    found = zoo.golden_importance(model, images, config)
+    assert found.shape == (3, 64)
+    plain = zoo.golden_importance(sharing_without(model), images, config)
+    assert (found - plain).abs().max() > 1e-4
+
+
+def sharing_without(model: zoo.ReducedViT) -> zoo.ReducedViT:
+    other = sharing(model)
+    other.prompts = None
+    return other
