@@ -44,11 +44,11 @@ class TuneConfig:
     coupled: bool = True
     class_specific: bool = False
     init: str | None = None
-    anchor: float = 0.0
-    rounds: int = 20
-    steps: int = 20
-    patience: int = 6
-    batch: int = 8
+    anchor: float = 8.0
+    rounds: int = 12
+    steps: int = 10
+    patience: int = 4
+    batch: int = 16
     learning_rate: float = 2e-3
     visual_rate: float = 3e-4
     weight_decay: float = 0.0

@@ -1,0 +1,239 @@
+"""Tuning: what moves, what must not, how a stopped run goes on, and what is refused."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import TextTransformer
+from torch import nn
+
+import zoo
+from zoo.adopt import sharing
+from zoo.clip import Clip, ClipParts
+from zoo.prompt_learner import PromptLearner, mean_patches
+from zoo.text import CompactText, tokenizer
+from zoo.tune import Labelled, augmented, encode, frozen, tune
+from zoo.tune_config import TOKENS, TuneConfig
+
+Build = Callable[..., nn.Module]
+CLASSES = ("cat", "dog", "house")
+TEMPLATES = ("a photo of a {}.", "{}.")
+TOKENIZE = tokenizer(12)
+QUICK = {"count": 3, "rounds": 3, "steps": 4, "batch": 4, "dtype": "float32"}
+
+
+@pytest.fixture
+def parts(tiny: Build) -> ClipParts:
+    """Join a pruned tiny tower with a text tower of three words."""
+    vit = tiny("clip_vit_b16_patchrank60.openai", arch="mlp", width=8)
+    seen = TOKENIZE([t.format(name) for t in TEMPLATES for name in CLASSES]).unique().tolist()
+    geometry = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 7}
+    text = CompactText(seen, **geometry).eval()
+    with torch.no_grad():
+        for parameter in text.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    assert isinstance(vit, zoo.ReducedViT)
+    return ClipParts(Clip(vit, text, 3.0).eval(), None, TOKENIZE)
+
+
+def data(seed: int = 0, each: int = 4) -> Labelled:
+    """Draw images whose brightest channel tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(3).repeat(each)
+    images = torch.randn(len(labels), 3, 64, 64, generator=generator)
+    return Labelled(images + 3 * F.one_hot(labels, 3)[:, :, None, None], labels)
+
+
+def run(parts: ClipParts, **options: Any) -> PromptLearner:
+    kept = {k: options.pop(k) for k in ("on_round", "checkpoint") if k in options}
+    config = TuneConfig(**{**QUICK, **options})
+    vit = parts.model.visual
+    return tune(vit, parts, CLASSES, TEMPLATES, data(), data(1), config, **kept)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("coupled", [True, False])
+def test_nothing_else_moves_and_what_is_learned_does(parts: ClipParts, tokens: str, coupled: bool):
+    parts.model.text.tower.ln_final.weight.requires_grad_(False)
+    before = deepcopy(parts.model.state_dict())
+    asked = {name: p.requires_grad for name, p in parts.model.named_parameters()}
+    begun = run(
+        parts,
+        tokens=tokens,
+        coupled=coupled,
+        rounds=1,
+        steps=1,
+        learning_rate=1e-9,
+        visual_rate=1e-9,
+    ).tensors(3.0)
+    learner = run(parts, tokens=tokens, coupled=coupled)
+    after = parts.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {name: p.requires_grad for name, p in parts.model.named_parameters()} == asked
+    assert all(p.grad is None for p in parts.model.parameters())
+    assert parts.model.visual.prompts is None
+    found = learner.tensors(3.0)
+    assert ("context" in found, "visual" in found) == ("t" in tokens, "v" in tokens)
+    for name in {"context", "visual"} & found.keys():
+        assert (found[name] - begun[name]).abs().max() > 1e-4
+    assert torch.allclose(found["classifier"].norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("method", [None, *sorted(zoo.METHODS)])
+def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, method: str | None):
+    options = {} if method is None else {"keep": 0.5}
+    vit = zoo.reduce(parts.model.visual, method=method, **options).eval()
+    config = TuneConfig(**QUICK, depth=2)
+    images = data().images
+    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, mean_patches(vit, images, 2))
+    nn.init.normal_(learner.visual.projection.weight)
+    tower = sharing(vit)
+    tower.prompts = learner.visual
+    with frozen(vit, parts.model.text):
+        F.cross_entropy(tower(images) @ learner.classifier().T, data().labels).backward()
+    assert (learner.text.context.grad.abs().amax(dim=-1) > 0).all()
+    assert (learner.visual.projection.weight.grad.abs().amax(dim=1) > 0).all()
+    assert all(p.grad is None for p in vit.parameters())
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_it_learns(parts: ClipParts, tokens: str):
+    losses: list[tuple[float, float]] = []
+    rates = {"learning_rate": 0.05, "visual_rate": 0.02, "augment": False}
+    told: dict[str, Any] = {"on_round": lambda _, *both: losses.append(both), **rates}
+    run(parts, tokens=tokens, rounds=8, patience=8, steps=10, batch=12, **told)
+    assert losses[-1][0] < losses[0][0] - 0.02
+    assert min(val for _, val in losses) < losses[0][1]
+
+
+@pytest.mark.parametrize("tokens", ["t", "vt"])
+def test_a_stopped_run_goes_on_to_the_same_tokens(parts: ClipParts, tokens: str, tmp_path: Path):
+    whole = run(parts, tokens=tokens)
+
+    def stop(done: int, *_: float) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, tokens=tokens, checkpoint=path, on_round=stop)
+    rounds: list[int] = []
+    again = run(parts, tokens=tokens, checkpoint=path, on_round=lambda r, *_: rounds.append(r))
+    assert rounds == [2]
+    for name, tensor in whole.tensors(3.0).items():
+        assert torch.equal(again.tensors(3.0)[name], tensor)
+    with pytest.raises(ValueError, match="another recipe or of other"):
+        run(parts, tokens=tokens, checkpoint=path, seed=1)
+
+
+def test_the_best_round_is_kept(parts: ClipParts):
+    """A rate that ruins everything after the first steps must not have the last word."""
+    seen: list[float] = []
+    told: dict[str, Any] = {"learning_rate": 30.0, "patience": 2, "rounds": 9, "tokens": "t"}
+    learner = run(parts, on_round=lambda _, __, val: seen.append(val), **told)
+    best = seen.index(min(seen))
+    assert len(seen) == min(9, best + 3)
+    val = data(1)
+    vit, scale = parts.model.visual, parts.model.logit_scale.exp()
+    with torch.no_grad():
+        features = encode(vit, val.images, TuneConfig(**QUICK))
+        loss = F.cross_entropy(scale * features @ learner.classifier().T, val.labels)
+    assert loss.item() == pytest.approx(min(seen), rel=1e-5)
+
+
+def test_features_serve_as_well_as_images_for_text_tokens(parts: ClipParts):
+    config = TuneConfig(**QUICK, tokens="t")
+    vit = parts.model.visual
+    known = [Labelled(encode(vit, d.images, config), d.labels) for d in (data(), data(1))]
+    quick = tune(vit, parts, CLASSES, TEMPLATES, *known, config)
+    assert torch.equal(quick.classifier(), run(parts, tokens="t").classifier())
+
+
+def test_checkpointing_gives_the_same_tokens(parts: ClipParts):
+    plain, spared = run(parts), run(parts, checkpointing=True)
+    assert torch.allclose(plain.visual(), spared.visual(), atol=1e-6)
+    assert not parts.model.visual.grad_checkpointing
+
+
+def test_an_anchor_holds_the_text_features(parts: ClipParts):
+    def kept(anchor: float) -> float:
+        learner = run(parts, tokens="t", anchor=anchor, learning_rate=0.02, rounds=5)
+        return (learner.classifier() * learner.fixed).sum(dim=1).mean().item()
+
+    assert kept(100.0) > kept(0.0)
+
+
+def test_visual_tokens_begin_as_the_mean_patch(parts: ClipParts):
+    vit, images = parts.model.visual, data().images
+    config = TuneConfig(**QUICK, depth=2)
+    patches = mean_patches(vit, images, 2)
+    tokens, _ = vit.advance(vit.embed(images), 0, 1)
+    assert torch.allclose(patches[1], tokens.patches.mean(dim=(0, 1)), atol=1e-5)
+    coupled = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, patches)
+    assert torch.equal(coupled.visual(), patches[:, None].expand(-1, 3, -1))
+    free = TuneConfig(**QUICK, depth=2, coupled=False)
+    apart = PromptLearner(vit, parts, CLASSES, TEMPLATES, free, patches).visual()
+    assert torch.nn.functional.cosine_similarity(apart, coupled.visual(), dim=-1).min() > 0.95
+    assert not torch.equal(apart[0, 0], apart[0, 1])
+
+
+def test_the_papers_parameter_counts():
+    """B/16, 16 tokens: 8,192 for T, 401,408 for V+T."""
+    config = open_clip.get_model_config("ViT-B-16")
+    text = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"])
+    vit = zoo.ReducedViT(embed_dim=768, depth=1, num_heads=12, num_classes=512)
+    parts = ClipParts(Clip(vit, text, 4.6), None, open_clip.get_tokenizer("ViT-B-16"))
+    for tokens, count in (("t", 8_192), ("vt", 401_408), ("v", 12_288)):
+        patches = None if tokens == "t" else torch.zeros(1, 768)
+        recipe = TuneConfig(tokens=tokens)
+        learner = PromptLearner(vit, parts, ["cat"], ["{}"], recipe, patches)
+        assert learner.parameter_count == count
+
+
+def test_augmentation_mirrors_and_shifts():
+    image = torch.arange(32.0).expand(2, 3, 32, 32).clone()
+    drawn = augmented(image.repeat(20, 1, 1, 1), torch.Generator().manual_seed(0))
+    rising = drawn[:, 0, 0, 20] > drawn[:, 0, 0, 10]
+    assert 0 < int(rising.sum()) < 40
+    shifts = {round(float(row[0, 0, 16])) for row in drawn[rising]}
+    assert shifts == set(range(14, 19))
+
+
+def test_refusals(parts: ClipParts):
+    config = TuneConfig(**QUICK)
+    nothing = Labelled(torch.zeros(0, 3, 64, 64), torch.zeros(0, dtype=torch.int64))
+    vit = parts.model.visual
+    with pytest.raises(ValueError, match="nothing to tune"):
+        tune(vit, parts, CLASSES, TEMPLATES, nothing, data(), config)
+    tuned = sharing(vit)
+    tuned.prompts = run(parts).visual
+    with pytest.raises(ValueError, match="tuned already"):
+        tune(tuned, parts, CLASSES, TEMPLATES, data(), data(1), config)
+    with pytest.raises(ValueError, match="depth=7: the image tower has 6 blocks"):
+        run(parts, tokens="v", depth=7)
+    broken = Labelled(data(1).images * torch.nan, data(1).labels)
+    with pytest.raises(ValueError, match="validation loss is NaN in round 0"):
+        tune(vit, parts, CLASSES, TEMPLATES, data(), broken, config)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tokens": "tv"}, "tokens='tv': .*expected one of t, v, vt"),
+        ({"dtype": "float16"}, "dtype='float16'"),
+        ({"count": 0}, "count=0: expected a number from 1"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: expected a number above 0"),
+        ({"visual_rate": float("nan")}, "visual_rate=nan"),
+        ({"anchor": -1.0}, "anchor=-1.0: expected a number from 0"),
+        ({"class_specific": True}, "use coupled=False"),
+        ({"tokens": "v", "init": "a"}, "tokens='v' has none"),
+    ],
+)
+def test_recipes_out_of_range(options: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        TuneConfig(**options)
