@@ -1,6 +1,7 @@
 """What an accuracy rests on, in words: labelled images, captions seen in training, or neither."""
 
 from harness.datasets import get_dataset, list_datasets
+from harness.plan import PROMPTS
 from harness.records import Record
 
 
@@ -20,5 +21,12 @@ def captions(dataset: str) -> str:
 def protocol(record: Record) -> str:
     """Say how the images of a record were classified."""
     if record.shots:
-        return "1 shot" if record.shots == 1 else f"{record.shots} shots"
+        return f"{record.shots} {'shot' if record.shots == 1 else 'shots'}, {learned(record)}"
     return captions(record.dataset) if record.dataset in list_datasets() else "text classifier"
+
+
+def learned(record: Record) -> str:
+    """Say what was learned from the shots of a record."""
+    if record.tuning in PROMPTS:
+        return f"{PROMPTS[record.tuning]} ({record.prompt_tokens})"
+    return "linear probe"

@@ -33,6 +33,7 @@ def row(
         "dataset_revision": "12ab34cd",
         "split": "test",
         "shots": 16,
+        "tuning": "probe",
         "seed": 0,
         "image_count": 100,
         "correct_bits": pack_correct(correct),
@@ -90,7 +91,8 @@ PATCHRANK = row(
     border_chance=0.511,
     final_tokens=118,
 )
-EMOJI = [dataclasses.replace(record, dataset="emoji", shots=0) for record in (DENSE, *RANDOM)]
+BY_TEXT = {"dataset": "emoji", "shots": 0, "tuning": None}
+EMOJI = [dataclasses.replace(record, **BY_TEXT) for record in (DENSE, *RANDOM)]
 RECORDS = [*RANDOM, PATCHRANK, DENSE, *EMOJI]
 
 

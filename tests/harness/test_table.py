@@ -129,11 +129,18 @@ def test_the_caption_loses_nothing_to_markup():
 
 
 @pytest.mark.parametrize(
-    ("shots", "said"),
-    [(0, "text classifier: all class captions seen in text training"), (16, "16 shots")],
+    ("shots", "tuning", "said"),
+    [
+        (0, None, "text classifier: all class captions seen in text training"),
+        (1, "probe", "1 shot, linear probe"),
+        (16, "probe", "16 shots, linear probe"),
+        (16, "t", "16 shots, learned text tokens (4)"),
+        (16, "vt", "16 shots, learned visual and text tokens (4)"),
+    ],
 )
-def test_the_title_names_the_conditions(shots: int, said: str):
-    assert title(replace(FULL, shots=shots)) == (
+def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: str):
+    count = None if tuning in (None, "probe") else 4
+    assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
         f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, a processor, "
         "2 threads"
     )
