@@ -54,8 +54,8 @@ def test_a_second_run_reuses_all_of_it(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     before = (results / "records.jsonl").read_text("utf-8")
-    for name in ("outcomes", "costs"):
-        monkeypatch.setattr(bench, name, fail)
+    for name in ("view.outcomes", "bench.costs"):
+        monkeypatch.setattr(f"harness.{name}", fail)
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     assert (results / "records.jsonl").read_text("utf-8") == before
     out = capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_a_second_run_reuses_all_of_it(
 
 
 def test_fresh_measures_again(results: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench, "outcomes", fail)
+    monkeypatch.setattr("harness.view.outcomes", fail)
     with pytest.raises(AssertionError, match="measured again"):
         main([*RANDOM.split(), "--fresh", "--output", str(results)])
 
