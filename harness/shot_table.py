@@ -48,7 +48,9 @@ def place(record: Record) -> tuple[str, ...]:
 
 
 def shot_tables(groups: Sequence[Sequence[Average]]) -> list[ShotTable]:
-    """Put numbers of shots side by side, one table for each kind of tuning; none without shots.
+    """Put numbers of shots side by side, one table for each kind of tuning.
+
+    None where there is only one number of shots.
 
     Args:
         groups: of one dataset and tower, each of one number of shots and kind of tuning.
@@ -58,7 +60,8 @@ def shot_tables(groups: Sequence[Sequence[Average]]) -> list[ShotTable]:
     """
     kinds = dict.fromkeys(_kind(group) for group in groups if group[0].first.shots)
     by_text = [group for group in groups if not group[0].first.shots]
-    return [_shot_table([*by_text, *(g for g in groups if _kind(g) == kind)]) for kind in kinds]
+    found = [[*by_text, *(group for group in groups if _kind(group) == kind)] for kind in kinds]
+    return [_shot_table(columns) for columns in found if len(columns) > 1]
 
 
 def _kind(group: Sequence[Average]) -> tuple[str | None, int | None]:

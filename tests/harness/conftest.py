@@ -1,7 +1,7 @@
 """A whole benchmark in miniature: a tower of 64 patches, three classes, a cache in a folder."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
 import zoo
+from harness import view
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings
 from harness.towers import Tower
+from harness.tuning import Tuned
+from harness.variants import Variant
 from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor
 from zoo.predictor_file import predictor_name
 from zoo.text import CompactText, tokenizer
+from zoo.tune import TuneConfig
 from zoo.weights import cache_folder, fingerprint
 
 ARCH, TAG = "clip_vit_b16", "openai"
@@ -159,3 +164,74 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
         return path
 
     return call
+
+
+class Longer(zoo.ReducedViT):
+    """A tower with prefix tokens that stand for learned ones."""
+
+    def embed(self, images: torch.Tensor) -> Any:
+        tokens = super().embed(images)
+        more = self.learned.expand(len(images), -1, -1)
+        x = torch.cat([tokens.x[:, :1], more, tokens.x[:, 1:]], dim=1)
+        return tokens._replace(x=x, prefix=tokens.prefix + more.shape[1])
+
+
+class Tuner:
+    """Stand in for ``tuned``: text drawn by row, shots and seed; remember the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.salt = ""
+
+    def __call__(
+        self, rows: Sequence[Variant], parts: ClipParts, dataset: Dataset, **told: Any
+    ) -> dict[str, Tuned]:
+        self.calls.append({"rows": [row.key for row in rows], **told})
+        shots, seed, config = told["shots"], told["seed"], told["config"]
+        made = {}
+        for row in rows:
+            vit = self.longer(row.vit, config) if "v" in config.tokens else row.vit
+            digest = f"{row.key} {shots} {seed} {config.tokens}{self.salt}"
+            text = self.text(row.key, shots, seed)
+            made[row.key] = Tuned(vit=vit, classifier=text, digest=digest)
+        return made
+
+    def text(self, key: str, shots: int, seed: int) -> torch.Tensor:
+        """Draw a tuned classifier; the last class has no words."""
+        drawn = torch.Generator().manual_seed(1000 * shots + 10 * seed + len(key))
+        text = F.normalize(torch.randn(4, 7, generator=drawn), dim=-1)
+        text[3] = torch.nan
+        return text
+
+    def longer(self, vit: zoo.ReducedViT, config: TuneConfig) -> Longer:
+        """Add random tokens to a tower, whose weights stay shared."""
+        made = Longer.__new__(Longer)
+        torch.nn.Module.__init__(made)
+        for name, value in vit.__dict__.items():
+            made.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        generator = torch.Generator().manual_seed(config.seed)
+        drawn = torch.randn(config.count, vit.embed_dim, generator=generator)
+        made.learned = torch.nn.Parameter(drawn)
+        return made
+
+
+@pytest.fixture
+def tuner(monkeypatch: pytest.MonkeyPatch) -> Tuner:
+    """Learn nothing, quickly."""
+    tuner = Tuner()
+    monkeypatch.setattr("harness.bench.tuned", tuner)
+    return tuner
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
+    """Return what `outcomes` was called for: rows, and how many images."""
+    calls: list[tuple[list[str], int]] = []
+
+    def counted(rows: Sequence[Variant], split: Any, *args: Any, **told: Any) -> Any:
+        calls.append(([row.method for row in rows], len(split)))
+        return real(rows, split, *args, **told)
+
+    real = view.outcomes
+    monkeypatch.setattr(view, "outcomes", counted)
+    return calls
