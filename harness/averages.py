@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.records import Latency, Record, refuse_mixed
-from harness.statistics import Interval, bootstrap_share, mean_interval
+from harness.statistics import Interval, bootstrap_counts, mean_interval
 from harness.variants import DENSE
 
 
@@ -56,10 +56,10 @@ class Average:
         return self.first.method_config if len(self.records) == 1 else _settings(self.first)
 
     @property
-    def right(self) -> NDArray[np.float64]:
-        """(image_count,) how often each image was right, a share of the seeds."""
-        shares: NDArray[np.float64] = np.mean([r.correct for r in self.records], axis=0)
-        return shares
+    def hits(self) -> NDArray[np.int64]:
+        """(image_count,) for how many seeds each image was right."""
+        counts: NDArray[np.int64] = np.sum([r.correct for r in self.records], axis=0)
+        return counts
 
     def mean(self, field: str) -> Any:
         """Return the mean over seeds of a field of ``Record``; None where one lacks it."""
@@ -114,15 +114,22 @@ def averages(records: Sequence[Record]) -> list[Average]:
                 f"which others have, or has them with other settings"
             )
     rows = [_over_seeds(tuple(own[seed] for seed in seeds)) for own in models.values()]
-    dense = next((row.right for row in rows if row.method == DENSE), None)
+    dense = next((row for row in rows if row.method == DENSE), None)
     if dense is None:
         return rows
     return [
-        row
-        if row.method == DENSE
-        else replace(row, to_dense=bootstrap_share(row.right - dense, seed=0))
-        for row in rows
+        row if row is dense else replace(row, to_dense=mean_difference(row, dense)) for row in rows
     ]
+
+
+def mean_difference(row: Average, other: Average) -> Interval:
+    """Return top-1 of a row minus another's, mean over their seeds, paired by image.
+
+    The interval is a 95 % bootstrap over images. Whole numbers are resampled and divided at the
+    end, so equal rows differ by exactly 0.
+    """
+    total = bootstrap_counts(row.hits - other.hits, seed=0)
+    return Interval(*(number / len(row.records) for number in total))
 
 
 def _single(record: Record) -> Average:

@@ -109,11 +109,13 @@ def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> li
         batches=(),
     )
     if args.prompts is not None:
-        if args.shots:
-            raise ValueError(
-                f"--prompts {str(args.prompts)!r} with --shots {args.shots}: the file says what it "
-                "was learned from; give one of the two"
-            )
+        defaults = {"shots": 0, "tokens": Plan.tokens, "num_tokens": Plan.num_tokens}
+        for name, default in defaults.items():
+            if (given := getattr(args, name)) != default:
+                raise ValueError(
+                    f"--prompts {str(args.prompts)!r} with --{name.replace('_', '-')} {given}: the "
+                    "file says what it was learned from; give one of the two"
+                )
         return judge(plan, args.prompts, Progress(status))
     return next(compare(plan, [], Progress(status)))
 

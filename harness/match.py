@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.averages import Average, averages
+from harness.averages import Average, averages, mean_difference
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record
 from harness.solve import KeepSolver
-from harness.statistics import Interval, bootstrap_share, mcnemar_exact, paired_difference
+from harness.statistics import Interval, mcnemar_exact, paired_difference
 from harness.variants import DENSE, GOLDEN, Asked, rows_of
 from zoo.reducer import expected
 from zoo.vit import ReducedViT
@@ -142,7 +142,7 @@ def matched(records: Sequence[Record], target: str) -> list[Matched]:
 
 def _paired(other: Average, goal: Average) -> Matched:
     if len(goal.records) > 1:
-        difference, p_value = bootstrap_share(other.right - goal.right, seed=0), None
+        difference, p_value = mean_difference(other, goal), None
     else:
         ours, theirs = other.first.correct, goal.first.correct
         difference = paired_difference(ours, theirs, seed=0)

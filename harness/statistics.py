@@ -122,13 +122,13 @@ def bootstrap_mean(
     return Interval(float(sample.mean()), low, high)
 
 
-def bootstrap_share(
+def bootstrap_counts(
     values: ArrayLike, seed: int, resamples: int = 10_000, confidence: float = 0.95
 ) -> Interval:
     """Return what `bootstrap_mean` does, quickly where few values are distinct.
 
-    Such are an image's shares of right answers among a few seeds, and their differences.
-    Resampling is a multinomial draw of how often each distinct value comes.
+    Such are the numbers of seeds that were right on an image, and their differences. Resampling
+    is a multinomial draw of how often each distinct value comes.
 
     Raises:
         ValueError: No values, or NaN among them.
