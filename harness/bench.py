@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.datasets.base import Dataset
-from harness.evaluate import correct, few_shot, linear_probe
+from harness.evaluate import correct, linear_probe
+from harness.few_shot import draw_train
 from harness.match import matched_rows
 from harness.measure import costs
 from harness.plan import DTYPES, PROBE, Plan, Tuning
@@ -16,11 +17,11 @@ from harness.progress import Progress
 from harness.recording import blank, filled
 from harness.records import Record
 from harness.reuse import fitting
-from harness.tuning import Tuned, tuned
+from harness.tuning import Tuned
 from harness.variants import DENSE, GOLDEN, Variant, rows_of, variants
 from harness.view import View, importance
 from zoo.clip import ClipParts, create_clip
-from zoo.tune import TuneConfig
+from zoo.tune_config import TuneConfig
 from zoo.weights import fingerprint
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
@@ -137,27 +138,17 @@ class Bench:
 
     def _view(self, dataset: Dataset) -> View:
         if self.view is None or self.view.dataset is not dataset:
-            model = f"{self.rows[0].model}.{self.tag}"
-            told = (self.plan, self.parts, model, self.weights, self.progress)
-            self.view = View(dataset, *told)
+            told = (self.plan, self.parts, self.rows[0].model, self.tag, self.weights)
+            self.view = View(dataset, *told, self.progress)
         return self.view
 
     def _tuned(self, dataset: Dataset, tuning: Tuning) -> dict[str, Tuned]:
         """Learn tokens for each row that can be run."""
         assert tuning.kind is not None
         assert tuning.prompt_tokens is not None
-        return tuned(
-            [row for row in self.rows if row.method != GOLDEN],
-            self.parts,
-            dataset,
-            shots=tuning.shots,
-            seed=tuning.seed,
-            config=TuneConfig(tokens=tuning.kind, count=tuning.prompt_tokens, seed=tuning.seed),
-            device=self.plan.device,
-            weights=self.weights,
-            tag=self.tag,
-            progress=self.progress,
-        )
+        config = TuneConfig(tokens=tuning.kind, count=tuning.prompt_tokens, seed=tuning.seed)
+        rows = [row for row in self.rows if row.method != GOLDEN]
+        return self._view(dataset).tuner.tuned(rows, tuning.shots, tuning.seed, config)
 
     def _prompted(self, row: Variant, prompts: Mapping[str, Tuned]) -> Variant:
         """Return a row as its prompts make it."""
@@ -165,10 +156,9 @@ class Bench:
             return row
         own = prompts[self.rows[0].key if row.method == GOLDEN else row.key]
         config = row.config | {"prompts": own.digest}
-        if row.method == GOLDEN or own.vit is row.vit:
+        if row.method == GOLDEN or own.vit.prompts is None:
             return replace(row, config=config)
-        vit = own.vit.to(self.plan.device, DTYPES[self.plan.dtype]).eval()
-        return replace(row, config=config, vit=vit, prompted=True)
+        return replace(row, config=config, vit=own.vit)
 
     def _classifiers(
         self, view: View, tuning: Tuning, prompts: Mapping[str, Tuned]
@@ -179,7 +169,7 @@ class Bench:
         if tuning.kind != PROBE:
             return dict.fromkeys((row.key for row in self.rows), view.text)
         dataset = view.dataset
-        train = few_shot(dataset, tuning.shots, tuning.seed)
+        train = draw_train(dataset, tuning.shots, tuning.seed)
         rows = [row for row in self.rows if row.method != GOLDEN]
         features = view.outcomes(rows, train, f"{tuning.shots} shots of {dataset.name}")
         answer = torch.from_numpy(train.labels)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from harness.datasets import names_of
 from harness.flags import build_parser
 from harness.golden.work import OtherProcessError
 from harness.listing import list_tables
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.argv = list(sys.argv[1:] if argv is None else argv)
     console = Console(stderr=True)
     try:
+        _name_datasets(args)
         COMMANDS[args.command](args)
     except (ValueError, OSError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
@@ -46,6 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print("stopped; what is done is kept, the same command goes on from there")
         return 130
     return 0
+
+
+def _name_datasets(args: argparse.Namespace) -> None:
+    """Put names where datasets are given by their split file."""
+    for option in ("dataset", "datasets"):
+        given = getattr(args, option, None)
+        if isinstance(given, str):
+            setattr(args, option, names_of([given])[0])
+        elif given:
+            setattr(args, option, names_of(given))
 
 
 def _limit(args: argparse.Namespace) -> int | None:

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from harness.bench import Bench
 from harness.datasets import get_dataset
-from harness.evaluate import few_shot
+from harness.few_shot import draw, draw_train
 from harness.match import check_match
-from harness.plan import Plan, check_tunings
+from harness.plan import PROMPTS, Plan, check_tunings, tuning_of
 from harness.progress import Progress
 from harness.records import Record
 from harness.towers import split_name
-from harness.tuning import load_tuned, tuning_of
+from harness.tuning import Tuned
 from harness.variants import GOLDEN
+from zoo.prompt_file import PromptFile
 
 
 def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
@@ -35,7 +36,8 @@ def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator
     datasets = [get_dataset(name) for name in plan.datasets]
     for dataset in datasets:
         for shots in filter(None, plan.shots):
-            few_shot(dataset, shots, plan.seed)  # refuses at once what would fail after the work
+            # Refuses at once what would fail after the work.
+            (draw if plan.tokens in PROMPTS else draw_train)(dataset, shots, plan.seed)
     if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
         progress.say(
             f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "
@@ -60,11 +62,13 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
         progress: where to show how far things are.
 
     Raises:
-        ValueError: an unknown name, or prompts of another row or dataset.
+        ValueError: an unknown name, or prompts of another tower or of other classes.
         FileNotFoundError: no such file.
     """
     dataset = get_dataset(plan.datasets[0])
-    tuning = tuning_of(prompts)
+    file = PromptFile.read(prompts)
+    file.require_classes(dataset.classes)
+    tuning = tuning_of(file)
     bench = Bench.build(plan, *split_name(plan.models[0]), progress)
     row = bench.rows[-1]
-    return bench.judged(dataset, tuning, [row], {row.key: load_tuned(row, prompts, dataset)})
+    return bench.judged(dataset, tuning, [row], {row.key: Tuned.of(row.vit, file)})

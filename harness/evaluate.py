@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.datasets.base import Dataset, Example, Split, shots
+from harness.datasets.base import Dataset, Example, Split
+from harness.few_shot import seeded_order
 from harness.variants import GOLDEN, Variant, run
 from zoo.clip import ClipParts, class_features
 
@@ -53,7 +54,7 @@ def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
         (n,) positions. Classes give in turn; which image a class gives next is drawn once and for
         all.
     """
-    order = np.argsort(np.random.PCG64(SUBSET_SEED).random_raw(len(labels)), kind="stable")
+    order = seeded_order(len(labels), SUBSET_SEED)
     grouped = np.argsort(labels[order], kind="stable")
     _, starts, counts = np.unique(labels[order][grouped], return_index=True, return_counts=True)
     turn = np.empty(len(labels), dtype=np.int64)
@@ -197,8 +198,3 @@ def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 
 
     optimiser.step(closure)
     return weights.detach()
-
-
-def few_shot(dataset: Dataset, k: int, seed: int) -> Split:
-    """Return the split of k labelled training images per class."""
-    return dataset.split("train").subset(shots(dataset, k, seed))

@@ -157,6 +157,6 @@ def _golden(given: Sequence[Rankings], model: str, dataset: Dataset, split: Spli
     if found is None:
         raise ValueError(
             f"no golden rankings of {dataset.name} {split}; make them with: python -m harness rank "
-            f"--model {model} --dataset {dataset.images_of} --split {split}"
+            f"--model {model} --dataset {get_dataset(dataset.images_of).asked_as} --split {split}"
         )
     return found

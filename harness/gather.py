@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.entering import Joined, entering
-from harness.few import few
+from harness.few_shot import draw_ranked, seeded_order
 from harness.golden.provenance import FOLDER_SPLIT, Provenance
 from harness.golden.store import Rankings
 from harness.images import folder_images
@@ -84,7 +84,7 @@ def gather(
                     f"--shots {shots}: the images of folder {facts.dataset!r} have no classes; "
                     "leave it out, or rank fewer images"
                 )
-            rows = few(dataset, part.image_ids, part.labels, shots, seed)
+            rows = draw_ranked(dataset, part.image_ids, part.labels, shots, seed)
         chosen.append(rows + len(ids))
         ids += part.image_ids
         tokens.append(part.tokens)
@@ -148,7 +148,7 @@ def held_out(given: Sequence[Rankings]) -> list[list[Rankings]]:
                 f"{len(names)} ranked images of {rankings.provenance.dataset!r} are too few to "
                 f"hold one in {HELD_OUT} out for early stopping; rank more, or give --val"
             )
-        order = np.argsort(np.random.PCG64(0).random_raw(len(names)), kind="stable")
+        order = seeded_order(len(names), 0)
         stop = {names[i] for i in order[: len(names) // HELD_OUT]}
         parts[0].append(rankings.take([name for name in rankings.image_ids if name not in stop]))
         parts[1].append(rankings.take([name for name in rankings.image_ids if name in stop]))

@@ -5,7 +5,8 @@ from rich.table import Table
 import zoo
 from harness.datasets import get_dataset, list_datasets
 from harness.protocol import captions
-from zoo.registry import PERCENTS, SIZES
+from zoo.registry import PERCENTS
+from zoo.sizes import SIZES
 from zoo.weights import fitted_blocks
 
 

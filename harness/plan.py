@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.datasets.base import SplitName
+from zoo.prompt_file import PromptFile
 from zoo.reducer import expected
-from zoo.tune import TuneConfig
+from zoo.tune_config import TuneConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE = "probe"
@@ -96,6 +97,23 @@ class Plan:
         seeds = range(self.seed, self.seed + self.seeds)
         first = Tuning(shots=shots, seed=self.seed, kind=self.tokens, prompt_tokens=count)
         return [replace(first, seed=seed) for seed in seeds]
+
+
+def tuning_of(file: PromptFile) -> Tuning:
+    """Return what prompts in a file were learned from.
+
+    Raises:
+        ValueError: not from a number of shots, so that no record could say it.
+    """
+    try:
+        return Tuning(
+            shots=file.provenance["shots"],
+            seed=file.provenance["draw"],
+            kind=file.recipe["tokens"],
+            prompt_tokens=file.recipe["count"],
+        )
+    except KeyError as error:
+        raise ValueError(f"prompts {str(file.path)!r} don't say their {error.args[0]}") from error
 
 
 def check_tunings(plan: Plan) -> None:

@@ -57,7 +57,7 @@ class Record:
     tag: str  # of the timm weights
     weights_sha256: str  # of the image tower all methods share, a predictor not included
     dataset: str
-    dataset_revision: str  # hash of the shipped files
+    dataset_revision: str  # hash of the shipped files, or of the split file
     split: str
     shots: int  # labelled training images per class; 0 = by text
     tuning: str | None = None  # what was learned from them, of plan.TUNINGS; None at 0 shots

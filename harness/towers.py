@@ -13,7 +13,8 @@ from zoo.adopt import reduce
 from zoo.clip import ClipParts, create_clip, image_transform
 from zoo.load_open_clip import FOLDER, HUB, UNUSABLE, load_open_clip, unusable
 from zoo.reducer import expected
-from zoo.registry import MODELS, SIZES
+from zoo.registry import MODELS
+from zoo.sizes import SIZES
 from zoo.vit import ReducedViT, host_spec
 
 OPEN_CLIP = "open_clip:"

@@ -1,59 +1,231 @@
-"""Rows with learned tokens, made or found (a stand-in until the real one comes)."""
+"""Models tuned on a few labelled images: made once for each draw and recipe, and kept."""
 
-# ruff: noqa: ARG001
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from harness.datasets.base import Dataset
-from harness.plan import Tuning
+from harness.datasets.base import Dataset, Split
+from harness.evaluate import correct, outcomes, text_classifier
+from harness.few_shot import draw
 from harness.progress import Progress
 from harness.variants import Variant
+from zoo.adopt import add_prompts
 from zoo.clip import ClipParts
-from zoo.tune import TuneConfig
+from zoo.files import digest_of
+from zoo.prompt_file import PromptFile, save_prompts
+from zoo.tune import Labelled, tune
+from zoo.tune_config import TuneConfig
 from zoo.vit import ReducedViT
+from zoo.weights import blocks_fingerprint, cache_folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A row with what was learned for it.
+    """A model with the prompts that were tuned on it.
 
     Attributes:
-        vit: like the row's; carries learned visual tokens if there are some, else the row's own.
-        classifier: (classes, D) unit float32, tuned text features.
-        digest: 16 hex digits that tell these prompts from others.
+        vit: maps images to the joint space, with learned visual tokens if there are any.
+        classifier: (classes, D) unit text features.
+        file: where the prompts are.
     """
 
     vit: ReducedViT
     classifier: Tensor
-    digest: str
+    file: PromptFile
+
+    @classmethod
+    def of(cls, vit: ReducedViT, file: PromptFile) -> "Tuned":
+        """Give a model the prompts of a file.
+
+        Raises:
+            ValueError: they were tuned on another tower.
+        """
+        tower = add_prompts(vit, file, classify=False)
+        return cls(vit=tower, classifier=file.load()["classifier"], file=file)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that tell these prompts from others."""
+        return digest_of(self.file.path)
 
 
-def tuned(
-    rows: Sequence[Variant],
-    parts: ClipParts,
-    dataset: Dataset,
-    *,
-    shots: int,
-    seed: int,
-    config: TuneConfig,
-    device: str,
-    weights: str,
-    tag: str,
-    progress: Progress,
-) -> dict[str, Tuned]:
-    """Tune rows on ``shots`` training images per class that ``seed`` draws; by their keys."""
-    raise ValueError("learned tokens can't be made yet")
+class Tuner:
+    """Tune models of one tower on labelled images of one dataset.
 
+    Args:
+        parts: tower, text tower, tokenizer, preprocessing.
+        dataset: where classes and images are from.
+        model: dense name of the tower.
+        tag: its weight tag.
+        weights: fingerprint of the tower's weights as they were loaded.
+        progress: where to show how far things are.
+    """
 
-def tuning_of(path: Path) -> Tuning:
-    """Return what a file of prompts was learned from."""
-    raise ValueError(f"prompts {str(path)!r} can't be read yet")
+    def __init__(
+        self,
+        parts: ClipParts,
+        dataset: Dataset,
+        *,
+        model: str,
+        tag: str,
+        weights: str,
+        progress: Progress,
+    ) -> None:
+        """Look at no image yet."""
+        self.parts, self.dataset, self.progress = parts, dataset, progress
+        self.model, self.tag, self.weights = model, tag, weights
+        self._features: dict[tuple[str, str], Tensor] = {}
+        self._pixels: dict[str, Tensor] = {}
 
+    def tuned(
+        self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig
+    ) -> dict[str, Tuned]:
+        """Tune each row on ``shots`` labelled images per class, or take what was tuned before.
 
-def load_tuned(row: Variant, path: Path, dataset: Dataset) -> Tuned:
-    """Read the prompts of a file into a row."""
-    raise ValueError(f"prompts {str(path)!r} can't be read yet")
+        Args:
+            rows: variants of the tower, on one device in one dtype; golden ones can't be tuned.
+            shots: labelled images per class to learn from.
+            seed: draws them; the recipe has its own.
+            config: recipe.
+
+        Returns:
+            What came out, by the key of the row.
+
+        Raises:
+            ValueError: what ``draw`` and ``zoo.tune`` refuse.
+        """
+        paths = {row.key: self._place(row, shots, seed, config) for row in rows}
+        missing = [row for row in rows if not paths[row.key].is_file()]
+        if missing:
+            drawn = draw(self.dataset, shots, seed)
+            if config.tokens == "t":
+                self._encode(missing, (drawn.train, drawn.val))
+        for row in missing:
+            train, val = (self._labelled(row, split, config) for split in drawn)
+            self.tune(row, train, val, config, paths[row.key], {"shots": shots, "draw": seed})
+        return {row.key: Tuned.of(row.vit, PromptFile.read(paths[row.key])) for row in rows}
+
+    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
+        """Return top-1 on some images of a row as it is, by text, and tuned."""
+        text, _ = text_classifier(self.parts, self.dataset)
+        told = {"tuned": replace(row, vit=tuned.vit), "untuned": row}
+        found = []
+        for name, classifier in (("untuned", text), ("tuned", tuned.classifier)):
+            like = next(row.vit.blocks.parameters())
+            outcome = outcomes(
+                [told[name]], split, self.parts.preprocess, device=like.device, dtype=like.dtype
+            )[row.key]
+            found.append(float(correct(outcome.features, classifier, split.labels).mean()))
+        return found[0], found[1]
+
+    def tune(
+        self,
+        row: Variant,
+        train: Labelled,
+        val: Labelled,
+        config: TuneConfig,
+        path: Path,
+        provenance: dict[str, Any],
+    ) -> PromptFile:
+        """Tune one row on given images and write the result; go on where a stopped run was.
+
+        Args:
+            row: the model.
+            train: images to learn from.
+            val: images to stop by.
+            config: recipe.
+            path: result.
+            provenance: further facts to keep.
+        """
+        checkpoint = path.with_suffix(".pt")
+        what = f"{config.tokens} for {row.key}, {self.dataset.name}"
+        if (shots := provenance.get("shots")) is not None:
+            what += f", {shots} shots, draw {provenance.get('draw')}"
+        with self.progress.task(what, config.rounds) as update:
+            learner = tune(
+                row.vit,
+                self.parts,
+                self.dataset.classes,
+                self.dataset.templates,
+                train,
+                val,
+                config,
+                on_round=lambda done, *_: update(done + 1),
+                checkpoint=checkpoint,
+            )
+        file = save_prompts(
+            path,
+            learner.tensors(self.parts.model.logit_scale.item()),
+            model=self.model,
+            tag=self.tag,
+            weights=blocks_fingerprint(row.vit.state_dict()),
+            width=row.vit.embed_dim,
+            classes=self.dataset.classes,
+            dataset=self.dataset.name,
+            recipe=asdict(config),
+            provenance={
+                "tuned_on": row.model,
+                "method": row.config,
+                "dataset_revision": self.dataset.revision,
+                "parameters": learner.parameter_count,
+                **provenance,
+            },
+        )
+        checkpoint.unlink(missing_ok=True)
+        return file
+
+    def _place(self, row: Variant, shots: int, seed: int, config: TuneConfig) -> Path:
+        """Return where prompts are kept: by all that decides them."""
+        like = next(row.vit.blocks.parameters())
+        told = [
+            *(self.model, self.tag, self.weights, row.model, row.config, str(like.dtype)),
+            *(self.dataset.name, self.dataset.revision, shots, seed, asdict(config)),
+            *(like.device.type, torch.__version__),
+        ]
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return cache_folder() / "prompts" / f"{digest[:20]}.safetensors"
+
+    def _encode(self, rows: Sequence[Variant], splits: Iterable[Split]) -> None:
+        """Compute the features of images that some of the rows haven't seen; common blocks once."""
+        for split in splits:
+            lacking = [
+                i
+                for i, name in enumerate(split.image_ids)
+                if any((row.key, name) not in self._features for row in rows)
+            ]
+            if not lacking:
+                continue
+            like = next(rows[0].vit.blocks.parameters())
+            part = split.subset(lacking)
+            with self.progress.task(f"labelled images of {self.dataset.name}", len(part)) as update:
+                found = outcomes(
+                    rows,
+                    part,
+                    self.parts.preprocess,
+                    device=like.device,
+                    dtype=like.dtype,
+                    on_batch=update,
+                )
+            for key, outcome in found.items():
+                for name, features in zip(part.image_ids, outcome.features, strict=True):
+                    self._features[key, name] = features
+
+    def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:
+        """Return a split as features of a row, or as images where these must be seen anew."""
+        labels = torch.from_numpy(split.labels)
+        if config.tokens == "t":
+            return Labelled(
+                torch.stack([self._features[row.key, i] for i in split.image_ids]), labels
+            )
+        for index, name in enumerate(split.image_ids):
+            if name not in self._pixels:
+                image: Tensor = self.parts.preprocess(split[index].image)
+                low = config.dtype == "bfloat16"
+                self._pixels[name] = image.bfloat16() if low else image
+        return Labelled(torch.stack([self._pixels[name] for name in split.image_ids]), labels)

@@ -49,7 +49,6 @@ class Variant:
         config: the method's settings as JSON values, with the hash of its predictor if it has one.
         what: tells rows of the same name apart.
         rankings: golden rankings that a golden row prunes by and others are compared with.
-        prompted: learned visual tokens go along, so nothing is computed together with other rows.
     """
 
     model: str
@@ -59,12 +58,16 @@ class Variant:
     config: dict[str, Any]
     what: str = ""
     rankings: Rankings | None = None
-    prompted: bool = False
 
     @property
     def key(self) -> str:
         """What no other row of a comparison is called."""
         return f"{self.model} {self.what}".rstrip()
+
+    @property
+    def prompted(self) -> bool:
+        """Whether learned visual tokens go along, so that nothing is as in other rows."""
+        return self.vit.prompts is not None
 
     @property
     def first_block(self) -> int:

@@ -15,6 +15,7 @@ from harness.golden.store import Rankings, find_rankings
 from harness.plan import DTYPES, PROBE, Plan, Tuning
 from harness.progress import Progress
 from harness.seen import Seen
+from harness.tuning import Tuner
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant
 from zoo.clip import ClipParts
 
@@ -26,7 +27,8 @@ class View:
         dataset: the images and classes.
         plan: conditions of the measurement.
         parts: the tower with its text tower.
-        model: the dense tower's name, with tag.
+        model: the dense tower's name.
+        tag: its weight tag.
         weights: fingerprint of its weights as they were loaded.
         progress: where to show how far things are.
     """
@@ -37,6 +39,7 @@ class View:
         plan: Plan,
         parts: ClipParts,
         model: str,
+        tag: str,
         weights: str,
         progress: Progress,
     ) -> None:
@@ -45,6 +48,7 @@ class View:
         self._plan = plan
         self._parts = parts
         self._model = model
+        self._tag = tag
         self._weights = weights
         self._progress = progress
         self._seen = Seen()
@@ -62,6 +66,12 @@ class View:
             )
         return classifier
 
+    @cached_property
+    def tuner(self) -> Tuner:
+        """What learns tokens; it keeps the labelled images' features."""
+        told = {"model": self._model, "tag": self._tag, "weights": self._weights}
+        return Tuner(self._parts, self.dataset, progress=self._progress, **told)
+
     def split(self, tuning: Tuning) -> Split:
         """Return the images that are judged: without a probe, only those of nameable classes."""
         whole = subset(self.dataset.split(self._plan.split), self._plan.limit)
@@ -70,7 +80,7 @@ class View:
     @cached_property
     def _rankings(self) -> Rankings | None:
         images_of = self.dataset.images_of
-        rankings = find_rankings(self._model, images_of, self._plan.split, BLOCK)
+        rankings = find_rankings(f"{self._model}.{self._tag}", images_of, self._plan.split, BLOCK)
         if rankings is None:
             self._say(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         else:
@@ -123,8 +133,8 @@ class View:
     @property
     def _command(self) -> str:
         return (
-            f"python -m harness rank --model {self._model} --dataset {self.dataset.images_of} "
-            f"--split {self._plan.split} --full"
+            f"python -m harness rank --model {self._model}.{self._tag} "
+            f"--dataset {self.dataset.images_of} --split {self._plan.split} --full"
         )
 
     def _say(self, text: str) -> None:

@@ -3,7 +3,7 @@
 ``import zoo`` registers them: ``timm.create_model("clip_vit_b16_patchrank60")``.
 """
 
-from zoo.adopt import reduce
+from zoo.adopt import add_prompts, reduce
 from zoo.clip import Clip, create_clip
 from zoo.from_open_clip import from_open_clip
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
@@ -27,6 +27,7 @@ __all__ = [
     "Reduction",
     "Tokens",
     "Trace",
+    "add_prompts",
     "create_clip",
     "from_open_clip",
     "golden_importance",

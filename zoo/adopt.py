@@ -1,15 +1,17 @@
-"""Give a model that exists a token reduction method, keeping its modules and weights."""
+"""Give a model that exists a reduction method or prompts, keeping its modules and weights."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from zoo.predictor_file import Given, given_predictors
+from zoo.prompt_file import PromptFile
 from zoo.reducer import build_reducer
 from zoo.vit import ReducedViT, host_spec
-from zoo.weights import load_predictor
+from zoo.weights import blocks_fingerprint, load_predictor
 
 REBUILT = "reduced_vit"  # the timm name under which zoo.rebuild loads what is saved
 
@@ -41,12 +43,7 @@ def reduce(
         raise ValueError(
             f"{kind.__name__} overrides parts of timm's VisionTransformer: unsupported"
         )
-    reduced = ReducedViT.__new__(ReducedViT)
-    nn.Module.__init__(reduced)
-    # A module's state is its __dict__; registries are copied one level deep, so that replacing a
-    # submodule of one (reset_classifier, say) leaves the other alone.
-    for name, value in model.__dict__.items():
-        reduced.__dict__[name] = value.copy() if isinstance(value, dict) else value
+    reduced = sharing(model)
     reduced.reducer = None
     if method is not None:
         like = next(model.blocks.parameters())
@@ -59,6 +56,56 @@ def reduce(
             load_predictor(reduced, files)
     _describe(reduced, method)
     return reduced
+
+
+def add_prompts(
+    model: VisionTransformer, prompts: str | Path | PromptFile, *, classify: bool = True
+) -> ReducedViT:
+    """Give a tower, dense or reduced, the prompts that were tuned on it.
+
+    The new model shares modules and weights with ``model``, which stays as it is.
+
+    Args:
+        model: the image tower, with its projection to the joint space as head.
+        prompts: file of ``zoo.tune``'s result.
+        classify: map images to logits of the tuned classes; else to the joint space as before.
+
+    Raises:
+        ValueError: prompts of another tower, or not a file of prompts.
+        FileNotFoundError: no such file.
+    """
+    found = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
+    if not isinstance(model, ReducedViT):
+        model = reduce(model, method=None)
+    found.require_tower(model.embed_dim, blocks_fingerprint(model.state_dict()))
+    tuned = sharing(model)
+    like = next(model.blocks.parameters())
+    shape = found.shape
+    tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
+    weights = found.tensors(classify=classify)
+    tuned.load_state_dict(weights, strict=False)
+    tuned.train(model.training)
+    facts = tuned.__dict__
+    facts["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
+    if classify and facts.get("pretrained_cfg"):
+        told = {"num_classes": shape.classes, "label_names": list(found.classes)}
+        facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **told}
+    return tuned
+
+
+def sharing(model: VisionTransformer) -> ReducedViT:
+    """Return another model of the same modules and weights.
+
+    A module's state is its __dict__; registries are copied one level deep, so that replacing a
+    submodule of one (reset_classifier, say) leaves the other alone.
+    """
+    other = ReducedViT.__new__(ReducedViT)
+    nn.Module.__init__(other)
+    for name, value in model.__dict__.items():
+        other.__dict__[name] = value.copy() if isinstance(value, dict) else value
+    if not isinstance(model, ReducedViT):
+        other.prompts = None
+    return other
 
 
 def _describe(model: ReducedViT, method: str | None) -> None:

@@ -12,7 +12,8 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.reducer import expected
-from zoo.registry import MODELS, SIZES
+from zoo.registry import MODELS
+from zoo.sizes import SIZES
 from zoo.text import CompactText, tokenizer
 from zoo.vit import ReducedViT
 from zoo.weights import EMBEDDED

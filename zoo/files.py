@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -32,3 +33,11 @@ def write_whole(path: Path, content: bytes) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def digest_of(*paths: Path) -> str:
+    """Return 16 hex digits of the sha256 over the content of files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

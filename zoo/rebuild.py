@@ -8,16 +8,27 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 
 from zoo.adopt import REBUILT, reduce
+from zoo.prompts import for_head
 from zoo.vit import ReducedViT
 from zoo.weights import filter_weights
 
 
 def _rebuild(
-    *, base: str, method: str | None, reduction: dict[str, Any], **vit_args: Any
+    *,
+    base: str,
+    method: str | None,
+    reduction: dict[str, Any],
+    prompts: dict[str, int] | None = None,
+    **vit_args: Any,
 ) -> ReducedViT:
+    shape, classify = for_head(prompts, vit_args)
     tower = timm.create_model(base, **vit_args)
     assert isinstance(tower, VisionTransformer)
-    return reduce(tower, method=method, **reduction)
+    model = reduce(tower, method=method, **reduction)
+    if shape is not None:
+        new = {k: vit_args.get(k) for k in ("device", "dtype")}
+        model.expect(shape, classify=classify, **new)
+    return model
 
 
 @register_model

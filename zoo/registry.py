@@ -9,115 +9,22 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from timm.data import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
-from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 
 import zoo.patchrank  # noqa: F401  (registers the method)
+from zoo.adopt import add_prompts
 from zoo.predictor_file import PredictorFile
+from zoo.prompt_file import PromptFile
+from zoo.prompted_vit import PromptedViT
 from zoo.reducer import METHODS, expected, on_method
+from zoo.sizes import SIZES, weights_cfg
 from zoo.vit import ReducedViT
-from zoo.weights import EMBEDDED, filter_weights, with_predictors
+from zoo.weights import filter_weights, with_predictors
 
 PERCENTS = (90, 80, 70, 60, 50, 40, 30)
 METHOD_GROUP = "clip_patchrank.methods"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """One size of tower: its geometry as arguments of timm's class, and its weights.
-
-    Attributes:
-        vit_args: arguments of timm's VisionTransformer.
-        features: width of the joint image-text space, what ``forward`` returns.
-        weights: timm's model whose weights on the hub are meant, None for embedded ones.
-        tags: weight tag -> (QuickGELU?, licence), the default first.
-        image: input height and width in pixels.
-    """
-
-    vit_args: dict[str, Any]
-    features: int
-    weights: str | None
-    tags: dict[str, tuple[bool, str]]
-    image: int = 224
-
-
-_APPLE, _NC = "apple-ascl", "cc-by-nc-4.0"
-_CLIP_TAGS = {
-    "openai": (True, "mit"),
-    "laion2b": (False, "mit"),
-    "laion400m_e32": (False, "mit"),
-    "datacompxl": (False, "mit"),
-    "metaclip_400m": (True, _NC),
-    "metaclip_2pt5b": (True, _NC),
-}
-_CLIP_ARGS = {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
-_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12, **_CLIP_ARGS}
-_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16, **_CLIP_ARGS}
-_SMALL = {"embed_dim": 384, "depth": 9, "num_heads": 6, "init_values": 1e-5}
-
-SIZES = {
-    "b32": Size(
-        vit_args={"patch_size": 32, **_BASE},
-        features=512,
-        weights="vit_base_patch32_clip_224",
-        tags={**_CLIP_TAGS, "laion400m_e32": (True, "mit")},
-    ),
-    "b16": Size(
-        vit_args={"patch_size": 16, **_BASE},
-        features=512,
-        weights="vit_base_patch16_clip_224",
-        tags={**_CLIP_TAGS, "dfn2b": (True, _APPLE)},
-    ),
-    "l14": Size(
-        vit_args={"patch_size": 14, **_LARGE},
-        features=768,
-        weights="vit_large_patch14_clip_224",
-        tags={**_CLIP_TAGS, "dfn2b": (True, _APPLE), "dfn2b_s39b": (False, _APPLE)},
-    ),
-    "s14": Size(
-        vit_args={"patch_size": 14, **_SMALL},
-        features=256,
-        weights=None,
-        tags={"imgfocus_lit": (False, "mit")},
-        image=196,
-    ),
-}
-
-
-def _cfg(size: str, tag: str) -> dict[str, Any]:
-    """Describe the weights ``tag`` of ``size`` to timm."""
-    spec = SIZES[size]
-    mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    if spec.weights is None:
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    elif (size, tag) == ("l14", "laion2b"):
-        mean, std = IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-    source = {"hf_hub_id": f"timm/{spec.weights}.{tag}"}
-    if spec.weights is None:
-        source = {"file": str(Path(EMBEDDED) / f"clip_vit_{size}.safetensors")}
-    return {
-        **source,
-        "num_classes": spec.features,
-        "input_size": (3, spec.image, spec.image),
-        "fixed_input_size": True,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": mean,
-        "std": std,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": spec.tags[tag][1],
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +50,11 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
 
     Raises:
         ValueError: unknown argument, or a value out of range.
-        FileNotFoundError: ``pretrained`` and no predictor exists for these weights.
+        FileNotFoundError: ``pretrained`` and no predictor exists for these weights, or no file of
+            prompts.
     """
+    if isinstance(kwargs.get("prompts"), (str, Path)):
+        return _build_tuned(name, **kwargs)
     spec = SIZES[name.size]
     options = _split_options(name, kwargs)
     cfg = resolve_pretrained_cfg(
@@ -181,6 +91,25 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     return model
 
 
+def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
+    """Build a model with the prompts of a file; they belong to a tower, whose weights come along.
+
+    Raises:
+        ValueError: another number of classes than the prompts have, other than none.
+    """
+    found = PromptFile.read(Path(prompts))
+    classes = kwargs.pop("num_classes", found.shape.classes)
+    if classes not in (0, found.shape.classes):
+        raise ValueError(
+            f"num_classes={classes}: the prompts {str(prompts)!r} are for {found.shape.classes}; "
+            "leave it out, or 0 for features"
+        )
+    model = add_prompts(build(name, pretrained=True, **kwargs), found)
+    if classes == 0:
+        model.reset_classifier(0)
+    return model
+
+
 def _split_options(name: ModelName, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the method's options out of ``kwargs``; refuse what nobody knows."""
     options: dict[str, Any] = {}
@@ -195,7 +124,7 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> dict[str, Any]:
             fields = [*fields, "predictor"]
     known = [
         p
-        for c in (VisionTransformer, build_model_with_cfg)
+        for c in (PromptedViT, VisionTransformer, build_model_with_cfg)
         for p in inspect.signature(c).parameters
     ]
     extra = ("features_only", "out_indices", "feature_cls")
@@ -218,7 +147,7 @@ def _entrypoint(name: ModelName) -> Callable[..., ReducedViT]:
 
 def _add(name: ModelName) -> None:
     """Make a model known to timm, with the weight tags of its size."""
-    cfgs: dict[str, Any] = {f"{name}.{t}": _cfg(name.size, t) for t in SIZES[name.size].tags}
+    cfgs: dict[str, Any] = {f"{name}.{t}": weights_cfg(name.size, t) for t in SIZES[name.size].tags}
     default_cfgs.update(generate_default_cfgs(cfgs))
     MODELS[str(name)] = name
     register_model(_entrypoint(name))

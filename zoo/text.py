@@ -39,7 +39,9 @@ class CompactText(nn.Module):
         Raises:
             ValueError: a token never occurred in training; quotes the word pieces.
         """
-        rows = torch.searchsorted(self.token_ids, tokens).clamp(max=len(self.token_ids) - 1)
+        rows = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(
+            max=len(self.token_ids) - 1
+        )
         unseen = tokens[self.token_ids[rows] != tokens]
         if unseen.numel():
             pieces = sorted({SimpleTokenizer().decoder[int(t)] for t in unseen})

@@ -1,18 +1,228 @@
-"""Learn tokens from a few labelled images (a stand-in until the real one comes)."""
+"""Tune learned tokens on a few labelled images (arXiv 2409.14607, section 3.4)."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.adopt import sharing
+from zoo.checkpoint import FitState
+from zoo.clip import ClipParts
+from zoo.prompt_learner import PromptLearner, mean_patches
+from zoo.prompts import CosineHead
+from zoo.tune_config import TuneConfig
+from zoo.vit import ReducedViT
+from zoo.weights import blocks_fingerprint
+
+CHUNK = 32  # images at a time where nothing is learnt
 
 
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """Say what is learned.
+class Labelled(NamedTuple):
+    """Images with their classes.
 
     Attributes:
-        tokens: t: learned text context; v: learned visual tokens; vt: both.
-        count: learned tokens.
-        seed: of their first values and of the order of images.
+        images: (n, C, H, W) preprocessed, in any floating dtype; or for ``t`` alone their unit
+            features (n, D).
+        labels: (n,) int64.
     """
 
-    tokens: str = "vt"
-    count: int = 16
-    seed: int = 0
+    images: Tensor
+    labels: Tensor
+
+
+def tune(
+    vit: ReducedViT,
+    parts: ClipParts,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    train: Labelled,
+    val: Labelled,
+    config: TuneConfig,
+    *,
+    on_round: Callable[[int, float, float], None] = lambda *_: None,
+    checkpoint: Path | None = None,
+) -> PromptLearner:
+    """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
+
+    Both towers and a reducer's own weights stay as they are, bit for bit, and so do their
+    ``requires_grad``. The same data, recipe, machine and number of threads give the same tokens,
+    whether or not the run was stopped in between.
+
+    Args:
+        vit: image tower, dense or reduced, whose head is the projection to the joint space.
+        parts: its text tower, logit scale and tokenizer; their image tower isn't looked at.
+        classes: names, to which labels are positions.
+        templates: see ``PromptLearner``.
+        train: images to learn from.
+        val: other images, for early stopping only.
+        config: recipe.
+        on_round: called with round, training loss and validation loss.
+        checkpoint: file that keeps the state after each round, and from which the run goes on if
+            it is there; it stays at the end.
+
+    Raises:
+        ValueError: no images, a tower that is tuned already, a loss that is NaN, a checkpoint of
+            another run, or what ``PromptLearner`` refuses.
+    """
+    if not len(train.labels) or not len(val.labels):
+        raise ValueError("nothing to tune: no images to learn from, or none for early stopping")
+    if isinstance(vit.head, CosineHead) or vit.prompts is not None:
+        raise ValueError("this tower is tuned already; take the one that it was made of")
+    tower = sharing(vit)
+    tower.eval()
+    patches = None
+    if "v" in config.tokens:
+        like = next(vit.blocks.parameters())
+        patches = mean_patches(
+            tower, train.images[:CHUNK].to(like.device, like.dtype), config.depth
+        )
+    learner = PromptLearner(vit, parts, classes, templates, config, patches)
+    tower.prompts = learner.visual
+    scale = parts.model.logit_scale.detach().exp()
+    with frozen(vit, parts.model.text), _checkpointed(tower, config):
+        if config.tokens == "t":
+            train, val = (
+                Labelled(encode(tower, data.images, config), data.labels) for data in (train, val)
+            )
+        state = _begin(learner, vit, classes, train, val, config)
+        if checkpoint is not None:
+            state.resume(checkpoint)
+        while state.epoch < config.rounds and state.since < config.patience:
+            number = state.epoch
+            loss = _learn(state, tower, scale, train, config)
+            val_loss = _validate(learner, tower, scale, val, config)
+            if math.isnan(val_loss):
+                raise ValueError(f"validation loss is NaN in round {number}; lower learning_rate")
+            state.judge(val_loss)
+            if checkpoint is not None:
+                state.save(checkpoint)
+            on_round(number, loss, val_loss)
+    learner.load_state_dict(state.best_weights)
+    return learner
+
+
+@torch.no_grad()
+def encode(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
+    """Return unit features (n, D) float32 of images (n, C, H, W); features pass through."""
+    if images.ndim == 2:
+        return images
+    return torch.cat([_features(tower, part, config) for part in images.split(CHUNK)])
+
+
+def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
+    if images.ndim == 2:
+        return images
+    like = next(tower.blocks.parameters())
+    with _precision(like.device, config):
+        features = tower(images.to(like.device, like.dtype))
+    return F.normalize(features.float(), dim=-1)
+
+
+def _logits(
+    classifier: Tensor, tower: ReducedViT, scale: Tensor, images: Tensor, config: TuneConfig
+) -> Tensor:
+    features = _features(tower, images, config)
+    return scale.to(features.device) * features @ classifier.T
+
+
+def _precision(device: torch.device, config: TuneConfig) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+
+
+def _begin(
+    learner: PromptLearner,
+    vit: ReducedViT,
+    classes: Sequence[str],
+    train: Labelled,
+    val: Labelled,
+    config: TuneConfig,
+) -> FitState:
+    told = [asdict(config), list(classes), blocks_fingerprint(vit.state_dict()), repr(vit.reducer)]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for data in (train, val):
+        sums = data.images.flatten(1).double().sum(dim=1)
+        digest.update(sums.cpu().numpy().tobytes() + data.labels.cpu().numpy().tobytes())
+    return FitState(
+        mark=digest.hexdigest(),
+        model=learner,
+        optimiser=torch.optim.AdamW(
+            learner.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        ),
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def _learn(
+    state: FitState, tower: ReducedViT, scale: Tensor, train: Labelled, config: TuneConfig
+) -> float:
+    """Take the steps of a round; return the mean loss."""
+    learner, total = state.model, 0.0
+    assert isinstance(learner, PromptLearner)
+    for step, rows in enumerate(_batches(state.generator, len(train.labels), config)):
+        done = (state.epoch * config.steps + step) / (config.rounds * config.steps)
+        for group in state.optimiser.param_groups:
+            group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        classifier = learner.classifier()
+        logits = _logits(classifier, tower, scale, train.images[rows], config)
+        loss = F.cross_entropy(logits, train.labels[rows].to(logits.device))
+        if config.anchor:
+            loss = loss + config.anchor * (1 - (classifier * learner.fixed).sum(dim=1)).mean()
+        state.optimiser.zero_grad()
+        loss.backward()
+        state.optimiser.step()
+        total += loss.item()
+    return total / config.steps
+
+
+def _batches(generator: torch.Generator, size: int, config: TuneConfig) -> Iterator[Tensor]:
+    """Yield the rows of each step of a round, going through the images again and again."""
+    order = torch.empty(0, dtype=torch.int64)
+    batch = min(config.batch, size)
+    for _ in range(config.steps):
+        if len(order) < batch:
+            order = torch.cat((order, torch.randperm(size, generator=generator)))
+        yield order[:batch]
+        order = order[batch:]
+
+
+@torch.no_grad()
+def _validate(
+    learner: PromptLearner, tower: ReducedViT, scale: Tensor, val: Labelled, config: TuneConfig
+) -> float:
+    total, classifier = 0.0, learner.classifier()
+    for rows in torch.arange(len(val.labels)).split(CHUNK):
+        logits = _logits(classifier, tower, scale, val.images[rows], config)
+        labels = val.labels[rows].to(logits.device)
+        total += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return total / len(val.labels)
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Let no gradient reach the parameters of modules for a while."""
+    asked = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _checkpointed(tower: ReducedViT, config: TuneConfig) -> Iterator[None]:
+    before = tower.grad_checkpointing
+    tower.grad_checkpointing = before or config.checkpointing
+    try:
+        yield
+    finally:
+        tower.grad_checkpointing = before

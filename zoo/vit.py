@@ -11,12 +11,14 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from zoo.attention import attend
+from zoo.prompted_vit import PromptedViT
+from zoo.prompts import insert, renew
 from zoo.reducer import HostSpec, Reducer, build_reducer
 from zoo.tokens import Tokens
 from zoo.trace import Trace
 
 
-class ReducedViT(VisionTransformer):
+class ReducedViT(PromptedViT):
     """A timm VisionTransformer, dense or with a token reduction method.
 
     Only what reduction changes is overridden: embedding, blocks and final norm are driven through
@@ -25,7 +27,7 @@ class ReducedViT(VisionTransformer):
     Args:
         method: name of a registered reduction method, None for the dense tower.
         reduction: JSON-able options of the method (``keep``, ``reduce_at``, ...).
-        vit_args: arguments of timm's VisionTransformer.
+        vit_args: arguments of ``PromptedViT`` and timm's VisionTransformer.
 
     Raises:
         ValueError: unknown method or option, value out of range, or tower that can't be reduced.
@@ -51,8 +53,10 @@ class ReducedViT(VisionTransformer):
     def embed(self, images: Tensor) -> Tokens:
         """Turn images (B, C, H, W) into the tokens that enter block 0."""
         grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
-        x = self.patch_drop(self._pos_embed(self.patch_embed(images)))
-        return Tokens.start(self.norm_pre(x), self.num_prefix_tokens, (int(grid[0]), int(grid[1])))
+        x, prefix = self.patch_drop(self._pos_embed(self.patch_embed(images))), self.prefix_count
+        if self.prompts is not None:
+            x = insert(x, self.num_prefix_tokens, self.prompts()[0])
+        return Tokens.start(self.norm_pre(x), prefix, (int(grid[0]), int(grid[1])))
 
     def advance(
         self,
@@ -81,6 +85,8 @@ class ReducedViT(VisionTransformer):
             raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
         tapped = []
         for index in range(start, len(self.blocks) if stop is None else stop):
+            if self.prompts is not None and 0 < index < self.prompts.depth:
+                tokens = renew(tokens, self.prompts()[index])
             if mask is not None or is_causal:
                 x = self.blocks[index](tokens.x, attn_mask=mask, is_causal=is_causal)
                 tokens = tokens._replace(x=x)

@@ -155,7 +155,8 @@ def filter_weights(
     weights: dict[str, Any] = checkpoint_filter_fn(tower, model)
     facts: Any = model.pretrained_cfg
     embedded = str(facts.get("architecture")).startswith("clip_vit_s14")
-    if embedded and model.num_classes > 0 and "head.weight" not in weights:
+    headless = not any(name.startswith("head.") for name in weights)
+    if embedded and model.num_classes > 0 and headless:
         weights |= load_projection()
     if model.reducer is None:
         return weights | reducer

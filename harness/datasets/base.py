@@ -15,7 +15,7 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 DATA_DIR = Path(__file__).parent.parent / "embedded" / "data"
 
-# An RGB image of canvas size, and the (H, W) bool pixels of the true object or None.
+# An RGB image, of canvas size if drawn here, and the (H, W) bool pixels of its object or None.
 Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
 
 
@@ -23,7 +23,8 @@ Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
 class Example:
     """One labelled image.
 
-    image: RGB, canvas size. label: position in `Dataset.classes`. image_id: stable, free of paths.
+    image: RGB, of canvas size where it is drawn here. label: position in `Dataset.classes`.
+    image_id: stable, free of this machine's paths.
     mask: (H, W) bool, the pixels of the true object; None where unknown.
     """
 
@@ -105,11 +106,12 @@ class Split(Sequence[Example]):
 class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
-    templates: prompts with one `{}`. Subclasses with all of this filled in are found by name.
+    templates: prompts with one `{}`. Subclasses with all of this filled in are found by name; one
+    that is made from a user's file names its instances.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    name: str
+    title: str
     license: ClassVar[str]
     source: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
@@ -129,6 +131,11 @@ class Dataset(abc.ABC):
     @property
     def images_of(self) -> str:
         """Name of the dataset whose images these are; golden rankings go by it."""
+        return self.name
+
+    @property
+    def asked_as(self) -> str:
+        """What ``--dataset`` takes to mean this one."""
         return self.name
 
     @abc.abstractmethod
@@ -182,26 +189,3 @@ class Dataset(abc.ABC):
                 f"harness/embedded/data; `{cls.build_command}` makes it"
             )
         return path
-
-
-def shots(dataset: Dataset, k: int, seed: int) -> NDArray[np.int64]:
-    """Draw k training positions of every class: (classes * k,) int64, sorted.
-
-    One seed gives nested sets: the examples for k are among those for k + 1.
-
-    Raises:
-        ValueError: k < 1, or a class has fewer than k training images.
-    """
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k} (0 shots = zero-shot needs no draw)")
-    labels = dataset.labels("train")
-    counts = np.bincount(labels, minlength=len(dataset.classes))
-    poorest = int(counts.argmin())
-    if counts[poorest] < k:
-        raise ValueError(
-            f"{k} shots asked for, but class {dataset.classes[poorest]!r} of {dataset.name!r} "
-            f"has {counts[poorest]} training images; k can be at most {counts[poorest]}"
-        )
-    order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
-    drawn = [order[labels[order] == label][:k] for label in range(len(dataset.classes))]
-    return np.sort(np.concatenate(drawn)).astype(np.int64)

@@ -16,7 +16,7 @@ def add_rank(commands: Any) -> None:
     )
     parser.add_argument("--model", default="clip_vit_s14")
     images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument("--dataset", help="see `list`")
+    images.add_argument("--dataset", help="see `list`; or coop:PATH, CoOp's split file")
     images.add_argument("--images", type=Path, metavar="FOLDER", help="any images, unlabelled")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--limit", type=int, default=250, help="images; class-balanced")

@@ -46,7 +46,7 @@ class Source:
             split=split,
             images=dataset.split(split),
             dataset=dataset,
-            flags=("--dataset", dataset.name, "--split", split),
+            flags=("--dataset", dataset.asked_as, "--split", split),
         )
 
     @classmethod

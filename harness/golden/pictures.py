@@ -11,7 +11,7 @@ from harness.datasets import get_dataset
 from harness.images import read_image
 from zoo.reducer import expected
 
-PLACE = re.compile(r"(?P<dataset>[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
+PLACE = re.compile(r"(?P<dataset>coop:.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 TEMPLATES = ("a photo of a {}.",)  # for classes that come without a dataset
 
 
@@ -20,7 +20,7 @@ class Picture:
     """One image with what is known about it.
 
     Attributes:
-        name: what a figure calls it.
+        name: what a figure calls it; no path.
         image: RGB.
         label: position in ``classes``, None where unknown.
         classes: class names, empty where unknown.
@@ -44,7 +44,8 @@ def find_pictures(
     """Load the images.
 
     Args:
-        places: paths of files, or ``dataset:split:index``. A file of that name goes first.
+        places: paths of files, or ``dataset:split:index``, where the dataset may be ``coop:PATH``.
+            A file of that name goes first.
         dataset: whose classes the files may show.
         classes: class names instead of a dataset's.
         labels: class names of the files, one for all or one each.
@@ -137,7 +138,7 @@ def _from_dataset(place: str) -> Picture:
         )
     example = split[int(match["index"])]
     return Picture(
-        name=place,
+        name=f"{dataset.name}:{match['split']}:{match['index']}",
         image=example.image,
         label=example.label,
         classes=dataset.classes,

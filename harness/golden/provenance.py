@@ -88,6 +88,8 @@ class Provenance:
 def rank_command(**facts: Any) -> str:
     """Return the command that makes rankings with these fields of ``Provenance``."""
     source = "--dataset {dataset} --split {split}"
+    if facts["dataset"].startswith("coop-"):
+        source = "--dataset coop:SPLIT_FILE --split {split}"
     if facts["split"] == FOLDER_SPLIT:
         source = "--images FOLDER"
     text = (

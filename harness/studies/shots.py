@@ -1,10 +1,9 @@
 """How many ranked images a predictor needs."""
 
 from harness.datasets.base import Dataset
+from harness.few_shot import SHOTS
 from harness.studies.base import Line, Study
 from harness.studies.workshop import Workshop
-
-SHOTS = (1, 2, 4, 8, 16)
 
 
 class Shots(Study):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor
 from zoo.predictor_file import predictor_name
+from zoo.prompt_file import save_prompts
 from zoo.text import CompactText, tokenizer
-from zoo.tune import TuneConfig
-from zoo.weights import cache_folder, fingerprint
+from zoo.tune_config import TuneConfig
+from zoo.weights import blocks_fingerprint, cache_folder, fingerprint
 
 ARCH, TAG = "clip_vit_b16", "openai"
 WORDS = ("cat", "dog", "house")
@@ -166,60 +168,56 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
     return call
 
 
-class Longer(zoo.ReducedViT):
-    """A tower with prefix tokens that stand for learned ones."""
+class QuickTuner:
+    """Stand in for ``Tuner``: prompts drawn by row, shots and seed; remember the calls."""
 
-    def embed(self, images: torch.Tensor) -> Any:
-        tokens = super().embed(images)
-        more = self.learned.expand(len(images), -1, -1)
-        x = torch.cat([tokens.x[:, :1], more, tokens.x[:, 1:]], dim=1)
-        return tokens._replace(x=x, prefix=tokens.prefix + more.shape[1])
-
-
-class Tuner:
-    """Stand in for ``tuned``: text drawn by row, shots and seed; remember the calls."""
-
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.calls: list[dict[str, Any]] = []
-        self.salt = ""
+        self.salt = 0
+        self.facts: dict[str, Any] = {}
 
-    def __call__(
-        self, rows: Sequence[Variant], parts: ClipParts, dataset: Dataset, **told: Any
+    def __call__(self, parts: ClipParts, dataset: Dataset, **facts: Any) -> "QuickTuner":
+        self.dataset, self.facts = dataset, facts
+        return self
+
+    def tuned(
+        self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig
     ) -> dict[str, Tuned]:
-        self.calls.append({"rows": [row.key for row in rows], **told})
-        shots, seed, config = told["shots"], told["seed"], told["config"]
-        made = {}
-        for row in rows:
-            vit = self.longer(row.vit, config) if "v" in config.tokens else row.vit
-            digest = f"{row.key} {shots} {seed} {config.tokens}{self.salt}"
-            text = self.text(row.key, shots, seed)
-            made[row.key] = Tuned(vit=vit, classifier=text, digest=digest)
-        return made
+        keys = [row.key for row in rows]
+        self.calls.append({"rows": keys, "shots": shots, "seed": seed, "config": config})
+        return {row.key: self.one(row.vit, row.key, shots, seed, config) for row in rows}
 
-    def text(self, key: str, shots: int, seed: int) -> torch.Tensor:
-        """Draw a tuned classifier; the last class has no words."""
+    def one(
+        self, vit: zoo.ReducedViT, key: str, shots: int, seed: int, config: TuneConfig
+    ) -> Tuned:
+        """Draw prompts; the last class has no words."""
         drawn = torch.Generator().manual_seed(1000 * shots + 10 * seed + len(key))
         text = F.normalize(torch.randn(4, 7, generator=drawn), dim=-1)
         text[3] = torch.nan
-        return text
-
-    def longer(self, vit: zoo.ReducedViT, config: TuneConfig) -> Longer:
-        """Add random tokens to a tower, whose weights stay shared."""
-        made = Longer.__new__(Longer)
-        torch.nn.Module.__init__(made)
-        for name, value in vit.__dict__.items():
-            made.__dict__[name] = value.copy() if isinstance(value, dict) else value
-        generator = torch.Generator().manual_seed(config.seed)
-        drawn = torch.randn(config.count, vit.embed_dim, generator=generator)
-        made.learned = torch.nn.Parameter(drawn)
-        return made
+        tensors = {"classifier": text, "logit_scale": torch.tensor(3.0)}
+        if "v" in config.tokens:
+            tensors["visual"] = torch.randn(1, config.count, 48, generator=drawn)
+        file = save_prompts(
+            self.folder / f"{key} {shots} {seed} {config.tokens}.safetensors",
+            tensors,
+            model=ARCH,
+            tag=TAG,
+            weights=blocks_fingerprint(vit.state_dict()),
+            width=48,
+            classes=(*WORDS, "zebra"),
+            dataset="toy",
+            recipe=asdict(config),
+            provenance={"shots": shots, "draw": seed, "salt": self.salt},
+        )
+        return Tuned.of(vit, file)
 
 
 @pytest.fixture
-def tuner(monkeypatch: pytest.MonkeyPatch) -> Tuner:
+def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> QuickTuner:
     """Learn nothing, quickly."""
-    tuner = Tuner()
-    monkeypatch.setattr("harness.bench.tuned", tuner)
+    tuner = QuickTuner(tmp_path / "prompts")
+    monkeypatch.setattr("harness.view.Tuner", tuner)
     return tuner
 
 

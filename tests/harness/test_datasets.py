@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness import datasets
-from harness.datasets import get_dataset, list_datasets, shots
+from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import DATA_DIR, SPLITS
 from harness.embedded.shipping import read_known, write_or_check
 
@@ -98,32 +98,6 @@ def test_ids_and_labels_need_no_image(name, monkeypatch):
     assert len(split.image_ids) == len(split.labels) == len(split)
     with pytest.raises(AssertionError, match="drawn"):
         split[0]
-
-
-@pytest.mark.parametrize("name", ["fashion", "emoji", "emoji-subcategory"])
-@pytest.mark.parametrize("k", [1, 2, 4, 8, 16])
-def test_shots_are_balanced_nested_and_seeded(name, k):
-    dataset = get_dataset(name)
-    drawn = shots(dataset, k, seed=3)
-    labels = dataset.labels("train")[drawn]
-    assert np.bincount(labels, minlength=len(dataset.classes)).tolist() == (
-        [k] * len(dataset.classes)
-    )
-    assert len(set(drawn.tolist())) == len(drawn)
-    assert (np.diff(drawn) > 0).all()
-    assert (drawn == shots(dataset, k, seed=3)).all()
-    assert (drawn != shots(dataset, k, seed=4)).any()
-    if k > 1:
-        assert set(shots(dataset, k - 1, seed=3)) < set(drawn)
-
-
-def test_shots_refuse_more_than_there_are():
-    with pytest.raises(ValueError, match=r"121 shots .*'t-shirt'.* has 120 .*at most 120"):
-        shots(get_dataset("fashion"), 121, seed=0)
-    with pytest.raises(ValueError, match="k must be 1 or more, got 0"):
-        shots(get_dataset("fashion"), 0, seed=0)
-    with pytest.raises(ValueError, match="has 0 training images"):
-        shots(get_dataset("emoji-names"), 1, seed=0)
 
 
 def test_empty_splits_have_no_majority():

@@ -19,7 +19,6 @@ from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import Dataset, Split
 from harness.evaluate import (
     correct,
-    few_shot,
     linear_probe,
     outcomes,
     subset,
@@ -177,12 +176,3 @@ def test_a_linear_probe_ends_at_the_minimum():
             error = math.exp(logits[c]) / total - (c == label)
             slope[c] = [s + error * v / 30 for s, v in zip(slope[c], x, strict=True)]
     assert max(abs(s) for row in slope for s in row) < 1e-4
-
-
-def test_a_few_shots_are_balanced_training_images(toy: Dataset):
-    split = few_shot(toy, 2, seed=3)
-    assert np.bincount(split.labels).tolist() == [2, 2, 2, 2]
-    assert set(ids(split)) < set(ids(toy.split("train")))
-    assert ids(split) == ids(few_shot(toy, 2, seed=3))
-    with pytest.raises(ValueError, match="4 shots asked for, but class 'cat' of 'toy' has 3"):
-        few_shot(toy, 4, seed=0)

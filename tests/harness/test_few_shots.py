@@ -22,6 +22,7 @@ from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
+from zoo.tune_config import TuneConfig
 
 ARCH = "clip_vit_b16"
 PLAN = Plan(
@@ -69,8 +70,8 @@ def test_a_record_per_row_shots_and_seed_and_the_test_images_are_run_once(tuner:
     for call in tuner.calls:
         assert call["rows"] == [ARCH, f"{ARCH}_random50"]
         assert (call["config"].tokens, call["config"].count) == ("t", 4)
-        assert (call["device"], call["tag"]) == ("cpu", "openai")
-        assert call["weights"] == groups[0][0].weights_sha256
+    facts = {name: tuner.facts[name] for name in ("model", "tag", "weights")}
+    assert facts == {"model": ARCH, "tag": "openai", "weights": groups[0][0].weights_sha256}
 
 
 def by_hand(vit: zoo.ReducedViT, words: torch.Tensor, parts: ClipParts, toy: Dataset) -> list:
@@ -90,9 +91,11 @@ def test_each_row_is_judged_by_its_own_text_and_the_oracle_by_the_dense_ones(
     found = {record.method: record for record in after}
     random = zoo.reduce(dense, method="random", keep=0.5).eval()
     for method, key, vit in (("dense", ARCH, dense), ("random", f"{ARCH}_random50", random)):
-        assert found[method].correct.tolist() == by_hand(vit, tuner.text(key, 2, 0), parts, toy)
-        assert found[method].method_config["prompts"] == f"{key} 2 0 t"
-    assert found["golden"].method_config["prompts"] == f"{ARCH} 2 0 t"
+        own = tuner.one(vit, key, 2, 0, TuneConfig(tokens="t", count=4))
+        assert found[method].correct.tolist() == by_hand(vit, own.classifier, parts, toy)
+        assert found[method].method_config["prompts"] == own.digest
+    digests = {method: found[method].method_config["prompts"] for method in found}
+    assert digests["golden"] == digests["dense"] != digests["random"]
     for zero, tuned in zip(before, after, strict=True):
         assert "prompts" not in zero.method_config
         for name in ("gflops", "params", "tokens_per_block", "tau", "cosine_to_dense"):
@@ -109,7 +112,7 @@ def test_known_prompts_are_not_judged_again_and_others_are(tuner: Any, runs: lis
     for change in ({"seeds": 3}, {"num_tokens": 5}, {"tokens": "probe"}, {"shots": (3,)}):
         assert set(map(id, all_of(replace(PLAN, **change), known))) - set(map(id, known))
     runs.clear()
-    tuner.salt = " learned anew"
+    tuner.salt = 1  # learned anew
     assert [r in known for r in all_of(PLAN, known)] == [True] * 3 + [False] * 12
     assert len(runs) == 1
 

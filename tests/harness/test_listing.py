@@ -11,7 +11,7 @@ import zoo
 from harness import listing as module
 from harness.datasets import get_dataset, list_datasets
 from harness.listing import list_tables
-from zoo.registry import SIZES
+from zoo.sizes import SIZES
 
 
 def shown(table: Table) -> list[str]:

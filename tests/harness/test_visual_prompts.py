@@ -16,14 +16,12 @@ from harness.cli import main
 from harness.compare import compare, judge
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
-from harness.plan import Plan, Tuning
+from harness.plan import Plan, tuning_of
 from harness.progress import Progress
 from harness.records import Record
-from harness.tuning import Tuned
-from harness.variants import Variant
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
-from zoo.tune import TuneConfig
+from zoo.tune_config import TuneConfig
 
 ARCH = "clip_vit_b16"
 PLAN = Plan(
@@ -93,36 +91,42 @@ def test_learned_visual_tokens_are_run_and_counted(
         assert record.final_tokens == zero.final_tokens
         assert [entry.batch for entry in record.latency] == [1]
         assert record.latency != zero.latency
-    config = TuneConfig(tokens=tokens, count=4, seed=1)
     random = zoo.reduce(dense, method="random", keep=0.5).eval()
-    words = tuner.text(f"{ARCH}_random50", 2, 1)
-    assert groups[1][3].correct.tolist() == by_hand(tuner.longer(random, config), words, parts, toy)
-    assert groups[1][3].correct.tolist() != by_hand(random, words, parts, toy)
+    config = TuneConfig(tokens=tokens, count=4, seed=1)
+    own = tuner.one(random, f"{ARCH}_random50", 2, 1, config)
+    assert groups[1][3].correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
+    assert groups[1][3].method_config["prompts"] == own.digest
+    features = [vit(torch.zeros(1, 3, 64, 64)) for vit in (own.vit, random)]
+    assert not torch.allclose(*features, atol=0.1)
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
 def test_a_file_of_prompts_is_judged_alone(
-    tokens: str, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset,
-    tuner: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tokens: str, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset, tuner: Any,
+    capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    def load(row: Variant, path: Path, dataset: Dataset) -> Tuned:
-        assert (row.key, path, dataset) == (f"{ARCH}_random50", Path("p.safetensors"), toy)
-        config = TuneConfig(tokens=tokens, count=4, seed=7)
-        return tuner([row], parts, dataset, shots=2, seed=7, config=config)[row.key]
-
-    tuning = Tuning(shots=2, seed=7, kind=tokens, prompt_tokens=4)
-    monkeypatch.setattr(module, "load_tuned", load)
-    monkeypatch.setattr(module, "tuning_of", lambda path: tuning)
-    plan = replace(PLAN, methods=("random",), shots=(0,))
-    [record] = judge(plan, Path("p.safetensors"), Progress())
+    random = zoo.reduce(dense, method="random", keep=0.5).eval()
+    own = tuner.one(random, f"{ARCH}_random50", 2, 7, TuneConfig(tokens=tokens, count=4))
+    [record] = judge(replace(PLAN, methods=("random",)), own.file.path, Progress())
     assert told([record]) == [("random", 2, 7, tokens, 4)]
     assert (record.diff_to_dense, record.cosine_to_dense) == (None, None)
-    vit = zoo.reduce(dense, method="random", keep=0.5).eval()
-    if tokens == "v":
-        vit = tuner.longer(vit, TuneConfig(tokens=tokens, count=4, seed=7))
-    words = tuner.text(f"{ARCH}_random50", 2, 7)
-    assert record.correct.tolist() == by_hand(vit, words, parts, toy)
+    assert record.correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
+    assert record.method_config["prompts"] == own.digest
     assert record.tokens_per_block[-1] == 33 + 4 * (tokens == "v")
-    command = f"eval {ARCH}_random50 --dataset toy --prompts p.safetensors"
-    assert main(command.split()) == 0
+    command = ["eval", f"{ARCH}_random50", "--dataset", "toy", "--prompts", str(own.file.path)]
+    assert main(command) == 0
     assert "2 shots, learned" in " ".join(capsys.readouterr().out.split())
+
+
+def test_prompts_of_other_classes_or_of_no_shots_are_refused(
+    tuner: Any, dense: zoo.ReducedViT, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = replace(PLAN, methods=("random",))
+    with pytest.raises(FileNotFoundError, match="prompts 'gone' do not exist"):
+        judge(plan, Path("gone"), Progress())
+    file = tuner.one(dense, ARCH, 2, 7, TuneConfig(tokens="t", count=4)).file
+    monkeypatch.setattr(type(toy), "classes", ("cat", "cow", "house", "zebra"))
+    with pytest.raises(ValueError, match="their class 1 is 'dog', not 'cow'"):
+        judge(plan, file.path, Progress())
+    with pytest.raises(ValueError, match=r"prompts .* don't say their shots"):
+        tuning_of(replace(file, provenance={}))

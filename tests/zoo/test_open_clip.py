@@ -15,7 +15,7 @@ from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
 import zoo
-from zoo.registry import SIZES
+from zoo.sizes import SIZES
 
 MODELS = {"b32": "ViT-B-32", "b16": "ViT-B-16", "l14": "ViT-L-14"}
 OPEN_CLIP_TAGS = {"datacompxl": "datacomp_xl_s13b_b90k", "metaclip_2pt5b": "metaclip_fullcc"}

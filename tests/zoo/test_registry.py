@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import zoo
-from zoo.registry import PERCENTS, SIZES, default_cfgs
+from zoo.registry import PERCENTS, default_cfgs
+from zoo.sizes import SIZES
 
 POINTS = {"patchrank": (3,), "clsattn": (3,), "random": (3,), "evit": (3, 6, 9), "tome": range(24)}
 DEPTHS = {"b32": 12, "b16": 12, "l14": 24, "s14": 9}

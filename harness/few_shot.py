@@ -1,0 +1,116 @@
+"""K labelled images per class: which ones a seed draws to learn from and to choose settings by."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.datasets.base import Dataset, Split
+
+SHOTS = (1, 2, 4, 8, 16)
+VAL_SHOTS = 4  # validation images per class at most, as in CoOp
+
+
+class FewShot(NamedTuple):
+    """What a model may learn from.
+
+    Attributes:
+        train: K images per class.
+        val: min(K, 4) images per class; all of them where a class has fewer.
+    """
+
+    train: Split
+    val: Split
+
+
+def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
+    """Draw labelled images as CoOp does: K per class to train on, min(K, 4) to validate by.
+
+    One seed gives nested sets: the images for K are among those for K + 1.
+
+    Args:
+        dataset: where they are from; its test split isn't touched.
+        shots: K, at least 1.
+        seed: of the choice.
+
+    Raises:
+        ValueError: shots < 1, a class with fewer than K training images, or a class without
+            validation images.
+    """
+    train, split = draw_train(dataset, shots, seed), dataset.split("val")
+    poorest, count = _poorest(dataset, split.labels)
+    if count == 0:
+        raise ValueError(
+            f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} has 0 validation "
+            f"images, of {len(split)} in its val split; every class needs 1 at least"
+        )
+    order = seeded_order(len(split), seed)
+    most = min(shots, VAL_SHOTS)
+    return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, most)))
+
+
+def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
+    """Draw the training images of ``draw`` alone; the dataset needs no validation images.
+
+    Raises:
+        ValueError: shots < 1, or a class with fewer than K training images.
+    """
+    if shots < 1:
+        raise ValueError(f"k must be 1 or more, got {shots} (0 shots = zero-shot needs no draw)")
+    split = dataset.split("train")
+    poorest, count = _poorest(dataset, split.labels)
+    if count < shots:
+        raise ValueError(
+            f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} "
+            f"has {count} training images; k can be at most {count}"
+        )
+    order = seeded_order(len(split), seed)
+    return split.subset(_first_of_each(dataset, split.labels, order, shots))
+
+
+def draw_ranked(
+    dataset: Dataset, image_ids: Sequence[str], labels: NDArray[np.int64], shots: int, seed: int
+) -> NDArray[np.int64]:
+    """Draw K positions per class out of images that are ranked: (classes * K,) int64, sorted.
+
+    One seed gives nested sets. Which images it draws depends on which are ranked, not on their
+    order.
+
+    Args:
+        dataset: whose classes these are.
+        image_ids: n ids of ranked images.
+        labels: (n,) their classes; images of unknown class (-1) are left out.
+        shots: K, at least 1.
+        seed: of the choice.
+
+    Raises:
+        ValueError: a class has fewer than K ranked images.
+    """
+    poorest, count = _poorest(dataset, labels[labels >= 0])
+    if count < shots:
+        raise ValueError(
+            f"--shots {shots}: class {poorest!r} of {dataset.name!r} has {count} ranked images; "
+            "k can be at most that, or rank more of them"
+        )
+    order = np.argsort(np.array(image_ids))[seeded_order(len(labels), seed)]
+    return _first_of_each(dataset, labels, order, shots)
+
+
+def seeded_order(count: int, seed: int) -> NDArray[np.int64]:
+    """Return the positions 0 to count - 1 in the order that a seed gives them."""
+    return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
+
+
+def _poorest(dataset: Dataset, labels: NDArray[np.int64]) -> tuple[str, int]:
+    """Return the class with the fewest images, and how many it has."""
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    return dataset.classes[int(counts.argmin())], int(counts.min())
+
+
+def _first_of_each(
+    dataset: Dataset, labels: NDArray[np.int64], order: NDArray[np.int64], most: int
+) -> NDArray[np.int64]:
+    """Take the first few positions of every class in an order; sorted."""
+    drawn = [order[labels[order] == label][:most] for label in range(len(dataset.classes))]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)

@@ -1,0 +1,241 @@
+"""Split files of CoOp with their images, in small copies of their exact form."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.cli import main
+from harness.datasets import SplitName, get_dataset, list_datasets, names_of
+from harness.datasets.coop import CoopSplit
+from harness.evaluate import nameable, subset
+from harness.few_shot import SHOTS, draw
+from harness.golden.pictures import find_pictures
+
+NAMES = ("ankle_boot", "bag", "dress")
+COUNTS: dict[SplitName, int] = {"train": 16, "val": 5, "test": 7}
+Lists = dict[str, list[Any]]
+Make = Callable[..., Path]
+
+
+def lists() -> Lists:
+    """Like OxfordPets: by class, a folder per class, classes with underscores."""
+    return {
+        split: [
+            [f"{name}/{name.title()}_{split}_{i}.png", label, name]
+            for label, name in enumerate(NAMES)
+            for i in range(count)
+        ]
+        for split, count in COUNTS.items()
+    }
+
+
+def pixels(path: str) -> np.ndarray:
+    """Noise that belongs to a path, of a size that belongs to it, too."""
+    drawn = np.random.default_rng(list(path.encode()))
+    return drawn.integers(0, 256, (*drawn.integers(20, 60, 2), 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Write a split file and its images; return the file."""
+
+    def call(
+        told: Any = None, folder: str = "oxford_pets", images: str = "images", name: str = "Shop"
+    ) -> Path:
+        told = lists() if told is None else told
+        file = tmp_path / folder / f"split_zhou_{name}.json"
+        for path, _, _ in (entry for split in lists().values() for entry in split):
+            place = tmp_path / folder / images / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels(path)).save(place)
+        file.write_text(told if isinstance(told, str) else json.dumps(told))
+        return file
+
+    return call
+
+
+def test_the_images_and_labels_are_the_files(make: Make):
+    file = make()
+    dataset = CoopSplit(file)
+    assert (dataset.name, dataset.title) == ("coop-shop", "Shop, split by CoOp")
+    assert dataset.classes == ("ankle boot", "bag", "dress")
+    assert dataset.captions_seen == (True, True, True)
+    assert dataset.templates == ("a photo of a {}.",)
+    assert dataset.revision == hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    for split, told in lists().items():
+        found = dataset.split(split)  # type: ignore[arg-type]
+        assert found.labels.dtype == np.int64
+        assert found.labels.tolist() == [label for _, label, _ in told]
+        ids = tuple(f"coop/split_zhou_Shop/{path}" for path, _, _ in told)
+        assert found.image_ids == ids == tuple(example.image_id for example in found)
+        for example, (path, label, _) in zip(found, told, strict=True):
+            assert np.array_equal(example.image, pixels(path))
+            assert (example.image.mode, example.label, example.mask) == ("RGB", label, None)
+
+
+@pytest.mark.parametrize(
+    ("folder", "images"),
+    [
+        ("caltech-101", "101_ObjectCategories"),
+        ("dtd", "images"),
+        ("eurosat", "2750"),
+        ("oxford_flowers", "jpg"),
+        ("stanford_cars", ""),
+        ("sun397", "SUN397"),
+        ("ucf101", "UCF-101-midframes"),
+    ],
+)
+def test_images_are_beside_the_file_or_in_a_folder_there(folder: str, images: str, make: Make):
+    file = make(folder=folder, images=images)
+    (file.parent / "annotations").mkdir()
+    dataset = CoopSplit(file)
+    assert dataset.root == (file.parent / images if images else file.parent)
+    assert len([example.image for example in dataset.split("val")]) == 15
+
+
+def test_names_hold_no_path_and_stay_when_files_move(make: Make, tmp_path: Path):
+    first = CoopSplit(make())
+    ids = first.split("test").image_ids
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "oxford_pets").rename(moved)
+    second = CoopSplit(moved / "split_zhou_Shop.json")
+    assert (second.name, second.revision) == (first.name, first.revision)
+    assert second.split("test").image_ids == ids
+    assert not any(str(tmp_path) in text for text in (*ids, first.name, first.title))
+    assert second.asked_as == f"coop:{moved / 'split_zhou_Shop.json'}"
+
+
+def test_the_folder_of_images_may_be_a_link(make: Make, tmp_path: Path):
+    file = make()
+    (file.parent / "images").rename(tmp_path / "disk")
+    (file.parent / "images").symlink_to(tmp_path / "disk")
+    assert len(CoopSplit(file).split("val")[2:4]) == 2
+
+
+def test_nothing_is_read_before_it_is_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("opened")
+
+    file = make()
+    monkeypatch.setattr(Image, "open", refuse)
+    split = CoopSplit(file).split("test")
+    assert len(split) == len(split.image_ids) == len(split.labels) == 21
+    with pytest.raises(ValueError, match="opened"):
+        split[0]
+
+
+def test_it_is_found_by_file_then_by_name(make: Make, monkeypatch: pytest.MonkeyPatch):
+    before, file = list_datasets(), make()
+    dataset = get_dataset(f"coop:{file}")
+    assert isinstance(dataset, CoopSplit)
+    assert get_dataset("coop-shop") is dataset
+    assert list_datasets() == before
+    monkeypatch.chdir(file.parent)
+    assert get_dataset("coop:split_zhou_Shop.json").asked_as == f"coop:{file}"
+    assert names_of(["fashion", f"coop:{file}", "emoji"]) == ["fashion", "coop-shop", "emoji"]
+
+
+def test_figures_name_its_images_without_a_path(make: Make):
+    [picture] = find_pictures([f"coop:{make()}:val:6"])
+    assert picture.name == "coop-shop:val:6"
+    assert (picture.label, picture.classes) == (1, ("ankle boot", "bag", "dress"))
+    assert np.array_equal(picture.image, pixels("bag/Bag_val_1.png"))
+
+
+def test_it_serves_the_protocol(make: Make):
+    dataset = CoopSplit(make())
+    assert np.bincount(subset(dataset.split("test"), 6).labels).tolist() == [2, 2, 2]
+    known = torch.tensor([[1.0], [torch.nan], [1.0]])
+    assert set(nameable(dataset.split("test"), known).labels.tolist()) == {0, 2}
+    for shots in SHOTS:
+        drawn = draw(dataset, shots, seed=1)
+        assert np.bincount(drawn.train.labels).tolist() == [shots] * 3
+        assert np.bincount(drawn.val.labels).tolist() == [min(shots, 4)] * 3
+    with pytest.raises(ValueError, match=r"'ankle boot' of 'coop-shop' has 16 .*at most 16"):
+        draw(dataset, 17, seed=1)
+    told = lists() | {"val": []}
+    with pytest.raises(ValueError, match="'ankle boot' of 'coop-shop' has 0 validation images"):
+        draw(CoopSplit(make(told)), 1, seed=1)
+
+
+def test_eval_and_rank_take_it(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    given = ["--dataset", f"coop:{make()}", "--limit", "3"]
+    assert main(["rank", "--model", "clip_vit_s14", "--stride", "2", *given]) == 0
+    store = capsys.readouterr().out.removeprefix("wrote ").partition(": ")[0]
+    assert Path(store).name.startswith("golden-clip_vit_s14.imgfocus_lit-coop-shop-test-")
+    assert main(["eval", "clip_vit_s14_patchrank60", *given]) == 0
+    seen = capsys.readouterr()
+    assert "coop-shop (test, 3 images; text classifier)" in seen.out
+    assert str(tmp_path) not in seen.out + seen.err
+
+
+@pytest.mark.parametrize("what", ["bag/Bag_val_3.png", "dress"])
+def test_links_that_leave_the_folder(what: str, make: Make, tmp_path: Path):
+    file = make()
+    place = file.parent / "images" / what
+    place.rename(tmp_path / "secret")
+    place.symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=f"image '{what}.*' is a link out of the folder of images"):
+        CoopSplit(file)
+    (tmp_path / "secret").rename(file.parent / "images" / "inside")
+    place.unlink()
+    place.symlink_to(file.parent / "images" / "inside")
+    assert len(CoopSplit(file).split("val")) == 15
+
+
+def test_images_that_are_nowhere(make: Make):
+    file = make(images="images/deeper")
+    match = (
+        r"'ankle_boot/Ankle_Boot_train_0.png' is neither beside it, in '.*', .*\(tried: images\)"
+    )
+    with pytest.raises(FileNotFoundError, match=match):
+        CoopSplit(file)
+    file = make(folder="other")
+    (file.parent / "images" / lists()["val"][0][0]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"image 'ankle_boot/.*_val_0.png' is neither"):
+        CoopSplit(file)
+    make(folder="both", images="a")
+    with pytest.raises(ValueError, match="in each of the folders a, b; leave one"):
+        CoopSplit(make(folder="both", images="b"))
+
+
+def test_images_that_are_missing_or_damaged(make: Make):
+    file = make()
+    folder = file.parent / "images" / "bag"
+    (folder / "Bag_test_1.png").unlink()
+    (folder / "Bag_test_2.png").write_bytes((folder / "Bag_test_2.png").read_bytes()[:90])
+    os.truncate(folder / "Bag_test_3.png", 0)
+    split = CoopSplit(file).split("test")
+    with pytest.raises(
+        FileNotFoundError, match=r"'.*Bag_test_1.png' of coop-shop is missing; .*un"
+    ):
+        split[8]
+    for place in (9, 10):
+        with pytest.raises(ValueError, match=rf"image '.*Bag_test_{place - 7}.png' can't be read"):
+            split[place]
+    assert split[11].label == 1
+
+
+def test_refusals_of_what_is_given(make: Make, tmp_path: Path):
+    file = make()
+    for given, match in (
+        ("coop:", r"'coop:': expected coop:PATH of a split_zhou_\*.json"),
+        (f"coop:{tmp_path}", r"is a folder; give the split_zhou_\*.json in it"),
+        ("coop-cars", "'coop-cars' is made from a split file of CoOp; give coop:PATH"),
+        ("coop", "no dataset is called 'coop'.*coop:PATH is a split file of CoOp"),
+        (f"coop:{file.rename(file.with_name('split_zhou_-.json'))}", "needs letters or digits"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            get_dataset(given)
+    with pytest.raises(FileNotFoundError, match=r"split file '.*nowhere.json' does not exist"):
+        get_dataset(f"coop:{tmp_path / 'nowhere.json'}")
+    with pytest.raises(ValueError, match="another one given is called 'coop-shop', too"):
+        names_of([f"coop:{make(folder='a')}", f"coop:{make(folder='b')}"])

@@ -1,0 +1,205 @@
+"""K images per class: balanced, nested, seeded; which images a seed draws never changes."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from harness.datasets import get_dataset
+from harness.datasets.base import Dataset, Split, SplitName
+from harness.few_shot import SHOTS, draw, draw_ranked, draw_train, seeded_order
+from harness.studies import shots as study_of_shots
+
+WITH_VAL = ("fashion", "emoji")
+RANKED = np.array([0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 0, 3], dtype=np.int64)
+IDS = tuple(f"toy/train-{i:02d}" for i in range(len(RANKED)))
+
+
+class Uneven(Dataset):
+    """A dataset of given labels; nothing in it can be drawn."""
+
+    name = "uneven"
+
+    def __init__(self, **labels: list[int]) -> None:
+        self._told = labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ("cat", "dog", "house")
+
+    @property
+    def captions_seen(self) -> tuple[bool, ...]:
+        return (True,) * 3
+
+    def _split(self, name: SplitName) -> Split:
+        def refuse(*_: int) -> None:
+            raise AssertionError("drawn")
+
+        labels = np.array(self._told.get(name, []), dtype=np.int64)
+        return Split(labels, lambda index: f"uneven/{name}-{index}", refuse)
+
+
+def per_class(dataset: Dataset, split: Split) -> list[int]:
+    return np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
+
+
+def slowly(labels: NDArray[np.int64], most: int, seed: int, classes: int) -> list[int]:
+    """Go through the images in the order of their random numbers; take one while there is room."""
+    numbers = np.random.PCG64(seed).random_raw(len(labels)).tolist()
+    room, taken = [most] * classes, []
+    for place in sorted(range(len(labels)), key=numbers.__getitem__):
+        if room[labels[place]]:
+            room[labels[place]] -= 1
+            taken.append(place)
+    return sorted(taken)
+
+
+def test_the_numbers_of_shots_are_the_papers():
+    assert SHOTS == study_of_shots.SHOTS == (1, 2, 4, 8, 16)
+
+
+@pytest.mark.parametrize("name", WITH_VAL)
+@pytest.mark.parametrize("shots", [*SHOTS, 3])
+def test_the_draw_is_the_slow_ones(name: str, shots: int):
+    dataset = get_dataset(name)
+    drawn = draw(dataset, shots, seed=3)
+    for split, part, most in (("train", drawn.train, shots), ("val", drawn.val, min(shots, 4))):
+        whole = dataset.split(split)
+        assert per_class(dataset, part) == [most] * len(dataset.classes)
+        wanted = slowly(whole.labels, most, 3, len(dataset.classes))
+        assert part.image_ids == tuple(whole.image_ids[i] for i in wanted)
+
+
+@pytest.mark.parametrize("name", WITH_VAL)
+def test_draws_are_nested_seeded_and_apart(name: str):
+    dataset = get_dataset(name)
+    test = set(dataset.split("test").image_ids)
+    before: tuple[set[str], set[str]] = (set(), set())
+    for shots in SHOTS:
+        drawn, again = draw(dataset, shots, seed=3), draw(dataset, shots, seed=3)
+        train, val = (set(part.image_ids) for part in drawn)
+        assert [part.image_ids for part in again] == [part.image_ids for part in drawn]
+        assert before[0] < train
+        assert before[1] <= val
+        assert not (train & val) | (train & test) | (val & test)
+        before = train, val
+    others = [draw(dataset, 4, seed) for seed in range(8)]
+    assert len({drawn.train.image_ids for drawn in others}) == 8
+    assert len({drawn.val.image_ids for drawn in others}) == 8
+
+
+@pytest.mark.parametrize("name", [*WITH_VAL, "emoji-subcategory"])
+@pytest.mark.parametrize("shots", SHOTS)
+def test_training_images_alone_are_the_same(name: str, shots: int):
+    """Subcategories of emoji have a class without validation images; a probe needs none."""
+    dataset = get_dataset(name)
+    train = draw_train(dataset, shots, seed=1)
+    assert per_class(dataset, train) == [shots] * len(dataset.classes)
+    if name in WITH_VAL:
+        assert train.image_ids == draw(dataset, shots, seed=1).train.image_ids
+
+
+def test_a_class_with_few_validation_images_gives_what_it_has():
+    dataset = Uneven(train=[0, 1, 2] * 5, val=[0, 1, 1, 2, 2, 2, 2, 2])
+    assert per_class(dataset, draw(dataset, 5, seed=0).val) == [1, 2, 4]
+    assert per_class(dataset, draw(dataset, 2, seed=0).val) == [1, 2, 2]
+    assert per_class(dataset, draw(dataset, 1, seed=0).val) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("shots", "seed", "wanted"),
+    [
+        (1, 0, [92, 196, 269, 403, 504, 608, 657, 850, 855, 921]),
+        (1, 3, [20, 186, 225, 467, 472, 611, 734, 769, 838, 1073]),
+    ],
+)
+def test_a_seed_draws_what_it_always_drew(shots: int, seed: int, wanted: list[int]):
+    dataset = get_dataset("fashion")
+    ids = dataset.split("train").image_ids
+    assert draw_train(dataset, shots, seed).image_ids == tuple(ids[i] for i in wanted)
+
+
+@pytest.mark.parametrize("draw_from", [draw, draw_train])
+def test_refusals_of_training_images(draw_from):
+    fashion, names = get_dataset("fashion"), get_dataset("emoji-names")
+    match = r"121 shots .*'t-shirt' of 'fashion' has 120 training .*can be at most 120"
+    with pytest.raises(ValueError, match=match):
+        draw_from(fashion, 121, seed=0)
+    for shots in (0, -1):
+        with pytest.raises(ValueError, match=f"k must be 1 or more, got {shots}"):
+            draw_from(fashion, shots, seed=0)
+    with pytest.raises(ValueError, match="of 'emoji-names' has 0 training images"):
+        draw_from(names, 1, seed=0)
+    with pytest.raises(ValueError, match=r"2 shots .*'dog' of 'uneven' has 1 .*can be at most 1"):
+        draw_from(Uneven(train=[0, 0, 1, 2, 2], val=[0, 1, 2]), 2, seed=0)
+
+
+@pytest.mark.parametrize("shots", SHOTS)
+def test_refusals_of_validation_images(shots: int):
+    train = [0, 1, 2] * 16
+    match = f"{shots} shots .*'dog' of 'uneven' has 0 validation images, of 3 in its val split"
+    with pytest.raises(ValueError, match=match):
+        draw(Uneven(train=train, val=[0, 0, 2]), shots, seed=0)
+    with pytest.raises(ValueError, match="'cat' of 'uneven' has 0 validation images, of 0 in its"):
+        draw(Uneven(train=train), shots, seed=0)
+    assert len(draw_train(Uneven(train=train), shots, seed=0)) == 3 * shots
+
+
+def test_the_order_of_a_seed():
+    assert sorted(seeded_order(9, 4).tolist()) == list(range(9))
+    assert (seeded_order(9, 4) == seeded_order(9, 4)).all()
+    assert (seeded_order(99, 4) != seeded_order(99, 5)).any()
+    assert seeded_order(0, 0).tolist() == []
+
+
+def ranked(toy: Dataset, shots: int, seed: int = 0) -> NDArray[np.int64]:
+    return draw_ranked(toy, IDS, RANKED, shots, seed)
+
+
+@pytest.mark.parametrize("shots", [1, 2, 3])
+def test_ranked_images_once(shots: int, toy: Dataset):
+    rows = ranked(toy, shots)
+    assert rows.tolist() == slowly(RANKED, shots, 0, 4)
+    assert np.bincount(RANKED[rows]).tolist() == [shots] * 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_more_ranked_images_hold_the_fewer(seed: int, toy: Dataset):
+    one, two, three = (set(ranked(toy, shots, seed).tolist()) for shots in (1, 2, 3))
+    assert one < two < three
+
+
+def test_the_seed_decides_between_ranked_images(toy: Dataset):
+    assert np.array_equal(ranked(toy, 1, 3), ranked(toy, 1, 3))
+    assert len({tuple(ranked(toy, 1, seed)) for seed in range(20)}) > 5
+
+
+@pytest.mark.parametrize(
+    ("shots", "seed", "wanted"),
+    [
+        (1, 0, [6, 21, 34, 37, 48, 82, 129, 130, 163, 185]),
+        (1, 3, [6, 7, 24, 30, 65, 71, 93, 99, 108, 192]),
+    ],
+)
+def test_ranked_images_in_whatever_order(shots: int, seed: int, wanted: list[int]):
+    dataset = get_dataset("fashion")
+    val = dataset.split("val")[:200]
+    rows = draw_ranked(dataset, val.image_ids, val.labels, shots, seed)
+    assert rows.tolist() == wanted
+    turned = draw_ranked(dataset, val.image_ids[::-1], val.labels[::-1], shots, seed)
+    assert np.sort(199 - turned).tolist() == wanted
+
+
+def test_ranked_images_without_label_are_left_out(toy: Dataset):
+    labels = np.where(np.arange(14) == 0, -1, RANKED)
+    rows = draw_ranked(toy, IDS, labels, 3, 0)
+    assert 0 not in rows
+    assert np.bincount(labels[rows]).tolist() == [3] * 4
+
+
+def test_refusals_of_ranked_images(toy: Dataset):
+    match = "--shots 4: class 'dog' of 'toy' has 3 ranked images; k can be at most that"
+    with pytest.raises(ValueError, match=match):
+        ranked(toy, 4)
+    known = RANKED != 3
+    with pytest.raises(ValueError, match="class 'zebra' of 'toy' has 0 ranked images"):
+        draw_ranked(toy, [i for i, k in zip(IDS, known, strict=True) if k], RANKED[known], 1, 0)
