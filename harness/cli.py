@@ -12,7 +12,8 @@ from rich.markup import escape
 from harness.datasets import names_of
 from harness.flags import build_parser
 from harness.golden.work import OtherProcessError
-from harness.table import comparison_table, list_tables
+from harness.listing import list_tables
+from harness.table import comparison_table
 
 PIPE_WIDTH = 200
 

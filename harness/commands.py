@@ -1,12 +1,14 @@
 """What the subcommands do: from parsed arguments to files and tables."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
-from harness.compare import compare
+from harness.averages import Average, averages
+from harness.compare import compare, judge
 from harness.datasets import get_dataset
 from harness.floor import floor
 from harness.golden.job import AUTO, Job, Source
@@ -18,12 +20,14 @@ from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from harness.report import markdown_table, write_plot, write_report
+from harness.shot_table import shot_tables
 from harness.table import comparison_table, floor_table, matched_table
 from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
 from zoo.registry import MODELS
 
+T = TypeVar("T")
 WIDE = 195  # columns of a terminal that take the whole table
 
 
@@ -35,11 +39,14 @@ def run_compare(
     args.output.mkdir(parents=True, exist_ok=True)
     plan = Plan(
         **_conditions(args, limit),
-        models=tuple(args.models),
+        models=_once(args.models),
         methods=tuple(args.methods or _all_methods(args.match)),
         keeps=tuple(args.keeps),
-        datasets=tuple(args.datasets),
-        shots=tuple(args.shots),
+        datasets=_once(args.datasets),
+        shots=_once(args.shots),
+        tokens=args.tokens,
+        num_tokens=args.num_tokens,
+        seeds=args.seeds,
         batches=tuple(args.batches),
         rounds=args.rounds,
         match=args.match,
@@ -48,6 +55,7 @@ def run_compare(
     path = args.output / "records.jsonl"
     known = read_records(path) if path.is_file() and not args.fresh else []
     records: list[Record] = []
+    groups: list[list[Average]] = []  # of one dataset and tower
     for group in compare(plan, known, Progress(status)):
         fresh = [record for record in group if record not in known]
         if fresh:
@@ -56,6 +64,11 @@ def run_compare(
         output.print(comparison_table(group, wide=output.width >= WIDE))
         if plan.match is not None:
             output.print(matched_table(matched(group, plan.match_to)))
+        groups.append(averages(group))
+        if group[0].shots == plan.shots[-1]:
+            for table in shot_tables(groups):
+                output.print(table.table())
+            groups = []
     write_report(records, args.output / "report.html", "Token reduction for CLIP, side by side")
     write_plot(records, args.output / "accuracy_gflops.svg")
     for name, summary in (("table.md", False), ("summary.md", True)):
@@ -65,13 +78,18 @@ def run_compare(
     status.print(text, highlight=False, soft_wrap=True)
 
 
+def _once(given: Iterable[T]) -> tuple[T, ...]:
+    """Return what was given without repeats, each of which would be measured twice."""
+    return tuple(dict.fromkeys(given))
+
+
 def _all_methods(match: str | None) -> tuple[str, ...]:
     """Return every method; where cost counts, not the oracle, which has none."""
     return tuple(name for name in known_methods() if match is None or name != GOLDEN)
 
 
 def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> list[Record]:
-    """Measure one model beside its dense tower."""
+    """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
     check(args)
     name, _, tag = args.model.partition(".")
     if name not in MODELS:
@@ -85,8 +103,20 @@ def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> li
         keeps=(parts.percent / 100,),
         datasets=(args.dataset,),
         shots=(args.shots,),
+        tokens=args.tokens,
+        num_tokens=args.num_tokens,
+        seeds=1,
         batches=(),
     )
+    if args.prompts is not None:
+        defaults = {"shots": 0, "tokens": Plan.tokens, "num_tokens": Plan.num_tokens}
+        for name, default in defaults.items():
+            if (given := getattr(args, name)) != default:
+                raise ValueError(
+                    f"--prompts {str(args.prompts)!r} with --{name.replace('_', '-')} {given}: the "
+                    "file says what it was learned from; give one of the two"
+                )
+        return judge(plan, args.prompts, Progress(status))
     return next(compare(plan, [], Progress(status)))
 
 

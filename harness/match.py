@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.averages import Average, averages, mean_difference
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record
@@ -21,16 +22,17 @@ class Matched:
     """One method beside the target, at the keep rate that costs as nearly the same as it can.
 
     Attributes:
-        target: the target's record; its keep rate is the one asked for.
-        record: the method's, the target's own among them.
+        target: the target; its keep rate is the one asked for.
+        row: the method, the target itself among them.
         off: the method's GFLOPs over the target's, minus 1.
-        difference: top-1 of the method minus the target's, same images, 95 % paired bootstrap;
-            None for the target itself.
-        p_value: of the exact McNemar test; None for the target itself.
+        difference: top-1 of the method minus the target's, same images, 95 % paired bootstrap; of
+            several seeds that of their mean; None for the target itself.
+        p_value: of the exact McNemar test; None for the target itself, and for several seeds,
+            which it doesn't know.
     """
 
-    target: Record
-    record: Record
+    target: Average
+    row: Average
     off: float
     difference: Interval | None
     p_value: float | None
@@ -113,39 +115,41 @@ def _tell(
 
 
 def matched(records: Sequence[Record], target: str) -> list[Matched]:
-    """Pair each of the target's records with every method's record of the nearest GFLOPs.
+    """Pair each of the target's rows with every method's row of the nearest GFLOPs.
 
     Args:
-        records: of one dataset and tower; those without GFLOPs and the dense one are left out.
+        records: of one dataset, tower and number of shots; those without GFLOPs and the dense one
+            are left out.
         target: name of the method whose cost counts.
 
     Returns:
         Grouped by the target's keep rate, falling; the target first, then the best top-1.
     """
-    rows = [record for record in records if record.method != DENSE and record.gflops is not None]
-    methods = list(dict.fromkeys(record.method for record in rows if record.method != target))
+    rows = [row for row in averages(records) if row.method != DENSE]
+    rows = [row for row in rows if row.mean("gflops") is not None]
+    methods = list(dict.fromkeys(row.method for row in rows if row.method != target))
     found = []
     for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
         others = [
             min((row for row in rows if row.method == method), key=lambda row: abs(_off(row, goal)))
             for method in methods
         ]
-        others.sort(key=lambda row: -row.top1)
-        found.append(Matched(target=goal, record=goal, off=0.0, difference=None, p_value=None))
-        found += [
-            Matched(
-                target=goal,
-                record=other,
-                off=_off(other, goal),
-                difference=paired_difference(other.correct, goal.correct, seed=0),
-                p_value=mcnemar_exact(other.correct, goal.correct),
-            )
-            for other in others
-        ]
+        others.sort(key=lambda row: -row.top1.estimate)
+        found.append(Matched(target=goal, row=goal, off=0.0, difference=None, p_value=None))
+        found += [_paired(other, goal) for other in others]
     return found
 
 
-def _off(record: Record, goal: Record) -> float:
-    assert record.gflops is not None
-    assert goal.gflops is not None
-    return record.gflops / goal.gflops - 1
+def _paired(other: Average, goal: Average) -> Matched:
+    if len(goal.records) > 1:
+        difference, p_value = mean_difference(other, goal), None
+    else:
+        ours, theirs = other.first.correct, goal.first.correct
+        difference = paired_difference(ours, theirs, seed=0)
+        p_value = mcnemar_exact(ours, theirs)
+    off = _off(other, goal)
+    return Matched(target=goal, row=other, off=off, difference=difference, p_value=p_value)
+
+
+def _off(row: Average, goal: Average) -> float:
+    return float(row.mean("gflops") / goal.mean("gflops") - 1)

@@ -1,10 +1,10 @@
-"""Draw top-1 against GFLOPs, one panel per group of records, the same bytes every time."""
+"""Draw top-1 against GFLOPs, one panel per group of rows, the same bytes every time."""
 
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.records import Record
+from harness.averages import Average
 
 # Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the
 # marker says the same once more. Dense is drawn in the colour of the text.
@@ -37,10 +37,10 @@ OPTIONS: Any = {
 }
 
 
-def draw(groups: Mapping[str, Sequence[Record]], form: str) -> bytes:
+def draw(groups: Mapping[str, Sequence[Average]], form: str) -> bytes:
     """Return the plot as "png" or "svg" bytes.
 
-    Records of one method are joined in order of keep; bars are 95 % intervals; records without
+    Rows of one method are joined in order of keep; bars are 95 % intervals; rows without
     GFLOPs are left out. Colours go by method over all panels.
     """
     import matplotlib as mpl
@@ -48,7 +48,7 @@ def draw(groups: Mapping[str, Sequence[Record]], form: str) -> bytes:
 
     across = min(3, len(groups))
     down = -(-len(groups) // across)
-    methods = sorted({record.method for group in groups.values() for record in group} - {"dense"})
+    methods = sorted({row.method for group in groups.values() for row in group} - {"dense"})
     styles = {method: STYLES[place % len(STYLES)] for place, method in enumerate(methods)}
     styles["dense"] = (INK, "h")
     with mpl.rc_context(OPTIONS):
@@ -65,7 +65,7 @@ def draw(groups: Mapping[str, Sequence[Record]], form: str) -> bytes:
 
 
 def _panel(
-    axes: Any, name: str, group: Sequence[Record], styles: Mapping[str, tuple[str, str]]
+    axes: Any, name: str, group: Sequence[Average], styles: Mapping[str, tuple[str, str]]
 ) -> dict[str, Any]:
     """Draw one group and return what the legend shows, by method."""
     axes.set_title(name)
@@ -73,11 +73,11 @@ def _panel(
     axes.set_ylabel("top-1, %")
     axes.grid(alpha=0.25)
     handles = {}
-    for method in sorted({record.method for record in group}, key=lambda m: (m != "dense", m)):
+    for method in sorted({row.method for row in group}, key=lambda m: (m != "dense", m)):
         points = sorted(
-            (record.gflops, 100 * record.top1, 100 * record.top1_low, 100 * record.top1_high)
-            for record in group
-            if record.method == method and record.gflops is not None
+            (row.mean("gflops"), *(100 * number for number in row.top1))
+            for row in group
+            if row.method == method and row.mean("gflops") is not None
         )
         if not points:
             continue

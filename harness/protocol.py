@@ -1,6 +1,9 @@
 """What an accuracy rests on, in words: labelled images, captions seen in training, or neither."""
 
+from collections.abc import Sequence
+
 from harness.datasets import get_dataset, list_datasets
+from harness.plan import PROMPTS
 from harness.records import Record
 
 
@@ -20,5 +23,22 @@ def captions(dataset: str) -> str:
 def protocol(record: Record) -> str:
     """Say how the images of a record were classified."""
     if record.shots:
-        return "1 shot" if record.shots == 1 else f"{record.shots} shots"
+        return f"{shots_of(record)}, {learned(record)}"
     return captions(record.dataset) if record.dataset in list_datasets() else "text classifier"
+
+
+def shots_of(record: Record) -> str:
+    """Say how many shots there were."""
+    return f"{record.shots} {'shot' if record.shots == 1 else 'shots'}"
+
+
+def learned(record: Record) -> str:
+    """Say what was learned from the shots of a record."""
+    if record.tuning in PROMPTS:
+        return f"{PROMPTS[record.tuning]} ({record.prompt_tokens})"
+    return "linear probe"
+
+
+def seeds(records: Sequence[Record]) -> str:
+    """Say of how many seeds a row is the mean; nothing of one."""
+    return f"; mean of {len(records)} seeds" if len(records) > 1 else ""

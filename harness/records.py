@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,20 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.correctness import unpack_correct
+from harness.plan import PROMPTS, TUNINGS
+from harness.schema import SCHEMA_VERSION, upgraded
 from harness.typed_json import parsed
-
-SCHEMA_VERSION = 4
-# Fields that came with a version; None in a line of an earlier one, which didn't measure them.
-_ADDED = {
-    2: ("weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
-        "border_high", "border_chance", "tau_undefined"),
-    3: ("cosine_to_dense", "cosine_low", "cosine_high"),
-    4: ("match_low", "match_high"),
-}  # fmt: skip
+from zoo.reducer import expected
 
 CONDITIONS = (
-    "dataset", "dataset_revision", "split", "shots", "seed", "image_count", "tag",
-    "weights_sha256", "device", "device_name", "dtype", "threads", "torch", "timm",
+    "dataset", "dataset_revision", "split", "shots", "tuning", "prompt_tokens", "seed",
+    "image_count", "tag", "weights_sha256", "device", "device_name", "dtype", "threads", "torch",
+    "timm",
 )  # fmt: skip
 
 
@@ -65,7 +60,9 @@ class Record:
     dataset_revision: str  # hash of the shipped files, or of the split file
     split: str
     shots: int  # labelled training images per class; 0 = by text
-    seed: int  # of the choice of shots and of images
+    tuning: str | None = None  # what was learned from them, of plan.TUNINGS; None at 0 shots
+    prompt_tokens: int | None = None  # learned tokens, where the tuning has some
+    seed: int  # of the choice of shots and of what is learned from them
     image_count: int
     correct_bits: str  # correctness in image order, see correctness.pack_correct
     top1: float  # fraction, with its 95 % Wilson interval
@@ -113,6 +110,7 @@ class Record:
             raise ValueError(f"created must be UTC in ISO 8601, got {self.created!r}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
+        self._check_tuning()
         _check_interval(self, "top1", "top1_low", "top1_high")
         _check_interval(self, "diff_to_dense", "diff_low", "diff_high")
         _check_interval(self, "cosine_to_dense", "cosine_low", "cosine_high")
@@ -124,6 +122,14 @@ class Record:
         share = self.correct.mean() if self.image_count else math.nan
         if not math.isclose(share, self.top1, abs_tol=1e-6):
             raise ValueError(f"top1 is {self.top1}, but correct_bits says {share}")
+
+    def _check_tuning(self) -> None:
+        if (self.tuning is None) != (self.shots == 0):
+            raise ValueError(f"tuning must be None at 0 shots and only there, got {self.tuning!r}")
+        if self.tuning not in (None, *TUNINGS):
+            raise ValueError(f"tuning {self.tuning!r}: {expected(str(self.tuning), TUNINGS)}")
+        if (self.prompt_tokens is None) != (self.tuning not in PROMPTS):
+            raise ValueError(f"prompt_tokens of tuning {self.tuning!r} is {self.prompt_tokens!r}")
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -179,8 +185,12 @@ def conditions(record: Record) -> tuple[object, ...]:
     return tuple(getattr(record, name) for name in CONDITIONS)
 
 
-def refuse_mixed(records: Iterable[Record]) -> None:
+def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> None:
     """Do nothing if all records may stand in one column.
+
+    Args:
+        records: to be compared.
+        varying: conditions that may differ all the same, such as the seed of a mean over seeds.
 
     Raises:
         ValueError: Names the first condition that differs, both values and both models.
@@ -188,7 +198,7 @@ def refuse_mixed(records: Iterable[Record]) -> None:
     first: Record | None = None
     for record in records:
         first = first or record
-        for name in CONDITIONS:
+        for name in (name for name in CONDITIONS if name not in varying):
             ours, theirs = getattr(first, name), getattr(record, name)
             if ours != theirs:
                 raise ValueError(
@@ -212,13 +222,7 @@ def _line(record: Record) -> str:
 def _record(line: str) -> Record:
     values = json.loads(line)
     if isinstance(values, dict):
-        found = values.get("schema_version")
-        if type(found) is not int or not 1 <= found <= SCHEMA_VERSION:
-            known = f"1 to {SCHEMA_VERSION}"
-            raise ValueError(f"schema_version is {found!r}, this version reads {known}")
-        for version in range(found + 1, SCHEMA_VERSION + 1):
-            values |= dict.fromkeys(_ADDED[version])
-        values["schema_version"] = SCHEMA_VERSION
+        values = upgraded(values)
     record: Record = parsed(Record, values, "record")
     return record
 

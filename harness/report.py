@@ -1,15 +1,17 @@
 """Turn records into a table, a plot of accuracy against cost, and a page that holds both."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from harness.averages import Average, averages
+from harness.columns import columns_of
 from harness.plot import INK, draw
 from harness.protocol import protocol
-from harness.records import Latency, Record, refuse_mixed
-
-NOT_MEASURED = "–"
+from harness.records import Record
+from harness.shot_table import place, shot_tables
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1b1c1d; --paper: #fdfdfc; --line: #c9c9c4;
@@ -43,8 +45,12 @@ _NOTES = (
     "what unrelated rankings reach. – means not measured."
 )
 
+_OVER_SEEDS = (
+    "Where a table is the mean of seeds, so is every column: top-1 with Student's 95 % interval "
+    "over seeds, the difference to dense with a 95 % paired bootstrap interval over images of the "
+    "mean over seeds, and of other intervals both ends are means."
+)
 _SUMMARY = ("Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "× dense", "Kendall τ")
-_Column = tuple[str, Callable[[Record], str]]
 
 
 def write_report(records: Iterable[Record], path_html: str | Path, title: str) -> None:
@@ -54,7 +60,10 @@ def write_report(records: Iterable[Record], path_html: str | Path, title: str) -
         ValueError: No records, or a group mixes conditions; see `records.refuse_mixed`.
     """
     groups = _groups(records)
-    sections = [_section(name, group) for name, group in groups.items()]
+    sections = [_html(section) for section in _sections(groups)]
+    notes = _NOTES
+    if any(len(row.records) > 1 for group in groups.values() for row in group):
+        notes = f"{_NOTES} {_OVER_SEEDS}"
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -68,7 +77,7 @@ def write_report(records: Iterable[Record], path_html: str | Path, title: str) -
 <figure class="wide" tabindex="0" aria-label="Top-1 against GFLOPs">
 {_inline_svg(groups)}
 </figure>
-<p>{_NOTES}</p>
+<p>{notes}</p>
 {"".join(sections)}</body>
 </html>
 """
@@ -100,133 +109,92 @@ def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
         ValueError: No records, or a group mixes conditions.
     """
     parts = []
-    for name, group in _groups(records).items():
-        columns = [c for c in _columns(group) if not summary or c[0].endswith(_SUMMARY)]
-        rows = [[heading for heading, _ in columns]]
-        rows += [["---"] + ["---:"] * (len(columns) - 1)]
-        rows += [[render(record) for _, render in columns] for record in group]
+    for section in _sections(_groups(records), summary=summary):
+        rows = [section.heads, ["---"] + ["---:"] * (len(section.heads) - 1), *section.rows]
         lines = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in rows]
-        about = _markdown_cell(_about(group))
-        parts.append("\n".join([f"### {_markdown_cell(name)}", about, "", *lines, ""]))
+        head = [f"### {_markdown_cell(section.name)}", _markdown_cell(section.about), ""]
+        parts.append("\n".join([*head, *lines, ""]))
     return "\n".join(parts)
 
 
-def _groups(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Return the records by dataset and tower under a heading, dense first, keeps falling."""
+def _groups(records: Iterable[Record]) -> dict[str, list[Average]]:
+    """Return the rows by dataset, tower and tuning under a heading, dense first, keeps falling."""
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
-        key = (record.dataset, record.split, record.shots, record.tag, record.weights_sha256)
+        key = (*place(record), record.shots, record.tuning, record.prompt_tokens)
         groups.setdefault(key, []).append(record)
     if not groups:
         raise ValueError("there are no records to report")
-    named: dict[str, list[Record]] = {}
+    named: dict[str, list[Average]] = {}
     for group in groups.values():
-        refuse_mixed(group)
-        group.sort(key=lambda record: (record.method != "dense", -record.keep))
-        first = group[0]
-        shots = f"{first.shots} shots" if first.shots else "by text"
-        name = f"{first.dataset} {first.split}, {shots}, {first.model}.{first.tag}"
-        named[name if name not in named else f"{name} ({first.weights_sha256[:8]})"] = group
+        rows = sorted(averages(group), key=lambda row: (row.method != "dense", -row.keep))
+        first = rows[0].first
+        how = protocol(first) if first.shots else "by text"
+        name = f"{first.dataset} {first.split}, {how}, {first.model}.{first.tag}"
+        named[name if name not in named else f"{name} ({first.weights_sha256[:8]})"] = rows
     return named
 
 
-def _columns(records: Sequence[Record]) -> list[_Column]:
-    """Return the headings and what fills them, with three columns for each batch size timed."""
-    columns: list[_Column] = [
-        ("Method", lambda record: record.method),
-        ("Keep", lambda record: f"{100 * record.keep:.3g} %"),
-        ("Top-1, %", lambda r: _interval(r.top1, r.top1_low, r.top1_high, 100, "{:.1f}")),
-        ("To dense", lambda r: _interval(r.diff_to_dense, r.diff_low, r.diff_high, 100, "{:+.1f}")),
-        ("GFLOPs", lambda record: _number(record.gflops, "{:.2f}")),
-    ]
-    for batch in sorted({latency.batch for record in records for latency in record.latency}):
-        columns += [
-            (f"Batch {batch}, ms [IQR]", _timed(batch, _milliseconds)),
-            (f"Batch {batch}, × dense", _timed(batch, _ratio)),
-            (f"Batch {batch}, images/s", _timed(batch, lambda timed: f"{timed.images_per_s:.1f}")),
-        ]
-    return [
-        *columns,
-        ("Kendall τ", lambda r: _interval(r.tau, r.tau_low, r.tau_high, 1, "{:+.2f}")),
-        (
-            "Weighted τ",
-            lambda r: _interval(
-                r.weighted_tau, r.weighted_tau_low, r.weighted_tau_high, 1, "{:+.2f}"
-            ),
-        ),
-        ("Match at k (chance), %", _match),
-        ("Border overlap (chance), %", _border),
-        ("Final tokens", lambda record: _number(record.final_tokens, "{}")),
-    ]
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """A table under its heading; ``tips`` say more of each row's model."""
+
+    name: str
+    about: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    tips: Sequence[str]
 
 
-def _number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else form.format(value)
+def _sections(groups: Mapping[str, list[Average]], *, summary: bool = False) -> Iterator[_Section]:
+    """Yield a section per group, and after the last of a dataset its numbers of shots."""
+    places = [place(group[0].first) for group in groups.values()]
+    for at, (name, group) in enumerate(groups.items()):
+        columns = [c for c in columns_of(group) if not summary or c[0].endswith(_SUMMARY)]
+        yield _Section(
+            name=name,
+            about=_about(group),
+            heads=[heading for heading, _ in columns],
+            rows=[[render(row) for _, render in columns] for row in group],
+            tips=[f"{row.first.model} {row.config}" for row in group],
+        )
+        if places[at] in places[at + 1 :]:
+            continue
+        same = [rows for rows in groups.values() if place(rows[0].first) == places[at]]
+        for table in shot_tables(same):
+            yield _Section(
+                name=table.name,
+                about=table.about,
+                heads=table.heads,
+                rows=table.rows,
+                tips=table.models,
+            )
 
 
-def _interval(
-    value: float | None, low: float | None, high: float | None, scale: int, form: str
-) -> str:
-    if value is None or low is None or high is None:
-        return NOT_MEASURED
-    return "{} [{}, {}]".format(*(form.format(scale * number) for number in (value, low, high)))
-
-
-def _timed(batch: int, render: Callable[[Latency], str]) -> Callable[[Record], str]:
-    def cell(record: Record) -> str:
-        return next((render(t) for t in record.latency if t.batch == batch), NOT_MEASURED)
-
-    return cell
-
-
-def _milliseconds(timed: Latency) -> str:
-    return f"{timed.median_ms:.1f} [{timed.q1_ms:.1f}, {timed.q3_ms:.1f}]"
-
-
-def _ratio(timed: Latency) -> str:
-    return _interval(timed.ratio_to_dense, timed.ratio_low, timed.ratio_high, 1, "{:.2f}")
-
-
-def _match(record: Record) -> str:
-    if record.match_at_k is None or record.match_k is None or record.match_chance is None:
-        return NOT_MEASURED
-    shown = _interval(record.match_at_k, record.match_low, record.match_high, 100, "{:.1f}")
-    if record.match_low is None:
-        shown = f"{100 * record.match_at_k:.1f}"
-    return f"{shown} at {record.match_k} ({100 * record.match_chance:.1f})"
-
-
-def _border(record: Record) -> str:
-    shown = _interval(record.border_overlap, record.border_low, record.border_high, 100, "{:.1f}")
-    if record.border_chance is None:
-        return shown
-    return f"{shown} ({100 * record.border_chance:.1f})"
-
-
-def _about(group: Sequence[Record]) -> str:
+def _about(group: Sequence[Average]) -> str:
     """Say what all records of a group have in common."""
-    first = group[0]
-    golden = sorted({record.golden_images for record in group if record.golden_images})
+    first = group[0].first
+    golden = sorted({r.golden_images for row in group for r in row.records if r.golden_images})
+    seeds = [str(record.seed) for record in group[0].records]
     return (
         f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
-        f"seed {first.seed}), "
+        f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "
         f"{first.device_name}, {first.device}, {first.dtype}, {first.threads} threads, torch "
         f"{first.torch}, timm {first.timm}, weights {first.weights_sha256[:12]}; agreement on "
         f"{', '.join(map(str, golden)) or 'no'} images."
     )
 
 
-def _section(name: str, group: Sequence[Record]) -> str:
-    columns = _columns(group)
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading, _ in columns)
+def _html(section: _Section) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in section.heads)
     rows = "".join(
-        f'<tr title="{escape(f"{record.model} {record.method_config}")}">'
-        + "".join(f"<td>{escape(render(record))}</td>" for _, render in columns)
+        f'<tr title="{escape(tip)}">'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
         + "</tr>\n"
-        for record in group
+        for tip, row in zip(section.tips, section.rows, strict=True)
     )
     return (
-        f"<section>\n<h2>{escape(name)}</h2>\n<p>{escape(_about(group))}</p>\n"
+        f"<section>\n<h2>{escape(section.name)}</h2>\n<p>{escape(section.about)}</p>\n"
         f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{rows}</tbody>\n</table></div>\n</section>\n"
     )
@@ -238,7 +206,7 @@ def _markdown_cell(text: str) -> str:
     return plain.replace("|", "&#124;").replace("](", "]&#40;")
 
 
-def _inline_svg(groups: dict[str, list[Record]]) -> str:
+def _inline_svg(groups: Mapping[str, Sequence[Average]]) -> str:
     """Return the plot as an element: no prolog, no document type, ink in the text's colour."""
     text = draw(groups, "svg").decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

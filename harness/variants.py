@@ -65,6 +65,11 @@ class Variant:
         return f"{self.model} {self.what}".rstrip()
 
     @property
+    def prompted(self) -> bool:
+        """Whether learned visual tokens go along, so that nothing is as in other rows."""
+        return self.vit.prompts is not None
+
+    @property
     def first_block(self) -> int:
         """First block whose computation differs from the dense tower's."""
         return len(self.vit.blocks) if self.vit.reducer is None else self.vit.reducer.first_block
@@ -188,7 +193,7 @@ class Output:
 def run(
     rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, Output]:
-    """Run all rows on a batch; what they have in common is computed once.
+    """Run all rows on a batch; what rows without learned visual tokens share is computed once.
 
     Args:
         rows: variants of one dense tower.
@@ -198,18 +203,14 @@ def run(
     Returns:
         What each row says, by its key.
     """
-    dense = rows[0].vit if rows[0].vit.reducer is None else zoo.reduce(rows[0].vit, method=None)
-    prefix = {0: dense.embed(images)}
-    done = 0
-    for stop in sorted({row.first_block for row in rows} - {0}):
-        prefix[stop], _ = dense.advance(prefix[done], done, stop)
-        done = stop
+    shared = _shared([row for row in rows if not row.prompted], images)
     outputs = {}
     for row in rows:
-        tokens = prefix[row.first_block]
+        start = 0 if row.prompted else row.first_block
+        tokens = row.vit.embed(images) if row.prompted else shared[start]
         if row.method == GOLDEN:
             tokens = tokens._replace(importance=golden[row.key])
-        tokens, _ = row.vit.advance(tokens, row.first_block)
+        tokens, _ = row.vit.advance(tokens, start)
         cells = tokens.grid[0] * tokens.grid[1]
         outputs[row.key] = Output(
             features=F.normalize(row.vit.finish(tokens).float(), dim=-1),
@@ -217,3 +218,16 @@ def run(
             final_tokens=tokens.patch_count,
         )
     return outputs
+
+
+def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
+    """Return what enters each block at which one of the rows parts from the dense tower."""
+    if not rows:
+        return {}
+    dense = rows[0].vit if rows[0].vit.reducer is None else zoo.reduce(rows[0].vit, method=None)
+    found = {0: dense.embed(images)}
+    done = 0
+    for stop in sorted({row.first_block for row in rows} - {0}):
+        found[stop], _ = dense.advance(found[done], done, stop)
+        done = stop
+    return found

@@ -1,9 +1,11 @@
 """The flags of the subcommands that measure models."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 from harness.flags.shared import add, conditions
+from harness.plan import Plan
 
 
 def add_compare(commands: Any) -> None:
@@ -21,11 +23,20 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("--match-to", default="patchrank", help="has --keeps, others its cost")
     parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
     parser.add_argument("--shots", nargs="+", type=int, default=[0], help="0: text classifier")
+    _learned(parser)
+    parser.add_argument("--seeds", type=int, default=Plan.seeds, help="with shots; from --seed on")
     parser.add_argument("--rounds", type=int, default=5, help="latency samples")
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32], help="for latency")
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder")
     conditions(parser, 250)
+
+
+def _learned(parser: argparse.ArgumentParser) -> None:
+    """Add what is learned from shots."""
+    text = "learned from shots: t text, v visual, vt both, probe a linear classifier instead"
+    parser.add_argument("--tokens", default=Plan.tokens, help=text)
+    parser.add_argument("--num-tokens", type=int, default=Plan.num_tokens, help="learned tokens")
 
 
 def add_eval(commands: Any) -> None:
@@ -39,6 +50,8 @@ def add_eval(commands: Any) -> None:
     parser.add_argument("model", help="a model's name, dense or reduced")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--shots", type=int, default=0, help="0: text classifier")
+    _learned(parser)
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="learned before; no --shots")
     conditions(parser, 250)
 
 

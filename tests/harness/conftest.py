@@ -1,7 +1,8 @@
 """A whole benchmark in miniature: a tower of 64 patches, three classes, a cache in a folder."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,25 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
 import zoo
+from harness import view
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings
 from harness.towers import Tower
+from harness.tuning import Tuned
+from harness.variants import Variant
 from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor
 from zoo.predictor_file import predictor_name
+from zoo.prompt_file import save_prompts
 from zoo.text import CompactText, tokenizer
-from zoo.weights import cache_folder, fingerprint
+from zoo.tune_config import TuneConfig
+from zoo.weights import blocks_fingerprint, cache_folder, fingerprint
 
 ARCH, TAG = "clip_vit_b16", "openai"
 WORDS = ("cat", "dog", "house")
@@ -159,3 +166,70 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
         return path
 
     return call
+
+
+class QuickTuner:
+    """Stand in for ``Tuner``: prompts drawn by row, shots and seed; remember the calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: list[dict[str, Any]] = []
+        self.salt = 0
+        self.facts: dict[str, Any] = {}
+
+    def __call__(self, parts: ClipParts, dataset: Dataset, **facts: Any) -> "QuickTuner":
+        self.dataset, self.facts = dataset, facts
+        return self
+
+    def tuned(
+        self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig
+    ) -> dict[str, Tuned]:
+        keys = [row.key for row in rows]
+        self.calls.append({"rows": keys, "shots": shots, "seed": seed, "config": config})
+        return {row.key: self.one(row.vit, row.key, shots, seed, config) for row in rows}
+
+    def one(
+        self, vit: zoo.ReducedViT, key: str, shots: int, seed: int, config: TuneConfig
+    ) -> Tuned:
+        """Draw prompts; the last class has no words."""
+        drawn = torch.Generator().manual_seed(1000 * shots + 10 * seed + len(key))
+        text = F.normalize(torch.randn(4, 7, generator=drawn), dim=-1)
+        text[3] = torch.nan
+        tensors = {"classifier": text, "logit_scale": torch.tensor(3.0)}
+        if "v" in config.tokens:
+            tensors["visual"] = torch.randn(1, config.count, 48, generator=drawn)
+        file = save_prompts(
+            self.folder / f"{key} {shots} {seed} {config.tokens}.safetensors",
+            tensors,
+            model=ARCH,
+            tag=TAG,
+            weights=blocks_fingerprint(vit.state_dict()),
+            width=48,
+            classes=(*WORDS, "zebra"),
+            dataset="toy",
+            recipe=asdict(config),
+            provenance={"shots": shots, "draw": seed, "salt": self.salt},
+        )
+        return Tuned.of(vit, file)
+
+
+@pytest.fixture
+def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> QuickTuner:
+    """Learn nothing, quickly."""
+    tuner = QuickTuner(tmp_path / "prompts")
+    monkeypatch.setattr("harness.view.Tuner", tuner)
+    return tuner
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
+    """Return what `outcomes` was called for: rows, and how many images."""
+    calls: list[tuple[list[str], int]] = []
+
+    def counted(rows: Sequence[Variant], split: Any, *args: Any, **told: Any) -> Any:
+        calls.append(([row.method for row in rows], len(split)))
+        return real(rows, split, *args, **told)
+
+    real = view.outcomes
+    monkeypatch.setattr(view, "outcomes", counted)
+    return calls

@@ -54,8 +54,8 @@ def test_a_second_run_reuses_all_of_it(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     before = (results / "records.jsonl").read_text("utf-8")
-    for name in ("outcomes", "costs"):
-        monkeypatch.setattr(bench, name, fail)
+    for name in ("view.outcomes", "bench.costs"):
+        monkeypatch.setattr(f"harness.{name}", fail)
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     assert (results / "records.jsonl").read_text("utf-8") == before
     out = capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_a_second_run_reuses_all_of_it(
 
 
 def test_fresh_measures_again(results: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench, "outcomes", fail)
+    monkeypatch.setattr("harness.view.outcomes", fail)
     with pytest.raises(AssertionError, match="measured again"):
         main([*RANDOM.split(), "--fresh", "--output", str(results)])
 
@@ -115,7 +115,13 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         ("compare --limit 0", "--limit 0: expected a number from 1, or --full"),
         ("compare --batches 1 0", "--batches 0: expected a number from 1"),
         ("compare --rounds 0", "--rounds 0: expected a number from 1"),
-        ("compare --shots -1", "k must be 1 or more, got -1"),
+        ("compare --shots 4 -1", "--shots -1: expected 0, which is by text, or a number from 1"),
+        ("compare --shots 1 --tokens vvt", "--tokens 'vvt': did you mean 'vt'? expected one of t,"),
+        ("compare --tokens prob", "--tokens 'prob': did you mean 'probe'? expected one of t, v,"),
+        ("compare --shots 1 --seeds 0", "--seeds 0: expected a number from 1"),
+        ("compare --num-tokens 0", "--num-tokens 0: expected a number from 1"),
+        ("eval clip_vit_s14 --dataset emoji --tokens x", "--tokens 'x': expected one of t, v, vt"),
+        ("eval clip_vit_s14 --dataset emoji --shots 2 --prompts x", "--prompts 'x' with --shots 2"),
         ("compare --shots 9999", "9999 shots asked for, but class "),
         ("eval clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),
         ("eval clip_vit_s14 --dataset emojis", "no dataset is called 'emojis'"),
@@ -206,6 +212,7 @@ def test_the_whole_benchmark_in_miniature(
     assert said == "12 of 21 images"
     assert (Path(path) / "part-00000.parquet").is_file()
     command = "compare --models clip_vit_b16 --datasets toy --limit 12 --shots 0 2 --batches 2"
+    command += " --tokens probe --seeds 1"
     assert main([*command.split(), "--rounds", "1", "--output", str(tmp_path)]) == 0
     records = read_records(tmp_path / "records.jsonl")
     assert len(records) == 2 * (1 + 2 * 6)

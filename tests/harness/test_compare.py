@@ -16,7 +16,7 @@ from harness import bench
 from harness import compare as module
 from harness.compare import compare
 from harness.datasets.base import Dataset
-from harness.evaluate import correct, linear_probe
+from harness.evaluate import correct, linear_probe, outcomes
 from harness.golden.store import Rankings, own_store
 from harness.plan import Plan
 from harness.progress import Progress
@@ -67,7 +67,7 @@ def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    for name in ("bench.outcomes", "bench.costs", "bench.linear_probe", "bench.Split.__getitem__"):
+    for name in ("view.outcomes", "bench.costs", "bench.linear_probe", "view.Split.__getitem__"):
         monkeypatch.setattr(f"harness.{name}", fail)
 
 
@@ -208,10 +208,10 @@ def test_few_shots_by_a_probe_on_each_models_own_features(
         return correct(features, classifier, labels)
 
     monkeypatch.setattr(bench, "correct", watched)
-    groups = list(compare(replace(PLAN, shots=(0, 3)), [], Progress()))
+    groups = list(compare(replace(PLAN, shots=(0, 3), tokens="probe", seeds=1), [], Progress()))
     assert [[record.shots for record in group] for group in groups] == [[0] * 4, [3] * 4]
     rows = variants(dense, ARCH, "openai", ["dense", "random"], [0.5])
-    train = bench.outcomes(  # three of each class are the whole training split
+    train = outcomes(  # three of each class are the whole training split
         rows, toy.split("train"), parts.preprocess, device=CPU, dtype=torch.float32
     )
     probes = [

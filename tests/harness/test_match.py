@@ -127,8 +127,8 @@ def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.M
         assert record.method_config["keep"] == record.keep
     assert all(abs(row.off) < 0.01 for row in matched(group, "patchrank"))
     write_records(tmp_path / "records.jsonl", group)
-    for name in ("outcomes", "costs"):
-        monkeypatch.setattr(bench, name, None)  # nothing is measured again
+    for name in ("view.outcomes", "bench.costs"):
+        monkeypatch.setattr(f"harness.{name}", None)  # nothing is measured again
     assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
 
 
@@ -147,16 +147,16 @@ def test_pairs_by_hand(group: list[Record]):
     assert [row.target.keep for row in rows] == [keep for keep in keeps for _ in range(size)]
     for start in range(0, len(rows), size):
         target, *others = rows[start : start + size]
-        assert target.record is target.target
+        assert target.row is target.target
         assert (target.off, target.difference, target.p_value) == (0.0, None, None)
-        assert {row.record.method for row in others} == methods
-        tops = [row.record.top1 for row in others]
+        assert {row.row.method for row in others} == methods
+        tops = [row.row.top1.estimate for row in others]
         assert tops == sorted(tops, reverse=True)
         for row in others:
-            offs = [r.gflops / target.record.gflops - 1 for r in group if r.gflops is not None
-                    and r.method == row.record.method]  # fmt: skip
+            offs = [r.gflops / target.row.first.gflops - 1 for r in group if r.gflops is not None
+                    and r.method == row.row.method]  # fmt: skip
             assert row.off == min(offs, key=abs)
-            ours, theirs = row.record.correct, target.record.correct
+            ours, theirs = row.row.first.correct, target.row.first.correct
             assert row.difference == paired_difference(ours, theirs, seed=0)
             assert row.difference.estimate == pytest.approx(ours.mean() - theirs.mean())
             assert row.p_value == mcnemar_exact(ours, theirs)

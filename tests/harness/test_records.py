@@ -35,6 +35,8 @@ DENSE = Record(
     dataset_revision="12ab34cd",
     split="test",
     shots=16,
+    tuning="t",
+    prompt_tokens=8,
     seed=0,
     image_count=10,
     correct_bits=pack_correct(CORRECT),
@@ -106,45 +108,10 @@ def test_records_round_trip_and_append(tmp_path: Path) -> None:
 def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
-    assert path.read_text().startswith('{"schema_version": 4, ')
+    assert path.read_text().startswith('{"schema_version": 5, ')
     values = json.loads(path.read_text())
     assert list(values) == [field.name for field in dataclasses.fields(Record)]
     assert {values[name] for name in ("gflops", "tau", "diff_to_dense", "match_k")} == {None}
-
-
-NEW_IN_2 = (
-    "weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
-    "border_high", "border_chance", "tau_undefined",
-)  # fmt: skip
-NEW_IN_3 = ("cosine_to_dense", "cosine_low", "cosine_high")
-NEW_IN_4 = ("match_low", "match_high")
-
-
-@pytest.mark.parametrize(
-    ("version", "new"),
-    [
-        (1, (*NEW_IN_2, *NEW_IN_3, *NEW_IN_4)),
-        (2, (*NEW_IN_3, *NEW_IN_4)),
-        (3, NEW_IN_4),
-    ],
-)
-def test_a_line_of_an_earlier_version_is_read_as_far_as_it_goes(
-    version: int, new: tuple[str, ...], tmp_path: Path
-) -> None:
-    path = tmp_path / "records.jsonl"
-    values = dataclasses.asdict(FULL) | {"schema_version": version}
-    for name in new:
-        del values[name]
-    path.write_text(json.dumps(values) + "\n")
-    [record] = read_records(path)
-    assert record == dataclasses.replace(FULL, **dict.fromkeys(new))
-    write_records(path, [record])
-    assert json.loads(path.read_text().splitlines()[1])["schema_version"] == 4
-    assert read_records(path) == [record, record]
-    del values["tau"]  # which the first version had
-    path.write_text(json.dumps(values) + "\n")
-    with pytest.raises(ValueError, match="line 1: missing field 'tau'"):
-        read_records(path)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +149,8 @@ def given_value(**changes: object) -> Callable[[dict[str, Any]], object]:
         (given_value(gflop=1.0), "unknown field 'gflop', did you mean: gflops"),
         (given_value(zzz=1.0), "unknown field 'zzz', did you mean: none"),
         (without("weighted_tau"), "missing field 'weighted_tau'"),
-        (given_value(schema_version=5), "schema_version is 5, this version reads 1 to 4"),
-        (given_value(schema_version=0), "schema_version is 0, this version reads 1 to 4"),
+        (given_value(schema_version=6), "schema_version is 6, this version reads 1 to 5"),
+        (given_value(schema_version=0), "schema_version is 0, this version reads 1 to 5"),
         (given_value(schema_version=True), "schema_version is True"),
         (without("schema_version"), "schema_version is None"),
         (given_value(shots=1.5), "shots must be int, got 1.5"),
@@ -200,6 +167,12 @@ def given_value(**changes: object) -> Callable[[dict[str, Any]], object]:
         (given_value(border_low=None), "need border_low <= border_overlap .* or all three None"),
         (given_value(correct_bits="b1"), "correct_bits of 1 bytes is not of 10 images"),
         (given_value(correct_bits="b181"), "is not of 10 images"),
+        (without("tuning"), "missing field 'tuning'"),
+        (given_value(tuning=None), "tuning must be None at 0 shots and only there, got None"),
+        (given_value(shots=0), "tuning must be None at 0 shots and only there, got 't'"),
+        (given_value(tuning="prob"), "tuning 'prob': did you mean 'probe'"),
+        (given_value(tuning="probe"), "prompt_tokens of tuning 'probe' is 8"),
+        (given_value(prompt_tokens=None), "prompt_tokens of tuning 't' is None"),
         (given_value(keep=60.0), r"keep must lie in \(0, 1\], got 60.0"),
         (given_value(created="2026-01-02T03:04:05"), "created must be UTC"),
     ],
@@ -235,12 +208,20 @@ def test_conditions_hold_for_every_method_of_a_run() -> None:
 def test_each_condition_is_refused_when_it_differs(name: str) -> None:
     changed = getattr(FULL, name)
     changed = changed + 1 if isinstance(changed, int) else f"other {changed}"
+    changed = "vt" if name == "tuning" else changed
     more = {"image_count": {"correct_bits": pack_correct(np.append(CORRECT, True)), "top1": 6 / 11}}
     other = dataclasses.replace(FULL, **{name: changed, **more.get(name, {})})
     with pytest.raises(
         ValueError, match=rf"different {name} cannot.*\(clip_vit_s14\) and.*{changed}"
     ):
         refuse_mixed([DENSE, FULL, other])
+
+
+def test_what_varies_by_intention_is_let_pass_and_nothing_else() -> None:
+    other = dataclasses.replace(FULL, seed=1)
+    refuse_mixed([DENSE, FULL, other], varying=("seed",))
+    with pytest.raises(ValueError, match="different tuning"):
+        refuse_mixed([DENSE, dataclasses.replace(other, tuning="v")], varying=("seed",))
 
 
 def test_the_clock_is_utc() -> None:

@@ -33,6 +33,7 @@ def row(
         "dataset_revision": "12ab34cd",
         "split": "test",
         "shots": 16,
+        "tuning": "probe",
         "seed": 0,
         "image_count": 100,
         "correct_bits": pack_correct(correct),
@@ -90,7 +91,8 @@ PATCHRANK = row(
     border_chance=0.511,
     final_tokens=118,
 )
-EMOJI = [dataclasses.replace(record, dataset="emoji", shots=0) for record in (DENSE, *RANDOM)]
+BY_TEXT = {"dataset": "emoji", "shots": 0, "tuning": None}
+EMOJI = [dataclasses.replace(record, **BY_TEXT) for record in (DENSE, *RANDOM)]
 RECORDS = [*RANDOM, PATCHRANK, DENSE, *EMOJI]
 
 
@@ -163,7 +165,7 @@ def test_a_table_per_dataset_with_every_figure(tmp_path: Path) -> None:
         "Border overlap (chance), %": "61.4 [59.9, 63.1] (51.1)",
         "Final tokens": "118",
     }
-    for heading in ("fashion test, 16 shots, clip_vit_s14.saliency", "emoji test, by text"):
+    for heading in ("fashion test, 16 shots, linear probe, clip_vit_s14", "emoji test, by text"):
         assert heading in text
     for condition in ("100 images", "12ab34cd", "a processor", "float32", "2 threads", "60 images"):
         assert condition in text

@@ -126,3 +126,21 @@ def test_refusals_name_the_value() -> None:
         statistics.wilson_interval(1, 2, 95)
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         statistics.bootstrap_mean([0.1], seed=0, resamples=0)
+
+
+@given(pairs, st.integers(1, 4))
+def test_the_quick_bootstrap_is_the_slow_one(outcomes: list[tuple[bool, bool]], seeds: int) -> None:
+    a, b = split(outcomes)
+    values = (a * 1.0 - b) / seeds
+    quick = statistics.bootstrap_counts(values, seed=0, resamples=4000)
+    slow = statistics.bootstrap_mean(values, seed=1, resamples=4000)
+    error = values.std() / np.sqrt(len(values))
+    assert quick.estimate == pytest.approx(slow.estimate)
+    assert quick == pytest.approx(slow, abs=0.25 * error + 1e-9 + 1.01 / (seeds * len(values)))
+
+
+def test_the_quick_bootstrap_refuses_what_the_slow_one_does() -> None:
+    with pytest.raises(ValueError, match="1 of 2 values are NaN"):
+        statistics.bootstrap_counts([0.5, float("nan")], seed=0)
+    with pytest.raises(ValueError, match="resamples must be at least 1"):
+        statistics.bootstrap_counts([0.5], seed=0, resamples=0)

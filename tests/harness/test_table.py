@@ -2,20 +2,15 @@
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-import zoo
-from harness import table as module
 from harness.correctness import pack_correct
-from harness.datasets import get_dataset, list_datasets
 from harness.records import Latency, Record
-from harness.table import comparison_table, list_tables, title
-from zoo.sizes import SIZES
+from harness.table import comparison_table, title
 
 DENSE = Record(
     created="2026-01-02T03:04:05+00:00",
@@ -129,38 +124,18 @@ def test_the_caption_loses_nothing_to_markup():
 
 
 @pytest.mark.parametrize(
-    ("shots", "said"),
-    [(0, "text classifier: all class captions seen in text training"), (16, "16 shots")],
+    ("shots", "tuning", "said"),
+    [
+        (0, None, "text classifier: all class captions seen in text training"),
+        (1, "probe", "1 shot, linear probe"),
+        (16, "probe", "16 shots, linear probe"),
+        (16, "t", "16 shots, learned text tokens (4)"),
+        (16, "vt", "16 shots, learned visual and text tokens (4)"),
+    ],
 )
-def test_the_title_names_the_conditions(shots: int, said: str):
-    assert title(replace(FULL, shots=shots)) == (
+def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: str):
+    count = None if tuning in (None, "probe") else 4
+    assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
         f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, a processor, "
         "2 threads"
     )
-
-
-def test_the_list_shows_all_there_is():
-    towers, methods, datasets = ("\n".join(shown(table)) for table in list_tables())
-    for size, spec in SIZES.items():
-        assert f" {size} " in towers
-        assert all(tag in towers for tag in spec.tags)
-    for name in zoo.METHODS:
-        assert f"clip_vit_b16_{name}60" in methods
-    for name in list_datasets():
-        dataset = get_dataset(name)
-        assert dataset.title in datasets
-        sizes = [str(len(dataset.split(split))) for split in ("train", "val", "test")]
-        assert cells(datasets.splitlines(), name)[2:6] == [str(len(dataset.classes)), *sizes]
-
-
-def test_methods_say_what_they_do():
-    for cls in zoo.METHODS.values():
-        assert cls.__doc__.split("\n")[0].endswith(".")
-
-
-def test_predictors_are_listed_where_there_are_some(
-    monkeypatch: pytest.MonkeyPatch, predictor_file: Path
-):
-    assert module._fitted("b16") == ["openai at block 3"]
-    assert module._fitted("l14") == []
-    assert module._fitted("s14") == ["imgfocus_lit at block 3"]  # packaged

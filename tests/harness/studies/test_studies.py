@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import bench
 from harness.records import Record, utc_now
 from harness.statistics import bootstrap_mean
 from harness.studies import get_study, list_studies
@@ -53,7 +52,7 @@ def test_every_study_answers_and_answers_again_without_measuring(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(bench, "outcomes", fail)
+    monkeypatch.setattr("harness.view.outcomes", fail)
     monkeypatch.setattr("harness.studies.workshop.fit", fail)
     monkeypatch.setattr("harness.studies.found.rank", lambda job, _: _there(job))
     known = [record for _, records in found.values() for record in records]

@@ -1,0 +1,165 @@
+"""What a table shows of a model: its record, or the mean of its records over seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.records import Latency, Record, refuse_mixed
+from harness.statistics import Interval, bootstrap_counts, mean_interval
+from harness.variants import DENSE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """One model under one tuning.
+
+    Attributes:
+        records: one per seed, rising; at least one.
+        top1: of one seed its 95 % Wilson interval; of several their mean with Student's 95 %
+            interval over seeds, cut at 0 and 1.
+        to_dense: top-1 minus that of the dense model on the same images, with a 95 % paired
+            bootstrap interval over images, of several seeds that of their mean; None for the
+            dense model and where it is missing.
+    """
+
+    records: tuple[Record, ...]
+    top1: Interval
+    to_dense: Interval | None
+
+    @property
+    def first(self) -> Record:
+        """The first seed's record, for what seeds have in common."""
+        return self.records[0]
+
+    @property
+    def method(self) -> str:
+        """Method of all records."""
+        return self.first.method
+
+    @property
+    def keep(self) -> float:
+        """Keep rate of all records."""
+        return self.first.keep
+
+    @property
+    def identity(self) -> str:
+        """What no other row of a table has, and the same row has at any number of shots."""
+        return _identity(self.first)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The method's settings; of several seeds without what was learned for one."""
+        return self.first.method_config if len(self.records) == 1 else _settings(self.first)
+
+    @property
+    def hits(self) -> NDArray[np.int64]:
+        """(image_count,) for how many seeds each image was right."""
+        counts: NDArray[np.int64] = np.sum([r.correct for r in self.records], axis=0)
+        return counts
+
+    def mean(self, field: str) -> Any:
+        """Return the mean over seeds of a field of ``Record``; None where one lacks it."""
+        return _mean([getattr(record, field) for record in self.records])
+
+    def interval(self, field: str, low: str, high: str) -> Interval | None:
+        """Return a field with the ends of its interval, all three the mean over seeds."""
+        found = [self.mean(name) for name in (field, low, high)]
+        return None if None in found else Interval(*found)
+
+    @property
+    def latency(self) -> tuple[Latency, ...]:
+        """One entry per batch size that all seeds were timed at."""
+        times = [{entry.batch: entry for entry in record.latency} for record in self.records]
+        return tuple(
+            Latency(
+                **{
+                    field.name: _mean([getattr(known[batch], field.name) for known in times])
+                    for field in fields(Latency)
+                }
+            )
+            for batch in times[0]
+            if all(batch in known for known in times)
+        )
+
+
+def averages(records: Sequence[Record]) -> list[Average]:
+    """Return what a table shows of its records, a model's seeds in one row.
+
+    Args:
+        records: of one dataset, tower and tuning, of one seed or several.
+
+    Raises:
+        ValueError: conditions other than the seed of the shots differ, or a model lacks a seed
+            that another has.
+    """
+    refuse_mixed(records, varying=("seed",) if all(record.shots for record in records) else ())
+    seeds = sorted({record.seed for record in records})
+    if len(seeds) < 2:
+        return [_single(record) for record in records]
+    models: dict[str, dict[int, Record]] = {}
+    for record in records:
+        own = models.setdefault(_identity(record), {})
+        if record.seed in own:
+            raise ValueError(f"{record.model} has seed {record.seed} twice")
+        own[record.seed] = record
+    for own in models.values():
+        if lacking := [seed for seed in seeds if seed not in own]:
+            model = next(iter(own.values())).model
+            raise ValueError(
+                f"seeds of one table must be the same for every row: {model} lacks {lacking}, "
+                f"which others have, or has them with other settings"
+            )
+    rows = [_over_seeds(tuple(own[seed] for seed in seeds)) for own in models.values()]
+    dense = next((row for row in rows if row.method == DENSE), None)
+    if dense is None:
+        return rows
+    return [
+        row if row is dense else replace(row, to_dense=mean_difference(row, dense)) for row in rows
+    ]
+
+
+def mean_difference(row: Average, other: Average) -> Interval:
+    """Return top-1 of a row minus another's, mean over their seeds, paired by image.
+
+    The interval is a 95 % bootstrap over images. Whole numbers are resampled and divided at the
+    end, so equal rows differ by exactly 0.
+    """
+    total = bootstrap_counts(row.hits - other.hits, seed=0)
+    return Interval(*(number / len(row.records) for number in total))
+
+
+def _single(record: Record) -> Average:
+    top1 = Interval(record.top1, record.top1_low, record.top1_high)
+    to_dense = None
+    if record.diff_to_dense is not None:
+        assert record.diff_low is not None
+        assert record.diff_high is not None
+        to_dense = Interval(record.diff_to_dense, record.diff_low, record.diff_high)
+    return Average(records=(record,), top1=top1, to_dense=to_dense)
+
+
+def _over_seeds(records: tuple[Record, ...]) -> Average:
+    mean, low, high = mean_interval([record.top1 for record in records])
+    top1 = Interval(mean, max(0.0, low), min(1.0, high))
+    return Average(records=records, top1=top1, to_dense=None)
+
+
+def _identity(record: Record) -> str:
+    """Return what tells a row of a table from others, whatever was learned for it."""
+    facts = [record.model, record.method, record.keep, _settings(record)]
+    return json.dumps(facts, sort_keys=True)
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in record.method_config.items() if name != "prompts"}
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers, as it is where all are the same; None if one is None."""
+    if None in values:
+        return None
+    return values[0] if len(set(values)) == 1 else float(np.mean(values))

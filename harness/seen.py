@@ -1,0 +1,55 @@
+"""What rows said about images, kept so that no image is run twice."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from harness.evaluate import Outcome
+
+
+class Seen:
+    """Outcomes by row and image."""
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self._outcomes: dict[str, Outcome] = {}
+        self._places: dict[str, dict[str, int]] = {}
+
+    def lacking(self, keys: Iterable[str], image_ids: Sequence[str]) -> list[int]:
+        """Return the positions of the images that one of these rows wasn't run on."""
+        places = [self._places.get(key, {}) for key in keys]
+        return [i for i, name in enumerate(image_ids) if any(name not in own for own in places)]
+
+    def add(self, outcomes: Mapping[str, Outcome], image_ids: Sequence[str]) -> None:
+        """Take outcomes by row, on these images; what is known of an image stays as it is."""
+        for key, outcome in outcomes.items():
+            places = self._places.setdefault(key, {})
+            new = [i for i, name in enumerate(image_ids) if name not in places]
+            places |= {image_ids[i]: len(places) + more for more, i in enumerate(new)}
+            part = _part(outcome, new)
+            known = self._outcomes.get(key)
+            self._outcomes[key] = part if known is None else _joined(known, part)
+
+    def of(self, key: str, image_ids: Sequence[str]) -> Outcome:
+        """Return a row's outcome on these images, in their order; it was run on all of them."""
+        places = self._places[key]
+        return _part(self._outcomes[key], [places[name] for name in image_ids])
+
+
+def _part(outcome: Outcome, positions: Sequence[int]) -> Outcome:
+    chosen = np.array(positions, dtype=np.int64)
+    return Outcome(
+        features=outcome.features[torch.from_numpy(chosen)],
+        scores=None if outcome.scores is None else outcome.scores[chosen],
+        final_tokens=outcome.final_tokens,
+    )
+
+
+def _joined(first: Outcome, second: Outcome) -> Outcome:
+    scored = first.scores is not None and second.scores is not None
+    return Outcome(
+        features=torch.cat([first.features, second.features]),
+        scores=np.concatenate([first.scores, second.scores]) if scored else None,
+        final_tokens=first.final_tokens,
+    )

@@ -1,0 +1,103 @@
+"""Top-1 of every row at every number of shots, one table per dataset."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from harness.averages import Average
+from harness.columns import NOT_MEASURED, interval
+from harness.protocol import learned, shots_of
+from harness.records import Record, refuse_mixed
+
+# What a column differs in from another, with what follows from it.
+_BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShotTable:
+    """Rows by number of shots.
+
+    Attributes:
+        name: heading.
+        about: how to read it.
+        heads: of the columns.
+        rows: cells, as many as heads.
+        models: name of each row's model.
+    """
+
+    name: str
+    about: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    models: Sequence[str]
+
+    def table(self) -> Table:
+        """Lay it out for the terminal."""
+        table = Table(title=self.name, caption=self.about)
+        for head in self.heads:
+            table.add_column(head, justify="left" if head == "Method" else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def place(record: Record) -> tuple[str, ...]:
+    """Return the dataset and tower: what all numbers of shots have in common."""
+    return (record.dataset, record.split, record.tag, record.weights_sha256)
+
+
+def shot_tables(groups: Sequence[Sequence[Average]]) -> list[ShotTable]:
+    """Put numbers of shots side by side, one table for each kind of tuning.
+
+    None where there is only one number of shots.
+
+    Args:
+        groups: of one dataset and tower, each of one number of shots and kind of tuning.
+
+    Raises:
+        ValueError: other conditions differ.
+    """
+    kinds = dict.fromkeys(_kind(group) for group in groups if group[0].first.shots)
+    by_text = [group for group in groups if not group[0].first.shots]
+    found = [[*by_text, *(group for group in groups if _kind(group) == kind)] for kind in kinds]
+    return [_shot_table(columns) for columns in found if len(columns) > 1]
+
+
+def _kind(group: Sequence[Average]) -> tuple[str | None, int | None]:
+    return group[0].first.tuning, group[0].first.prompt_tokens
+
+
+def _shot_table(groups: Sequence[Sequence[Average]]) -> ShotTable:
+    refuse_mixed((r for group in groups for row in group for r in row.records), varying=_BY_COLUMN)
+    groups = sorted(groups, key=lambda group: group[0].first.shots)
+    columns = [{row.identity: row for row in group} for group in groups]
+    models = {key: row.first for column in columns for key, row in column.items()}
+    first = groups[-1][0].first
+    return ShotTable(
+        name=f"{first.dataset} {first.split}, top-1 by shots, {learned(first)}, "
+        f"{first.model}.{first.tag}",
+        about=_about(groups),
+        heads=["Method", "Keep", *(shots_of(group[0].first) for group in groups)],
+        rows=[
+            [record.method, f"{100 * record.keep:.3g} %", *(_cell(c.get(key)) for c in columns)]
+            for key, record in models.items()
+        ],
+        models=[record.model for record in models.values()],
+    )
+
+
+def _cell(row: Average | None) -> str:
+    return NOT_MEASURED if row is None else interval(row.top1, 100, "{:.1f}")
+
+
+def _about(groups: Sequence[Sequence[Average]]) -> str:
+    """Say what the intervals are of, and on how many images."""
+    first, last = groups[0][0], groups[-1][0]
+    told = ["top-1 in % with 95 % intervals"]
+    if not first.first.shots:
+        told += ["0 shots: by text, Wilson"]
+    count = len(last.records)
+    told += [f"shots: mean of {count} seeds, t over seeds" if count > 1 else "shots: Wilson"]
+    images = dict.fromkeys(group[0].first.image_count for group in groups)
+    return f"{'; '.join(told)}; {' or '.join(map(str, images))} images"

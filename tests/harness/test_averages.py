@@ -1,0 +1,250 @@
+"""Means over seeds by hand, and records that don't belong in one table."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from harness.averages import averages
+from harness.correctness import pack_correct
+from harness.match import matched
+from harness.records import Latency, Record
+from harness.report import markdown_table
+from harness.shot_table import shot_tables
+from harness.statistics import bootstrap_mean, wilson_interval
+from harness.table import comparison_table, matched_table
+
+IMAGES = 60
+SEEDS = (3, 4, 5)
+
+
+def record(method: str, seed: int, share: float, **changes: Any) -> Record:
+    drawn = np.random.default_rng((seed, len(method))).random(IMAGES)
+    right = drawn < share
+    low, high = wilson_interval(int(right.sum()), IMAGES)
+    facts: dict[str, Any] = {
+        "created": "2026-01-02T03:04:05+00:00",
+        "version": "0.1.0",
+        "model": "clip_vit_s14" if method == "dense" else f"clip_vit_s14_{method}60",
+        "method": method,
+        "keep": 1.0 if method == "dense" else 0.6,
+        "method_config": {"reduce_at": [3], "prompts": f"{seed:016x}"},
+        "tag": "imgfocus_lit",
+        "weights_sha256": "ab",
+        "dataset": "fashion",
+        "dataset_revision": "12ab",
+        "split": "test",
+        "shots": 4,
+        "tuning": "t",
+        "prompt_tokens": 16,
+        "seed": seed,
+        "image_count": IMAGES,
+        "correct_bits": pack_correct(right),
+        "top1": float(right.mean()),
+        "top1_low": low,
+        "top1_high": high,
+        "gflops": 2.0,
+        "final_tokens": 118,
+        "latency": (Latency(batch=1, median_ms=seed, q1_ms=1, q3_ms=9, images_per_s=10.0 * seed),),
+        "tau": seed / 10,
+        "tau_low": seed / 10 - 0.1,
+        "tau_high": seed / 10 + 0.2,
+        "device": "cpu",
+        "device_name": "a processor",
+        "dtype": "float32",
+        "threads": 2,
+        "torch": "2.13.0",
+        "timm": "1.0.31",
+    }
+    return Record(**{**facts, **changes})
+
+
+def group(**changes: Any) -> list[Record]:
+    """Three models, three seeds, in the order in which compare yields them."""
+    shares = {"dense": 0.8, "evit": 0.75, "patchrank": 0.6}
+    return [record(method, s, share, **changes) for s in SEEDS for method, share in shares.items()]
+
+
+def test_the_mean_over_seeds_by_hand():
+    rows = averages(group())
+    assert [row.first.model for row in rows] == [
+        "clip_vit_s14", "clip_vit_s14_evit60", "clip_vit_s14_patchrank60",
+    ]  # fmt: skip
+    for row in rows:
+        assert [r.seed for r in row.records] == list(SEEDS)
+        tops = np.array([r.top1 for r in row.records])
+        low, high = stats.t.interval(0.95, 2, tops.mean(), stats.sem(tops))
+        wanted = (tops.mean(), max(low, 0), min(high, 1))
+        assert row.top1 == pytest.approx(wanted)
+        assert row.mean("tau") == pytest.approx(0.4)
+        assert row.interval("tau", "tau_low", "tau_high") == pytest.approx((0.4, 0.3, 0.6))
+        assert (row.mean("final_tokens"), row.mean("cosine_to_dense")) == (118, None)
+        [timed] = row.latency
+        assert (timed.median_ms, timed.images_per_s) == (pytest.approx(4), pytest.approx(40))
+        assert row.config == {"reduce_at": [3]}
+
+
+def test_the_difference_to_dense_is_paired_over_images():
+    dense, evit, _ = averages(group())
+    assert dense.to_dense is None
+    each = [a.correct * 1.0 - b.correct for a, b in zip(evit.records, dense.records, strict=True)]
+    slow = bootstrap_mean(np.mean(each, axis=0), seed=1, resamples=40_000)
+    assert evit.to_dense == pytest.approx(slow, abs=0.01)
+    twin = [replace(r, model="clip_vit_s14_tome60", method="tome") for r in dense.records]
+    assert averages([*dense.records, *twin])[1].to_dense == (0, 0, 0)
+    assert evit.to_dense.estimate == pytest.approx(evit.top1.estimate - dense.top1.estimate)
+
+
+def test_the_order_of_seeds_does_not_matter():
+    assert {r.identity: r for r in averages(group())} == {
+        r.identity: r for r in averages(group()[::-1])
+    }
+
+
+def test_one_seed_is_the_record_as_it_stands():
+    diff = {"diff_to_dense": -0.1, "diff_low": -0.2, "diff_high": 0.05}
+    one = record("evit", 3, 0.7, **diff)
+    [row] = averages([one])
+    assert row.top1 == (one.top1, one.top1_low, one.top1_high)
+    assert row.to_dense == (-0.1, -0.2, 0.05)
+    assert (row.latency, row.config) == (one.latency, one.method_config)
+    assert np.array_equal(row.hits, one.correct)
+
+
+def test_an_interval_over_seeds_ends_where_shares_end():
+    right = np.ones(IMAGES, dtype=bool)
+    most = np.arange(IMAGES) > 5
+    told = [(0, right), (1, most)]
+    rows = [
+        record("evit", seed, 1.0, correct_bits=pack_correct(hits), top1=hits.mean(),
+               top1_low=0.5, top1_high=1.0)
+        for seed, hits in told
+    ]  # fmt: skip
+    [row] = averages(rows)
+    assert row.top1.high == 1.0
+    assert 0 <= row.top1.low < 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"device_name": "another"}, "different device_name"),
+        ({"dtype": "bfloat16"}, "different dtype"),
+        ({"shots": 8}, "different shots"),
+        ({"tuning": "v"}, "different tuning"),
+        ({"prompt_tokens": 8}, "different prompt_tokens"),
+        ({"weights_sha256": "cd"}, "different weights_sha256"),
+        ({"shots": 0, "tuning": None, "prompt_tokens": None}, "different seed"),
+        ({"seed": 9}, r"clip_vit_s14_patchrank60 lacks \[5\]|clip_vit_s14 lacks \[9\]"),
+        ({"method_config": {"reduce_at": [4]}}, r"seeds of one table must be the same for every"),
+        ({"seed": 4}, "clip_vit_s14_patchrank60 has seed 4 twice"),
+    ],
+)
+def test_what_is_not_one_group_is_refused_everywhere(change: dict[str, Any], match: str):
+    *rest, last = group()
+    mixed = [*rest, replace(last, **change)]
+    for show in (averages, comparison_table, lambda records: matched(records, "evit")):
+        with pytest.raises(ValueError, match=match):
+            show(mixed)
+
+
+def test_a_seed_that_one_row_lacks_is_refused_in_the_report_too():
+    with pytest.raises(ValueError, match=r"clip_vit_s14_patchrank60 lacks \[5\]"):
+        markdown_table(group()[:-1])
+
+
+def test_by_text_there_is_nothing_to_average():
+    by_text = {"shots": 0, "tuning": None, "prompt_tokens": None}
+    with pytest.raises(ValueError, match="different seed"):
+        averages(group(**by_text))
+
+
+def text_of(table: Any, width: int = 200) -> str:
+    console = Console(width=width, record=True)
+    console.print(table)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_the_terminal_shows_one_row_per_model(wide: bool):
+    shown = text_of(comparison_table(group(), wide=wide))
+    flat = " ".join(shown.split())
+    assert "4 shots, learned text tokens (16); mean of 3 seeds" in flat
+    assert "95 % t interval over seeds" in flat
+    row = averages(group())[1]
+    assert shown.count("evit") == 1
+    [line] = [line for line in shown.splitlines() if "evit" in line]
+    assert f"{100 * row.top1.estimate:.1f}" in line
+    assert f"{100 * row.to_dense.estimate:+.1f} [" in line
+    assert (f"[{100 * row.top1.low:.1f}, {100 * row.top1.high:.1f}]" in line) == wide
+
+
+def test_at_equal_cost_means_are_paired_and_mcnemar_is_not_told():
+    rows = matched(group(), "patchrank")
+    _, evit, patchrank = averages(group())
+    own, other = rows
+    assert own.row == own.target == other.target == patchrank
+    slow = bootstrap_mean((evit.hits - patchrank.hits) / 3, seed=1, resamples=40_000)
+    assert other.difference == pytest.approx(slow, abs=0.01)
+    assert other.p_value is None
+    assert "mean of 3 seeds" in " ".join(text_of(matched_table(rows)).split())
+
+
+def by_text() -> list[Record]:
+    none = {"shots": 0, "tuning": None, "prompt_tokens": None, "method_config": {"reduce_at": [3]}}
+    return [record(m, 3, 0.5, **none) for m in ("dense", "evit", "patchrank", "golden")]
+
+
+def test_numbers_of_shots_stand_side_by_side():
+    groups = [averages(records) for records in (group(shots=8), by_text(), group())]
+    [table] = shot_tables(groups)
+    assert table.name == (
+        "fashion test, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit"
+    )
+    assert table.heads == ["Method", "Keep", "0 shots", "4 shots", "8 shots"]
+    for row in groups[0]:
+        [cells] = [cells for cells in table.rows if cells[0] == row.method]
+        zero, four = (next(r for r in g if r.method == row.method) for g in groups[1:])
+        wanted = [
+            "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in r.top1)) for r in (zero, four, row)
+        ]
+        assert cells == [row.method, f"{100 * row.keep:.0f} %", *wanted]
+    assert table.rows[-1][0] == "golden"
+    assert table.rows[-1][3:] == ["–", "–"]  # not measured with shots
+    assert "0 shots: by text, Wilson; shots: mean of 3 seeds, t over seeds; 60" in table.about
+    assert all(cell in text_of(table.table()) for cells in table.rows for cell in cells)
+
+
+def test_a_table_of_shots_for_each_kind_of_tuning_and_none_of_a_single_column():
+    probe = group(tuning="probe", prompt_tokens=None)
+    tables = shot_tables([averages(r) for r in (by_text(), group(), probe)])
+    assert [table.name.split(", ")[2] for table in tables] == [
+        "learned text tokens (16)", "linear probe",
+    ]  # fmt: skip
+    assert shot_tables([averages(by_text())]) == shot_tables([averages(group())]) == []
+
+
+@pytest.mark.parametrize("change", [{"device_name": "another"}, {"dataset_revision": "34cd"}])
+def test_columns_of_shots_differ_in_nothing_else(change: dict[str, Any]):
+    with pytest.raises(ValueError, match=f"different {next(iter(change))}"):
+        shot_tables([averages(by_text()), averages(group(**change))])
+
+
+def test_markdown_ends_a_dataset_with_its_shots():
+    emoji = [replace(r, dataset="emoji") for r in by_text()]
+    text = markdown_table([*by_text(), *group(), *group(shots=8), *emoji])
+    assert [line for line in text.splitlines() if line.startswith("###")] == [
+        "### fashion test, by text, clip_vit_s14.imgfocus_lit",
+        "### fashion test, 4 shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
+        "### fashion test, 8 shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
+        "### fashion test, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
+        "### emoji test, by text, clip_vit_s14.imgfocus_lit",
+    ]
+    assert "mean of seeds 3, 4, 5" in text
+    only = markdown_table(by_text())
+    assert text.startswith(only)
+    assert "by shots" not in only
+    assert "by shots" in markdown_table([*by_text(), *group()], summary=True)

@@ -1,0 +1,52 @@
+"""What `list` shows: all there is, and nothing made up."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+import zoo
+from harness import listing as module
+from harness.datasets import get_dataset, list_datasets
+from harness.listing import list_tables
+from zoo.sizes import SIZES
+
+
+def shown(table: Table) -> list[str]:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text().splitlines()
+
+
+def cells(lines: list[str], start: str) -> list[str]:
+    [line] = [line for line in lines if line.startswith(f"│ {start} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_the_list_shows_all_there_is():
+    towers, methods, datasets = ("\n".join(shown(table)) for table in list_tables())
+    for size, spec in SIZES.items():
+        assert f" {size} " in towers
+        assert all(tag in towers for tag in spec.tags)
+    for name in zoo.METHODS:
+        assert f"clip_vit_b16_{name}60" in methods
+    for name in list_datasets():
+        dataset = get_dataset(name)
+        assert dataset.title in datasets
+        sizes = [str(len(dataset.split(split))) for split in ("train", "val", "test")]
+        assert cells(datasets.splitlines(), name)[2:6] == [str(len(dataset.classes)), *sizes]
+
+
+def test_methods_say_what_they_do():
+    for cls in zoo.METHODS.values():
+        assert cls.__doc__.split("\n")[0].endswith(".")
+
+
+def test_predictors_are_listed_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, predictor_file: Path
+):
+    assert module._fitted("b16") == ["openai at block 3"]
+    assert module._fitted("l14") == []
+    assert module._fitted("s14") == ["imgfocus_lit at block 3"]  # packaged
