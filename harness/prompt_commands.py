@@ -131,18 +131,21 @@ def dense_name(row: Variant) -> str:
     return row.model if known is None else str(replace(known, method=None, percent=100))
 
 
-def tune_config(args: argparse.Namespace, **fixed: Any) -> TuneConfig:
-    """Return the recipe that flags ask for; what isn't a flag of the command is the default.
+def tune_config(args: argparse.Namespace) -> TuneConfig:
+    """Return the recipe that the flags of ``fit prompts`` and ``study`` ask for.
+
+    ``study`` has flags of the same names for predictors; there the rest is the default.
 
     Raises:
         ValueError: a value out of range.
     """
     flags = vars(args)
-    names = ("tokens", "depth", "class_specific", "init", "anchor", "rounds", "patience", "batch")
-    more = ("learning_rate", "visual_rate", "seed", "augment", "dtype", "checkpointing")
-    told = {name: flags[name] for name in (*names, *more) if name in flags}
-    told |= {"count": flags["num_tokens"], "coupled": not flags["independent"]}
-    return TuneConfig(**told | fixed)
+    names = ["tokens", "depth", "class_specific", "init", "anchor", "rounds", "seed"]
+    if args.command == "fit":
+        names += ["patience", "batch", "learning_rate", "visual_rate"]
+        names += ["augment", "dtype", "checkpointing"]
+    told = {name: flags[name] for name in names}
+    return TuneConfig(**told, count=args.num_tokens, coupled=not args.independent)
 
 
 def _memory_mib(device: str) -> float:

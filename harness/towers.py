@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from zoo.adopt import reduce
 from zoo.clip import ClipParts, create_clip, image_transform
 from zoo.load_open_clip import FOLDER, HUB, UNUSABLE, load_open_clip, unusable
+from zoo.prompts import CosineHead
 from zoo.reducer import expected
 from zoo.registry import MODELS
 from zoo.sizes import SIZES
@@ -60,7 +61,8 @@ def load_tower(name: str) -> Tower:
     """Load a dense image tower with its weights, and its text tower where there is one.
 
     A classifier's logits are no features, so a classifier is dropped; see ``has_projection``. Of a
-    model that was saved with a reduction method, the dense tower is taken. Files are read as
+    model that was saved with a reduction method, the dense tower is taken, and of a tuned one the
+    projection; learned visual tokens stay. Files are read as
     tensors, never unpickled.
 
     Args:
@@ -168,6 +170,9 @@ def _create(name: str) -> Any:
 
 def _dense(model: Any, name: str) -> ReducedViT:
     """Bring timm's model to a dense tower whose head gives features."""
+    if isinstance(getattr(model, "head", None), CosineHead):
+        model.num_classes = model.head.classes.in_features
+        model.head = model.head.projection
     if isinstance(model, VisionTransformer) and model.num_classes and not has_projection(model):
         model.reset_classifier(0)
     if not isinstance(model, ReducedViT) or model.reducer is not None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.shared import add, golden_windows
-from harness.flags.tuning import add_prompts
+from harness.flags.tuning import add_prompts, recipe
 from zoo.fit import FitConfig
+from zoo.tune_config import TuneConfig
 
 
 def add_fit(commands: Any) -> None:
@@ -66,12 +67,19 @@ def add_study(commands: Any) -> None:
     parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
     parser.add_argument("--keeps", nargs="+", type=float, help="default: the study's own")
     parser.add_argument("--seeds", type=int, default=3, help="fits, and random orders")
-    parser.add_argument("--split", default="val", choices=("val", "test"), help="to judge by")
+    parser.add_argument(
+        "--split", choices=("val", "test"), help="to judge by; test for learned tokens, else val"
+    )
     parser.add_argument("--limit", type=int, default=300, help="images of it per dataset")
     parser.add_argument("--full", action="store_true", help="all images, whatever --limit says")
     parser.add_argument("--train-limit", type=int, default=500, help="ranked images to learn from")
     parser.add_argument("--shots", type=int, metavar="K", help="of them per class; default: all")
     golden_windows(parser, window=3, stride=2)
+    parser.add_argument(
+        "--labelled", type=int, default=16, metavar="K", help="images per class that tokens see"
+    )
+    recipe(parser)
+    parser.add_argument("--rounds", type=int, default=TuneConfig.rounds, help="of tuning, at most")
     parser.add_argument("--score", default="preservation", help="preservation, label, confidence")
     parser.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
     _recipe(parser)

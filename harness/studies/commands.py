@@ -10,11 +10,12 @@ from rich.table import Table
 from harness.commands import check
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
+from harness.prompt_commands import tune_config
 from harness.records import read_records, write_records
 from harness.studies import get_study, list_studies
 from harness.studies.config import StudyConfig
 from harness.studies.run import make
-from harness.studies.sheet import NOTES
+from harness.studies.sheet import NOTES, SEED_NOTES
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 
@@ -31,7 +32,7 @@ def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> I
     config = StudyConfig(
         model=args.model,
         datasets=tuple(args.datasets),
-        split=args.split,
+        split=args.split or study.split,
         limit=limit,
         train_limit=args.train_limit,
         keeps=None if args.keeps is None else tuple(args.keeps),
@@ -45,6 +46,8 @@ def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> I
         ),
         fit=fit_config(args),
         shots=args.shots,
+        tune=tune_config(args),
+        labelled=args.labelled,
         device=args.device,
         dtype=args.dtype,
     )
@@ -58,7 +61,8 @@ def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> I
         sections += [sheet.markdown()]
         yield sheet.table()
     path = path.with_suffix(".md")
-    write_whole(path, "\n".join([*sections, config.described(), NOTES, ""]).encode())
+    notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
+    write_whole(path, "\n".join([*sections, *notes, ""]).encode())
     status.print(f"records and table: {path.parent / study.name}.{{jsonl,md}}", soft_wrap=True)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from harness.datasets.base import SplitName
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
+from zoo.tune_config import TuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class StudyConfig:
         golden: score, block and windows of the golden rankings.
         fit: recipe of predictors; its seed is the first.
         shots: ranked images per class to learn from; None for all.
+        tune: recipe of learned tokens; its seed is the first.
+        labelled: images per class that they are learned from.
         device: torch device.
         dtype: of the models.
     """
@@ -36,12 +39,14 @@ class StudyConfig:
     golden: GoldenConfig = field(default_factory=lambda: GoldenConfig(window=3, stride=2))
     fit: FitConfig = field(default_factory=FitConfig)
     shots: int | None = None
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    labelled: int = 16
     device: str = "cpu"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name in ("limit", "train_limit", "seeds", "shots"):
+        for name in ("limit", "train_limit", "seeds", "shots", "labelled"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
@@ -51,8 +56,22 @@ class StudyConfig:
         """Return the keep rates asked for, else a study's usual ones."""
         return self.keeps or usual
 
-    def described(self) -> str:
-        """Return in words what models are made of, where a study doesn't vary it."""
+    def described(self, *, tunes: bool = False) -> str:
+        """Return in words what models are made of, where a study doesn't vary it.
+
+        Args:
+            tunes: the study is about learned tokens.
+        """
+        if tunes:
+            one = self.tune
+            kind = "" if one.tokens != "vt" else ", coupled" if one.coupled else ", independent"
+            return (
+                f"Where nothing else is said: predictors that ship or are fitted as in the other "
+                f"studies; {one.count} tokens ({one.tokens}{kind}), depth {one.depth}, anchor "
+                f"{one.anchor:g}, learned from {self.labelled} labelled images per class in at "
+                f"most {one.rounds} rounds of {one.steps} steps of {one.batch} images, {self.seeds} "
+                "seeds, each with images of its own, stopped by up to 4 other images per class."
+            )
         fit = self.fit
         images = "all" if self.train_limit is None else f"up to {self.train_limit}"
         few = "" if self.shots is None else f", {self.shots} per class"

@@ -1,21 +1,20 @@
 """How many tokens to learn."""
 
 from harness.datasets.base import Dataset
-from harness.studies.base import Line, Study
+from harness.studies.base import Line, TuningStudy
 from harness.studies.tuning_shop import TuningShop
 from harness.studies.workshop import Workshop
 
 COUNTS = (16, 1, 4, 32)
 
 
-class Count(Study):
+class Count(TuningStudy):
     """Vary the number of learned tokens."""
 
     name = "count"
     title = "Number of learned tokens"
     question = "How many learned tokens pay, given that each makes every block longer?"
     keeps = (0.6,)
-    split = "test"
 
     def lines(self, shop: Workshop, dataset: Dataset) -> list[Line]:
         """Return one line per number, the paper's 16 first, then none at all."""

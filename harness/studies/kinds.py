@@ -3,7 +3,7 @@
 from typing import Any
 
 from harness.datasets.base import Dataset
-from harness.studies.base import Line, Study
+from harness.studies.base import Line, TuningStudy
 from harness.studies.tuning_shop import TuningShop
 from harness.studies.workshop import Workshop
 
@@ -18,14 +18,13 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-class Kinds(Study):
+class Kinds(TuningStudy):
     """Leave out or change one thing at a time."""
 
     name = "kinds"
     title = "Kinds of learned tokens"
     question = "Is it worth coupling visual tokens to text tokens, or learning both at all?"
     keeps = (0.6,)
-    split = "test"
 
     def lines(self, shop: Workshop, dataset: Dataset) -> list[Line]:
         """Return one line per kind, the paper's first."""

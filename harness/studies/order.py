@@ -1,23 +1,20 @@
 """Which phase comes first, and whether prompts can be moved between dense and pruned tower."""
 
-from dataclasses import replace
-
 from harness.datasets.base import Dataset
-from harness.studies.base import Line, Study
+from harness.studies.base import Line, TuningStudy
 from harness.studies.tuning_shop import TuningShop
 from harness.studies.workshop import Workshop
 from harness.tuning import Tuned
 from harness.variants import Variant
 
 
-class Order(Study):
+class Order(TuningStudy):
     """Tune before or after ranking, on the tower that will serve or on the other."""
 
     name = "order"
     title = "Order of the phases, and prompts moved between towers"
     question = "Must prompts be tuned last, and on the tower that they will serve?"
     keeps = (0.6,)
-    split = "test"
 
     def lines(self, shop: Workshop, dataset: Dataset) -> list[Line]:
         """Return the pruned models, the paper's order first, then the dense ones."""
@@ -52,5 +49,5 @@ class Order(Study):
         for one in tuned:
             fits = [tuning.ranked_after(one, shop.golden())]
             (row,) = shop.predicted(fits, keep, None, "ranked after tuning")
-            found.append((replace(row, what=row.what), Tuned.of(row.vit, one.file)))
+            found.append((row, Tuned.of(row.vit, one.file)))
         return found

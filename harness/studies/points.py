@@ -1,7 +1,7 @@
 """Which four reduction points serve a tuned model."""
 
 from harness.datasets.base import Dataset
-from harness.studies.base import Line, Study
+from harness.studies.base import Line, TuningStudy
 from harness.studies.tuning_shop import TuningShop
 from harness.studies.workshop import Workshop
 
@@ -22,17 +22,16 @@ def four_points(depth: int) -> list[tuple[int, ...]]:
     return [tuple(range(late, late + 7, 2)), (1, 2, 3, 4), (3, 4, 5, 6), (0, 2, 4, 6)]
 
 
-class Points(Study):
+class Points(TuningStudy):
     """Prune in four steps at different places, each with a predictor for its first, and tune."""
 
     name = "points"
     title = "Four reduction points of a tuned model (paper: Table 7)"
     question = "Where should a tuned model lose its tokens, if it does so in four steps?"
     keeps = (0.6,)
-    split = "test"
 
     def lines(self, shop: Workshop, dataset: Dataset) -> list[Line]:
-        """Return one line per schedule, tuned on top of one predictor each, then all in one step."""
+        """Return one line per schedule, each with one predictor, then all in one step."""
         tuning = TuningShop(shop, dataset)
         found = []
         for keep in shop.config.keeps_or(self.keeps):

@@ -1,12 +1,14 @@
 """Make a study: judge its lines on each dataset."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.bench import Bench
 from harness.datasets import get_dataset
+from harness.datasets.base import Dataset
 from harness.measure import costs
-from harness.plan import Plan
+from harness.plan import DTYPES, Plan, Tuning, tuning_of
 from harness.progress import Progress
 from harness.records import Record
 from harness.studies.base import Line, Study
@@ -62,9 +64,46 @@ def make(
             batches=(),
         )
         bench = Bench.around(plan, tower.clip, rows, tag, shop.weights, progress)
-        bench.costs = _costs(dense, lines, progress)
-        records = bench.measure(dataset, 0, known)
-        yield _sheet(study, lines, records, shop), records
+        records = _judged(bench, dataset, dense, lines, known)
+        yield _sheet(study, lines, records, shop), [r for group in records for r in group]
+
+
+def _judged(
+    bench: Bench, dataset: Dataset, dense: Variant, lines: Sequence[Line], known: Sequence[Record]
+) -> list[list[Record]]:
+    """Return the dense model's record, and then those of each line."""
+    plain = [line for line in lines if not line.prompts]
+    bench.costs = _costs(dense, lines, bench.progress)
+    text = iter(
+        bench.judged(
+            dataset,
+            Tuning(seed=bench.plan.seed),
+            [dense, *(row for line in plain for row in line.rows)],
+            {},
+            known,
+        )
+    )
+    found = [[next(text)]]
+    for line in lines:
+        if line.prompts:
+            found.append(_tuned(bench, dataset, line, known))
+        else:
+            found.append([next(text) for _ in line.rows])
+    return found
+
+
+def _tuned(bench: Bench, dataset: Dataset, line: Line, known: Sequence[Record]) -> list[Record]:
+    """Judge each row of a line by its prompts; what it costs is counted once."""
+    first = replace(line.rows[0], vit=line.prompts[0].vit)
+    bench.prompted_costs = {}
+    if first.prompted:
+        spent = costs([first], (), 1, bench.progress)[first.key]
+        bench.prompted_costs = {row.key: spent for row in line.rows}
+    found = []
+    for row, own in zip(line.rows, line.prompts, strict=True):
+        own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
+        found += bench.judged(dataset, tuning_of(own.file), [row], {row.key: own}, known)
+    return found
 
 
 def _costs(dense: Variant, lines: Sequence[Line], progress: Progress) -> dict[str, dict[str, Any]]:
@@ -74,10 +113,11 @@ def _costs(dense: Variant, lines: Sequence[Line], progress: Progress) -> dict[st
     return {dense.key: found[dense.key]} | same
 
 
-def _sheet(study: Study, lines: Sequence[Line], records: Sequence[Record], shop: Workshop) -> Sheet:
-    rest = iter(records[1:])
-    told = [(line.labels, line.asked, [next(rest) for _ in line.rows]) for line in lines]
-    first = records[0]
+def _sheet(
+    study: Study, lines: Sequence[Line], records: Sequence[Sequence[Record]], shop: Workshop
+) -> Sheet:
+    told = [(o.labels, o.asked, group) for o, group in zip(lines, records[1:], strict=True)]
+    first = records[0][0]
     title = (
         f"{study.title}: {first.dataset} ({first.split}, {first.image_count} images), "
         f"{shop.tower.name}, {first.dtype}; dense {100 * first.top1:.1f} %"

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from harness.records import Record
-from harness.statistics import Interval, bootstrap_mean
+from harness.statistics import Interval, bootstrap_mean, mean_interval
 
 NOT_MEASURED = "–"
 NOTES = (
@@ -15,6 +15,9 @@ NOTES = (
     "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
     "Cosine to dense features. Tau and match at k: agreement with the golden ranking that the line "
     "aims at, k being the patches kept."
+)
+SEED_NOTES = (
+    "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
 )
 
 
@@ -24,17 +27,20 @@ class Entry:
 
     Attributes:
         labels: what distinguishes it, by column.
-        asked: keep rate that the line stands for; it is compared with the first of that rate.
+        asked: what the line stands for; it is compared with the first of the same.
         records: one per seed.
         to_dense: top-1, mean over seeds, minus that of the dense model.
         to_first: the same against the first line; None for the first itself.
+        over_seeds: the same, with Student's t interval over seeds, where both lines were tuned from
+            the same seeds.
     """
 
     labels: dict[str, str]
-    asked: float
+    asked: float | str
     records: Sequence[Record]
     to_dense: Interval
     to_first: Interval | None
+    over_seeds: Interval | None = None
 
     def mean(self, field: str) -> float | None:
         """Return the mean over seeds of a field of ``Record``, None where one lacks it."""
@@ -43,20 +49,22 @@ class Entry:
 
 
 def entries(
-    lines: Sequence[tuple[dict[str, str], float, Sequence[Record]]], dense: Record
+    lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]], dense: Record
 ) -> list[Entry]:
     """Compare lines with the dense model and with the first line of their keep rate.
 
     Args:
-        lines: labels, keep rate asked for and records, each in the order of its seeds.
+        lines: labels, what they stand for and records, each in the order of its seeds.
         dense: the dense model's record.
     """
-    first: dict[float, np.ndarray] = {}
+    first: dict[float | str, np.ndarray] = {}
+    begun: dict[float | str, Sequence[Record]] = {}
     found = []
     for labels, asked, records in lines:
         right = np.mean([record.correct for record in records], axis=0)
         begins = asked not in first
         reference = first.setdefault(asked, right)
+        beginner = begun.setdefault(asked, records)
         found.append(
             Entry(
                 labels=labels,
@@ -64,9 +72,17 @@ def entries(
                 records=records,
                 to_dense=bootstrap_mean(right - dense.correct, seed=0),
                 to_first=None if begins else bootstrap_mean(right - reference, seed=0),
+                over_seeds=None if begins else _over_seeds(records, beginner),
             )
         )
     return found
+
+
+def _over_seeds(records: Sequence[Record], first: Sequence[Record]) -> Interval | None:
+    seeds = [[r.seed for r in group if r.tuning is not None] for group in (records, first)]
+    if seeds[0] != seeds[1] or len(seeds[0]) < 2:
+        return None
+    return mean_interval([a.top1 - b.top1 for a, b in zip(records, first, strict=True)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +166,7 @@ _COLUMNS: dict[str, Callable[[Entry], str]] = {
     "top-1": _top1,
     "to dense": lambda entry: _points(entry.to_dense),
     "to first": lambda entry: _points(entry.to_first),
+    "over seeds": lambda entry: _points(entry.over_seeds),
     "cosine": _number("cosine_to_dense", ".4f"),
     "tau": _number("tau", ".3f"),
     "match@k (chance)": _match,

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import timm
 from timm.models import save_for_hf
 
-from harness.datasets.base import Dataset
+from harness.datasets.base import Dataset, SplitName
 from harness.few_shot import require_apart
 from harness.fit import fit
 from harness.golden.job import Source
 from harness.studies.base import Line
 from harness.studies.found import find_or_rank
 from harness.studies.workshop import STOPPED_BY, Fitted, Workshop
+from harness.towers import load_tower
 from harness.tuning import Tuned, Tuner
 from harness.variants import DENSE, Variant, rows_of
 from zoo.adopt import add_prompts
@@ -99,16 +99,20 @@ class TuningShop:
         shop, seed = self.shop, int(one.file.recipe["seed"])
         folder = cache_folder() / "studies" / f"{self.arch}-{one.digest}"
         if not (folder / "config.json").is_file():
-            dense = timm.create_model(shop.tower.name, pretrained=True).eval()
-            save_for_hf(add_prompts(dense, one.file), folder, safe_serialization=True)
+            dense = load_tower(shop.tower.name).vit
+            save_for_hf(add_prompts(dense, one.file), str(folder), safe_serialization=True)
         path = folder / f"predictor-{golden.block}.safetensors"
         name = f"local-dir:{folder}"
         if not path.is_file():
             told: dict[str, Any] = {"device": shop.config.device, "progress": shop.progress}
             weights = fingerprint(one.vit)
+            limits: tuple[tuple[SplitName, int | None], ...] = (
+                ("train", shop.config.train_limit),
+                ("val", STOPPED_BY),
+            )
             train, stop = (
                 find_or_rank(name, weights, Source.of(self.dataset, split), golden, limit, **told)
-                for split, limit in (("train", shop.config.train_limit), ("val", STOPPED_BY))
+                for split, limit in limits
             )
             recipe = replace(shop.config.fit, seed=seed)
             fit(name, [train], [stop], recipe, out=path, progress=shop.progress)
