@@ -45,9 +45,9 @@ class TuneConfig:
     class_specific: bool = False
     init: str | None = None
     anchor: float = 8.0
-    rounds: int = 12
+    rounds: int = 10
     steps: int = 10
-    patience: int = 4
+    patience: int = 3
     batch: int = 16
     learning_rate: float = 2e-3
     visual_rate: float = 3e-4

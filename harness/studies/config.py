@@ -66,11 +66,12 @@ class StudyConfig:
             one = self.tune
             kind = "" if one.tokens != "vt" else ", coupled" if one.coupled else ", independent"
             return (
-                f"Where nothing else is said: predictors that ship or are fitted as in the other "
+                "Where nothing else is said: predictors that ship or are fitted as in the other "
                 f"studies; {one.count} tokens ({one.tokens}{kind}), depth {one.depth}, anchor "
                 f"{one.anchor:g}, learned from {self.labelled} labelled images per class in at "
-                f"most {one.rounds} rounds of {one.steps} steps of {one.batch} images, {self.seeds} "
-                "seeds, each with images of its own, stopped by up to 4 other images per class."
+                f"most {one.rounds} rounds of {one.steps} steps of {one.batch} images; "
+                f"{self.seeds} seeds, each with images of its own, stopped by up to 4 other "
+                "images per class."
             )
         fit = self.fit
         images = "all" if self.train_limit is None else f"up to {self.train_limit}"

@@ -12,7 +12,7 @@ from harness.fit import fit
 from harness.golden.job import Source
 from harness.studies.base import Line
 from harness.studies.found import find_or_rank
-from harness.studies.workshop import STOPPED_BY, Fitted, Workshop
+from harness.studies.workshop import Fitted, Workshop
 from harness.towers import load_tower
 from harness.tuning import Tuned, Tuner
 from harness.variants import DENSE, Variant, rows_of
@@ -21,6 +21,9 @@ from zoo.golden import GoldenConfig
 from zoo.predictor_file import PredictorFile
 from zoo.tune_config import TuneConfig
 from zoo.weights import cache_folder, fingerprint
+
+
+STOPPED_BY = 100  # val images that end a fit; ranking a tuned tower takes long, its prefix is long
 
 
 class TuningShop:
