@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness.bench import Bench
 from harness.datasets import get_dataset
-from harness.few_shot import draw, draw_train
+from harness.few_shot import draw, draw_train, require_apart
 from harness.match import check_match
 from harness.plan import PROMPTS, Plan, check_tunings, tuning_of
 from harness.progress import Progress
@@ -37,7 +37,11 @@ def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator
     for dataset in datasets:
         for shots in filter(None, plan.shots):
             # Refuses at once what would fail after the work.
-            (draw if plan.tokens in PROMPTS else draw_train)(dataset, shots, plan.seed)
+            if plan.tokens in PROMPTS:
+                require_apart(dataset, plan.split)
+                draw(dataset, shots, plan.seed)
+            else:
+                draw_train(dataset, shots, plan.seed)
     if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
         progress.say(
             f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "

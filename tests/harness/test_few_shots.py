@@ -135,6 +135,8 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
         ({"shots": (1, -2)}, "--shots -2: expected 0, which is by text, or a number from 1"),
         ({"seeds": 0}, "--seeds 0: expected a number from 1"),
         ({"num_tokens": 0}, "--num-tokens 0: expected a number from 1"),
+        ({"split": "val"}, "--split val: labelled images of 'toy' for shots come from there"),
+        ({"split": "train"}, "--split train: labelled images of 'toy' for shots come from there"),
         ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
     ],
 )
