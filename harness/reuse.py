@@ -22,7 +22,9 @@ def fitting(
         same = all(getattr(record, name) == getattr(blank, name) for name in _GIVEN)
         timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
         compared = record.weighted_tau is not None or not ranked or record.keep == 1
-        near = record.cosine_to_dense is not None or record.method == DENSE
+        # A tuned row may stand alone; see Bench.judged.
+        alone = record.method == DENSE or record.tuning is not None
+        near = record.cosine_to_dense is not None or alone
         if same and timed and compared and near:
             return record
     return None

@@ -18,11 +18,11 @@ from harness.variants import Variant
 from zoo.adopt import add_prompts
 from zoo.clip import ClipParts
 from zoo.files import digest_of
-from zoo.prompt_file import PromptFile, save_prompts
-from zoo.tune import Labelled, tune
+from zoo.prompt_file import PromptFile
 from zoo.tune_config import TuneConfig
+from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
-from zoo.weights import blocks_fingerprint, cache_folder
+from zoo.weights import cache_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,23 +159,15 @@ class Tuner:
                 on_round=lambda done, *_: update(done + 1),
                 checkpoint=checkpoint,
             )
-        file = save_prompts(
+        told = {"tuned_on": row.model, "method": row.config}
+        file = learner.save(
             path,
-            learner.tensors(self.parts.model.logit_scale.item()),
+            row.vit,
+            self.parts,
             model=self.model,
             tag=self.tag,
-            weights=blocks_fingerprint(row.vit.state_dict()),
-            width=row.vit.embed_dim,
-            classes=self.dataset.classes,
             dataset=self.dataset.name,
-            recipe=asdict(config),
-            provenance={
-                "tuned_on": row.model,
-                "method": row.config,
-                "dataset_revision": self.dataset.revision,
-                "parameters": learner.parameter_count,
-                **provenance,
-            },
+            provenance=told | {"dataset_revision": self.dataset.revision} | provenance,
         )
         checkpoint.unlink(missing_ok=True)
         return file

@@ -11,6 +11,8 @@ from zoo.rebuild import reduced_vit
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.tokens import Reduction, Tokens
 from zoo.trace import Trace
+from zoo.tune_config import TuneConfig
+from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
 
 from zoo.registry import MODELS  # isort: skip  (registers, so after what methods import)
@@ -21,12 +23,14 @@ __all__ = [
     "Clip",
     "GoldenConfig",
     "GoldenEngine",
+    "Labelled",
     "ReducedViT",
     "Reducer",
     "ReducerConfig",
     "Reduction",
     "Tokens",
     "Trace",
+    "TuneConfig",
     "add_prompts",
     "create_clip",
     "from_open_clip",
@@ -34,4 +38,5 @@ __all__ = [
     "reduce",
     "reduced_vit",
     "register_method",
+    "tune",
 ]

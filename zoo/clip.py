@@ -67,7 +67,7 @@ def create_clip(name: str, pretrained: bool = True, **kwargs: Any) -> ClipParts:
         kwargs: further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: unknown name, or a size whose text tower isn't embedded.
+        ValueError: unknown name, a size whose text tower isn't embedded, or prompts.
     """
     arch = name.split(".", maxsplit=1)[0]
     if arch not in MODELS:
@@ -77,6 +77,11 @@ def create_clip(name: str, pretrained: bool = True, **kwargs: Any) -> ClipParts:
         raise ValueError(
             f"model {name!r}: only clip_vit_s14 comes with a text tower; for others take "
             "open_clip's text tower with timm.create_model's image tower"
+        )
+    if "prompts" in kwargs:
+        raise ValueError(
+            f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it has no use for a text "
+            "tower; use timm.create_model"
         )
     visual = timm.create_model(name, pretrained=pretrained, **kwargs)
     text, logit_scale, context_length = load_text()

@@ -1,16 +1,20 @@
 """What is learnt when prompts are tuned: text tokens, visual tokens, and what couples them."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.clip import ClipParts, class_features
+from zoo.prompt_file import PromptFile, save_prompts
 from zoo.prompted_text import PromptedText
 from zoo.prompts import CoupledPrompts, Prompts, VisualPrompts
 from zoo.tune_config import TuneConfig
 from zoo.vit import ReducedViT
+from zoo.weights import blocks_fingerprint
 
 NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
 
@@ -45,6 +49,8 @@ class PromptLearner(nn.Module):
         text: class names behind learned tokens, None where the text isn't tuned.
         visual: learned visual tokens, None where the images aren't.
         fixed: (classes, D) unit text features of the templates.
+        classes: names.
+        config: recipe.
     """
 
     fixed: Tensor
@@ -76,6 +82,7 @@ class PromptLearner(nn.Module):
             ValueError: what ``PromptedText`` refuses, or more depth than the image tower has.
         """
         super().__init__()
+        self.classes, self.config = tuple(classes), config
         generator = torch.Generator().manual_seed(config.seed)
         device = next(vit.parameters()).device
         self.text: PromptedText | None = None
@@ -107,12 +114,12 @@ class PromptLearner(nn.Module):
         """Return the classes' text features, (classes, D) of unit length."""
         return self.fixed if self.text is None else self.text()
 
-    def groups(self, config: TuneConfig) -> list[dict[str, Any]]:
+    def groups(self) -> list[dict[str, Any]]:
         """Return the parameters for an optimiser, visual ones with a rate of their own."""
         text = [] if self.text is None else list(self.text.parameters())
         known = {id(parameter) for parameter in text}
         visual = [p for p in self.parameters() if id(p) not in known]
-        pairs = ((text, config.learning_rate), (visual, config.visual_rate))
+        pairs = ((text, self.config.learning_rate), (visual, self.config.visual_rate))
         return [{"params": group, "lr": rate, "most": rate} for group, rate in pairs if group]
 
     @property
@@ -133,3 +140,38 @@ class PromptLearner(nn.Module):
         if self.visual is not None:
             found["visual"] = self.visual()
         return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
+
+    def save(
+        self,
+        path: Path,
+        vit: ReducedViT,
+        parts: ClipParts,
+        *,
+        model: str,
+        tag: str,
+        dataset: str,
+        provenance: dict[str, Any] | None = None,
+    ) -> PromptFile:
+        """Write what was learned with what it belongs to, whole or not at all.
+
+        Args:
+            path: the file.
+            vit: the tower that it was learned on.
+            parts: as for ``zoo.tune``.
+            model: dense name of the tower.
+            tag: its weight tag.
+            dataset: where classes and images are from.
+            provenance: further JSON-able facts.
+        """
+        return save_prompts(
+            path,
+            self.tensors(parts.model.logit_scale.item()),
+            model=model,
+            tag=tag,
+            weights=blocks_fingerprint(vit.state_dict()),
+            width=vit.embed_dim,
+            classes=self.classes,
+            dataset=dataset,
+            recipe=asdict(self.config),
+            provenance={"parameters": self.parameter_count, **(provenance or {})},
+        )

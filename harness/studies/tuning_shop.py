@@ -22,7 +22,6 @@ from zoo.predictor_file import PredictorFile
 from zoo.tune_config import TuneConfig
 from zoo.weights import cache_folder, fingerprint
 
-
 STOPPED_BY = 100  # val images that end a fit; ranking a tuned tower takes long, its prefix is long
 
 

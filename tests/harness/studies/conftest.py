@@ -17,6 +17,7 @@ from harness.towers import Tower
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
+from zoo.tune_config import TuneConfig
 
 NAME = "clip_vit_b16.openai"
 
@@ -31,6 +32,8 @@ def tiny() -> StudyConfig:
         seeds=2,
         golden=GoldenConfig(block=2, window=4, stride=4),
         fit=FitConfig(arch="mlp", width=8, epochs=2, steps=2),
+        tune=TuneConfig(count=2, rounds=1, steps=2, batch=3, dtype="float32"),
+        labelled=1,
     )
 
 
@@ -65,7 +68,7 @@ def studied(
 ) -> Callable[..., Any]:
     """Make a study of the toy tower; return its tables and records by dataset."""
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
-    for place in ("studies.run", "fit", "golden.rank"):
+    for place in ("studies.run", "studies.tuning_shop", "fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     for place in ("studies.run", "studies.workshop", "gather"):
         monkeypatch.setattr(f"harness.{place}.get_dataset", plain.__getitem__)

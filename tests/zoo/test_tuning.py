@@ -17,8 +17,8 @@ from zoo.adopt import sharing
 from zoo.clip import Clip, ClipParts
 from zoo.prompt_learner import PromptLearner, mean_patches
 from zoo.text import CompactText, tokenizer
-from zoo.tune import Labelled, augmented, encode, frozen, tune
 from zoo.tune_config import TOKENS, TuneConfig
+from zoo.tuning import Labelled, augmented, encode, frozen, tune
 
 Build = Callable[..., nn.Module]
 CLASSES = ("cat", "dog", "house")

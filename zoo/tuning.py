@@ -153,7 +153,7 @@ def _begin(
     return FitState(
         mark=digest.hexdigest(),
         model=learner,
-        optimiser=torch.optim.AdamW(learner.groups(config), weight_decay=config.weight_decay),
+        optimiser=torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay),
         generator=torch.Generator().manual_seed(config.seed),
     )
 

@@ -1,0 +1,107 @@
+"""Studies of learned tokens: who is compared with whom, from which images, at what cost."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.records import Record
+from harness.statistics import bootstrap_mean, mean_interval
+from harness.studies import list_studies
+from harness.studies.config import StudyConfig
+from harness.studies.points import four_points
+from harness.studies.sheet import Sheet
+from zoo.tune_config import TuneConfig
+
+Made = Callable[..., dict[str, tuple[Sheet, list[Record]]]]
+
+
+@pytest.fixture
+def few(tiny: StudyConfig, predictor_file: Path) -> StudyConfig:
+    assert predictor_file.is_file()
+    return replace(tiny, keeps=(0.5,), datasets=("plain",), split="test")
+
+
+def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyConfig, studied: Made):
+    sheet, records = studied("tuning", few)["plain"]
+    told = [(e.labels["tuned"], e.labels["model"].split("_")[-1]) for e in sheet.entries]
+    assert told == [
+        (how, which) for how in ("none", "T", "V+T") for which in ("b16", "patchrank50")
+    ]
+    dense, pruned = sheet.entries[4:]
+    for entry in (dense, pruned):
+        assert [(r.tuning, r.shots, r.seed, r.prompt_tokens) for r in entry.records] == [
+            ("vt", 1, seed, 2) for seed in (0, 1)
+        ]
+    apart = [
+        np.asarray(a.correct, float) - b.correct
+        for a, b in zip(pruned.records, dense.records, strict=True)
+    ]
+    assert pruned.to_first == bootstrap_mean(np.mean(apart, axis=0), seed=0)
+    assert pruned.over_seeds == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
+    assert dense.over_seeds is None
+    assert sheet.entries[1].over_seeds is None
+    plain = sheet.entries[0].records[0]
+    assert plain.gflops is not None
+    assert dense.mean("gflops") > plain.gflops
+    assert sheet.entries[2].mean("gflops") == plain.gflops
+    assert "over seeds" in sheet.cells()[0]
+    assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
+
+
+def test_more_tokens_cost_more(few: StudyConfig, studied: Made):
+    sheet, _ = studied("count", few)["plain"]
+    costs = {e.labels["tokens"]: e.mean("gflops") for e in sheet.entries}
+    assert costs["0"] < costs["1"] < costs["4"] < costs["16"] < costs["32"]
+    assert [e.records[0].prompt_tokens for e in sheet.entries] == [16, 1, 4, 32, None]
+
+
+def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied: Made):
+    sheet, _ = studied("order", few)["plain"]
+    by = {e.labels["order"].split(",")[0] + "/" + e.labels["model"]: e for e in sheet.entries}
+    used = {
+        key: [record.method_config["prompts"] for record in entry.records]
+        for key, entry in by.items()
+    }
+    pruned, dense = "clip_vit_b16_patchrank50", "clip_vit_b16"
+    assert used[f"rank/{pruned}"] == used[f"tune at keep 0.5/{dense}"]
+    orders = [e.labels["order"] for e in sheet.entries]
+    assert len(set(orders)) == 5
+    moved, later = sheet.entries[1], sheet.entries[2]
+    for entry in (moved, later):
+        assert [r.method_config["prompts"] for r in entry.records] == used[
+            f"tune the dense tower/{dense}"
+        ]
+    predictors = [{r.method_config["predictor"] for r in e.records} for e in (moved, later)]
+    assert len(predictors[0]) == 1
+    assert len(predictors[1]) == 2
+    assert not predictors[0] & predictors[1]
+
+
+def test_the_papers_four_points():
+    assert four_points(12) == [(3, 5, 7, 9), (1, 2, 3, 4), (3, 4, 5, 6), (0, 2, 4, 6)]
+    assert four_points(9)[0] == (2, 4, 6, 8)
+    assert four_points(6) == [(1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="need 5 blocks, this tower has 4"):
+        four_points(4)
+
+
+def test_labelled_images_are_not_judged_by(few: StudyConfig, studied: Made):
+    with pytest.raises(ValueError, match=r"--split val: .*judge them by --split test"):
+        studied("kinds", replace(few, split="val"))
+
+
+def test_their_notes_say_what_was_learned(tiny: StudyConfig):
+    told = replace(tiny, tune=TuneConfig(count=7, coupled=False), labelled=3)
+    text = told.described(tunes=True)
+    assert "7 tokens (vt, independent), depth 1, anchor 8" in text
+    assert "3 labelled images per class" in text
+    assert [n for n, s in list_studies().items() if s.tunes] == [
+        "count",
+        "kinds",
+        "order",
+        "points",
+        "tuning",
+    ]
