@@ -80,8 +80,8 @@ def create_clip(name: str, pretrained: bool = True, **kwargs: Any) -> ClipParts:
         )
     if "prompts" in kwargs:
         raise ValueError(
-            f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it has no use for a text "
-            "tower; use timm.create_model"
+            f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it needs no text; "
+            "use timm.create_model"
         )
     visual = timm.create_model(name, pretrained=pretrained, **kwargs)
     text, logit_scale, context_length = load_text()

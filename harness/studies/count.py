@@ -5,7 +5,7 @@ from harness.studies.base import Line, TuningStudy
 from harness.studies.tuning_shop import TuningShop
 from harness.studies.workshop import Workshop
 
-COUNTS = (16, 1, 4, 32)
+COUNTS = (16, 4, 32)
 
 
 class Count(TuningStudy):

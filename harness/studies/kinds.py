@@ -10,7 +10,6 @@ from harness.studies.workshop import Workshop
 KINDS: dict[str, dict[str, Any]] = {
     "V+T, coupled": {},
     "V+T, independent": {"coupled": False},
-    "V+T, without anchor": {"anchor": 0.0},
     "V": {"tokens": "v"},
     "T": {"tokens": "t"},
     "T, of each class's own": {"tokens": "t", "class_specific": True},

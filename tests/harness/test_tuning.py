@@ -1,0 +1,225 @@
+"""Tuning from a dataset: the right images, once; kept, taken up again, refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from harness import tuning as module
+from harness.cli import main
+from harness.datasets.base import Dataset, Split, SplitName
+from harness.evaluate import correct
+from harness.few_shot import draw
+from harness.progress import Progress
+from harness.tuning import Tuner
+from harness.variants import Variant, variants
+from zoo.clip import ClipParts
+from zoo.tune_config import TuneConfig
+from zoo.weights import fingerprint
+
+ARCH, TAG = "clip_vit_b16", "openai"
+QUICK: dict[str, Any] = {"count": 2, "rounds": 2, "steps": 2, "batch": 3, "dtype": "float32"}
+
+
+@pytest.fixture
+def named(toy: Dataset) -> Dataset:
+    """Toy images of the three classes whose names the text tower knows."""
+    Toy: Any = type(toy)
+
+    class Named(Toy):
+        name = "named"
+
+        @property
+        def classes(self) -> tuple[str, ...]:
+            return super().classes[:3]
+
+        def _split(self, name: SplitName) -> Split:
+            whole = super()._split(name)
+            return whole.subset(np.flatnonzero(whole.labels < 3))
+
+    return Named()
+
+
+@pytest.fixture
+def rows(parts: ClipParts, predictor_file: Path) -> list[Variant]:
+    return variants(parts.model.visual, ARCH, TAG, ["dense", "random", "patchrank"], [0.5])
+
+
+@pytest.fixture
+def tuner(parts: ClipParts, named: Dataset) -> Tuner:
+    told = {"model": ARCH, "tag": TAG, "weights": fingerprint(parts.model.visual)}
+    return Tuner(parts, named, progress=Progress(Console(quiet=True)), **told)
+
+
+def fresh(tuner: Tuner) -> Tuner:
+    told = {"model": tuner.model, "tag": tuner.tag, "weights": tuner.weights}
+    return Tuner(tuner.parts, tuner.dataset, progress=tuner.progress, **told)
+
+
+@pytest.mark.parametrize("tokens", ["t", "v", "vt"])
+def test_each_row_gets_its_own_and_keeps_it(
+    tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch
+):
+    config = TuneConfig(**QUICK, tokens=tokens)
+    found = tuner.tuned(rows, 1, 0, config)
+    assert list(found) == [row.key for row in rows]
+    assert len({one.digest for one in found.values()}) == 3
+    for row in rows:
+        one = found[row.key]
+        assert (one.vit.prompts is None) == (tokens == "t")
+        assert one.vit.blocks[0] is row.vit.blocks[0]
+        assert one.classifier.shape == (3, 7)
+        facts = one.file.provenance
+        assert (facts["shots"], facts["draw"], facts["tuned_on"]) == (1, 0, row.model)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("tuned again")
+
+    monkeypatch.setattr(module, "tune", fail)
+    again = fresh(tuner).tuned(rows, 1, 0, config)
+    assert {k: v.digest for k, v in again.items()} == {k: v.digest for k, v in found.items()}
+    for shots, seed, other in ((2, 0, config), (1, 1, config), (1, 0, TuneConfig(**QUICK, seed=9))):
+        with pytest.raises(AssertionError, match="tuned again"):
+            fresh(tuner).tuned(rows, shots, seed, other)
+
+
+@pytest.mark.parametrize("tokens", ["t", "v"])
+def test_learned_from_the_drawn_images_and_no_others(
+    tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Any] = []
+    whole = module.tune
+    monkeypatch.setattr(module, "tune", lambda *a, **k: seen.append(a[4:6]) or whole(*a, **k))
+    tuner.tuned(rows[:1], 2, 5, TuneConfig(**QUICK, tokens=tokens))
+    drawn = draw(tuner.dataset, 2, 5)
+    (found,) = seen
+    for data, split in zip(found, drawn, strict=True):
+        assert data.labels.tolist() == split.labels.tolist()
+        images = torch.stack([tuner.parts.preprocess(split[i].image) for i in range(len(split))])
+        with torch.no_grad():
+            unit = torch.nn.functional.normalize(rows[0].vit(images), dim=-1)
+        expected = images if tokens == "v" else unit
+        assert torch.allclose(data.images, expected, atol=1e-5)
+
+
+def test_features_of_labelled_images_are_computed_once(
+    tuner: Tuner, rows: list[Variant], monkeypatch: pytest.MonkeyPatch
+):
+    counts: list[int] = []
+    whole = module.outcomes
+
+    def counted(rows: Any, split: Split, *args: Any, **kwargs: Any) -> Any:
+        counts.append(len(split))
+        return whole(rows, split, *args, **kwargs)
+
+    monkeypatch.setattr(module, "outcomes", counted)
+    for shots in (2, 1):
+        tuner.tuned(rows, shots, 0, TuneConfig(**QUICK, tokens="t"))
+    assert counts == [6, 6]  # 2 and min(2, 4) of 3 classes, shared by all rows, then no more
+
+
+def test_a_stopped_run_goes_on(tuner: Tuner, rows: list[Variant], monkeypatch: pytest.MonkeyPatch):
+    config = TuneConfig(**QUICK)
+    row = rows[2]
+    wanted = tuner.tuned([row], 1, 0, config)[row.key]
+    weights = wanted.file.path.read_bytes()
+    wanted.file.path.unlink()
+    rounds: list[int] = []
+    whole = module.tune
+
+    def stopping(*args: Any, on_round: Callable[..., None], **kwargs: Any) -> Any:
+        def stop(done: int, *rest: float) -> None:
+            rounds.append(done)
+            if len(rounds) == 1:
+                raise KeyboardInterrupt
+            on_round(done, *rest)
+
+        return whole(*args, on_round=stop, **kwargs)
+
+    monkeypatch.setattr(module, "tune", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        fresh(tuner).tuned([row], 1, 0, config)
+    assert wanted.file.path.with_suffix(".pt").is_file()
+    fresh(tuner).tuned([row], 1, 0, config)
+    assert rounds == [0, 1]
+    assert wanted.file.path.read_bytes() == weights
+    assert not wanted.file.path.with_suffix(".pt").exists()
+
+
+def test_refuses_a_word_that_the_text_tower_never_saw(
+    parts: ClipParts, toy: Dataset, rows: list[Variant]
+):
+    told = {"model": ARCH, "tag": TAG, "weights": "w", "progress": Progress()}
+    with pytest.raises(ValueError, match="never saw 'zebra'"):
+        Tuner(parts, toy, **told).tuned(rows, 1, 0, TuneConfig(**QUICK, tokens="t"))
+
+
+@pytest.fixture
+def command(
+    parts: ClipParts, named: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    from harness import prompt_commands as commands
+
+    row = variants(parts.model.visual, ARCH, TAG, ["patchrank"], [0.5])[0]
+    monkeypatch.setattr(commands, "get_dataset", lambda name: named)
+    monkeypatch.setattr(commands, "load_row", lambda name: (parts, row, TAG))
+
+    def call(*words: str) -> int:
+        small = ["--num-tokens", "2", "--rounds", "1", "--batch", "3"]
+        return main(["fit", "prompts", "--dataset", "named", "--shots", "1", *small, *words])
+
+    return call
+
+
+def test_the_command_writes_and_reports(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "deep" / "prompts.safetensors"
+    assert command("--tokens", "t", "--out", str(out)) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"wrote {out}: 32 learned parameters, 3 images, ")
+    assert "MiB at most; top-1 on the 3 validation images" in told
+    first = out.read_bytes()
+    assert command("--tokens", "t", "--out", str(out)) == 0
+    assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--tokens", "x"], "tokens='x': expected one of t, v, vt"),
+        (["--shots", "9"], "9 shots asked for, but class"),
+        (["--num-tokens", "0"], "count=0: expected a number from 1"),
+        (["--init", "zebra"], "never saw 'zebra'"),
+        (["--class-specific"], "use coupled=False"),
+        (["--device", "cuda:9"], "can't be used here"),
+    ],
+)
+def test_the_command_refuses(
+    command: Callable[..., int],
+    words: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert command(*words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_models_without_a_text_tower_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["fit", "prompts", "--model", "nothing", "--dataset", "emoji"]) == 2
+    assert "model 'nothing'" in capsys.readouterr().err
+
+
+def test_judged_by_text_and_by_what_was_learned(tuner: Tuner, rows: list[Variant], named: Dataset):
+    one = tuner.tuned(rows[:1], 1, 0, TuneConfig(**QUICK))[rows[0].key]
+    split = named.split("test")
+    untuned, top1 = tuner.judge(rows[0], one, split)
+    images = torch.stack([tuner.parts.preprocess(split[i].image) for i in range(len(split))])
+    with torch.no_grad():
+        features = one.vit(images)
+    assert top1 == correct(features, one.classifier, split.labels).mean()
+    assert 0 <= untuned <= 1
