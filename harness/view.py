@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.evaluate import Outcome, nameable, outcomes, subset, text_classifier
 from harness.golden.store import Rankings, find_rankings
@@ -134,7 +135,8 @@ class View:
     def _command(self) -> str:
         return (
             f"python -m harness rank --model {self._model}.{self._tag} "
-            f"--dataset {self.dataset.images_of} --split {self._plan.split} --full"
+            f"--dataset {get_dataset(self.dataset.images_of).asked_as} --split {self._plan.split} "
+            "--full"
         )
 
     def _say(self, text: str) -> None:

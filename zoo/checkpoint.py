@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +36,42 @@ class FitState:
     since: int = 0
     best: float = math.inf
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(
+        self,
+        learn: Callable[[], float],
+        validate: Callable[[], float],
+        *,
+        most: int,
+        patience: int,
+        on_epoch: Callable[[int, float, float], None],
+        checkpoint: Path | None,
+    ) -> None:
+        """Learn and validate in turn; at the end the model has the weights of its best epoch.
+
+        Args:
+            learn: goes through an epoch, and returns its mean loss.
+            validate: returns the validation loss.
+            most: epochs at most.
+            patience: epochs without a better validation loss before stopping.
+            on_epoch: called with epoch, loss and validation loss.
+            checkpoint: file that keeps the state after each epoch, and from which the fit goes on
+                if it is there; it stays at the end.
+
+        Raises:
+            ValueError: a loss that is NaN, or a checkpoint of another fit.
+        """
+        if checkpoint is not None:
+            self.resume(checkpoint)
+        while self.epoch < most and self.since < patience:
+            epoch, loss, val_loss = self.epoch, learn(), validate()
+            if math.isnan(val_loss):
+                raise ValueError(f"validation loss is NaN in epoch {epoch}; lower learning_rate")
+            self.judge(val_loss)
+            if checkpoint is not None:
+                self.save(checkpoint)
+            on_epoch(epoch, loss, val_loss)
+        self.model.load_state_dict(self.best_weights)
 
     def judge(self, loss: float) -> None:
         """Take the epoch that ended into account, by its validation loss."""

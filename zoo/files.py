@@ -2,9 +2,13 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 PARTIAL = ".partial"
 
@@ -33,6 +37,30 @@ def write_whole(path: Path, content: bytes) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def read_facts(path: Path, kind: str) -> dict[str, Any]:
+    """Read what a safetensors file of ours says about itself.
+
+    Args:
+        path: the file.
+        kind: key of its metadata, which says what it is: ``predictor`` or ``prompts``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of that kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {kind} at {str(path)!r}: the file does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} holds no {kind}: {error}") from error
+    if kind not in metadata:
+        raise ValueError(f"{str(path)!r} holds no {kind}: it lacks the {kind!r} metadata")
+    facts: dict[str, Any] = json.loads(metadata[kind])
+    return facts
 
 
 def digest_of(*paths: Path) -> str:

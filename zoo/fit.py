@@ -93,22 +93,17 @@ def fit_predictor(
     if not len(train) or not len(val):
         raise ValueError("nothing to fit: no images to learn from, or none for early stopping")
     state = _begin(train, val, config)
-    if checkpoint is not None:
-        state.resume(checkpoint)
     target, target_val = _normalised(train.importance), _normalised(val.importance)
-    while state.epoch < config.epochs and state.since < config.patience:
-        epoch = state.epoch
-        loss = _learn(state, train, target, config)
-        val_loss = _validate(state.model, val, target_val, config)
-        if math.isnan(val_loss):
-            raise ValueError(f"validation loss is NaN in epoch {epoch}; lower learning_rate")
-        state.judge(val_loss)
-        if checkpoint is not None:
-            state.save(checkpoint)
-        on_epoch(epoch, loss, val_loss)
+    state.run(
+        lambda: _learn(state, train, target, config),
+        lambda: _validate(state.model, val, target_val, config),
+        most=config.epochs,
+        patience=config.patience,
+        on_epoch=on_epoch,
+        checkpoint=checkpoint,
+    )
     predictor = state.model
     assert isinstance(predictor, Predictor)
-    predictor.load_state_dict(state.best_weights)
     return predictor.eval()
 
 

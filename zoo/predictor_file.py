@@ -1,15 +1,15 @@
 """Files of predictors: what they say, what they are called, and which blocks they serve."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+from zoo.files import read_facts
 
 Given = str | Path | Sequence[str | Path] | None  # predictor=: a file, or one for each block
 
@@ -42,16 +42,7 @@ class PredictorFile:
             FileNotFoundError: no such file.
             ValueError: not a predictor of ours.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"predictor {str(path)!r} does not exist")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is not a predictor: {error}") from error
-        if "predictor" not in metadata:
-            raise ValueError(f"{str(path)!r} is not a predictor: it lacks the 'predictor' metadata")
-        facts = json.loads(metadata["predictor"])
+        facts = read_facts(path, "predictor")
         told = {f: facts[f] for f in ("model", "tag", "block", "options")}
         return cls(path=path, weights=facts.get("weights"), **told)
 

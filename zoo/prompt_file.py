@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from zoo.files import write_whole
+from zoo.files import read_facts, write_whole
 from zoo.predictor_file import tower_name
 from zoo.prompts import PromptShape
 
@@ -58,16 +57,7 @@ class PromptFile:
             FileNotFoundError: no such file.
             ValueError: not a file of prompts.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"prompts {str(path)!r} do not exist")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} holds no prompts: {error}") from error
-        if _KIND not in metadata:
-            raise ValueError(f"{str(path)!r} holds no prompts: it lacks the {_KIND!r} metadata")
-        facts = json.loads(metadata[_KIND])
+        facts = read_facts(path, _KIND)
         told = {**facts, "classes": tuple(facts["classes"]), "shape": PromptShape(**facts["shape"])}
         return cls(path=path, **told)
 

@@ -93,19 +93,14 @@ def tune(
                 Labelled(encode(tower, data.images, config), data.labels) for data in (train, val)
             )
         state = _begin(learner, vit, classes, train, val, config)
-        if checkpoint is not None:
-            state.resume(checkpoint)
-        while state.epoch < config.rounds and state.since < config.patience:
-            number = state.epoch
-            loss = _learn(state, tower, scale, train, config)
-            val_loss = _validate(learner, tower, scale, val, config)
-            if math.isnan(val_loss):
-                raise ValueError(f"validation loss is NaN in round {number}; lower learning_rate")
-            state.judge(val_loss)
-            if checkpoint is not None:
-                state.save(checkpoint)
-            on_round(number, loss, val_loss)
-    learner.load_state_dict(state.best_weights)
+        state.run(
+            lambda: _learn(state, tower, scale, train, config),
+            lambda: _validate(learner, tower, scale, val, config),
+            most=config.rounds,
+            patience=config.patience,
+            on_epoch=on_round,
+            checkpoint=checkpoint,
+        )
     return learner
 
 

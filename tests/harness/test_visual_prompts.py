@@ -122,7 +122,7 @@ def test_prompts_of_other_classes_or_of_no_shots_are_refused(
     tuner: Any, dense: zoo.ReducedViT, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     plan = replace(PLAN, methods=("random",))
-    with pytest.raises(FileNotFoundError, match="prompts 'gone' do not exist"):
+    with pytest.raises(FileNotFoundError, match="no prompts at 'gone'"):
         judge(plan, Path("gone"), Progress())
     file = tuner.one(dense, ARCH, 2, 7, TuneConfig(tokens="t", count=4)).file
     monkeypatch.setattr(type(toy), "classes", ("cat", "cow", "house", "zebra"))

@@ -245,5 +245,5 @@ def test_a_predictor_of_another_architecture_does_not_load(tiny: Build, tmp_path
 def test_a_file_that_is_no_safetensors_at_all(tmp_path: Path):
     path = tmp_path / "notes.txt"
     path.write_text("nothing of the kind")
-    with pytest.raises(ValueError, match=re.escape("notes.txt' is not a predictor")):
+    with pytest.raises(ValueError, match=re.escape("notes.txt' holds no predictor")):
         find_predictor(NAME, TAG, 3, path)

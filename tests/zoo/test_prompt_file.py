@@ -122,7 +122,7 @@ def test_refuses_other_classes(file: PromptFile, classes: tuple[str, ...], words
 
 
 def test_refuses_what_holds_no_prompts(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="do not exist"):
+    with pytest.raises(FileNotFoundError, match="no prompts at"):
         PromptFile.read(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
     with pytest.raises(ValueError, match="holds no prompts"):

@@ -217,7 +217,7 @@ def test_refusals(parts: ClipParts):
     with pytest.raises(ValueError, match="depth=7: the image tower has 6 blocks"):
         run(parts, tokens="v", depth=7)
     broken = Labelled(data(1).images * torch.nan, data(1).labels)
-    with pytest.raises(ValueError, match="validation loss is NaN in round 0"):
+    with pytest.raises(ValueError, match="validation loss is NaN in epoch 0"):
         tune(vit, parts, CLASSES, TEMPLATES, data(), broken, config)
 
 

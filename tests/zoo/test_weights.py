@@ -203,8 +203,8 @@ def test_another_predictor_for_a_saved_model(
 
 def test_files_that_are_no_predictors(tiny: Build, tower: dict[str, Any]):
     for path, error, match in (
-        ("gone.safetensors", FileNotFoundError, "predictor 'gone.safetensors' does not exist"),
-        (tower["file"], ValueError, "is not a predictor: it lacks the 'predictor' metadata"),
+        ("gone.safetensors", FileNotFoundError, "no predictor at 'gone.safetensors'"),
+        (tower["file"], ValueError, "holds no predictor: it lacks the 'predictor' metadata"),
     ):
         with pytest.raises(error, match=match):
             tiny(f"{NAME}.{TAG}", pretrained=True, pretrained_cfg_overlay=tower, predictor=path)
