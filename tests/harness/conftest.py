@@ -79,6 +79,22 @@ def toy() -> Toy:
     return Toy()
 
 
+class Named(Toy):
+    """Toy images of the three classes whose names the text tower knows."""
+
+    name = "named"
+    classes = WORDS
+
+    def _split(self, name: SplitName) -> Split:
+        whole = super()._split(name)
+        return whole.subset(np.flatnonzero(whole.labels < len(WORDS)))
+
+
+@pytest.fixture
+def named() -> Named:
+    return Named()
+
+
 @pytest.fixture
 def parts() -> ClipParts:
     """A CLIP model of 64 patches, 6 blocks and a joint space of 7."""

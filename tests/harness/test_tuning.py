@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from harness import tuning as module
 from harness.cli import main
-from harness.datasets.base import Dataset, Split, SplitName
+from harness.datasets.base import Dataset, Split
 from harness.evaluate import correct
 from harness.few_shot import draw
 from harness.progress import Progress
@@ -23,25 +22,6 @@ from zoo.weights import fingerprint
 
 ARCH, TAG = "clip_vit_b16", "openai"
 QUICK: dict[str, Any] = {"count": 2, "rounds": 2, "steps": 2, "batch": 3, "dtype": "float32"}
-
-
-@pytest.fixture
-def named(toy: Dataset) -> Dataset:
-    """Toy images of the three classes whose names the text tower knows."""
-    Toy: Any = type(toy)
-
-    class Named(Toy):
-        name = "named"
-
-        @property
-        def classes(self) -> tuple[str, ...]:
-            return super().classes[:3]
-
-        def _split(self, name: SplitName) -> Split:
-            whole = super()._split(name)
-            return whole.subset(np.flatnonzero(whole.labels < 3))
-
-    return Named()
 
 
 @pytest.fixture
