@@ -82,8 +82,7 @@ def toy() -> Toy:
 class Named(Toy):
     """Toy images of the three classes whose names the text tower knows."""
 
-    name = "named"
-    classes = WORDS
+    name, classes = "named", WORDS
 
     def _split(self, name: SplitName) -> Split:
         whole = super()._split(name)
