@@ -27,8 +27,9 @@ class FewShot(NamedTuple):
 def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
     """Draw labelled images as CoOp does: K per class to train on, min(K, 4) to validate by.
 
-    Both come from the splits that the dataset says, see ``Dataset.shots_from``, and share no image.
-    One seed gives nested sets: the images for K are among those for K + 1.
+    Both come from the splits that the dataset says, see ``Dataset.shots_from``, and no group of
+    images is in both, see ``Dataset.group_of``. One seed gives nested sets to train on: the images
+    for K are among those for K + 1.
 
     Args:
         dataset: where they are from; its test split isn't touched.
@@ -39,20 +40,22 @@ def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
         ValueError: shots < 1, a class with fewer than K training images, or a class without
             validation images.
     """
-    train, split = draw_train(dataset, shots, seed), dataset.split("val")
-    # Where both are from one split, the last images of its order are the others' first choice.
-    taken = set(train.image_ids) if dataset.shots_from == "val" else set()
-    free = np.array([name not in taken for name in split.image_ids], dtype=np.bool_)
+    train = draw_train(dataset, shots, seed)
+    split, most = dataset.split("val"), min(shots, VAL_SHOTS)
     order = seeded_order(len(split), seed)
-    order = order[free[order]][:: -1 if taken else 1]
+    if dataset.shots_from == "val":
+        ids = split.image_ids
+        taken = {dataset.group_of(name) for name in train.image_ids}  # a group may span classes
+        kept = _kept_back(dataset, shots, seed)
+        free = [place for place in kept if dataset.group_of(ids[place]) not in taken]
+        order = np.array(free, dtype=np.int64)
     poorest, count = _poorest(dataset, split.labels[order])
     if count == 0:
-        beside = f" beside the {shots} to learn from" if taken else ""
+        beside = f" beside the {shots} to learn from" if dataset.shots_from == "val" else ""
         raise ValueError(
             f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} has 0 validation "
             f"images{beside}, of {len(split)} in its val split; every class needs 1 at least"
         )
-    most = min(shots, VAL_SHOTS)
     return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, most)))
 
 
@@ -72,7 +75,34 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
             f"has {count} training images; k can be at most {count}"
         )
     order = seeded_order(len(split), seed)
+    if dataset.shots_from == "val":
+        order = order[~np.isin(order, _kept_back(dataset, shots, seed))]
     return split.subset(_first_of_each(dataset, split.labels, order, shots))
+
+
+def _kept_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
+    """Return positions in val that validate where val also trains, the first choice first.
+
+    Of each class the groups that come last in the seed's order, until they make min(K, 4) images or
+    no more than K would be left to train on.
+    """
+    split = dataset.split("val")
+    ids, labels = split.image_ids, split.labels
+    order = seeded_order(len(split), seed)
+    found: list[int] = []
+    for label in range(len(dataset.classes)):
+        groups: dict[str, list[int]] = {}
+        members = order[labels[order] == label]
+        for place in members.tolist():
+            groups.setdefault(dataset.group_of(ids[place]), []).append(place)
+        kept: list[int] = []
+        for group in reversed(groups.values()):
+            enough = len(kept) >= min(shots, VAL_SHOTS)
+            if enough or len(members) - len(kept) - len(group) < shots:
+                break
+            kept += group
+        found += kept
+    return found
 
 
 def require_apart(dataset: Dataset, split: SplitName) -> None:

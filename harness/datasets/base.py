@@ -131,6 +131,13 @@ class Dataset(abc.ABC):
     def captions_seen(self) -> tuple[bool, ...]:
         """Per class: was its caption seen when the embedded text tower was trained."""
 
+    def group_of(self, image_id: str) -> str:
+        """Name what an image shows; images of one group are too alike to learn from and judge by.
+
+        Splits never share a group. By default every image is a group of its own.
+        """
+        return image_id
+
     @property
     def images_of(self) -> str:
         """Name of the dataset whose images these are; golden rankings go by it."""

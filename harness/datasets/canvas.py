@@ -5,10 +5,14 @@ it, and image libraries change their filters; so neither is used, and an image i
 machine and with every version.
 """
 
+import io
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 SIZE = 196
+DRAWING_SIZE = (96, 161)  # of an emoji, lower bound and first above
 
 Pixels = NDArray[np.uint8]
 Rng = np.random.PCG64
@@ -88,3 +92,29 @@ def paste(
     under = canvas[y0:y1, x0:x1].astype(np.int64)
     mixed = (under * (255 - weight) + colour[inside].astype(np.int64) * weight + 127) // 255
     canvas[y0:y1, x0:x1] = mixed.astype(np.uint8)
+
+
+def decode(image: bytes) -> Pixels:
+    """Decode an emoji file to (H, W, 4) uint8, alpha not premultiplied."""
+    return np.asarray(Image.open(io.BytesIO(image)).convert("RGBA"))
+
+
+def compose(drawing: Pixels, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Put a drawing (H, W, 4) at a random size and place on a random background.
+
+    Returns the RGB image, 196 x 196, and the drawing's pixels, (196, 196) bool (alpha >= half).
+    """
+    size = draw(rng, *DRAWING_SIZE)
+    alpha = drawing[..., 3:].astype(np.int64)
+    pixels = np.concatenate([drawing[..., :3] * alpha, alpha * 255], axis=-1)  # premultiplied
+    while len(pixels) >= 2 * size:
+        pixels = halve(pixels)
+    pixels = resize(pixels, size, size)
+    colour = np.minimum(pixels[..., :3] * 255 // np.maximum(pixels[..., 3:], 1), 255)
+    weight = (pixels[..., 3] + 127) // 255
+    canvas = background(rng, low=50, high=236, contrast=draw(rng, 0, 48), grain=0)
+    top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
+    paste(canvas, colour, weight, top, left)
+    mask = np.zeros((SIZE, SIZE), dtype=np.bool_)
+    mask[top : top + size, left : left + size] = weight >= 128
+    return Image.fromarray(canvas), mask

@@ -6,31 +6,17 @@ near-duplicates (rule: `harness.embedded.build_emoji`). The drawing has 96 to 16
 """
 
 import functools
-import io
 import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
-from harness.datasets.canvas import (
-    SIZE,
-    Pixels,
-    Rng,
-    background,
-    draw,
-    halve,
-    paste,
-    resize,
-    seeded,
-)
+from harness.datasets.canvas import compose, decode, seeded
 
 STYLES = ("noto", "fluent")
-TARGET_SIZE = (96, 161)
 SEED = 1607
 SEEN_ELSEWHERE = ("coat",)  # a class of `fashion`, whose captions text training sees
 MIN_TRAIN, MIN_TEST = 8, 2  # emoji of a subcategory to count as a class: 16 shots in two styles
@@ -90,32 +76,6 @@ class Emoji:
     images: tuple[bytes, bytes]
 
 
-def decode(image: bytes) -> Pixels:
-    """Decode an emoji file to (H, W, 4) uint8, alpha not premultiplied."""
-    return np.asarray(Image.open(io.BytesIO(image)).convert("RGBA"))
-
-
-def compose(drawing: Pixels, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Put a drawing (H, W, 4) at a random size and place on a random background.
-
-    Returns the RGB image, 196 x 196, and the drawing's pixels, (196, 196) bool (alpha >= half).
-    """
-    size = draw(rng, *TARGET_SIZE)
-    alpha = drawing[..., 3:].astype(np.int64)
-    pixels = np.concatenate([drawing[..., :3] * alpha, alpha * 255], axis=-1)  # premultiplied
-    while len(pixels) >= 2 * size:
-        pixels = halve(pixels)
-    pixels = resize(pixels, size, size)
-    colour = np.minimum(pixels[..., :3] * 255 // np.maximum(pixels[..., 3:], 1), 255)
-    weight = (pixels[..., 3] + 127) // 255
-    canvas = background(rng, low=50, high=236, contrast=draw(rng, 0, 48), grain=0)
-    top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
-    paste(canvas, colour, weight, top, left)
-    mask = np.zeros((SIZE, SIZE), dtype=np.bool_)
-    mask[top : top + size, left : left + size] = weight >= 128
-    return Image.fromarray(canvas), mask
-
-
 class _EmojiTask(Dataset):
     """What the tasks share: the files, the images and the splits; they differ in the labels."""
 
@@ -152,6 +112,14 @@ class _EmojiTask(Dataset):
     def images_of(self) -> str:
         """All tasks show the same images."""
         return "emoji"
+
+    @functools.cached_property
+    def _groups(self) -> dict[str, str]:
+        return {emoji.code: emoji.group for emoji in self.emoji}
+
+    def group_of(self, image_id: str) -> str:
+        """Near-duplicates and both styles of an emoji are one group."""
+        return self._groups[image_id.split("/")[1]]
 
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's class, or None where it belongs to no class of this task."""

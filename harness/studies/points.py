@@ -33,13 +33,13 @@ class Points(TuningStudy):
     keeps = (0.6,)
 
     def lines(self, shop: Workshop, dataset: Dataset) -> list[Line]:
-        """Return one line per schedule, each with one predictor, then all in one step."""
+        """Return one line per schedule, each with a predictor of its own, then all in one step."""
         tuning = TuningShop(shop, dataset)
         found = []
         for keep in shop.config.keeps_or(self.keeps):
             group = f"{keep:g}"
             for points in four_points(len(shop.dense.blocks)):
-                fits = shop.fitted(shop.config.datasets, shop.golden(block=points[0]))[:1]
+                fits = shop.fitted([dataset.images_of], shop.golden(block=points[0]))[:1]
                 what = f"at {points}"
                 (row,) = shop.predicted(fits, keep, None, what, reduce_at=points)
                 labels = {"before blocks": ", ".join(map(str, points))}

@@ -9,8 +9,8 @@ import pytest
 
 from harness.datasets import get_dataset
 from harness.datasets.base import SPLITS
-from harness.datasets.canvas import SIZE, seeded
-from harness.datasets.emoji import CATEGORIES, STYLES, EmojiNames, compose, decode
+from harness.datasets.canvas import SIZE, compose, decode, seeded
+from harness.datasets.emoji import CATEGORIES, STYLES, EmojiNames
 from harness.embedded import build_emoji
 
 TASKS = ("emoji", "emoji-subcategory", "emoji-names")

@@ -60,16 +60,38 @@ def test_the_numbers_of_shots_are_the_papers():
     assert SHOTS == study_of_shots.SHOTS == (1, 2, 4, 8, 16)
 
 
-@pytest.mark.parametrize("name", WITH_VAL)
-@pytest.mark.parametrize("shots", [1, 2, 4, 8, 3])
-def test_the_draw_is_the_slow_one(name: str, shots: int):
+@pytest.mark.parametrize("shots", [*SHOTS, 3])
+def test_the_draw_from_val_is_the_slow_one(shots: int):
     """Both parts come from val here, whose order is gone through from both ends."""
-    dataset, most = get_dataset(name), min(shots, 4)
+    dataset, most = get_dataset("fashion"), min(shots, 4)
     drawn, whole = draw(dataset, shots, seed=3), dataset.split("val")
     for part, count, backwards in ((drawn.train, shots, False), (drawn.val, most, True)):
         assert per_class(dataset, part) == [count] * len(dataset.classes)
         wanted = slowly(whole.labels, count, 3, len(dataset.classes), backwards=backwards)
         assert part.image_ids == tuple(whole.image_ids[i] for i in wanted)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shots", SHOTS)
+def test_no_emoji_is_both_learned_from_and_validated_by(shots: int, seed: int):
+    """Nor its other style, nor its near-duplicates."""
+    emoji = get_dataset("emoji")
+    drawn = draw(emoji, shots, seed)
+    groups = [{emoji.group_of(name) for name in part.image_ids} for part in drawn]
+    assert not groups[0] & groups[1]
+    assert per_class(emoji, drawn.train) == [shots] * 8
+    assert max(per_class(emoji, drawn.val)) == min(shots, 4)
+    assert min(per_class(emoji, drawn.val)) >= 1
+
+
+def test_images_are_groups_of_their_own_if_nothing_else_is_said():
+    assert get_dataset("fashion").group_of("fashion/val/3") == "fashion/val/3"
+    emoji = get_dataset("emoji")
+    for name in ("train", "val", "test"):
+        ids = emoji.split(name).image_ids
+        assert all(
+            emoji.group_of(a) == emoji.group_of(b) for a, b in zip(ids[::2], ids[1::2], strict=True)
+        )
 
 
 def test_the_draw_from_train_is_the_slow_one():
