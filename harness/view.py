@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.evaluate import Outcome, nameable, outcomes, subset, text_classifier
 from harness.golden.store import Rankings, find_rankings
@@ -133,10 +132,11 @@ class View:
 
     @property
     def _command(self) -> str:
+        own = self.dataset.images_of == self.dataset.name
+        dataset = self.dataset.asked_as if own else self.dataset.images_of
         return (
-            f"python -m harness rank --model {self._model}.{self._tag} "
-            f"--dataset {get_dataset(self.dataset.images_of).asked_as} --split {self._plan.split} "
-            "--full"
+            f"python -m harness rank --model {self._model}.{self._tag} --dataset {dataset} "
+            f"--split {self._plan.split} --full"
         )
 
     def _say(self, text: str) -> None:
