@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.datasets.base import Dataset, Split
 from harness.evaluate import correct, outcomes, text_classifier
-from harness.few_shot import draw
+from harness.few_shot import FewShot, draw
 from harness.progress import Progress
 from harness.variants import Variant
 from zoo.adopt import add_prompts
@@ -100,12 +100,11 @@ class Tuner:
         Raises:
             ValueError: what ``draw`` and ``zoo.tune`` refuse.
         """
-        paths = {row.key: self._place(row, shots, seed, config) for row in rows}
+        drawn = draw(self.dataset, shots, seed)
+        paths = {row.key: self._place(row, drawn, shots, seed, config) for row in rows}
         missing = [row for row in rows if not paths[row.key].is_file()]
-        if missing:
-            drawn = draw(self.dataset, shots, seed)
-            if config.tokens == "t":
-                self._encode(missing, (drawn.train, drawn.val))
+        if missing and config.tokens == "t":
+            self._encode(missing, drawn)
         for row in missing:
             train, val = (self._labelled(row, split, config) for split in drawn)
             self.tune(row, train, val, config, paths[row.key], {"shots": shots, "draw": seed})
@@ -172,13 +171,15 @@ class Tuner:
         checkpoint.unlink(missing_ok=True)
         return file
 
-    def _place(self, row: Variant, shots: int, seed: int, config: TuneConfig) -> Path:
+    def _place(
+        self, row: Variant, drawn: FewShot, shots: int, seed: int, config: TuneConfig
+    ) -> Path:
         """Return where prompts are kept: by all that decides them."""
         like = next(row.vit.blocks.parameters())
         told = [
             *(self.model, self.tag, self.weights, row.model, row.config, str(like.dtype)),
             *(self.dataset.name, self.dataset.revision, shots, seed, asdict(config)),
-            *(like.device.type, torch.__version__),
+            *(drawn.train.image_ids, drawn.val.image_ids, like.device.type, torch.__version__),
         ]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "prompts" / f"{digest[:20]}.safetensors"
