@@ -124,8 +124,7 @@ def test_draws_are_nested_seeded_and_apart(name: str):
         assert not (train & val) | (train & test) | (val & test)
         before = train, val
     others = [draw(dataset, 4, seed) for seed in range(8)]
-    assert len({drawn.train.image_ids for drawn in others}) == 8
-    assert len({drawn.val.image_ids for drawn in others}) == 8
+    assert [len({drawn[i].image_ids for drawn in others}) for i in (0, 1)] == [8, 8]
 
 
 def test_judged_apart_from_what_is_learned_from():
@@ -194,7 +193,6 @@ def test_refusals_of_validation_images(shots: int):
 
 def test_the_order_of_a_seed():
     assert sorted(seeded_order(9, 4).tolist()) == list(range(9))
-    assert (seeded_order(9, 4) == seeded_order(9, 4)).all()
     assert (seeded_order(99, 4) != seeded_order(99, 5)).any()
     assert seeded_order(0, 0).tolist() == []
 
@@ -217,7 +215,6 @@ def test_more_ranked_images_hold_the_fewer(seed: int, toy: Dataset):
 
 
 def test_the_seed_decides_between_ranked_images(toy: Dataset):
-    assert np.array_equal(ranked(toy, 1, 3), ranked(toy, 1, 3))
     assert len({tuple(ranked(toy, 1, seed)) for seed in range(20)}) > 5
 
 
