@@ -148,7 +148,10 @@ def test_a_golden_row_has_no_latency_to_wait_for():
 
 def test_closeness_to_dense_is_measured_where_an_earlier_version_did_not():
     nothing: dict[str, Any] = dict.fromkeys(("cosine_to_dense", "cosine_low", "cosine_high"))
-    assert fitting(record(**BLANK), [record(**nothing)], []) is None
+    by_text: dict[str, Any] = {"shots": 0, "tuning": None, "prompt_tokens": None}
+    assert fitting(record(**{**BLANK, **by_text}), [record(**nothing, **by_text)], []) is None
+    alone = record(**nothing)  # tuned, and maybe judged without a dense row beside it
+    assert fitting(record(**BLANK), [alone], []) is alone
     dense = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, **nothing}
     whole = record(**dense)
     assert fitting(record(**{**BLANK, **dense}), [whole], []) is whole
