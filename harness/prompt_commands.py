@@ -17,7 +17,7 @@ from harness.few_shot import draw
 from harness.progress import Progress
 from harness.towers import load_tower
 from harness.tuning import Tuner
-from harness.variants import DENSE, Variant, as_json
+from harness.variants import DENSE, Variant, rows_of
 from zoo.clip import ClipParts, create_clip
 from zoo.files import write_whole
 from zoo.registry import MODELS
@@ -104,25 +104,27 @@ def load_row(name: str) -> tuple[ClipParts, Variant, str]:
         ValueError: unknown name, or no text tower here.
     """
     arch, _, tag = name.partition(".")
-    if arch in MODELS and MODELS[arch].method is not None:
-        parts = create_clip(name)
-        vit, model = parts.model.visual, MODELS[arch]
-        assert vit.reducer is not None
-        assert model.method is not None
-        facts: Any = vit.pretrained_cfg
+    asked = (DENSE, 1.0)
+    parts: ClipParts | None
+    known = MODELS.get(arch)
+    if known is not None and known.method is not None:
+        asked = (known.method, known.percent / 100)
+        arch = str(replace(known, method=None, percent=100))
+        parts = create_clip(f"{arch}.{tag}" if tag else arch)
+        facts: Any = parts.model.visual.pretrained_cfg
         tag = tag or str(facts["tag"])
-        told: dict[str, Any] = {"method": model.method, "keep": model.percent / 100}
-        config = as_json(vit.reducer.config)
-        return parts, Variant(model=arch, vit=vit, config=config, **told), tag
-    tower = load_tower(name)
-    if tower.clip is None:
-        raise ValueError(
-            f"{tower.name} has no text tower here, so there are no classes to tune for; use "
-            "clip_vit_s14, or open_clip:ARCH/PRETRAINED, which brings its text tower"
-        )
-    arch, _, tag = tower.name.partition(".")
-    row = Variant(model=arch, method=DENSE, keep=1.0, vit=tower.vit, config={})
-    return tower.clip, row, tag
+    else:
+        tower = load_tower(name)
+        parts = tower.clip
+        if parts is None:
+            raise ValueError(
+                f"{tower.name} has no text tower here, so there are no classes to tune for; use "
+                "clip_vit_s14, or open_clip:ARCH/PRETRAINED, which brings its text tower"
+            )
+        arch, _, tag = tower.name.partition(".")
+    (row,) = rows_of(parts.model.visual, arch, tag, [asked])
+    parts.model.visual = row.vit
+    return parts, row, tag
 
 
 def dense_name(row: Variant) -> str:

@@ -14,6 +14,7 @@ from harness.datasets.base import Dataset, Split
 from harness.evaluate import correct, outcomes, text_classifier
 from harness.few_shot import FewShot, draw
 from harness.progress import Progress
+from harness.seen import Seen
 from harness.variants import Variant
 from zoo.adopt import add_prompts
 from zoo.clip import ClipParts
@@ -80,7 +81,7 @@ class Tuner:
         """Look at no image yet."""
         self.parts, self.dataset, self.progress = parts, dataset, progress
         self.model, self.tag, self.weights = model, tag, weights
-        self._features: dict[tuple[str, str], Tensor] = {}
+        self._seen = Seen()
         self._pixels: dict[str, Tensor] = {}
 
     def tuned(
@@ -112,14 +113,12 @@ class Tuner:
 
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
         """Return top-1 on some images of a row as it is, by text, and tuned."""
+        like = next(row.vit.blocks.parameters())
         text, _ = text_classifier(self.parts, self.dataset)
-        told = {"tuned": replace(row, vit=tuned.vit), "untuned": row}
         found = []
-        for name, classifier in (("untuned", text), ("tuned", tuned.classifier)):
-            like = next(row.vit.blocks.parameters())
-            outcome = outcomes(
-                [told[name]], split, self.parts.preprocess, device=like.device, dtype=like.dtype
-            )[row.key]
+        for one, classifier in ((row, text), (replace(row, vit=tuned.vit), tuned.classifier)):
+            told: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+            outcome = outcomes([one], split, self.parts.preprocess, **told)[row.key]
             found.append(float(correct(outcome.features, classifier, split.labels).mean()))
         return found[0], found[1]
 
@@ -187,35 +186,26 @@ class Tuner:
     def _encode(self, rows: Sequence[Variant], splits: Iterable[Split]) -> None:
         """Compute the features of images that some of the rows haven't seen; common blocks once."""
         for split in splits:
-            lacking = [
-                i
-                for i, name in enumerate(split.image_ids)
-                if any((row.key, name) not in self._features for row in rows)
-            ]
-            if not lacking:
+            ids = split.image_ids
+            if not (new := self._seen.lacking([row.key for row in rows], ids)):
                 continue
             like = next(rows[0].vit.blocks.parameters())
-            part = split.subset(lacking)
-            with self.progress.task(f"labelled images of {self.dataset.name}", len(part)) as update:
+            with self.progress.task(f"labelled images of {self.dataset.name}", len(new)) as update:
                 found = outcomes(
                     rows,
-                    part,
+                    split.subset(new),
                     self.parts.preprocess,
                     device=like.device,
                     dtype=like.dtype,
                     on_batch=update,
                 )
-            for key, outcome in found.items():
-                for name, features in zip(part.image_ids, outcome.features, strict=True):
-                    self._features[key, name] = features
+            self._seen.add(found, [ids[i] for i in new])
 
     def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:
         """Return a split as features of a row, or as images where these must be seen anew."""
         labels = torch.from_numpy(split.labels)
         if config.tokens == "t":
-            return Labelled(
-                torch.stack([self._features[row.key, i] for i in split.image_ids]), labels
-            )
+            return Labelled(self._seen.of(row.key, split.image_ids).features, labels)
         for index, name in enumerate(split.image_ids):
             if name not in self._pixels:
                 image: Tensor = self.parts.preprocess(split[index].image)
