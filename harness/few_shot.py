@@ -40,13 +40,13 @@ def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
         ValueError: shots < 1, a class with fewer than K training images, or a class without
             validation images.
     """
-    train = draw_train(dataset, shots, seed)
+    kept = _kept_back(dataset, shots, seed)
+    train = _draw_train(dataset, shots, seed, kept)
     split, most = dataset.split("val"), min(shots, VAL_SHOTS)
     order = seeded_order(len(split), seed)
     if dataset.shots_from == "val":
         ids = split.image_ids
         taken = {dataset.group_of(name) for name in train.image_ids}  # a group may span classes
-        kept = _kept_back(dataset, shots, seed)
         free = [place for place in kept if dataset.group_of(ids[place]) not in taken]
         order = np.array(free, dtype=np.int64)
     poorest, count = _poorest(dataset, split.labels[order])
@@ -65,6 +65,11 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
     Raises:
         ValueError: shots < 1, or a class with fewer than K training images.
     """
+    return _draw_train(dataset, shots, seed, _kept_back(dataset, shots, seed))
+
+
+def _draw_train(dataset: Dataset, shots: int, seed: int, kept: list[int]) -> Split:
+    """Draw training images from all but the positions that are kept back."""
     if shots < 1:
         raise ValueError(f"k must be 1 or more, got {shots} (0 shots = zero-shot needs no draw)")
     split = dataset.split(dataset.shots_from)
@@ -75,8 +80,7 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
             f"has {count} training images; k can be at most {count}"
         )
     order = seeded_order(len(split), seed)
-    if dataset.shots_from == "val":
-        order = order[~np.isin(order, _kept_back(dataset, shots, seed))]
+    order = order[~np.isin(order, kept)]
     return split.subset(_first_of_each(dataset, split.labels, order, shots))
 
 
@@ -84,8 +88,10 @@ def _kept_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
     """Return positions in val that validate where val also trains, the first choice first.
 
     Of each class the groups that come last in the seed's order, until they make min(K, 4) images or
-    no more than K would be left to train on.
+    no more than K would be left to train on. Nothing where train images come from train.
     """
+    if dataset.shots_from != "val":
+        return []
     split = dataset.split("val")
     ids, labels = split.image_ids, split.labels
     order = seeded_order(len(split), seed)
