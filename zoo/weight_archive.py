@@ -52,8 +52,8 @@ def open_archive(path: Path) -> Iterator[WeightArchive]:
 
 
 def _looked_through(listed: list[ZipInfo], size: int) -> dict[str, ZipInfo]:
-    folders = {info.filename.partition("/")[0] for info in listed}
-    if len(folders) != 1:
+    folders = {info.filename.partition("/")[:2] for info in listed}
+    if len(folders) != 1 or not all(slash for _, slash in folders):
         raise ValueError("is a zip file, but none that torch wrote: it has no single folder")
     records: dict[str, ZipInfo] = {}
     total = 0

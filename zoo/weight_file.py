@@ -82,7 +82,9 @@ def _safetensors(path: Path, start: bytes, size: int) -> dict[str, Tensor]:
 
 def _torch_load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # A file object, because torch judges paths by their suffix.
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever a damaged file leads it to
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(

@@ -1,0 +1,188 @@
+"""Whatever CLIP's weights come in gives the same tensors; what is none of it is told apart."""
+
+import json
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoo.weight_file import read_weights
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    return {"visual.proj": torch.randn(4, 3).half(), "ln.weight": torch.randn(4000)}
+
+
+def old_format(content: Any, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+SAVED: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
+    "safetensors": save_file,
+    "torch.save": torch.save,
+    "before torch 1.6": old_format,
+    "parameters": lambda s, p: torch.save({k: nn.Parameter(v) for k, v in s.items()}, p),
+    "training checkpoint": lambda s, p: torch.save(
+        {
+            "epoch": 3,
+            "name": "run",
+            "state_dict": {f"module.{k}": v for k, v in s.items()},
+            "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]},
+        },
+        p,
+    ),
+    "timm's": lambda s, p: torch.save({"model": s, "arch": "vit"}, p),
+    "compiled": lambda s, p: torch.save({f"module._orig_mod.{k}": v for k, v in s.items()}, p),
+    "OpenAI's settings": lambda s, p: torch.save({**s, "vocab_size": torch.tensor(49408)}, p),
+}
+
+
+@pytest.mark.parametrize("how", SAVED)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors", "bin", "x"])
+def test_the_content_decides_not_the_suffix(
+    how: str, suffix: str, state: dict[str, Tensor], tmp_path: Path
+):
+    path = tmp_path / f"w.{suffix}"
+    SAVED[how](state, path)
+    for given in (path, str(path)):
+        found = read_weights(given)
+        assert found.keys() == state.keys()
+        for name, tensor in state.items():
+            assert torch.equal(found[name], tensor)
+            assert found[name].dtype == tensor.dtype
+            assert not found[name].requires_grad
+            assert type(found[name]) is Tensor
+
+
+def test_a_prefix_is_only_what_all_names_have(tmp_path: Path):
+    save_file({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w")
+    assert read_weights(tmp_path / "w").keys() == {"module.a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", r"is empty; get it again"),
+        (b"<!DOCTYPE html><html>", r"is a web page, not weights: a page was saved in their place"),
+        (b"\n <html lang='en'>", r"is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
+            r"is .*: run 'git lfs pull' in",
+        ),
+        (pickle.dumps({"a": 1}), r"is a pickle, which can run code, and is never unpickled: expec"),
+        (b'{"weight_map": {}}', r"holds no weights \(it starts with b'.\"weight_map'"),
+        (b"\x08\x07\x12\x07pytorch", r"holds no weights .*expected safetensors, a state dict"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", r"is cut short: it ends within its header"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", r"holds no state dict but dict"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00{]", r"is cut short or damaged \(.*\); get it again"),
+        (b"PK\x03\x04", r"is cut short or damaged \(.*\); get it again"),
+    ],
+)
+def test_files_that_hold_no_weights(content: bytes, why: str, tmp_path: Path):
+    (tmp_path / "ViT-B-32.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^weights file '.*ViT-B-32\.pt' {why}"):
+        read_weights(tmp_path / "ViT-B-32.pt")
+
+
+def test_no_file_at_all(tmp_path: Path):
+    for path in (tmp_path, tmp_path / "w.pt"):
+        with pytest.raises(FileNotFoundError, match=r"weights file '.*': no such file"):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save, old_format])
+def test_files_cut_short(save: Callable[..., None], state: dict[str, Tensor], tmp_path: Path):
+    path = tmp_path / "w.pt"
+    save(state, path)
+    whole = path.read_bytes()
+    for count in (4, len(whole) * 2 // 3):
+        path.write_bytes(whole[:-count])
+        with pytest.raises(ValueError, match=r"weights file '.*w\.pt' .*; get it again"):
+            read_weights(path)
+
+
+class Evil:
+    """Leaves a mark if it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("save", [torch.save, old_format])
+def test_nothing_in_a_file_is_run(save: Callable[..., None], tmp_path: Path):
+    path, mark = tmp_path / "w.pt", tmp_path / "mark"
+    save({"state_dict": Evil(mark)}, path)
+    with pytest.raises(ValueError, match=r"names '.*', which holds no .*; nothing of it was run"):
+        read_weights(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists()
+
+
+def test_a_module_saved_whole_is_refused_by_name(tmp_path: Path):
+    torch.save(nn.Linear(1, 1), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"names 'torch\.nn\.modules\.linear\.Linear', .*save its"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ([torch.ones(1)], r"holds no state dict but list"),
+        ({}, r"holds no state dict but dict"),
+        ({"a": 1}, r"holds no state dict: 'a' is int, not a tensor with values"),
+        ({1: torch.ones(1)}, r"holds no state dict: 1 is Tensor"),
+        ({"a": torch.ones(1).to_sparse()}, r"holds no state dict: 'a' is Tensor"),
+        ({"a": torch.empty(2, device="meta")}, r"holds no state dict: 'a' is Tensor"),
+        ({"state_dict": {"a": {"b": torch.ones(1)}}}, r"holds no state dict: 'a' is dict"),
+    ],
+)
+def test_contents_that_are_no_state_dict(content: Any, why: str, tmp_path: Path):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=why):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_other_zip_files(tmp_path: Path):
+    np.savez(tmp_path / "w.npz", a=np.zeros(2))
+    with pytest.raises(ValueError, match=r"is a zip file, but none that torch wrote"):
+        read_weights(tmp_path / "w.npz")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("folder/readme.txt", json.dumps("no weights"))
+    with pytest.raises(ValueError, match=r"w\.zip' can't be read \(.*\); get it again"):
+        read_weights(tmp_path / "w.zip")
+
+
+def test_a_bomb_of_a_state_dict(state: dict[str, Tensor], tmp_path: Path):
+    """torch itself would unpack it."""
+    path = tmp_path / "w.pt"
+    torch.save({"a": torch.zeros(2**20)}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            tensor = name.endswith("data/0")
+            archive.writestr(name, content, zipfile.ZIP_DEFLATED if tensor else zipfile.ZIP_STORED)
+    assert path.stat().st_size < 2**14
+    assert len(torch.load(path)["a"]) == 2**20
+    with pytest.raises(ValueError, match=r"has a compressed record 'data/0' of 4194304 bytes"):
+        read_weights(path)
+
+
+def test_reading_warns_of_nothing(state: dict[str, Tensor], tmp_path: Path):
+    old_format(state, tmp_path / "w.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_weights(tmp_path / "w.pt")) == 2
