@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from zoo.adopt import reduce
 from zoo.clip import ClipParts, create_clip, image_transform
-from zoo.load_open_clip import FOLDER, HUB, UNUSABLE, load_open_clip, unusable
+from zoo.load_open_clip import FOLDER, HUB, load_open_clip
+from zoo.missing import UNUSABLE, unusable
 from zoo.prompts import CosineHead
 from zoo.reducer import expected
 from zoo.registry import MODELS

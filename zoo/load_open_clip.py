@@ -2,7 +2,6 @@
 
 import difflib
 from pathlib import Path
-from pickle import UnpicklingError
 
 import open_clip
 from open_clip.pretrained import (
@@ -10,18 +9,13 @@ from open_clip.pretrained import (
     get_pretrained_cfg,
     list_pretrained_tags_by_model,
 )
-from safetensors import SafetensorError
 
 from zoo.clip import Clip, ClipParts
 from zoo.from_open_clip import OpenClipText, from_open_clip
+from zoo.missing import UNUSABLE, unusable
 from zoo.reducer import expected
 
 FOLDER, HUB = "local-dir:", "hf-hub:"
-# Whatever timm, open_clip and torch raise over a file that isn't what it should be.
-UNUSABLE = (
-    *(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError),
-    *(SafetensorError, UnpicklingError),
-)
 
 
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
@@ -98,23 +92,3 @@ def _parts(spec: str) -> tuple[str, str | None, bool]:
         return arch, pretrained, False
     known = expected(pretrained, tags) if tags else "there are no tags"
     raise ValueError(f"weights {pretrained!r} of open_clip model {arch!r}: {known}; or a file")
-
-
-def unusable(name: str, error: BaseException, otherwise: str) -> OSError | ValueError:
-    """Say in one line why a model's weights couldn't be had, and what to do.
-
-    Args:
-        name: the model.
-        error: one of ``UNUSABLE``.
-        otherwise: a way that needs no hub.
-    """
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError):
-            return FileNotFoundError(
-                f"no weights of {name}: not in the Hugging Face cache, and the hub can't be "
-                f"reached ({reason}); run once where it can, or copy the cache, or {otherwise}"
-            )
-        link = link.__cause__ or link.__context__
-    return ValueError(f"the weights of {name} can't be used: {reason}")
