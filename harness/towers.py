@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from zoo.adopt import reduce
 from zoo.clip import ClipParts, create_clip, image_transform
 from zoo.load_open_clip import FOLDER, HUB, load_open_clip
-from zoo.missing import UNUSABLE, unusable
+from zoo.missing import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
 from zoo.prompts import CosineHead
 from zoo.reducer import expected
 from zoo.registry import MODELS
@@ -165,6 +165,8 @@ def _create(name: str) -> Any:
     """Create timm's model ``name`` with its weights."""
     try:
         return timm.create_model(name, pretrained=True)
+    except (MissingWeightsError, UnusableWeightsError):
+        raise
     except UNUSABLE as error:
         raise unusable(name, error, f"pass {FOLDER}FOLDER, saved by timm's save_for_hf") from error
 

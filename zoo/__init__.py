@@ -14,6 +14,7 @@ from zoo.trace import Trace
 from zoo.tune_config import TuneConfig
 from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
+from zoo.weight_file import read_weights
 
 from zoo.registry import MODELS  # isort: skip  (registers, so after what methods import)
 
@@ -35,6 +36,7 @@ __all__ = [
     "create_clip",
     "from_open_clip",
     "golden_importance",
+    "read_weights",
     "reduce",
     "reduced_vit",
     "register_method",

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
@@ -15,12 +16,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 import zoo.patchrank  # noqa: F401  (registers the method)
 from zoo.adopt import add_prompts
+from zoo.missing import loading
 from zoo.predictor_file import PredictorFile
 from zoo.prompt_file import PromptFile
 from zoo.prompted_vit import PromptedViT
 from zoo.reducer import METHODS, expected, on_method
 from zoo.sizes import SIZES, weights_cfg
 from zoo.vit import ReducedViT
+from zoo.weight_file import read_weights
 from zoo.weights import filter_weights, with_predictors
 
 PERCENTS = (90, 80, 70, 60, 50, 40, 30)
@@ -49,9 +52,9 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     """Build a model by its parts; the keyword arguments are those of ``timm.create_model``.
 
     Raises:
-        ValueError: unknown argument, or a value out of range.
-        FileNotFoundError: ``pretrained`` and no predictor exists for these weights, or no file of
-            prompts.
+        ValueError: unknown argument, a value out of range, or a file of weights that don't fit.
+        FileNotFoundError: ``pretrained`` and the weights can't be had, no predictor exists for
+            them, or no file of prompts.
     """
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
@@ -74,18 +77,26 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     if pretrained and not carried and name.method:
         dense, depth = f"clip_vit_{name.size}", kwargs.get("depth", spec.vit_args["depth"])
         options, found = with_predictors(dense, tag, name.method, options, depth, given)
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if pretrained and overlay.get("file"):
+        # Not left to timm, which doesn't read OpenAI's archives and judges files by their suffix.
+        tensors = read_weights(overlay["file"])
+        kwargs["pretrained_cfg_overlay"] = {**overlay, "state_dict": tensors}
     quick_gelu = spec.tags.get(tag, (False, ""))[0]
     args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **kwargs}
     if name.method is not None:
         args |= {"method": name.method, "reduction": options}
-    model: ReducedViT = build_model_with_cfg(
-        ReducedViT,
-        str(name),
-        pretrained,
-        pretrained_filter_fn=partial(filter_weights, predictors=found),
-        feature_cfg={"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"},
-        **args,
-    )
+    with loading(f"{name}.{tag}", cfg) if pretrained else nullcontext():
+        model: ReducedViT = build_model_with_cfg(
+            ReducedViT,
+            str(name),
+            pretrained,
+            pretrained_filter_fn=partial(filter_weights, predictors=found),
+            feature_cfg={"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"},
+            **args,
+        )
+    for part in model.modules():  # timm leaves the tensors in the description of the model
+        getattr(part, "pretrained_cfg", {}).pop("state_dict", None)
     if found:  # timm saves what it was asked for; this came from the files
         model.__dict__["_model_args"] = dict(found[0].options)
     return model
