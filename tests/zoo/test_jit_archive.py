@@ -76,21 +76,13 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "clip.pt"
 
 
-def repacked(
-    path: Path,
-    change: Callable[[str, bytes], bytes] = lambda name, content: content,
-    extra: dict[str, bytes] | None = None,
-    compression: int = zipfile.ZIP_STORED,
-) -> Path:
+def repacked(path: Path, change: Callable[[str, bytes], bytes]) -> Path:
     """Write an archive anew with its records changed."""
     with zipfile.ZipFile(path) as old:
         records = {name: old.read(name) for name in old.namelist()}
-    folder = next(iter(records)).partition("/")[0]
-    with zipfile.ZipFile(path, "w", compression) as new:
+    with zipfile.ZipFile(path, "w") as new:
         for name, content in records.items():
             new.writestr(name, change(name.partition("/")[2], content))
-        for name, content in (extra or {}).items():
-            new.writestr(name.format(folder), content)
     return path
 
 
@@ -218,67 +210,6 @@ def test_modules_without_end(archive: Path):
         bush += b"c__torch__\nM\n)\x81q%c}(%sub" % (level, two)
     with pytest.raises(ValueError, match=r"modules within modules without end"):
         read_weights(with_pickle(archive, bush + b"."))
-
-
-def test_what_is_compressed_or_overlaps_is_not_unpacked(archive: Path):
-    whole = archive.read_bytes()
-    repacked(archive, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(ValueError, match=r"a compressed record 'data/\d+' of \d+ bytes; torch com"):
-        read_weights(archive)
-    archive.write_bytes(whole)
-    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as bomb:
-        bomb.writestr("clip/code/__torch__/bomb.py", b" " * 2**25)
-    with pytest.raises(ValueError, match=r"compressed record 'code/__torch__/bomb.py' of 33554432"):
-        read_weights(archive)
-
-
-def test_records_that_overlap(archive: Path):
-    with zipfile.ZipFile(archive) as opened:
-        sizes = {info.filename: info.file_size for info in opened.infolist()}
-    raw = archive.read_bytes()
-    big = 2**30
-    name = b"clip/constants.pkl"
-    place = raw.rindex(name) - 46  # its entry in the central directory, sizes at 20 and 24
-    told = sizes[name.decode()].to_bytes(4, "little")
-    assert raw[place + 20 : place + 28] == told * 2
-    archive.write_bytes(raw[: place + 20] + big.to_bytes(4, "little") * 2 + raw[place + 28 :])
-    with pytest.raises(
-        ValueError, match=r"has records of \d+ bytes in a file of \d+: they overlap"
-    ):
-        read_weights(archive)
-
-
-@pytest.mark.parametrize(
-    "name", ["{}/../../evil", "{}//evil", "{}/a\\..\\evil", "{}/./evil", "{}/data/../evil"]
-)
-def test_names_that_leave_the_archive(name: str, archive: Path, tmp_path: Path):
-    repacked(archive, extra={name: b"x"})
-    with pytest.raises(ValueError, match=r"has a record named '.*evil', as torch names none"):
-        read_weights(archive)
-    assert sorted(path.name for path in tmp_path.parent.rglob("evil*")) == []
-
-
-@pytest.mark.parametrize("name", ["/evil", "other/evil"])
-def test_records_outside_the_one_folder(name: str, archive: Path):
-    with pytest.raises(ValueError, match=r"none that torch wrote: it has no single folder"):
-        read_weights(repacked(archive, extra={name: b"x"}))
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-def test_one_name_for_two_records(archive: Path):
-    with pytest.raises(ValueError, match=r"has two records named 'data/0'"):
-        read_weights(repacked(archive, extra={"{}/data/0": b"x"}))
-
-
-def test_archives_cut_short_or_changed_on_the_way(archive: Path):
-    raw = archive.read_bytes()
-    archive.write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(ValueError, match=r"is cut short or damaged \(.*\); get it again"):
-        read_weights(archive)
-    begin = raw.index(b"PK\x01\x02") - 2000
-    archive.write_bytes(raw[:500] + bytes(byte ^ 255 for byte in raw[500:begin]) + raw[begin:])
-    with pytest.raises(ValueError, match=r"is cut short or damaged \(.*\); get it again"):
-        read_weights(archive)
 
 
 def test_archives_of_big_endian_machines(archive: Path):

@@ -125,7 +125,9 @@ def test_the_activation_can_be_set_wrong_only_by_hand(original):
 
 
 def test_another_towers_weights_are_refused(original):
-    with pytest.raises(ValueError, match=r"weights of clip_vit_b32.laion2b can.t be used: .*Unexpected key"):
+    with pytest.raises(
+        ValueError, match=r"weights of clip_vit_b32.laion2b can.t be used: .*Unexpected key"
+    ):
         load("clip_vit_b32.laion2b", original("b32").file, depth=11)
     with pytest.raises(ValueError, match=r"can.t be used: .*Missing key"):
         load("clip_vit_b32.laion2b", original("b32").file, depth=13)
