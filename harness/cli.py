@@ -168,6 +168,14 @@ def _speed(args: argparse.Namespace) -> None:
         output.print(table)
 
 
+def _push(args: argparse.Namespace) -> None:
+    from harness.progress import Progress
+    from harness.push import run_push
+
+    text = str(run_push(args, Progress(Console(stderr=True))))
+    _output().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "eval": _eval,
@@ -181,4 +189,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "objects": _objects,
     "curve": _curve,
     "speed": _speed,
+    "push": _push,
 }
