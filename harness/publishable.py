@@ -13,11 +13,11 @@ import zoo
 from harness.records import CONDITIONS, Record
 from harness.towers import split_name
 from harness.variants import DENSE, as_json, predictors_digest
-from zoo.files import read_facts
+from zoo.files import digest_of, read_facts
 from zoo.load_open_clip import FOLDER, HUB
 from zoo.predictor_file import PredictorFile, given_predictors
 from zoo.prompts import CosineHead
-from zoo.reducer import METHODS, expected
+from zoo.reducer import METHODS, configure, expected
 from zoo.registry import MODELS
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, fingerprint
@@ -35,8 +35,9 @@ class Publishable:
         vit: the model, in evaluation mode.
         arch: timm name, without a tag.
         tag: weight tag of its tower.
-        provenance: JSON values. ``predictors``, one entry each, and ``prompts`` hold the metadata
-            of the files that the weights came from; None where nobody wrote that down.
+        provenance: JSON values: metadata of the files that the weights came from, in
+            ``predictors`` (one entry each) and ``prompts``, and hashes of these files in
+            ``digests``. Empty where nobody wrote that down.
     """
 
     vit: ReducedViT
@@ -104,23 +105,13 @@ class Publishable:
         return [*(r for r in beside if r not in mine), *mine]
 
     def _is_of(self, record: Record, weights: str, settings: dict[str, Any]) -> bool:
-        config = dict(record.method_config)
-        predictor = config.pop("predictor", None)
-        known = self.provenance.get("digest")
-        tuned = bool(self.classes)
+        config = record.method_config
+        known = self.provenance.get("digests") or {}
         return (
             (record.model, record.tag, record.weights_sha256) == (self.arch, self.tag, weights)
-            and {key: config.get(key) for key in settings} == settings
-            and (known is None or predictor == known)
-            and (record.shots > 0) == tuned
-            and (not tuned or self._is_tuned_as(record))
+            and all(config.get(key) == value for key, value in {**settings, **known}.items())
+            and (record.shots > 0) == bool(self.classes)
         )
-
-    def _is_tuned_as(self, record: Record) -> bool:
-        prompts = self.provenance.get("prompts") or {}
-        asked = prompts.get("provenance", {}) | {"dataset": prompts.get("dataset")}
-        wanted = ("dataset", "shots", "seed")
-        return all(asked.get(key) in (None, getattr(record, key)) for key in wanted)
 
     def command(self) -> str | None:
         """Return the command that measures this model; None if none has its settings."""
@@ -129,10 +120,10 @@ class Publishable:
             return None
         keeps = "" if known.method is None else f" --keeps {known.percent / 100:g}"
         if known.method is not None:
-            usual = METHODS[known.method].Config(keep=known.percent / 100)
-            free = ("reduce_at", "arch", "width")  # None, or told by the predictor
-            asked = {k: v for k, v in self.settings().items() if k not in free}
-            if asked != {k: v for k, v in as_json(usual).items() if k not in free}:
+            keep = {"keep": known.percent / 100}
+            usual = as_json(configure(known.method, keep, len(self.vit.blocks)))
+            free = ("arch", "width")  # told by the predictor
+            if any(usual[k] != v for k, v in self.settings().items() if k not in free):
                 return None
         dataset, shots = "NAME", ""
         if self.classes:
@@ -140,7 +131,7 @@ class Publishable:
             if not prompts:
                 return None
             dataset, recipe = prompts["dataset"], prompts["recipe"]
-            shots = f" --shots {prompts['provenance'].get('shots')} --tokens {recipe['tokens']}"
+            shots = f" --shots {prompts['provenance'].get('shots')} --tokens {recipe.get('tokens')}"
         return (
             f"python -m harness compare --models clip_vit_{known.size}.{self.tag} --methods "
             f"{self.method}{keeps} --datasets {dataset}{shots} --output results"
@@ -177,11 +168,13 @@ def load_publishable(
         options["predictor"] = [str(path) for path in predictor]
     vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
     files = _predictors(vit, tower, tag, predictor)
-    provenance: dict[str, Any] = {
-        "predictors": [read_facts(file.path, "predictor") for file in files],
-        "digest": predictors_digest(files) if files else None,
-        "prompts": None if prompts is None else read_facts(prompts, "prompts"),
-    }
+    provenance: dict[str, Any] = {"digests": {}}  # named as in the settings of records
+    if files:
+        provenance["predictors"] = [read_facts(file.path, "predictor") for file in files]
+        provenance["digests"]["predictor"] = predictors_digest(files)
+    if prompts is not None:
+        provenance["prompts"] = read_facts(prompts, "prompts")
+        provenance["digests"]["prompts"] = digest_of(prompts)
     return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
 
 
