@@ -1,5 +1,8 @@
 """Zip archives as torch writes them, looked through before anything of them is used."""
 
+import errno
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +11,8 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 CODE = "code/"
 _LONGEST_SOURCE = 16 * 2**20
+# Whatever zipfile raises over a damaged file.
+_DAMAGED = (BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,10 @@ def open_archive(path: Path) -> Iterator[WeightArchive]:
         with ZipFile(path) as archive:
             records = _looked_through(archive.infolist(), path.stat().st_size)
             yield WeightArchive(archive=archive, records=records)
-    except (BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, OSError) as error:
+        # Places in the file that can't be make the system refuse to go there.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(f"is cut short or damaged ({error}); get it again") from error
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -179,6 +180,36 @@ def test_a_bomb_of_a_state_dict(state: dict[str, Tensor], tmp_path: Path):
     assert len(torch.load(path)["a"]) == 2**20
     with pytest.raises(ValueError, match=r"has a compressed record 'data/0' of 4194304 bytes"):
         read_weights(path)
+
+
+def scripted(state: dict[str, Tensor], path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 2)))
+    torch.jit.save(torch.jit.script(module), path)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
+@pytest.mark.parametrize("save", [scripted, torch.save, old_format, save_file])
+def test_bytes_changed_anywhere_give_tensors_or_one_kind_of_error(
+    save: Callable[..., None], state: dict[str, Tensor], tmp_path: Path
+):
+    path = tmp_path / "w.pt"
+    save({name: tensor[:4] for name, tensor in state.items()}, path)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(250):
+        content = bytearray(whole)
+        for _ in range(draw.choice((1, 2, 8))):
+            content[draw.randrange(len(content))] = draw.choice((0, 255, draw.randrange(256)))
+        path.write_bytes(content)
+        try:
+            found = read_weights(path)
+        except ValueError as error:
+            assert str(error).startswith(f"weights file {str(path)!r} ")  # noqa: PT017
+            refused += 1
+        else:
+            assert all(type(tensor) is Tensor for tensor in found.values())
+    assert 20 < refused < 250
 
 
 def test_reading_warns_of_nothing(state: dict[str, Tensor], tmp_path: Path):
