@@ -15,12 +15,15 @@ from timm.models.vision_transformer import VisionTransformer
 
 import zoo.patchrank  # noqa: F401  (registers the method)
 from zoo.adopt import add_prompts
+from zoo.clip_weights import image_side, own_weights
+from zoo.open_clip_names import offer
 from zoo.predictor_file import PredictorFile
 from zoo.prompt_file import PromptFile
 from zoo.prompted_vit import PromptedViT
 from zoo.reducer import METHODS, expected, on_method
 from zoo.sizes import SIZES, weights_cfg
 from zoo.vit import ReducedViT
+from zoo.weight_file import read_weights
 from zoo.weights import filter_weights, with_predictors
 
 PERCENTS = (90, 80, 70, 60, 50, 40, 30)
@@ -74,7 +77,13 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     if pretrained and not carried and name.method:
         dense, depth = f"clip_vit_{name.size}", kwargs.get("depth", spec.vit_args["depth"])
         options, found = with_predictors(dense, tag, name.method, options, depth, given)
-    quick_gelu = spec.tags.get(tag, (False, ""))[0]
+    if (
+        pretrained
+        and cfg.source not in ("local-dir", "hf-hub")
+        and not (cfg.file or cfg.state_dict)
+    ):
+        _take_own_weights(name.size, tag, kwargs)
+    quick_gelu = tag in spec.tags and spec.tags[tag].quick_gelu
     args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **kwargs}
     if name.method is not None:
         args |= {"method": name.method, "reduction": options}
@@ -86,9 +95,19 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         feature_cfg={"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"},
         **args,
     )
+    facts: Any = model.pretrained_cfg
+    facts.pop("state_dict", None)  # in the model now
     if found:  # timm saves what it was asked for; this came from the files
         model.__dict__["_model_args"] = dict(found[0].options)
     return model
+
+
+def _take_own_weights(size: str, tag: str, kwargs: dict[str, Any]) -> None:
+    """Let timm take the file that the user laid into their cache for these weights, if any."""
+    if (own := own_weights(size, tag)) is not None:
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        weights = image_side(read_weights(own))
+        kwargs["pretrained_cfg_overlay"] = {**overlay, "state_dict": weights}
 
 
 def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
@@ -151,6 +170,8 @@ def _add(name: ModelName) -> None:
     default_cfgs.update(generate_default_cfgs(cfgs))
     MODELS[str(name)] = name
     register_model(_entrypoint(name))
+    options = {} if name.method is None else {"keep": name.percent / 100}
+    offer(str(name), name.size, name.method, options)
 
 
 def _add_method(method: str) -> None:
