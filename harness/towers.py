@@ -81,8 +81,7 @@ def load_tower(name: str) -> Tower:
         clip, spec = load_open_clip(name.removeprefix(OPEN_CLIP))
         return Tower(clip.model.visual, clip.preprocess, OPEN_CLIP + spec, clip)
     name = _full_name(name)
-    arch = name.partition(".")[0]
-    if arch in MODELS and SIZES[MODELS[arch].size].weights is None:
+    if name.partition(".")[0] in MODELS:
         clip = create_clip(name)
         return Tower(clip.model.visual, clip.preprocess, name, clip)
     vit = _dense(_create(name), name)
@@ -134,7 +133,8 @@ def _full_name(name: str) -> str:
     if arch in MODELS:
         return ".".join(split_name(name))
     if not timm.is_model(arch):
-        theirs = open_clip.list_models()
+        # zoo adds our names to open_clip's.
+        theirs = [n for n in open_clip.list_models() if n.partition(".")[0] not in MODELS]
         names = [*_dense_names(), *timm.list_models(exclude_filters=list(MODELS)), *theirs]
         near = next(iter(difflib.get_close_matches(arch, names, n=1)), None)
         near = f"{OPEN_CLIP}{near}/PRETRAINED" if near in theirs else near
