@@ -103,7 +103,8 @@ def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
     args = {**SIZES["b32"].vit_args, "embed_dim": 64, "depth": 4, "num_heads": 1}
     monkeypatch.setitem(SIZES, "b32", dataclasses.replace(SIZES["b32"], vit_args=args))
     config = {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": TEXT}
-    configs = {**factory._MODEL_CONFIGS, "ViT-B-32": config}
+    quick = {**config, "quick_gelu": True}
+    configs = {**factory._MODEL_CONFIGS, "ViT-B-32": config, "ViT-B-32-quickgelu": quick}
     monkeypatch.setattr(factory, "_MODEL_CONFIGS", configs)
     monkeypatch.setattr(pretrained, "_PRETRAINED", dict(pretrained._PRETRAINED))
     for name in SmallClip.NAMES:
