@@ -17,10 +17,11 @@ from harness.progress import Progress
 from harness.recording import blank, filled
 from harness.records import Record
 from harness.reuse import fitting
+from harness.towers import load_clip
 from harness.tuning import Tuned
 from harness.variants import DENSE, GOLDEN, Variant, rows_of, variants
 from harness.view import View, importance
-from zoo.clip import ClipParts, create_clip
+from zoo.clip import ClipParts
 from zoo.tune_config import TuneConfig
 from zoo.weights import fingerprint
 
@@ -42,9 +43,9 @@ class Bench:
     view: View | None = None  # of the dataset that was measured last
 
     @classmethod
-    def build(cls, plan: Plan, arch: str, tag: str, progress: Progress) -> "Bench":
-        """Load the tower and make the rows."""
-        parts = create_clip(f"{arch}.{tag}")
+    def build(cls, plan: Plan, name: str, progress: Progress) -> "Bench":
+        """Load the tower ``name`` and make the rows."""
+        parts, arch, tag = load_clip(name)
         dense = parts.model.visual
         methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
         if plan.match is None:

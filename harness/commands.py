@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -22,10 +21,10 @@ from harness.records import Record, read_records, write_records
 from harness.report import markdown_table, write_plot, write_report
 from harness.shot_table import shot_tables
 from harness.table import comparison_table, floor_table, matched_table
+from harness.towers import split_method
 from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
-from zoo.registry import MODELS
 
 T = TypeVar("T")
 WIDE = 195  # columns of a terminal that take the whole table
@@ -91,16 +90,12 @@ def _all_methods(match: str | None) -> tuple[str, ...]:
 def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> list[Record]:
     """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
     check(args)
-    name, _, tag = args.model.partition(".")
-    if name not in MODELS:
-        raise ValueError(f"model {name!r}: {expected(name, MODELS)}")
-    parts = MODELS[name]
-    dense = str(replace(parts, method=None, percent=100))
+    dense, method, keep = split_method(args.model)
     plan = Plan(
         **_conditions(args, limit),
-        models=(f"{dense}.{tag}" if tag else dense,),
-        methods=(parts.method or DENSE,),
-        keeps=(parts.percent / 100,),
+        models=(dense,),
+        methods=(method or DENSE,),
+        keeps=(keep,),
         datasets=(args.dataset,),
         shots=(args.shots,),
         tokens=args.tokens,

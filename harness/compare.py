@@ -10,7 +10,6 @@ from harness.match import check_match
 from harness.plan import PROMPTS, Plan, check_tunings, tuning_of
 from harness.progress import Progress
 from harness.records import Record
-from harness.towers import split_name
 from harness.tuning import Tuned
 from harness.variants import GOLDEN
 from zoo.prompt_file import PromptFile
@@ -48,8 +47,7 @@ def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator
             "tower's without learned tokens"
         )
     for name in plan.models:
-        arch, tag = split_name(name)
-        bench = Bench.build(plan, arch, tag, progress)
+        bench = Bench.build(plan, name, progress)
         for dataset in datasets:
             for shots in plan.shots:
                 yield bench.measure(dataset, shots, known)
@@ -73,6 +71,6 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
     file = PromptFile.read(prompts)
     file.require_classes(dataset.classes)
     tuning = tuning_of(file)
-    bench = Bench.build(plan, *split_name(plan.models[0]), progress)
+    bench = Bench.build(plan, plan.models[0], progress)
     row = bench.rows[-1]
     return bench.judged(dataset, tuning, [row], {row.key: Tuned.of(row.vit, file)})

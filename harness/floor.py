@@ -16,9 +16,9 @@ from harness.golden.store import Rankings, find_rankings, ranked
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.statistics import Interval, bootstrap_mean
-from harness.towers import split_name
+from harness.towers import load_clip
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant, variants
-from zoo.clip import create_clip
+from zoo.predictor_file import tower_name
 from zoo.vit import ReducedViT
 from zoo.weights import fingerprint
 
@@ -72,8 +72,7 @@ def floor(
     """
     if seeds < 3:
         raise ValueError(f"--seeds {seeds}: expected at least 3 random orders")
-    arch, tag = split_name(plan.models[0])
-    parts = create_clip(f"{arch}.{tag}")
+    parts, arch, tag = load_clip(plan.models[0])
     dense = parts.model.visual
     weights = fingerprint(dense)
     methods = [m for m in plan.methods if m not in (DENSE, RANDOM)]
@@ -106,7 +105,7 @@ def floor(
         among = {row.key: np.arange(len(split)) for row in real}
         oracle = [row for row in rows if row.method == GOLDEN]
         if oracle:
-            golden = _golden(rankings, f"{arch}.{tag}", dataset, plan.split)
+            golden = _golden(rankings, tower_name(arch, tag), dataset, plan.split)
             golden.require(weights=weights, revision=dataset.revision, block=BLOCK)
             known = ranked(split, golden)
             among |= {row.key: known for row in oracle}

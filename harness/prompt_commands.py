@@ -6,7 +6,6 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,10 +14,10 @@ from harness.commands import check_device
 from harness.datasets import get_dataset
 from harness.few_shot import draw
 from harness.progress import Progress
-from harness.towers import load_tower
+from harness.towers import load_clip, split_method
 from harness.tuning import Tuner
 from harness.variants import DENSE, Variant, rows_of
-from zoo.clip import ClipParts, create_clip
+from zoo.clip import ClipParts
 from zoo.files import write_whole
 from zoo.registry import MODELS
 from zoo.tune_config import TuneConfig
@@ -95,7 +94,7 @@ def load_row(name: str) -> tuple[ClipParts, Variant, str]:
     """Load a model with its text tower, dense or reduced.
 
     Args:
-        name: one of our models, or any dense tower of ``load_tower`` that has a text tower.
+        name: one of our models, or any dense tower of ``load_clip`` that has a text tower.
 
     Returns:
         The towers, the model as a row, and the weight tag.
@@ -103,26 +102,9 @@ def load_row(name: str) -> tuple[ClipParts, Variant, str]:
     Raises:
         ValueError: unknown name, or no text tower here.
     """
-    arch, _, tag = name.partition(".")
-    asked = (DENSE, 1.0)
-    parts: ClipParts | None
-    known = MODELS.get(arch)
-    if known is not None and known.method is not None:
-        asked = (known.method, known.percent / 100)
-        arch = str(replace(known, method=None, percent=100))
-        parts = create_clip(f"{arch}.{tag}" if tag else arch)
-        facts: Any = parts.model.visual.pretrained_cfg
-        tag = tag or str(facts["tag"])
-    else:
-        tower = load_tower(name)
-        parts = tower.clip
-        if parts is None:
-            raise ValueError(
-                f"{tower.name} has no text tower here, so there are no classes to tune for; use "
-                "clip_vit_s14, or open_clip:ARCH/PRETRAINED, which brings its text tower"
-            )
-        arch, _, tag = tower.name.partition(".")
-    (row,) = rows_of(parts.model.visual, arch, tag, [asked])
+    dense, method, keep = split_method(name)
+    parts, arch, tag = load_clip(dense)
+    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
     parts.model.visual = row.vit
     return parts, row, tag
 

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 from harness.datasets import get_dataset, list_datasets
 from harness.plan import PROMPTS
 from harness.records import Record
+from harness.variants import DENSE
+from zoo.predictor_file import tower_name
+from zoo.sizes import SIZES
+
+EMBEDDED = "s14"  # the size whose text tower we trained
 
 
 def captions(dataset: str) -> str:
@@ -24,7 +29,17 @@ def protocol(record: Record) -> str:
     """Say how the images of a record were classified."""
     if record.shots:
         return f"{shots_of(record)}, {learned(record)}"
-    return captions(record.dataset) if record.dataset in list_datasets() else "text classifier"
+    if record.tag in SIZES[EMBEDDED].tags and record.dataset in list_datasets():
+        return captions(record.dataset)
+    return "text classifier"
+
+
+def tower_of(record: Record) -> str:
+    """Return the name of the dense tower of a record, with its weight tag."""
+    dense = record.model
+    if record.method != DENSE:
+        dense = dense.removesuffix(f"_{record.method}{round(100 * record.keep)}")
+    return tower_name(dense, record.tag)
 
 
 def shots_of(record: Record) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.averages import Average, averages
 from harness.columns import columns_of
 from harness.plot import INK, draw
-from harness.protocol import protocol
+from harness.protocol import protocol, tower_of
 from harness.records import Record
 from harness.shot_table import place, shot_tables
 
@@ -130,7 +130,7 @@ def _groups(records: Iterable[Record]) -> dict[str, list[Average]]:
         rows = sorted(averages(group), key=lambda row: (row.method != "dense", -row.keep))
         first = rows[0].first
         how = protocol(first) if first.shots else "by text"
-        name = f"{first.dataset} {first.split}, {how}, {first.model}.{first.tag}"
+        name = f"{first.dataset} {first.split}, {how}, {tower_of(first)}"
         named[name if name not in named else f"{name} ({first.weights_sha256[:8]})"] = rows
     return named
 

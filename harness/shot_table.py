@@ -7,7 +7,7 @@ from rich.table import Table
 
 from harness.averages import Average
 from harness.columns import NOT_MEASURED, interval
-from harness.protocol import learned, shots_of
+from harness.protocol import learned, shots_of, tower_of
 from harness.records import Record, refuse_mixed
 
 # What a column differs in from another, with what follows from it.
@@ -75,8 +75,7 @@ def _shot_table(groups: Sequence[Sequence[Average]]) -> ShotTable:
     models = {key: row.first for column in columns for key, row in column.items()}
     first = groups[-1][0].first
     return ShotTable(
-        name=f"{first.dataset} {first.split}, top-1 by shots, {learned(first)}, "
-        f"{first.model}.{first.tag}",
+        name=f"{first.dataset} {first.split}, top-1 by shots, {learned(first)}, {tower_of(first)}",
         about=_about(groups),
         heads=["Method", "Keep", *(shots_of(group[0].first) for group in groups)],
         rows=[

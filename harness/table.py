@@ -8,7 +8,7 @@ from rich.table import Table
 from harness.averages import Average, averages
 from harness.floor import Floor
 from harness.match import Matched
-from harness.protocol import protocol, seeds
+from harness.protocol import protocol, seeds, tower_of
 from harness.records import Latency, Record
 from harness.statistics import Interval
 
@@ -44,10 +44,9 @@ def _time(entry: Latency) -> str:
 
 def title(record: Record, more: str = "") -> str:
     """Say what the records of a table have in common; ``more`` goes with the protocol."""
-    tower = record.model.split("_")[2]
     return (
         f"{record.dataset} ({record.split}, {record.image_count} images; {protocol(record)}"
-        f"{more}), clip_vit_{tower}.{record.tag}, {record.dtype}, {record.device_name}, "
+        f"{more}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
         f"{record.threads} threads"
     )
 

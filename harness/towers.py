@@ -1,6 +1,7 @@
 """Dense image towers by name: ours, any timm ViT, any open_clip ViT."""
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from zoo.adopt import reduce
 from zoo.clip import ClipParts, create_clip, image_transform
 from zoo.load_open_clip import FOLDER, HUB, load_open_clip
 from zoo.missing import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
+from zoo.predictor_file import tower_name
 from zoo.prompts import CosineHead
 from zoo.reducer import expected
 from zoo.registry import MODELS
@@ -58,6 +60,26 @@ def split_name(name: str) -> tuple[str, str]:
     return arch, tag or next(iter(tags))
 
 
+def split_method(name: str) -> tuple[str, str | None, float]:
+    """Split a model's name into its dense tower's, its method and its keep rate.
+
+    Args:
+        name: a model of ours, with weight tag or without, or any dense tower of ``load_tower``,
+            which has no method.
+
+    Raises:
+        ValueError: it looks like a model of ours and is none.
+    """
+    arch, _, tag = name.partition(".")
+    known = MODELS.get(arch)
+    if known is None and arch.startswith("clip_vit_"):
+        raise ValueError(f"model {name!r}: {expected(arch, MODELS)}")
+    if known is None or known.method is None:
+        return name, None, 1.0
+    dense = str(replace(known, method=None, percent=100))
+    return tower_name(dense, tag), known.method, known.percent / 100
+
+
 def load_tower(name: str) -> Tower:
     """Load a dense image tower with its weights, and its text tower where there is one.
 
@@ -81,14 +103,36 @@ def load_tower(name: str) -> Tower:
         clip, spec = load_open_clip(name.removeprefix(OPEN_CLIP))
         return Tower(clip.model.visual, clip.preprocess, OPEN_CLIP + spec, clip)
     name = _full_name(name)
-    arch = name.partition(".")[0]
-    if arch in MODELS and SIZES[MODELS[arch].size].weights is None:
+    if name.partition(".")[0] in MODELS:
         clip = create_clip(name)
         return Tower(clip.model.visual, clip.preprocess, name, clip)
     vit = _dense(_create(name), name)
     if name.startswith(FOLDER):
         name = FOLDER + Path(name.removeprefix(FOLDER)).resolve().name
     return Tower(vit, image_transform(vit), name)
+
+
+def load_clip(name: str) -> tuple[ClipParts, str, str]:
+    """Load a dense image tower that has a text tower.
+
+    Args:
+        name: as in ``load_tower``.
+
+    Returns:
+        Model, preprocessing and tokenizer; the name without its weight tag; the tag, or "".
+
+    Raises:
+        ValueError: as in ``load_tower``, or no text tower belongs to it.
+        FileNotFoundError: as in ``load_tower``.
+    """
+    tower = load_tower(name)
+    if tower.clip is None:
+        raise ValueError(
+            f"{tower.name} has no text tower here, so no classes can be named to it; use one of "
+            f"{', '.join(_dense_names())}, or {OPEN_CLIP}ARCH/PRETRAINED, which bring theirs"
+        )
+    arch, _, tag = tower.name.partition(".")
+    return tower.clip, arch, tag
 
 
 def has_projection(model: VisionTransformer) -> bool:
@@ -134,7 +178,8 @@ def _full_name(name: str) -> str:
     if arch in MODELS:
         return ".".join(split_name(name))
     if not timm.is_model(arch):
-        theirs = open_clip.list_models()
+        # zoo adds our names to open_clip's.
+        theirs = [n for n in open_clip.list_models() if n.partition(".")[0] not in MODELS]
         names = [*_dense_names(), *timm.list_models(exclude_filters=list(MODELS)), *theirs]
         near = next(iter(difflib.get_close_matches(arch, names, n=1)), None)
         near = f"{OPEN_CLIP}{near}/PRETRAINED" if near in theirs else near

@@ -18,6 +18,7 @@ from harness.seen import Seen
 from harness.tuning import Tuner
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant
 from zoo.clip import ClipParts
+from zoo.predictor_file import tower_name
 
 
 class View:
@@ -80,7 +81,7 @@ class View:
     @cached_property
     def _rankings(self) -> Rankings | None:
         images_of = self.dataset.images_of
-        rankings = find_rankings(f"{self._model}.{self._tag}", images_of, self._plan.split, BLOCK)
+        rankings = find_rankings(self._tower, images_of, self._plan.split, BLOCK)
         if rankings is None:
             self._say(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         else:
@@ -131,11 +132,15 @@ class View:
             )
 
     @property
+    def _tower(self) -> str:
+        return tower_name(self._model, self._tag)
+
+    @property
     def _command(self) -> str:
         own = self.dataset.images_of == self.dataset.name
         dataset = self.dataset.asked_as if own else self.dataset.images_of
         return (
-            f"python -m harness rank --model {self._model}.{self._tag} --dataset {dataset} "
+            f"python -m harness rank --model {self._tower} --dataset {dataset} "
             f"--split {self._plan.split} --full"
         )
 

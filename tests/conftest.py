@@ -5,9 +5,20 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+import dataclasses
+from pathlib import Path
+
+import huggingface_hub
 import hypothesis
 import pytest
 import torch
+from open_clip import factory, pretrained
+from open_clip.model import CLIP
+from safetensors.torch import save_file
+
+import zoo
+from zoo.open_clip_names import offer
+from zoo.sizes import SIZES
 
 # A shared machine stalls now and then, and the same commit must give the same verdict twice.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
@@ -47,3 +58,58 @@ def _no_width() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+VISION = {"image_size": 224, "layers": 4, "width": 64, "patch_size": 32}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+HUB = "models--timm--vit_base_patch32_clip_224.openai"
+
+
+class SmallClip:
+    """b32 as a tower of 49 patches, 4 blocks and 64 channels, its weights and a hub's cache."""
+
+    NAMES = ("clip_vit_b32", "clip_vit_b32_clsattn50", "clip_vit_b32_tome50")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.weights = folder / "cache" / "clip-patchrank" / "weights"
+        self.open_clip = folder / "cache" / "clip-patchrank" / "open_clip"
+
+    @torch.no_grad()
+    def original(self, *, quick: bool = True) -> CLIP:
+        """Make open_clip's model, always with the same weights."""
+        torch.manual_seed(5)
+        model = CLIP(512, VISION, TEXT, quick_gelu=quick).eval()
+        for value in model.parameters():
+            if value.ndim == 1:  # biases and norms begin the same in every model
+                value.add_(0.1 * torch.randn_like(value))
+        model.token_embedding.weight.mul_(20)  # small ones make all texts alike
+        model.logit_scale.fill_(3.5)
+        return model
+
+    def cached(self, model: CLIP, entry: str = HUB) -> Path:
+        """Lay a model into a fabricated cache of the hub."""
+        entries = self.folder / "hub" / entry
+        file = entries / "snapshots" / ("0" * 40) / "open_clip_model.safetensors"
+        for path in (entries / "refs" / "main", file):
+            path.parent.mkdir(parents=True)
+        (entries / "refs" / "main").write_text("0" * 40)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
+        return file
+
+
+@pytest.fixture
+def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
+    args = {**SIZES["b32"].vit_args, "embed_dim": 64, "depth": 4, "num_heads": 1}
+    monkeypatch.setitem(SIZES, "b32", dataclasses.replace(SIZES["b32"], vit_args=args))
+    config = {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": TEXT}
+    quick = {**config, "quick_gelu": True}
+    configs = {**factory._MODEL_CONFIGS, "ViT-B-32": config, "ViT-B-32-quickgelu": quick}
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", configs)
+    monkeypatch.setattr(pretrained, "_PRETRAINED", dict(pretrained._PRETRAINED))
+    for name in SmallClip.NAMES:
+        parts = zoo.MODELS[name]
+        offer(name, "b32", parts.method, {"keep": parts.percent / 100} if parts.method else {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return SmallClip(tmp_path)

@@ -1,22 +1,30 @@
 """An image tower and a text tower in one joint space, used like an open_clip model."""
 
-import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
+from zoo.clip_weights import (
+    find_clip,
+    first_mismatch,
+    image_side,
+    open_clip_text,
+    require_positions,
+)
+from zoo.missing import UnusableWeightsError
 from zoo.reducer import expected
 from zoo.registry import MODELS
 from zoo.sizes import SIZES
-from zoo.text import CompactText, tokenizer
+from zoo.text import load_text, tokenizer
 from zoo.vit import ReducedViT
-from zoo.weights import EMBEDDED
+from zoo.weight_file import read_weights
 
 
 class Clip(nn.Module):
@@ -58,56 +66,94 @@ class ClipParts(NamedTuple):
     tokenizer: Any
 
 
-def create_clip(name: str, pretrained: bool = True, **kwargs: Any) -> ClipParts:
+def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) -> ClipParts:
     """Create a CLIP model around a registered image tower, its preprocessing and its tokenizer.
 
+    Both towers come from one file: the embedded one; or open_clip's on the Hugging Face hub, which
+    is downloaded once; or one that lies in the user's cache as ``weights/NAME.TAG.pt`` (or
+    ``.safetensors``).
+
     Args:
-        name: a model name of the embedded size, such as ``clip_vit_s14_patchrank60``.
-        pretrained: load the embedded weights (False: random image tower, same text tower).
+        name: a model's name, with weight tag or without, such as
+            ``clip_vit_b16_patchrank60.openai``.
+        pretrained: load the weights; False for random ones (the embedded text tower stays); or a
+            file with both towers: safetensors, a state dict saved by torch, OpenAI's archive. It
+            must have been trained with the activation that the tag stands for.
         kwargs: further arguments of ``timm.create_model``.
 
+    Returns:
+        The model, in evaluation mode, with ``encode_image``, ``encode_text`` and ``logit_scale`` as
+        open_clip's have; open_clip's own preprocessing; and a callable from texts to token ids.
+
     Raises:
-        ValueError: unknown name, a size whose text tower isn't embedded, or prompts.
+        ValueError: unknown name or tag, prompts, or a file of another architecture.
+        FileNotFoundError: no weights; says how to supply them.
     """
-    arch = name.split(".", maxsplit=1)[0]
+    arch, _, tag = name.partition(".")
     if arch not in MODELS:
         raise ValueError(f"model {name!r}: {expected(arch, MODELS)}")
     size = MODELS[arch].size
-    if SIZES[size].weights is not None:
-        raise ValueError(
-            f"model {name!r}: only clip_vit_s14 comes with a text tower; for others take "
-            "open_clip's text tower with timm.create_model's image tower"
-        )
+    tags = SIZES[size].tags
+    tag = tag or next(iter(tags))
+    if tag not in tags:
+        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
     if "prompts" in kwargs:
         raise ValueError(
             f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it needs no text; "
             "use timm.create_model"
         )
-    visual = timm.create_model(name, pretrained=pretrained, **kwargs)
-    text, logit_scale, context_length = load_text()
+    if SIZES[size].open_clip is not None:
+        return _from_file(arch, size, tag, pretrained, kwargs)
+    if not isinstance(pretrained, bool):
+        raise ValueError(
+            f"pretrained={str(pretrained)!r}: {arch} has no weights but the embedded ones"
+        )
+    visual = timm.create_model(f"{arch}.{tag}", pretrained=pretrained, **kwargs)
+    return _joined(visual, *load_text())
+
+
+def _from_file(
+    arch: str, size: str, tag: str, pretrained: bool | str | Path, kwargs: dict[str, Any]
+) -> ClipParts:
+    """Build both towers of open_clip's architecture from one file, or at random."""
+    name = f"{arch}.{tag}"
+    if pretrained is False:
+        visual = timm.create_model(name, pretrained=False, **kwargs)
+        return _joined(visual, *open_clip_text(size, tag))
+    file = find_clip(size, tag) if pretrained is True else Path(pretrained)
+    weights = read_weights(file)
+    what = f"weights {str(file)!r} for {name}"
+    try:
+        require_positions(weights, size)
+        text = open_clip_text(size, tag, weights)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    overlay = {**kwargs.pop("pretrained_cfg_overlay", {}), "state_dict": image_side(weights)}
+    try:
+        visual = timm.create_model(name, True, pretrained_cfg_overlay=overlay, **kwargs)
+    except UnusableWeightsError as error:
+        raise ValueError(f"{what}: {first_mismatch(error.__cause__ or error)}") from error
+    return _joined(visual, *text)
+
+
+def _joined(visual: nn.Module, text: nn.Module, logit_scale: float, context: int) -> ClipParts:
     assert isinstance(visual, ReducedViT)
     model = Clip(visual, text, logit_scale).eval()
-    return ClipParts(model, image_transform(visual), tokenizer(context_length))
+    return ClipParts(model, clip_transform(visual), tokenizer(context))
+
+
+def clip_transform(visual: ReducedViT) -> Any:
+    """Return open_clip's preprocessing for a tower: from PIL image to (C, H, W)."""
+    facts: Any = visual.pretrained_cfg
+    patches: Any = visual.patch_embed
+    size = patches.img_size or facts["input_size"][1:]
+    told = {name: facts[name] for name in ("mean", "std", "interpolation")}
+    return image_transform_v2(PreprocessCfg(size=size, **told), is_train=False)
 
 
 def image_transform(visual: nn.Module) -> Any:
-    """Return the preprocessing of an image tower: from PIL image to (C, H, W)."""
+    """Return timm's preprocessing of any image tower: from PIL image to (C, H, W)."""
     return create_transform(**resolve_data_config({}, model=visual))
-
-
-def load_text() -> tuple[CompactText, float, int]:
-    """Load the embedded text tower: the module, the log of the logit scale, the context length."""
-    tensors: dict[str, Tensor] = {}
-    with safe_open(EMBEDDED / "clip_vit_s14.text.safetensors", framework="pt") as file:
-        facts = json.loads(file.metadata()["text"])
-        for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            tensors[key] = file.get_tensor(key)
-    text = CompactText(tensors["token_ids"].tolist(), **facts["geometry"])
-    prefix = "text."
-    text.load_state_dict(
-        {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
-    )
-    return text.eval(), float(tensors["logit_scale"]), facts["geometry"]["context_length"]
 
 
 @torch.inference_mode()

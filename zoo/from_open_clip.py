@@ -1,4 +1,4 @@
-"""Convert open_clip's towers: the image side to our class, the text side to one module."""
+"""Convert open_clip's image towers to our class."""
 
 from functools import partial
 from typing import Any
@@ -8,32 +8,13 @@ from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
 from timm.layers import LayerNorm
 from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.adopt import reduce
 from zoo.vit import ReducedViT, host_spec
 
 _POOLS = {"tok": "token", "avg": "avg"}
 _CROPS = {"shortest": "center", "squash": "squash"}
-
-
-class OpenClipText(nn.Module):
-    """The text side of an open_clip model, as a module from token ids to features.
-
-    Args:
-        model: open_clip's CLIP or CustomTextCLIP; its image tower is taken out of it.
-    """
-
-    def __init__(self, model: Any) -> None:
-        """Take over the model."""
-        super().__init__()
-        del model.visual
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map token ids (B, L) to text features (B, D), not normalised."""
-        features: Tensor = self.model.encode_text(tokens)
-        return features
 
 
 def from_open_clip(model: nn.Module) -> ReducedViT:

@@ -11,9 +11,10 @@ from open_clip.pretrained import (
 )
 
 from zoo.clip import Clip, ClipParts
-from zoo.from_open_clip import OpenClipText, from_open_clip
+from zoo.from_open_clip import from_open_clip
 from zoo.missing import UNUSABLE, unusable
 from zoo.reducer import expected
+from zoo.text import OpenClipText
 
 FOLDER, HUB = "local-dir:", "hf-hub:"
 
@@ -52,7 +53,8 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         visual = from_open_clip(model).eval()
     except ValueError as error:
         raise ValueError(f"open_clip model {spec!r}: {error}") from error
-    clip = Clip(visual, OpenClipText(model), model.logit_scale.item()).eval()
+    logit_scale = model.logit_scale.item()
+    clip = Clip(visual, OpenClipText(model), logit_scale).eval()
     name = spec
     if spec.startswith(FOLDER):
         name = FOLDER + Path(spec.removeprefix(FOLDER)).resolve().name

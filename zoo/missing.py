@@ -16,8 +16,8 @@ UNUSABLE = (
 )
 _LONGEST_REASON = 240
 _OTHERWISE = (
-    "pass pretrained_cfg_overlay=dict(file=PATH), a file of these weights in OpenAI's, open_clip's "
-    "or timm's form, or pass local-dir:FOLDER, saved by timm's save_for_hf"
+    "put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
+    "local-dir:FOLDER, saved by timm's save_for_hf"
 )
 
 
@@ -67,12 +67,13 @@ def _in_one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def loading(name: str, cfg: PretrainedCfg) -> Iterator[None]:
+def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
     """Say in one line why timm couldn't load weights within the body.
 
     Args:
         name: the model with its tag.
         cfg: where its weights are.
+        own: where the user may lay a file of them.
 
     Raises:
         MissingWeightsError: they are neither cached nor to be had from the hub.
@@ -88,7 +89,7 @@ def loading(name: str, cfg: PretrainedCfg) -> Iterator[None]:
         if not _is_about_weights(error):
             raise
         file = f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
-        raise unusable(name, error, _OTHERWISE, file) from error
+        raise unusable(name, error, _OTHERWISE.format(own=own), file) from error
 
 
 def _is_about_weights(error: BaseException) -> bool:

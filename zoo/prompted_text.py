@@ -12,8 +12,7 @@ from open_clip.transformer import TextTransformer
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from zoo.from_open_clip import OpenClipText
-from zoo.text import CompactText
+from zoo.text import CompactText, OpenClipText
 
 
 class TextParts(NamedTuple):

@@ -16,7 +16,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 import zoo.patchrank  # noqa: F401  (registers the method)
 from zoo.adopt import add_prompts
+from zoo.clip_weights import image_side, own_path, own_weights
 from zoo.missing import loading
+from zoo.open_clip_names import offer
 from zoo.predictor_file import PredictorFile
 from zoo.prompt_file import PromptFile
 from zoo.prompted_vit import PromptedViT
@@ -77,16 +79,14 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     if pretrained and not carried and name.method:
         dense, depth = f"clip_vit_{name.size}", kwargs.get("depth", spec.vit_args["depth"])
         options, found = with_predictors(dense, tag, name.method, options, depth, given)
-    overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    if pretrained and overlay.get("file"):
-        # Not left to timm, which doesn't read OpenAI's archives and judges files by their suffix.
-        tensors = read_weights(overlay["file"])
-        kwargs["pretrained_cfg_overlay"] = {**overlay, "state_dict": tensors}
-    quick_gelu = spec.tags.get(tag, (False, ""))[0]
+    if pretrained and cfg.source not in ("local-dir", "hf-hub") and not cfg.state_dict:
+        _take_file(name.size, tag, cfg.file, kwargs)
+    quick_gelu = tag in spec.tags and spec.tags[tag].quick_gelu
     args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **kwargs}
     if name.method is not None:
         args |= {"method": name.method, "reduction": options}
-    with loading(f"{name}.{tag}", cfg) if pretrained else nullcontext():
+    own = own_path(f"clip_vit_{name.size}.{tag}")
+    with loading(f"{name}.{tag}", cfg, own) if pretrained else nullcontext():
         model: ReducedViT = build_model_with_cfg(
             ReducedViT,
             str(name),
@@ -100,6 +100,22 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     if found:  # timm saves what it was asked for; this came from the files
         model.__dict__["_model_args"] = dict(found[0].options)
     return model
+
+
+def _take_file(size: str, tag: str, file: str | None, kwargs: dict[str, Any]) -> None:
+    """Hand timm the weights of a file that was given or that lies in the user's cache, if any.
+
+    timm itself reads no archives of OpenAI's, and judges files by their suffix.
+    """
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if overlay.get("file"):
+        weights = read_weights(overlay["file"])
+    elif file is None and (own := own_weights(size, tag)) is not None:
+        weights = read_weights(own)
+    else:
+        return
+    tower = image_side(weights) or weights  # in timm's names there is no other side
+    kwargs["pretrained_cfg_overlay"] = {**overlay, "state_dict": tower}
 
 
 def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
@@ -162,6 +178,8 @@ def _add(name: ModelName) -> None:
     default_cfgs.update(generate_default_cfgs(cfgs))
     MODELS[str(name)] = name
     register_model(_entrypoint(name))
+    options = {} if name.method is None else {"keep": name.percent / 100}
+    offer(str(name), name.size, name.method, options)
 
 
 def _add_method(method: str) -> None:

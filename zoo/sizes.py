@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.data import (
     IMAGENET_DEFAULT_MEAN,
@@ -18,6 +18,20 @@ from timm.layers import LayerNorm
 from zoo.weights import EMBEDDED
 
 
+class Tag(NamedTuple):
+    """Weights of a size.
+
+    Attributes:
+        quick_gelu: trained with QuickGELU instead of GELU.
+        license: SPDX-like identifier.
+        open_clip: open_clip's tag of the same weights, text tower included; None if it has none.
+    """
+
+    quick_gelu: bool
+    license: str
+    open_clip: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """One size of tower: its geometry as arguments of timm's class, and its weights.
@@ -26,26 +40,28 @@ class Size:
         vit_args: arguments of timm's VisionTransformer.
         features: width of the joint image-text space, what ``forward`` returns.
         weights: timm's model whose weights on the hub are meant, None for embedded ones.
-        tags: weight tag -> (QuickGELU?, licence), the default first.
+        open_clip: open_clip's architecture of both towers, None if it has none.
+        tags: the weights by tag, the default first.
         image: input height and width in pixels.
     """
 
     vit_args: dict[str, Any]
     features: int
     weights: str | None
-    tags: dict[str, tuple[bool, str]]
+    open_clip: str | None
+    tags: dict[str, Tag]
     image: int = 224
 
 
 _APPLE, _NC = "apple-ascl", "cc-by-nc-4.0"
-_CLIP_TAGS = {
-    "openai": (True, "mit"),
-    "laion2b": (False, "mit"),
-    "laion400m_e32": (False, "mit"),
-    "datacompxl": (False, "mit"),
-    "metaclip_400m": (True, _NC),
-    "metaclip_2pt5b": (True, _NC),
+_OPENAI = Tag(True, "mit", "openai")
+_LAION400M = Tag(False, "mit", "laion400m_e32")
+_DATACOMP = Tag(False, "mit", "datacomp_xl_s13b_b90k")
+_METACLIP = {
+    "metaclip_400m": Tag(True, _NC, "metaclip_400m"),
+    "metaclip_2pt5b": Tag(True, _NC, "metaclip_fullcc"),
 }
+_DFN2B = Tag(True, _APPLE, "dfn2b")
 _CLIP_ARGS = {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12, **_CLIP_ARGS}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16, **_CLIP_ARGS}
@@ -56,25 +72,50 @@ SIZES = {
         vit_args={"patch_size": 32, **_BASE},
         features=512,
         weights="vit_base_patch32_clip_224",
-        tags={**_CLIP_TAGS, "laion400m_e32": (True, "mit")},
+        open_clip="ViT-B-32",
+        tags={
+            "openai": _OPENAI,
+            "laion2b": Tag(False, "mit", "laion2b_s34b_b79k"),
+            "laion400m_e32": _LAION400M._replace(quick_gelu=True),
+            "datacompxl": _DATACOMP,
+            **_METACLIP,
+        },
     ),
     "b16": Size(
         vit_args={"patch_size": 16, **_BASE},
         features=512,
         weights="vit_base_patch16_clip_224",
-        tags={**_CLIP_TAGS, "dfn2b": (True, _APPLE)},
+        open_clip="ViT-B-16",
+        tags={
+            "openai": _OPENAI,
+            "laion2b": Tag(False, "mit", "laion2b_s34b_b88k"),
+            "laion400m_e32": _LAION400M,
+            "datacompxl": _DATACOMP,
+            **_METACLIP,
+            "dfn2b": _DFN2B,
+        },
     ),
     "l14": Size(
         vit_args={"patch_size": 14, **_LARGE},
         features=768,
         weights="vit_large_patch14_clip_224",
-        tags={**_CLIP_TAGS, "dfn2b": (True, _APPLE), "dfn2b_s39b": (False, _APPLE)},
+        open_clip="ViT-L-14",
+        tags={
+            "openai": _OPENAI,
+            "laion2b": Tag(False, "mit", "laion2b_s32b_b82k"),
+            "laion400m_e32": _LAION400M,
+            "datacompxl": _DATACOMP,
+            **_METACLIP,
+            "dfn2b": _DFN2B,
+            "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b"),
+        },
     ),
     "s14": Size(
         vit_args={"patch_size": 14, **_SMALL},
         features=256,
         weights=None,
-        tags={"imgfocus_lit": (False, "mit")},
+        open_clip=None,
+        tags={"imgfocus_lit": Tag(False, "mit", None)},
         image=196,
     ),
 }
@@ -102,5 +143,5 @@ def weights_cfg(size: str, tag: str) -> dict[str, Any]:
         "std": std,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
-        "license": spec.tags[tag][1],
+        "license": spec.tags[tag].license,
     }

@@ -1,14 +1,21 @@
-"""The embedded text tower: open_clip's text transformer over the tokens seen in training."""
+"""Text towers: open_clip's, and the embedded one, which is open_clip's over the tokens seen."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from open_clip import SimpleTokenizer, get_tokenizer
 from open_clip.transformer import TextTransformer
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zoo.weights import EMBEDDED
+
 TOKENIZER = "ViT-B-16"  # open_clip's byte-pair encoding; ships in the package
+VOCABULARY = 49408  # its word pieces
+_FILE = "clip_vit_s14.text.safetensors"
 
 
 class CompactText(nn.Module):
@@ -60,6 +67,44 @@ class CompactText(nn.Module):
         """
         features: Tensor = self.tower(self.rows(tokens))
         return features
+
+
+class OpenClipText(nn.Module):
+    """The text side of an open_clip model, as a module from token ids to features.
+
+    Args:
+        model: open_clip's CLIP or CustomTextCLIP; image tower and logit scale are taken out of it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Take over the model."""
+        super().__init__()
+        del model.visual
+        del model.logit_scale
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, L) to text features (B, D), not normalised."""
+        features: Tensor = self.model.encode_text(tokens)
+        return features
+
+
+def embedded_geometry() -> dict[str, int]:
+    """Return the embedded text tower's geometry, as arguments of open_clip's TextTransformer."""
+    with safe_open(EMBEDDED / _FILE, framework="pt") as file:
+        geometry: dict[str, int] = json.loads(file.metadata()["text"])["geometry"]
+    return geometry
+
+
+def load_text() -> tuple[CompactText, float, int]:
+    """Load the embedded text tower: the module, the log of the logit scale, the context length."""
+    tensors, geometry = load_file(EMBEDDED / _FILE), embedded_geometry()
+    text = CompactText(tensors["token_ids"].tolist(), **geometry)
+    prefix = "text."
+    text.load_state_dict(
+        {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+    )
+    return text.eval(), float(tensors["logit_scale"]), geometry["context_length"]
 
 
 def tokenizer(context_length: int) -> Any:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness import bench
+from harness import bench, towers
 from harness import compare as module
 from harness.compare import compare
 from harness.datasets.base import Dataset
@@ -39,7 +39,7 @@ PLAN = Plan(
 
 @pytest.fixture(autouse=True)
 def _miniature(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "create_clip", lambda name: parts)
+    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
 
 

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness import bench
 from harness import compare as module
+from harness import towers
 from harness.cli import main
 from harness.compare import compare
 from harness.datasets.base import Dataset
@@ -42,7 +42,7 @@ PLAN = Plan(
 def _miniature(
     parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch, ranked: Callable[..., Rankings]
 ) -> None:
-    monkeypatch.setattr(bench, "create_clip", lambda name: parts)
+    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
     store = own_store(f"{ARCH}.openai", "toy", "test", GoldenConfig())
     ranked().write(store.with_name(f"{store.name}.parquet"))
@@ -143,7 +143,7 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
 def test_refusals_before_anything_is_run(
     change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bench, "create_clip", None)
+    monkeypatch.setattr(towers, "create_clip", None)
     with pytest.raises(ValueError, match=re.escape(match)):
         all_of(replace(PLAN, **change))
 

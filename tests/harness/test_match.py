@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 import zoo
-from harness import bench
 from harness import compare as module
+from harness import towers
 from harness.cli import main
 from harness.compare import compare
 from harness.correctness import pack_correct
@@ -43,7 +43,7 @@ PLAN = Plan(
 def _miniature(
     parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "create_clip", lambda name: parts)
+    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
 
 

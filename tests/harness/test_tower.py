@@ -1,8 +1,9 @@
 """A tower without a text side of ours: rank and fit need none."""
 
-import timm
+import pytest
 import torch
 
+import zoo
 from harness.datasets import get_dataset
 from harness.fit import fit
 from harness.golden.job import Job, Source
@@ -13,23 +14,18 @@ from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 
 
-def test_the_command_that_the_missing_predictor_names_makes_one(monkeypatch):
+def test_the_command_that_the_missing_predictor_names_makes_one(small_clip):
     """`pretrained=True` on b32 without a predictor names `fit predictor`; afterwards it works."""
-    weights = timm.create_model("clip_vit_b32").state_dict()
-    create = timm.create_model
-
-    def with_weights(name, pretrained=False, **kwargs):
-        overlay = {"state_dict": dict(weights)} if pretrained else None
-        return create(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs)
-
-    monkeypatch.setattr(timm, "create_model", with_weights)
+    small_clip.cached(small_clip.original())
+    with pytest.raises(FileNotFoundError, match=r"fit predictor --model clip_vit_b32\.openai"):
+        zoo.create_clip("clip_vit_b32_patchrank60")
     dataset = get_dataset("emoji")
     files = [
         rank(
             Job(
                 model="clip_vit_b32",
                 source=Source.of(dataset, split),
-                config=GoldenConfig(window=3, stride=3),
+                config=GoldenConfig(window=3, stride=3, score="confidence"),
                 limit=3,
             ),
             Progress(),
@@ -38,7 +34,7 @@ def test_the_command_that_the_missing_predictor_names_makes_one(monkeypatch):
     ]
     config = FitConfig(arch="mlp", width=8, epochs=1)
     fit("clip_vit_b32", files[:1], files[1:], config, out=None, progress=Progress())
-    model = with_weights("clip_vit_b32_patchrank60", pretrained=True).eval()
+    model = zoo.create_clip("clip_vit_b32_patchrank60").model.visual
     with torch.inference_mode():
         assert model.trace(torch.randn(1, 3, 224, 224)).final_tokens == 29
 

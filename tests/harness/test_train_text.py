@@ -71,8 +71,7 @@ def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
 
 
 def test_the_shipped_text_tower_knows_every_seen_caption():
-    from zoo.clip import load_text
-    from zoo.text import tokenizer
+    from zoo.text import load_text, tokenizer
 
     text, _, length = load_text()
     for name in ("fashion", "emoji", "emoji-subcategory"):

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness import bench
+from harness import bench, towers
 from harness import compare as module
 from harness.cli import main
 from harness.compare import compare, judge
@@ -41,7 +41,7 @@ PLAN = Plan(
 def _miniature(
     parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch, ranked: Callable[..., Rankings]
 ) -> None:
-    monkeypatch.setattr(bench, "create_clip", lambda name: parts)
+    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
     store = own_store(f"{ARCH}.openai", "toy", "test", GoldenConfig())
     ranked().write(store.with_name(f"{store.name}.parquet"))

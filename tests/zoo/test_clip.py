@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import clip
-from zoo.clip import Clip, class_features, create_clip, load_text
-from zoo.text import CompactText, tokenizer
+from zoo import text as text_module
+from zoo.clip import Clip, class_features, create_clip
+from zoo.text import CompactText, load_text, tokenizer
 from zoo.weights import EMBEDDED
 
 GEOMETRY = {"context_length": 12, "width": 16, "heads": 2, "layers": 1, "output_dim": 7}
@@ -80,7 +81,7 @@ def test_a_text_tower_is_read_as_it_was_written(
     }
     facts = {"text": json.dumps({"geometry": GEOMETRY, "steps": 1, "seed": 0})}
     save_file(tensors, tmp_path / "clip_vit_s14.text.safetensors", metadata=facts)
-    monkeypatch.setattr(clip, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(text_module, "EMBEDDED", tmp_path)
     read, scale, length = load_text()
     assert (scale, length, read.training) == (3.25, 12, False)
     assert all(p.dtype == torch.float32 for p in read.parameters())
@@ -94,7 +95,7 @@ def test_a_text_tower_is_read_as_it_was_written(
         ("clip_vit_s41", "model 'clip_vit_s41': did you mean 'clip_vit_s14'? expected one of"),
         ("clip_vit_s14_rando60", "did you mean 'clip_vit_s14_random60'?"),
         ("vit_small_patch14_dinov2", "model 'vit_small_patch14_dinov2': "),
-        ("clip_vit_b16.openai", "only clip_vit_s14 comes with a text tower; for others take"),
+        ("clip_vit_b16.openia", "weight tag 'openia' of clip_vit_b16: did you mean 'openai'?"),
     ],
 )
 def test_refused_names(name: str, match: str):

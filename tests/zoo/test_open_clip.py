@@ -17,16 +17,14 @@ from torch import Tensor, nn
 import zoo
 from zoo.sizes import SIZES
 
-MODELS = {"b32": "ViT-B-32", "b16": "ViT-B-16", "l14": "ViT-L-14"}
-OPEN_CLIP_TAGS = {"datacompxl": "datacomp_xl_s13b_b90k", "metaclip_2pt5b": "metaclip_fullcc"}
-LAION2B = {"b32": "laion2b_s34b_b79k", "b16": "laion2b_s34b_b88k", "l14": "laion2b_s32b_b82k"}
+MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
 PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]
 TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
 
 
 def published(size: str, tag: str) -> dict:
     """Return what open_clip itself says about these weights."""
-    theirs = LAION2B[size] if tag == "laion2b" else OPEN_CLIP_TAGS.get(tag, tag)
+    theirs = SIZES[size].tags[tag].open_clip
     assert theirs in list_pretrained_tags_by_model(MODELS[size])
     return get_pretrained_cfg(MODELS[size], theirs)
 
@@ -87,7 +85,7 @@ def test_what_is_said_of_the_weights_is_open_clips(size: str, tag: str):
     assert model.pretrained_cfg["std"] == tuple(theirs["std"])
     assert model.pretrained_cfg["interpolation"] == theirs["interpolation"]
     quick = bool(theirs.get("quick_gelu"))
-    assert SIZES[size].tags[tag][0] == quick
+    assert SIZES[size].tags[tag].quick_gelu == quick
     assert {type(b.mlp.act) for b in model.blocks} == {QuickGELU if quick else nn.GELU}
     config = open_clip.get_model_config(MODELS[size])
     assert model.num_classes == config["embed_dim"]

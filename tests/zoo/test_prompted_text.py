@@ -10,9 +10,8 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from zoo.from_open_clip import OpenClipText
 from zoo.prompted_text import PromptedText, text_parts
-from zoo.text import CompactText, tokenizer
+from zoo.text import CompactText, OpenClipText, tokenizer
 
 LENGTH = 14
 CLASSES = ("cat", "two dogs", "mixed-up house")

@@ -136,7 +136,7 @@ def test_no_clip_tag_is_forgotten(size: str):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("end", ["", "_tome50"])
 def test_the_tag_decides_the_activation(size: str, end: str):
-    for tag, (quick, _) in SIZES[size].tags.items():
+    for tag, (quick, *_) in SIZES[size].tags.items():
         model = timm.create_model(f"clip_vit_{size}{end}.{tag}", embed_dim=16, num_heads=2, depth=4)
         kind = QuickGELU if quick else nn.GELU
         assert all(type(block.mlp.act) is kind for block in model.blocks), tag

@@ -1,0 +1,81 @@
+"""Towers from the hub's cache are measured as the embedded one is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+import zoo
+from harness.cli import main
+from harness.datasets import get_dataset
+from harness.evaluate import subset
+from harness.records import Record, read_records
+
+COUNT = 12
+
+
+@pytest.fixture
+def measured(small_clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run ``compare`` on a few emoji and return its records by model."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(model: str) -> dict[str, Record]:
+        words = ["--models", model, "--methods", "tome", "--keeps", "0.5", "--datasets", "emoji"]
+        words += ["--batches", "1", "--rounds", "2", "--limit", str(COUNT)]
+        output = tmp_path / "run"
+        assert main(["compare", *words, "--output", str(output), "--fresh"]) == 0
+        return {record.method: record for record in read_records(output / "records.jsonl")}
+
+    return run
+
+
+def hits(name: str) -> list[bool]:
+    """Classify by open_clip's words: one image and one prompt at a time."""
+    model, preprocess, tokenizer = zoo.create_clip(name)
+    dataset = get_dataset("emoji")
+    answers = []
+    with torch.inference_mode():
+        rows = []
+        for caption in dataset.classes:
+            prompts = [tokenizer([t.format(caption)]) for t in dataset.templates]
+            rows.append(sum(model.encode_text(p, normalize=True)[0] for p in prompts))
+        classes = F.normalize(torch.stack(rows), dim=-1)
+        for example in subset(dataset.split("test"), COUNT):
+            feature = model.encode_image(preprocess(example.image)[None])[0]
+            answers.append(int((classes @ feature).argmax()) == example.label)
+    return answers
+
+
+def test_a_tower_of_the_hub_is_compared(small_clip, measured):
+    small_clip.cached(small_clip.original())
+    found = measured("clip_vit_b32.openai")
+    assert found["dense"].correct.tolist() == hits("clip_vit_b32.openai")
+    assert found["tome"].correct.tolist() == hits("clip_vit_b32_tome50.openai")
+    assert (found["tome"].model, found["tome"].tag) == ("clip_vit_b32_tome50", "openai")
+
+
+def test_an_open_clip_tower_gives_the_same_answers(
+    small_clip, measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    theirs = small_clip.original()
+    small_clip.cached(theirs)
+    file = tmp_path / "mine.safetensors"
+    save_file({k: v.contiguous() for k, v in theirs.state_dict().items()}, file)
+    ours = measured("clip_vit_b32.openai")
+    again = measured(f"open_clip:ViT-B-32-quickgelu/{file}")
+    assert "open_clip:ViT-B-32-quickgelu/mine.safetensors, float32" in capsys.readouterr().out
+    for method in ("dense", "tome"):
+        assert again[method].correct.tolist() == ours[method].correct.tolist()
+        assert again[method].gflops == ours[method].gflops
+        assert str(tmp_path) not in again[method].model
+
+
+def test_eval_takes_a_reduced_model_of_the_hub(small_clip, capsys: pytest.CaptureFixture[str]):
+    small_clip.cached(small_clip.original())
+    words = ["--dataset", "emoji", "--limit", str(COUNT)]
+    assert main(["eval", "clip_vit_b32_tome50.openai", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "clip_vit_b32.openai" in shown
+    assert "seen in text training" not in shown  # that is the embedded text tower's
