@@ -11,7 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 
 import zoo
 from harness.records import CONDITIONS, Record
-from harness.towers import split_name
+from harness.towers import split_method, split_name
 from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts
 from zoo.load_open_clip import FOLDER, HUB
@@ -156,13 +156,12 @@ def load_publishable(
         if predictor or prompts:
             raise ValueError(f"model {name!r} carries its weights: leave out predictor and prompts")
         return _saved(name)
-    arch, _, tag = name.partition(".")
+    arch = name.partition(".")[0]
     if arch not in MODELS:
         raise ValueError(
             f"model {name!r}: {expected(arch, MODELS)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME"
         )
-    dense = name.replace(arch, f"clip_vit_{MODELS[arch].size}", 1)
-    tower, tag = split_name(dense)
+    tower, tag = split_name(split_method(name)[0])
     options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
     if predictor:
         options["predictor"] = [str(path) for path in predictor]

@@ -118,6 +118,24 @@ def test_a_folder_is_published_on_with_what_is_known_of_it(tmp_path: Path):
     assert told[0]["predictors"][0]["provenance"]["images"] == 1000
 
 
+def test_a_model_of_the_hub_brings_what_is_known_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--me--a"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots").mkdir()
+    there = folder / "snapshots" / commit
+    assert main(["push", PATCHRANK, "--to", "me/a", "--folder", str(there)]) == 0
+    found = load_publishable("hf-hub:me/a")
+    named = load_publishable(PATCHRANK)
+    assert found.provenance == named.provenance
+    assert (found.arch, found.tag, found.license) == (named.arch, named.tag, "mit")
+    assert found.weights() == named.weights()
+
+
 @torch.no_grad()
 def test_a_model_that_zoo_reduce_made(tmp_path: Path):
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, num_classes=5)

@@ -51,6 +51,8 @@ def test_offline_with_nothing_cached(name: str, hub: Path):
         "copy the cache",
         "pretrained_cfg_overlay=dict(file=PATH)",
         "local-dir:FOLDER",
+        "put a file of these weights at",
+        "clip-patchrank/weights/clip_vit_b32.openai{.safetensors,.pt,.pth,.bin}",
         "HF_HUB_OFFLINE",
     ):
         assert way in said
@@ -149,6 +151,24 @@ def test_a_file_in_any_form_stands_for_the_hubs(
     again = timm.create_model("clip_vit_b32.openai", **told | {"pretrained_cfg_overlay": given})
     assert torch.equal(again.eval()(images), model(images))
     assert "state_dict" not in again.pretrained_cfg
+
+
+@torch.no_grad()
+def test_a_file_in_the_users_cache_needs_no_argument(
+    original: CLIP, images: Tensor, hub: Path, tmp_path: Path
+):
+    """In open_clip's form, and in timm's, which has no other side than the image's."""
+    folder = tmp_path / "own" / "clip-patchrank" / "weights"
+    folder.mkdir(parents=True)
+    torch.save(half(original), folder / "clip_vit_b32.openai.pt")
+    name = "clip_vit_b32_tome60.openai"
+    model = timm.create_model(name, pretrained=True, keep=1.0, **SMALL).eval()
+    assert torch.allclose(model(images), original.encode_image(images), atol=1e-4)
+    state = model.state_dict()
+    (folder / "clip_vit_b32.openai.pt").unlink()
+    save_file(state, folder / "clip_vit_b32.openai.safetensors")
+    again = timm.create_model("clip_vit_b32", pretrained=True, **SMALL).eval()
+    assert torch.equal(again(images), model(images))
 
 
 def test_files_that_are_no_weights_or_of_another_tower(original: CLIP, hub: Path, tmp_path: Path):
