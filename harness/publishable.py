@@ -11,7 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 
 import zoo
 from harness.records import CONDITIONS, Record
-from harness.towers import split_method, split_name
+from harness.towers import create_pretrained, split_method, split_name
 from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts
 from zoo.load_open_clip import FOLDER, HUB
@@ -196,7 +196,7 @@ def _saved(name: str) -> Publishable:
             f"model {name!r}: no config.json there; timm.models.save_for_hf(model, FOLDER) or "
             "python -m harness push --folder FOLDER writes one"
         )
-    vit: Any = timm.create_model(name, pretrained=True)
+    vit = create_pretrained(name)
     if not isinstance(vit, ReducedViT):
         raise ValueError(f"model {name!r} is {type(vit).__name__}; zoo.reduce makes it one of ours")
     facts: Any = vit.pretrained_cfg

@@ -106,7 +106,7 @@ def load_tower(name: str) -> Tower:
     if name.partition(".")[0] in MODELS:
         clip = create_clip(name)
         return Tower(clip.model.visual, clip.preprocess, name, clip)
-    vit = _dense(_create(name), name)
+    vit = _dense(create_pretrained(name), name)
     if name.startswith(FOLDER):
         name = FOLDER + Path(name.removeprefix(FOLDER)).resolve().name
     return Tower(vit, image_transform(vit), name)
@@ -206,8 +206,13 @@ def _tags(arch: str) -> list[str]:
     return [known.partition(".")[2] for known, cfg in cfgs.items() if cfg.has_weights]
 
 
-def _create(name: str) -> Any:
-    """Create timm's model ``name`` with its weights."""
+def create_pretrained(name: str) -> Any:
+    """Create timm's model ``name`` with its weights.
+
+    Raises:
+        ValueError: they can't be read, or are of another model.
+        FileNotFoundError: they are neither here nor cached, and the hub is out of reach.
+    """
     try:
         return timm.create_model(name, pretrained=True)
     except (MissingWeightsError, UnusableWeightsError):
