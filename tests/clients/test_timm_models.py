@@ -16,6 +16,8 @@ import timm
 
 import zoo
 
+# torch warns of an annotation in its own GraphModule, which timm's tests script.
+pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
 DOCS = Path(__file__).parents[2] / "docs" / "timm_tests.md"
 PASSES, FAILS, NOT_RUN = "passes", "expected to fail", "not applicable"
 NO_GRADIENT = (AssertionError, r"reducer\.predictor\.")

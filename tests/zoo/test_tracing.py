@@ -9,6 +9,8 @@ from torch import Tensor, nn
 import zoo
 from zoo.tracing import straight_line
 
+# torch warns of an annotation in its own GraphModule.
+pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
 OPTIONS = [
     ("evit", {"fuse": True, "reduce_at": [1, 3]}),
     ("tome", {"proportional": False}),
