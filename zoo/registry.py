@@ -48,11 +48,16 @@ MODELS: dict[str, ModelName] = {}
 default_cfgs: dict[str, Any] = {}
 
 
+class UnknownArgumentError(TypeError, ValueError):
+    """A TypeError to timm, as of any function; a ValueError as all else that is refused here."""
+
+
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
     """Build a model by its parts; the keyword arguments are those of ``timm.create_model``.
 
     Raises:
-        ValueError: unknown argument, or a value out of range.
+        UnknownArgumentError: nobody knows the argument.
+        ValueError: a value out of range.
         FileNotFoundError: ``pretrained`` and no predictor exists for these weights, or no file of
             prompts.
     """
@@ -150,7 +155,7 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> dict[str, Any]:
     for key in kwargs:
         if key not in known and key not in fields and key not in extra:
             allowed = expected(key, [*fields, *inspect.signature(VisionTransformer).parameters])
-            raise ValueError(f"{name} has no argument {key!r}: {allowed}")
+            raise UnknownArgumentError(f"{name} has no argument {key!r}: {allowed}")
     return options
 
 
