@@ -19,8 +19,6 @@ from harness.datasets.base import Example
 from harness.evaluate import subset
 from harness.flags import build_parser
 
-pytest.importorskip("clip_benchmark", reason="tox's environment `clients` has it")
-
 COUNT = 64
 TAG = "imgfocus_lit"
 MODELS = ("clip_vit_s14", "clip_vit_s14_patchrank60", "clip_vit_s14_tome50")
