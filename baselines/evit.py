@@ -84,6 +84,7 @@ def _append_fused(kept: Tokens, tokens: Tokens, importance: torch.Tensor) -> Tok
     return kept._replace(
         x=torch.cat((kept.x, fused), dim=1),
         patch_idx=torch.cat((kept.patch_idx, nowhere), dim=1),
+        patch_count=count + 1,
         importance=None,
         history=(*kept.history[:-1], last._replace(after=after)),
     )

@@ -119,6 +119,7 @@ def merge(block: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
             (tokens.x[:, : tokens.prefix], x[:, 1::2].gather(1, _rows(stay, dim)), merged), 1
         ),
         patch_idx=after,
+        patch_count=tokens.patch_count - r,
         size=torch.cat((size_a.gather(1, stay), sum_b), dim=1),
         history=(*tokens.history, Reduction(block, idx, after, importance)),
     )

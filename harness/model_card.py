@@ -17,6 +17,7 @@ from zoo.registry import MODELS
 from zoo.sizes import SIZES
 
 _PAPER = "Patch Ranking, arXiv 2409.14607"
+_HUBS_LICENSES = (*FREE, UNKNOWN, "cc-by-nc-4.0")  # others it knows by license_name
 _RANKED = (
     *("dataset", "split", "revision", "model", "weights", "score", "block", "window", "stride"),
     *("dtype", "approximate", "greedy"),
@@ -49,7 +50,10 @@ def _front_matter(model: Publishable) -> str:
     tags = ["timm", "clip", "vision-transformer"]
     if model.method != DENSE:
         tags += ["token-reduction", model.method]
-    lines = [f"license: {model.license}", "library_name: timm", f"pipeline_tag: {task}"]
+    lines = [f"license: {model.license}"]
+    if model.license not in _HUBS_LICENSES:
+        lines = ["license: other", f"license_name: {model.license}"]
+    lines += ["library_name: timm", f"pipeline_tag: {task}"]
     if (hub := _hub_id(model)) is not None:
         lines.append(f"base_model: {hub}")
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
+from zoo import tracing
 from zoo.reducer import expected
 
 
@@ -119,11 +120,12 @@ class GridConv(Network):
         Raises:
             ValueError: patches of the grid are gone already.
         """
-        if patches.shape[1] != grid[0] * grid[1]:
-            raise ValueError(
-                f"a conv predictor needs the whole grid of {grid[0]} x {grid[1]} patches, got "
-                f"{patches.shape[1]}; use arch='mlp', 'transformer' or 'linear' after a reduction"
-            )
+        patches = tracing.require_patches(
+            patches,
+            grid[0] * grid[1],
+            f"a conv predictor needs the whole grid of {grid[0]} x {grid[1]} patches, got GOT; "
+            "use arch='mlp', 'transformer' or 'linear' after a reduction",
+        )
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
         x = x + self._mix(self.mix1, x, grid)
@@ -164,12 +166,12 @@ class Mixer(Network):
         Raises:
             ValueError: N differs from the grid that the network was made for.
         """
-        if patches.shape[1] != self.patches:
-            raise ValueError(
-                f"this mixer was made for {self.patches} patches, got {patches.shape[1]}; use a "
-                "predictor with arch='conv', 'mlp', 'transformer' or 'linear', which work on "
-                "every grid"
-            )
+        patches = tracing.require_patches(
+            patches,
+            self.patches,
+            f"this mixer was made for {self.patches} patches, got GOT; use a predictor with "
+            "arch='conv', 'mlp', 'transformer' or 'linear', which work on every grid",
+        )
         x: Tensor = self.token(patches)
         x = x + self.channel_mlp(x)
         x = x + self.token_mlp(x.transpose(1, 2)).transpose(1, 2)

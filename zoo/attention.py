@@ -56,7 +56,8 @@ def _heads(attn: Any, x: Tensor, part: int) -> Tensor:
     rows = slice(part * attn.attn_dim, (part + 1) * attn.attn_dim)
     bias = None if attn.qkv.bias is None else attn.qkv.bias[rows]
     out = F.linear(x, attn.qkv.weight[rows], bias)
-    return out.reshape(*x.shape[:2], attn.num_heads, attn.head_dim).transpose(1, 2)
+    batch, count, _ = x.shape
+    return out.reshape(batch, count, attn.num_heads, attn.head_dim).transpose(1, 2)
 
 
 def cls_attention(

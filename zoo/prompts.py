@@ -112,13 +112,13 @@ def insert(x: Tensor, prefix: int, prompts: Tensor) -> Tensor:
     Returns:
         (B, prefix + count + n, D).
     """
-    every = prompts.to(x.dtype).expand(len(x), -1, -1)
+    every = prompts.to(x.dtype).expand(x.shape[0], -1, -1)
     return torch.cat((x[:, :prefix], every, x[:, prefix:]), dim=1)
 
 
 def renew(tokens: Tokens, prompts: Tensor) -> Tokens:
     """Replace the last prefix tokens, which the block before left, by ``prompts`` (count, D)."""
-    start = tokens.prefix - len(prompts)
+    start = tokens.prefix - prompts.shape[0]
     rest = torch.cat((tokens.x[:, :start], tokens.x[:, tokens.prefix :]), dim=1)
     return tokens._replace(x=insert(rest, start, prompts))
 

@@ -50,11 +50,16 @@ MODELS: dict[str, ModelName] = {}
 default_cfgs: dict[str, Any] = {}
 
 
+class UnknownArgumentError(TypeError, ValueError):
+    """A TypeError to timm, as of any function; a ValueError as all else that is refused here."""
+
+
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
     """Build a model by its parts; the keyword arguments are those of ``timm.create_model``.
 
     Raises:
-        ValueError: unknown argument, a value out of range, or a file of weights that don't fit.
+        UnknownArgumentError: nobody knows the argument.
+        ValueError: a value out of range, or a file of weights that don't fit.
         FileNotFoundError: ``pretrained`` and the weights can't be had, no predictor exists for
             them, or no file of prompts.
     """
@@ -158,7 +163,7 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> dict[str, Any]:
     for key in kwargs:
         if key not in known and key not in fields and key not in extra:
             allowed = expected(key, [*fields, *inspect.signature(VisionTransformer).parameters])
-            raise ValueError(f"{name} has no argument {key!r}: {allowed}")
+            raise UnknownArgumentError(f"{name} has no argument {key!r}: {allowed}")
     return options
 
 

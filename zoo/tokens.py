@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.fx
 from torch import Tensor
 
 
@@ -30,6 +31,7 @@ class Tokens(NamedTuple):
         prefix: number of prefix tokens (class token and others that are never reduced).
         grid: (rows, columns) of the patch grid; N = rows * columns.
         patch_idx: (B, n) int64 position in the grid of each patch token, -1 for a fused token.
+        patch_count: number n of patch tokens. Not read off ``x``, whose shape torch.fx hides.
         size: (B, n) float number of patches that each patch token stands for, None while all are 1.
         importance: (B, n) float carried from an earlier reduction point, None before the first.
         history: the reductions so far, oldest first.
@@ -39,6 +41,7 @@ class Tokens(NamedTuple):
     prefix: int
     grid: tuple[int, int]
     patch_idx: Tensor
+    patch_count: int
     size: Tensor | None = None
     importance: Tensor | None = None
     history: tuple[Reduction, ...] = ()
@@ -46,18 +49,13 @@ class Tokens(NamedTuple):
     @classmethod
     def start(cls, x: Tensor, prefix: int, grid: tuple[int, int]) -> "Tokens":
         """Wrap an embedded sequence ``x`` (B, prefix + rows * columns, D) that lost nothing yet."""
-        idx = torch.arange(grid[0] * grid[1], device=x.device)
-        return cls(x, prefix, grid, idx.expand(x.shape[0], -1))
+        count = grid[0] * grid[1]
+        return cls(x, prefix, grid, every_position(x, count), count)
 
     @property
     def patches(self) -> Tensor:
         """The patch tokens, (B, n, D)."""
         return self.x[:, self.prefix :]
-
-    @property
-    def patch_count(self) -> int:
-        """Number n of patch tokens now in the sequence."""
-        return self.x.shape[1] - self.prefix
 
     def prune(self, block: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` patch tokens of highest importance, in their present order.
@@ -69,7 +67,8 @@ class Tokens(NamedTuple):
         """
         if count >= self.patch_count:
             return self
-        return self.select(block, importance, top(importance, count))
+        selected = self.select(block, importance, top(importance, count))
+        return selected._replace(patch_count=count)
 
     def select(self, block: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
@@ -79,6 +78,7 @@ class Tokens(NamedTuple):
         return self._replace(
             x=torch.cat((self.x[:, : self.prefix], kept), dim=1),
             patch_idx=after,
+            patch_count=keep_idx.shape[1],
             size=None if self.size is None else self.size.gather(1, keep_idx),
             importance=importance.gather(1, keep_idx),
             history=(*self.history, Reduction(block, self.patch_idx, after, importance)),
@@ -91,6 +91,14 @@ class Tokens(NamedTuple):
         # One cell more than the grid has takes the fused tokens, which have no place in it.
         idx = self.patch_idx.where(self.patch_idx >= 0, cells).unsqueeze(-1).expand(-1, -1, dim)
         return self.x.new_zeros(batch, cells + 1, dim).scatter(1, idx, self.patches)[:, :cells]
+
+
+def every_position(x: Tensor, count: int) -> Tensor:
+    """Return the positions 0 to ``count`` - 1 for every sequence of ``x`` (B, T, D), (B, count)."""
+    return torch.arange(count, device=x.device).expand(x.shape[0], -1)
+
+
+torch.fx.wrap("every_position")  # a call in the graph: torch.arange takes no traced device
 
 
 def top(importance: Tensor, count: int) -> Tensor:

@@ -9,7 +9,9 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
+from torch.fx import GraphModule
 
+from zoo import tracing
 from zoo.attention import attend
 from zoo.prompted_vit import PromptedViT
 from zoo.prompts import insert, renew
@@ -52,7 +54,9 @@ class ReducedViT(PromptedViT):
 
     def embed(self, images: Tensor) -> Tokens:
         """Turn images (B, C, H, W) into the tokens that enter block 0."""
-        grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
+        grid = self.patch_embed.grid_size
+        if not self.patch_embed.strict_img_size:
+            grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
         x, prefix = self.patch_drop(self._pos_embed(self.patch_embed(images))), self.prefix_count
         if self.prompts is not None:
             x = insert(x, self.num_prefix_tokens, self.prompts()[0])
@@ -81,13 +85,14 @@ class ReducedViT(PromptedViT):
         Returns:
             The tokens that leave the last block, and those that left each tapped block, in order.
         """
-        if self.reducer is not None and (mask is not None or is_causal):
-            raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
         tapped = []
+        masked = self.reducer is None and (mask is not None or is_causal)
+        if self.reducer is not None:
+            tokens = tokens._replace(x=tracing.refuse_mask(tokens.x, mask, is_causal))
         for index in range(start, len(self.blocks) if stop is None else stop):
             if self.prompts is not None and 0 < index < self.prompts.depth:
                 tokens = renew(tokens, self.prompts()[index])
-            if mask is not None or is_causal:
+            if masked:
                 x = self.blocks[index](tokens.x, attn_mask=mask, is_causal=is_causal)
                 tokens = tokens._replace(x=x)
             elif self.grad_checkpointing and torch.is_grad_enabled():
@@ -170,6 +175,10 @@ class ReducedViT(PromptedViT):
             return result
         intermediates = list(zip(maps, prefixes, strict=True)) if with_prefix else maps
         return intermediates if intermediates_only else (self.norm(tokens.x), intermediates)
+
+    def __prepare_scriptable__(self) -> GraphModule:
+        """Give ``torch.jit.script`` what this model does in its present mode, free of branches."""
+        return tracing.straight_line(self)
 
     def trace(self, images: Tensor) -> Trace:
         """Run the model and return what the reducer did, with the output; keeps no state.

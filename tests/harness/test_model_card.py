@@ -169,7 +169,8 @@ def test_licences_that_restrict_are_told_and_must_be_confirmed(
     assert len(sent) == 1
     assert main([*args, "--folder", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"license: {license_}\n" in card
+    named = license_ if license_ == "cc-by-nc-4.0" else f"other\nlicense_name: {license_}"
+    assert f"\nlicense: {named}\n" in card
     assert "It doesn't allow every use: read it before you use or pass on this model." in card
     assert f"base_model: timm/vit_base_patch16_clip_224.{tag}\n" in card
 

@@ -164,6 +164,11 @@ def test_refusals(name: str, kwargs: dict, match: str):
         timm.create_model(f"clip_vit_{name}", device="meta", **kwargs)
 
 
+def test_an_unknown_argument_is_a_type_error_as_of_any_function():
+    with pytest.raises(TypeError, match="has no argument 'kep'"):
+        timm.create_model("clip_vit_b16_evit60", device="meta", kep=0.5)
+
+
 @pytest.mark.parametrize("name", ["clip_vit_b16_patchrank65", "clip_vit_b16_evit", "clip_vit_b8"])
 def test_unknown_names_are_timms_to_refuse(name: str):
     with pytest.raises(RuntimeError, match="Unknown model"):

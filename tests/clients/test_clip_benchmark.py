@@ -1,0 +1,104 @@
+"""CLIP_benchmark as PyPI has it evaluates our models through open_clip and agrees with us."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import zoo  # makes our names known to open_clip  # noqa: F401
+from harness.commands import run_eval
+from harness.datasets import get_dataset
+from harness.datasets.base import Example
+from harness.evaluate import subset
+from harness.flags import build_parser
+
+COUNT = 64
+TAG = "imgfocus_lit"
+MODELS = ("clip_vit_s14", "clip_vit_s14_patchrank60", "clip_vit_s14_tome50")
+# One process as a user starts it: the import makes our names known, the rest is theirs.
+COMMAND = "import zoo; from clip_benchmark.cli import main; main()"
+# What their own code and its dependencies warn of.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the first test emoji in their layout, which is webdataset's."""
+    dataset = get_dataset("emoji")
+    root = tmp_path_factory.mktemp("emoji")
+    (root / "test").mkdir()
+    (root / "test" / "nshards.txt").write_text("1")
+    (root / "classnames.txt").write_text("\n".join(dataset.classes))
+    templates = [template.replace("{}", "{c}") for template in dataset.templates]
+    (root / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
+    with tarfile.open(root / "test" / "0.tar", "w") as archive:
+        for index, example in enumerate(subset(dataset.split("test"), COUNT)):
+            for suffix, content in members(example).items():
+                member = tarfile.TarInfo(f"s{index:07d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return root
+
+
+def members(example: Example) -> dict[str, bytes]:
+    image = io.BytesIO()
+    example.image.save(image, "png")
+    return {"cls": str(example.label).encode(), "png": image.getvalue()}
+
+
+def ours(model: str) -> np.ndarray:
+    """Return which images ``harness eval`` has right, in their order."""
+    words = ["eval", model, "--dataset", "emoji", "--limit", str(COUNT)]
+    records = run_eval(build_parser().parse_args(words), COUNT, Console(quiet=True))
+    (record,) = [record for record in records if record.model == model]
+    return record.correct
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_image_gets_the_same_answer(model: str, folder: Path):
+    from clip_benchmark.datasets.builder import build_dataset
+    from clip_benchmark.metrics.zeroshot_classification import (
+        run_classification,
+        zero_shot_classifier,
+    )
+    from clip_benchmark.models import load_clip
+
+    clip, transform, tokenizer = load_clip("open_clip", model, TAG, None, device="cpu")
+    told = {"root": str(folder), "transform": transform, "split": "test", "download": False}
+    data = build_dataset("wds/emoji", **told)
+    loader = torch.utils.data.DataLoader(data.batched(16), batch_size=None)
+    clip.eval()
+    args = (clip, tokenizer, data.classes, data.templates, "cpu")
+    classifier = zero_shot_classifier(*args, amp=False)
+    logits, labels = run_classification(clip, classifier, loader, "cpu", amp=False)
+    answers = ours(model)
+    assert len(answers) == COUNT
+    assert (logits.argmax(dim=1) == labels).tolist() == answers.tolist()
+    assert 0.2 < answers.mean() < 0.9  # neither chance nor a test that can't fail
+
+
+def test_its_command_line_prints_our_accuracy(folder: Path, tmp_path: Path):
+    model, output = MODELS[1], tmp_path / "result.json"
+    words = ["eval", "--dataset", "wds/emoji", "--dataset_root", str(folder), "--no_amp"]
+    words += ["--model", model, "--pretrained", TAG, "--output", str(output), "--batch_size", "16"]
+    words += ["--num_workers", "0", "--task", "zeroshot_classification"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(output.read_text())["metrics"]
+    assert metrics["acc1"] == pytest.approx(ours(model).mean(), abs=1e-12)
