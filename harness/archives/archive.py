@@ -1,0 +1,43 @@
+"""One file that a source ships: where to get it, how to know it, and what it holds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKED = (".tar.gz", ".tgz", ".tar", ".zip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A file of the source: an archive, or a plain file that is used as it is.
+
+    Attributes:
+        file: its name, in the dataset's folder or beside that.
+        holds: path that is there once it is unpacked, relative to the dataset's folder; of a plain
+            file its own name. Several archives may hold the same: any of them will do.
+        url: where it can be downloaded; None where there is a licence to agree to, or no lasting
+            address.
+        page: where a person gets it.
+        checksum: ``md5:...`` or ``sha256:...``; None where nobody publishes one.
+        strip: folder in the archive whose content is taken, and nothing else of it.
+        into: folder that it is unpacked in, relative to the dataset's.
+        nested: its members are archives, each to be unpacked in a folder of its name.
+    """
+
+    file: str
+    holds: str
+    page: str
+    url: str | None = None
+    checksum: str | None = None
+    strip: str = ""
+    into: str = ""
+    nested: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether it has to be unpacked."""
+        return self.file.endswith(PACKED)
+
+    def find(self, folder: Path) -> Path | None:
+        """Look for it in the dataset's folder, then beside that."""
+        places = (folder / self.file, folder.parent / self.file)
+        return next((place for place in places if place.is_file()), None)
