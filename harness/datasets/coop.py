@@ -7,8 +7,6 @@ Files come from elsewhere, so nothing in them is trusted.
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Sequence
 from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -18,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
-from harness.images import read_image
+from harness.captions import slug
+from harness.images import read_image, require_inside
 
 PREFIX = "coop:"
 PICKLES = (".pkl", ".pickle")
@@ -57,16 +56,14 @@ class CoopSplit(Dataset):
         self.file = file.expanduser().absolute()
         what = f"split file {str(self.file)!r}"
         content = _content(self.file, what)
-        self._revision = hashlib.sha256(content).hexdigest()[:12]
+        self._digest = hashlib.sha256(content).hexdigest()[:12]
         self._entries = _entries(_parsed(content, what), what)
         self._classes = _classes(self._entries, what)
         self.root = _root(self.file.parent, self._entries, what)
-        _require_inside(self.root, self._entries, what)
+        paths = (path for path, _, _ in chain.from_iterable(self._entries.values()))
+        require_inside(self.root, paths, what)
         short = self.file.stem.removeprefix("split_zhou_")
-        words = re.sub(r"\W+", "-", short.lower()).strip("-")
-        if not words:
-            raise ValueError(f"{what}: its name becomes the dataset's and needs letters or digits")
-        self.name = f"coop-{words}"
+        self.name = f"coop-{slug(short, what)}"
         self.title = f"{short}, split by CoOp"
 
     @property
@@ -79,10 +76,9 @@ class CoopSplit(Dataset):
         """True throughout: nobody knows, so no result counts as zero-shot."""
         return (True,) * len(self._classes)
 
-    @property
-    def revision(self) -> str:
+    def _revision(self) -> str:
         """First 12 hex digits of the split file's sha256; the images aren't read."""
-        return self._revision
+        return self._digest
 
     @property
     def asked_as(self) -> str:
@@ -223,22 +219,3 @@ def _root(folder: Path, entries: dict[SplitName, list[Entry]], what: str) -> Pat
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def _require_inside(root: Path, entries: dict[SplitName, list[Entry]], what: str) -> None:
-    """Refuse images that a symbolic link takes out of the root, which may be a link itself."""
-    real = os.path.realpath(root)
-    leads_out: dict[PurePosixPath, bool] = {}
-
-    def outside(path: Path) -> bool:
-        return not Path(os.path.realpath(path)).is_relative_to(real)
-
-    for path, _, _ in chain.from_iterable(entries.values()):
-        place, parent = root / path, path.parent
-        if parent not in leads_out:  # many images share a folder, and to resolve it takes long
-            leads_out[parent] = outside(root / parent)
-        if leads_out[parent] or (place.is_symlink() and outside(place)):
-            raise ValueError(
-                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; "
-                "put the image itself there"
-            )
