@@ -168,8 +168,7 @@ def decode_image(content: bytes, where: str) -> Image.Image:
             rgb = _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"image {where} is too large to be trusted ({error}); make it smaller or "
-            "leave it out"
+            f"image {where} is too large to be trusted ({error}); make it smaller or leave it out"
         ) from error
     except Exception as error:  # decoders raise whatever they stumble over
         raise ValueError(

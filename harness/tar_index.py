@@ -7,11 +7,11 @@ never read, and what a header says is checked against the file.
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from zoo.files import write_whole
 from zoo.weights import cache_folder
@@ -91,25 +91,32 @@ def _samples(number: int, shard: Path) -> list[Sample]:
     what = f"tar {str(shard)!r}"
     keys: dict[str, _Fields] = {}
     with shard.open("rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    _take(file.fileno(), member, length, keys, what)
-                    tar.members.clear()  # else all headers stay in memory
-                end = tar.offset
-        except tarfile.TarError as error:
-            raise ValueError(
-                f"{what} is truncated or no plain tar ({error}); get or make it again, "
-                "uncompressed"
-            ) from error
-        # tarfile takes a damaged header for the end; a tar's own mark are blocks of zeros.
-        if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
-            raise ValueError(
-                f"{what} is truncated or damaged after byte {end:,}: the mark of a tar's end is "
-                "missing; get or make it again"
-            )
+        handle = file.fileno()
+        length = os.fstat(handle).st_size
+        for member in _members(file, what):
+            _take(handle, member, length, keys, what)
     return [_sample(number, key, fields, what) for key, fields in keys.items()]
+
+
+def _members(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of a tar that is whole."""
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # else all headers stay in memory
+                yield member
+            end = tar.offset
+    except (tarfile.TarError, OSError, OverflowError, RecursionError, UnicodeError) as error:
+        raise ValueError(
+            f"{what} is truncated or no plain tar ({error}); get or make it again, uncompressed"
+        ) from error
+    # tarfile takes a damaged header for the end; the mark of a tar's end are blocks of zeros.
+    if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
+        raise ValueError(
+            f"{what} is truncated or damaged after byte {end:,}: the mark of a tar's end is "
+            "missing; get or make it again"
+        )
 
 
 def _take(

@@ -109,7 +109,8 @@ class Split(Sequence[Example]):
 class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
-    templates: prompts with one `{}`. left_out: ids of images that no split has. shots_from: the split that few-shot images are drawn from;
+    templates: prompts with one `{}`. left_out: ids of images that no split has. asked_with: the
+    flags beside ``--dataset`` that make it what it is. shots_from: the split that few-shot images are drawn from;
     "val" where the embedded text tower learnt from train, whose images would teach nothing new.
     Subclasses with all of this filled in are found by name; one that is made from a user's file
     names its instances.
@@ -123,6 +124,7 @@ class Dataset(abc.ABC):
     build_command: ClassVar[str]
     templates: tuple[str, ...]
     left_out: frozenset[str] = frozenset()
+    asked_with: tuple[str, ...] = ()
     shots_from: ClassVar[SplitName] = "train"
 
     @property

@@ -129,8 +129,9 @@ def _class_names(folder: Path, what: str) -> tuple[str, ...]:
             f"{what}: {CLASSES} is missing; write the class of each label into it, one a line"
         )
     names = text_lines(folder / CLASSES)
+    places: dict[str, int] = {}
     for place, name in enumerate(names):
-        if (first := names.index(name)) != place:
+        if (first := places.setdefault(name, place)) != place:
             raise ValueError(f"{what}: {CLASSES}: lines {first + 1} and {place + 1} are {name!r}")
     return tuple(names)
 
@@ -165,4 +166,4 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
                 )
         return shards
     found = sorted(path for path in there[0].glob("*.tar") if path.is_file())
-    return sorted(found, key=lambda path: (int(path.stem) if path.stem.isdecimal() else -1))
+    return sorted(found, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
