@@ -3,8 +3,9 @@
 import hashlib
 import io
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -93,6 +94,34 @@ def _files(folder: Path) -> list[Path]:
         paths = (Path(root, name) for name in names if not name.startswith("."))
         found += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
     return sorted(found, key=lambda file: file.relative_to(folder).parts)
+
+
+def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> None:
+    """Refuse images that a symbolic link takes out of the root, which may be a link itself.
+
+    Args:
+        root: the folder of images.
+        paths: of the images, relative to it.
+        what: lists them, for the message.
+
+    Raises:
+        ValueError: names the first that leaves.
+    """
+    real = os.path.realpath(root)
+    leads_out: dict[PurePosixPath, bool] = {}
+
+    def outside(path: Path) -> bool:
+        return not Path(os.path.realpath(path)).is_relative_to(real)
+
+    for path in paths:
+        place, parent = root / path, path.parent
+        if parent not in leads_out:  # many images share a folder, and to resolve it takes long
+            leads_out[parent] = outside(root / parent)
+        if leads_out[parent] or (place.is_symlink() and outside(place)):
+            raise ValueError(
+                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; "
+                "put the image itself there"
+            )
 
 
 def _refuse(error: OSError) -> None:

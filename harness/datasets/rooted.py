@@ -32,9 +32,7 @@ class RootedDataset(Dataset):
     build_command = "none: it is downloaded"
     root: Path | None = None
 
-    def at(
-        self, root: Path, *, download: bool = False, progress: Progress | None = None
-    ) -> Self:
+    def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
         """Return the data set as it lies below a root; archives that are there are unpacked.
 
         Args:
