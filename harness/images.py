@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from harness.datasets.base import Rendered, Split
 
@@ -169,6 +169,10 @@ def decode_image(content: bytes, where: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"image {where} is too large to be trusted ({error}); make it smaller or leave it out"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"image {where} can't be read (in no known format); replace it or leave it out"
         ) from error
     except Exception as error:  # decoders raise whatever they stumble over
         raise ValueError(

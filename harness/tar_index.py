@@ -104,7 +104,7 @@ def _members(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # else all headers stay in memory
+                tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay in memory
                 yield member
             end = tar.offset
     except (tarfile.TarError, OSError, OverflowError, RecursionError, UnicodeError) as error:
@@ -144,11 +144,15 @@ def _take(
         if fields.label is not None:
             raise ValueError(f"{where} is a second label of that key")
         told = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
-        if len(told) > LONGEST or not told.strip().isdigit():
-            raise ValueError(f"{where} is {told[:LONGEST]!r}; expected the number of a class")
-        fields.label = int(told)
+        fields.label = _label(told, where)
     elif extension in PICKLES or extension == "npy":
         fields.pickled = base
+
+
+def _label(told: bytes, where: str) -> int:
+    if len(told) > LONGEST or not told.strip().isdigit():
+        raise ValueError(f"{where} is {told[:LONGEST]!r}; expected the number of a class")
+    return int(told)
 
 
 def _sample(number: int, key: str, fields: _Fields, what: str) -> Sample:

@@ -28,6 +28,7 @@ __all__ = [
     "kind_of",
     "list_datasets",
     "names_of",
+    "root_of",
     "shipped_facts",
 ]
 
@@ -79,7 +80,7 @@ class _How:
     def prepared(self, dataset: Dataset) -> Dataset:
         """Bind a dataset to its root, give it prompts and leave out what can't be read."""
         told: list[str] = []
-        if isinstance(dataset, RootedDataset) and (root := self.where):
+        if isinstance(dataset, RootedDataset) and (root := root_of(self.root)):
             dataset = dataset.at(root, download=self.download, progress=self.progress)
             told += ["--root", str(root)]
         if self.templates:
@@ -93,12 +94,6 @@ class _How:
         if told:
             dataset.asked_with = tuple(told)
         return dataset
-
-    @property
-    def where(self) -> Path | None:
-        """The root that was given, else the environment's."""
-        told = os.environ.get(ROOT)
-        return self.root or (Path(told) if told else None)
 
     @property
     def changes(self) -> bool:
@@ -129,18 +124,24 @@ def _made(name: str) -> Dataset:
     return _classes()[name]()
 
 
+def root_of(given: Path | None) -> Path | None:
+    """Return the root that was given, else the environment's, if any."""
+    told = os.environ.get(ROOT)
+    return given or (Path(told) if told else None)
+
+
 def list_datasets() -> tuple[str, ...]:
     """List the names of all datasets, sorted; those made from the user's files have none."""
     return tuple(_classes())
 
 
 def shipped_facts(name: str) -> Dataset:
-    """Return one of ``list_datasets`` as far as it is known here: without root, with own prompts."""
+    """Return one of ``list_datasets`` as it is by itself: without root, with its own prompts."""
     return _made(name)
 
 
 def kind_of(name: str) -> str | None:
-    """Return the prefix of a dataset that is made from the user's files, by its name or ``:PATH``."""
+    """Return the prefix of a dataset that is made from the user's files, None of another."""
     fitting = [prefix for prefix in KINDS if name.startswith((f"{prefix}:", f"{prefix}-"))]
     return max(fitting, key=len, default=None)
 

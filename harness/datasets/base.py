@@ -109,8 +109,8 @@ class Split(Sequence[Example]):
 class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
-    templates: prompts with one `{}`. left_out: ids of images that no split has. asked_with: the
-    flags beside ``--dataset`` that make it what it is. shots_from: the split that few-shot images are drawn from;
+    templates: prompts with one `{}`. left_out: ids of images that no split has. asked_with: flags
+    beside ``--dataset`` that make it so. shots_from: the split that few-shot images are drawn from;
     "val" where the embedded text tower learnt from train, whose images would teach nothing new.
     Subclasses with all of this filled in are found by name; one that is made from a user's file
     names its instances.
@@ -197,10 +197,8 @@ class Dataset(abc.ABC):
 
     def _revision(self) -> str:
         """First 12 hex digits of the sha256 over the shipped files, in order."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(self.path(file).read_bytes())
-        return digest.hexdigest()[:12]
+        content = b"".join(self.path(file).read_bytes() for file in self.files)
+        return hashlib.sha256(content).hexdigest()[:12]
 
     @property
     def condition(self) -> str:
@@ -211,7 +209,7 @@ class Dataset(abc.ABC):
         return f"{self.revision}-{digest}"
 
     def with_templates(self, templates: Sequence[str]) -> Self:
-        """Return the dataset with other prompts, see ``require_template``."""
+        """Return it with other prompts, see ``require_template``."""
         for template in templates:
             require_template(template)
         other = copy.copy(self)
@@ -219,7 +217,7 @@ class Dataset(abc.ABC):
         return other
 
     def without(self, image_ids: Iterable[str]) -> Self:
-        """Return the dataset without some images.
+        """Return it without some images.
 
         Raises:
             ValueError: a class would be left without images in a split where it has some.

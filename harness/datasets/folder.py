@@ -166,7 +166,8 @@ def _parts(count: int) -> list[SplitName]:
     """Share a class's images out; one goes to test, the second to train."""
     test = max(1, round(count * PARTS[2] / 100)) if count else 0
     val = round(count * PARTS[1] / 100) if count > 3 else max(0, count - 2)
-    return ["train"] * (count - val - test) + ["val"] * val + ["test"] * test
+    sizes = (count - val - test, val, test)
+    return [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
 
 
 def split_folders(folder: Path, what: str) -> dict[SplitName, Path]:

@@ -38,7 +38,7 @@ class TarDataset(Dataset):
     source = "tars in CLIP_benchmark's layout"
     files = ()
     build_command = "none: it is made from a folder of tars"
-    templates = ("a photo of a {}.",)
+    templates: tuple[str, ...] = ("a photo of a {}.",)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().absolute()
@@ -59,6 +59,8 @@ class TarDataset(Dataset):
         for split, shards in self.shards.items():
             self._samples[split] = index_of(shards)
             self._check(split)
+        if not any(self._samples.values()):
+            raise ValueError(f"{self.what}: its tars hold no images")
 
     def _check(self, split: SplitName) -> None:
         """Refuse labels without a class, and keys that are there twice."""
