@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit (0 fine, 1 problems found, 2 wrong use, 130 stopped)."""
+"""The command line: parse, call, print, exit (0 fine, 1 problems, 2 wrong use, 130 stopped)."""
 
 import argparse
 import logging

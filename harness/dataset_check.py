@@ -55,13 +55,14 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     problems, notes = _uneven(dataset, counts)
     if isinstance(dataset, RootedDataset):
         problems = dataset.problems(progress)  # knows what its source has
-    bad, unreadable = None, ()
+    bad: dict[SplitName, NDArray[np.int64]] | None = None
+    unreadable: tuple[str, ...] = ()
     if not fast:
         found = decode_all(dataset, progress, known=False)
         unreadable = tuple(found.bad.values())
         bad = {name: _bad(dataset, found, name) for name in SPLITS}
         if unreadable:
-            problems.append(f"{len(unreadable)} images can't be read; --skip-bad leaves them out")
+            problems.append(f"{len(unreadable)} unreadable images; --skip-bad leaves them out")
         copies = _copies(dataset, found)
         # What a source has twice is a fact about it; in a folder of one's own it can be mended.
         (notes if isinstance(dataset, RootedDataset) else problems).extend(copies)
@@ -116,7 +117,7 @@ def _copies(dataset: Dataset, found: Decoded) -> list[str]:
     for what, some in (("two splits", apart), ("two classes", torn)):
         if some:
             ids = _some([image_id for _, _, image_id in some[0]])
-            lines.append(f"{len(some)} images are in {what}, pixel for pixel, such as {ids}")
+            lines.append(f"images that are in {what}, pixel for pixel: {len(some)}, such as {ids}")
     return lines
 
 

@@ -38,14 +38,14 @@ def run_datasets(args: argparse.Namespace, status: Console) -> Told:
         lines.append(f"  and {more} more")
     total = sum(int(counts.sum()) for counts in found.counts.values())
     read = f"{total:,} images {'listed' if found.bad is None else 'read'}"
-    if not found.problems:
-        lines.append(f"{found.name}, revision {found.revision}: {read}, no problem found")
+    outcome = f"problems: {len(found.problems)}" if found.problems else "no problem found"
+    lines.append(f"{found.name}, revision {found.revision}: {read}, {outcome}")
     return Told(parts=(class_table(found), *lines), problems=len(found.problems))
 
 
 def class_table(found: Checked) -> Table:
     """Lay out the images of each class; of many classes those that lack some."""
-    table = Table(title=f"{found.name}: {len(found.classes)} classes, revision {found.revision}")
+    table = Table(title=f"{found.name}: {len(found.classes)} classes")
     table.add_column("class")
     splits = [name for name in SPLITS if found.counts[name].any()]
     for name in splits:
@@ -68,7 +68,7 @@ def class_table(found: Checked) -> Table:
     if not short:
         if len(odd) > ROWS:
             row(f"... and {len(odd) - ROWS} more like these", [], 0)
-        for name, of in (("fewest", np.min), ("median", np.median), ("most", np.max)):
-            row(f"({name})", [int(of(line)) for line in counts], int(of(bad)))
+        for word, of in (("fewest", np.min), ("median", np.median), ("most", np.max)):
+            row(f"({word})", [int(of(line)) for line in counts], int(of(bad)))
     row("(all)", counts.sum(axis=1).tolist(), int(bad.sum()))
     return table

@@ -77,6 +77,25 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     return found
 
 
+def require_readable(dataset: Dataset) -> None:
+    """Refuse a dataset of which an earlier pass found that it has images that can't be read.
+
+    Raises:
+        ValueError: names the first.
+    """
+    path = _place(dataset)
+    found = _read(path, dataset)
+    if not found.bad:
+        return
+    _again(found, {name: dataset.split(name) for name in SPLITS})
+    _write(path, found)
+    if found.bad:
+        raise ValueError(
+            f"images of {dataset.name} that can't be read, as was found before: {len(found.bad)}; "
+            f"the first: {next(iter(found.bad.values()))}"
+        )
+
+
 def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     """Return the ids of the images that can't be read, and tell how many and where all are listed.
 
@@ -91,7 +110,7 @@ def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     listed = _place(dataset).with_suffix(".txt")
     write_whole(listed, "".join(f"{why}\n" for why in found.bad.values()).encode())
     progress.say(
-        f"{dataset.name}: {len(found.bad)} images can't be read and are left out; all are listed "
+        f"{dataset.name}: left out, as they can't be read: {len(found.bad)} images; all are listed "
         f"in {listed}"
     )
     for why in list(found.bad.values())[:SHOWN]:

@@ -20,6 +20,7 @@ EXTENSIONS = frozenset((
 ))
 # fmt: on
 UNLABELLED = -1
+LEAVE_OUT = "leave it out, as --skip-bad does with a dataset's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,15 +169,12 @@ def decode_image(content: bytes, where: str) -> Image.Image:
             rgb = _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"image {where} is too large to be trusted ({error}); make it smaller or leave it out"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"image {where} can't be read (in no known format); replace it or leave it out"
+            f"image {where} is too large to be trusted ({error}); make it smaller, or {LEAVE_OUT}"
         ) from error
     except Exception as error:  # decoders raise whatever they stumble over
+        why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"image {where} can't be read ({error}); replace it or leave it out"
+            f"image {where} can't be read ({why}); replace it, or {LEAVE_OUT}"
         ) from error
     return rgb
 

@@ -74,7 +74,7 @@ class _How:
     root: Path | None = None
     download: bool = False
     templates: tuple[str, ...] = ()
-    skip_bad: bool = False
+    skip_bad: bool | None = None
     progress: Progress = field(default_factory=Progress)
 
     def prepared(self, dataset: Dataset) -> Dataset:
@@ -86,11 +86,15 @@ class _How:
         if self.templates:
             dataset = dataset.with_templates(self.templates)
             told += ["--templates", *self.templates]
-        if self.skip_bad and not (isinstance(dataset, RootedDataset) and dataset.root is None):
-            from harness.decoded import bad_images
+        here = not (isinstance(dataset, RootedDataset) and dataset.root is None)
+        if self.skip_bad is not None and here:
+            from harness.decoded import bad_images, require_readable
 
-            dataset = dataset.without(bad_images(dataset, self.progress))
-            told += ["--skip-bad"]
+            if self.skip_bad:
+                dataset = dataset.without(bad_images(dataset, self.progress))
+                told += ["--skip-bad"]
+            else:
+                require_readable(dataset)
         if told:
             dataset.asked_with = tuple(told)
         return dataset
@@ -196,7 +200,7 @@ def names_of(
     root: Path | None = None,
     download: bool = False,
     templates: Sequence[str] | None = None,
-    skip_bad: bool = False,
+    skip_bad: bool | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Return names for what the command line gives, so that nothing goes by a path from there on.
@@ -206,7 +210,7 @@ def names_of(
         root: folder that holds the datasets that aren't shipped; None for the environment's.
         download: get what is missing there.
         templates: prompts for all datasets instead of their own.
-        skip_bad: leave out images that can't be read.
+        skip_bad: leave out images that can't be read; False refuses those found before.
         progress: where to show what takes long, and which images are left out.
 
     Raises:

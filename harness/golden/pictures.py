@@ -44,8 +44,8 @@ def find_pictures(
     """Load the images.
 
     Args:
-        places: paths of files, or ``dataset:split:index``, where the dataset may be ``PREFIX:PATH``.
-            A file of that name goes first.
+        places: paths of files, or ``dataset:split:index``, where the dataset may be
+            ``PREFIX:PATH``. A file of that name goes first.
         dataset: whose classes the files may show.
         classes: class names instead of a dataset's.
         labels: class names of the files, one for all or one each.
