@@ -1,14 +1,15 @@
-"""Any folder of images, without labels: preservation rankings need no more."""
+"""Image files: found below folders, and read without trust."""
 
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from harness.datasets.base import Rendered, Split
 
@@ -54,7 +55,7 @@ def folder_images(path: Path | str) -> FolderImages:
         raise FileNotFoundError(f"--images {str(path)!r}: there is no such folder")
     if not folder.is_dir():
         raise NotADirectoryError(f"--images {str(path)!r}: not a folder; give the one it lies in")
-    files = _files(folder)
+    files = image_files(folder)
     if not files:
         raise ValueError(
             f"--images {str(path)!r}: no images below this folder; known extensions are "
@@ -76,7 +77,7 @@ def folder_images(path: Path | str) -> FolderImages:
     )
 
 
-def _files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Find the image files below a folder, in an order that is the same on every machine.
 
     Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
@@ -134,27 +135,48 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
+def file_digests(files: Sequence[Path]) -> list[str]:
+    """Return 16 hex digits of the sha256 over each file's bytes, on several threads."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(_digest, files))
+
+
 def read_image(file: Path) -> Image.Image:
     """Read an image file as RGB.
 
     Raises:
         ValueError: it can't be decoded, or has more pixels than PIL trusts.
     """
-    data = io.BytesIO(file.read_bytes())
+    return decode_image(file.read_bytes(), repr(str(file)))
+
+
+def decode_image(content: bytes, where: str) -> Image.Image:
+    """Decode the bytes of an image file as RGB.
+
+    Args:
+        content: the bytes.
+        where: they are from, for messages.
+
+    Raises:
+        ValueError: they can't be decoded, or have more pixels than PIL trusts.
+    """
     try:
-        with Image.open(data) as image:
+        with Image.open(io.BytesIO(content)) as image:
             # Between one and two times the limit PIL only warns.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             rgb = _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"image {str(file)!r} is too large to be trusted ({error}); make it smaller or "
-            "leave it out"
+            f"image {where} is too large to be trusted ({error}); make it smaller or leave it out"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"image {where} can't be read (in no known format); replace it or leave it out"
         ) from error
     except Exception as error:  # decoders raise whatever they stumble over
         raise ValueError(
-            f"image {str(file)!r} can't be read ({error}); replace it or leave it out"
+            f"image {where} can't be read ({error}); replace it or leave it out"
         ) from error
     return rgb
 

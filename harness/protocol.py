@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.datasets import get_dataset, list_datasets
+from harness.datasets import list_datasets, shipped_facts
 from harness.plan import PROMPTS
 from harness.records import Record
 
@@ -12,7 +12,7 @@ def captions(dataset: str) -> str:
 
     Only where it saw none is a text classifier zero-shot.
     """
-    seen = get_dataset(dataset).captions_seen
+    seen = shipped_facts(dataset).captions_seen
     if not any(seen):
         return "zero-shot: no class caption seen in text training"
     if all(seen):

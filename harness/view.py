@@ -1,5 +1,6 @@
 """A dataset as the rows of a bench see it: what no tuning changes is found once."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -134,8 +135,9 @@ class View:
     def _command(self) -> str:
         own = self.dataset.images_of == self.dataset.name
         dataset = self.dataset.asked_as if own else self.dataset.images_of
+        flags = shlex.join((dataset, *self.dataset.asked_with))
         return (
-            f"python -m harness rank --model {self._model}.{self._tag} --dataset {dataset} "
+            f"python -m harness rank --model {self._model}.{self._tag} --dataset {flags} "
             f"--split {self._plan.split} --full"
         )
 

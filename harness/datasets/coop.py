@@ -1,10 +1,10 @@
 """A dataset from a split file of CoOp, such as split_zhou_OxfordPets.json, and its images."""
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from harness.captions import slug
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.split_file import Entry, read_split_file
 from harness.images import require_inside
@@ -40,10 +40,7 @@ class CoopSplit(Dataset):
         self.root = _root(self.file.parent, self._told.entries, what)
         require_inside(self.root, self._told.paths, what)
         short = self.file.stem.removeprefix("split_zhou_")
-        words = re.sub(r"\W+", "-", short.lower()).strip("-")
-        if not words:
-            raise ValueError(f"{what}: its name becomes the dataset's and needs letters or digits")
-        self.name = f"coop-{words}"
+        self.name = f"coop-{slug(short, what)}"
         self.title = f"{short}, split by CoOp"
 
     @property
@@ -56,8 +53,7 @@ class CoopSplit(Dataset):
         """True throughout: nobody knows, so no result counts as zero-shot."""
         return (True,) * len(self._told.classes)
 
-    @property
-    def revision(self) -> str:
+    def _revision(self) -> str:
         """First 12 hex digits of the split file's sha256; the images aren't read."""
         return self._told.digest[:12]
 
