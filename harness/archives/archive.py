@@ -17,20 +17,23 @@ class Archive:
         url: where it can be downloaded; None where there is a licence to agree to, or no lasting
             address.
         page: where a person gets it.
-        checksum: ``md5:...`` or ``sha256:...``; None where nobody publishes one.
+        checksums: ``md5:...`` or ``sha256:...`` of the versions that are known; () where nobody
+            publishes one.
         strip: folder in the archive whose content is taken, and nothing else of it.
         into: folder that it is unpacked in, relative to the dataset's.
-        nested: its members are archives, each to be unpacked in a folder of its name.
+        optional: the dataset is of use without it.
+        nested: its members are tars, each to be unpacked in a folder of its name.
     """
 
     file: str
     holds: str
     page: str
     url: str | None = None
-    checksum: str | None = None
+    checksums: tuple[str, ...] = ()
     strip: str = ""
     into: str = ""
     nested: bool = False
+    optional: bool = False
 
     @property
     def packed(self) -> bool:
@@ -38,6 +41,6 @@ class Archive:
         return self.file.endswith(PACKED)
 
     def find(self, folder: Path) -> Path | None:
-        """Look for it in the dataset's folder, then beside that."""
-        places = (folder / self.file, folder.parent / self.file)
+        """Look for it in the dataset's folder, and for what is to be unpacked beside that, too."""
+        places = [folder / self.file, *([folder.parent / self.file] if self.packed else [])]
         return next((place for place in places if place.is_file()), None)

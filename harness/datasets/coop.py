@@ -64,7 +64,7 @@ class CoopSplit(Dataset):
 
     def _split(self, name: SplitName) -> Split:
         prefix = f"coop/{self.file.stem}"
-        return self._told.split(name, self.root, prefix=prefix, dataset=self.name)
+        return self._told.images(name, self.root, prefix=prefix, dataset=self.name).split()
 
 
 def _root(folder: Path, entries: Mapping[SplitName, list[Entry]], what: str) -> Path:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.datasets.base import SPLITS, Rendered, Split, SplitName
-from harness.images import read_image
+from harness.datasets.base import SPLITS, SplitName
+from harness.datasets.image_list import ImageList
 
 PICKLES = (".pkl", ".pickle")
 
@@ -51,8 +51,8 @@ class SplitFile:
         """Every image, split by split."""
         return (entry.path for entry in chain.from_iterable(self.entries.values()))
 
-    def split(self, name: SplitName, root: Path, *, prefix: str, dataset: str) -> Split:
-        """Make a split of images below ``root``, each opened when it is asked for.
+    def images(self, name: SplitName, root: Path, *, prefix: str, dataset: str) -> ImageList:
+        """List the images of a split.
 
         Args:
             name: of the split.
@@ -61,21 +61,14 @@ class SplitFile:
             dataset: whose images these are, for messages.
         """
         entries = self.entries[name]
-        labels = np.array([entry.label for entry in entries], dtype=np.int64)
-
-        def image_id(index: int) -> str:
-            return f"{prefix}/{entries[index].path}"
-
-        def render(index: int, _variant: int) -> Rendered:
-            path = root / entries[index].path
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"image {str(path)!r} of {dataset} is missing; the split file "
-                    f"{self.file.name!r} lists it under {name}"
-                )
-            return read_image(path), None
-
-        return Split(labels, image_id, render)
+        return ImageList(
+            root=root,
+            paths=[str(entry.path) for entry in entries],
+            labels=np.array([entry.label for entry in entries], dtype=np.int64),
+            prefix=prefix,
+            dataset=dataset,
+            listed=f"the split file {self.file.name!r} lists it under {name}",
+        )
 
 
 def read_split_file(file: Path) -> SplitFile:
