@@ -69,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     facts = Served()
     handler = type("Handler", (_Handler,), {"served": facts})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -15,24 +15,21 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from harness.archives.archive import Archive
 from harness.datasets import get_dataset
 from harness.datasets.imagenet import DEVKIT, ImageNet
-from harness.datasets.rooted import RootedDataset
 
 Files = Mapping[str, bytes]
 SPLITS = ("train", "val", "test")
-PER_SPLIT = {"train": 3, "val": 1, "test": 2}
-
-
-def pixels(key: str) -> np.ndarray:
-    """Noise that belongs to a key, of a size that belongs to it, too."""
-    drawn = np.random.default_rng(list(key.encode()))
-    return drawn.integers(0, 256, (*drawn.integers(8, 20, 2), 3), dtype=np.uint8)
+IN_TURN = ("train", "train", "train", "val", "test", "test")  # splits of a class's images
 
 
 def photo(key: str) -> bytes:
+    """Noise that belongs to a key, of a size that belongs to it, too."""
+    drawn = np.random.default_rng(list(key.encode()))
+    pixels = drawn.integers(0, 256, (*drawn.integers(8, 20, 2), 3), dtype=np.uint8)
     content = io.BytesIO()
-    Image.fromarray(pixels(key)).save(content, "JPEG")
+    Image.fromarray(pixels).save(content, "JPEG")
     return content.getvalue()
 
 
@@ -42,7 +39,7 @@ def tarred(files: Files, kind: str = "w:gz") -> bytes:
     with tarfile.open(fileobj=content, mode=kind) as tar:
         for folder in sorted({str(p) for f in files for p in Path(f).parents} - {"."}):
             info = tarfile.TarInfo(folder)
-            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            info.type = tarfile.DIRTYPE
             tar.addfile(info)
         for name, data in files.items():
             info = tarfile.TarInfo(name)
@@ -135,27 +132,25 @@ def zhou_copy(name: str) -> Copy:
     lists: dict[str, list[Any]] = {split: [] for split in SPLITS}
     images: dict[str, bytes] = {}
     numbers = iter(range(1, 100))
-    for label, (folder, caption) in enumerate(classes.items()):
-        for split in SPLITS:
-            for _ in range(PER_SPLIT[split]):
-                part = "test" if split == "test" else "train"
-                path = pattern.format(c=folder, n=next(numbers), part=part)
-                images[path] = photo(path)
-                lists[split].append([path, label, caption])
+    for label, folder in enumerate(classes):
+        for split in IN_TURN:
+            part = "test" if split == "test" else "train"
+            path = pattern.format(c=folder, n=next(numbers), part=part)
+            images[path] = photo(path)
+            lists[split].append([path, label, classes[folder]])
     examples = {s: [(f"{name}/{p}", at, images[p]) for p, at, _ in lists[s]] for s in SPLITS}
     return Copy({**pack(images), file: json.dumps(lists).encode()}, examples)
 
 
 def aircraft_copy() -> Copy:
-    variants, images, lists = ("707-320", "F-16A/B"), {}, {split: "" for split in SPLITS}
+    variants, images, lists = ("707-320", "F-16A/B"), {}, dict.fromkeys(SPLITS, "")
     examples: dict[str, list[tuple[str, int, bytes]]] = {split: [] for split in SPLITS}
-    for split in SPLITS:
-        for label, variant in enumerate(variants):
-            for place in range(PER_SPLIT[split]):
-                number = f"{SPLITS.index(split)}{label}{place:05}"
-                lists[split] += f"{number} {variant}\n"
-                images[f"images/{number}.jpg"] = photo(number)
-                examples[split].append((f"fgvc-aircraft/{number}.jpg", label, photo(number)))
+    for label in (0, 1):
+        for place, split in enumerate(IN_TURN):
+            number = f"{label}{place:06}"
+            lists[split] += f"{number} {variants[label]}\n"
+            images[f"images/{number}.jpg"] = photo(number)
+            examples[split].append((f"fgvc-aircraft/{number}.jpg", label, photo(number)))
     texts = {f"images_variant_{split}.txt": text for split, text in lists.items()}
     texts["variants.txt"] = "\n".join(variants) + "\n"
     data = images | {file: text.encode() for file, text in texts.items()}
@@ -196,28 +191,25 @@ def synset_copy(name: str) -> Copy:
     return Copy({file: pack(packed)}, {"train": [], "val": [], "test": test})
 
 
-def imagenet_copy(*, train: int = 10) -> Copy:
+def imagenet_copy() -> Copy:
     """Two classes; their numbers in the devkit aren't in WordNet's order."""
     classes = {0: "n01440764", 1: "n01443537"}
-    inner, found = {}, {"train": [], "val": [], "test": []}
+    inner, found = {}, {split: [] for split in SPLITS}
     for label, synset in classes.items():
-        names = sorted((f"{synset}_{i}.JPEG" for i in range(train)))
-        carved = sorted(names, key=lambda n: hashlib.sha256(n.encode()).digest())[: train // 5]
+        names = sorted(f"{synset}_{i}.JPEG" for i in range(10))
+        carved = sorted(names, key=lambda n: hashlib.sha256(n.encode()).digest())[:2]
         for name in names:
-            example = (f"imagenet/images/train/{synset}/{name}", label, photo(name))
-            found["val" if name in carved else "train"].append(example)
+            split = "val" if name in carved else "train"
+            found[split].append((f"imagenet/images/train/{synset}/{name}", label, photo(name)))
         inner[f"{synset}.tar"] = tarred({name: photo(name) for name in names}, "w")
     truth = [2, 1, 2, 1]  # 1 is the goldfish
     vals = [f"ILSVRC2012_val_{i + 1:08}.JPEG" for i in range(4)]
-    for label in (0, 1):
-        for name, told in zip(vals, truth, strict=True):
-            if told == 2 - label:
-                key = f"imagenet/images/val/{classes[label]}/{name}"
-                found["test"].append((key, label, photo(name)))
-    kinds = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("gloss", "O"),
-             ("num_children", "i4")]  # fmt: skip
-    rows = np.array([(1, "n01443537", "goldfish", "", 0), (2, "n01440764", "tench", "", 0),
-                     (1001, "n00015388", "animal", "", 9)], dtype=kinds)  # fmt: skip
+    for name, told in zip(vals, truth, strict=True):
+        key = f"imagenet/images/val/{classes[2 - told]}/{name}"
+        found["test"].append((key, 2 - told, photo(name)))
+    kinds = [("ILSVRC2012_ID", "i4"), *((k, "O") for k in ("WNID", "words", "gloss", "x"))]
+    told = [(1, "n01443537"), (2, "n01440764"), (1001, "n00015388")]
+    rows = np.array([(*row, "words", "gloss", 0) for row in told], dtype=kinds)
     meta = io.BytesIO()
     savemat(meta, {"synsets": rows})
     lines = "".join(f"{number}\n" for number in truth)
@@ -231,38 +223,30 @@ def imagenet_copy(*, train: int = 10) -> Copy:
 
 
 def made(name: str) -> Copy:
-    if name in ZHOU:
-        return zhou_copy(name)
-    if name == "fgvc-aircraft":
-        return aircraft_copy()
-    return imagenet_copy() if name == "imagenet" else synset_copy(name)
-
-
-def sums(content: bytes) -> tuple[str, ...]:
-    return (f"md5:{hashlib.md5(content, usedforsecurity=False).hexdigest()}",)
+    if name in ZHOU or name in SYNSETS:
+        return zhou_copy(name) if name in ZHOU else synset_copy(name)
+    return imagenet_copy() if name == "imagenet" else aircraft_copy()
 
 
 @pytest.fixture
 def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Copy]:
     """Put a copy's archives where a user puts them, and let the dataset know their sums."""
 
-    def call(name: str, copy: Copy | None = None, *, without: tuple[str, ...] = ()) -> Copy:
-        copy = copy or made(name)
-        kind = type(get_dataset(name))
-        assert issubclass(kind, RootedDataset)
+    def call(name: str, *, without: tuple[str, ...] = ()) -> Copy:
+        copy, kind = made(name), type(get_dataset(name))
         place = tmp_path / kind.folder
-        place.mkdir(parents=True, exist_ok=True)
-        for file, content in copy.archives.items():
-            if file not in without:
-                (place / file).write_bytes(content)
-        known = [
-            replace(a, checksums=sums(copy.archives[a.file])) if a.file in copy.archives else a
-            for a in kind.archives
-        ]
-        monkeypatch.setattr(kind, "archives", tuple(known))
-        if kind is ImageNet and DEVKIT.file in copy.archives:
-            own = replace(DEVKIT, checksums=sums(copy.archives[DEVKIT.file]))
-            monkeypatch.setattr(kind, "devkit", own)
+        place.mkdir()
+        for file in copy.archives.keys() - set(without):
+            (place / file).write_bytes(copy.archives[file])
+
+        def known(archive: Archive) -> Archive:
+            content = copy.archives.get(archive.file, b"")
+            digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            return replace(archive, checksums=(f"md5:{digest}",)) if content else archive
+
+        monkeypatch.setattr(kind, "archives", tuple(map(known, kind.archives)))
+        if kind is ImageNet:
+            monkeypatch.setattr(kind, "devkit", known(DEVKIT))
         return copy
 
     return call

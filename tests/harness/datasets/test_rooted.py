@@ -84,7 +84,7 @@ def test_a_copy_is_unpacked_and_read(name: str, ship: Ship, tmp_path: Path):
     revision = dataset.revision
     again = get_dataset(name).at(tmp_path)
     assert (again.revision, len(revision)) == (revision, 12)
-    assert [path for path in tmp_path.rglob("*.unpacking")] == []
+    assert list(tmp_path.rglob("*.unpacking")) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
