@@ -19,7 +19,7 @@ def test_underscores_and_dashes_are_spaces(name: str, text: str):
 
 @pytest.mark.parametrize("name", ["_", "- _", "a\nb", "a\x1b[31m", "\udc80"])
 def test_names_that_no_prompt_takes(name: str):
-    with pytest.raises(ValueError, match="here: the folder's name .* can't be put into a prompt"):
+    with pytest.raises(ValueError, match=r"here: the folder's name .* can't be put into a prompt"):
         caption(name, "here")
 
 
@@ -68,7 +68,7 @@ def test_files_that_contradict(text: str | bytes, match: str, tmp_path: Path):
 def test_two_files_and_huge_ones(tmp_path: Path):
     (tmp_path / "classes.txt").write_text("a")
     (tmp_path / "classnames.txt").write_text("a")
-    with pytest.raises(ValueError, match="both classes.txt and classnames.txt are there"):
+    with pytest.raises(ValueError, match=r"both classes.txt and classnames.txt are there"):
         captions_of(tmp_path, ["a"], "here")
     with (tmp_path / "classes.txt").open("wb") as file:
         file.truncate(5 << 20)
@@ -102,5 +102,5 @@ def test_prompts(template: str):
     "template", ["", "a photo", "{} {}", "{0}", "{c}", "{!r}", "{:>9}", "{", "}", "{{}}", "{{{}}}"]
 )
 def test_texts_that_are_no_prompts(template: str):
-    with pytest.raises(ValueError, match="expected one {} where the class goes"):
+    with pytest.raises(ValueError, match=r"expected one {} where the class goes"):
         require_template(template)
