@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.datasets import kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.rooted import RootedDataset
 from harness.decoded import Decoded, decode_all
@@ -52,9 +53,13 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     """
     size = len(dataset.classes)
     counts = {name: np.bincount(dataset.labels(name), minlength=size) for name in SPLITS}
-    problems, notes = _uneven(dataset, counts)
+    uneven, notes = _uneven(dataset, counts)
+    problems: list[str] = []
+    # What a source has uneven or twice is a fact about it; in a folder of one's own it can be mended.
+    facts = notes if kind_of(dataset.name) is None else problems
+    facts += uneven
     if isinstance(dataset, RootedDataset):
-        problems = dataset.problems(progress)  # knows what its source has
+        problems += dataset.problems(progress)
     bad: dict[SplitName, NDArray[np.int64]] | None = None
     unreadable: tuple[str, ...] = ()
     if not fast:
@@ -63,9 +68,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         bad = {name: _bad(dataset, found, name) for name in SPLITS}
         if unreadable:
             problems.append(f"{len(unreadable)} unreadable images; --skip-bad leaves them out")
-        copies = _copies(dataset, found)
-        # What a source has twice is a fact about it; in a folder of one's own it can be mended.
-        (notes if isinstance(dataset, RootedDataset) else problems).extend(copies)
+        facts += _copies(dataset, found)
     notes += _unnamed(dataset)
     return Checked(
         name=dataset.name,
@@ -82,17 +85,17 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
 def _uneven(
     dataset: Dataset, counts: dict[SplitName, NDArray[np.int64]]
 ) -> tuple[list[str], list[str]]:
-    """Tell classes that a split lacks, and splits without images."""
-    problems, notes = [], []
+    """Tell classes that a split lacks; and splits without images."""
+    uneven, notes = [], []
     for name in SPLITS:
         lacking = [dataset.classes[i] for i in np.flatnonzero(counts[name] == 0)]
         if len(lacking) == len(dataset.classes):
             notes.append(f"{name} has no images")
         elif lacking:
-            problems.append(f"{name} has no image of {len(lacking)} classes: {_some(lacking)}")
+            uneven.append(f"{name} has no image of {len(lacking)} classes: {_some(lacking)}")
     if not counts["test"].any():
         notes.append("measure on another split than test, with --split")
-    return problems, notes
+    return uneven, notes
 
 
 def _bad(dataset: Dataset, found: Decoded, name: SplitName) -> NDArray[np.int64]:

@@ -18,7 +18,8 @@ from zoo.weights import cache_folder
 
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp"))
 LABEL = "cls"
-PICKLES = frozenset(("pickle", "pkl", "pth", "pt", "pyd", "pyc"))
+PICKLES = frozenset(("npy", "pickle", "pkl", "pth", "pt", "pyd"))  # npy: labels of several classes
+FIELDS = IMAGES | PICKLES | {LABEL}
 LARGEST = 256 << 20  # bytes of an image file
 LONGEST = 20  # bytes of a label
 KEPT = 10_000  # samples from which on an index is worth keeping
@@ -130,9 +131,10 @@ def _take(
         raise ValueError(f"{where} ends after the file does: the tar is truncated; get it again")
     parent, _, base = member.name.rpartition("/")
     stem, _, extension = base.partition(".")
-    if not stem:  # a hidden file
+    extension = extension.lower()
+    if not stem or extension not in FIELDS:
         return
-    key, extension = f"{parent}/{stem}" if parent else stem, extension.lower()
+    key = f"{parent}/{stem}" if parent else stem
     fields = keys.setdefault(key, _Fields())
     if extension in IMAGES:
         if fields.image is not None:
@@ -145,7 +147,7 @@ def _take(
             raise ValueError(f"{where} is a second label of that key")
         told = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
         fields.label = _label(told, where)
-    elif extension in PICKLES or extension == "npy":
+    else:
         fields.pickled = base
 
 

@@ -152,7 +152,10 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
     """List the tars of a split, in order of their numbers."""
     there = [folder / name for name in FOLDERS[split] if (folder / name).is_dir()]
     if len(there) > 1:
-        raise ValueError(f"folders {there[0].name} and {there[1].name} would both be {split}")
+        raise ValueError(
+            f"folder of tars {str(folder)!r}: {there[0].name} and {there[1].name} would both be "
+            f"the {split} split; leave one"
+        )
     if not there:
         return []
     told = there[0] / "nshards.txt"
