@@ -158,6 +158,10 @@ def _merge(source: Path, goal: Path, last: tuple[str, ...]) -> None:
     for entry in sorted(source.iterdir(), key=lambda path: (path.name == first, path.name)):
         place = goal / entry.name
         if not place.exists():
-            entry.rename(place)
+            try:
+                entry.rename(place)
+            except OSError:
+                if not place.exists():  # else another process was quicker, where there are no locks
+                    raise
         elif place.is_dir() and entry.is_dir():
             _merge(entry, place, last[1:] if entry.name == first else ())
