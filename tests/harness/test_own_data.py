@@ -5,7 +5,6 @@ import re
 import shlex
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +151,7 @@ def test_a_record_of_other_prompts_is_not_used_again(toy: Dataset):
     plan = Plan(models=("m",), methods=(), keeps=(), datasets=("toy",), shots=(0,))
     told = {"plan": plan, "tag": "t", "weights": "w"}
     tuning = plan.tunings(0)[0]
-    known = replace(blank(row, toy, tuning, 4, **told), cosine_to_dense=1.0)
+    known = blank(row, toy, tuning, 4, **told)
     assert fitting(blank(row, toy, tuning, 4, **told), [known], ()) is known
     for other in (toy.with_templates(["a {}"]), toy.without([toy.split("test").image_ids[0]])):
         assert fitting(blank(row, other, tuning, 4, **told), [known], ()) is None
