@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from harness.images import EXTENSIONS
 from zoo.files import write_whole
+from zoo.weights import cache_folder
 
 CACHED_FROM = 20_000  # files; fewer are listed in no time
 VERSION = 1
@@ -72,10 +73,8 @@ def _listed(path: Path, changed: int) -> ClassFolder:
 
 
 def _cache_file(folder: Path) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    place = Path(cache) if cache else Path.home() / ".cache"
     key = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
-    return place / "clip-patchrank" / "folders" / f"{key}.json"
+    return cache_folder() / "folders" / f"{key}.json"
 
 
 def _kept(folder: Path) -> dict[str, ClassFolder]:

@@ -84,7 +84,7 @@ def require_sum(
     """
     if not archive.checksums:
         return
-    kinds = {told.partition(":")[0] for told in archive.checksums}
+    kinds = sorted({told.partition(":")[0] for told in archive.checksums})
     digests = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
     with file.open("rb") as content:
         while block := content.read(BLOCK):

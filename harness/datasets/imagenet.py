@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -40,8 +40,8 @@ class ImageNet(SynsetDataset):
 
     CoOp chooses by the test images. Here, of each class the 50 training images whose names have the
     smallest sha256 make val (a fifth, where a class has fewer than 250), and the others train. The
-    validation images may lie in folders by class or, as shipped, in one folder. The training images
-    may be missing.
+    validation images may lie in folders by class or, as shipped, in one. Without the training
+    images train and val are empty.
     """
 
     name = "imagenet"
@@ -148,20 +148,6 @@ class ImageNet(SynsetDataset):
         if name == "test":
             return self._tested
         return self._trained[name == "val"]
-
-    def split(self, name: SplitName) -> Any:
-        """Return the split.
-
-        Raises:
-            FileNotFoundError: of train or val, where there are no training images.
-        """
-        if name in {"train", "val"} and not (self.place / TRAIN).is_dir():
-            raise FileNotFoundError(
-                f"{name} of {self.name!r} is made of its training images, and "
-                f"{str(self.place / TRAIN)!r} is missing; it is in {self.archives[1].file!r}, "
-                f"which {HOME} has; put that into {str(self.place)!r}"
-            )
-        return super().split(name)
 
     def _differences(self) -> Iterator[str]:
         yield from super()._differences()

@@ -96,11 +96,6 @@ class RootedDataset(Dataset):
         """Accuracy of guessing, in (0, 1]: one over the number of classes."""
         return 1 / self.class_count
 
-    @property
-    def revision(self) -> str:
-        """12 hex digits over the lists of images and over the images' names and sizes."""
-        return self._revision()
-
     def _revision(self) -> str:
         """First 12 hex digits of a sha256 over what lists the images and their names and sizes."""
         digest = hashlib.sha256(self._lists())
