@@ -55,7 +55,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     counts = {name: np.bincount(dataset.labels(name), minlength=size) for name in SPLITS}
     uneven, notes = _uneven(dataset, counts)
     problems: list[str] = []
-    # What a source has uneven or twice is a fact about it; in a folder of one's own it can be mended.
+    # What a source has uneven or twice is a fact; in a folder of one's own it can be mended.
     facts = notes if kind_of(dataset.name) is None else problems
     facts += uneven
     if isinstance(dataset, RootedDataset):

@@ -38,7 +38,7 @@ def datasets_table(root: Path | None = None) -> Table:
         root: where those lie that aren't shipped; None for the environment's.
     """
     table = Table(title="datasets")
-    heads = ("name", "what", "classes", "train", "val", "test", "chance", "where")
+    heads = ("name", "what", "classes", "train", "val", "test", "chance", "shipped, or in --root")
     for head in (*heads, "accuracy by text is", "licence"):
         table.add_column(head)
     where = root_of(root)
@@ -48,7 +48,7 @@ def datasets_table(root: Path | None = None) -> Table:
             sizes = [dataset.counts.get(split, 0) for split in SPLITS]
             classes = dataset.class_count
             there = where is not None and (where / dataset.folder).is_dir()
-            place = f"{dataset.folder} in --root, {'there' if there else 'not there'}"
+            place = f"{dataset.folder}, {'there' if there else 'not there'}"
             rests = "not known"
         else:
             sizes = [len(dataset.split(split)) for split in SPLITS]

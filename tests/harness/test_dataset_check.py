@@ -155,8 +155,8 @@ def test_the_list_shows_every_dataset(
     for name in list_datasets():
         assert row(out, name)
     assert row(out, "fashion")[1:6] == ["10", "1200", "600", "1800", "10 %"]
-    assert row(out, "dtd")[1:7] == ["47", "2820", "1128", "1692", "2.13 %", "dtd in --root, there"]
-    assert row(out, "caltech101")[6] == "caltech-101 in --root, not there"
+    assert row(out, "dtd")[1:7] == ["47", "2820", "1128", "1692", "2.13 %", "dtd, there"]
+    assert row(out, "caltech101")[6] == "caltech-101, not there"
     for prefix in ("coop", "folder", "folder-parted", "wds"):
         assert f"\n{prefix}:PATH is " in out
 
