@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from harness.datasets import names_of
+from harness.datasets import forget, names_of
 from harness.flags import build_parser
 from harness.golden.work import OtherProcessError
 from harness.listing import list_tables
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # of many processes, the first speaks
             console.print("stopped; what is done is kept, the same command goes on from there")
         return 130
+    finally:
+        forget()
     return code or 0
 
 

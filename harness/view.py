@@ -74,9 +74,19 @@ class View:
         return Tuner(self._parts, self.dataset, progress=self._progress, **told)
 
     def split(self, tuning: Tuning) -> Split:
-        """Return the images that are judged: without a probe, only those of nameable classes."""
+        """Return the images that are judged: without a probe, only those of nameable classes.
+
+        Raises:
+            ValueError: there are none.
+        """
         whole = subset(self.dataset.split(self._plan.split), self._plan.limit)
-        return whole if tuning.kind == PROBE else nameable(whole, self.text)
+        judged = whole if tuning.kind == PROBE else nameable(whole, self.text)
+        if not len(judged):
+            named = (
+                ", whose class or prompts the text tower knows the words of" if len(whole) else ""
+            )
+            raise ValueError(f"{self.dataset.name} has no {self._plan.split} images{named}")
+        return judged
 
     @cached_property
     def _rankings(self) -> Rankings | None:

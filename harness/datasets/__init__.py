@@ -24,6 +24,7 @@ __all__ = [
     "Example",
     "Split",
     "SplitName",
+    "forget",
     "get_dataset",
     "kind_of",
     "list_datasets",
@@ -32,6 +33,7 @@ __all__ = [
     "shipped_facts",
 ]
 
+CLASS_FOLDERS = "folder of class folders"
 ROOT = "CLIP_PATCHRANK_DATA"  # environment variable with the default of --root
 
 
@@ -51,13 +53,13 @@ KINDS = {
     "coop": Kind(make=CoopSplit, what="a split file of CoOp", expected="split_zhou_*.json"),
     "folder": Kind(
         make=FolderDataset,
-        what="a folder of class folders, or of train, val and test with such",
-        expected="folder of class folders",
+        what=f"a {CLASS_FOLDERS}, or of train, val and test with such",
+        expected=CLASS_FOLDERS,
     ),
     "folder-parted": Kind(
         make=FolderParted,
-        what="a folder of class folders, parted here into train, val and test",
-        expected="folder of class folders",
+        what=f"a {CLASS_FOLDERS}, parted here into train, val and test",
+        expected=CLASS_FOLDERS,
     ),
     "wds": Kind(
         make=TarDataset,
@@ -98,11 +100,6 @@ class _How:
         if told:
             dataset.asked_with = tuple(told)
         return dataset
-
-    @property
-    def changes(self) -> bool:
-        """Whether any dataset becomes another than it is by itself."""
-        return bool(self.templates or self.skip_bad)
 
 
 @dataclass
@@ -146,7 +143,7 @@ def shipped_facts(name: str) -> Dataset:
 
 def kind_of(name: str) -> str | None:
     """Return the prefix of a dataset that is made from the user's files, None of another."""
-    fitting = [prefix for prefix in KINDS if name.startswith((f"{prefix}:", f"{prefix}-"))]
+    fitting = (prefix for prefix in KINDS if name.startswith((f"{prefix}:", f"{prefix}-")))
     return max(fitting, key=len, default=None)
 
 
@@ -158,8 +155,7 @@ def get_dataset(name: str) -> Dataset:
             is read anew, and from then on its own name means it, too.
 
     Raises:
-        ValueError: no dataset has that name; the message holds the nearest one. Or something at
-            that path that makes none.
+        ValueError: no dataset has that name, the message holds the nearest; or what is there is none.
         FileNotFoundError: files are missing; the message holds the command that gets them.
     """
     prefix, colon, path = name.partition(":")
@@ -178,6 +174,12 @@ def get_dataset(name: str) -> Dataset:
             _known.datasets[name] = dataset
         return dataset
     raise ValueError(_unknown(name))
+
+
+def forget() -> None:
+    """Take datasets as they are by themselves again, and know none that was made by its path."""
+    _known.how = _How()
+    _known.datasets.clear()
 
 
 def _unknown(name: str) -> str:
@@ -203,7 +205,7 @@ def names_of(
     skip_bad: bool | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Return names for what the command line gives, so that nothing goes by a path from there on.
+    """Return names for what the command line gives, so that nothing goes by a path from then on.
 
     Args:
         given: names, or ``PREFIX:PATH``; after this ``get_dataset`` knows the latter by name.
@@ -234,7 +236,7 @@ def names_of(
     names = []
     for told in given:
         made = told.partition(":")[0] in KINDS and ":" in told
-        resolved = made or told in rooted or (_known.how.changes and told in _classes())
+        resolved = made or told in rooted or (bool(templates or skip_bad) and told in _classes())
         dataset = get_dataset(told) if resolved else None
         if isinstance(dataset, RootedDataset):
             _ = dataset.place  # refuses what has no root

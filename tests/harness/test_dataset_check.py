@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from harness.cli import main
-from harness.datasets import get_dataset, list_datasets
+from harness.datasets import forget, get_dataset, list_datasets, names_of
 from harness.datasets.base import Dataset
 from harness.datasets.folder import FolderDataset
 from harness.datasets.rooted import RootedDataset
@@ -201,6 +201,8 @@ def test_a_dataset_of_a_source_says_its_own_problems(
     out = capsys.readouterr().out
     assert "problem: test: 6 images instead of 7" in out
     assert "note: images that are in two splits" in out
+    assert names_of(["shelf"], root=folder.parent) == ["shelf"]
     assert get_dataset("shelf").asked_with == ("--root", str(folder.parent))
+    forget()
     monkeypatch.setenv("CLIP_PATCHRANK_DATA", str(folder.parent))
     assert main(["datasets", "check", "shelf", "--fast"]) == 1

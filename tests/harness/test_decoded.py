@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,19 @@ from PIL import Image
 from rich.console import Console
 
 from harness import decoded as module
-from harness.datasets import Dataset, get_dataset, names_of
+from harness.datasets import Dataset, forget, get_dataset, names_of
 from harness.datasets.folder import FolderDataset
 from harness.decoded import bad_images, decode_all, require_readable
 from harness.progress import Progress
 
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
 QUIET = Progress()
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import io
 import re
 import shlex
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +12,21 @@ import pytest
 
 from harness.cli import main
 from harness.commands import run_eval
-from harness.datasets import Dataset, get_dataset, names_of
+from harness.datasets import forget, get_dataset
 from harness.datasets.base import Example
+from harness.datasets.folder import FolderDataset
 from harness.evaluate import subset
-from harness.golden.provenance import ranked_revision
 from harness.golden.store import Rankings
-from harness.plan import Plan
-from harness.recording import blank
 from harness.records import Record, read_records
-from harness.reuse import fitting
-from harness.variants import Variant
 
 ROOT = Path(__file__).parents[2]
 COUNT = 10  # images of fashion
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    forget()
 
 
 def fashion_images() -> list[Example]:
@@ -109,52 +111,10 @@ def test_the_same_images_are_right_wherever_they_lie(
         records = measured(*flags)
         assert [record.dataset for record in records] == [name] * 2
         assert [record.image_count for record in records] == [COUNT] * 2
-        assert get_dataset(name).classes == fashion.classes
-        assert get_dataset(name).templates == fashion.templates
-        assert [right_by_image(record, name) for record in records] == wanted
+        assert get_dataset(flags[1]).classes == fashion.classes
+        assert [right_by_image(record, flags[1]) for record in records] == wanted
         assert 0 < records[0].top1 < 1
     assert own[0].dataset_revision == fashion.revision
-
-
-def condition(*given: str, **told: object) -> str:
-    [name] = names_of(given, **told)  # type: ignore[arg-type]
-    return get_dataset(name).condition
-
-
-def test_records_tell_templates_images_and_what_is_left_out(folder: Path):
-    asked = f"folder:{folder}"
-    plain = condition(asked)
-    assert plain == condition(asked) == condition(asked, templates=["a photo of a {}."])
-    other = condition(asked, templates=["a {}"])
-    assert other.startswith(f"{plain}-")
-    seen = {plain, other, condition(asked, templates=["a {}", "{}"])}
-    (folder / "0_t-shirt" / "bad.png").write_text("no image")
-    seen |= {condition(asked), condition(asked, skip_bad=True)}
-    seen |= {condition(asked, skip_bad=True, templates=["a {}"])}
-    assert len(seen) == 6
-    fashion = get_dataset("fashion").revision
-    assert condition("fashion") == condition("fashion", skip_bad=False) == fashion
-    assert condition("fashion", templates=["a {}"]).startswith(f"{fashion}-")
-    assert condition("fashion") == fashion  # nothing is left of what another command said
-
-
-def test_rankings_go_by_images_and_by_prompts_where_these_matter(folder: Path):
-    [name] = names_of([f"folder:{folder}"], templates=["a {}"])
-    dataset = get_dataset(name)
-    assert ranked_revision(dataset, "preservation") == dataset.revision != dataset.condition
-    for score in ("label", "confidence"):
-        assert ranked_revision(dataset, score) == dataset.condition
-
-
-def test_a_record_of_other_prompts_is_not_used_again(toy: Dataset):
-    row = Variant(model="m", method="dense", keep=1.0, config={}, vit=None)
-    plan = Plan(models=("m",), methods=(), keeps=(), datasets=("toy",), shots=(0,))
-    told = {"plan": plan, "tag": "t", "weights": "w"}
-    tuning = plan.tunings(0)[0]
-    known = blank(row, toy, tuning, 4, **told)
-    assert fitting(blank(row, toy, tuning, 4, **told), [known], ()) is known
-    for other in (toy.with_templates(["a {}"]), toy.without([toy.split("test").image_ids[0]])):
-        assert fitting(blank(row, other, tuning, 4, **told), [known], ()) is None
 
 
 def test_compare_measures_again_for_other_prompts(folder: Path, tmp_path: Path):
@@ -185,7 +145,7 @@ def test_golden_rankings_of_a_folder_are_found_again(
     store = Path(capsys.readouterr().out.removeprefix("wrote ").partition(": ")[0])
     assert store.name.startswith("golden-clip_vit_s14.imgfocus_lit-folder-items-test-")
     facts = Rankings.read(store).provenance
-    assert (facts.dataset, facts.revision) == ("folder-items", get_dataset("folder-items").revision)
+    assert (facts.dataset, facts.revision) == ("folder-items", FolderDataset(folder).revision)
     assert "--dataset folder:PATH --split test" in facts.command()
     assert measured(*asked, "--templates", "a {}")[1].tau is not None
 
@@ -194,10 +154,10 @@ def test_a_command_to_repeat_holds_the_flags(
     folder: Path, measured: Callable[..., list[Record]], capsys: pytest.CaptureFixture[str]
 ):
     (folder / "8_bag" / "bad.png").write_text("no image")
-    asked = ["--dataset", f"folder:{folder}", "--templates", "a {} here", "--skip-bad"]
+    asked = ["--dataset", f"folder:{folder}", "--templates", "an {}", "--skip-bad"]
     measured(*asked, "--limit", "2")
     err = capsys.readouterr().err
-    assert f"--dataset folder:{folder} --templates 'a {{}} here' --skip-bad --split test" in err
+    assert f"--dataset folder:{folder} --templates 'an {{}}' --skip-bad --split test" in err
 
 
 @pytest.mark.parametrize(
