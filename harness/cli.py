@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit (0 fine, 2 wrong use, 130 stopped)."""
+"""The command line: parse, call, print, exit (0 fine, 1 problems, 2 wrong use, 130 stopped)."""
 
 import argparse
 import logging
@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from harness.datasets import names_of
+from harness.datasets import forget, names_of
 from harness.flags import build_parser
 from harness.golden.work import OtherProcessError
 from harness.listing import list_tables
+from harness.progress import Progress
 from harness.table import comparison_table
 
 PIPE_WIDTH = 200
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, those of the process if None.
 
     Returns:
-        Exit code: 0 fine, 2 wrong use, 130 stopped by Ctrl-C.
+        Exit code: 0 fine, 1 a dataset has problems, 2 wrong use, 130 stopped by Ctrl-C.
     """
     # Quiet by intention: open_clip logs every tokenizer it builds.
     logging.disable(logging.INFO)
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         _name_datasets(args)
-        COMMANDS[args.command](args)
+        code = COMMANDS[args.command](args)
     except (ValueError, OSError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
         text = f"[bold red]error:[/] {escape(str(error))}"
@@ -47,17 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # of many processes, the first speaks
             console.print("stopped; what is done is kept, the same command goes on from there")
         return 130
-    return 0
+    finally:
+        forget()
+    return code or 0
 
 
 def _name_datasets(args: argparse.Namespace) -> None:
-    """Put names where datasets are given by their split file."""
-    for option in ("dataset", "datasets"):
-        given = getattr(args, option, None)
-        if isinstance(given, str):
-            setattr(args, option, names_of([given])[0])
-        elif given:
-            setattr(args, option, names_of(given))
+    """Put names where datasets are given by a path, and say how all of them are taken."""
+    flags = vars(args)
+    told = {
+        name: flags[name] for name in ("root", "download", "templates", "skip_bad") if name in flags
+    }
+    option = "datasets" if "datasets" in flags else "dataset"
+    given = flags.get(option) or []
+    names = names_of(
+        [given] if isinstance(given, str) else given,
+        **told,
+        progress=Progress(Console(stderr=True)),
+    )
+    if given:
+        setattr(args, option, names[0] if isinstance(given, str) else names)
 
 
 def _limit(args: argparse.Namespace) -> int | None:
@@ -98,6 +108,16 @@ def _list(_args: argparse.Namespace) -> None:
     output = _output()
     for table in list_tables():
         output.print(table)
+
+
+def _datasets(args: argparse.Namespace) -> int:
+    from harness.dataset_commands import run_datasets
+
+    output = _output()
+    found = run_datasets(args, Console(stderr=True))
+    for part in found.parts:
+        output.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+    return 1 if found.problems else 0
 
 
 def _rank(args: argparse.Namespace) -> None:
@@ -176,10 +196,11 @@ def _push(args: argparse.Namespace) -> None:
     _output().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "compare": _compare,
     "eval": _eval,
     "list": _list,
+    "datasets": _datasets,
     "floor": _floor,
     "rank": _rank,
     "fit": _fit,

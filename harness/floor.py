@@ -12,6 +12,7 @@ import zoo
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.evaluate import correct, nameable, outcomes, subset, text_classifier
+from harness.golden.provenance import ranked_revision
 from harness.golden.store import Rankings, find_rankings, ranked
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
@@ -106,7 +107,8 @@ def floor(
         oracle = [row for row in rows if row.method == GOLDEN]
         if oracle:
             golden = _golden(rankings, tower_name(arch, tag), dataset, plan.split)
-            golden.require(weights=weights, revision=dataset.revision, block=BLOCK)
+            revision = ranked_revision(dataset, golden.provenance.score)
+            golden.require(weights=weights, revision=revision, block=BLOCK)
             known = ranked(split, golden)
             among |= {row.key: known for row in oracle}
             right |= hits([replace(r, rankings=golden) for r in oracle], split.subset(known))

@@ -13,7 +13,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.entering import Joined, entering
 from harness.few_shot import draw_ranked, seeded_order
-from harness.golden.provenance import FOLDER_SPLIT, Provenance
+from harness.golden.provenance import FOLDER_SPLIT, Provenance, ranked_revision
 from harness.golden.store import Rankings
 from harness.images import folder_images
 from harness.progress import Progress
@@ -74,7 +74,8 @@ def gather(
         rankings.require(model=tower.name, weights=weights)
         dataset, split = _images(rankings.provenance, folders)
         if dataset is not None:
-            rankings.require(revision=dataset.revision)
+            revision = ranked_revision(dataset, rankings.provenance.score)
+            rankings.require(revision=revision)
         facts = rankings.provenance
         part = entering(facts, split, rankings.image_ids, tower.vit, tower.preprocess, progress)
         rows = np.arange(len(part.image_ids))

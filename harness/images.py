@@ -1,13 +1,15 @@
-"""Any folder of images, without labels: preservation rankings need no more."""
+"""Image files: found below folders, and read without trust."""
 
 import hashlib
 import io
 import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from harness.datasets.base import Rendered, Split
 
@@ -18,6 +20,7 @@ EXTENSIONS = frozenset((
 ))
 # fmt: on
 UNLABELLED = -1
+LEAVE_OUT = "leave it out, as --skip-bad does with a dataset's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ def folder_images(path: Path | str) -> FolderImages:
         raise FileNotFoundError(f"--images {str(path)!r}: there is no such folder")
     if not folder.is_dir():
         raise NotADirectoryError(f"--images {str(path)!r}: not a folder; give the one it lies in")
-    files = _files(folder)
+    files = image_files(folder)
     if not files:
         raise ValueError(
             f"--images {str(path)!r}: no images below this folder; known extensions are "
@@ -75,7 +78,7 @@ def folder_images(path: Path | str) -> FolderImages:
     )
 
 
-def _files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Find the image files below a folder, in an order that is the same on every machine.
 
     Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
@@ -95,6 +98,34 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(folder).parts)
 
 
+def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> None:
+    """Refuse images that a symbolic link takes out of the root, which may be a link itself.
+
+    Args:
+        root: the folder of images.
+        paths: of the images, relative to it.
+        what: lists them, for the message.
+
+    Raises:
+        ValueError: names the first that leaves.
+    """
+    real = os.path.realpath(root)
+    leads_out: dict[PurePosixPath, bool] = {}
+
+    def outside(path: Path) -> bool:
+        return not Path(os.path.realpath(path)).is_relative_to(real)
+
+    for path in paths:
+        place, parent = root / path, path.parent
+        if parent not in leads_out:  # many images share a folder, and to resolve it takes long
+            leads_out[parent] = outside(root / parent)
+        if leads_out[parent] or (place.is_symlink() and outside(place)):
+            raise ValueError(
+                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; "
+                "put the image itself there"
+            )
+
+
 def _refuse(error: OSError) -> None:
     """Pass on what os.walk would swallow, such as a folder without permission."""
     raise error
@@ -105,27 +136,45 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
+def file_digests(files: Sequence[Path]) -> list[str]:
+    """Return 16 hex digits of the sha256 over each file's bytes, on several threads."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(_digest, files))
+
+
 def read_image(file: Path) -> Image.Image:
     """Read an image file as RGB.
 
     Raises:
         ValueError: it can't be decoded, or has more pixels than PIL trusts.
     """
-    data = io.BytesIO(file.read_bytes())
+    return decode_image(file.read_bytes(), repr(str(file)))
+
+
+def decode_image(content: bytes, where: str) -> Image.Image:
+    """Decode the bytes of an image file as RGB.
+
+    Args:
+        content: the bytes.
+        where: they are from, for messages.
+
+    Raises:
+        ValueError: they can't be decoded, or have more pixels than PIL trusts.
+    """
     try:
-        with Image.open(data) as image:
+        with Image.open(io.BytesIO(content)) as image:
             # Between one and two times the limit PIL only warns.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             rgb = _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"image {str(file)!r} is too large to be trusted ({error}); make it smaller or "
-            "leave it out"
+            f"image {where} is too large to be trusted ({error}); make it smaller, or {LEAVE_OUT}"
         ) from error
     except Exception as error:  # decoders raise whatever they stumble over
+        why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"image {str(file)!r} can't be read ({error}); replace it or leave it out"
+            f"image {where} can't be read ({why}); replace it, or {LEAVE_OUT}"
         ) from error
     return rgb
 

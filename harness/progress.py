@@ -6,7 +6,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bars
 
 LINE_S = 30.0  # seconds between two lines where there is no terminal
@@ -65,6 +72,31 @@ class Progress:
             def update(done: int) -> None:
                 speed = bars.tasks[0].speed
                 bars.update(task, completed=done, rate=f"{speed:.1f}/s" if speed else "")
+
+            yield update
+
+    @contextmanager
+    def bytes(self, name: str, total: int = 0) -> Iterator[Callable[..., None]]:
+        """Show a bar of bytes; call what it yields with those done, and the total if it is new.
+
+        Where there is no terminal, a line says that it begins.
+        """
+        if self._console is None or not self._console.is_terminal:
+            self.say(name)
+            yield lambda *_: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=self._console, transient=True) as bars:
+            task = bars.add_task(name, total=total or None)
+
+            def update(done: int, whole: int = 0) -> None:
+                bars.update(task, completed=done, total=whole or total or None)
 
             yield update
 

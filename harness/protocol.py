@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from harness.datasets import get_dataset, list_datasets
+from harness.datasets import list_datasets, shipped_facts
+from harness.datasets.rooted import RootedDataset
 from harness.plan import PROMPTS
 from harness.records import Record
 from harness.variants import DENSE
@@ -15,9 +16,12 @@ EMBEDDED = "s14"  # the size whose text tower we trained
 def captions(dataset: str) -> str:
     """Say which of a dataset's class captions the embedded text tower saw in training.
 
-    Only where it saw none is a text classifier zero-shot.
+    Only where it saw none is a text classifier zero-shot. Of what isn't shipped nothing is said.
     """
-    seen = get_dataset(dataset).captions_seen
+    facts = shipped_facts(dataset)
+    if isinstance(facts, RootedDataset):
+        return "text classifier"
+    seen = facts.captions_seen
     if not any(seen):
         return "zero-shot: no class caption seen in text training"
     if all(seen):

@@ -58,7 +58,7 @@ def blank(
         tag=tag,
         weights_sha256=weights,
         dataset=dataset.name,
-        dataset_revision=dataset.revision,
+        dataset_revision=dataset.condition,
         split=plan.split,
         shots=tuning.shots,
         tuning=tuning.kind,

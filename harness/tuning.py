@@ -165,7 +165,7 @@ class Tuner:
             model=self.model,
             tag=self.tag,
             dataset=self.dataset.name,
-            provenance=told | {"dataset_revision": self.dataset.revision} | provenance,
+            provenance=told | {"dataset_revision": self.dataset.condition} | provenance,
         )
         checkpoint.unlink(missing_ok=True)
         return file
@@ -177,7 +177,7 @@ class Tuner:
         like = next(row.vit.blocks.parameters())
         told = [
             *(self.model, self.tag, self.weights, row.model, row.config, str(like.dtype)),
-            *(self.dataset.name, self.dataset.revision, shots, seed, asdict(config)),
+            *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
             *(drawn.train.image_ids, drawn.val.image_ids, like.device.type, torch.__version__),
         ]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

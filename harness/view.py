@@ -1,5 +1,6 @@
 """A dataset as the rows of a bench see it: what no tuning changes is found once."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -74,9 +75,19 @@ class View:
         return Tuner(self._parts, self.dataset, progress=self._progress, **told)
 
     def split(self, tuning: Tuning) -> Split:
-        """Return the images that are judged: without a probe, only those of nameable classes."""
+        """Return the images that are judged: without a probe, only those of nameable classes.
+
+        Raises:
+            ValueError: there are none.
+        """
         whole = subset(self.dataset.split(self._plan.split), self._plan.limit)
-        return whole if tuning.kind == PROBE else nameable(whole, self.text)
+        judged = whole if tuning.kind == PROBE else nameable(whole, self.text)
+        if not len(judged):
+            named = (
+                ", whose class or prompts the text tower knows the words of" if len(whole) else ""
+            )
+            raise ValueError(f"{self.dataset.name} has no {self._plan.split} images{named}")
+        return judged
 
     @cached_property
     def _rankings(self) -> Rankings | None:
@@ -139,8 +150,9 @@ class View:
     def _command(self) -> str:
         own = self.dataset.images_of == self.dataset.name
         dataset = self.dataset.asked_as if own else self.dataset.images_of
+        flags = shlex.join((dataset, *self.dataset.asked_with))
         return (
-            f"python -m harness rank --model {self._tower} --dataset {dataset} "
+            f"python -m harness rank --model {self._tower} --dataset {flags} "
             f"--split {self._plan.split} --full"
         )
 

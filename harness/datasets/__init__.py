@@ -1,31 +1,123 @@
-"""Find every dataset of this folder: a file that defines a concrete `Dataset` is enough."""
+"""Find every dataset: those of this folder by name, others by the path of what they are made from.
+
+A file of this folder that defines a concrete `Dataset` is enough.
+"""
 
 import difflib
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.datasets.base import Dataset, Example, Split, SplitName
-from harness.datasets.coop import PREFIX, CoopSplit
+from harness.datasets.coop import CoopSplit
+from harness.datasets.folder import FolderDataset, FolderParted
+from harness.datasets.rooted import RootedDataset
+from harness.datasets.wds import TarDataset
 from harness.discovery import concrete_classes
+from harness.progress import Progress
 
 __all__ = [
+    "KINDS",
     "Dataset",
     "Example",
     "Split",
     "SplitName",
+    "forget",
     "get_dataset",
+    "kind_of",
     "list_datasets",
     "names_of",
+    "root_of",
+    "shipped_facts",
 ]
 
-_from_files: dict[str, Dataset] = {}  # by name, the last one asked for
+CLASS_FOLDERS = "folder of class folders"
+ROOT = "CLIP_PATCHRANK_DATA"  # environment variable with the default of --root
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
+
+    make: from the path. what: that is, in words. expected: at the path.
+    """
+
+    make: Callable[[Path], Dataset]
+    what: str
+    expected: str
+
+
+KINDS = {
+    "coop": Kind(make=CoopSplit, what="a split file of CoOp", expected="split_zhou_*.json"),
+    "folder": Kind(
+        make=FolderDataset,
+        what=f"a {CLASS_FOLDERS}, or of train, val and test with such",
+        expected=CLASS_FOLDERS,
+    ),
+    "folder-parted": Kind(
+        make=FolderParted,
+        what=f"a {CLASS_FOLDERS}, parted here into train, val and test",
+        expected=CLASS_FOLDERS,
+    ),
+    "wds": Kind(
+        make=TarDataset,
+        what="a folder of tars as CLIP_benchmark has them",
+        expected="folder with classnames.txt and test/0.tar",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """What the command line says about all its datasets."""
+
+    root: Path | None = None
+    download: bool = False
+    templates: tuple[str, ...] = ()
+    skip_bad: bool | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    def prepared(self, dataset: Dataset) -> Dataset:
+        """Bind a dataset to its root, give it prompts and leave out what can't be read."""
+        told: list[str] = []
+        if isinstance(dataset, RootedDataset) and (root := root_of(self.root)):
+            dataset = dataset.at(root, download=self.download, progress=self.progress)
+            told += ["--root", str(root)]
+        if self.templates:
+            dataset = dataset.with_templates(self.templates)
+            told += ["--templates", *self.templates]
+        here = not (isinstance(dataset, RootedDataset) and dataset.root is None)
+        if self.skip_bad is not None and here:
+            from harness.decoded import bad_images, require_readable
+
+            if self.skip_bad:
+                dataset = dataset.without(bad_images(dataset, self.progress))
+                told += ["--skip-bad"]
+            else:
+                require_readable(dataset)
+        if told:
+            dataset.asked_with = tuple(told)
+        return dataset
+
+
+@dataclass
+class _Known:
+    """What this process was told: how datasets are taken, and those that were, by name."""
+
+    how: _How = field(default_factory=_How)
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+
+
+_known = _Known()
 
 
 @functools.cache
 def _classes() -> dict[str, type[Dataset]]:
     """Map dataset names to the classes of the folder's files."""
-    return concrete_classes(__name__, __path__, Dataset, but=(CoopSplit,))
+    made = (CoopSplit, FolderDataset, FolderParted, TarDataset)
+    return concrete_classes(__name__, __path__, Dataset, but=made)
 
 
 @functools.cache
@@ -33,60 +125,126 @@ def _made(name: str) -> Dataset:
     return _classes()[name]()
 
 
+def root_of(given: Path | None) -> Path | None:
+    """Return the root that was given, else the environment's, if any."""
+    told = os.environ.get(ROOT)
+    return given or (Path(told) if told else None)
+
+
 def list_datasets() -> tuple[str, ...]:
-    """List the names of all datasets, sorted; those that are made from a user's file have none."""
+    """List the names of all datasets, sorted; those made from the user's files have none."""
     return tuple(_classes())
 
 
+def shipped_facts(name: str) -> Dataset:
+    """Return one of ``list_datasets`` as it is by itself: without root, with its own prompts."""
+    return _made(name)
+
+
+def kind_of(name: str) -> str | None:
+    """Return the prefix of a dataset that is made from the user's files, None of another."""
+    fitting = (prefix for prefix in KINDS if name.startswith((f"{prefix}:", f"{prefix}-")))
+    return max(fitting, key=len, default=None)
+
+
 def get_dataset(name: str) -> Dataset:
-    """Return a dataset.
+    """Return a dataset, prepared as ``names_of`` was told.
 
     Args:
-        name: its name, which has one instance; or ``coop:PATH``, a split file of CoOp. That is read
-            anew, and from then on its own name means it, too.
+        name: its name, which has one instance; or ``PREFIX:PATH`` with a prefix of ``KINDS``. That
+            is read anew, and from then on its own name means it, too.
 
     Raises:
-        ValueError: no dataset has that name; the message holds the nearest one. Or a file that is
-            no split file.
-        FileNotFoundError: its shipped files are missing; the message holds the command. Or the
-            split file or its images are.
+        ValueError: no dataset has that name, the message holds the nearest; or what is there is none.
+        FileNotFoundError: files are missing; the message holds the command that gets them.
     """
-    if name.startswith(PREFIX):
-        if not (path := name.removeprefix(PREFIX)):
-            raise ValueError(f"dataset {name!r}: expected {PREFIX}PATH of a split_zhou_*.json")
-        dataset = CoopSplit(Path(path))
-        _from_files[dataset.name] = dataset
+    prefix, colon, path = name.partition(":")
+    if colon and prefix in KINDS:
+        kind = KINDS[prefix]
+        if not path:
+            raise ValueError(f"dataset {name!r}: expected {prefix}:PATH of a {kind.expected}")
+        dataset = _known.how.prepared(kind.make(Path(path)))
+        _known.datasets[dataset.name] = dataset
         return dataset
-    if name in _from_files:
-        return _from_files[name]
-    classes = _classes()
-    if name in classes:
-        return _made(name)
-    if name.startswith("coop-"):
-        raise ValueError(
-            f"dataset {name!r} is made from a split file of CoOp; give {PREFIX}PATH of that file"
-        )
-    near = difflib.get_close_matches(name, classes, n=1, cutoff=0.4)
+    if name in _known.datasets:
+        return _known.datasets[name]
+    if name in _classes():
+        dataset = _known.how.prepared(_made(name))
+        if dataset is not _made(name):
+            _known.datasets[name] = dataset
+        return dataset
+    raise ValueError(_unknown(name))
+
+
+def forget() -> None:
+    """Take datasets as they are by themselves again, and know none that was made by its path."""
+    _known.how = _How()
+    _known.datasets.clear()
+
+
+def _unknown(name: str) -> str:
+    """Say what is wrong with a name."""
+    prefix = kind_of(name)
+    if prefix is not None:
+        return f"dataset {name!r} is made from {KINDS[prefix].what}; give {prefix}:PATH of it"
+    near = difflib.get_close_matches(name, _classes(), n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"no dataset is called {name!r}.{hint} Choose from {', '.join(classes)}; "
-        f"`python -m harness list` shows them. {PREFIX}PATH is a split file of CoOp."
+    made = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
+    return (
+        f"no dataset is called {name!r}.{hint} Choose from {', '.join(_classes())}; "
+        f"`python -m harness list` shows them. {made}."
     )
 
 
-def names_of(given: Sequence[str]) -> list[str]:
-    """Return names for what the command line gives, so that nothing goes by a path from there on.
+def names_of(
+    given: Sequence[str],
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    templates: Sequence[str] | None = None,
+    skip_bad: bool | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Return names for what the command line gives, so that nothing goes by a path from then on.
 
     Args:
-        given: names, or ``coop:PATH``; after this ``get_dataset`` knows the latter by name.
+        given: names, or ``PREFIX:PATH``; after this ``get_dataset`` knows the latter by name.
+        root: folder that holds the datasets that aren't shipped; None for the environment's.
+        download: get what is missing there.
+        templates: prompts for all datasets instead of their own.
+        skip_bad: leave out images that can't be read; False refuses those found before.
+        progress: where to show what takes long, and which images are left out.
 
     Raises:
-        ValueError: two split files make datasets of one name; or see ``get_dataset``.
+        ValueError: two of one name; a root, and nothing that lies there; or see ``get_dataset``.
+        FileNotFoundError: a dataset that isn't shipped, and no root.
     """
-    names = [get_dataset(told).name if told.startswith(PREFIX) else told for told in given]
+    _known.how = _How(
+        root=root,
+        download=download,
+        templates=tuple(templates or ()),
+        skip_bad=skip_bad,
+        progress=progress or Progress(),
+    )
+    _known.datasets.clear()
+    rooted = [told for told in given if issubclass(_classes().get(told, Dataset), RootedDataset)]
+    if given and not rooted and (root is not None or download):
+        raise ValueError(
+            f"--{'download' if root is None else 'root'}: none of {', '.join(given)} lies below a "
+            "root; shipped datasets and PREFIX:PATH need none"
+        )
+    names = []
+    for told in given:
+        made = told.partition(":")[0] in KINDS and ":" in told
+        resolved = made or told in rooted or (bool(templates or skip_bad) and told in _classes())
+        dataset = get_dataset(told) if resolved else None
+        if isinstance(dataset, RootedDataset):
+            _ = dataset.place  # refuses what has no root
+        names.append(told if dataset is None else dataset.name)
     for told, name in zip(given, names, strict=True):
-        if told.startswith(PREFIX) and names.count(name) > 1:
+        if told != name and names.count(name) > 1:
             raise ValueError(
-                f"dataset {told!r}: another one given is called {name!r}, too; rename the file"
+                f"dataset {told!r}: another one given is called {name!r}, too; rename the "
+                f"{'file' if kind_of(told) == 'coop' else 'folder'}"
             )
     return names

@@ -1,15 +1,18 @@
 """Define what a dataset is: named classes and three disjoint, lazy, deterministic splits."""
 
 import abc
+import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args, overload
+from typing import ClassVar, Literal, Self, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from harness.captions import require_template
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -106,7 +109,8 @@ class Split(Sequence[Example]):
 class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
-    templates: prompts with one `{}`. shots_from: the split that few-shot images are drawn from;
+    templates: prompts with one `{}`. left_out: ids of images that no split has. asked_with: flags
+    beside ``--dataset`` that make it so. shots_from: the split that few-shot images are drawn from;
     "val" where the embedded text tower learnt from train, whose images would teach nothing new.
     Subclasses with all of this filled in are found by name; one that is made from a user's file
     names its instances.
@@ -118,7 +122,9 @@ class Dataset(abc.ABC):
     source: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
     build_command: ClassVar[str]
-    templates: ClassVar[tuple[str, ...]]
+    templates: tuple[str, ...]
+    left_out: frozenset[str] = frozenset()
+    asked_with: tuple[str, ...] = ()
     shots_from: ClassVar[SplitName] = "train"
 
     @property
@@ -160,7 +166,11 @@ class Dataset(abc.ABC):
         """
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
-        return self._split(name)
+        whole = self._split(name)
+        if not self.left_out:
+            return whole
+        kept = [i for i, image_id in enumerate(whole.image_ids) if image_id not in self.left_out]
+        return whole.subset(kept)
 
     def labels(self, name: SplitName) -> NDArray[np.int64]:
         """(n,) int64 labels of a split, without drawing an image."""
@@ -179,11 +189,50 @@ class Dataset(abc.ABC):
 
     @property
     def revision(self) -> str:
+        """12 hex digits that tell these images with their labels from others."""
+        own = self._revision()
+        if not self.left_out:
+            return own
+        return hashlib.sha256("\0".join((own, *sorted(self.left_out))).encode()).hexdigest()[:12]
+
+    def _revision(self) -> str:
         """First 12 hex digits of the sha256 over the shipped files, in order."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(self.path(file).read_bytes())
-        return digest.hexdigest()[:12]
+        content = b"".join(self.path(file).read_bytes() for file in self.files)
+        return hashlib.sha256(content).hexdigest()[:12]
+
+    @property
+    def condition(self) -> str:
+        """What records go by: the revision, and the templates where they aren't its own."""
+        if self.templates == type(self).templates:
+            return self.revision
+        digest = hashlib.sha256("\0".join(self.templates).encode()).hexdigest()[:8]
+        return f"{self.revision}-{digest}"
+
+    def with_templates(self, templates: Sequence[str]) -> Self:
+        """Return it with other prompts, see ``require_template``."""
+        for template in templates:
+            require_template(template)
+        other = copy.copy(self)
+        other.templates = tuple(dict.fromkeys(templates))
+        return other
+
+    def without(self, image_ids: Iterable[str]) -> Self:
+        """Return it without some images.
+
+        Raises:
+            ValueError: a class would be left without images in a split where it has some.
+        """
+        other = copy.copy(self)
+        other.left_out = self.left_out | frozenset(image_ids)
+        for name in SPLITS:
+            size = len(self.classes)
+            before, after = (np.bincount(d.labels(name), minlength=size) for d in (self, other))
+            if (lost := np.flatnonzero((before > 0) & (after == 0))).size:
+                raise ValueError(
+                    f"class {self.classes[lost[0]]!r} of {self.name!r} has no images left in "
+                    f"{name}: all {before[lost[0]]} can't be read"
+                )
+        return other
 
     @classmethod
     def path(cls, file: str) -> Path:

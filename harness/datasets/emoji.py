@@ -9,7 +9,7 @@ import functools
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class _EmojiTask(Dataset):
     source = "npm emoji-datasource-google 16.0.0, npm @lobehub/fluent-emoji-3d 1.1.0"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-index.json")
     build_command = "python -m harness.embedded.build_emoji"
-    templates: ClassVar[tuple[str, ...]] = (
+    templates: tuple[str, ...] = (
         "an emoji showing {}.",
         "an emoji of the kind {}.",
         "a drawing of {}.",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.flags.shared import add, golden_windows
+from harness.flags.shared import add, data, golden_windows
 from harness.flags.tuning import add_prompts, recipe
 from zoo.fit import FitConfig
 from zoo.tune_config import TuneConfig
@@ -26,6 +26,7 @@ def add_fit(commands: Any) -> None:
     parser.add_argument(
         "--dataset", nargs="*", default=[], help="its rankings that ship; without them, rank first"
     )
+    data(parser)
     parser.add_argument("--limit", type=int, default=250, help="images to rank per split")
     parser.add_argument("--block", type=int, help="reduction point; 3 if nothing is said")
     path: dict[str, Any] = {"nargs": "*", "type": Path, "default": [], "metavar": "PATH"}
@@ -65,6 +66,7 @@ def add_study(commands: Any) -> None:
     parser.add_argument("name", metavar="NAME", help="of the study, or `list`")
     parser.add_argument("--model", default="clip_vit_s14", help="needs a text tower")
     parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
+    data(parser)
     parser.add_argument("--keeps", nargs="+", type=float, help="default: the study's own")
     parser.add_argument("--seeds", type=int, default=3, help="fits, and random orders")
     parser.add_argument(

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.flags.shared import add, conditions
+from harness.flags.shared import add, conditions, data
 from harness.plan import Plan
 
 
@@ -29,6 +29,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32], help="for latency")
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder")
+    data(parser)
     conditions(parser, 250)
 
 
@@ -52,6 +53,7 @@ def add_eval(commands: Any) -> None:
     parser.add_argument("--shots", type=int, default=0, help="0: text classifier")
     _learned(parser)
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="learned before; no --shots")
+    data(parser)
     conditions(parser, 250)
 
 
@@ -74,4 +76,5 @@ def add_floor(commands: Any) -> None:
     parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
     parser.add_argument("--seeds", type=int, default=3, help="random orders")
     parser.add_argument("--rankings", nargs="*", type=Path, default=[], help="other golden files")
+    data(parser)
     conditions(parser, 250)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from harness.flags.shared import add, golden_windows
+from harness.flags.shared import add, data, golden_windows
 
 
 def add_rank(commands: Any) -> None:
@@ -16,8 +16,9 @@ def add_rank(commands: Any) -> None:
     )
     parser.add_argument("--model", default="clip_vit_s14")
     images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument("--dataset", help="see `list`; or coop:PATH, CoOp's split file")
+    images.add_argument("--dataset", help="see `datasets list`; or PREFIX:PATH")
     images.add_argument("--images", type=Path, metavar="FOLDER", help="any images, unlabelled")
+    data(parser)
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--limit", type=int, default=250, help="images; class-balanced")
     parser.add_argument("--full", action="store_true", help="all images, whatever --limit says")
@@ -52,6 +53,7 @@ def add_show(commands: Any) -> None:
     parser.add_argument("--by", help="ranking that decides what is kept; default: the predictor")
     parser.add_argument("--methods", nargs="*", default=[], help="more columns; see `list`")
     parser.add_argument("--dataset", help="whose classes the files may show")
+    data(parser)
     parser.add_argument("--classes", default="", help="their names instead, as a,b,c")
     parser.add_argument("--label", nargs="*", default=[], help="class of all files, or of each")
     golden_windows(parser)
@@ -70,6 +72,7 @@ def add_objects(commands: Any) -> None:
     )
     parser.add_argument("--model", default="clip_vit_s14")
     parser.add_argument("--dataset", default="fashion")
+    data(parser)
     parser.add_argument("--split", default="val", choices=("train", "val", "test"))
     parser.add_argument("--limit", type=int, default=60, help="images")
     parser.add_argument("--full", action="store_true", help="all images, whatever --limit says")
@@ -89,6 +92,7 @@ def add_curve(commands: Any) -> None:
     )
     parser.add_argument("--model", default="clip_vit_s14")
     parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
+    data(parser)
     parser.add_argument("--block", type=int, default=3, help="patches go before this block")
     parser.add_argument("--seeds", type=int, default=3, help="random orders")
     parser.add_argument("--rounds", type=int, default=3, help="timings; 0: none")
@@ -111,6 +115,7 @@ def add_speed(commands: Any) -> None:
     parser.add_argument("--model", default="clip_vit_s14")
     parser.add_argument("--random-weights", action="store_true", help="where none can be had")
     parser.add_argument("--dataset", default="fashion", help="where images come from")
+    data(parser)
     parser.add_argument("--split", default="val", choices=("train", "val", "test"))
     parser.add_argument("--images", type=int, default=4, help="how many")
     golden_windows(parser)

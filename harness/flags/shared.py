@@ -1,6 +1,7 @@
 """What the flags of several subcommands share."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +16,20 @@ def add(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentP
     )
     parser.set_defaults(command=example.split(maxsplit=1)[0])
     return parser
+
+
+def data(parser: argparse.ArgumentParser) -> None:
+    """Add what says where datasets lie and how they are taken."""
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="of datasets; default: CLIP_PATCHRANK_DATA's"
+    )
+    parser.add_argument("--download", action="store_true", help="get there what is missing")
+    parser.add_argument(
+        "--templates", nargs="+", metavar="TEXT", help="prompts with {} for the class, not its own"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that can't be read"
+    )
 
 
 def conditions(parser: argparse.ArgumentParser, limit: int) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.flags.shared import add
+from harness.flags.shared import add, data
 from zoo.tune_config import TuneConfig
 
 
@@ -19,7 +19,8 @@ def add_prompts(kinds: Any) -> None:
     )
     parser.set_defaults(what="prompts")
     parser.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
-    parser.add_argument("--dataset", required=True, help="see `list`, or coop:SPLIT_FILE")
+    parser.add_argument("--dataset", required=True, help="see `datasets list`; or PREFIX:PATH")
+    data(parser)
     parser.add_argument("--shots", type=int, default=16, metavar="K", help="images per class")
     parser.add_argument("--seed", type=int, default=0, help="of the images and of the recipe")
     recipe(parser)

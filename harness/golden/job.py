@@ -46,7 +46,7 @@ class Source:
             split=split,
             images=dataset.split(split),
             dataset=dataset,
-            flags=("--dataset", dataset.asked_as, "--split", split),
+            flags=("--dataset", dataset.asked_as, *dataset.asked_with, "--split", split),
         )
 
     @classmethod

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from harness.datasets import get_dataset
+from harness.datasets import KINDS, get_dataset
 from harness.images import read_image
 from zoo.reducer import expected
 
-PLACE = re.compile(r"(?P<dataset>coop:.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
+PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 TEMPLATES = ("a photo of a {}.",)  # for classes that come without a dataset
 
 
@@ -44,8 +44,8 @@ def find_pictures(
     """Load the images.
 
     Args:
-        places: paths of files, or ``dataset:split:index``, where the dataset may be ``coop:PATH``.
-            A file of that name goes first.
+        places: paths of files, or ``dataset:split:index``, where the dataset may be
+            ``PREFIX:PATH``. A file of that name goes first.
         dataset: whose classes the files may show.
         classes: class names instead of a dataset's.
         labels: class names of the files, one for all or one each.

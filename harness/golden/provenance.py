@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from harness.datasets import Dataset, kind_of
 from zoo.golden import GoldenConfig
 
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
@@ -85,11 +86,16 @@ class Provenance:
         return rank_command(**asdict(self))
 
 
+def ranked_revision(dataset: Dataset, score: str) -> str:
+    """Return the revision that rankings of a dataset go by; by some scores, prompts matter."""
+    return dataset.revision if score == "preservation" else dataset.condition
+
+
 def rank_command(**facts: Any) -> str:
     """Return the command that makes rankings with these fields of ``Provenance``."""
     source = "--dataset {dataset} --split {split}"
-    if facts["dataset"].startswith("coop-"):
-        source = "--dataset coop:SPLIT_FILE --split {split}"
+    if (prefix := kind_of(facts["dataset"])) is not None:
+        source = f"--dataset {prefix}:PATH --split {{split}}"
     if facts["split"] == FOLDER_SPLIT:
         source = "--images FOLDER"
     text = (

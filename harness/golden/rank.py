@@ -17,7 +17,7 @@ from harness.evaluate import turns
 from harness.golden.feed import ahead, loaders
 from harness.golden.folder import claimed, missing, shard_path, survey, write_shard
 from harness.golden.job import AUTO, Job, classes, within_budget
-from harness.golden.provenance import Provenance
+from harness.golden.provenance import Provenance, ranked_revision
 from harness.golden.shards import Shard
 from harness.golden.store import own_store
 from harness.golden.work import Team
@@ -135,11 +135,14 @@ class _Run:
     def provenance(self, precision: str) -> Provenance:
         """Return what the rankings are made from."""
         config, source = self.job.config, self.job.source
+        revision = source.revision
+        if source.dataset is not None:
+            revision = ranked_revision(source.dataset, config.score)
         return Provenance(
             model=self.tower.name,
             weights=fingerprint(self.tower.vit),
             dataset=source.name,
-            revision=source.revision,
+            revision=revision,
             split=source.split,
             score=config.score,
             block=config.block,

@@ -1,0 +1,1 @@
+"""What data sets are shipped in: finding, fetching, checking and unpacking it."""

@@ -1,0 +1,140 @@
+"""Whether a dataset is whole: counts, checksums, and every image decoded."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.datasets import kind_of
+from harness.datasets.base import SPLITS, Dataset, SplitName
+from harness.datasets.rooted import RootedDataset
+from harness.decoded import Decoded, decode_all
+from harness.evaluate import text_classifier
+from harness.progress import Progress
+from zoo.clip import create_clip
+
+SHOWN = 5  # names in a line
+TOWER = "clip_vit_s14"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        name: of the dataset.
+        revision: of the dataset.
+        classes: captions.
+        counts: images of each class, (classes,) by split.
+        bad: unreadable ones likewise; None where no image was decoded.
+        problems: what should be mended, one a line.
+        notes: what is good to know, one a line.
+        unreadable: why each image can't be read.
+    """
+
+    name: str
+    revision: str
+    classes: tuple[str, ...]
+    counts: dict[SplitName, NDArray[np.int64]]
+    bad: dict[SplitName, NDArray[np.int64]] | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> Checked:
+    """Check a dataset.
+
+    Args:
+        dataset: bound to its root if it needs one.
+        progress: where to show how far it is.
+        fast: decode no image, and so find neither damaged ones nor copies.
+    """
+    size = len(dataset.classes)
+    counts = {name: np.bincount(dataset.labels(name), minlength=size) for name in SPLITS}
+    uneven, notes = _uneven(dataset, counts)
+    problems: list[str] = []
+    # What a source has uneven or twice is a fact; in a folder of one's own it can be mended.
+    facts = notes if kind_of(dataset.name) is None else problems
+    facts += uneven
+    if isinstance(dataset, RootedDataset):
+        problems += dataset.problems(progress)
+    bad: dict[SplitName, NDArray[np.int64]] | None = None
+    unreadable: tuple[str, ...] = ()
+    if not fast:
+        found = decode_all(dataset, progress, known=False)
+        unreadable = tuple(found.bad.values())
+        bad = {name: _bad(dataset, found, name) for name in SPLITS}
+        if unreadable:
+            problems.append(f"{len(unreadable)} unreadable images; --skip-bad leaves them out")
+        facts += _copies(dataset, found)
+    notes += _unnamed(dataset)
+    return Checked(
+        name=dataset.name,
+        revision=dataset.revision,
+        classes=dataset.classes,
+        counts=counts,
+        bad=bad,
+        problems=tuple(problems),
+        notes=tuple(notes),
+        unreadable=unreadable,
+    )
+
+
+def _uneven(
+    dataset: Dataset, counts: dict[SplitName, NDArray[np.int64]]
+) -> tuple[list[str], list[str]]:
+    """Tell classes that a split lacks; and splits without images."""
+    uneven, notes = [], []
+    for name in SPLITS:
+        lacking = [dataset.classes[i] for i in np.flatnonzero(counts[name] == 0)]
+        if len(lacking) == len(dataset.classes):
+            notes.append(f"{name} has no images")
+        elif lacking:
+            uneven.append(f"{name} has no image of {len(lacking)} classes: {_some(lacking)}")
+    if not counts["test"].any():
+        notes.append("measure on another split than test, with --split")
+    return uneven, notes
+
+
+def _bad(dataset: Dataset, found: Decoded, name: SplitName) -> NDArray[np.int64]:
+    """Count a split's unreadable images by class."""
+    lost = np.array([not digest for digest in found.digests[name]], dtype=np.bool_)
+    return np.bincount(dataset.labels(name)[lost], minlength=len(dataset.classes))
+
+
+def _copies(dataset: Dataset, found: Decoded) -> list[str]:
+    """Tell images with equal pixels that are in two splits, or in two classes of one."""
+    places: dict[str, list[tuple[SplitName, int, str]]] = defaultdict(list)
+    for name in SPLITS:
+        split = dataset.split(name)
+        told = zip(found.digests[name], split.labels.tolist(), split.image_ids, strict=True)
+        for digest, label, image_id in told:
+            if digest:
+                places[digest].append((name, label, image_id))
+    groups = [group for group in places.values() if len(group) > 1]
+    apart = [group for group in groups if len({name for name, _, _ in group}) > 1]
+    torn = [group for group in groups if len({label for _, label, _ in group}) > 1]
+    lines = []
+    for what, some in (("two splits", apart), ("two classes", torn)):
+        if some:
+            ids = _some([image_id for _, _, image_id in some[0]])
+            lines.append(f"images that are in {what}, pixel for pixel: {len(some)}, such as {ids}")
+    return lines
+
+
+def _unnamed(dataset: Dataset) -> list[str]:
+    """Tell classes with words that the text tower that ships never saw."""
+    parts = create_clip(TOWER)
+    _, left_out = text_classifier(parts, dataset.with_templates(("{}",)))
+    if not left_out:
+        return []
+    return [
+        f"{len(left_out)} of {len(dataset.classes)} classes have words that the text tower of "
+        f"{TOWER} never saw; without shots it leaves them out: {_some(left_out)}"
+    ]
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

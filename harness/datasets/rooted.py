@@ -1,0 +1,159 @@
+"""Datasets that aren't shipped here: their images lie below a root that the user names."""
+
+import abc
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Self
+
+import numpy as np
+
+from harness.archives.archive import Archive
+from harness.archives.download import require_sum
+from harness.archives.provide import Provider
+from harness.datasets.base import SPLITS, Dataset, Split, SplitName
+from harness.datasets.image_list import ImageList, shortened
+from harness.progress import Progress
+
+
+class RootedDataset(Dataset):
+    """A public dataset in a folder below a root, laid out as CoOp's DATASETS.md says.
+
+    What doesn't hang on the images is known without a root. Images, labels and whatever else is
+    read need ``at``.
+
+    folder: below the root. archives: files that the source ships. counts: images per split of the
+    whole dataset, 0 where it has no such split. class_count: its number of classes.
+    homepage: of the source. citation: of the paper.
+    """
+
+    folder: ClassVar[str]
+    archives: ClassVar[tuple[Archive, ...]]
+    counts: ClassVar[Mapping[SplitName, int]]
+    class_count: ClassVar[int]
+    homepage: ClassVar[str]
+    citation: ClassVar[str]
+    files = ()
+    build_command = "none: it is downloaded"
+    root: Path | None = None
+
+    def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
+        """Return the dataset as it lies below a root; archives that are there are unpacked.
+
+        Args:
+            root: the folder that holds ``folder``.
+            download: get what is missing, where that needs no licence.
+            progress: where to show it; None for nowhere.
+
+        Raises:
+            FileNotFoundError: no such root; or something is missing: names it, where it was looked
+                for and how to get it.
+            NotADirectoryError: the root is a file.
+            ValueError: an archive or list is damaged, not the source's or not to be trusted.
+            OSError: a download failed, or there is no room.
+        """
+        place = root.expanduser().absolute()
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"--root {str(root)!r} is a file; give a folder")
+        if not place.exists() and not download:
+            raise FileNotFoundError(
+                f"--root {str(root)!r}: there is no such folder; {self.name!r} is looked for in "
+                f"{self.folder!r} in it"
+            )
+        bound = type(self)()
+        bound.root = place
+        Provider(
+            dataset=self.name,
+            folder=bound.place,
+            archives=self.archives,
+            may_download=download,
+            progress=progress or Progress(),
+        ).provide()
+        return bound
+
+    @property
+    def place(self) -> Path:
+        """The folder of the dataset.
+
+        Raises:
+            FileNotFoundError: no root was given.
+        """
+        if self.root is None:
+            raise FileNotFoundError(
+                f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, the "
+                f"folder that holds {self.folder!r}; docs/datasets.md says what belongs there"
+            )
+        return self.root / self.folder
+
+    @property
+    def captions_seen(self) -> tuple[bool, ...]:
+        """True throughout: nobody knows, so no result counts as zero-shot."""
+        return (True,) * self.class_count
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing, in (0, 1]: one over the number of classes."""
+        return 1 / self.class_count
+
+    def _revision(self) -> str:
+        """First 12 hex digits of a sha256 over what lists the images and their names and sizes."""
+        digest = hashlib.sha256(self._lists())
+        for split in SPLITS:
+            self._images(split).add_to(digest)
+        return digest.hexdigest()[:12]
+
+    @abc.abstractmethod
+    def _lists(self) -> bytes:
+        """Return what says which images and classes there are, b"" where folders do."""
+
+    @abc.abstractmethod
+    def _images(self, name: SplitName) -> ImageList:
+        """List the images of a split."""
+
+    def _split(self, name: SplitName) -> Split:
+        return self._images(name).split()
+
+    def _differences(self) -> Iterator[str]:
+        """Yield what is missing or too much, but for counts and archives."""
+        for split in SPLITS:
+            yield from self._images(split).differences()
+
+    def problems(self, progress: Progress | None = None) -> list[str]:
+        """Say in what the data differs from the whole dataset: images, classes, archives.
+
+        No image is opened. Archives that are still there are read, which takes long.
+
+        Raises:
+            FileNotFoundError: no root was given.
+        """
+        found = []
+        if (got := len(self.classes)) != self.class_count:
+            found.append(f"classes: {got:,} instead of {self.class_count:,}")
+        for split in SPLITS:
+            if (got := len(self.split(split))) != self.counts[split]:
+                found.append(f"{split}: {got:,} images instead of {self.counts[split]:,}")
+            if self.counts[split]:
+                found += self._unseen(split)
+        found += self._differences()
+        for archive in self.archives:
+            if (file := archive.find(self.place)) is not None:
+                with (progress or Progress()).bytes(file.name, file.stat().st_size) as update:
+                    try:
+                        require_sum(archive, file, update)
+                    except ValueError as error:
+                        found.append(str(error))
+        return found
+
+    def _unseen(self, split: SplitName) -> list[str]:
+        """Name classes without images."""
+        counts = np.bincount(self.labels(split), minlength=len(self.classes))
+        names = [self.classes[label] for label in np.flatnonzero(counts == 0)]
+        if not names:
+            return []
+        return [f"{split}: no image of {len(names):,} classes, such as {shortened(names)}"]
+
+
+def counted(*, train: int, val: int, test: int) -> Mapping[SplitName, int]:
+    """Say how many images the splits have."""
+    return MappingProxyType({"train": train, "val": val, "test": test})

@@ -1,0 +1,177 @@
+"""Every image of a dataset decoded once: which can't be, and which are the same.
+
+What was found is kept in the user's cache, so a pass that stops goes on from there.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b, sha256
+from pathlib import Path
+
+from harness.datasets.base import SPLITS, Dataset, Split, SplitName
+from harness.progress import Progress
+from zoo.files import write_whole
+from zoo.weights import cache_folder
+
+CHUNK = 128  # images that threads share out
+SAVED_S = 30.0  # seconds between two states on disk
+SHOWN = 3  # images in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What came of it.
+
+    Attributes:
+        digests: by split, in its order: 16 hex digits over an image's pixels, "" if unreadable.
+        bad: by image id, why it can't be read.
+    """
+
+    digests: dict[SplitName, list[str]] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> Decoded:
+    """Decode every image of a dataset.
+
+    Args:
+        dataset: which.
+        progress: where to show how far it is.
+        known: an earlier pass that came to its end counts; images that it couldn't read are tried
+            again. A pass that was stopped always counts.
+    """
+    path = _place(dataset)
+    found = _read(path, dataset)
+    splits = {name: dataset.split(name) for name in SPLITS}
+    total = sum(len(split) for split in splits.values())
+    done = sum(len(found.digests[name]) for name in SPLITS)
+    if done == total and not known:
+        found, done = _nothing(), 0
+    _again(found, splits)
+    if done == total:
+        _write(path, found)
+        return found
+    saved = time.monotonic()
+    with progress.task(f"reading {dataset.name}", total) as update, ThreadPoolExecutor() as threads:
+        try:
+            for name, split in splits.items():
+                digests = found.digests[name]
+                for start in range(len(digests), len(split), CHUNK):
+                    places = range(start, min(start + CHUNK, len(split)))
+                    results = list(threads.map(_tried(split), places))
+                    ids = split.subset(places).image_ids
+                    found.bad.update(
+                        {i: why for i, (_, why) in zip(ids, results, strict=True) if why}
+                    )
+                    digests += [digest for digest, _ in results]
+                    done += len(places)
+                    update(done)
+                    if time.monotonic() - saved > SAVED_S:
+                        _write(path, found)
+                        saved = time.monotonic()
+        finally:
+            _write(path, found)
+    return found
+
+
+def require_readable(dataset: Dataset) -> None:
+    """Refuse a dataset of which an earlier pass found that it has images that can't be read.
+
+    Raises:
+        ValueError: names the first.
+    """
+    path = _place(dataset)
+    found = _read(path, dataset)
+    if not found.bad:
+        return
+    _again(found, {name: dataset.split(name) for name in SPLITS})
+    _write(path, found)
+    if found.bad:
+        raise ValueError(
+            f"images of {dataset.name} that can't be read, as was found before: {len(found.bad)}; "
+            f"the first: {next(iter(found.bad.values()))}"
+        )
+
+
+def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
+    """Return the ids of the images that can't be read, and tell how many and where all are listed.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    found = decode_all(dataset, progress)
+    if not found.bad:
+        return frozenset()
+    if len(found.bad) == sum(len(digests) for digests in found.digests.values()):
+        raise ValueError(f"none of the {len(found.bad)} images of {dataset.name} can be read")
+    listed = _place(dataset).with_suffix(".txt")
+    write_whole(listed, "".join(f"{why}\n" for why in found.bad.values()).encode())
+    progress.say(
+        f"{dataset.name}: left out, as they can't be read: {len(found.bad)} images; all are listed "
+        f"in {listed}"
+    )
+    for why in list(found.bad.values())[:SHOWN]:
+        progress.say(f"  {why}")
+    return frozenset(found.bad)
+
+
+def _tried(split: Split) -> Callable[[int], tuple[str, str]]:
+    """Return what decodes one image: its digest, or why there is none."""
+
+    def one(place: int) -> tuple[str, str]:
+        try:
+            image = split[place].image
+        except (ValueError, OSError) as error:
+            return "", str(error)
+        digest = blake2b(image.tobytes(), digest_size=8)
+        digest.update(str(image.size).encode())
+        return digest.hexdigest(), ""
+
+    return one
+
+
+def _again(found: Decoded, splits: dict[SplitName, Split]) -> None:
+    """Try once more what couldn't be read; it may have been replaced."""
+    for name, split in splits.items():
+        digests = found.digests[name]
+        for place in [i for i, digest in enumerate(digests) if not digest]:
+            digests[place], why = _tried(split)(place)
+            [image_id] = split.subset([place]).image_ids
+            if why:
+                found.bad[image_id] = why
+            else:
+                found.bad.pop(image_id, None)
+
+
+def _nothing() -> Decoded:
+    return Decoded(digests={name: [] for name in SPLITS})
+
+
+def _place(dataset: Dataset) -> Path:
+    """Return where the state is kept: by the images, and where they lie."""
+    root = getattr(dataset, "root", None)
+    told = [dataset.name, dataset.revision, dataset.asked_as, str(root)]
+    key = sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return cache_folder() / "decoded" / f"{dataset.name}-{key}.json"
+
+
+def _read(path: Path, dataset: Dataset) -> Decoded:
+    """Read a state; one that doesn't fit is none."""
+    if not path.is_file():
+        return _nothing()
+    try:
+        told = json.loads(path.read_bytes())
+        digests = {name: [str(digest) for digest in told["digests"][name]] for name in SPLITS}
+        found = Decoded(digests=digests, bad={str(k): str(v) for k, v in told["bad"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _nothing()
+    fits = all(len(digests[name]) <= len(dataset.labels(name)) for name in SPLITS)
+    return found if fits else _nothing()
+
+
+def _write(path: Path, found: Decoded) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(asdict(found)).encode())

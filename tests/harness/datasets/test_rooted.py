@@ -1,0 +1,249 @@
+"""One contract over all public datasets, on small copies packed as their sources ship them."""
+
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.datasets import get_dataset, list_datasets
+from harness.datasets.base import SPLITS
+from harness.datasets.rooted import RootedDataset
+from harness.few_shot import draw
+from harness.protocol import captions
+
+NAMES = [name for name in list_datasets() if isinstance(get_dataset(name), RootedDataset)]
+ZHOU = [name for name in NAMES if hasattr(get_dataset(name), "split_file")]
+FOLDERS = [name for name in NAMES if name.startswith("imagenet")]
+Ship = Callable[..., object]
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def file_of(dataset: RootedDataset, image_id: str) -> Path:
+    """Find the file of an image; many a class has one of the same name."""
+    *_, folder, name = image_id.split("/")
+    found = [path for path in dataset.place.rglob("*") if path.name == name]
+    [file] = [path for path in found if path.parent.name == folder] or found
+    return file
+
+
+def test_there_are_fifteen():
+    assert len(NAMES) == 15
+    assert len(ZHOU) == 9
+    assert len(FOLDERS) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts_are_known_without_a_root(name: str):
+    dataset = get_dataset(name)
+    assert set(dataset.counts) == set(SPLITS)
+    assert dataset.counts["test"] > 0
+    assert dataset.chance == 1 / dataset.class_count
+    assert dataset.captions_seen == (True,) * dataset.class_count
+    assert captions(name) == "text classifier"
+    [template] = dataset.templates
+    assert template.count("{}") == 1
+    for text in (dataset.title, dataset.license, dataset.source, dataset.citation):
+        assert text == text.strip() != ""
+    assert dataset.homepage.startswith("https://")
+    for archive in dataset.archives:
+        assert archive.page.startswith("https://")
+        assert archive.url is None or archive.url.startswith("https://")
+        for told in archive.checksums:
+            kind, _, digits = told.partition(":")
+            assert len(bytes.fromhex(digits)) == {"md5": 16, "sha256": 32}[kind]
+    with pytest.raises(FileNotFoundError, match=f"'{name}' isn't shipped here; .*--root FOLDER"):
+        dataset.split("test")
+    with pytest.raises(FileNotFoundError, match="--root"):
+        _ = dataset.revision
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_is_unpacked_and_read(name: str, ship: Ship, tmp_path: Path):
+    copy = ship(name)
+    dataset = get_dataset(name).at(tmp_path)
+    for split in SPLITS:
+        wanted, found = sorted(copy.examples[split]), dataset.split(split)
+        assert sorted(zip(found.image_ids, found.labels.tolist(), strict=True)) == [
+            (image_id, label) for image_id, label, _ in wanted
+        ]
+        pictures = {example.image_id: example for example in found}
+        for image_id, label, content in wanted:
+            example = pictures[image_id]
+            assert example.label == label
+            decoded = Image.open(io.BytesIO(content)).convert("RGB")
+            assert np.array_equal(example.image, decoded)
+            assert str(tmp_path) not in image_id
+    revision = dataset.revision
+    again = get_dataset(name).at(tmp_path)
+    assert (again.revision, len(revision)) == (revision, 12)
+    assert list(tmp_path.rglob("*.unpacking")) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_problems_tell_a_copy_from_the_whole(name: str, ship: Ship, tmp_path: Path):
+    copy = ship(name)
+    dataset = get_dataset(name).at(tmp_path)
+    found = "\n".join(dataset.problems())
+    for split in SPLITS:
+        whole, there = dataset.counts[split], len(copy.examples[split])
+        assert (f"{split}: {there:,} images instead of {whole:,}" in found) == (there != whole)
+    if name in FOLDERS:
+        labels = {label for _, label, _ in copy.examples["test"]}
+        assert "class folders missing in" in found
+        assert f"test: no image of {dataset.class_count - len(labels)} classes" in found
+    else:
+        assert f"classes: {len(dataset.classes)} instead of {dataset.class_count}" in found
+    assert "md5" not in found
+    for archive in dataset.archives:
+        if (file := archive.find(dataset.place)) and archive.checksums:
+            file.write_bytes(b"another")
+            [line] = [line for line in dataset.problems() if str(file) in line]
+            assert f"expected {archive.checksums[0]}" in line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_there_names_the_folder_the_file_and_the_way(name: str, tmp_path: Path):
+    dataset = get_dataset(name)
+    with pytest.raises(FileNotFoundError, match=r"--root '.*none': there is no such folder"):
+        dataset.at(tmp_path / "none")
+    with pytest.raises(FileNotFoundError) as caught:
+        dataset.at(tmp_path)
+    text = str(caught.value)
+    assert str(tmp_path / dataset.folder) in text
+    for archive in dataset.archives:
+        if not archive.optional:
+            assert archive.file in text
+            assert archive.page in text
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file; give a folder"):
+        dataset.at(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_truncated_archive_is_named_and_nothing_stays(name: str, ship: Ship, tmp_path: Path):
+    copy = ship(name)
+    dataset = get_dataset(name)
+    folder = tmp_path / dataset.folder
+    for file, content in copy.archives.items():
+        if file.endswith(".json"):
+            continue
+        place = folder / file
+        place.write_bytes(content[: len(content) * 2 // 3])
+        match = rf"'{place}' has md5:.* at [\d,]+ bytes; expected md5:"
+        with pytest.raises(ValueError, match=match):
+            dataset.at(tmp_path)
+        held = [archive.holds for archive in dataset.archives if archive.file == file]
+        assert not any((folder / path).exists() for path in held)
+        assert not list(folder.glob("*.unpacking"))
+        place.write_bytes(content)
+        for there in folder.iterdir():
+            if there.is_dir():
+                shutil.rmtree(there)
+    assert len(dataset.at(tmp_path).split("test"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_corrupt_image_is_named_when_it_is_read(name: str, ship: Ship, tmp_path: Path):
+    ship(name)
+    dataset = get_dataset(name).at(tmp_path)
+    before = dataset.revision
+    image_id = dataset.split("test").image_ids[1]
+    file = file_of(dataset, image_id)
+    file.write_bytes(file.read_bytes()[:100])
+    changed = get_dataset(name).at(tmp_path)
+    assert changed.split("test")[0].image.mode == "RGB"
+    with pytest.raises(ValueError, match=f"image '.*{file.name}' can't be read"):
+        changed.split("test")[1]
+    assert changed.revision != before
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"image '.*{file.name}' of '{name}' is missing"):
+        changed.split("test")[1]
+    if name not in FOLDERS:
+        lines = get_dataset(name).at(tmp_path).problems()
+        [line] = [line for line in lines if "images are missing" in line]
+        assert file.name in line
+
+
+@pytest.mark.parametrize("name", ZHOU)
+def test_a_split_file_that_lies_is_named(name: str, ship: Ship, tmp_path: Path):
+    copy = ship(name)
+    dataset = get_dataset(name).at(tmp_path)
+    file = dataset.place / dataset.split_file
+    told = json.loads(file.read_text())
+    file.write_bytes(pickle.dumps(told))
+    with pytest.raises(ValueError, match=f"{file.name}' is a pickle, which may run any code"):
+        get_dataset(name).at(tmp_path).split("test")
+    lost = {split: [e for e in told[split] if e[1] != 0] for split in SPLITS}
+    file.write_text(json.dumps(lost))
+    with pytest.raises(ValueError, match=f"{file.name}'.*without gaps; 0 is missing"):
+        get_dataset(name).at(tmp_path).split("test")
+    told["val"][0][0] = "../" + told["val"][0][0]
+    file.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=f"{file.name}'.*may leave the folder of images"):
+        get_dataset(name).at(tmp_path).split("test")
+    file.write_bytes(copy.archives[file.name])
+    assert len(get_dataset(name).at(tmp_path).split("test")) == len(copy.examples["test"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_class_leaves_the_others_as_they_are(name: str, ship: Ship, tmp_path: Path):
+    copy = ship(name)
+    dataset = get_dataset(name).at(tmp_path)
+    label = copy.examples["test"][-1][1]
+    for split in SPLITS:
+        for image_id, at, _ in copy.examples[split]:
+            if at == label:
+                file_of(dataset, image_id).unlink()
+    for folder in sorted(dataset.place.rglob("*"), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    found = get_dataset(name).at(tmp_path)
+    kept = [i for i, at in enumerate(found.labels("test").tolist()) if at != label]
+    assert all(found.split("test")[i].image.mode == "RGB" for i in kept)
+    lines = "\n".join(found.problems())
+    if name in FOLDERS:
+        present = {at for _, at, _ in copy.examples["test"]} - {label}
+        assert f"test: no image of {dataset.class_count - len(present)} classes" in lines
+    else:
+        gone = [image_id for image_id, at, _ in copy.examples["test"] if at == label]
+        assert f"{len(gone)} images are missing in" in lines
+        assert gone[0].removeprefix(f"{name}/") in lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shots_come_from_train_or_are_refused(name: str, ship: Ship, tmp_path: Path):
+    copy = ship(name)
+    dataset = get_dataset(name).at(tmp_path)
+    if not copy.examples["train"]:
+        match = f"1 shots asked for, but '{name}' has no train images: it is for testing only"
+        with pytest.raises(ValueError, match=match):
+            draw(dataset, 1, seed=1)
+    elif name != "imagenet":
+        assert np.bincount(draw(dataset, 1, seed=1).train.labels).tolist() == [1] * len(
+            dataset.classes
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unpacked_by_hand_does_as_well(name: str, ship: Ship, tmp_path: Path):
+    copy = ship(name)
+    first = get_dataset(name).at(tmp_path)
+    facts = (first.revision, first.split("test").image_ids)
+    for file in copy.archives:
+        if not file.endswith(".json"):
+            (first.place / file).unlink()
+    shutil.move(first.place, tmp_path / "elsewhere")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / first.folder).symlink_to(tmp_path / "elsewhere")
+    second = get_dataset(name).at(tmp_path / "moved")
+    assert (second.revision, second.split("test").image_ids) == facts

@@ -1,0 +1,208 @@
+"""What `datasets list` and `datasets check` say and return."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.cli import main
+from harness.datasets import forget, get_dataset, list_datasets, names_of
+from harness.datasets.base import Dataset
+from harness.datasets.folder import FolderDataset
+from harness.datasets.rooted import RootedDataset
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bag and a dress in each split, three of each."""
+    folder = tmp_path / "shop"
+    for seed, name in enumerate(
+        f"{split}/{kind}/{i}.png"
+        for split in ("train", "val", "test")
+        for kind in ("bag", "dress")
+        for i in range(3)
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    return folder
+
+
+def row(text: str, name: str) -> list[str]:
+    [line] = [line for line in text.splitlines() if line.startswith(f"│ {name} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+def test_a_whole_folder(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["datasets", "check", f"folder:{folder}"]) == 0
+    out = capsys.readouterr().out
+    assert row(out, "bag") == row(out, "dress") == ["3", "3", "3", "0"]
+    assert row(out, "(all)") == ["6", "6", "6", "0"]
+    revision = FolderDataset(folder).revision
+    assert f"folder-shop, revision {revision}: 18 images read, no problem found" in out
+    assert "problem:" not in out
+    assert "note:" not in out
+
+
+def test_damaged_images(folder: Path, capsys: pytest.CaptureFixture[str]):
+    os.truncate(folder / "test" / "bag" / "1.png", 70)
+    (folder / "train" / "bag" / "0.png").write_text("no image")
+    assert main(["datasets", "check", f"folder:{folder}"]) == 1
+    out = capsys.readouterr().out
+    assert row(out, "bag") == ["3", "3", "3", "2"]
+    assert "problem: 2 unreadable images; --skip-bad leaves them out" in out
+    for name in ("test/bag/1.png", "train/bag/0.png"):
+        assert f"  image '{folder / name}' can't be read (" in out
+    assert out.rstrip().endswith("18 images read, problems: 1")
+    assert main(["datasets", "check", f"folder:{folder}", "--fast"]) == 0
+    out = capsys.readouterr().out
+    assert row(out, "bag") == ["3", "3", "3"]
+    assert "18 images listed, no problem found" in out
+
+
+def test_oversized_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    Image.new("RGB", (100, 100)).save(folder / "test" / "bag" / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    assert main(["datasets", "check", f"folder:{folder}"]) == 1
+    assert "bomb.png' is too large to be trusted" in capsys.readouterr().out
+
+
+def test_copies_in_two_splits_and_in_two_classes(folder: Path, capsys: pytest.CaptureFixture[str]):
+    content = (folder / "train" / "bag" / "0.png").read_bytes()
+    (folder / "test" / "bag" / "copy.png").write_bytes(content)
+    content = (folder / "val" / "bag" / "0.png").read_bytes()
+    (folder / "val" / "dress" / "copy.png").write_bytes(content)
+    assert main(["datasets", "check", f"folder:{folder}"]) == 1
+    out = capsys.readouterr().out
+    told = "'folder-shop/train/bag/0.png', 'folder-shop/test/bag/copy.png'"
+    assert f"problem: images that are in two splits, pixel for pixel: 1, such as {told}" in out
+    told = "'folder-shop/val/bag/0.png', 'folder-shop/val/dress/copy.png'"
+    assert f"problem: images that are in two classes, pixel for pixel: 1, such as {told}" in out
+
+
+def test_classes_that_a_split_lacks(folder: Path, capsys: pytest.CaptureFixture[str]):
+    for path in (folder / "train" / "dress").iterdir():
+        path.unlink()
+    (folder / "train" / "dress").rmdir()
+    assert main(["datasets", "check", f"folder:{folder}", "--fast"]) == 1
+    out = capsys.readouterr().out
+    assert "problem: train has no image of 1 classes: 'dress'" in out
+    assert row(out, "dress") == ["0", "3", "3"]
+
+
+def test_splits_without_images_and_unknown_words(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "train" / "dress").rename(folder / "train" / "xylophonist")
+    assert main(["datasets", "check", f"folder:{folder / 'train'}", "--fast"]) == 0
+    out = capsys.readouterr().out
+    assert "note: train has no images\nnote: val has no images\n" in out
+    assert "note: 1 of 2 classes have words that the text tower of clip_vit_s14 never saw" in out
+    assert "'xylophonist'" in out
+    assert main(["datasets", "check", f"folder-parted:{folder / 'train'}", "--fast"]) == 0
+
+
+def test_of_many_classes_those_that_stand_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for i in range(50):
+        for split in ("train", "test") if i != 7 else ("train",):
+            (tmp_path / "many" / split / f"c{i}").mkdir(parents=True)
+            Image.new("RGB", (i + 1, 3)).save(tmp_path / "many" / split / f"c{i}" / "x.png")
+    assert main(["datasets", "check", f"folder:{tmp_path / 'many'}", "--fast"]) == 1
+    out = capsys.readouterr().out
+    assert row(out, "c7") == ["1", "0"]
+    assert row(out, "(all)") == ["50", "49"]
+    assert row(out, "(median)") == ["1", "1"]
+    assert "│ c8 " not in out
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ("fasion", "Did you mean 'fashion'"),
+        ("folder:gone", "folder '.*gone' does not exist"),
+        ("caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
+        ("fashion --root x", "--root: none of fashion lies below a root"),
+        ("fashion --download", "--download: none of fashion lies below a root"),
+    ],
+)
+def test_what_can_not_be_checked(
+    given: str, match: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CLIP_PATCHRANK_DATA", raising=False)
+    assert main(["datasets", "check", *given.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    with pytest.raises(ValueError, match=match):
+        raise ValueError(err)
+
+
+def test_shipped_datasets_are_whole(capsys: pytest.CaptureFixture[str]):
+    assert main(["datasets", "check", "emoji-subcategory", "--fast"]) == 0
+    out = capsys.readouterr().out
+    assert "1,278 images listed, no problem found" in out
+    assert "note: val has no image of 4 classes: 'neutral or skeptical face', " in out
+
+
+def test_the_list_shows_every_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "400")
+    (tmp_path / "dtd").mkdir()
+    assert main(["datasets", "list", "--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for name in list_datasets():
+        assert row(out, name)
+    assert row(out, "fashion")[1:6] == ["10", "1200", "600", "1800", "10 %"]
+    assert row(out, "dtd")[1:7] == ["47", "2820", "1128", "1692", "2.13 %", "dtd, there"]
+    assert row(out, "caltech101")[6] == "caltech-101, not there"
+    for prefix in ("coop", "folder", "folder-parted", "wds"):
+        assert f"\n{prefix}:PATH is " in out
+
+
+class Shelf(RootedDataset):
+    """A dataset below a root whose source has one image more than there is."""
+
+    name = "shelf"
+    folder = "shelf"
+
+
+def test_a_dataset_of_a_source_says_its_own_problems(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    inner = FolderDataset(folder)
+    content = (folder / "train" / "bag" / "0.png").read_bytes()
+    (folder / "test" / "bag" / "2.png").write_bytes(content)
+
+    class Bound(Shelf):
+        classes = inner.classes
+
+        def at(self, root: Path, **told: object) -> Dataset:
+            self.root = root
+            return self
+
+        def problems(self, progress: object = None) -> list[str]:
+            return ["test: 6 images instead of 7"]
+
+        def _split(self, name):
+            return inner._split(name)
+
+        def _revision(self) -> str:
+            return "0" * 12
+
+        def _differences(self):
+            return iter(())
+
+    Bound.__abstractmethods__ = frozenset()  # whatever else a source's dataset has to say
+    monkeypatch.setattr("harness.datasets._classes", lambda: {"shelf": Bound})
+    monkeypatch.setattr("harness.datasets._made", lambda name: Bound())
+    assert main(["datasets", "check", "shelf", "--root", str(folder.parent)]) == 1
+    out = capsys.readouterr().out
+    assert "problem: test: 6 images instead of 7" in out
+    assert "note: images that are in two splits" in out
+    assert names_of(["shelf"], root=folder.parent) == ["shelf"]
+    assert get_dataset("shelf").asked_with == ("--root", str(folder.parent))
+    forget()
+    monkeypatch.setenv("CLIP_PATCHRANK_DATA", str(folder.parent))
+    assert main(["datasets", "check", "shelf", "--fast"]) == 1

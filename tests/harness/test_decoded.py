@@ -1,0 +1,206 @@
+"""Images decoded once: what is found, kept, gone on with and tried again."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from harness import decoded as module
+from harness.datasets import Dataset, forget, get_dataset, names_of
+from harness.datasets.folder import FolderDataset
+from harness.decoded import bad_images, decode_all, require_readable
+from harness.progress import Progress
+
+BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
+QUIET = Progress()
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    forget()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images of two classes in train and in test; one of each is damaged."""
+    folder = tmp_path / "pets"
+    for seed, name in enumerate(
+        f"{split}/{kind}/{i}.png"
+        for split in ("train", "test")
+        for kind in ("cat", "dog")
+        for i in range(3)
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    os.truncate(folder / "test" / "dog" / "2.png", 60)
+    (folder / "train" / "cat" / "1.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the images that are decoded."""
+    seen: list[str] = []
+    real = FolderDataset._split
+
+    def counted(self, name):
+        split = real(self, name)
+        render = split._render
+
+        def noted(index, variant):
+            seen.append(split.image_ids[index])
+            return render(index, variant)
+
+        split._render = noted
+        return split
+
+    monkeypatch.setattr(FolderDataset, "_split", counted)
+    return seen
+
+
+def test_what_cannot_be_read_is_found(folder: Path):
+    found = decode_all(FolderDataset(folder), QUIET)
+    assert set(found.bad) == set(BAD)
+    assert all("can't be read" in why for why in found.bad.values())
+    lost = {name: [not digest for digest in found.digests[name]] for name in found.digests}
+    assert lost == {
+        "train": [False, True, False, False, False, False],
+        "val": [],
+        "test": [False, False, False, False, False, True],
+    }
+
+
+def test_digests_are_of_pixels(folder: Path):
+    image = Image.open(folder / "test" / "cat" / "0.png")
+    image.save(folder / "test" / "cat" / "same.bmp")
+    image.transpose(Image.Transpose.ROTATE_90).save(folder / "test" / "cat" / "turned.png")
+    Image.new("RGB", (2, 8)).save(folder / "test" / "dog" / "tall.png")
+    Image.new("RGB", (8, 2)).save(folder / "test" / "dog" / "wide.png")
+    dataset = FolderDataset(folder)
+    ids = [Path(image_id).name for image_id in dataset.split("test").image_ids]
+    digests = dict(zip(ids[:5], decode_all(dataset, QUIET).digests["test"], strict=False))
+    assert digests["0.png"] == digests["same.bmp"] != digests["turned.png"]
+    whole = [digest for digest in decode_all(dataset, QUIET).digests["test"] if digest]
+    assert len(whole) == len(set(whole)) + 1
+
+
+def test_a_second_pass_reads_only_what_was_bad(folder: Path, calls: list[str]):
+    dataset = FolderDataset(folder)
+    first = decode_all(dataset, QUIET)
+    assert len(calls) == 12
+    calls.clear()
+    assert decode_all(dataset, QUIET) == first
+    assert sorted(calls) == sorted(BAD)
+    calls.clear()
+    assert decode_all(dataset, QUIET, known=False) == first
+    assert len(calls) == 12
+
+
+def test_a_replaced_image_is_seen(folder: Path):
+    dataset = FolderDataset(folder)
+    decode_all(dataset, QUIET)
+    Image.new("RGB", (8, 8)).save(folder / "test" / "dog" / "2.png")
+    found = decode_all(dataset, QUIET)  # of the old listing, as if size and name were the same
+    assert set(found.bad) == {BAD[1]}
+    assert all(found.digests["test"])
+
+
+def test_a_stopped_pass_goes_on(folder: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    real, chunks = module._tried, []
+
+    def stopping(split):
+        chunks.append(split)
+        if len(chunks) == 5:
+            raise KeyboardInterrupt
+        return real(split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_tried", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            decode_all(FolderDataset(folder), QUIET)
+    assert len(calls) == 8
+    calls.clear()
+    found = decode_all(FolderDataset(folder), QUIET, known=False)
+    assert len(calls) == 4 + 1  # the bad one of the first pass is tried again
+    assert set(found.bad) == set(BAD)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"digests": {}, "bad": {}}', "\x00"])
+def test_a_state_that_is_none_is_made_anew(text: str, folder: Path):
+    dataset = FolderDataset(folder)
+    first = decode_all(dataset, QUIET)
+    [path] = (module.cache_folder() / "decoded").iterdir()
+    path.write_text(text)
+    assert decode_all(dataset, QUIET) == first
+
+
+def skipped(folder: Path) -> Dataset:
+    [name] = names_of([f"folder:{folder}"], skip_bad=True)
+    return get_dataset(name)
+
+
+def test_bad_images_are_counted_listed_and_left_out(folder: Path):
+    console = Console(record=True, width=300)
+    [name] = names_of([f"folder:{folder}"], skip_bad=True, progress=Progress(console))
+    said = console.export_text()
+    assert "folder-pets: left out, as they can't be read: 2 images; all are listed in " in said
+    assert "dog/2.png' can't be read" in said
+    listed = Path(re.search(r"listed in (\S+)", said)[1])
+    assert len(listed.read_text().splitlines()) == 2
+    dataset, whole = get_dataset(name), FolderDataset(folder)
+    assert dataset.left_out == set(BAD)
+    assert dataset.asked_with == ("--skip-bad",)
+    for split in ("train", "test"):
+        kept = [i for i in whole.split(split).image_ids if i not in BAD]
+        assert list(dataset.split(split).image_ids) == kept
+        assert len(dataset.labels(split)) == 5
+    assert [example.label for example in dataset.split("test")] == [0, 0, 0, 1, 1]
+    assert dataset.split("test").variant(2).image_ids[0] == "folder-pets/test/cat/0.png/2"
+
+
+def test_left_out_images_make_another_revision(folder: Path):
+    whole, less = FolderDataset(folder), skipped(folder)
+    assert whole.revision != less.revision == skipped(folder).revision
+    assert less.without(()).revision == less.revision
+
+
+def test_nothing_is_left_out_of_a_whole_dataset(folder: Path):
+    (folder / "test" / "dog" / "2.png").unlink()
+    (folder / "train" / "cat" / "1.png").unlink()
+    assert bad_images(FolderDataset(folder), QUIET) == frozenset()
+    assert skipped(folder).revision == FolderDataset(folder).revision
+    require_readable(FolderDataset(folder))
+
+
+def test_a_class_without_readable_images(folder: Path):
+    for i in range(3):
+        (folder / "test" / "dog" / f"{i}.png").write_text("no")
+    with pytest.raises(ValueError, match="class 'dog' of 'folder-pets' has no images left in test"):
+        skipped(folder)
+
+
+def test_no_readable_image_at_all(folder: Path):
+    for path in folder.rglob("*.png"):
+        path.write_text("no")
+    with pytest.raises(ValueError, match="none of the 12 images of folder-pets can be read"):
+        skipped(folder)
+
+
+def test_what_was_found_before_is_refused_at_once(folder: Path):
+    assert names_of([f"folder:{folder}"], skip_bad=False) == ["folder-pets"]  # nobody looked yet
+    decode_all(FolderDataset(folder), QUIET)
+    with pytest.raises(
+        ValueError, match="that can't be read, as was found before: 2; the first: i"
+    ):
+        names_of([f"folder:{folder}"], skip_bad=False)
+    assert names_of([f"folder:{folder}"]) == ["folder-pets"]
+    Image.new("RGB", (9, 9)).save(folder / "train" / "cat" / "1.png")
+    assert names_of([f"folder:{folder}"], skip_bad=False) == ["folder-pets"]

@@ -1,0 +1,200 @@
+"""Folders of class folders as datasets."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.datasets import get_dataset, list_datasets, names_of
+from harness.datasets.folder import FolderDataset
+
+Make = Callable[..., Path]
+
+
+def pixels(path: str) -> np.ndarray:
+    """Noise that belongs to a path."""
+    drawn = np.random.default_rng(list(path.encode()))
+    return drawn.integers(0, 256, (*drawn.integers(9, 20, 2), 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Write images at paths below a folder; return the folder."""
+
+    def call(paths: Iterable[str], folder: str = "My Shop") -> Path:
+        for path in paths:
+            place = tmp_path / folder / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels(path)).save(place)
+        return tmp_path / folder
+
+    return call
+
+
+PLAIN = ["dog/b.png", "ankle_boot/2.png", "ankle_boot/1.png", "dog/deeper/a.png"]
+
+
+def test_class_folders_without_splits_are_test(make: Make):
+    folder = make(PLAIN)
+    (folder / "dog" / "notes.txt").write_text("no image")
+    (folder / "readme.md").write_text("no image")
+    (folder / ".hidden").mkdir()
+    dataset = FolderDataset(folder)
+    assert (dataset.name, dataset.title) == ("folder-my-shop", "Images of the folder My Shop")
+    assert dataset.classes == ("ankle boot", "dog")
+    assert dataset.captions_seen == (True, True)
+    split = dataset.split("test")
+    paths = ["ankle_boot/1.png", "ankle_boot/2.png", "dog/b.png", "dog/deeper/a.png"]
+    assert split.image_ids == tuple(f"folder-my-shop/{path}" for path in paths)
+    assert split.labels.tolist() == [0, 0, 1, 1]
+    assert split.labels.dtype == np.int64
+    for example, path in zip(split, paths, strict=True):
+        assert np.array_equal(example.image, pixels(path))
+    assert len(dataset.split("train")) == len(dataset.split("val")) == 0
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_splits_that_are_there_are_used(val: str, make: Make):
+    folder = make(["train/dog/1.png", "train/cat/1.png", f"{val}/dog/2.png", "test/bird/3.png"])
+    dataset = FolderDataset(folder)
+    assert dataset.classes == ("bird", "cat", "dog")
+    labels = {name: dataset.labels(name).tolist() for name in ("train", "val", "test")}
+    assert labels == {"train": [1, 2], "val": [2], "test": [0]}
+    assert dataset.split("val").image_ids == (f"folder-my-shop/{val}/dog/2.png",)
+
+
+def test_a_class_may_be_called_like_a_split(make: Make):
+    dataset = FolderDataset(make(["bus/1.png", "train/1.png", "train/2.png"]))
+    assert dataset.classes == ("bus", "train")
+    assert dataset.labels("test").tolist() == [0, 1, 1]
+
+
+def test_names_and_revisions_stay_when_a_folder_moves(make: Make, tmp_path: Path):
+    before = FolderDataset(make(PLAIN))
+    (tmp_path / "disk").mkdir()
+    moved = (tmp_path / "My Shop").rename(tmp_path / "disk" / "My Shop")
+    after = FolderDataset(moved)
+    assert (after.name, after.revision) == (before.name, before.revision)
+    assert after.split("test").image_ids == before.split("test").image_ids
+    assert after.asked_as == f"folder:{moved}"
+    told = (*after.split("test").image_ids, after.name, after.title, after.revision)
+    assert not any(str(tmp_path) in text for text in told)
+
+
+def test_the_revision_tells_other_images_captions_and_splits(make: Make):
+    folder = make(PLAIN)
+    seen = {FolderDataset(folder).revision}
+    make(["dog/c.png"])
+    seen.add(FolderDataset(folder).revision)
+    (folder / "dog" / "c.png").write_bytes((folder / "dog" / "b.png").read_bytes() + b"x")
+    seen.add(FolderDataset(folder).revision)
+    (folder / "classes.txt").write_text("boots\ndogs\n")
+    seen.add(FolderDataset(folder).revision)
+    assert len(seen) == 4
+    assert all(len(revision) == 12 for revision in seen)
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch):
+    folder = make(PLAIN)
+    monkeypatch.setattr(Image, "open", None)
+    split = FolderDataset(folder).split("test")
+    assert len(split) == len(split.image_ids) == len(split.labels) == 4
+    with pytest.raises(ValueError, match="can't be read"):
+        split[0]
+
+
+def test_it_is_found_by_path_then_by_name(make: Make, monkeypatch: pytest.MonkeyPatch):
+    before, folder = list_datasets(), make(PLAIN)
+    dataset = get_dataset(f"folder:{folder}")
+    assert get_dataset("folder-my-shop") is dataset
+    assert list_datasets() == before
+    monkeypatch.chdir(folder.parent)
+    assert get_dataset("folder:My Shop").asked_as == f"folder:{folder}"
+    monkeypatch.chdir(folder)
+    assert names_of(["fashion", "folder:."]) == ["fashion", "folder-my-shop"]
+
+
+@pytest.mark.parametrize("link", ["dog/out.png", "bird"])
+def test_links_that_leave_the_folder(link: str, make: Make, tmp_path: Path):
+    folder = make(PLAIN)
+    make(["x.png"], "secret")
+    (folder / link).symlink_to(tmp_path / "secret" / ("x.png" if "." in link else ""))
+    with pytest.raises(ValueError, match=f"image '{link}.*' is a link out of the folder of images"):
+        FolderDataset(folder)
+
+
+def test_links_inside_and_to_the_folder(make: Make, tmp_path: Path):
+    folder = make(PLAIN)
+    (folder / "dog" / "c.png").symlink_to(folder / "dog" / "b.png")
+    (tmp_path / "link").symlink_to(folder)
+    dataset = FolderDataset(tmp_path / "link")
+    assert dataset.name == "folder-my-shop"
+    assert dataset.labels("test").tolist() == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("paths", "match"),
+    [
+        (["1.png"], "image '1.png' lies beside the class folders of 'My Shop' and so has no class"),
+        ([*PLAIN, "1.png"], "image '1.png' lies beside the class folders"),
+        (["test/dog/1.png", "test/1.png", "train/dog/1.png"], "the images of 'test' are in none"),
+        (["test/dog/1.png", "extra/x/1.png"], "the images of 'extra' are in none of the splits te"),
+        (["test/dog/1.png", "val/dog/1.png", "valid/dog/1.png"], "val and valid would both be the"),
+        (["a-b/1.png", "a_b/1.png"], "folders 'a-b' and 'a_b' would both be class 'a b'"),
+        (["__/1.png"], "the folder's name '__' can't be put into a prompt"),
+    ],
+)
+def test_layouts_that_are_refused(paths: list[str], match: str, make: Make):
+    with pytest.raises(ValueError, match=match):
+        FolderDataset(make(paths))
+
+
+def test_classes_without_images(make: Make):
+    folder = make(PLAIN)
+    (folder / "cat").mkdir()
+    (folder / "cat" / "model.pkl").write_bytes(b"\x80")
+    with pytest.raises(ValueError, match="class folder 'cat' has no images; remove it"):
+        FolderDataset(folder)
+
+
+def test_what_is_no_folder_of_classes(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"folder '.*gone' does not exist"):
+        get_dataset(f"folder:{tmp_path / 'gone'}")
+    with pytest.raises(NotADirectoryError, match="file' is a file; give the folder"):
+        get_dataset(f"folder:{tmp_path / 'file'}")
+    with pytest.raises(ValueError, match="has no subfolders; expected one for each class"):
+        get_dataset(f"folder:{tmp_path / 'empty'}")
+    with pytest.raises(ValueError, match="'folder:': expected folder:PATH of a folder of class"):
+        get_dataset("folder:")
+    with pytest.raises(ValueError, match=r"'folder-x' is made from a folder of .*give folder:PATH"):
+        get_dataset("folder-x")
+    with pytest.raises(ValueError, match=r"'folder-parted-x' is made from .*give folder-parted:PA"):
+        get_dataset("folder-parted-x")
+
+
+def test_two_folders_of_one_name(make: Make):
+    first, second = make(PLAIN, "a/shop"), make(PLAIN, "b/shop")
+    with pytest.raises(ValueError, match="is called 'folder-shop', too; rename the folder"):
+        names_of([f"folder:{first}", f"folder:{second}"])
+
+
+def test_images_that_vanish_or_are_damaged(make: Make, monkeypatch: pytest.MonkeyPatch):
+    folder = make(PLAIN)
+    split = FolderDataset(folder).split("test")
+    (folder / "ankle_boot" / "1.png").unlink()
+    os.truncate(folder / "ankle_boot" / "2.png", 60)
+    (folder / "dog" / "b.png").write_text("no image")
+    with pytest.raises(FileNotFoundError, match=r"1.png' of folder-my-shop has gone meanwhile"):
+        split[0]
+    with pytest.raises(ValueError, match=r"image '.*2.png' can't be read .*--skip-bad"):
+        split[1]
+    with pytest.raises(ValueError, match=r"b.png' can't be read \(in no known format\)"):
+        split[2]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(ValueError, match=r"a.png' is too large to be trusted"):
+        split[3]

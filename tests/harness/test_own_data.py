@@ -1,0 +1,219 @@
+"""The user's own images through the commands: the same answers, and no record taken for another."""
+
+import io
+import re
+import shlex
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.cli import main
+from harness.commands import run_eval
+from harness.datasets import forget, get_dataset
+from harness.datasets.base import Example
+from harness.datasets.folder import FolderDataset
+from harness.evaluate import subset
+from harness.golden.store import Rankings
+from harness.records import Record, read_records
+
+ROOT = Path(__file__).parents[2]
+COUNT = 10  # images of fashion
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    forget()
+
+
+def fashion_images() -> list[Example]:
+    """Draw those that ``--limit`` takes."""
+    return list(subset(get_dataset("fashion").split("test"), COUNT))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The first images of fashion as PNG files, in the order of its classes."""
+    folder = tmp_path / "items"
+    classes = get_dataset("fashion").classes
+    for number, example in enumerate(fashion_images()):
+        place = folder / f"{example.label}_{classes[example.label]}" / f"{number:03d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        example.image.save(place)
+    lines = [f"{i}_{name}\t{name}" for i, name in enumerate(classes)]
+    (folder / "classes.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """The same in two tars, as CLIP_benchmark writes them."""
+    folder, fashion = tmp_path / "tars", get_dataset("fashion")
+    (folder / "test").mkdir(parents=True)
+    (folder / "test" / "nshards.txt").write_text("2\n")
+    (folder / "classnames.txt").write_text("\n".join(fashion.classes) + "\n")
+    templates = "".join(t.replace("{}", "{c}") + "\n" for t in fashion.templates)
+    (folder / "zeroshot_classification_templates.txt").write_text(templates)
+    for shard in range(2):
+        with tarfile.open(folder / "test" / f"{shard}.tar", "w") as tar:
+            for number, example in enumerate(fashion_images()):
+                if number * 2 // COUNT != shard:
+                    continue
+                image = io.BytesIO()
+                example.image.save(image, "webp", lossless=True)
+                fields = {"webp": image.getvalue(), "cls": str(example.label).encode()}
+                for extension, content in fields.items():
+                    header = tarfile.TarInfo(f"s{number:07d}.{extension}")
+                    header.size = len(content)
+                    tar.addfile(header, io.BytesIO(content))
+    return folder
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Record]]:
+    """Run `eval` and return its records."""
+    found: list[Record] = []
+
+    def kept(*args: object) -> list[Record]:
+        found[:] = run_eval(*args)  # type: ignore[arg-type]
+        return found
+
+    monkeypatch.setattr("harness.commands.run_eval", kept)
+
+    def call(*flags: str) -> list[Record]:
+        assert main(["eval", "clip_vit_s14_random60", *flags]) == 0
+        return list(found)
+
+    return call
+
+
+def right_by_image(record: Record, dataset: str) -> dict[bytes, bool]:
+    split = subset(get_dataset(dataset).split("test"), COUNT)
+    images = [example.image.tobytes() for example in split]
+    return dict(zip(images, record.correct.tolist(), strict=True))
+
+
+def test_the_same_images_are_right_wherever_they_lie(
+    folder: Path, tars: Path, measured: Callable[..., list[Record]]
+):
+    """Random pruning judges every image alike, so its answers may be compared as well."""
+    fashion = get_dataset("fashion")
+    own = measured("--dataset", "fashion", "--limit", str(COUNT))
+    wanted = [right_by_image(record, "fashion") for record in own]
+    given = {
+        "folder-items": ["--dataset", f"folder:{folder}", "--templates", *fashion.templates],
+        "wds-tars": ["--dataset", f"wds:{tars}"],
+    }
+    for name, flags in given.items():
+        records = measured(*flags)
+        assert [record.dataset for record in records] == [name] * 2
+        assert [record.image_count for record in records] == [COUNT] * 2
+        assert get_dataset(flags[1]).classes == fashion.classes
+        assert [right_by_image(record, flags[1]) for record in records] == wanted
+        assert 0 < records[0].top1 < 1
+    assert own[0].dataset_revision == fashion.revision
+
+
+def test_compare_measures_again_for_other_prompts(folder: Path, tmp_path: Path):
+    command = f"compare --methods random --keeps 0.6 --datasets folder:{folder} --limit 4"
+    flags = [*command.split(), "--batches", "--output", str(tmp_path / "out")]
+    for more, count in (
+        ([], 2),
+        ([], 2),
+        (["--templates", "a {}"], 4),
+        (["--templates", "a {}"], 4),
+    ):
+        assert main([*flags, *more]) == 0
+        assert len(read_records(tmp_path / "out" / "records.jsonl")) == count
+    records = read_records(tmp_path / "out" / "records.jsonl")
+    assert {record.dataset for record in records} == {"folder-items"}
+    assert len({record.dataset_revision for record in records}) == 2
+    assert str(tmp_path) not in (tmp_path / "out" / "records.jsonl").read_text()
+
+
+def test_golden_rankings_of_a_folder_are_found_again(
+    folder: Path, measured: Callable[..., list[Record]], capsys: pytest.CaptureFixture[str]
+):
+    asked = ["--dataset", f"folder:{folder}", "--limit", "3"]
+    measured(*asked)
+    wanted = f"rank --model clip_vit_s14.imgfocus_lit --dataset folder:{folder} --split test --full"
+    assert wanted in capsys.readouterr().err
+    assert main(["rank", "--stride", "2", *asked]) == 0
+    store = Path(capsys.readouterr().out.removeprefix("wrote ").partition(": ")[0])
+    assert store.name.startswith("golden-clip_vit_s14.imgfocus_lit-folder-items-test-")
+    facts = Rankings.read(store).provenance
+    assert (facts.dataset, facts.revision) == ("folder-items", FolderDataset(folder).revision)
+    assert "--dataset folder:PATH --split test" in facts.command()
+    assert measured(*asked, "--templates", "a {}")[1].tau is not None
+
+
+def test_a_command_to_repeat_holds_the_flags(
+    folder: Path, measured: Callable[..., list[Record]], capsys: pytest.CaptureFixture[str]
+):
+    (folder / "8_bag" / "bad.png").write_text("no image")
+    asked = ["--dataset", f"folder:{folder}", "--templates", "an {}", "--skip-bad"]
+    measured(*asked, "--limit", "2")
+    err = capsys.readouterr().err
+    assert f"--dataset folder:{folder} --templates 'an {{}}' --skip-bad --split test" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ("--templates 'a photo'", "template 'a photo': expected one {} where the class goes"),
+        ("--root x", "--root: none of folder:"),
+        ("--download", "--download: none of folder:"),
+        ("--split train", "no train images"),
+    ],
+)
+def test_mistakes(flags: str, match: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["eval", "clip_vit_s14", "--dataset", f"folder:{folder}"]
+    assert main([*command, *shlex.split(flags)]) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "8_bag" / "bad.png").write_bytes(b"\x89PNG")
+    command = ["eval", "clip_vit_s14_random60", "--dataset", f"folder:{folder}"]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert f"error: image '{folder / '8_bag' / 'bad.png'}' can't be read" in err
+    assert "--skip-bad" in err
+    assert main([*command, "--skip-bad"]) == 0
+    assert "(test, 10 images" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "as was found before: 1; the first: image '" in capsys.readouterr().err
+
+
+def test_figures_show_images_of_folders(folder: Path, tmp_path: Path):
+    out = tmp_path / "figure.png"
+    place = f"folder:{folder}:test:3"
+    assert main(["show", place, "--stride", "2", "--out", str(out)]) == 0
+    assert out.stat().st_size > 1000
+
+
+def test_the_examples_of_the_guide_work(
+    folder: Path,
+    tars: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    text = (ROOT / "docs" / "own_data.md").read_text()
+    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)).replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in lines.splitlines() if line.strip()]
+    folder.rename(tmp_path / "photos")
+    tars.rename(tmp_path / "shards")
+    monkeypatch.chdir(tmp_path)
+    assert len(commands) >= 6
+    for command in commands:
+        assert command[:3] == ["python", "-m", "harness"]
+        if "--root" in command:  # the data isn't here
+            assert main(command[3:]) == 2
+            assert "--root" in capsys.readouterr().err
+        else:
+            assert main(command[3:]) == 0, command
+    assert np.all([Path("figure.png").exists()])

@@ -1,0 +1,229 @@
+"""Tars in CLIP_benchmark's layout: read where they lie, and refused where they can't be trusted."""
+
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness import tar_index
+from harness.datasets import names_of
+from harness.datasets.wds import TarDataset
+
+Member = tuple[str, bytes]
+Make = Callable[..., Path]
+
+
+def pixels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (7 + seed, 9, 3), dtype=np.uint8)
+
+
+def encoded(seed: int, kind: str = "png") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels(seed)).save(file, kind, lossless=True)
+    return file.getvalue()
+
+
+def samples(*labels: int, first: int = 0) -> list[Member]:
+    """Samples as webdataset writes them, keys counting on."""
+    members: list[Member] = []
+    for number, label in enumerate(labels, start=first):
+        kind = "webp" if number % 2 else "png"
+        members.append((f"s{number:07d}.cls", str(label).encode()))
+        members.append((f"s{number:07d}.{kind}", encoded(number, kind)))
+    return members
+
+
+def write_tar(path: Path, members: Sequence[Any], mode: str = "w") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            name, content = member
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Write tars and what lies beside them; return the folder."""
+
+    def call(shards: Sequence[Sequence[Any]] = (), names: str = "cat\ndog\n", **files: str) -> Path:
+        folder = tmp_path / "Pets"
+        for number, members in enumerate(shards or [samples(0, 1, 1), samples(0, first=3)]):
+            write_tar(folder / "test" / f"{number}.tar", members)
+        (folder / "classnames.txt").write_text(names)
+        for name, text in files.items():
+            (folder / f"{name}.txt").write_text(text)
+        return folder
+
+    return call
+
+
+def test_images_labels_and_ids(make: Make):
+    folder = make(zeroshot_classification_templates="a photo of a {c}.\nart of {c}\n")
+    write_tar(folder / "train" / "0.tar", samples(1, 0))
+    (folder / "test" / "nshards.txt").write_text("2\n")
+    dataset = TarDataset(folder)
+    assert (dataset.name, dataset.classes) == ("wds-pets", ("cat", "dog"))
+    assert dataset.templates == ("a photo of a {}.", "art of {}")
+    assert dataset.captions_seen == (True, True)
+    assert dataset.asked_as == f"wds:{folder}"
+    split = dataset.split("test")
+    assert split.labels.tolist() == [0, 1, 1, 0]
+    assert split.image_ids == tuple(f"wds-pets/test/s{i:07d}" for i in range(4))
+    for seed in (3, 0, 2, 1):
+        assert np.array_equal(split[seed].image, pixels(seed))
+    assert dataset.labels("train").tolist() == [1, 0]
+    assert len(dataset.split("val")) == 0
+    assert names_of([f"wds:{folder}"]) == ["wds-pets"]
+
+
+def test_tars_are_in_the_order_of_their_numbers(make: Make):
+    dataset = TarDataset(make([samples(i % 2, first=i) for i in range(11)]))
+    assert dataset.split("test").image_ids == tuple(f"wds-pets/test/s{i:07d}" for i in range(11))
+
+
+def test_keys_may_lie_in_folders_and_other_fields_are_left_alone(make: Make):
+    evil = pickle.dumps(pytest.fail)
+    members = [
+        ("a/1.jpg", encoded(1)), ("a/1.cls", b" 1\n"), ("a/1.json", b"{}"), ("a/1.pyd", evil),
+        ("../../up.txt", b"out"), ("/etc/x.pkl", evil), ("b/1.cls", b"0"), ("b/1.PNG", encoded(2)),
+        (".hidden", b""),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"'/etc/x' has no image \(jpeg, jpg, png, webp\)"):
+        TarDataset(make([members]))
+    folder = make([[member for member in members if "etc" not in member[0]]])
+    before = sorted(folder.parent.rglob("*"))
+    split = TarDataset(folder).split("test")
+    assert split.image_ids == ("wds-pets/test/a/1", "wds-pets/test/b/1")
+    assert all(np.array_equal(e.image, pixels(s)) for e, s in zip(split, (1, 2), strict=True))
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+def test_links_and_devices_hold_nothing(make: Make):
+    link, device = tarfile.TarInfo("s9.png"), tarfile.TarInfo("s8.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    device.type = tarfile.CHRTYPE
+    assert len(TarDataset(make([[*samples(0), link, device]])).split("test")) == 1
+    with pytest.raises(ValueError, match="'s9' has no image"):
+        TarDataset(make([[*samples(0), link, ("s9.cls", b"0")]]))
+
+
+def test_the_revision_tells_other_content(make: Make):
+    seen = {TarDataset(make()).revision, TarDataset(make([samples(0, 1, 0)])).revision}
+    seen |= {TarDataset(make(names="cat\nwolf\n")).revision}
+    seen |= {TarDataset(make()).revision}
+    assert len(seen) == 3
+
+
+def test_an_index_is_kept_and_not_believed_of_another_tar(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tar_index, "KEPT", 2)
+    folder = make([samples(0, 1, 1)])
+    before = TarDataset(folder).split("test").image_ids
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_index, "_samples", None)
+        assert TarDataset(folder).split("test").image_ids == before
+    write_tar(folder / "test" / "0.tar", samples(0, 1, 1, 0))
+    assert len(TarDataset(folder).split("test")) == 4
+    for kept in (tar_index.cache_folder() / "tars").iterdir():
+        kept.write_text("[[0")
+    assert len(TarDataset(folder).split("test")) == 4
+
+
+@pytest.mark.parametrize("cut", [1, 300, 512, 700, 1100, 1500])
+def test_truncated_tars(cut: int, make: Make):
+    folder = make([samples(0, 1, 1)])
+    file = folder / "test" / "0.tar"
+    with tarfile.open(file) as tar:
+        end = tar.getmembers()[-1].offset_data
+    os.truncate(file, min(cut, end))
+    with pytest.raises(ValueError, match=r"0.tar'.*(is truncated|ends after the file does)"):
+        TarDataset(folder)
+
+
+def test_tars_cut_between_members_or_damaged_within(make: Make):
+    folder = make([samples(0, 1, 1)])
+    file = folder / "test" / "0.tar"
+    content = file.read_bytes()
+    with tarfile.open(file) as tar:
+        third = tar.getmembers()[2].offset
+    file.write_bytes(content[:third])
+    with pytest.raises(ValueError, match=f"truncated or damaged after byte {third:,}"):
+        TarDataset(folder)
+    file.write_bytes(content[:third] + b"\x07" * 512 + content[third + 512 :])
+    with pytest.raises(ValueError, match=f"truncated or damaged after byte {third:,}"):
+        TarDataset(folder)
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz"])
+def test_compressed_tars(mode: str, make: Make):
+    folder = make()
+    write_tar(folder / "test" / "0.tar", samples(0), mode)
+    with pytest.raises(ValueError, match=r"0.tar' is truncated or no plain tar .*uncompressed"):
+        TarDataset(folder)
+
+
+def test_a_tar_that_is_cut_after_it_was_indexed(make: Make):
+    folder = make([samples(0, 1, 1)])
+    split = TarDataset(folder).split("test")
+    os.truncate(folder / "test" / "0.tar", 600)
+    with pytest.raises(ValueError, match=r"0.tar' ends within 's0000002'; it was cut meanwhile"):
+        split[2]
+
+
+@pytest.mark.parametrize(
+    ("members", "match"),
+    [
+        ([("a.png", b"x")], "'a' has no label, a.cls"),
+        ([("a.png", b"x"), ("a.pyd", b"x")], "'a' has no label, a.cls; 'a.pyd' is no plain number"),
+        ([("a.png", b"x"), ("a.npy", b"x")], "'a.npy' is no plain number and isn't read"),
+        ([("a.cls", b"0")], "'a' has no image"),
+        ([("a.png", b"x"), ("a.jpg", b"x")], "member 'a.jpg' is a second image"),
+        ([("a.cls", b"0"), ("a.cls", b"0")], "member 'a.cls' is a second label"),
+        ([("a.cls", b"cat")], "member 'a.cls' is b'cat'; expected the number of a class"),
+        ([("a.cls", b"-1")], "is b'-1'; expected the number"),
+        ([("a.cls", b"1" * 99)], "is b'1111.*'; expected the number"),
+        ([("a.cls", b"2"), ("a.png", b"x")], "'a' has the label 2; classnames.txt has 2 lines"),
+        ([("a\n.png", b"x"), ("a\n.cls", b"0")], r"key 'a\\n' can't be printed"),
+        ([], "its tars hold no images"),
+    ],
+)
+def test_samples_that_are_refused(members: list[Member], match: str, make: Make):
+    with pytest.raises(ValueError, match=match):
+        TarDataset(make([members]))
+
+
+def test_one_key_in_two_tars(make: Make):
+    with pytest.raises(ValueError, match=r"1.tar': 's0000000' is in test twice"):
+        TarDataset(make([samples(0), samples(1)]))
+
+
+def test_images_that_are_too_large(make: Make, monkeypatch: pytest.MonkeyPatch):
+    folder = make([samples(0)])
+    split = TarDataset(folder).split("test")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(ValueError, match=r"s0000000.png of tar '.*0.tar' is too large to be trus"):
+        split[0]
+    monkeypatch.setattr(tar_index, "LARGEST", 20)
+    with pytest.raises(
+        ValueError, match=r"member 's0000000.png' has .* bytes; expected 20 at most"
+    ):
+        TarDataset(folder)
+
+
+def test_images_that_are_none(make: Make):
+    split = TarDataset(make([[("a.png", b"no image"), ("a.cls", b"0")]])).split("test")
+    with pytest.raises(ValueError, match=r"image a.png of tar '.*0.tar' can't be read \(in no kno"):
+        split[0]
