@@ -1,6 +1,9 @@
 """open_clip models by architecture and weights, with their image tower in our class."""
 
 import difflib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import open_clip
@@ -9,12 +12,14 @@ from open_clip.pretrained import (
     get_pretrained_cfg,
     list_pretrained_tags_by_model,
 )
+from safetensors.torch import save_file
 
 from zoo.clip import Clip, ClipParts
 from zoo.from_open_clip import from_open_clip
 from zoo.missing import UNUSABLE, unusable
 from zoo.reducer import expected
 from zoo.text import OpenClipText
+from zoo.weight_file import read_weights
 
 FOLDER, HUB = "local-dir:", "hf-hub:"
 
@@ -22,9 +27,10 @@ FOLDER, HUB = "local-dir:", "hf-hub:"
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     """Load an open_clip model and convert its image tower.
 
-    Files are read as tensors, never unpickled. A tag gets the activation that it was trained with
-    (OpenAI, MetaCLIP, DFN: QuickGELU); a file gets the architecture's activation and preprocessing,
-    so that QuickGELU has to be asked for: ``ViT-B-16-quickgelu/FILE``.
+    Files are what ``read_weights`` reads, tensors and nothing else. A tag gets the activation that
+    it was trained with (OpenAI, MetaCLIP, DFN: QuickGELU); a file gets the architecture's
+    activation and preprocessing, so that QuickGELU has to be asked for:
+    ``ViT-B-16-quickgelu/FILE``.
 
     Args:
         spec: ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER`` and ``hf-hub:OWNER/NAME`` as
@@ -40,12 +46,12 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     """
     arch, pretrained, quick = _parts(spec)
     try:
-        if pretrained is not None:
-            # Here rather than below, where open_clip logs a failure as well as raising it.
-            download_pretrained(get_pretrained_cfg(arch, pretrained))
-        model, preprocess = open_clip.create_model_from_pretrained(
-            arch, pretrained, force_quick_gelu=quick
-        )
+        # Here rather than below, where open_clip logs a failure as well as raising it.
+        download_pretrained(get_pretrained_cfg(arch, pretrained or ""))
+        with _readable(pretrained) as told:
+            model, preprocess = open_clip.create_model_from_pretrained(
+                arch, told, force_quick_gelu=quick
+            )
         tokenizer = open_clip.get_tokenizer(arch)
     except UNUSABLE as error:
         raise unusable(spec, error, "give a file: open_clip:ARCH/FILE") from error
@@ -61,6 +67,19 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     elif pretrained is not None:
         name = f"{arch}/{Path(pretrained).name}"
     return ClipParts(clip, preprocess, tokenizer), name
+
+
+@contextmanager
+def _readable(pretrained: str | None) -> Iterator[str | None]:
+    """Give a file to open_clip as safetensors, whatever it was; tags stay as they are."""
+    if pretrained is None or not Path(pretrained).is_file():
+        yield pretrained
+        return
+    weights = {name: value.contiguous() for name, value in read_weights(pretrained).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "weights.safetensors")
+        save_file(weights, path)
+        yield str(path)
 
 
 def _parts(spec: str) -> tuple[str, str | None, bool]:

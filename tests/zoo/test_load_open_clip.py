@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,10 @@ def test_pickles_are_not_executed(theirs: Any, tmp_path: Path):
     torch.save({"state_dict": Evil(mark)}, tmp_path / "new.pt")
     (tmp_path / "old.pt").write_bytes(pickle.dumps(Evil(mark), protocol=2))
     for file, run in (("new.pt", partial(torch.load, weights_only=False)), ("old.pt", unpickle)):
-        with pytest.raises(ValueError, match=r"the weights of tiny/.* can't be used: Weights only"):
+        with pytest.raises(
+            ValueError,
+            match=r"the weights of tiny/.* can't be used: .* is never|and could run code",
+        ):
             load_open_clip(f"tiny/{tmp_path}/{file}")
         assert not mark.exists()
         run(tmp_path / file)
@@ -151,18 +155,23 @@ def test_pickles_are_not_executed(theirs: Any, tmp_path: Path):
         mark.unlink()
 
 
-@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file:UserWarning")
-def test_archives_with_code_are_refused(theirs: Any, tmp_path: Path):
-    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "jit.pt")
-    with pytest.raises(ValueError, match=r"the weights of tiny/.* can't be used: Cannot use"):
-        load_open_clip(f"tiny/{tmp_path}/jit.pt")
+@pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
+@torch.no_grad()
+def test_openais_archives_are_read_without_running_them(
+    theirs: Any, tmp_path: Path, openai_archive: Callable[..., Path]
+):
+    file = openai_archive(theirs.state_dict(), tmp_path / "jit.pt")
+    images = torch.randn(2, 3, 32, 32)
+    (clip, _, _), _ = load_open_clip(f"tiny/{file}")
+    (again, _, _), _ = load_open_clip(f"tiny/{checkpoint(theirs, 'safetensors', tmp_path)}")
+    assert torch.equal(clip.encode_image(images), again.encode_image(images))
 
 
 def test_weights_that_do_not_fit_or_are_cut_short(theirs: Any, tmp_path: Path):
     file = checkpoint(theirs, "safetensors", tmp_path)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"the weights of tiny/.* can't be used: Error while"):
+    with pytest.raises(ValueError, match=r"the weights of tiny/.* can't be used: .* is cut short"):
         load_open_clip(f"tiny/{file}")
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"the weights of tiny/.* can't be used: "):
