@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from harness.datasets import list_datasets, shipped_facts
+from harness.datasets.rooted import RootedDataset
 from harness.plan import PROMPTS
 from harness.records import Record
 
@@ -10,9 +11,12 @@ from harness.records import Record
 def captions(dataset: str) -> str:
     """Say which of a dataset's class captions the embedded text tower saw in training.
 
-    Only where it saw none is a text classifier zero-shot.
+    Only where it saw none is a text classifier zero-shot. Of what isn't shipped nothing is said.
     """
-    seen = shipped_facts(dataset).captions_seen
+    facts = shipped_facts(dataset)
+    if isinstance(facts, RootedDataset):
+        return "text classifier"
+    seen = facts.captions_seen
     if not any(seen):
         return "zero-shot: no class caption seen in text training"
     if all(seen):

@@ -11,7 +11,7 @@ class Archive:
     """A file of the source: an archive, or a plain file that is used as it is.
 
     Attributes:
-        file: its name, in the dataset's folder or beside that.
+        file: its name, see ``find``.
         holds: path that is there once it is unpacked, relative to the dataset's folder; of a plain
             file its own name. Several archives may hold the same: any of them will do.
         url: where it can be downloaded; None where there is a licence to agree to, or no lasting
@@ -41,6 +41,9 @@ class Archive:
         return self.file.endswith(PACKED)
 
     def find(self, folder: Path) -> Path | None:
-        """Look for it in the dataset's folder, and for what is to be unpacked beside that, too."""
-        places = [folder / self.file, *([folder.parent / self.file] if self.packed else [])]
+        """Look for it in the dataset's folder; beside that, too, if it holds a folder of its own.
+
+        Others have names like images.tar.gz, which beside the folder may be of another dataset.
+        """
+        places = [folder / self.file, *([folder.parent / self.file] if self.strip else [])]
         return next((place for place in places if place.is_file()), None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.archives.archive import Archive
 from harness.archives.download import download, require_sum
+from harness.archives.lock import alone_in
 from harness.archives.unpack import unpack
 from harness.progress import Progress
 
@@ -63,17 +64,27 @@ class Provider:
             self._have(archive.file)
         if (file := archive.find(self.folder)) is None:
             return False
+        with alone_in(self.folder):
+            if not (self.folder / archive.holds).exists() or not archive.packed:
+                self._take(archive, file)
+        return (self.folder / archive.holds).exists()
+
+    def _take(self, archive: Archive, file: Path) -> None:
+        """Check a file and unpack it."""
         size = file.stat().st_size
         with self.progress.bytes(f"checking {file.name}", size) as update:
             require_sum(archive, file, update)
         if archive.packed:
             with self.progress.bytes(f"unpacking {file.name}", size) as update:
                 unpack(archive, file, self.folder, update)
-        return (self.folder / archive.holds).exists()
 
     def _download(self, archive: Archive) -> None:
-        with self.progress.bytes(f"downloading {archive.file}", 0) as update:
-            download(archive, self.folder / archive.file, update)
+        with (
+            alone_in(self.folder),
+            self.progress.bytes(f"downloading {archive.file}") as update,
+        ):
+            if archive.find(self.folder) is None:  # else another process got it meanwhile
+                download(archive, self.folder / archive.file, update)
 
     def _missing(self, paths: Sequence[str]) -> str:
         """Say what is missing and how to mend it."""
@@ -87,8 +98,7 @@ class Provider:
             out_of = "" if files == repr(path) else f", which is in {files}"
             lines.append(f"  {path!r} is missing{out_of}; get that {how}, from {pages}")
         lines.append(
-            f"Put files into {str(self.folder)!r} or beside it, as they are: they are unpacked "
-            "there."
+            f"Put files into {str(self.folder)!r} as they are; archives are unpacked there."
         )
         return "\n".join(lines)
 

@@ -17,6 +17,7 @@ PARTIAL = ".unpacking"
 # Photographs hardly shrink, lists of names do; bombs are above 1000.
 RATIO = 20
 ALLOWANCE = 2**26
+HEADER = 512  # bytes that a member counts at least
 
 
 def unpack(
@@ -115,6 +116,7 @@ def _write(
     most = RATIO * file.stat().st_size + ALLOWANCE
     written, links = 0, list[tuple[Path, Member]]()
     for member in members(file, what, on_bytes, nested=archive.nested):
+        written += HEADER  # else a bomb may be of empty files
         if (path := _goal(member.path, archive, partial)) is None:
             continue
         if member.link is not None:
@@ -124,14 +126,14 @@ def _write(
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as to:
-                while data := member.content.read(BLOCK):
+                while written <= most and (data := member.content.read(BLOCK)):
                     written += len(data)
-                    if written > most:
-                        raise ValueError(
-                            f"{what} unpacks to more than {most:,} bytes, by far more than its "
-                            f"{file.stat().st_size:,}, at {str(member.path)!r}; it isn't unpacked"
-                        )
                     to.write(data)
+        if written > most:
+            raise ValueError(
+                f"{what} unpacks to more than {most:,} bytes, by far more than its "
+                f"{file.stat().st_size:,}, at {str(member.path)!r}; it isn't unpacked"
+            )
     for path, member in links:
         assert member.link is not None
         end = _goal(member.link, archive, partial)
@@ -158,6 +160,10 @@ def _merge(source: Path, goal: Path, last: tuple[str, ...]) -> None:
     for entry in sorted(source.iterdir(), key=lambda path: (path.name == first, path.name)):
         place = goal / entry.name
         if not place.exists():
-            entry.rename(place)
+            try:
+                entry.rename(place)
+            except OSError:
+                if not place.exists():  # else another process was quicker, where there are no locks
+                    raise
         elif place.is_dir() and entry.is_dir():
             _merge(entry, place, last[1:] if entry.name == first else ())

@@ -11,7 +11,7 @@ from rich.table import Table
 from scipy.stats import rankdata
 from torch import Tensor
 
-from harness.datasets import get_dataset, list_datasets
+from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
 from harness.evaluate import subset
 from harness.golden.maps import (
@@ -138,7 +138,8 @@ def find_objects(
     if not len(split):
         raise ValueError(f"dataset {dataset_name!r} has no {split_of} images")
     if split[0].mask is None:
-        masked = [n for n in list_datasets() if get_dataset(n).split("test")[0].mask is not None]
+        shipped = [d for d in map(shipped_facts, list_datasets()) if d.files]
+        masked = [d.name for d in shipped if d.split("test")[0].mask is not None]
         raise ValueError(
             f"dataset {dataset_name!r} has no object masks; expected one of {', '.join(masked)}"
         )

@@ -174,9 +174,7 @@ def test_refusals_of_training_images(draw_from):
     for shots in (0, -1):
         with pytest.raises(ValueError, match=f"k must be 1 or more, got {shots}"):
             draw_from(fashion, shots, seed=0)
-    with pytest.raises(
-        ValueError, match="but 'emoji-names' has no train images: it is for testing only"
-    ):
+    with pytest.raises(ValueError, match="but 'emoji-names' has no train images: it is for"):
         draw_from(names, 1, seed=0)
     with pytest.raises(ValueError, match=r"2 shots .*'dog' of 'uneven' has 1 .*can be at most 1"):
         draw_from(Uneven(train=[0, 0, 1, 2, 2], val=[0, 1, 2]), 2, seed=0)

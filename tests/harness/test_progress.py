@@ -57,3 +57,17 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away():
 def test_nowhere_is_nowhere():
     with Progress().long("rankings", 12, 4, 16) as show:
         show(8)
+
+
+def test_bytes_are_drawn_on_a_terminal_and_named_in_a_pipe():
+    screen, pipe = io.StringIO(), io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=100)
+    for console in (terminal, Console(file=pipe, width=100)):
+        with Progress(console).bytes("downloading x.tgz") as update:
+            update(500_000, 1_000_000)
+            update(1_000_000)
+    assert "downloading x.tgz" in screen.getvalue()
+    assert "/1.0 MB" in screen.getvalue()
+    assert pipe.getvalue() == "downloading x.tgz\n"
+    with Progress().bytes("unpacking x.tgz", 9) as update:
+        update(3)

@@ -31,14 +31,14 @@ INNER = tar_gz("images/a.jpg", b"a")
 
 
 def nested(url: str | None = None, **facts: object) -> tuple[Archive, ...]:
-    outer = {"file": "all.zip", "holds": "images.tar.gz", "page": PAGE, "url": url} | facts
-    return (Archive(file="images.tar.gz", holds="images", page=PAGE), Archive(**outer))
+    outer = {"file": "all.zip", "holds": "images.tar.gz", "page": PAGE, "url": url, "strip": "all"}
+    return (Archive(file="images.tar.gz", holds="images", page=PAGE), Archive(**outer | facts))
 
 
 def outer() -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("images.tar.gz", INNER)
+        archive.writestr("all/images.tar.gz", INNER)
     return content.getvalue()
 
 
@@ -47,14 +47,18 @@ def test_what_is_needed_is_no_archive():
     assert needed((Archive(file="x.json", holds="x.json", page=PAGE),)) == ["x.json"]
 
 
-@pytest.mark.parametrize(
-    "where", ["data/all.zip", "all.zip", "data/images.tar.gz", "images.tar.gz"]
-)
+@pytest.mark.parametrize("where", ["data/all.zip", "all.zip", "data/images.tar.gz"])
 def test_archives_lie_in_the_folder_or_beside_it(where: str, tmp_path: Path):
     (tmp_path / "data").mkdir()
     (tmp_path / where).write_bytes(outer() if "all" in where else INNER)
     Provider(dataset="x", folder=tmp_path / "data", archives=nested()).provide()
     assert (tmp_path / "data" / "images" / "a.jpg").read_bytes() == b"a"
+
+
+def test_beside_the_folder_only_what_holds_a_folder_of_its_own_counts(tmp_path: Path):
+    (tmp_path / "images.tar.gz").write_bytes(b"of another dataset")
+    with pytest.raises(FileNotFoundError, match="'images' is missing, which is in"):
+        Provider(dataset="x", folder=tmp_path / "data", archives=nested()).provide()
 
 
 def test_nothing_is_downloaded_unless_asked_for(served: object, tmp_path: Path):
@@ -88,7 +92,7 @@ def test_a_wrong_archive_is_not_unpacked(tmp_path: Path):
     archives = nested(checksums=("md5:" + "0" * 32,))
     with pytest.raises(ValueError, match=r"all.zip' has md5:\w+ at \d+ bytes; expected md5:000"):
         Provider(dataset="x", folder=tmp_path / "data", archives=archives).provide()
-    assert not (tmp_path / "data").exists()
+    assert not any((tmp_path / "data").iterdir())
 
 
 def test_a_dataset_is_downloaded_and_read(
@@ -119,3 +123,35 @@ def test_a_dataset_is_downloaded_and_read(
         "images",
         "split_zhou_DescribableTextures.json",
     ]
+
+
+def test_of_many_that_start_together_one_unpacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import threading
+
+    from harness.archives import provide as module
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images.tar.gz").write_bytes(INNER)
+    archives, calls, unpack = nested()[:1], [], module.unpack
+
+    def slow(*told: object) -> None:
+        calls.append(told)
+        threading.Event().wait(0.2)
+        unpack(*told)
+
+    monkeypatch.setattr(module, "unpack", slow)
+    provider = Provider(dataset="x", folder=tmp_path / "data", archives=archives)
+    threads = [threading.Thread(target=provider.provide) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    names = sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert names == ["images", "images.tar.gz"]
+
+
+def test_what_is_whole_needs_no_right_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    monkeypatch.setattr(Path, "mkdir", None)
+    Provider(dataset="x", folder=tmp_path / "data", archives=nested(), may_download=True).provide()

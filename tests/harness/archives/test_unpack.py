@@ -201,6 +201,17 @@ def test_bombs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     refused(file, r"unpacks to more than [\d,]+ bytes, .* at 'top/zeros'; it isn't unpacked")
 
 
+def test_bombs_of_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "RATIO", 1)
+    monkeypatch.setattr(module, "ALLOWANCE", 2**17)
+
+    def edit(tar: tarfile.TarFile) -> None:
+        for number in range(999):
+            add(f"top/{number}", b"")(tar)
+
+    refused(tar_of(tmp_path / "x.tgz", edit), r"unpacks to more than [\d,]+ bytes")
+
+
 def test_one_of_something_else(tmp_path: Path):
     file = tar_of(tmp_path / "x.tgz")
     refused(file, f"doesn't hold 'images', so it isn't the one of {PAGE}", holds="images")

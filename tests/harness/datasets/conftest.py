@@ -6,9 +6,9 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -56,8 +56,7 @@ def zipped(files: Files) -> bytes:
     return content.getvalue()
 
 
-@dataclass(frozen=True)
-class Copy:
+class Copy(NamedTuple):
     """A copy as shipped: archives by name, and the examples (id, label, bytes) by split."""
 
     archives: Files
@@ -183,9 +182,7 @@ SYNSETS: dict[str, tuple[str, str, str, dict[int, str], str, Callable[[Files], b
 
 def synset_copy(name: str) -> Copy:
     file, top, folder, classes, pattern, pack = SYNSETS[name]
-    images = {
-        f"{inner}/{pattern.format(i=i)}": label for label, inner in classes.items() for i in (0, 1)
-    }
+    images = {f"{c}/{pattern.format(i=i)}": label for label, c in classes.items() for i in (0, 1)}
     packed = {f"{top}/{path}": photo(path) for path in images} | {f"{top}/README.txt": b"x"}
     test = [(f"{name}/{folder}/{path}", label, photo(path)) for path, label in images.items()]
     return Copy({file: pack(packed)}, {"train": [], "val": [], "test": test})

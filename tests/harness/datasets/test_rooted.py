@@ -15,6 +15,7 @@ from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import SPLITS
 from harness.datasets.rooted import RootedDataset
 from harness.few_shot import draw
+from harness.protocol import captions
 
 NAMES = [name for name in list_datasets() if isinstance(get_dataset(name), RootedDataset)]
 ZHOU = [name for name in NAMES if hasattr(get_dataset(name), "split_file")]
@@ -48,6 +49,7 @@ def test_facts_are_known_without_a_root(name: str):
     assert dataset.counts["test"] > 0
     assert dataset.chance == 1 / dataset.class_count
     assert dataset.captions_seen == (True,) * dataset.class_count
+    assert captions(name) == "text classifier"
     [template] = dataset.templates
     assert template.count("{}") == 1
     for text in (dataset.title, dataset.license, dataset.source, dataset.citation):
