@@ -180,7 +180,9 @@ def test_flags_of_datasets_are_not_for_mere_images(
     flag: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["rank", "--images", str(folder), *flag.split()]) == 2
-    assert f"{flag.split()[0]} with --images: it is for datasets" in capsys.readouterr().err
+    assert (
+        f"{flag.split(maxsplit=1)[0]} with --images: it is for datasets" in capsys.readouterr().err
+    )
 
 
 def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.CaptureFixture[str]):
