@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -59,6 +60,9 @@ def _name_datasets(args: argparse.Namespace) -> None:
     told = {
         name: flags[name] for name in ("root", "download", "templates", "skip_bad") if name in flags
     }
+    if isinstance(flags.get("images"), Path) and any(told.values()):
+        flag = next(name for name, value in told.items() if value).replace("_", "-")
+        raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset folder:PATH")
     option = "datasets" if "datasets" in flags else "dataset"
     given = flags.get(option) or []
     names = names_of(

@@ -1,7 +1,4 @@
-"""Find every dataset: those of this folder by name, others by the path of what they are made from.
-
-A file of this folder that defines a concrete `Dataset` is enough.
-"""
+"""Find every dataset: those that files of this folder define by name, others by a path."""
 
 import difflib
 import functools
@@ -88,7 +85,8 @@ class _How:
         if self.templates:
             dataset = dataset.with_templates(self.templates)
             told += ["--templates", *self.templates]
-        here = not (isinstance(dataset, RootedDataset) and dataset.root is None)
+        # What ships is drawn, so there is nothing that can't be read.
+        here = not dataset.files and getattr(dataset, "root", Path()) is not None
         if self.skip_bad is not None and here:
             from harness.decoded import bad_images, require_readable
 
@@ -155,7 +153,7 @@ def get_dataset(name: str) -> Dataset:
             is read anew, and from then on its own name means it, too.
 
     Raises:
-        ValueError: no dataset has that name, the message holds the nearest; or what is there is none.
+        ValueError: no dataset has that name, the nearest is told; or what is there is none.
         FileNotFoundError: files are missing; the message holds the command that gets them.
     """
     prefix, colon, path = name.partition(":")
@@ -205,13 +203,13 @@ def names_of(
     skip_bad: bool | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Return names for what the command line gives, so that nothing goes by a path from then on.
+    """Return names for what the command line gives; nothing goes by a path from then on.
 
     Args:
         given: names, or ``PREFIX:PATH``; after this ``get_dataset`` knows the latter by name.
         root: folder that holds the datasets that aren't shipped; None for the environment's.
         download: get what is missing there.
-        templates: prompts for all datasets instead of their own.
+        templates: prompts for all of them instead of their own.
         skip_bad: leave out images that can't be read; False refuses those found before.
         progress: where to show what takes long, and which images are left out.
 
@@ -236,7 +234,7 @@ def names_of(
     names = []
     for told in given:
         made = told.partition(":")[0] in KINDS and ":" in told
-        resolved = made or told in rooted or (bool(templates or skip_bad) and told in _classes())
+        resolved = made or told in rooted or (templates and told in _classes())
         dataset = get_dataset(told) if resolved else None
         if isinstance(dataset, RootedDataset):
             _ = dataset.place  # refuses what has no root

@@ -175,6 +175,16 @@ def test_mistakes(flags: str, match: str, folder: Path, capsys: pytest.CaptureFi
     assert match in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--skip-bad", "--download", "--templates x{}", "--root x"])
+def test_flags_of_datasets_are_not_for_mere_images(
+    flag: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["rank", "--images", str(folder), *flag.split()]) == 2
+    assert (
+        f"{flag.split(maxsplit=1)[0]} with --images: it is for datasets" in capsys.readouterr().err
+    )
+
+
 def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "8_bag" / "bad.png").write_bytes(b"\x89PNG")
     command = ["eval", "clip_vit_s14_random60", "--dataset", f"folder:{folder}"]
