@@ -2,6 +2,8 @@
 
 import os
 import re
+from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -79,3 +81,24 @@ def test_preprocessing_is_open_clips_pixel_for_pixel(mode: str, shape: tuple[int
     _, _, theirs = open_clip.create_model_and_transforms("ViT-B-32")
     ours = zoo.create_clip("clip_vit_b32_tome50", pretrained=False).preprocess
     assert torch.equal(ours(image), theirs(image))
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "open_clip.md"
+
+
+@torch.no_grad()
+def test_the_pages_example_runs_and_gives_our_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model, tokenizer = names["model"].eval(), names["tokenizer"]
+    ours = zoo.create_clip(names["name"])
+    tokens = tokenizer(["a photo of a sneaker."])
+    assert torch.equal(names["features"], ours.model.encode_text(tokens, normalize=True))
+    images = torch.randn(2, 3, 196, 196)
+    assert torch.equal(model.encode_image(images), ours.model.encode_image(images))
+    assert repr(names["preprocess"]) == repr(ours.preprocess)
+    assert model.encode_text(tokenizer(["a zebra"])).isnan().all()  # never seen, so never guessed
