@@ -168,6 +168,18 @@ def _speed(args: argparse.Namespace) -> None:
         output.print(table)
 
 
+def _reproduce(args: argparse.Namespace) -> None:
+    from harness.reproduction.commands import default_datasets, run_reproduce
+
+    if args.datasets is None and args.root is not None:
+        # Named like given ones, so that they are looked for below the root.
+        named = argparse.Namespace(**{**vars(args), "datasets": default_datasets(args)})
+        _name_datasets(named)
+    output = _output()
+    for table in run_reproduce(args, Console(stderr=True)):
+        output.print(table)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "eval": _eval,
@@ -181,4 +193,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "objects": _objects,
     "curve": _curve,
     "speed": _speed,
+    "reproduce": _reproduce,
 }

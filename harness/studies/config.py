@@ -74,9 +74,10 @@ class StudyConfig:
                 whose = f"predictors fitted to {self.golden.described()}"
             kind = "" if one.tokens != "vt" else ", coupled" if one.coupled else ", independent"
             return (
-                f"Where nothing else is said: {whose}; {one.count} tokens ({one.tokens}{kind}), depth {one.depth}, anchor "
-                f"{one.anchor:g}, learned from {self.labelled} labelled images per class in at "
-                f"most {one.rounds} rounds of {one.steps} steps of {one.batch} images; "
+                f"Where nothing else is said: {whose}; {one.count} tokens ({one.tokens}{kind}), "
+                f"depth {one.depth}, anchor {one.anchor:g}, learned from {self.labelled} labelled "
+                f"images per class in at most {one.rounds} rounds of {one.steps} steps of "
+                f"{one.batch} images; "
                 f"{self.seeds} seeds, each with images of its own, stopped by up to 4 other "
                 "images per class."
             )

@@ -74,4 +74,3 @@ def find_or_rank(
         job = Job(model=model, source=source, config=golden, **told)
         found = Rankings.read(rank(job, progress).path)
     return found.take(wanted)
-

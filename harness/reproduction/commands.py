@@ -1,0 +1,142 @@
+"""What ``reproduce`` does: from parsed arguments to tables and files."""
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.commands import check
+from harness.datasets import get_dataset
+from harness.datasets.base import SPLITS, Dataset
+from harness.predictor_commands import fit_config
+from harness.progress import Progress
+from harness.prompt_commands import tune_config
+from harness.records import read_records, write_records
+from harness.reproduction import get_reproduction
+from harness.reproduction.base import Reproduction
+from harness.reproduction.drawing import draw
+from harness.reproduction.plan import plan_table, rehearse
+from harness.reproduction.run import produce, under_its_conditions
+from harness.reproduction.sheet import MODEL, Comparison, compared
+from harness.studies.config import StudyConfig
+from harness.studies.run import speaking
+from zoo.files import write_whole
+from zoo.golden import GoldenConfig
+
+EMBEDDED_MODEL, EMBEDDED = "clip_vit_s14", ("fashion", "emoji")
+WINDOWS = {True: (2, 2), False: (3, 2)}  # side and stride: the released code's; those that ship
+LIMIT = 300
+
+
+def run_reproduce(args: argparse.Namespace, status: Console) -> Iterator[Table]:
+    """Measure tables and figures, or tell what that would take; yield a table for each."""
+    recipes = [get_reproduction(name) for name in dict.fromkeys(args.names)]
+    check(args)
+    for recipe in recipes:
+        config = under_its_conditions(recipe, study_config(args, recipe))
+        known = _known(args, recipe)
+        if args.dry_run:
+            there, missing = _there(config.datasets)
+            steps = rehearse(recipe, config, there, known, Progress(status))
+            yield plan_table(recipe, config.model, steps, missing)
+            continue
+        for name in config.datasets:
+            get_dataset(name)  # refuses at once what would fail after the work
+        sheets: list[Any] = []
+        depth, tower = _tower(config.model)
+        comparison: Comparison | None = None
+        for sheet, records in produce(recipe, config, known, Progress(status)):
+            if fresh := [record for record in records if record not in known]:
+                write_records(_path(args, recipe), fresh)
+            sheets.append(sheet)
+            comparison = compared(recipe, config, depth, tower, sheets)
+            _write(comparison, config, args)
+        assert comparison is not None
+        yield comparison.table()
+        told = f"records and table: {_path(args, recipe).with_suffix('')}.{{jsonl,md}}"
+        status.print(told, highlight=False, markup=False, soft_wrap=True)
+
+
+def study_config(args: argparse.Namespace, recipe: Reproduction) -> StudyConfig:
+    """Return what the flags ask for: with a root the paper's conditions, else the embedded ones.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    rooted = args.root is not None
+    datasets = args.datasets or (recipe.datasets if rooted else EMBEDDED)
+    model = args.model or (MODEL if rooted else EMBEDDED_MODEL)
+    limit = args.limit or (None if rooted else LIMIT)
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit {args.limit}: expected a number from 1, or --full")
+    window, stride = WINDOWS[rooted]
+    return StudyConfig(
+        model=model,
+        datasets=tuple(dict.fromkeys(datasets)),
+        split="test",
+        limit=None if args.full else limit,
+        train_limit=args.train_limit,
+        seeds=args.seeds,
+        golden=GoldenConfig(
+            block=args.block,
+            window=window if args.window is None else args.window,
+            stride=stride if args.stride is None else args.stride,
+        ),
+        fit=fit_config(args),
+        tune=tune_config(args),
+        labelled=args.labelled,
+        device=args.device,
+        dtype=args.dtype,
+    )
+
+
+def default_datasets(args: argparse.Namespace) -> list[str]:
+    """Return the names of the paper's datasets for all tables that are asked for."""
+    asked = [name for table in args.names for name in get_reproduction(table).datasets]
+    return list(dict.fromkeys(asked))
+
+
+def _there(names: tuple[str, ...]) -> tuple[list[Dataset], dict[str, str]]:
+    """Return the datasets that can be read, and what is wrong with others."""
+    found, missing = [], {}
+    for name in names:
+        try:
+            dataset = get_dataset(name)
+            for split in SPLITS:
+                len(dataset.split(split))
+        except (OSError, ValueError) as error:
+            missing[name] = str(error)
+        else:
+            found.append(dataset)
+    return found, missing
+
+
+def _known(args: argparse.Namespace, recipe: Reproduction) -> list[Any]:
+    path = _path(args, recipe)
+    return read_records(path) if path.is_file() and not args.fresh else []
+
+
+def _path(args: argparse.Namespace, recipe: Reproduction) -> Path:
+    path: Path = args.output / f"{recipe.name}.jsonl"
+    return path
+
+
+def _tower(model: str) -> tuple[int, str]:
+    tower = speaking(model)
+    return len(tower.vit.blocks), tower.name
+
+
+def _write(comparison: Comparison, config: StudyConfig, args: argparse.Namespace) -> None:
+    """Write what is known so far: a stopped run leaves the datasets that are done."""
+    recipe = comparison.recipe
+    told = [name for name in args.argv if name != "--fresh"]
+    command = f"```\npython -m harness {shlex.join(told)}\n```\n"
+    made = f"- {config.described(tunes=recipe.study.tunes)}\n"
+    path = _path(args, recipe).with_suffix(".md")
+    write_whole(path, "\n".join([command, comparison.markdown() + made]).encode())
+    if recipe.axis:
+        write_whole(path.with_suffix(".svg"), draw(comparison))
