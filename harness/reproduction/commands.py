@@ -11,7 +11,7 @@ from rich.table import Table
 
 from harness.commands import check
 from harness.datasets import get_dataset
-from harness.datasets.base import SPLITS, Dataset
+from harness.datasets.base import Dataset, SplitName
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
@@ -22,6 +22,7 @@ from harness.reproduction.drawing import draw
 from harness.reproduction.plan import plan_table, rehearse
 from harness.reproduction.run import produce, under_its_conditions
 from harness.reproduction.sheet import MODEL, Comparison, compared
+from harness.studies.commands import without_output
 from harness.studies.config import StudyConfig
 from harness.studies.run import speaking
 from zoo.files import write_whole
@@ -30,6 +31,11 @@ from zoo.golden import GoldenConfig
 EMBEDDED_MODEL, EMBEDDED = "clip_vit_s14", ("fashion", "emoji")
 WINDOWS = {True: (2, 2), False: (3, 2)}  # side and stride: the released code's; those that ship
 LIMIT = 300
+USES: dict[SplitName, str] = {
+    "train": "predictors learn from",
+    "val": "fits are stopped by",
+    "test": "tables are judged by",
+}
 
 
 def run_reproduce(args: argparse.Namespace, status: Console) -> Iterator[Table]:
@@ -45,7 +51,7 @@ def run_reproduce(args: argparse.Namespace, status: Console) -> Iterator[Table]:
             yield plan_table(recipe, config.model, steps, missing)
             continue
         for name in config.datasets:
-            get_dataset(name)  # refuses at once what would fail after the work
+            readable(name)  # refuses at once what would fail after the work
         sheets: list[Any] = []
         depth, tower = _tower(config.model)
         comparison: Comparison | None = None
@@ -105,14 +111,24 @@ def _there(names: tuple[str, ...]) -> tuple[list[Dataset], dict[str, str]]:
     found, missing = [], {}
     for name in names:
         try:
-            dataset = get_dataset(name)
-            for split in SPLITS:
-                len(dataset.split(split))
+            found.append(readable(name))
         except (OSError, ValueError) as error:
             missing[name] = str(error)
-        else:
-            found.append(dataset)
     return found, missing
+
+
+def readable(name: str) -> Dataset:
+    """Return a dataset that has images to learn from, to stop by and to judge by.
+
+    Raises:
+        ValueError: no such dataset, or a split of it is empty.
+        FileNotFoundError: its files are missing.
+    """
+    dataset = get_dataset(name)
+    for split, what in USES.items():
+        if not len(dataset.split(split)):
+            raise ValueError(f"dataset {name!r} has no {split} images, which {what}")
+    return dataset
 
 
 def _known(args: argparse.Namespace, recipe: Reproduction) -> list[Any]:
@@ -133,7 +149,7 @@ def _tower(model: str) -> tuple[int, str]:
 def _write(comparison: Comparison, config: StudyConfig, args: argparse.Namespace) -> None:
     """Write what is known so far: a stopped run leaves the datasets that are done."""
     recipe = comparison.recipe
-    told = [name for name in args.argv if name != "--fresh"]
+    told = [name for name in without_output(args.argv) if name != "--fresh"]
     command = f"```\npython -m harness {shlex.join(told)}\n```\n"
     made = f"- {config.described(tunes=recipe.study.tunes)}\n"
     path = _path(args, recipe).with_suffix(".md")

@@ -31,6 +31,7 @@ from harness.variants import Variant
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.predictor_file import PredictorFile
+from zoo.windows import windows
 from zoo.tune_config import TuneConfig
 
 RANK, FIT = "rank", "fit predictors"
@@ -110,7 +111,8 @@ class Rehearsal(Workshop):
         there = 0 if found is None else len(found)
         left = len(wanted) - there
         seconds = left * (self.pace.ranking(golden) + self.pace.reading(one)) if left else 0.0
-        of = f"{dataset} {split}, {golden.score} before block {golden.block}"
+        passes = len(windows(self.pace.geometry.grid, golden.window, golden.stride))
+        of = f"{dataset} {split}, {golden.score} before block {golden.block}, {passes} passes each"
         self.note(RANK, of, len(wanted), there, "images", seconds)
         if found is None or left:
             found = self._place_holder(source, golden)

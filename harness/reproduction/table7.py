@@ -8,6 +8,7 @@ from harness.studies.config import StudyConfig
 from harness.studies.points import Points, four_points
 
 BEST = (4, 6, 8, 10)  # 1-based, as printed
+OTHERS = ((2, 3, 4, 5), (4, 5, 6, 7), (1, 3, 5, 7))
 
 
 class Table7(Reproduction):
@@ -26,20 +27,17 @@ class Table7(Reproduction):
 
     def rows(self, config: StudyConfig, depth: int) -> Sequence[Row]:
         """Return the paper's schedules, its best first, then all in one step."""
-        schedules = four_points(depth)
-        names = [BEST, *(tuple(point + 1 for point in points) for points in schedules[1:])]
-        first = f"before {_listed(BEST)}"
-        found = [
-            Row(
-                name=f"before {_listed(name)}",
-                labels={"before blocks": _listed(points)},
-                against=None if name == BEST else first,
-            )
-            for name, points in zip(names, schedules, strict=True)
-        ]
+        found: list[Row] = []
+        for points in four_points(depth):
+            printed = tuple(point + 1 for point in points)
+            name = f"before {_listed(printed if printed in OTHERS else BEST)}"
+            against = found[0].name if found else None
+            labels = {"before blocks": _listed(points)}
+            found.append(Row(name=name, labels=labels, against=against))
         once = config.golden.block
         labels = {"before blocks": str(once)}
-        return [*found, Row(name=f"once, before {once + 1}", labels=labels, against=first)]
+        name = f"once, before {once + 1}"
+        return [*found, Row(name=name, labels=labels, against=found[0].name)]
 
 
 def _listed(blocks: Sequence[int]) -> str:
