@@ -6,11 +6,11 @@ from typing import Any, NoReturn
 from harness.bench import Bench
 from harness.datasets.base import Dataset
 from harness.evaluate import subset
-from harness.plan import tuning_of
+from harness.plan import Plan, tuning_of
 from harness.progress import Progress
 from harness.records import Record
 from harness.reproduction.rehearsal import Rehearsal
-from harness.reproduction.work import alone, whole
+from harness.reproduction.work import alone, before, whole
 from harness.studies.base import Line
 from harness.studies.run import bench_of, untuned
 from harness.tuning import Tuned
@@ -79,12 +79,19 @@ def note_judging(
             seen.add(row.key)
     seconds = 0.0
     if work:
-        seconds = images * len(work) * shop.pace.reading(dataset) + shop.pace.passing(
-            images * sum(work)
-        )
-    shop.note(
-        JUDGE, f"{dataset.name} {shop.config.split}, {images} images", total, done, "rows", seconds
-    )
+        first = [line.rows[0] for line in lines]
+        timed = _timed_images(shop.config.batches)
+        each = whole(of) + sum(before(of, row) + alone(of, row) for row in first)
+        seconds = images * len(work) * shop.pace.reading(dataset)
+        seconds += shop.pace.passing(images * sum(work) + timed * each)
+        seconds += (1 + len(first)) * shop.pace.counting()
+    told = f"{dataset.name} {shop.config.split}, {images} images"
+    shop.note(JUDGE, told, total, done, "rows", seconds)
+
+
+def _timed_images(batches: Sequence[int]) -> int:
+    """Return how many images a model is timed on; see ``harness.measure.costs``."""
+    return sum(batch * (1 + Plan.rounds * (4 if batch < 8 else 1)) for batch in batches)
 
 
 def _bench(shop: Rehearsal, dataset: Dataset, lines: Sequence[Line]) -> Bench:

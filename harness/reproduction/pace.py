@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.cost import gflops
 from harness.datasets.base import Dataset
 from harness.golden.products import Geometry, multiply_adds, prefix_products
 from harness.golden.runners import image_multiply_adds
 from harness.latency import waiting
 from harness.plan import DTYPES
-from harness.towers import Tower
+from harness.studies.config import StudyConfig
+from harness.towers import Tower, load_tower
 from zoo.fit import FitConfig, fit_predictor
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision
 from zoo.ranked import RankedTokens
@@ -30,15 +32,14 @@ class Pace:
 
     Args:
         tower: the dense tower; it is copied where it has to change.
-        device: where the work will be done.
-        dtype: in which models will be judged.
+        config: says what it is called, where the work will be done and in which precision.
     """
 
-    def __init__(self, tower: Tower, device: str, dtype: str) -> None:
+    def __init__(self, tower: Tower, config: StudyConfig) -> None:
         """Measure nothing yet."""
         assert tower.clip is not None
-        self.tower, self.clip, self.device = tower, tower.clip, torch.device(device)
-        self.dtype = DTYPES[dtype]
+        self.tower, self.clip, self.device = tower, tower.clip, torch.device(config.device)
+        self.model, self.dtype = config.model, DTYPES[config.dtype]
         self.geometry = Geometry.of(tower.vit)
         self._known: dict[Any, float] = {}
 
@@ -47,6 +48,16 @@ class Pace:
         precision = best_precision(self.device)
         work = image_multiply_adds(self.geometry, golden, precision)
         return work / self._once("ranking", lambda: self._ranking_rate(golden, precision))
+
+    def loading(self) -> float:
+        """Return the seconds until the tower is there, as it is loaded for each ranking and fit."""
+        return self._once("loading", lambda: self._timed(lambda: load_tower(self.model)))
+
+    def counting(self) -> float:
+        """Return the seconds in which a model's multiply-adds are counted."""
+        vit = self.tower.vit
+        size = vit.patch_embed.img_size
+        return self._once("counting", lambda: self._timed(lambda: gflops(vit, size)))
 
     def reading(self, dataset: Dataset) -> float:
         """Return the seconds that an image takes until it is a tensor."""

@@ -41,7 +41,7 @@ def rehearse(
     if not datasets:
         return []
     named = {dataset.name: dataset for dataset in datasets}
-    pace = Pace(speaking(config.model), config.device, config.dtype)
+    pace = Pace(speaking(config.model), config)
     found: list[Step] = []
     parts = groups(recipe, replace(config, datasets=tuple(named)))
     with progress.task(f"what {recipe.name} takes", len(parts)) as update:

@@ -31,8 +31,8 @@ from harness.variants import Variant
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.predictor_file import PredictorFile
-from zoo.windows import windows
 from zoo.tune_config import TuneConfig
+from zoo.windows import windows
 
 RANK, FIT = "rank", "fit predictors"
 
@@ -110,7 +110,10 @@ class Rehearsal(Workshop):
         found = find(self.tower.name, self.weights, source, golden, wanted)
         there = 0 if found is None else len(found)
         left = len(wanted) - there
-        seconds = left * (self.pace.ranking(golden) + self.pace.reading(one)) if left else 0.0
+        seconds = 0.0
+        if left:
+            seconds = left * (self.pace.ranking(golden) + self.pace.reading(one))
+            seconds += self.pace.loading()
         passes = len(windows(self.pace.geometry.grid, golden.window, golden.stride))
         of = f"{dataset} {split}, {golden.score} before block {golden.block}, {passes} passes each"
         self.note(RANK, of, len(wanted), there, "images", seconds)
@@ -174,8 +177,10 @@ class Rehearsal(Workshop):
                 )
                 self.hollow(file)
             found.append(Fitted(file=file, seed=seed, images=images))
-        seconds = (self.config.seeds - there) * self.pace.fitting(recipe, images, stop)
+        seconds = 0.0
         if there < self.config.seeds:
+            each = self.pace.fitting(recipe, images, stop) + self.pace.loading()
+            seconds = (self.config.seeds - there) * each
             seconds += self._entering(datasets, golden.block, images + stop)
         of = f"{recipe.arch} {recipe.width} on {' + '.join(datasets)}, {golden.score}"
         of += f" before block {golden.block}"

@@ -7,7 +7,7 @@ import torch
 
 from harness.few_shot import VAL_SHOTS, draw
 from harness.progress import Progress
-from harness.reproduction.work import alone, whole
+from harness.reproduction.work import alone, before
 from harness.tuning import Tuned, Tuner
 from harness.variants import Variant
 from zoo.prompt_file import PromptFile
@@ -47,7 +47,7 @@ class RehearsedTuner(Tuner):
             return known
         pace, classes = self.shop.pace, len(self.dataset.classes)
         stop = classes * min(shots, VAL_SHOTS)
-        each = alone(pace.geometry, row) + whole(pace.geometry)
+        each = before(pace.geometry, row) + alone(pace.geometry, row)
         seconds = pace.tuning(config, self.dataset, each, stop)
         images = classes * shots + stop
         seconds += images * pace.reading(self.dataset)

@@ -11,6 +11,11 @@ def whole(of: Geometry) -> int:
     return multiply_adds(prefix_products(of, of.depth))
 
 
+def before(of: Geometry, row: Variant) -> int:
+    """Return the multiply-adds of what a row shares with the dense tower."""
+    return multiply_adds(prefix_products(of, row.first_block))
+
+
 def alone(of: Geometry, row: Variant, prefix: int = 0) -> int:
     """Return the multiply-adds of what a row doesn't share with the dense tower.
 

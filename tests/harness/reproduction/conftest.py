@@ -77,10 +77,11 @@ def staged(
 ) -> dict[str, Dataset]:
     """Let every name of the paper mean the toys."""
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
-    for place in ("studies.run", "studies.tuning_shop", "fit", "golden.rank"):
+    places = ("studies.run", "studies.tuning_shop", "fit", "golden.rank", "reproduction.pace")
+    for place in places:
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    places = ("studies.run", "studies.workshop", "gather")
-    for place in (*places, "reproduction.rehearsal", "reproduction.commands"):
+    places = ("studies.run", "studies.workshop", "gather", "reproduction.rehearsal")
+    for place in (*places, "reproduction.commands"):
         monkeypatch.setattr(f"harness.{place}.get_dataset", find(named))
     return named
 
