@@ -41,13 +41,15 @@ def rehearse(
     if not datasets:
         return []
     named = {dataset.name: dataset for dataset in datasets}
-    pace = Pace(speaking(config.model), config)
+    tower = speaking(config.model)
+    pace = Pace(tower, config)
     found: list[Step] = []
     parts = groups(recipe, replace(config, datasets=tuple(named)))
     with progress.task(f"what {recipe.name} takes", len(parts)) as update:
         for done, part in enumerate(parts, start=1):
-            # A tower for each, as judging in half precision changes it.
-            shop = Rehearsal(part, speaking(config.model), pace)
+            if known and done > 1:  # looking for records brought it to device and precision
+                tower = speaking(config.model)
+            shop = Rehearsal(part, tower, pace)
             made = [(named[name], recipe.study.lines(shop, named[name])) for name in part.datasets]
             for dataset, lines in made:
                 note_judging(shop, dataset, lines, known)
