@@ -21,13 +21,15 @@ def look(toy: Dataset, ranked: Callable[..., Rankings]) -> Callable[..., Ranking
     made.write(own_store(MODEL, "toy", "test", GoldenConfig()))
 
     def call(
-        count: int, golden: GoldenConfig = GoldenConfig(), weights: str = "", revision: str = ""
+        count: int, golden: GoldenConfig | None = None, weights: str = "", revision: str = ""
     ) -> Rankings | None:
         source = Source.of(toy, "test")
         if revision:
             source = replace(source, revision=revision)
         weights = weights or made.provenance.weights
-        return find(MODEL, weights, source, golden, source.images.image_ids[:count])
+        return find(
+            MODEL, weights, source, golden or GoldenConfig(), source.images.image_ids[:count]
+        )
 
     return call
 
