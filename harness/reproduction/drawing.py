@@ -1,6 +1,7 @@
 """Draw a figure: what is lost against the unpruned tower, ours beside the paper's."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,9 +44,9 @@ def draw(comparison: Comparison) -> bytes:
     ours, paper = series(comparison)
     names = list(dict.fromkeys([*ours, *paper]))
     with mpl.rc_context(OPTIONS):
-        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        figure = Figure(figsize=(8.4, 4.8), layout="constrained")
         axes = figure.add_subplot()
-        axes.set_title(comparison.title, wrap=True)
+        axes.set_title(textwrap.fill(comparison.title, 76), fontsize="small")
         axes.set_xlabel(comparison.recipe.axis)
         axes.set_ylabel("top-1 against unpruned, points")
         axes.axhline(0, color=INK, linewidth=0.8, linestyle=":")

@@ -13,6 +13,7 @@ from harness.reproduction.judging import note_judging
 from harness.reproduction.pace import Pace
 from harness.reproduction.rehearsal import Rehearsal, Step
 from harness.reproduction.run import groups
+from harness.solve import KeepSolver
 from harness.studies.config import StudyConfig
 from harness.studies.run import speaking
 
@@ -44,12 +45,13 @@ def rehearse(
     tower = speaking(config.model)
     pace = Pace(tower, config)
     found: list[Step] = []
+    solvers: dict[str, KeepSolver] = {}
     parts = groups(recipe, replace(config, datasets=tuple(named)))
     with progress.task(f"what {recipe.name} takes", len(parts)) as update:
         for done, part in enumerate(parts, start=1):
             if known and done > 1:  # looking for records brought it to device and precision
                 tower = speaking(config.model)
-            shop = Rehearsal(part, tower, pace)
+            shop = Rehearsal(part, tower, pace, solvers)
             made = [(named[name], recipe.study.lines(shop, named[name])) for name in part.datasets]
             for dataset, lines in made:
                 note_judging(shop, dataset, lines, known)

@@ -21,6 +21,7 @@ from harness.golden.store import Rankings
 from harness.progress import Progress
 from harness.reproduction.pace import Pace
 from harness.reproduction.tuner import RehearsedTuner
+from harness.solve import KeepSolver
 from harness.studies import workshop
 from harness.studies.config import StudyConfig
 from harness.studies.found import find
@@ -66,9 +67,19 @@ class Rehearsal(Workshop):
         recipes: of prompts that are place holders, by identity.
     """
 
-    def __init__(self, config: StudyConfig, tower: Tower, pace: Pace) -> None:
-        """Note nothing yet."""
+    def __init__(
+        self, config: StudyConfig, tower: Tower, pace: Pace, solvers: dict[str, KeepSolver]
+    ) -> None:
+        """Note nothing yet.
+
+        Args:
+            config: of the study.
+            tower: the tower.
+            pace: how long things take.
+            solvers: costs that rehearsals of the same tower share, as counting them takes long.
+        """
         super().__init__(config, tower, Progress())
+        self._solvers = solvers
         self.pace = pace
         self.steps: dict[tuple[str, str], Step] = {}
         self._missing: set[int] = set()  # what is a place holder, by identity
