@@ -71,8 +71,8 @@ class Workshop:
         """Return what tunes models of the tower on a dataset."""
         assert self.tower.clip is not None
         arch, _, tag = self.tower.name.partition(".")
-        told: dict[str, Any] = {"model": arch, "tag": tag, "weights": self.weights}
-        return Tuner(self.tower.clip, dataset, progress=self.progress, **told)
+        told: dict[str, Any] = {"weights": self.weights, "progress": self.progress}
+        return Tuner(self.tower.clip, dataset, model=arch, tag=tag, **told)
 
     def golden(self, **changes: Any) -> GoldenConfig:
         """Return the study's settings of golden rankings with some of them changed."""
@@ -246,6 +246,5 @@ class Workshop:
         if truth is not None:
             config["against"] = truth.provenance.described()
         keep = float(config["keep"])
-        name = self._name(method, keep)
-        told: dict[str, Any] = {"what": what, "rankings": truth, "config": config}
-        return Variant(model=name, method=method, keep=keep, vit=vit.eval(), **told)
+        told: dict[str, Any] = {"what": what, "rankings": truth, "config": config, "keep": keep}
+        return Variant(model=self._name(method, keep), method=method, vit=vit.eval(), **told)
