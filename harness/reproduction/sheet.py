@@ -121,7 +121,9 @@ class Comparison:
             for name, value in zip(self.datasets, values, strict=True)
         ]
         by = _difference(to, theirs_to, f"+{relative.removeprefix('+')}")
-        yield ["", "difference", *off, _difference(mean, theirs, signed), "", by]
+        off += [_difference(mean, theirs, signed), "", by]
+        if any(cell not in ("", NOT_MEASURED) for cell in off):
+            yield ["", "difference", *off]
 
     def table(self) -> Table:
         """Lay it out for the terminal."""
