@@ -14,7 +14,7 @@ Series = dict[str, list[tuple[float, Interval]]]
 
 
 def series(comparison: Comparison) -> tuple[Series, Series]:
-    """Return our points and the paper's by method: place, and what is lost as mean over datasets.
+    """Return our points and the paper's by method: place, ascending, and mean over datasets of loss.
 
     The paper's have no interval.
 
@@ -33,6 +33,8 @@ def series(comparison: Comparison) -> tuple[Series, Series]:
         place, lost = comparison.recipe.paper_place(one.row), one.paper_to(comparison.datasets)
         if place is not None and lost is not None:
             paper.setdefault(method, []).append((place, Interval(lost, lost, lost)))
+    for points in (*ours.values(), *paper.values()):
+        points.sort(key=lambda point: point[0])
     return ours, paper
 
 
