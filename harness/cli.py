@@ -65,6 +65,8 @@ def _name_datasets(args: argparse.Namespace) -> None:
         raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset folder:PATH")
     option = "datasets" if "datasets" in flags else "dataset"
     given = flags.get(option) or []
+    if flags.get("dry_run"):
+        given = []  # what is missing is part of what it tells
     names = names_of(
         [given] if isinstance(given, str) else given,
         **told,
@@ -200,6 +202,14 @@ def _push(args: argparse.Namespace) -> None:
     _output().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def _reproduce(args: argparse.Namespace) -> None:
+    from harness.reproduction.commands import run_reproduce
+
+    output = _output()
+    for table in run_reproduce(args, Console(stderr=True)):
+        output.print(table)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "compare": _compare,
     "eval": _eval,
@@ -215,4 +225,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "curve": _curve,
     "speed": _speed,
     "push": _push,
+    "reproduce": _reproduce,
 }

@@ -90,7 +90,7 @@ def interleaved(
             f"need callables, rounds >= 1 and warmup >= 0, got {len(callables)} callables, "
             f"rounds={rounds}, warmup={warmup}"
         )
-    wait = sync or _waiting(images.device)
+    wait = sync or waiting(images.device)
     names = list(callables)
     samples: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
@@ -114,7 +114,7 @@ def interleaved(
     return {name: Timing(batch=len(images), samples_ms=tuple(samples[name])) for name in names}
 
 
-def _waiting(device: torch.device) -> Callable[[], object]:
+def waiting(device: torch.device) -> Callable[[], object]:
     """Return what blocks until the device has done all its work."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)

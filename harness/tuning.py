@@ -111,6 +111,18 @@ class Tuner:
             self.tune(row, train, val, config, paths[row.key], {"shots": shots, "draw": seed})
         return {row.key: Tuned.of(row.vit, PromptFile.read(paths[row.key])) for row in rows}
 
+    def known(self, row: Variant, shots: int, seed: int, config: TuneConfig) -> Tuned | None:
+        """Return what ``tuned`` made of a row before, None if it didn't.
+
+        Args:
+            row: as for ``tuned``.
+            shots: as for ``tuned``.
+            seed: as for ``tuned``.
+            config: as for ``tuned``.
+        """
+        path = self._place(row, draw(self.dataset, shots, seed), shots, seed, config)
+        return Tuned.of(row.vit, PromptFile.read(path)) if path.is_file() else None
+
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
         """Return top-1 on some images of a row as it is, by text, and tuned."""
         like = next(row.vit.blocks.parameters())

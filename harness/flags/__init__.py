@@ -7,6 +7,7 @@ from harness.flags.learning import add_fit, add_overhead, add_study
 from harness.flags.measuring import add_compare, add_eval, add_floor, add_list
 from harness.flags.publishing import add_push
 from harness.flags.ranking import add_curve, add_objects, add_rank, add_show, add_speed
+from harness.flags.reproducing import add_reproduce
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,4 +30,5 @@ def build_parser() -> argparse.ArgumentParser:
     add_curve(commands)
     add_speed(commands)
     add_push(commands)
+    add_reproduce(commands)
     return parser

@@ -34,11 +34,12 @@ def add_fit(commands: Any) -> None:
     parser.add_argument("--val", **path, help="for early stopping; default: a fifth held out")
     parser.add_argument("--images", **path, help="folders that rankings of folders are of")
     parser.add_argument("--shots", type=int, metavar="K", help="images per class; default: all")
-    _recipe(parser)
+    predictor_recipe(parser)
     parser.add_argument("--out", type=Path, help="default: the user's cache")
 
 
-def _recipe(parser: argparse.ArgumentParser) -> None:
+def predictor_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add how a predictor is fitted."""
     parser.add_argument("--arch", default=FitConfig.arch, help="see zoo/architectures.py")
     parser.add_argument(
         "--width", type=int, default=FitConfig.width, help="channels inside the predictor"
@@ -84,7 +85,7 @@ def add_study(commands: Any) -> None:
     parser.add_argument("--rounds", type=int, default=TuneConfig.rounds, help="of tuning, at most")
     parser.add_argument("--score", default="preservation", help="preservation, label, confidence")
     parser.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
-    _recipe(parser)
+    predictor_recipe(parser)
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")

@@ -53,7 +53,7 @@ def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> I
     )
     path = args.output / f"{study.name}.jsonl"
     known = read_records(path) if path.is_file() and not args.fresh else []
-    command = f"python -m harness {shlex.join(_without_output(args.argv))}"
+    command = f"python -m harness {shlex.join(without_output(args.argv))}"
     sections = [f"## {study.title}", "", study.question, "", "```", command, "```", ""]
     for sheet, records in make(study, config, known, Progress(status)):
         if fresh := [record for record in records if record not in known]:
@@ -66,7 +66,7 @@ def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> I
     status.print(f"records and table: {path.parent / study.name}.{{jsonl,md}}", soft_wrap=True)
 
 
-def _without_output(argv: list[str]) -> list[str]:
+def without_output(argv: list[str]) -> list[str]:
     """Leave out where results went, which they don't depend on."""
     if "--output" not in argv:
         return argv

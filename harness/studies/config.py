@@ -25,6 +25,9 @@ class StudyConfig:
         shots: ranked images per class to learn from; None for all.
         tune: recipe of learned tokens; its seed is the first.
         labelled: images per class that they are learned from.
+        own_predictors: a tuned model's predictor is fitted to the rankings of its dataset, as all
+            others are; else it is the one that ships or is in the user's cache.
+        batches: batch sizes to time models at; none to time nothing.
         device: torch device.
         dtype: of the models.
     """
@@ -41,6 +44,8 @@ class StudyConfig:
     shots: int | None = None
     tune: TuneConfig = field(default_factory=TuneConfig)
     labelled: int = 16
+    own_predictors: bool = False
+    batches: tuple[int, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -64,12 +69,15 @@ class StudyConfig:
         """
         if tunes:
             one = self.tune
+            whose = "predictors that ship or are fitted as in the other studies"
+            if self.own_predictors:
+                whose = f"predictors fitted to {self.golden.described()}"
             kind = "" if one.tokens != "vt" else ", coupled" if one.coupled else ", independent"
             return (
-                "Where nothing else is said: predictors that ship or are fitted as in the other "
-                f"studies; {one.count} tokens ({one.tokens}{kind}), depth {one.depth}, anchor "
-                f"{one.anchor:g}, learned from {self.labelled} labelled images per class in at "
-                f"most {one.rounds} rounds of {one.steps} steps of {one.batch} images; "
+                f"Where nothing else is said: {whose}; {one.count} tokens ({one.tokens}{kind}), "
+                f"depth {one.depth}, anchor {one.anchor:g}, learned from {self.labelled} labelled "
+                f"images per class in at most {one.rounds} rounds of {one.steps} steps of "
+                f"{one.batch} images; "
                 f"{self.seeds} seeds, each with images of its own, stopped by up to 4 other "
                 "images per class."
             )

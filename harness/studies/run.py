@@ -15,7 +15,7 @@ from harness.studies.base import Line, Study
 from harness.studies.config import StudyConfig
 from harness.studies.sheet import Sheet, entries
 from harness.studies.workshop import Workshop
-from harness.towers import load_tower
+from harness.towers import Tower, load_tower
 from harness.variants import DENSE, Variant
 
 
@@ -38,51 +38,66 @@ def make(
     Raises:
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
-    tower = load_tower(config.model)
+    datasets = [get_dataset(name) for name in config.datasets]
+    shop = Workshop(config, speaking(config.model), progress)
+    # All before the first is measured: predictors know their tower by the weights as loaded.
+    made = [(dataset, study.lines(shop, dataset)) for dataset in datasets]
+    for dataset, lines in made:
+        bench = bench_of(shop, dataset, lines)
+        records = _judged(bench, dataset, lines, known)
+        yield _sheet(study, lines, records, shop), [r for group in records for r in group]
+
+
+def speaking(model: str) -> Tower:
+    """Load a tower that has a text tower.
+
+    Raises:
+        ValueError: an unknown name, or a tower without one.
+    """
+    tower = load_tower(model)
     if tower.clip is None:
         raise ValueError(
             f"{tower.name} has no text tower here, so accuracy can't be judged; use --model "
             "clip_vit_s14, or open_clip:ARCH/PRETRAINED, which brings its text tower"
         )
-    datasets = [get_dataset(name) for name in config.datasets]
-    shop = Workshop(config, tower, progress)
+    return tower
+
+
+def bench_of(shop: Workshop, dataset: Dataset, lines: Sequence[Line]) -> Bench:
+    """Bring the dense model and the lines of a dataset to the bench, in this order."""
+    config, tower = shop.config, shop.tower
+    assert tower.clip is not None
     arch, _, tag = tower.name.partition(".")
     dense = Variant(model=arch, method=DENSE, keep=1.0, vit=tower.vit, config={})
-    # All before the first is measured: predictors know their tower by the weights as loaded.
-    made = [(dataset, study.lines(shop, dataset)) for dataset in datasets]
-    for dataset, lines in made:
-        rows = [dense, *(row for line in lines for row in line.rows)]
-        plan = Plan(
-            models=(config.model,),
-            methods=(),
-            datasets=(dataset.name,),
-            limit=config.limit,
-            split=config.split,
-            seed=config.fit.seed,
-            device=config.device,
-            dtype=config.dtype,
-            batches=(),
-        )
-        bench = Bench.around(plan, tower.clip, rows, tag, shop.weights, progress)
-        records = _judged(bench, dataset, dense, lines, known)
-        yield _sheet(study, lines, records, shop), [r for group in records for r in group]
+    plan = Plan(
+        models=(config.model,),
+        methods=(),
+        datasets=(dataset.name,),
+        limit=config.limit,
+        split=config.split,
+        seed=config.fit.seed,
+        device=config.device,
+        dtype=config.dtype,
+        batches=config.batches,
+    )
+    rows = [dense, *(row for line in lines for row in line.rows)]
+    return Bench.around(plan, tower.clip, rows, tag, shop.weights, shop.progress)
+
+
+def untuned(
+    bench: Bench, dataset: Dataset, lines: Sequence[Line], known: Sequence[Record]
+) -> list[Record]:
+    """Judge the dense model and the lines without prompts; return a record of each row."""
+    rows = [bench.rows[0], *(row for line in lines if not line.prompts for row in line.rows)]
+    return bench.judged(dataset, Tuning(seed=bench.plan.seed), rows, {}, known)
 
 
 def _judged(
-    bench: Bench, dataset: Dataset, dense: Variant, lines: Sequence[Line], known: Sequence[Record]
+    bench: Bench, dataset: Dataset, lines: Sequence[Line], known: Sequence[Record]
 ) -> list[list[Record]]:
     """Return the dense model's record, and then those of each line."""
-    plain = [line for line in lines if not line.prompts]
-    bench.costs = _costs(dense, lines, bench.progress)
-    text = iter(
-        bench.judged(
-            dataset,
-            Tuning(seed=bench.plan.seed),
-            [dense, *(row for line in plain for row in line.rows)],
-            {},
-            known,
-        )
-    )
+    bench.costs = _costs(bench, lines)
+    text = iter(untuned(bench, dataset, lines, known))
     found = [[next(text)]]
     for line in lines:
         if line.prompts:
@@ -106,9 +121,10 @@ def _tuned(bench: Bench, dataset: Dataset, line: Line, known: Sequence[Record]) 
     return found
 
 
-def _costs(dense: Variant, lines: Sequence[Line], progress: Progress) -> dict[str, dict[str, Any]]:
-    """Count one row of each line; its other seeds cost the same."""
-    found = costs([dense, *(line.rows[0] for line in lines)], (), 1, progress)
+def _costs(bench: Bench, lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """Count, and maybe time, one row of each line; its other seeds cost the same."""
+    dense, told = bench.rows[0], (bench.plan.batches, bench.plan.rounds, bench.progress)
+    found = costs([dense, *(line.rows[0] for line in lines)], *told)
     same = {row.key: found[line.rows[0].key] for line in lines for row in line.rows}
     return {dense.key: found[dense.key]} | same
 

@@ -14,7 +14,7 @@ from harness.studies.base import Line
 from harness.studies.found import find_or_rank
 from harness.studies.workshop import Fitted, Workshop
 from harness.towers import load_tower
-from harness.tuning import Tuned, Tuner
+from harness.tuning import Tuned
 from harness.variants import DENSE, Variant, rows_of
 from zoo.adopt import add_prompts
 from zoo.golden import GoldenConfig
@@ -39,24 +39,23 @@ class TuningShop:
     def __init__(self, shop: Workshop, dataset: Dataset) -> None:
         """Tune nothing yet."""
         require_apart(dataset, shop.config.split)
-        assert shop.tower.clip is not None
         self.shop, self.dataset = shop, dataset
         self.arch, _, self.tag = shop.tower.name.partition(".")
-        self.tuner = Tuner(
-            shop.tower.clip,
-            dataset,
-            model=self.arch,
-            tag=self.tag,
-            weights=shop.weights,
-            progress=shop.progress,
-        )
+        self.tuner = shop.tuner(dataset)
 
     def row(self, keep: float) -> Variant:
-        """Return the dense model (keep rate 1), or Patch Ranking with the predictor that is found.
+        """Return the dense model (keep rate 1), or Patch Ranking.
+
+        Its predictor is the one that is found, or with ``own_predictors`` the dataset's own, that
+        of the study's first seed.
 
         Args:
             keep: keep rate.
         """
+        if keep < 1 and self.shop.config.own_predictors:
+            fits = self.shop.fitted([self.dataset.images_of], self.shop.golden())[:1]
+            (own,) = self.shop.predicted(fits, keep, None, "own predictor")
+            return own
         asked = (DENSE, 1.0) if keep == 1 else ("patchrank", keep)
         (row,) = rows_of(self.shop.dense, self.arch, self.tag, [asked])
         return row

@@ -13,7 +13,7 @@ import torch
 import zoo
 from harness.cost import gflops
 from harness.datasets import get_dataset
-from harness.datasets.base import SplitName
+from harness.datasets.base import Dataset, SplitName
 from harness.fit import fit
 from harness.golden.job import Source
 from harness.golden.store import Rankings, find_rankings
@@ -22,6 +22,7 @@ from harness.solve import KeepSolver
 from harness.studies.config import StudyConfig
 from harness.studies.found import find_or_rank
 from harness.towers import Tower
+from harness.tuning import Tuner
 from harness.variants import Variant, as_json, golden_row, predictors_digest
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
@@ -65,6 +66,13 @@ class Workshop:
         self.weights = fingerprint(tower.vit)
         self._rankings: dict[tuple[str, str, GoldenConfig, int | None], Rankings] = {}
         self._solvers: dict[str, KeepSolver] = {}
+
+    def tuner(self, dataset: Dataset) -> Tuner:
+        """Return what tunes models of the tower on a dataset."""
+        assert self.tower.clip is not None
+        arch, _, tag = self.tower.name.partition(".")
+        told: dict[str, Any] = {"weights": self.weights, "progress": self.progress}
+        return Tuner(self.tower.clip, dataset, model=arch, tag=tag, **told)
 
     def golden(self, **changes: Any) -> GoldenConfig:
         """Return the study's settings of golden rankings with some of them changed."""
@@ -238,6 +246,5 @@ class Workshop:
         if truth is not None:
             config["against"] = truth.provenance.described()
         keep = float(config["keep"])
-        name = self._name(method, keep)
-        told: dict[str, Any] = {"what": what, "rankings": truth, "config": config}
-        return Variant(model=name, method=method, keep=keep, vit=vit.eval(), **told)
+        told: dict[str, Any] = {"what": what, "rankings": truth, "config": config, "keep": keep}
+        return Variant(model=self._name(method, keep), method=method, vit=vit.eval(), **told)

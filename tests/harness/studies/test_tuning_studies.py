@@ -98,6 +98,9 @@ def test_their_notes_say_what_was_learned(tiny: StudyConfig):
     text = told.described(tunes=True)
     assert "7 tokens (vt, independent), depth 1, anchor 8" in text
     assert "3 labelled images per class" in text
+    assert "predictors that ship" in text
+    own = replace(told, own_predictors=True).described(tunes=True)
+    assert f"predictors fitted to {told.golden.described()}" in own
     assert [n for n, s in list_studies().items() if s.tunes] == [
         "count",
         "kinds",
