@@ -14,7 +14,7 @@ Series = dict[str, list[tuple[float, Interval]]]
 
 
 def series(comparison: Comparison) -> tuple[Series, Series]:
-    """Return our points and the paper's by method: place, ascending, and mean over datasets of loss.
+    """Return our points and the paper's by method: place, ascending, and mean loss over datasets.
 
     The paper's have no interval.
 
