@@ -64,16 +64,17 @@ def test_equals_one_sequence_at_a_time(
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_rankings_in_low_precision_agree(precision: str):
-    """On the embedded tower and an image with a bright spot."""
+    """On the embedded tower and images with a bright spot; how much so differs between CPUs."""
     model = zoo.create_clip("clip_vit_s14").model.visual
-    images = torch.rand(1, 3, 196, 196, generator=torch.Generator().manual_seed(0))
-    images[:, :, 60:120, 80:150] += 2
+    images = torch.rand(4, 3, 196, 196, generator=torch.Generator().manual_seed(0))
+    for index, image in enumerate(images):
+        image[:, 20 * index : 60 + 20 * index, 80:150] += 2
     config = GoldenConfig(window=4, stride=4)
     exact, low = (
         GoldenEngine(model, config, precision=p).importance(images) for p in ("float32", precision)
     )
     assert not torch.equal(exact, low)
-    assert kendall_tau(exact.numpy(), low.numpy())[0] > 0.95
+    assert kendall_tau(exact.numpy(), low.numpy()).mean() > 0.95
 
 
 @pytest.mark.slow
