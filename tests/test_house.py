@@ -206,7 +206,9 @@ def test_examples_of_the_extension_guide_work():
     """Run both examples as written; in a process of their own, as they register names."""
     method, dataset = re.findall(r"^```python\n(.*?)^```$", text_of("docs/extend.md"), re.M | re.S)
     checks = """
-import timm, torch, zoo
+import open_clip, timm, torch, zoo
+told = open_clip.get_model_config("clip_vit_b16_norm60")["vision_cfg"]
+assert told["timm_model_name"] == "clip_vit_b16_norm60.openai"
 vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
 short = zoo.reduce(vit.eval(), method="norm", keep=0.5, order=1.0)
 trace = short.trace(torch.randn(2, 3, 64, 64))
