@@ -101,4 +101,6 @@ def test_the_pages_example_runs_and_gives_our_features(
     images = torch.randn(2, 3, 196, 196)
     assert torch.equal(model.encode_image(images), ours.model.encode_image(images))
     assert repr(names["preprocess"]) == repr(ours.preprocess)
-    assert model.encode_text(tokenizer(["a zebra crossing"])).isnan().all()  # never seen, so never guessed
+    assert (
+        model.encode_text(tokenizer(["a zebra crossing"])).isnan().all()
+    )  # never seen, so never guessed
