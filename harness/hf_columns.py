@@ -62,7 +62,9 @@ def _column(features: Mapping[str, Any], kind: str, asked: str | None, key: str,
         if asked not in types:
             raise ValueError(f"{what}: {key}={asked}: {expected(asked, fitting or types)}")
         if asked not in fitting:
-            raise ValueError(f"{what}: {key}={asked}: it is a {types[asked]}, expected {kind}")
+            raise ValueError(
+                f"{what}: {key}={asked}: it is of type {types[asked]}, expected {kind}"
+            )
         return asked
     if not fitting:
         listed = ", ".join(f"{name} ({own})" for name, own in types.items())
@@ -146,10 +148,11 @@ class Rows:
         images = self._whole.column(self._columns.image)
         told = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), MISSING)
         sizes: NDArray[np.int64] = told.to_numpy().astype(np.int64)
-        for index in np.flatnonzero(sizes == MISSING):
-            path = self._image(int(index))["path"]
-            if path and os.path.isfile(path) and self._is_inside(path):  # noqa: PTH113 (any text)
-                sizes[index] = os.path.getsize(path)  # noqa: PTH202
+        elsewhere = np.flatnonzero(sizes <= 0)
+        paths = pc.struct_field(images, "path").take(pa.array(elsewhere)).to_pylist()
+        for index, path in zip(elsewhere.tolist(), paths, strict=True):
+            if path and self._is_inside(path) and Path(path).is_file():
+                sizes[index] = Path(path).stat().st_size
         return sizes
 
     def read(self, index: int) -> bytes:
@@ -186,7 +189,7 @@ class Rows:
         for column in (self.labels, self.sizes):
             digest.update(column.astype("<i8").tobytes())
         for index in np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)):
-            if self.sizes[index] != MISSING:
+            if self.sizes[index] > 0:
                 digest.update(hashlib.sha256(self.read(int(index))).digest())
 
     def _image(self, index: int) -> Any:

@@ -8,118 +8,29 @@ of the hub if it is told to, and not otherwise.
 import importlib
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, metadata_load
 
-from zoo.reducer import expected
+from harness.hf_place import Place
 
 OLDEST = 5  # release of the library; those before 4 ran scripts
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+SEVERAL = ("Config name is missing", "specify which configuration")  # in its messages
 INSTALL = "python -m pip install 'clip-patchrank[hfds]'"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What follows ``#``, as in ``#image=img,test=validation``.
-
-    Attributes:
-        config: of the dataset, where it has several.
-        image: column of images.
-        label: column of classes.
-        train: split that is train here; likewise val and test. One that is named leaves those that
-            aren't empty.
-    """
-
-    config: str | None = None
-    image: str | None = None
-    label: str | None = None
-    train: str | None = None
-    val: str | None = None
-    test: str | None = None
-
-    @classmethod
-    def parse(cls, text: str, what: str) -> "Choice":
-        """Read ``KEY=VALUE,...``.
-
-        Raises:
-            ValueError: an unknown key, one without a value, or one that is there twice.
-        """
-        keys = [field.name for field in fields(cls)]
-        told: dict[str, str] = {}
-        for part in text.split(","):
-            key, _, value = part.partition("=")
-            if key not in keys:
-                raise ValueError(f"{what}: {part!r} after '#': {expected(key, keys)}, as KEY=VALUE")
-            if not value or key in told:
-                raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
-            told[key] = value
-        return cls(**told)
-
-    def __str__(self) -> str:
-        """Return it as it is written, "" where nothing is chosen."""
-        told = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
-        told = [part for part in told if not part.endswith("=None")]
-        return "#" + ",".join(told) if told else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a dataset is.
-
-    Attributes:
-        folder: that holds it, absolute; None on the hub.
-        name: ``owner/name`` there, or the folder's own name.
-        what: it is, for messages.
-        choice: of its parts.
-    """
-
-    folder: Path | None
-    name: str
-    what: str
-    choice: Choice
-
-    @classmethod
-    def parse(cls, text: str) -> "Place":
-        """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice.
-
-        Raises:
-            FileNotFoundError: neither a folder nor a name that the hub could have.
-            NotADirectoryError: a file.
-            ValueError: see ``Choice.parse``.
-        """
-        where, sharp, told = text.partition("#")
-        if Path(text).expanduser().is_dir():  # "#" may be part of its name
-            where, sharp, told = text, "", ""
-        choice = Choice.parse(told, f"hfds:{text}") if sharp else Choice()
-        folder = Path(where).expanduser().absolute()
-        if folder.is_dir():
-            what = f"folder {str(folder)!r}"
-            return cls(folder=folder, name=folder.resolve().name, what=what, choice=choice)
-        if folder.exists():
-            raise NotADirectoryError(f"hfds:{where} is a file; give the folder it lies in")
-        if not HUB_NAME.fullmatch(where):
-            raise FileNotFoundError(
-                f"hfds:{text} is neither a folder, {str(folder)!r} does not exist, nor the name of "
-                "a dataset of the Hugging Face hub, owner/name, such as uoft-cs/cifar10"
-            )
-        return cls(folder=None, name=where, what=f"dataset {where!r} of the hub", choice=choice)
-
-    def roots(self) -> tuple[str, ...]:
-        """Folders, as real paths, in which the images may be that a table only has paths of."""
-        config = _library().config
-        own = () if self.folder is None else (str(self.folder),)
-        caches = (constants.HF_HUB_CACHE, str(config.HF_DATASETS_CACHE))
-        saved = self.folder is not None and _is_saved(self.folder)  # its paths are the writer's
-        return tuple(os.path.realpath(root) for root in (*own, *(() if saved else caches)))
+def roots(place: Place) -> tuple[str, ...]:
+    """Return folders, as real paths, in which images may be that a table only has paths of."""
+    own = () if place.folder is None else (str(place.folder),)
+    caches = (constants.HF_HUB_CACHE, str(_library().config.HF_DATASETS_CACHE))
+    saved = place.folder is not None and _is_saved(place.folder)  # its paths are the writer's
+    return tuple(os.path.realpath(root) for root in (*own, *(() if saved else caches)))
 
 
 def load(place: Place, *, download: bool = False) -> dict[str, Any]:
@@ -144,15 +55,16 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
         except (ConnectionError, FileNotFoundError) as error:
             if place.folder is None and not download:
                 raise FileNotFoundError(_missing(library, place)) from error
+            text = _text(error)
             hint = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE and download else ""
-            raise OSError(f"{place.what} can't be opened: {error}{hint}") from error
+            raise OSError(f"{place.what} can't be opened: {text}{hint}") from error
         except OSError:
             raise
         except Exception as error:  # the library raises whatever it stumbles over
+            text = _text(error)
             mend = "" if download or place.folder else f"; {_way(place)}"
-            several = "config" in str(error).lower() and not place.choice.config
-            hint = f"; name a config: hfds:{place.name}#config=CONFIG" if several else ""
-            raise ValueError(f"{place.what} can't be read: {error}{hint}{mend}") from error
+            hint = "; name it as in #config=CONFIG" if any(s in text for s in SEVERAL) else ""
+            raise ValueError(f"{place.what} can't be read: {text}{hint}{mend}") from error
     return found
 
 
@@ -195,6 +107,12 @@ def _require_files(folder: Path) -> None:
         raise ValueError("its README.md or .huggingface.yaml names files by URL; put them there")
 
 
+def _text(error: BaseException) -> str:
+    """Put what the library says, and why, into one line."""
+    told = [error, error.__cause__] if error.__cause__ else [error]
+    return ": ".join(" ".join(str(one).split()) for one in told)
+
+
 def _missing(library: Any, place: Place) -> str:
     cache = str(library.config.HF_DATASETS_CACHE)
     return f"{place.what} is not in the cache of `datasets`, {cache!r}; {_way(place)}"
@@ -230,7 +148,7 @@ def _quiet(library: Any, *, offline: bool) -> Iterator[None]:
     """Keep the library off the network, its warnings to itself and its bars to terminals."""
     log, bars = library.utils.logging, library.utils.are_progress_bars_disabled()
     before = (log.get_verbosity(), library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
-    log.set_verbosity_error()
+    log.set_verbosity(log.CRITICAL)
     if not sys.stderr.isatty():
         library.disable_progress_bars()
     if offline:

@@ -15,7 +15,8 @@ import numpy as np
 from harness.captions import slug
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
 from harness.hf_columns import Rows, captions, find_columns
-from harness.hf_datasets import Choice, Place, load
+from harness.hf_datasets import load, roots
+from harness.hf_place import Choice, Place
 from harness.images import decode_image
 from zoo.reducer import expected
 
@@ -65,13 +66,13 @@ class HfDataset(Dataset):
                     f"{next(iter(chosen.values()))!r}"
                 )
         self._classes = captions(columns[0].names, f"{what}: column {columns[0].label!r}")
-        roots = self.place.roots()
+        inside = roots(self.place)
         self._rows = {
-            split: Rows(tables[own], columns[0], roots, f"split {own!r} of {what}")
+            split: Rows(tables[own], columns[0], inside, f"split {own!r} of {what}")
             for split, own in chosen.items()
         }
-        if not sum(len(rows.labels) for rows in self._rows.values()):
-            raise ValueError(f"{what} has no rows")
+        for rows in self._rows.values():
+            _ = rows.labels  # refuses rows without
 
     @property
     def classes(self) -> tuple[str, ...]:
