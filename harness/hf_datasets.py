@@ -22,7 +22,7 @@ OLDEST = 5  # release of the library; those before 4 ran scripts
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
 SEVERAL = ("Config name is missing", "specify which configuration")  # in its messages
-INSTALL = "python -m pip install 'clip-patchrank[hfds]'"
+INSTALL = f"python -m pip install 'datasets>={OLDEST}'"
 
 
 def roots(place: Place) -> tuple[str, ...]:

@@ -224,7 +224,7 @@ def test_the_library_is_optional(save: Save, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match=r"`datasets` 5 or newer, here is 3.6.0; `.*pip install"):
         HfDataset(folder)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"package `datasets`.*pip install 'clip-patchrank\[hfds"):
+    with pytest.raises(ValueError, match=r"package `datasets`.*pip install 'datasets>=5'"):
         HfDataset(folder)
 
 
