@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from harness.datasets import kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
+from harness.datasets.coop import CoopSplit
 from harness.datasets.rooted import RootedDataset
 from harness.decoded import Decoded, decode_all
 from harness.evaluate import text_classifier
@@ -60,6 +61,8 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     facts += uneven
     if isinstance(dataset, RootedDataset):
         problems += dataset.problems(progress)
+    elif isinstance(dataset, CoopSplit):
+        problems += dataset.differences()
     bad: dict[SplitName, NDArray[np.int64]] | None = None
     unreadable: tuple[str, ...] = ()
     if not fast:

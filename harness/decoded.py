@@ -12,6 +12,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
+from harness.datasets.coop import CoopSplit
 from harness.progress import Progress
 from zoo.files import write_whole
 from zoo.weights import cache_folder
@@ -78,11 +79,18 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
 
 
 def require_readable(dataset: Dataset) -> None:
-    """Refuse a dataset of which an earlier pass found that it has images that can't be read.
+    """Refuse a dataset of which it is known that it has images that can't be read.
+
+    An earlier pass found it, or the images that a file lists aren't there.
 
     Raises:
+        FileNotFoundError: how many are missing, and the first.
         ValueError: names the first.
     """
+    if isinstance(dataset, CoopSplit) and (lines := dataset.differences()):
+        raise FileNotFoundError(
+            f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad"
+        )
     path = _place(dataset)
     found = _read(path, dataset)
     if not found.bad:

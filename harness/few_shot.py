@@ -74,10 +74,12 @@ def _draw_train(dataset: Dataset, shots: int, seed: int, kept: list[int]) -> Spl
         raise ValueError(f"k must be 1 or more, got {shots} (0 shots = zero-shot needs no draw)")
     split = dataset.split(dataset.shots_from)
     if not len(split):
+        prefix, _, place = dataset.asked_as.partition(":")
+        way = f", or folder-parted:{place}, which makes splits" if prefix == "folder" else ""
         raise ValueError(
             f"{shots} shots asked for, but {dataset.name!r} has no {dataset.shots_from} images: it "
             "is for testing only, or they are missing, which `python -m harness datasets check "
-            f"{dataset.name}` tells; take 0 shots or another dataset"
+            f"{dataset.asked_as}` tells; take 0 shots or another dataset{way}"
         )
     poorest, count = _poorest(dataset, split.labels)
     if count < shots:

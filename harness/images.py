@@ -20,7 +20,8 @@ EXTENSIONS = frozenset((
 ))
 # fmt: on
 UNLABELLED = -1
-LEAVE_OUT = "leave it out, as --skip-bad does with a dataset's"
+LEAVE_OUT = "leave it out"
+SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def folder_images(path: Path | str) -> FolderImages:
         digest.update(f"{relative}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
 
     def render(index: int, _variant: int) -> Rendered:
-        return read_image(files[index]), None
+        return read_image(files[index], way=LEAVE_OUT), None
 
     labels = np.full(len(files), UNLABELLED, dtype=np.int64)
     return FolderImages(
@@ -142,21 +143,26 @@ def file_digests(files: Sequence[Path]) -> list[str]:
         return list(threads.map(_digest, files))
 
 
-def read_image(file: Path) -> Image.Image:
+def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
     """Read an image file as RGB.
+
+    Args:
+        file: which.
+        way: out of it if it can't be read, for the message.
 
     Raises:
         ValueError: it can't be decoded, or has more pixels than PIL trusts.
     """
-    return decode_image(file.read_bytes(), repr(str(file)))
+    return decode_image(file.read_bytes(), repr(str(file)), way=way)
 
 
-def decode_image(content: bytes, where: str) -> Image.Image:
+def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Image:
     """Decode the bytes of an image file as RGB.
 
     Args:
         content: the bytes.
         where: they are from, for messages.
+        way: out of it if they can't be decoded, likewise.
 
     Raises:
         ValueError: they can't be decoded, or have more pixels than PIL trusts.
@@ -169,13 +175,11 @@ def decode_image(content: bytes, where: str) -> Image.Image:
             rgb = _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"image {where} is too large to be trusted ({error}); make it smaller, or {LEAVE_OUT}"
+            f"image {where} is too large to be trusted ({error}); make it smaller, or {way}"
         ) from error
     except Exception as error:  # decoders raise whatever they stumble over
         why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(
-            f"image {where} can't be read ({why}); replace it, or {LEAVE_OUT}"
-        ) from error
+        raise ValueError(f"image {where} can't be read ({why}); replace it, or {way}") from error
     return rgb
 
 

@@ -10,25 +10,16 @@ from pathlib import Path
 from harness.datasets.base import Dataset, Example, Split, SplitName
 from harness.datasets.coop import CoopSplit
 from harness.datasets.folder import FolderDataset, FolderParted
+from harness.datasets.hfds import HfDataset
 from harness.datasets.rooted import RootedDataset
 from harness.datasets.wds import TarDataset
 from harness.discovery import concrete_classes
 from harness.progress import Progress
 
 __all__ = [
-    "KINDS",
-    "Dataset",
-    "Example",
-    "Split",
-    "SplitName",
-    "forget",
-    "get_dataset",
-    "kind_of",
-    "list_datasets",
-    "names_of",
-    "root_of",
-    "shipped_facts",
-]
+    "KINDS", "Dataset", "Example", "Split", "SplitName", "forget", "get_dataset", "kind_of",
+    "list_datasets", "names_of", "root_of", "shipped_facts",
+]  # fmt: skip
 
 CLASS_FOLDERS = "folder of class folders"
 ROOT = "CLIP_PATCHRANK_DATA"  # environment variable with the default of --root
@@ -38,32 +29,34 @@ ROOT = "CLIP_PATCHRANK_DATA"  # environment variable with the default of --root
 class Kind:
     """What is made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
 
-    make: from the path. what: that is, in words. expected: at the path.
+    make: from the path. what: that is, in words. expected: at the path. downloads: if told to.
     """
 
-    make: Callable[[Path], Dataset]
+    make: Callable[..., Dataset]
     what: str
     expected: str
+    downloads: bool = False
 
 
 KINDS = {
     "coop": Kind(make=CoopSplit, what="a split file of CoOp", expected="split_zhou_*.json"),
     "folder": Kind(
-        make=FolderDataset,
+        make=FolderDataset, expected=CLASS_FOLDERS,
         what=f"a {CLASS_FOLDERS}, or of train, val and test with such",
-        expected=CLASS_FOLDERS,
     ),
     "folder-parted": Kind(
-        make=FolderParted,
+        make=FolderParted, expected=CLASS_FOLDERS,
         what=f"a {CLASS_FOLDERS}, parted here into train, val and test",
-        expected=CLASS_FOLDERS,
+    ),
+    "hfds": Kind(
+        make=HfDataset, expected="folder, or owner/name of the hub", downloads=True,
+        what="a dataset of the Hugging Face `datasets` library, in a folder or as owner/name",
     ),
     "wds": Kind(
-        make=TarDataset,
+        make=TarDataset, expected="folder with classnames.txt and test/0.tar",
         what="a folder of tars as CLIP_benchmark has them",
-        expected="folder with classnames.txt and test/0.tar",
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +107,7 @@ _known = _Known()
 @functools.cache
 def _classes() -> dict[str, type[Dataset]]:
     """Map dataset names to the classes of the folder's files."""
-    made = (CoopSplit, FolderDataset, FolderParted, TarDataset)
+    made = (CoopSplit, FolderDataset, FolderParted, HfDataset, TarDataset)
     return concrete_classes(__name__, __path__, Dataset, but=made)
 
 
@@ -145,6 +138,12 @@ def kind_of(name: str) -> str | None:
     return max(fitting, key=len, default=None)
 
 
+def _kind(name: str) -> Kind | None:
+    """Return the kind that ``PREFIX:PATH`` asks for, None of another name."""
+    prefix, colon, _ = name.partition(":")
+    return KINDS.get(prefix) if colon else None
+
+
 def get_dataset(name: str) -> Dataset:
     """Return a dataset, prepared as ``names_of`` was told.
 
@@ -156,12 +155,12 @@ def get_dataset(name: str) -> Dataset:
         ValueError: no dataset has that name, the nearest is told; or what is there is none.
         FileNotFoundError: files are missing; the message holds the command that gets them.
     """
-    prefix, colon, path = name.partition(":")
-    if colon and prefix in KINDS:
-        kind = KINDS[prefix]
+    prefix, _, path = name.partition(":")
+    if (kind := _kind(name)) is not None:
         if not path:
             raise ValueError(f"dataset {name!r}: expected {prefix}:PATH of a {kind.expected}")
-        dataset = _known.how.prepared(kind.make(Path(path)))
+        told = {"download": True} if kind.downloads and _known.how.download else {}
+        dataset = _known.how.prepared(kind.make(Path(path), **told))
         _known.datasets[dataset.name] = dataset
         return dataset
     if name in _known.datasets:
@@ -226,15 +225,15 @@ def names_of(
     )
     _known.datasets.clear()
     rooted = [told for told in given if issubclass(_classes().get(told, Dataset), RootedDataset)]
-    if given and not rooted and (root is not None or download):
+    useless = download and not any(kind.downloads for kind in map(_kind, given) if kind)
+    if given and not rooted and (root is not None or useless):
         raise ValueError(
             f"--{'download' if root is None else 'root'}: none of {', '.join(given)} lies below a "
             "root; shipped datasets and PREFIX:PATH need none"
         )
     names = []
     for told in given:
-        made = told.partition(":")[0] in KINDS and ":" in told
-        resolved = made or told in rooted or (templates and told in _classes())
+        resolved = _kind(told) is not None or told in rooted or (templates and told in _classes())
         dataset = get_dataset(told) if resolved else None
         if isinstance(dataset, RootedDataset):
             _ = dataset.place  # refuses what has no root

@@ -5,7 +5,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from harness.captions import slug
-from harness.datasets.base import Dataset, Split, SplitName
+from harness.datasets.base import SPLITS, Dataset, Split, SplitName
+from harness.datasets.image_list import ImageList
 from harness.datasets.split_file import Entry, read_split_file
 from harness.images import require_inside
 
@@ -62,9 +63,16 @@ class CoopSplit(Dataset):
         """``coop:`` and the path of the file."""
         return f"{PREFIX}{self.file}"
 
-    def _split(self, name: SplitName) -> Split:
+    def differences(self) -> list[str]:
+        """Say which images are missing or empty; none is opened."""
+        return [line for name in SPLITS for line in self._images(name).differences()]
+
+    def _images(self, name: SplitName) -> ImageList:
         prefix = f"coop/{self.file.stem}"
-        return self._told.images(name, self.root, prefix=prefix, dataset=self.name).split()
+        return self._told.images(name, self.root, prefix=prefix, dataset=self.name)
+
+    def _split(self, name: SplitName) -> Split:
+        return self._images(name).split()
 
 
 def _root(folder: Path, entries: Mapping[SplitName, list[Entry]], what: str) -> Path:

@@ -23,5 +23,5 @@ def add_datasets(commands: Any) -> None:
             "--root", type=Path, metavar="DIR", help="of datasets; default: CLIP_PATCHRANK_DATA's"
         )
     checked.add_argument("dataset", metavar="NAME", help="see `datasets list`; or PREFIX:PATH")
-    checked.add_argument("--download", action="store_true", help="get there what is missing")
+    checked.add_argument("--download", action="store_true", help="get what is missing")
     checked.add_argument("--fast", action="store_true", help="decode no image")

@@ -23,7 +23,7 @@ def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="of datasets; default: CLIP_PATCHRANK_DATA's"
     )
-    parser.add_argument("--download", action="store_true", help="get there what is missing")
+    parser.add_argument("--download", action="store_true", help="get what is missing")
     parser.add_argument(
         "--templates", nargs="+", metavar="TEXT", help="prompts with {} for the class, not its own"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from harness.datasets import KINDS, get_dataset
-from harness.images import read_image
+from harness.images import LEAVE_OUT, read_image
 from zoo.reducer import expected
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
@@ -116,7 +116,7 @@ def _from_file(
             f"image {place!r} does not exist; expected an image file, or dataset:split:index such "
             "as fashion:val:3"
         )
-    image = read_image(path)
+    image = read_image(path, way=LEAVE_OUT)
     return Picture(name=path.name, image=image, label=label, classes=classes, templates=templates)
 
 

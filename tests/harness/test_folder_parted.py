@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from harness.datasets import SplitName
-from harness.datasets.folder import FolderParted
+from harness.datasets.folder import FolderDataset, FolderParted
 from harness.few_shot import draw
 
 Make = Callable[..., Path]
@@ -80,6 +80,12 @@ def test_parted_folders_serve_few_shots(make: Make):
     drawn = draw(FolderParted(make([*images(10, "cat"), *images(10, "dog")])), 4, seed=0)
     assert np.bincount(drawn.train.labels).tolist() == [4, 4]
     assert np.bincount(drawn.val.labels).tolist() == [2, 2]
+
+
+def test_folders_that_are_for_testing_only_name_the_way_to_splits(make: Make):
+    folder = make(images(10, "cat"))
+    with pytest.raises(ValueError, match=rf"check folder:{folder}` .* or folder-parted:{folder}, "):
+        draw(FolderDataset(folder), 4, seed=0)
 
 
 def test_folders_with_splits_are_not_parted(make: Make):

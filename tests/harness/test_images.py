@@ -188,7 +188,7 @@ def test_what_is_no_image_is_named(tmp_path: Path):
     (tmp_path / "page.jpg").write_text("<html>404</html>")
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "x.tif")
     split = folder_images(tmp_path).split
-    with pytest.raises(ValueError, match=r"'.*page.jpg' can't be read .* or leave it out"):
+    with pytest.raises(ValueError, match=r"'.*page.jpg' can't be read .* or leave it out$"):
         split[0]
     with pytest.raises(ValueError, match=r"'.*x.tif' can't be read \(mode F: the range"):
         split[1]

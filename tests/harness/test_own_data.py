@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -73,6 +74,20 @@ def tars(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """The same as `datasets` saves it."""
+    datasets.disable_progress_bars()
+    images = [example.image for example in fashion_images()]
+    labels = [example.label for example in fashion_images()]
+    names = datasets.ClassLabel(names=list(get_dataset("fashion").classes))
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    datasets.DatasetDict(test=rows).save_to_disk(tmp_path / "rows")
+    datasets.enable_progress_bars()
+    return tmp_path / "rows"
+
+
+@pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Record]]:
     """Run `eval` and return its records."""
     found: list[Record] = []
@@ -97,7 +112,7 @@ def right_by_image(record: Record, dataset: str) -> dict[bytes, bool]:
 
 
 def test_the_same_images_are_right_wherever_they_lie(
-    folder: Path, tars: Path, measured: Callable[..., list[Record]]
+    folder: Path, tars: Path, table: Path, measured: Callable[..., list[Record]]
 ):
     """Random pruning judges every image alike, so its answers may be compared as well."""
     fashion = get_dataset("fashion")
@@ -105,6 +120,7 @@ def test_the_same_images_are_right_wherever_they_lie(
     wanted = [right_by_image(record, "fashion") for record in own]
     given = {
         "folder-items": ["--dataset", f"folder:{folder}", "--templates", *fashion.templates],
+        "hfds-rows": ["--dataset", f"hfds:{table}", "--templates", *fashion.templates],
         "wds-tars": ["--dataset", f"wds:{tars}"],
     }
     for name, flags in given.items():
@@ -208,6 +224,7 @@ def test_figures_show_images_of_folders(folder: Path, tmp_path: Path):
 def test_the_examples_of_the_guide_work(
     folder: Path,
     tars: Path,
+    table: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -217,6 +234,7 @@ def test_the_examples_of_the_guide_work(
     commands = [shlex.split(line, comments=True) for line in lines.splitlines() if line.strip()]
     folder.rename(tmp_path / "photos")
     tars.rename(tmp_path / "shards")
+    assert table.parent == tmp_path
     monkeypatch.chdir(tmp_path)
     assert len(commands) >= 6
     for command in commands:
