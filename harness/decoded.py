@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
 from harness.datasets.coop import CoopSplit
+from harness.datasets.rooted import RootedDataset
 from harness.progress import Progress
 from zoo.files import write_whole
 from zoo.weights import cache_folder
@@ -87,7 +88,7 @@ def require_readable(dataset: Dataset) -> None:
         FileNotFoundError: how many are missing, and the first.
         ValueError: names the first.
     """
-    if isinstance(dataset, CoopSplit) and (lines := dataset.differences()):
+    if isinstance(dataset, CoopSplit | RootedDataset) and (lines := dataset.differences()):
         raise FileNotFoundError(
             f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad"
         )

@@ -114,10 +114,13 @@ class RootedDataset(Dataset):
     def _split(self, name: SplitName) -> Split:
         return self._images(name).split()
 
+    def differences(self) -> list[str]:
+        """Say which images are missing or empty; none is opened."""
+        return [line for split in SPLITS for line in self._images(split).differences()]
+
     def _differences(self) -> Iterator[str]:
         """Yield what is missing or too much, but for counts and archives."""
-        for split in SPLITS:
-            yield from self._images(split).differences()
+        yield from self.differences()
 
     def problems(self, progress: Progress | None = None) -> list[str]:
         """Say in what the data differs from the whole dataset: images, classes, archives.
