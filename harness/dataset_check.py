@@ -12,6 +12,7 @@ from harness.datasets.coop import CoopSplit
 from harness.datasets.rooted import RootedDataset
 from harness.decoded import Decoded, decode_all
 from harness.evaluate import text_classifier
+from harness.images import how_many
 from harness.progress import Progress
 from zoo.clip import create_clip
 
@@ -70,7 +71,9 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         unreadable = tuple(found.bad.values())
         bad = {name: _bad(dataset, found, name) for name in SPLITS}
         if unreadable:
-            problems.append(f"{len(unreadable)} unreadable images; --skip-bad leaves them out")
+            problems.append(
+                f"{how_many(len(unreadable), 'unreadable')}; --skip-bad leaves them out"
+            )
         facts += _copies(dataset, found)
     notes += _unnamed(dataset)
     return Checked(

@@ -14,6 +14,7 @@ from pathlib import Path
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
 from harness.datasets.coop import CoopSplit
 from harness.datasets.rooted import RootedDataset
+from harness.images import how_many
 from harness.progress import Progress
 from zoo.files import write_whole
 from zoo.weights import cache_folder
@@ -119,8 +120,8 @@ def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     listed = _place(dataset).with_suffix(".txt")
     write_whole(listed, "".join(f"{why}\n" for why in found.bad.values()).encode())
     progress.say(
-        f"{dataset.name}: left out, as they can't be read: {len(found.bad)} images; all are listed "
-        f"in {listed}"
+        f"{dataset.name}: left out, as they can't be read: {how_many(len(found.bad))}; all are "
+        f"listed in {listed}"
     )
     for why in list(found.bad.values())[:SHOWN]:
         progress.say(f"  {why}")

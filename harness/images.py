@@ -143,6 +143,11 @@ def file_digests(files: Sequence[Path]) -> list[str]:
         return list(threads.map(_digest, files))
 
 
+def how_many(count: int, what: str = "") -> str:
+    """Say how many images there are, such as "1 image" or "2 missing images"."""
+    return f"{count:,} {what} image".replace("  ", " ") + ("s" if count != 1 else "")
+
+
 def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
     """Read an image file as RGB.
 

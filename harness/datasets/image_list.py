@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets.base import Rendered, Split
-from harness.images import read_image
+from harness.images import how_many, read_image
 
 SHOWN = 3  # images or classes in a line
 MISSING = -1
@@ -86,7 +86,7 @@ class ImageList:
             if (where := np.flatnonzero(self.sizes == size)).size:
                 names = [self.paths[index] for index in where[: SHOWN + 1]]
                 yield (
-                    f"{where.size:,} images are {what} in {str(self.root)!r}: {shortened(names)}; "
+                    f"{how_many(where.size, what)} in {str(self.root)!r}: {shortened(names)}; "
                     f"{self.listed}"
                 )
 

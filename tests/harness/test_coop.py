@@ -222,7 +222,7 @@ def test_images_that_are_missing_or_damaged(make: Make):
         with pytest.raises(ValueError, match=rf"image '.*Bag_test_{place - 7}.png' can't be read"):
             split[place]
     assert split[11].label == 1
-    told = r"1 images are missing in '.*bag/.*Bag_test_1.png'; .* 1 images are empty .*--skip-bad"
+    told = r"1 missing image in '.*bag/.*Bag_test_1.png'; .* 1 empty image in .*--skip-bad"
     with pytest.raises(FileNotFoundError, match=told):
         names_of([f"coop:{file}"], skip_bad=False)
     assert main(["datasets", "check", f"coop:{file}", "--fast"]) == 1

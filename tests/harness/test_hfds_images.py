@@ -64,7 +64,7 @@ def test_bad_images_stop_with_their_row_and_can_be_left_out(
     assert get_dataset(name).split("test").image_ids == ("hfds-pets/test/0", "hfds-pets/test/2")
     assert get_dataset(name).revision != HfDataset(folder).revision
     assert main(["datasets", "check", f"hfds:{folder}"]) == 1
-    assert "problem: 1 unreadable images; --skip-bad leaves them out" in capsys.readouterr().out
+    assert "problem: 1 unreadable image; --skip-bad leaves them out" in capsys.readouterr().out
 
 
 def test_images_that_are_only_named_may_not_lie_elsewhere(tmp_path: Path):

@@ -30,8 +30,8 @@ def test_a_command_counts_and_names_them_or_leaves_them_out(
     words = ["eval", "clip_vit_s14_random60", "--dataset", name, "--root", str(tmp_path)]
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "images are missing in" in error
+    assert "1 missing image in" in error
     assert "or leave them out with --skip-bad" in error
     with pytest.raises(AssertionError, match="worked"):
         main([*words, "--skip-bad"])
-    assert "left out, as they can't be read: 1 images" in capsys.readouterr().err
+    assert "left out, as they can't be read: 1 image;" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def test_a_corrupt_image_is_named_when_it_is_read(name: str, ship: Ship, tmp_pat
         changed.split("test")[1]
     if name not in FOLDERS:
         lines = get_dataset(name).at(tmp_path).problems()
-        [line] = [line for line in lines if "images are missing" in line]
+        [line] = [line for line in lines if "missing image" in line]
         assert file.name in line
 
 
@@ -216,7 +216,7 @@ def test_a_missing_class_leaves_the_others_as_they_are(name: str, ship: Ship, tm
         assert f"test: no image of {dataset.class_count - len(present)} classes" in lines
     else:
         gone = [image_id for image_id, at, _ in copy.examples["test"] if at == label]
-        assert f"{len(gone)} images are missing in" in lines
+        assert f"{len(gone)} missing image" in lines
         assert gone[0].removeprefix(f"{name}/") in lines
 
 

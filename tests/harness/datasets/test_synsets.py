@@ -162,5 +162,5 @@ def test_other_class_names_are_told_and_not_used(whole: Path, tmp_path: Path):
 def test_empty_images_are_told(whole: Path, tmp_path: Path):
     (whole / "n12267677" / "n12267677_0.JPEG").write_bytes(b"")
     [line] = [p for p in get_dataset("imagenet-a").at(tmp_path).problems() if "empty" in p]
-    assert "1 images are empty" in line
+    assert "1 empty image" in line
     assert "n12267677/n12267677_0.JPEG" in line
