@@ -85,6 +85,58 @@ def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     return min(1.0, 2 * tail / (1 << trials)) if trials else 1.0
 
 
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Return p-values adjusted for being judged together, in the order given.
+
+    Of m the smallest is multiplied by m, the next by m - 1 and so on, none ends below one before.
+    The chance that any true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
+
+    Raises:
+        ValueError: No p-values, or one is NaN or outside [0, 1].
+    """
+    sample = _finite_sample(p_values)
+    if sample.min() < 0 or sample.max() > 1:
+        raise ValueError(f"p-values must lie in [0, 1], got {sample.min()} to {sample.max()}")
+    order = np.argsort(sample)
+    adjusted = np.empty_like(sample)
+    adjusted[order] = np.maximum.accumulate(sample[order] * np.arange(sample.size, 0, -1))
+    return np.minimum(adjusted, 1.0)
+
+
+def minimum_detectable_difference(
+    n: int, discordance: float, power: float = 0.8, confidence: float = 0.95
+) -> float | None:
+    """Return the least difference in top-1 that `mcnemar_exact` finds with the asked power.
+
+    Discordant images, which just one of two models gets right, are binomial among all n, and those
+    of the better model among them: exact, no normal approximation. Source: Duffy, 1984.
+
+    Returns:
+        A fraction, at most the discordance (a share of n); None if even all of it is too little.
+
+    Raises:
+        ValueError: An argument out of its range.
+    """
+    if n < 1 or not 0 <= discordance <= 1:
+        raise ValueError(f"need n >= 1 and discordance in [0, 1], got {n} and {discordance}")
+    alpha = 1 - _checked(confidence)
+    if not alpha < power < 1:
+        raise ValueError(f"power must lie in ({alpha:.3g}, 1), got {power}")
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
+    first, last = (max(0, int(binom.ppf(p, n, discordance))) for p in (1e-9, 1 - 1e-9))
+    trials = np.arange(first, last + 1)
+    critical = binom.ppf(alpha / 2, trials, 0.5)  # most that the worse model may win
+    critical -= binom.cdf(critical, trials, 0.5) > alpha / 2
+
+    def lacking(share: float) -> float:
+        tails = sum(binom.cdf(critical, trials, (1 + way * share) / 2) for way in (-1, 1))
+        return power - float(binom.pmf(trials, n, discordance) @ tails)
+
+    return None if lacking(1.0) > 0 else float(brentq(lacking, 0.0, 1.0)) * discordance
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Return the mean over independent runs (seeds) with Student's t interval.
 
