@@ -9,8 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.records import Latency, Record, refuse_mixed
-from harness.statistics import Interval, bootstrap_counts, mean_interval
+from harness.statistics import (
+    Interval,
+    bootstrap_counts,
+    holm,
+    mcnemar_exact,
+    mean_interval,
+    minimum_detectable_difference,
+)
 from harness.variants import DENSE
+
+CLEAR = "*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +129,54 @@ def averages(records: Sequence[Record]) -> list[Average]:
     return [
         row if row is dense else replace(row, to_dense=mean_difference(row, dense)) for row in rows
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """All rows of a table against its dense one at once.
+
+    Attributes:
+        clear: identities of rows whose exact McNemar p-value, by Holm over the rows, is at most
+            5 %: if no row really differs, one is called clear in at most 5 % of such tables.
+        note: what the mark says, and the least difference that rows without it would show.
+    """
+
+    clear: frozenset[str]
+    note: str
+
+    def mark(self, row: Average) -> str:
+        """Return what stands behind a row's difference: the mark if it is clear, or nothing."""
+        return CLEAR if row.identity in self.clear else ""
+
+
+def judged(rows: Sequence[Average]) -> Judged | None:
+    """Say which rows differ clearly from the dense one; None for several seeds, or without it.
+
+    McNemar's test pairs right and wrong, and the mean over seeds of an image is neither.
+    """
+    dense = next((row for row in rows if row.method == DENSE), None)
+    others = [row for row in rows if row.to_dense is not None]
+    if dense is None or not others or len(dense.records) > 1:
+        return None
+    truth = dense.first.correct
+    adjusted = holm([mcnemar_exact(row.first.correct, truth) for row in others])
+    clear = {row.identity for row, p in zip(others, adjusted, strict=True) if p <= 0.05}
+    note = f"{CLEAR} clear of zero, all rows judged together (exact McNemar test, Holm, 5 %)"
+    missed = [row.first.correct != truth for row in others if row.identity not in clear]
+    if missed:
+        most = max(float(each.mean()) for each in missed)
+        note += f"; without {CLEAR}: {_detectable(truth.size, most)}"
+    return Judged(clear=frozenset(clear), note=note)
+
+
+def _detectable(images: int, discordance: float) -> str:
+    found = minimum_detectable_difference(images, discordance)
+    if found is None:
+        return "too few images that just one of two models gets right to show any difference"
+    return (
+        f"{images} images show {100 * found:.1f} points with power 80 %, in one comparison, where "
+        f"just one of two models is right on {100 * discordance:.1f} % of them (the most here)"
+    )
 
 
 def mean_difference(row: Average, other: Average) -> Interval:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from harness.averages import Average, averages
-from harness.columns import columns_of
+from harness.averages import Average, Judged, averages, judged
+from harness.columns import Column, columns_of
 from harness.plot import INK, draw
 from harness.protocol import protocol, tower_of
 from harness.records import Record
@@ -60,7 +60,7 @@ def write_report(records: Iterable[Record], path_html: str | Path, title: str) -
         ValueError: No records, or a group mixes conditions; see `records.refuse_mixed`.
     """
     groups = _groups(records)
-    sections = [_html(section) for section in _sections(groups)]
+    sections = [_html(section) for section in _sections(groups, marked=True)]
     notes = _NOTES
     if any(len(row.records) > 1 for group in groups.values() for row in group):
         notes = f"{_NOTES} {_OVER_SEEDS}"
@@ -146,14 +146,23 @@ class _Section:
     tips: Sequence[str]
 
 
-def _sections(groups: Mapping[str, list[Average]], *, summary: bool = False) -> Iterator[_Section]:
-    """Yield a section per group, and after the last of a dataset its numbers of shots."""
+def _sections(
+    groups: Mapping[str, list[Average]], *, summary: bool = False, marked: bool = False
+) -> Iterator[_Section]:
+    """Yield a section per group, and after the last of a dataset its numbers of shots.
+
+    ``marked``: differences to dense that are clear with all rows judged together have a mark.
+    """
     places = [place(group[0].first) for group in groups.values()]
     for at, (name, group) in enumerate(groups.items()):
         columns = [c for c in columns_of(group) if not summary or c[0].endswith(_SUMMARY)]
+        together, about = judged(group) if marked else None, _about(group)
+        if together is not None:
+            columns = [_marked(column, together) for column in columns]
+            about = f"{about} {together.note}."
         yield _Section(
             name=name,
-            about=_about(group),
+            about=about,
             heads=[heading for heading, _ in columns],
             rows=[[render(row) for _, render in columns] for row in group],
             tips=[f"{row.first.model} {row.config}" for row in group],
@@ -169,6 +178,13 @@ def _sections(groups: Mapping[str, list[Average]], *, summary: bool = False) -> 
                 rows=table.rows,
                 tips=table.models,
             )
+
+
+def _marked(column: Column, together: Judged) -> Column:
+    heading, render = column
+    if heading != "To dense":
+        return column
+    return heading, lambda row: render(row).replace(" ", f"{together.mark(row)} ", 1)
 
 
 def _about(group: Sequence[Average]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from harness.averages import Average, averages
+from harness.averages import Average, Judged, averages, judged
 from harness.floor import Floor
 from harness.match import Matched
 from harness.protocol import protocol, seeds, tower_of
@@ -27,10 +27,15 @@ def _ends(interval: Interval) -> str:
     return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def _difference(row: Average) -> str:
-    if row.to_dense is None:
-        return NOT_MEASURED
-    return f"{100 * row.to_dense.estimate:+.1f}" + _ends(row.to_dense)
+def _difference(together: Judged | None) -> Callable[[Average], str]:
+    def cell(row: Average) -> str:
+        if row.to_dense is None:
+            return NOT_MEASURED
+        # The mark instead of a space: a pipe is just as wide as the table without marks.
+        mark = together.mark(row) if together else ""
+        return f"{100 * row.to_dense.estimate:+.1f}{mark or ' '}{_ends(row.to_dense).lstrip()}"
+
+    return cell
 
 
 def _number(value: float | None, form: str) -> str:
@@ -69,12 +74,15 @@ def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
     if batches:
         caption += "latency in ms (x: as ratio): median \\[quartiles], ratio to dense; "
     caption += "GFLOPs: 1e9 multiply-adds per image"
+    together = judged(rows)
+    if together is not None:
+        caption += f"; {together.note}"
     table = Table(
         title=title(records[0], seeds(rows[0].records)),
         caption=caption,
         box=box.HEAVY_HEAD if wide else box.SIMPLE,
     )
-    columns = _wide(batches) if wide else _narrow(batches)
+    columns = _wide(batches, together) if wide else _narrow(batches, together)
     for head in columns:
         left = head == "method"
         table.add_column(head, justify="left" if left else "right", no_wrap=True)
@@ -112,12 +120,12 @@ def _plain(field: str, form: str) -> Callable[[Average], str]:
     return lambda row: _number(row.mean(field), form)
 
 
-def _narrow(batches: Sequence[int]) -> Columns:
+def _narrow(batches: Sequence[int], together: Judged | None) -> Columns:
     columns: Columns = {
         "method": lambda row: row.method,
         "keep": lambda row: f"{100 * row.keep:.0f}",
         "top-1": lambda row: _percent(row.top1.estimate),
-        "to dense": _difference,
+        "to dense": _difference(together),
         "GFLOPs": _plain("gflops", ".2f"),
     }
     for batch in batches[-1:]:
@@ -126,12 +134,12 @@ def _narrow(batches: Sequence[int]) -> Columns:
     return columns
 
 
-def _wide(batches: Sequence[int]) -> Columns:
+def _wide(batches: Sequence[int], together: Judged | None) -> Columns:
     columns: Columns = {
         "method": lambda row: row.method,
         "keep": lambda row: f"{100 * row.keep:.0f}",
         "top-1": lambda row: _percent(row.top1.estimate) + _ends(row.top1),
-        "to dense": _difference,
+        "to dense": _difference(together),
         "cosine": _plain("cosine_to_dense", ".3f"),
         "GFLOPs": _plain("gflops", ".2f"),
     }

@@ -67,30 +67,13 @@ def timed(batch: int, ratio: float) -> Latency:
 DENSE = row("dense", 1.0, 70, 3.4, final_tokens=196)
 RANDOM = [row("random", keep, right, g) for keep, right, g in ((0.6, 55, 2.4), (0.3, 40, 1.7))]
 PATCHRANK = row(
-    "patchrank",
-    0.6,
-    68,
-    2.45,
-    diff_to_dense=-0.02,
-    diff_low=-0.051,
-    diff_high=0.012,
-    latency=(timed(1, 0.71), timed(32, 0.7)),
-    tau=0.313,
-    tau_low=0.29,
-    tau_high=0.33,
-    match_at_k=0.723,
-    match_k=118,
-    match_chance=118 / 196,
-    golden_images=60,
-    weighted_tau=0.413,
-    weighted_tau_low=0.391,
-    weighted_tau_high=0.433,
-    border_overlap=0.614,
-    border_low=0.5987,
-    border_high=0.6312,
-    border_chance=0.511,
+    "patchrank", 0.6, 68, 2.45, diff_to_dense=-0.02, diff_low=-0.051, diff_high=0.012,
+    latency=(timed(1, 0.71), timed(32, 0.7)), tau=0.313, tau_low=0.29, tau_high=0.33,
+    match_at_k=0.723, match_k=118, match_chance=118 / 196, golden_images=60,
+    weighted_tau=0.413, weighted_tau_low=0.391, weighted_tau_high=0.433,
+    border_overlap=0.614, border_low=0.5987, border_high=0.6312, border_chance=0.511,
     final_tokens=118,
-)
+)  # fmt: skip
 BY_TEXT = {"dataset": "emoji", "shots": 0, "tuning": None}
 EMOJI = [dataclasses.replace(record, **BY_TEXT) for record in (DENSE, *RANDOM)]
 RECORDS = [*RANDOM, PATCHRANK, DENSE, *EMOJI]
@@ -232,6 +215,15 @@ def test_markdown_has_the_same_cells_as_the_page(tmp_path: Path) -> None:
     lines = [line for line in markdown_table(RECORDS).splitlines() if line.startswith("|")]
     cells = [line.strip("| ").split(" | ") for line in lines if "---" not in line]
     assert cells == parsed.rows
+
+
+def test_the_page_marks_what_is_clear_and_says_so(tmp_path: Path) -> None:
+    lost = row("random", 0.3, 40, diff_to_dense=-0.3, diff_low=-0.39, diff_high=-0.21)
+    text, parsed = page([DENSE, PATCHRANK, lost], tmp_path)
+    cells = [line[3] for line in parsed.rows]
+    assert cells == ["To dense", "–", "-2.0 [-5.1, +1.2]", "-30.0* [-39.0, -21.0]"]
+    assert "agreement on 60 images. * clear of zero, all rows judged together" in text
+    assert "*" not in markdown_table([DENSE, PATCHRANK, lost])
 
 
 def test_the_same_records_draw_the_same_bytes(tmp_path: Path) -> None:
