@@ -1,0 +1,199 @@
+"""The site of docs/: every page in its menu, new pages true to README, settings and records."""
+
+import ast
+import dataclasses
+import functools
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import zoo
+from harness.cli import main
+from harness.datasets import get_dataset
+from zoo.reducer import METHODS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+MARKED = r"^<!-- {} -->\n```bash\n.*?^```$"
+FASHION = {"dress": 3, "trousers": 1}  # classes that the embedded text tower knows, by label
+COUNTS = {"train": 2, "val": 2, "test": 1}  # of each
+
+
+def text_of(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def python_of(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text_of(page), re.M | re.S)
+
+
+def commands_of(page: str) -> list[list[str]]:
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text_of(page), re.M | re.S)
+    return [shlex.split(line) for line in "".join(blocks).splitlines()]
+
+
+def menu(entry: Any) -> list[str]:
+    """Return the pages below an entry of mkdocs.yml's nav."""
+    if isinstance(entry, str):
+        return [entry]
+    inside = entry.values() if isinstance(entry, dict) else entry
+    return [page for part in inside for page in menu(part)]
+
+
+def pages() -> list[str]:
+    """Return the pages that the site has, below docs/."""
+    found = [path.relative_to(DOCS) for path in DOCS.rglob("*.md")]
+    excluded = SITE["exclude_docs"].split()
+    return [p.as_posix() for p in found if not any(p.match(pattern) for pattern in excluded)]
+
+
+def test_every_page_is_in_the_menu_once():
+    assert sorted(menu(SITE["nav"])) == sorted(pages())
+
+
+def test_no_link_leads_to_a_file_that_the_site_leaves_out():
+    """The one kind of broken link that a strict build lets pass."""
+    for page in pages():
+        for target in re.findall(r"\]\(([^)#:]+\.md)", text_of(page)):
+            named = (DOCS / page).parent / target
+            assert named.resolve().relative_to(DOCS).as_posix() in pages(), (page, target)
+
+
+def test_nothing_is_fetched_by_the_site():
+    assert SITE["theme"]["font"] is False
+    assert not {"extra_javascript", "extra_css", "plugins"} & set(SITE)
+
+
+def test_warnings_of_all_kinds_of_links_fail_the_build():
+    assert set(SITE["validation"]["links"].values()) == {"warn"}
+    tox = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    assert re.findall(r"mkdocs build (.*)", tox) == ["--strict --site-dir {env_tmp_dir}/site"]
+    assert "docs" in re.search(r"^env_list = (.*)$", tox, re.M)[1].split(", ")
+
+
+@pytest.mark.parametrize("marker", ["main-command", "test-command"])
+def test_the_quick_start_is_the_readmes(marker: str):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = [
+        re.findall(MARKED.format(marker), text, re.M | re.S)
+        for text in (readme, text_of("index.md"))
+    ]
+    assert len(blocks[0]) == 1
+    assert blocks[0] == blocks[1]
+
+
+def test_every_method_has_a_section():
+    assert sorted(re.findall(r"^## (.*)$", text_of("methods.md"), re.M)) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("method", ["clsattn", "evit", "patchrank", "random", "tome"])
+def test_options_and_defaults_are_those_of_the_settings(method: str):
+    section = text_of("methods.md").partition(f"\n## {method}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", section, re.M)
+    told = [(name, ast.literal_eval(default)) for name, default in rows]
+    fields = dataclasses.fields(METHODS[method].Config)
+    assert told == [(field.name, field.default) for field in fields]
+
+
+def test_figures_in_the_answers_are_those_of_the_table():
+    """A decimal figure is one that `compare` wrote; options have none in these pages."""
+    told = set(re.findall(r"\d+\.\d+", re.sub(r"```.*?```", "", text_of("faq.md"), flags=re.S)))
+    table = (DOCS / "results" / "table.md").read_text(encoding="utf-8")
+    rows = {
+        row.split(" | ")[0].strip("| ") + row.split(" | ")[1]: row
+        for row in reversed(table.splitlines())
+        if " 60 % | " in row or " 100 % | " in row
+    }
+    dense, patchrank, tome, evit = (
+        rows[key] for key in ("dense100 %", "patchrank60 %", "tome60 %", "evit60 %")
+    )
+    for row, figures in (
+        (dense, ["3.46"]),
+        (patchrank, ["2.52", "0.74", "0.83"]),
+        (tome, ["2.73", "0.89", "1.03"]),
+        (evit, ["2.78"]),
+    ):
+        cells = [cell.strip().partition(" ")[0] for cell in row.split("|")]
+        assert set(figures) <= set(cells)
+        told -= set(figures)
+    assert told == set()
+
+
+@pytest.mark.parametrize("page", ["index.md", "methods.md", "faq.md"])
+def test_the_python_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch):
+    """Without generating code when compiled; tests/zoo/test_compile.py does."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    names: dict[str, Any] = {}
+    for code in python_of(page):
+        exec(code, names)
+    if page == "methods.md":
+        trace = names["model"].trace(torch.randn(1, 3, 196, 196))
+        assert [reduction.block for reduction in trace.reductions] == [2, 4]
+        assert names["short"].reducer.config.r == 8
+    else:
+        assert names["features"].shape[1] == 256
+        assert names["features"].isfinite().all()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_answers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On fewer images and in smaller batches than they ask for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    commands = commands_of("faq.md")
+    assert len(commands) == 2
+    for command in commands:
+        assert command[:4] == ["python", "-m", "harness", "compare"]
+        fewer = ["--limit", "4", "--rounds", "1", "--batches"]
+        assert main([*command[3:], *fewer]) == 0
+
+
+def lay_out(folder: Path) -> None:
+    """Write images of two classes of fashion, none in two splits."""
+    val = get_dataset("fashion").split("val")
+    for name, label in FASHION.items():
+        numbers = iter((val.labels == label).nonzero()[0].tolist())
+        for split, count in COUNTS.items():
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for _ in range(count):
+                number = next(numbers)
+                val[number].image.save(place / f"{number:04d}.png")
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Every command and every block of Python, in order, as it stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert list(FASHION.values()) == [get_dataset("fashion").classes.index(n) for n in FASHION]
+    lay_out(tmp_path / "photos")
+    commands = commands_of("tutorial.md")
+    assert len(commands) == 9
+    for command in commands:
+        assert command[:3] == ["python", "-m", "harness"]
+        assert main(command[3:]) == 0, command
+    assert Path("results", "report.html").is_file()
+    capsys.readouterr()
+
+    names: dict[str, Any] = {}
+    in_folder, in_parts = python_of("tutorial.md")
+    exec(in_folder, names)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == COUNTS["test"] * len(FASHION) + 1
+    assert {line.split()[-1] for line in told[:-1]} <= set(FASHION)
+    whole, images = names["model"], names["images"]
+    assert whole.trace(images).final_tokens == 118
+    exec(in_parts, names)
+    with torch.no_grad():
+        assert torch.equal(names["model"](images), whole(images))
+    packaged = zoo.create_clip("clip_vit_s14_patchrank60").model.visual.reducer.predictor
+    assert not torch.equal(whole.reducer.predictor.net.score.weight, packaged.net.score.weight)
