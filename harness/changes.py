@@ -13,6 +13,7 @@ from harness.reuse import measured_alike
 from harness.statistics import Interval, mcnemar_exact, paired_difference
 
 RECORDS = "records.jsonl"
+ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
 # What makes a row the same row in both runs; tag and not the weights' hash, which is told.
 _ROW = (
     "dataset", "split", "tag", "model", "method", "keep", "shots", "tuning", "prompt_tokens",
@@ -100,9 +101,9 @@ class Change:
         """Conditions that differ, the method's settings among them one by one."""
         ours, theirs = self.a.method_config, self.b.method_config
         settings = [
-            Difference(name=f"method_config.{name}", a=ours.get(name), b=theirs.get(name))
+            Difference(name=f"method_config.{name}", a=a, b=b)
             for name in dict.fromkeys([*ours, *theirs])
-            if (name in ours, ours.get(name)) != (name in theirs, theirs.get(name))
+            if (a := ours.get(name, ABSENT)) != (b := theirs.get(name, ABSENT))
         ]
         names = (*_SOFTWARE, *_MACHINE, "weights_sha256")
         golden = () if None in (self.a.tau, self.b.tau) else ("golden_images",)

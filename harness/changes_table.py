@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from harness.changes import Change, Changes, Difference
+from harness.changes import ABSENT, Change, Changes, Difference
 from harness.protocol import protocol, tower_of
 from harness.records import Record
 from harness.report import markdown_cell
@@ -152,6 +152,8 @@ def _told(difference: Difference) -> str:
 def _value(name: str, value: object) -> str:
     if name == "weights_sha256":
         value = str(value)[:_DIGITS]
+    if value == ABSENT:
+        return ABSENT
     return "none" if value is None else json.dumps(value)
 
 

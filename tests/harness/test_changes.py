@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.changes import Change, changes, read_run
+from harness.changes import ABSENT, Change, changes, read_run
 from harness.correctness import pack_correct
 from harness.records import Latency, Record, write_records
 
@@ -184,7 +184,7 @@ def test_settings_that_differ_are_told_one_by_one():
     told = only(record(), record(method_config=config)).conditions
     assert [(one.name, one.a, one.b) for one in told] == [
         ("method_config.predictor", "12ab", "34cd"),
-        ("method_config.fuse", None, None),  # there in B only
+        ("method_config.fuse", ABSENT, None),
     ]
 
 
