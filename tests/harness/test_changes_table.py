@@ -99,8 +99,8 @@ def test_what_is_not_compared_is_a_dash_and_says_why():
     assert notes(found) == [
         "1 row is in both runs",
         'conditions differ: device "cpu" in A, "cuda:0" in B (every row)',
-        f"{NAME} on birds test, {HOW}, seed 0: accuracy not compared, images or prompts differ: image_count 10 in "
-        "A, 5 in B",
+        f"{NAME} on birds test, {HOW}, seed 0: accuracy not compared, images or prompts "
+        "differ: image_count 10 in A, 5 in B",
         "latency not compared (every row): it takes the same device, device_name, dtype, threads "
         "and batch",
     ]
