@@ -1,16 +1,14 @@
 """Two runs in pairs: the same rows meet, and nothing is compared that isn't alike."""
 
 import math
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.changes import ABSENT, Change, changes, read_run
+from harness.changes import ABSENT, Change, changes
 from harness.correctness import pack_correct
-from harness.records import Latency, Record, write_records
+from harness.records import Latency, Record
 
 A = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)
@@ -118,28 +116,6 @@ def test_swapped_runs_change_by_the_opposite():
 
 
 @pytest.mark.parametrize(
-    "changed",
-    [
-        {"dataset": "emoji"},
-        {"split": "val"},
-        {"tag": "openai"},
-        {"model": "clip_vit_b16_patchrank60"},
-        {"method": "evit"},
-        {"keep": 0.61},
-        {"shots": 8},
-        {"tuning": "v"},
-        {"tuning": "probe", "prompt_tokens": None},
-        {"prompt_tokens": 4},
-        {"seed": 1},
-    ],
-)
-def test_another_row_is_no_partner(changed: dict[str, Any]):
-    a, b = record(), record(**changed)
-    found = changes([a], [b])
-    assert (found.pairs, found.only_a, found.only_b) == ((), (a,), (b,))
-
-
-@pytest.mark.parametrize(
     ("other", "reason"),
     [
         (record(dataset_revision="99"), "dataset_revision '12ab34cd' in A, '99' in B"),
@@ -226,57 +202,3 @@ def test_tau_is_compared_where_both_have_it_of_as_many_images():
     without = record(**dict.fromkeys(other), golden_images=None)
     assert only(record(), without).tau is None
     assert names(only(record(), without)) == []
-
-
-def test_of_records_of_the_same_conditions_the_last_counts():
-    old, new = record(), record(B, created="2026-02-02T02:02:02+00:00", git_commit="f" * 7)
-    found = changes([old, new], [old])
-    assert [(pair.a, pair.b) for pair in found.pairs] == [(new, old)]
-    assert found.replaced == (1, 0)
-
-
-def test_a_row_under_several_conditions_meets_the_most_alike_and_none_twice():
-    full, half = record(B), record(A, dtype="bfloat16")
-    few = record([1, 0], dtype="bfloat16")
-    found = changes([few, full, half], [half, full])
-    assert [(pair.a, pair.b) for pair in found.pairs] == [(full, full), (half, half)]
-    assert found.only_a == (few,)
-    # The same images weigh more than the same precision.
-    assert changes([few, full], [half]).pairs[0].a == full
-
-
-def test_rows_are_grouped_by_dataset_tower_and_tuning_and_conditions_counted():
-    rows = [
-        record(),
-        record(dataset="emoji"),
-        record(method="evit", model="clip_vit_s14_evit60"),
-        record(seed=1),
-        record(shots=0, tuning=None, prompt_tokens=None),
-    ]
-    newer = [replace(row, torch="2.14.0") for row in rows[:-1]] + [replace(rows[-1], threads=8)]
-    found = changes(rows, newer)
-    groups = [[pair.a for pair in group] for group in found.groups()]
-    assert groups == [[rows[0], rows[2], rows[3]], [rows[1]], [rows[4]]]
-    assert [(one.name, one.b, count) for one, count in found.conditions()] == [
-        ("torch", "2.14.0", 4),
-        ("threads", 8, 1),
-    ]
-
-
-def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
-    write_records(tmp_path / "records.jsonl", [record(), record(B, seed=1)])
-    assert read_run(tmp_path) == read_run(tmp_path / "records.jsonl")
-    assert [row.seed for row in read_run(tmp_path)] == [0, 1]
-
-
-def test_what_is_no_run_is_refused(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"gone': there is no such file or folder; expec"):
-        read_run(tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match=r"it holds no records\.jsonl; expected a file of"):
-        read_run(tmp_path)
-    (tmp_path / "records.jsonl").touch()
-    with pytest.raises(ValueError, match=r"records\.jsonl holds no records"):
-        read_run(tmp_path)
-    (tmp_path / "records.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"records\.jsonl, line 1: schema_version is None"):
-        read_run(tmp_path)

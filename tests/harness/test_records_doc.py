@@ -92,7 +92,7 @@ def test_pandas_reads_records_in_three_lines(tmp_path: Path, monkeypatch: pytest
     assert "clip_vit_s14_patchrank60" in out.getvalue()
     frame = names["records"]
     assert list(frame.columns) == [field.name for field in fields(Record)]
-    assert frame["top1"].tolist() == [record.top1 for record in known]
+    assert frame["top1"].tolist() == pytest.approx([record.top1 for record in known], rel=1e-12)
     assert frame["dataset_revision"][0] == "001122334455"
     assert frame["correct_bits"].tolist() == [record.correct_bits for record in known]
 
