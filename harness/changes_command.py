@@ -6,7 +6,7 @@ from itertools import takewhile
 from rich.console import Console
 
 from harness.changes import changes, read_run
-from harness.changes_table import changes_markdown, notes, sheets
+from harness.changes_table import WIDE, changes_markdown, notes, sheets
 from zoo.files import write_whole
 
 
@@ -36,7 +36,7 @@ def run_changes(args: argparse.Namespace, status: Console, output: Console) -> N
     for line in (f"A: {a}", f"B: {b}", *notes(found)):
         output.print(line, highlight=False, markup=False, soft_wrap=True)
     for sheet in sheets(found):
-        output.print(sheet.table())
+        output.print(sheet.table(wide=output.width >= WIDE))
     if flags:
         args.output.mkdir(parents=True, exist_ok=True)
         path = args.output / "changes.md"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,6 +20,8 @@ _CAPTION = (
     "median time of B over A's; tau: mean Kendall tau of B minus A's"
 )
 _DIGITS = 16  # of a hash
+WIDE = 130  # columns of a terminal that take the whole table
+_NARROW = ("method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +38,24 @@ class Sheet:
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
-    def table(self) -> Table:
-        """Lay it out for the terminal."""
-        table = Table(title=escape(self.title), caption=_CAPTION)
-        for head in self.heads:
-            table.add_column(head, justify="left" if head == "model" else "right")
+    def table(self, *, wide: bool = True) -> Table:
+        """Lay it out for the terminal: all columns, or the most telling ones (80 characters)."""
+        table = Table(
+            title=escape(self.title),
+            caption=_CAPTION if wide else f"{_CAPTION}; all columns: a wider terminal, or --output",
+            box=box.HEAVY_HEAD if wide else box.SIMPLE,
+        )
+        shown = [at for at, head in enumerate(self.heads) if wide or head in _NARROW]
+        for at in shown:
+            left = self.heads[at] == "method"
+            table.add_column(self.heads[at], justify="left" if left else "right", overflow="fold")
         for row in self.rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*(escape(row[at]) for at in shown))
         return table
 
     def markdown(self) -> str:
         """Lay it out as Markdown."""
-        marks = ("---" if head == "model" else "---:" for head in self.heads)
+        marks = ("---" if head == "method" else "---:" for head in self.heads)
         lines = [f"## {markdown_cell(self.title)}", ""]
         for cells in (self.heads, marks, *self.rows):
             lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
@@ -108,7 +117,8 @@ def _sheet(group: Sequence[Change]) -> Sheet:
         answers, tau = pair.answers, pair.tau
         rows.append(
             (
-                _plain(pair.a.model),
+                _plain(pair.a.method),
+                f"{100 * pair.a.keep:.4g}",
                 *([str(pair.a.seed)] if seeded else []),
                 f"{100 * pair.a.top1:.1f}",
                 f"{100 * pair.b.top1:.1f}",
@@ -123,7 +133,7 @@ def _sheet(group: Sequence[Change]) -> Sheet:
     images = {record.image_count for pair in group for record in (pair.a, pair.b)}
     count = " or ".join(map(str, sorted(images)))
     named = f"{first.dataset} ({first.split}, {count} images; {protocol(first)}), {tower_of(first)}"
-    heads = ("model", *(["seed"] if seeded else []), "top-1 A", "top-1 B", "B - A")
+    heads = ("method", "keep", *(["seed"] if seeded else []), "top-1 A", "top-1 B", "B - A")
     times = (f"batch {batch}, B / A" for batch in batches)
     return Sheet(
         title=_plain(named),
@@ -137,7 +147,7 @@ def _cost(pair: Change) -> str:
         NOT_MEASURED if record.gflops is None else f"{record.gflops:.3f}"
         for record in (pair.a, pair.b)
     )
-    return a if pair.a.gflops == pair.b.gflops else f"{a} -> {b}"
+    return a if pair.a.gflops == pair.b.gflops else f"{a} → {b}"
 
 
 def _times(pair: Change, batch: int) -> str:

@@ -13,7 +13,7 @@ def add_compare(commands: Any) -> None:
     parser = add(
         commands,
         "compare",
-        "Measure methods side by side: accuracy, GFLOPs, latency, agreement.",
+        "Measure methods side by side: accuracy, cost, latency, agreement; or tell what changed.",
         "compare --methods patchrank evit --keeps 0.7 0.5 --datasets fashion --shots 0 16",
     )
     text = "two files of records, or their folders: what changed; nothing is measured then"

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from harness.changes import changes
-from harness.changes_table import changes_markdown, notes, sheets
+from harness.changes_table import WIDE, changes_markdown, notes, sheets
 from harness.correctness import pack_correct
 from harness.records import Latency, Record
 
@@ -61,7 +61,7 @@ def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
     console = Console(width=width)
     with console.capture() as captured:
         for sheet in sheets(changes(a, b)):
-            console.print(sheet.table())
+            console.print(sheet.table(wide=width >= WIDE))
     return captured.get()
 
 
@@ -69,10 +69,11 @@ def test_a_row_shows_what_changed():
     b = record(B, 15.0, gflops=2.75, tau=0.35)
     [sheet] = sheets(changes([record()], [b]))
     row = dict(zip(sheet.heads, sheet.rows[0], strict=True))
-    assert (row["model"], row["top-1 A"], row["top-1 B"]) == (record().model, "50.0", "60.0")
+    assert (row["method"], row["keep"]) == ("patchrank", "60")
+    assert (row["top-1 A"], row["top-1 B"]) == ("50.0", "60.0")
     assert row["B - A"].startswith("+10.0 [-")
     assert (row["only A, only B"], row["p"]) == ("1, 2", "1.000")
-    assert (row["GFLOPs"], row["batch 1, B / A"]) == ("2.500 -> 2.750", "0.50x")
+    assert (row["GFLOPs"], row["batch 1, B / A"]) == ("2.500 → 2.750", "0.50x")
     assert row["tau"] == "+0.050"
     assert sheet.title == (f"birds (test, 10 images; {HOW}), clip_vit_s14.imgfocus_lit")
 
@@ -86,6 +87,19 @@ def test_equal_costs_are_shown_once_and_seeds_where_there_are_several():
     assert "seed" not in sheets(changes(rows[:1], rows))[0].heads
 
 
+def test_a_narrow_terminal_shows_the_most_telling_columns_whole():
+    rows = [record(), record(seed=1)]
+    narrow = shown(rows, [record(B), record(B, seed=1)], width=80)
+    [heads] = [" ".join(line.split()) for line in narrow.splitlines() if "method" in line]
+    assert heads == "method keep seed top-1 A top-1 B B - A p GFLOPs"
+    assert "+10.0 [" in narrow
+    assert "…" not in narrow
+    wide = shown(rows, rows)
+    assert "batch 1, B / A" in wide
+    assert "a wider terminal" in narrow
+    assert "a wider terminal" not in wide
+
+
 def test_what_is_not_compared_is_a_dash_and_says_why():
     a, b = record(), record(B[:5], device="cuda:0", gflops=None)
     found = changes([a], [b])
@@ -93,7 +107,7 @@ def test_what_is_not_compared_is_a_dash_and_says_why():
     row = dict(zip(sheet.heads, sheet.rows[0], strict=True))
     for head in ("B - A", "only A, only B", "p", "tau"):
         assert row[head] == "–"
-    assert row["GFLOPs"] == "2.500 -> –"
+    assert row["GFLOPs"] == "2.500 → –"
     assert "batch 1, B / A" not in row
     assert "(test, 5 or 10 images;" in sheet.title
     assert notes(found) == [
@@ -160,8 +174,8 @@ def test_markdown_holds_the_notes_and_the_tables():
 
 @pytest.mark.parametrize("hostile", ["x\x1b[2J", "[red]x[/red]", "a|b", "<img src=x>", "[/]"])
 def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str):
-    rows = [record(dataset=hostile, model=hostile, method_config={hostile: hostile})]
-    found = changes(rows, [record(B, dataset=hostile, model=hostile, method_config={})])
+    rows = [record(dataset=hostile, method=hostile, method_config={hostile: hostile})]
+    found = changes(rows, [record(B, dataset=hostile, method=hostile, method_config={})])
     text = changes_markdown(found, "a", "b")
     assert "<img" not in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
