@@ -65,8 +65,8 @@ def _name_datasets(args: argparse.Namespace) -> None:
         raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset folder:PATH")
     option = "datasets" if "datasets" in flags else "dataset"
     given = flags.get(option) or []
-    if flags.get("dry_run"):
-        given = []  # what is missing is part of what it tells
+    if flags.get("dry_run") or flags.get("runs"):
+        given = []  # what is missing is part of what it tells; two runs need no images
     names = names_of(
         [given] if isinstance(given, str) else given,
         **told,
@@ -91,6 +91,11 @@ def _output() -> Console:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    if args.runs:
+        from harness.changes_command import run_changes
+
+        run_changes(args, Console(stderr=True), _output())
+        return
     from harness.commands import run_compare
 
     run_compare(args, _limit(args), Console(stderr=True), _output())

@@ -17,8 +17,9 @@ from harness.golden.work import team
 from harness.match import matched
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
-from harness.records import Record, read_records, write_records
+from harness.records import Record, write_records
 from harness.report import markdown_table, write_plot, write_report
+from harness.reuse import earlier
 from harness.shot_table import shot_tables
 from harness.table import comparison_table, floor_table, matched_table
 from harness.towers import split_method
@@ -52,7 +53,7 @@ def run_compare(
         match_to=args.match_to,
     )
     path = args.output / "records.jsonl"
-    known = read_records(path) if path.is_file() and not args.fresh else []
+    known = earlier(path, Progress(status), fresh=args.fresh)
     records: list[Record] = []
     groups: list[list[Average]] = []  # of one dataset and tower
     for group in compare(plan, known, Progress(status)):

@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import shlex
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.appending import append, read_lines
 from harness.correctness import unpack_correct
 from harness.plan import PROMPTS, TUNINGS
 from harness.schema import SCHEMA_VERSION, upgraded
@@ -143,25 +144,14 @@ def utc_now() -> str:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Append records as JSON lines, in one write; a new file appears whole or not at all.
+    """Append records as JSON lines, all or none, whoever else appends to the file meanwhile.
 
     Raises:
         ValueError: A value is no JSON (NaN included) or not of its field's type; nothing is
             written.
+        OSError: The file can't be written; nothing is added to it.
     """
-    path = Path(path)
-    text = "".join(_line(record) for record in records).encode()
-    if path.exists():
-        with path.open("ab", buffering=0) as file:
-            file.write(text)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    append(Path(path), "".join(_line(record) for record in records).encode())
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -169,13 +159,21 @@ def read_records(path: str | Path) -> list[Record]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Names the file, the line and the field that is unknown, missing or wrong.
+        ValueError: Names the file, the line and the field that is unknown, missing or wrong; or
+            the last line is torn.
     """
     records = []
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), start=1):
+    lines, torn = read_lines(Path(path))
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(_record(line))
         except ValueError as error:
+            if torn and number == len(lines):
+                code = f"from harness.appending import mend; mend({str(path)!r})"
+                raise ValueError(
+                    f"{path}, line {number}: torn, as what wrote it was stopped midway; the same "
+                    f"command drops it and goes on, or drop it with: python -c {shlex.quote(code)}"
+                ) from error
             raise ValueError(f"{path}, line {number}: {error}") from error
     return records
 
@@ -219,7 +217,7 @@ def _line(record: Record) -> str:
     return line + "\n"
 
 
-def _record(line: str) -> Record:
+def _record(line: str | bytes) -> Record:
     values = json.loads(line)
     if isinstance(values, dict):
         values = upgraded(values)

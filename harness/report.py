@@ -111,8 +111,8 @@ def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
     parts = []
     for section in _sections(_groups(records), summary=summary):
         rows = [section.heads, ["---"] + ["---:"] * (len(section.heads) - 1), *section.rows]
-        lines = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in rows]
-        head = [f"### {_markdown_cell(section.name)}", _markdown_cell(section.about), ""]
+        lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
+        head = [f"### {markdown_cell(section.name)}", markdown_cell(section.about), ""]
         parts.append("\n".join([*head, *lines, ""]))
     return "\n".join(parts)
 
@@ -216,7 +216,7 @@ def _html(section: _Section) -> str:
     )
 
 
-def _markdown_cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
     """Return text that can neither end the cell nor become a tag, a link or an image."""
     plain = escape(" ".join(text.split()), quote=False)
     return plain.replace("|", "&#124;").replace("](", "]&#40;")

@@ -1,10 +1,29 @@
 """Which earlier record may be used again instead of measuring."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
-from harness.records import Record
+from harness.appending import mend
+from harness.progress import Progress
+from harness.records import Record, read_records
 from harness.variants import DENSE, GOLDEN
+
+
+def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
+    """Return the records that a command wrote before, none if it is to measure afresh.
+
+    A torn last line is dropped, so that a command that was killed goes on from there.
+
+    Raises:
+        ValueError: another line is no record.
+    """
+    if fresh or not path.is_file():
+        return []
+    if mend(path):
+        progress.say(f"{path}: the last line was torn, as what wrote it was stopped; dropped")
+    return read_records(path)
 
 
 def fitting(
@@ -28,6 +47,11 @@ def fitting(
         if same and timed and compared and near:
             return record
     return None
+
+
+def measured_alike(record: Record) -> str:
+    """Return what is the same text for all records made under the same conditions."""
+    return json.dumps([getattr(record, name) for name in _GIVEN], sort_keys=True)
 
 
 _MEASURED = (

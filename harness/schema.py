@@ -4,7 +4,7 @@ from typing import Any
 
 SCHEMA_VERSION = 5
 # Fields that came with a version; None in a line of an earlier one, which didn't measure them.
-_ADDED = {
+ADDED = {
     2: ("weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
         "border_high", "border_chance", "tau_undefined"),
     3: ("cosine_to_dense", "cosine_low", "cosine_high"),
@@ -23,7 +23,7 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     if type(found) is not int or not 1 <= found <= SCHEMA_VERSION:
         raise ValueError(f"schema_version is {found!r}, this version reads 1 to {SCHEMA_VERSION}")
     for version in range(found + 1, SCHEMA_VERSION + 1):
-        values = values | dict.fromkeys(_ADDED[version])
+        values = values | dict.fromkeys(ADDED[version])
     shots = values.get("shots")
     if found < 5 and type(shots) is int and shots > 0:  # there was no other way then
         values["tuning"] = "probe"

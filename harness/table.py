@@ -171,7 +171,7 @@ def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
             str(row.image_count),
             _percent(row.top1),
             _percent(row.random_top1),
-            _points(row.difference),
+            points(row.difference),
         )
     return table
 
@@ -198,12 +198,13 @@ def matched_table(rows: Sequence[Matched]) -> Table:
             _number(row.row.mean("gflops"), ".3f"),
             NOT_MEASURED if own else f"{100 * row.off:+.2f} %",
             _percent(row.row.top1.estimate),
-            NOT_MEASURED if row.difference is None else _points(row.difference),
+            NOT_MEASURED if row.difference is None else points(row.difference),
             _number(row.p_value, ".3f"),
         )
     return table
 
 
-def _points(difference: Interval) -> str:
+def points(difference: Interval) -> str:
+    """Show a difference of two fractions in points, with its ends."""
     estimate, low, high = (100 * number for number in difference)
     return f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -13,9 +13,13 @@ def add_compare(commands: Any) -> None:
     parser = add(
         commands,
         "compare",
-        "Measure methods side by side: accuracy, GFLOPs, latency, agreement.",
+        "Measure methods side by side: accuracy, cost, latency, agreement; or tell what changed.",
         "compare --methods patchrank evit --keeps 0.7 0.5 --datasets fashion --shots 0 16",
     )
+    text = "two files of records, or their folders: what changed; nothing is measured then"
+    runs = parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", default=[], help=text)
+    # Not "*": that takes nothing before the first flag, and refuses the runs after it.
+    runs.required = False
     parser.add_argument("--models", nargs="+", default=["clip_vit_s14"], help="dense names")
     parser.add_argument("--methods", nargs="+", help="default: all; see `list`")
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.6, 0.3], help="in (0, 1]")

@@ -16,13 +16,14 @@ from harness.datasets.rooted import RootedDataset
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
-from harness.records import read_records, write_records
+from harness.records import write_records
 from harness.reproduction import get_reproduction
 from harness.reproduction.base import Reproduction
 from harness.reproduction.drawing import draw
 from harness.reproduction.plan import plan_table, rehearse
 from harness.reproduction.run import produce, under_its_conditions
 from harness.reproduction.sheet import MODEL, Comparison, compared
+from harness.reuse import earlier
 from harness.studies.commands import without_output
 from harness.studies.config import StudyConfig
 from harness.studies.run import speaking
@@ -45,7 +46,7 @@ def run_reproduce(args: argparse.Namespace, status: Console) -> Iterator[Table]:
     check(args)
     for recipe in recipes:
         config = under_its_conditions(recipe, study_config(args, recipe))
-        known = _known(args, recipe)
+        known = earlier(_path(args, recipe), Progress(status), fresh=args.fresh)
         if args.dry_run:
             there, missing = _there(config.datasets)
             steps = rehearse(recipe, config, there, known, Progress(status))
@@ -132,11 +133,6 @@ def readable(name: str) -> Dataset:
         if not len(dataset.split(split)):
             raise ValueError(f"dataset {name!r} has no {split} images, which {what}")
     return dataset
-
-
-def _known(args: argparse.Namespace, recipe: Reproduction) -> list[Any]:
-    path = _path(args, recipe)
-    return read_records(path) if path.is_file() and not args.fresh else []
 
 
 def _path(args: argparse.Namespace, recipe: Reproduction) -> Path:

@@ -11,7 +11,8 @@ from harness.commands import check
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
-from harness.records import read_records, write_records
+from harness.records import write_records
+from harness.reuse import earlier
 from harness.studies import get_study, list_studies
 from harness.studies.config import StudyConfig
 from harness.studies.run import make
@@ -52,7 +53,7 @@ def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> I
         dtype=args.dtype,
     )
     path = args.output / f"{study.name}.jsonl"
-    known = read_records(path) if path.is_file() and not args.fresh else []
+    known = earlier(path, Progress(status), fresh=args.fresh)
     command = f"python -m harness {shlex.join(without_output(args.argv))}"
     sections = [f"## {study.title}", "", study.question, "", "```", command, "```", ""]
     for sheet, records in make(study, config, known, Progress(status)):

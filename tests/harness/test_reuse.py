@@ -1,15 +1,18 @@
 """A record is used again only where it answers what is asked now."""
 
+import io
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from harness.correctness import pack_correct
+from harness.progress import Progress
 from harness.records import Latency, Record, read_records, write_records
-from harness.reuse import fitting
+from harness.reuse import earlier, fitting, measured_alike
 
 
 def record(**changes: Any) -> Record:
@@ -155,3 +158,33 @@ def test_closeness_to_dense_is_measured_where_an_earlier_version_did_not():
     dense = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, **nothing}
     whole = record(**dense)
     assert fitting(record(**{**BLANK, **dense}), [whole], []) is whole
+
+
+def test_a_command_that_was_killed_goes_on_from_its_last_whole_line(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    write_records(path, [record(), record(seed=1)])
+    path.write_bytes(path.read_bytes()[:-5])
+    console = Console(file=io.StringIO(), width=1000)
+    assert earlier(path, Progress(console), fresh=False) == [record()]
+    assert f"{path}: the last line was torn" in console.file.getvalue()
+    assert earlier(path, Progress(console), fresh=False) == [record()]
+    assert console.file.getvalue().count("torn") == 1
+
+
+def test_nothing_is_known_where_all_is_measured_afresh_or_nothing_was(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    assert earlier(path, Progress(None), fresh=False) == []
+    write_records(path, [record()])
+    assert earlier(path, Progress(None), fresh=True) == []
+
+
+def test_going_on_refuses_a_bad_line_that_is_not_the_last(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    path.write_text("{}\n{")
+    with pytest.raises(ValueError, match="line 1: schema_version is None"):
+        earlier(path, Progress(None), fresh=False)
+
+
+def test_what_is_measured_makes_no_other_conditions():
+    assert measured_alike(record()) == measured_alike(record(gflops=9.0, git_commit="ab"))
+    assert measured_alike(record()) != measured_alike(record(torch="2.12.0"))

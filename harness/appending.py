@@ -1,0 +1,104 @@
+"""Files of lines that several processes append to, and what a stopped one may leave in them.
+
+A line counts once its end is written. What appends holds a lock on the file meanwhile and takes
+back what it can't finish, so that lines of two processes neither mix nor get lost; what reads holds
+a shared one. Only a killed process or a power cut can leave a torn last line. Whoever appends next
+drops it.
+Where there are no locks (Windows, some network folders) lines are appended in one write and nothing
+is taken back or dropped, as it might be another's.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Add lines at the end of a file, all or none; it is made if it isn't there.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file, _locked(file, exclusive=True) as alone:
+        if alone:
+            _mend(file)
+        size = os.fstat(file.fileno()).st_size
+        try:
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            if alone:
+                os.ftruncate(file.fileno(), size)
+            raise
+
+
+def read_lines(path: Path) -> tuple[list[bytes], bool]:
+    """Return a file's lines, and whether the last is torn.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    with path.open("rb", buffering=0) as file, _locked(file, exclusive=False):
+        *lines, last = file.readall().split(b"\n")
+    return ([*lines, last], _is_torn(last)) if last else (lines, False)
+
+
+def mend(path: str | Path) -> bool:
+    """Drop the torn last line of a file, as the next that appends would; say if there was one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: there is one, and the file can't be written to.
+    """
+    path = Path(path)
+    if not read_lines(path)[1]:
+        return False
+    with path.open("rb+", buffering=0) as file, _locked(file, exclusive=True) as alone:
+        return alone and _mend(file)
+
+
+def _is_torn(line: bytes) -> bool:
+    """Say if a line without an end is a part of a JSON object, which ends with its bracket."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+def _mend(file: FileIO) -> bool:
+    """End the last line of a locked file, or drop it if it is torn; say if it was dropped."""
+    file.seek(0)
+    content = file.readall()
+    start = content.rfind(b"\n") + 1
+    if start == len(content):
+        return False
+    if _is_torn(content[start:]):
+        os.ftruncate(file.fileno(), start)
+        return True
+    file.seek(0, os.SEEK_END)
+    file.write(b"\n")  # an editor left it out
+    return False
+
+
+@contextlib.contextmanager
+def _locked(file: FileIO, *, exclusive: bool) -> Iterator[bool]:
+    """Wait for a lock, which ends with the file's being closed; yield whether there is one."""
+    held = False
+    if fcntl is not None:
+        # A file system without locks raises.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            held = True
+    yield held

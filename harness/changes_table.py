@@ -1,0 +1,183 @@
+"""Two runs side by side: in words what differs in conditions, then a table per tower and tuning."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from harness.changes import ABSENT, Change, Changes, Difference
+from harness.protocol import protocol, tower_of
+from harness.records import Record
+from harness.report import markdown_cell
+from harness.table import NOT_MEASURED, points
+
+_CAPTION = (
+    "top-1 in %; B - A in points with 95 % paired bootstrap interval over images; only A, only B: "
+    "images that one alone got right; p: exact McNemar test, one comparison at a time; batch: "
+    "median time of B over A's; tau: mean Kendall tau of B minus A's"
+)
+_DIGITS = 16  # of a hash
+WIDE = 130  # columns of a terminal that take the whole table
+_NARROW = ("method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Pairs of one dataset, tower and tuning, as text.
+
+    Attributes:
+        title: what the rows have in common.
+        heads: one per column.
+        rows: cells, as many as heads.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def table(self, *, wide: bool = True) -> Table:
+        """Lay it out for the terminal: all columns, or the most telling ones (80 characters)."""
+        table = Table(
+            title=escape(self.title),
+            caption=_CAPTION if wide else f"{_CAPTION}; all columns: a wider terminal, or --output",
+            box=box.HEAVY_HEAD if wide else box.SIMPLE,
+        )
+        shown = [at for at, head in enumerate(self.heads) if wide or head in _NARROW]
+        for at in shown:
+            left = self.heads[at] == "method"
+            table.add_column(self.heads[at], justify="left" if left else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(escape(row[at]) for at in shown))
+        return table
+
+    def markdown(self) -> str:
+        """Lay it out as Markdown."""
+        marks = ("---" if head == "method" else "---:" for head in self.heads)
+        lines = [f"## {markdown_cell(self.title)}", ""]
+        for cells in (self.heads, marks, *self.rows):
+            lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
+        return "\n".join([*lines, ""])
+
+
+def sheets(found: Changes) -> list[Sheet]:
+    """Return a table per dataset, split, tower and tuning."""
+    return [_sheet(group) for group in found.groups()]
+
+
+def notes(found: Changes) -> list[str]:
+    """Say in words what is not the same in both runs, and what is therefore not compared."""
+    pairs = len(found.pairs)
+    lines = [f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"]
+    for run, count in zip("AB", found.replaced, strict=True):
+        if count:
+            what = "1 record gives" if count == 1 else f"{count} records give"
+            lines.append(f"in {run} {what} way to newer ones of the same row and conditions")
+    lines += [
+        f"conditions differ: {_told(difference)} ({_share(count, pairs)})"
+        for difference, count in found.conditions()
+    ]
+    if pairs and not found.conditions():
+        lines.append("conditions are the same in every row")
+    for pair in found.pairs:
+        if pair.other_images:
+            lines.append(
+                f"{_name(pair.a)}: accuracy not compared, images or prompts differ: "
+                f"{_plain(pair.other_images)}"
+            )
+        lines += [f"{_name(pair.a)}: cost differs: {_told(cost)}" for cost in pair.costs]
+    untimed = sum(bool(p.a.latency and p.b.latency and not p.latency) for p in found.pairs)
+    if untimed:
+        lines.append(
+            f"latency not compared ({_share(untimed, pairs)}): it takes the same device, "
+            "device_name, dtype, threads and batch"
+        )
+    for run, rest in (("A", found.only_a), ("B", found.only_b)):
+        lines += [f"only in {run}: {_name(record)}" for record in rest]
+    return lines
+
+
+def changes_markdown(found: Changes, a: str, b: str) -> str:
+    """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
+    lines = ["# Changes from A to B", ""]
+    lines += [f"- {run}: {markdown_cell(name)}" for run, name in (("A", a), ("B", b))]
+    lines += [f"- {markdown_cell(line)}" for line in notes(found)]
+    tables = [sheet.markdown() for sheet in sheets(found)]
+    return "\n".join([*lines, "", *tables, *([f"{_CAPTION}."] if tables else []), ""])
+
+
+def _sheet(group: Sequence[Change]) -> Sheet:
+    first = group[0].a
+    seeded = len({pair.a.seed for pair in group}) > 1
+    batches = sorted({batch for pair in group for batch in pair.latency})
+    rows = []
+    for pair in group:
+        answers, tau = pair.answers, pair.tau
+        rows.append(
+            (
+                _plain(pair.a.method),
+                f"{100 * pair.a.keep:.4g}",
+                *([str(pair.a.seed)] if seeded else []),
+                f"{100 * pair.a.top1:.1f}",
+                f"{100 * pair.b.top1:.1f}",
+                NOT_MEASURED if pair.top1 is None else points(pair.top1),
+                NOT_MEASURED if answers is None else f"{answers[0]}, {answers[1]}",
+                NOT_MEASURED if pair.p_value is None else f"{pair.p_value:.3f}",
+                _cost(pair),
+                *(_times(pair, batch) for batch in batches),
+                NOT_MEASURED if tau is None else f"{tau:+.3f}",
+            )
+        )
+    images = {record.image_count for pair in group for record in (pair.a, pair.b)}
+    count = " or ".join(map(str, sorted(images)))
+    named = f"{first.dataset} ({first.split}, {count} images; {protocol(first)}), {tower_of(first)}"
+    heads = ("method", "keep", *(["seed"] if seeded else []), "top-1 A", "top-1 B", "B - A")
+    times = (f"batch {batch}, B / A" for batch in batches)
+    return Sheet(
+        title=_plain(named),
+        heads=(*heads, "only A, only B", "p", "GFLOPs", *times, "tau"),
+        rows=tuple(rows),
+    )
+
+
+def _cost(pair: Change) -> str:
+    a, b = (
+        NOT_MEASURED if record.gflops is None else f"{record.gflops:.3f}"
+        for record in (pair.a, pair.b)
+    )
+    return a if pair.a.gflops == pair.b.gflops else f"{a} → {b}"
+
+
+def _times(pair: Change, batch: int) -> str:
+    return f"{pair.latency[batch]:.2f}x" if batch in pair.latency else NOT_MEASURED
+
+
+def _told(difference: Difference) -> str:
+    a, b = (_value(difference.name, value) for value in (difference.a, difference.b))
+    return f"{_plain(difference.name)} {a} in A, {b} in B"
+
+
+def _value(name: str, value: object) -> str:
+    if name == "weights_sha256":
+        value = str(value)[:_DIGITS]
+    if value == ABSENT:
+        return ABSENT
+    return "none" if value is None else json.dumps(value)
+
+
+def _share(count: int, pairs: int) -> str:
+    return "every row" if count == pairs else f"{count} of {pairs} rows"
+
+
+def _name(record: Record) -> str:
+    text = f"{record.model}.{record.tag} on {record.dataset} {record.split}"
+    if record.shots:
+        text += f", {protocol(record)}, seed {record.seed}"
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """Return text of somebody else's file without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

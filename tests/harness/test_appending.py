@@ -1,0 +1,189 @@
+"""Several processes append to one file; some are killed midway, some find the disk full."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from harness import appending
+from harness.appending import append, mend, read_lines
+
+fcntl = pytest.importorskip("fcntl", reason="no locks here")
+
+# Waits for the others, so that the file is made by several at once.
+WRITER = """
+import json, sys, time
+from pathlib import Path
+from harness.appending import append
+path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+while not path.with_name("go").exists():
+    time.sleep(0.001)
+for number in range(count):
+    fill = "x" * (number * 977 % 20000)
+    pair = [{"of": name, "number": 2 * number + i, "fill": fill} for i in (0, 1)]
+    append(path, "".join(json.dumps(one) + "\\n" for one in pair).encode())
+"""
+# The system stops the process in the middle of a write that goes beyond the limit.
+DOOMED = (
+    """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""
+    + WRITER
+)
+# Python ignores that signal, and the write fails as on a full disk.
+FULL = DOOMED.replace("SIG_DFL", "SIG_IGN")
+
+
+def start(code: str, path: Path, name: str, count: int, limit: int = 0) -> subprocess.Popen[str]:
+    text = code.replace("{limit}", str(limit))
+    command = [sys.executable, "-c", text, str(path), name, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def go(path: Path, processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Let them start together; return exit codes and what they complained of."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    path.with_name("go").touch()
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def numbers(lines: list[bytes]) -> dict[str, list[int]]:
+    found = defaultdict(list)
+    for line in lines:
+        values = json.loads(line)
+        found[values["of"]].append(values["number"])
+    return found
+
+
+def test_no_line_of_several_processes_is_lost_or_mixed_even_if_one_is_killed(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    names = ["a", "b", "c", "d"]
+    processes = [start(WRITER, path, name, 60) for name in names]
+    ends = go(path, [*processes, start(DOOMED, path, "doomed", 10_000, 1_000_000)])
+    assert ends == [(0, "")] * 4 + [(-signal.SIGXFSZ, "")]
+    mend(path)  # it may have been the last
+    lines, torn = read_lines(path)
+    assert not torn
+    found = numbers(lines)
+    assert {name: found[name] for name in names} == {name: list(range(120)) for name in names}
+    assert found.keys() <= {*names, "doomed"}
+    assert found["doomed"] == list(range(len(found["doomed"])))
+
+
+def test_what_a_killed_process_left_is_told_by_readers_and_dropped_by_the_next_writer(
+    tmp_path: Path,
+):
+    path = tmp_path / "records.jsonl"
+    append(path, b'{"of": "a", "number": 0}\n')
+    [end] = go(path, [start(DOOMED, path, "doomed", 10, 100)])
+    assert end == (-signal.SIGXFSZ, "")
+    assert path.stat().st_size == 100
+    lines, torn = read_lines(path)
+    assert torn
+    assert [line[:14] for line in lines] == [
+        b'{"of": "a", "n',
+        b'{"of": "doomed',
+        b'{"of": "doomed',
+    ]
+    append(path, b'{"of": "a", "number": 1}\n')
+    lines, torn = read_lines(path)
+    assert not torn
+    assert numbers(lines) == {"a": [0, 1], "doomed": [0]}
+
+
+def test_lines_that_do_not_fit_on_the_disk_are_taken_back_together(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    append(path, b'{"of": "a", "number": 0}\n')
+    before = path.read_bytes()
+    [(code, complaint)] = go(path, [start(FULL, path, "full", 1, 100)])
+    assert code == 1
+    assert "OSError: [Errno 27] File too large" in complaint
+    assert path.read_bytes() == before
+
+
+def test_mending_says_if_it_dropped_a_line(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": ')
+    assert mend(path)
+    assert path.read_bytes() == b'{"a": 1}\n'
+    assert not mend(path)
+    assert path.read_bytes() == b'{"a": 1}\n'
+
+
+@pytest.mark.parametrize("left", [b"\0\0\0", b"{", b'{"a": "\xc3', b'{"a": {}', b'{"a": 1}\n{"b"'])
+def test_all_that_is_no_whole_object_is_torn(left: bytes, tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"a": 0}\n' + left)
+    assert read_lines(path)[1]
+    append(path, b'{"c": 1}\n')
+    whole = left[: left.rfind(b"\n") + 1]
+    assert path.read_bytes() == b'{"a": 0}\n' + whole + b'{"c": 1}\n'
+
+
+def test_a_whole_line_without_an_end_is_kept_and_ended(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"a": 1}')  # as editors leave it
+    assert read_lines(path) == ([b'{"a": 1}'], False)
+    assert not mend(path)
+    append(path, b'{"a": 2}\n')
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+
+
+def test_a_bad_line_with_an_end_is_nobody_s_to_drop(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"a": \n')
+    assert not mend(path)
+    append(path, b'{"a": 2}\n')
+    assert read_lines(path) == ([b'{"a": ', b'{"a": 2}'], False)
+
+
+def test_where_there_are_no_locks_nothing_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(appending, "fcntl", None)
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"a": ')
+    assert not mend(path)
+    append(path, b'{"a": 2}\n')
+    assert path.read_bytes() == b'{"a": {"a": 2}\n'
+
+
+def test_a_reader_waits_for_a_writer_s_last_byte(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    code = "import sys; from pathlib import Path; from harness.appending import read_lines\n"
+    code += "print('ready', flush=True); print(*read_lines(Path(sys.argv[1])), flush=True)"
+    with path.open("ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b'{"a"')
+        reader = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            reader.wait(0.3)
+        file.write(b": 1}\n")
+    assert reader.communicate(timeout=60)[0] == "[b'{\"a\": 1}'] False\n"
+
+
+@pytest.mark.parametrize("of", [mend, read_lines])
+def test_a_file_that_is_not_there_is_not_made(of, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
+        of(tmp_path / "gone.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_file(tmp_path: Path):
+    with pytest.raises(IsADirectoryError):
+        append(tmp_path, b"{}\n")

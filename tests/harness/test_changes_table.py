@@ -1,0 +1,186 @@
+"""What is said of two runs: conditions in words, then figures."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from harness.changes import changes
+from harness.changes_table import WIDE, changes_markdown, notes, sheets
+from harness.correctness import pack_correct
+from harness.records import Latency, Record
+
+A = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
+B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)
+NAME = "clip_vit_s14_patchrank60.imgfocus_lit"
+HOW = "16 shots, learned visual and text tokens (8)"
+
+
+def record(correct: Any = A, median: float = 30.0, **changed: Any) -> Record:
+    time = Latency(batch=1, median_ms=median, q1_ms=1.0, q3_ms=99.0, images_per_s=9.0)
+    facts: dict[str, Any] = {
+        "created": "2026-01-02T03:04:05+00:00",
+        "version": "0.1.0",
+        "model": "clip_vit_s14_patchrank60",
+        "method": "patchrank",
+        "keep": 0.6,
+        "method_config": {"predictor": "12ab"},
+        "tag": "imgfocus_lit",
+        "weights_sha256": "ab" * 32,
+        "dataset": "birds",
+        "dataset_revision": "12ab34cd",
+        "split": "test",
+        "shots": 16,
+        "tuning": "vt",
+        "prompt_tokens": 8,
+        "seed": 0,
+        "image_count": len(correct),
+        "correct_bits": pack_correct(correct),
+        "top1": float(correct.mean()),
+        "top1_low": 0.0,
+        "top1_high": 1.0,
+        "gflops": 2.5,
+        "params": 22_000_000,
+        "latency": (time,),
+        "tau": 0.3,
+        "tau_low": 0.2,
+        "tau_high": 0.4,
+        "golden_images": 10,
+        "device": "cpu",
+        "device_name": "a processor",
+        "dtype": "float32",
+        "threads": 2,
+        "torch": "2.13.0",
+        "timm": "1.0.31",
+    }
+    return Record(**{**facts, **changed})
+
+
+def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
+    console = Console(width=width)
+    with console.capture() as captured:
+        for sheet in sheets(changes(a, b)):
+            console.print(sheet.table(wide=width >= WIDE))
+    return captured.get()
+
+
+def test_a_row_shows_what_changed():
+    b = record(B, 15.0, gflops=2.75, tau=0.35)
+    [sheet] = sheets(changes([record()], [b]))
+    row = dict(zip(sheet.heads, sheet.rows[0], strict=True))
+    assert (row["method"], row["keep"]) == ("patchrank", "60")
+    assert (row["top-1 A"], row["top-1 B"]) == ("50.0", "60.0")
+    assert row["B - A"].startswith("+10.0 [-")
+    assert (row["only A, only B"], row["p"]) == ("1, 2", "1.000")
+    assert (row["GFLOPs"], row["batch 1, B / A"]) == ("2.500 → 2.750", "0.50x")
+    assert row["tau"] == "+0.050"
+    assert sheet.title == (f"birds (test, 10 images; {HOW}), clip_vit_s14.imgfocus_lit")
+
+
+def test_equal_costs_are_shown_once_and_seeds_where_there_are_several():
+    rows = [record(), record(seed=1)]
+    [sheet] = sheets(changes(rows, rows))
+    told = [dict(zip(sheet.heads, row, strict=True)) for row in sheet.rows]
+    assert [row["seed"] for row in told] == ["0", "1"]
+    assert {row["GFLOPs"] for row in told} == {"2.500"}
+    assert "seed" not in sheets(changes(rows[:1], rows))[0].heads
+
+
+def test_a_narrow_terminal_shows_the_most_telling_columns_whole():
+    rows = [record(), record(seed=1)]
+    narrow = shown(rows, [record(B), record(B, seed=1)], width=80)
+    [heads] = [" ".join(line.split()) for line in narrow.splitlines() if "method" in line]
+    assert heads == "method keep seed top-1 A top-1 B B - A p GFLOPs"
+    assert "+10.0 [" in narrow
+    assert "…" not in narrow
+    wide = shown(rows, rows)
+    assert "batch 1, B / A" in wide
+    assert "a wider terminal" in narrow
+    assert "a wider terminal" not in wide
+
+
+def test_what_is_not_compared_is_a_dash_and_says_why():
+    a, b = record(), record(B[:5], device="cuda:0", gflops=None)
+    found = changes([a], [b])
+    [sheet] = sheets(found)
+    row = dict(zip(sheet.heads, sheet.rows[0], strict=True))
+    for head in ("B - A", "only A, only B", "p", "tau"):
+        assert row[head] == "–"
+    assert row["GFLOPs"] == "2.500 → –"
+    assert "batch 1, B / A" not in row
+    assert "(test, 5 or 10 images;" in sheet.title
+    assert notes(found) == [
+        "1 row is in both runs",
+        'conditions differ: device "cpu" in A, "cuda:0" in B (every row)',
+        f"{NAME} on birds test, {HOW}, seed 0: accuracy not compared, images or prompts "
+        "differ: image_count 10 in A, 5 in B",
+        "latency not compared (every row): it takes the same device, device_name, dtype, threads "
+        "and batch",
+    ]
+
+
+def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
+    evit = record(method="evit", model="clip_vit_s14_evit60")
+    newer = [
+        record(params=22_000_001, torch="2.14.0", weights_sha256="cd" * 32),
+        record(seed=1, torch="2.14.0", method_config={"predictor": "34cd", "fuse": True}),
+    ]
+    lines = notes(changes([record(), record(), record(seed=1), evit], newer))
+    name = f"{NAME} on birds test"
+    how = f"{HOW}, seed 0"
+    assert lines == [
+        "2 rows are in both runs",
+        "in A 1 record gives way to newer ones of the same row and conditions",
+        'conditions differ: torch "2.13.0" in A, "2.14.0" in B (every row)',
+        f'conditions differ: weights_sha256 "{"ab" * 8}" in A, "{"cd" * 8}" in B (1 of 2 rows)',
+        'conditions differ: method_config.predictor "12ab" in A, "34cd" in B (1 of 2 rows)',
+        "conditions differ: method_config.fuse (absent) in A, true in B (1 of 2 rows)",
+        f"{name}, {how}: cost differs: params 22000000 in A, 22000001 in B",
+        f"only in A: clip_vit_s14_evit60.imgfocus_lit on birds test, {how}",
+    ]
+
+
+def test_runs_without_a_common_row_have_no_table():
+    a, b = record(), record(dataset="fish", shots=0, tuning=None, prompt_tokens=None)
+    found = changes([a], [b])
+    assert sheets(found) == []
+    assert notes(found) == [
+        "0 rows are in both runs",
+        f"only in A: {NAME} on birds test, {HOW}, seed 0",
+        f"only in B: {NAME} on fish test",
+    ]
+    assert "|" not in changes_markdown(found, "a", "b")
+
+
+def test_the_same_conditions_are_said_to_be_the_same():
+    assert notes(changes([record()], [record(B)])) == [
+        "1 row is in both runs",
+        "conditions are the same in every row",
+    ]
+
+
+def test_markdown_holds_the_notes_and_the_tables():
+    rows = [record(), record(dataset="fish")]
+    text = changes_markdown(changes(rows, [record(B), rows[1]]), "old", "new")
+    assert text.startswith(
+        "# Changes from A to B\n\n- A: old\n- B: new\n- 2 rows are in both runs\n"
+    )
+    assert text.count("\n## ") == 2
+    cells = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert cells == cells[:1] * 6
+    assert text.rstrip().endswith("of B minus A's.")
+
+
+@pytest.mark.parametrize("hostile", ["x\x1b[2J", "[red]x[/red]", "a|b", "<img src=x>", "[/]"])
+def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str):
+    rows = [record(dataset=hostile, method=hostile, method_config={hostile: hostile})]
+    found = changes(rows, [record(B, dataset=hostile, method=hostile, method_config={})])
+    text = changes_markdown(found, "a", "b")
+    assert "<img" not in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    everything = "".join([text, *notes(found), shown(rows, rows)])
+    assert "\x1b" not in everything
+    if "\x1b" not in hostile:
+        assert hostile in shown(rows, rows)

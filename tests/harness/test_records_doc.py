@@ -1,0 +1,104 @@
+"""docs/records.md says what `Record` and the schema say, and its code runs."""
+
+import contextlib
+import io
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+
+from harness import schema
+from harness.records import Latency, Record, read_records, write_records
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "records.md").read_text("utf-8")
+JSON = {str: "string", int: "integer", float: "number", dict: "object", Latency: "object"}
+ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*)\| (\d) \| ([^|]*)\|$", re.MULTILINE)
+
+
+def rows(heading: str) -> dict[str, tuple[str, str, int, str]]:
+    part = re.split(r"^##+ ", TEXT.split(f"# {heading}\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
+    table = [line for line in part.splitlines() if line.startswith("| `")]
+    found = [ROW.fullmatch(line) for line in table]
+    assert None not in found, table[found.index(None)]
+    return {row[1]: (row[2], row[3].strip(), int(row[4]), row[5].strip()) for row in found if row}
+
+
+def json_name(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        [own] = [part for part in get_args(kind) if part is not type(None)]
+        return f"{json_name(own)} or null"
+    if get_origin(kind) is tuple:
+        return f"array of {json_name(get_args(kind)[0])}s"
+    return JSON[get_origin(kind) or kind]
+
+
+TABLES = [("Fields", Record), ("An object of `latency`", Latency)]
+
+
+@pytest.mark.parametrize(("heading", "kind"), TABLES)
+def test_every_field_is_there_in_order_with_its_type(heading: str, kind: Any):
+    types = get_type_hints(kind)
+    expected = {field.name: json_name(types[field.name]) for field in fields(kind)}
+    documented = {name: row[0] for name, row in rows(heading).items()}
+    assert list(documented.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(("heading", "kind"), TABLES)
+def test_every_field_has_a_meaning_but_the_upper_end_of_an_interval(heading: str, kind: Any):
+    silent = [name for name, row in rows(heading).items() if not row[3]]
+    assert all(name.endswith("_high") for name in silent)
+    for name in silent:
+        low = f"{name.removesuffix('_high')}_low"
+        assert rows(heading)[low][1:3] == rows(heading)[name][1:3]
+
+
+def test_units_in_names_are_the_units_of_the_table():
+    for name, row in rows("An object of `latency`").items():
+        assert (row[1] == "ms") == name.endswith("_ms")
+    assert rows("An object of `latency`")["images_per_s"][1] == "images per second"
+
+
+def test_since_is_the_version_that_added_the_field():
+    added = {name: version for version, names in schema.ADDED.items() for name in names}
+    assert added.keys() <= rows("Fields").keys()
+    for name, row in rows("Fields").items():
+        assert row[2] == added.get(name, 1), name
+
+
+def test_the_table_of_versions_is_the_schema_s():
+    part = TEXT.split("## Versions\n")[1].split("\n## ")[0]
+    told = dict(re.findall(r"^\| (\d) \| (.*) \|$", part, re.MULTILINE))
+    assert [int(version) for version in told] == list(range(1, schema.SCHEMA_VERSION + 1))
+    for version, names in schema.ADDED.items():
+        listed = told[str(version)].split(";")[0].split(", so ")[0]
+        assert listed == ", ".join(f"`{name}`" for name in names)
+
+
+def test_pandas_reads_records_in_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    [code] = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    assert sum(map(bool, code.splitlines())) == 3
+    path = tmp_path / "results" / "records.jsonl"
+    known = read_records(ROOT / "docs" / "results" / "records.jsonl")
+    digits = replace(known[0], dataset_revision="001122334455")
+    write_records(path, [digits, *known[1:]])
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, names)
+    assert "clip_vit_s14_patchrank60" in out.getvalue()
+    frame = names["records"]
+    assert list(frame.columns) == [field.name for field in fields(Record)]
+    assert frame["top1"].tolist() == pytest.approx([record.top1 for record in known], rel=1e-12)
+    assert frame["dataset_revision"][0] == "001122334455"
+    assert frame["correct_bits"].tolist() == [record.correct_bits for record in known]
+
+
+@pytest.mark.parametrize(
+    "line", ["| `x` | string |", "| `x` | a | b | c | d |", "| `x` | a | | 12 | d |"]
+)
+def test_a_row_of_another_form_is_not_passed_over(line: str):
+    assert ROW.fullmatch(line) is None
