@@ -1,37 +1,16 @@
 """Folders of class folders, parted into splits by what is in the files."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from harness.datasets import SplitName
 from harness.datasets.folder import FolderDataset, FolderParted
 from harness.few_shot import draw
 
 Make = Callable[..., Path]
-
-
-def pixels(path: str) -> np.ndarray:
-    """Noise that belongs to a path."""
-    drawn = np.random.default_rng(list(path.encode()))
-    return drawn.integers(0, 256, (*drawn.integers(9, 20, 2), 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Write images at paths below a folder; return the folder."""
-
-    def call(paths: Iterable[str], folder: str = "My Shop") -> Path:
-        for path in paths:
-            place = tmp_path / folder / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels(path)).save(place)
-        return tmp_path / folder
-
-    return call
 
 
 def images(count: int, name: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Folders of class folders as datasets."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +14,10 @@ from harness.datasets.folder import FolderDataset
 Make = Callable[..., Path]
 
 
-def pixels(path: str) -> np.ndarray:
-    """Noise that belongs to a path."""
-    drawn = np.random.default_rng(list(path.encode()))
-    return drawn.integers(0, 256, (*drawn.integers(9, 20, 2), 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Write images at paths below a folder; return the folder."""
-
-    def call(paths: Iterable[str], folder: str = "My Shop") -> Path:
-        for path in paths:
-            place = tmp_path / folder / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels(path)).save(place)
-        return tmp_path / folder
-
-    return call
-
-
 PLAIN = ["dog/b.png", "ankle_boot/2.png", "ankle_boot/1.png", "dog/deeper/a.png"]
 
 
-def test_class_folders_without_splits_are_test(make: Make):
+def test_class_folders_without_splits_are_test(make: Make, pixels: Callable[[str], np.ndarray]):
     folder = make(PLAIN)
     (folder / "dog" / "notes.txt").write_text("no image")
     (folder / "readme.md").write_text("no image")
