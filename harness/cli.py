@@ -200,7 +200,6 @@ def _speed(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from harness.progress import Progress
     from harness.push import run_push
 
     text = str(run_push(args, Progress(Console(stderr=True))))

@@ -4,7 +4,7 @@ import argparse
 import resource
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -112,7 +112,7 @@ def load_row(name: str) -> tuple[ClipParts, Variant, str]:
 def dense_name(row: Variant) -> str:
     """Return the name of a row's dense tower."""
     known = MODELS.get(row.model)
-    return row.model if known is None else str(replace(known, method=None, percent=100))
+    return row.model if known is None else known.dense
 
 
 def tune_config(args: argparse.Namespace) -> TuneConfig:

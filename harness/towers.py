@@ -1,7 +1,6 @@
 """Dense image towers by name: ours, any timm ViT, any open_clip ViT."""
 
 import difflib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,8 +75,7 @@ def split_method(name: str) -> tuple[str, str | None, float]:
         raise ValueError(f"model {name!r}: {expected(arch, MODELS)}")
     if known is None or known.method is None:
         return name, None, 1.0
-    dense = str(replace(known, method=None, percent=100))
-    return tower_name(dense, tag), known.method, known.percent / 100
+    return tower_name(known.dense, tag), known.method, known.percent / 100
 
 
 def load_tower(name: str) -> Tower:

@@ -54,11 +54,11 @@ def offer(name: str, size: str, method: str | None, options: dict[str, Any]) -> 
     tags = SIZES[size].tags
     default = next(iter(tags))
     configs, known = factory._MODEL_CONFIGS, pretrained._PRETRAINED
-    configs[name] = _config(name, size, default)
     known[name] = {}
     for tag, facts in tags.items():
         full = f"{name}.{tag}"
         configs[full] = _config(name, size, tag)
+        told = _preprocessing(size, tag)
 
         def make(tag: str = tag, full: str = full) -> str:
             return str(checkpoint(full, size, tag, method, options))
@@ -70,8 +70,9 @@ def offer(name: str, size: str, method: str | None, options: dict[str, Any]) -> 
             )
 
         fitting = facts.quick_gelu == tags[default].quick_gelu
-        known[full] = {tag: Checkpoint(make, **_preprocessing(size, tag))}
-        known[name][tag] = Checkpoint(make if fitting else refuse, **_preprocessing(size, tag))
+        known[full] = {tag: Checkpoint(make, **told)}
+        known[name][tag] = Checkpoint(make if fitting else refuse, **told)
+    configs[name] = configs[f"{name}.{default}"]
 
 
 def _config(name: str, size: str, tag: str) -> dict[str, Any]:

@@ -42,8 +42,12 @@ class ModelName:
 
     def __str__(self) -> str:
         """The timm name."""
-        dense = f"clip_vit_{self.size}"
-        return dense if self.method is None else f"{dense}_{self.method}{self.percent}"
+        return self.dense if self.method is None else f"{self.dense}_{self.method}{self.percent}"
+
+    @property
+    def dense(self) -> str:
+        """The dense tower's timm name."""
+        return f"clip_vit_{self.size}"
 
 
 MODELS: dict[str, ModelName] = {}
@@ -82,7 +86,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     # Weights saved by save_for_hf carry their predictor with them.
     carried = cfg.source in ("local-dir", "hf-hub") and given is None
     if pretrained and not carried and name.method:
-        dense, depth = f"clip_vit_{name.size}", kwargs.get("depth", spec.vit_args["depth"])
+        dense, depth = name.dense, kwargs.get("depth", spec.vit_args["depth"])
         options, found = with_predictors(dense, tag, name.method, options, depth, given)
     if pretrained and cfg.source not in ("local-dir", "hf-hub") and not cfg.state_dict:
         _take_file(name.size, tag, cfg.file, kwargs)
@@ -90,7 +94,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **kwargs}
     if name.method is not None:
         args |= {"method": name.method, "reduction": options}
-    own = own_path(f"clip_vit_{name.size}.{tag}")
+    own = own_path(f"{name.dense}.{tag}")
     with loading(f"{name}.{tag}", cfg, own) if pretrained else nullcontext():
         model: ReducedViT = build_model_with_cfg(
             ReducedViT,

@@ -49,11 +49,6 @@ class CoopSplit(Dataset):
         """Names of the file, underscores as spaces, in the order of its labels."""
         return self._told.classes
 
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: nobody knows, so no result counts as zero-shot."""
-        return (True,) * len(self._told.classes)
-
     def _revision(self) -> str:
         """First 12 hex digits of the split file's sha256; the images aren't read."""
         return self._told.digest[:12]

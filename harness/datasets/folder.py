@@ -107,11 +107,6 @@ class FolderDataset(Dataset):
         """Names of the folders with spaces for underscores and dashes, or what a file says."""
         return self._classes
 
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: nobody knows, so no result counts as zero-shot."""
-        return (True,) * len(self._classes)
-
     def _revision(self) -> str:
         """12 hex digits over names, sizes, splits and captions."""
         return self._digest

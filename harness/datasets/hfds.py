@@ -79,11 +79,6 @@ class HfDataset(Dataset):
         """Names of the classes, underscores as spaces, in the order of the labels."""
         return self._classes
 
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: nobody knows, so no result counts as zero-shot."""
-        return (True,) * len(self._classes)
-
     def _revision(self) -> str:
         """12 hex digits over classes, labels, files' sizes and a few files, in the rows' order."""
         return self._digest

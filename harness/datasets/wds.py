@@ -81,11 +81,6 @@ class TarDataset(Dataset):
         """Lines of classnames.txt."""
         return self._classes
 
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: nobody knows, so no result counts as zero-shot."""
-        return (True,) * len(self._classes)
-
     def _revision(self) -> str:
         """12 hex digits over class names and where which samples lie."""
         return self._digest
