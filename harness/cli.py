@@ -131,6 +131,16 @@ def _datasets(args: argparse.Namespace) -> int:
     return 1 if found.problems else 0
 
 
+def _check(args: argparse.Namespace) -> int:
+    from harness.check.command import run_check
+
+    output = _output()
+    shown = run_check(args, Console(stderr=True))
+    for part in shown:
+        output.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+    return shown.code
+
+
 def _rank(args: argparse.Namespace) -> None:
     from harness.commands import run_rank
 
@@ -219,6 +229,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "eval": _eval,
     "list": _list,
     "datasets": _datasets,
+    "check": _check,
     "floor": _floor,
     "rank": _rank,
     "fit": _fit,

@@ -2,6 +2,7 @@
 
 import argparse
 
+from harness.flags.checking import add_check
 from harness.flags.data import add_datasets
 from harness.flags.learning import add_fit, add_overhead, add_study
 from harness.flags.measuring import add_compare, add_eval, add_floor, add_list
@@ -20,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval(commands)
     add_list(commands)
     add_datasets(commands)
+    add_check(commands)
     add_floor(commands)
     add_rank(commands)
     add_fit(commands)
