@@ -74,8 +74,8 @@ def suspects(since: str | None, commits: Collection[str | None]) -> Suspects | N
     if unknown := [one for one in begin if not _is_known(one)]:
         return Suspects(
             note=f"the expectation's commit {unknown[0]} isn't in this checkout, so no suspects "
-            "are named; a clone with all commits has it (actions/checkout: fetch-depth: 0), or name "
-            "another with --since"
+            "are named; a whole clone has it (actions/checkout: fetch-depth: 0), or name another "
+            "with --since"
         )
     bases = _git("merge-base", "--octopus", *begin) or begin[0]
     span = (f"{bases.strip()}..HEAD", "--", *PACKAGES)
