@@ -10,7 +10,8 @@ from typing import Any
 from harness.protocol import tower_of
 from harness.records import Record, read_records
 from harness.reuse import measured_alike
-from harness.statistics import Interval, mcnemar_exact, paired_difference
+from harness.significance import mcnemar_exact
+from harness.statistics import Interval, paired_difference
 
 RECORDS = "records.jsonl"
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null

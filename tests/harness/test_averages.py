@@ -14,6 +14,7 @@ from harness.match import matched
 from harness.records import Latency, Record
 from harness.report import markdown_table
 from harness.shot_table import shot_tables
+from harness.significance import sign_flip_exact
 from harness.statistics import bootstrap_mean, wilson_interval
 from harness.table import comparison_table, matched_table
 
@@ -185,14 +186,14 @@ def test_the_terminal_shows_one_row_per_model(wide: bool):
     assert (f"[{100 * row.top1.low:.1f}, {100 * row.top1.high:.1f}]" in line) == wide
 
 
-def test_at_equal_cost_means_are_paired_and_mcnemar_is_not_told():
+def test_at_equal_cost_means_are_paired_and_judged_by_sign_flips():
     rows = matched(group(), "patchrank")
     _, evit, patchrank = averages(group())
     own, other = rows
     assert own.row == own.target == other.target == patchrank
     slow = bootstrap_mean((evit.hits - patchrank.hits) / 3, seed=1, resamples=40_000)
     assert other.difference == pytest.approx(slow, abs=0.01)
-    assert other.p_value is None
+    assert other.p_value == sign_flip_exact(evit.hits - patchrank.hits)
     assert "mean of 3 seeds" in " ".join(text_of(matched_table(rows)).split())
 
 
