@@ -11,7 +11,7 @@ from harness.protocol import learned, shots_of, tower_of
 from harness.records import Record, refuse_mixed
 
 # What a column differs in from another, with what follows from it.
-_BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count")
+_BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from harness.match import matched
 from harness.records import Latency, Record
 from harness.report import markdown_table
 from harness.shot_table import shot_tables
+from harness.significance import sign_flip_exact
 from harness.statistics import bootstrap_mean, wilson_interval
 from harness.table import comparison_table, matched_table
 
@@ -137,7 +138,10 @@ def test_an_interval_over_seeds_ends_where_shares_end():
         ({"tuning": "v"}, "different tuning"),
         ({"prompt_tokens": 8}, "different prompt_tokens"),
         ({"weights_sha256": "cd"}, "different weights_sha256"),
-        ({"shots": 0, "tuning": None, "prompt_tokens": None}, "different seed"),
+        (
+            {"shots": 0, "tuning": None, "prompt_tokens": None},
+            "different shots, tuning, prompt_tok",
+        ),
         ({"seed": 9}, r"clip_vit_s14_patchrank60 lacks \[5\]|clip_vit_s14 lacks \[9\]"),
         ({"method_config": {"reduce_at": [4]}}, r"seeds of one table must be the same for every"),
         ({"seed": 4}, "clip_vit_s14_patchrank60 has seed 4 twice"),
@@ -182,14 +186,14 @@ def test_the_terminal_shows_one_row_per_model(wide: bool):
     assert (f"[{100 * row.top1.low:.1f}, {100 * row.top1.high:.1f}]" in line) == wide
 
 
-def test_at_equal_cost_means_are_paired_and_mcnemar_is_not_told():
+def test_at_equal_cost_means_are_paired_and_judged_by_sign_flips():
     rows = matched(group(), "patchrank")
     _, evit, patchrank = averages(group())
     own, other = rows
     assert own.row == own.target == other.target == patchrank
     slow = bootstrap_mean((evit.hits - patchrank.hits) / 3, seed=1, resamples=40_000)
     assert other.difference == pytest.approx(slow, abs=0.01)
-    assert other.p_value is None
+    assert other.p_value == sign_flip_exact(evit.hits - patchrank.hits)
     assert "mean of 3 seeds" in " ".join(text_of(matched_table(rows)).split())
 
 
