@@ -9,9 +9,11 @@ from harness.check.bounds import SHOWN_DIGITS, Bounds
 from harness.check.measured import Outcome
 from harness.records import Latency, Record
 
-_EXACT = ("gflops", "params", "tokens_per_block", "final_tokens")
+_EXACT = (
+    "gflops", "uncounted_operators", "activations", "params", "tokens_per_block", "final_tokens",
+)  # fmt: skip
 # What must agree for anything else to be comparable; all other conditions are only told.
-_GIVEN = ("weights_sha256", "dtype", "golden_images")
+_GIVEN = ("weights_sha256", "dtype", "image_size", "golden_images")
 _SETTING = "method_config."
 
 
@@ -104,11 +106,11 @@ def _answers(change: Change, bounds: Bounds) -> Iterator[_Found]:
 def _near(change: Change, bounds: Bounds) -> Iterator[_Found]:
     """Compare what rounding may move."""
     a, b = change.a, change.b
-    if a.cosine_to_dense is not None:
-        by = _minus(a.cosine_to_dense, b.cosine_to_dense)
-        if by is None or abs(by) > bounds.cosine:
-            told = f"±{bounds.cosine:g}"
-            yield "cosine to dense", a.cosine_to_dense, b.cosine_to_dense, by, told
+    for name, quantity in (("margin", "margin"), ("cosine_to_dense", "cosine to dense")):
+        then, now = getattr(a, name), getattr(b, name)
+        by = _minus(then, now)
+        if then is not None and (by is None or abs(by) > bounds.cosine):
+            yield quantity, then, now, by, f"±{bounds.cosine:g}"
     if a.tau is None or a.tau_low is None or a.tau_high is None:
         return
     low, high = max(a.tau_low, a.tau - bounds.tau), min(a.tau_high, a.tau + bounds.tau)
