@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.measure import git_commit
 
+TOP = Path(__file__).parents[2]
 MOST = 20  # commits that are named
 PACKAGES = ("zoo", "baselines", "harness")
 _DIRTY = "-dirty"
@@ -98,10 +99,9 @@ def _is_known(name: str) -> bool:
 
 def _git(*words: str) -> str | None:
     """Ask git about this checkout; None if it can't tell, or isn't installed."""
-    top = Path(__file__).parents[2]
     command: Sequence[str] = ("git", *words)
     try:
-        done = subprocess.run(command, cwd=top, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout
