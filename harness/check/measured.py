@@ -12,14 +12,13 @@ from harness.datasets.base import Dataset
 from harness.evaluate import text_classifier, turns
 from harness.plan import Plan, Tuning
 from harness.progress import Progress
-from harness.protocol import EMBEDDED
 from harness.records import Record
 from harness.towers import load_clip
 from harness.variants import DENSE, GOLDEN, Variant, golden_row, reduced_row
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
 from zoo.reducer import ReducerConfig
-from zoo.sizes import SIZES
+from zoo.text import CompactText
 from zoo.vit import ReducedViT
 from zoo.weights import fingerprint
 
@@ -84,7 +83,7 @@ def measure(
     bench = Bench.around(plan, parts, list(variants.values()), tag, fingerprint(dense), progress)
     for name, rows in case.rows.items():
         dataset = get_dataset(name)
-        bench.plan, bench.view = _enough(plan, parts, dataset, tag), None
+        bench.plan, bench.view = _enough(plan, parts, dataset), None
         known = [row for row in rows if row.known]
         found = bench.judged(dataset, Tuning(), [variants[row.name] for row in known], {})
         if len(found) < len(known):  # the images have no golden rankings
@@ -106,14 +105,14 @@ def _variant(dense: ReducedViT, arch: str, tag: str, row: Wanted) -> Variant:
     return reduced_row(dense, arch, tag, name, row.method, options, what=row.what)
 
 
-def _enough(plan: Plan, parts: ClipParts, dataset: Dataset, tag: str) -> Plan:
+def _enough(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:
     """Return the plan with a limit that leaves as many images as the expectation has.
 
-    The embedded text tower can't name every class, and images of those it can't are left out after
+    A compact text tower can't name every class, and images of those it can't are left out after
     the limit was applied. A smaller subset is part of a larger one, so the number of those judged
     says which they are.
     """
-    if plan.limit is None or tag not in SIZES[EMBEDDED].tags:
+    if plan.limit is None or not isinstance(parts.model.text, CompactText):
         return plan
     classifier, left_out = text_classifier(parts, dataset)
     if not left_out:

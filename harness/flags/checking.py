@@ -31,7 +31,7 @@ def add_check(commands: Any) -> None:
     written = parser.add_argument_group("writing an expectation")
     written.add_argument("--update", action="store_true", help="write anew, tell what changed")
     written.add_argument("--split", choices=("train", "val", "test"), help="default: test")
-    written.add_argument("--limit", type=int, help="images per dataset; default: 48")
+    written.add_argument("--limit", type=int, help="images judged per dataset; default: 48")
     written.add_argument("--full", action="store_true", help="all images")
     written.add_argument("--dtype", help="default: float32")
     written.add_argument("--batches", nargs="*", type=int, help="to time; default: 1")
