@@ -93,8 +93,8 @@ def test_times_beside_dense_have_an_interval_and_others_none():
     told = [dict(zip(sheet.heads, row, strict=True)) for row in sheet.rows]
     assert [row["batch 1, B / A"] for row in told] == ["0.50x", "1.00x"]
     # 0.6 / 0.8, 0.54 / 0.96, 0.72 / 0.72
-    assert [row["batch 1 to dense, B / A"] for row in told] == ["0.75x [0.56, 1.00]", "–"]
-    assert "batch 1 to dense, B / A" not in sheets(changes(rows[0][1:], rows[1][1:]))[0].heads
+    assert [row["batch 1, to dense"] for row in told] == ["0.75x [0.56, 1.00]", "–"]
+    assert "batch 1, to dense" not in sheets(changes(rows[0][1:], rows[1][1:]))[0].heads
 
 
 def flipped(lost: int, won: int, **changed: Any) -> tuple[Record, Record]:
