@@ -9,10 +9,11 @@ from rich.table import Table
 
 from harness.averages import uncounted
 from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, paired_p, together
-from harness.records import Record
+from harness.records import Record, refuse_mixed
 from harness.statistics import Interval, bootstrap_mean, mean_interval
 
 NOT_MEASURED = "–"
+_LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
 NOTES = (
     "Top-1 in %, mean over seeds (least to most); differences in points on the same images, with "
     "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
@@ -64,7 +65,11 @@ def entries(
     Args:
         lines: labels, what they stand for and records, each in the order of its seeds.
         dense: the dense model's record.
+
+    Raises:
+        ValueError: conditions other than what was learned differ; see `records.refuse_mixed`.
     """
+    refuse_mixed([dense, *(r for _, _, records in lines for r in records)], varying=_LEARNED)
     begun: dict[float | str, Sequence[Record]] = {}
     found = []
     for labels, asked, records in lines:
