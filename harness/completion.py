@@ -19,8 +19,8 @@ from harness.variants import known_methods
 from zoo.architectures import ARCHITECTURES
 from zoo.golden import SCORES
 from zoo.losses import LOSSES
-from zoo.registry import MODELS
 from zoo.reducer import METHODS
+from zoo.registry import MODELS
 
 PROGRAM = "patchrank"
 FOLDER = "DIR"  # metavar of a path that is a folder
@@ -29,8 +29,6 @@ FOLDER = "DIR"  # metavar of a path that is a folder
 def run_completion(args: argparse.Namespace, _status: Console) -> Shown:
     """Return the script for a shell."""
     parser = completed()
-    if args.shell == "zsh":
-        _repeat(parser)
     script = shtab.complete(parser, shell=args.shell)
     return Shown(parts=(script.rstrip(),), data={"shell": args.shell, "script": script})
 
@@ -42,17 +40,6 @@ def completed() -> CommandParser:
         for action in leaf._actions:
             _complete(path, action)
     return parser
-
-
-def _repeat(parser: CommandParser) -> None:
-    """Let zsh complete every word of a flag that takes several, up to the next flag.
-
-    shtab puts a flag's metavar where zsh's _arguments may have a pattern before the message.
-    """
-    for leaf in leaves(parser).values():
-        for action in leaf._actions:
-            if action.option_strings and action.nargs in ("+", "*"):
-                action.metavar = f"*-*:{action.metavar}"
 
 
 def _complete(path: str, action: argparse.Action) -> None:
