@@ -43,10 +43,10 @@ def run_compare(args: argparse.Namespace, status: Console) -> Shown | Work:
         from harness.changes_command import run_changes
 
         return run_changes(args, status)
-    return _measure(args, status)
+    return side_by_side(args, status)
 
 
-def _measure(args: argparse.Namespace, status: Console) -> Work:
+def side_by_side(args: argparse.Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
     limit = limit_of(args)
     check(args)

@@ -9,7 +9,7 @@ from rich.table import Table
 from harness.dataset_check import Checked, check_dataset
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import SPLITS
-from harness.listing import datasets_data, datasets_table
+from harness.listing import datasets_data, datasets_table, fitting
 from harness.progress import Progress
 from harness.shown import Shown, json_values
 
@@ -22,7 +22,7 @@ def run_list(args: argparse.Namespace, _status: Console) -> Shown:
     made = [f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()]
     kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
     data = {"datasets": datasets_data(args.root), "by_path": kinds}
-    return Shown(parts=(datasets_table(args.root), *made), data=data)
+    return Shown(parts=(fitting(datasets_table(args.root)), *made), data=data)
 
 
 def run_check(args: argparse.Namespace, status: Console) -> Shown:

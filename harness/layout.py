@@ -1,12 +1,12 @@
-"""Tables that fit: as they are, else with heads and prose wrapped, else stacked."""
+"""Tables that fit: as they are, else closer together, with fewer columns, or stacked."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
@@ -16,7 +16,7 @@ PROSE = 24  # columns that prose needs to be read
 _ENDLESS = 100_000
 
 
-def fitted(forms: Sequence[Table], width: int) -> Table:
+def fitted(forms: Sequence[Table], width: int) -> Table | Group:
     """Lay a table out so that no line is longer than a terminal and no figure is cut.
 
     Args:
@@ -25,15 +25,26 @@ def fitted(forms: Sequence[Table], width: int) -> Table:
 
     Returns:
         The first form that fits as it is; else the first that does with heads and prose wrapped;
-        else the fullest one with its rows stacked, one line per cell.
+        else likewise without lines between columns; else the fullest one with its rows stacked, a
+        line per cell.
     """
     for form in forms:
         if _natural(form) <= width:
             return form
-    for form in forms:
-        if least(narrow := _wrapped(form)) <= width:
-            return narrow
+    for change in (_wrapped, _tight):
+        for form in forms:
+            if least(narrow := change(form)) <= width:
+                return narrow
     return _stacked(forms[0])
+
+
+def fewer(table: Table, heads: Collection[str]) -> Table:
+    """Return a copy without these columns, whose caption says so."""
+    narrow = copy.copy(table)
+    narrow.columns = [column for column in table.columns if column.header not in heads]
+    said = f"{table.caption}".removesuffix(".") + "; " if table.caption else ""
+    narrow.caption = f"{said}all columns: a wider terminal, or --json"
+    return narrow
 
 
 def whole(table: Table) -> tuple[Table, int]:
@@ -82,6 +93,13 @@ def _wrapped(table: Table, *, heads: bool = True) -> Table:
     return narrow
 
 
+def _tight(table: Table) -> Table:
+    """Return the same with nothing but a space between columns."""
+    narrow = _wrapped(table)
+    narrow.box, narrow.show_edge, narrow.padding = box.SIMPLE, False, (0, 0)
+    return narrow
+
+
 def _narrowed(column: Column, *, heads: bool) -> Column:
     if _is_prose(column):
         words = _plain(column.header).split()
@@ -103,11 +121,9 @@ def _broken(head: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def _stacked(table: Table) -> Table:
+def _stacked(table: Table) -> Group:
     """Lay rows out one below the other, a line per cell that holds something."""
-    tall = Table(
-        title=table.title, caption=table.caption, box=box.SIMPLE, show_header=False, pad_edge=False
-    )
+    tall = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     tall.add_column("head", no_wrap=True)
     tall.add_column("cell", overflow="fold")
     for cells in zip(*(column.cells for column in table.columns), strict=True):
@@ -115,4 +131,9 @@ def _stacked(table: Table) -> Table:
             if cell != "":
                 tall.add_row(column.header, cell)
         tall.add_section()
-    return tall
+    about = ((table.title, "table.title"), (table.caption, "table.caption"))
+    title, caption = (
+        Text.from_markup(text, style=style) if isinstance(text, str) else ""
+        for text, style in about
+    )
+    return Group(title, tall, caption)

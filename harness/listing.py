@@ -11,8 +11,9 @@ import zoo
 from harness.datasets import list_datasets, root_of, shipped_facts
 from harness.datasets.base import SPLITS
 from harness.datasets.rooted import RootedDataset
+from harness.layout import fewer
 from harness.protocol import captions
-from harness.shown import Shown
+from harness.shown import Forms, Shown
 from zoo.registry import PERCENTS
 from zoo.sizes import SIZES
 from zoo.weights import fitted_blocks
@@ -31,7 +32,13 @@ def run_list(_args: argparse.Namespace, _status: Console) -> Shown:
         "keep_percents": list(PERCENTS),
         "datasets": datasets_data(),
     }
-    return Shown(parts=tuple(list_tables()), data=data)
+    *others, datasets = list_tables()
+    return Shown(parts=(*others, fitting(datasets)), data=data)
+
+
+def fitting(datasets: Table) -> Forms:
+    """Return the table of datasets in two forms."""
+    return Forms((datasets, fewer(datasets, ("what", "chance", "accuracy by text is", "licence"))))
 
 
 def list_tables() -> list[Table]:

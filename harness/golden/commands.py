@@ -1,10 +1,12 @@
 """What `show`, `objects`, `curve` and `speed` do: from parsed arguments to figures and tables."""
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from harness.commands import check_device, limit_of
 from harness.golden.chart import curve_table, write_curve
@@ -15,9 +17,14 @@ from harness.golden.pictures import find_pictures
 from harness.golden.show import ShowConfig, show
 from harness.golden.speed import SpeedConfig, measure_speed
 from harness.golden.speed_table import estimate_table, speed_table
+from harness.layout import fewer
 from harness.progress import Progress
-from harness.shown import Shown, json_values
+from harness.shown import Forms, Shown, json_values
 from zoo.golden import GoldenConfig
+
+# Columns that a narrow terminal does without.
+UNTOLD = ("tau (least)", "G per image", "G/s", "matmuls G/s", "share of matmuls")
+UNTOLD_ESTIMATE = ("passes", "in", "G per image", "64 A100", "64 H100")
 
 
 def run_show(args: argparse.Namespace, status: Console) -> Shown:
@@ -64,8 +71,10 @@ def run_objects(args: argparse.Namespace, status: Console) -> Shown:
     rankings = [{"ranking": name, **shares_data(shares)} for name, shares in found.items()]
     told = {"model": args.model, "dataset": args.dataset, "split": args.split}
     golden = {"block": config.block, "window": config.window, "stride": config.stride}
+    table = objects_table(found, title)
     return Shown(
-        parts=(objects_table(found, title),), data={**told, "golden": golden, "rankings": rankings}
+        parts=(_two(table, ("images", "chance", "lift")),),
+        data={**told, "golden": golden, "rankings": rankings},
     )
 
 
@@ -105,11 +114,15 @@ def run_speed(args: argparse.Namespace, status: Console) -> Shown:
     if args.out is not None:
         speed.write(args.out)
         status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    tables, told = [speed_table(speed)], json_values(speed)
+    tables, told = [_two(speed_table(speed), UNTOLD)], json_values(speed)
     if args.estimate is not None:
-        tables.append(estimate_table(speed, args.estimate))
+        tables.append(_two(estimate_table(speed, args.estimate), UNTOLD_ESTIMATE))
         told["estimates"] = [_estimate(one) for one in estimates(speed, args.estimate)]
     return Shown(parts=tuple(tables), data=told)
+
+
+def _two(table: Table, heads: Collection[str]) -> Forms:
+    return Forms((table, fewer(table, heads)))
 
 
 def _estimate(one: Estimate) -> dict[str, Any]:

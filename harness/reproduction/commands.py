@@ -11,6 +11,7 @@ from harness.commands import check
 from harness.datasets import get_dataset, list_datasets, root_of, shipped_facts
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.rooted import RootedDataset
+from harness.layout import fewer
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
@@ -22,7 +23,7 @@ from harness.reproduction.plan import plan_data, plan_table, rehearse
 from harness.reproduction.run import produce, under_its_conditions
 from harness.reproduction.sheet import MODEL, Comparison, compared
 from harness.reuse import earlier
-from harness.shown import Shown, Work
+from harness.shown import Forms, Shown, Work
 from harness.studies.commands import without_output
 from harness.studies.config import StudyConfig
 from harness.studies.run import speaking
@@ -66,7 +67,8 @@ def run_reproduce(args: argparse.Namespace, status: Console) -> Work:
             _write(comparison, config, args)
         assert comparison is not None
         told.append(comparison.data())
-        yield comparison.table()
+        table = comparison.table()
+        yield Forms((table, fewer(table, comparison.datasets)))
         text = f"records and table: {_path(args, recipe).with_suffix('')}.{{jsonl,md}}"
         status.print(text, highlight=False, markup=False, soft_wrap=True)
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": told})

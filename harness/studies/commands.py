@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.commands import check, limit_of
+from harness.layout import fewer
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
 from harness.records import write_records
 from harness.reuse import earlier
-from harness.shown import Shown, Work
+from harness.shown import Forms, Shown, Work
 from harness.studies import get_study, list_studies
 from harness.studies.config import StudyConfig
 from harness.studies.run import make
@@ -21,6 +22,8 @@ from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 
 LIST = "list"
+# Columns that a narrow terminal does without.
+UNTOLD = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
 
 
 def run_study(args: argparse.Namespace, status: Console) -> Shown | Work:
@@ -65,7 +68,8 @@ def _made(args: argparse.Namespace, status: Console) -> Work:
             write_records(path, fresh)
         sections += [sheet.markdown()]
         sheets.append(sheet.data())
-        yield sheet.table()
+        table = sheet.table()
+        yield Forms((table, fewer(table, UNTOLD)))
     path = path.with_suffix(".md")
     notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path, "\n".join([*sections, *notes, ""]).encode())
