@@ -100,12 +100,19 @@ def _run(args: Namespace) -> int:
             for part in shown.parts:
                 _print(part, output)
         elif shown.data is not None:
-            print(json.dumps(shown.data, allow_nan=False, ensure_ascii=False, indent=1))
+            print(_document(args.command, shown.data))
     except OtherProcessError:
         return 2
     finally:
         forget()
     return shown.code
+
+
+def _document(command: str, data: Any) -> str:
+    try:
+        return json.dumps(data, allow_nan=False, ensure_ascii=False, indent=1)
+    except ValueError as error:  # ours, and no wrong use
+        raise AssertionError(f"{command}: {error}") from error
 
 
 def _through(work: Generator[Part, None, Shown], output: Console | None) -> Shown:
