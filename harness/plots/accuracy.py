@@ -13,9 +13,10 @@ from harness.statistics import Interval
 from harness.variants import DENSE
 
 _FRONT = (
-    "The line is the Pareto front by the estimates: no row is as cheap and as accurate as one on it "
-    "and better in one of the two. Hollow rows are clearly off it: another costs no more and is "
-    "clearly more accurate. Any other row may belong on it: the images are too few to say."
+    "Hollow rows are clearly beaten: another costs no more, within 1 %, and is clearly more "
+    "accurate. The line is the Pareto front of the rest by the estimates: no row is as cheap and "
+    "as accurate as one on it and better in one of the two. Filled rows beside it may belong on "
+    "it: images or timings are too few to say."
 )
 _BARS = "Vertical bars are 95 % intervals of top-1"
 
@@ -134,7 +135,9 @@ def _plot(
 def _panel(group: Group, stood: Sequence[Standing], title: str, x_label: str) -> Chart:
     named = labels(group.rows)
     series: dict[str, list[Point]] = {}
-    for one in sorted(stood, key=lambda s: (s.row.method != DENSE, named[s.row.identity], s.row.keep)):
+    for one in sorted(
+        stood, key=lambda s: (s.row.method != DENSE, named[s.row.identity], s.row.keep)
+    ):
         top1 = Interval(*(100 * number for number in one.row.top1))
         point = Point(x=one.cost, y=top1, hollow=one.verdict == "beaten")
         series.setdefault(named[one.row.identity], []).append(point)
@@ -162,7 +165,7 @@ def front_notes(stood: Sequence[Standing], named: Mapping[str, str]) -> list[str
     notes = []
     for verdict, words in (
         ("front", "On the front"),
-        ("open", "Off it by the estimates, not clearly"),
+        ("open", "Beside it, not clearly"),
     ):
         if rows := [one.row for one in ordered if one.verdict == verdict]:
             notes.append(f"{words}: {_listed(rows, named)}.")
@@ -170,7 +173,7 @@ def front_notes(stood: Sequence[Standing], named: Mapping[str, str]) -> list[str
         told = [
             f"{row_name(one.row, named)} (by {row_name(one.by, named)})" for one in beaten if one.by
         ]
-        notes.append(f"Clearly off it: {', '.join(told)}.")
+        notes.append(f"Clearly beaten: {', '.join(told)}.")
     return notes
 
 

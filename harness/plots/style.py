@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness.variants import DENSE
 
@@ -19,7 +19,7 @@ STYLES = (
     ("#7570B3", "*"),
     ("#888888", "<"),
 )
-LINES = ("-", "--", "-.", ":")
+LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
 
 OPTIONS: Any = {
@@ -43,7 +43,7 @@ class Style(NamedTuple):
 
     colour: str
     marker: str
-    line: str
+    line: Literal["-", "--", "-.", ":"]
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:

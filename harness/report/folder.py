@@ -1,6 +1,7 @@
 """A report as a folder: the page, tables and plots."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from harness.picture import Picture
@@ -20,6 +21,7 @@ from harness.report.sections import shot_columns
 from harness.report.tidy import tidy_csv
 from zoo.files import write_whole
 
+_TABLES = ("report.html", "table.md", "summary.md", "table.csv", "table.tex")
 TITLE = "Token reduction for CLIP, side by side"
 
 
@@ -30,6 +32,7 @@ def write_report(
     *,
     title: str = TITLE,
     pictures: Sequence[Picture] = (),
+    drawn: Collection[str] | None = None,
 ) -> list[Path]:
     """Write the report of records; files of earlier ones are written over.
 
@@ -39,6 +42,7 @@ def write_report(
         progress: where to show how far it is.
         title: of the page.
         pictures: more figures for the page and the folder.
+        drawn: files of plots and pictures to write, those that there are; None for all.
 
     Returns:
         What was written, the page first.
@@ -52,15 +56,14 @@ def write_report(
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    with progress.task("report", 5 + 2 * (len(plots) + len(pictures))) as update:
-        for done, (name, content) in enumerate(
-            _files(found, records, title, plots, pictures), start=1
-        ):
-            write_whole(folder / name, content)
-            written.append(folder / name)
+    made = _files(found, records, title, plots, pictures)
+    if drawn is not None:
+        made = {name: make for name, make in made.items() if name in _TABLES or name in drawn}
+    with progress.task("report", len(made)) as update:
+        for done, (name, make) in enumerate(made.items(), start=1):
+            write_whole(folder / name, make())
             update(done)
-    return written
+    return [folder / name for name in made]
 
 
 def plots_of(found: Grouped) -> list[Plot]:
@@ -83,16 +86,20 @@ def _files(
     title: str,
     plots: Sequence[Plot],
     pictures: Sequence[Picture],
-) -> Iterator[tuple[str, bytes]]:
+) -> dict[str, Callable[[], bytes]]:
+    """Return what makes each file."""
     styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    yield "report.html", page(found, title, plots, styles, pictures).encode()
-    yield "table.md", markdown_tables(found).encode()
-    yield "summary.md", markdown_tables(found, summary=True).encode()
-    yield "table.csv", tidy_csv(records).encode()
-    yield "table.tex", latex_tables(found).encode()
+    files: dict[str, Callable[[], bytes]] = {
+        "report.html": lambda: page(found, title, plots, styles, pictures).encode(),
+        "table.md": lambda: markdown_tables(found).encode(),
+        "summary.md": lambda: markdown_tables(found, summary=True).encode(),
+        "table.csv": lambda: tidy_csv(records).encode(),
+        "table.tex": lambda: latex_tables(found).encode(),
+    }
     for plot in plots:
         for form in ("svg", "png"):
-            yield f"{plot.name}.{form}", plot.draw(styles, form)
+            files[f"{plot.name}.{form}"] = partial(plot.draw, styles, form)
     for picture in pictures:
-        yield f"{picture.name}.svg", picture.svg
-        yield f"{picture.name}.png", picture.png
+        files[f"{picture.name}.svg"] = partial(bytes, picture.svg)
+        files[f"{picture.name}.png"] = partial(bytes, picture.png)
+    return files

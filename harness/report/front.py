@@ -9,6 +9,7 @@ from harness.statistics import Interval, bootstrap_counts, holm, mcnemar_exact
 
 Cost = Callable[[Average], Interval | None]
 Verdict = Literal["front", "open", "beaten"]
+_SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +19,10 @@ class Standing:
     Attributes:
         row: which.
         cost: of it.
-        verdict: ``front``: by the estimates no row is as cheap and as accurate and better in one
-            of the two. ``beaten``: another costs no more, its interval taken at the worse end, and
-            is clearly more accurate. ``open``: neither; the images or timings are too few to say.
+        verdict: ``beaten``: another row costs no more, within 1 %, intervals taken at their worse
+            ends, and is clearly more accurate. ``front``: it isn't, and by the estimates no row is
+            as cheap and as accurate and better in one of the two. ``open``: neither; the images or
+            timings are too few to say.
         by: the most accurate row of those that clearly beat it.
     """
 
@@ -47,7 +49,7 @@ def standings(rows: Sequence[Average], cost: Cost) -> list[Standing]:
         for worse, spent in costs
         for better, other in costs
         if better is not worse
-        and other.high <= spent.low
+        and other.high <= _SAME * spent.low
         and better.top1.estimate > worse.top1.estimate
     ]
     beaten: dict[str, Average] = {}

@@ -8,8 +8,9 @@ from harness.report.groups import Grouped
 from harness.report.sections import Section, sections
 
 _HEAD = r"""% Needs \usepackage{booktabs}. Written by python -m harness report.
-% Square brackets are 95 % intervals.
+% Square brackets are 95 % intervals; those of times and of Kendall tau are in table.csv.
 """
+_BARE = ("× dense", "Kendall τ")  # headings of columns without intervals, so that a page holds all
 _ESCAPED = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -45,38 +46,46 @@ def latex_tables(found: Grouped) -> str:
 
 def _table(section: Section, number: int) -> str:
     keeps = section.heads.index("Keep")
+    bare = [heading.endswith(_BARE) for heading in section.heads]
     lines = [
         r"\begin{table}",
-        r"\centering",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{latex(section.name)}. {latex(section.about)}}}",
         rf"\label{{tab:{_label(section.name)}-{number}}}",
         rf"\begin{{tabular}}{{@{{}}l{'r' * (len(section.heads) - 1)}@{{}}}}",
         r"\toprule",
-        _row(section.heads),
+        _row([_heading(heading) for heading in section.heads]),
         r"\midrule",
     ]
     before = None
     for row in section.rows:
         if before is not None and row[keeps] != before:
             lines.append(r"\addlinespace")
-        lines.append(_row(row))
         before = row[keeps]
+        lines.append(_row([_cell(c, bare=b) for c, b in zip(row, bare, strict=True)]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(_cell(cell) for cell in cells) + r" \\"
+    return " & ".join(cells) + r" \\"
 
 
-def _cell(text: str) -> str:
-    """Return a cell, its interval smaller and its sign a minus."""
+def _heading(text: str) -> str:
+    """Break a long heading in two."""
+    batch, comma, rest = text.partition(", ×")
+    return rf"\shortstack[r]{{{latex(batch)},\\{latex('×' + rest)}}}" if comma else latex(text)
+
+
+def _cell(text: str, *, bare: bool) -> str:
+    """Return a cell, its interval smaller or left out, and its sign a minus."""
     if text == NOT_MEASURED:
         return "--"
     head, bracket, rest = text.partition(" [")
     if not re.fullmatch(r"[-+]?[\d.]+\*?", head):
         return latex(text)
-    shown = _signed(head) + (r" {\scriptsize " + _signed(f"[{rest}") + "}" if bracket else "")
-    return shown
+    if bare or not bracket:
+        return _signed(head)
+    return _signed(head) + r" {\scriptsize " + _signed(f"[{rest}") + "}"
 
 
 def _signed(text: str) -> str:

@@ -29,7 +29,7 @@ class Missing:
 
 def missing(found: Grouped) -> list[Missing]:
     """Return what none of a group's rows has, one entry per subject."""
-    lacking = (
+    lacking: tuple[tuple[str, str, list[Group], list[str]], ...] = (
         (
             "Top-1 against GFLOPs",
             "multiply-adds weren't counted",

@@ -35,6 +35,11 @@ _OVER_SEEDS = (
 )
 
 
+def _text(text: str) -> str:
+    """Return text for the page; numbers stay with what follows them."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", escape(text))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Part:
     """What the contents name, and what stands there."""
@@ -75,14 +80,14 @@ def page(
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
+<title>{_text(title)}</title>
 <style>{_asset("style.css")}</style>
 </head>
 <body>
 <a class="skip" href="#report">Skip to the report</a>
 <header>
-<h1>{escape(title)}</h1>
-<p class="soft">{escape(_lead(found))}</p>
+<h1>{_text(title)}</h1>
+<p class="soft">{_text(_lead(found))}</p>
 </header>
 <nav aria-label="Contents">{_contents(parts)}</nav>
 <main id="report" tabindex="-1">
@@ -123,7 +128,7 @@ def _lead(found: Grouped) -> str:
 
 def _contents(parts: Sequence[_Part]) -> str:
     entries = "".join(
-        f'<li><a href="#{part.anchor}">{escape(part.title)}</a>'
+        f'<li><a href="#{part.anchor}">{_text(part.title)}</a>'
         f"{_contents(part.parts) if part.parts else ''}</li>\n"
         for part in parts
     )
@@ -134,7 +139,7 @@ def _section(part: _Part, level: int) -> str:
     inside = "".join(_section(inner, level + 1) for inner in part.parts)
     return (
         f'<section id="{part.anchor}" aria-labelledby="{part.anchor}-title">\n'
-        f'<h{level} id="{part.anchor}-title">{escape(part.title)}</h{level}>\n'
+        f'<h{level} id="{part.anchor}-title">{_text(part.title)}</h{level}>\n'
         f"{part.html}{inside}</section>\n"
     )
 
@@ -147,10 +152,10 @@ def _tables(found: Grouped, notes: str) -> _Part:
 
 
 def _table(section: Section, anchor: str) -> _Part:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in section.heads)
+    head = "".join(f'<th scope="col">{_text(heading)}</th>' for heading in section.heads)
     rows = "".join(f"<tr>{''.join(_cells(row))}</tr>\n" for row in section.rows)
     html = (
-        f'<p class="soft">{escape(section.about)}</p>\n'
+        f'<p class="soft">{_text(section.about)}</p>\n'
         f'<div class="wide" role="region" aria-labelledby="{anchor}-title" tabindex="0">'
         f"<table data-sortable>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{rows}</tbody>\n</table></div>\n"
@@ -163,7 +168,7 @@ def _cells(row: Sequence[Cell]) -> Iterator[str]:
     for at, cell in enumerate(row):
         value = "" if cell.value is None else f' data-sort="{escape(str(cell.value))}"'
         tag, scope = ("td", "") if at else ("th", ' scope="row"')
-        yield f"<{tag}{scope}{value}>{escape(cell)}</{tag}>"
+        yield f"<{tag}{scope}{value}>{_text(cell)}</{tag}>"
 
 
 def _settings(section: Section) -> str:
@@ -171,8 +176,8 @@ def _settings(section: Section) -> str:
     if section.settings is None:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(model)}</th>'
-        f"<td>{escape(json.dumps(settings, sort_keys=True)[1:-1] or 'no settings')}</td></tr>\n"
+        f'<tr><th scope="row">{_text(model)}</th>'
+        f"<td>{_text(json.dumps(settings, sort_keys=True)[1:-1] or 'no settings')}</td></tr>\n"
         for model, settings in zip(section.models, section.settings, strict=True)
     )
     return (
@@ -187,13 +192,13 @@ def _plots(plots: Sequence[Plot], styles: Mapping[str, Style]) -> _Part:
     for plot in plots:
         figures = []
         for at, (panel, svg) in enumerate(zip(plot.panels, plot.draw_each(styles), strict=True)):
-            notes = " ".join(escape(note) for note in panel.notes)
+            notes = " ".join(_text(note) for note in panel.notes)
             figures.append(
-                f"<figure>\n<h4>{escape(panel.title)}</h4>\n"
+                f"<figure>\n<h4>{_text(panel.title)}</h4>\n"
                 f"{inline(svg, f'{plot.name}-{at}', panel.alt)}\n"
                 f"<figcaption>{notes}</figcaption></figure>\n"
             )
-        html = f'<p class="soft">{escape(plot.about)}</p>\n'
+        html = f'<p class="soft">{_text(plot.about)}</p>\n'
         html += f'<div class="panels">\n{"".join(figures)}</div>\n'
         parts.append(_Part(anchor=plot.name, title=plot.title, html=html))
     return _Part(anchor="plots", title="Plots", html="", parts=parts)
@@ -204,7 +209,7 @@ def _pictures(pictures: Sequence[Picture]) -> _Part:
     for picture in pictures:
         anchor = re.sub(r"[^A-Za-z0-9_-]", "-", picture.name)
         html = (
-            f'<p class="soft">{escape(picture.about)}</p>\n'
+            f'<p class="soft">{_text(picture.about)}</p>\n'
             f'<div class="wide" role="region" aria-labelledby="{anchor}-title" tabindex="0">'
             f'<figure class="picture">\n{inline(picture.svg, anchor, picture.alt)}\n'
             "</figure></div>\n"
@@ -216,9 +221,9 @@ def _pictures(pictures: Sequence[Picture]) -> _Part:
 def _missing(lacking: Sequence[Missing]) -> _Part:
     parts = []
     for at, one in enumerate(lacking, start=1):
-        where = "".join(f"<li>{escape(name)}</li>\n" for name in one.groups)
+        where = "".join(f"<li>{_text(name)}</li>\n" for name in one.groups)
         html = (
-            f"<p>{escape(one.why.capitalize())} in:</p>\n<ul>\n{where}</ul>\n"
+            f"<p>{_text(one.why.capitalize())} in:</p>\n<ul>\n{where}</ul>\n"
             f'<p>This measures it:</p>\n<code class="command">{escape(one.command)}</code>\n'
         )
         parts.append(_Part(anchor=f"missing-{at}", title=one.title, html=html))
