@@ -12,7 +12,7 @@ from harness.protocol import learned, shots_of, tower_of
 from harness.records import refuse_mixed
 
 # What a column differs in from another, with what follows from it.
-BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count")
+BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,24 @@
 """Rows that may stand in one table, from records of one run or many."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from harness.averages import Average, averages
 from harness.protocol import protocol, tower_of
-from harness.records import CONDITIONS, Record
+from harness.records import CONDITIONS, LATER_CONDITIONS, Record
 from harness.shot_table import BY_COLUMN
 from harness.variants import DENSE
 
 # What a heading names; where the rest differs, it tells that, too.
 _NAMED = ("dataset", "split", "tag", "shots", "tuning", "prompt_tokens")
 _APART = (*(name for name in CONDITIONS if name not in _NAMED), "version")
+_EVERY = (*_NAMED, *_APART)
 _WORDS = {
     "dataset_revision": "revision {}",
     "seed": "seed {}",
     "image_count": "{} images",
+    "images_sha256": "images {:.8}",
     "weights_sha256": "weights {:.8}",
     "device": "device {}",
     "dtype": "{}",
@@ -78,36 +80,65 @@ def grouped(records: Iterable[Record]) -> Grouped:
     given = list(records)
     if not given:
         raise ValueError("there are no records to report")
-    newest: dict[Hashable, Record] = {}
-    for record in given:
-        key = (_conditions(record), _identity(record), record.seed)
+    newest: dict[Hashable, tuple[Hashable, Record]] = {}
+    for conditions, record in zip(_conditions(given), given, strict=True):
+        key = (conditions, _identity(record), record.seed)
         known = newest.get(key)
-        if known is None or _when(record) >= _when(known):
-            newest[key] = record
+        if known is None or _when(record) >= _when(known[1]):
+            newest[key] = (conditions, record)
+    seeds: dict[Hashable, set[int]] = {}
+    for conditions, record in newest.values():
+        if record.shots:
+            seeds.setdefault((conditions, _identity(record)), set()).add(record.seed)
     shares: dict[Hashable, list[Record]] = {}
-    seeds = _seeds(newest.values())
-    for record in newest.values():
-        conditions = _conditions(record)
-        shares.setdefault((conditions, seeds[conditions, _identity(record)]), []).append(record)
+    for conditions, record in newest.values():
+        own = frozenset(seeds.get((conditions, _identity(record)), ()))
+        shares.setdefault((conditions, own), []).append(record)
     rows = [_rows(share) for share in shares.values()]
     groups = [
-        Group(name=name, rows=group, setting=_setting(group[0].first))
-        for name, group in zip(_names(rows), rows, strict=True)
+        Group(name=name, rows=group, setting=_setting(conditions))
+        for name, group, (conditions, _) in zip(_names(rows), rows, shares, strict=True)
     ]
     return Grouped(groups=groups, replaced=len(given) - len(newest))
 
 
-def _conditions(record: Record) -> Hashable:
-    """Return what rows of a table have in common; the seed of shots isn't, it is averaged over."""
-    return tuple(
-        None if name == "seed" and record.shots else getattr(record, name)
-        for name in (*_NAMED, *_APART)
-    )
+def _conditions(records: Sequence[Record]) -> list[tuple[Hashable, ...]]:
+    """Return what rows of a table have in common, for each record.
+
+    The seed of shots isn't: it is averaged over. What an earlier version of records didn't know is
+    taken to be what the others with equal conditions have, if that is one thing.
+    """
+    sure = [_values(record, [n for n in _EVERY if n not in LATER_CONDITIONS]) for record in records]
+    later = [_values(record, LATER_CONDITIONS) for record in records]
+    known: dict[Hashable, set[tuple[Hashable, ...]]] = {}
+    for one, values in zip(sure, later, strict=True):
+        if None not in values:
+            known.setdefault(one, set()).add(values)
+    found = []
+    for record, one, values in zip(records, sure, later, strict=True):
+        fitting = [each for each in known.get(one, ()) if _fits(values, each)]
+        told = dict(zip(LATER_CONDITIONS, fitting[0] if len(fitting) == 1 else values, strict=True))
+        found.append(tuple(told.get(n, _value_of(record, n)) for n in _EVERY))
+    return found
 
 
-def _setting(record: Record) -> Hashable:
-    names = (name for name in (*_NAMED, *_APART) if name not in BY_COLUMN)
-    return tuple(getattr(record, name) for name in names)
+def _fits(values: Sequence[Hashable], known: Sequence[Hashable]) -> bool:
+    return all(value in (None, other) for value, other in zip(values, known, strict=True))
+
+
+def _values(record: Record, names: Sequence[str]) -> tuple[Hashable, ...]:
+    return tuple(_value_of(record, name) for name in names)
+
+
+def _value_of(record: Record, name: str) -> Hashable:
+    value: Hashable = None if name == "seed" and record.shots else getattr(record, name)
+    return value
+
+
+def _setting(conditions: Hashable) -> Hashable:
+    assert isinstance(conditions, tuple)
+    named = zip(_EVERY, conditions, strict=True)
+    return tuple(value for name, value in named if name not in BY_COLUMN)
 
 
 def _identity(record: Record) -> str:
@@ -116,16 +147,6 @@ def _identity(record: Record) -> str:
 
 def _when(record: Record) -> datetime:
     return datetime.fromisoformat(record.created)
-
-
-def _seeds(records: Iterable[Record]) -> Mapping[Hashable, tuple[int, ...]]:
-    """Return the seeds of each row, by conditions and identity; none where nothing is learned."""
-    found: dict[Hashable, tuple[int, ...]] = {}
-    for record in records:
-        key = (_conditions(record), _identity(record))
-        own = {*found.get(key, ()), record.seed} if record.shots else ()
-        found[key] = tuple(sorted(own))
-    return found
 
 
 def _rows(records: Sequence[Record]) -> list[Average]:

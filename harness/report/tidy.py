@@ -15,6 +15,8 @@ UNITS = {
     "match_k": "patches",
     "tau_undefined": "images",
     "params": "count",
+    "image_size": "pixels",
+    "activations": "per_image",
     **dict.fromkeys(
         (
             "keep", "top1", "top1_low", "top1_high", "diff_to_dense", "diff_low", "diff_high",
