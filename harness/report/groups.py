@@ -10,6 +10,7 @@ from harness.records import CONDITIONS, LATER_CONDITIONS, Record
 from harness.shot_table import BY_COLUMN
 from harness.variants import DENSE
 
+Conditions = tuple[Hashable, ...]
 # What a heading names; where the rest differs, it tells that, too.
 _NAMED = ("dataset", "split", "tag", "shots", "tuning", "prompt_tokens")
 _APART = (*(name for name in CONDITIONS if name not in _NAMED), "version")
@@ -80,7 +81,7 @@ def grouped(records: Iterable[Record]) -> Grouped:
     given = list(records)
     if not given:
         raise ValueError("there are no records to report")
-    newest: dict[Hashable, tuple[Hashable, Record]] = {}
+    newest: dict[Hashable, tuple[Conditions, Record]] = {}
     for conditions, record in zip(_conditions(given), given, strict=True):
         key = (conditions, _identity(record), record.seed)
         known = newest.get(key)
@@ -90,7 +91,7 @@ def grouped(records: Iterable[Record]) -> Grouped:
     for conditions, record in newest.values():
         if record.shots:
             seeds.setdefault((conditions, _identity(record)), set()).add(record.seed)
-    shares: dict[Hashable, list[Record]] = {}
+    shares: dict[tuple[Conditions, frozenset[int]], list[Record]] = {}
     for conditions, record in newest.values():
         own = frozenset(seeds.get((conditions, _identity(record)), ()))
         shares.setdefault((conditions, own), []).append(record)
@@ -102,7 +103,7 @@ def grouped(records: Iterable[Record]) -> Grouped:
     return Grouped(groups=groups, replaced=len(given) - len(newest))
 
 
-def _conditions(records: Sequence[Record]) -> list[tuple[Hashable, ...]]:
+def _conditions(records: Sequence[Record]) -> list[Conditions]:
     """Return what rows of a table have in common, for each record.
 
     The seed of shots isn't: it is averaged over. What an earlier version of records didn't know is
@@ -110,7 +111,7 @@ def _conditions(records: Sequence[Record]) -> list[tuple[Hashable, ...]]:
     """
     sure = [_values(record, [n for n in _EVERY if n not in LATER_CONDITIONS]) for record in records]
     later = [_values(record, LATER_CONDITIONS) for record in records]
-    known: dict[Hashable, set[tuple[Hashable, ...]]] = {}
+    known: dict[Conditions, set[Conditions]] = {}
     for one, values in zip(sure, later, strict=True):
         if None not in values:
             known.setdefault(one, set()).add(values)
@@ -126,7 +127,7 @@ def _fits(values: Sequence[Hashable], known: Sequence[Hashable]) -> bool:
     return all(value in (None, other) for value, other in zip(values, known, strict=True))
 
 
-def _values(record: Record, names: Sequence[str]) -> tuple[Hashable, ...]:
+def _values(record: Record, names: Sequence[str]) -> Conditions:
     return tuple(_value_of(record, name) for name in names)
 
 
@@ -135,8 +136,7 @@ def _value_of(record: Record, name: str) -> Hashable:
     return value
 
 
-def _setting(conditions: Hashable) -> Hashable:
-    assert isinstance(conditions, tuple)
+def _setting(conditions: Conditions) -> Hashable:
     named = zip(_EVERY, conditions, strict=True)
     return tuple(value for name, value in named if name not in BY_COLUMN)
 
@@ -172,7 +172,8 @@ def _plain(first: Record) -> str:
 def _value(rows: Sequence[Average], condition: str) -> str:
     if condition == "seed":
         return ", ".join(str(record.seed) for record in rows[0].records)
-    return str(getattr(rows[0].first, condition))
+    value = getattr(rows[0].first, condition)
+    return "unknown" if value is None else str(value)
 
 
 def _told(rows: Sequence[Average], condition: str) -> str:
