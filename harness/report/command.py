@@ -15,7 +15,7 @@ from harness.plots.accuracy import judge, row_name
 from harness.progress import Progress
 from harness.report.folder import write_report
 from harness.report.front import Standing
-from harness.report.groups import Group, Grouped, grouped
+from harness.report.groups import Group, Grouped, counted, grouped
 from harness.report.missing import missing
 from harness.shown import Shown
 
@@ -39,7 +39,8 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
         for one in lacking
     ]
     if found.replaced:
-        lines.append(f"{found.replaced} earlier measurements of the same rows are left out")
+        count = counted(found.replaced, "earlier measurement")
+        lines.append(f"left out for newer ones of the same rows: {count}")
     fronts = {group.name: judge(group) for group in found.groups}
     tables = [front_table(group, stood) for group in found.groups if (stood := fronts[group.name])]
     return Shown(

@@ -38,7 +38,9 @@ def test_compare_writes_what_it_measured(results: Path):
         "records.jsonl",
         "report.html",
         "summary.md",
+        "table.csv",
         "table.md",
+        "table.tex",
     ]
     dense, random = read_records(results / "records.jsonl")
     assert (dense.model, random.model) == ("clip_vit_s14", "clip_vit_s14_random60")
