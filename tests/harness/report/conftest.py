@@ -1,16 +1,24 @@
-"""Records made by hand, of a hundred images."""
+"""Records made by hand, of a hundred images, and the page of some, taken apart."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.correctness import pack_correct
+from harness.plots.style import styles_of
 from harness.records import Latency, Record
+from harness.report.folder import plots_of
+from harness.report.groups import grouped
+from harness.report.page import page
 
 Make = Callable[..., Record]
 IMAGES = 100
+VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 def make_row(
@@ -105,8 +113,70 @@ def patchrank() -> Record:
 @pytest.fixture
 def records(dense: Record, random: list[Record], patchrank: Record) -> list[Record]:
     """Two datasets, one of them by text; not in the order of a table."""
-    from dataclasses import replace
-
     by_text = {"dataset": "emoji", "shots": 0, "tuning": None}
     emoji = [replace(record, **by_text) for record in (dense, *random)]
     return [*random, patchrank, dense, *emoji]
+
+
+class Page(HTMLParser):
+    """Parse a page into tables of text, refusing unbalanced tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[tuple[str, str | None]] = []
+        self.ids: list[str] = []
+        self.rows: list[list[str]] = []
+        self.values: list[list[str | None]] = []
+        self.headings: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [pair for pair in attrs if pair[0].endswith(("href", "src"))]
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+            self.values.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+            self.values[-1].append(dict(attrs).get("data-sort"))
+        if re.fullmatch(r"h[1-6]", tag):
+            self.headings.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        self.links += [pair for pair in attrs if pair[0].endswith(("href", "src"))]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in {"td", "th"}:
+            self.rows[-1][-1] += data.replace("\u00a0", " ")
+
+    @property
+    def tables(self) -> list[list[str]]:
+        """Rows of the tables of figures, without those of settings."""
+        ends = [at for at, cells in enumerate(self.rows) if cells[0] in {"Method", "Model"}]
+        parts = zip(ends, [*ends[1:], len(self.rows)], strict=True)
+        return [cells for a, b in parts if self.rows[a][0] == "Method" for cells in self.rows[a:b]]
+
+
+def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
+    found = grouped(records)
+    plots = plots_of(found)
+    styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
+    text = page(found, title, plots, styles, **more)
+    return text, Page(text)
+
+
+@pytest.fixture
+def made() -> Callable[..., tuple[str, Page]]:
+    """Return what makes a page of records: its text, and it taken apart."""
+    return make_page
