@@ -138,18 +138,16 @@ def test_settings_of_one_method_are_series_of_their_own(records: list[Record]):
     assert [len(series) for series in shown.values()] == [1, 2, 2]
 
 
-def test_every_plot_is_an_svg_of_its_words_and_a_png(found: Grouped, with_shots: Grouped):
-    for group in (found, with_shots):
-        for plot in plots_of(group):
-            styles = styles_of(name for panel in plot.panels for name in panel.names)
-            words = "".join(ET.fromstring(plot.draw(styles, "svg")).itertext())
-            for panel in plot.panels:
-                assert set(panel.names) <= set(styles)
-                assert all(name in words for name in panel.names)
-                assert len(panel.alt) > 40
-            assert plot.draw(styles, "png").startswith(b"\x89PNG")
-            assert [ET.fromstring(svg).tag for svg in plot.draw_each(styles)]
-        break
+def test_every_plot_is_an_svg_of_its_words_and_a_png(with_shots: Grouped):
+    for plot in plots_of(with_shots):
+        styles = styles_of(name for panel in plot.panels for name in panel.names)
+        words = "".join(ET.fromstring(plot.draw(styles, "svg")).itertext())
+        for panel in plot.panels:
+            assert set(panel.names) <= set(styles)
+            assert all(name in words for name in panel.names)
+            assert len(panel.alt) > 40
+        assert plot.draw(styles, "png").startswith(b"\x89PNG")
+        assert len([ET.fromstring(svg) for svg in plot.draw_each(styles)]) == len(plot.panels)
 
 
 def test_the_same_records_draw_the_same_bytes(found: Grouped):
