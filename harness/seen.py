@@ -1,11 +1,12 @@
 """What rows said about images, kept so that no image is run twice."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from harness.evaluate import Outcome
+from harness.evaluate import PATCHWISE, Outcome
 
 
 class Seen:
@@ -41,15 +42,20 @@ def _part(outcome: Outcome, positions: Sequence[int]) -> Outcome:
     chosen = np.array(positions, dtype=np.int64)
     return Outcome(
         features=outcome.features[torch.from_numpy(chosen)],
-        scores=None if outcome.scores is None else outcome.scores[chosen],
         final_tokens=outcome.final_tokens,
+        **{name: values[chosen] for name, values in _patchwise(outcome).items()},
     )
 
 
 def _joined(first: Outcome, second: Outcome) -> Outcome:
-    scored = first.scores is not None and second.scores is not None
+    ours, theirs = _patchwise(first), _patchwise(second)
     return Outcome(
         features=torch.cat([first.features, second.features]),
-        scores=np.concatenate([first.scores, second.scores]) if scored else None,
         final_tokens=first.final_tokens,
+        **{name: np.concatenate([ours[name], theirs[name]]) for name in ours if name in theirs},
     )
+
+
+def _patchwise(outcome: Outcome) -> dict[str, Any]:
+    found = {name: getattr(outcome, name) for name in PATCHWISE}
+    return {name: values for name, values in found.items() if values is not None}
