@@ -159,8 +159,12 @@ def nameable(split: Split, classifier: Tensor | None) -> Split:
     """Leave out the images of classes that ``classifier`` has no row for (rows of NaN)."""
     if classifier is None or not classifier.isnan().any():
         return split
-    named = ~classifier.isnan().any(dim=1).numpy()
-    return split.subset(np.flatnonzero(named[split.labels]))
+    return split.subset(np.flatnonzero(named(classifier)[split.labels]))
+
+
+def named(classifier: Tensor) -> NDArray[np.bool_]:
+    """Tell which classes ``classifier`` has a row for, (classes,)."""
+    return np.asarray(~classifier.isnan().any(dim=1).numpy())
 
 
 def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from harness.evaluate import PATCHWISE, Outcome
 
@@ -27,18 +28,19 @@ class Seen:
         for key, outcome in outcomes.items():
             places = self._places.setdefault(key, {})
             new = [i for i, name in enumerate(image_ids) if name not in places]
-            places |= {image_ids[i]: len(places) + more for more, i in enumerate(new)}
-            part = _part(outcome, new)
+            places |= {image_ids[i]: len(places) + place for place, i in enumerate(new)}
+            more = part(outcome, new)
             known = self._outcomes.get(key)
-            self._outcomes[key] = part if known is None else _joined(known, part)
+            self._outcomes[key] = more if known is None else _joined(known, more)
 
     def of(self, key: str, image_ids: Sequence[str]) -> Outcome:
         """Return a row's outcome on these images, in their order; it was run on all of them."""
         places = self._places[key]
-        return _part(self._outcomes[key], [places[name] for name in image_ids])
+        return part(self._outcomes[key], [places[name] for name in image_ids])
 
 
-def _part(outcome: Outcome, positions: Sequence[int]) -> Outcome:
+def part(outcome: Outcome, positions: Sequence[int] | NDArray[np.int64]) -> Outcome:
+    """Return an outcome on the images at these positions, in this order."""
     chosen = np.array(positions, dtype=np.int64)
     return Outcome(
         features=outcome.features[torch.from_numpy(chosen)],
