@@ -118,7 +118,7 @@ class Bench:
         rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
         truth = {row.key: importance(row, split.image_ids) for row in rows}
         told: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
-        blanks = [blank(row, dataset, tuning, len(split), **told) for row in rows]
+        blanks = [blank(row, dataset, tuning, split.image_ids, **told) for row in rows]
         ranked = any(known is not None for known in truth.values())
         found = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blanks]
         traced = tuning.seed == self.plan.seed and self.tracer is not None and self.tracer.images

@@ -11,7 +11,7 @@ from rich.table import Table
 from harness.changes import ABSENT, Change, Changes, Difference
 from harness.protocol import protocol, tower_of
 from harness.records import Record
-from harness.report import markdown_cell
+from harness.report.markdown import markdown_cell
 from harness.table import NOT_MEASURED, points
 
 _CAPTION = (

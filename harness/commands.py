@@ -18,7 +18,7 @@ from harness.match import matched
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, write_records
-from harness.report import markdown_table, write_plot, write_report
+from harness.report.folder import write_report
 from harness.reuse import earlier
 from harness.shot_table import shot_tables
 from harness.table import comparison_table, floor_table, matched_table
@@ -72,11 +72,8 @@ def run_compare(
             for table in shot_tables(groups):
                 output.print(table.table())
             groups = []
-    write_report(records, args.output / "report.html", "Token reduction for CLIP, side by side")
-    write_plot(records, args.output / "accuracy_gflops.svg")
-    for name, summary in (("table.md", False), ("summary.md", True)):
-        text = markdown_table(records, summary=summary)
-        (args.output / name).write_text(text, encoding="utf-8")
+    # The page has all plots; `report` writes them as files, too.
+    write_report(records, args.output, Progress(status), drawn=("accuracy_gflops.svg",))
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, soft_wrap=True)
 

@@ -60,7 +60,7 @@ def git_commit() -> str | None:
 def costs(
     rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Measure multiply-adds, parameters, tokens and latency of every row.
+    """Measure multiply-adds, activations, parameters, tokens and latency of every row.
 
     A golden row is no model one could run, so it has none of them.
 
@@ -82,6 +82,8 @@ def costs(
             facts[row.key] = {
                 "gflops": cost.gflops,
                 "params": cost.params,
+                "activations": cost.activations,
+                "uncounted_operators": cost.unsupported,
                 "tokens_per_block": trace.tokens_per_block,
             }
             update(done)

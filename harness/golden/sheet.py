@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness.golden.panels import COLOURS, Colours, fit, heat_panel, image_panel, kept_panel
 from harness.golden.text import short, wrapped
-from harness.plot import INK
+from harness.plots.style import INK
 
 # Pixels at scale 1.
 WIDTH, PANEL_LEAST, PANEL_MOST = 2000, 150, 480

@@ -137,7 +137,10 @@ def test_an_interval_over_seeds_ends_where_shares_end():
         ({"tuning": "v"}, "different tuning"),
         ({"prompt_tokens": 8}, "different prompt_tokens"),
         ({"weights_sha256": "cd"}, "different weights_sha256"),
-        ({"shots": 0, "tuning": None, "prompt_tokens": None}, "different seed"),
+        (
+            {"shots": 0, "tuning": None, "prompt_tokens": None},
+            "different shots, tuning, prompt_tok",
+        ),
         ({"seed": 9}, r"clip_vit_s14_patchrank60 lacks \[5\]|clip_vit_s14 lacks \[9\]"),
         ({"method_config": {"reduce_at": [4]}}, r"seeds of one table must be the same for every"),
         ({"seed": 4}, "clip_vit_s14_patchrank60 has seed 4 twice"),
