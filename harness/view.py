@@ -90,15 +90,15 @@ class View:
         return judged
 
     def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
-        """Return the positions among the judged images of the first ``count``, class-balanced.
+        """Return the positions among the judged images of ``count``, whose classes take turns.
 
-        Those of a smaller count are among those of a larger, whatever the plan's limit.
+        A smaller count has the first of a larger one, whatever the plan's limit.
         """
         labels = self.dataset.labels(self._plan.split)
         order = turns(labels)[: self._plan.limit]
         if tuning.kind != PROBE:
             order = order[named(self.text)[labels[order]]]
-        return np.searchsorted(np.sort(order), np.sort(order[:count]))
+        return np.searchsorted(np.sort(order), order[:count])
 
     @cached_property
     def _rankings(self) -> Rankings | None:

@@ -39,7 +39,7 @@ def read_traces(run: Path | str, records: Sequence[Record] | None = None) -> lis
             if traces.facts.name in wanted
             or (traces.golden and traces.facts.conditions in conditions)
         ]
-    return sorted(found, key=_order)
+    return sorted(found, key=order)
 
 
 def lacking(run: Path | str, records: Sequence[Record]) -> list[Record]:
@@ -69,7 +69,8 @@ def read_row(path: Path) -> RowTraces:
     return traces
 
 
-def _order(traces: RowTraces) -> tuple[Any, ...]:
+def order(traces: RowTraces) -> tuple[Any, ...]:
+    """Return what rows are sorted by: what they share, dense and golden first, keep falling."""
     facts = traces.facts
     place = (facts.dataset, facts.split, facts.tag, facts.weights_sha256)
     how = (facts.shots, facts.tuning or "", facts.prompt_tokens or 0, facts.seed)

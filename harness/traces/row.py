@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -21,14 +21,14 @@ UNRANKED = -1  # importance of the patches of an image without a ranking
 GONE = STAYED = -1  # of ``token`` and of ``left``
 
 
-def file_name(words: Sequence[str], facts: dict[str, Any]) -> str:
-    """Return a name that says ``words`` and is another for other facts.
+def words_of(text: str) -> str:
+    """Return a text as a part of a file's name; datasets of the user's have any names."""
+    return re.sub(r"[^\w.,-]+", "-", text)[:120]
 
-    Names of datasets of the user's may hold blanks or be long.
-    """
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-    plain = re.sub(r"[^\w.,-]+", "-", "-".join(words))[:120]
-    return f"{plain}-{digest}.parquet"
+
+def digest_of(facts: Mapping[str, Any]) -> str:
+    """Return 12 hex digits that tell facts from others."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,14 @@ class Facts:
     @property
     def conditions(self) -> dict[str, Any]:
         """What all rows that stand side by side have in common."""
-        own = ("version", "model", "method", "keep", "method_config")
+        own = ("model", "method", "keep", "method_config")
         return {name: value for name, value in asdict(self).items() if name not in own}
 
     @property
     def name(self) -> str:
         """Return the file's name, another for other facts."""
-        return file_name((self.dataset, self.split, self.model), asdict(self))
+        words = f"{self.dataset}-{self.split}-{self.model}"
+        return f"{words_of(words)}-{digest_of(asdict(self))}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,6 +129,24 @@ class RowTraces:
         """Per image: was the answer right; None for the golden ranking."""
         pairs = zip(self.predicted, self.labels, strict=True)
         return tuple(None if said is None else said == true for said, true in pairs)
+
+    def take(self, image_ids: Sequence[str]) -> Self:
+        """Return the traces of these images alone, in this order.
+
+        Raises:
+            KeyError: an image isn't among them.
+        """
+        place = {name: i for i, name in enumerate(self.image_ids)}
+        at = [place[name] for name in image_ids]
+        return replace(
+            self,
+            image_ids=tuple(image_ids),
+            labels=tuple(self.labels[i] for i in at),
+            predicted=tuple(self.predicted[i] for i in at),
+            importance=self.importance[at],
+            left=self.left[at],
+            token=self.token[at],
+        )
 
     def encode(self) -> bytes:
         """Return the file."""

@@ -15,7 +15,7 @@ from harness.datasets.base import Split
 from harness.evaluate import batches
 from harness.golden.maps import unprocessed
 from harness.golden.shards import BrokenShardError
-from harness.traces.row import Facts, file_name
+from harness.traces.row import Facts, digest_of, words_of
 from harness.traces.sealed import seal, unseal
 from zoo.files import write_whole
 
@@ -52,8 +52,8 @@ class Thumbnails:
 
 def thumbnails_path(run: Path, facts: Facts) -> Path:
     """Return where those of a row belong."""
-    given = {name: getattr(facts, name) for name in _GIVEN}
-    return run / THUMBNAILS / file_name((facts.dataset, facts.split), given)
+    digest = digest_of({name: getattr(facts, name) for name in _GIVEN})
+    return run / THUMBNAILS / f"{words_of(f'{facts.dataset}-{facts.split}')}-{digest}.parquet"
 
 
 def read_thumbnails(run: Path | str, facts: Facts) -> Thumbnails:
