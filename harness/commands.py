@@ -23,6 +23,7 @@ from harness.reuse import earlier
 from harness.shot_table import shot_tables
 from harness.table import comparison_table, floor_table, matched_table
 from harness.towers import split_method
+from harness.traces import Tracer
 from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
@@ -54,9 +55,11 @@ def run_compare(
     )
     path = args.output / "records.jsonl"
     known = earlier(path, Progress(status), fresh=args.fresh)
+    told = {"images": args.traces, "thumbnails": args.thumbnails}
+    tracer = Tracer(run=args.output, progress=Progress(status), **told)
     records: list[Record] = []
     groups: list[list[Average]] = []  # of one dataset and tower
-    for group in compare(plan, known, Progress(status)):
+    for group in compare(plan, known, Progress(status), tracer):
         fresh = [record for record in group if record not in known]
         if fresh:
             write_records(path, fresh)

@@ -60,9 +60,9 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     return found | {DENSE: Style(INK, "h", "-")}
 
 
-def saved(figure: Any, form: str) -> bytes:
+def saved(figure: Any, form: str, dpi: int = 160) -> bytes:
     """Return a figure as "png" or "svg" bytes, without the day that it was drawn on."""
     buffer = io.BytesIO()
     undated = {"Date": None} if form == "svg" else {"Software": None}
-    figure.savefig(buffer, format=form, dpi=160, transparent=form == "svg", metadata=undated)
+    figure.savefig(buffer, format=form, dpi=dpi, transparent=form == "svg", metadata=undated)
     return buffer.getvalue()
