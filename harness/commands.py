@@ -73,7 +73,8 @@ def run_compare(
                 output.print(table.table())
             groups = []
     # The page has all plots; `report` writes them as files, too.
-    write_report(records, args.output, Progress(status), drawn=("accuracy_gflops.svg",))
+    drawn = ("accuracy_gflops.svg",)
+    write_report(records, args.output, Progress(status), runs=[args.output], drawn=drawn)
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, soft_wrap=True)
 

@@ -70,7 +70,7 @@ def page(
     parts = [_tables(found, notes), _plots(plots, styles)]
     if pictures:
         parts.append(_pictures(pictures))
-    if lacking := missing(found):
+    if lacking := missing(found, traced=bool(pictures)):
         parts.append(_missing(lacking))
     body = "".join(_section(part, 2) for part in parts)
     script, policy = _asset("sort.js"), _policy()

@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 def told(records: list[Record]) -> dict[str, Missing]:
-    return {one.title: one for one in missing(grouped(records))}
+    return {one.title: one for one in missing(grouped(records), traced=False)}
 
 
 def parsed(one: Missing) -> Any:
@@ -34,6 +34,7 @@ def test_a_bare_record_lacks_every_plot(row: Any):
         "Kendall τ against keep rate",
         "Tokens per block",
         "Top-1 by shots",
+        "Agreement of rankings, and kept patches",
     ]
     for one in found.values():
         args = parsed(one)
@@ -45,11 +46,15 @@ def test_a_bare_record_lacks_every_plot(row: Any):
     assert parsed(found["Top-1 against time"]).shots == [16]
     assert parsed(found["Kendall τ against keep rate"]).methods == ["golden", "random"]
     assert parsed(found["Top-1 by shots"]).shots == [0, 1, 2, 4, 8, 16]
+    assert parsed(found["Agreement of rankings, and kept patches"]).fresh
 
 
 def test_what_is_there_is_not_missing():
     found = told(read_run(RESULTS))
-    assert list(found) == ["Top-1 by shots"]
+    assert list(found) == ["Top-1 by shots", "Agreement of rankings, and kept patches"]
+    assert not any(
+        "patches" in one.title for one in missing(grouped(read_run(RESULTS)), traced=True)
+    )
     assert len(found["Top-1 by shots"].groups) == 2
 
 
