@@ -12,7 +12,7 @@ from harness.changes import ABSENT, Change, Changes, Difference
 from harness.judging import MCNEMAR, Together, detectable_note, mark_note, together
 from harness.protocol import protocol, tower_of
 from harness.records import Record
-from harness.report import markdown_cell
+from harness.report.markdown import markdown_cell
 from harness.table import NOT_MEASURED, points
 
 _CAPTION = (

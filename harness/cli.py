@@ -214,6 +214,14 @@ def _reproduce(args: argparse.Namespace) -> None:
         output.print(table)
 
 
+def _report(args: argparse.Namespace) -> None:
+    from harness.report.command import run_report
+
+    output = _output()
+    for part in run_report(args, Console(stderr=True)):
+        output.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "compare": _compare,
     "eval": _eval,
@@ -230,4 +238,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "speed": _speed,
     "push": _push,
     "reproduce": _reproduce,
+    "report": _report,
 }

@@ -7,6 +7,7 @@ from harness.flags.learning import add_fit, add_overhead, add_study
 from harness.flags.measuring import add_compare, add_eval, add_floor, add_list
 from harness.flags.publishing import add_push
 from harness.flags.ranking import add_curve, add_objects, add_rank, add_show, add_speed
+from harness.flags.reporting import add_report
 from harness.flags.reproducing import add_reproduce
 
 
@@ -31,4 +32,5 @@ def build_parser() -> argparse.ArgumentParser:
     add_speed(commands)
     add_push(commands)
     add_reproduce(commands)
+    add_report(commands)
     return parser

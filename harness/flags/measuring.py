@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.shared import add, conditions, data
-from harness.plan import Plan
+from harness.plan import TRACED, Plan
 
 
 def add_compare(commands: Any) -> None:
@@ -33,6 +33,10 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32], help="for latency")
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder")
+    text = "images of each dataset whose kept patches are stored; 0: none"
+    parser.add_argument("--traces", type=int, default=TRACED, metavar="N", help=text)
+    text = "store no small copies of these images"
+    parser.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
     data(parser)
     conditions(parser, 250)
 
