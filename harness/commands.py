@@ -14,12 +14,13 @@ from harness.match import matched
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.records import Record, write_records
-from harness.report import markdown_table, write_plot, write_report
+from harness.report.folder import write_report
 from harness.reuse import earlier
 from harness.shot_table import shot_tables
 from harness.shown import Forms, Shown, Work, json_values
 from harness.table import comparison_table, floor_table, matched_table
 from harness.towers import split_method
+from harness.traces import Tracer
 from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.reducer import expected
 
@@ -68,9 +69,11 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
     )
     path = args.output / "records.jsonl"
     known = earlier(path, Progress(status), fresh=args.fresh)
+    told = {"images": args.traces, "thumbnails": args.thumbnails}
+    tracer = Tracer(run=args.output, progress=Progress(status), **told)
     records: list[Record] = []
     groups: list[list[Average]] = []  # of one dataset and tower
-    for group in compare(plan, known, Progress(status)):
+    for group in compare(plan, known, Progress(status), tracer):
         fresh = [record for record in group if record not in known]
         if fresh:
             write_records(path, fresh)
@@ -83,11 +86,9 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
             for table in shot_tables(groups):
                 yield table.table()
             groups = []
-    write_report(records, args.output / "report.html", "Token reduction for CLIP, side by side")
-    write_plot(records, args.output / "accuracy_gflops.svg")
-    for name, summary in (("table.md", False), ("summary.md", True)):
-        text = markdown_table(records, summary=summary)
-        (args.output / name).write_text(text, encoding="utf-8")
+    # The page has all plots; `report` writes them as files, too.
+    drawn = ("accuracy_gflops.svg",)
+    write_report(records, args.output, Progress(status), runs=[args.output], drawn=drawn)
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, soft_wrap=True)
     return Shown(parts=(), data={"records": json_values(records)})

@@ -18,7 +18,7 @@ from harness.agreement import (
     over_images,
     weighted_tau,
 )
-from harness.cost import gflops
+from harness.cost import gflops, lacking
 from harness.evaluate import Outcome
 from harness.latency import Timing, interleaved
 from harness.progress import Progress
@@ -41,7 +41,7 @@ def device_name(device: str) -> str:
 def costs(
     rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Measure multiply-adds, parameters, tokens and latency of every row.
+    """Measure multiply-adds, activations, parameters, tokens and latency of every row.
 
     A golden row is no model one could run, so it has none of them.
 
@@ -56,13 +56,15 @@ def costs(
     with progress.task("multiply-adds", len(real)) as update:
         for done, row in enumerate(real, start=1):
             cost = gflops(row.vit, size)
-            if cost.unsupported:
-                progress.say(f"{row.key}: not counted by fvcore: {', '.join(cost.unsupported)}")
+            if told := lacking(cost.unsupported):
+                progress.say(f"{row.key}: {told}")
             with torch.inference_mode():
                 trace = row.vit.trace(one)
             facts[row.key] = {
                 "gflops": cost.gflops,
                 "params": cost.params,
+                "activations": cost.activations,
+                "uncounted_operators": cost.unsupported,
                 "tokens_per_block": trace.tokens_per_block,
             }
             update(done)

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.flags import EXIT_CODES, build_parser, by_group, leaves
+from harness.flags import build_parser, by_group, leaves
 from harness.flags.command import Command, CommandParser
-from harness.flags.help_text import default_text
+from harness.flags.help_text import EXIT_CODES, default_text
 from zoo.files import write_whole
 
 LIST = Path("tests/harness/commands.txt")

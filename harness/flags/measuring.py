@@ -8,7 +8,7 @@ from harness.flags.shared import conditions, data, datasets, machine, rounds, se
 
 
 def _compare(parser: CommandParser) -> None:
-    from harness.plan import Plan
+    from harness.plan import TRACED, Plan
 
     text = "two files of records, or their folders: what changed; nothing is measured then"
     runs = parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", default=[], help=text)
@@ -43,6 +43,10 @@ def _compare(parser: CommandParser) -> None:
     files.add_argument(
         "--output", type=Path, metavar="DIR", default=Path("results"), help="folder of the run"
     )
+    text = "images of each dataset whose kept patches are stored; 0: none"
+    files.add_argument("--traces", type=int, metavar="N", default=TRACED, help=text)
+    text = "store no small copies of these images"
+    files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
 
 
 def _learned(group: Any) -> None:
@@ -123,7 +127,7 @@ COMMANDS = (
             ("compare --json --limit 8 --batches 1 > run.json", "for a program"),
         ),
         output="a table per dataset on standard output; records.jsonl, report.html, table.md, "
-        "summary.md and accuracy_gflops.svg in --output. The same command goes on where it "
+        "summary.md, accuracy_gflops.svg and traces in --output. The same command goes on where it "
         "stopped. With two runs: what changed, and with --output changes.md",
     ),
     Command(

@@ -37,10 +37,14 @@ def fail(*args: Any, **kwargs: Any) -> None:
 def test_compare_writes_what_it_measured(results: Path):
     assert sorted(path.name for path in results.iterdir()) == [
         "accuracy_gflops.svg",
+        "agreement.csv",
         "records.jsonl",
         "report.html",
         "summary.md",
+        "table.csv",
         "table.md",
+        "table.tex",
+        "traces",
     ]
     dense, random = read_records(results / "records.jsonl")
     assert (dense.model, random.model) == ("clip_vit_s14", "clip_vit_s14_random60")
