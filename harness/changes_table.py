@@ -12,7 +12,7 @@ from harness.changes import ABSENT, Change, Changes, Difference
 from harness.judging import MCNEMAR, Together, detectable_note, mark_note, together
 from harness.protocol import protocol, tower_of
 from harness.records import Record
-from harness.report import markdown_cell
+from harness.report.markdown import markdown_cell
 from harness.table import NOT_MEASURED, points
 
 _CAPTION = (
@@ -23,7 +23,6 @@ _CAPTION = (
     "mean Kendall tau of B minus A's"
 )
 _DIGITS = 16  # of a hash
-WIDE = 175  # columns of a terminal that take the whole table
 _NARROW = ("method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs")
 
 

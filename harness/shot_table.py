@@ -7,14 +7,15 @@ from typing import Any
 from rich.table import Table
 
 from harness.averages import Average, row_p
-from harness.columns import NOT_MEASURED, interval
+from harness.columns import NOT_MEASURED, Cell, interval, keep_cell
 from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, together
+from harness.labels import labels
 from harness.protocol import learned, shots_of, tower_of
-from harness.records import Record, refuse_mixed
+from harness.records import refuse_mixed
 from harness.variants import DENSE
 
 # What a column differs in from another, with what follows from it.
-_BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")
+BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")
 
 _LABELS = 2  # columns that say which row it is
 
@@ -36,7 +37,7 @@ class ShotTable:
     name: str
     about: str
     heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     models: Sequence[str]
     family: Together[tuple[int, int]]
     note: str
@@ -55,11 +56,6 @@ class ShotTable:
         return table
 
 
-def place(record: Record) -> tuple[str, ...]:
-    """Return the dataset and tower: what all numbers of shots have in common."""
-    return (record.dataset, record.split, record.tag, record.weights_sha256)
-
-
 def shot_tables(groups: Sequence[Sequence[Average]]) -> list[ShotTable]:
     """Put numbers of shots side by side, one table for each kind of tuning.
 
@@ -71,10 +67,26 @@ def shot_tables(groups: Sequence[Sequence[Average]]) -> list[ShotTable]:
     Raises:
         ValueError: other conditions differ.
     """
+    return [_shot_table(columns) for columns in by_shots(groups)]
+
+
+def by_shots(groups: Sequence[Sequence[Average]]) -> list[list[Sequence[Average]]]:
+    """Return the groups of each kind of tuning, shots rising, where there are at least two.
+
+    Args:
+        groups: as for `shot_tables`; what is by text begins every kind.
+
+    Raises:
+        ValueError: conditions that don't follow from the shots differ.
+    """
     kinds = dict.fromkeys(_kind(group) for group in groups if group[0].first.shots)
     by_text = [group for group in groups if not group[0].first.shots]
     found = [[*by_text, *(group for group in groups if _kind(group) == kind)] for kind in kinds]
-    return [_shot_table(columns) for columns in found if len(columns) > 1]
+    found = [columns for columns in found if len(columns) > 1]
+    for columns in found:
+        records = (r for group in columns for row in group for r in row.records)
+        refuse_mixed(records, varying=BY_COLUMN)
+    return [sorted(columns, key=lambda group: group[0].first.shots) for columns in found]
 
 
 def _kind(group: Sequence[Average]) -> tuple[str | None, int | None]:
@@ -82,9 +94,8 @@ def _kind(group: Sequence[Average]) -> tuple[str | None, int | None]:
 
 
 def _shot_table(groups: Sequence[Sequence[Average]]) -> ShotTable:
-    refuse_mixed((r for group in groups for row in group for r in row.records), varying=_BY_COLUMN)
-    groups = sorted(groups, key=lambda group: group[0].first.shots)
     columns = [{row.identity: row for row in group} for group in groups]
+    named = {key: name for group in groups for key, name in labels(group).items()}
     models = {key: row.first for column in columns for key, row in column.items()}
     first = groups[-1][0].first
     return ShotTable(
@@ -92,7 +103,11 @@ def _shot_table(groups: Sequence[Sequence[Average]]) -> ShotTable:
         about=_about(groups),
         heads=["Method", "Keep", *(shots_of(group[0].first) for group in groups)],
         rows=[
-            [record.method, f"{100 * record.keep:.3g} %", *(_cell(c.get(key)) for c in columns)]
+            [
+                Cell(named[key], named[key]),
+                keep_cell(record.keep),
+                *(_cell(column.get(key)) for column in columns),
+            ]
             for key, record in models.items()
         ],
         models=[record.model for record in models.values()],
@@ -117,8 +132,8 @@ def _judged(columns: Sequence[Mapping[str, Average]], rows: Sequence[str]) -> di
     return {"family": family, "note": note}
 
 
-def _cell(row: Average | None) -> str:
-    return NOT_MEASURED if row is None else interval(row.top1, 100, "{:.1f}")
+def _cell(row: Average | None) -> Cell:
+    return Cell(NOT_MEASURED, None) if row is None else interval(row.top1, 100, "{:.1f}")
 
 
 def _about(groups: Sequence[Sequence[Average]]) -> str:

@@ -12,7 +12,7 @@ from harness.averages import averages
 from harness.correctness import pack_correct
 from harness.match import matched
 from harness.records import Latency, Record
-from harness.report import markdown_table
+from harness.report.markdown import markdown_table
 from harness.shot_table import shot_tables
 from harness.significance import sign_flip_exact
 from harness.statistics import bootstrap_mean, wilson_interval
@@ -152,9 +152,13 @@ def test_what_is_not_one_group_is_refused_everywhere(change: dict[str, Any], mat
             show(mixed)
 
 
-def test_a_seed_that_one_row_lacks_is_refused_in_the_report_too():
-    with pytest.raises(ValueError, match=r"clip_vit_s14_patchrank60 lacks \[5\]"):
-        markdown_table(group()[:-1])
+def test_in_a_report_a_row_that_lacks_a_seed_has_a_table_of_its_own():
+    text = markdown_table(group()[:-1])
+    heads = [line for line in text.splitlines() if line.startswith("###")]
+    assert [head.partition("; ")[2] for head in heads] == ["seeds 3, 4, 5", "seeds 3, 4"]
+    first, second = text.split("### ")[1:]
+    assert "| patchrank |" in second
+    assert "| patchrank |" not in first
 
 
 def test_by_text_there_is_nothing_to_average():

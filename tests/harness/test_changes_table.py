@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from harness.changes import changes
-from harness.changes_table import WIDE, changes_markdown, notes, sheets
+from harness.changes_table import changes_markdown, notes, sheets
 from harness.correctness import pack_correct
 from harness.records import Latency, Record
 from harness.significance import holm, minimum_detectable_difference
@@ -70,7 +70,7 @@ def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
     console = Console(width=width)
     with console.capture() as captured:
         for sheet in sheets(changes(a, b)):
-            console.print(sheet.table(wide=width >= WIDE))
+            console.print(sheet.table(wide=width >= 175))
     return captured.get()
 
 
