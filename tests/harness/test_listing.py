@@ -54,4 +54,4 @@ def test_predictors_are_listed_where_there_are_some(
 ):
     assert module._fitted("b16") == {"openai": [3]}
     assert module._fitted("l14") == {}
-    assert module._fitted("s14") == ["imgfocus_lit at block 3"]  # packaged
+    assert module._fitted("s14") == {"imgfocus_lit": [3]}  # packaged
