@@ -6,7 +6,6 @@ from harness.reproduction.measures import GFLOPS, LATENCY, MATCH, TOP1, mean_of
 from harness.reproduction.sheet import Comparison, Found
 from harness.shown import json_values
 
-
 UNITS = {TOP1: "percent", MATCH: "percent", GFLOPS: "1e9 multiply-adds", LATENCY: "ms per image"}
 
 

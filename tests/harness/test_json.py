@@ -13,7 +13,7 @@ from rich.table import Table
 
 from harness import cli
 from harness.cli import BROKEN_PIPE, main, own_words
-from harness.flags import FAMILIES
+from harness.flags import COMMANDS, FAMILIES
 from harness.records import read_records, write_records
 from harness.shown import Shown
 
@@ -43,6 +43,12 @@ def told(command: str) -> list[str]:
     page = (ROOT / "docs" / "commands.md").read_text("utf-8")
     (row,) = [line for line in page.splitlines() if line.startswith(f"| `{command}` | `")]
     return row.split("|")[2]
+
+
+def test_every_command_s_document_is_described():
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    heads = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert [path for path in COMMANDS if f"`{path}`" not in "".join(heads)] == []
 
 
 @pytest.mark.parametrize("words", ["list", "datasets list", "datasets check emoji --fast"])
@@ -193,3 +199,17 @@ def test_the_installed_script_is_named_in_its_help(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.startswith("usage: patchrank floor [flags]")
     assert "\n  patchrank floor --methods" in out
+
+
+def test_a_line_is_wrapped_between_words_on_a_terminal_and_left_alone_in_a_pipe(
+    command, monkeypatch, capsys
+):
+    text = "wrote " + "results/" * 6 + "records.jsonl: of two words"
+    command(lambda args, status: Shown(parts=(text, f"{text}\n{text}"), data={}))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    main(["list"])
+    assert capsys.readouterr().out == f"{text}\n{text}\n{text}\n"
+    monkeypatch.setenv("COLUMNS", "40")
+    main(["list"])
+    path = "results/" * 6 + "records.jsonl:"
+    assert capsys.readouterr().out == f"wrote\n{path}\nof two words\n{text}\n{text}\n"
