@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.cost import lacking
 from harness.judging import (
     MCNEMAR,
     SIGN_FLIP,
@@ -175,12 +176,11 @@ def exact_test(row: Average) -> str:
 
 def uncounted(*records: Record) -> str:
     """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
-    lacking: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for record in records:
         for name in record.uncounted_operators or ():
-            lacking.setdefault(name, []).append(record.model)
-    named = [f"{name} ({', '.join(dict.fromkeys(of))})" for name, of in lacking.items()]
-    return f"GFLOPs lack operators of unknown cost: {', '.join(named)}" if named else ""
+            found.setdefault(name, {})[record.model] = None
+    return lacking(f"{name} ({', '.join(models)})" for name, models in found.items())
 
 
 def mean_difference(row: Average, other: Average) -> Interval:

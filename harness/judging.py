@@ -79,9 +79,9 @@ def _whole(hits: NDArray[np.generic], times: int) -> NDArray[np.int64]:
     return hits.astype(np.int64) * times
 
 
-def mark_note(test: str, rows: str = "all rows") -> str:
+def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
     """Say what the mark means."""
-    return f"{CLEAR} clear of zero, {rows} judged together ({test}, Holm, 5 %)"
+    return f"{CLEAR} clear of {of}, {rows} judged together ({test}, Holm, 5 %)"
 
 
 def detectable_note(images: int, discordances: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from harness.check.bounds import SHOWN_DIGITS
 from harness.check.moved import Moved
 from harness.check.suspects import Suspects
-from harness.report import markdown_cell
+from harness.report.markdown import markdown_cell
 from harness.shown import Shown
 
 # Without the last where nothing is judged.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.measure import git_commit
+from harness.commit import git_commit
 
 TOP = Path(__file__).parents[2]
 MOST = 20  # commits that are named

@@ -13,7 +13,7 @@ from harness.check.measured import Outcome, measure
 from harness.check.moved import moved
 from harness.check.sheet import Verdict
 from harness.check.wanted import Case, Wanted, cases_of, read_expectation
-from harness.measure import git_commit
+from harness.commit import git_commit
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record, write_records

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from harness.records import Record
 from harness.reproduction.base import Reproduction, Row
+from harness.reproduction.cells import difference, interval, number
 from harness.reproduction.measures import MEASURES, RATIOS, mean_of
 from harness.reproduction.paper import Printed, printed
 from harness.statistics import Interval
@@ -104,24 +105,24 @@ class Comparison:
         to = (
             mean_of(list(one.to.values())) if one.to and set(one.to) == set(self.datasets) else None
         )
-        ours = [_interval(one.ours.get(name), form) for name in self.datasets]
+        ours = [interval(one.ours.get(name), form) for name in self.datasets]
         name = (
             one.row.name if one.ours or not one.row.empty else f"{one.row.name} ({one.row.empty})"
         )
-        yield [name, "ours", *ours, _interval(mean, form), against, _interval(to, relative)]
+        yield [name, "ours", *ours, interval(mean, form), against, interval(to, relative)]
         if one.paper is None:
             return
         values = [one.paper.values.get(name) for name in self.datasets]
         theirs, theirs_to = one.paper_mean(self.datasets), one.paper_to(self.datasets)
-        shown = [_number(value, form) for value in values]
-        yield ["", "paper", *shown, _number(theirs, form), "", _number(theirs_to, relative)]
+        shown = [number(value, form) for value in values]
+        yield ["", "paper", *shown, number(theirs, form), "", number(theirs_to, relative)]
         signed = f"+{form}" if self.same else ""
         off = [
-            _difference(one.ours.get(name), value, signed)
+            difference(one.ours.get(name), value, signed)
             for name, value in zip(self.datasets, values, strict=True)
         ]
-        by = _difference(to, theirs_to, f"+{relative.removeprefix('+')}")
-        off += [_difference(mean, theirs, signed), "", by]
+        by = difference(to, theirs_to, f"+{relative.removeprefix('+')}")
+        off += [difference(mean, theirs, signed), "", by]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
 
@@ -215,21 +216,3 @@ def _records(row: Row, sheets: Mapping[str, Sheet]) -> dict[str, Sequence[Record
         for name, sheet in sheets.items()
     }
     return {name: records for name, records in found.items() if records is not None}
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else format(value, form)
-
-
-def _interval(value: Interval | None, form: str) -> str:
-    if value is None:
-        return NOT_MEASURED
-    text, low, high = (format(number, form) for number in value)
-    return text if low == text == high else f"{text} [{low}, {high}]"
-
-
-def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
-    """Return ours minus theirs; nothing where there is no form, for they can't be compared."""
-    if ours is None or theirs is None or not form:
-        return NOT_MEASURED
-    return format(ours.estimate - theirs, form)

@@ -14,7 +14,7 @@ from harness.cost import gflops
 from harness.model_card import model_card
 from harness.publishable import Publishable, load_publishable
 from harness.records import Record, read_records, write_records
-from harness.report import markdown_table
+from harness.report.markdown import markdown_table
 
 RUN = Path(__file__).parents[2] / "docs" / "results" / "records.jsonl"
 NAME = "clip_vit_s14_patchrank60"
@@ -55,6 +55,14 @@ def test_without_records_it_says_so_and_by_which_command(model: Publishable):
     assert command in card
     measured = card[card.index("## Measured") : card.index("## Rankings")]
     assert re.findall(r"\d+\.\d+ %|\d+\.\d+ \[", measured) == []
+
+
+def test_operators_that_gflops_lack_are_told(model: Publishable, monkeypatch: pytest.MonkeyPatch):
+    assert "GFLOPs lack" not in model_card(model, "me/pruned", [])
+    cost = replace(gflops(model.vit, 196), unsupported=("aten::linalg_inv",))
+    monkeypatch.setattr("harness.model_card.gflops", lambda *args: cost)
+    card = model_card(model, "me/pruned", [])
+    assert "GFLOPs lack operators of unknown cost: aten::linalg_inv." in card
 
 
 def test_facts_are_computed(model: Publishable):
