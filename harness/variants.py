@@ -170,10 +170,9 @@ def reduced_row(
     options: dict[str, Any],
     what: str = "",
 ) -> Variant:
-    """Make a row of a registered method, with its predictor.
+    """Make a row of a registered method, with its predictor; raises what ``variants`` does.
 
-    Args and what it raises are those of ``variants``; ``name`` and ``what`` are the row's own,
-    ``options`` the method's, ``keep`` among them.
+    ``name`` and ``what`` are the row's own, ``options`` the method's, ``keep`` among them.
     """
     options, found = with_predictors(arch, tag, method, options, len(dense.blocks))
     vit = zoo.reduce(dense, method=method, **options)
