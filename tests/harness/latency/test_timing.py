@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.latency import Timing, interleaved
+from harness.latency.stopwatch import WallClock
+from harness.latency.timing import MOST_ROUNDS, Timing, interleaved
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
@@ -25,6 +26,10 @@ class Workshop:
     def sync(self) -> None:
         self.diary.append("sync")
 
+    @property
+    def stopwatch(self) -> WallClock:
+        return WallClock(self.sync, self.clock)
+
     def worker(self, name: str, durations_ms: Iterator[float]) -> Callable[[Tensor], Tensor]:
         def work(images: Tensor) -> Tensor:
             self.diary.append(name)
@@ -39,7 +44,7 @@ def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them() -> None:
     slow = shop.worker("slow", iter([900, 10, 20, 30]))
     fast = shop.worker("fast", iter([900, 5, 5, 6]))
     timings = interleaved(
-        {"slow": slow, "fast": fast}, IMAGES, rounds=3, warmup=1, sync=shop.sync, clock=shop.clock
+        {"slow": slow, "fast": fast}, IMAGES, rounds=3, warmup=1, stopwatch=shop.stopwatch
     )
     assert timings == {
         "slow": Timing(batch=4, samples_ms=(10, 20, 30)),
@@ -54,7 +59,7 @@ def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them() -> None:
 def test_order_rotates_and_every_call_is_fenced_by_the_device() -> None:
     shop = Workshop()
     workers = {name: shop.worker(name, iter([1.0] * 9)) for name in "abc"}
-    interleaved(workers, IMAGES, rounds=4, warmup=0, sync=shop.sync, clock=shop.clock)
+    interleaved(workers, IMAGES, rounds=4, warmup=0, stopwatch=shop.stopwatch)
     assert "".join(entry for entry in shop.diary if entry != "sync") == "abcbcacababc"
     assert shop.diary == [entry for name in "abcbcacababc" for entry in ("sync", name, "sync")]
 
