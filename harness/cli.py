@@ -168,6 +168,14 @@ def _overhead(args: argparse.Namespace) -> None:
     _output().print(run_overhead(args, Console(stderr=True)))
 
 
+def _latency(args: argparse.Namespace) -> None:
+    from harness.latency.command import run_latency
+
+    output = _output()
+    for part in run_latency(args, Console(stderr=True)):
+        output.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+
+
 def _show(args: argparse.Namespace) -> None:
     from harness.golden.commands import run_show
 
@@ -224,6 +232,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "fit": _fit,
     "study": _study,
     "overhead": _overhead,
+    "latency": _latency,
     "show": _show,
     "objects": _objects,
     "curve": _curve,

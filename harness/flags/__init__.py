@@ -3,6 +3,7 @@
 import argparse
 
 from harness.flags.data import add_datasets
+from harness.flags.latency import add_latency
 from harness.flags.learning import add_fit, add_overhead, add_study
 from harness.flags.measuring import add_compare, add_eval, add_floor, add_list
 from harness.flags.publishing import add_push
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_fit(commands)
     add_study(commands)
     add_overhead(commands)
+    add_latency(commands)
     add_show(commands)
     add_objects(commands)
     add_curve(commands)

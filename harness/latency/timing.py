@@ -70,7 +70,7 @@ def interleaved(
     warmup_s: float = 0.0,
     stopwatch: Stopwatch | None = None,
     now: Callable[[], float] = time.monotonic,
-    tick: Callable[[int], object] = lambda done: None,
+    tick: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Timing]:
     """Time every callable once per round, the order rotating by one from round to round.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.latency.stopwatch import WallClock
-from harness.latency.timing import MOST_ROUNDS, Timing, interleaved
+from harness.latency.timing import Timing, interleaved
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
