@@ -19,6 +19,7 @@ OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
 ALLOWED = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+CHECKED = 8  # images, at least
 WARMUP, WARMUP_S = 3, 0.5
 ENERGY_S = 2.0  # NVML counts about ten times a second
 
@@ -101,17 +102,9 @@ def _first(vit: ReducedViT, images: Tensor, way: str) -> Found:
     found = Found()
     try:
         with torch.inference_mode():
-            eager = vit(images).clone()
             _prepare(found, vit, images, way)
             assert found.call is not None
-            features = found.call(images)
-            assert isinstance(features, Tensor)
-            # Once more: a graph that is replayed might keep what it saw first.
-            other = images.flip(0).roll(1, dims=-1)
-            apart = deviations(features.clone(), eager)
-            again = found.call(other)
-            assert isinstance(again, Tensor)
-            apart = torch.cat([apart, deviations(again.clone(), vit(other))])
+            apart = _apart(found.call, vit, images)
     except Exception as error:
         if not (is_out_of_memory(error) or _is_refusal(error)):
             raise
@@ -124,6 +117,22 @@ def _first(vit: ReducedViT, images: Tensor, way: str) -> Found:
         text = f"features differ from eager's by {share:.2g} of their length, allowed {allowed:g}"
         return Found(failed=text, deviation=found.deviation)
     return found
+
+
+def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
+    """Return (n,) by how much features of at least ``CHECKED`` images differ from eager's.
+
+    They come in two batches or more: a graph that is replayed might keep what it saw first.
+    """
+    parts = []
+    for turn in range(max(2, -(-CHECKED // len(images)))):
+        # Of the same shape, so that nothing is compiled again.
+        other = images.roll(7 * turn, dims=-1)
+        eager = vit(other).clone()
+        features = call(other)
+        assert isinstance(features, Tensor)
+        parts.append(deviations(features, eager))
+    return torch.cat(parts)
 
 
 def _prepare(found: Found, vit: ReducedViT, images: Tensor, way: str) -> None:

@@ -11,7 +11,7 @@ from harness.commands import check_device
 from harness.latency.plan import LatencyPlan, batches_for
 from harness.latency.record import LatencyRecord, earlier, write_latencies
 from harness.latency.run import measure_latency
-from harness.latency.tables import latency_markdown, latency_tables
+from harness.latency.tables import WIDE, latency_markdown, latency_tables
 from harness.progress import Progress
 from harness.shown import Shown
 from zoo.files import write_whole
@@ -50,7 +50,9 @@ def run_latency(args: argparse.Namespace, status: Console) -> Shown:
     write_whole(args.output / MARKDOWN, latency_markdown(records).encode())
     progress.say(f"records: {path}; tables: {args.output / MARKDOWN}")
     data = {"records": str(path), "rows": [asdict(record) for record in records]}
-    return Shown(parts=tuple(latency_tables(records)), data=data)
+    # Where there is no width, as in a pipe, nothing is left out.
+    wide = status.width >= WIDE or not (status.is_terminal or "COLUMNS" in os.environ)
+    return Shown(parts=tuple(latency_tables(records, wide=wide)), data=data)
 
 
 def _say_load(progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from harness.table import NOT_MEASURED
 from harness.variants import DENSE
 
 Cell = Callable[[LatencyRecord], str]
+WIDE = 170  # columns of a terminal that take the whole table
 WORDS = ("model", "verdict")  # columns of them
 CAPTION = (
     "median [quartiles] of whole calls; ratio: to the dense model's time in the same round, median "
@@ -23,12 +25,24 @@ CAPTION = (
 )
 
 
-def latency_tables(records: Sequence[LatencyRecord]) -> list[Table | str]:
-    """Lay records out, and say below each table what makes its times hard to trust."""
+def latency_tables(records: Sequence[LatencyRecord], *, wide: bool = True) -> list[Table | str]:
+    """Lay records out, and say below each table what makes its times hard to trust.
+
+    Args:
+        records: those of a cell together.
+        wide: all columns (up to ``WIDE`` characters); else the most telling ones (80).
+    """
     parts: list[Table | str] = []
     for title, group in _grouped(records):
         columns = _columns(group)
-        table = Table(title=Text(title), caption=Text(CAPTION), caption_justify="left")
+        if not wide:
+            columns = _narrow(columns)
+        table = Table(
+            title=Text(title),
+            caption=Text(CAPTION),
+            caption_justify="left",
+            box=box.HEAVY_HEAD if wide else box.SIMPLE,
+        )
         for head in columns:  # cells may wrap: in a narrow terminal nothing is cut off
             table.add_column(head, justify="left" if head in WORDS else "right")
         for row, ends in _rows(group):
@@ -121,6 +135,11 @@ def _columns(group: Sequence[LatencyRecord]) -> dict[str, Cell]:
     if any(row.energy_mj_per_image is not None for row in group):
         columns["mJ/image"] = lambda row: _number(row.energy_mj_per_image, ".1f")
     return columns
+
+
+def _narrow(columns: dict[str, Cell]) -> dict[str, Cell]:
+    kept = {head: columns[head] for head in ("batch", "model", "ms", "ratio", "verdict", "arrived")}
+    return kept | {"ms": lambda row: _number(row.median_ms, ".4g")}
 
 
 def _time(row: LatencyRecord) -> str:
