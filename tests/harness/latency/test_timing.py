@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.latency.stopwatch import WallClock
-from harness.latency.timing import Timing, interleaved
+from harness.latency.timing import MOST_ROUNDS, Timing, interleaved
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
@@ -104,7 +104,46 @@ def test_real_models_give_one_positive_sample_per_round() -> None:
     assert first <= timings["one"].median_ms <= third
 
 
+def test_rounds_go_on_until_the_time_is_up_but_never_end_early() -> None:
+    for seconds, count in ((0.0, 3), (0.02, 3), (0.051, 6), (9.0, MOST_ROUNDS)):
+        shop, ticks = Workshop(), []
+        worker = shop.worker("ten", iter([10.0] * 500))
+        timings = interleaved(
+            {"ten": worker},
+            IMAGES,
+            rounds=3,
+            seconds=seconds,
+            warmup=0,
+            stopwatch=shop.stopwatch,
+            now=lambda shop=shop: shop.now / 1e9,
+            tick=ticks.append,
+        )
+        assert len(timings["ten"].samples_ms) == count
+        assert ticks == list(range(1, count + 1))
+
+
+def test_warming_up_takes_so_many_calls_and_so_much_time() -> None:
+    for warmup, warmup_s, count in ((4, 0.0, 4), (1, 0.05, 5), (7, 0.05, 7), (0, 0.0, 0)):
+        shop = Workshop()
+        workers = {name: shop.worker(name, iter([5.0] * 99)) for name in "ab"}
+        interleaved(
+            workers,
+            IMAGES,
+            rounds=1,
+            warmup=warmup,
+            warmup_s=warmup_s,
+            stopwatch=shop.stopwatch,
+            now=lambda shop=shop: shop.now / 1e9,
+        )
+        untimed = [entry for entry in shop.diary if entry != "sync"][:-2]
+        assert untimed == ["a", "b"] * count
+
+
 def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"seconds=-1"):
+        interleaved({"same": lambda images: images}, IMAGES, rounds=1, seconds=-1)
+    with pytest.raises(ValueError, match=r"warmup_s=-1"):
+        interleaved({"same": lambda images: images}, IMAGES, rounds=1, warmup_s=-1)
     with pytest.raises(ValueError, match="0 callables"):
         interleaved({}, IMAGES, rounds=1)
     with pytest.raises(ValueError, match="rounds=0"):
