@@ -114,6 +114,7 @@ def merge(block: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
     importance = torch.full_like(size, torch.inf)
     importance = importance.scatter(1, 2 * gone + 1, -similarity.gather(1, gone))
     after = torch.cat((idx[:, 1::2].gather(1, stay), idx[:, ::2]), dim=1)
+    became = idx.scatter(1, 2 * gone + 1, idx[:, ::2].gather(1, into))
     return tokens._replace(
         x=torch.cat(
             (tokens.x[:, : tokens.prefix], x[:, 1::2].gather(1, _rows(stay, dim)), merged), 1
@@ -121,7 +122,7 @@ def merge(block: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         patch_idx=after,
         patch_count=tokens.patch_count - r,
         size=torch.cat((size_a.gather(1, stay), sum_b), dim=1),
-        history=(*tokens.history, Reduction(block, idx, after, importance)),
+        history=(*tokens.history, Reduction(block, idx, after, importance, became)),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.datasets.base import Dataset
-from harness.evaluate import correct, linear_probe
+from harness.evaluate import linear_probe, predicted
 from harness.few_shot import draw_train
 from harness.match import matched_rows
 from harness.measure import costs
@@ -18,6 +18,7 @@ from harness.recording import blank, filled
 from harness.records import Record
 from harness.reuse import fitting
 from harness.towers import load_clip
+from harness.traces import Answered, Tracer
 from harness.tuning import Tuned
 from harness.variants import DENSE, GOLDEN, Variant, rows_of, variants
 from harness.view import View, importance
@@ -41,6 +42,7 @@ class Bench:
     costs: Costs = field(default_factory=dict)
     prompted_costs: Costs = field(default_factory=dict)  # with the plan's learned visual tokens
     view: View | None = None  # of the dataset that was measured last
+    tracer: Tracer | None = None  # what stores traces of the first seed's rows
 
     @classmethod
     def build(cls, plan: Plan, name: str, progress: Progress) -> "Bench":
@@ -116,20 +118,36 @@ class Bench:
         rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
         truth = {row.key: importance(row, split.image_ids) for row in rows}
         told: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
-        blanks = [blank(row, dataset, tuning, len(split), **told) for row in rows]
+        blanks = [blank(row, dataset, tuning, split.image_ids, **told) for row in rows]
         ranked = any(known is not None for known in truth.values())
         found = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blanks]
+        traced = tuning.seed == self.plan.seed and self.tracer is not None and self.tracer.images
+        chosen = view.traced(tuning, traced) if traced else None
         if all(record is not None for record in found):
-            return [record for record in found if record is not None]
+            again = [record for record in found if record is not None]
+            if self.tracer is not None and chosen is not None:
+                self.tracer.miss(again, len(chosen))
+            return again
         results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self._classifiers(view, tuning, prompts)
-        answers = {}
-        for row in rows:
+        answers, traces = {}, []
+        for row, record in zip(rows, blanks, strict=True):
             # The oracle has no ranking of training images here; it is judged as the dense row is.
             judge = self.rows[0].key if row.method == GOLDEN else row.key
             result = results[row.key]
-            hits = correct(result.features, classifiers[judge], split.labels)
-            answers[row.key] = (result, hits)
+            said = predicted(result.features, classifiers[judge])
+            answers[row.key] = (result, said == split.labels)
+            if chosen is not None:
+                traces.append(Answered.of(record, result, said, chosen))
+        if self.tracer is not None and chosen is not None:
+            self.tracer.write(
+                traces,
+                split.subset(chosen),
+                dataset.classes,
+                grid=self.rows[0].vit.patch_embed.grid_size,
+                golden=rows[0].rankings,
+                preprocess=self.parts.preprocess,
+            )
         spent = self._spent(rows)
         dense = answers.get(self.rows[0].key)
         return [

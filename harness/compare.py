@@ -1,6 +1,7 @@
 """The main job: methods side by side on the same images, as records."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.bench import Bench
@@ -10,18 +11,22 @@ from harness.match import check_match
 from harness.plan import PROMPTS, Plan, check_tunings, tuning_of
 from harness.progress import Progress
 from harness.records import Record
+from harness.traces import Tracer
 from harness.tuning import Tuned
 from harness.variants import GOLDEN
 from zoo.prompt_file import PromptFile
 
 
-def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator[list[Record]]:
+def compare(
+    plan: Plan, known: Sequence[Record], progress: Progress, tracer: Tracer | None = None
+) -> Iterator[list[Record]]:
     """Measure what the plan asks for and ``known`` lacks.
 
     Args:
         plan: what to compare.
         known: records of earlier runs; one that fits is used again.
         progress: where to show how far things are.
+        tracer: stores what rows do to single images; None to store nothing.
 
     Yields:
         For each model and dataset and number of shots the records of all rows, known ones included;
@@ -47,7 +52,7 @@ def compare(plan: Plan, known: Sequence[Record], progress: Progress) -> Iterator
             "tower's without learned tokens"
         )
     for name in plan.models:
-        bench = Bench.build(plan, name, progress)
+        bench = replace(Bench.build(plan, name, progress), tracer=tracer)
         for dataset in datasets:
             for shots in plan.shots:
                 yield bench.measure(dataset, shots, known)

@@ -1,9 +1,26 @@
-"""Which images were answered right, as text."""
+"""Which images were judged and which of them were right, as text."""
 
+import hashlib
 import math
+import re
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
+
+
+def images_digest(image_ids: Iterable[str]) -> str:
+    """Return the SHA-256 of ids in their order, in hex: the same for the same images only.
+
+    Each id is preceded by its length in bytes, so that no two lists read alike.
+    """
+    digest = hashlib.sha256()
+    for image_id in image_ids:
+        name = image_id.encode()
+        digest.update(b"%d:%s" % (len(name), name))
+    return digest.hexdigest()
 
 
 def pack_correct(correct: ArrayLike) -> str:

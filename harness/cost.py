@@ -1,8 +1,9 @@
-"""Count the multiply-adds of one image, hiding no operator."""
+"""Count the multiply-adds and activations of one image, hiding no operator."""
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -38,6 +39,9 @@ FREE_OPERATORS = frozenset(
     for name in names.split()
 )
 
+Handle = Callable[[list[Any], list[Any]], Any]  # an operator's inputs and outputs to its count
+_ACTIVATIONS = "activations"  # beside operators' names in what the handles return; none has it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -48,12 +52,16 @@ class Cost:
         by_operator: The same per operator name without "aten::"; sums to `gflops`.
         unsupported: Operators whose cost is unknown and missing from `gflops`, sorted.
         params: Number of parameters, trained or not.
+        activations: Elements that products give per image: results of convolutions, linear maps
+            and matrix products (fvcore's definition). Of attention both its weights and its
+            result, fused or not, though a fused kernel never writes the weights down.
     """
 
     gflops: float
     by_operator: Mapping[str, float]
     unsupported: tuple[str, ...]
     params: int
+    activations: int
 
 
 def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> Cost:
@@ -85,15 +93,24 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
 
         analysis = FlopCountAnalysis(model, (image.to(place),))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.tracer_warnings("none").set_op_handle(**_HANDLES)
-        counts = {name: count / 1e9 for name, count in analysis.by_operator().items()}
+        analysis.tracer_warnings("none").set_op_handle(**_handles())
+        found = dict(analysis.by_operator())
+        activations = int(found.pop(_ACTIVATIONS, 0))
+        counts = {name: count / 1e9 for name, count in found.items()}
         unknown = {name for name in analysis.unsupported_ops() if not _is_free(name)}
     return Cost(
         gflops=sum(counts.values()),
         by_operator=counts,
         unsupported=tuple(sorted(unknown)),
         params=sum(p.numel() for p in model.parameters()),
+        activations=activations,
     )
+
+
+def lacking(operators: Iterable[str]) -> str:
+    """Say which operators multiply-adds and activations lack; nothing if there are none."""
+    named = ", ".join(operators)
+    return f"GFLOPs lack operators of unknown cost: {named}" if named else ""
 
 
 def _is_free(operator: str) -> bool:
@@ -105,6 +122,12 @@ def _attention(inputs: list[Any], _outputs: list[Any]) -> int:
     """Count fused attention: queries times keys, then weights times values."""
     query, key, value = (_shape(argument) for argument in inputs[:3])
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _attended(inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the elements of fused attention: a weight per query and key, and the result."""
+    query, key = (_shape(argument) for argument in inputs[:2])
+    return prod(query[:-1]) * key[-2] + _elements(inputs, outputs)
 
 
 def _baddbmm(inputs: list[Any], _outputs: list[Any]) -> int:
@@ -140,18 +163,51 @@ def _shape(value: Any) -> list[int]:
     return sizes
 
 
-_HANDLES = {
-    "aten::scaled_dot_product_attention": _attention,
-    "aten::addmm_": _baddbmm,
-    "aten::baddbmm": _baddbmm,
-    "aten::addbmm": _baddbmm,
-    "aten::bmm": _bmm,
-    "aten::cdist": _cdist,
-    "aten::dot": _dot,
-    "aten::mv": _dot,
-    "aten::upsample_bicubic2d": _bicubic,
-    "aten::_upsample_bicubic2d_aa": _bicubic,
+def _elements(_inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the elements of an operator's result."""
+    return prod(_shape(outputs[0]))
+
+
+# Products that fvcore doesn't know, or counts wrongly.
+_PRODUCTS = {
+    "scaled_dot_product_attention": _attention,
+    "addmm_": _baddbmm,
+    "baddbmm": _baddbmm,
+    "addbmm": _baddbmm,
+    "bmm": _bmm,
+    "cdist": _cdist,
+    "dot": _dot,
+    "mv": _dot,
 }
+_RESIZED = {f"aten::{name}": _bicubic for name in ("upsample_bicubic2d", "_upsample_bicubic2d_aa")}
+
+
+def _handles() -> dict[str, Handle]:
+    """Return what counts products, their activations along, so that one trace gives both."""
+    from fvcore.nn import jit_handles as known
+
+    products = {
+        "_convolution": known.conv_flop_jit,
+        "addmm": known.addmm_flop_jit,
+        "einsum": known.einsum_flop_jit,
+        "linear": known.linear_flop_jit,
+        "matmul": known.matmul_flop_jit,
+        "mm": known.matmul_flop_jit,
+        **_PRODUCTS,
+    }
+    return _RESIZED | {f"aten::{name}": _both(name, count) for name, count in products.items()}
+
+
+def _both(name: str, count: Handle) -> Handle:
+    """Return a handle that gives multiply-adds under the operator's name, and activations."""
+    elements = _attended if count is _attention else _elements
+
+    def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        found = count(inputs, outputs)
+        counted = found if isinstance(found, Counter) else Counter({name: found})
+        return counted + Counter({_ACTIVATIONS: elements(inputs, outputs)})
+
+    return handle
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from zoo.clip import ClipParts, class_features
 
 BATCH = 32
 SUBSET_SEED = 0
+PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,16 @@ class Outcome:
         features: (n, D) unit image features.
         scores: (n, N) float, higher = kept longer, or None.
         final_tokens: patch tokens left at the end.
+        left: (n, N) int16 block at which a patch's own token went, -1 where it stayed; or None.
+        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it
+            was dropped; or None.
     """
 
     features: Tensor
-    scores: NDArray[np.float32] | None
+    scores: NDArray[np.float32] | None = None
     final_tokens: int
+    left: NDArray[np.int16] | None = None
+    token: NDArray[np.int16] | None = None
 
 
 def subset(split: Split, limit: int | None) -> Split:
@@ -125,11 +131,11 @@ def _golden(row: Variant, image_ids: Sequence[str]) -> NDArray[np.float32]:
 
 
 def _joined(parts: list[Any]) -> Outcome:
-    scored = parts[0].scores is not None
+    told = [name for name in PATCHWISE if getattr(parts[0], name) is not None]
     return Outcome(
         features=torch.cat([part.features.cpu() for part in parts]),
-        scores=np.concatenate([p.scores.cpu().numpy() for p in parts]) if scored else None,
         final_tokens=parts[0].final_tokens,
+        **{name: torch.cat([getattr(p, name).cpu() for p in parts]).numpy() for name in told},
     )
 
 
@@ -153,17 +159,20 @@ def nameable(split: Split, classifier: Tensor | None) -> Split:
     """Leave out the images of classes that ``classifier`` has no row for (rows of NaN)."""
     if classifier is None or not classifier.isnan().any():
         return split
-    named = ~classifier.isnan().any(dim=1).numpy()
-    return split.subset(np.flatnonzero(named[split.labels]))
+    return split.subset(np.flatnonzero(named(classifier)[split.labels]))
 
 
-def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell for each image whether the best class is its own.
+def named(classifier: Tensor) -> NDArray[np.bool_]:
+    """Tell which classes ``classifier`` has a row for, (classes,)."""
+    return np.asarray(~classifier.isnan().any(dim=1).numpy())
+
+
+def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
+    """Return the best class of each image, (n,).
 
     Args:
         features: (n, D) image features.
         classifier: (classes, D); rows of NaN are classes that can't win.
-        labels: (n,) true classes.
 
     Raises:
         ValueError: a feature is not a finite number.
@@ -171,7 +180,16 @@ def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> 
     if not features.isfinite().all():
         raise ValueError("image features overflowed; use --dtype bfloat16 or float32")
     logits = (features @ classifier.T).nan_to_num(nan=-torch.inf)
-    return np.asarray(logits.argmax(dim=1).numpy() == labels)
+    return np.asarray(logits.argmax(dim=1).numpy())
+
+
+def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell for each image whether the best class, as in `predicted`, is its own, ``labels`` (n,).
+
+    Raises:
+        ValueError: as in `predicted`.
+    """
+    return np.asarray(predicted(features, classifier) == labels)
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:

@@ -17,6 +17,7 @@ PROMPTS = {  # learned tokens, by the letters that --tokens takes
     "vt": "learned visual and text tokens",
 }
 TUNINGS = (*PROMPTS, PROBE)
+TRACED = 64  # images of a dataset whose rankings and kept patches `compare` stores
 
 
 @dataclass(frozen=True, kw_only=True)

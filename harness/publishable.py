@@ -10,7 +10,7 @@ import timm
 from huggingface_hub import try_to_load_from_cache
 
 import zoo
-from harness.records import CONDITIONS, Record
+from harness.records import Record, conditions
 from harness.towers import create_pretrained, split_method, split_name
 from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts
@@ -100,8 +100,8 @@ class Publishable:
                 f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights "
                 f"({weights}) and settings; it has {there}; {mend}"
             )
-        told = {_conditions(record) for record in mine}
-        beside = [r for r in records if r.method == DENSE and _conditions(r) in told]
+        told = {conditions(record) for record in mine}
+        beside = [r for r in records if r.method == DENSE and conditions(r) in told]
         return [*(r for r in beside if r not in mine), *mine]
 
     def _is_of(self, record: Record, weights: str, settings: dict[str, Any]) -> bool:
@@ -207,7 +207,3 @@ def _saved(name: str) -> Publishable:
     told = json.loads(config.read_text("utf-8")).get(PROVENANCE) or {}
     arch = str(vit.__dict__["_model_args"].get("base") or facts["architecture"]).partition(".")[0]
     return Publishable(vit=vit.eval(), arch=arch, tag=str(facts.get("tag") or ""), provenance=told)
-
-
-def _conditions(record: Record) -> tuple[object, ...]:
-    return tuple(getattr(record, name) for name in CONDITIONS)

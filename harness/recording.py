@@ -1,6 +1,6 @@
 """Records in the making: the conditions first, what was measured when it is there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.correctness import pack_correct
+from harness.commit import git_commit
+from harness.correctness import images_digest, pack_correct
 from harness.datasets.base import Dataset
 from harness.evaluate import Outcome
-from harness.measure import agreement, device_name, fidelity, git_commit
+from harness.measure import agreement, device_name, fidelity
 from harness.plan import Plan, Tuning
 from harness.records import Record, utc_now
 from harness.statistics import paired_difference, wilson_interval
@@ -25,7 +26,7 @@ def blank(
     row: Variant,
     dataset: Dataset,
     tuning: Tuning,
-    count: int,
+    image_ids: Sequence[str],
     *,
     plan: Plan,
     tag: str,
@@ -37,12 +38,12 @@ def blank(
         row: whose.
         dataset: of the images.
         tuning: what classifies them.
-        count: how many they are.
+        image_ids: which they are, in order.
         plan: the other conditions.
         tag: of the tower's weights.
         weights: their fingerprint.
     """
-    config = row.config
+    config, count = row.config, len(image_ids)
     if row.method == GOLDEN and row.rankings is not None:
         facts = row.rankings.provenance
         told = ("score", "window", "stride", "dtype", "greedy", "approximate")
@@ -65,6 +66,8 @@ def blank(
         prompt_tokens=tuning.prompt_tokens,
         seed=tuning.seed,
         image_count=count,
+        images_sha256=images_digest(image_ids),
+        image_size=tuple(row.vit.patch_embed.img_size),
         correct_bits=pack_correct(np.zeros(count, dtype=np.bool_)),
         top1=0.0,
         top1_low=0.0,

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.appending import append, read_lines
-from harness.correctness import unpack_correct
+from harness.correctness import SHA256, unpack_correct
+from harness.differing import differing, in_words
 from harness.plan import PROMPTS, TUNINGS
 from harness.schema import SCHEMA_VERSION, upgraded
 from harness.typed_json import parsed
@@ -21,9 +22,10 @@ from zoo.reducer import expected
 
 CONDITIONS = (
     "dataset", "dataset_revision", "split", "shots", "tuning", "prompt_tokens", "seed",
-    "image_count", "tag", "weights_sha256", "device", "device_name", "dtype", "threads", "torch",
-    "timm",
+    "image_count", "images_sha256", "image_size", "tag", "weights_sha256", "device", "device_name",
+    "dtype", "threads", "torch", "timm",
 )  # fmt: skip
+LATER_CONDITIONS = ("images_sha256", "image_size")  # None, so unknown, before version 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class Record:
     prompt_tokens: int | None = None  # learned tokens, where the tuning has some
     seed: int  # of the choice of shots and of what is learned from them
     image_count: int
+    images_sha256: str | None = None  # of their ids in order, see correctness.images_digest
+    image_size: tuple[int, ...] | None = None  # height and width in pixels, as the tower sees them
     correct_bits: str  # correctness in image order, see correctness.pack_correct
     top1: float  # fraction, with its 95 % Wilson interval
     top1_low: float
@@ -76,6 +80,8 @@ class Record:
     cosine_low: float | None = None
     cosine_high: float | None = None
     gflops: float | None = None  # 1e9 multiply-adds per image
+    uncounted_operators: tuple[str, ...] | None = None  # missing from gflops; empty: none is
+    activations: int | None = None  # elements that products give per image, see cost.Cost
     params: int | None = None
     tokens_per_block: tuple[int, ...] | None = None  # leaving each block, prefix tokens included
     final_tokens: int | None = None  # patch tokens left at the end
@@ -112,6 +118,8 @@ class Record:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
         self._check_tuning()
+        if self.images_sha256 is not None and not SHA256.fullmatch(self.images_sha256):
+            raise ValueError(f"images_sha256 must be 64 hex digits, got {self.images_sha256!r}")
         _check_interval(self, "top1", "top1_low", "top1_high")
         _check_interval(self, "diff_to_dense", "diff_low", "diff_high")
         _check_interval(self, "cosine_to_dense", "cosine_low", "cosine_high")
@@ -191,18 +199,17 @@ def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> No
         varying: conditions that may differ all the same, such as the seed of a mean over seeds.
 
     Raises:
-        ValueError: Names the first condition that differs, both values and both models.
+        ValueError: Names each condition that differs, with its values and the models they are of,
+            and how such records can be seen apart.
     """
-    first: Record | None = None
-    for record in records:
-        first = first or record
-        for name in (name for name in CONDITIONS if name not in varying):
-            ours, theirs = getattr(first, name), getattr(record, name)
-            if ours != theirs:
-                raise ValueError(
-                    f"records of different {name} cannot be compared: {ours!r} ({first.model}) "
-                    f"and {theirs!r} ({record.model})"
-                )
+    names = [name for name in CONDITIONS if name not in varying]
+    told = ((record.model, {name: getattr(record, name) for name in names}) for record in records)
+    if mixed := differing(told, unknown=LATER_CONDITIONS):
+        raise ValueError(
+            f"records of different {', '.join(mixed)} cannot be compared: {in_words(mixed)}; "
+            "measure them alike with python -m harness compare --fresh, or keep each in a file of "
+            "its own and see both by python -m harness compare RUN_A RUN_B"
+        )
 
 
 def _line(record: Record) -> str:

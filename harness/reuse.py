@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.appending import mend
 from harness.progress import Progress
-from harness.records import Record, read_records
+from harness.records import LATER_CONDITIONS, Record, read_records
 from harness.variants import DENSE, GOLDEN
 
 
@@ -38,7 +38,7 @@ def fitting(
         ranked: agreement with golden rankings is wanted too; it needs tokens that went.
     """
     for record in reversed(known):
-        same = all(getattr(record, name) == getattr(blank, name) for name in _GIVEN)
+        same = all(_fits(record, blank, name) for name in _GIVEN)
         timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
         compared = record.weighted_tau is not None or not ranked or record.keep == 1
         # A tuned row may stand alone; see Bench.judged.
@@ -49,6 +49,12 @@ def fitting(
     return None
 
 
+def _fits(record: Record, blank: Record, name: str) -> bool:
+    """Say if a condition is the same; what an earlier version didn't know stands for any."""
+    known = getattr(record, name)
+    return known == getattr(blank, name) or (known is None and name in LATER_CONDITIONS)
+
+
 def measured_alike(record: Record) -> str:
     """Return what is the same text for all records made under the same conditions."""
     return json.dumps([getattr(record, name) for name in _GIVEN], sort_keys=True)
@@ -56,10 +62,10 @@ def measured_alike(record: Record) -> str:
 
 _MEASURED = (
     "created", "git_commit", "correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense",
-    "cosine_to_dense", "cosine_low", "cosine_high", "diff_low", "diff_high", "gflops", "params",
-    "tokens_per_block", "final_tokens", "latency", "tau", "tau_low", "tau_high", "weighted_tau",
-    "weighted_tau_low", "weighted_tau_high", "match_at_k", "match_low", "match_high", "match_k",
-    "match_chance", "border_overlap", "border_low", "border_high", "border_chance",
-    "golden_images", "tau_undefined",
+    "cosine_to_dense", "cosine_low", "cosine_high", "diff_low", "diff_high", "gflops",
+    "uncounted_operators", "activations", "params", "tokens_per_block", "final_tokens", "latency",
+    "tau", "tau_low", "tau_high", "weighted_tau", "weighted_tau_low", "weighted_tau_high",
+    "match_at_k", "match_low", "match_high", "match_k", "match_chance", "border_overlap",
+    "border_low", "border_high", "border_chance", "golden_images", "tau_undefined",
 )  # fmt: skip
 _GIVEN = tuple(field.name for field in fields(Record) if field.name not in _MEASURED)

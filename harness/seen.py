@@ -1,11 +1,13 @@
 """What rows said about images, kept so that no image is run twice."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from harness.evaluate import Outcome
+from harness.evaluate import PATCHWISE, Outcome
 
 
 class Seen:
@@ -26,30 +28,36 @@ class Seen:
         for key, outcome in outcomes.items():
             places = self._places.setdefault(key, {})
             new = [i for i, name in enumerate(image_ids) if name not in places]
-            places |= {image_ids[i]: len(places) + more for more, i in enumerate(new)}
-            part = _part(outcome, new)
+            places |= {image_ids[i]: len(places) + place for place, i in enumerate(new)}
+            more = part(outcome, new)
             known = self._outcomes.get(key)
-            self._outcomes[key] = part if known is None else _joined(known, part)
+            self._outcomes[key] = more if known is None else _joined(known, more)
 
     def of(self, key: str, image_ids: Sequence[str]) -> Outcome:
         """Return a row's outcome on these images, in their order; it was run on all of them."""
         places = self._places[key]
-        return _part(self._outcomes[key], [places[name] for name in image_ids])
+        return part(self._outcomes[key], [places[name] for name in image_ids])
 
 
-def _part(outcome: Outcome, positions: Sequence[int]) -> Outcome:
+def part(outcome: Outcome, positions: Sequence[int] | NDArray[np.int64]) -> Outcome:
+    """Return an outcome on the images at these positions, in this order."""
     chosen = np.array(positions, dtype=np.int64)
     return Outcome(
         features=outcome.features[torch.from_numpy(chosen)],
-        scores=None if outcome.scores is None else outcome.scores[chosen],
         final_tokens=outcome.final_tokens,
+        **{name: values[chosen] for name, values in _patchwise(outcome).items()},
     )
 
 
 def _joined(first: Outcome, second: Outcome) -> Outcome:
-    scored = first.scores is not None and second.scores is not None
+    ours, theirs = _patchwise(first), _patchwise(second)
     return Outcome(
         features=torch.cat([first.features, second.features]),
-        scores=np.concatenate([first.scores, second.scores]) if scored else None,
         final_tokens=first.final_tokens,
+        **{name: np.concatenate([ours[name], theirs[name]]) for name in ours if name in theirs},
     )
+
+
+def _patchwise(outcome: Outcome) -> dict[str, Any]:
+    found = {name: getattr(outcome, name) for name in PATCHWISE}
+    return {name: values for name, values in found.items() if values is not None}

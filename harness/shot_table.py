@@ -1,17 +1,23 @@
 """Top-1 of every row at every number of shots, one table per dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
-from harness.averages import Average
-from harness.columns import NOT_MEASURED, interval
+from harness.averages import Average, row_p
+from harness.columns import NOT_MEASURED, Cell, interval, keep_cell
+from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, together
+from harness.labels import labels
 from harness.protocol import learned, shots_of, tower_of
-from harness.records import Record, refuse_mixed
+from harness.records import refuse_mixed
+from harness.variants import DENSE
 
 # What a column differs in from another, with what follows from it.
-_BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count")
+BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")
+
+_LABELS = 2  # columns that say which row it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,27 +30,30 @@ class ShotTable:
         heads: of the columns.
         rows: cells, as many as heads.
         models: name of each row's model.
+        family: p-values against the dense row at as many shots, by row and place of the shots.
+        note: what marks say; empty if nothing was judged.
     """
 
     name: str
     about: str
     heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     models: Sequence[str]
+    family: Together[tuple[int, int]]
+    note: str
 
     def table(self) -> Table:
-        """Lay it out for the terminal."""
-        table = Table(title=self.name, caption=self.about)
+        """Lay it out for the terminal, with marks."""
+        table = Table(title=self.name, caption="; ".join(filter(None, (self.about, self.note))))
         for head in self.heads:
             table.add_column(head, justify="left" if head == "Method" else "right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*row)
+        for at, row in enumerate(self.rows):
+            tops = (
+                cell.replace(" ", self.family.mark((at, place)) or " ", 1)
+                for place, cell in enumerate(row[_LABELS:])
+            )
+            table.add_row(*row[:_LABELS], *tops)
         return table
-
-
-def place(record: Record) -> tuple[str, ...]:
-    """Return the dataset and tower: what all numbers of shots have in common."""
-    return (record.dataset, record.split, record.tag, record.weights_sha256)
 
 
 def shot_tables(groups: Sequence[Sequence[Average]]) -> list[ShotTable]:
@@ -58,10 +67,26 @@ def shot_tables(groups: Sequence[Sequence[Average]]) -> list[ShotTable]:
     Raises:
         ValueError: other conditions differ.
     """
+    return [_shot_table(columns) for columns in by_shots(groups)]
+
+
+def by_shots(groups: Sequence[Sequence[Average]]) -> list[list[Sequence[Average]]]:
+    """Return the groups of each kind of tuning, shots rising, where there are at least two.
+
+    Args:
+        groups: as for `shot_tables`; what is by text begins every kind.
+
+    Raises:
+        ValueError: conditions that don't follow from the shots differ.
+    """
     kinds = dict.fromkeys(_kind(group) for group in groups if group[0].first.shots)
     by_text = [group for group in groups if not group[0].first.shots]
     found = [[*by_text, *(group for group in groups if _kind(group) == kind)] for kind in kinds]
-    return [_shot_table(columns) for columns in found if len(columns) > 1]
+    found = [columns for columns in found if len(columns) > 1]
+    for columns in found:
+        records = (r for group in columns for row in group for r in row.records)
+        refuse_mixed(records, varying=BY_COLUMN)
+    return [sorted(columns, key=lambda group: group[0].first.shots) for columns in found]
 
 
 def _kind(group: Sequence[Average]) -> tuple[str | None, int | None]:
@@ -69,9 +94,8 @@ def _kind(group: Sequence[Average]) -> tuple[str | None, int | None]:
 
 
 def _shot_table(groups: Sequence[Sequence[Average]]) -> ShotTable:
-    refuse_mixed((r for group in groups for row in group for r in row.records), varying=_BY_COLUMN)
-    groups = sorted(groups, key=lambda group: group[0].first.shots)
     columns = [{row.identity: row for row in group} for group in groups]
+    named = {key: name for group in groups for key, name in labels(group).items()}
     models = {key: row.first for column in columns for key, row in column.items()}
     first = groups[-1][0].first
     return ShotTable(
@@ -79,15 +103,37 @@ def _shot_table(groups: Sequence[Sequence[Average]]) -> ShotTable:
         about=_about(groups),
         heads=["Method", "Keep", *(shots_of(group[0].first) for group in groups)],
         rows=[
-            [record.method, f"{100 * record.keep:.3g} %", *(_cell(c.get(key)) for c in columns)]
+            [
+                Cell(named[key], named[key]),
+                keep_cell(record.keep),
+                *(_cell(column.get(key)) for column in columns),
+            ]
             for key, record in models.items()
         ],
         models=[record.model for record in models.values()],
+        **_judged(columns, list(models)),
     )
 
 
-def _cell(row: Average | None) -> str:
-    return NOT_MEASURED if row is None else interval(row.top1, 100, "{:.1f}")
+def _judged(columns: Sequence[Mapping[str, Average]], rows: Sequence[str]) -> dict[str, Any]:
+    """Judge every row at every number of shots against the dense one there, all together."""
+    found: dict[tuple[int, int], float | None] = {}
+    for place, column in enumerate(columns):
+        dense = next((row for row in column.values() if row.method == DENSE), None)
+        for at, key in enumerate(rows):
+            if dense is not None and key in column and column[key] is not dense:
+                found[at, place] = row_p(column[key], dense)
+    family = together(found)
+    if not found:
+        return {"family": family, "note": ""}
+    several = any(len(row.records) > 1 for column in columns for row in column.values())
+    test = SIGN_FLIP if several else MCNEMAR
+    note = mark_note(test, "all of this table", of="the dense model's at as many shots")
+    return {"family": family, "note": note}
+
+
+def _cell(row: Average | None) -> Cell:
+    return Cell(NOT_MEASURED, None) if row is None else interval(row.top1, 100, "{:.1f}")
 
 
 def _about(groups: Sequence[Sequence[Average]]) -> str:

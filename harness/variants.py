@@ -17,7 +17,7 @@ from zoo.golden import GoldenConfig
 from zoo.predictor_file import PredictorFile
 from zoo.pruner import Pruner
 from zoo.reducer import METHODS, ReducerConfig, expected
-from zoo.tokens import Tokens, rank_scores
+from zoo.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.vit import ReducedViT, host_spec
 from zoo.weights import load_predictor, with_predictors
 
@@ -182,11 +182,15 @@ class Output:
         features: (B, D) unit image features, float32.
         scores: (B, N) float, higher = kept longer; None when nothing was reduced.
         final_tokens: patch tokens left at the end.
+        left: (B, N) int16, see ``zoo.tokens.left_at``; None when nothing was reduced.
+        token: (B, N) int16, see ``zoo.tokens.tokens_of``; None when nothing was reduced.
     """
 
     features: Tensor
     scores: Tensor | None
     final_tokens: int
+    left: Tensor | None = None
+    token: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -216,6 +220,8 @@ def run(
             features=F.normalize(row.vit.finish(tokens).float(), dim=-1),
             scores=rank_scores(tokens.history, cells) if tokens.history else None,
             final_tokens=tokens.patch_count,
+            left=left_at(tokens.history, cells).short() if tokens.history else None,
+            token=tokens_of(tokens.history, cells).short() if tokens.history else None,
         )
     return outputs
 

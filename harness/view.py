@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.datasets.base import Dataset, Split
-from harness.evaluate import Outcome, nameable, outcomes, subset, text_classifier
+from harness.evaluate import Outcome, nameable, named, outcomes, subset, text_classifier, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.plan import DTYPES, PROBE, Plan, Tuning
 from harness.progress import Progress
@@ -88,6 +88,17 @@ class View:
             )
             raise ValueError(f"{self.dataset.name} has no {self._plan.split} images{named}")
         return judged
+
+    def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
+        """Return the positions among the judged images of ``count``, whose classes take turns.
+
+        A smaller count has the first of a larger one, whatever the plan's limit.
+        """
+        labels = self.dataset.labels(self._plan.split)
+        order = turns(labels)[: self._plan.limit]
+        if tuning.kind != PROBE:
+            order = order[named(self.text)[labels[order]]]
+        return np.searchsorted(np.sort(order), order[:count])
 
     @cached_property
     def _rankings(self) -> Rankings | None:

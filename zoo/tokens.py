@@ -15,12 +15,15 @@ class Reduction(NamedTuple):
         before: (B, n) int64 grid positions of the patch tokens that arrived, -1 for a fused token.
         after: (B, k) int64 grid positions of those that went on, -1 for a fused token.
         importance: (B, n) float, higher = keep, aligned with ``before``.
+        into: (B, n) int64 grid position of the token that each went on as, its own unless it was
+            merged into another; None where nothing is merged.
     """
 
     block: int
     before: Tensor
     after: Tensor
     importance: Tensor
+    into: Tensor | None = None
 
 
 class Tokens(NamedTuple):
@@ -132,3 +135,49 @@ def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
         alive = reduction.after.where(reduction.after >= 0, patches)
         scores = scores.scatter_add(1, alive, torch.ones_like(alive, dtype=scores.dtype))
     return scores[:, :patches]
+
+
+def left_at(history: tuple[Reduction, ...], patches: int) -> Tensor:
+    """Tell at which block each patch's own token went, dropped or merged into another.
+
+    Args:
+        history: the reductions of one forward pass, oldest first, at least one.
+        patches: number N of patches in the grid.
+
+    Returns:
+        (B, N) int64 block, -1 for a patch whose token is there at the end.
+    """
+    first = history[0].before
+    left = first.new_full((first.shape[0], patches + 1), -1)
+    for block, before, after, *_ in history:
+        # One cell more than the grid has takes the fused tokens, which have no place in it.
+        gone = torch.zeros_like(left, dtype=torch.bool)
+        gone = gone.scatter(1, before.where(before >= 0, patches), True)
+        gone = gone.scatter(1, after.where(after >= 0, patches), False)
+        left = left.masked_fill(gone, block)
+    return left[:, :patches]
+
+
+def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
+    """Tell in which token each patch is at the end.
+
+    Args:
+        history: the reductions of one forward pass, oldest first, at least one.
+        patches: number N of patches in the grid.
+
+    Returns:
+        (B, N) int64 grid position of the token: its own, or that of the one that it was merged
+        into; -1 for a patch that was dropped. A fused token has no position, so what went into it
+        counts as dropped.
+    """
+    first = history[0].before
+    token = torch.arange(patches + 1, device=first.device).repeat(first.shape[0], 1)
+    for _, before, after, _, into in history:
+        became = torch.full_like(token, patches)
+        goal = before if into is None else into
+        became = became.scatter(1, before.where(before >= 0, patches), goal)
+        alive = torch.zeros_like(token, dtype=torch.bool)
+        alive = alive.scatter(1, after.where(after >= 0, patches), True)
+        token = became.where(became >= 0, patches).gather(1, token)
+        token = token.where(alive.gather(1, token), patches)
+    return token.where(token < patches, -1)[:, :patches]

@@ -1,43 +1,84 @@
-"""The flags of ``latency``."""
+"""The flags of the subcommand that times models."""
 
 from pathlib import Path
-from typing import Any
 
-from harness.flags.shared import add
-from harness.latency.plan import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
-from harness.latency.ways import WAYS
+from harness.flags.command import Command, CommandParser
+from harness.flags.shared import device, rounds
 
 
-def add_latency(commands: Any) -> None:
-    """Add ``latency``."""
-    parser = add(
-        commands,
-        "latency",
-        "Time models in turn with their dense towers: is a pruned model faster here, and when?",
-        "latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8",
-    )
+def _latency(parser: CommandParser) -> None:
+    from harness.latency.plan import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
+    from harness.latency.ways import WAYS
+
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="reduced or dense; see `list` and docs"
+        "models", nargs="+", metavar="MODEL", help="a reduced or dense model's name; see `list`"
     )
-    parser.add_argument("--methods", nargs="+", default=[], help="more reductions of each tower")
-    parser.add_argument("--keeps", nargs="+", type=float, default=[0.6], help="of --methods")
-    usual = [" ".join(map(str, batches)) for batches in (CPU_BATCHES, CUDA_BATCHES)]
-    parser.add_argument(
+    what = parser.add_argument_group("what is timed")
+    what.add_argument(
+        "--methods", nargs="+", metavar="METHOD", default=[], help="of each dense tower, too"
+    )
+    what.add_argument(
+        "--keeps", nargs="+", type=float, metavar="RATE", default=[0.6], help="of --methods"
+    )
+    what.add_argument(
+        "--random-weights", action="store_true", help="none are loaded; times don't depend on them"
+    )
+    how = parser.add_argument_group("conditions")
+    usual, cuda = (" ".join(map(str, batches)) for batches in (CPU_BATCHES, CUDA_BATCHES))
+    how.add_argument(
         "--batches",
         nargs="+",
         type=int,
-        help=f"images per call; default: {usual[0]}, on CUDA {usual[1]}",
+        metavar="N",
+        help=f"images per call; default: {usual}, on CUDA {cuda}",
     )
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="bfloat16, float16")
-    parser.add_argument("--ways", nargs="+", default=["eager"], help=", ".join(WAYS))
-    parser.add_argument("--threads", nargs="+", type=int, help="of torch; default: its own choice")
-    parser.add_argument("--rounds", type=int, default=LatencyPlan.rounds, help="at least")
-    parser.add_argument(
-        "--seconds", type=float, default=LatencyPlan.seconds, help="rounds go on for so long"
+    how.add_argument(
+        "--dtypes",
+        nargs="+",
+        metavar="DTYPE",
+        default=list(LatencyPlan.dtypes),
+        help="float32, bfloat16 or float16",
     )
-    parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
-    parser.add_argument(
-        "--random-weights", action="store_true", help="without weights; times don't depend on them"
+    how.add_argument(
+        "--ways", nargs="+", metavar="WAY", default=list(LatencyPlan.ways), help=", ".join(WAYS)
     )
-    parser.add_argument("--fresh", action="store_true", help="time again what is known")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder")
+    how.add_argument(
+        "--threads", nargs="+", type=int, metavar="N", help="torch's; default: as many as it takes"
+    )
+    device(how)
+    rounds(how, LatencyPlan.rounds, "calls of each model, in turn, at least")
+    how.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        default=LatencyPlan.seconds,
+        help="rounds go on for so long",
+    )
+    where = parser.add_argument_group("where it goes")
+    where.add_argument("--fresh", action="store_true", help="time again what is known")
+    where.add_argument("--output", type=Path, default=Path("results"), help="folder")
+
+
+COMMANDS = (
+    Command(
+        path="latency",
+        group="measure",
+        what="Time models in turn with their dense towers, and say what can be concluded.",
+        flags=_latency,
+        run="harness.latency.command:run_latency",
+        examples=(
+            ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
+            (
+                "latency clip_vit_b16_evit60 --random-weights --ways eager compile --threads 1 2",
+                "compiled, too",
+            ),
+            (
+                "latency clip_vit_b16_tome60 --random-weights --device cuda --dtypes float16 "
+                "--ways eager cuda-graphs",
+                "on a GPU",
+            ),
+        ),
+        output="a table per condition on standard output; latency.jsonl and latency.md in "
+        "--output. The same command goes on where it stopped",
+    ),
+)

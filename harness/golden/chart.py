@@ -1,6 +1,5 @@
 """Show a curve of cost and worth: a table on a terminal, Markdown, and a plot."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from harness.golden.trade import Curve, Worth
-from harness.plot import INK, OPTIONS, STYLES
+from harness.plots.style import INK, OPTIONS, STYLES, saved
 from harness.statistics import Interval
 from zoo.files import write_whole
 
@@ -117,10 +116,7 @@ def draw_curve(curve: Curve, form: str) -> bytes:
             dense = 100 * (curve.dense or 0)
             axes[1].axhline(dense, color=INK, linewidth=0.8, linestyle=":")
         figure.legend(handles.values(), handles.keys(), loc="outside right upper")
-        buffer = io.BytesIO()
-        undated = {"Date": None} if form == "svg" else {"Software": None}
-        figure.savefig(buffer, format=form, dpi=160, transparent=form == "svg", metadata=undated)
-    return buffer.getvalue()
+        return saved(figure, form)
 
 
 def _panel(axes: Any, curve: Curve, values: Sequence[Interval], title: str) -> dict[str, Any]:

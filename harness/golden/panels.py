@@ -62,6 +62,33 @@ def kept_panel(view: Colours, kept: NDArray[np.bool_], grid: Size, size: Size) -
     return panel
 
 
+def merged_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Size) -> Colours:
+    """Show which patches share a token: in their mean colour, with lines around them.
+
+    Patches that have a token to themselves are as they are, dropped ones nearly white.
+
+    Args:
+        view: the image.
+        token: (N,) position of the token that each patch is in, below 0 where it was dropped.
+        grid: rows and columns of patches.
+        size: of the panel.
+    """
+    image, own = image_panel(view, size), np.arange(len(token))
+    apart = np.where(token < 0, -1 - own, token)  # what is dropped is in no token together
+    tiles = image.reshape(grid[0], size[0] // grid[0], grid[1], size[1] // grid[1], 3)
+    means = tiles.mean(axis=(1, 3)).reshape(-1, 3)
+    _, group, count = np.unique(apart, return_inverse=True, return_counts=True)
+    mean = np.stack([np.bincount(group, channel) for channel in means.T], axis=1) / count[:, None]
+    shared = (count[group] > 1).reshape(grid)[..., None]
+    panel = np.where(_spread(shared, size), _spread(mean[group].reshape(*grid, 3), size), image)
+    dropped = _spread((token < 0).reshape(grid)[..., None], size)
+    panel = np.where(dropped, panel + PALE * (1 - panel), panel)
+    pixels = _spread(apart.reshape(grid)[..., None], size)[..., 0]
+    panel[1:][pixels[1:] != pixels[:-1]] = BORDER
+    panel[:, 1:][pixels[:, 1:] != pixels[:, :-1]] = BORDER
+    return panel
+
+
 def _spread(cells: NDArray[np.generic], size: Size) -> NDArray[np.generic]:
     """Blow values of patches (rows, columns, channels) up to pixels."""
     rows = cells.repeat(size[0] // cells.shape[0], axis=0)

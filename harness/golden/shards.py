@@ -77,9 +77,9 @@ class Shard:
         content = {
             "image_id": pa.array(self.image_ids, pa.string()),
             "label": pa.array(self.labels, pa.int32(), mask=self.labels == UNKNOWN),
-            "importance": _lists(self.importance, width),
+            "importance": lists(self.importance, width),
             "least": pa.array(self.least, pa.float32()),
-            "ranking": _lists(self.ranking, width),
+            "ranking": lists(self.ranking, width),
         }
         provenance = self.provenance.json().encode()
         facts = {name: value for name, value in vars(self).items() if name != "provenance"}
@@ -102,12 +102,12 @@ class Shard:
         """
         if content[:4] != MAGIC or content[-4:] != MAGIC:
             raise BrokenShardError("cut off, or no Parquet file")
-        with _reading():
+        with reading():
             file = pq.ParquetFile(pa.BufferReader(content))
             metadata = file.metadata.metadata or {}
         if not metadata.keys() & {PROVENANCE_KEY, SHARD_KEY} and _CHECKSUM not in content:
             raise ValueError("a Parquet file, but not of golden rankings")
-        with _reading():
+        with reading():
             table = file.read(use_threads=False)
             place = json.loads(metadata[SHARD_KEY])
             told, names = metadata[PROVENANCE_KEY], table["image_id"].to_pylist()
@@ -138,7 +138,7 @@ class Shard:
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Take whatever goes wrong in the body for a broken file."""
     try:
         yield
@@ -171,7 +171,7 @@ def to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
 
 def encode_table(table: Any) -> bytes:
     """Return a table of rankings as a Parquet file, small: byte planes apart, then zstd."""
-    lists = [name for name in ("importance", "ranking") if name in table.column_names]
+    split = [name for name in ("importance", "ranking") if name in table.column_names]
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -180,7 +180,7 @@ def encode_table(table: Any) -> bytes:
         compression_level=19,
         use_dictionary=False,
         write_statistics=False,
-        use_byte_stream_split=[f"{name}.list.element" for name in lists],
+        use_byte_stream_split=[f"{name}.list.element" for name in split],
     )
     content: bytes = sink.getvalue().to_pybytes()
     return content
@@ -192,5 +192,6 @@ def flat(table: Any, column: str) -> NDArray[Any]:
     return values.reshape(len(table), -1)
 
 
-def _lists(values: NDArray[Any], width: int) -> Any:
+def lists(values: NDArray[Any], width: int) -> Any:
+    """Return (n, width) numbers as a column of n lists, the reverse of `flat`."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)

@@ -1,17 +1,24 @@
 """Draw images beside the importance of their patches and the patches that are kept, as PNG."""
 
-import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.golden.panels import COLOURS, Colours, fit, heat_panel, image_panel, kept_panel
+from harness.golden.panels import (
+    COLOURS,
+    Colours,
+    fit,
+    heat_panel,
+    image_panel,
+    kept_panel,
+    merged_panel,
+)
 from harness.golden.text import short, wrapped
-from harness.plot import INK
+from harness.plots.style import OPTIONS, saved
 
 # Pixels at scale 1.
 WIDTH, PANEL_LEAST, PANEL_MOST = 2000, 150, 480
@@ -19,6 +26,7 @@ MARGIN, GAP, STRIP, HEAD, BAR, LINE = 20, 10, 84, 76, 84, 27
 TITLE_SIZE, NAME_SIZE, NOTE_SIZE = 24, 21, 19
 DPI = 100
 IMAGE = "image"
+APART: Any = {"image.composite_image": False}  # an SVG's images stay as many as the panels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +39,8 @@ class Row:
         view: (H, W, 3) float in [0, 1], the image as the model sees it.
         importance: column -> (N,) float, higher = keep. A column that is missing stays empty.
         kept: column -> (N,) bool.
+        tokens: column -> (N,) position of the token that a patch is in, below 0 where dropped.
+        captions: column -> line below the panel.
     """
 
     name: str
@@ -38,6 +48,8 @@ class Row:
     view: Colours
     importance: Mapping[str, NDArray[np.floating]]
     kept: Mapping[str, NDArray[np.bool_]]
+    tokens: Mapping[str, NDArray[np.integer]] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +83,7 @@ class Drawn(NamedTuple):
 
     png: bytes
     boxes: dict[tuple[int, str], Box]
+    svg: bytes = b""  # if it was asked for
 
 
 class _Canvas:
@@ -91,34 +104,33 @@ class _Canvas:
         points = size * self.scale * 72 / DPI
         self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=points, **how)
 
-    def png(self) -> bytes:
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", metadata={"Software": None})
-        return buffer.getvalue()
 
-
-def draw(sheet: Sheet, scale: float = 1.0) -> Drawn:
+def draw(sheet: Sheet, scale: float = 1.0, *, vector: bool = False) -> Drawn:
     """Draw a sheet: a row per image, a column per ranking.
 
     Args:
         sheet: what to draw.
         scale: size of everything; at 1 a sheet is about 2000 pixels wide.
+        vector: draw it as SVG too, with the panels as images in it.
     """
     import matplotlib as mpl
 
-    with mpl.rc_context({"text.color": INK, "text.parse_math": False}), warnings.catch_warnings():
+    with mpl.rc_context(OPTIONS | APART), warnings.catch_warnings():
         # A file's name may be in a script that the font lacks; boxes do for it.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        return _draw(sheet, scale)
+        canvas, boxes = _draw(sheet, scale)
+        svg = saved(canvas.figure, "svg", dpi=DPI) if vector else b""
+        return Drawn(saved(canvas.figure, "png", dpi=DPI), boxes, svg)
 
 
-def _draw(sheet: Sheet, scale: float) -> Drawn:
+def _draw(sheet: Sheet, scale: float) -> tuple[_Canvas, dict[tuple[int, str], Box]]:
     columns = [IMAGE, *sheet.columns]
     size = _panel_size(sheet, len(columns), scale)
     margin, gap, strip, head = (round(scale * n) for n in (MARGIN, GAP, STRIP, HEAD))
     left, top = margin + strip, margin + head
     width = left + len(columns) * (size[1] + gap) - gap + margin
-    below = top + len(sheet.rows) * (size[0] + gap) - gap
+    told = round(scale * LINE) if any(row.captions for row in sheet.rows) else 0
+    below = top + len(sheet.rows) * (size[0] + told + gap) - gap
     heat = {column for row in sheet.rows for column in row.importance}
     bar = round(scale * BAR) if heat else 0
     room = width - 2 * margin
@@ -126,7 +138,7 @@ def _draw(sheet: Sheet, scale: float) -> Drawn:
     height = below + bar + margin + round(scale * LINE * len(notes)) + margin
 
     def box(row: int, column: int) -> Box:
-        x, y = left + column * (size[1] + gap), top + row * (size[0] + gap)
+        x, y = left + column * (size[1] + gap), top + row * (size[0] + told + gap)
         return Box(x, y, x + size[1], y + size[0])
 
     canvas, boxes = _Canvas(width, height, scale), {}
@@ -137,6 +149,9 @@ def _draw(sheet: Sheet, scale: float) -> Drawn:
         for i, row in enumerate(sheet.rows):
             boxes[i, column] = box(i, j)
             _fill(canvas, box(i, j), row, column, sheet.grid)
+            if column in row.captions:
+                text = short(row.captions[column], scale * NOTE_SIZE, size[1])
+                canvas.write(text, x, box(i, j).bottom + gap / 4, NOTE_SIZE, ha="center", va="top")
     for i, row in enumerate(sheet.rows):
         label = wrapped(row.label, scale * NAME_SIZE, size[0])[:2]
         lines = [short(line, scale * NAME_SIZE, size[0]) for line in (row.name, *label)]
@@ -144,11 +159,11 @@ def _draw(sheet: Sheet, scale: float) -> Drawn:
         middle = box(i, 0).top + size[0] / 2
         canvas.write("\n".join(lines), left - gap, middle, NAME_SIZE, **where)
     if bar:
-        _draw_bar(canvas, box(len(sheet.rows) - 1, 1), min(3, len(heat)))
+        _draw_bar(canvas, box(len(sheet.rows) - 1, 1), min(3, len(heat)), told)
     for i, line in enumerate(notes):
         y = below + bar + margin + scale * LINE * i
         canvas.write(line, margin, y, NOTE_SIZE, va="top")
-    return Drawn(canvas.png(), boxes)
+    return canvas, boxes
 
 
 def _panel_size(sheet: Sheet, columns: int, scale: float) -> tuple[int, int]:
@@ -167,19 +182,21 @@ def _fill(canvas: _Canvas, box: Box, row: Row, column: str, grid: tuple[int, int
         canvas.paste(heat_panel(row.view, row.importance[column], grid, size), box)
     elif column in row.kept:
         canvas.paste(kept_panel(row.view, row.kept[column], grid, size), box)
+    elif column in row.tokens:
+        canvas.paste(merged_panel(row.view, row.tokens[column], grid, size), box)
     else:
         canvas.paste(np.full((*size, 3), 0.95), box)
         x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
         canvas.write("–", x, y, TITLE_SIZE, ha="center", va="center")
 
 
-def _draw_bar(canvas: _Canvas, first: Box, panels: int) -> None:
+def _draw_bar(canvas: _Canvas, first: Box, panels: int, told: int) -> None:
     """Draw the colour bar below the first heat maps."""
     from matplotlib import colormaps
 
     gap, side = round(canvas.scale * GAP), first.right - first.left
     width, height = panels * (side + gap) - gap, round(canvas.scale * 18)
-    top = first.bottom + round(canvas.scale * MARGIN)
+    top = first.bottom + told + round(canvas.scale * MARGIN)
     colours = colormaps[COLOURS](np.linspace(0, 1, width))[:, :3]
     bar = Box(first.left, top, first.left + width, top + height)
     canvas.paste(np.broadcast_to(colours, (height, width, 3)), bar)

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -11,15 +12,15 @@ from harness.commands import check_device
 from harness.latency.plan import LatencyPlan, batches_for
 from harness.latency.record import LatencyRecord, earlier, write_latencies
 from harness.latency.run import measure_latency
-from harness.latency.tables import WIDE, latency_markdown, latency_tables
+from harness.latency.tables import latency_markdown, latency_tables, table_of
 from harness.progress import Progress
-from harness.shown import Shown
+from harness.shown import Shown, Work, json_values
 from zoo.files import write_whole
 
 JSONL, MARKDOWN = "latency.jsonl", "latency.md"
 
 
-def run_latency(args: argparse.Namespace, status: Console) -> Shown:
+def run_latency(args: argparse.Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     check_device(args.device)
     progress = Progress(status)
@@ -43,16 +44,29 @@ def run_latency(args: argparse.Namespace, status: Console) -> Shown:
     path = args.output / JSONL
     known = earlier(path, progress, fresh=args.fresh)
     records: list[LatencyRecord] = []
-    for cell, new in measure_latency(plan, known, progress):
-        if new:
-            write_latencies(path, new)
-        records += cell
+    for table in _tables(measure_latency(plan, known, progress), path):
+        yield from latency_tables(table)
+        records += table
     write_whole(args.output / MARKDOWN, latency_markdown(records).encode())
     progress.say(f"records: {path}; tables: {args.output / MARKDOWN}")
-    data = {"records": str(path), "rows": [asdict(record) for record in records]}
-    # Where there is no width, as in a pipe, nothing is left out.
-    wide = status.width >= WIDE or not (status.is_terminal or "COLUMNS" in os.environ)
-    return Shown(parts=tuple(latency_tables(records, wide=wide)), data=data)
+    data = {"records": str(path), "rows": json_values(records)}
+    return Shown(parts=(), data=data)
+
+
+def _tables(
+    cells: Iterable[tuple[list[LatencyRecord], list[LatencyRecord]]], path: Path
+) -> Iterator[list[LatencyRecord]]:
+    """Write what is new, and yield records of a table as soon as all of them are there."""
+    table: list[LatencyRecord] = []
+    for cell, new in cells:
+        if new:
+            write_latencies(path, new)
+        if table and table_of(table[0]) != table_of(cell[0]):
+            yield table
+            table = []
+        table += cell
+    if table:
+        yield table
 
 
 def _say_load(progress: Progress) -> None:

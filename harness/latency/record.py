@@ -54,6 +54,7 @@ class LatencyRecord:
     verdict: str | None = None  # of verdict.VERDICTS; None for the dense model
     warnings: tuple[str, ...] = ()
     gflops: float  # 1e9 multiply-adds per image
+    uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
     params: int
     tokens_per_block: tuple[int, ...]  # leaving each block, prefix tokens included
     final_tokens: int  # patch tokens left at the end

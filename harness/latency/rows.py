@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import zoo
-from harness.cost import gflops
+from harness.cost import gflops, lacking
 from harness.golden.runners import random_tower
 from harness.latency.plan import LatencyPlan
 from harness.progress import Progress
@@ -25,12 +25,14 @@ class Costs:
 
     Attributes:
         gflops: 1e9 multiply-adds per image.
+        uncounted_operators: whose cost is unknown and missing from ``gflops``.
         params: number of parameters.
         tokens_per_block: leaving each block, prefix tokens included.
         final_tokens: patch tokens left at the end.
     """
 
     gflops: float
+    uncounted_operators: tuple[str, ...] = ()
     params: int
     tokens_per_block: tuple[int, ...]
     final_tokens: int
@@ -132,11 +134,12 @@ def _row(name: str, vit: ReducedViT) -> Variant:
 def _counted(row: Variant, progress: Progress) -> Costs:
     size = row.vit.patch_embed.img_size
     cost = gflops(row.vit, size)
-    if cost.unsupported:
-        progress.say(f"{row.key}: not counted by fvcore: {', '.join(cost.unsupported)}")
+    if told := lacking(cost.unsupported):
+        progress.say(f"{row.key}: {told}")
     trace = row.vit.trace(torch.zeros(1, 3, *size))
     return Costs(
         gflops=cost.gflops,
+        uncounted_operators=cost.unsupported,
         params=cost.params,
         tokens_per_block=tuple(trace.tokens_per_block),
         final_tokens=trace.final_tokens,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from harness.commit import git_commit
 from harness.latency.cell import Found, measure_cell
 from harness.latency.machine import Machine, Surroundings
 from harness.latency.memory import weights_mib
@@ -20,7 +21,6 @@ from harness.latency.stopwatch import Stopwatch, stopwatch
 from harness.latency.timing import Timing
 from harness.latency.verdict import verdict, warnings_of
 from harness.latency.ways import COMPILED, memory_format
-from harness.measure import git_commit
 from harness.plan import DTYPES
 from harness.progress import Progress
 from harness.records import utc_now

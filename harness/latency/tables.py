@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-from rich import box
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from harness.latency.record import LatencyRecord
 from harness.latency.verdict import OPEN
 from harness.latency.ways import EAGER
+from harness.layout import fewer
+from harness.shown import Forms, Part
 from harness.table import NOT_MEASURED
 from harness.variants import DENSE
 
 Cell = Callable[[LatencyRecord], str]
-WIDE = 170  # columns of a terminal that take the whole table
+DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "of time", "MiB", "first, s", "off")
 WORDS = ("model", "verdict")  # columns of them
 CAPTION = (
     "median [quartiles] of whole calls; ratio: to the dense model's time in the same round, median "
@@ -25,30 +27,23 @@ CAPTION = (
 )
 
 
-def latency_tables(records: Sequence[LatencyRecord], *, wide: bool = True) -> list[Table | str]:
+def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
     """Lay records out, and say below each table what makes its times hard to trust.
 
     Args:
         records: those of a cell together.
-        wide: all columns (up to ``WIDE`` characters); else the most telling ones (80).
     """
-    parts: list[Table | str] = []
+    parts: list[Part] = []
     for title, group in _grouped(records):
         columns = _columns(group)
-        if not wide:
-            columns = _narrow(columns)
-        table = Table(
-            title=Text(title),
-            caption=Text(CAPTION),
-            caption_justify="left",
-            box=box.HEAVY_HEAD if wide else box.SIMPLE,
-        )
-        for head in columns:  # cells may wrap: in a narrow terminal nothing is cut off
-            table.add_column(head, justify="left" if head in WORDS else "right")
+        caption = escape(CAPTION)
+        table = Table(title=escape(title), caption=caption, caption_justify="left")
+        for head in columns:
+            table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
         for row, ends in _rows(group):
             cells = (Text(cell(row)) for cell in columns.values())
             table.add_row(*cells, end_section=ends)
-        parts += [table, *notes(group)]
+        parts += [Forms((table, fewer(table, DETAILS))), *notes(group)]
     return parts
 
 
@@ -90,10 +85,11 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _grouped(records: Sequence[LatencyRecord]) -> list[tuple[str, list[LatencyRecord]]]:
-    return [(title, list(group)) for title, group in groupby(records, key=_title)]
+    return [(title, list(group)) for title, group in groupby(records, key=table_of)]
 
 
-def _title(row: LatencyRecord) -> str:
+def table_of(row: LatencyRecord) -> str:
+    """Return the title of the table that a record belongs to."""
     weights = "random weights" if row.random_weights else row.tag or "its own weights"
     side = "x".join(map(str, row.image_size))
     dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
@@ -135,11 +131,6 @@ def _columns(group: Sequence[LatencyRecord]) -> dict[str, Cell]:
     if any(row.energy_mj_per_image is not None for row in group):
         columns["mJ/image"] = lambda row: _number(row.energy_mj_per_image, ".1f")
     return columns
-
-
-def _narrow(columns: dict[str, Cell]) -> dict[str, Cell]:
-    kept = {head: columns[head] for head in ("batch", "model", "ms", "ratio", "verdict", "arrived")}
-    return kept | {"ms": lambda row: _number(row.median_ms, ".4g")}
 
 
 def _time(row: LatencyRecord) -> str:

@@ -1,11 +1,10 @@
 """Draw a figure: what is lost against the unpruned tower, ours beside the paper's."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from harness.plot import INK, OPTIONS, STYLES
+from harness.plots.style import INK, OPTIONS, STYLES, saved
 from harness.reproduction.measures import mean_of
 from harness.reproduction.sheet import Comparison
 from harness.statistics import Interval
@@ -58,9 +57,7 @@ def draw(comparison: Comparison) -> bytes:
             _line(axes, ours.get(name, []), style, f"{name}, ours", dashed=False)
             _line(axes, paper.get(name, []), style, f"{name}, paper", dashed=True)
         figure.legend(loc="outside right upper")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()
+        return saved(figure, "svg")
 
 
 def _line(

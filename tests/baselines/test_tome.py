@@ -14,7 +14,7 @@ from torch import Tensor
 import zoo
 from baselines.tome import merge
 from zoo.attention import attend
-from zoo.tokens import Tokens
+from zoo.tokens import Tokens, left_at, tokens_of
 
 
 def some_tokens(n: int, batch: int = 2, prefix: int = 1, sized: bool = True) -> Tokens:
@@ -57,6 +57,22 @@ def test_merging_is_the_slow_loop(n: int, r: int, sized: bool):
     [went] = after.history
     assert went.block == 5
     assert torch.equal(went.after, after.patch_idx)
+
+
+@pytest.mark.parametrize("counts", [[9], [12, 7, 4]])
+def test_as_many_patches_are_in_a_token_as_its_size_says(counts: list[int]):
+    tokens = some_tokens(16, sized=False)
+    for block, count in enumerate(counts):
+        tokens = merge(
+            block, tokens, torch.randn(2, tokens.patch_count, 4), tokens.patch_count - count
+        )
+    token, left = tokens_of(tokens.history, 16), left_at(tokens.history, 16)
+    for image in range(2):
+        places = tokens.patch_idx[image].tolist()
+        inside = [int((token[image] == place).sum()) for place in places]
+        assert inside == tokens.size[image].tolist()
+        assert sorted(torch.arange(16)[left[image] == -1].tolist()) == sorted(places)
+        assert (token[image, places] == torch.tensor(places)).all()
 
 
 @given(

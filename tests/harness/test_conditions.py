@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -60,11 +61,13 @@ def test_rankings_go_by_images_and_by_prompts_where_these_matter(folder: Path):
 
 
 def test_a_record_of_other_prompts_is_not_used_again(toy: Dataset):
-    row = Variant(model="m", method="dense", keep=1.0, config={}, vit=None)
+    vit = SimpleNamespace(patch_embed=SimpleNamespace(img_size=(64, 64)))
+    row = Variant(model="m", method="dense", keep=1.0, config={}, vit=vit)
     plan = Plan(models=("m",), methods=(), keeps=(), datasets=("toy",), shots=(0,))
     told = {"plan": plan, "tag": "t", "weights": "w"}
-    tuning = plan.tunings(0)[0]
-    known = blank(row, toy, tuning, 4, **told)
-    assert fitting(blank(row, toy, tuning, 4, **told), [known], ()) is known
+    tuning, ids = plan.tunings(0)[0], toy.split("test").image_ids[:4]
+    known = blank(row, toy, tuning, ids, **told)
+    assert fitting(blank(row, toy, tuning, ids, **told), [known], ()) is known
+    assert fitting(blank(row, toy, tuning, ids[::-1], **told), [known], ()) is None
     for other in (toy.with_templates(["a {}"]), toy.without([toy.split("test").image_ids[0]])):
-        assert fitting(blank(row, other, tuning, 4, **told), [known], ()) is None
+        assert fitting(blank(row, other, tuning, ids, **told), [known], ()) is None

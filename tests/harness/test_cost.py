@@ -5,6 +5,7 @@ import logging
 import pytest
 import timm
 import torch
+from fvcore.nn import ActivationCountAnalysis
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +26,9 @@ class ToyAttention(nn.Module):
         if self.fused:
             return F.scaled_dot_product_attention(q, k, v)
         return (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+
+NOTHING = {"gflops": 0, "by_operator": {}, "unsupported": (), "params": 1, "activations": 0}
 
 
 class Applied(nn.Module):
@@ -69,6 +73,7 @@ def test_vit_b16_equals_the_closed_form_and_the_published_figure() -> None:
 def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
     cost = gflops(ToyAttention(fused), 4)
     assert cost.gflops == pytest.approx(2 * 5 * 12 * (8 + 6) / 1e9)
+    assert cost.activations == 2 * 5 * 12 + 2 * 5 * 6
     assert cost.unsupported == ()
 
 
@@ -88,7 +93,32 @@ def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
 def test_hidden_products_are_counted(function: object, operator: str, count: int) -> None:
     cost = gflops(Applied(function), 8)
     assert cost.by_operator == {operator: pytest.approx(count / 1e9)}
+    resized = "bicubic" in operator  # no product
+    with torch.no_grad():
+        given = function(torch.ones(1, 3, 8, 8))
+    assert cost.activations == (0 if resized else given.numel())
     assert cost.unsupported == ()
+
+
+@pytest.mark.parametrize("layers", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Linear(8, 5), nn.GELU())])
+def test_activations_are_fvcores(layers: nn.Module) -> None:
+    counted = ActivationCountAnalysis(layers, torch.ones(1, 3, 8, 8))
+    counted.unsupported_ops_warnings(False)
+    assert gflops(layers, 8).activations == counted.total()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_activations_of_vit_b16_are_fvcores_of_attention_in_the_open(fused: bool) -> None:
+    model = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=512)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    linear = 196 * 768 + 12 * 197 * (3 * 768 + 768 + 3072 + 768) + 512
+    attention = 12 * (12 * 197**2 + 197 * 768)
+    assert gflops(model, 224).activations == linear + attention
+    if not fused:
+        counted = ActivationCountAnalysis(model.eval(), torch.ones(1, 3, 224, 224))
+        counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        assert counted.total() == linear + attention
 
 
 def test_selection_is_free_and_anything_unknown_is_reported() -> None:
@@ -98,7 +128,7 @@ def test_selection_is_free_and_anything_unknown_is_reported() -> None:
         best = scores.topk(2).indices + order[..., :2]
         return x.gather(-1, best.clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 2)) ** 2
 
-    assert gflops(Applied(select), 8) == Cost(gflops=0, by_operator={}, unsupported=(), params=1)
+    assert gflops(Applied(select), 8) == Cost(**NOTHING)
     unknown = gflops(Applied(lambda x: torch.linalg.inv(x + torch.eye(8) * 9)), 8)
     assert unknown.unsupported == ("aten::linalg_inv",)
 

@@ -33,6 +33,8 @@ def record(**changes: Any) -> Record:
         "prompt_tokens": 16,
         "seed": 0,
         "image_count": 4,
+        "images_sha256": "ab" * 32,
+        "image_size": (196, 196),
         "correct_bits": pack_correct(np.array([True, False, True, True])),
         "top1": 0.75,
         "top1_low": 0.3,
@@ -97,6 +99,8 @@ OTHER = {
     "threads": 1,
     "torch": "2.14.0",
     "timm": "1.0.32",
+    "images_sha256": "cd" * 32,
+    "image_size": (224, 224),
 }
 
 
@@ -119,7 +123,7 @@ def test_every_field_is_either_a_condition_or_measured():
         "match_at_k", "match_k", "match_chance", "golden_images", "weighted_tau",
         "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low", "border_high",
         "border_chance", "tau_undefined", "cosine_to_dense", "cosine_low", "cosine_high",
-        "match_low", "match_high",
+        "match_low", "match_high", "activations", "uncounted_operators",
     }  # fmt: skip
     free = {"created", "git_commit", "correct_bits", "schema_version", "image_count"}
     assert {f.name for f in fields(Record)} == measured | free | OTHER.keys()
@@ -183,6 +187,12 @@ def test_going_on_refuses_a_bad_line_that_is_not_the_last(tmp_path: Path):
     path.write_text("{}\n{")
     with pytest.raises(ValueError, match="line 1: schema_version is None"):
         earlier(path, Progress(None), fresh=False)
+
+
+def test_what_an_earlier_version_did_not_know_is_taken_for_the_same():
+    unknown = record(images_sha256=None, image_size=None)
+    assert fitting(record(**BLANK), [unknown], [1]) is unknown
+    assert fitting(record(**{**BLANK, "images_sha256": None}), [record()], [1]) is None
 
 
 def test_what_is_measured_makes_no_other_conditions():

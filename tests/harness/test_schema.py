@@ -64,15 +64,16 @@ NEW_IN_2 = (
 NEW_IN_3 = ("cosine_to_dense", "cosine_low", "cosine_high")
 NEW_IN_4 = ("match_low", "match_high")
 NEW_IN_5 = ("tuning", "prompt_tokens")
+NEW_IN_6 = ("images_sha256", "image_size", "activations", "uncounted_operators")
 
 
 @pytest.mark.parametrize(
     ("version", "new"),
     [
-        (1, (*NEW_IN_2, *NEW_IN_3, *NEW_IN_4, *NEW_IN_5)),
-        (2, (*NEW_IN_3, *NEW_IN_4, *NEW_IN_5)),
-        (3, (*NEW_IN_4, *NEW_IN_5)),
-        (4, NEW_IN_5),
+        (1, (*NEW_IN_2, *NEW_IN_3, *NEW_IN_4, *NEW_IN_5, *NEW_IN_6)),
+        (2, (*NEW_IN_3, *NEW_IN_4, *NEW_IN_5, *NEW_IN_6)),
+        (3, (*NEW_IN_4, *NEW_IN_5, *NEW_IN_6)),
+        (4, (*NEW_IN_5, *NEW_IN_6)),
     ],
 )
 def test_a_line_of_an_earlier_version_is_read_as_far_as_it_goes(
@@ -86,7 +87,7 @@ def test_a_line_of_an_earlier_version_is_read_as_far_as_it_goes(
     [record] = read_records(path)
     assert record == replace(RECORD, **(dict.fromkeys(new) | {"tuning": "probe"}))
     write_records(path, [record])
-    assert json.loads(path.read_text().splitlines()[1])["schema_version"] == 5
+    assert json.loads(path.read_text().splitlines()[1])["schema_version"] == 6
     assert read_records(path) == [record, record]
     del values["tau"]  # which the first version had
     path.write_text(json.dumps(values) + "\n")
@@ -101,7 +102,7 @@ def test_shots_of_an_earlier_version_meant_a_linear_probe(
 ) -> None:
     path = tmp_path / "records.jsonl"
     values = asdict(RECORD) | {"schema_version": version, "shots": shots}
-    for name in NEW_IN_5:
+    for name in (*NEW_IN_5, *NEW_IN_6):
         del values[name]
     path.write_text(json.dumps(values) + "\n")
     [record] = read_records(path)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zoo.tokens import Reduction, Tokens, rank_scores, top
+from zoo.tokens import Reduction, Tokens, left_at, rank_scores, tokens_of, top
 
 
 def start(batch: int = 2, prefix: int = 1, grid: tuple[int, int] = (3, 4), dim: int = 5) -> Tokens:
@@ -130,3 +130,47 @@ def test_equal_fates_tie():
     scores = rank_scores(tokens.history, 12)[0]
     assert scores.unique().numel() == 2
     assert (scores[:3] < scores[3:].min()).all()
+
+
+@pytest.mark.parametrize("counts", [[7], [10, 6, 2], [11, 10, 9, 1]])
+def test_a_pruned_patch_left_where_it_is_last_seen_and_is_in_no_token(counts: list[int]):
+    tokens = pruned_in_stages(counts, ties=False)
+    left, token = left_at(tokens.history, 12), tokens_of(tokens.history, 12)
+    for image in range(3):
+        for patch in range(12):
+            lost = [
+                r.block
+                for r in tokens.history
+                if patch in r.before[image].tolist() and patch not in r.after[image].tolist()
+            ]
+            stays = patch in tokens.patch_idx[image].tolist()
+            assert left[image, patch] == (lost[0] if lost else -1)
+            assert stays == (not lost)
+            assert token[image, patch] == (patch if stays else -1)
+
+
+def test_a_merged_patch_is_in_the_token_that_its_partner_went_into_later():
+    """3 goes into 2, 2 into 0, which takes 3 along; 1 stays alone."""
+    history = (
+        Reduction(
+            2, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[1, 0, 2]]), torch.rand(1, 4),
+            torch.tensor([[0, 1, 2, 2]]),
+        ),
+        Reduction(
+            5, torch.tensor([[1, 0, 2]]), torch.tensor([[1, 0]]), torch.rand(1, 3),
+            torch.tensor([[1, 0, 0]]),
+        ),
+    )  # fmt: skip
+    assert tokens_of(history, 4).tolist() == [[0, 1, 0, 0]]
+    assert left_at(history, 4).tolist() == [[-1, -1, 5, 2]]
+
+
+def test_what_a_fused_token_took_up_counts_as_dropped():
+    history = (
+        Reduction(
+            4, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 2, -1]]), torch.rand(1, 4)
+        ),
+        Reduction(7, torch.tensor([[0, 2, -1]]), torch.tensor([[2, -1]]), torch.rand(1, 3)),
+    )  # fmt: skip
+    assert tokens_of(history, 4).tolist() == [[-1, -1, 2, -1]]
+    assert left_at(history, 4).tolist() == [[7, 4, -1, 4]]

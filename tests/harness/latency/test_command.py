@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from harness.cli import main
-from harness.flags import build_parser
 from harness.latency import command
 from harness.latency.machine import Machine
 from harness.latency.plan import CPU_BATCHES, CUDA_BATCHES, LatencyPlan, batches_for
@@ -49,11 +47,10 @@ def test_a_run_writes_what_it_shows_and_a_second_reuses_it(
         main([*argv, "--fresh"])
 
 
-def test_what_programs_get_are_the_records(tmp_path: Path):
-    argv = [*RANDOM.split(), "--output", str(tmp_path), "--random-weights"]
-    shown = command.run_latency(build_parser().parse_args(argv), Console(stderr=True))
-    assert shown.code == 0
-    rows = json.loads(json.dumps(shown.data))["rows"]
+def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = [*RANDOM.split(), "--output", str(tmp_path), "--random-weights", "--json"]
+    assert main(argv) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
     lines = (tmp_path / "latency.jsonl").read_text("utf-8").splitlines()
     assert rows == [json.loads(line) for line in lines]
     assert [row["random_weights"] for row in rows] == [True, True]

@@ -7,8 +7,11 @@ import pytest
 from rich.console import Console
 
 from harness.latency.record import LatencyRecord
-from harness.latency.tables import WIDE, latency_markdown, latency_tables, notes
+from harness.latency.tables import latency_markdown, latency_tables, notes
+from harness.layout import fitted
+from harness.shown import Forms
 
+WIDE = 200
 Make = Callable[..., LatencyRecord]
 DENSE = (10.0, 10.2, 10.1, 10.3, 10.2, 10.1)
 
@@ -37,10 +40,11 @@ def records(record: Make) -> list[LatencyRecord]:
     ]  # fmt: skip
 
 
-def shown(records: list[LatencyRecord], width: int, *, wide: bool = True) -> str:
+def shown(records: list[LatencyRecord], width: int) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    for part in latency_tables(records, wide=wide):
-        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+    for part in latency_tables(records):
+        laid = fitted(part.forms, width) if isinstance(part, Forms) else part
+        console.print(laid, soft_wrap=isinstance(part, str), markup=False)
     return console.export_text()
 
 
@@ -95,11 +99,14 @@ def test_what_holds_for_all_models_of_a_batch_is_said_once(records: list[Latency
 def test_a_narrow_terminal_gets_the_most_telling_columns_whole(
     records: list[LatencyRecord], width: int
 ):
-    text = shown(records, width, wide=False)
+    text = shown(records, width)
     assert "…" not in text
     assert "0.800 [0.800, 0.800]" in text
+    assert "8.12 [8.08, 8.16]" in text
     assert "not shown !" in text
     assert "images/s" not in text
+    assert "all columns: a wider terminal, or --json" in " ".join(text.split())
+    assert max(map(len, text.splitlines()[:20])) <= width
 
 
 def test_names_in_brackets_are_no_markup(record: Make):
@@ -119,5 +126,4 @@ def test_markdown_has_the_same_rows(records: list[LatencyRecord]):
 
 
 def test_random_weights_are_said_to_be(record: Make):
-    [table, *_] = latency_tables([record(random_weights=True)])
-    assert "(random weights, 64x64 px)" in str(table.title)
+    assert "(random weights, 64x64 px)" in shown([record(random_weights=True)], WIDE)

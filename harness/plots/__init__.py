@@ -1,0 +1,1 @@
+"""Plots of records: what they show as data, and how that is drawn."""

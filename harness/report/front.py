@@ -1,0 +1,99 @@
+"""The Pareto front of accuracy and cost, and which rows are clearly off it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.averages import Average
+from harness.significance import holm, mcnemar_exact
+from harness.statistics import Interval, bootstrap_counts
+
+Cost = Callable[[Average], Interval | None]
+Verdict = Literal["front", "open", "beaten"]
+_SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a row stands.
+
+    Attributes:
+        row: which.
+        cost: of it.
+        verdict: ``beaten``: another row costs no more, within 1 %, intervals taken at their worse
+            ends, and is clearly more accurate. ``front``: it isn't, and by the estimates no row is
+            as cheap and as accurate and better in one of the two. ``open``: neither; the images or
+            timings are too few to say.
+        by: the most accurate row of those that clearly beat it.
+    """
+
+    row: Average
+    cost: Interval
+    verdict: Verdict
+    by: Average | None = None
+
+
+def standings(rows: Sequence[Average], cost: Cost) -> list[Standing]:
+    """Judge every row that has a cost.
+
+    Clearly more accurate is what the exact McNemar test says on the same images, at 5 % by Holm
+    over all pairs that are asked about. For means over seeds it is a paired bootstrap interval over
+    images clear of zero, at 5 % by Bonferroni over these pairs.
+
+    Args:
+        rows: of one group.
+        cost: of a row, with its interval; None where it wasn't measured.
+    """
+    costs = [(row, found) for row in rows if (found := cost(row)) is not None]
+    pairs = [
+        (better, worse)
+        for worse, spent in costs
+        for better, other in costs
+        if better is not worse
+        and other.high <= _SAME * spent.low
+        and better.top1.estimate > worse.top1.estimate
+    ]
+    beaten: dict[str, Average] = {}
+    for (better, worse), clear in zip(pairs, _clear(pairs), strict=True):
+        known = beaten.get(worse.identity)
+        if clear and (known is None or better.top1.estimate > known.top1.estimate):
+            beaten[worse.identity] = better
+    return [
+        Standing(
+            row=row,
+            cost=spent,
+            verdict=_verdict(row, spent, costs, beaten),
+            by=beaten.get(row.identity),
+        )
+        for row, spent in costs
+    ]
+
+
+def _verdict(
+    row: Average,
+    spent: Interval,
+    costs: Sequence[tuple[Average, Interval]],
+    beaten: dict[str, Average],
+) -> Verdict:
+    def better(other: Average, price: Interval) -> bool:
+        ours = (-spent.estimate, row.top1.estimate)
+        theirs = (-price.estimate, other.top1.estimate)
+        return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
+
+    if row.identity in beaten:
+        return "beaten"
+    return "open" if any(better(other, price) for other, price in costs) else "front"
+
+
+def _clear(pairs: Sequence[tuple[Average, Average]]) -> list[bool]:
+    if not pairs:
+        return []
+    if len(pairs[0][0].records) == 1:
+        answers = [(better.first.correct, worse.first.correct) for better, worse in pairs]
+        return [bool(p <= 0.05) for p in holm([mcnemar_exact(*pair) for pair in answers])]
+    confidence = 1 - 0.05 / len(pairs)
+    resamples = max(10_000, 400 * len(pairs))
+    return [
+        bootstrap_counts(better.hits - worse.hits, 0, resamples, confidence).low > 0
+        for better, worse in pairs
+    ]

@@ -1,0 +1,139 @@
+"""The tables of a report, whatever they are written as."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from harness.averages import Average, Judged, judged
+from harness.columns import Cell, Column, columns_of
+from harness.protocol import protocol
+from harness.report.groups import Group, Grouped, counted
+from harness.shot_table import by_shots, shot_tables
+
+_SUMMARY = ("Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "× dense", "Kendall τ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A table under its heading.
+
+    Attributes:
+        name: heading.
+        about: what all rows have in common.
+        heads: of the columns.
+        rows: cells, as many as heads.
+        models: name of each row's model.
+        settings: each row's; None in a table of shots, whose groups have told them.
+    """
+
+    name: str
+    about: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    models: Sequence[str]
+    settings: Sequence[dict[str, object]] | None = None
+
+
+def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Section]:
+    """Yield a section per group, and after the last of a dataset its numbers of shots.
+
+    Args:
+        found: the groups.
+        summary: leave out what a first look doesn't need.
+        marked: differences to dense that are clear with all rows judged together have a mark.
+    """
+    groups = found.groups
+    settings = [group.setting for group in groups]
+    for at, group in enumerate(groups):
+        yield _section(group, summary=summary, marked=marked)
+        if settings[at] in settings[at + 1 :]:
+            continue
+        same = [other for other in groups if other.setting == settings[at]]
+        for columns in apart(same):
+            for table in shot_tables([group.rows for group in columns]):
+                yield Section(
+                    name=table.name,
+                    about=table.about,
+                    heads=table.heads,
+                    rows=table.rows,
+                    models=table.models,
+                )
+
+
+def apart(groups: Sequence[Group]) -> list[list[Group]]:
+    """Return groups of one setting such that none has a number of shots twice.
+
+    Runs may have judged the same shots on other images or with other seeds; those don't share a
+    table. One that still would is left out of it.
+    """
+    if _once(groups):
+        return [list(groups)]
+    counts = dict.fromkeys(group.first.image_count for group in groups)
+    shares = [[g for g in groups if g.first.image_count == count] for count in counts]
+    return [share for share in shares if _once(share)]
+
+
+def _once(groups: Sequence[Group]) -> bool:
+    kinds = [(g.first.shots, g.first.tuning, g.first.prompt_tokens) for g in groups]
+    return len(set(kinds)) == len(kinds)
+
+
+def shot_columns(found: Grouped) -> list[list[Sequence[Average]]]:
+    """Return what tables of shots are made of, one entry per table, shots rising."""
+    every = []
+    for setting in dict.fromkeys(group.setting for group in found.groups):
+        same = [group for group in found.groups if group.setting == setting]
+        for columns in apart(same):
+            every += by_shots([group.rows for group in columns])
+    return every
+
+
+def _section(group: Group, *, summary: bool, marked: bool) -> Section:
+    columns = columns_of(group.rows)
+    if summary:
+        columns = [column for column in columns if column.heading.endswith(_SUMMARY)]
+    together, about = judged(group.rows) if marked else None, _about(group.rows)
+    if together is not None:
+        columns = [_marked(column, together) for column in columns]
+        about = f"{about} {together.note}."
+    return Section(
+        name=group.name,
+        about=about,
+        heads=[column.heading for column in columns],
+        rows=[[column.cell(row) for column in columns] for row in group.rows],
+        models=[row.first.model for row in group.rows],
+        settings=[row.config for row in group.rows],
+    )
+
+
+def _marked(column: Column, together: Judged) -> Column:
+    if column.heading != "To dense":
+        return column
+
+    def cell(row: Average) -> Cell:
+        plain = column.cell(row)
+        return Cell(plain.replace(" ", f"{together.mark(row)} ", 1), plain.value)
+
+    return replace(column, cell=cell)
+
+
+def _about(group: Sequence[Average]) -> str:
+    """Say what all records of a group have in common."""
+    first = group[0].first
+    golden = sorted({r.golden_images for row in group for r in row.records if r.golden_images})
+    seeds = [str(record.seed) for record in group[0].records]
+    return (
+        f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
+        f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "
+        f"{first.device_name}, {first.device}, {first.dtype}, "
+        f"{counted(first.threads, 'thread')}, torch {first.torch}, timm {first.timm}, "
+        f"weights {first.weights_sha256[:12]}; agreement on "
+        f"{', '.join(map(str, golden)) or 'no'} images.{_uncounted(group)}"
+    )
+
+
+def _uncounted(group: Sequence[Average]) -> str:
+    """Say which operators multiply-adds lack; nothing where none is."""
+    lost = {n for row in group for r in row.records for n in r.uncounted_operators or ()}
+    return (
+        f" GFLOPs lack {', '.join(sorted(lost))}, which nobody knows how to count." if lost else ""
+    )

@@ -1,0 +1,35 @@
+"use strict";
+// Tables are whole without this; it makes their headings buttons that sort.
+const after = { ascending: "descending", descending: "" };
+for (const table of document.querySelectorAll("table[data-sortable]")) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+  const before = [...body.rows];
+  const said = table.closest("section").querySelector("[role=status]");
+  const valueOf = (row, column) => row.cells[column].dataset.sort;
+  const compare = (a, b) => {
+    const numbers = [Number(a), Number(b)];
+    return numbers.some(Number.isNaN) ? a.localeCompare(b) : numbers[0] - numbers[1];
+  };
+  const sort = (column, way) => {
+    const sign = way === "descending" ? -1 : 1;
+    // What was not measured has no value and stays below, whichever way.
+    const known = before.filter((row) => valueOf(row, column) !== undefined);
+    const unknown = before.filter((row) => valueOf(row, column) === undefined);
+    known.sort((a, b) => sign * compare(valueOf(a, column), valueOf(b, column)));
+    body.append(...(way ? [...known, ...unknown] : before));
+  };
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const way = after[head.getAttribute("aria-sort")] ?? "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      if (way) head.setAttribute("aria-sort", way);
+      sort(column, way);
+      said.textContent = `${button.textContent}: ${way || "as it was"}`;
+    });
+  });
+}
