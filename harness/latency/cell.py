@@ -108,7 +108,11 @@ def _first(vit: ReducedViT, images: Tensor, way: str) -> Found:
     except Exception as error:
         if not (is_out_of_memory(error) or _is_refusal(error)):
             raise
-        return Found(failed=_reason(error))
+        found = Found(failed=_reason(error))
+    if found.failed is not None:
+        if images.is_cuda:  # else the pieces that it left would be in the way of the next model
+            torch.cuda.empty_cache()
+        return found
     found.deviation = float(apart.max())
     allowed = ALLOWED[images.dtype]
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.

@@ -129,7 +129,13 @@ class _FamilyRun:
             images = images.contiguous(memory_format=form)
             watch = self._stopwatch(cell)
             measured, around = measure_cell(
-                models, images, cell.way, watch=watch, gpu=self.gpu, tick=tick, **told
+                models,
+                images,
+                cell.way,
+                watch=watch,
+                gpu=self.gpu,
+                tick=lambda done: tick(min(done, self.plan.rounds)),
+                **told,
             )
         if cell.way in COMPILED:
             torch._dynamo.reset()

@@ -12,7 +12,7 @@ from harness.latency import verdict
 from harness.latency.cell import ALLOWED, CHECKED
 from harness.latency.machine import Machine, Surroundings
 from harness.latency.plan import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
-from harness.latency.record import LatencyRecord
+from harness.latency.record import CONDITIONS, LatencyRecord
 from harness.latency.timing import MOST_ROUNDS
 from harness.latency.ways import WAYS
 
@@ -63,6 +63,13 @@ def test_units_in_names_are_the_units_of_the_table(heading: str):
         [*_, end] = [e for e in sorted(units, key=len) if name.endswith(e)] or [None]
         if end is not None:
             assert unit == units[end], name
+
+
+def test_the_conditions_are_those_that_the_page_says():
+    names = list(rows("Fields"))
+    between = names[names.index("version") : names.index("machine") + 1]
+    assert tuple(name for name in between if name != "git_commit") == CONDITIONS
+    assert "from `version` to `machine`, without `git_commit`, are the conditions" in TEXT
 
 
 def test_every_way_and_every_verdict_is_explained():
