@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.appending import append, mend, read_lines
+from harness.appending import append, parsed_lines, to_go_on_from
 from harness.latency.machine import Machine, Surroundings
 from harness.progress import Progress
 from harness.typed_json import parsed
@@ -95,15 +95,14 @@ def read_latencies(path: Path) -> list[LatencyRecord]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: names the file, the line and what is wrong with it.
+        ValueError: names the file, the line and what is wrong with it, or the last line is torn.
     """
-    records = []
-    for number, line in enumerate(read_lines(path)[0], start=1):
-        try:
-            records.append(parsed(LatencyRecord, json.loads(line), "record"))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    return records
+    return parsed_lines(path, _record)
+
+
+def _record(line: bytes) -> LatencyRecord:
+    record: LatencyRecord = parsed(LatencyRecord, json.loads(line), "record")
+    return record
 
 
 def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[LatencyRecord]:
@@ -114,11 +113,7 @@ def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[LatencyRecor
     Raises:
         ValueError: another line is no record.
     """
-    if fresh or not path.is_file():
-        return []
-    if mend(path):
-        progress.say(f"{path}: the last line was torn, as what wrote it was stopped; dropped")
-    return read_latencies(path)
+    return read_latencies(path) if to_go_on_from(path, progress.say, fresh=fresh) else []
 
 
 def fitting(

@@ -110,6 +110,14 @@ def test_a_torn_line_is_dropped_by_the_command_that_goes_on(record: Make, tmp_pa
     assert path.read_bytes() == whole.splitlines(keepends=True)[0]
 
 
+def test_who_only_reads_is_told_of_a_torn_line_and_how_to_drop_it(record: Make, tmp_path: Path):
+    path = tmp_path / "latency.jsonl"
+    write_latencies(path, [record(), record(batch=8)])
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"line 2: torn, .*harness.appending import mend"):
+        read_latencies(path)
+
+
 def test_afresh_nothing_is_known(record: Make, tmp_path: Path):
     path = tmp_path / "latency.jsonl"
     assert earlier(path, Progress(), fresh=False) == []
