@@ -49,7 +49,7 @@ def run_latency(args: argparse.Namespace, status: Console) -> Work:
         records += table
     write_whole(args.output / MARKDOWN, latency_markdown(records).encode())
     progress.say(f"records: {path}; tables: {args.output / MARKDOWN}")
-    data = {"records": str(path), "rows": json_values(records)}
+    data = {"path": str(path), "records": json_values(records)}
     return Shown(parts=(), data=data)
 
 

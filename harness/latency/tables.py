@@ -22,8 +22,11 @@ CAPTION = (
     "median [quartiles] of whole calls; ratio: to the dense model's time in the same round, median "
     "[95 % interval]; saved: share of the dense model's multiply-adds that isn't done, and of its "
     "time; arrived: the second by the first; MiB: weights + the most that a call holds beside them "
-    "and images; first: preparing, compiling and the first call; off: largest difference of "
-    "features from eager's, by their length; !: see the warnings below"
+    "and images; !: see the warnings below"
+)
+PREPARED = (
+    "; first: preparing, compiling and the first call; off: largest difference of features from "
+    "eager's, by their length"
 )
 
 
@@ -36,8 +39,8 @@ def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
     parts: list[Part] = []
     for title, group in _grouped(records):
         columns = _columns(group)
-        caption = escape(CAPTION)
-        table = Table(title=escape(title), caption=caption, caption_justify="left")
+        caption = CAPTION + (PREPARED if "off" in columns else "")
+        table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         for head in columns:
             table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
         for row, ends in _rows(group):
@@ -49,7 +52,7 @@ def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
 
 def latency_markdown(records: Sequence[LatencyRecord]) -> str:
     """Return the same tables as Markdown."""
-    lines = ["# Latency", "", f"{CAPTION[0].upper()}{CAPTION[1:]}.", ""]
+    lines = ["# Latency", "", f"{CAPTION[0].upper()}{CAPTION[1:]}{PREPARED}.", ""]
     for title, group in _grouped(records):
         columns = _columns(group)
         rule = ("---" if head in WORDS else "---:" for head in columns)

@@ -50,7 +50,7 @@ def test_a_run_writes_what_it_shows_and_a_second_reuses_it(
 def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = [*RANDOM.split(), "--output", str(tmp_path), "--random-weights", "--json"]
     assert main(argv) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    rows = json.loads(capsys.readouterr().out)["records"]
     lines = (tmp_path / "latency.jsonl").read_text("utf-8").splitlines()
     assert rows == [json.loads(line) for line in lines]
     assert [row["random_weights"] for row in rows] == [True, True]
