@@ -57,7 +57,7 @@ def disturbed(around: Surroundings, cores: int) -> list[str]:
 
 def _spread(timing: Timing) -> str | None:
     first, third = timing.quartiles_ms
-    share = (third - first) / timing.median_ms
+    share = round((third - first) / timing.median_ms, 2)  # as it is told
     if share <= SPREAD:
         return None
     return (
