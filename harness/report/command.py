@@ -13,6 +13,7 @@ from harness.changes import read_run
 from harness.labels import labels
 from harness.plots.accuracy import judge, row_name
 from harness.progress import Progress
+from harness.records import CONDITIONS
 from harness.report.folder import write_report
 from harness.report.front import Standing
 from harness.report.groups import Group, Grouped, counted, grouped
@@ -99,6 +100,7 @@ def _data(
     return [
         {
             "name": group.name,
+            "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
             "rows": [_row(row, fronts[group.name]) for row in group.rows],
         }
         for group in found.groups
