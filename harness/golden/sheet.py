@@ -24,7 +24,7 @@ from harness.plots.style import OPTIONS, saved
 WIDTH, PANEL_LEAST, PANEL_MOST = 2000, 150, 480
 MARGIN, GAP, STRIP, HEAD, BAR, LINE = 20, 10, 84, 76, 84, 27
 TITLE_SIZE, NAME_SIZE, NOTE_SIZE = 24, 21, 19
-DPI = 100
+DPI = 72  # a pixel is a point, so that an SVG has the same pixels
 IMAGE = "image"
 APART: Any = {"image.composite_image": False}  # an SVG's images stay as many as the panels
 
