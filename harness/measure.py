@@ -20,7 +20,7 @@ from harness.agreement import (
     over_images,
     weighted_tau,
 )
-from harness.cost import gflops
+from harness.cost import gflops, lacking
 from harness.evaluate import Outcome
 from harness.latency import Timing, interleaved
 from harness.progress import Progress
@@ -75,8 +75,8 @@ def costs(
     with progress.task("multiply-adds", len(real)) as update:
         for done, row in enumerate(real, start=1):
             cost = gflops(row.vit, size)
-            if cost.unsupported:
-                progress.say(f"{row.key}: not counted by fvcore: {', '.join(cost.unsupported)}")
+            if told := lacking(cost.unsupported):
+                progress.say(f"{row.key}: {told}")
             with torch.inference_mode():
                 trace = row.vit.trace(one)
             facts[row.key] = {

@@ -10,7 +10,8 @@ from harness.averages import Average, averages
 from harness.correctness import pack_correct
 from harness.records import Record
 from harness.report.front import Standing, standings
-from harness.statistics import Interval, holm, mcnemar_exact
+from harness.significance import holm, mcnemar_exact
+from harness.statistics import Interval
 
 
 def gflops(row: Average) -> Interval | None:
