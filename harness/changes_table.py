@@ -23,7 +23,6 @@ _CAPTION = (
     "mean Kendall tau of B minus A's"
 )
 _DIGITS = 16  # of a hash
-WIDE = 130  # columns of a terminal that take the whole table
 _NARROW = ("method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs")
 
 

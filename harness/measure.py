@@ -1,8 +1,6 @@
 """What a row costs, and how far its ranking agrees with the golden one."""
 
-import functools
 import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,23 +36,6 @@ def device_name(device: str) -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """Return the commit this package is run from, "-dirty" if changed; None if not from a checkout.
-
-    Only a checkout whose top holds this very package counts, not one that an environment lies in.
-    """
-    top = Path(__file__).parent.parent
-    if not (top / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    try:
-        done = subprocess.run(command, cwd=top, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def costs(

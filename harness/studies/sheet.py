@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from rich.table import Table
 from harness.averages import uncounted
 from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, paired_p, together
 from harness.records import Record
+from harness.shown import json_values
 from harness.statistics import Interval, bootstrap_mean, mean_interval
 
 NOT_MEASURED = "–"
@@ -166,12 +168,39 @@ class Sheet:
         told = uncounted(self.dense, *(entry.records[0] for entry in self.entries))
         return f" {told}." if told else ""
 
+    def data(self) -> dict[str, Any]:
+        """Return it as JSON values: what was measured, whether or not the table has a column."""
+        told: dict[str, Any] = {
+            "dataset": self.dense.dataset,
+            "split": self.dense.split,
+            "title": self.title,
+        }
+        lines = [
+            {
+                "labels": entry.labels,
+                "asked": entry.asked,
+                "seeds": len(entry.records),
+                "top1_to_dense": entry.to_dense,
+                "top1_to_first": entry.to_first,
+                "top1_to_first_over_seeds": entry.over_seeds,
+                **{name: entry.mean(name) for name in _MEANS},
+            }
+            for entry in self.entries
+        ]
+        dense = {name: getattr(self.dense, name) for name in _MEANS}
+        told |= {"images": self.dense.image_count, "dense": dense, "lines": lines}
+        found: dict[str, Any] = json_values(told)
+        return found
+
     def markdown(self) -> str:
         """Return it as a Markdown section, without marks."""
         heads, rows = self.cells()
         line = ["---:" if head in _COLUMNS else "---" for head in heads]
         body = ["| " + " | ".join(cells) + " |" for cells in (heads, line, *rows)]
         return "\n".join([f"### {self.title}", "", *body, ""])
+
+
+_MEANS = ("keep", "top1", "gflops", "cosine_to_dense", "tau", "match_at_k", "match_chance")
 
 
 def _top1(entry: Entry) -> str:
