@@ -87,6 +87,11 @@ def front_table(group: Group, stood: Mapping[str, Sequence[Standing]]) -> Table:
     return table
 
 
+def _heading(cost: str) -> str:
+    batch = cost.partition("ratio_batch")[2]
+    return f"time, batch {batch}" if batch else "GFLOPs"
+
+
 def _told(one: Standing | None, named: Mapping[str, str]) -> str:
     if one is None:
         return "–"

@@ -9,7 +9,7 @@ from harness.report.markdown import markdown_table
 
 def test_a_table_per_dataset_with_every_figure(made: Any, records: list[Record]) -> None:
     text, parsed = made(records)
-    assert text.count("<table data-sortable>") == 2
+    assert text.count("<table data-sortable") == 2
     fashion = parsed.tables[:5]
     assert [cells[:2] for cells in fashion[1:]] == [
         ["dense", "100 %"],
