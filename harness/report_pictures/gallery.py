@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from harness.variants import DENSE
 
 IMAGES = 6
 SCALE = 0.62  # of a sheet's 2000 pixels
-JPEG = 85  # quality of a panel in an SVG
+LIMIT = 1_000_000  # bytes of a picture; above, it gets coarser
+QUALITIES = (85, 70, 50, 30)  # of the panels in an SVG
 RANDOM = "random"
 RIGHT, WRONG = "✓", "✗"
 ABOUT = (
@@ -203,22 +205,29 @@ def _alt(rows: Sequence[RowTraces], dense: Sequence[RowTraces]) -> str:
 
 def lighter(svg: bytes) -> bytes:
     """Return a drawing with JPEGs in it instead of PNGs, in which photos take much room."""
+    for quality in QUALITIES:
 
-    def again(match: re.Match[bytes]) -> bytes:
-        content = base64.b64decode(re.sub(rb"\s", b"", match[1]))
-        with Image.open(io.BytesIO(content)) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=JPEG, subsampling=0, optimize=True)
-        return b"data:image/jpeg;base64," + base64.b64encode(buffer.getvalue())
+        def again(match: re.Match[bytes], quality: int = quality) -> bytes:
+            content = base64.b64decode(re.sub(rb"\s", b"", match[1]))
+            with Image.open(io.BytesIO(content)) as image:
+                made = _bytes(image.convert("RGB"), "JPEG", quality=quality, subsampling=0)
+            return b"data:image/jpeg;base64," + base64.b64encode(made)
 
-    return re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", again, svg)
+        found = re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", again, svg)
+        if len(found) <= LIMIT:
+            break
+    return found
 
 
 def fewer_colours(png: bytes) -> bytes:
-    """Return a bitmap of 256 colours, a third of the bytes."""
+    """Return a bitmap of at most 256 colours if it takes too much room."""
+    if len(png) <= LIMIT:
+        return png
     with Image.open(io.BytesIO(png)) as image:
-        buffer = io.BytesIO()
-        image.convert("RGB").quantize(
-            256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG
-        ).save(buffer, "PNG", optimize=True)
+        return _bytes(image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT), "PNG")
+
+
+def _bytes(image: Image.Image, form: str, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, optimize=True, **how)
     return buffer.getvalue()

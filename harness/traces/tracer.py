@@ -121,12 +121,10 @@ class Tracer:
         """
         without = [record for record in records if self._traced(record) < images]
         if without:
-            first = without[0]
-            rows = f"{len(without)} of {len(records)} rows"
             self.progress.say(
-                f"{first.dataset}: {rows} have no traces of {images} images, as they weren't "
-                f"measured now ({first.model} is the first); the same command with --fresh makes "
-                "them"
+                f"{without[0].dataset}: {len(without)} of {len(records)} rows have no traces of "
+                f"{images} images, as their records are used again ({without[0].model} is the "
+                "first); the same command with --fresh makes them"
             )
 
     def _traced(self, record: Record) -> int:
