@@ -27,10 +27,10 @@ QUALITIES = (85, 70, 50, 30)  # of the panels in an SVG
 RANDOM = "random"
 RIGHT, WRONG = "✓", "✗"
 ABOUT = (
-    "What is left of {count} test images at the lowest keep rate, {keeps}. {rule} Patches whose "
+    "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
     "token was dropped are nearly white. {merging}Below each panel is the class that the model "
-    "answers, {right} right or {wrong} wrong; on the left the image's id and true class. {golden}"
-    "Images are as the tower sees them."
+    "answers, {right} right or {wrong} wrong, below the image what the dense one does; on the left "
+    "the image's id and true class. {golden}Images are as the tower sees them."
 )
 MERGING = (
     "Where a method merges ({names}), patches that share a token are drawn in their mean colour "
@@ -137,6 +137,7 @@ def _picture(group: Group, choice: Choice) -> Picture:
     drawn = draw(sheet, SCALE, vector=True)
     about = ABOUT.format(
         count=len(ids),
+        split=group.facts.split,
         keeps=keeps(level),
         rule=choice.rule,
         merging=MERGING.format(names=", ".join(merging)) if merging else "",
@@ -147,7 +148,7 @@ def _picture(group: Group, choice: Choice) -> Picture:
     return Picture(
         name=f"gallery_{choice.name}_{group.slug}",
         title=f"Kept patches, {choice.title}: {group.title}",
-        about=about.replace(" test images", f" {group.facts.split} images"),
+        about=about,
         alt=_alt(rows, dense),
         svg=lighter(drawn.svg),
         png=fewer_colours(drawn.png),
@@ -167,7 +168,7 @@ def _row(group: Group, rows: Sequence[RowTraces], dense: Sequence[RowTraces], i:
         },
         kept={k: row.kept[i] for k, row in named.items() if not row.golden and not _merges(row)},
         tokens={k: row.token[i] for k, row in named.items() if _merges(row)},
-        captions=answers | ({IMAGE: f"dense {_answer(dense[0], i)}"} if dense else {}),
+        captions=answers | ({IMAGE: _answer(dense[0], i)} if dense else {}),
     )
 
 

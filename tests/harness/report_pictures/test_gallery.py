@@ -62,8 +62,7 @@ def test_panels_are_an_image_a_golden_ranking_and_a_method_each(run):
     for words in ("image", "evit", "patchrank", "random", "9 tokens", "ranking"):
         assert words in found
     assert found.count("9 tokens") == 3
-    assert found.count("dense ✓ cat") == found.count("dense ✗ cat") == 3
-    assert found.count("✓ cat") == found.count("✗ cat") == 9
+    assert found.count("✓ cat") == found.count("✗ cat") == 3 * 4  # dense and three methods
     assert [image for image in run.ids if image in found] == list(run.ids[:6])
     panels = [image for image in bitmaps(first.svg) if image.width == image.height]
     assert len(panels) == 6 * 5
