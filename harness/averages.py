@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.records import Latency, Record, refuse_mixed
-from harness.statistics import (
-    Interval,
-    bootstrap_counts,
-    holm,
-    mcnemar_exact,
-    mean_interval,
-    minimum_detectable_difference,
+from harness.cost import lacking
+from harness.judging import (
+    MCNEMAR,
+    SIGN_FLIP,
+    Together,
+    detectable_note,
+    mark_note,
+    paired_p,
+    together,
 )
+from harness.records import Latency, Record, refuse_mixed
+from harness.statistics import Interval, bootstrap_counts, mean_interval
 from harness.variants import DENSE
-
-CLEAR = "*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,47 +137,50 @@ class Judged:
     """All rows of a table against its dense one at once.
 
     Attributes:
-        clear: identities of rows whose exact McNemar p-value, by Holm over the rows, is at most
-            5 %: if no row really differs, one is called clear in at most 5 % of such tables.
+        family: their p-values by identity; see `row_p`.
         note: what the mark says, and the least difference that rows without it would show.
     """
 
-    clear: frozenset[str]
+    family: Together[str]
     note: str
 
     def mark(self, row: Average) -> str:
         """Return what stands behind a row's difference: the mark if it is clear, or nothing."""
-        return CLEAR if row.identity in self.clear else ""
+        return self.family.mark(row.identity)
 
 
 def judged(rows: Sequence[Average]) -> Judged | None:
-    """Say which rows differ clearly from the dense one; None for several seeds, or without it.
-
-    McNemar's test pairs right and wrong, and the mean over seeds of an image is neither.
-    """
+    """Say which rows differ clearly from the dense one; None without it."""
     dense = next((row for row in rows if row.method == DENSE), None)
     others = [row for row in rows if row.to_dense is not None]
-    if dense is None or not others or len(dense.records) > 1:
+    if dense is None or not others:
         return None
-    truth = dense.first.correct
-    adjusted = holm([mcnemar_exact(row.first.correct, truth) for row in others])
-    clear = {row.identity for row, p in zip(others, adjusted, strict=True) if p <= 0.05}
-    note = f"{CLEAR} clear of zero, all rows judged together (exact McNemar test, Holm, 5 %)"
-    missed = [row.first.correct != truth for row in others if row.identity not in clear]
-    if missed:
-        most = max(float(each.mean()) for each in missed)
-        note += f"; without {CLEAR}: {_detectable(truth.size, most)}"
-    return Judged(clear=frozenset(clear), note=note)
+    family = together({row.identity: row_p(row, dense) for row in others})
+    note = mark_note(exact_test(dense))
+    if len(dense.records) == 1:
+        truth = dense.first.correct
+        left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
+        note += detectable_note(truth.size, [float(each.mean()) for each in left])
+    return Judged(family=family, note=note)
 
 
-def _detectable(images: int, discordance: float) -> str:
-    found = minimum_detectable_difference(images, discordance)
-    if found is None:
-        return "too few images that just one of two models gets right to show any difference"
-    return (
-        f"{images} images show {100 * found:.1f} points with power 80 %, in one comparison, where "
-        f"just one of two models is right on {100 * discordance:.1f} % of them (the most here)"
-    )
+def row_p(row: Average, other: Average) -> float:
+    """Return the exact p-value that two rows are equally often right; see `judging.paired_p`."""
+    return paired_p(row.hits, other.hits, len(row.records), len(other.records))
+
+
+def exact_test(row: Average) -> str:
+    """Name the test that compares rows of as many seeds."""
+    return MCNEMAR if len(row.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
+
+
+def uncounted(*records: Record) -> str:
+    """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name in record.uncounted_operators or ():
+            found.setdefault(name, {})[record.model] = None
+    return lacking(f"{name} ({', '.join(models)})" for name, models in found.items())
 
 
 def mean_difference(row: Average, other: Average) -> Interval:

@@ -10,7 +10,9 @@ from typing import Any
 from harness.protocol import tower_of
 from harness.records import Record, read_records
 from harness.reuse import measured_alike
-from harness.statistics import Interval, mcnemar_exact, paired_difference
+from harness.significance import mcnemar_exact
+from harness.statistics import Interval, paired_difference
+from harness.time_ratios import ratios, ratios_to_dense
 
 RECORDS = "records.jsonl"
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
@@ -22,7 +24,9 @@ _ROW = (
 _IMAGES = ("dataset_revision", "image_count")
 _MACHINE = ("device", "device_name", "dtype", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
-_EXACT = ("gflops", "params", "tokens_per_block", "final_tokens")
+_EXACT = (
+    "gflops", "uncounted_operators", "activations", "params", "tokens_per_block", "final_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,13 @@ class Change:
     @property
     def other_images(self) -> str | None:
         """Say why the answers can't be paired by image; None if they can."""
-        found = _differences(self.a, self.b, _IMAGES)
+        found = _differences(self.a, self.b, _IMAGES) + _known(self.a, self.b, ["images_sha256"])
         return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in found) or None
+
+    @property
+    def proven(self) -> bool:
+        """Whether both say which images they are of; else revision and count have to do."""
+        return None not in (self.a.images_sha256, self.b.images_sha256)
 
     @property
     def top1(self) -> Interval | None:
@@ -84,17 +93,17 @@ class Change:
     @property
     def latency(self) -> dict[int, float]:
         """Median time of B over A's by batch size; empty unless machine and precision are one."""
-        if _differences(self.a, self.b, _MACHINE):
-            return {}
-        times = {entry.batch: entry.median_ms for entry in self.a.latency}
-        both = [entry for entry in self.b.latency if times.get(entry.batch)]
-        return {entry.batch: entry.median_ms / times[entry.batch] for entry in both}
+        return {} if _differences(self.a, self.b, _MACHINE) else ratios(self.a, self.b)
+
+    @property
+    def latency_to_dense(self) -> dict[int, Interval]:
+        """B's ratio to dense over A's by batch size, with an interval; empty as `latency` is."""
+        return {} if _differences(self.a, self.b, _MACHINE) else ratios_to_dense(self.a, self.b)
 
     @property
     def costs(self) -> list[Difference]:
         """Costs that both have and that aren't equal; they are counted, so nothing may vary."""
-        found = _differences(self.a, self.b, _EXACT)
-        return [one for one in found if None not in (one.a, one.b)]
+        return _known(self.a, self.b, _EXACT)
 
     @property
     def conditions(self) -> list[Difference]:
@@ -107,7 +116,8 @@ class Change:
         ]
         names = (*_SOFTWARE, *_MACHINE, "weights_sha256")
         golden = () if None in (self.a.tau, self.b.tau) else ("golden_images",)
-        return [*_differences(self.a, self.b, (*names, *golden)), *settings]
+        size = _known(self.a, self.b, ["image_size"])
+        return [*_differences(self.a, self.b, (*names, *golden)), *size, *settings]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +222,11 @@ def _differences(a: Record, b: Record, names: Sequence[str]) -> list[Difference]
     return [
         Difference(name=name, a=ours, b=theirs) for name, ours, theirs in values if ours != theirs
     ]
+
+
+def _known(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
+    """Return the differences of what both have."""
+    return [one for one in _differences(a, b, names) if None not in (one.a, one.b)]
 
 
 def _text(difference: Difference) -> str:

@@ -6,12 +6,14 @@ from itertools import takewhile
 from rich.console import Console
 
 from harness.changes import changes, read_run
-from harness.changes_table import WIDE, changes_markdown, notes, sheets
+from harness.changes_data import changes_data
+from harness.changes_table import changes_markdown, notes, sheets
+from harness.shown import Forms, Shown
 from zoo.files import write_whole
 
 
-def run_changes(args: argparse.Namespace, status: Console, output: Console) -> None:
-    """Print what changed between two runs; with --output write changes.md, too.
+def run_changes(args: argparse.Namespace, status: Console) -> Shown:
+    """Tell what changed between two runs; with --output write changes.md, too.
 
     Raises:
         FileNotFoundError: a run isn't there.
@@ -19,8 +21,7 @@ def run_changes(args: argparse.Namespace, status: Console, output: Console) -> N
     """
     words = takewhile(lambda word: word != "--", args.argv)
     flags = [word for word in words if word.startswith("--")]
-    # argparse takes the beginning of a flag for it.
-    wrong = [flag for flag in flags if not "--output".startswith(flag.split("=")[0])]
+    wrong = [flag for flag in flags if flag.split("=")[0] != "--output"]
     if wrong:
         raise ValueError(
             f"{wrong[0]} with runs to compare: it is for measuring; expected compare RUN_A RUN_B, "
@@ -33,12 +34,11 @@ def run_changes(args: argparse.Namespace, status: Console, output: Console) -> N
         )
     a, b = args.runs
     found = changes(read_run(a), read_run(b))
-    for line in (f"A: {a}", f"B: {b}", *notes(found)):
-        output.print(line, highlight=False, markup=False, soft_wrap=True)
-    for sheet in sheets(found):
-        output.print(sheet.table(wide=output.width >= WIDE))
     if flags:
         args.output.mkdir(parents=True, exist_ok=True)
         path = args.output / "changes.md"
         write_whole(path, changes_markdown(found, str(a), str(b)).encode())
         status.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    tables = [Forms((sheet.table(), sheet.table(wide=False))) for sheet in sheets(found)]
+    lines = (f"A: {a}", f"B: {b}", *notes(found))
+    return Shown(parts=(*lines, *tables), data={"a": str(a), "b": str(b), **changes_data(found)})

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.changes import ABSENT, Change, Changes, Difference
+from harness.judging import MCNEMAR, Together, detectable_note, mark_note, together
 from harness.protocol import protocol, tower_of
 from harness.records import Record
 from harness.report.markdown import markdown_cell
@@ -17,10 +18,11 @@ from harness.table import NOT_MEASURED, points
 _CAPTION = (
     "top-1 in %; B - A in points with 95 % paired bootstrap interval over images; only A, only B: "
     "images that one alone got right; p: exact McNemar test, one comparison at a time; batch: "
-    "median time of B over A's; tau: mean Kendall tau of B minus A's"
+    "median time of B over A's, without interval, as the two were not timed in turns; to dense: "
+    "the same of the ratios to dense, which were, with an interval that covers at least 90 %; tau: "
+    "mean Kendall tau of B minus A's"
 )
 _DIGITS = 16  # of a hash
-WIDE = 130  # columns of a terminal that take the whole table
 _NARROW = ("method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs")
 
 
@@ -32,17 +34,20 @@ class Sheet:
         title: what the rows have in common.
         heads: one per column.
         rows: cells, as many as heads.
+        note: what marks say, and what so many images can show; empty if nothing was judged.
     """
 
     title: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str
 
     def table(self, *, wide: bool = True) -> Table:
         """Lay it out for the terminal: all columns, or the most telling ones (80 characters)."""
+        caption = f"{_CAPTION}; {self.note}" if self.note else _CAPTION
         table = Table(
             title=escape(self.title),
-            caption=_CAPTION if wide else f"{_CAPTION}; all columns: a wider terminal, or --output",
+            caption=caption if wide else f"{caption}; all columns: a wider terminal, or --output",
             box=box.HEAVY_HEAD if wide else box.SIMPLE,
         )
         shown = [at for at, head in enumerate(self.heads) if wide or head in _NARROW]
@@ -59,7 +64,8 @@ class Sheet:
         lines = [f"## {markdown_cell(self.title)}", ""]
         for cells in (self.heads, marks, *self.rows):
             lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
-        return "\n".join([*lines, ""])
+        note = ["", f"{self.note[0].upper()}{self.note[1:]}."] if self.note else []
+        return "\n".join([*lines, *map(markdown_cell, note), ""])
 
 
 def sheets(found: Changes) -> list[Sheet]:
@@ -88,6 +94,12 @@ def notes(found: Changes) -> list[str]:
                 f"{_plain(pair.other_images)}"
             )
         lines += [f"{_name(pair.a)}: cost differs: {_told(cost)}" for cost in pair.costs]
+    assumed = sum(not pair.proven and not pair.other_images for pair in found.pairs)
+    if assumed:
+        lines.append(
+            f"images taken for the same by revision and count ({_share(assumed, pairs)}): one of "
+            "the two is from before records of version 6, which know their images"
+        )
     untimed = sum(bool(p.a.latency and p.b.latency and not p.latency) for p in found.pairs)
     if untimed:
         lines.append(
@@ -112,8 +124,10 @@ def _sheet(group: Sequence[Change]) -> Sheet:
     first = group[0].a
     seeded = len({pair.a.seed for pair in group}) > 1
     batches = sorted({batch for pair in group for batch in pair.latency})
+    beside = sorted({batch for pair in group for batch in pair.latency_to_dense})
+    family = together({at: pair.p_value for at, pair in enumerate(group)})
     rows = []
-    for pair in group:
+    for at, pair in enumerate(group):
         answers, tau = pair.answers, pair.tau
         rows.append(
             (
@@ -122,11 +136,12 @@ def _sheet(group: Sequence[Change]) -> Sheet:
                 *([str(pair.a.seed)] if seeded else []),
                 f"{100 * pair.a.top1:.1f}",
                 f"{100 * pair.b.top1:.1f}",
-                NOT_MEASURED if pair.top1 is None else points(pair.top1),
+                NOT_MEASURED if pair.top1 is None else points(pair.top1, family.mark(at)),
                 NOT_MEASURED if answers is None else f"{answers[0]}, {answers[1]}",
                 NOT_MEASURED if pair.p_value is None else f"{pair.p_value:.3f}",
                 _cost(pair),
                 *(_times(pair, batch) for batch in batches),
+                *(_beside_dense(pair, batch) for batch in beside),
                 NOT_MEASURED if tau is None else f"{tau:+.3f}",
             )
         )
@@ -134,12 +149,27 @@ def _sheet(group: Sequence[Change]) -> Sheet:
     count = " or ".join(map(str, sorted(images)))
     named = f"{first.dataset} ({first.split}, {count} images; {protocol(first)}), {tower_of(first)}"
     heads = ("method", "keep", *(["seed"] if seeded else []), "top-1 A", "top-1 B", "B - A")
-    times = (f"batch {batch}, B / A" for batch in batches)
+    times = [f"batch {batch}, B / A" for batch in batches]
+    times += [f"batch {batch} to dense, B / A" for batch in beside]
     return Sheet(
         title=_plain(named),
         heads=(*heads, "only A, only B", "p", "GFLOPs", *times, "tau"),
         rows=tuple(rows),
+        note=_judged(group, family),
     )
+
+
+def _judged(group: Sequence[Change], family: Together[int]) -> str:
+    """Say what the marks are, and what so many images show of the rows without one."""
+    if not family.alone:
+        return ""
+    left = [group[at] for at in family.alone if not family.mark(at)]
+    images = {pair.a.image_count for pair in left}
+    note = mark_note(MCNEMAR, "all rows of this table")
+    if len(images) > 1:
+        return note
+    shares = [float((pair.a.correct != pair.b.correct).mean()) for pair in left]
+    return note + detectable_note(min(images, default=1), shares)
 
 
 def _cost(pair: Change) -> str:
@@ -154,13 +184,18 @@ def _times(pair: Change, batch: int) -> str:
     return f"{pair.latency[batch]:.2f}x" if batch in pair.latency else NOT_MEASURED
 
 
+def _beside_dense(pair: Change, batch: int) -> str:
+    found = pair.latency_to_dense.get(batch)
+    return NOT_MEASURED if found is None else "{:.2f}x [{:.2f}, {:.2f}]".format(*found)
+
+
 def _told(difference: Difference) -> str:
     a, b = (_value(difference.name, value) for value in (difference.a, difference.b))
     return f"{_plain(difference.name)} {a} in A, {b} in B"
 
 
 def _value(name: str, value: object) -> str:
-    if name == "weights_sha256":
+    if name.endswith("_sha256"):
         value = str(value)[:_DIGITS]
     if value == ABSENT:
         return ABSENT

@@ -1,23 +1,25 @@
-"""The command line: parse, call, print, exit (0 fine, 1 problems, 2 wrong use, 130 stopped)."""
+"""The command line: parse, call, print, exit (see ``flags.help_text.EXIT_CODES``)."""
 
-import argparse
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from harness.datasets import forget, names_of
-from harness.flags import build_parser
-from harness.golden.work import OtherProcessError
-from harness.listing import list_tables
-from harness.progress import Progress
-from harness.table import comparison_table
+from harness.flags import COMMANDS, FAMILIES, build_parser
+from harness.layout import fitted, whole
+from harness.shown import Forms, Part, Shown
+from harness.terminal import errors, has_width, notes, results
 
-PIPE_WIDTH = 200
+SCRIPT = "patchrank"  # as installed
+BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,216 +29,104 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, those of the process if None.
 
     Returns:
-        Exit code: 0 fine, 1 a dataset has problems, 2 wrong use, 130 stopped by Ctrl-C.
+        Exit code, of `EXIT_CODES`.
+
+    Raises:
+        SystemExit: after help or version (0), or for words that can't be parsed (2).
     """
     # Quiet by intention: open_clip logs every tokenizer it builds.
     logging.disable(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    args = build_parser().parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
-    console = Console(stderr=True)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m harness")
+    if not words or words in [[name] for name in FAMILIES]:
+        text = parser.format_help() if not words else _family_help(parser, words[0])
+        print(text, end="", file=sys.stderr)
+        return 2
+    args = parser.parse_args(words)
+    args.argv = own_words(words)
     try:
-        _name_datasets(args)
-        code = COMMANDS[args.command](args)
+        code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer has nowhere to go: leave nothing to fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except (ValueError, OSError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
         text = f"[bold red]error:[/] {escape(str(error))}"
-        console.print(text, highlight=False, soft_wrap=True)
-        return 2
-    except OtherProcessError:
+        errors(args.color).print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # of many processes, the first speaks
-            console.print("stopped; what is done is kept, the same command goes on from there")
+            told = "stopped; what is done is kept, the same command goes on from there"
+            notes(args).print(told)
         return 130
+    return code
+
+
+def _family_help(parser: Any, word: str) -> str:
+    text: str = parser._subparsers._group_actions[0].choices[word].format_help()
+    return text
+
+
+def own_words(words: Sequence[str]) -> list[str]:
+    """Leave out the flags that every command takes: what is measured doesn't depend on them."""
+    left: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return [*left, word, *rest]
+        if word == "--color":
+            next(rest, None)
+        elif word not in ("--json", "--quiet", "-q") and not word.startswith("--color="):
+            left.append(word)
+    return left
+
+
+def _run(args: Namespace) -> int:
+    from harness.datasets import forget
+    from harness.given import name_datasets
+    from harness.golden.work import OtherProcessError
+
+    status, output = notes(args), results(args)
+    try:
+        name_datasets(args, status)
+        found = COMMANDS[args.command].function()(args, status)
+        if isinstance(found, Generator):
+            found = _through(found, None if args.json else output)
+        shown: Shown = found
+        if not args.json:
+            for part in shown.parts:
+                _print(part, output)
+        elif shown.data is not None:
+            print(json.dumps(shown.data, allow_nan=False, ensure_ascii=False, indent=1))
+    except OtherProcessError:
+        return 2
     finally:
         forget()
-    return code or 0
+    return shown.code
 
 
-def _name_datasets(args: argparse.Namespace) -> None:
-    """Put names where datasets are given by a path, and say how all of them are taken."""
-    flags = vars(args)
-    told = {
-        name: flags[name] for name in ("root", "download", "templates", "skip_bad") if name in flags
-    }
-    if isinstance(flags.get("images"), Path) and any(told.values()):
-        flag = next(name for name, value in told.items() if value).replace("_", "-")
-        raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset folder:PATH")
-    option = "datasets" if "datasets" in flags else "dataset"
-    given = flags.get(option) or []
-    if flags.get("dry_run") or flags.get("runs"):
-        given = []  # what is missing is part of what it tells; two runs need no images
-    names = names_of(
-        [given] if isinstance(given, str) else given,
-        **told,
-        progress=Progress(Console(stderr=True)),
-    )
-    if given:
-        setattr(args, option, names[0] if isinstance(given, str) else names)
+def _through(work: Generator[Part, None, Shown], output: Console | None) -> Shown:
+    """Print parts as they come, unless there is nowhere to, and return what is left to show."""
+    while True:
+        try:
+            part = next(work)
+        except StopIteration as end:
+            shown: Shown = end.value
+            return shown
+        if output is not None:
+            _print(part, output)
 
 
-def _limit(args: argparse.Namespace) -> int | None:
-    if args.limit < 1:
-        raise ValueError(f"--limit {args.limit}: expected a number from 1, or --full")
-    return None if args.full else int(args.limit)
-
-
-def _output() -> Console:
-    """Return where results go; tables stay whole in pipes and files, which have no width."""
-    console = Console()
-    if console.is_terminal or "COLUMNS" in os.environ:
-        return console
-    return Console(width=PIPE_WIDTH)
-
-
-def _compare(args: argparse.Namespace) -> None:
-    if args.runs:
-        from harness.changes_command import run_changes
-
-        run_changes(args, Console(stderr=True), _output())
+def _print(part: Part, output: Console) -> None:
+    if isinstance(part, str):
+        print(part)  # as it is: a console would wrap it, expand tabs and draw :x: as a picture
         return
-    from harness.commands import run_compare
-
-    run_compare(args, _limit(args), Console(stderr=True), _output())
-
-
-def _eval(args: argparse.Namespace) -> None:
-    from harness.commands import WIDE, run_eval
-
-    output = _output()
-    records = run_eval(args, _limit(args), Console(stderr=True))
-    output.print(comparison_table(records, wide=output.width >= WIDE))
-
-
-def _floor(args: argparse.Namespace) -> None:
-    from harness.commands import run_floor
-
-    run_floor(args, _limit(args), Console(stderr=True), _output())
-
-
-def _list(_args: argparse.Namespace) -> None:
-    output = _output()
-    for table in list_tables():
-        output.print(table)
-
-
-def _datasets(args: argparse.Namespace) -> int:
-    from harness.dataset_commands import run_datasets
-
-    output = _output()
-    found = run_datasets(args, Console(stderr=True))
-    for part in found.parts:
-        output.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
-    return 1 if found.problems else 0
-
-
-def _rank(args: argparse.Namespace) -> None:
-    from harness.commands import run_rank
-
-    done = run_rank(args, Console(stderr=True))
-    if done.leads:
-        text = f"wrote {done.path}: {done.images} of {done.total} images"
-        _output().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _fit(args: argparse.Namespace) -> None:
-    if args.what == "prompts":
-        from harness.prompt_commands import run_prompts
-
-        text = str(run_prompts(args, Console(stderr=True)))
-        _output().print(text, highlight=False, markup=False, soft_wrap=True)
-        return
-    from harness.predictor_commands import run_fit
-
-    path, tau = run_fit(args, Console(stderr=True))
-    text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
-    _output().print(text, soft_wrap=True)
-
-
-def _study(args: argparse.Namespace) -> None:
-    from harness.studies.commands import run_study
-
-    output = _output()
-    for table in run_study(args, _limit(args), Console(stderr=True)):
-        output.print(table)
-
-
-def _overhead(args: argparse.Namespace) -> None:
-    from harness.predictor_commands import run_overhead
-
-    _output().print(run_overhead(args, Console(stderr=True)))
-
-
-def _show(args: argparse.Namespace) -> None:
-    from harness.golden.commands import run_show
-
-    shown = run_show(args, Console(stderr=True))
-    output = _output()
-    for note in shown.notes:
-        output.print(note, highlight=False, markup=False, soft_wrap=True)
-    output.print(f"wrote {shown.path}", soft_wrap=True)
-
-
-def _objects(args: argparse.Namespace) -> None:
-    from harness.golden.commands import run_objects
-
-    _output().print(run_objects(args, _limit(args), Console(stderr=True)))
-
-
-def _curve(args: argparse.Namespace) -> None:
-    from harness.golden.chart import curve_table
-    from harness.golden.commands import run_curve
-
-    _output().print(curve_table(run_curve(args, _limit(args), Console(stderr=True))))
-
-
-def _speed(args: argparse.Namespace) -> None:
-    from harness.golden.commands import run_speed
-
-    output = _output()
-    for table in run_speed(args, Console(stderr=True)):
-        output.print(table)
-
-
-def _push(args: argparse.Namespace) -> None:
-    from harness.push import run_push
-
-    text = str(run_push(args, Progress(Console(stderr=True))))
-    _output().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _reproduce(args: argparse.Namespace) -> None:
-    from harness.reproduction.commands import run_reproduce
-
-    output = _output()
-    for table in run_reproduce(args, Console(stderr=True)):
-        output.print(table)
-
-
-def _report(args: argparse.Namespace) -> None:
-    from harness.report.command import run_report
-
-    output = _output()
-    for part in run_report(args, Console(stderr=True)):
-        output.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "compare": _compare,
-    "eval": _eval,
-    "list": _list,
-    "datasets": _datasets,
-    "floor": _floor,
-    "rank": _rank,
-    "fit": _fit,
-    "study": _study,
-    "overhead": _overhead,
-    "show": _show,
-    "objects": _objects,
-    "curve": _curve,
-    "speed": _speed,
-    "push": _push,
-    "reproduce": _reproduce,
-    "report": _report,
-}
+    forms: tuple[Table, ...] = part.forms if isinstance(part, Forms) else (part,)
+    if has_width():
+        output.print(fitted(forms, output.width))
+    else:
+        table, width = whole(forms[0])
+        output.print(table, width=width)

@@ -1,19 +1,15 @@
 """What the subcommands do: from parsed arguments to files and tables."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
 
 from harness.averages import Average, averages
 from harness.compare import compare, judge
-from harness.datasets import get_dataset
-from harness.floor import floor
-from harness.golden.job import AUTO, Job, Source
-from harness.golden.rank import Ranked, rank
+from harness.floor import Floor, floor
 from harness.golden.store import Rankings
-from harness.golden.work import team
 from harness.match import matched
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
@@ -21,21 +17,39 @@ from harness.records import Record, write_records
 from harness.report.folder import write_report
 from harness.reuse import earlier
 from harness.shot_table import shot_tables
+from harness.shown import Forms, Shown, Work, json_values
 from harness.table import comparison_table, floor_table, matched_table
 from harness.towers import split_method
 from harness.traces import Tracer
 from harness.variants import DENSE, GOLDEN, known_methods
-from zoo.golden import GoldenConfig
 from zoo.reducer import expected
 
 T = TypeVar("T")
-WIDE = 195  # columns of a terminal that take the whole table
 
 
-def run_compare(
-    args: argparse.Namespace, limit: int | None, status: Console, output: Console
-) -> None:
-    """Measure, print a table per dataset, write records, report, Markdown and plot."""
+def limit_of(args: argparse.Namespace) -> int | None:
+    """Return how many images ``--limit`` asks for, None for all.
+
+    Raises:
+        ValueError: less than one.
+    """
+    if args.limit < 1:
+        raise ValueError(f"--limit {args.limit}: expected a number from 1, or --full")
+    return None if args.full else int(args.limit)
+
+
+def run_compare(args: argparse.Namespace, status: Console) -> Shown | Work:
+    """Measure side by side, or tell what changed between two runs."""
+    if args.runs:
+        from harness.changes_command import run_changes
+
+        return run_changes(args, status)
+    return side_by_side(args, status)
+
+
+def side_by_side(args: argparse.Namespace, status: Console) -> Work:
+    """Measure, show a table per dataset, write records, report, Markdown and plot."""
+    limit = limit_of(args)
     check(args)
     args.output.mkdir(parents=True, exist_ok=True)
     plan = Plan(
@@ -64,18 +78,24 @@ def run_compare(
         if fresh:
             write_records(path, fresh)
         records += group
-        output.print(comparison_table(group, wide=output.width >= WIDE))
+        yield _both(group)
         if plan.match is not None:
-            output.print(matched_table(matched(group, plan.match_to)))
+            yield matched_table(matched(group, plan.match_to))
         groups.append(averages(group))
         if group[0].shots == plan.shots[-1]:
             for table in shot_tables(groups):
-                output.print(table.table())
+                yield table.table()
             groups = []
     # The page has all plots; `report` writes them as files, too.
-    write_report(records, args.output, Progress(status), drawn=("accuracy_gflops.svg",))
+    drawn = ("accuracy_gflops.svg",)
+    write_report(records, args.output, Progress(status), runs=[args.output], drawn=drawn)
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, soft_wrap=True)
+    return Shown(parts=(), data={"records": json_values(records)})
+
+
+def _both(records: Sequence[Record]) -> Forms:
+    return Forms((comparison_table(records), comparison_table(records, wide=False)))
 
 
 def _once(given: Iterable[T]) -> tuple[T, ...]:
@@ -88,8 +108,15 @@ def _all_methods(match: str | None) -> tuple[str, ...]:
     return tuple(name for name in known_methods() if match is None or name != GOLDEN)
 
 
-def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> list[Record]:
+def run_eval(args: argparse.Namespace, status: Console) -> Shown:
+    """Measure one model."""
+    records = evaluated(args, status)
+    return Shown(parts=(_both(records),), data={"records": json_values(records)})
+
+
+def evaluated(args: argparse.Namespace, status: Console) -> list[Record]:
     """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
+    limit = limit_of(args)
     check(args)
     dense, method, keep = split_method(args.model)
     plan = Plan(
@@ -116,10 +143,9 @@ def run_eval(args: argparse.Namespace, limit: int | None, status: Console) -> li
     return next(compare(plan, [], Progress(status)))
 
 
-def run_floor(
-    args: argparse.Namespace, limit: int | None, status: Console, output: Console
-) -> None:
-    """Measure methods against random pruning and print a table per dataset."""
+def run_floor(args: argparse.Namespace, status: Console) -> Work:
+    """Measure methods against random pruning, and show a table per dataset."""
+    limit = limit_of(args)
     check(args)
     plan = Plan(
         **_conditions(args, limit),
@@ -129,51 +155,11 @@ def run_floor(
         datasets=tuple(args.datasets),
     )
     given = [Rankings.read(path) for path in args.rankings]
+    found: list[Floor] = []
     for rows in floor(plan, args.seeds, Progress(status), given):
-        output.print(floor_table(rows, args.seeds))
-
-
-def run_rank(args: argparse.Namespace, status: Console) -> Ranked:
-    """Make golden rankings; under torchrun, a part of them."""
-    with team(args.device) as crew:
-        if args.dtype not in (AUTO, *DTYPES):
-            raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")
-        check_device(args.device)
-        if args.images is None:
-            source = Source.of(get_dataset(args.dataset), args.split)
-        else:
-            source = Source.folder(args.images)
-        job = Job(
-            model=args.model,
-            source=source,
-            config=_golden_config(args),
-            budget=args.budget,
-            limit=None if args.full else args.limit,
-            out=args.out,
-            shard_size=args.shard_size,
-            batch=args.batch,
-            dtype=args.dtype,
-            compiled=args.compile,
-            device=args.device,
-        )
-        return rank(job, Progress(status), crew)
-
-
-def _golden_config(args: argparse.Namespace) -> GoldenConfig:
-    """Return the settings that the flags of ``rank`` ask for.
-
-    Raises:
-        ValueError: a value out of range, or one that ``--budget`` picks.
-    """
-    flags = {"window": "window", "stride": "stride", "greedy": "greedy", "approx": "approximate"}
-    given = {flag: vars(args)[flag] for flag in flags if vars(args)[flag] is not None}
-    if args.budget is not None and given:
-        raise ValueError(
-            f"--budget {args.budget:g} with --{next(iter(given))}: a budget picks window, stride "
-            "and approximation itself; give one of the two"
-        )
-    named = {flags[flag]: value for flag, value in given.items()}
-    return GoldenConfig(score=args.score, block=args.block, **named)
+        found += rows
+        yield floor_table(rows, args.seeds)
+    return Shown(parts=(), data={"random_orders": args.seeds, "rows": json_values(found)})
 
 
 def _conditions(args: argparse.Namespace, limit: int | None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What `datasets` does: from parsed arguments to tables and lines."""
 
 import argparse
-from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -10,26 +9,24 @@ from rich.table import Table
 from harness.dataset_check import Checked, check_dataset
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.base import SPLITS
-from harness.listing import datasets_table
+from harness.listing import datasets_data, datasets_table, fitting
 from harness.progress import Progress
+from harness.shown import Shown, json_values
 
 ROWS = 40  # classes that a table shows; of more, those that stand out
 LISTED = 20  # unreadable images
 
 
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """What to print, in order, and how many problems there are."""
+def run_list(args: argparse.Namespace, _status: Console) -> Shown:
+    """List datasets."""
+    made = [f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()]
+    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
+    data = {"datasets": datasets_data(args.root), "by_path": kinds}
+    return Shown(parts=(fitting(datasets_table(args.root)), *made), data=data)
 
-    parts: tuple[Table | str, ...]
-    problems: int = 0
 
-
-def run_datasets(args: argparse.Namespace, status: Console) -> Told:
-    """List datasets, or check one."""
-    if args.what == "list":
-        made = [f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()]
-        return Told(parts=(datasets_table(args.root), *made))
+def run_check(args: argparse.Namespace, status: Console) -> Shown:
+    """Check a dataset."""
     found = check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast)
     lines = [f"note: {line}" for line in found.notes]
     lines += [f"problem: {line}" for line in found.problems]
@@ -40,7 +37,11 @@ def run_datasets(args: argparse.Namespace, status: Console) -> Told:
     read = f"{total:,} images {'listed' if found.bad is None else 'read'}"
     outcome = f"problems: {len(found.problems)}" if found.problems else "no problem found"
     lines.append(f"{found.name}, revision {found.revision}: {read}, {outcome}")
-    return Told(parts=(class_table(found), *lines), problems=len(found.problems))
+    return Shown(
+        parts=(class_table(found), *lines),
+        data=json_values(found),
+        code=1 if found.problems else 0,
+    )
 
 
 def class_table(found: Checked) -> Table:

@@ -14,6 +14,7 @@ from harness.datasets.base import Dataset, Split, SplitName
 from harness.evaluate import correct, nameable, outcomes, subset, text_classifier
 from harness.golden.provenance import ranked_revision
 from harness.golden.store import Rankings, find_rankings, ranked
+from harness.judging import paired_p
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
 from harness.statistics import Interval, bootstrap_mean
@@ -42,6 +43,8 @@ class Floor:
         random_top1: mean accuracy of the random orders on them.
         difference: mean over images of (method right) - (share of random orders right), with its
             95 % bootstrap interval.
+        p_value: of the sign-flip test that the method is as often right as the orders are on
+            average.
     """
 
     dataset: str
@@ -52,6 +55,7 @@ class Floor:
     top1: float
     random_top1: float
     difference: Interval
+    p_value: float
 
 
 def floor(
@@ -134,6 +138,7 @@ def _row(
         top1=float(right[row.key].mean()),
         random_top1=float(random.mean()),
         difference=bootstrap_mean(right[row.key] - random, seed=0),
+        p_value=paired_p(right[row.key], np.sum(beside, axis=0), 1, len(beside)),
     )
 
 

@@ -1,17 +1,44 @@
 """Tables of what there is: towers, methods, datasets."""
 
+import argparse
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 import zoo
 from harness.datasets import list_datasets, root_of, shipped_facts
 from harness.datasets.base import SPLITS
 from harness.datasets.rooted import RootedDataset
+from harness.layout import fewer
 from harness.protocol import captions
+from harness.shown import Forms, Shown
 from zoo.registry import PERCENTS
 from zoo.sizes import SIZES
 from zoo.weights import fitted_blocks
+
+
+def run_list(_args: argparse.Namespace, _status: Console) -> Shown:
+    """Show what there is."""
+    towers = [
+        {"size": size, "tags": list(spec.tags), "predictors": _fitted(size)}
+        for size, spec in SIZES.items()
+    ]
+    methods = [{"method": name, "what": _what(cls)} for name, cls in sorted(zoo.METHODS.items())]
+    data = {
+        "towers": towers,
+        "methods": methods,
+        "keep_percents": list(PERCENTS),
+        "datasets": datasets_data(),
+    }
+    *others, datasets = list_tables()
+    return Shown(parts=(*others, fitting(datasets)), data=data)
+
+
+def fitting(datasets: Table) -> Forms:
+    """Return the table of datasets in two forms."""
+    return Forms((datasets, fewer(datasets, ("what", "chance", "accuracy by text is", "licence"))))
 
 
 def list_tables() -> list[Table]:
@@ -22,12 +49,15 @@ def list_tables() -> list[Table]:
     for head in ("size", "weight tags (the first is the default)", "predictor for patchrank"):
         towers.add_column(head)
     for size, spec in SIZES.items():
-        towers.add_row(size, ", ".join(spec.tags), "; ".join(_fitted(size)) or "none yet")
+        fitted = "; ".join(
+            f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in _fitted(size).items()
+        )
+        towers.add_row(size, ", ".join(spec.tags), fitted or "none yet")
     methods = Table(title="methods; keep rates in names: " + ", ".join(map(str, PERCENTS)))
     for head in ("method", "what it does", "example"):
         methods.add_column(head)
     for name, cls in sorted(zoo.METHODS.items()):
-        methods.add_row(name, (cls.__doc__ or "").split("\n")[0], f"clip_vit_b16_{name}60")
+        methods.add_row(name, _what(cls), f"clip_vit_b16_{name}60")
     return [towers, methods, datasets_table()]
 
 
@@ -38,27 +68,54 @@ def datasets_table(root: Path | None = None) -> Table:
         root: where those lie that aren't shipped; None for the environment's.
     """
     table = Table(title="datasets")
-    heads = ("name", "what", "classes", "train", "val", "test", "chance", "shipped, or in --root")
-    for head in (*heads, "accuracy by text is", "licence"):
+    for head in ("name", "what"):
+        table.add_column(head, no_wrap=head == "name")
+    for head in ("classes", *SPLITS, "chance"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for head in ("shipped, or in --root", "accuracy by text is", "licence"):
         table.add_column(head)
-    where = root_of(root)
-    for name in list_datasets():
-        dataset = shipped_facts(name)
-        if isinstance(dataset, RootedDataset):
-            sizes = [dataset.counts.get(split, 0) for split in SPLITS]
-            classes = dataset.class_count
-            there = where is not None and (where / dataset.folder).is_dir()
-            place = f"{dataset.folder}, {'there' if there else 'not there'}"
-            rests = "not known"
-        else:
-            sizes = [len(dataset.split(split)) for split in SPLITS]
-            classes, place, rests = len(dataset.classes), "shipped", captions(name)
-        cells = (str(classes), *map(str, sizes), f"{100 / classes:.3g} %", place, rests)
-        table.add_row(name, dataset.title, *cells, dataset.license)
+    for facts in datasets_data(root):
+        place = "shipped"
+        if not facts["shipped"]:
+            place = f"{facts['folder']}, {'there' if facts['there'] else 'not there'}"
+        figures = (str(facts[name]) for name in ("classes", *SPLITS))
+        chance = f"{100 / facts['classes']:.3g} %"
+        rests = facts["accuracy_by_text_is"] or "not known"
+        table.add_row(
+            facts["name"], facts["what"], *figures, chance, place, rests, facts["license"]
+        )
     return table
 
 
-def _fitted(size: str) -> list[str]:
-    """Name the weights of a size that have predictors, with the blocks that these serve."""
-    found = [(tag, fitted_blocks(f"clip_vit_{size}", tag)) for tag in SIZES[size].tags]
-    return [f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in found if blocks]
+def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
+    """Return the datasets that have names as JSON values; sizes are numbers of images.
+
+    Args:
+        root: as for `datasets_table`.
+    """
+    where = root_of(root)
+    found = []
+    for name in list_datasets():
+        dataset = shipped_facts(name)
+        facts: dict[str, Any] = {"name": name, "what": dataset.title, "license": dataset.license}
+        if isinstance(dataset, RootedDataset):
+            facts |= {"classes": dataset.class_count, "shipped": False, "folder": dataset.folder}
+            facts |= {split: dataset.counts.get(split, 0) for split in SPLITS}
+            facts["there"] = where is not None and (where / dataset.folder).is_dir()
+            facts["accuracy_by_text_is"] = None
+        else:
+            facts |= {"classes": len(dataset.classes), "shipped": True, "folder": None}
+            facts |= {split: len(dataset.split(split)) for split in SPLITS}
+            facts |= {"there": True, "accuracy_by_text_is": captions(name)}
+        found.append(facts)
+    return found
+
+
+def _what(method: type) -> str:
+    return (method.__doc__ or "").split("\n")[0]
+
+
+def _fitted(size: str) -> dict[str, list[int]]:
+    """Return the weights of a size that have predictors, with the blocks that these serve."""
+    found = {tag: list(fitted_blocks(f"clip_vit_{size}", tag)) for tag in SIZES[size].tags}
+    return {tag: blocks for tag, blocks in found.items() if blocks}

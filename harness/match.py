@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.averages import Average, averages, mean_difference
+from harness.averages import Average, averages, mean_difference, row_p
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record
 from harness.solve import KeepSolver
-from harness.statistics import Interval, mcnemar_exact, paired_difference
+from harness.statistics import Interval, paired_difference
 from harness.variants import DENSE, GOLDEN, Asked, rows_of
 from zoo.reducer import expected
 from zoo.vit import ReducedViT
@@ -27,8 +27,8 @@ class Matched:
         off: the method's GFLOPs over the target's, minus 1.
         difference: top-1 of the method minus the target's, same images, 95 % paired bootstrap; of
             several seeds that of their mean; None for the target itself.
-        p_value: of the exact McNemar test; None for the target itself, and for several seeds,
-            which it doesn't know.
+        p_value: that both are equally often right, see `averages.row_p`; None for the target
+            itself.
     """
 
     target: Average
@@ -142,12 +142,11 @@ def matched(records: Sequence[Record], target: str) -> list[Matched]:
 
 def _paired(other: Average, goal: Average) -> Matched:
     if len(goal.records) > 1:
-        difference, p_value = mean_difference(other, goal), None
+        difference = mean_difference(other, goal)
     else:
-        ours, theirs = other.first.correct, goal.first.correct
-        difference = paired_difference(ours, theirs, seed=0)
-        p_value = mcnemar_exact(ours, theirs)
+        difference = paired_difference(other.first.correct, goal.first.correct, seed=0)
     off = _off(other, goal)
+    p_value = row_p(other, goal)
     return Matched(target=goal, row=other, off=off, difference=difference, p_value=p_value)
 
 

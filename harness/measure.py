@@ -1,8 +1,6 @@
 """What a row costs, and how far its ranking agrees with the golden one."""
 
-import functools
 import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from harness.agreement import (
     over_images,
     weighted_tau,
 )
-from harness.cost import gflops
+from harness.cost import gflops, lacking
 from harness.evaluate import Outcome
 from harness.latency import Timing, interleaved
 from harness.progress import Progress
@@ -38,23 +36,6 @@ def device_name(device: str) -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """Return the commit this package is run from, "-dirty" if changed; None if not from a checkout.
-
-    Only a checkout whose top holds this very package counts, not one that an environment lies in.
-    """
-    top = Path(__file__).parent.parent
-    if not (top / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    try:
-        done = subprocess.run(command, cwd=top, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def costs(
@@ -75,8 +56,8 @@ def costs(
     with progress.task("multiply-adds", len(real)) as update:
         for done, row in enumerate(real, start=1):
             cost = gflops(row.vit, size)
-            if cost.unsupported:
-                progress.say(f"{row.key}: not counted by fvcore: {', '.join(cost.unsupported)}")
+            if told := lacking(cost.unsupported):
+                progress.say(f"{row.key}: {told}")
             with torch.inference_mode():
                 trace = row.vit.trace(one)
             facts[row.key] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from harness.cost import gflops
+from harness.cost import gflops, lacking
 from harness.publishable import FREE, UNKNOWN, Publishable
 from harness.records import Record
 from harness.report.markdown import markdown_table
@@ -101,6 +101,8 @@ def _facts(model: Publishable) -> str:
     rows["output"] = f"{vit.num_classes} {what}" if not model.classes else what
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     note = "GFLOPs are 1e9 multiply-adds of the image tower, attention included, as fvcore counts."
+    if told := lacking(cost.unsupported):
+        note += f" {told}."
     return "\n".join(["## The model", "", "| | |", "|---|---|", *lines, "", note])
 
 

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from harness.commands import check
 from harness.datasets import get_dataset
@@ -17,13 +16,21 @@ from harness.golden.store import shipped_rankings
 from harness.measure import device_name
 from harness.overhead import overhead, overhead_table
 from harness.progress import Progress
+from harness.shown import Shown, json_values
 from harness.towers import load_tower
 from zoo.architectures import ARCHITECTURES
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 
 
-def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
+def run_fit(args: argparse.Namespace, status: Console) -> Shown:
+    """Fit a predictor and say how well it agrees."""
+    path, tau = fitted(args, status)
+    text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
+    return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
+
+
+def fitted(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     config = fit_config(args)
     block = GoldenConfig.block if args.block is None else args.block
@@ -49,7 +56,7 @@ def run_fit(args: argparse.Namespace, status: Console) -> tuple[Path, float]:
     return fit(args.model, train, val, config, progress=Progress(status), **told)
 
 
-def run_overhead(args: argparse.Namespace, status: Console) -> Table:
+def run_overhead(args: argparse.Namespace, status: Console) -> Shown:
     """Measure predictors beside their tower."""
     check(args)
     tower = find_tower(args.model, random_weights=args.random_weights)
@@ -68,7 +75,10 @@ def run_overhead(args: argparse.Namespace, status: Console) -> Table:
         progress=Progress(status),
     )
     title = f"predictors beside {tower.name}, batch {args.batch}, {args.dtype}"
-    return overhead_table(rows, f"{title}, {device_name(args.device)}")
+    table = overhead_table(rows, f"{title}, {device_name(args.device)}")
+    told = {"model": tower.name, "batch": args.batch, "dtype": args.dtype}
+    told |= {"device_name": device_name(args.device), "predictors": json_values(rows)}
+    return Shown(parts=(table,), data=told)
 
 
 def fit_config(args: argparse.Namespace) -> FitConfig:

@@ -56,7 +56,7 @@ class Progress:
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show a bar while the body runs; call what it yields with the number done."""
-        if self._console is None or not self._console.is_terminal:
+        if self._console is None or not self._console.is_interactive:
             yield lambda _: None
             return
         columns = (
@@ -81,7 +81,7 @@ class Progress:
 
         Where there is no terminal, a line says that it begins.
         """
-        if self._console is None or not self._console.is_terminal:
+        if self._console is None or not self._console.is_interactive:
             self.say(name)
             yield lambda *_: None
             return
@@ -118,7 +118,7 @@ class Progress:
         last = begun
         if self._console is None:
             yield lambda _: None
-        elif self._console.is_terminal:
+        elif self._console.is_interactive:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -14,6 +14,7 @@ from harness.commands import check_device
 from harness.datasets import get_dataset
 from harness.few_shot import draw
 from harness.progress import Progress
+from harness.shown import Shown, json_values
 from harness.towers import load_clip, split_method
 from harness.tuning import Tuner
 from harness.variants import DENSE, Variant, rows_of
@@ -57,7 +58,13 @@ class Report:
         )
 
 
-def run_prompts(args: argparse.Namespace, status: Console) -> Report:
+def run_prompts(args: argparse.Namespace, status: Console) -> Shown:
+    """Tune prompts and say what that took and gave."""
+    report = tuned(args, status)
+    return Shown(parts=(str(report),), data=json_values(report))
+
+
+def tuned(args: argparse.Namespace, status: Console) -> Report:
     """Tune prompts and write them."""
     config = tune_config(args)
     check_device(args.device)
@@ -125,7 +132,7 @@ def tune_config(args: argparse.Namespace) -> TuneConfig:
     """
     flags = vars(args)
     names = ["tokens", "depth", "class_specific", "init", "anchor", "rounds", "seed"]
-    if args.command == "fit":
+    if args.command == "fit prompts":
         names += ["patience", "batch", "learning_rate", "visual_rate"]
         names += ["augment", "dtype", "checkpointing"]
     told = {name: flags[name] for name in names}

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from timm.models import save_for_hf
 
 from harness.model_card import model_card
 from harness.progress import Progress
 from harness.publishable import FREE, PROVENANCE, Publishable, load_publishable
 from harness.records import Record, read_records
+from harness.shown import Shown
 from zoo.files import write_whole
 
 FILES = ("README.md", "config.json", "model.safetensors")
@@ -40,7 +42,14 @@ class Pushed:
         return f"nothing was written or sent; it would be {files}\n\n{self.card}"
 
 
-def run_push(args: argparse.Namespace, progress: Progress) -> Pushed:
+def run_push(args: argparse.Namespace, status: Console) -> Shown:
+    """Publish a model and say what was written."""
+    done = pushed(args, Progress(status))
+    told = {"where": done.where, "bytes_by_file": done.sizes, "card": done.card}
+    return Shown(parts=(str(done),), data=told)
+
+
+def pushed(args: argparse.Namespace, progress: Progress) -> Pushed:
     """Write a model with its card, and upload it unless asked to only write.
 
     Raises:

@@ -1,18 +1,23 @@
 """Top-1 of every row at every number of shots, one table per dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
-from harness.averages import Average
+from harness.averages import Average, row_p
 from harness.columns import NOT_MEASURED, Cell, interval, keep_cell
+from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, together
 from harness.labels import labels
 from harness.protocol import learned, shots_of, tower_of
 from harness.records import refuse_mixed
+from harness.variants import DENSE
 
 # What a column differs in from another, with what follows from it.
 BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")
+
+_LABELS = 2  # columns that say which row it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,8 @@ class ShotTable:
         heads: of the columns.
         rows: cells, as many as heads.
         models: name of each row's model.
+        family: p-values against the dense row at as many shots, by row and place of the shots.
+        note: what marks say; empty if nothing was judged.
     """
 
     name: str
@@ -32,14 +39,20 @@ class ShotTable:
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     models: Sequence[str]
+    family: Together[tuple[int, int]]
+    note: str
 
     def table(self) -> Table:
-        """Lay it out for the terminal."""
-        table = Table(title=self.name, caption=self.about)
+        """Lay it out for the terminal, with marks."""
+        table = Table(title=self.name, caption="; ".join(filter(None, (self.about, self.note))))
         for head in self.heads:
             table.add_column(head, justify="left" if head == "Method" else "right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*row)
+        for at, row in enumerate(self.rows):
+            tops = (
+                cell.replace(" ", self.family.mark((at, place)) or " ", 1)
+                for place, cell in enumerate(row[_LABELS:])
+            )
+            table.add_row(*row[:_LABELS], *tops)
         return table
 
 
@@ -98,7 +111,25 @@ def _shot_table(groups: Sequence[Sequence[Average]]) -> ShotTable:
             for key, record in models.items()
         ],
         models=[record.model for record in models.values()],
+        **_judged(columns, list(models)),
     )
+
+
+def _judged(columns: Sequence[Mapping[str, Average]], rows: Sequence[str]) -> dict[str, Any]:
+    """Judge every row at every number of shots against the dense one there, all together."""
+    found: dict[tuple[int, int], float | None] = {}
+    for place, column in enumerate(columns):
+        dense = next((row for row in column.values() if row.method == DENSE), None)
+        for at, key in enumerate(rows):
+            if dense is not None and key in column and column[key] is not dense:
+                found[at, place] = row_p(column[key], dense)
+    family = together(found)
+    if not found:
+        return {"family": family, "note": ""}
+    several = any(len(row.records) > 1 for column in columns for row in column.values())
+    test = SIGN_FLIP if several else MCNEMAR
+    note = mark_note(test, "all of this table", of="the dense model's at as many shots")
+    return {"family": family, "note": note}
 
 
 def _cell(row: Average | None) -> Cell:

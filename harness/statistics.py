@@ -1,4 +1,4 @@
-"""Intervals and tests for accuracies, paired differences, agreement and latency."""
+"""Intervals for accuracies, paired differences, agreement and latency."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     """
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"need 0 <= k <= n and n >= 1, got k={k} and n={n}")
-    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    z = NormalDist().inv_cdf(0.5 + checked_confidence(confidence) / 2)
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     low = 0.0 if k == 0 else max(0.0, centre - half)
@@ -60,81 +60,12 @@ def paired_difference(
     Raises:
         ValueError: The two differ in length, are empty or are not boolean.
     """
-    only_a, only_b, n = _discordant(correct_a, correct_b)
+    only_a, only_b, n = discordant(correct_a, correct_b)
     _checked_resamples(resamples)
     shares = np.array([only_a, only_b, n - only_a - only_b]) / n
     counts = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
     low, high = _percentiles((counts[:, 0] - counts[:, 1]) / n, confidence)
     return Interval((only_a - only_b) / n, low, high)
-
-
-def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Return the two-sided exact McNemar p-value that a and b are equally often right.
-
-    Counts are exact integers, so many images neither overflow nor round.
-
-    Raises:
-        ValueError: The two differ in length, are empty or are not boolean.
-    """
-    only_a, only_b, _ = _discordant(correct_a, correct_b)
-    trials = only_a + only_b
-    term = tail = 1
-    for successes in range(1, min(only_a, only_b) + 1):
-        term = term * (trials - successes + 1) // successes
-        tail += term
-    return min(1.0, 2 * tail / (1 << trials)) if trials else 1.0
-
-
-def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Return p-values adjusted for being judged together, in the order given.
-
-    Of m the smallest is multiplied by m, the next by m - 1 and so on, none ends below one before.
-    The chance that any true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
-
-    Raises:
-        ValueError: No p-values, or one is NaN or outside [0, 1].
-    """
-    sample = _finite_sample(p_values)
-    if sample.min() < 0 or sample.max() > 1:
-        raise ValueError(f"p-values must lie in [0, 1], got {sample.min()} to {sample.max()}")
-    order = np.argsort(sample)
-    adjusted = np.empty_like(sample)
-    adjusted[order] = np.maximum.accumulate(sample[order] * np.arange(sample.size, 0, -1))
-    return np.minimum(adjusted, 1.0)
-
-
-def minimum_detectable_difference(
-    n: int, discordance: float, power: float = 0.8, confidence: float = 0.95
-) -> float | None:
-    """Return the least difference in top-1 that `mcnemar_exact` finds with the asked power.
-
-    Discordant images, which just one of two models gets right, are binomial among all n, and those
-    of the better model among them: exact, no normal approximation. Source: Duffy, 1984.
-
-    Returns:
-        A fraction, at most the discordance (a share of n); None if even all of it is too little.
-
-    Raises:
-        ValueError: An argument out of its range.
-    """
-    if n < 1 or not 0 <= discordance <= 1:
-        raise ValueError(f"need n >= 1 and discordance in [0, 1], got {n} and {discordance}")
-    alpha = 1 - _checked(confidence)
-    if not alpha < power < 1:
-        raise ValueError(f"power must lie in ({alpha:.3g}, 1), got {power}")
-    from scipy.optimize import brentq
-    from scipy.stats import binom
-
-    first, last = (max(0, int(binom.ppf(p, n, discordance))) for p in (1e-9, 1 - 1e-9))
-    trials = np.arange(first, last + 1)
-    critical = binom.ppf(alpha / 2, trials, 0.5)  # most that the worse model may win
-    critical -= binom.cdf(critical, trials, 0.5) > alpha / 2
-
-    def lacking(share: float) -> float:
-        tails = sum(binom.cdf(critical, trials, (1 + way * share) / 2) for way in (-1, 1))
-        return power - float(binom.pmf(trials, n, discordance) @ tails)
-
-    return None if lacking(1.0) > 0 else float(brentq(lacking, 0.0, 1.0)) * discordance
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -143,14 +74,14 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     Raises:
         ValueError: Fewer than two values (one run says nothing about the spread) or NaN.
     """
-    sample = _finite_sample(values)
+    sample = finite_sample(values)
     if sample.size < 2:
         raise ValueError(f"a t interval needs at least 2 values, got {sample.size}")
     from scipy.special import stdtrit
 
     mean = float(sample.mean())
     error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
-    half = float(stdtrit(sample.size - 1, 0.5 + _checked(confidence) / 2)) * error
+    half = float(stdtrit(sample.size - 1, 0.5 + checked_confidence(confidence) / 2)) * error
     return Interval(mean, mean - half, mean + half)
 
 
@@ -162,7 +93,7 @@ def bootstrap_mean(
     Raises:
         ValueError: No values, or NaN among them; drop those first and say how many they were.
     """
-    sample = _finite_sample(values)
+    sample = finite_sample(values)
     _checked_resamples(resamples)
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // sample.size)
@@ -185,7 +116,7 @@ def bootstrap_counts(
     Raises:
         ValueError: No values, or NaN among them.
     """
-    sample = _finite_sample(values)
+    sample = finite_sample(values)
     _checked_resamples(resamples)
     distinct, counts = np.unique(sample, return_counts=True)
     shares = counts / sample.size
@@ -203,8 +134,8 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     Raises:
         ValueError: No values, or NaN among them.
     """
-    ordered = np.sort(_finite_sample(values))
-    n, tail, below = ordered.size, (1 - _checked(confidence)) / 2, 0
+    ordered = np.sort(finite_sample(values))
+    n, tail, below = ordered.size, (1 - checked_confidence(confidence)) / 2, 0
     cumulative = 1
     while below < (n - 1) // 2 and cumulative / (1 << n) <= tail:
         below += 1
@@ -213,8 +144,12 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return Interval(float(np.median(ordered)), float(ordered[below]), float(ordered[n - 1 - below]))
 
 
-def _discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, int]:
-    """Return how many images only a got right, only b got right, and all images."""
+def discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, int]:
+    """Return how many images only a got right, only b got right, and all images.
+
+    Raises:
+        ValueError: The two differ in length, are empty or are not boolean.
+    """
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     for name, flags in (("correct_a", a), ("correct_b", b)):
         if flags.dtype != np.bool_ or flags.ndim != 1:
@@ -225,12 +160,17 @@ def _discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, i
 
 
 def _percentiles(resampled: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    tail = (1 - _checked(confidence)) / 2
+    tail = (1 - checked_confidence(confidence)) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _finite_sample(values: ArrayLike) -> NDArray[np.float64]:
+def finite_sample(values: ArrayLike) -> NDArray[np.float64]:
+    """Return a list of numbers as an array.
+
+    Raises:
+        ValueError: None, or NaN among them.
+    """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or not sample.size:
         raise ValueError(f"need a non-empty list of values, got shape {sample.shape}")
@@ -239,7 +179,8 @@ def _finite_sample(values: ArrayLike) -> NDArray[np.float64]:
     return sample
 
 
-def _checked(confidence: float) -> float:
+def checked_confidence(confidence: float) -> float:
+    """Return the confidence; a ValueError if it isn't in (0, 1)."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     return confidence

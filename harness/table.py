@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from harness.averages import Average, Judged, averages, judged
+from harness.averages import Average, Judged, averages, exact_test, judged, uncounted
 from harness.floor import Floor
+from harness.judging import SIGN_FLIP, mark_note, together
 from harness.match import Matched
 from harness.protocol import protocol, seeds, tower_of
 from harness.records import Latency, Record
@@ -77,6 +78,7 @@ def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
     together = judged(rows)
     if together is not None:
         caption += f"; {together.note}"
+    caption += _uncounted(rows)
     table = Table(
         title=title(records[0], seeds(rows[0].records)),
         caption=caption,
@@ -89,6 +91,11 @@ def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
     for row in rows:
         table.add_row(*(show(row) for show in columns.values()))
     return table
+
+
+def _uncounted(rows: Sequence[Average]) -> str:
+    told = uncounted(*(row.first for row in rows))
+    return f"; {told}" if told else ""
 
 
 Columns = dict[str, Callable[[Average], str]]
@@ -158,20 +165,21 @@ def _wide(batches: Sequence[int], together: Judged | None) -> Columns:
 def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
     """Lay out methods beside random pruning."""
     first = rows[0]
+    family = together({at: row.p_value for at, row in enumerate(rows)})
     table = Table(
         title=f"{first.dataset} ({first.split}), against random pruning, mean of {seeds} orders",
-        caption="in points; interval: 95 % paired bootstrap over images",
+        caption="in points; interval: 95 % paired bootstrap over images; " + mark_note(SIGN_FLIP),
     )
     for head in ("method", "keep", "images", "top-1", "random", "difference"):
         table.add_column(head, justify="left" if head == "method" else "right")
-    for row in rows:
+    for at, row in enumerate(rows):
         table.add_row(
             row.method,
             f"{100 * row.keep:.0f}",
             str(row.image_count),
             _percent(row.top1),
             _percent(row.random_top1),
-            points(row.difference),
+            points(row.difference, family.mark(at)),
         )
     return table
 
@@ -182,12 +190,15 @@ def matched_table(rows: Sequence[Matched]) -> Table:
     table = Table(
         title=f"at equal GFLOPs: {title(first, seeds(rows[0].target.records))}",
         caption=f"top-1 in %, the difference to {method} in points with 95 % paired bootstrap "
-        "interval; p: exact McNemar test, one comparison at a time",
+        f"interval; p: {exact_test(rows[0].target)}, one comparison at a time; "
+        f"{mark_note('the same test', 'all differences of this table')}"
+        f"{_uncounted([row.row for row in rows])}",
     )
+    family = together({at: row.p_value for at, row in enumerate(rows)})
     heads = ("at", "method", "keep", "GFLOPs", "off", "top-1", f"to {method}", "p")
     for head in heads:
         table.add_column(head, justify="left" if head == "method" else "right", no_wrap=True)
-    for row in rows:
+    for at, row in enumerate(rows):
         own = row.difference is None
         if own:
             table.add_section()
@@ -198,13 +209,13 @@ def matched_table(rows: Sequence[Matched]) -> Table:
             _number(row.row.mean("gflops"), ".3f"),
             NOT_MEASURED if own else f"{100 * row.off:+.2f} %",
             _percent(row.row.top1.estimate),
-            NOT_MEASURED if row.difference is None else points(row.difference),
+            NOT_MEASURED if row.difference is None else points(row.difference, family.mark(at)),
             _number(row.p_value, ".3f"),
         )
     return table
 
 
-def points(difference: Interval) -> str:
-    """Show a difference of two fractions in points, with its ends."""
+def points(difference: Interval, mark: str = "") -> str:
+    """Show a difference of two fractions in points, with its ends; the mark instead of a space."""
     estimate, low, high = (100 * number for number in difference)
-    return f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{estimate:+.1f}{mark or ' '}[{low:+.1f}, {high:+.1f}]"

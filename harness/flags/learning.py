@@ -1,110 +1,190 @@
 """The flags of the subcommands that fit and study predictors."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.flags.shared import add, data, golden_windows
-from harness.flags.tuning import add_prompts, recipe
-from zoo.fit import FitConfig
-from zoo.tune_config import TuneConfig
+from harness.flags.command import Command, CommandParser
+from harness.flags.shared import block, data, full, golden_windows, machine, seeds
+from harness.flags.tuning import tuning_recipe
 
 
-def add_fit(commands: Any) -> None:
-    """Add ``fit``."""
-    fit = commands.add_parser("fit", help="Fit a predictor, or tune prompts.")
-    kinds = fit.add_subparsers(required=True, metavar="WHAT")
-    add_prompts(kinds)
-    parser = add(
-        kinds,
-        "predictor",
-        "Fit a predictor to golden rankings, so that pretrained=True finds it.",
-        "fit predictor --model clip_vit_b16.openai --dataset fashion",
+def _predictor(parser: CommandParser) -> None:
+    what = parser.add_argument_group("what is learned from")
+    what.add_argument("--model", default="clip_vit_s14", help="dense name")
+    what.add_argument(
+        "--dataset",
+        nargs="*",
+        metavar="NAME",
+        default=[],
+        help="its rankings that ship; without them, rank first",
     )
-    parser.set_defaults(what="predictor")
-    parser.add_argument("--model", default="clip_vit_s14")
-    parser.add_argument(
-        "--dataset", nargs="*", default=[], help="its rankings that ship; without them, rank first"
+    what.add_argument(
+        "--limit", type=int, metavar="N", default=250, help="images to rank per split"
     )
-    data(parser)
-    parser.add_argument("--limit", type=int, default=250, help="images to rank per split")
-    parser.add_argument("--block", type=int, help="reduction point; 3 if nothing is said")
+    block(what, None, "reduction point; 3 if nothing is said")
     path: dict[str, Any] = {"nargs": "*", "type": Path, "default": [], "metavar": "PATH"}
-    parser.add_argument("--rankings", **path, help="stores or files of rankings to learn from")
-    parser.add_argument("--val", **path, help="for early stopping; default: a fifth held out")
-    parser.add_argument("--images", **path, help="folders that rankings of folders are of")
-    parser.add_argument("--shots", type=int, metavar="K", help="images per class; default: all")
-    predictor_recipe(parser)
-    parser.add_argument("--out", type=Path, help="default: the user's cache")
-
-
-def predictor_recipe(parser: argparse.ArgumentParser) -> None:
-    """Add how a predictor is fitted."""
-    parser.add_argument("--arch", default=FitConfig.arch, help="see zoo/architectures.py")
-    parser.add_argument(
-        "--width", type=int, default=FitConfig.width, help="channels inside the predictor"
-    )
-    parser.add_argument("--loss", default=FitConfig.loss, help="see zoo/losses.py")
-    parser.add_argument("--epochs", type=int, default=FitConfig.epochs, help="at most")
-    parser.add_argument(
-        "--patience", type=int, default=FitConfig.patience, help="epochs without a better one"
-    )
-    parser.add_argument("--batch", type=int, default=FitConfig.batch, help="images per step")
-    parser.add_argument("--learning-rate", type=float, default=FitConfig.learning_rate)
-    parser.add_argument(
-        "--seed", type=int, default=FitConfig.seed, help="of weights, order and shots"
-    )
-
-
-def add_study(commands: Any) -> None:
-    """Add ``study``."""
-    parser = add(
-        commands,
-        "study",
-        "Answer a question about pruning by golden and predicted rankings.",
-        "study scores --datasets fashion --keeps 0.6 0.5 --limit 100",
-    )
-    parser.add_argument("name", metavar="NAME", help="of the study, or `list`")
-    parser.add_argument("--model", default="clip_vit_s14", help="needs a text tower")
-    parser.add_argument("--datasets", nargs="+", default=["fashion", "emoji"])
+    what.add_argument("--rankings", **path, help="stores or files of rankings to learn from")
+    what.add_argument("--val", **path, help="for early stopping; default: a fifth held out")
+    what.add_argument("--images", **path, help="folders that rankings of folders are of")
+    what.add_argument("--shots", type=int, metavar="K", help="images per class; default: all")
     data(parser)
-    parser.add_argument("--keeps", nargs="+", type=float, help="default: the study's own")
-    parser.add_argument("--seeds", type=int, default=3, help="fits, and random orders")
-    parser.add_argument(
+    predictor_recipe(parser)
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", type=Path, metavar="FILE", help="default: the user's cache")
+
+
+def predictor_recipe(parser: CommandParser) -> None:
+    """Add how a predictor is fitted."""
+    from zoo.fit import FitConfig
+
+    group = parser.add_argument_group("predictor")
+    group.add_argument("--arch", default=FitConfig.arch, help="see zoo/architectures.py")
+    group.add_argument("--loss", default=FitConfig.loss, help="see zoo/losses.py")
+    for name, text in (
+        ("width", "channels inside the predictor"),
+        ("epochs", "at most"),
+        ("patience", "epochs without a better one"),
+        ("batch", "images per step"),
+        ("seed", "of weights, order and shots"),
+    ):
+        default = getattr(FitConfig, name)
+        group.add_argument(f"--{name}", type=int, metavar="N", default=default, help=text)
+    default = FitConfig.learning_rate
+    group.add_argument("--learning-rate", type=float, metavar="X", default=default, help="of AdamW")
+
+
+def _study(parser: CommandParser) -> None:
+    from zoo.tune_config import TuneConfig
+
+    parser.add_argument("name", metavar="NAME", help="of the study, or `list`")
+    what = parser.add_argument_group("what is studied")
+    what.add_argument("--model", default="clip_vit_s14", help="needs a text tower")
+    what.add_argument("--datasets", nargs="+", metavar="NAME", default=["fashion", "emoji"])
+    what.add_argument(
+        "--keeps", nargs="+", type=float, metavar="RATE", help="default: the study's own"
+    )
+    seeds(what, 3, "fits, and random orders")
+    what.add_argument(
         "--split", choices=("val", "test"), help="to judge by; test for learned tokens, else val"
     )
-    parser.add_argument("--limit", type=int, default=300, help="images of it per dataset")
-    parser.add_argument("--full", action="store_true", help="all images, whatever --limit says")
-    parser.add_argument("--train-limit", type=int, default=500, help="ranked images to learn from")
-    parser.add_argument("--shots", type=int, metavar="K", help="of them per class; default: all")
-    golden_windows(parser, window=3, stride=2)
-    parser.add_argument(
+    what.add_argument("--limit", type=int, metavar="N", default=300, help="images per dataset")
+    full(what)
+    what.add_argument(
+        "--train-limit", type=int, metavar="N", default=500, help="ranked images to learn from"
+    )
+    what.add_argument("--shots", type=int, metavar="K", help="of them per class; default: all")
+    data(parser)
+    golden = golden_windows(parser, window=3, stride=2)
+    golden.add_argument("--score", default="preservation", help="preservation, label, confidence")
+    golden.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
+    predictor_recipe(parser)
+    _few_shots(parser, TuneConfig.rounds)
+    how = parser.add_argument_group("conditions and files")
+    machine(how)
+    how.add_argument("--fresh", action="store_true", help="measure again what is known")
+    how.add_argument(
+        "--output", type=Path, metavar="DIR", default=Path("results/studies"), help="folder"
+    )
+
+
+def _few_shots(parser: CommandParser, rounds: int) -> None:
+    """Add what tokens learn from, and what they are."""
+    tokens = tuning_recipe(parser)
+    tokens.add_argument(
         "--labelled", type=int, default=16, metavar="K", help="images per class that tokens see"
     )
-    recipe(parser)
-    parser.add_argument("--rounds", type=int, default=TuneConfig.rounds, help="of tuning, at most")
-    parser.add_argument("--score", default="preservation", help="preservation, label, confidence")
-    parser.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
-    predictor_recipe(parser)
-    parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is known")
-    parser.add_argument("--output", type=Path, default=Path("results/studies"), help="folder")
-
-
-def add_overhead(commands: Any) -> None:
-    """Add ``overhead``."""
-    parser = add(
-        commands,
-        "overhead",
-        "Measure what predictors cost beside their tower: multiply-adds, parameters, time.",
-        "overhead --model clip_vit_b16 --random-weights --archs conv mlp --batch 8",
+    tokens.add_argument(
+        "--rounds", type=int, metavar="N", default=rounds, help="of tuning, at most"
     )
-    parser.add_argument("--model", default="clip_vit_s14")
-    parser.add_argument("--random-weights", action="store_true", help="where none can be had")
-    parser.add_argument("--archs", nargs="+", help="default: all, and the paper's Mixer")
-    parser.add_argument("--width", type=int, default=FitConfig.width, help="channels inside")
-    parser.add_argument("--batch", type=int, default=32, help="images per call")
-    parser.add_argument("--rounds", type=int, default=11, help="samples of each, in turn")
-    parser.add_argument("--device", default="cpu", help="torch device, such as cuda:0")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+
+
+def _reproduce(parser: CommandParser) -> None:
+    from zoo.tune_config import TuneConfig
+
+    parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, figure5")
+    parser.add_argument("--dry-run", action="store_true", help="tell what it would take, and stop")
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        help="default: the paper's with a root, else the embedded ones",
+    )
+    what.add_argument(
+        "--model", help="needs a text tower; default: the paper's with a root, else the embedded"
+    )
+    what.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="test images per dataset; default: all with a root, else 300",
+    )
+    full(what)
+    what.add_argument(
+        "--train-limit", type=int, metavar="N", default=500, help="ranked images to learn from"
+    )
+    seeds(what, 3, "fits, tunings and random orders")
+    data(parser)
+    golden = parser.add_argument_group("golden rankings")
+    block(golden)
+    golden.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="in patches; default: 2, of embedded rankings the shipped 3",
+    )
+    golden.add_argument(
+        "--stride", type=int, metavar="N", help="in patches; default: 2, as the released code"
+    )
+    predictor_recipe(parser)
+    _few_shots(parser, TuneConfig.rounds)
+    # The released code's predictor, and a loss that can be minimised; the paper has no anchor.
+    parser.set_defaults(arch="pooledmixer", loss="listnet", anchor=0.0)
+    how = parser.add_argument_group("conditions and files")
+    machine(how)
+    how.add_argument("--fresh", action="store_true", help="measure again what is known")
+    how.add_argument(
+        "--output", type=Path, metavar="DIR", default=Path("results/reproduce"), help="folder"
+    )
+
+
+COMMANDS = (
+    Command(
+        path="fit predictor",
+        group="learn",
+        what="Fit a predictor to golden rankings, so that pretrained=True finds it.",
+        flags=_predictor,
+        run="harness.predictor_commands:run_fit",
+        examples=(
+            ("fit predictor --model clip_vit_b16.openai --dataset fashion", "ranks first"),
+            ("fit predictor --rankings ranked --images photos", "to rankings of a folder"),
+        ),
+        output="how well it agrees, on standard output; the predictor in --out",
+    ),
+    Command(
+        path="study",
+        group="learn",
+        what="Answer a question about pruning by golden and predicted rankings.",
+        flags=_study,
+        run="harness.studies.commands:run_study",
+        examples=(
+            ("study list", "the questions"),
+            ("study scores --datasets fashion --keeps 0.6 0.5 --limit 100", "one of them"),
+        ),
+        output="a table per dataset on standard output; records and table in --output. The same "
+        "command goes on where it stopped",
+    ),
+    Command(
+        path="reproduce",
+        group="measure",
+        what="Measure a table or figure of the paper and print our figures beside the paper's.",
+        flags=_reproduce,
+        run="harness.reproduction.commands:run_reproduce",
+        examples=(
+            ("reproduce table1 --limit 60 --train-limit 100 --dry-run", "what it would take"),
+            ("reproduce table1 figure1 --root data", "on the paper's datasets"),
+        ),
+        output="a table each on standard output; records, table and figure in --output. The same "
+        "command goes on where it stopped",
+    ),
+)

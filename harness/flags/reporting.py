@@ -1,22 +1,34 @@
 """The flags of the subcommand that writes reports."""
 
 from pathlib import Path
-from typing import Any
 
-from harness.flags.shared import add
+from harness.flags.command import Command, CommandParser
 
 
-def add_report(commands: Any) -> None:
-    """Add ``report``."""
-    parser = add(
-        commands,
-        "report",
-        "Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
-        "report results results_gpu/records.jsonl --output report --title 'Two machines'",
-    )
+def _report(parser: CommandParser) -> None:
     text = "a file of records, or the folder of one"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
-    parser.add_argument("--output", type=Path, default=Path("report"), help="folder")
-    parser.add_argument(
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--output", type=Path, metavar="DIR", default=Path("report"), help="folder of the report"
+    )
+    files.add_argument(
         "--title", default="Token reduction for CLIP, side by side", help="of the page"
     )
+
+
+COMMANDS = (
+    Command(
+        path="report",
+        group="measure",
+        what="Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
+        flags=_report,
+        run="harness.report.command:run_report",
+        examples=(
+            ("report results", "what `compare` measured"),
+            ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
+        ),
+        output="which rows are on the Pareto fronts, on standard output; report.html, table.md, "
+        "summary.md, table.csv, table.tex and every plot as SVG and PNG in --output",
+    ),
+)

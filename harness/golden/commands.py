@@ -1,23 +1,30 @@
 """What `show`, `objects`, `curve` and `speed` do: from parsed arguments to figures and tables."""
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from harness.commands import check_device
-from harness.golden.chart import write_curve
+from harness.commands import check_device, limit_of
+from harness.golden.chart import curve_table, write_curve
 from harness.golden.curve import CurveConfig, measure_curve
-from harness.golden.objects import find_objects, objects_table
+from harness.golden.estimate import Estimate, estimates
+from harness.golden.objects import find_objects, objects_table, shares_data
 from harness.golden.pictures import find_pictures
-from harness.golden.show import ShowConfig, Shown, show
+from harness.golden.show import ShowConfig, show
 from harness.golden.speed import SpeedConfig, measure_speed
 from harness.golden.speed_table import estimate_table, speed_table
-from harness.golden.trade import Curve
+from harness.layout import fewer
 from harness.progress import Progress
+from harness.shown import Forms, Shown, json_values
 from zoo.golden import GoldenConfig
+
+# Columns that a narrow terminal does without.
+UNTOLD = ("tau (least)", "G per image", "G/s", "matmuls G/s", "share of matmuls")
+UNTOLD_ESTIMATE = ("passes", "in", "G per image", "64 A100", "64 H100")
 
 
 def run_show(args: argparse.Namespace, status: Console) -> Shown:
@@ -37,10 +44,12 @@ def run_show(args: argparse.Namespace, status: Console) -> Shown:
         scale=args.scale,
     )
     told: dict[str, Any] = {"device": args.device, "progress": Progress(status)}
-    return show(args.model, pictures, config, args.out, **told)
+    figure = show(args.model, pictures, config, args.out, **told)
+    data = {"path": str(figure.path), "columns": figure.columns, "notes": figure.notes}
+    return Shown(parts=(*figure.notes, f"wrote {figure.path}"), data=json_values(data))
 
 
-def run_objects(args: argparse.Namespace, limit: int | None, status: Console) -> Table:
+def run_objects(args: argparse.Namespace, status: Console) -> Shown:
     """Measure how well rankings find objects."""
     check_device(args.device)
     config = GoldenConfig(block=args.block, window=args.window, stride=args.stride)
@@ -48,7 +57,7 @@ def run_objects(args: argparse.Namespace, limit: int | None, status: Console) ->
         args.model,
         args.dataset,
         args.split,
-        limit=limit,
+        limit=limit_of(args),
         scores=args.scores,
         methods=args.methods,
         config=config,
@@ -59,23 +68,32 @@ def run_objects(args: argparse.Namespace, limit: int | None, status: Console) ->
         f"objects of {args.dataset} ({args.split}), {args.model}; golden: {config.window} x "
         f"{config.window} patches, stride {config.stride}, before block {config.block}"
     )
-    return objects_table(found, title)
+    rankings = [{"ranking": name, **shares_data(shares)} for name, shares in found.items()]
+    told = {"model": args.model, "dataset": args.dataset, "split": args.split}
+    golden = {"block": config.block, "window": config.window, "stride": config.stride}
+    table = objects_table(found, title)
+    return Shown(
+        parts=(_two(table, ("images", "chance", "lift")),),
+        data={**told, "golden": golden, "rankings": rankings},
+    )
 
 
-def run_curve(args: argparse.Namespace, limit: int | None, status: Console) -> Curve:
+def run_curve(args: argparse.Namespace, status: Console) -> Shown:
     """Measure cheaper golden rankings and write JSON, Markdown and plot."""
     check_device(args.device)
     same = ("model", "split", "block", "seeds", "rounds", "dtype", "device")
     config = CurveConfig(
-        datasets=tuple(args.datasets), limit=limit, **{name: getattr(args, name) for name in same}
+        datasets=tuple(args.datasets),
+        limit=limit_of(args),
+        **{name: getattr(args, name) for name in same},
     )
     found = measure_curve(config, Progress(status))
     write_curve(found, args.out)
     status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    return found
+    return Shown(parts=(curve_table(found),), data=json_values(found))
 
 
-def run_speed(args: argparse.Namespace, status: Console) -> list[Table]:
+def run_speed(args: argparse.Namespace, status: Console) -> Shown:
     """Measure how fast golden rankings are made and write a record."""
     check_device(args.device)
     for name in ("threads", "estimate"):
@@ -96,5 +114,17 @@ def run_speed(args: argparse.Namespace, status: Console) -> list[Table]:
     if args.out is not None:
         speed.write(args.out)
         status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    tables = [speed_table(speed)]
-    return tables if args.estimate is None else [*tables, estimate_table(speed, args.estimate)]
+    tables, told = [_two(speed_table(speed), UNTOLD)], json_values(speed)
+    if args.estimate is not None:
+        tables.append(_two(estimate_table(speed, args.estimate), UNTOLD_ESTIMATE))
+        told["estimates"] = [_estimate(one) for one in estimates(speed, args.estimate)]
+    return Shown(parts=tuple(tables), data=told)
+
+
+def _two(table: Table, heads: Collection[str]) -> Forms:
+    return Forms((table, fewer(table, heads)))
+
+
+def _estimate(one: Estimate) -> dict[str, Any]:
+    gpus = {f"{count} {name}": list(seconds) for (name, count), seconds in one.gpu_s.items()}
+    return {**json_values(one), "gpu_s": gpus}

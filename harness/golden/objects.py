@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from harness.golden.maps import (
     unprocessed,
 )
 from harness.progress import Progress
+from harness.shown import json_values
 from harness.statistics import Interval, bootstrap_mean
 from harness.towers import Tower, load_tower
 from zoo.golden import GoldenConfig
@@ -186,6 +188,20 @@ def _patches(tower: Tower, examples: Sequence[Example]) -> NDArray[np.bool_]:
     seen = torch.stack([tower.preprocess(mask) for mask in masks])
     inside = unprocessed(tower.preprocess, seen).mean(dim=1)
     return np.asarray(object_patches(inside, patch_grid(tower.vit, seen)).numpy())
+
+
+def shares_data(shares: ObjectShare) -> dict[str, Any]:
+    """Return means and intervals as JSON values; shares are fractions."""
+    found: dict[str, Any] = json_values(
+        {
+            "images": len(shares.share),
+            "images_left_out": int((~shares.used).sum()),
+            "chance": float(shares.chance.mean()),
+            "lift": shares.lift,
+            **shares.intervals(),
+        }
+    )
+    return found
 
 
 def objects_table(found: Mapping[str, ObjectShare], title: str) -> Table:

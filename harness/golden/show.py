@@ -65,7 +65,7 @@ class ShowConfig:
         return (*self.methods, *([self.by] if self.by in METHODS else []))
 
 
-class Shown(NamedTuple):
+class Figure(NamedTuple):
     """A figure on disk.
 
     Attributes:
@@ -89,7 +89,7 @@ def show(
     *,
     progress: Progress,
     device: str = "cpu",
-) -> Shown:
+) -> Figure:
     """Draw the figure.
 
     Args:
@@ -145,7 +145,7 @@ def show(
     )
     drawn = draw(sheet, config.scale)
     _write(out, drawn.png)
-    return Shown(out, ("image", *columns), tuple(sheet.notes), drawn.boxes)
+    return Figure(out, ("image", *columns), tuple(sheet.notes), drawn.boxes)
 
 
 def _kept(keep: float) -> str:

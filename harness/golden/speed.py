@@ -13,13 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from harness.agreement import kendall_tau
+from harness.commit import git_commit
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.evaluate import subset
 from harness.golden.products import Geometry
 from harness.golden.runners import Runner, find_tower, runners
 from harness.latency import Timing, interleaved
-from harness.measure import device_name, git_commit
+from harness.measure import device_name
 from harness.progress import Progress
 from harness.records import utc_now
 from harness.statistics import Interval, median_interval

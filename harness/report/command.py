@@ -15,8 +15,9 @@ from harness.plots.accuracy import judge, row_name
 from harness.progress import Progress
 from harness.report.folder import write_report
 from harness.report.front import Standing
-from harness.report.groups import Group, Grouped, grouped
+from harness.report.groups import Group, Grouped, counted, grouped
 from harness.report.missing import missing
+from harness.report_pictures import table
 from harness.shown import Shown
 
 _VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"}
@@ -32,14 +33,17 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
     """
     records = [record for run in args.runs for record in read_run(run)]
     found = grouped(records)
-    written = write_report(records, args.output, Progress(status), title=args.title)
-    lacking = missing(found)
+    progress = Progress(status)
+    written = write_report(records, args.output, progress, runs=args.runs, title=args.title)
+    agreement = table(*args.runs, records=records)
+    lacking = missing(found, traced=bool(agreement))
     lines = [
         f"{one.title}: {one.why} in {'; '.join(one.groups)}. This measures it: {one.command}"
         for one in lacking
     ]
     if found.replaced:
-        lines.append(f"{found.replaced} earlier measurements of the same rows are left out")
+        count = counted(found.replaced, "earlier measurement")
+        lines.append(f"left out for newer ones of the same rows: {count}")
     fronts = {group.name: judge(group) for group in found.groups}
     tables = [front_table(group, stood) for group in found.groups if (stood := fronts[group.name])]
     return Shown(
@@ -51,6 +55,7 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
             "files": [str(path) for path in written],
             "missing": [asdict(one) for one in lacking],
             "groups": _data(found, fronts),
+            "agreement": agreement,
         },
     )
 

@@ -18,10 +18,11 @@ from harness.report.latex import latex_tables
 from harness.report.markdown import markdown_tables
 from harness.report.page import page
 from harness.report.sections import shot_columns
-from harness.report.tidy import tidy_csv
+from harness.report.tidy import rows_csv, tidy_csv
+from harness.report_pictures import galleries, matrix, table
 from zoo.files import write_whole
 
-_TABLES = ("report.html", "table.md", "summary.md", "table.csv", "table.tex")
+_TABLES = (".html", ".md", ".csv", ".tex")
 TITLE = "Token reduction for CLIP, side by side"
 
 
@@ -30,8 +31,8 @@ def write_report(
     folder: Path,
     progress: Progress,
     *,
+    runs: Sequence[Path] = (),
     title: str = TITLE,
-    pictures: Sequence[Picture] = (),
     drawn: Collection[str] | None = None,
 ) -> list[Path]:
     """Write the report of records; files of earlier ones are written over.
@@ -40,25 +41,30 @@ def write_report(
         records: of one run or many; each in the CSV, the newest of a row in the rest.
         folder: where to; made if it isn't there.
         progress: where to show how far it is.
+        runs: where the records come from; their traces are drawn, if they have some.
         title: of the page.
-        pictures: more figures for the page and the folder.
         drawn: files of plots and pictures to write, those that there are; None for all.
 
     Returns:
         What was written, the page first.
 
     Raises:
-        ValueError: no records.
+        ValueError: no records, or traces that can't be read.
         NotADirectoryError: ``folder`` is a file.
     """
     found = grouped(records)
     plots = plots_of(found)
+    pictures = [*matrix(*runs, records=records), *galleries(*runs, records=records)]
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
     folder.mkdir(parents=True, exist_ok=True)
     made = _files(found, records, title, plots, pictures)
+    if agreed := table(*runs, records=records):
+        made["agreement.csv"] = lambda: rows_csv(agreed).encode()
     if drawn is not None:
-        made = {name: make for name, make in made.items() if name in _TABLES or name in drawn}
+        made = {
+            name: make for name, make in made.items() if name.endswith(_TABLES) or name in drawn
+        }
     with progress.task("report", len(made)) as update:
         for done, (name, make) in enumerate(made.items(), start=1):
             write_whole(folder / name, make())

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.averages import Average
-from harness.statistics import Interval, bootstrap_counts, holm, mcnemar_exact
+from harness.significance import holm, mcnemar_exact
+from harness.statistics import Interval, bootstrap_counts
 
 Cost = Callable[[Average], Interval | None]
 Verdict = Literal["front", "open", "beaten"]

@@ -24,7 +24,6 @@ _WORDS = {
     "device": "device {}",
     "dtype": "{}",
     "device_name": "on {}",
-    "threads": "{} threads",
     "torch": "torch {}",
     "timm": "timm {}",
     "version": "clip-patchrank {}",
@@ -177,6 +176,13 @@ def _value(rows: Sequence[Average], condition: str) -> str:
 
 
 def _told(rows: Sequence[Average], condition: str) -> str:
+    if condition == "threads":
+        return counted(rows[0].first.threads, "thread")
     several = "seeds {}" if condition == "seed" and len(rows[0].records) > 1 else None
     words = several or _WORDS.get(condition, f"{condition.replace('_', ' ')} {{}}")
     return words.format(_value(rows, condition))
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -27,8 +27,13 @@ class Missing:
     command: str
 
 
-def missing(found: Grouped) -> list[Missing]:
-    """Return what none of a group's rows has, one entry per subject."""
+def missing(found: Grouped, *, traced: bool) -> list[Missing]:
+    """Return what none of a group's rows has, one entry per subject.
+
+    Args:
+        found: the groups.
+        traced: pictures were drawn from traces.
+    """
     lacking: tuple[tuple[str, str, list[Group], list[str]], ...] = (
         (
             "Top-1 against GFLOPs",
@@ -59,6 +64,12 @@ def missing(found: Grouped) -> list[Missing]:
             "there is one number of shots only",
             [] if shot_columns(found) else list(found.groups),
             ["--shots", "0", "1", "2", "4", "8", "16"],
+        ),
+        (
+            "Agreement of rankings, and kept patches",
+            "no traces lie beside the records",
+            [] if traced else list(found.groups),
+            ["--fresh"],
         ),
     )
     return [

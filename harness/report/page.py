@@ -14,7 +14,7 @@ from harness.columns import Cell
 from harness.picture import Picture
 from harness.plots.panel import Plot
 from harness.plots.style import Style
-from harness.report.groups import Grouped
+from harness.report.groups import Grouped, counted
 from harness.report.missing import Missing, missing
 from harness.report.sections import Section, sections
 from harness.report.svg import inline
@@ -70,7 +70,7 @@ def page(
     parts = [_tables(found, notes), _plots(plots, styles)]
     if pictures:
         parts.append(_pictures(pictures))
-    if lacking := missing(found):
+    if lacking := missing(found, traced=bool(pictures)):
         parts.append(_missing(lacking))
     body = "".join(_section(part, 2) for part in parts)
     script, policy = _asset("sort.js"), _policy()
@@ -115,13 +115,12 @@ def _policy() -> str:
 def _lead(found: Grouped) -> str:
     """Say how much is in it."""
     rows = sum(len(group.rows) for group in found.groups)
-    count = len(found.groups)
-    told = f"{rows} rows in {count} {'group' if count == 1 else 'groups'}; rows of one table were "
-    told += "measured under the same conditions."
+    told = f"{counted(rows, 'row')} in {counted(len(found.groups), 'group')}; rows of one table "
+    told += "were measured under the same conditions."
     if found.replaced:
         told += (
-            f" {found.replaced} earlier measurements of the same rows under the same conditions "
-            "are left out for newer ones."
+            f" Left out for newer ones of the same rows under the same conditions: "
+            f"{counted(found.replaced, 'earlier measurement')}."
         )
     return told
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from harness.averages import Average, Judged, judged
 from harness.columns import Cell, Column, columns_of
 from harness.protocol import protocol
-from harness.report.groups import Group, Grouped
+from harness.report.groups import Group, Grouped, counted
 from harness.shot_table import by_shots, shot_tables
 
 _SUMMARY = ("Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "× dense", "Kendall τ")
@@ -124,7 +124,16 @@ def _about(group: Sequence[Average]) -> str:
     return (
         f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
         f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "
-        f"{first.device_name}, {first.device}, {first.dtype}, {first.threads} threads, torch "
-        f"{first.torch}, timm {first.timm}, weights {first.weights_sha256[:12]}; agreement on "
-        f"{', '.join(map(str, golden)) or 'no'} images."
+        f"{first.device_name}, {first.device}, {first.dtype}, "
+        f"{counted(first.threads, 'thread')}, torch {first.torch}, timm {first.timm}, "
+        f"weights {first.weights_sha256[:12]}; agreement on "
+        f"{', '.join(map(str, golden)) or 'no'} images.{_uncounted(group)}"
+    )
+
+
+def _uncounted(group: Sequence[Average]) -> str:
+    """Say which operators multiply-adds lack; nothing where none is."""
+    lost = {n for row in group for r in row.records for n in r.uncounted_operators or ()}
+    return (
+        f" GFLOPs lack {', '.join(sorted(lost))}, which nobody knows how to count." if lost else ""
     )

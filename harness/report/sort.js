@@ -1,5 +1,6 @@
 "use strict";
 // Tables are whole without this; it makes their headings buttons that sort.
+const after = { ascending: "descending", descending: "" };
 for (const table of document.querySelectorAll("table[data-sortable]")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
@@ -24,7 +25,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const way = { ascending: "descending", descending: "" }[head.ariaSort] ?? "ascending";
+      const way = after[head.getAttribute("aria-sort")] ?? "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
       if (way) head.setAttribute("aria-sort", way);
       sort(column, way);

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -33,22 +33,31 @@ def tidy_csv(records: Sequence[Record]) -> str:
     """Return a table with a line per record; what was not measured is empty.
 
     Lists and settings are JSON. Of each batch size timed there is a column per figure.
+
+    Args:
+        records: at least one.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
-    plain = [field.name for field in fields(Record) if field.name != "latency"]
-    heads = [column(name) for name in plain]
-    heads += [f"latency_batch{batch}_{name}" for batch in batches for name in _TIMES]
+    return rows_csv([_row(record, batches) for record in records])
+
+
+def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same columns as CSV, at least one; None is empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(heads)
-    for record in records:
-        times = {timed.batch: timed for timed in record.latency}
-        cells = [_cell(getattr(record, name)) for name in plain]
-        cells += [
-            _cell(getattr(times.get(batch), name, None)) for batch in batches for name in _TIMES
-        ]
-        writer.writerow(cells)
+    writer.writerow(rows[0])
+    writer.writerows([_cell(value) for value in row.values()] for row in rows)
     return buffer.getvalue()
+
+
+def _row(record: Record, batches: Sequence[int]) -> dict[str, Any]:
+    plain = [field.name for field in fields(Record) if field.name != "latency"]
+    row = {column(name): getattr(record, name) for name in plain}
+    times = {timed.batch: timed for timed in record.latency}
+    for batch in batches:
+        for name in _TIMES:
+            row[f"latency_batch{batch}_{name}"] = getattr(times.get(batch), name, None)
+    return row
 
 
 def column(field: str) -> str:

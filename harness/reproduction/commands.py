@@ -2,17 +2,16 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from harness.commands import check
 from harness.datasets import get_dataset, list_datasets, root_of, shipped_facts
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.rooted import RootedDataset
+from harness.layout import fewer
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
@@ -20,10 +19,11 @@ from harness.records import write_records
 from harness.reproduction import get_reproduction
 from harness.reproduction.base import Reproduction
 from harness.reproduction.drawing import draw
-from harness.reproduction.plan import plan_table, rehearse
+from harness.reproduction.plan import plan_data, plan_table, rehearse
 from harness.reproduction.run import produce, under_its_conditions
 from harness.reproduction.sheet import MODEL, Comparison, compared
 from harness.reuse import earlier
+from harness.shown import Forms, Shown, Work
 from harness.studies.commands import without_output
 from harness.studies.config import StudyConfig
 from harness.studies.run import speaking
@@ -40,8 +40,9 @@ USES: dict[SplitName, str] = {
 }
 
 
-def run_reproduce(args: argparse.Namespace, status: Console) -> Iterator[Table]:
-    """Measure tables and figures, or tell what that would take; yield a table for each."""
+def run_reproduce(args: argparse.Namespace, status: Console) -> Work:
+    """Measure tables and figures, or tell what that would take; show a table for each."""
+    told: list[dict[str, Any]] = []
     recipes = [get_reproduction(name) for name in dict.fromkeys(args.names)]
     check(args)
     for recipe in recipes:
@@ -50,6 +51,7 @@ def run_reproduce(args: argparse.Namespace, status: Console) -> Iterator[Table]:
         if args.dry_run:
             there, missing = _there(config.datasets)
             steps = rehearse(recipe, config, there, known, Progress(status))
+            told.append(plan_data(recipe, config.model, steps, missing))
             yield plan_table(recipe, config.model, steps, missing)
             continue
         for name in config.datasets:
@@ -64,9 +66,12 @@ def run_reproduce(args: argparse.Namespace, status: Console) -> Iterator[Table]:
             comparison = compared(recipe, config, depth, tower, sheets)
             _write(comparison, config, args)
         assert comparison is not None
-        yield comparison.table()
-        told = f"records and table: {_path(args, recipe).with_suffix('')}.{{jsonl,md}}"
-        status.print(told, highlight=False, markup=False, soft_wrap=True)
+        told.append(comparison.data())
+        table = comparison.table()
+        yield Forms((table, fewer(table, comparison.datasets)))
+        text = f"records and table: {_path(args, recipe).with_suffix('')}.{{jsonl,md}}"
+        status.print(text, highlight=False, markup=False, soft_wrap=True)
+    return Shown(parts=(), data={"plans" if args.dry_run else "tables": told})
 
 
 def study_config(args: argparse.Namespace, recipe: Reproduction) -> StudyConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from harness.reproduction.judging import note_judging
 from harness.reproduction.pace import Pace
 from harness.reproduction.rehearsal import Rehearsal, Step
 from harness.reproduction.run import groups
+from harness.shown import json_values
 from harness.solve import KeepSolver
 from harness.studies.config import StudyConfig
 from harness.studies.run import speaking
@@ -57,6 +59,21 @@ def rehearse(
                 note_judging(shop, dataset, lines, known)
             found += shop.steps.values()
             update(done)
+    return found
+
+
+def plan_data(
+    recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return steps with their sum, and why datasets can't be read, as JSON values."""
+    seconds = sum(step.seconds for step in steps)
+    told: dict[str, Any] = {
+        "name": recipe.name,
+        "model": model,
+        "seconds": seconds,
+        "steps": list(steps),
+    }
+    found: dict[str, Any] = json_values(told | {"missing": missing})
     return found
 
 

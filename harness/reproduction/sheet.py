@@ -8,8 +8,10 @@ from rich.table import Table
 
 from harness.records import Record
 from harness.reproduction.base import Reproduction, Row
+from harness.reproduction.cells import difference, interval, number
 from harness.reproduction.measures import MEASURES, RATIOS, mean_of
 from harness.reproduction.paper import Printed, printed
+from harness.shown import json_values
 from harness.statistics import Interval
 from harness.studies.config import StudyConfig
 from harness.studies.sheet import NOT_MEASURED, Sheet
@@ -104,26 +106,50 @@ class Comparison:
         to = (
             mean_of(list(one.to.values())) if one.to and set(one.to) == set(self.datasets) else None
         )
-        ours = [_interval(one.ours.get(name), form) for name in self.datasets]
+        ours = [interval(one.ours.get(name), form) for name in self.datasets]
         name = (
             one.row.name if one.ours or not one.row.empty else f"{one.row.name} ({one.row.empty})"
         )
-        yield [name, "ours", *ours, _interval(mean, form), against, _interval(to, relative)]
+        yield [name, "ours", *ours, interval(mean, form), against, interval(to, relative)]
         if one.paper is None:
             return
         values = [one.paper.values.get(name) for name in self.datasets]
         theirs, theirs_to = one.paper_mean(self.datasets), one.paper_to(self.datasets)
-        shown = [_number(value, form) for value in values]
-        yield ["", "paper", *shown, _number(theirs, form), "", _number(theirs_to, relative)]
+        shown = [number(value, form) for value in values]
+        yield ["", "paper", *shown, number(theirs, form), "", number(theirs_to, relative)]
         signed = f"+{form}" if self.same else ""
         off = [
-            _difference(one.ours.get(name), value, signed)
+            difference(one.ours.get(name), value, signed)
             for name, value in zip(self.datasets, values, strict=True)
         ]
-        by = _difference(to, theirs_to, f"+{relative.removeprefix('+')}")
-        off += [_difference(mean, theirs, signed), "", by]
+        by = difference(to, theirs_to, f"+{relative.removeprefix('+')}")
+        off += [difference(mean, theirs, signed), "", by]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
+
+    def data(self) -> dict[str, Any]:
+        """Return it as JSON values: rows by dataset and as mean, ours and the paper's."""
+        told: dict[str, Any] = {"name": self.recipe.name, "title": self.title, "tower": self.tower}
+        told["rows"] = [self._row(one) for one in self.found]
+        told |= {"images_by_dataset": self.images, "comparable": self.same}
+        found: dict[str, Any] = json_values(told)
+        return found
+
+    def _row(self, one: Found) -> dict[str, Any]:
+        paper: dict[str, Any] | None = None
+        if one.paper is not None:
+            by_dataset = {name: one.paper.values.get(name) for name in self.datasets}
+            paper = {"by_dataset": by_dataset, "mean": one.paper_mean(self.datasets)}
+            paper |= {"mean_compared": one.paper_to(self.datasets), "source": one.paper.source}
+        return {
+            "name": one.row.name,
+            "measure": one.row.measure,
+            "compared_with": one.row.against,
+            "ours": {"by_dataset": one.ours, "compared_by_dataset": one.to},
+            "paper": paper,
+            "gflops_share_of_dense": one.share,
+            "missing_because": one.row.empty or None,
+        }
 
     def table(self) -> Table:
         """Lay it out for the terminal."""
@@ -215,21 +241,3 @@ def _records(row: Row, sheets: Mapping[str, Sheet]) -> dict[str, Sequence[Record
         for name, sheet in sheets.items()
     }
     return {name: records for name, records in found.items() if records is not None}
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else format(value, form)
-
-
-def _interval(value: Interval | None, form: str) -> str:
-    if value is None:
-        return NOT_MEASURED
-    text, low, high = (format(number, form) for number in value)
-    return text if low == text == high else f"{text} [{low}, {high}]"
-
-
-def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
-    """Return ours minus theirs; nothing where there is no form, for they can't be compared."""
-    if ours is None or theirs is None or not form:
-        return NOT_MEASURED
-    return format(ours.estimate - theirs, form)

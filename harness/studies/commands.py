@@ -2,17 +2,18 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
-from harness.commands import check
+from harness.commands import check, limit_of
+from harness.layout import fewer
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
 from harness.records import write_records
 from harness.reuse import earlier
+from harness.shown import Forms, Shown, Work
 from harness.studies import get_study, list_studies
 from harness.studies.config import StudyConfig
 from harness.studies.run import make
@@ -21,13 +22,18 @@ from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 
 LIST = "list"
+# Columns that a narrow terminal does without.
+UNTOLD = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
 
 
-def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> Iterator[Table]:
-    """Make a study; write its records and a Markdown table, and yield a table per dataset."""
-    if args.name == LIST:
-        yield _listed()
-        return
+def run_study(args: argparse.Namespace, status: Console) -> Shown | Work:
+    """Make a study, or list them."""
+    return _listed() if args.name == LIST else _made(args, status)
+
+
+def _made(args: argparse.Namespace, status: Console) -> Work:
+    """Make a study; write its records and a Markdown table, and show a table per dataset."""
+    limit = limit_of(args)
     study = get_study(args.name)
     check(args)
     config = StudyConfig(
@@ -56,15 +62,19 @@ def run_study(args: argparse.Namespace, limit: int | None, status: Console) -> I
     known = earlier(path, Progress(status), fresh=args.fresh)
     command = f"python -m harness {shlex.join(without_output(args.argv))}"
     sections = [f"## {study.title}", "", study.question, "", "```", command, "```", ""]
+    sheets = []
     for sheet, records in make(study, config, known, Progress(status)):
         if fresh := [record for record in records if record not in known]:
             write_records(path, fresh)
         sections += [sheet.markdown()]
-        yield sheet.table()
+        sheets.append(sheet.data())
+        table = sheet.table()
+        yield Forms((table, fewer(table, UNTOLD)))
     path = path.with_suffix(".md")
     notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path, "\n".join([*sections, *notes, ""]).encode())
     status.print(f"records and table: {path.parent / study.name}.{{jsonl,md}}", soft_wrap=True)
+    return Shown(parts=(), data={"study": study.name, "tables": sheets})
 
 
 def without_output(argv: list[str]) -> list[str]:
@@ -75,10 +85,14 @@ def without_output(argv: list[str]) -> list[str]:
     return argv[:at] + argv[at + 2 :]
 
 
-def _listed() -> Table:
+def _listed() -> Shown:
     table = Table(title="studies")
     for head in ("name", "question", "keep rates"):
         table.add_column(head)
     for name, study in list_studies().items():
         table.add_row(name, study.question, " ".join(f"{keep:g}" for keep in study.keeps))
-    return table
+    told = [
+        {"name": name, "question": study.question, "keeps": list(study.keeps)}
+        for name, study in list_studies().items()
+    ]
+    return Shown(parts=(table,), data={"studies": told})

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
+from harness.averages import uncounted
+from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, paired_p, together
 from harness.records import Record
+from harness.shown import json_values
 from harness.statistics import Interval, bootstrap_mean, mean_interval
 
 NOT_MEASURED = "–"
@@ -31,8 +36,11 @@ class Entry:
         records: one per seed.
         to_dense: top-1, mean over seeds, minus that of the dense model.
         to_first: the same against the first line; None for the first itself.
-        over_seeds: the same, with Student's t interval over seeds, where both lines were tuned from
-            the same seeds.
+        p_dense: exact p-value that it is as often right as the dense model, see
+            `judging.paired_p`.
+        p_first: the same against the first line; None for the first itself.
+        over_seeds: the difference to first with Student's t interval over seeds, where both lines
+            were tuned from the same seeds.
     """
 
     labels: dict[str, str]
@@ -40,6 +48,8 @@ class Entry:
     records: Sequence[Record]
     to_dense: Interval
     to_first: Interval | None
+    p_dense: float
+    p_first: float | None
     over_seeds: Interval | None = None
 
     def mean(self, field: str) -> float | None:
@@ -57,14 +67,12 @@ def entries(
         lines: labels, what they stand for and records, each in the order of its seeds.
         dense: the dense model's record.
     """
-    first: dict[float | str, np.ndarray] = {}
     begun: dict[float | str, Sequence[Record]] = {}
     found = []
     for labels, asked, records in lines:
-        right = np.mean([record.correct for record in records], axis=0)
-        begins = asked not in first
-        reference = first.setdefault(asked, right)
+        begins = asked not in begun
         beginner = begun.setdefault(asked, records)
+        right, reference = _hits(records) / len(records), _hits(beginner) / len(beginner)
         found.append(
             Entry(
                 labels=labels,
@@ -72,10 +80,22 @@ def entries(
                 records=records,
                 to_dense=bootstrap_mean(right - dense.correct, seed=0),
                 to_first=None if begins else bootstrap_mean(right - reference, seed=0),
+                p_dense=_p(records, [dense]),
+                p_first=None if begins else _p(records, beginner),
                 over_seeds=None if begins else _over_seeds(records, beginner),
             )
         )
     return found
+
+
+def _hits(records: Sequence[Record]) -> NDArray[np.int64]:
+    """(image_count,) for how many seeds each image was right."""
+    counts: NDArray[np.int64] = np.sum([record.correct for record in records], axis=0)
+    return counts
+
+
+def _p(records: Sequence[Record], others: Sequence[Record]) -> float:
+    return paired_p(_hits(records), _hits(others), len(records), len(others))
 
 
 def _over_seeds(records: Sequence[Record], first: Sequence[Record]) -> Interval | None:
@@ -101,8 +121,11 @@ class Sheet:
     dense: Record
     entries: Sequence[Entry]
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return heads and rows as text, columns that nothing was measured for left out."""
+    def cells(self, *, marked: bool = False) -> tuple[list[str], list[list[str]]]:
+        """Return heads and rows as text, columns that nothing was measured for left out.
+
+        ``marked``: differences that are clear with all of their column judged together are.
+        """
         labels = list(dict.fromkeys(name for entry in self.entries for name in entry.labels))
         columns: dict[str, Callable[[Entry], str]] = {
             name: lambda entry, name=name: entry.labels.get(name, "")  # type: ignore[misc]
@@ -110,14 +133,28 @@ class Sheet:
         }
         columns |= _COLUMNS
         rows = [[show(entry) for show in columns.values()] for entry in self.entries]
+        for head, family in self.judged().items() if marked else ():
+            at = list(columns).index(head)
+            for number, row in enumerate(rows):
+                row[at] = row[at].replace(" ", family.mark(number) or " ", 1)
         kept = [i for i in range(len(columns)) if any(row[i] != NOT_MEASURED for row in rows)]
         heads = list(columns)
         return [heads[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
+    def judged(self) -> dict[str, Together[int]]:
+        """Return the p-values of each column of differences, a family each, by line."""
+        lines = list(enumerate(self.entries))
+        return {
+            "to dense": together({at: entry.p_dense for at, entry in lines}),
+            "to first": together({at: entry.p_first for at, entry in lines}),
+        }
+
     def table(self) -> Table:
-        """Lay it out for the terminal."""
-        table = Table(title=self.title, caption=NOTES)
-        heads, rows = self.cells()
+        """Lay it out for the terminal, with marks."""
+        several = any(len(entry.records) > 1 for entry in self.entries)
+        note = mark_note(SIGN_FLIP if several else MCNEMAR, "all of a column")
+        table = Table(title=self.title, caption=f"{NOTES} {note}.{self._uncounted()}")
+        heads, rows = self.cells(marked=True)
         for head in heads:
             table.add_column(head, justify="right" if head in _COLUMNS else "left", no_wrap=True)
         for entry, row in zip(self.entries, rows, strict=True):
@@ -126,12 +163,44 @@ class Sheet:
             table.add_row(*row)
         return table
 
+    def _uncounted(self) -> str:
+        """Say which operators the multiply-adds lack."""
+        told = uncounted(self.dense, *(entry.records[0] for entry in self.entries))
+        return f" {told}." if told else ""
+
+    def data(self) -> dict[str, Any]:
+        """Return it as JSON values: what was measured, whether or not the table has a column."""
+        told: dict[str, Any] = {
+            "dataset": self.dense.dataset,
+            "split": self.dense.split,
+            "title": self.title,
+        }
+        lines = [
+            {
+                "labels": entry.labels,
+                "asked": entry.asked,
+                "seeds": len(entry.records),
+                "top1_to_dense": entry.to_dense,
+                "top1_to_first": entry.to_first,
+                "top1_to_first_over_seeds": entry.over_seeds,
+                **{name: entry.mean(name) for name in _MEANS},
+            }
+            for entry in self.entries
+        ]
+        dense = {name: getattr(self.dense, name) for name in _MEANS}
+        told |= {"images": self.dense.image_count, "dense": dense, "lines": lines}
+        found: dict[str, Any] = json_values(told)
+        return found
+
     def markdown(self) -> str:
-        """Return it as a Markdown section."""
+        """Return it as a Markdown section, without marks."""
         heads, rows = self.cells()
         line = ["---:" if head in _COLUMNS else "---" for head in heads]
         body = ["| " + " | ".join(cells) + " |" for cells in (heads, line, *rows)]
         return "\n".join([f"### {self.title}", "", *body, ""])
+
+
+_MEANS = ("keep", "top1", "gflops", "cosine_to_dense", "tau", "match_at_k", "match_chance")
 
 
 def _top1(entry: Entry) -> str:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
-from harness.commands import run_eval
+from harness.commands import evaluated
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
 from harness.evaluate import subset
@@ -63,7 +63,7 @@ def members(example: Example) -> dict[str, bytes]:
 def ours(model: str) -> np.ndarray:
     """Return which images ``harness eval`` has right, in their order."""
     words = ["eval", model, "--dataset", "emoji", "--limit", str(COUNT)]
-    records = run_eval(build_parser().parse_args(words), COUNT, Console(quiet=True))
+    records = evaluated(build_parser().parse_args(words), Console(quiet=True))
     (record,) = [record for record in records if record.model == model]
     return record.correct
 

@@ -38,6 +38,8 @@ def record(correct: Any = A, **changed: Any) -> Record:
         "weights_sha256": "ab" * 32,
         "dataset": "fashion",
         "dataset_revision": "12ab34cd",
+        "images_sha256": "ab" * 32,
+        "image_size": (196, 196),
         "split": "test",
         "shots": 16,
         "tuning": "vt",
@@ -45,6 +47,8 @@ def record(correct: Any = A, **changed: Any) -> Record:
         "seed": 0,
         "gflops": 2.5,
         "params": 22_000_000,
+        "activations": 6_000_000,
+        "uncounted_operators": (),
         "tokens_per_block": (197, 197, 119),
         "final_tokens": 118,
         "latency": (timed(1, 30.0), timed(32, 700.0)),
@@ -120,6 +124,7 @@ def test_swapped_runs_change_by_the_opposite():
     [
         (record(dataset_revision="99"), "dataset_revision '12ab34cd' in A, '99' in B"),
         (record([1, 0, 1, 1]), "image_count 10 in A, 4 in B"),
+        (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' in A, '{'cd' * 32}' in B"),
     ],
 )
 def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
@@ -148,6 +153,7 @@ def test_other_weights_on_the_same_images_are_paired_and_told():
         ("threads", 4),
         ("weights_sha256", "ef"),
         ("golden_images", 9),
+        ("image_size", (224, 224)),
     ],
 )
 def test_every_condition_that_differs_is_told(name: str, value: Any):
@@ -169,6 +175,8 @@ def test_settings_that_differ_are_told_one_by_one():
     [
         ("gflops", math.nextafter(2.5, 3)),
         ("params", 22_000_001),
+        ("activations", 6_000_001),
+        ("uncounted_operators", ("aten::x",)),
         ("tokens_per_block", (197, 119, 119)),
         ("final_tokens", 117),
     ],

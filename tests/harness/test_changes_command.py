@@ -24,7 +24,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def fail(*args: object) -> None:
         raise AssertionError("measures")
 
-    monkeypatch.setattr(commands, "run_compare", fail)
+    monkeypatch.setattr(commands, "side_by_side", fail)
     return tmp_path
 
 
@@ -44,7 +44,7 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(
 
 
 @pytest.mark.parametrize(
-    "command", ["a b --output new/out", "--output new/out a b", "--outp=new/out a b"]
+    "command", ["a b --output new/out", "--output new/out a b", "--output=new/out a b"]
 )
 def test_output_is_a_folder_for_the_same_in_markdown(
     command: str, runs: Path, capsys: pytest.CaptureFixture[str]
@@ -81,7 +81,6 @@ def test_a_run_of_an_earlier_version_is_read(runs: Path, capsys: pytest.CaptureF
         ("a b --limit=250", "--limit=250 with runs to compare"),
         ("--seed 0 a b", "--seed with runs to compare"),
         ("a b --datasets gone", "--datasets with runs to compare"),
-        ("a b --datas emoji", "--datas with runs to compare"),
         ("a b --download", "--download with runs to compare"),
         ("a --output out --device cpu", "--device with runs to compare"),
         ("a b --output a/records.jsonl", "File exists"),

@@ -10,6 +10,7 @@ from harness.changes import changes
 from harness.changes_table import WIDE, changes_markdown, notes, sheets
 from harness.correctness import pack_correct
 from harness.records import Latency, Record
+from harness.significance import holm, minimum_detectable_difference
 
 A = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)
@@ -17,8 +18,14 @@ NAME = "clip_vit_s14_patchrank60.imgfocus_lit"
 HOW = "16 shots, learned visual and text tokens (8)"
 
 
-def record(correct: Any = A, median: float = 30.0, **changed: Any) -> Record:
-    time = Latency(batch=1, median_ms=median, q1_ms=1.0, q3_ms=99.0, images_per_s=9.0)
+def record(
+    correct: Any = A, median: float = 30.0, ratio: float | None = None, **changed: Any
+) -> Record:
+    to_dense = {"ratio_to_dense": ratio}
+    if ratio is not None:
+        to_dense |= {"ratio_low": 0.9 * ratio, "ratio_high": 1.2 * ratio}
+    told = {"q1_ms": 1.0, "q3_ms": 99.0, "images_per_s": 9.0, **to_dense}
+    time = Latency(batch=1, median_ms=median, **told)
     facts: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00",
         "version": "0.1.0",
@@ -36,6 +43,8 @@ def record(correct: Any = A, median: float = 30.0, **changed: Any) -> Record:
         "prompt_tokens": 8,
         "seed": 0,
         "image_count": len(correct),
+        "images_sha256": "cd" * 32,
+        "image_size": (196, 196),
         "correct_bits": pack_correct(correct),
         "top1": float(correct.mean()),
         "top1_low": 0.0,
@@ -76,6 +85,61 @@ def test_a_row_shows_what_changed():
     assert (row["GFLOPs"], row["batch 1, B / A"]) == ("2.500 → 2.750", "0.50x")
     assert row["tau"] == "+0.050"
     assert sheet.title == (f"birds (test, 10 images; {HOW}), clip_vit_s14.imgfocus_lit")
+
+
+def test_times_beside_dense_have_an_interval_and_others_none():
+    rows = [record(ratio=0.8), record(seed=1)], [record(B, 15.0, ratio=0.6), record(seed=1)]
+    [sheet] = sheets(changes(*rows))
+    told = [dict(zip(sheet.heads, row, strict=True)) for row in sheet.rows]
+    assert [row["batch 1, B / A"] for row in told] == ["0.50x", "1.00x"]
+    # 0.6 / 0.8, 0.54 / 0.96, 0.72 / 0.72
+    assert [row["batch 1 to dense, B / A"] for row in told] == ["0.75x [0.56, 1.00]", "–"]
+    assert "batch 1 to dense, B / A" not in sheets(changes(rows[0][1:], rows[1][1:]))[0].heads
+
+
+def flipped(lost: int, won: int, **changed: Any) -> tuple[Record, Record]:
+    truth = np.arange(400) < 200
+    right = truth.copy()
+    right[:lost], right[200 : 200 + won] = False, True
+    return record(truth, **changed), record(right, **changed)
+
+
+def test_rows_of_a_table_are_judged_together():
+    pairs = [flipped(14, 3, seed=0), flipped(14, 4, seed=1), flipped(60, 5, seed=2)]
+    found = changes(*map(list, zip(*pairs, strict=True)))
+    alone = [pair.p_value for pair in found.pairs]
+    assert alone[2] < alone[0] < 0.05 / 2 < alone[1] < 0.05
+    assert [pair.p_value for pair in found.pairs if pair.p_value <= 0.05 / 3] == alone[::2]
+    [sheet] = sheets(found)
+    marks = [row[sheet.heads.index("B - A")].count("*[") for row in sheet.rows]
+    assert marks == [int(p <= 0.05) for p in holm(alone)] == [1, 1, 1]
+    [weak] = sheets(changes(*map(list, zip(pairs[1], flipped(14, 4, seed=3), strict=True))))
+    assert "*[" not in " ".join(cell for row in weak.rows for cell in row)
+
+
+def test_the_note_says_what_so_many_images_can_show():
+    pair = flipped(9, 7)
+    least = minimum_detectable_difference(400, 16 / 400)
+    assert least is not None
+    told = (
+        "* clear of zero, all rows of this table judged together (exact McNemar test, Holm, 5 %); "
+        f"without *: 400 images show {100 * least:.1f} points with power 80 %"
+    )
+    assert told in " ".join(shown([pair[0]], [pair[1]]).split())
+    assert told in changes_markdown(changes([pair[0]], [pair[1]]), "a", "b")
+    [other] = sheets(changes([record()], [record(B, images_sha256="ef" * 32)]))
+    assert other.note == ""
+
+
+def test_images_are_proven_the_same_or_said_to_be_taken_for_it():
+    assert not any("taken for" in line for line in notes(changes([record()], [record(B)])))
+    lines = notes(changes([record(images_sha256=None)], [record(B)]))
+    assert any(line.startswith("images taken for the same by revision") for line in lines)
+    found = changes([record()], [record(B, images_sha256="ef" * 32)])
+    assert found.pairs[0].top1 is found.pairs[0].p_value is None
+    [line] = [line for line in notes(found) if "accuracy not compared" in line]
+    assert "images_sha256" in line
+    assert not any("taken for" in line for line in notes(found))
 
 
 def test_equal_costs_are_shown_once_and_seeds_where_there_are_several():
@@ -154,10 +218,8 @@ def test_runs_without_a_common_row_have_no_table():
 
 
 def test_the_same_conditions_are_said_to_be_the_same():
-    assert notes(changes([record()], [record(B)])) == [
-        "1 row is in both runs",
-        "conditions are the same in every row",
-    ]
+    said = notes(changes([record()], [record(B)]))
+    assert said == ["1 row is in both runs", "conditions are the same in every row"]
 
 
 def test_markdown_holds_the_notes_and_the_tables():
@@ -170,6 +232,7 @@ def test_markdown_holds_the_notes_and_the_tables():
     cells = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert cells == cells[:1] * 6
     assert text.rstrip().endswith("of B minus A's.")
+    assert text.count("clear of zero") == 2
 
 
 @pytest.mark.parametrize("hostile", ["x\x1b[2J", "[red]x[/red]", "a|b", "<img src=x>", "[/]"])

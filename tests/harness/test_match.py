@@ -21,7 +21,8 @@ from harness.match import matched, matched_rows
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record, read_records, write_records
-from harness.statistics import mcnemar_exact, paired_difference
+from harness.significance import mcnemar_exact
+from harness.statistics import paired_difference
 from harness.table import matched_table
 from harness.variants import rows_of
 from zoo.clip import ClipParts

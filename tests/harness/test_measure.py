@@ -1,8 +1,5 @@
 """Costs of rows, and agreement with the golden ranking."""
 
-import re
-import subprocess
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +8,7 @@ from scipy.stats import kendalltau, weightedtau
 
 import zoo
 from harness.evaluate import Outcome
-from harness.measure import agreement, costs, device_name, git_commit
+from harness.measure import agreement, costs, device_name
 from harness.progress import Progress
 from harness.variants import variants
 
@@ -130,17 +127,3 @@ def test_no_batches_no_latency(dense: zoo.ReducedViT):
 
 def test_the_device_has_a_name():
     assert device_name("cpu").strip()
-
-
-def test_the_commit_is_told_only_from_a_checkout_of_this_package(monkeypatch, tmp_path):
-    module = tmp_path / "harness" / "measure.py"
-    monkeypatch.setattr("harness.measure.__file__", str(module))
-    git_commit.cache_clear()
-    assert git_commit() is None
-    module.parent.mkdir()
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.invalid"]
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
-    git_commit.cache_clear()
-    assert re.fullmatch(r"[0-9a-f]{12}", git_commit() or "")
-    git_commit.cache_clear()

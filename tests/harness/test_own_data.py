@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from harness.cli import main
-from harness.commands import run_eval
+from harness.commands import evaluated
 from harness.datasets import forget, get_dataset
 from harness.datasets.base import Example
 from harness.datasets.folder import FolderDataset
@@ -93,10 +93,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Record]]:
     found: list[Record] = []
 
     def kept(*args: object) -> list[Record]:
-        found[:] = run_eval(*args)  # type: ignore[arg-type]
+        found[:] = evaluated(*args)  # type: ignore[arg-type]
         return found
 
-    monkeypatch.setattr("harness.commands.run_eval", kept)
+    monkeypatch.setattr("harness.commands.evaluated", kept)
 
     def call(*flags: str) -> list[Record]:
         assert main(["eval", "clip_vit_s14_random60", *flags]) == 0

@@ -45,7 +45,7 @@ def test_in_a_pipe_there_is_a_line_now_and_then(clock: None):
 
 
 def test_on_a_terminal_there_is_a_bar_that_goes_away():
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=120)
     with Progress(console).long("rankings", 12, 4, 16) as show:
         show(8)
     shown = console.file.getvalue()
@@ -61,7 +61,7 @@ def test_nowhere_is_nowhere():
 
 def test_bytes_are_drawn_on_a_terminal_and_named_in_a_pipe():
     screen, pipe = io.StringIO(), io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=100)
+    terminal = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
     for console in (terminal, Console(file=pipe, width=100)):
         with Progress(console).bytes("downloading x.tgz") as update:
             update(500_000, 1_000_000)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from harness.statistics import minimum_detectable_difference
+from harness.significance import minimum_detectable_difference
 
 PAGE = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
 

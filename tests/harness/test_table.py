@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
-from harness.averages import averages, judged
 from harness.correctness import pack_correct
 from harness.records import Latency, Record
-from harness.statistics import minimum_detectable_difference, paired_difference
 from harness.table import comparison_table, title
 
 DENSE = Record(
@@ -142,84 +139,3 @@ def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: st
         f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, a processor, "
         "2 threads"
     )
-
-
-def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
-    """Return a dense row right on half the images, and by keep what others lose and gain of it."""
-    truth = np.arange(images) < images // 2
-    facts = {"image_count": images, "correct_bits": pack_correct(truth), "top1": truth.mean()}
-    found = [replace(DENSE, **facts)]
-    for keep, (lost, gained) in losses.items():
-        right = truth.copy()
-        right[:lost], right[images // 2 : images // 2 + gained] = False, True
-        estimate, low, high = paired_difference(right, truth, seed=0)
-        facts |= {"correct_bits": pack_correct(right), "top1": right.mean(), "top1_low": 0.0}
-        facts |= {"diff_to_dense": estimate, "diff_low": low, "diff_high": high}
-        found.append(replace(DENSE, **facts, method="evit", model=f"evit{keep}", keep=keep / 100))
-    return found
-
-
-def marked(records: list[Record], *, wide: bool = True) -> list[str]:
-    """Return the keep rates whose row has a mark."""
-    lines = [line.split() for line in shown(comparison_table(records, wide=wide))]
-    at = 3 if wide else 1
-    return [line[at] for line in lines if "evit" in line and any("*[" in word for word in line)]
-
-
-@pytest.mark.parametrize("wide", [True, False])
-def test_differences_that_stay_clear_among_all_rows_are_marked(wide: bool):
-    losses = {90: (3, 2), 70: (14, 4), 50: (14, 3), 30: (60, 5), 10: (2, 19)}
-    p = {keep: stats.binomtest(a, a + b).pvalue for keep, (a, b) in losses.items()}
-    assert [keep for keep in losses if p[keep] <= 0.05] == [70, 50, 30, 10]
-    clear, left = [], sorted(losses, key=lambda keep: p[keep])
-    while left and p[left[0]] * len(left) <= 0.05:
-        clear.append(str(left.pop(0)))
-    assert sorted(clear) == ["10", "30", "50"]
-    assert sorted(marked(compared(losses), wide=wide)) == sorted(clear)
-    alone = {70: losses[70]}
-    assert marked(compared(alone), wide=wide) == ["70"]
-
-
-def caption(records: list[Record]) -> str:
-    return " ".join(" ".join(shown(comparison_table(records))).split())
-
-
-def test_the_caption_says_what_the_mark_is_and_what_the_rest_would_show():
-    text = caption(compared({70: (9, 7), 50: (5, 6), 30: (90, 3)}))
-    least = minimum_detectable_difference(400, 16 / 400)
-    assert least is not None
-    assert "* clear of zero, all rows judged together (exact McNemar test, Holm, 5 %)" in text
-    assert (
-        f"without *: 400 images show {100 * least:.1f} points with power 80 %, in one comparison, "
-        "where just one of two models is right on 4.0 % of them (the most here)"
-    ) in text
-
-
-def test_the_caption_tells_when_no_difference_would_be_found():
-    text = caption(compared({70: (1, 2), 50: (0, 0)}))
-    assert "too few images that just one of two models gets right to show any difference" in text
-    text = caption(compared({30: (90, 3)}))
-    assert "Holm, 5 %)" in text
-    assert "without *" not in text
-
-
-def test_nothing_is_judged_without_a_dense_row_or_differences():
-    dense, *others = compared({30: (90, 3)})
-    assert judged(averages([dense])) is judged(averages(others)) is None
-    unpaired = replace(others[0], diff_to_dense=None, diff_low=None, diff_high=None)
-    assert judged(averages([dense, unpaired])) is None
-    for records in ([dense], others, [dense, unpaired]):
-        assert "*" not in caption(records)
-
-
-def test_means_over_seeds_are_not_judged():
-    records = [
-        replace(record, shots=4, tuning="probe", seed=seed)
-        for seed in (0, 1)
-        for record in compared({30: (90, 3)})
-    ]
-    rows = averages(records)
-    assert rows[1].to_dense is not None
-    assert judged(rows) is None
-    assert "*" not in caption(records)
-    assert judged(averages(records[:2])) is not None

@@ -137,4 +137,5 @@ def test_the_command_that_mends_is_one(file: PromptFile):
 
     words = tune_command(file).split()[3:]
     args = build_parser().parse_args(words)
-    assert (args.what, args.tokens, args.num_tokens, args.dataset) == ("prompts", "vt", 2, "toy")
+    assert (args.command, args.tokens, args.num_tokens) == ("fit prompts", "vt", 2)
+    assert args.dataset == "toy"

@@ -17,7 +17,7 @@ from harness.golden import show as module
 from harness.golden.maps import method_maps, most_important, reduced
 from harness.golden.panels import heat_panel, kept_panel
 from harness.golden.pictures import find_pictures
-from harness.golden.show import ShowConfig, Shown, show
+from harness.golden.show import Figure, ShowConfig, show
 from harness.progress import Progress
 from harness.towers import Tower
 from zoo.clip import ClipParts, class_features
@@ -26,7 +26,7 @@ from zoo.reducer import METHODS
 
 GOLDEN = GoldenConfig(window=2, stride=2)
 ALWAYS = ("image", *SCORES, "patchrank", "clsattn")
-Show = Callable[..., Shown]
+Show = Callable[..., Figure]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def draw(
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
     monkeypatch.setattr(pictures_module, "get_dataset", lambda name: toy)
 
-    def call(places: tuple[str, ...] = ("toy:test:5", "toy:test:6"), **config: object) -> Shown:
+    def call(places: tuple[str, ...] = ("toy:test:5", "toy:test:6"), **config: object) -> Figure:
         told = {"golden": GOLDEN, "scale": 0.5} | config
         files = {key: told.pop(key) for key in ("dataset", "classes", "labels") if key in told}
         found = find_pictures([str(place) for place in places], **files)
@@ -64,11 +64,11 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def page(shown: Shown) -> np.ndarray:
+def page(shown: Figure) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(shown.path.read_bytes())).convert("RGB"))
 
 
-def panel(shown: Shown, row: int, column: str) -> np.ndarray:
+def panel(shown: Figure, row: int, column: str) -> np.ndarray:
     left, top, right, bottom = shown.boxes[row, column]
     return page(shown)[top:bottom, left:right] / 255
 

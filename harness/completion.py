@@ -1,0 +1,87 @@
+"""Scripts that complete commands, flags and names in a shell, without starting Python."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import shtab
+from rich.console import Console
+
+from harness.datasets import KINDS, list_datasets
+from harness.flags import build_parser, leaves
+from harness.flags.command import CommandParser
+from harness.plan import DTYPES, TUNINGS
+from harness.reproduction import list_reproductions
+from harness.shown import Shown
+from harness.studies import list_studies
+from harness.studies.commands import LIST
+from harness.variants import known_methods
+from zoo.architectures import ARCHITECTURES
+from zoo.golden import SCORES
+from zoo.losses import LOSSES
+from zoo.reducer import METHODS
+from zoo.registry import MODELS
+
+PROGRAM = "patchrank"
+FOLDER = "DIR"  # metavar of a path that is a folder
+
+
+def run_completion(args: argparse.Namespace, _status: Console) -> Shown:
+    """Return the script for a shell."""
+    parser = completed()
+    script = shtab.complete(parser, shell=args.shell)
+    return Shown(parts=(script.rstrip(),), data={"shell": args.shell, "script": script})
+
+
+def completed() -> CommandParser:
+    """Return the parser with the names that arguments take; for completion, not for parsing."""
+    parser = build_parser(PROGRAM)
+    for path, leaf in leaves(parser).items():
+        for action in leaf._actions:
+            _complete(path, action)
+    return parser
+
+
+def _complete(path: str, action: argparse.Action) -> None:
+    if action.choices is not None or action.nargs == 0:
+        return
+    names = NAMES.get(f"{path} {action.dest}") or NAMES.get(action.dest)
+    if names is not None:
+        action.choices = list(names())
+    elif action.type is Path or action.dest == "images":
+        kind = shtab.DIRECTORY if action.metavar == FOLDER else shtab.FILE
+        action.complete = kind  # type: ignore[attr-defined]
+
+
+def _dense() -> Iterable[str]:
+    return (name for name, spec in MODELS.items() if spec.dense == name)
+
+
+def _datasets() -> Iterable[str]:
+    return [*list_datasets(), *(f"{prefix}:" for prefix in KINDS)]
+
+
+# What can be completed, by the name of an argument or by its command and name.
+NAMES: dict[str, Callable[[], Iterable[str]]] = {
+    "model": lambda: MODELS,
+    "models": _dense,
+    "methods": lambda: METHODS,
+    "compare methods": known_methods,
+    "floor methods": known_methods,
+    "match_to": lambda: METHODS,
+    "match": lambda: ("gflops",),
+    "dataset": _datasets,
+    "datasets": _datasets,
+    "tokens": lambda: TUNINGS,
+    "dtype": lambda: DTYPES,
+    "precisions": lambda: DTYPES,
+    "score": lambda: SCORES,
+    "scores": lambda: SCORES,
+    "by": lambda: (*SCORES, *METHODS),
+    "arch": lambda: ARCHITECTURES,
+    "archs": lambda: ARCHITECTURES,
+    "loss": lambda: LOSSES,
+    "study name": lambda: (LIST, *list_studies()),
+    "reproduce names": list_reproductions,
+    "device": lambda: ("cpu", "cuda"),
+}

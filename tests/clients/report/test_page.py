@@ -1,0 +1,144 @@
+"""The report in a browser: at a desk and on a phone, light and dark, offline and by keyboard."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# What selenium and its dependencies warn of.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_nothing_is_fetched_and_nothing_goes_wrong(page: Any, report: Path):
+    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = {
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    }
+    ours = {url for url in asked if not url.startswith(("chrome:", "data:"))}
+    assert ours == {report.as_uri()}
+    assert page.get_log("browser") == []
+
+
+def test_the_policy_forbids_the_network(page: Any):
+    script = """
+    const done = arguments[0];
+    fetch("http://127.0.0.1:9/").then(() => done("fetched"), (error) => done("refused"));
+    """
+    assert page.execute_async_script(script) == "refused"
+    told = " ".join(entry["message"] for entry in page.get_log("browser"))
+    assert "Content Security Policy" in told
+
+
+def test_only_tables_and_pictures_scroll_sideways(page: Any):
+    for width in (None, 320):
+        if width is not None:
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        wide = page.execute_script(
+            "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        assert wide[0] <= wide[1]
+    page.refresh()
+
+
+def test_text_has_contrast(page: Any, script: Callable[[str], str]):
+    found = page.execute_script(script("contrast.js"))
+    assert len(found) > 500
+    assert min(found)[0] >= 4.5, sorted(found)[:5]
+
+
+def test_the_scheme_is_the_readers(page: Any, request: pytest.FixtureRequest):
+    ink = page.execute_script("return getComputedStyle(document.querySelector('svg text')).fill")
+    paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+    bright = sum(map(int, ink[4:-1].split(","))) > sum(map(int, paper[4:-1].split(",")))
+    assert bright == ("dark" in request.node.callspec.id)
+
+
+def test_what_assistive_technology_needs_is_there(page: Any, script: Callable[[str], str]):
+    assert page.execute_script(script("access.js")) == []
+
+
+def test_every_control_is_reached_by_tab_and_seen_to_be(page: Any, script: Callable[[str], str]):
+    from selenium.webdriver.common.keys import Keys
+
+    page.refresh()
+    wanted = page.execute_script(
+        "window.seen = new Set(); const controls = \"a[href], button, summary, [tabindex='0']\";"
+        "return document.querySelectorAll(controls).length"
+    )
+    assert wanted > 30
+    for key in (Keys.TAB, Keys.SHIFT + Keys.TAB):  # back again, too: what is fixed could cover it
+        for _ in range(wanted - 1 if key != Keys.TAB else wanted):
+            page.switch_to.active_element.send_keys(key)
+            found = page.execute_script(script("focus.js"))
+            assert found | {"text": ""} == {
+                "outline": True, "sight": True, "free": True, "text": ""
+            }, found  # fmt: skip
+        assert page.execute_script("return window.seen.size") == wanted
+
+
+def test_the_skip_link_shows_when_focused_and_leads_to_the_report(page: Any):
+    from selenium.webdriver.common.keys import Keys
+
+    page.refresh()
+    page.find_element("css selector", "body").send_keys(Keys.TAB)
+    link = page.switch_to.active_element
+    assert link.text == "Skip to the report"
+    assert link.rect["x"] >= 0
+    link.send_keys(Keys.ENTER)
+    assert page.execute_script("return document.activeElement.id") == "report"
+
+
+def test_settings_open_by_keyboard(page: Any):
+    from selenium.webdriver.common.keys import Keys
+
+    page.refresh()
+    summary = page.find_element("css selector", "summary")
+    assert not page.find_element("css selector", ".settings").is_displayed()
+    summary.send_keys(Keys.ENTER)
+    assert "clip_vit_s14_patchrank60" in page.find_element("css selector", ".settings").text
+
+
+def test_the_first_column_stays_in_sight(page: Any):
+    page.refresh()
+    place = page.find_element("css selector", ".wide")
+    page.execute_script("arguments[0].scrollLeft = 300", place)
+    cell = place.find_elements("css selector", "tbody th")[3]
+    assert abs(cell.rect["x"] - place.rect["x"]) < 2
+    assert cell.rect["width"] < 0.45 * place.rect["width"]
+
+
+def test_without_script_the_tables_are_whole(report: Path, tmp_path: Path, start: Any):
+    with start(tmp_path / "profile", 400, "light") as driver:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+        driver.get(report.as_uri())
+        source = driver.page_source
+    assert "<button" not in source
+    assert source.count("<table data-sortable") == 2
+    assert source.count("<svg") >= 8
+
+
+def test_motion_is_the_readers_choice(report: Path, tmp_path: Path, start: Any):
+    script = "return getComputedStyle(document.documentElement).scrollBehavior"
+    for wish, expected in (("reduce", "auto"), ("no-preference", "smooth")):
+        profile, motion = tmp_path / wish, {"prefers-reduced-motion": wish}
+        with start(profile, 400, "light", **motion) as driver:
+            driver.get(report.as_uri())
+            assert driver.execute_script(script) == expected
+
+
+def test_on_paper_it_is_black_on_white_without_what_one_clicks(
+    report: Path, tmp_path: Path, start: Any
+):
+    with start(tmp_path / "profile", 1400, "dark") as driver:
+        driver.get(report.as_uri())
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert not driver.find_element("css selector", "nav").is_displayed()
+        colours = driver.execute_script(
+            "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        )
+        assert colours == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]

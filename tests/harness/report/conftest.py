@@ -1,0 +1,182 @@
+"""Records made by hand, of a hundred images, and the page of some, taken apart."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.correctness import pack_correct
+from harness.plots.style import styles_of
+from harness.records import Latency, Record
+from harness.report.folder import plots_of
+from harness.report.groups import grouped
+from harness.report.page import page
+
+Make = Callable[..., Record]
+IMAGES = 100
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+def make_row(
+    method: str, keep: float, right: int, gflops: float | None = None, **more: Any
+) -> Record:
+    """Return a record that is right on the first images."""
+    values: dict[str, Any] = {
+        "created": "2026-01-02T03:04:05+00:00",
+        "version": "0.1.0",
+        "model": "clip_vit_s14" + (f"_{method}{round(100 * keep)}" if keep < 1 else ""),
+        "method": method,
+        "keep": keep,
+        "method_config": {"reduce_at": [3]},
+        "tag": "saliency",
+        "weights_sha256": "ab" * 32,
+        "dataset": "fashion",
+        "dataset_revision": "12ab34cd",
+        "split": "test",
+        "shots": 16,
+        "tuning": "probe",
+        "seed": 0,
+        "image_count": IMAGES,
+        "correct_bits": pack_correct(np.arange(IMAGES) < right),
+        "top1": right / IMAGES,
+        "top1_low": max(0.0, right / IMAGES - 0.08),
+        "top1_high": min(1.0, right / IMAGES + 0.07),
+        "gflops": gflops,
+        "device": "cpu",
+        "device_name": "a processor",
+        "dtype": "float32",
+        "threads": 2,
+        "torch": "2.13.0",
+        "timm": "1.0.31",
+    }
+    return Record(**(values | more))
+
+
+def make_timed(batch: int, ratio: float) -> Latency:
+    return Latency(
+        batch=batch,
+        median_ms=40.04 * ratio * batch,
+        q1_ms=39.0 * ratio * batch,
+        q3_ms=42.0 * ratio * batch,
+        ratio_to_dense=ratio,
+        ratio_low=ratio - 0.01,
+        ratio_high=ratio + 0.02,
+        images_per_s=25.0 / ratio,
+    )
+
+
+@pytest.fixture
+def row() -> Make:
+    return make_row
+
+
+@pytest.fixture
+def timed() -> Callable[[int, float], Latency]:
+    return make_timed
+
+
+@pytest.fixture
+def dense() -> Record:
+    latency = tuple(
+        Latency(batch=b, median_ms=40.0 * b, q1_ms=39.0 * b, q3_ms=42.0 * b, images_per_s=25.0)
+        for b in (1, 32)
+    )
+    return make_row(
+        "dense", 1.0, 70, 3.4, final_tokens=196, tokens_per_block=(197,) * 4, latency=latency
+    )
+
+
+@pytest.fixture
+def random() -> list[Record]:
+    return [
+        make_row("random", keep, right, gflops)
+        for keep, right, gflops in ((0.6, 55, 2.4), (0.3, 40, 1.7))
+    ]
+
+
+@pytest.fixture
+def patchrank() -> Record:
+    return make_row(
+        "patchrank", 0.6, 68, 2.45, diff_to_dense=-0.02, diff_low=-0.051, diff_high=0.012,
+        latency=(make_timed(1, 0.71), make_timed(32, 0.7)), tau=0.313, tau_low=0.29, tau_high=0.33,
+        match_at_k=0.723, match_k=118, match_chance=118 / 196, golden_images=60,
+        weighted_tau=0.413, weighted_tau_low=0.391, weighted_tau_high=0.433,
+        border_overlap=0.614, border_low=0.5987, border_high=0.6312, border_chance=0.511,
+        final_tokens=118, tokens_per_block=(197, 119, 119, 119),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def records(dense: Record, random: list[Record], patchrank: Record) -> list[Record]:
+    """Two datasets, one of them by text; not in the order of a table."""
+    by_text = {"dataset": "emoji", "shots": 0, "tuning": None}
+    emoji = [replace(record, **by_text) for record in (dense, *random)]
+    return [*random, patchrank, dense, *emoji]
+
+
+class Page(HTMLParser):
+    """Parse a page into tables of text, refusing unbalanced tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[tuple[str, str | None]] = []
+        self.ids: list[str] = []
+        self.rows: list[list[str]] = []
+        self.values: list[list[str | None]] = []
+        self.headings: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [pair for pair in attrs if pair[0].endswith(("href", "src"))]
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+            self.values.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+            self.values[-1].append(dict(attrs).get("data-sort"))
+        if re.fullmatch(r"h[1-6]", tag):
+            self.headings.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        self.links += [pair for pair in attrs if pair[0].endswith(("href", "src"))]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in {"td", "th"}:
+            self.rows[-1][-1] += data.replace("\u00a0", " ")
+
+    @property
+    def tables(self) -> list[list[str]]:
+        """Rows of the tables of figures, without those of settings."""
+        ends = [at for at, cells in enumerate(self.rows) if cells[0] in {"Method", "Model"}]
+        parts = zip(ends, [*ends[1:], len(self.rows)], strict=True)
+        return [cells for a, b in parts if self.rows[a][0] == "Method" for cells in self.rows[a:b]]
+
+
+def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
+    found = grouped(records)
+    plots = plots_of(found)
+    styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
+    text = page(found, title, plots, styles, **more)
+    return text, Page(text)
+
+
+@pytest.fixture
+def made() -> Callable[..., tuple[str, Page]]:
+    """Return what makes a page of records: its text, and it taken apart."""
+    return make_page
