@@ -18,7 +18,7 @@ from harness.records import Record
 from harness.report_pictures.agreement import taus
 from harness.report_pictures.groups import Group, groups, keeps, label
 from harness.traces import RowTraces
-from harness.variants import DENSE
+from harness.variants import DENSE, GOLDEN
 
 IMAGES = 6
 SCALE = 0.62  # of a sheet's 2000 pixels
@@ -36,7 +36,7 @@ MERGING = (
     "Where a method merges ({names}), patches that share a token are drawn in their mean colour "
     "without a line between them; they needn't touch, and nothing is dropped. "
 )
-GOLDEN = "The golden ranking is drawn as the rank of each patch, whatever is kept. "
+RANKED = "The golden ranking is drawn as the rank of each patch, whatever is kept. "
 FIRST = "They are the first {count} of the {images} traced ones, which take turns by class."
 APART = (
     "They are those of the {images} traced ones on which rankings disagree most: the mean Kendall "
@@ -113,7 +113,7 @@ def disagreement(group: Group) -> tuple[list[RowTraces], NDArray[np.float64]]:
 
     Random pruning agrees with nothing, so it is left out. NaN for an image where a pair has none.
     """
-    level = [row for row in group.levels[-1] if row.facts.method not in (RANDOM, "golden")]
+    level = [row for row in group.levels[-1] if row.facts.method not in (RANDOM, GOLDEN)]
     rows = [row for row in (*group.golden, *level) if row.ranked.any()]
     every = [taus(one, other) for i, one in enumerate(rows) for other in rows[:i]]
     if not every:
@@ -143,7 +143,7 @@ def _picture(group: Group, choice: Choice) -> Picture:
         merging=MERGING.format(names=", ".join(merging)) if merging else "",
         right=RIGHT,
         wrong=WRONG,
-        golden=GOLDEN if group.golden else "",
+        golden=RANKED if group.golden else "",
     )
     return Picture(
         name=f"gallery_{choice.name}_{group.slug}",

@@ -54,6 +54,8 @@ def test_those_disagreed_on_are_the_least_by_a_slow_mean(run):
     chosen = choices(group)[1]
     assert list(chosen.image_ids) == sorted(values, key=values.__getitem__)[:6]
     assert len(disagreement(group)[0]) == 3
+    run.row("golden", 0.25)  # prunes by the ranking that is there itself
+    assert len(disagreement(groups([run.run])[0])[0]) == 3
 
 
 def test_panels_are_an_image_a_golden_ranking_and_a_method_each(run):
