@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from harness.traces import Facts, RowTraces
+from harness.traces.row import RANKING
 from harness.traces.sealed import seal
 from harness.traces.thumbnails import thumbnails_path
 
@@ -75,9 +76,7 @@ class Written:
     def golden(self, **changes: Any) -> RowTraces:
         """Write a golden ranking."""
         told = {"model": "clip_vit_b16", "method_config": {"score": "preservation"}} | changes
-        row = self.row("golden", 1.0, **told)
-        path = self.run / "traces" / row.facts.name
-        path.unlink()
+        row = self.row(RANKING, 1.0, **told)
         return self.put(replace(row, predicted=(None,) * IMAGES))
 
     def put(self, row: RowTraces) -> RowTraces:

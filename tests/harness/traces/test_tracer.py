@@ -15,7 +15,7 @@ from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
 from harness.progress import Progress
 from harness.records import Record
-from harness.traces import RowTraces, Tracer, lacking, read_traces
+from harness.traces import Facts, RowTraces, Tracer, lacking, read_traces
 from harness.traces.row import UNRANKED
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
@@ -175,10 +175,36 @@ def test_reading_takes_the_rows_of_records_and_their_golden_ranking(
     records = measure()
     chosen = [record for record in records if record.method == "tome"]
     rows = read_traces(tmp_path / "run", chosen)
-    assert [row.facts.method for row in rows] == ["golden", "tome", "tome"]
+    assert [row.facts.method for row in rows] == ["golden ranking", "tome", "tome"]
     assert [row.golden for row in rows] == [True, False, False]
     others = [replace(record, weights_sha256="0" * 64) for record in chosen]
     assert read_traces(tmp_path / "run", others) == []
+
+
+def test_a_golden_ranking_made_otherwise_takes_the_others_place(
+    measure: Measure, ranked: Callable[..., Rankings], golden: Rankings, tmp_path: Path
+):
+    measure(methods=("random",))
+    before = by_model(tmp_path / "run")["clip_vit_b16 golden"]
+    store = own_store("clip_vit_b16.openai", "toy", "test", GoldenConfig())
+    ranked(window=3).write(store.with_name(f"{store.name}.parquet"))
+    records = measure(methods=("random",))
+    after = by_model(tmp_path / "run")["clip_vit_b16 golden"]
+    assert before.facts.method_config["window"] == 2
+    assert after.facts.method_config["window"] == 3
+    assert before.facts.name == after.facts.name
+    assert len(read_traces(tmp_path / "run")) == len(records) + 1
+
+
+def test_a_torn_file_of_another_row_does_not_matter(measure: Measure, tmp_path: Path):
+    records = measure(methods=("random", "evit"), keeps=(0.5,))
+    [torn] = [record for record in records if record.method == "evit"]
+    path = tmp_path / "run" / "traces" / Facts.of(torn).name
+    path.write_bytes(path.read_bytes()[:50])
+    others = [record for record in records if record is not torn]
+    assert len(read_traces(tmp_path / "run", others)) == 2
+    with pytest.raises(ValueError, match="delete it, or make it again by the same `compare`"):
+        read_traces(tmp_path / "run", records)
 
 
 def test_a_number_of_images_below_zero_is_refused(tmp_path: Path):
