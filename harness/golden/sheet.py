@@ -119,7 +119,8 @@ def draw(sheet: Sheet, scale: float = 1.0, *, vector: bool = False) -> Drawn:
         # A file's name may be in a script that the font lacks; boxes do for it.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         canvas, boxes = _draw(sheet, scale)
-        svg = saved(canvas.figure, "svg", dpi=DPI) if vector else b""
+        # Its width and height come first, in points, which a page would show a third larger.
+        svg = saved(canvas.figure, "svg", dpi=DPI).replace(b'pt"', b'px"', 2) if vector else b""
         return Drawn(saved(canvas.figure, "png", dpi=DPI), boxes, svg)
 
 
