@@ -121,12 +121,12 @@ class Bench:
         blanks = [blank(row, dataset, tuning, split.image_ids, **told) for row in rows]
         ranked = any(known is not None for known in truth.values())
         found = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blanks]
-        traced = tuning.seed == self.plan.seed and self.tracer is not None and self.tracer.images
-        chosen = view.traced(tuning, traced) if traced else None
+        tracer = self.tracer if tuning.seed == self.plan.seed else None
+        chosen = view.traced(tuning, tracer.images if tracer is not None else 0)
         if all(record is not None for record in found):
             again = [record for record in found if record is not None]
-            if self.tracer is not None and chosen is not None:
-                self.tracer.miss(again, len(chosen))
+            if tracer is not None:
+                tracer.miss(again, len(chosen))
             return again
         results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self._classifiers(view, tuning, prompts)
@@ -135,10 +135,9 @@ class Bench:
             result = results[row.key]
             said = predicted(result.features, classifiers[self._judge(row)])
             answers[row.key] = (result, said == split.labels)
-            if chosen is not None:
-                traces.append(Answered.of(record, result, said, chosen))
-        if self.tracer is not None and chosen is not None:
-            self.tracer.write(
+            traces.append(Answered.of(record, result, said, chosen))
+        if tracer is not None and len(chosen):
+            tracer.write(
                 traces,
                 split.subset(chosen),
                 dataset.classes,

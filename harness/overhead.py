@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from harness.cost import gflops, lacking
-from harness.latency import interleaved
+from harness.latency.timing import interleaved
 from harness.plan import DTYPES
 from harness.progress import Progress
 from harness.statistics import Interval

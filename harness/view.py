@@ -94,6 +94,8 @@ class View:
 
         A smaller count has the first of a larger one, whatever the plan's limit.
         """
+        if not count:
+            return np.empty(0, dtype=np.int64)
         labels = self.dataset.labels(self._plan.split)
         order = turns(labels)[: self._plan.limit]
         if tuning.kind != PROBE:

@@ -127,8 +127,9 @@ COMMANDS = (
             ("compare --json --limit 8 --batches 1 > run.json", "for a program"),
         ),
         output="a table per dataset on standard output; records.jsonl, report.html, table.md, "
-        "summary.md, accuracy_gflops.svg and traces in --output. The same command goes on where it "
-        "stopped. With two runs: what changed, and with --output changes.md",
+        "table.csv, table.tex, summary.md, agreement.csv, accuracy_gflops.svg, traces and "
+        "thumbnails in --output. The same command goes on where it stopped. With two runs: what "
+        "changed, and with --output changes.md",
     ),
     Command(
         path="eval",

@@ -24,7 +24,7 @@ from harness.plots.style import OPTIONS, saved
 WIDTH, PANEL_LEAST, PANEL_MOST = 2000, 150, 480
 MARGIN, GAP, STRIP, HEAD, BAR, LINE = 20, 10, 84, 76, 84, 27
 TITLE_SIZE, NAME_SIZE, NOTE_SIZE = 24, 21, 19
-DPI = 100
+DPI = 72  # a pixel is a point, so that an SVG has the same pixels
 IMAGE = "image"
 APART: Any = {"image.composite_image": False}  # an SVG's images stay as many as the panels
 
@@ -119,7 +119,8 @@ def draw(sheet: Sheet, scale: float = 1.0, *, vector: bool = False) -> Drawn:
         # A file's name may be in a script that the font lacks; boxes do for it.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         canvas, boxes = _draw(sheet, scale)
-        svg = saved(canvas.figure, "svg", dpi=DPI) if vector else b""
+        # Its width and height come first, in points, which a page would show a third larger.
+        svg = saved(canvas.figure, "svg", dpi=DPI).replace(b'pt"', b'px"', 2) if vector else b""
         return Drawn(saved(canvas.figure, "png", dpi=DPI), boxes, svg)
 
 
@@ -159,7 +160,7 @@ def _draw(sheet: Sheet, scale: float) -> tuple[_Canvas, dict[tuple[int, str], Bo
         middle = box(i, 0).top + size[0] / 2
         canvas.write("\n".join(lines), left - gap, middle, NAME_SIZE, **where)
     if bar:
-        _draw_bar(canvas, box(len(sheet.rows) - 1, 1), min(3, len(heat)), told)
+        _draw_bar(canvas, box(len(sheet.rows) - 1, 1), min(3, len(sheet.columns)), told)
     for i, line in enumerate(notes):
         y = below + bar + margin + scale * LINE * i
         canvas.write(line, margin, y, NOTE_SIZE, va="top")
@@ -191,7 +192,7 @@ def _fill(canvas: _Canvas, box: Box, row: Row, column: str, grid: tuple[int, int
 
 
 def _draw_bar(canvas: _Canvas, first: Box, panels: int, told: int) -> None:
-    """Draw the colour bar below the first heat maps."""
+    """Draw the colour bar below the first panels, wide enough for its words."""
     from matplotlib import colormaps
 
     gap, side = round(canvas.scale * GAP), first.right - first.left

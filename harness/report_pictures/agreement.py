@@ -12,6 +12,7 @@ from harness.agreement import Agreement, kendall_tau, over_images
 from harness.records import Record
 from harness.report_pictures.groups import Group, groups, label
 from harness.traces import RowTraces
+from harness.variants import GOLDEN
 
 
 def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
@@ -53,7 +54,7 @@ def compared(group: Group) -> Iterator[list[RowTraces]]:
 
 def _oracle(row: RowTraces) -> bool:
     """Tell a row that prunes by the golden ranking, which stands there itself."""
-    return row.facts.method == "golden" and not row.golden
+    return bool(row.facts.method == GOLDEN)
 
 
 def table(*runs: Path | str, records: Sequence[Record] | None = None) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +18,25 @@ from harness.records import Record
 from harness.report_pictures.agreement import taus
 from harness.report_pictures.groups import Group, groups, keeps, label
 from harness.traces import RowTraces
-from harness.variants import DENSE
+from harness.variants import DENSE, GOLDEN
 
 IMAGES = 6
 SCALE = 0.62  # of a sheet's 2000 pixels
-JPEG = 85  # quality of a panel in an SVG
+LIMIT = 1_000_000  # bytes of a picture; above, it gets coarser
+QUALITIES = (85, 70, 50, 30)  # of the panels in an SVG
 RANDOM = "random"
 RIGHT, WRONG = "✓", "✗"
 ABOUT = (
-    "What is left of {count} test images at the lowest keep rate, {keeps}. {rule} Patches whose "
+    "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
     "token was dropped are nearly white. {merging}Below each panel is the class that the model "
-    "answers, {right} right or {wrong} wrong; on the left the image's id and true class. {golden}"
-    "Images are as the tower sees them."
+    "answers, {right} right or {wrong} wrong, below the image what the dense one does; on the left "
+    "the image's id and true class. {golden}Images are as the tower sees them."
 )
 MERGING = (
     "Where a method merges ({names}), patches that share a token are drawn in their mean colour "
     "without a line between them; they needn't touch, and nothing is dropped. "
 )
-GOLDEN = "The golden ranking is drawn as the rank of each patch, whatever is kept. "
+RANKED = "The golden ranking is drawn as the rank of each patch, whatever is kept. "
 FIRST = "They are the first {count} of the {images} traced ones, which take turns by class."
 APART = (
     "They are those of the {images} traced ones on which rankings disagree most: the mean Kendall "
@@ -111,7 +113,7 @@ def disagreement(group: Group) -> tuple[list[RowTraces], NDArray[np.float64]]:
 
     Random pruning agrees with nothing, so it is left out. NaN for an image where a pair has none.
     """
-    level = [row for row in group.levels[-1] if row.facts.method not in (RANDOM, "golden")]
+    level = [row for row in group.levels[-1] if row.facts.method not in (RANDOM, GOLDEN)]
     rows = [row for row in (*group.golden, *level) if row.ranked.any()]
     every = [taus(one, other) for i, one in enumerate(rows) for other in rows[:i]]
     if not every:
@@ -135,17 +137,18 @@ def _picture(group: Group, choice: Choice) -> Picture:
     drawn = draw(sheet, SCALE, vector=True)
     about = ABOUT.format(
         count=len(ids),
+        split=group.facts.split,
         keeps=keeps(level),
         rule=choice.rule,
         merging=MERGING.format(names=", ".join(merging)) if merging else "",
         right=RIGHT,
         wrong=WRONG,
-        golden=GOLDEN if group.golden else "",
+        golden=RANKED if group.golden else "",
     )
     return Picture(
         name=f"gallery_{choice.name}_{group.slug}",
         title=f"Kept patches, {choice.title}: {group.title}",
-        about=about.replace(" test images", f" {group.facts.split} images"),
+        about=about,
         alt=_alt(rows, dense),
         svg=lighter(drawn.svg),
         png=fewer_colours(drawn.png),
@@ -165,7 +168,7 @@ def _row(group: Group, rows: Sequence[RowTraces], dense: Sequence[RowTraces], i:
         },
         kept={k: row.kept[i] for k, row in named.items() if not row.golden and not _merges(row)},
         tokens={k: row.token[i] for k, row in named.items() if _merges(row)},
-        captions=answers | ({IMAGE: f"dense {_answer(dense[0], i)}"} if dense else {}),
+        captions=answers | ({IMAGE: _answer(dense[0], i)} if dense else {}),
     )
 
 
@@ -203,22 +206,29 @@ def _alt(rows: Sequence[RowTraces], dense: Sequence[RowTraces]) -> str:
 
 def lighter(svg: bytes) -> bytes:
     """Return a drawing with JPEGs in it instead of PNGs, in which photos take much room."""
+    for quality in QUALITIES:
 
-    def again(match: re.Match[bytes]) -> bytes:
-        content = base64.b64decode(re.sub(rb"\s", b"", match[1]))
-        with Image.open(io.BytesIO(content)) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=JPEG, subsampling=0, optimize=True)
-        return b"data:image/jpeg;base64," + base64.b64encode(buffer.getvalue())
+        def again(match: re.Match[bytes], quality: int = quality) -> bytes:
+            content = base64.b64decode(re.sub(rb"\s", b"", match[1]))
+            with Image.open(io.BytesIO(content)) as image:
+                made = _bytes(image.convert("RGB"), "JPEG", quality=quality, subsampling=0)
+            return b"data:image/jpeg;base64," + base64.b64encode(made)
 
-    return re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", again, svg)
+        found = re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", again, svg)
+        if len(found) <= LIMIT:
+            break
+    return found
 
 
 def fewer_colours(png: bytes) -> bytes:
-    """Return a bitmap of 256 colours, a third of the bytes."""
+    """Return a bitmap of at most 256 colours if it takes too much room."""
+    if len(png) <= LIMIT:
+        return png
     with Image.open(io.BytesIO(png)) as image:
-        buffer = io.BytesIO()
-        image.convert("RGB").quantize(
-            256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG
-        ).save(buffer, "PNG", optimize=True)
+        return _bytes(image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT), "PNG")
+
+
+def _bytes(image: Image.Image, form: str, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, optimize=True, **how)
     return buffer.getvalue()

@@ -12,7 +12,7 @@ from harness.protocol import protocol, tower_of
 from harness.records import Record
 from harness.traces import TRACES, RowTraces, Thumbnails, read_thumbnails, read_traces
 from harness.traces.folder import order
-from harness.traces.row import digest_of
+from harness.traces.row import RANKING, digest_of
 from harness.variants import DENSE
 
 
@@ -21,8 +21,8 @@ class Group:
     """Rows of one dataset, tower and tuning, on the same images.
 
     Attributes:
-        rows: the dense one first if it is there, then golden rankings, then methods by name, keep
-            rates falling.
+        rows: the dense one first if it is there, then the golden ranking, then methods by name,
+            keep rates falling.
         thumbnails: small copies of some of the images.
         apart: what tells it from a group that would be called the same.
     """
@@ -72,7 +72,7 @@ class Group:
 
     @property
     def golden(self) -> list[RowTraces]:
-        """The golden rankings, mostly one or none."""
+        """The golden ranking, if there is one."""
         return [row for row in self.rows if row.golden]
 
     @property
@@ -138,12 +138,7 @@ def _named(found: Sequence[Group]) -> list[Group]:
 def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:
     """Name a row, telling from the others its keep rate and, if need be, a hash of its settings."""
     if row.golden:
-        same = [other for other in rows if other.golden]
-        return (
-            "golden ranking"
-            if len(same) == 1
-            else f"golden {digest_of(row.facts.method_config)[:4]}"
-        )
+        return RANKING
     words = row.facts.method
     if len({other.facts.keep for other in rows if not other.golden}) > 1:
         words += f" {100 * row.facts.keep:.3g} %"
@@ -159,5 +154,5 @@ def keeps(rows: Sequence[RowTraces]) -> str:
     return f"{rates[0]:.3g} to {rates[-1]:.3g} % of the patch tokens kept"
 
 
-def _place(row: RowTraces) -> tuple[str, float, bool]:
-    return row.facts.method, row.facts.keep, row.golden
+def _place(row: RowTraces) -> tuple[str, float]:
+    return row.facts.method, row.facts.keep

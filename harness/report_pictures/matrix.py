@@ -61,12 +61,21 @@ def _picture(group: Group, panels: Sequence[Panel]) -> Picture:
 
 
 def _alt(rows: Sequence[RowTraces], found: Mapping[tuple[int, int], Agreement]) -> str:
-    """Say all numbers of a panel."""
+    """Say how each row agrees with the golden ranking, and which others agree most and least."""
+    known = {pair: tau.mean for pair, tau in found.items()}
+    first = [label(row, rows) for row in rows]
     told = [
-        f"{label(rows[i], rows)} and {label(rows[j], rows)} {_number(tau.mean)}"
-        for (i, j), tau in found.items()
+        f"{first[i]} and {first[j]} {_number(mean)}"
+        for (i, j), mean in known.items()
+        if rows[i].golden
     ]
-    return f"Kendall τ-b with {keeps(rows)}: {', '.join(told)}."
+    others = [
+        (mean, i, j) for (i, j), mean in known.items() if not rows[i].golden and mean is not None
+    ]
+    for how, choose in (("most", max), ("least", min)) if others else ():
+        mean, i, j = choose(others)
+        told.append(f"{first[i]} and {first[j]} agree {how} of the others, {_number(mean)}")
+    return f"Kendall τ-b with {keeps(rows)}: {', '.join(told) or 'none is defined'}."
 
 
 def _number(tau: float | None) -> str:

@@ -28,18 +28,12 @@ def read_traces(run: Path | str, records: Sequence[Record] | None = None) -> lis
         raise FileNotFoundError(
             f"run {str(run)!r} has no folder {TRACES!r}; `compare --fresh --output {run}` makes it"
         )
-    found = [read_row(path) for path in sorted(folder.glob("*.parquet"))]
+    paths = sorted(folder.glob("*.parquet"))
     if records is not None:
-        wanted = {Facts.of(record).name for record in records}
-        rows = [traces for traces in found if traces.facts.name in wanted]
-        conditions = [traces.facts.conditions for traces in rows]
-        found = [
-            traces
-            for traces in found
-            if traces.facts.name in wanted
-            or (traces.golden and traces.facts.conditions in conditions)
-        ]
-    return sorted(found, key=order)
+        facts = [Facts.of(record) for record in records]
+        wanted = {one.name for one in facts} | {one.ranking_name for one in facts}
+        paths = [path for path in paths if path.name in wanted]
+    return sorted(map(read_row, paths), key=order)
 
 
 def lacking(run: Path | str, records: Sequence[Record]) -> list[Record]:
@@ -59,8 +53,8 @@ def read_row(path: Path) -> RowTraces:
         traces = RowTraces.decode(path.read_bytes())
     except BrokenShardError as error:
         raise ValueError(
-            f"{str(path)!r} is broken ({error}); the same `compare` command with --fresh makes it "
-            "again"
+            f"{str(path)!r} is broken ({error}): delete it, or make it again by the same "
+            "`compare` command with --fresh"
         ) from error
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error

@@ -19,6 +19,7 @@ from harness.typed_json import parsed
 KIND, VERSION = "traces", 1
 UNRANKED = -1  # importance of the patches of an image without a ranking
 GONE = STAYED = -1  # of ``token`` and of ``left``
+RANKING = "golden ranking"  # method of the golden ranking itself, which is a row, too
 
 
 def words_of(text: str) -> str:
@@ -35,7 +36,8 @@ def digest_of(facts: Mapping[str, Any]) -> str:
 class Facts:
     """What a row's traces rest on: fields of its ``Record``, which has the same values.
 
-    The golden ranking itself is a row as well: method ``golden``, keep 1, no answers.
+    Of the golden ranking itself, ``method`` is ``RANKING``, ``keep`` 1 and ``method_config`` what
+    it was made with.
     """
 
     version: str
@@ -74,8 +76,16 @@ class Facts:
     @property
     def name(self) -> str:
         """Return the file's name, another for other facts."""
+        if self.method == RANKING:
+            return self.ranking_name
         words = f"{self.dataset}-{self.split}-{self.model}"
         return f"{words_of(words)}-{digest_of(asdict(self))}.parquet"
+
+    @property
+    def ranking_name(self) -> str:
+        """Return the name of the golden ranking's file; there is one for the same conditions."""
+        words = f"{self.dataset}-{self.split}-{RANKING}"
+        return f"{words_of(words)}-{digest_of(self.conditions)}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +122,7 @@ class RowTraces:
     @property
     def golden(self) -> bool:
         """Whether this is the golden ranking itself, which answers nothing."""
-        return None in self.predicted
+        return self.facts.method == RANKING
 
     @property
     def ranked(self) -> NDArray[np.bool_]:

@@ -71,8 +71,8 @@ def read_thumbnails(run: Path | str, facts: Facts) -> Thumbnails:
         return Thumbnails(jpeg=_read(path))
     except BrokenShardError as error:
         raise ValueError(
-            f"{str(path)!r} is broken ({error}); the same `compare` command with --fresh makes it "
-            "again"
+            f"{str(path)!r} is broken ({error}): delete it, or make it again by the same "
+            "`compare` command with --fresh"
         ) from error
 
 

@@ -17,9 +17,8 @@ from harness.progress import Progress
 from harness.records import Record
 from harness.seen import part
 from harness.traces.folder import TRACES, read_row
-from harness.traces.row import STAYED, UNRANKED, Facts, RowTraces
+from harness.traces.row import RANKING, STAYED, UNRANKED, Facts, RowTraces
 from harness.traces.thumbnails import keep_thumbnails
-from harness.variants import GOLDEN
 from zoo.files import write_whole
 
 
@@ -121,12 +120,10 @@ class Tracer:
         """
         without = [record for record in records if self._traced(record) < images]
         if without:
-            first = without[0]
-            rows = f"{len(without)} of {len(records)} rows"
             self.progress.say(
-                f"{first.dataset}: {rows} have no traces of {images} images, as they weren't "
-                f"measured now ({first.model} is the first); the same command with --fresh makes "
-                "them"
+                f"{without[0].dataset}: {len(without)} of {len(records)} rows have no traces of "
+                f"{images} images, as their records are used again ({without[0].model} is the "
+                "first); the same command with --fresh makes them"
             )
 
     def _traced(self, record: Record) -> int:
@@ -163,7 +160,7 @@ def _golden(like: RowTraces, rankings: Rankings) -> RowTraces:
     """Return the golden ranking as a row beside the dense one, ``like``."""
     provenance = asdict(rankings.provenance)
     del provenance["versions"]
-    told: dict[str, Any] = {"method": GOLDEN, "keep": 1.0, "method_config": provenance}
+    told: dict[str, Any] = {"method": RANKING, "keep": 1.0, "method_config": provenance}
     return replace(
         like,
         facts=replace(like.facts, **told),

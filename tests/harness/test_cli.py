@@ -44,6 +44,7 @@ def test_compare_writes_what_it_measured(results: Path):
         "table.csv",
         "table.md",
         "table.tex",
+        "thumbnails",
         "traces",
     ]
     dense, random = read_records(results / "records.jsonl")

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import reference
+from harness.cli import main
 from harness.flags import COMMANDS, FAMILIES, build_parser, leaves
 from harness.flags.command import GROUPS, Command
 from harness.reference import END, REWRITE, frozen, page, rewrite, spliced
@@ -56,6 +58,23 @@ def test_a_page_without_its_place_is_refused():
 @pytest.mark.parametrize(("path", "example"), EXAMPLES)
 def test_every_example_parses_as_its_command(path: str, example: str):
     assert build_parser().parse_args(words_of(example)).command == path
+
+
+@pytest.mark.parametrize(
+    "example", ["list", "list --json", "datasets list", "study list", "push", "compare"]
+)
+def test_cheap_examples_run(example: str, monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = {
+        "push": next(line for path, line in EXAMPLES if path == "push"),
+        "compare": next(line for path, line in EXAMPLES if line.startswith("compare results")),
+    }.get(example, example)
+    assert words in [line for _, line in EXAMPLES]
+    for name in ("results", "equal"):
+        (tmp_path / name).mkdir()
+        shutil.copy(ROOT / "docs" / "results" / "records.jsonl", tmp_path / name)
+    assert main(words_of(words)) == 0
+    assert len(capsys.readouterr().out) > 500
 
 
 @pytest.mark.parametrize("path", COMMANDS)

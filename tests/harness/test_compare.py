@@ -16,7 +16,7 @@ from harness import bench, towers
 from harness import compare as module
 from harness.compare import compare
 from harness.datasets.base import Dataset
-from harness.evaluate import correct, linear_probe, outcomes
+from harness.evaluate import linear_probe, outcomes, predicted
 from harness.golden.store import Rankings, own_store
 from harness.plan import Plan
 from harness.progress import Progress
@@ -203,11 +203,11 @@ def test_few_shots_by_a_probe_on_each_models_own_features(
     """With labels instead of words even the class that can't be named is found."""
     used: list[torch.Tensor] = []
 
-    def watched(features: torch.Tensor, classifier: torch.Tensor, labels: Any) -> Any:
+    def watched(features: torch.Tensor, classifier: torch.Tensor) -> Any:
         used.append(classifier)
-        return correct(features, classifier, labels)
+        return predicted(features, classifier)
 
-    monkeypatch.setattr(bench, "correct", watched)
+    monkeypatch.setattr(bench, "predicted", watched)
     groups = list(compare(replace(PLAN, shots=(0, 3), tokens="probe", seeds=1), [], Progress()))
     assert [[record.shots for record in group] for group in groups] == [[0] * 4, [3] * 4]
     rows = variants(dense, ARCH, "openai", ["dense", "random"], [0.5])
