@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.datasets.base import Dataset
-from harness.evaluate import linear_probe, predicted
+from harness.evaluate import linear_probe, margin, predicted
 from harness.few_shot import draw_train
 from harness.match import matched_rows
 from harness.measure import costs
@@ -132,10 +132,8 @@ class Bench:
         classifiers = self._classifiers(view, tuning, prompts)
         answers, traces = {}, []
         for row, record in zip(rows, blanks, strict=True):
-            # The oracle has no ranking of training images here; it is judged as the dense row is.
-            judge = self.rows[0].key if row.method == GOLDEN else row.key
             result = results[row.key]
-            said = predicted(result.features, classifiers[judge])
+            said = predicted(result.features, classifiers[self._judge(row)])
             answers[row.key] = (result, said == split.labels)
             traces.append(Answered.of(record, result, said, chosen))
         if tracer is not None and len(chosen):
@@ -149,10 +147,24 @@ class Bench:
             )
         spent = self._spent(rows)
         dense = answers.get(self.rows[0].key)
-        return [
+        records = [
             filled(record, answers[row.key], dense, spent[row.key], truth[row.key])
             for row, record in zip(rows, blanks, strict=True)
         ]
+        if tuning.kind == PROBE:  # its weights have no length that a cosine could go by
+            return records
+        margins = [
+            margin(results[row.key].features, classifiers[self._judge(row)], split.labels)
+            for row in rows
+        ]
+        return [replace(one, margin=m) for one, m in zip(records, margins, strict=True)]
+
+    def _judge(self, row: Variant) -> str:
+        """Return the key of the row whose classifier judges a row.
+
+        The oracle has no ranking of training images here; it is judged as the dense row is.
+        """
+        return self.rows[0].key if row.method == GOLDEN else row.key
 
     def _view(self, dataset: Dataset) -> View:
         if self.view is None or self.view.dataset is not dataset:

@@ -1,5 +1,6 @@
 """Run models over a dataset's images and read off accuracy and rankings."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,6 +191,26 @@ def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> 
         ValueError: as in `predicted`.
     """
     return np.asarray(predicted(features, classifier) == labels)
+
+
+def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> float | None:
+    """Return the mean cosine with an image's own class minus that with the best other class.
+
+    It moves with every feature, of images and of text, long before an answer flips.
+
+    Args:
+        features: (n, D) unit image features.
+        classifier: (classes, D) unit text features; rows of NaN are classes that can't win.
+        labels: (n,) true classes, none of a row of NaN.
+
+    Returns:
+        The mean over images; None where there is only one class.
+    """
+    cosines = (features @ classifier.T).nan_to_num(nan=-torch.inf)
+    own = torch.from_numpy(labels).unsqueeze(1)
+    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
+    mean = float((cosines.gather(1, own).squeeze(1) - others).mean())
+    return mean if math.isfinite(mean) else None
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:

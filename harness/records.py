@@ -75,6 +75,7 @@ class Record:
     diff_to_dense: float | None = None  # fraction, same images, 95 % paired bootstrap interval
     diff_low: float | None = None
     diff_high: float | None = None
+    margin: float | None = None  # mean cosine with the own class minus that with the best other
     cosine_to_dense: float | None = None  # mean over images of features', 95 % bootstrap interval
     cosine_low: float | None = None
     cosine_high: float | None = None

@@ -58,7 +58,7 @@ def measured_alike(record: Record) -> str:
 
 _MEASURED = (
     "created", "git_commit", "correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense",
-    "cosine_to_dense", "cosine_low", "cosine_high", "diff_low", "diff_high", "gflops",
+    "margin", "cosine_to_dense", "cosine_low", "cosine_high", "diff_low", "diff_high", "gflops",
     "uncounted_operators", "activations", "params", "tokens_per_block", "final_tokens", "latency",
     "tau", "tau_low", "tau_high", "weighted_tau", "weighted_tau_low", "weighted_tau_high",
     "match_at_k", "match_low", "match_high", "match_k", "match_chance", "border_overlap",

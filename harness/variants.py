@@ -129,7 +129,7 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, asked: Iterable[Asked]) -> l
         if method == GOLDEN:
             rows.append(golden_row(dense, name, ReducerConfig(keep=keep, reduce_at=(BLOCK,))))
         else:
-            rows.append(_reduced(dense, arch, tag, name, method, keep))
+            rows.append(reduced_row(dense, arch, tag, name, method, {"keep": keep}))
     return rows
 
 
@@ -161,17 +161,28 @@ def predictors_digest(files: Sequence[PredictorFile]) -> str:
     return digest_of(*(file.path for file in files))
 
 
-def _reduced(
-    dense: ReducedViT, arch: str, tag: str, name: str, method: str, keep: float
+def reduced_row(
+    dense: ReducedViT,
+    arch: str,
+    tag: str,
+    name: str,
+    method: str,
+    options: dict[str, Any],
+    what: str = "",
 ) -> Variant:
-    options, found = with_predictors(arch, tag, method, {"keep": keep}, len(dense.blocks))
+    """Make a row of a registered method, with its predictor; raises what ``variants`` does.
+
+    ``name`` and ``what`` are the row's own, ``options`` the method's, ``keep`` among them.
+    """
+    options, found = with_predictors(arch, tag, method, options, len(dense.blocks))
     vit = zoo.reduce(dense, method=method, **options)
     assert vit.reducer is not None
     config = as_json(vit.reducer.config)
     if found:
         load_predictor(vit, found)
         config["predictor"] = predictors_digest(found)
-    return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config)
+    told: dict[str, Any] = {"model": name, "method": method, "keep": options["keep"]}
+    return Variant(**told, vit=vit.eval(), config=config, what=what)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.flags import (
+    checking,
     data,
     latency,
     learning,
@@ -24,7 +25,17 @@ from harness.flags.version import Version
 
 COMMANDS: dict[str, Command] = {
     command.path: command
-    for module in (measuring, latency, reporting, ranking, tuning, learning, publishing, data)
+    for module in (
+        measuring,
+        latency,
+        checking,
+        reporting,
+        ranking,
+        tuning,
+        learning,
+        publishing,
+        data,
+    )
     for command in module.COMMANDS
 }
 # Of first words that have subcommands of their own.

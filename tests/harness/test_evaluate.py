@@ -20,6 +20,7 @@ from harness.datasets.base import Dataset, Split
 from harness.evaluate import (
     correct,
     linear_probe,
+    margin,
     outcomes,
     subset,
     text_classifier,
@@ -176,3 +177,20 @@ def test_a_linear_probe_ends_at_the_minimum():
             error = math.exp(logits[c]) / total - (c == label)
             slope[c] = [s + error * v / 30 for s, v in zip(slope[c], x, strict=True)]
     assert max(abs(s) for row in slope for s in row) < 1e-4
+
+
+def test_the_margin_is_the_own_class_less_the_best_other():
+    features = F.normalize(torch.randn(5, 7), dim=-1)
+    classes = F.normalize(torch.randn(4, 7), dim=-1)
+    classes[2] = torch.nan  # can't be named, so no rival
+    labels = np.array([0, 1, 3, 3, 0])
+    gaps = []
+    for feature, label in zip(features, labels, strict=True):
+        cosines = {k: float(feature @ classes[k]) for k in (0, 1, 3)}
+        own = cosines.pop(int(label))
+        gaps.append(own - max(cosines.values()))
+    assert margin(features, classes, labels) == pytest.approx(np.mean(gaps), abs=1e-6)
+
+
+def test_one_class_alone_has_no_margin():
+    assert margin(torch.ones(2, 1), torch.ones(1, 1), np.array([0, 0])) is None

@@ -9,6 +9,7 @@ import pytest
 
 from harness.correctness import pack_correct
 from harness.records import Record, read_records, write_records
+from harness.schema import SCHEMA_VERSION
 
 RECORD = Record(
     created="2026-01-02T03:04:05+00:00",
@@ -31,6 +32,7 @@ RECORD = Record(
     top1=0.5,
     top1_low=0.24,
     top1_high=0.76,
+    margin=0.05,
     cosine_to_dense=0.9,
     cosine_low=0.8,
     cosine_high=0.95,
@@ -65,15 +67,16 @@ NEW_IN_3 = ("cosine_to_dense", "cosine_low", "cosine_high")
 NEW_IN_4 = ("match_low", "match_high")
 NEW_IN_5 = ("tuning", "prompt_tokens")
 NEW_IN_6 = ("images_sha256", "image_size", "activations", "uncounted_operators")
+NEW_IN_7 = ("margin",)
 
 
 @pytest.mark.parametrize(
     ("version", "new"),
     [
-        (1, (*NEW_IN_2, *NEW_IN_3, *NEW_IN_4, *NEW_IN_5, *NEW_IN_6)),
-        (2, (*NEW_IN_3, *NEW_IN_4, *NEW_IN_5, *NEW_IN_6)),
-        (3, (*NEW_IN_4, *NEW_IN_5, *NEW_IN_6)),
-        (4, (*NEW_IN_5, *NEW_IN_6)),
+        (1, (*NEW_IN_2, *NEW_IN_3, *NEW_IN_4, *NEW_IN_5, *NEW_IN_6, *NEW_IN_7)),
+        (2, (*NEW_IN_3, *NEW_IN_4, *NEW_IN_5, *NEW_IN_6, *NEW_IN_7)),
+        (3, (*NEW_IN_4, *NEW_IN_5, *NEW_IN_6, *NEW_IN_7)),
+        (4, (*NEW_IN_5, *NEW_IN_6, *NEW_IN_7)),
     ],
 )
 def test_a_line_of_an_earlier_version_is_read_as_far_as_it_goes(
@@ -87,7 +90,7 @@ def test_a_line_of_an_earlier_version_is_read_as_far_as_it_goes(
     [record] = read_records(path)
     assert record == replace(RECORD, **(dict.fromkeys(new) | {"tuning": "probe"}))
     write_records(path, [record])
-    assert json.loads(path.read_text().splitlines()[1])["schema_version"] == 6
+    assert json.loads(path.read_text().splitlines()[1])["schema_version"] == SCHEMA_VERSION
     assert read_records(path) == [record, record]
     del values["tau"]  # which the first version had
     path.write_text(json.dumps(values) + "\n")
@@ -102,7 +105,7 @@ def test_shots_of_an_earlier_version_meant_a_linear_probe(
 ) -> None:
     path = tmp_path / "records.jsonl"
     values = asdict(RECORD) | {"schema_version": version, "shots": shots}
-    for name in (*NEW_IN_5, *NEW_IN_6):
+    for name in (*NEW_IN_5, *NEW_IN_6, *NEW_IN_7):
         del values[name]
     path.write_text(json.dumps(values) + "\n")
     [record] = read_records(path)

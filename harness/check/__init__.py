@@ -1,0 +1,1 @@
+"""Measure a reduced benchmark again and say what is no longer as expected."""

@@ -1,0 +1,195 @@
+"""``check`` on the toy benchmark: written, checked, narrowed, and refused kindly."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from harness.check import shipped
+from harness.check.command import run_check
+from harness.cli import main
+from harness.flags import build_parser
+from harness.records import read_records
+from harness.shown import Shown
+from zoo.clip import ClipParts
+
+Run = Callable[..., Shown]
+
+
+@pytest.fixture
+def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run ``check`` on the toy tower and dataset, whatever the names."""
+    told = (parts, "clip_vit_b16", "openai")
+    for module in ("harness.check.measured", "harness.check.asking"):
+        monkeypatch.setattr(f"{module}.load_clip", lambda name: told)
+    monkeypatch.setattr("harness.check.measured.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.check.asking.list_datasets", lambda: ("toy",))
+
+    def call(*words: str) -> Shown:
+        return run_check(build_parser().parse_args(["check", *words]), Console(quiet=True))
+
+    return call
+
+
+@pytest.fixture
+def file(run: Run, tmp_path: Path) -> Path:
+    path = tmp_path / "mine.jsonl"
+    what = ("--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--limit", "12")
+    methods = ("--methods", "random", "tome", "evit:fuse=true")
+    assert run(str(path), "--update", *what, *methods, "--rounds", "1").code == 0
+    return path
+
+
+def test_an_expectation_is_a_file_of_records(file: Path):
+    records = read_records(file)
+    names = [record.model.removeprefix("clip_vit_b16") for record in records]
+    assert names == ["", "_random50", "_tome50", "_evit50", "_evit50"]
+    assert [record.method_config.get("fuse") for record in records[-2:]] == [False, True]
+    assert {entry.batch for record in records for entry in record.latency} == {1}
+    assert all(record.margin is not None for record in records)
+
+
+def test_what_was_written_is_found_again(run: Run, file: Path):
+    shown = run(str(file), "--no-latency")
+    assert (shown.code, shown.data["rows"], shown.data["moved"]) == (0, 5, [])
+
+
+def test_images_of_classes_that_cannot_be_named_are_left_out_alike(run: Run, file: Path, toy: Any):
+    """The toy's last class has no word, so it takes more of its images to leave 12."""
+    assert {record.image_count for record in read_records(file)} == {12}
+    assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
+
+
+def test_flags_take_some_rows_and_the_dense_one(run: Run, file: Path):
+    assert run(str(file), "--no-latency", "--methods", "evit").data["rows"] == 3
+    assert run(str(file), "--no-latency", "--keeps", "0.25").data["rows"] == 1
+    assert run(str(file), "--no-latency", "--models", "anything").data["rows"] == 5
+
+
+def test_an_update_without_flags_measures_the_same_rows(run: Run, file: Path):
+    before = read_records(file)
+    shown = run(str(file), "--update", "--rounds", "1")
+    assert (shown.code, shown.data["moved"]) == (0, [])
+    after = read_records(file)
+    assert [one.method_config for one in after] == [one.method_config for one in before]
+
+
+def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run: Run, file: Path):
+    what = ("--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--limit", "12")
+    shown = run(str(file), "--update", *what, "--methods", "random", "clsattn", "--no-latency")
+    moved = {(one["row"], one["expected"], one["now"]) for one in shown.data["moved"]}
+    assert moved == {
+        ("clsattn50", None, "measured"),
+        ("tome50", "measured", None),
+        ("evit50", "measured", None),
+        ("evit50 fuse=true", "measured", None),
+    }
+    assert [record.method for record in read_records(file)] == ["dense", "random", "clsattn"]
+
+
+def test_a_method_that_is_no_longer_registered_fails(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = file.read_text()
+    file.write_text(text.replace('"tome"', '"oldone"').replace("_tome50", "_oldone50"))
+    shown = run(str(file), "--no-latency")
+    [one] = shown.data["moved"]
+    assert shown.code == 1
+    assert (one["row"], one["quantity"], one["now"]) == ("oldone50", "row", None)
+
+
+def test_the_outcome_is_written_as_markdown(run: Run, file: Path, tmp_path: Path):
+    run(str(file), "--no-latency", "--markdown", str(tmp_path / "check.md"))
+    text = (tmp_path / "check.md").read_text()
+    assert text.startswith("### check passed: nothing moved in 5 rows\n")
+
+
+def test_a_failed_update_leaves_the_expectation_as_it_was(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = file.read_bytes()
+
+    def full(*given: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("harness.check.update.write_whole", full)
+    with pytest.raises(OSError, match="disk full"):
+        run(str(file), "--update", "--rounds", "1")
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.glob("*mine*")] == ["mine.jsonl"]
+
+
+def test_shuffled_answers_are_told_by_row(run: Run, file: Path):
+    flags = read_records(file)[0].correct
+    lines = file.read_text().splitlines()
+    bits = np.packbits(~flags).tobytes().hex()
+    top1 = float((~flags).mean())
+    told = read_records(file)[0]
+    lines[0] = lines[0].replace(told.correct_bits, bits)
+    for name, value in (("top1", top1), ("top1_low", 0.0), ("top1_high", 1.0)):
+        lines[0] = lines[0].replace(f'"{name}": {getattr(told, name)}', f'"{name}": {value}', 1)
+    file.write_text("\n".join([*lines, ""]))
+    moved = run(str(file), "--no-latency").data["moved"]
+    assert {one["row"] for one in moved} == {"dense"}
+    assert "answers flipped" in {one["quantity"] for one in moved}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--limit 5", "--limit without --update: a check measures what the expectation did"),
+        ("--full", "--full without --update"),
+        ("--dtype bfloat16", "--dtype without --update"),
+        ("--batches 1", "--batches without --update"),
+        ("--update --models clip_vit_s14", "--models with --update and no FILE"),
+        ("--update --limit 5", "--limit with --update and no FILE"),
+        ("a.jsonl b.jsonl --update --limit 5", "--update of several FILEs with other rows"),
+        ("a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
+        ("a.jsonl --update --batches 0", "--batches 0: expected a number from 1"),
+        ("a.jsonl --update --dtype float3", "--dtype 'float3': did you mean 'float32'"),
+        ("--rounds 0", "--rounds 0: expected a number from 1"),
+        ("--keeps 2", r"--keeps 2: expected fractions in \(0, 1\]"),
+        ("--slower 0.5", "--slower 0.5: expected a factor from 1"),
+        ("--images -1", "--images -1: expected a number from 0"),
+        ("--methods evitt", "method 'evitt': did you mean 'evit'"),
+        ("--datasets cifar", "--datasets: the expectation has no such row; it is of clip_vit_s14"),
+        ("--device cudda", "--device 'cudda' can't be used here"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_is_measured(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.check.command.measure", None)
+    monkeypatch.setattr("harness.check.update.measure", None)
+    args = build_parser().parse_args(["check", *words.split()])
+    with pytest.raises(ValueError, match=message):
+        run_check(args, Console(quiet=True))
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(tmp_path: Path):
+    args = build_parser().parse_args(["check", "--markdown", str(tmp_path / "no" / "check.md")])
+    with pytest.raises(FileNotFoundError, match="its folder doesn't exist"):
+        run_check(args, Console(quiet=True))
+
+
+def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(shipped, "git_commit", lambda: None)
+    args = build_parser().parse_args(["check", "--update"])
+    with pytest.raises(ValueError, match="takes a checkout; name a FILE for one of your own"):
+        run_check(args, Console(quiet=True))
+
+
+def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run: Run):
+    file.write_text(file.read_text().replace('"dataset": "toy"', '"dataset": "folder-photos"'))
+    with pytest.raises(ValueError, match=r"records hold no path; say .*--datasets folder:PATH"):
+        run(str(file))
+
+
+def test_wrong_use_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", str(tmp_path / "none.jsonl")]) == 2
+    assert "no expectation at" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""Rows come back from records with the settings that they were asked with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.check import shipped
+from harness.check.asked import Asked, own_methods, rows_of
+from harness.check.wanted import cases_of, read_expectation
+from harness.records import Record
+from zoo.reducer import METHODS
+
+Make = Callable[..., Record]
+
+
+def test_the_first_row_of_a_name_says_the_defaults(record: Make, dense: Record):
+    told = {"method_config": {"keep": 0.3, "reduce_at": [2, 4], "predictor": "abc"}}
+    [case] = cases_of([record(), dense, record(**told)], "mine.jsonl")
+    assert [row.name for row in case.rows["fashion"]] == [
+        "dense",
+        "tome30",
+        "tome30 reduce_at=[2,4]",
+    ]
+    assert (case.tower, case.image_count) == ("clip_vit_s14.imgfocus_lit", 40)
+
+
+def test_the_newest_record_of_a_row_counts(record: Make, dense: Record):
+    [case] = cases_of([dense, record(margin=0.1), record(margin=0.2)], "mine.jsonl")
+    assert [row.record.margin for row in case.rows["fashion"] if row.record] == [0.05, 0.2]
+
+
+def test_other_numbers_of_images_are_other_cases(record: Make, dense: Record):
+    from dataclasses import replace
+
+    other = replace(dense, image_count=8, correct_bits="fc", top1=0.75)
+    assert len(cases_of([dense, record(), other], "mine.jsonl")) == 2
+
+
+def test_rows_without_their_dense_one_are_refused(record: Make):
+    with pytest.raises(
+        ValueError, match=r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"
+    ):
+        cases_of([record()], "mine.jsonl")
+
+
+def test_rows_that_learned_from_shots_are_refused(record: Make):
+    with pytest.raises(ValueError, match="is 16 shots, linear probe; check measures by text"):
+        cases_of([record(shots=16, tuning="probe")], "mine.jsonl")
+
+
+def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"harness check .*my file\.jsonl' --update"):
+        read_expectation(tmp_path / "my file.jsonl")
+
+
+def test_methods_with_options_bring_their_defaults_along():
+    asked = [Asked.of("tome:reduce_at=[2,4],keep=0.4"), Asked.of("evit"), Asked.of("dense")]
+    assert [row.name for row in rows_of(asked, [0.6, 0.3])] == [
+        "dense",
+        "evit60",
+        "evit30",
+        "tome40",
+        "tome40 reduce_at=[2,4]",
+    ]
+
+
+@pytest.mark.parametrize("text", ["evit:fuse=true,keep=0.3", 'tome:reduce_at=[2,4,6],x={"a":[1]}'])
+def test_options_are_written_as_they_are_read(text: str):
+    asked = Asked.of(text)
+    rows = rows_of([asked], [0.6])
+    again = Asked.of(f"{asked.method}:{rows[-1].what}")
+    assert again.options == {k: v for k, v in asked.options.items() if k != "keep"}
+
+
+@pytest.mark.parametrize("text", ["evit:fuse", "evit:fuse=yes", "tome:reduce_at=[2,4", "evit:"])
+def test_options_that_are_no_json_are_refused(text: str):
+    with pytest.raises(ValueError, match="expected METHOD:OPTION=VALUE"):
+        Asked.of(text)
+
+
+def test_an_unknown_method_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="method 'evitt': did you mean 'evit'"):
+        Asked.of("evitt:fuse=true")
+
+
+@pytest.mark.parametrize("name", ["dense", "golden"])
+def test_rows_that_are_no_method_have_no_options(name: str):
+    with pytest.raises(ValueError, match=f"{name} has no options"):
+        Asked.of(f"{name}:keep=0.5")
+
+
+def test_the_shipped_expectation_has_every_row_and_nothing_more():
+    """A method without rows fails here: python -m harness check --update enters them."""
+    records = [one for file in shipped.files() for one in read_expectation(file)]
+    [case] = cases_of(records, "harness/expected")
+    assert case == shipped.complete(case)
+    assert {name: sorted(row.name for row in rows) for name, rows in case.rows.items()} == {
+        name: sorted(row.name for row in rows)
+        for name, rows in shipped.whole(case.tower).rows.items()
+    }
+    assert case.image_count == shipped.LIMIT
+    assert case.batches == shipped.BATCHES
+    assert all(row.record.git_commit for rows in case.rows.values() for row in rows if row.record)
+
+
+def test_a_method_of_ours_must_be_in_the_expectation_and_a_strangers_need_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    records = [one for file in shipped.files() for one in read_expectation(file)]
+    [case] = cases_of(records, "harness/expected")
+    ours = type("Ours", (METHODS["random"],), {"__module__": "baselines.ours"})
+    theirs = type("Theirs", (METHODS["random"],), {"__module__": "elsewhere.theirs"})
+    monkeypatch.setitem(METHODS, "ours", ours)
+    monkeypatch.setitem(METHODS, "theirs", theirs)
+    assert {"ours", "golden", "dense"} < set(own_methods())
+    new = [row for row in shipped.complete(case).rows["emoji"] if row.record is None]
+    assert [row.name for row in new] == ["ours60", "ours30"]

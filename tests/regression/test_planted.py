@@ -1,0 +1,230 @@
+"""Errors planted into the code that is measured: ``check`` must fail, and name what they moved.
+
+A plant says which rows and quantities it must be seen in, so that none is caught by accident.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+import baselines.clsattn
+import baselines.evit
+import baselines.tome
+import harness.view
+import zoo.clip
+import zoo.schedule
+import zoo.text
+import zoo.vit
+from harness.datasets.base import Dataset
+from harness.shown import Shown
+from harness.variants import Oracle
+from zoo.clip import ClipParts
+from zoo.patchrank import PatchRank
+from zoo.sizes import SIZES
+
+pytestmark = pytest.mark.slow
+Plant = Callable[[pytest.MonkeyPatch], None]
+Seen = set[tuple[str, str]]
+FUSED, SPARSE = "evit30 fuse=true", "tome30 reduce_at=[2,4,6]"
+
+
+def wrong_activation(patch: pytest.MonkeyPatch) -> None:
+    """QuickGELU for weights that were trained with GELU."""
+    tags = SIZES["s14"].tags
+    patch.setitem(tags, "imgfocus_lit", tags["imgfocus_lit"]._replace(quick_gelu=True))
+
+
+def one_token_less(patch: pytest.MonkeyPatch) -> None:
+    real = zoo.schedule.final_count
+    patch.setattr(zoo.schedule, "final_count", lambda patches, keep: real(patches, keep) - 1)
+
+
+def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
+    real = PatchRank.importance
+    patch.setattr(PatchRank, "importance", lambda *given: -real(*given))
+
+
+def inverted_attention(patch: pytest.MonkeyPatch) -> None:
+    for module in (baselines.clsattn, baselines.evit):
+        real = module.cls_attention
+        patch.setattr(module, "cls_attention", lambda *given, real=real: -real(*given))
+
+
+def inverted_oracle(patch: pytest.MonkeyPatch) -> None:
+    real = Oracle.importance
+    patch.setattr(Oracle, "importance", lambda *given: -real(*given))
+
+
+def text_sees_what_follows(patch: pytest.MonkeyPatch) -> None:
+    """The text tower lost its causal mask."""
+    blind = functools.partial(zoo.text.TextTransformer, no_causal_mask=True)
+    patch.setattr(zoo.text, "TextTransformer", blind)
+
+
+def merging_blocks_lose_their_mask(patch: pytest.MonkeyPatch) -> None:
+    """ToMe's bias isn't added where a block merges."""
+    real = zoo.vit.attend
+    patch.setattr(zoo.vit, "attend", lambda attn, x, bias=None: real(attn, x))
+
+
+def later_blocks_lose_their_mask(patch: pytest.MonkeyPatch) -> None:
+    """ToMe's bias isn't added where a block doesn't merge, but others did before."""
+    real = Block.forward
+    patch.setattr(Block, "forward", lambda self, x, attn_mask=None, is_causal=False: real(self, x))
+
+
+def no_proportional_attention(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(baselines.tome.ToMe, "attention_bias", lambda self, tokens: None)
+
+
+def predictor_reads_the_next_block(patch: pytest.MonkeyPatch) -> None:
+    real = PatchRank.importance
+
+    def late(self: PatchRank, block: int, tokens: Any, module: Any) -> Tensor:
+        return real(self, block, tokens._replace(x=module(tokens.x)), module)
+
+    patch.setattr(PatchRank, "importance", late)
+
+
+def merging_forgets_sizes(patch: pytest.MonkeyPatch) -> None:
+    """Merge by the plain mean of two tokens, however many patches they stand for."""
+    real = baselines.tome.merge
+
+    def plain(block: int, tokens: Any, metric: Tensor, r: int) -> Any:
+        sized = real(block, tokens, metric, r)
+        return sized._replace(x=real(block, tokens._replace(size=None), metric, r).x)
+
+    patch.setattr(baselines.tome, "merge", plain)
+
+
+def no_fused_token(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(baselines.evit, "_append_fused", lambda kept, tokens, importance: kept)
+
+
+def empty_fused_token(patch: pytest.MonkeyPatch) -> None:
+    """The token is there, and with it all counts, but it holds nothing."""
+    real = baselines.evit._append_fused
+
+    def empty(kept: Any, tokens: Any, importance: Tensor) -> Any:
+        fused = real(kept, tokens, importance)
+        x = fused.x.clone()
+        x[:, -1] = 0.0
+        return fused._replace(x=x)
+
+    patch.setattr(baselines.evit, "_append_fused", empty)
+
+
+def other_normalisation(patch: pytest.MonkeyPatch) -> None:
+    """CLIP's mean and deviation, which are near those of ImageNet."""
+    real = zoo.clip.image_transform_v2
+
+    def transform(cfg: Any, **told: Any) -> Any:
+        return real(replace(cfg, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD), **told)
+
+    patch.setattr(zoo.clip, "image_transform_v2", transform)
+
+
+def _ordered(patch: pytest.MonkeyPatch, order: Callable[[int], list[int]]) -> None:
+    """Give classes the captions of others."""
+    real = harness.view.text_classifier
+
+    def given(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
+        classifier, left_out = real(parts, dataset)
+        return classifier[order(len(classifier))], left_out
+
+    patch.setattr(harness.view, "text_classifier", given)
+
+
+def shifted_captions(patch: pytest.MonkeyPatch) -> None:
+    _ordered(patch, lambda count: [*range(1, count), 0])
+
+
+def two_captions_swapped(patch: pytest.MonkeyPatch) -> None:
+    _ordered(patch, lambda count: [1, 0, *range(2, count)])
+
+
+# What is planted, methods that are measured, and what must be seen to move at least.
+PLANTS: list[tuple[Plant, str, Seen]] = [
+    (wrong_activation, "clsattn", {("dense", "answers flipped"), ("dense", "margin")}),
+    (
+        one_token_less,
+        "clsattn",
+        {("clsattn30", name) for name in ("final_tokens", "tokens_per_block", "gflops")},
+    ),
+    (inverted_predictor, "patchrank", {("patchrank30", "tau"), ("patchrank30", "images right")}),
+    (inverted_attention, "clsattn", {("clsattn30", "tau")}),
+    (inverted_attention, "evit", {("evit30", "tau"), (FUSED, "tau")}),
+    (inverted_oracle, "golden", {("golden30", "tau"), ("golden30", "images right")}),
+    (text_sees_what_follows, "clsattn", {("dense", "margin")}),
+    (merging_blocks_lose_their_mask, "tome", {("tome30", "cosine to dense")}),
+    (later_blocks_lose_their_mask, "tome", {(SPARSE, "cosine to dense")}),
+    (
+        no_proportional_attention,
+        "tome",
+        {("tome30", "cosine to dense"), (SPARSE, "cosine to dense")},
+    ),
+    (predictor_reads_the_next_block, "patchrank", {("patchrank30", "tau")}),
+    (merging_forgets_sizes, "tome", {(SPARSE, "cosine to dense"), (SPARSE, "margin")}),
+    (no_fused_token, "evit", {(FUSED, "final_tokens"), (FUSED, "cosine to dense")}),
+    (empty_fused_token, "evit", {(FUSED, "cosine to dense")}),
+    (other_normalisation, "clsattn", {("dense", "margin"), ("clsattn30", "cosine to dense")}),
+    (shifted_captions, "clsattn", {("dense", "images right"), ("dense", "margin")}),
+    (two_captions_swapped, "clsattn", {("dense", "margin"), ("dense", "answers flipped")}),
+]
+
+
+def seen(shown: Shown) -> Seen:
+    return {(one["row"], one["quantity"]) for one in shown.data["moved"]}
+
+
+def test_nothing_moves_in_the_code_as_it_is(check: Callable[..., Shown]):
+    shown = check("clsattn", "evit", "patchrank", "tome", "golden")
+    assert (shown.code, shown.data["moved"], shown.data["rows"]) == (0, [], 8)
+
+
+@pytest.mark.parametrize(
+    ("plant", "method", "expected"), PLANTS, ids=[f"{plant.__name__}-{m}" for plant, m, _ in PLANTS]
+)
+def test_a_planted_error_is_seen(
+    plant: Plant,
+    method: str,
+    expected: Seen,
+    check: Callable[..., Shown],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    plant(monkeypatch)
+    shown = check(method)
+    assert shown.code == 1
+    assert expected <= seen(shown)
+
+
+def test_rows_that_a_plant_does_not_touch_do_not_move(
+    check: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
+):
+    empty_fused_token(monkeypatch)
+    assert {row for row, _ in seen(check("evit", "clsattn"))} == {FUSED}
+
+
+def test_an_update_takes_what_is_measured_for_right_and_tells_the_difference(
+    run: Callable[..., Shown], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "mine.jsonl"
+    kept = [line for line in small.read_text().splitlines() if "patchrank" in line]
+    dense = small.read_text().splitlines()[0]
+    file.write_text("\n".join([dense, *kept, ""]))
+    inverted_predictor(monkeypatch)
+    told = run(str(file), "--update")
+    assert told.code == 0
+    assert ("patchrank30", "tau") in seen(told)
+    assert run(str(file)).code == 0
+    monkeypatch.undo()
+    found = run(str(file))
+    assert found.code == 1
+    assert seen(found) == seen(told)
