@@ -11,14 +11,18 @@ is taken back or dropped, as it might be another's.
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
+from typing import TypeVar
 
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
 
 
 def append(path: Path, lines: bytes) -> None:
@@ -52,6 +56,44 @@ def read_lines(path: Path) -> tuple[list[bytes], bool]:
     with path.open("rb", buffering=0) as file, _locked(file, exclusive=False):
         *lines, last = file.readall().split(b"\n")
     return ([*lines, last], _is_torn(last)) if last else (lines, False)
+
+
+def parsed_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
+    """Read each line by a function that raises ValueError for what isn't right, in file order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names the file, the line and what the function said; or the last line is torn.
+    """
+    found = []
+    lines, torn = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(parse(line))
+        except ValueError as error:
+            if torn and number == len(lines):
+                code = f"from harness.appending import mend; mend({str(path)!r})"
+                raise ValueError(
+                    f"{path}, line {number}: torn, as what wrote it was stopped midway; the same "
+                    f"command drops it and goes on, or drop it with: python -c {shlex.quote(code)}"
+                ) from error
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return found
+
+
+def to_go_on_from(path: Path, say: Callable[[str], object], *, fresh: bool) -> bool:
+    """Tell whether an earlier run left lines to go on from; a torn last one is dropped first.
+
+    Args:
+        path: their file.
+        say: told if a line was dropped.
+        fresh: whether all is to be measured again, so that there are none.
+    """
+    if fresh or not path.is_file():
+        return False
+    if mend(path):
+        say(f"{path}: the last line was torn, as what wrote it was stopped; dropped")
+    return True
 
 
 def mend(path: str | Path) -> bool:

@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from harness.averages import uncounted
 from harness.changes import ABSENT, Change, Changes, Difference
 from harness.judging import MCNEMAR, Together, detectable_note, mark_note, together
 from harness.protocol import protocol, tower_of
@@ -94,6 +95,9 @@ def notes(found: Changes) -> list[str]:
                 f"{_plain(pair.other_images)}"
             )
         lines += [f"{_name(pair.a)}: cost differs: {_told(cost)}" for cost in pair.costs]
+    both = (record for pair in found.pairs for record in (pair.a, pair.b))
+    if told := uncounted(*both):
+        lines.append(_plain(told))
     assumed = sum(not pair.proven and not pair.other_images for pair in found.pairs)
     if assumed:
         lines.append(
@@ -150,7 +154,7 @@ def _sheet(group: Sequence[Change]) -> Sheet:
     named = f"{first.dataset} ({first.split}, {count} images; {protocol(first)}), {tower_of(first)}"
     heads = ("method", "keep", *(["seed"] if seeded else []), "top-1 A", "top-1 B", "B - A")
     times = [f"batch {batch}, B / A" for batch in batches]
-    times += [f"batch {batch} to dense, B / A" for batch in beside]
+    times += [f"batch {batch}, to dense" for batch in beside]
     return Sheet(
         title=_plain(named),
         heads=(*heads, "only A, only B", "p", "GFLOPs", *times, "tau"),

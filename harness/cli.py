@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from argparse import Namespace
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -100,12 +101,19 @@ def _run(args: Namespace) -> int:
             for part in shown.parts:
                 _print(part, output)
         elif shown.data is not None:
-            print(json.dumps(shown.data, allow_nan=False, ensure_ascii=False, indent=1))
+            print(_document(args.command, shown.data))
     except OtherProcessError:
         return 2
     finally:
         forget()
     return shown.code
+
+
+def _document(command: str, data: Any) -> str:
+    try:
+        return json.dumps(data, allow_nan=False, ensure_ascii=False, indent=1)
+    except ValueError as error:  # ours, and no wrong use
+        raise AssertionError(f"{command}: {error}") from error
 
 
 def _through(work: Generator[Part, None, Shown], output: Console | None) -> Shown:
@@ -120,9 +128,16 @@ def _through(work: Generator[Part, None, Shown], output: Console | None) -> Show
             _print(part, output)
 
 
+def _line(text: str, width: int) -> str:
+    """Wrap a line between words, for paths to stay whole; several lines are someone's own."""
+    if "\n" in text:
+        return text
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
 def _print(part: Part, output: Console) -> None:
     if isinstance(part, str):
-        print(part)  # as it is: a console would wrap it, expand tabs and draw :x: as a picture
+        print(_line(part, output.width) if has_width() else part)
         return
     forms: tuple[Table, ...] = part.forms if isinstance(part, Forms) else (part,)
     if has_width():

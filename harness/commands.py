@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.table import Table
 
 from harness.averages import Average, averages
 from harness.compare import compare, judge
 from harness.floor import Floor, floor
 from harness.golden.store import Rankings
+from harness.layout import fewer
 from harness.match import matched
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
@@ -78,13 +80,13 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
         if fresh:
             write_records(path, fresh)
         records += group
-        yield _both(group)
+        yield both(group)
         if plan.match is not None:
             yield matched_table(matched(group, plan.match_to))
         groups.append(averages(group))
         if group[0].shots == plan.shots[-1]:
             for table in shot_tables(groups):
-                yield table.table()
+                yield ends(table.table())
             groups = []
     # The page has all plots; `report` writes them as files, too.
     drawn = ("accuracy_gflops.svg",)
@@ -94,7 +96,14 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"records": json_values(records)})
 
 
-def _both(records: Sequence[Record]) -> Forms:
+def ends(table: Table) -> Forms:
+    """Return a table of shots as it is, and with the fewest and the most alone."""
+    shots = [str(column.header) for column in table.columns[2:]]
+    return Forms((table, fewer(table, shots[1:-1]))) if shots[2:] else Forms((table,))
+
+
+def both(records: Sequence[Record]) -> Forms:
+    """Return the table of one dataset, wide and narrow."""
     return Forms((comparison_table(records), comparison_table(records, wide=False)))
 
 
@@ -111,7 +120,7 @@ def _all_methods(match: str | None) -> tuple[str, ...]:
 def run_eval(args: argparse.Namespace, status: Console) -> Shown:
     """Measure one model."""
     records = evaluated(args, status)
-    return Shown(parts=(_both(records),), data={"records": json_values(records)})
+    return Shown(parts=(both(records),), data={"records": json_values(records)})
 
 
 def evaluated(args: argparse.Namespace, status: Console) -> list[Record]:

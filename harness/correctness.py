@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,3 +46,27 @@ def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
     if len(packed) != math.ceil(image_count / 8) or flags[image_count:].any():
         raise ValueError(f"correct_bits of {len(packed)} bytes is not of {image_count} images")
     return flags[:image_count]
+
+
+def by_image(
+    correct: NDArray[np.bool_], images_sha256: str | None, image_ids: Sequence[str]
+) -> dict[str, bool]:
+    """Return whether each image was right, by its id.
+
+    Args:
+        correct: (n,) of a record.
+        images_sha256: of the same record.
+        image_ids: n ids, such as a split gives.
+
+    Raises:
+        ValueError: the record is of other images, or of a version that doesn't know its images.
+    """
+    given = images_digest(image_ids)
+    if given != images_sha256:
+        known = "doesn't say which images it is of" if images_sha256 is None else "is of others"
+        raise ValueError(
+            f"these {len(image_ids)} images have the hash {given}, and the record, of "
+            f"{len(correct)}, {known}: expected {images_sha256!r}; give the ids of its dataset's "
+            "split, revision and limit, in order"
+        )
+    return dict(zip(image_ids, map(bool, correct), strict=True))

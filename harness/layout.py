@@ -24,15 +24,13 @@ def fitted(forms: Sequence[Table], width: int) -> Table | Group:
         width: columns of the terminal.
 
     Returns:
-        The first form that fits as it is; else the first that does with heads and prose wrapped;
-        else likewise without lines between columns; else the fullest one with its rows stacked, a
-        line per cell.
+        The first form that fits as it is, or with heads and prose wrapped; else the first that does
+        without lines between columns; else the fullest one with its rows stacked, a line per cell.
     """
-    for form in forms:
-        if _natural(form) <= width:
-            return form
     for change in (_wrapped, _tight):
         for form in forms:
+            if change is _wrapped and _natural(form) <= width:
+                return form
             if least(narrow := change(form)) <= width:
                 return narrow
     return _stacked(forms[0])

@@ -20,7 +20,7 @@ from harness.agreement import (
 )
 from harness.cost import gflops, lacking
 from harness.evaluate import Outcome
-from harness.latency import Timing, interleaved
+from harness.latency.timing import Timing, interleaved
 from harness.progress import Progress
 from harness.records import Latency
 from harness.variants import DENSE, GOLDEN, Variant

@@ -8,8 +8,8 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from harness.cost import gflops
-from harness.latency import interleaved
+from harness.cost import gflops, lacking
+from harness.latency.timing import interleaved
 from harness.plan import DTYPES
 from harness.progress import Progress
 from harness.statistics import Interval
@@ -29,6 +29,7 @@ class Overhead:
         params: number of parameters.
         gflops: 1e9 multiply-adds per image, fvcore's.
         share: of the dense tower's.
+        uncounted: operators of unknown cost, which ``gflops`` lacks.
         latency: time by the dense tower's, median over rounds in which both were timed.
     """
 
@@ -37,6 +38,7 @@ class Overhead:
     params: int
     gflops: float
     share: float
+    uncounted: tuple[str, ...]
     latency: Interval
 
 
@@ -86,16 +88,17 @@ def overhead(
         net = Predictor(arch, vit.embed_dim, width, grid, like.device, like.dtype).eval()
         cost = gflops(_Alone(net, prefix, grid), (count, 1), channels=vit.embed_dim)
         name = f"{arch} {width}"
-        found[name] = (arch, width, cost.params, cost.gflops)
+        found[name] = (arch, width, cost)
         timed[name] = _on(net, tokens, prefix, grid)
     with progress.task(f"latency at batch {batch}", 1) as update:
         timings = interleaved(timed, images, rounds)
         update(1)
     rows = []
-    for name, (arch, width, params, count_g) in found.items():
-        told: dict[str, Any] = {"arch": arch, "width": width, "params": params, "gflops": count_g}
+    for name, (arch, width, cost) in found.items():
+        told: dict[str, Any] = {"arch": arch, "width": width, "params": cost.params}
+        told |= {"gflops": cost.gflops, "uncounted": cost.unsupported}
         ratio = timings[name].ratio_to(timings[TOWER])
-        rows.append(Overhead(share=count_g / whole, latency=ratio, **told))
+        rows.append(Overhead(share=cost.gflops / whole, latency=ratio, **told))
     return rows
 
 
@@ -108,10 +111,11 @@ def _on(
 
 def overhead_table(rows: Sequence[Overhead], title: str) -> Table:
     """Lay predictors out beside the tower."""
+    lost = lacking(dict.fromkeys(name for row in rows for name in row.uncounted))
     table = Table(
         title=title,
         caption="share: of the dense tower's multiply-adds; time: ratio to the dense tower's, "
-        "median \\[interval] of rounds in turn",
+        f"median \\[interval] of rounds in turn{'; ' if lost else ''}{lost}",
     )
     for head in ("network", "width", "parameters", "GFLOPs", "share, %", "time, %"):
         table.add_column(head, justify="left" if head == "network" else "right", no_wrap=True)

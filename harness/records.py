@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.appending import append, read_lines
+from harness.appending import append, parsed_lines
 from harness.correctness import SHA256, unpack_correct
 from harness.differing import differing, in_words
 from harness.plan import PROMPTS, TUNINGS
@@ -170,20 +169,7 @@ def read_records(path: str | Path) -> list[Record]:
         ValueError: Names the file, the line and the field that is unknown, missing or wrong; or
             the last line is torn.
     """
-    records = []
-    lines, torn = read_lines(Path(path))
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(_record(line))
-        except ValueError as error:
-            if torn and number == len(lines):
-                code = f"from harness.appending import mend; mend({str(path)!r})"
-                raise ValueError(
-                    f"{path}, line {number}: torn, as what wrote it was stopped midway; the same "
-                    f"command drops it and goes on, or drop it with: python -c {shlex.quote(code)}"
-                ) from error
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    return records
+    return parsed_lines(Path(path), _record)
 
 
 def conditions(record: Record) -> tuple[object, ...]:

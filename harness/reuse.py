@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from harness.appending import mend
+from harness.appending import to_go_on_from
 from harness.progress import Progress
 from harness.records import LATER_CONDITIONS, Record, read_records
 from harness.variants import DENSE, GOLDEN
@@ -19,11 +19,7 @@ def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
     Raises:
         ValueError: another line is no record.
     """
-    if fresh or not path.is_file():
-        return []
-    if mend(path):
-        progress.say(f"{path}: the last line was torn, as what wrote it was stopped; dropped")
-    return read_records(path)
+    return read_records(path) if to_go_on_from(path, progress.say, fresh=fresh) else []
 
 
 def fitting(

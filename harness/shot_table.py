@@ -42,17 +42,29 @@ class ShotTable:
     family: Together[tuple[int, int]]
     note: str
 
+    @property
+    def told(self) -> str:
+        """How to read it with its marks."""
+        return "; ".join(filter(None, (self.about, self.note)))
+
+    @property
+    def marked(self) -> list[list[Cell]]:
+        """Rows whose clear differences to the dense one have a mark."""
+        return [
+            [*row[:_LABELS], *(self._marked(at, place, c) for place, c in enumerate(row[_LABELS:]))]
+            for at, row in enumerate(self.rows)
+        ]
+
+    def _marked(self, at: int, place: int, cell: Cell) -> Cell:
+        return Cell(cell.replace(" ", f"{self.family.mark((at, place))} ", 1), cell.value)
+
     def table(self) -> Table:
-        """Lay it out for the terminal, with marks."""
-        table = Table(title=self.name, caption="; ".join(filter(None, (self.about, self.note))))
+        """Lay it out for the terminal, with marks instead of spaces, so that it is no wider."""
+        table = Table(title=self.name, caption=self.told)
         for head in self.heads:
             table.add_column(head, justify="left" if head == "Method" else "right", no_wrap=True)
-        for at, row in enumerate(self.rows):
-            tops = (
-                cell.replace(" ", self.family.mark((at, place)) or " ", 1)
-                for place, cell in enumerate(row[_LABELS:])
-            )
-            table.add_row(*row[:_LABELS], *tops)
+        for row in self.marked:
+            table.add_row(*row[:_LABELS], *(cell.replace("* ", "*", 1) for cell in row[_LABELS:]))
         return table
 
 

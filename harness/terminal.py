@@ -49,7 +49,7 @@ def _colours(when: str, *, stderr: bool) -> dict[str, Any]:
     stream = sys.stderr if stderr else sys.stdout
     when = wanted(when, os.environ)
     if when == "never":
-        return {"color_system": None}
+        return {"color_system": None, "force_terminal": stream.isatty()}
     if when == "always":
         # Colours in a pipe, but nothing that moves the cursor.
         return {

@@ -8,14 +8,23 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from harness.flags import data, learning, measuring, publishing, ranking, reporting, tuning
+from harness.flags import (
+    data,
+    latency,
+    learning,
+    measuring,
+    publishing,
+    ranking,
+    reporting,
+    tuning,
+)
 from harness.flags.command import GROUPS, Command, CommandParser, Subcommands, add_shared
 from harness.flags.help_text import EXIT_CODES, listing
 from harness.flags.version import Version
 
 COMMANDS: dict[str, Command] = {
     command.path: command
-    for module in (measuring, reporting, ranking, tuning, learning, publishing, data)
+    for module in (measuring, latency, reporting, ranking, tuning, learning, publishing, data)
     for command in module.COMMANDS
 }
 # Of first words that have subcommands of their own.

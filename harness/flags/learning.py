@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.command import Command, CommandParser
-from harness.flags.shared import block, data, full, golden_windows, machine, seeds
+from harness.flags.shared import block, data, datasets, full, golden_windows, machine, seeds
 from harness.flags.tuning import tuning_recipe
 
 
@@ -59,7 +59,7 @@ def _study(parser: CommandParser) -> None:
     parser.add_argument("name", metavar="NAME", help="of the study, or `list`")
     what = parser.add_argument_group("what is studied")
     what.add_argument("--model", default="clip_vit_s14", help="needs a text tower")
-    what.add_argument("--datasets", nargs="+", metavar="NAME", default=["fashion", "emoji"])
+    datasets(what)
     what.add_argument(
         "--keeps", nargs="+", type=float, metavar="RATE", help="default: the study's own"
     )

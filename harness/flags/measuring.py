@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.command import Command, CommandParser
-from harness.flags.shared import conditions, data, machine, rounds, seeds
+from harness.flags.shared import conditions, data, datasets, machine, rounds, seeds
 
 
 def _compare(parser: CommandParser) -> None:
@@ -26,7 +26,7 @@ def _compare(parser: CommandParser) -> None:
     what.add_argument(
         "--match-to", metavar="METHOD", default="patchrank", help="has --keeps, others its cost"
     )
-    what.add_argument("--datasets", nargs="+", metavar="NAME", default=["fashion", "emoji"])
+    datasets(what)
     what.add_argument(
         "--shots", nargs="+", type=int, metavar="K", default=[0], help="0: text classifier"
     )
@@ -75,12 +75,16 @@ def _floor(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     what.add_argument("--model", default="clip_vit_s14", help="dense name")
     what.add_argument(
-        "--methods", nargs="+", metavar="METHOD", default=["golden", "patchrank", "clsattn"]
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        default=["golden", "patchrank", "clsattn"],
+        help="see `list`; golden needs rankings",
     )
     what.add_argument(
         "--keeps", nargs="+", type=float, metavar="RATE", default=[0.6, 0.5, 0.3], help="in (0, 1]"
     )
-    what.add_argument("--datasets", nargs="+", metavar="NAME", default=["fashion", "emoji"])
+    datasets(what)
     seeds(what, 3, "random orders")
     what.add_argument(
         "--rankings", nargs="*", type=Path, metavar="PATH", default=[], help="other golden files"
@@ -123,8 +127,9 @@ COMMANDS = (
             ("compare --json --limit 8 --batches 1 > run.json", "for a program"),
         ),
         output="a table per dataset on standard output; records.jsonl, report.html, table.md, "
-        "summary.md, accuracy_gflops.svg and traces in --output. The same command goes on where it "
-        "stopped. With two runs: what changed, and with --output changes.md",
+        "table.csv, table.tex, summary.md, agreement.csv, accuracy_gflops.svg, traces and "
+        "thumbnails in --output. The same command goes on where it stopped. With two runs: what "
+        "changed, and with --output changes.md",
     ),
     Command(
         path="eval",

@@ -3,7 +3,18 @@
 from pathlib import Path
 
 from harness.flags.command import Command, CommandParser
-from harness.flags.shared import block, data, device, golden_windows, images, machine, rounds, seeds
+from harness.flags.shared import (
+    SPLITS,
+    block,
+    data,
+    datasets,
+    device,
+    golden_windows,
+    images,
+    machine,
+    rounds,
+    seeds,
+)
 
 
 def _rank(parser: CommandParser) -> None:
@@ -73,10 +84,18 @@ def _objects(parser: CommandParser) -> None:
     what.add_argument("--model", default="clip_vit_s14", help="dense name")
     what.add_argument("--dataset", metavar="NAME", default="fashion", help="one with masks")
     what.add_argument(
-        "--scores", nargs="*", metavar="SCORE", default=["preservation", "label", "confidence"]
+        "--scores",
+        nargs="*",
+        metavar="SCORE",
+        default=["preservation", "label", "confidence"],
+        help="golden ones",
     )
     what.add_argument(
-        "--methods", nargs="*", metavar="METHOD", default=["patchrank", "clsattn", "random"]
+        "--methods",
+        nargs="*",
+        metavar="METHOD",
+        default=["patchrank", "clsattn", "random"],
+        help="see `list`",
     )
     data(parser)
     golden_windows(parser)
@@ -88,7 +107,7 @@ def _objects(parser: CommandParser) -> None:
 def _curve(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     what.add_argument("--model", default="clip_vit_s14", help="dense name")
-    what.add_argument("--datasets", nargs="+", metavar="NAME", default=["fashion", "emoji"])
+    datasets(what)
     block(what)
     seeds(what, 3, "random orders")
     data(parser)
@@ -106,9 +125,15 @@ def _speed(parser: CommandParser) -> None:
     what.add_argument("--model", default="clip_vit_s14", help="dense name")
     what.add_argument("--random-weights", action="store_true", help="where none can be had")
     what.add_argument("--dataset", metavar="NAME", default="fashion", help="where images are from")
-    what.add_argument("--split", default="val", choices=("train", "val", "test"))
+    what.add_argument("--split", default="val", choices=SPLITS, help="of the dataset")
     what.add_argument("--images", type=int, metavar="N", default=4, help="how many")
-    what.add_argument("--precisions", nargs="+", metavar="DTYPE", default=["float32", "bfloat16"])
+    what.add_argument(
+        "--precisions",
+        nargs="+",
+        metavar="DTYPE",
+        default=["float32", "bfloat16"],
+        help="of the engine",
+    )
     what.add_argument(
         "--batches", nargs="*", type=int, metavar="N", default=[], help="default: its own choice"
     )

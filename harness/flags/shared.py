@@ -25,6 +25,17 @@ def data(parser: CommandParser) -> None:
     )
 
 
+def datasets(group: Any) -> None:
+    """Add several datasets, by default those that ship."""
+    group.add_argument(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        default=["fashion", "emoji"],
+        help="see `datasets list`; or PREFIX:PATH",
+    )
+
+
 def images(group: Any, limit: int, split: str, what: str = "images per dataset") -> None:
     """Add which images, and how many."""
     group.add_argument("--split", default=split, choices=SPLITS, help="of the dataset")

@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -31,4 +32,5 @@ class Version(argparse.Action):
         if (commit := git_commit()) is not None:
             package += f", commit {commit}"
         rest = ", ".join(f"{name} {version}" for name, version in found.items())
-        parser.exit(message=f"{package}\n{rest}\n")
+        parser._print_message(f"{package}\n{rest}\n", sys.stdout)
+        parser.exit()

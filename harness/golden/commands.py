@@ -17,13 +17,15 @@ from harness.golden.pictures import find_pictures
 from harness.golden.show import ShowConfig, show
 from harness.golden.speed import SpeedConfig, measure_speed
 from harness.golden.speed_table import estimate_table, speed_table
+from harness.golden.trade import Curve
 from harness.layout import fewer
 from harness.progress import Progress
 from harness.shown import Forms, Shown, json_values
 from zoo.golden import GoldenConfig
 
 # Columns that a narrow terminal does without.
-UNTOLD = ("tau (least)", "G per image", "G/s", "matmuls G/s", "share of matmuls")
+OBJECTS = ("images", "chance", "lift")
+UNTOLD = ("batch", "tau (least)", "G per image", "G/s", "matmuls G/s", "share of matmuls")
 UNTOLD_ESTIMATE = ("passes", "in", "G per image", "64 A100", "64 H100")
 
 
@@ -73,7 +75,7 @@ def run_objects(args: argparse.Namespace, status: Console) -> Shown:
     golden = {"block": config.block, "window": config.window, "stride": config.stride}
     table = objects_table(found, title)
     return Shown(
-        parts=(_two(table, ("images", "chance", "lift")),),
+        parts=(two(table, OBJECTS),),
         data={**told, "golden": golden, "rankings": rankings},
     )
 
@@ -90,7 +92,14 @@ def run_curve(args: argparse.Namespace, status: Console) -> Shown:
     found = measure_curve(config, Progress(status))
     write_curve(found, args.out)
     status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    return Shown(parts=(curve_table(found),), data=json_values(found))
+    return Shown(parts=(curve_forms(found),), data=json_values(found))
+
+
+def curve_forms(curve: Curve) -> Forms:
+    """Return the table of a curve as it is, and with tau and the last difference alone."""
+    table = curve_table(curve)
+    heads = [str(column.header) for column in table.columns]
+    return two(table, [head for head in heads if head.startswith(("time", "match", "top-1"))])
 
 
 def run_speed(args: argparse.Namespace, status: Console) -> Shown:
@@ -114,14 +123,15 @@ def run_speed(args: argparse.Namespace, status: Console) -> Shown:
     if args.out is not None:
         speed.write(args.out)
         status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    tables, told = [_two(speed_table(speed), UNTOLD)], json_values(speed)
+    tables, told = [two(speed_table(speed), UNTOLD)], json_values(speed)
     if args.estimate is not None:
-        tables.append(_two(estimate_table(speed, args.estimate), UNTOLD_ESTIMATE))
+        tables.append(two(estimate_table(speed, args.estimate), UNTOLD_ESTIMATE))
         told["estimates"] = [_estimate(one) for one in estimates(speed, args.estimate)]
     return Shown(parts=tuple(tables), data=told)
 
 
-def _two(table: Table, heads: Collection[str]) -> Forms:
+def two(table: Table, heads: Collection[str]) -> Forms:
+    """Return a table as it is, and without some columns."""
     return Forms((table, fewer(table, heads)))
 
 

@@ -19,7 +19,7 @@ from harness.datasets.base import SplitName
 from harness.evaluate import subset
 from harness.golden.products import Geometry
 from harness.golden.runners import Runner, find_tower, runners
-from harness.latency import Timing, interleaved
+from harness.latency.timing import Timing, interleaved
 from harness.measure import device_name
 from harness.progress import Progress
 from harness.records import utc_now

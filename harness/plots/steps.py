@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.plots.style import Style
+from harness.plots.style import INK, Style
 
 _DASH = 4.0  # of one colour, where several rows share a line; in widths of it
 
@@ -57,8 +57,8 @@ class Steps:
                 dashes = (-_DASH * place, (_DASH, _DASH * (every - 1))) if every > 1 else "-"
                 blocks = range(len(line.counts))
                 axes.step(
-                    blocks, line.counts, where="mid", color=styles[name].colour, linewidth=2.2,
-                    linestyle=dashes, dash_capstyle="butt",
+                    blocks, line.counts, where="mid", linestyle=dashes, dash_capstyle="butt",
+                    markevery=(place, every), **_look(styles[name]),
                 )  # fmt: skip
         depth = max(len(line.counts) for line in self.lines)
         axes.set_xticks(range(0, depth, 1 if depth <= 12 else 2))
@@ -70,5 +70,15 @@ class Steps:
                 annotation_clip=False,
             )  # fmt: skip
         axes.margins(x=0.02)
-        look = {name: styles[name].colour for name in self.names}
-        return {name: Line2D([], [], color=look[name], linewidth=2.2) for name in look}
+        return {name: Line2D([], [], **_look(styles[name])) for name in self.names}
+
+
+def _look(style: Style) -> dict[str, Any]:
+    return {
+        "color": style.colour,
+        "linewidth": 2.2,
+        "marker": style.marker,
+        "markersize": 5.5,
+        "markeredgecolor": INK,
+        "markeredgewidth": 0.7,
+    }

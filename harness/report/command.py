@@ -13,6 +13,7 @@ from harness.changes import read_run
 from harness.labels import labels
 from harness.plots.accuracy import judge, row_name
 from harness.progress import Progress
+from harness.records import CONDITIONS
 from harness.report.folder import write_report
 from harness.report.front import Standing
 from harness.report.groups import Group, Grouped, counted, grouped
@@ -86,6 +87,11 @@ def front_table(group: Group, stood: Mapping[str, Sequence[Standing]]) -> Table:
     return table
 
 
+def _heading(cost: str) -> str:
+    batch = cost.partition("ratio_batch")[2]
+    return f"time, batch {batch}" if batch else "GFLOPs"
+
+
 def _told(one: Standing | None, named: Mapping[str, str]) -> str:
     if one is None:
         return "–"
@@ -99,6 +105,7 @@ def _data(
     return [
         {
             "name": group.name,
+            "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
             "rows": [_row(row, fronts[group.name]) for row in group.rows],
         }
         for group in found.groups

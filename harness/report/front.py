@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.averages import Average
-from harness.significance import holm, mcnemar_exact
-from harness.statistics import Interval, bootstrap_counts
+from harness.averages import Average, row_p
+from harness.judging import together
+from harness.statistics import Interval
 
 Cost = Callable[[Average], Interval | None]
 Verdict = Literal["front", "open", "beaten"]
@@ -36,9 +36,8 @@ class Standing:
 def standings(rows: Sequence[Average], cost: Cost) -> list[Standing]:
     """Judge every row that has a cost.
 
-    Clearly more accurate is what the exact McNemar test says on the same images, at 5 % by Holm
-    over all pairs that are asked about. For means over seeds it is a paired bootstrap interval over
-    images clear of zero, at 5 % by Bonferroni over these pairs.
+    Clearly more accurate is what the exact test of `averages.row_p` says on the same images, at 5 %
+    by Holm over all pairs that are asked about.
 
     Args:
         rows: of one group.
@@ -54,8 +53,10 @@ def standings(rows: Sequence[Average], cost: Cost) -> list[Standing]:
         and better.top1.estimate > worse.top1.estimate
     ]
     beaten: dict[str, Average] = {}
-    for (better, worse), clear in zip(pairs, _clear(pairs), strict=True):
+    family = together({(a.identity, b.identity): row_p(a, b) for a, b in pairs})
+    for better, worse in pairs:
         known = beaten.get(worse.identity)
+        clear = (better.identity, worse.identity) in family.clear
         if clear and (known is None or better.top1.estimate > known.top1.estimate):
             beaten[worse.identity] = better
     return [
@@ -83,17 +84,3 @@ def _verdict(
     if row.identity in beaten:
         return "beaten"
     return "open" if any(better(other, price) for other, price in costs) else "front"
-
-
-def _clear(pairs: Sequence[tuple[Average, Average]]) -> list[bool]:
-    if not pairs:
-        return []
-    if len(pairs[0][0].records) == 1:
-        answers = [(better.first.correct, worse.first.correct) for better, worse in pairs]
-        return [bool(p <= 0.05) for p in holm([mcnemar_exact(*pair) for pair in answers])]
-    confidence = 1 - 0.05 / len(pairs)
-    resamples = max(10_000, 400 * len(pairs))
-    return [
-        bootstrap_counts(better.hits - worse.hits, 0, resamples, confidence).low > 0
-        for better, worse in pairs
-    ]

@@ -153,12 +153,22 @@ def _rows(records: Sequence[Record]) -> list[Average]:
 
 
 def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
-    """Return headings, with the conditions in which groups of the same heading differ."""
+    """Return headings, with the conditions in which groups of the same heading differ.
+
+    Those that an earlier version of records didn't know are told only where the rest is the same.
+    """
     plain = [_plain(rows[0].first) for rows in groups]
+    sure = [name for name in _APART if name not in LATER_CONDITIONS]
+    return _told_apart(_told_apart(plain, groups, sure), groups, LATER_CONDITIONS)
+
+
+def _told_apart(
+    names: Sequence[str], groups: Sequence[Sequence[Average]], conditions: Sequence[str]
+) -> list[str]:
     found = []
-    for name, rows in zip(plain, groups, strict=True):
-        alike = [other for told, other in zip(plain, groups, strict=True) if told == name]
-        differ = [_told(rows, c) for c in _APART if len({_value(o, c) for o in alike}) > 1]
+    for name, rows in zip(names, groups, strict=True):
+        alike = [other for told, other in zip(names, groups, strict=True) if told == name]
+        differ = [_told(rows, c) for c in conditions if len({_value(o, c) for o in alike}) > 1]
         found.append("; ".join([name, ", ".join(differ)]) if differ else name)
     return found
 

@@ -9,6 +9,14 @@ from harness.report.groups import Group, Grouped
 from harness.report.sections import shot_columns
 from harness.variants import DENSE, GOLDEN
 
+# Flags, the fields that they decide, and what they are if nothing is said.
+_CONDITIONS = (
+    ("--split", "split", "test"),
+    ("--limit", "image_count", "250"),
+    ("--device", "device", "cpu"),
+    ("--dtype", "dtype", "float32"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
@@ -104,4 +112,8 @@ def _command(groups: Sequence[Group], flags: Sequence[str]) -> str:
         words += ["--keeps", *(f"{keep:.3g}" for keep in sorted(keeps, reverse=True))]
     if "--shots" not in flags and (shots := sorted({record.shots for record in first})) != [0]:
         words += ["--shots", *map(str, shots)]
+    for flag, field, usual in _CONDITIONS:
+        values = {str(getattr(record, field)) for record in first}
+        if len(values) == 1 and values != {usual}:
+            words += [flag, *values]
     return f"python -m harness compare {shlex.join([*words, *flags])}"

@@ -156,7 +156,8 @@ def _table(section: Section, anchor: str) -> _Part:
     html = (
         f'<p class="soft">{_text(section.about)}</p>\n'
         f'<div class="wide" role="region" aria-labelledby="{anchor}-title" tabindex="0">'
-        f"<table data-sortable>\n<thead><tr>{head}</tr></thead>\n"
+        f'<table data-sortable aria-labelledby="{anchor}-title">\n'
+        f"<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{rows}</tbody>\n</table></div>\n"
         f'<p class="unseen" role="status"></p>\n{_settings(section)}'
     )

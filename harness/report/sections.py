@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.averages import Average, Judged, judged
+from harness.averages import Average, Judged, judged, uncounted
 from harness.columns import Cell, Column, columns_of
 from harness.protocol import protocol
 from harness.report.groups import Group, Grouped, counted
@@ -52,9 +52,9 @@ def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> 
             for table in shot_tables([group.rows for group in columns]):
                 yield Section(
                     name=table.name,
-                    about=table.about,
+                    about=table.told if marked else table.about,
                     heads=table.heads,
-                    rows=table.rows,
+                    rows=table.marked if marked else table.rows,
                     models=table.models,
                 )
 
@@ -121,19 +121,12 @@ def _about(group: Sequence[Average]) -> str:
     first = group[0].first
     golden = sorted({r.golden_images for row in group for r in row.records if r.golden_images})
     seeds = [str(record.seed) for record in group[0].records]
+    lost = uncounted(*(record for row in group for record in row.records))
     return (
         f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
         f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "
         f"{first.device_name}, {first.device}, {first.dtype}, "
         f"{counted(first.threads, 'thread')}, torch {first.torch}, timm {first.timm}, "
         f"weights {first.weights_sha256[:12]}; agreement on "
-        f"{', '.join(map(str, golden)) or 'no'} images.{_uncounted(group)}"
-    )
-
-
-def _uncounted(group: Sequence[Average]) -> str:
-    """Say which operators multiply-adds lack; nothing where none is."""
-    lost = {n for row in group for r in row.records for n in r.uncounted_operators or ()}
-    return (
-        f" GFLOPs lack {', '.join(sorted(lost))}, which nobody knows how to count." if lost else ""
+        f"{', '.join(map(str, golden)) or 'no'} images.{f' {lost}.' if lost else ''}"
     )

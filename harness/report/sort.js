@@ -24,6 +24,8 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
     button.type = "button";
     button.append(...head.childNodes);
     head.append(button);
+    // A browser is content with what lies below the columns that stay.
+    button.addEventListener("focus", () => head.scrollIntoView({ block: "nearest", inline: "nearest" }));
     button.addEventListener("click", () => {
       const way = after[head.getAttribute("aria-sort")] ?? "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");

@@ -22,6 +22,7 @@ from harness.reproduction.drawing import draw
 from harness.reproduction.plan import plan_data, plan_table, rehearse
 from harness.reproduction.run import produce, under_its_conditions
 from harness.reproduction.sheet import MODEL, Comparison, compared
+from harness.reproduction.values import comparison_data
 from harness.reuse import earlier
 from harness.shown import Forms, Shown, Work
 from harness.studies.commands import without_output
@@ -66,7 +67,7 @@ def run_reproduce(args: argparse.Namespace, status: Console) -> Work:
             comparison = compared(recipe, config, depth, tower, sheets)
             _write(comparison, config, args)
         assert comparison is not None
-        told.append(comparison.data())
+        told.append(comparison_data(comparison))
         table = comparison.table()
         yield Forms((table, fewer(table, comparison.datasets)))
         text = f"records and table: {_path(args, recipe).with_suffix('')}.{{jsonl,md}}"

@@ -11,7 +11,6 @@ from harness.reproduction.base import Reproduction, Row
 from harness.reproduction.cells import difference, interval, number
 from harness.reproduction.measures import MEASURES, RATIOS, mean_of
 from harness.reproduction.paper import Printed, printed
-from harness.shown import json_values
 from harness.statistics import Interval
 from harness.studies.config import StudyConfig
 from harness.studies.sheet import NOT_MEASURED, Sheet
@@ -126,30 +125,6 @@ class Comparison:
         off += [difference(mean, theirs, signed), "", by]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
-
-    def data(self) -> dict[str, Any]:
-        """Return it as JSON values: rows by dataset and as mean, ours and the paper's."""
-        told: dict[str, Any] = {"name": self.recipe.name, "title": self.title, "tower": self.tower}
-        told["rows"] = [self._row(one) for one in self.found]
-        told |= {"images_by_dataset": self.images, "comparable": self.same}
-        found: dict[str, Any] = json_values(told)
-        return found
-
-    def _row(self, one: Found) -> dict[str, Any]:
-        paper: dict[str, Any] | None = None
-        if one.paper is not None:
-            by_dataset = {name: one.paper.values.get(name) for name in self.datasets}
-            paper = {"by_dataset": by_dataset, "mean": one.paper_mean(self.datasets)}
-            paper |= {"mean_compared": one.paper_to(self.datasets), "source": one.paper.source}
-        return {
-            "name": one.row.name,
-            "measure": one.row.measure,
-            "compared_with": one.row.against,
-            "ours": {"by_dataset": one.ours, "compared_by_dataset": one.to},
-            "paper": paper,
-            "gflops_share_of_dense": one.share,
-            "missing_because": one.row.empty or None,
-        }
 
     def table(self) -> Table:
         """Lay it out for the terminal."""

@@ -28,7 +28,7 @@ UNTOLD = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
 
 def run_study(args: argparse.Namespace, status: Console) -> Shown | Work:
     """Make a study, or list them."""
-    return _listed() if args.name == LIST else _made(args, status)
+    return run_study_list() if args.name == LIST else _made(args, status)
 
 
 def _made(args: argparse.Namespace, status: Console) -> Work:
@@ -68,8 +68,7 @@ def _made(args: argparse.Namespace, status: Console) -> Work:
             write_records(path, fresh)
         sections += [sheet.markdown()]
         sheets.append(sheet.data())
-        table = sheet.table()
-        yield Forms((table, fewer(table, UNTOLD)))
+        yield narrower(sheet.table())
     path = path.with_suffix(".md")
     notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path, "\n".join([*sections, *notes, ""]).encode())
@@ -85,7 +84,13 @@ def without_output(argv: list[str]) -> list[str]:
     return argv[:at] + argv[at + 2 :]
 
 
-def _listed() -> Shown:
+def narrower(table: Table) -> Forms:
+    """Return a study's table as it is, and without some columns."""
+    return Forms((table, fewer(table, UNTOLD), fewer(table, (*UNTOLD, "to dense"))))
+
+
+def run_study_list() -> Shown:
+    """Show the studies and their questions."""
     table = Table(title="studies")
     for head in ("name", "question", "keep rates"):
         table.add_column(head)

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from harness.averages import uncounted
 from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, paired_p, together
-from harness.records import Record
+from harness.records import Record, refuse_mixed
 from harness.shown import json_values
 from harness.statistics import Interval, bootstrap_mean, mean_interval
 
 NOT_MEASURED = "–"
+_LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
 NOTES = (
     "Top-1 in %, mean over seeds (least to most); differences in points on the same images, with "
     "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
@@ -66,7 +67,11 @@ def entries(
     Args:
         lines: labels, what they stand for and records, each in the order of its seeds.
         dense: the dense model's record.
+
+    Raises:
+        ValueError: conditions other than what was learned differ; see `records.refuse_mixed`.
     """
+    refuse_mixed([dense, *(r for _, _, records in lines for r in records)], varying=_LEARNED)
     begun: dict[float | str, Sequence[Record]] = {}
     found = []
     for labels, asked, records in lines:
@@ -170,11 +175,8 @@ class Sheet:
 
     def data(self) -> dict[str, Any]:
         """Return it as JSON values: what was measured, whether or not the table has a column."""
-        told: dict[str, Any] = {
-            "dataset": self.dense.dataset,
-            "split": self.dense.split,
-            "title": self.title,
-        }
+        place = {"dataset": self.dense.dataset, "split": self.dense.split, "title": self.title}
+        families = self.judged()
         lines = [
             {
                 "labels": entry.labels,
@@ -183,13 +185,17 @@ class Sheet:
                 "top1_to_dense": entry.to_dense,
                 "top1_to_first": entry.to_first,
                 "top1_to_first_over_seeds": entry.over_seeds,
+                "p_to_dense": entry.p_dense,
+                "p_to_dense_holm": families["to dense"].adjusted[at],
+                "p_to_first": entry.p_first,
+                "p_to_first_holm": families["to first"].adjusted.get(at),
                 **{name: entry.mean(name) for name in _MEANS},
             }
-            for entry in self.entries
+            for at, entry in enumerate(self.entries)
         ]
         dense = {name: getattr(self.dense, name) for name in _MEANS}
-        told |= {"images": self.dense.image_count, "dense": dense, "lines": lines}
-        found: dict[str, Any] = json_values(told)
+        told = {"images": self.dense.image_count, "dense": dense, "lines": lines}
+        found: dict[str, Any] = json_values(place | told)
         return found
 
     def markdown(self) -> str:

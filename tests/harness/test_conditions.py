@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from harness.correctness import images_digest
 from harness.datasets import Dataset, forget, get_dataset, names_of
 from harness.golden.provenance import ranked_revision
 from harness.plan import Plan
@@ -67,6 +68,7 @@ def test_a_record_of_other_prompts_is_not_used_again(toy: Dataset):
     told = {"plan": plan, "tag": "t", "weights": "w"}
     tuning, ids = plan.tunings(0)[0], toy.split("test").image_ids[:4]
     known = blank(row, toy, tuning, ids, **told)
+    assert (known.images_sha256, known.image_size) == (images_digest(ids), (64, 64))
     assert fitting(blank(row, toy, tuning, ids, **told), [known], ()) is known
     assert fitting(blank(row, toy, tuning, ids[::-1], **told), [known], ()) is None
     for other in (toy.with_templates(["a {}"]), toy.without([toy.split("test").image_ids[0]])):

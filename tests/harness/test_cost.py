@@ -191,6 +191,13 @@ def test_a_failing_forward_still_restores_the_flags() -> None:
     assert model[0].training
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counts_are_the_same_on_a_gpu(dtype: torch.dtype) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2)
+    assert gflops(model.to("cuda", dtype), 224) == gflops(model.to("cpu", torch.float32), 224)
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="got 3x0x4"):
         gflops(nn.Conv2d(3, 1, 1), (0, 4))

@@ -53,5 +53,5 @@ def test_predictors_are_listed_where_there_are_some(
     monkeypatch: pytest.MonkeyPatch, predictor_file: Path
 ):
     assert module._fitted("b16") == {"openai": [3]}
-    assert module._fitted("l14") == []
-    assert module._fitted("s14") == ["imgfocus_lit at block 3"]  # packaged
+    assert module._fitted("l14") == {}
+    assert module._fitted("s14") == {"imgfocus_lit": [3]}  # packaged

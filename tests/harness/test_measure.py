@@ -1,12 +1,19 @@
 """Costs of rows, and agreement with the golden ranking."""
 
+import io
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from rich.console import Console
 from scipy.stats import kendalltau, weightedtau
 
 import zoo
+from harness import measure
+from harness.cost import Cost
 from harness.evaluate import Outcome
 from harness.measure import agreement, costs, device_name
 from harness.progress import Progress
@@ -118,6 +125,30 @@ def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT):
             assert (entry.batch, entry.ratio_to_dense > 0) == (batch, True)
             assert entry.q1_ms <= entry.median_ms <= entry.q3_ms
     assert [entry.ratio_to_dense for entry in plain["latency"]] == [None, None]
+
+
+def test_activations_and_operators_of_unknown_cost_are_told(
+    dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
+):
+    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random"], [0.5])
+    found = costs(rows, [], 1, Progress())
+    # Width 48 in 3 heads, 65 tokens: linear maps give 9 widths more per token in each block.
+    block = 65 * (3 + 1 + 1 + 4 + 1) * 48 + 3 * 65**2
+    plain = found["clip_vit_b16"]
+    assert plain["activations"] == 64 * 48 + 6 * block + dense.num_classes
+    assert plain["uncounted_operators"] == ()
+    assert found["clip_vit_b16_random50"]["activations"] < plain["activations"]
+    counted = measure.gflops
+
+    def unknown(*args: Any) -> Cost:
+        return replace(counted(*args), unsupported=("aten::linalg_inv",))
+
+    monkeypatch.setattr(measure, "gflops", unknown)
+    console = Console(file=io.StringIO(), width=200)
+    found = costs(rows[:1], [], 1, Progress(console))
+    assert found["clip_vit_b16"]["uncounted_operators"] == ("aten::linalg_inv",)
+    told = "clip_vit_b16: GFLOPs lack operators of unknown cost: aten::linalg_inv"
+    assert told in console.file.getvalue()
 
 
 def test_no_batches_no_latency(dense: zoo.ReducedViT):

@@ -57,6 +57,14 @@ def test_without_records_it_says_so_and_by_which_command(model: Publishable):
     assert re.findall(r"\d+\.\d+ %|\d+\.\d+ \[", measured) == []
 
 
+def test_operators_that_gflops_lack_are_told(model: Publishable, monkeypatch: pytest.MonkeyPatch):
+    assert "GFLOPs lack" not in model_card(model, "me/pruned", [])
+    cost = replace(gflops(model.vit, 196), unsupported=("aten::linalg_inv",))
+    monkeypatch.setattr("harness.model_card.gflops", lambda *args: cost)
+    card = model_card(model, "me/pruned", [])
+    assert "GFLOPs lack operators of unknown cost: aten::linalg_inv." in card
+
+
 def test_facts_are_computed(model: Publishable):
     card = model_card(model, "me/pruned", [])
     cost, dense = gflops(model.vit, 196), gflops(model.dense, 196)

@@ -1,6 +1,7 @@
 """What predictors cost beside their tower."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -38,6 +39,12 @@ def test_a_row_per_shape_in_this_order(dense: zoo.ReducedViT):
     text = console.export_text()
     assert "a title" in text
     assert f"{100 * rows[1].share:.2f}" in text
+    assert "median [interval] of rounds in turn" in " ".join(text.split())
+    assert "GFLOPs lack" not in text
+    console.print(overhead_table([replace(rows[0], uncounted=("aten::fft",))], "a title"))
+    assert "GFLOPs lack operators of unknown cost: aten::fft" in " ".join(
+        console.export_text().split()
+    )
 
 
 @pytest.mark.parametrize(

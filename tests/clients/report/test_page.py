@@ -33,16 +33,19 @@ def test_the_policy_forbids_the_network(page: Any):
     assert "Content Security Policy" in told
 
 
+def resize(page: Any, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
 def test_only_tables_and_pictures_scroll_sideways(page: Any):
-    for width in (None, 320):
-        if width is not None:
-            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
-            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    own = page.execute_script("return innerWidth")
+    for width in (320, own):
+        resize(page, width)
         wide = page.execute_script(
             "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
         )
         assert wide[0] <= wide[1]
-    page.refresh()
 
 
 def test_text_has_contrast(page: Any, script: Callable[[str], str]):
@@ -62,9 +65,14 @@ def test_what_assistive_technology_needs_is_there(page: Any, script: Callable[[s
     assert page.execute_script(script("access.js")) == []
 
 
-def test_every_control_is_reached_by_tab_and_seen_to_be(page: Any, script: Callable[[str], str]):
+@pytest.mark.parametrize("least", [320, 400])
+def test_every_control_is_reached_by_tab_and_seen_to_be(
+    least: int, page: Any, script: Callable[[str], str]
+):
     from selenium.webdriver.common.keys import Keys
 
+    own = page.execute_script("return innerWidth")
+    resize(page, own if own > 400 else least)
     page.refresh()
     wanted = page.execute_script(
         "window.seen = new Set(); const controls = \"a[href], button, summary, [tabindex='0']\";"
@@ -79,6 +87,7 @@ def test_every_control_is_reached_by_tab_and_seen_to_be(page: Any, script: Calla
                 "outline": True, "sight": True, "free": True, "text": ""
             }, found  # fmt: skip
         assert page.execute_script("return window.seen.size") == wanted
+    resize(page, own)
 
 
 def test_the_skip_link_shows_when_focused_and_leads_to_the_report(page: Any):
@@ -103,13 +112,17 @@ def test_settings_open_by_keyboard(page: Any):
     assert "clip_vit_s14_patchrank60" in page.find_element("css selector", ".settings").text
 
 
-def test_the_first_column_stays_in_sight(page: Any):
+def test_method_and_keep_rate_stay_in_sight(page: Any):
     page.refresh()
     place = page.find_element("css selector", ".wide")
     page.execute_script("arguments[0].scrollLeft = 300", place)
-    cell = place.find_elements("css selector", "tbody th")[3]
-    assert abs(cell.rect["x"] - place.rect["x"]) < 2
-    assert cell.rect["width"] < 0.45 * place.rect["width"]
+    row = place.find_elements("css selector", "tbody tr")[3]
+    method, keep, top1 = row.find_elements("css selector", "th, td")[:3]
+    assert (method.text, keep.text) == ("patchrank", "60 %")
+    assert abs(method.rect["x"] - place.rect["x"]) < 2
+    assert abs(keep.rect["x"] - method.rect["x"] - method.rect["width"]) < 2
+    assert method.rect["width"] + keep.rect["width"] < 0.5 * place.rect["width"]
+    assert top1.rect["x"] < keep.rect["x"]
 
 
 def test_without_script_the_tables_are_whole(report: Path, tmp_path: Path, start: Any):

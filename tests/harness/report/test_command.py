@@ -61,6 +61,7 @@ def test_data_are_figures_and_json(run: Path, tmp_path: Path, patchrank: Record)
     assert found.code == 0
     assert data["records"] == 7
     assert [Path(name).exists() for name in data["files"]] == [True] * len(data["files"])
+    assert data["groups"][0]["conditions"]["device_name"] == patchrank.device_name
     rows = {row["model"]: row for row in data["groups"][0]["rows"]}
     row = rows[patchrank.model]
     assert row["top1_fraction"]["estimate"] == patchrank.top1

@@ -104,7 +104,17 @@ def test_what_is_unknown_joins_neither_of_two(dense: Record, patchrank: Record):
         ["dense"],
         ["patchrank"],
     ]
-    assert "image size unknown" in found[2].name
+    assert [group.name.partition("; ")[2] for group in found] == [
+        "images abababab, image size (196, 196)",
+        "images abababab, image size (224, 224)",
+        "images unknown, image size unknown",
+    ]
+
+
+def test_what_an_earlier_version_did_not_know_is_not_told_where_more_differs(dense: Record):
+    known = replace(dense, images_sha256="ab" * 32, image_size=(196, 196), threads=1)
+    names = [group.name for group in grouped([dense, known]).groups]
+    assert [name.partition("; ")[2] for name in names] == ["2 threads", "1 thread"]
 
 
 def test_rows_of_other_seeds_do_not_share_a_mean(row: Any):

@@ -42,6 +42,7 @@ def test_a_bare_record_lacks_every_plot(row: Any):
         assert args.models == ["clip_vit_s14.saliency"]
         assert args.datasets == ["fashion"]
         assert args.keeps == [0.6]
+        assert (args.split, args.limit, args.device, args.dtype) == ("test", 100, "cpu", "float32")
     assert parsed(found["Top-1 against time"]).batches == [1, 32]
     assert parsed(found["Top-1 against time"]).shots == [16]
     assert parsed(found["Kendall τ against keep rate"]).methods == ["golden", "random"]
@@ -64,6 +65,19 @@ def test_only_groups_that_lack_it_are_named(dense: Record):
     for title in ("Top-1 against GFLOPs", "Top-1 against time"):
         assert [name.split()[0] for name in found[title].groups] == ["emoji"]
         assert parsed(found[title]).datasets == ["emoji"]
+
+
+def test_the_command_measures_under_the_same_conditions(row: Any):
+    change = {"split": "val", "device": "cuda:0", "dtype": "bfloat16"}
+    [one, *_] = told([row("random", 0.6, 50, **change)]).values()
+    args = parsed(one)
+    assert (args.split, args.device, args.dtype) == ("val", "cuda:0", "bfloat16")
+
+
+def test_conditions_that_differ_are_left_to_the_reader(row: Any):
+    two = [row("random", 0.6, 50, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    [one, *_] = told(two).values()
+    assert "--dtype" not in one.command
 
 
 def test_shots_are_not_missing_where_there_are_several(dense: Record):

@@ -83,3 +83,14 @@ def test_operators_that_nobody_can_count_are_told():
         shown(lacking).split()
     )
     assert "GFLOPs lack" not in shown(ONE)
+
+
+@pytest.mark.parametrize("change", [{"images_sha256": "cd" * 32}, {"dtype": "bfloat16"}])
+def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, object]):
+    with pytest.raises(ValueError, match=f"records of different {next(iter(change))} cannot"):
+        sheet([judged(3)], [judged(3, **change)])
+
+
+def test_lines_may_be_tuned_otherwise():
+    tuned = [judged(3, shots=4, tuning="t", prompt_tokens=8, seed=seed) for seed in (0, 1)]
+    assert len(sheet([judged(3)], tuned).entries) == 2

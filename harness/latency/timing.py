@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.latency.stopwatch import Call, Stopwatch, WallClock, waiting
 from harness.statistics import Interval, median_interval
+
+MOST_ROUNDS = 200  # however short the calls are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,16 @@ class Timing:
 
 
 def interleaved(
-    callables: Mapping[str, Callable[[Tensor], object]],
+    callables: Mapping[str, Call],
     images: Tensor,
     rounds: int,
     *,
+    seconds: float = 0.0,
     warmup: int = 2,
-    sync: Callable[[], object] | None = None,
-    clock: Callable[[], int] = time.perf_counter_ns,
+    warmup_s: float = 0.0,
+    stopwatch: Stopwatch | None = None,
+    now: Callable[[], float] = time.monotonic,
+    tick: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Timing]:
     """Time every callable once per round, the order rotating by one from round to round.
 
@@ -74,23 +80,26 @@ def interleaved(
     Args:
         callables: Name to function of the images.
         images: (batch, ...) the one input of all.
-        rounds: Samples per callable.
-        warmup: Untimed calls of each callable before the first round.
-        sync: Waits for the device; by default what the images' device needs.
-        clock: Nanoseconds; tests bring their own.
+        rounds: Samples per callable, at least.
+        seconds: Rounds go on until so much time has gone since the first, up to ``MOST_ROUNDS``.
+        warmup: Untimed calls of each callable before the first round, at least.
+        warmup_s: Untimed calls in turn go on until so much time has gone.
+        stopwatch: What times a call; by default the wall clock, which waits for the images' device.
+        now: Seconds, for ``seconds`` and ``warmup_s``; tests bring their own.
+        tick: Told the number of rounds done.
 
     Returns:
         Name to timing, in the order given.
 
     Raises:
-        ValueError: No callables, rounds below 1 or warmup below 0.
+        ValueError: No callables, rounds below 1, or warmup or seconds below 0.
     """
-    if not callables or rounds < 1 or warmup < 0:
+    if not callables or rounds < 1 or min(warmup, seconds, warmup_s) < 0:
         raise ValueError(
             f"need callables, rounds >= 1 and warmup >= 0, got {len(callables)} callables, "
-            f"rounds={rounds}, warmup={warmup}"
+            f"rounds={rounds}, warmup={warmup}, seconds={seconds:g}, warmup_s={warmup_s:g}"
         )
-    wait = sync or waiting(images.device)
+    watch = stopwatch or WallClock(waiting(images.device))
     names = list(callables)
     samples: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
@@ -98,26 +107,20 @@ def interleaved(
     gc.disable()
     try:
         with torch.inference_mode():
-            for name in names * warmup:
-                callables[name](images)
-            for start in range(rounds):
-                first = start % len(names)
-                for name in names[first:] + names[:first]:
-                    wait()
-                    begin = clock()
+            begun, done = now(), 0
+            while done < warmup or (warmup_s > 0 and now() - begun < warmup_s):
+                for name in names:
                     callables[name](images)
-                    wait()
-                    samples[name].append((clock() - begin) / 1e6)
+                waiting(images.device)()
+                done += 1
+            begun, done = now(), 0
+            while done < rounds or (done < MOST_ROUNDS and now() - begun < seconds):
+                first = done % len(names)
+                for name in names[first:] + names[:first]:
+                    samples[name].append(watch.time_ms(callables[name], images))
+                done += 1
+                tick(done)
     finally:
         if collecting:
             gc.enable()
     return {name: Timing(batch=len(images), samples_ms=tuple(samples[name])) for name in names}
-
-
-def waiting(device: torch.device) -> Callable[[], object]:
-    """Return what blocks until the device has done all its work."""
-    if device.type == "cuda":
-        return lambda: torch.cuda.synchronize(device)
-    if device.type == "mps":
-        return torch.mps.synchronize
-    return lambda: None

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.latency import Timing, interleaved
+from harness.latency.stopwatch import WallClock
+from harness.latency.timing import MOST_ROUNDS, Timing, interleaved
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
@@ -25,6 +26,10 @@ class Workshop:
     def sync(self) -> None:
         self.diary.append("sync")
 
+    @property
+    def stopwatch(self) -> WallClock:
+        return WallClock(self.sync, self.clock)
+
     def worker(self, name: str, durations_ms: Iterator[float]) -> Callable[[Tensor], Tensor]:
         def work(images: Tensor) -> Tensor:
             self.diary.append(name)
@@ -39,7 +44,7 @@ def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them() -> None:
     slow = shop.worker("slow", iter([900, 10, 20, 30]))
     fast = shop.worker("fast", iter([900, 5, 5, 6]))
     timings = interleaved(
-        {"slow": slow, "fast": fast}, IMAGES, rounds=3, warmup=1, sync=shop.sync, clock=shop.clock
+        {"slow": slow, "fast": fast}, IMAGES, rounds=3, warmup=1, stopwatch=shop.stopwatch
     )
     assert timings == {
         "slow": Timing(batch=4, samples_ms=(10, 20, 30)),
@@ -54,7 +59,7 @@ def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them() -> None:
 def test_order_rotates_and_every_call_is_fenced_by_the_device() -> None:
     shop = Workshop()
     workers = {name: shop.worker(name, iter([1.0] * 9)) for name in "abc"}
-    interleaved(workers, IMAGES, rounds=4, warmup=0, sync=shop.sync, clock=shop.clock)
+    interleaved(workers, IMAGES, rounds=4, warmup=0, stopwatch=shop.stopwatch)
     assert "".join(entry for entry in shop.diary if entry != "sync") == "abcbcacababc"
     assert shop.diary == [entry for name in "abcbcacababc" for entry in ("sync", name, "sync")]
 
@@ -99,7 +104,46 @@ def test_real_models_give_one_positive_sample_per_round() -> None:
     assert first <= timings["one"].median_ms <= third
 
 
+def test_rounds_go_on_until_the_time_is_up_but_never_end_early() -> None:
+    for seconds, count in ((0.0, 3), (0.02, 3), (0.051, 6), (9.0, MOST_ROUNDS)):
+        shop, ticks = Workshop(), []
+        worker = shop.worker("ten", iter([10.0] * 500))
+        timings = interleaved(
+            {"ten": worker},
+            IMAGES,
+            rounds=3,
+            seconds=seconds,
+            warmup=0,
+            stopwatch=shop.stopwatch,
+            now=lambda shop=shop: shop.now / 1e9,
+            tick=ticks.append,
+        )
+        assert len(timings["ten"].samples_ms) == count
+        assert ticks == list(range(1, count + 1))
+
+
+def test_warming_up_takes_so_many_calls_and_so_much_time() -> None:
+    for warmup, warmup_s, count in ((4, 0.0, 4), (1, 0.05, 5), (7, 0.05, 7), (0, 0.0, 0)):
+        shop = Workshop()
+        workers = {name: shop.worker(name, iter([5.0] * 99)) for name in "ab"}
+        interleaved(
+            workers,
+            IMAGES,
+            rounds=1,
+            warmup=warmup,
+            warmup_s=warmup_s,
+            stopwatch=shop.stopwatch,
+            now=lambda shop=shop: shop.now / 1e9,
+        )
+        untimed = [entry for entry in shop.diary if entry != "sync"][:-2]
+        assert untimed == ["a", "b"] * count
+
+
 def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"seconds=-1"):
+        interleaved({"same": lambda images: images}, IMAGES, rounds=1, seconds=-1)
+    with pytest.raises(ValueError, match=r"warmup_s=-1"):
+        interleaved({"same": lambda images: images}, IMAGES, rounds=1, warmup_s=-1)
     with pytest.raises(ValueError, match="0 callables"):
         interleaved({}, IMAGES, rounds=1)
     with pytest.raises(ValueError, match="rounds=0"):

@@ -1,0 +1,146 @@
+"""The models to be timed, by name: each with the dense tower that it is a reduction of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+import zoo
+from harness.cost import gflops, lacking
+from harness.golden.runners import random_tower
+from harness.latency.plan import LatencyPlan
+from harness.progress import Progress
+from harness.towers import create_pretrained, load_tower, split_method, split_name
+from harness.variants import DENSE, Asked, Variant, as_json, rows_of
+from zoo.load_open_clip import FOLDER, HUB
+from zoo.registry import MODELS
+from zoo.vit import ReducedViT
+from zoo.weights import fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Carry what a model's time should follow.
+
+    Attributes:
+        gflops: 1e9 multiply-adds per image.
+        uncounted_operators: whose cost is unknown and missing from ``gflops``.
+        params: number of parameters.
+        tokens_per_block: leaving each block, prefix tokens included.
+        final_tokens: patch tokens left at the end.
+    """
+
+    gflops: float
+    uncounted_operators: tuple[str, ...] = ()
+    params: int
+    tokens_per_block: tuple[int, ...]
+    final_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One dense tower and its reductions, in float32 on the CPU.
+
+    Attributes:
+        tag: of the tower's weights.
+        weights: their fingerprint.
+        rows: variants, the dense one first; all share its weights.
+        costs: by the row's key.
+    """
+
+    tag: str
+    weights: str
+    rows: list[Variant]
+    costs: dict[str, Costs]
+
+
+def families(plan: LatencyPlan, progress: Progress) -> Iterator[Family]:
+    """Load one dense tower after the other, each with all its reductions.
+
+    Raises:
+        ValueError: an unknown name, or a tower that can't be reduced.
+        FileNotFoundError: weights or a predictor are out of reach.
+    """
+    for dense, asked in _grouped(plan).items():
+        yield _family(dense, asked, plan, progress)
+
+
+def _grouped(plan: LatencyPlan) -> dict[str, list[Asked]]:
+    """Return the methods and keep rates asked for, by dense tower."""
+    groups: dict[str, list[Asked]] = {}
+    for name in plan.models:
+        dense, method, keep = split_method(name)
+        if dense.partition(".")[0] in MODELS:
+            dense = ".".join(split_name(dense))
+        wanted = [] if method is None else [(method, keep)]
+        wanted += [(method, keep) for method in plan.methods for keep in plan.keeps]
+        group = groups.setdefault(dense, [])
+        group += [one for one in dict.fromkeys(wanted) if one not in group]
+    return groups
+
+
+def _family(dense: str, asked: list[Asked], plan: LatencyPlan, progress: Progress) -> Family:
+    whole: list[Asked] = [(DENSE, 1.0)]
+    if plan.random_weights:
+        vit, (arch, tag) = random_tower(dense).vit, split_name(dense)
+        rows = rows_of(vit, arch, tag, whole) + [_random(vit, arch, *one) for one in asked]
+    else:
+        tower = load_tower(dense)
+        vit, (arch, _, tag) = tower.vit, tower.name.partition(".")
+        rows = rows_of(vit, arch, tag, whole + asked)
+        rows += _saved(dense, vit, arch)
+    costs = {}
+    with progress.task("multiply-adds", len(rows)) as update:
+        for done, row in enumerate(rows, start=1):
+            costs[row.key] = _counted(row, progress)
+            update(done)
+    return Family(tag=tag, weights=fingerprint(vit), rows=rows, costs=costs)
+
+
+def _random(vit: ReducedViT, arch: str, method: str, keep: float) -> Variant:
+    """Reduce a tower without weights; what a method learns is random, too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        reduced = zoo.reduce(vit, method=method, keep=keep)
+    return _row(f"{arch}_{method}{round(100 * keep)}", reduced)
+
+
+def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
+    """Return the model of a folder or the hub if it was saved with a reduction method."""
+    if not name.startswith((FOLDER, HUB)):
+        return []
+    model = create_pretrained(name)
+    if not isinstance(model, ReducedViT) or model.reducer is None:
+        return []
+    reducer = model.reducer
+    model = zoo.reduce(vit, method=None)
+    model.reducer = reducer
+    row = _row(arch, model)
+    return [replace(row, model=f"{arch}_{row.method}{round(100 * row.keep)}")]
+
+
+def _row(name: str, vit: ReducedViT) -> Variant:
+    assert vit.reducer is not None
+    config, patches = vit.reducer.config, vit.patch_embed.num_patches
+    keep = config.keep
+    if keep is None:  # settings that stand instead of it
+        keep = list(vit.reducer.counts(patches).values())[-1] / patches
+    told: dict[str, Any] = {"method": vit.reducer.method, "config": as_json(config)}
+    return Variant(model=name, keep=keep, vit=vit.float().eval(), **told)
+
+
+@torch.inference_mode()
+def _counted(row: Variant, progress: Progress) -> Costs:
+    size = row.vit.patch_embed.img_size
+    cost = gflops(row.vit, size)
+    if told := lacking(cost.unsupported):
+        progress.say(f"{row.key}: {told}")
+    trace = row.vit.trace(torch.zeros(1, 3, *size))
+    return Costs(
+        gflops=cost.gflops,
+        uncounted_operators=cost.unsupported,
+        params=cost.params,
+        tokens_per_block=tuple(trace.tokens_per_block),
+        final_tokens=trace.final_tokens,
+    )

@@ -1,0 +1,139 @@
+"""`latency` as a stranger uses it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.cli import main
+from harness.latency import command
+from harness.latency.machine import Machine
+from harness.latency.plan import CPU_BATCHES, CUDA_BATCHES, LatencyPlan, batches_for
+from harness.latency.record import read_latencies
+from harness.latency.run import measure_latency
+from harness.latency.ways import COMPILE
+from harness.progress import Progress
+
+RANDOM = "latency clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
+
+
+def test_a_run_writes_what_it_shows_and_a_second_reuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    argv = [*RANDOM.split(), "--output", str(tmp_path / "out")]
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "latency.jsonl",
+        "latency.md",
+    ]
+    before = (tmp_path / "out" / "latency.jsonl").read_bytes()
+    dense, random = read_latencies(tmp_path / "out" / "latency.jsonl")
+    assert (dense.model, random.model) == ("clip_vit_s14", "clip_vit_s14_random60")
+    assert (random.final_tokens, len(random.samples_ms)) == (118, 6)
+    assert f"{random.ratio_to_dense:.3f} [" in said.out
+    assert "clip_vit_s14: float32, eager, threads 1, batch 1: 2 of 2 models timed" in said.err
+    assert f"| 1 | random60 | 118 | {random.gflops:.2f} |" in (
+        tmp_path / "out" / "latency.md"
+    ).read_text("utf-8")
+
+    monkeypatch.setattr("harness.latency.run.measure_cell", None)
+    assert main(argv) == 0
+    assert (tmp_path / "out" / "latency.jsonl").read_bytes() == before
+    assert capsys.readouterr().out == said.out
+
+    with pytest.raises(TypeError, match="not callable"):
+        main([*argv, "--fresh"])
+
+
+def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = [*RANDOM.split(), "--output", str(tmp_path), "--random-weights", "--json"]
+    assert main(argv) == 0
+    rows = json.loads(capsys.readouterr().out)["records"]
+    lines = (tmp_path / "latency.jsonl").read_text("utf-8").splitlines()
+    assert rows == [json.loads(line) for line in lines]
+    assert [row["random_weights"] for row in rows] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--batches 0", "--batches 0: expected a number from 1"),
+        ("--threads 0", "--threads 0: expected a number from 1"),
+        ("--rounds 5", "--rounds 5: expected a number from 6"),
+        ("--seconds -1", "--seconds -1: expected a number from 0"),
+        ("--dtypes float23", "--dtypes 'float23': did you mean 'float32'"),
+        ("--ways cuda-graphs", "--ways cuda-graphs on --device 'cpu'"),
+        ("--ways cudagraphs", "did you mean 'cuda-graphs'"),
+        ("--methods golden", "--methods 'golden'"),
+        ("--methods tomme", "did you mean 'tome'"),
+        ("--keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
+        ("--device cudda", "--device 'cudda' can't be used here"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_is_loaded(
+    flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("harness.latency.rows.load_tower", None)
+    assert main(["latency", "clip_vit_s14_tome60", *flags.split()]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_that_nobody_knows_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    argv = ["latency", "clip_vit_s14_tomme60", "--output", str(tmp_path), "--batches", "1"]
+    assert main(argv) == 2
+    assert "did you mean 'clip_vit_s14_tome60'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_each_device_has_its_usual_batches():
+    assert batches_for("cpu", None) == CPU_BATCHES
+    assert batches_for("cuda:1", None) == CUDA_BATCHES
+    assert batches_for("cuda", [4, 2, 4]) == (4, 2)
+
+
+@pytest.mark.parametrize(("load", "told"), [(1.9, True), (0.4, False)])
+def test_a_busy_machine_is_told_before(
+    load: float, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(command.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(command.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(command, "measure_latency", lambda *_: iter([]))
+    assert main([*RANDOM.split(), "--output", "out"]) == 0
+    assert ("this machine is busy: a load of 1.9 on 2 cores" in capsys.readouterr().err) is told
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_timed_in_every_way_that_a_cpu_has():
+    plan = LatencyPlan(
+        models=("clip_vit_s14_patchrank60",),
+        batches=(1,),
+        dtypes=("float32", "bfloat16"),
+        ways=("eager", COMPILE, "channels-last"),
+        threads=(1,),
+        rounds=6,
+        seconds=0.0,
+    )
+    records = [record for cell, _ in measure_latency(plan, [], Progress()) for record in cell]
+    assert [record.failed for record in records] == [None] * 12
+    for record in records:
+        assert record.deviation < (1e-4 if record.dtype == "float32" else 0.2)
+        assert record.first_call_s > 0
+    assert {record.machine for record in records} == {Machine.here(torch.device("cpu"), None)}
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path: Path):
+    argv = "latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device cuda --batches 1 32"
+    ways = "--ways eager compile reduce-overhead cuda-graphs channels-last --dtypes float16"
+    assert main([*argv.split(), *ways.split(), "--output", str(tmp_path)]) == 0
+    for record in read_latencies(tmp_path / "latency.jsonl"):
+        assert record.failed is None
+        assert record.stopwatch == "CUDA events"
+        assert (record.peak_mib is None) == (record.way == "reduce-overhead")

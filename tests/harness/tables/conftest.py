@@ -1,0 +1,44 @@
+"""Real records, and what it means that a table fits."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from harness.layout import fitted, whole
+from harness.records import Record, read_records
+from harness.shown import Forms, Part
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
+
+
+@pytest.fixture(scope="package")
+def records() -> list[Record]:
+    return [row for row in read_records(RESULTS) if row.dataset == "emoji"]
+
+
+@pytest.fixture
+def fit() -> Callable[[Part, int | None], None]:
+    """Check that no line is longer than a terminal and no figure cut; None for a pipe."""
+
+    def check(part: Part, width: int | None) -> None:
+        forms = part.forms if isinstance(part, Forms) else (part,)
+        if width is None:
+            shown, width = whole(forms[0])
+            assert len(shown.columns) == len(forms[0].columns)
+        else:
+            shown = fitted(forms, width)
+        assert isinstance(shown, Table), "rows are stacked, and can't be compared"
+        console = Console(file=io.StringIO(), width=width, force_terminal=False)
+        console.print(shown)
+        text = console.file.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        right = [c for column in shown.columns if column.justify == "right" for c in column.cells]
+        figures = [console.render_str(str(cell)).plain for cell in right]
+        assert [figure for figure in figures if figure not in text] == []
+
+    return check

@@ -1,0 +1,32 @@
+"""No table of ours is left out of these tests."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def tables() -> list[tuple[str, str]]:
+    """Return module and name of every function that makes a table."""
+    found = []
+    for path in (ROOT / "harness").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            returns = isinstance(node, ast.FunctionDef) and node.returns
+            if returns and ast.unparse(returns) in ("Table", "list[Table]"):
+                found.append((module, node.name))
+    return [(module, name) for module, name in found if module != "harness.layout"]
+
+
+def test_every_table_is_made_to_fit_here():
+    """By its own name, or through the function that gives it a narrow form."""
+    text = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    forms = {"comparison_table": "both(", "curve_table": "curve_forms("}
+    missing = [
+        (module, name)
+        for module, name in tables()
+        if forms.get(name, "?") not in text
+        and not (f"from {module} " in text and f"{name}(" in text)
+    ]
+    assert len(tables()) >= 17
+    assert missing == []

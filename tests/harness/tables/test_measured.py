@@ -1,0 +1,117 @@
+"""Tables of measured models, runs and data."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harness.averages import averages
+from harness.changes import changes
+from harness.changes_table import sheets
+from harness.commands import both, ends
+from harness.dataset_check import Checked
+from harness.dataset_commands import class_table
+from harness.floor import Floor
+from harness.listing import datasets_table, fitting, list_tables
+from harness.match import matched
+from harness.overhead import Overhead, overhead_table
+from harness.records import Record
+from harness.report.command import front_table
+from harness.report.front import Standing
+from harness.report.groups import grouped
+from harness.shot_table import shot_tables
+from harness.shown import Forms, Part
+from harness.statistics import Interval
+from harness.table import floor_table, matched_table
+
+SHARE = Interval(-0.0712, -0.1043, -0.0381)
+LONG = "A dataset of some kind, in the form in which its makers gave it to the world in 2014"
+Maker = Callable[[list[Record]], list[Part]]
+Fit = Callable[[Part, int | None], None]
+
+
+def _compare(records: list[Record]) -> list[Part]:
+    return [both(records)]
+
+
+def _changes(records: list[Record]) -> list[Part]:
+    dearer = [replace(row, gflops=row.gflops and row.gflops * 3) for row in records]
+    found = changes(records, dearer)
+    return [Forms((sheet.table(), sheet.table(wide=False))) for sheet in sheets(found)]
+
+
+def _shots(records: list[Record]) -> list[Part]:
+    told = {"tuning": "probe", "prompt_tokens": None}
+    groups = [averages(records)]
+    groups += [averages([replace(r, shots=k, **told) for r in records]) for k in (1, 2, 4, 8, 16)]
+    return [ends(table.table()) for table in shot_tables(groups)]
+
+
+def _matched(records: list[Record]) -> list[Part]:
+    return [matched_table(matched(records, "patchrank"))]
+
+
+def _floor(records: list[Record]) -> list[Part]:
+    row = Floor(
+        dataset="emoji-subcategory",
+        split="val",
+        method="patchrank",
+        keep=0.6,
+        image_count=50_000,
+        top1=0.571,
+        random_top1=0.502,
+        difference=SHARE,
+        p_value=0.01,
+    )
+    return [floor_table([row, replace(row, p_value=0.0)], 3)]
+
+
+def _list(records: list[Record]) -> list[Part]:
+    *others, datasets = list_tables()
+    return [*others, fitting(datasets), fitting(datasets_table())]
+
+
+def _classes(records: list[Record]) -> list[Part]:
+    counts = np.full(30, 1_281_167)
+    found = Checked(
+        name="folder-photos",
+        revision="0123456789ab",
+        classes=tuple(f"{LONG} {i}" for i in range(30)),
+        counts={"train": counts, "val": counts, "test": counts},
+        bad={"train": counts, "val": counts, "test": counts},
+        problems=(),
+        notes=(),
+        unreadable=(),
+    )
+    return [class_table(found)]
+
+
+def _overhead(records: list[Record]) -> list[Part]:
+    row = Overhead(
+        arch="pooledmixer",
+        width=768,
+        params=12_345_678,
+        gflops=0.123,
+        share=0.03,
+        uncounted=(),
+        latency=SHARE,
+    )
+    return [overhead_table([row], "predictors beside clip_vit_b16.openai, batch 32, float32, x")]
+
+
+def _report(records: list[Record]) -> list[Part]:
+    (group,) = grouped(records).groups
+    row = group.rows[0]
+    stood = [Standing(row=row, cost=1.0, verdict="front")]
+    return [front_table(group, {"gflops": stood, "latency_ratio_batch32": stood})]
+
+
+MAKERS = (_compare, _changes, _shots, _matched, _floor, _list, _classes, _overhead, _report)
+
+
+@pytest.mark.parametrize("width", [80, 160, None])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_table_fits(maker: Maker, width: int | None, records: list[Record], fit: Fit):
+    for part in maker(records):
+        fit(part, width)

@@ -1,0 +1,155 @@
+"""Tables of rankings, studies and the paper."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harness.golden.commands import OBJECTS, UNTOLD, UNTOLD_ESTIMATE, curve_forms, two
+from harness.golden.objects import ObjectShare, objects_table
+from harness.golden.points import Point
+from harness.golden.products import Geometry
+from harness.golden.speed import Speed, Way
+from harness.golden.speed_table import estimate_table, speed_table
+from harness.golden.trade import Curve, Worth
+from harness.layout import fewer
+from harness.records import Record
+from harness.reproduction import get_reproduction
+from harness.reproduction.base import Row
+from harness.reproduction.plan import plan_table
+from harness.reproduction.rehearsal import Step
+from harness.reproduction.sheet import Comparison, Found
+from harness.shown import Forms, Part
+from harness.statistics import Interval
+from harness.studies import commands as studies
+from harness.studies.sheet import Sheet, entries
+from zoo.effort import Effort
+
+PERCENT = Interval(57.1, 50.04, 64.06)
+SHARE = Interval(-0.0712, -0.1043, -0.0381)
+LONG = "A dataset of some kind, in the form in which its makers gave it to the world in 2014"
+Maker = Callable[[list[Record]], list[Part]]
+Fit = Callable[[Part, int | None], None]
+
+
+def _objects(records: list[Record]) -> list[Part]:
+    values = np.linspace(0.1, 0.9, 7)
+    share = ObjectShare(used=np.ones(7, bool), share=values, chance=values / 3, auc=values)
+    names = ("golden preservation", "golden confidence", "patchrank")
+    return [two(objects_table(dict.fromkeys(names, share), f"objects of {LONG}"), OBJECTS)]
+
+
+def _curve(records: list[Record]) -> list[Part]:
+    keeps = {"60": 0.9712, "30": 0.9512}
+    worth = Worth(
+        point=Point(),
+        passes=169.0,
+        seconds=1.0,
+        tau=Interval(0.712, 0.701, 0.723),
+        tau_of={"emoji": 0.7},
+        match=keeps,
+        top1=keeps,
+        difference=dict.fromkeys(keeps, SHARE),
+    )
+    curve = Curve(
+        model="clip_vit_s14.imgfocus_lit",
+        weights="0" * 64,
+        block=3,
+        split="val",
+        dtype="float32",
+        device="a machine",
+        images={"fashion": 60, "emoji": 60},
+        named={"fashion": 60},
+        effort=Effort(grid=(14, 14), blocks=9),
+        dense=0.7,
+        versions={},
+        worths=[worth, replace(worth, point=Point(window=3, stride=2), passes=36.0)],
+    )
+    return [curve_forms(curve)]
+
+
+def _speed(records: list[Record]) -> list[Part]:
+    geometry = Geometry(
+        grid=(14, 14), pixels=768, prefix=1, dim=768, hidden=3072, heads=12, depth=12, features=512
+    )
+    rate = Interval(1234.5, 1111.1, 1333.3)
+    way = Way(
+        name="straightforward",
+        precision="float32",
+        batch=512,
+        samples_ms=(1.0,) * 5,
+        windows_per_s=rate,
+        speed_up=Interval(12.34, 11.11, 13.33),
+        tau=0.999,
+        tau_least=0.998,
+        same=1.0,
+        multiply_adds=10**12,
+        multiply_adds_per_s=1e12,
+        matmul_per_s=1.2e12,
+        share=Interval(0.87, 0.7, 1.05),
+    )
+    speed = Speed(
+        created="2026-01-01T00:00:00+00:00",
+        git_commit=None,
+        model="clip_vit_b16.openai",
+        random_weights=False,
+        block=3,
+        window=2,
+        stride=1,
+        windows=169,
+        images=4,
+        dataset="fashion (val)",
+        device="a machine with a name of some length",
+        threads=16,
+        versions={},
+        geometry=geometry,
+        ways=(way, replace(way, name="engine, compiled, bfloat16", precision="bfloat16")),
+    )
+    return [two(speed_table(speed), UNTOLD), two(estimate_table(speed, 10**7), UNTOLD_ESTIMATE)]
+
+
+def _study(records: list[Record]) -> list[Part]:
+    dense, *others = records
+    labels = {"score": "preservation", "ranking of": "the same images"}
+    sheet = Sheet(
+        study="scores",
+        title=f"Scores: emoji test, {LONG}",
+        dense=dense,
+        entries=entries([(labels, 0.6, [row, row]) for row in others[:3]], dense),
+    )
+    return [studies.narrower(sheet.table()), *studies.run_study_list().parts]
+
+
+def _reproduce(records: list[Record]) -> list[Part]:
+    recipe = get_reproduction("table1")
+    rows = [Row(name=f"golden by confidence {at}", against="dense") for at in range(3)]
+    ours = dict.fromkeys(recipe.datasets, PERCENT)
+    comparison = Comparison(
+        recipe=recipe,
+        tower="clip_vit_b16.openai",
+        datasets=tuple(recipe.datasets),
+        found=tuple(Found(row=row, ours=ours, to=ours) for row in rows),
+        images=dict.fromkeys(recipe.datasets, 50_000),
+        same=True,
+    )
+    step = Step(
+        kind="fit predictors",
+        of="pooledmixer 64 on emoji, preservation before block 3",
+        total=1_281_167,
+        done=100,
+        unit="images",
+        seconds=1e6,
+    )
+    plan = plan_table(recipe, "clip_vit_b16.openai", [step] * 2, {"imagenet": LONG})
+    return [Forms((comparison.table(), fewer(comparison.table(), comparison.datasets))), plan]
+
+
+MAKERS = (_objects, _curve, _speed, _study, _reproduce)
+
+
+@pytest.mark.parametrize("width", [80, 160, None])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_table_fits(maker: Maker, width: int | None, records: list[Record], fit: Fit):
+    for part in maker(records):
+        fit(part, width)

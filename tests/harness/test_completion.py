@@ -1,0 +1,118 @@
+"""Completion as shells do it: the script is sourced, words are typed, the key is pressed."""
+
+import argparse
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+import harness.reproduction
+from harness.completion import NAMES, completed, run_completion
+from harness.flags import COMMANDS, leaves
+from harness.studies import list_studies
+from zoo.registry import MODELS
+
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+WORDS = [
+    ("comp", {"compare", "completion"}),
+    ("fit p", {"predictor", "prompts"}),
+    ("--quiet over", {"overhead"}),
+    ("compare --meth", {"--methods"}),
+    ("compare --methods ev", {"evit"}),
+    ("compare --split v", {"val"}),
+    ("eval clip_vit_s14_tome6", {"clip_vit_s14_tome60"}),
+    ("rank --dataset fash", {"fashion"}),
+    ("study sco", {"scores"}),
+    ("reproduce fig", {"figure1", "figure5"}),
+    ("fit predictor --arch mi", {"mixer"}),
+]
+
+
+def script(shell: str) -> str:
+    shown = run_completion(argparse.Namespace(shell=shell), Console(quiet=True))
+    assert shown.data == {"shell": shell, "script": shown.data["script"]}
+    (text,) = shown.parts
+    return text
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("completion")
+    found = {}
+    for shell in SHELLS:
+        (folder / shell).write_text(script(shell))
+        found[shell] = str(folder / shell)
+    return found
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("words", "expected"), [*WORDS, ("compare --methods evit to", {"tome"})])
+def test_bash_completes(words: str, expected: set[str], scripts: dict[str, str]):
+    code = (
+        'source "$1"; shift; COMP_WORDS=(patchrank "$@"); COMP_CWORD=$#; '
+        "f=$(complete -p patchrank); f=${f##*-F }; f=${f%% *}; "
+        '"$f" patchrank "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"; '
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    out = run("bash", "-c", code, "bash", scripts["bash"], *words.split(" "))
+    assert {line.strip() for line in out.splitlines()} == expected
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish isn't installed")
+@pytest.mark.parametrize(("words", "expected"), WORDS)
+def test_fish_completes(words: str, expected: set[str], scripts: dict[str, str]):
+    code = f"source {scripts['fish']}; complete -C 'patchrank {words}'"
+    found = {line.split("\t")[0] for line in run("fish", "-N", "-c", code).splitlines()}
+    assert found == expected
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh isn't installed")
+def test_zsh_takes_the_script(scripts: dict[str, str]):
+    assert run("zsh", "-fn", scripts["zsh"]) == ""
+    code = (
+        f'autoload -U compinit; compinit -D; eval "$(<{scripts["zsh"]})"; print $_comps[patchrank]'
+    )
+    assert run("zsh", "-fc", code).strip() == "_shtab_patchrank"
+
+
+@pytest.mark.skipif(shutil.which("tcsh") is None, reason="tcsh isn't installed")
+def test_tcsh_takes_the_script(scripts: dict[str, str]):
+    assert "compare" in run("tcsh", "-fc", f"source {scripts['tcsh']}; complete patchrank")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_knows_every_command_and_flag(shell: str):
+    text = script(shell)
+    for path, parser in leaves(completed()).items():
+        assert path.split()[-1] in text
+        for action in parser._actions:
+            for name in action.option_strings:
+                assert name.lstrip("-") in text
+
+
+def test_names_are_those_of_the_registries():
+    found = leaves(completed())
+
+    def choices(path: str, name: str) -> list[str]:
+        (action,) = [a for a in found[path]._actions if a.dest == name]
+        return list(action.choices)
+
+    assert set(choices("eval", "model")) == set(MODELS)
+    assert set(choices("compare", "models")) < set(MODELS)
+    assert "clip_vit_b16_tome60" not in choices("compare", "models")
+    assert "golden" in choices("compare", "methods")
+    assert "golden" not in choices("show", "methods")
+    assert choices("study", "name") == ["list", *list_studies()]
+    assert choices("reproduce", "names") == list(harness.reproduction.list_reproductions())
+
+
+def test_what_is_named_is_an_argument_of_a_command():
+    known = {(path, a.dest) for path, p in leaves(completed()).items() for a in p._actions}
+    for name in NAMES:
+        path, _, dest = name.rpartition(" ")
+        assert path in ("", *COMMANDS)
+        assert any(d == dest and path in ("", p) for p, d in known), name
