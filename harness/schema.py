@@ -2,7 +2,7 @@
 
 from typing import Any
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 6
 # Fields that came with a version; None in a line of an earlier one, which didn't measure them.
 ADDED = {
     2: ("weighted_tau", "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low",
@@ -10,8 +10,8 @@ ADDED = {
     3: ("cosine_to_dense", "cosine_low", "cosine_high"),
     4: ("match_low", "match_high"),
     5: ("tuning", "prompt_tokens"),
-    6: ("images_sha256", "image_size", "activations", "uncounted_operators"),
-    7: ("margin",),
+    6: ("images_sha256", "image_size", "activations", "uncounted_operators",
+        "margin"),
 }  # fmt: skip
 
 
