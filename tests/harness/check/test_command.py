@@ -178,7 +178,7 @@ def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(tmp_path
 def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(shipped, "git_commit", lambda: None)
+    monkeypatch.setattr("harness.check.update.git_commit", lambda: None)
     args = build_parser().parse_args(["check", "--update"])
     with pytest.raises(ValueError, match="takes a checkout; name a FILE for one of your own"):
         run_check(args, Console(quiet=True))
