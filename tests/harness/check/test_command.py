@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.check import shipped
 from harness.check.command import run_check
 from harness.cli import main
 from harness.flags import build_parser
