@@ -28,7 +28,7 @@ RANDOM = "random"
 RIGHT, WRONG = "✓", "✗"
 ABOUT = (
     "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
-    "token was dropped are nearly white. {merging}Below each panel is the class that the model "
+    "token was dropped are hatched in grey. {merging}Below each panel is the class that the model "
     "answers, {right} right or {wrong} wrong, below the image what the dense one does; on the left "
     "the image's id and true class. {golden}Images are as the tower sees them."
 )
