@@ -94,7 +94,8 @@ def hatch(grid: Size, size: Size) -> Colours:
     """Return what dropped patches are filled with: diagonal stripes in two greys."""
     width = max(2, round(size[0] / grid[0] / STRIPE))
     down, across = np.indices(size)
-    return np.asarray(HATCH)[(down + across) // width % 2][..., None].repeat(3, axis=2)
+    grey = np.array(HATCH)[(down + across) // width % 2]
+    return np.stack([grey] * 3, axis=2)
 
 
 def _spread(cells: NDArray[np.generic], size: Size) -> NDArray[np.generic]:

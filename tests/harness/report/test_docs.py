@@ -38,7 +38,7 @@ def test_the_commands_parse():
 
 
 def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: Path):
-    written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=())]
+    written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=()).files]
     assert sorted(first_cells("Files")) == sorted([*written, "agreement.csv"])
 
 
