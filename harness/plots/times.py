@@ -19,8 +19,8 @@ def batches_plot(groups: Sequence[TimedGroup]) -> Plot | None:
     if not panels:
         return None
     about = (
-        "Time over the dense model's in the same round, as the subcommand latency timed them: below 1 (dotted) is faster. "
-        "Bars are 95 % intervals; one that reaches across 1 shows no difference. Batch sizes are "
+        "Time over the dense model's in the same round, as the subcommand latency timed them: "
+        "below 1 (dotted) is faster. Bars are 95 % intervals; one that reaches across 1 shows no difference. Batch sizes are "
         "evenly spaced, and models at one size stand side by side so that bars don't hide each "
         "other."
     )
