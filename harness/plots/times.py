@@ -20,9 +20,9 @@ def batches_plot(groups: Sequence[TimedGroup]) -> Plot | None:
         return None
     about = (
         "Time over the dense model's in the same round, as the subcommand latency timed them: "
-        "below 1 (dotted) is faster. Bars are 95 % intervals; one that reaches across 1 shows no difference. Batch sizes are "
-        "evenly spaced, and models at one size stand side by side so that bars don't hide each "
-        "other."
+        "below 1 (dotted) is faster. Bars are 95 % intervals; one that reaches across 1 shows no "
+        "difference. Batch sizes are evenly spaced, and models at one size stand side by side so "
+        "that bars don't hide each other."
     )
     return Plot(name="ratio_batches", title="Time against batch size", about=about, panels=panels)
 

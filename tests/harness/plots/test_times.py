@@ -31,6 +31,7 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make):
     ]
     plot = batches_plot(timed_groups(times))
     assert plot is not None
+    assert plot.name == "ratio_batches"
     assert ["bfloat16" in panel.title for panel in plot.panels] == [False, True]
     panel = plot.panels[0]
     assert isinstance(panel, Chart)
