@@ -32,8 +32,8 @@ _OVER_SEEDS = (
 )
 _IN_SHORT = (
     "A difference is clear if the exact test on the same images says so, with all rows of a table "
-    "judged together, at 5 %. Fronts are by the estimates; a row is clearly beaten if another "
-    "costs no more and is clearly more accurate."
+    "judged together, at 5 %; a loss also if its own interval lies below zero. Fronts are by the "
+    "estimates; a row is clearly beaten if another costs no more and is clearly more accurate."
 )
 _TIMES = (
     "By <code>latency</code>, which times models in turn with their dense tower: faster and slower "
