@@ -10,13 +10,13 @@ from rich.table import Table
 
 from harness.averages import Average
 from harness.labels import labels
-from harness.plots.accuracy import judge, row_name
+from harness.plots.accuracy import row_name
 from harness.progress import Progress
 from harness.records import CONDITIONS
 from harness.report.folder import write_report
 from harness.report.front import Standing
 from harness.report.groups import Group, Grouped, counted
-from harness.report.highlights import Highlights, highlights
+from harness.report.highlights import Highlights
 from harness.report.missing import missing
 from harness.report.runs import once, records_in
 from harness.shown import Shown, json_values
@@ -46,9 +46,9 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
     if found.replaced:
         count = counted(found.replaced, "earlier measurement")
         lines.append(f"left out for newer ones of the same rows: {count}")
-    fronts = {group.name: judge(group) for group in found.groups}
+    fronts = {told.group.name: told.stood for told in written.short}
     tables = [front_table(group, stood) for group in found.groups if (stood := fronts[group.name])]
-    savings = {group.name: highlights(group) for group in found.groups}
+    savings = {told.group.name: told for told in written.short}
     short = [f"{name}: {told.saving}" for name, told in savings.items()]
     if written.times:
         count = counted(sum(len(group.rows) for group in written.times), "time")

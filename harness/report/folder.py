@@ -17,6 +17,7 @@ from harness.plots.tokens import tokens_plot
 from harness.progress import Progress
 from harness.records import Record
 from harness.report.groups import Grouped, grouped
+from harness.report.highlights import Highlights, highlights
 from harness.report.latex import latex_tables
 from harness.report.markdown import markdown_sections, markdown_tables
 from harness.report.page import page
@@ -41,6 +42,7 @@ class Written:
     Attributes:
         files: the page first.
         found: groups of the records; none if there are only times.
+        short: each group in short.
         times: groups of what `latency` timed.
         agreement: how rankings agree, a pair a row.
         left_out: why files beside the records are not in it.
@@ -48,6 +50,7 @@ class Written:
 
     files: Sequence[Path]
     found: Grouped
+    short: Sequence[Highlights]
     times: Sequence[TimedGroup]
     agreement: Sequence[dict[str, Any]]
     left_out: Sequence[str]
@@ -108,7 +111,12 @@ def write_report(
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
     folder.mkdir(parents=True, exist_ok=True)
     written = Written(
-        files=(), found=found, times=timed, agreement=table_of(traced), left_out=left_out
+        files=(),
+        found=found,
+        short=[highlights(group) for group in found.groups],
+        times=timed,
+        agreement=table_of(traced),
+        left_out=left_out,
     )
     content = _Content(
         records=records, sources=sources, title=title, plots=plots, pictures=pictures,
@@ -144,18 +152,19 @@ def _files(content: _Content) -> dict[str, Callable[[], bytes]]:
     """Return what makes each file."""
     plots, pictures, found = content.plots, content.pictures, content.written.found
     styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    full, short = (time_sections(content.written.times, summary=less) for less in (False, True))
+    full, less = (time_sections(content.written.times, summary=bare) for bare in (False, True))
 
     def whole_page() -> bytes:
-        left_out = content.written.left_out
+        short, left_out = content.written.short, content.written.left_out
         return page(
-            found, content.title, plots, styles, pictures, times=full, left_out=left_out
-        ).encode()
+            found, content.title, plots, styles, pictures, short=short, times=full,
+            left_out=left_out,
+        ).encode()  # fmt: skip
 
     files: dict[str, Callable[[], bytes]] = {
         "report.html": whole_page,
         "table.md": lambda: markdown_sections([*sections(found), *full]).encode(),
-        "table.tex": lambda: latex_tables(found, short).encode(),
+        "table.tex": lambda: latex_tables(found, less).encode(),
     }
     if content.records:
         files["summary.md"] = lambda: markdown_tables(found, summary=True).encode()

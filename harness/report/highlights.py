@@ -22,6 +22,7 @@ class Highlights:
         saving: about the row that costs least of those without a clear loss to dense.
         fronts: about rows on the Pareto fronts and those that are clearly beaten, by cost.
         least: that row; None where there is none.
+        stood: where rows stand by each cost, as `judge` returns it.
     """
 
     group: Group
@@ -29,12 +30,14 @@ class Highlights:
     saving: str
     fronts: Sequence[str]
     least: Average | None
+    stood: Mapping[str, Sequence[Standing]]
 
 
 def highlights(group: Group) -> Highlights:
     """Say a group in short, from its records alone."""
     first, named = group.first, labels(group.rows)
     least, saving = _saving(group.rows, named)
+    stood = judge(group)
     seeds = len(group.rows[0].records)
     over = f", mean of {seeds} seeds" if seeds > 1 else ""
     return Highlights(
@@ -42,8 +45,9 @@ def highlights(group: Group) -> Highlights:
         conditions=f"{first.image_count} images{over}; {first.device_name}, {first.device}, "
         f"{first.dtype}, {counted(first.threads, 'thread')}",
         saving=saving,
-        fronts=[_front(cost, stood, named) for cost, stood in judge(group).items()],
+        fronts=[_front(cost, each, named) for cost, each in stood.items()],
         least=least,
+        stood=stood,
     )
 
 

@@ -10,6 +10,7 @@ from harness.picture import Picture
 from harness.plots.panel import Plot
 from harness.plots.style import Style
 from harness.report.groups import Grouped, counted
+from harness.report.highlights import Highlights
 from harness.report.missing import missing
 from harness.report.parts import (
     Part,
@@ -32,6 +33,7 @@ def page(
     styles: Mapping[str, Style],
     pictures: Sequence[Picture] = (),
     *,
+    short: Sequence[Highlights],
     times: Sequence[Section] = (),
     left_out: Sequence[str] = (),
 ) -> str:
@@ -43,6 +45,7 @@ def page(
         plots: in order.
         styles: of their series.
         pictures: more figures, drawn already.
+        short: each group in short.
         times: tables of what `latency` timed.
         left_out: why files beside the records are not in it.
     """
@@ -51,7 +54,7 @@ def page(
         first.append(left_out_part(left_out))
     if found.groups:
         tables = tables_part(found)
-        first.append(in_short_part(found, {part.title: part.anchor for part in tables.parts}))
+        first.append(in_short_part(short, {part.title: part.anchor for part in tables.parts}))
         parts.append(tables)
     if times:
         parts.append(times_part(times))

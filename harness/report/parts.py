@@ -11,7 +11,7 @@ from harness.picture import Picture
 from harness.plots.panel import Plot
 from harness.plots.style import Style
 from harness.report.groups import Grouped
-from harness.report.highlights import highlights
+from harness.report.highlights import Highlights
 from harness.report.missing import Missing
 from harness.report.sections import Section, sections
 from harness.report.svg import inline
@@ -56,16 +56,15 @@ class Part:
     parts: Sequence["Part"] = ()
 
 
-def in_short_part(found: Grouped, anchors: Mapping[str, str]) -> Part:
+def in_short_part(every: Sequence[Highlights], anchors: Mapping[str, str]) -> Part:
     """Say of each group what is saved without a clear loss, and which rows win."""
     entries = "".join(
-        f'<li><p><a href="#{anchors[group.name]}">{plain(group.name)}</a> '
+        f'<li><p><a href="#{anchors[short.group.name]}">{plain(short.group.name)}</a> '
         f'<span class="soft">{plain(short.conditions)}</span></p>\n'
         f"<p>{plain(short.saving)}</p>\n"
         + "".join(f'<p class="soft">{plain(front)}</p>\n' for front in short.fronts)
         + "</li>\n"
-        for group in found.groups
-        for short in (highlights(group),)
+        for short in every
     )
     html = f'<p class="soft">{_IN_SHORT}</p>\n<ul class="short">\n{entries}</ul>\n'
     return Part(anchor="short", title="In short", html=html)

@@ -14,6 +14,7 @@ from harness.plots.style import styles_of
 from harness.records import Latency, Record
 from harness.report.folder import plots_of
 from harness.report.groups import grouped
+from harness.report.highlights import highlights
 from harness.report.page import page
 
 Make = Callable[..., Record]
@@ -172,7 +173,8 @@ def make_page(records: list[Record], title: str = "Results", **more: Any) -> tup
     found = grouped(records)
     plots = plots_of(found)
     styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    text = page(found, title, plots, styles, **more)
+    short = [highlights(group) for group in found.groups]
+    text = page(found, title, plots, styles, short=short, **more)
     return text, Page(text)
 
 
