@@ -26,7 +26,7 @@ class Command:
         path: its words, such as ``fit predictor``.
         group: of `GROUPS`.
         what: one sentence.
-        flags: adds its flags to a parser; imports what is heavy by itself.
+        flags: adds its flags to a parser; imports nothing heavy (see ``declared``).
         run: ``module:function``, called with the parsed arguments and the console for progress and
             notes; returns a ``shown.Shown``, or for long work is a ``shown.Work``.
         examples: command lines without the program's name, each with what it is good for.
