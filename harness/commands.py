@@ -103,8 +103,10 @@ def ends(table: Table) -> Forms:
 
 
 def both(records: Sequence[Record]) -> Forms:
-    """Return the table of one dataset, wide and narrow."""
-    return Forms((comparison_table(records), comparison_table(records, wide=False)))
+    """Return the table of one dataset: wide, without what few ask for, and narrow."""
+    wide = comparison_table(records)
+    middle = fewer(wide, ("cosine", "images/s", "w. tau", "match@k (chance)", "border (chance)"))
+    return Forms((wide, middle, comparison_table(records, wide=False)))
 
 
 def _once(given: Iterable[T]) -> tuple[T, ...]:
