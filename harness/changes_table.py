@@ -116,8 +116,8 @@ def _apart(found: Changes) -> Iterator[str]:
     rows: dict[tuple[str, str, str], list[Record]] = {}
     for pair in found.pairs:
         if pair.other_images:
-            why = (pair.a.dataset, pair.a.split, pair.other_images)
-            rows.setdefault(why, []).append(pair.a)
+            reason = (pair.a.dataset, pair.a.split, pair.other_images)
+            rows.setdefault(reason, []).append(pair.a)
     for (dataset, split, why), told in rows.items():
         named = _plain(f"{len(told)} rows on {dataset} {split}") if told[1:] else _name(told[0])
         yield f"{named}: accuracy not compared, images or prompts differ: {_plain(why)}"
