@@ -161,7 +161,13 @@ def draw_ranked(
 
 
 def seeded_order(count: int, seed: int) -> NDArray[np.int64]:
-    """Return the positions 0 to count - 1 in the order that a seed gives them."""
+    """Return the positions 0 to count - 1 in the order that a seed gives them.
+
+    Raises:
+        ValueError: a seed below 0.
+    """
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: expected a number from 0")
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
 
 

@@ -122,7 +122,8 @@ class CommandParser(argparse.ArgumentParser):
         word = words[0]
         flags = [name for action in self._actions for name in action.option_strings]
         if word.startswith("-"):
-            self.error(f"no flag {word.partition('=')[0]!r}: {expected(word, flags)}")
+            told = expected(word, flags, shown_by=f"{self.prog} --help")
+            self.error(f"no flag {word.partition('=')[0]!r}: {told}")
         self.error(f"no argument {word!r} is expected here; see {self.prog} --help")
 
 

@@ -130,6 +130,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         ("eval clip_vit_s14 --dataset emoji --tokens x", "--tokens 'x': expected one of t, v, vt"),
         ("eval clip_vit_s14 --dataset emoji --shots 2 --prompts x", "--prompts 'x' with --shots 2"),
         ("compare --shots 9999", "9999 shots asked for, but class "),
+        ("compare --shots 1 --seed -1", "--seed -1: expected a number from 0"),
         ("eval clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),
         ("eval clip_vit_s14 --dataset emojis", "no dataset is called 'emojis'"),
         ("eval clip_vit_s14.imgfocus --dataset emoji", "weight tag 'imgfocus' of clip_vit_s14"),

@@ -159,6 +159,7 @@ def test_version_names_what_figures_rest_on(capsys: pytest.CaptureFixture[str]):
         ("fit predictors", "'predictors': did you mean 'predictor'?"),
         ("compare --method evit", "no flag '--method': did you mean '--methods'?"),
         ("compare --lim=3", "no flag '--lim': did you mean"),
+        ("compare --what", "more (python -m harness compare --help)"),
         ("compare --split tset", "argument --split: 'tset': did you mean 'test'?"),
         (
             "list everything",
