@@ -92,7 +92,7 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
     drawn = ("accuracy_gflops.svg",)
     write_report(records, args.output, Progress(status), runs=[args.output], drawn=drawn)
     text = f"records: {path}; report: {args.output / 'report.html'}"
-    status.print(text, highlight=False, soft_wrap=True)
+    status.print(text, highlight=False, markup=False, soft_wrap=True)
     return Shown(parts=(), data={"records": json_values(records)})
 
 

@@ -1,6 +1,7 @@
 """The command line as a stranger uses it: results, second runs, and mistakes told kindly."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,15 @@ def test_a_second_run_reuses_all_of_it(
         assert f"{100 * record.top1:.1f} [" in row
         assert f" {record.gflops:.2f} " in row
         assert "…" not in row
+
+
+def test_a_folder_with_brackets_is_named_as_it_is(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run[bold]"
+    shutil.copytree(results, folder)
+    assert main([*RANDOM.split(), "--output", str(folder)]) == 0
+    assert f"records: {folder / 'records.jsonl'}; report: " in capsys.readouterr().err
 
 
 def test_fresh_measures_again(results: Path, monkeypatch: pytest.MonkeyPatch):
