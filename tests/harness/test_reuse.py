@@ -123,7 +123,7 @@ def test_every_field_is_either_a_condition_or_measured():
         "match_at_k", "match_k", "match_chance", "golden_images", "weighted_tau",
         "weighted_tau_low", "weighted_tau_high", "border_overlap", "border_low", "border_high",
         "border_chance", "tau_undefined", "cosine_to_dense", "cosine_low", "cosine_high",
-        "match_low", "match_high", "activations", "uncounted_operators",
+        "match_low", "match_high", "activations", "uncounted_operators", "margin",
     }  # fmt: skip
     free = {"created", "git_commit", "correct_bits", "schema_version", "image_count"}
     assert {f.name for f in fields(Record)} == measured | free | OTHER.keys()
