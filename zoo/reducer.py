@@ -241,13 +241,7 @@ def _default_points(config: type[ReducerConfig], depth: int) -> dict[str, Any]:
 
 
 def expected(value: str, allowed: Any, *, shown_by: str = "python -m harness list") -> str:
-    """Phrase what was allowed instead of ``value``, the nearest first when one is near.
-
-    Args:
-        value: what was given.
-        allowed: names, of which the first dozen are told.
-        shown_by: the command that shows them all.
-    """
+    """Phrase what was allowed instead of ``value``, the nearest first, and what shows the rest."""
     names = list(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
