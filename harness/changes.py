@@ -54,7 +54,8 @@ class Change:
     @property
     def other_images(self) -> str | None:
         """Say why the answers can't be paired by image; None if they can."""
-        found = _differences(self.a, self.b, _IMAGES) + _known(self.a, self.b, ["images_sha256"])
+        found = _differences(self.a, self.b, _IMAGES)
+        found = found or _known(self.a, self.b, ["images_sha256"])  # else it differs of course
         return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in found) or None
 
     @property

@@ -1,7 +1,7 @@
 """Two runs side by side: in words what differs in conditions, then a table per tower and tuning."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -88,12 +88,8 @@ def notes(found: Changes) -> list[str]:
     ]
     if pairs and not found.conditions():
         lines.append("conditions are the same in every row")
+    lines += _apart(found)
     for pair in found.pairs:
-        if pair.other_images:
-            lines.append(
-                f"{_name(pair.a)}: accuracy not compared, images or prompts differ: "
-                f"{_plain(pair.other_images)}"
-            )
         lines += [f"{_name(pair.a)}: cost differs: {_told(cost)}" for cost in pair.costs]
     both = (record for pair in found.pairs for record in (pair.a, pair.b))
     if told := uncounted(*both):
@@ -113,6 +109,18 @@ def notes(found: Changes) -> list[str]:
     for run, rest in (("A", found.only_a), ("B", found.only_b)):
         lines += [f"only in {run}: {_name(record)}" for record in rest]
     return lines
+
+
+def _apart(found: Changes) -> Iterator[str]:
+    """Say which rows are of other images in the other run, those of one reason in one line."""
+    rows: dict[tuple[str, str, str], list[Record]] = {}
+    for pair in found.pairs:
+        if pair.other_images:
+            reason = (pair.a.dataset, pair.a.split, pair.other_images)
+            rows.setdefault(reason, []).append(pair.a)
+    for (dataset, split, why), told in rows.items():
+        named = _plain(f"{len(told)} rows on {dataset} {split}") if told[1:] else _name(told[0])
+        yield f"{named}: accuracy not compared, images or prompts differ: {_plain(why)}"
 
 
 def changes_markdown(found: Changes, a: str, b: str) -> str:

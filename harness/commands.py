@@ -93,7 +93,7 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
     told = {"runs": [args.output], "sources": [str(args.output)] * len(records)}
     write_report(records, args.output, Progress(status), **told, drawn=drawn)
     text = f"records: {path}; report: {args.output / 'report.html'}"
-    status.print(text, highlight=False, soft_wrap=True)
+    status.print(text, highlight=False, markup=False, soft_wrap=True)
     return Shown(parts=(), data={"records": json_values(records)})
 
 
@@ -104,8 +104,10 @@ def ends(table: Table) -> Forms:
 
 
 def both(records: Sequence[Record]) -> Forms:
-    """Return the table of one dataset, wide and narrow."""
-    return Forms((comparison_table(records), comparison_table(records, wide=False)))
+    """Return the table of one dataset: wide, without what few ask for, and narrow."""
+    wide = comparison_table(records)
+    middle = fewer(wide, ("cosine", "images/s", "w. tau", "match@k (chance)", "border (chance)"))
+    return Forms((wide, middle, comparison_table(records, wide=False)))
 
 
 def _once(given: Iterable[T]) -> tuple[T, ...]:

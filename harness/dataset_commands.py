@@ -1,6 +1,7 @@
 """What `datasets` does: from parsed arguments to tables and lines."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -18,11 +19,29 @@ LISTED = 20  # unreadable images
 
 
 def run_list(args: argparse.Namespace, _status: Console) -> Shown:
-    """List datasets."""
+    """List datasets.
+
+    Raises:
+        FileNotFoundError: a root that isn't there.
+        NotADirectoryError: a root that is a file.
+    """
+    _require_root(args.root)
     made = [f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()]
     kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
     data = {"datasets": datasets_data(args.root), "by_path": kinds}
     return Shown(parts=(fitting(datasets_table(args.root)), *made), data=data)
+
+
+def _require_root(given: Path | None) -> None:
+    """Refuse a root below which nothing can be."""
+    if given is None or given.is_dir():
+        return
+    told = f"--root {str(given)!r}"
+    if given.exists():
+        raise NotADirectoryError(f"{told} is a file; give a folder")
+    raise FileNotFoundError(
+        f"{told}: there is no such folder; give the one that datasets lie below"
+    )
 
 
 def run_check(args: argparse.Namespace, status: Console) -> Shown:

@@ -71,7 +71,7 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
 def _draw_train(dataset: Dataset, shots: int, seed: int, kept: list[int]) -> Split:
     """Draw training images from all but the positions that are kept back."""
     if shots < 1:
-        raise ValueError(f"k must be 1 or more, got {shots} (0 shots = zero-shot needs no draw)")
+        raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
     split = dataset.split(dataset.shots_from)
     if not len(split):
         prefix, _, place = dataset.asked_as.partition(":")
@@ -161,7 +161,13 @@ def draw_ranked(
 
 
 def seeded_order(count: int, seed: int) -> NDArray[np.int64]:
-    """Return the positions 0 to count - 1 in the order that a seed gives them."""
+    """Return the positions 0 to count - 1 in the order that a seed gives them.
+
+    Raises:
+        ValueError: a seed below 0.
+    """
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: expected a number from 0")
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
 
 

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 PIPE_WIDTH = 200  # columns that prose is wrapped to where there is no terminal
+ALL_COLUMNS = "all columns: a wider terminal, or --json"
 PROSE = 24  # columns that prose needs to be read
 _ENDLESS = 100_000
 
@@ -41,7 +42,7 @@ def fewer(table: Table, heads: Collection[str]) -> Table:
     narrow = copy.copy(table)
     narrow.columns = [column for column in table.columns if column.header not in heads]
     said = f"{table.caption}".removesuffix(".") + "; " if table.caption else ""
-    narrow.caption = f"{said}all columns: a wider terminal, or --json"
+    narrow.caption = f"{said}{ALL_COLUMNS}"
     return narrow
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from timm.models import save_for_hf
 
+from harness.changes import read_run
 from harness.model_card import model_card
 from harness.progress import Progress
 from harness.publishable import FREE, PROVENANCE, Publishable, load_publishable
-from harness.records import Record, read_records
+from harness.records import Record
 from harness.shown import Shown
 from zoo.files import write_whole
 
@@ -58,7 +59,7 @@ def pushed(args: argparse.Namespace, progress: Progress) -> Pushed:
         ConnectionError: the hub is out of reach or refuses.
     """
     _check_repo(args.to)
-    records = read_records(args.records) if args.records is not None else []
+    records = read_run(args.records) if args.records is not None else []
     model = load_publishable(args.model, args.predictor, args.prompts)
     uploads = args.folder is None and not args.dry_run
     _check_license(model, args.accept_license, uploads=uploads)

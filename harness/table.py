@@ -8,6 +8,7 @@ from rich.table import Table
 from harness.averages import Average, Judged, averages, exact_test, judged, uncounted
 from harness.floor import Floor
 from harness.judging import SIGN_FLIP, mark_note, together
+from harness.layout import ALL_COLUMNS
 from harness.match import Matched
 from harness.protocol import protocol, seeds, tower_of
 from harness.records import Latency, Record
@@ -69,16 +70,18 @@ def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
     """
     rows = averages(records)
     batches = sorted({entry.batch for row in rows for entry in row.latency})
-    caption = "top-1 in % with 95 % intervals; "
-    if len(rows[0].records) > 1:
-        caption = f"{OVER_SEEDS}; "
-    if batches:
-        caption += "latency in ms (x: as ratio): median \\[quartiles], ratio to dense; "
+    caption = f"{_what(seeded=len(rows[0].records) > 1, wide=wide)}; "
+    if batches and wide:
+        caption += "latency in ms: median \\[quartiles], ratio to dense; "
+    elif batches:
+        caption += f"x b{batches[-1]}: time at batch {batches[-1]} by the dense model's; "
     caption += "GFLOPs: 1e9 multiply-adds per image"
     together = judged(rows)
     if together is not None:
         caption += f"; {together.note}"
     caption += _uncounted(rows)
+    if not wide:
+        caption += f"; {ALL_COLUMNS}"
     table = Table(
         title=title(records[0], seeds(rows[0].records)),
         caption=caption,
@@ -91,6 +94,13 @@ def comparison_table(records: Sequence[Record], *, wide: bool = True) -> Table:
     for row in rows:
         table.add_row(*(show(row) for show in columns.values()))
     return table
+
+
+def _what(*, seeded: bool, wide: bool) -> str:
+    if wide:
+        return OVER_SEEDS if seeded else "top-1 in % with 95 % intervals"
+    mean = "mean over seeds: " if seeded else ""
+    return f"{mean}top-1 in %, to dense with 95 % paired bootstrap interval over images"
 
 
 def _uncounted(rows: Sequence[Average]) -> str:

@@ -240,10 +240,10 @@ def _default_points(config: type[ReducerConfig], depth: int) -> dict[str, Any]:
     return {"reduce_at": there} if there else {}
 
 
-def expected(value: str, allowed: Any) -> str:
-    """Phrase what was allowed instead of ``value``, the nearest first when one is near."""
+def expected(value: str, allowed: Any, *, shown_by: str = "python -m harness list") -> str:
+    """Phrase what was allowed instead of ``value``, the nearest first, and what shows the rest."""
     names = list(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    more = f" and {len(names) - 12} more (python -m harness list)" if len(names) > 12 else ""
+    more = f" and {len(names) - 12} more ({shown_by})" if len(names) > 12 else ""
     return f"{hint}expected one of {', '.join(names[:12])}{more}"

@@ -1,7 +1,8 @@
 """Every subcommand with its flags; a new one is a line in `COMMANDS`.
 
-Nothing heavy is imported here, so that help and completion come at once: flags are added to a
-parser when it is chosen, and what runs a command is named and not imported.
+Nothing heavy is imported here, so that help comes at once: flags are added to a parser when it is
+chosen, their defaults are read from the source of the settings they stand for (`declared`), and
+what runs a command is named and not imported.
 """
 
 import argparse

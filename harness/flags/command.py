@@ -26,7 +26,7 @@ class Command:
         path: its words, such as ``fit predictor``.
         group: of `GROUPS`.
         what: one sentence.
-        flags: adds its flags to a parser; imports what is heavy by itself.
+        flags: adds its flags to a parser; imports nothing heavy (see ``declared``).
         run: ``module:function``, called with the parsed arguments and the console for progress and
             notes; returns a ``shown.Shown``, or for long work is a ``shown.Work``.
         examples: command lines without the program's name, each with what it is good for.
@@ -122,7 +122,8 @@ class CommandParser(argparse.ArgumentParser):
         word = words[0]
         flags = [name for action in self._actions for name in action.option_strings]
         if word.startswith("-"):
-            self.error(f"no flag {word.partition('=')[0]!r}: {expected(word, flags)}")
+            told = expected(word, flags, shown_by=f"{self.prog} --help")
+            self.error(f"no flag {word.partition('=')[0]!r}: {told}")
         self.error(f"no argument {word!r} is expected here; see {self.prog} --help")
 
 

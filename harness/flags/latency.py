@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from harness.flags.command import Command, CommandParser
+from harness.flags.declared import declared
 from harness.flags.shared import device, rounds
 
 
 def _latency(parser: CommandParser) -> None:
-    from harness.latency.plan import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
-    from harness.latency.ways import WAYS
-
+    plan = declared("harness.latency.plan", "LatencyPlan")
+    cpu = declared("harness.latency.plan", "CPU_BATCHES")
+    cuda = declared("harness.latency.plan", "CUDA_BATCHES")
+    ways = declared("harness.latency.ways", "WAYS")
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="a reduced or dense model's name; see `list`"
     )
@@ -24,34 +26,34 @@ def _latency(parser: CommandParser) -> None:
         "--random-weights", action="store_true", help="none are loaded; times don't depend on them"
     )
     how = parser.add_argument_group("conditions")
-    usual, cuda = (" ".join(map(str, batches)) for batches in (CPU_BATCHES, CUDA_BATCHES))
+    usual, on_cuda = (" ".join(map(str, batches)) for batches in (cpu, cuda))
     how.add_argument(
         "--batches",
         nargs="+",
         type=int,
         metavar="N",
-        help=f"images per call; default: {usual}, on CUDA {cuda}",
+        help=f"images per call; default: {usual}, on CUDA {on_cuda}",
     )
     how.add_argument(
         "--dtypes",
         nargs="+",
         metavar="DTYPE",
-        default=list(LatencyPlan.dtypes),
+        default=list(plan.dtypes),
         help="float32, bfloat16 or float16",
     )
     how.add_argument(
-        "--ways", nargs="+", metavar="WAY", default=list(LatencyPlan.ways), help=", ".join(WAYS)
+        "--ways", nargs="+", metavar="WAY", default=list(plan.ways), help=", ".join(ways)
     )
     how.add_argument(
         "--threads", nargs="+", type=int, metavar="N", help="torch's; default: as many as it takes"
     )
     device(how)
-    rounds(how, LatencyPlan.rounds, "calls of each model, in turn, at least")
+    rounds(how, plan.rounds, "calls of each model, in turn, at least")
     how.add_argument(
         "--seconds",
         type=float,
         metavar="S",
-        default=LatencyPlan.seconds,
+        default=plan.seconds,
         help="rounds go on for so long",
     )
     where = parser.add_argument_group("where it goes")

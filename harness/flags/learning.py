@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.command import Command, CommandParser
+from harness.flags.declared import declared
 from harness.flags.shared import block, data, datasets, full, golden_windows, machine, seeds
 from harness.flags.tuning import tuning_recipe
 
@@ -35,11 +36,10 @@ def _predictor(parser: CommandParser) -> None:
 
 def predictor_recipe(parser: CommandParser) -> None:
     """Add how a predictor is fitted."""
-    from zoo.fit import FitConfig
-
+    recipe = declared("zoo.fit", "FitConfig")
     group = parser.add_argument_group("predictor")
-    group.add_argument("--arch", default=FitConfig.arch, help="see zoo/architectures.py")
-    group.add_argument("--loss", default=FitConfig.loss, help="see zoo/losses.py")
+    group.add_argument("--arch", default=recipe.arch, help="see zoo/architectures.py")
+    group.add_argument("--loss", default=recipe.loss, help="see zoo/losses.py")
     for name, text in (
         ("width", "channels inside the predictor"),
         ("epochs", "at most"),
@@ -47,15 +47,13 @@ def predictor_recipe(parser: CommandParser) -> None:
         ("batch", "images per step"),
         ("seed", "of weights, order and shots"),
     ):
-        default = getattr(FitConfig, name)
+        default = getattr(recipe, name)
         group.add_argument(f"--{name}", type=int, metavar="N", default=default, help=text)
-    default = FitConfig.learning_rate
+    default = recipe.learning_rate
     group.add_argument("--learning-rate", type=float, metavar="X", default=default, help="of AdamW")
 
 
 def _study(parser: CommandParser) -> None:
-    from zoo.tune_config import TuneConfig
-
     parser.add_argument("name", metavar="NAME", help="of the study, or `list`")
     what = parser.add_argument_group("what is studied")
     what.add_argument("--model", default="clip_vit_s14", help="needs a text tower")
@@ -78,7 +76,7 @@ def _study(parser: CommandParser) -> None:
     golden.add_argument("--score", default="preservation", help="preservation, label, confidence")
     golden.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
     predictor_recipe(parser)
-    _few_shots(parser, TuneConfig.rounds)
+    _few_shots(parser)
     how = parser.add_argument_group("conditions and files")
     machine(how)
     how.add_argument("--fresh", action="store_true", help="measure again what is known")
@@ -87,8 +85,9 @@ def _study(parser: CommandParser) -> None:
     )
 
 
-def _few_shots(parser: CommandParser, rounds: int) -> None:
+def _few_shots(parser: CommandParser) -> None:
     """Add what tokens learn from, and what they are."""
+    rounds = declared("zoo.tune_config", "TuneConfig").rounds
     tokens = tuning_recipe(parser)
     tokens.add_argument(
         "--labelled", type=int, default=16, metavar="K", help="images per class that tokens see"
@@ -99,8 +98,6 @@ def _few_shots(parser: CommandParser, rounds: int) -> None:
 
 
 def _reproduce(parser: CommandParser) -> None:
-    from zoo.tune_config import TuneConfig
-
     parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, figure5")
     parser.add_argument("--dry-run", action="store_true", help="tell what it would take, and stop")
     what = parser.add_argument_group("what is measured")
@@ -137,7 +134,7 @@ def _reproduce(parser: CommandParser) -> None:
         "--stride", type=int, metavar="N", help="in patches; default: 2, as the released code"
     )
     predictor_recipe(parser)
-    _few_shots(parser, TuneConfig.rounds)
+    _few_shots(parser)
     # The released code's predictor, and a loss that can be minimised; the paper has no anchor.
     parser.set_defaults(arch="pooledmixer", loss="listnet", anchor=0.0)
     how = parser.add_argument_group("conditions and files")

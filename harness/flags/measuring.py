@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.command import Command, CommandParser
+from harness.flags.declared import declared
 from harness.flags.shared import conditions, data, datasets, machine, rounds, seeds
 
 
 def _compare(parser: CommandParser) -> None:
-    from harness.plan import TRACED, Plan
-
+    plan, traced = declared("harness.plan", "Plan"), declared("harness.plan", "TRACED")
     text = "two files of records, or their folders: what changed; nothing is measured then"
     runs = parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", default=[], help=text)
     # Not "*": that takes nothing before the first flag, and refuses the runs after it.
@@ -31,7 +31,7 @@ def _compare(parser: CommandParser) -> None:
         "--shots", nargs="+", type=int, metavar="K", default=[0], help="0: text classifier"
     )
     _learned(what)
-    seeds(what, Plan.seeds, "with shots; from --seed on")
+    seeds(what, plan.seeds, "with shots; from --seed on")
     data(parser)
     how = conditions(parser, 250)
     rounds(how, 5, "latency samples")
@@ -44,19 +44,18 @@ def _compare(parser: CommandParser) -> None:
         "--output", type=Path, metavar="DIR", default=Path("results"), help="folder of the run"
     )
     text = "images of each dataset whose kept patches are stored; 0: none"
-    files.add_argument("--traces", type=int, metavar="N", default=TRACED, help=text)
+    files.add_argument("--traces", type=int, metavar="N", default=traced, help=text)
     text = "store no small copies of these images"
     files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
 
 
 def _learned(group: Any) -> None:
     """Add what is learned from shots."""
-    from harness.plan import Plan
-
+    plan = declared("harness.plan", "Plan")
     text = "learned from shots: t text, v visual, vt both, probe a linear classifier instead"
-    group.add_argument("--tokens", default=Plan.tokens, help=text)
+    group.add_argument("--tokens", default=plan.tokens, help=text)
     group.add_argument(
-        "--num-tokens", type=int, metavar="N", default=Plan.num_tokens, help="learned tokens"
+        "--num-tokens", type=int, metavar="N", default=plan.num_tokens, help="learned tokens"
     )
 
 
@@ -94,8 +93,6 @@ def _floor(parser: CommandParser) -> None:
 
 
 def _overhead(parser: CommandParser) -> None:
-    from zoo.fit import FitConfig
-
     what = parser.add_argument_group("what is measured")
     what.add_argument("--model", default="clip_vit_s14", help="dense name")
     what.add_argument("--random-weights", action="store_true", help="where none can be had")
@@ -103,7 +100,11 @@ def _overhead(parser: CommandParser) -> None:
         "--archs", nargs="+", metavar="ARCH", help="default: all, and the paper's Mixer"
     )
     what.add_argument(
-        "--width", type=int, metavar="N", default=FitConfig.width, help="channels inside"
+        "--width",
+        type=int,
+        metavar="N",
+        default=declared("zoo.fit", "FitConfig").width,
+        help="channels inside",
     )
     how = parser.add_argument_group("conditions")
     how.add_argument("--batch", type=int, metavar="N", default=32, help="images per call")

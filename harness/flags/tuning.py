@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.flags.command import Command, CommandParser
+from harness.flags.declared import declared
 from harness.flags.shared import data, machine
 
 
 def prompts(parser: CommandParser) -> None:
     """Add the flags of ``fit prompts``."""
-    from zoo.tune_config import TuneConfig
-
+    recipe = declared("zoo.tune_config", "TuneConfig")
     what = parser.add_argument_group("what is tuned, on what")
     what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
     what.add_argument(
@@ -22,49 +22,46 @@ def prompts(parser: CommandParser) -> None:
     )
     data(parser)
     tokens = tuning_recipe(parser)
-    tokens.add_argument(
-        "--rounds", type=int, metavar="N", default=TuneConfig.rounds, help="at most"
-    )
+    tokens.add_argument("--rounds", type=int, metavar="N", default=recipe.rounds, help="at most")
     tokens.add_argument(
         "--patience",
         type=int,
         metavar="N",
-        default=TuneConfig.patience,
+        default=recipe.patience,
         help="rounds without a better one",
     )
     tokens.add_argument(
-        "--batch", type=int, metavar="N", default=TuneConfig.batch, help="images per step"
+        "--batch", type=int, metavar="N", default=recipe.batch, help="images per step"
     )
     for flag, text in (("learning-rate", "of text tokens"), ("visual-rate", "of visual ones")):
-        default = getattr(TuneConfig, flag.replace("-", "_"))
+        default = getattr(recipe, flag.replace("-", "_"))
         tokens.add_argument(f"--{flag}", type=float, metavar="X", default=default, help=text)
     tokens.add_argument(
         "--no-augment", dest="augment", action="store_false", help="see them as they are"
     )
     how = parser.add_argument_group("conditions and files")
-    machine(how, TuneConfig.dtype, "float32 or bfloat16")
+    machine(how, recipe.dtype, "float32 or bfloat16")
     how.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
     how.add_argument("--out", type=Path, metavar="FILE", help="default: the user's cache")
 
 
 def tuning_recipe(parser: CommandParser) -> Any:
     """Add what is learned and return its group."""
-    from zoo.tune_config import TuneConfig
-
+    recipe = declared("zoo.tune_config", "TuneConfig")
     group = parser.add_argument_group("learned tokens")
-    group.add_argument("--tokens", default=TuneConfig.tokens, help="t: text, v: visual, vt: both")
+    group.add_argument("--tokens", default=recipe.tokens, help="t: text, v: visual, vt: both")
     group.add_argument(
         "--num-tokens",
         type=int,
         metavar="N",
-        default=TuneConfig.count,
+        default=recipe.count,
         help="learned ones in a sequence",
     )
     group.add_argument(
         "--depth",
         type=int,
         metavar="N",
-        default=TuneConfig.depth,
+        default=recipe.depth,
         help="blocks that get tokens of their own",
     )
     group.add_argument(
@@ -78,7 +75,7 @@ def tuning_recipe(parser: CommandParser) -> Any:
         "--anchor",
         type=float,
         metavar="X",
-        default=TuneConfig.anchor,
+        default=recipe.anchor,
         help="to the templates' features",
     )
     return group

@@ -6,6 +6,8 @@ from harness.discovery import concrete_classes
 from harness.studies.base import Study
 from zoo.reducer import expected
 
+LISTED = "python -m harness study list"  # shows them all
+
 
 @functools.cache
 def list_studies() -> dict[str, Study]:
@@ -21,5 +23,5 @@ def get_study(name: str) -> Study:
     """
     studies = list_studies()
     if name not in studies:
-        raise ValueError(f"study {name!r}: {expected(name, studies)}")
+        raise ValueError(f"study {name!r}: {expected(name, studies, shown_by=LISTED)}")
     return studies[name]

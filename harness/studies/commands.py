@@ -72,7 +72,8 @@ def _made(args: argparse.Namespace, status: Console) -> Work:
     path = path.with_suffix(".md")
     notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path, "\n".join([*sections, *notes, ""]).encode())
-    status.print(f"records and table: {path.parent / study.name}.{{jsonl,md}}", soft_wrap=True)
+    text = f"records and table: {path.parent / study.name}.{{jsonl,md}}"
+    status.print(text, highlight=False, markup=False, soft_wrap=True)
     return Shown(parts=(), data={"study": study.name, "tables": sheets})
 
 

@@ -178,7 +178,8 @@ def test_the_terminal_shows_one_row_per_model(wide: bool):
     shown = text_of(comparison_table(group(), wide=wide))
     flat = " ".join(shown.split())
     assert "4 shots, learned text tokens (16); mean of 3 seeds" in flat
-    assert "95 % t interval over seeds" in flat
+    assert ("95 % t interval over seeds" in flat) is wide  # narrow, there is none
+    assert "95 % paired bootstrap interval over images" in flat
     row = averages(group())[1]
     assert shown.count("evit") == 1
     [line] = [line for line in shown.splitlines() if "evit" in line]

@@ -124,6 +124,7 @@ def test_swapped_runs_change_by_the_opposite():
     [
         (record(dataset_revision="99"), "dataset_revision '12ab34cd' in A, '99' in B"),
         (record([1, 0, 1, 1]), "image_count 10 in A, 4 in B"),
+        (record([1, 0, 1, 1], images_sha256="cd" * 32), "image_count 10 in A, 4 in B"),
         (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' in A, '{'cd' * 32}' in B"),
     ],
 )

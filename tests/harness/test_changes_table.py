@@ -156,6 +156,17 @@ def test_what_is_not_compared_is_a_dash_and_says_why():
     ]
 
 
+def test_rows_that_are_not_compared_for_one_reason_share_a_line():
+    a = [record(), record(seed=1), record(seed=2)]
+    b = [record(B[:5]), record(B[:5], seed=1), record(B[:4], seed=2)]
+    found = [line for line in notes(changes(a, b)) if "not compared" in line]
+    why = "accuracy not compared, images or prompts differ: image_count 10 in A"
+    assert found == [
+        f"2 rows on birds test: {why}, 5 in B",
+        f"{NAME} on birds test, {HOW}, seed 2: {why}, 4 in B",
+    ]
+
+
 def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
     evit = record(method="evit", model="clip_vit_s14_evit60")
     newer = [

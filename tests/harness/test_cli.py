@@ -25,7 +25,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Run the embedded model on eight emoji, once for this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        folder = tmp_path_factory.mktemp("run") / "results"
+        folder = tmp_path_factory.mktemp("run") / "results[bold]"  # brackets are no markup
         assert main([*RANDOM.split(), "--output", str(folder)]) == 0
         yield folder
 
@@ -65,7 +65,8 @@ def test_a_second_run_reuses_all_of_it(
         monkeypatch.setattr(f"harness.{name}", fail)
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     assert (results / "records.jsonl").read_text("utf-8") == before
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"records: {results / 'records.jsonl'}; report: {results / 'report.html'}" in err
     assert (
         "emoji (test, 8 images; text classifier: all class captions seen in text training)" in out
     )
@@ -130,6 +131,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         ("eval clip_vit_s14 --dataset emoji --tokens x", "--tokens 'x': expected one of t, v, vt"),
         ("eval clip_vit_s14 --dataset emoji --shots 2 --prompts x", "--prompts 'x' with --shots 2"),
         ("compare --shots 9999", "9999 shots asked for, but class "),
+        ("compare --shots 1 --seed -1", "--seed -1: expected a number from 0"),
         ("eval clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),
         ("eval clip_vit_s14 --dataset emojis", "no dataset is called 'emojis'"),
         ("eval clip_vit_s14.imgfocus --dataset emoji", "weight tag 'imgfocus' of clip_vit_s14"),

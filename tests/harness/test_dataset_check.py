@@ -206,3 +206,12 @@ def test_a_dataset_of_a_source_says_its_own_problems(
     forget()
     monkeypatch.setenv("CLIP_PATCHRANK_DATA", str(folder.parent))
     assert main(["datasets", "check", "shelf", "--fast"]) == 1
+
+
+def test_a_root_that_is_no_folder_is_not_listed(tmp_path: Path, capsys):
+    assert main(["datasets", "list", "--root", str(tmp_path)]) == 0
+    (tmp_path / "file").touch()
+    assert main(["datasets", "list", "--root", str(tmp_path / "gone")]) == 2
+    assert "gone': there is no such folder" in capsys.readouterr().err
+    assert main(["datasets", "list", "--root", str(tmp_path / "file")]) == 2
+    assert "file' is a file; give a folder" in capsys.readouterr().err

@@ -172,7 +172,7 @@ def test_refusals_of_training_images(draw_from):
     with pytest.raises(ValueError, match=match):
         draw_from(fashion, 61, seed=0)
     for shots in (0, -1):
-        with pytest.raises(ValueError, match=f"k must be 1 or more, got {shots}"):
+        with pytest.raises(ValueError, match=f"--shots {shots}: expected a number from 1"):
             draw_from(fashion, shots, seed=0)
     with pytest.raises(ValueError, match="but 'emoji-names' has no train images: it is for"):
         draw_from(names, 1, seed=0)

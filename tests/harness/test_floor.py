@@ -54,9 +54,18 @@ def test_too_few_orders_are_refused():
         next(floor(PLAN, 2, Progress()))
 
 
-def test_golden_without_rankings_names_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(floor_module, "find_rankings", lambda *_: None)
-    arguments = "floor --methods golden --datasets emoji-names --limit 4 --keeps 0.3"
+def test_golden_without_rankings_names_the_command_before_anything_is_measured(monkeypatch, capsys):
+    def measured(*_args, **_kwargs):
+        raise AssertionError("measured before what is missing was told")
+
+    find = floor_module.find_rankings
+    there = {"fashion"}  # the first dataset has rankings, the second one none
+    monkeypatch.setattr(
+        floor_module, "find_rankings", lambda m, d, s: find(m, d, s) if d in there else None
+    )
+    for name in ("text_classifier", "outcomes"):
+        monkeypatch.setattr(floor_module, name, measured)
+    arguments = "floor --methods golden --datasets fashion emoji-names --limit 4 --keeps 0.3"
     assert main(arguments.split()) == 2
     # The images are those of `emoji`, and so are their rankings.
     assert "harness rank --model clip_vit_s14.imgfocus_lit --dataset emoji --split test" in (

@@ -54,6 +54,17 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away():
     assert shown.endswith("\x1b[2K")
 
 
+def test_a_bar_names_a_folder_with_brackets_as_it_is():
+    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=120)
+    with Progress(console).task("rows on folder-[bold]", 12) as update:
+        update(8)
+    with Progress(console).long("folder-[red]", 12, 4, 16) as show:
+        show(8)
+    shown = console.file.getvalue()
+    assert "rows on folder-[bold]" in shown
+    assert "folder-[red]" in shown
+
+
 def test_nowhere_is_nowhere():
     with Progress().long("rankings", 12, 4, 16) as show:
         show(8)

@@ -37,7 +37,7 @@ def test_names_and_files_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureF
         (["hf-hub:nobody/nothing"], "no weights of hf-hub:nobody/nothing: not in the Hugging Fa"),
         ([f"local-dir:{tmp_path}", "--prompts", "p.safetensors"], "carries its weights: leave out"),
         ([PATCHRANK, "--predictor", str(tmp_path / "no")], "no predictor at"),
-        ([PATCHRANK, "--records", str(tmp_path / "no.jsonl")], "No such file"),
+        ([PATCHRANK, "--records", str(tmp_path / "no.jsonl")], "no.jsonl': there is no such file"),
     ]
     for args, match in wrong:
         assert main(["push", *args, "--to", "me/a", "--dry-run"]) == 2

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from harness.commands import both
 from harness.correctness import pack_correct
 from harness.records import Latency, Record
 from harness.table import comparison_table, title
@@ -121,6 +122,32 @@ def test_what_was_not_measured_is_a_dash_not_a_zero():
 def test_the_caption_loses_nothing_to_markup():
     text = " ".join(" ".join(shown(comparison_table([FULL]))).split())
     assert "median [quartiles], ratio to dense; GFLOPs: 1e9 multiply-adds per image" in text
+
+
+def test_the_narrow_form_explains_what_it_shows_and_says_that_there_is_more():
+    text = " ".join(" ".join(shown(comparison_table([DENSE, FULL], wide=False))).split())
+    assert "x b32: time at batch 32 by the dense model's" in text
+    assert "all columns: a wider terminal, or --json" in text
+    assert "quartiles" not in text
+    assert "all columns" not in " ".join(shown(comparison_table([DENSE, FULL])))
+
+
+def test_between_wide_and_narrow_intervals_and_times_stay():
+    wide, middle, _ = both([DENSE, FULL]).forms
+    heads = [str(column.header) for column in middle.columns]
+    assert heads == [
+        "method",
+        "keep",
+        "top-1",
+        "to dense",
+        "GFLOPs",
+        "batch 1, ms",
+        "batch 32, ms",
+        "tau",
+        "tokens",
+    ]
+    assert set(heads) < {column.header for column in wide.columns}
+    assert "all columns: a wider terminal, or --json" in f"{middle.caption}"
 
 
 @pytest.mark.parametrize(

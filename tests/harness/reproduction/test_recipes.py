@@ -67,8 +67,10 @@ def test_a_second_run_measures_nothing_and_a_rehearsal_knows_before(
     assert all(step.done == step.total and step.seconds == 0 for step in after)
 
 
-def test_predictors_of_table_1_are_the_dataset_s_own(tiny: StudyConfig, reproduced: Reproduced):
-    _, records = reproduced("table1", replace(tiny, seeds=1))
+def test_predictors_of_table_1_are_the_dataset_s_own_and_half_the_patches_are_matched(
+    tiny: StudyConfig, reproduced: Reproduced
+):
+    comparison, records = reproduced("table1", replace(tiny, seeds=1))
     fits = {
         name: {r.method_config["predictor"] for r in records if r.dataset == name and r.keep < 1
                and r.method == "patchrank"}
@@ -76,10 +78,7 @@ def test_predictors_of_table_1_are_the_dataset_s_own(tiny: StudyConfig, reproduc
     }  # fmt: skip
     assert [len(own) for own in fits.values()] == [3, 3]  # one per score
     assert not set.intersection(*fits.values())
-
-
-def test_the_matching_rate_is_of_half_the_patches(tiny: StudyConfig, reproduced: Reproduced):
-    comparison, records = reproduced("table1", replace(tiny, seeds=1))
+    # The matching rate is of half the patches.
     rows = [one for one in comparison.found if one.row.measure == MATCH]
     assert next(one.row.name for one in rows) == "match at 100, preservation"
     [record] = [
