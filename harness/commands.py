@@ -90,7 +90,8 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
             groups = []
     # The page has all plots; `report` writes them as files, too.
     drawn = ("accuracy_gflops.svg",)
-    write_report(records, args.output, Progress(status), runs=[args.output], drawn=drawn)
+    told = {"runs": [args.output], "sources": [str(args.output)] * len(records)}
+    write_report(records, args.output, Progress(status), **told, drawn=drawn)
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, markup=False, soft_wrap=True)
     return Shown(parts=(), data={"records": json_values(records)})

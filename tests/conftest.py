@@ -6,7 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import hypothesis
@@ -17,12 +19,19 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 import zoo
+from harness.latency.machine import Machine, Surroundings
+from harness.latency.record import LatencyRecord
+from harness.latency.run import compared, timed
+from harness.latency.timing import Timing
 from zoo.open_clip_names import offer
 from zoo.sizes import SIZES
 
 # A shared machine stalls now and then, and the same commit must give the same verdict twice.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")
+
+
+SAMPLES = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)  # ms of a dense model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -113,3 +122,49 @@ def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return SmallClip(tmp_path)
+
+
+@pytest.fixture
+def latency_record() -> Callable[..., LatencyRecord]:
+    """Make a time of a dense model; ``samples`` and ``dense`` give it times and a ratio."""
+    machine = dataclasses.replace(
+        Machine.here(torch.device("cpu"), None), device_name="A CPU", cores=2
+    )
+
+    def make(
+        samples: tuple[float, ...] = SAMPLES, dense: tuple[float, ...] = (), **facts: Any
+    ) -> LatencyRecord:
+        batch, saved = facts.get("batch", 1), facts.get("saved_gflops")
+        timing = Timing(batch=batch, samples_ms=samples) if samples else None
+        if timing is not None:
+            facts = timed(timing) | facts
+        if timing is not None and dense:
+            facts = compared(timing, Timing(batch=batch, samples_ms=dense), saved) | facts
+        told: dict[str, Any] = {
+            "created": "2026-11-26T05:00:00+00:00",
+            "version": "0.1.0",
+            "model": "clip_vit_b16",
+            "method": "dense",
+            "keep": 1.0,
+            "method_config": {},
+            "tag": "openai",
+            "weights_sha256": "abc",
+            "random_weights": False,
+            "image_size": (64, 64),
+            "device": "cpu",
+            "dtype": "float32",
+            "way": "eager",
+            "batch": 1,
+            "threads": 1,
+            "stopwatch": "metronome",
+            "machine": machine,
+            "gflops": 2.0,
+            "params": 1000,
+            "tokens_per_block": (65,) * 6,
+            "final_tokens": 64,
+            "weights_mib": 1.5,
+            "surroundings": Surroundings(load_1min=0.5, others_cores=0.1),
+        }
+        return LatencyRecord(**(told | facts))
+
+    return make

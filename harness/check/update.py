@@ -42,6 +42,11 @@ def update(args: argparse.Namespace, progress: Progress) -> Verdict:
         for file in args.files:
             known[file] = _known(file)
             measured[file] = _measured(_cases(args, file, towers), args, towers, progress)
+    elif git_commit() is None:
+        raise ValueError(
+            "--update without FILE writes the expectation that ships with this package, for which "
+            "it takes a checkout; name a FILE for one of your own"
+        )
     else:
         case = shipped.whole(tower_name(*split_name(Plan.models[0])))
         for one in _measured([case], args, Towers(None), progress):

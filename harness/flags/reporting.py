@@ -6,7 +6,7 @@ from harness.flags.command import Command, CommandParser
 
 
 def _report(parser: CommandParser) -> None:
-    text = "a file of records, or the folder of one"
+    text = "a file of records or of `latency`, or the folder of one"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -25,10 +25,10 @@ COMMANDS = (
         flags=_report,
         run="harness.report.command:run_report",
         examples=(
-            ("report results", "what `compare` measured"),
+            ("report results", "what `compare` and `latency` measured"),
             ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
         ),
         output="which rows are on the Pareto fronts, on standard output; report.html, table.md, "
-        "summary.md, table.csv, table.tex and every plot as SVG and PNG in --output",
+        "summary.md, table.csv, latency.csv, table.tex and every plot as SVG and PNG in --output",
     ),
 )

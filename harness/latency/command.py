@@ -10,14 +10,14 @@ from rich.console import Console
 
 from harness.commands import check_device
 from harness.latency.plan import LatencyPlan, batches_for
-from harness.latency.record import LatencyRecord, earlier, write_latencies
+from harness.latency.record import LATENCIES, LatencyRecord, earlier, write_latencies
 from harness.latency.run import measure_latency
 from harness.latency.tables import latency_markdown, latency_tables, table_of
 from harness.progress import Progress
 from harness.shown import Shown, Work, json_values
 from zoo.files import write_whole
 
-JSONL, MARKDOWN = "latency.jsonl", "latency.md"
+MARKDOWN = "latency.md"
 
 
 def run_latency(args: argparse.Namespace, status: Console) -> Work:
@@ -41,7 +41,7 @@ def run_latency(args: argparse.Namespace, status: Console) -> Work:
         progress.say(f"batches {' '.join(map(str, plan.batches))}; --batches names others")
     _say_load(progress)
     args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / JSONL
+    path = args.output / LATENCIES
     known = earlier(path, progress, fresh=args.fresh)
     records: list[LatencyRecord] = []
     for table in _tables(measure_latency(plan, known, progress), path):

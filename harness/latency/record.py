@@ -11,6 +11,7 @@ from harness.latency.machine import Machine, Surroundings
 from harness.progress import Progress
 from harness.typed_json import parsed
 
+LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 1
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",

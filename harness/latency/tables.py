@@ -38,7 +38,7 @@ def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
     """
     parts: list[Part] = []
     for title, group in _grouped(records):
-        columns = _columns(group)
+        columns = columns_of(group)
         caption = CAPTION + (PREPARED if "off" in columns else "")
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         for head in columns:
@@ -54,7 +54,7 @@ def latency_markdown(records: Sequence[LatencyRecord]) -> str:
     """Return the same tables as Markdown."""
     lines = ["# Latency", "", f"{CAPTION[0].upper()}{CAPTION[1:]}{PREPARED}.", ""]
     for title, group in _grouped(records):
-        columns = _columns(group)
+        columns = columns_of(group)
         rule = ("---" if head in WORDS else "---:" for head in columns)
         lines += [f"## {title}", "", _line(columns), _line(rule)]
         lines += [_line(cell(row) for cell in columns.values()) for row in group]
@@ -70,11 +70,11 @@ def notes(group: Sequence[LatencyRecord]) -> list[str]:
         together = list(rows)
         for row in together:
             for text in [f"not timed: {row.failed}"] if row.failed else row.warnings:
-                told.setdefault(text, []).append(_name(row))
+                told.setdefault(text, []).append(short_name(row))
         for text, names in told.items():
             who = "" if len(names) == len(together) else f", {', '.join(names)}"
             found.append(f"batch {batch}{who}: {text}")
-    unclear = [f"{_name(row)} at batch {row.batch}" for row in group if row.verdict == OPEN]
+    unclear = [f"{short_name(row)} at batch {row.batch}" for row in group if row.verdict == OPEN]
     if unclear:
         found.append(
             f"no difference to dense can be concluded, as the interval of the ratio includes 1: "
@@ -102,7 +102,7 @@ def table_of(row: LatencyRecord) -> str:
     )
 
 
-def _name(row: LatencyRecord) -> str:
+def short_name(row: LatencyRecord) -> str:
     """Return a model's name without its tower's, which the title has."""
     return row.method if row.method == DENSE else row.model.rpartition("_")[2]
 
@@ -113,10 +113,11 @@ def _rows(group: Sequence[LatencyRecord]) -> Iterable[tuple[LatencyRecord, bool]
         yield row, after is not None and after.batch != row.batch
 
 
-def _columns(group: Sequence[LatencyRecord]) -> dict[str, Cell]:
+def columns_of(group: Sequence[LatencyRecord]) -> dict[str, Cell]:
+    """Return what fills the columns of a table, by heading."""
     columns: dict[str, Cell] = {
         "batch": lambda row: str(row.batch),
-        "model": _name,
+        "model": short_name,
         "tokens": lambda row: str(row.final_tokens),
         "GFLOPs": lambda row: f"{row.gflops:.2f}",
         "ms": _time,

@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.averages import Average
-from harness.changes import read_run
 from harness.labels import labels
-from harness.plots.accuracy import judge, row_name
+from harness.plots.accuracy import row_name
 from harness.progress import Progress
 from harness.records import CONDITIONS
 from harness.report.folder import write_report
 from harness.report.front import Standing
-from harness.report.groups import Group, Grouped, counted, grouped
+from harness.report.groups import Group, Grouped, counted
+from harness.report.highlights import Highlights
 from harness.report.missing import missing
-from harness.report_pictures import table
-from harness.shown import Shown
+from harness.report.runs import once, records_in
+from harness.shown import Shown, json_values
 
 _VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"}
 
@@ -32,12 +32,13 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
         ValueError: one that can't be read, or no record in any.
         NotADirectoryError: ``--output`` is a file.
     """
-    records = [record for run in args.runs for record in read_run(run)]
-    found = grouped(records)
-    progress = Progress(status)
-    written = write_report(records, args.output, progress, runs=args.runs, title=args.title)
-    agreement = table(*args.runs, records=records)
-    lacking = missing(found, traced=bool(agreement))
+    runs = once(args.runs)
+    given = [(record, str(run)) for run in runs for record in records_in(run)]
+    records, sources = [record for record, _ in given], [run for _, run in given]
+    told = {"runs": runs, "sources": sources, "title": args.title}
+    written = write_report(records, args.output, Progress(status), **told)
+    found = written.found
+    lacking = missing(found, traced=bool(written.agreement))
     lines = [
         f"{one.title}: {one.why} in {'; '.join(one.groups)}. This measures it: {one.command}"
         for one in lacking
@@ -45,18 +46,29 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
     if found.replaced:
         count = counted(found.replaced, "earlier measurement")
         lines.append(f"left out for newer ones of the same rows: {count}")
-    fronts = {group.name: judge(group) for group in found.groups}
+    fronts = {told.group.name: told.stood for told in written.short}
     tables = [front_table(group, stood) for group in found.groups if (stood := fronts[group.name])]
+    savings = {told.group.name: told for told in written.short}
+    short = [f"{name}: {told.saving}" for name, told in savings.items()]
+    if written.times:
+        count = counted(sum(len(group.rows) for group in written.times), "time")
+        where = f"{counted(len(written.times), 'table')} of {written.files[0].name}"
+        short.append(f"{count} by latency in {where}")
+    wrote = f"wrote {written.files[0]} and {len(written.files) - 1} files beside it"
     return Shown(
-        parts=(*tables, *lines, f"wrote {written[0]} and {len(written) - 1} files beside it"),
+        parts=(*tables, *short, *lines, wrote),
         data={
-            "runs": [str(run) for run in args.runs],
+            "runs": [str(run) for run in runs],
             "records": len(records),
             "replaced": found.replaced,
-            "files": [str(path) for path in written],
+            "files": [str(path) for path in written.files],
+            "left_out": list(written.left_out),
             "missing": [asdict(one) for one in lacking],
-            "groups": _data(found, fronts),
-            "agreement": agreement,
+            "groups": _data(found, fronts, savings),
+            "latency": [
+                {"name": group.name, "records": json_values(group.rows)} for group in written.times
+            ],
+            "agreement": list(written.agreement),
         },
     )
 
@@ -76,9 +88,7 @@ def front_table(group: Group, stood: Mapping[str, Sequence[Standing]]) -> Table:
     )
     table.add_column("row")
     for cost in stood:
-        table.add_column(
-            cost.replace("_", " ").replace("ratio", "time,").replace("batch", "batch ")
-        )
+        table.add_column(heading(cost))
     places = {cost: {one.row.identity: one for one in each} for cost, each in stood.items()}
     for row in group.rows:
         found = [places[cost].get(row.identity) for cost in stood]
@@ -87,7 +97,8 @@ def front_table(group: Group, stood: Mapping[str, Sequence[Standing]]) -> Table:
     return table
 
 
-def _heading(cost: str) -> str:
+def heading(cost: str) -> str:
+    """Return what a cost of `judge` is called."""
     batch = cost.partition("ratio_batch")[2]
     return f"time, batch {batch}" if batch else "GFLOPs"
 
@@ -100,16 +111,23 @@ def _told(one: Standing | None, named: Mapping[str, str]) -> str:
 
 
 def _data(
-    found: Grouped, fronts: Mapping[str, Mapping[str, Sequence[Standing]]]
+    found: Grouped,
+    fronts: Mapping[str, Mapping[str, Sequence[Standing]]],
+    savings: Mapping[str, Highlights],
 ) -> list[dict[str, Any]]:
     return [
         {
             "name": group.name,
             "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
+            "fewest_gflops_without_clear_loss": _model(savings[group.name].least),
             "rows": [_row(row, fronts[group.name]) for row in group.rows],
         }
         for group in found.groups
     ]
+
+
+def _model(row: Average | None) -> str | None:
+    return None if row is None else row.first.model
 
 
 def _row(row: Average, stood: Mapping[str, Sequence[Standing]]) -> dict[str, Any]:
@@ -117,7 +135,7 @@ def _row(row: Average, stood: Mapping[str, Sequence[Standing]]) -> dict[str, Any
     for cost, each in stood.items():
         for one in each:
             if one.row.identity == row.identity:
-                by = None if one.by is None else one.by.first.model
+                by = _model(one.by)
                 front[cost] = {"verdict": one.verdict, "beaten_by": by}
     return {
         "model": row.first.model,

@@ -10,7 +10,7 @@ from harness.statistics import Interval
 
 Cost = Callable[[Average], Interval | None]
 Verdict = Literal["front", "open", "beaten"]
-_SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
+SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def standings(rows: Sequence[Average], cost: Cost) -> list[Standing]:
         for worse, spent in costs
         for better, other in costs
         if better is not worse
-        and other.high <= _SAME * spent.low
+        and other.high <= SAME * spent.low
         and better.top1.estimate > worse.top1.estimate
     ]
     beaten: dict[str, Average] = {}

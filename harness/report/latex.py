@@ -11,6 +11,7 @@ _HEAD = r"""% Needs \usepackage{booktabs}. Written by python -m harness report.
 % Square brackets are 95 % intervals; those of times and of Kendall tau are in table.csv.
 """
 _BARE = ("× dense", "Kendall τ")  # headings of columns without intervals, so that a page holds all
+_SPACED = ("Keep", "batch")  # where it changes, there is room between rows
 _ESCAPED = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -35,17 +36,18 @@ _ESCAPED = {
 }
 
 
-def latex_tables(found: Grouped) -> str:
-    """Return the summary's tables, each a ``table`` with a caption and a label.
+def latex_tables(found: Grouped, more: Sequence[Section] = ()) -> str:
+    """Return the summary's tables and more, each a ``table`` with a caption and a label.
 
     Letters of scripts that pdfLaTeX doesn't know stay as they are: XeLaTeX and LuaLaTeX do.
     """
-    made = [_table(section, at) for at, section in enumerate(sections(found, summary=True), 1)]
+    every = [*sections(found, summary=True), *more]
+    made = [_table(section, at) for at, section in enumerate(every, 1)]
     return _HEAD + "\n".join(made)
 
 
 def _table(section: Section, number: int) -> str:
-    keeps = section.heads.index("Keep")
+    keeps = next(at for at, heading in enumerate(section.heads) if heading in _SPACED)
     bare = [heading.endswith(_BARE) for heading in section.heads]
     lines = [
         r"\begin{table}",

@@ -1,11 +1,11 @@
 """Tables of records in Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from harness.records import Record
 from harness.report.groups import Grouped, grouped
-from harness.report.sections import sections
+from harness.report.sections import Section, sections
 
 
 def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
@@ -23,12 +23,18 @@ def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
 
 def markdown_tables(found: Grouped, *, summary: bool = False) -> str:
     """Return what `markdown_table` does, of groups."""
+    return markdown_sections([*sections(found, summary=summary)])
+
+
+def markdown_sections(every: Sequence[Section]) -> str:
+    """Return tables, each under its heading and with its notes below."""
     parts = []
-    for section in sections(found, summary=summary):
+    for section in every:
         rows = [section.heads, ["---"] + ["---:"] * (len(section.heads) - 1), *section.rows]
         lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
         head = [f"### {markdown_cell(section.name)}", markdown_cell(section.about), ""]
-        parts.append("\n".join([*head, *lines, ""]))
+        notes = ["", *(f"- {markdown_cell(note)}" for note in section.notes)]
+        parts.append("\n".join([*head, *lines, *(notes if section.notes else ()), ""]))
     return "\n".join(parts)
 
 

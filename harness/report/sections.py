@@ -23,6 +23,7 @@ class Section:
         rows: cells, as many as heads.
         models: name of each row's model.
         settings: each row's; None in a table of shots, whose groups have told them.
+        notes: lines below.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Section:
     rows: Sequence[Sequence[Cell]]
     models: Sequence[str]
     settings: Sequence[dict[str, object]] | None = None
+    notes: Sequence[str] = ()
 
 
 def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Section]:

@@ -29,16 +29,20 @@ UNITS = {
 _TIMES = tuple(field.name for field in fields(Latency) if field.name != "batch")
 
 
-def tidy_csv(records: Sequence[Record]) -> str:
+def tidy_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     """Return a table with a line per record; what was not measured is empty.
 
     Lists and settings are JSON. Of each batch size timed there is a column per figure.
 
     Args:
         records: at least one.
+        runs: which run each record is from, the last column; none to leave it out.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
-    return rows_csv([_row(record, batches) for record in records])
+    rows = [_row(record, batches) for record in records]
+    if runs:
+        rows = [row | {"run": run} for row, run in zip(rows, runs, strict=True)]
+    return rows_csv(rows)
 
 
 def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:

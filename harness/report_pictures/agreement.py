@@ -73,8 +73,13 @@ def table(*runs: Path | str, records: Sequence[Record] | None = None) -> list[di
     Raises:
         ValueError: a file of traces is torn, somebody else's, or of a newer version.
     """
+    return table_of(groups(runs, records))
+
+
+def table_of(traced: Sequence[Group]) -> list[dict[str, Any]]:
+    """Do what `table` does, of groups that were read already."""
     found = []
-    for group in groups(runs, records):
+    for group in traced:
         for rows in compared(group):
             for (i, j), tau in pairs(rows).items():
                 same = {name: getattr(group.facts, name) for name in _TOLD}

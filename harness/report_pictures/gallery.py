@@ -28,7 +28,7 @@ RANDOM = "random"
 RIGHT, WRONG = "✓", "✗"
 ABOUT = (
     "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
-    "token was dropped are nearly white. {merging}Below each panel is the class that the model "
+    "token was dropped are hatched in grey. {merging}Below each panel is the class that the model "
     "answers, {right} right or {wrong} wrong, below the image what the dense one does; on the left "
     "the image's id and true class. {golden}Images are as the tower sees them."
 )
@@ -75,8 +75,13 @@ def galleries(*runs: Path | str, records: Sequence[Record] | None = None) -> lis
     Raises:
         ValueError: a file of traces is torn, somebody else's, or of a newer version.
     """
+    return galleries_of(groups(runs, records))
+
+
+def galleries_of(traced: Sequence[Group]) -> list[Picture]:
+    """Do what `galleries` does, of groups that were read already."""
     found = []
-    for group in groups(runs, records):
+    for group in traced:
         if group.levels and any(name in group.thumbnails for name in group.image_ids):
             found += [_picture(group, choice) for choice in choices(group)]
     return found

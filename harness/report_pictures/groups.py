@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from harness.protocol import protocol, tower_of
 from harness.records import Record
 from harness.traces import TRACES, RowTraces, Thumbnails, read_thumbnails, read_traces
 from harness.traces.folder import order
-from harness.traces.row import RANKING, digest_of
+from harness.traces.row import RANKING, Facts, digest_of
 from harness.variants import DENSE
 
 
@@ -95,31 +95,45 @@ class Group:
         return found
 
 
-def groups(runs: Sequence[Path | str], records: Sequence[Record] | None = None) -> list[Group]:
+def groups(
+    runs: Sequence[Path | str],
+    records: Sequence[Record] | None = None,
+    left_out: Callable[[str], object] | None = None,
+) -> list[Group]:
     """Share the traces of runs out to groups; runs without traces have none.
 
     Args:
         runs: folders of records, or the files of records in them. A row that several runs have
             counts once, as the last has it.
-        records: rows that are wanted, with the golden rankings beside them; None for all.
+        records: rows that are wanted, with the golden rankings beside them; groups come in their
+            order. None for all, by name.
+        left_out: told of each file that can't be read, which is then left out; None to raise.
 
     Raises:
         ValueError: a file is torn, somebody else's, or of a newer version.
+        OSError: one can't be opened.
     """
     found: dict[str, tuple[RowTraces, Path]] = {}
-    for run in map(Path, runs):
-        folder = run.parent if run.is_file() else run
+    for folder in dict.fromkeys(run.parent if run.is_file() else run for run in map(Path, runs)):
         if (folder / TRACES).is_dir():
-            found |= {row.facts.name: (row, folder) for row in read_traces(folder, records)}
+            rows = read_traces(folder, records, left_out)
+            found |= {row.facts.name: (row, folder) for row in rows}
     shares: dict[str, list[RowTraces]] = {}
+    for record in records or ():
+        shares.setdefault(digest_of(Facts.of(record).conditions), [])
     for row, _ in found.values():
         shares.setdefault(digest_of(row.facts.conditions), []).append(row)
     folders = {name: folder for name, (_, folder) in found.items()}
     made = []
-    for rows in shares.values():
+    for rows in filter(None, shares.values()):
         jpeg: dict[str, bytes] = {}
         for folder in dict.fromkeys(folders[row.facts.name] for row in rows):
-            jpeg |= read_thumbnails(folder, rows[0].facts).jpeg
+            try:
+                jpeg |= read_thumbnails(folder, rows[0].facts).jpeg
+            except (ValueError, OSError) as error:
+                if left_out is None:
+                    raise
+                left_out(str(error))
         made.append(Group.of(sorted(rows, key=order), Thumbnails(jpeg=jpeg)))
     return _named([group for group in made if group.image_ids])
 

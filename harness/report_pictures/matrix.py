@@ -37,8 +37,13 @@ def matrix(*runs: Path | str, records: Sequence[Record] | None = None) -> list[P
     Raises:
         ValueError: a file of traces is torn, somebody else's, or of a newer version.
     """
+    return matrices(groups(runs, records))
+
+
+def matrices(traced: Sequence[Group]) -> list[Picture]:
+    """Do what `matrix` does, of groups that were read already."""
     found = []
-    for group in groups(runs, records):
+    for group in traced:
         panels = [(rows, pairs(rows)) for rows in compared(group)]
         if panels:
             found.append(_picture(group, panels))

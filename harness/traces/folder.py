@@ -1,6 +1,6 @@
 """The traces of a run, read back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,22 @@ from harness.variants import DENSE
 TRACES = "traces"  # folder beside a run's records
 
 
-def read_traces(run: Path | str, records: Sequence[Record] | None = None) -> list[RowTraces]:
+def read_traces(
+    run: Path | str,
+    records: Sequence[Record] | None = None,
+    left_out: Callable[[str], object] | None = None,
+) -> list[RowTraces]:
     """Read the traces of a run, the dense row of each dataset and tower first.
 
     Args:
         run: the folder of its records.
         records: rows whose traces are wanted, with the golden rankings beside them; None for all.
+        left_out: told of each file that can't be read, which is then left out; None to raise.
 
     Raises:
         FileNotFoundError: the run has none.
         ValueError: a file is torn, somebody else's, or of a newer version.
+        OSError: one can't be opened.
     """
     folder = Path(run) / TRACES
     if not folder.is_dir():
@@ -33,7 +39,15 @@ def read_traces(run: Path | str, records: Sequence[Record] | None = None) -> lis
         facts = [Facts.of(record) for record in records]
         wanted = {one.name for one in facts} | {one.ranking_name for one in facts}
         paths = [path for path in paths if path.name in wanted]
-    return sorted(map(read_row, paths), key=order)
+    found = []
+    for path in paths:
+        try:
+            found.append(read_row(path))
+        except (ValueError, OSError) as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
+    return sorted(found, key=order)
 
 
 def lacking(run: Path | str, records: Sequence[Record]) -> list[Record]:

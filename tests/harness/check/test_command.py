@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.check import shipped
 from harness.check.command import run_check
 from harness.cli import main
 from harness.flags import build_parser
@@ -178,7 +177,7 @@ def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(tmp_path
 def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(shipped, "git_commit", lambda: None)
+    monkeypatch.setattr("harness.check.update.git_commit", lambda: None)
     args = build_parser().parse_args(["check", "--update"])
     with pytest.raises(ValueError, match="takes a checkout; name a FILE for one of your own"):
         run_check(args, Console(quiet=True))

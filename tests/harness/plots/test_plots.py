@@ -138,8 +138,11 @@ def test_settings_of_one_method_are_series_of_their_own(records: list[Record]):
     assert [len(series) for series in shown.values()] == [1, 2, 2]
 
 
-def test_every_plot_is_an_svg_of_its_words_and_a_png(with_shots: Grouped):
-    for plot in plots_of(with_shots):
+def test_every_plot_is_an_svg_of_its_words_and_a_png(found: Grouped, with_shots: Grouped):
+    """That of shots needs six groups; of the others two panels each show as much."""
+    shots = shots_plot(shot_columns(with_shots))
+    assert shots is not None
+    for plot in (*plots_of(found), shots):
         styles = styles_of(name for panel in plot.panels for name in panel.names)
         words = "".join(ET.fromstring(plot.draw(styles, "svg")).itertext())
         for panel in plot.panels:

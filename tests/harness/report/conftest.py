@@ -14,6 +14,7 @@ from harness.plots.style import styles_of
 from harness.records import Latency, Record
 from harness.report.folder import plots_of
 from harness.report.groups import grouped
+from harness.report.highlights import highlights
 from harness.report.page import page
 
 Make = Callable[..., Record]
@@ -69,17 +70,17 @@ def make_timed(batch: int, ratio: float) -> Latency:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def row() -> Make:
     return make_row
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def timed() -> Callable[[int, float], Latency]:
     return make_timed
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dense() -> Record:
     latency = tuple(
         Latency(batch=b, median_ms=40.0 * b, q1_ms=39.0 * b, q3_ms=42.0 * b, images_per_s=25.0)
@@ -90,7 +91,7 @@ def dense() -> Record:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random() -> list[Record]:
     return [
         make_row("random", keep, right, gflops)
@@ -98,7 +99,7 @@ def random() -> list[Record]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def patchrank() -> Record:
     return make_row(
         "patchrank", 0.6, 68, 2.45, diff_to_dense=-0.02, diff_low=-0.051, diff_high=0.012,
@@ -110,7 +111,7 @@ def patchrank() -> Record:
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def records(dense: Record, random: list[Record], patchrank: Record) -> list[Record]:
     """Two datasets, one of them by text; not in the order of a table."""
     by_text = {"dataset": "emoji", "shots": 0, "tuning": None}
@@ -172,7 +173,8 @@ def make_page(records: list[Record], title: str = "Results", **more: Any) -> tup
     found = grouped(records)
     plots = plots_of(found)
     styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    text = page(found, title, plots, styles, **more)
+    short = [highlights(group) for group in found.groups]
+    text = page(found, title, plots, styles, short=short, **more)
     return text, Page(text)
 
 
@@ -180,3 +182,9 @@ def make_page(records: list[Record], title: str = "Results", **more: Any) -> tup
 def made() -> Callable[..., tuple[str, Page]]:
     """Return what makes a page of records: its text, and it taken apart."""
     return make_page
+
+
+@pytest.fixture(scope="session")
+def drawn(records: list[Record]) -> tuple[str, Page]:
+    """The page of all records, drawn once for the tests that only read it."""
+    return make_page(records)

@@ -29,12 +29,19 @@ def shown(*words: str) -> Shown:
     return run_report(args, Console(quiet=True))
 
 
-@pytest.fixture
-def run(tmp_path: Path, records: list[Record]) -> Path:
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "run"
     folder.mkdir()
     write_records(folder / "records.jsonl", records)
     return folder
+
+
+@pytest.fixture(scope="module")
+def reported(run: Path) -> tuple[Shown, Path]:
+    """The run's whole report: drawing it takes seconds, so tests that only read it share it."""
+    out = run.parent / "shared"
+    return shown(str(run), "--output", str(out), "--title", "Two <machines>"), out
 
 
 def test_a_committed_run_has_all_files_and_its_own_tables(
@@ -55,8 +62,8 @@ def test_a_committed_run_has_all_files_and_its_own_tables(
     assert "beaten by patchrank 30 %" in line
 
 
-def test_data_are_figures_and_json(run: Path, tmp_path: Path, patchrank: Record):
-    found = shown(str(run), "--output", str(tmp_path / "out"))
+def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Record):
+    found, _ = reported
     data = json.loads(json.dumps(found.data, allow_nan=False))
     assert found.code == 0
     assert data["records"] == 7
@@ -71,7 +78,10 @@ def test_data_are_figures_and_json(run: Path, tmp_path: Path, patchrank: Record)
     assert rows["clip_vit_s14_random30"]["pareto"]["gflops"]["verdict"] in {"front", "open"}
 
 
-def test_several_runs_are_one_report(run: Path, tmp_path: Path, records: list[Record]):
+def test_several_runs_are_one_report(
+    run: Path, tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.report.folder.plots_of", lambda found: [])
     other = tmp_path / "other.jsonl"
     later = "2026-03-01T00:00:00+00:00"
     write_records(
@@ -91,23 +101,20 @@ def test_several_runs_are_one_report(run: Path, tmp_path: Path, records: list[Re
     assert "1 earlier measurement" in page
 
 
-def test_the_title_is_the_page_s(run: Path, tmp_path: Path):
-    shown(str(run), "--output", str(tmp_path / "out"), "--title", "Two <machines>")
-    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+def test_the_title_is_the_page_s(reported: tuple[Shown, Path]):
+    page = (reported[1] / "report.html").read_text("utf-8")
     assert "<title>Two &lt;machines&gt;</title>" in page
 
 
-def test_the_same_runs_give_the_same_bytes(run: Path, tmp_path: Path):
-    made = []
-    for name in ("a", "b"):
-        shown(str(run), "--output", str(tmp_path / name))
-        made.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
+def test_the_same_runs_give_the_same_bytes(run: Path, reported: tuple[Shown, Path], tmp_path: Path):
+    shown(str(run), "--output", str(tmp_path / "again"), "--title", "Two <machines>")
+    folders = (reported[1], tmp_path / "again")
+    made = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
     assert made[0] == made[1]
     assert made[0]["accuracy_gflops.png"].startswith(b"\x89PNG")
 
 
-def test_compare_draws_only_what_is_asked_for(tmp_path: Path):
-    records = read_run(RESULTS)
+def test_compare_draws_only_what_is_asked_for(tmp_path: Path, records: list[Record]):
     write_report(records, tmp_path, Progress(), drawn=("accuracy_gflops.svg", "gone.svg"))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == sorted((*TABLES, "accuracy_gflops.svg"))
@@ -126,10 +133,12 @@ def test_runs_that_cannot_be_read(
     given: str,
     match: str,
     run: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.chdir(run.parent)
+    monkeypatch.chdir(tmp_path)
+    Path("run").symlink_to(run)
     Path("empty").mkdir()
     Path("empty.jsonl").touch()
     Path("bad.jsonl").write_text('{"schema_version": 1}\n')

@@ -38,8 +38,8 @@ def test_the_commands_parse():
 
 
 def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: Path):
-    written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=())]
-    assert sorted(first_cells("Files")) == sorted([*written, "agreement.csv"])
+    written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=()).files]
+    assert sorted(first_cells("Files")) == sorted([*written, "agreement.csv", "latency.csv"])
 
 
 def test_the_plots_are_those_that_are_drawn(records: list[Record], dense: Record, row: Any):
@@ -48,7 +48,8 @@ def test_the_plots_are_those_that_are_drawn(records: list[Record], dense: Record
     told = [name for name in first_cells("The plots") if not name.endswith("_...")]
     batches = batches_of(grouped(records).groups)
     assert batches == [1, 32]
-    assert told == [name for name in plots if not name.endswith("_batch32")]
+    drawn = [name for name in plots if not name.endswith("_batch32")]
+    assert told == [*drawn, "ratio_batches"]  # of times, in tests/harness/plots/test_times.py
 
 
 def test_the_python_runs(records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

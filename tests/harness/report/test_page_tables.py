@@ -7,8 +7,8 @@ from harness.records import Record
 from harness.report.markdown import markdown_table
 
 
-def test_a_table_per_dataset_with_every_figure(made: Any, records: list[Record]) -> None:
-    text, parsed = made(records)
+def test_a_table_per_dataset_with_every_figure(drawn: Any) -> None:
+    text, parsed = drawn
     assert text.count("<table data-sortable") == 2
     fashion = parsed.tables[:5]
     assert [cells[:2] for cells in fashion[1:]] == [
@@ -69,8 +69,8 @@ def test_not_measured_is_a_dash_and_never_zero(made: Any, row: Any) -> None:
     assert "<svg" not in text
 
 
-def test_markdown_has_the_same_cells_as_the_page(made: Any, records: list[Record]) -> None:
-    _, parsed = made(records)
+def test_markdown_has_the_same_cells_as_the_page(drawn: Any, records: list[Record]) -> None:
+    _, parsed = drawn
     lines = [line for line in markdown_table(records).splitlines() if line.startswith("|")]
     cells = [line.strip("| ").split(" | ") for line in lines if "---" not in line]
     assert cells == parsed.tables

@@ -70,7 +70,7 @@ def test_panels_are_an_image_a_golden_ranking_and_a_method_each(run):
     assert len(panels) == 6 * 5
 
 
-def test_dropped_patches_are_pale_and_kept_ones_as_they_are(run):
+def test_dropped_patches_are_hatched_and_kept_ones_as_they_are(run):
     first, _ = galleries(run.run)
     [group] = groups([run.run])
     [row] = [row for row in group.rows if row.facts.model == "clip_vit_b16_evit25"]
@@ -85,7 +85,9 @@ def test_dropped_patches_are_pale_and_kept_ones_as_they_are(run):
         if kept:
             assert np.abs(shown[inner] - original[inner]).mean() < 12
         else:
-            assert shown[inner].mean() > 210
+            assert np.ptp(shown[inner], axis=2).mean() < 4  # grey, but for JPEG
+            assert 90 < shown[inner].mean() < 150
+            assert shown[inner].std() > 10
 
 
 def test_merging_is_said_and_shown_by_one_colour(run):
