@@ -154,9 +154,10 @@ class _FamilyRun:
 
     def _blank(self, row: Variant, cell: Cell) -> LatencyRecord:
         """Return a record with conditions and costs, and no time."""
-        costs = self.family.costs[row.key]
-        dense = self.family.costs[self.family.rows[0].key].gflops
-        saved = 1 - costs.gflops / dense
+        counts = dict(vars(self.family.counts[row.key]))
+        del counts["activations"]  # times hardly follow them
+        dense = self.family.counts[self.family.rows[0].key].gflops
+        saved = 1 - counts["gflops"] / dense
         item = DTYPES[cell.dtype].itemsize / 4  # the rows are in float32
         return LatencyRecord(
             created=utc_now(),
@@ -175,7 +176,7 @@ class _FamilyRun:
             stopwatch=self._stopwatch(cell).name,
             machine=self.machine,
             failed="not timed",
-            **asdict(costs),
+            **counts,
             saved_gflops=None if row is self.family.rows[0] else saved,
             weights_mib=item * weights_mib(row.vit),
             surroundings=Surroundings(),

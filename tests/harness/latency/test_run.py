@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import zoo
-from harness.cost import gflops
 from harness.latency import run
 from harness.latency.cell import Found
 from harness.latency.machine import Surroundings
 from harness.latency.plan import LatencyPlan
 from harness.latency.record import LatencyRecord, read_latencies, write_latencies
-from harness.latency.rows import Costs, Family
+from harness.latency.rows import Family
 from harness.latency.run import measure_latency
 from harness.latency.timing import Timing
+from harness.measure import counts
 from harness.progress import Progress
 from harness.variants import variants
 from zoo.weights import fingerprint
@@ -31,16 +31,12 @@ def family(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
     def use(*methods: str) -> None:
         rows = variants(dense, "clip_vit_b16", "openai", ["dense", *methods], [0.5])
-        costs = {
-            row.key: Costs(
-                gflops=gflops(row.vit, 64).gflops,
-                params=1,
-                tokens_per_block=(65,),
-                final_tokens=64,
-            )
-            for row in rows
-        }
-        found = Family(tag="openai", weights=fingerprint(dense), rows=rows, costs=costs)
+        found = Family(
+            tag="openai",
+            weights=fingerprint(dense),
+            rows=rows,
+            counts=counts(rows, Progress()),
+        )
         monkeypatch.setattr(run, "families", lambda plan, progress: iter([found]))
 
     return use
