@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from harness.commit import git_commit
-from harness.latency.cell import Found, measure_cell
+from harness.latency.cell import OUT_OF_MEMORY, Found, measure_cell
 from harness.latency.machine import Machine, Surroundings
-from harness.latency.memory import weights_mib
+from harness.latency.memory import random_images, weights_mib
 from harness.latency.nvml import Gpu, find_gpu
 from harness.latency.plan import LatencyPlan
 from harness.latency.record import LatencyRecord, fitting
@@ -116,9 +116,6 @@ class _FamilyRun:
         """Time what is missing, the dense model with it in any case."""
         asked = [index for index, one in enumerate(found) if one is None or index == 0]
         models = {rows[index].key: rows[index].vit for index in asked}
-        size = rows[0].vit.patch_embed.img_size
-        drawn = torch.randn(cell.batch, 3, *size, generator=torch.Generator().manual_seed(0))
-        images = drawn.to(self.device, DTYPES[cell.dtype])
         told: dict[str, Any] = {"rounds": self.plan.rounds, "seconds": self.plan.seconds}
         label = f"{self.family.rows[0].model}: {cell.label}"
         with (
@@ -126,17 +123,20 @@ class _FamilyRun:
             memory_format(list(models.values()), cell.way) as form,
             self.progress.task(label, self.plan.rounds) as tick,
         ):
-            images = images.contiguous(memory_format=form)
-            watch = self._stopwatch(cell)
-            measured, around = measure_cell(
-                models,
-                images,
-                cell.way,
-                watch=watch,
-                gpu=self.gpu,
-                tick=lambda done: tick(min(done, self.plan.rounds)),
-                **told,
-            )
+            measured = dict.fromkeys(models, Found(failed=f"{OUT_OF_MEMORY}, for the images alone"))
+            around = Surroundings()
+            shape = (cell.batch, 3, *rows[0].vit.patch_embed.img_size)
+            images = random_images(shape, self.device, DTYPES[cell.dtype])
+            if images is not None:
+                measured, around = measure_cell(
+                    models,
+                    images.contiguous(memory_format=form),
+                    cell.way,
+                    watch=self._stopwatch(cell),
+                    gpu=self.gpu,
+                    tick=lambda done: tick(min(done, self.plan.rounds)),
+                    **told,
+                )
         if cell.way in COMPILED:
             torch._dynamo.reset()
         dense = measured[rows[0].key]

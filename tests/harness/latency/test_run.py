@@ -170,6 +170,21 @@ def test_a_model_without_memory_has_a_row_and_is_not_tried_again(
     assert len(cells.asked) == 2
 
 
+def test_images_that_take_more_memory_than_there_is_leave_rows_that_say_so(
+    family: Callable[..., None], cells: Cells, tmp_path: Path
+):
+    family("random")
+    records = go(replace(PLAN, batches=(10**12, 1)), tmp_path / "x")
+    assert [record.batch for record in records] == [10**12] * 2 + [1] * 2
+    assert [record.failed for record in records] == [
+        "out of memory, for the images alone",
+        "out of memory, for the images alone",
+        None,
+        None,
+    ]
+    assert [asked[1] for asked in cells.asked] == [1]
+
+
 def test_without_the_dense_models_time_there_is_no_ratio(
     family: Callable[..., None], cells: Cells, tmp_path: Path
 ):
