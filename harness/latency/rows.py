@@ -64,6 +64,12 @@ def _grouped(plan: LatencyPlan) -> dict[str, list[Asked]]:
 def _family(dense: str, asked: list[Asked], plan: LatencyPlan, progress: Progress) -> Family:
     whole: list[Asked] = [(DENSE, 1.0)]
     if plan.random_weights:
+        if dense.partition(".")[0] not in MODELS:
+            raise ValueError(
+                f"--random-weights with model {dense!r}: of the models of `python -m harness list` "
+                "alone is known how to build them without weights, such as clip_vit_b16; leave "
+                "the flag out, or name one of them"
+            )
         vit, (arch, tag) = random_tower(dense).vit, split_name(dense)
         rows = rows_of(vit, arch, tag, whole) + [_random(vit, arch, *one) for one in asked]
     else:

@@ -106,8 +106,10 @@ def test_without_weights_nothing_is_loaded_and_predictors_are_random(
 
 
 def test_without_weights_only_models_of_ours_can_be_built():
-    with pytest.raises(ValueError, match=r"model 'deit_small_patch16_224': .*clip_vit_"):
-        made("deit_small_patch16_224", random_weights=True)
+    for name in ("deit_small_patch16_224", "open_clip:ViT-B-32/openai", "local-dir:here"):
+        said = f"--random-weights with model '{name}': .*clip_vit_b16; leave the flag out"
+        with pytest.raises(ValueError, match=said):
+            made(name, random_weights=True)
 
 
 @pytest.mark.parametrize(
