@@ -91,12 +91,19 @@ class _FamilyRun:
                         blanks = [self._blank(row, cell) for row in self.family.rows]
                         found = [fitting(one, self.known, self.plan.rounds) for one in blanks]
                         old = [one for one in found if one is not None]
+                        self._say_failed(cell, old)
                         if len(old) == len(blanks):
                             yield old, []
                             continue
                         rows = rows or self._placed(dtype)
                         yield self._measured(cell, rows, blanks, found)
             del rows
+
+    def _say_failed(self, cell: Cell, old: Sequence[LatencyRecord]) -> None:
+        for one in old:
+            if one.failed is not None:
+                told = f"{one.model}: {cell.label}: {one.failed} in an earlier run"
+                self.progress.say(f"{told}, so it isn't tried again; --fresh does")
 
     def _placed(self, dtype: str) -> list[Variant]:
         """Copy the rows, which go on sharing weights, to the device in a precision."""

@@ -1,5 +1,6 @@
 """From a plan to records: what is known isn't timed again, the dense model shares each round."""
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import zoo
 from harness.latency import run
@@ -166,8 +168,12 @@ def test_a_model_without_memory_has_a_row_and_is_not_tried_again(
     _, random, tome = records[:3]
     assert (random.failed, random.median_ms, random.verdict) == ("out of memory", None, None)
     assert tome.ratio_to_dense is not None
-    go(PLAN, tmp_path / "x")
+    console = Console(file=io.StringIO(), width=200)
+    known = read_latencies(tmp_path / "x")
+    assert all(not new for _, new in measure_latency(PLAN, known, Progress(console)))
     assert len(cells.asked) == 2
+    told = "batch 1: out of memory in an earlier run, so it isn't tried again; --fresh does"
+    assert told in console.file.getvalue()
 
 
 def test_images_that_take_more_memory_than_there_is_leave_rows_that_say_so(
