@@ -105,8 +105,8 @@ def costs(
     like = next(real[0].vit.parameters())
     size = real[0].vit.patch_embed.img_size
     facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
-    for key, count in counts(real, progress).items():
-        facts[key] = dict(vars(count))
+    for key, counted in counts(real, progress).items():
+        facts[key] = dict(vars(counted))
         del facts[key]["final_tokens"]  # the images' own say that
     timings: dict[str, list[Latency]] = {row.key: [] for row in real}
     for batch in batches:
