@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -45,6 +46,30 @@ def append(path: Path, lines: bytes) -> None:
             if alone:
                 os.ftruncate(file.fileno(), size)
             raise
+
+
+def require_appendable(path: Path) -> None:
+    """Refuse a file of ``--output`` that lines couldn't be added to, before they are measured.
+
+    Its folder is made if it isn't there.
+
+    Raises:
+        NotADirectoryError: its folder is a file.
+        OSError: file or folder can't be written to.
+    """
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"--output {str(folder)!r} is a file, or lies in one; expected a folder"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"--output {str(folder)!r} can't be written to ({error.strerror}); name another folder"
+        ) from error
 
 
 def read_lines(path: Path) -> tuple[list[bytes], bool]:

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,58 @@ def device_name(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Carry what can be counted of a row, regardless of images.
+
+    Attributes:
+        gflops: 1e9 multiply-adds per image.
+        uncounted_operators: whose cost is unknown and missing from ``gflops``.
+        activations: elements that products give per image.
+        params: number of parameters.
+        tokens_per_block: leaving each block, prefix tokens included.
+        final_tokens: patch tokens left at the end.
+    """
+
+    gflops: float
+    uncounted_operators: tuple[str, ...] = ()
+    activations: int
+    params: int
+    tokens_per_block: tuple[int, ...]
+    final_tokens: int
+
+
+def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
+    """Count every row's multiply-adds, activations, parameters and tokens.
+
+    Args:
+        rows: variants that can be run, on any device in any precision.
+        progress: where to show how far things are, and which operators aren't counted.
+
+    Returns:
+        Counts by the row's key.
+    """
+    found = {}
+    with progress.task("multiply-adds", len(rows)) as update:
+        for done, row in enumerate(rows, start=1):
+            like, size = next(row.vit.parameters()), row.vit.patch_embed.img_size
+            cost = gflops(row.vit, size)
+            if told := lacking(cost.unsupported):
+                progress.say(f"{row.key}: {told}")
+            with torch.inference_mode():
+                trace = row.vit.trace(torch.zeros(1, 3, *size).to(like))
+            found[row.key] = Counts(
+                gflops=cost.gflops,
+                uncounted_operators=cost.unsupported,
+                activations=cost.activations,
+                params=cost.params,
+                tokens_per_block=tuple(trace.tokens_per_block),
+                final_tokens=trace.final_tokens,
+            )
+            update(done)
+    return found
+
+
 def costs(
     rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
 ) -> dict[str, dict[str, Any]]:
@@ -51,23 +104,10 @@ def costs(
     real = [row for row in rows if row.method != GOLDEN]
     like = next(real[0].vit.parameters())
     size = real[0].vit.patch_embed.img_size
-    one = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
     facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
-    with progress.task("multiply-adds", len(real)) as update:
-        for done, row in enumerate(real, start=1):
-            cost = gflops(row.vit, size)
-            if told := lacking(cost.unsupported):
-                progress.say(f"{row.key}: {told}")
-            with torch.inference_mode():
-                trace = row.vit.trace(one)
-            facts[row.key] = {
-                "gflops": cost.gflops,
-                "params": cost.params,
-                "activations": cost.activations,
-                "uncounted_operators": cost.unsupported,
-                "tokens_per_block": trace.tokens_per_block,
-            }
-            update(done)
+    for key, counted in counts(real, progress).items():
+        facts[key] = dict(vars(counted))
+        del facts[key]["final_tokens"]  # the images' own say that
     timings: dict[str, list[Latency]] = {row.key: [] for row in real}
     for batch in batches:
         images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(

@@ -10,10 +10,11 @@ from harness.check.wanted import Case
 from harness.commands import check_device
 from harness.datasets import kind_of, list_datasets
 from harness.plan import DTYPES, Plan
-from harness.towers import load_clip
+from harness.towers import load_clip, split_name
 from harness.variants import DENSE, known_methods
 from zoo.predictor_file import tower_name
 from zoo.reducer import expected
+from zoo.registry import MODELS
 
 # Flags that only say what is written; a check measures what the expectation did.
 WRITTEN = ("split", "limit", "full", "dtype", "batches")
@@ -45,8 +46,14 @@ def refuse(args: argparse.Namespace) -> None:
     _refuse_values(args)
     if args.device is not None:
         check_device(args.device)
-    if args.markdown is not None and not args.markdown.parent.is_dir():
-        raise FileNotFoundError(f"--markdown {str(args.markdown)!r}: its folder doesn't exist")
+    if args.markdown is not None:
+        if not args.markdown.parent.is_dir():
+            raise FileNotFoundError(f"--markdown {str(args.markdown)!r}: its folder doesn't exist")
+        if args.markdown.is_dir():
+            raise IsADirectoryError(
+                f"--markdown {str(args.markdown)!r} is a folder; give a file, such as "
+                f"{str(args.markdown / 'check.md')!r}"
+            )
 
 
 def _refuse_values(args: argparse.Namespace) -> None:
@@ -126,7 +133,10 @@ class Towers:
         """Look up what they are called."""
         self._given: dict[str, str] = {}
         for name in given or ():
-            _, arch, tag = load_clip(name)
+            if name.partition(".")[0] in MODELS:  # whose names say it without weights
+                arch, tag = split_name(name)
+            else:
+                _, arch, tag = load_clip(name)
             self._given[tower_name(arch, tag)] = name
 
     @property

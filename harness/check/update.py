@@ -34,7 +34,10 @@ def update(args: argparse.Namespace, progress: Progress) -> Verdict:
     Raises:
         ValueError: flags that don't go together, or something that can't be measured.
         FileNotFoundError: weights or images are missing.
+        OSError: a FILE can't be written; nothing is measured.
     """
+    for file in args.files:
+        _require_place(file)
     measured: Files = {}
     known: dict[Path, Known] = {}
     if args.files:
@@ -115,10 +118,27 @@ def _beside(found: Sequence[Outcome], known: Known) -> list[Outcome]:
     return outcomes
 
 
+def _require_place(file: Path) -> None:
+    """Refuse a file that couldn't be written once all is measured; its folder is made."""
+    if file.is_dir():
+        raise IsADirectoryError(
+            f"--update of {str(file)!r}, which is a folder; give a file of records, such as "
+            f"{str(file / 'expected.jsonl')!r}"
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--update of {str(file)!r}: its folder can't be written to ({error.strerror}); name "
+            "a file elsewhere"
+        ) from error
+
+
 def _write(file: Path, records: Sequence[Record]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / file.name
         write_records(draft, records)
         content = draft.read_bytes()
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, content)

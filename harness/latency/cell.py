@@ -1,6 +1,9 @@
 """One condition, in which models are timed in turn: prepared, checked against eager, timed."""
 
+import gc
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +15,13 @@ from harness.latency.memory import is_out_of_memory, peak_mib
 from harness.latency.nvml import Gpu
 from harness.latency.stopwatch import Call, Stopwatch, waiting
 from harness.latency.timing import Timing, interleaved
-from harness.latency.ways import CUDA_GRAPHS, REDUCE_OVERHEAD, deviations, prepared
+from harness.latency.ways import (
+    CUDA_GRAPHS,
+    REDUCE_OVERHEAD,
+    deviations,
+    prepared,
+    skipped_graphs,
+)
 from zoo.vit import ReducedViT
 
 OUT_OF_MEMORY = "out of memory"
@@ -22,6 +31,10 @@ ALLOWED = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 CHECKED = 8  # images, at least
 WARMUP, WARMUP_S = 3, 0.5
 ENERGY_S = 2.0  # NVML counts about ten times a second
+
+
+class SkippedGraphsError(RuntimeError):
+    """The compiler left out CUDA graphs, so that a model would be timed in another way."""
 
 
 @dataclass(kw_only=True)
@@ -78,9 +91,14 @@ def measure_cell(
     if calls:
         interleaved(calls, images, 1, warmup=WARMUP, warmup_s=WARMUP_S)
         look = Watch(gpu)
+
+        def after(done: int) -> None:
+            look.note()
+            tick(done)
+
         try:
             timings = interleaved(
-                calls, images, rounds, seconds=seconds, warmup=0, stopwatch=watch, tick=tick
+                calls, images, rounds, seconds=seconds, warmup=0, stopwatch=watch, tick=after
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -111,13 +129,16 @@ def _first(vit: ReducedViT, images: Tensor, way: str) -> Found:
         found = Found(failed=_reason(error))
     if found.failed is not None:
         if images.is_cuda:  # else the pieces that it left would be in the way of the next model
+            gc.collect()  # errors hold on to the frames that they came through, in circles
             torch.cuda.empty_cache()
         return found
-    found.deviation = float(apart.max())
+    most, share = float(apart.max()), float(apart.median())
+    found.deviation = most if math.isfinite(most) else None
     allowed = ALLOWED[images.dtype]
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
-    if not float(apart.median()) <= allowed:
-        share = float(apart.median())
+    if not math.isfinite(share):
+        return Found(failed="features aren't finite, so they can't be compared with eager's")
+    if share > allowed:
         text = f"features differ from eager's by {share:.2g} of their length, allowed {allowed:g}"
         return Found(failed=text, deviation=found.deviation)
     return found
@@ -141,6 +162,7 @@ def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
 
 def _prepare(found: Found, vit: ReducedViT, images: Tensor, way: str) -> None:
     wait = waiting(images.device)
+    skipped = skipped_graphs() if way == REDUCE_OVERHEAD else 0
     wait()
     begun = time.perf_counter()
 
@@ -149,11 +171,18 @@ def _prepare(found: Found, vit: ReducedViT, images: Tensor, way: str) -> None:
         found.call(batch)
         wait()
 
-    if way == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
-        found.peak_mib = peak_mib(prepare, images)
-    else:
-        prepare(images)
+    with warnings.catch_warnings():
+        # The compiler's advice on TF32; what precision products have is part of the record.
+        warnings.filterwarnings(
+            "ignore", message="TensorFloat32 tensor cores", category=UserWarning
+        )
+        if way == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
+            found.peak_mib = peak_mib(prepare, images)
+        else:
+            prepare(images)
     found.first_call_s = time.perf_counter() - begun
+    if way == REDUCE_OVERHEAD and skipped_graphs() > skipped:
+        raise SkippedGraphsError("the compiler left out CUDA graphs, so this would be compile")
     if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD):
         assert found.call is not None
         found.peak_mib = peak_mib(found.call, images)
@@ -161,13 +190,23 @@ def _prepare(found: Found, vit: ReducedViT, images: Tensor, way: str) -> None:
 
 def _is_refusal(error: Exception) -> bool:
     """Tell whether the compiler, or CUDA when capturing, can't do it."""
-    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-    return compiler or "captur" in str(error)
+    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+    return compiler or isinstance(error, SkippedGraphsError) or "captur" in str(error)
 
 
-def _reason(error: Exception) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """Return what broke a capture: ending it fails, too, and says only that something did."""
+    while "captur" in str(error) and isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    error = _cause(error)
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
+    if isinstance(error, SkippedGraphsError):
+        return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from harness.appending import require_appendable
 from harness.commands import check_device
 from harness.latency.plan import LatencyPlan, batches_for
 from harness.latency.record import LATENCIES, LatencyRecord, earlier, write_latencies
@@ -40,8 +41,8 @@ def run_latency(args: argparse.Namespace, status: Console) -> Work:
     if args.batches is None:
         progress.say(f"batches {' '.join(map(str, plan.batches))}; --batches names others")
     _say_load(progress)
-    args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / LATENCIES
+    require_appendable(path)
     known = earlier(path, progress, fresh=args.fresh)
     records: list[LatencyRecord] = []
     for table in _tables(measure_latency(plan, known, progress), path):

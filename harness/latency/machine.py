@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from harness.latency.nvml import Gpu
+from harness.latency.nvml import SLOWED, Gpu
 from harness.measure import device_name
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -72,7 +72,7 @@ class Surroundings:
         clock_mhz_before: mean over CPUs, or the GPU's, after warming up.
         clock_mhz_after: the same at the end.
         others_cores: CPU time of all other processes by the wall's, so 1 is one core kept busy.
-        slowed_by: why the GPU was slower than asked for.
+        slowed_by: why the GPU was slower than asked for, after any round.
     """
 
     load_1min: float | None = None
@@ -94,11 +94,18 @@ class Watch:
         self._gpu = gpu
         self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         self._clock = self._clock_mhz()
+        self._slowed: set[str] = set()
         self._busy, self._own, self._begun = busy_s(), _own_s(), time.monotonic()
+
+    def note(self) -> None:
+        """Look at what slows the GPU: its driver says that only while it does."""
+        if self._gpu is not None:
+            self._slowed.update(self._gpu.slowed_by)
 
     def seen(self) -> Surroundings:
         """Take the second look."""
         busy, wall = busy_s(), time.monotonic() - self._begun
+        self.note()
         others = None
         if busy is not None and self._busy is not None and wall > 0:
             others = max(0.0, (busy - self._busy - (_own_s() - self._own)) / wall)
@@ -107,7 +114,7 @@ class Watch:
             clock_mhz_before=self._clock,
             clock_mhz_after=self._clock_mhz(),
             others_cores=others,
-            slowed_by=self._gpu.slowed_by if self._gpu else (),
+            slowed_by=tuple(text for text in SLOWED.values() if text in self._slowed),
         )
 
     def _clock_mhz(self) -> float | None:

@@ -22,6 +22,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _FULL)
 
 
+def random_images(
+    shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """Return random images, the same on every device; None if memory doesn't suffice for them.
+
+    Args:
+        shape: (B, C, H, W).
+        device: where to.
+        dtype: their precision.
+    """
+    try:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
 def weights_mib(model: nn.Module) -> float:
     """Return what parameters and buffers take."""
     tensors = [*model.parameters(), *model.buffers()]

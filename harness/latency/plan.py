@@ -1,5 +1,6 @@
 """What to time, and under which conditions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.reducer import expected
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
+MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +65,17 @@ class LatencyPlan:
         for flag, values in (("batches", self.batches), ("threads", self.threads)):
             if not values:
                 raise ValueError(f"--{flag} without a number: expected numbers from 1")
+            most = MOST_THREADS if flag == "threads" else None
             for value in values:
-                if value < 1:
-                    raise ValueError(f"--{flag} {value}: expected a number from 1")
+                if value < 1 or (most is not None and value > most):
+                    range_ = "from 1" if most is None else f"from 1 to {most}"
+                    raise ValueError(f"--{flag} {value}: expected a number {range_}")
         if self.rounds < LEAST_ROUNDS:
             raise ValueError(
                 f"--rounds {self.rounds}: expected a number from {LEAST_ROUNDS}; of fewer rounds "
                 "no median has a 95 % interval, so nothing could be concluded"
             )
-        if self.seconds < 0:
+        if not 0 <= self.seconds < math.inf:
             raise ValueError(f"--seconds {self.seconds:g}: expected a number from 0")
         for keep in self.keeps:
             if not 0 < keep <= 1:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 import zoo
-from harness.cost import gflops, lacking
 from harness.golden.runners import random_tower
 from harness.latency.plan import LatencyPlan
+from harness.measure import Counts, counts
 from harness.progress import Progress
 from harness.towers import create_pretrained, load_tower, split_method, split_name
 from harness.variants import DENSE, Asked, Variant, as_json, rows_of
@@ -20,25 +20,6 @@ from zoo.weights import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Carry what a model's time should follow.
-
-    Attributes:
-        gflops: 1e9 multiply-adds per image.
-        uncounted_operators: whose cost is unknown and missing from ``gflops``.
-        params: number of parameters.
-        tokens_per_block: leaving each block, prefix tokens included.
-        final_tokens: patch tokens left at the end.
-    """
-
-    gflops: float
-    uncounted_operators: tuple[str, ...] = ()
-    params: int
-    tokens_per_block: tuple[int, ...]
-    final_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Family:
     """One dense tower and its reductions, in float32 on the CPU.
 
@@ -46,13 +27,13 @@ class Family:
         tag: of the tower's weights.
         weights: their fingerprint.
         rows: variants, the dense one first; all share its weights.
-        costs: by the row's key.
+        counts: by the row's key.
     """
 
     tag: str
     weights: str
     rows: list[Variant]
-    costs: dict[str, Costs]
+    counts: dict[str, Counts]
 
 
 def families(plan: LatencyPlan, progress: Progress) -> Iterator[Family]:
@@ -83,6 +64,12 @@ def _grouped(plan: LatencyPlan) -> dict[str, list[Asked]]:
 def _family(dense: str, asked: list[Asked], plan: LatencyPlan, progress: Progress) -> Family:
     whole: list[Asked] = [(DENSE, 1.0)]
     if plan.random_weights:
+        if dense.partition(".")[0] not in MODELS:
+            raise ValueError(
+                f"--random-weights with model {dense!r}: of the models of `python -m harness list` "
+                "alone is known how to build them without weights, such as clip_vit_b16; leave "
+                "the flag out, or name one of them"
+            )
         vit, (arch, tag) = random_tower(dense).vit, split_name(dense)
         rows = rows_of(vit, arch, tag, whole) + [_random(vit, arch, *one) for one in asked]
     else:
@@ -90,12 +77,7 @@ def _family(dense: str, asked: list[Asked], plan: LatencyPlan, progress: Progres
         vit, (arch, _, tag) = tower.vit, tower.name.partition(".")
         rows = rows_of(vit, arch, tag, whole + asked)
         rows += _saved(dense, vit, arch)
-    costs = {}
-    with progress.task("multiply-adds", len(rows)) as update:
-        for done, row in enumerate(rows, start=1):
-            costs[row.key] = _counted(row, progress)
-            update(done)
-    return Family(tag=tag, weights=fingerprint(vit), rows=rows, costs=costs)
+    return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=counts(rows, progress))
 
 
 def _random(vit: ReducedViT, arch: str, method: str, keep: float) -> Variant:
@@ -128,19 +110,3 @@ def _row(name: str, vit: ReducedViT) -> Variant:
         keep = list(vit.reducer.counts(patches).values())[-1] / patches
     told: dict[str, Any] = {"method": vit.reducer.method, "config": as_json(config)}
     return Variant(model=name, keep=keep, vit=vit.float().eval(), **told)
-
-
-@torch.inference_mode()
-def _counted(row: Variant, progress: Progress) -> Costs:
-    size = row.vit.patch_embed.img_size
-    cost = gflops(row.vit, size)
-    if told := lacking(cost.unsupported):
-        progress.say(f"{row.key}: {told}")
-    trace = row.vit.trace(torch.zeros(1, 3, *size))
-    return Costs(
-        gflops=cost.gflops,
-        uncounted_operators=cost.unsupported,
-        params=cost.params,
-        tokens_per_block=tuple(trace.tokens_per_block),
-        final_tokens=trace.final_tokens,
-    )

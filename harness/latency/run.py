@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from harness.commit import git_commit
-from harness.latency.cell import Found, measure_cell
+from harness.latency.cell import OUT_OF_MEMORY, Found, measure_cell
 from harness.latency.machine import Machine, Surroundings
-from harness.latency.memory import weights_mib
+from harness.latency.memory import random_images, weights_mib
 from harness.latency.nvml import Gpu, find_gpu
 from harness.latency.plan import LatencyPlan
 from harness.latency.record import LatencyRecord, fitting
@@ -91,12 +91,19 @@ class _FamilyRun:
                         blanks = [self._blank(row, cell) for row in self.family.rows]
                         found = [fitting(one, self.known, self.plan.rounds) for one in blanks]
                         old = [one for one in found if one is not None]
+                        self._say_failed(cell, old)
                         if len(old) == len(blanks):
                             yield old, []
                             continue
                         rows = rows or self._placed(dtype)
                         yield self._measured(cell, rows, blanks, found)
             del rows
+
+    def _say_failed(self, cell: Cell, old: Sequence[LatencyRecord]) -> None:
+        for one in old:
+            if one.failed is not None:
+                told = f"{one.model}: {cell.label}: {one.failed} in an earlier run"
+                self.progress.say(f"{told}, so it isn't tried again; --fresh does")
 
     def _placed(self, dtype: str) -> list[Variant]:
         """Copy the rows, which go on sharing weights, to the device in a precision."""
@@ -116,9 +123,6 @@ class _FamilyRun:
         """Time what is missing, the dense model with it in any case."""
         asked = [index for index, one in enumerate(found) if one is None or index == 0]
         models = {rows[index].key: rows[index].vit for index in asked}
-        size = rows[0].vit.patch_embed.img_size
-        drawn = torch.randn(cell.batch, 3, *size, generator=torch.Generator().manual_seed(0))
-        images = drawn.to(self.device, DTYPES[cell.dtype])
         told: dict[str, Any] = {"rounds": self.plan.rounds, "seconds": self.plan.seconds}
         label = f"{self.family.rows[0].model}: {cell.label}"
         with (
@@ -126,17 +130,20 @@ class _FamilyRun:
             memory_format(list(models.values()), cell.way) as form,
             self.progress.task(label, self.plan.rounds) as tick,
         ):
-            images = images.contiguous(memory_format=form)
-            watch = self._stopwatch(cell)
-            measured, around = measure_cell(
-                models,
-                images,
-                cell.way,
-                watch=watch,
-                gpu=self.gpu,
-                tick=lambda done: tick(min(done, self.plan.rounds)),
-                **told,
-            )
+            measured = dict.fromkeys(models, Found(failed=f"{OUT_OF_MEMORY}, for the images alone"))
+            around = Surroundings()
+            shape = (cell.batch, 3, *rows[0].vit.patch_embed.img_size)
+            images = random_images(shape, self.device, DTYPES[cell.dtype])
+            if images is not None:
+                measured, around = measure_cell(
+                    models,
+                    images.contiguous(memory_format=form),
+                    cell.way,
+                    watch=self._stopwatch(cell),
+                    gpu=self.gpu,
+                    tick=lambda done: tick(min(done, self.plan.rounds)),
+                    **told,
+                )
         if cell.way in COMPILED:
             torch._dynamo.reset()
         dense = measured[rows[0].key]
@@ -154,9 +161,10 @@ class _FamilyRun:
 
     def _blank(self, row: Variant, cell: Cell) -> LatencyRecord:
         """Return a record with conditions and costs, and no time."""
-        costs = self.family.costs[row.key]
-        dense = self.family.costs[self.family.rows[0].key].gflops
-        saved = 1 - costs.gflops / dense
+        counts = dict(vars(self.family.counts[row.key]))
+        del counts["activations"]  # times hardly follow them
+        dense = self.family.counts[self.family.rows[0].key].gflops
+        saved = 1 - counts["gflops"] / dense
         item = DTYPES[cell.dtype].itemsize / 4  # the rows are in float32
         return LatencyRecord(
             created=utc_now(),
@@ -175,7 +183,7 @@ class _FamilyRun:
             stopwatch=self._stopwatch(cell).name,
             machine=self.machine,
             failed="not timed",
-            **asdict(costs),
+            **counts,
             saved_gflops=None if row is self.family.rows[0] else saved,
             weights_mib=item * weights_mib(row.vit),
             surroundings=Surroundings(),

@@ -126,15 +126,18 @@ def _own_code(model: nn.Module) -> Callable[[Tensor], Any]:
 def _captured(model: nn.Module, images: Tensor) -> Call:
     """Capture one call; what is returned copies images to the graph's and replays it."""
     inside = images.clone()
-    stream = torch.cuda.Stream(images.device)
-    stream.wait_stream(torch.cuda.current_stream(images.device))
-    with torch.cuda.stream(stream), torch.inference_mode():
-        for _ in range(3):  # so that libraries have set up what can't be captured
-            model(inside)
-    torch.cuda.current_stream(images.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.inference_mode():
-        features = model(inside)
+    # The images' device needn't be the current one, on which streams would be made.
+    with torch.cuda.device(images.device), torch.inference_mode():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # so that libraries have set up what can't be captured
+                model(inside)
+        torch.cuda.current_stream().wait_stream(stream)
+        # On the same stream: libraries keep handles and workspaces for each.
+        with torch.cuda.graph(graph, stream=stream):
+            features = model(inside)
 
     def replay(batch: Tensor) -> Tensor:
         inside.copy_(batch)
@@ -143,6 +146,13 @@ def _captured(model: nn.Module, images: Tensor) -> Call:
         return result
 
     return replay
+
+
+def skipped_graphs() -> int:
+    """Return how often the compiler has left out the CUDA graphs that it was asked for."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["cudagraph_skips"])
 
 
 def deviations(found: Tensor, eager: Tensor) -> Tensor:

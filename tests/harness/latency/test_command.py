@@ -60,9 +60,12 @@ def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.Captur
     ("flags", "said"),
     [
         ("--batches 0", "--batches 0: expected a number from 1"),
-        ("--threads 0", "--threads 0: expected a number from 1"),
+        ("--threads 0", "--threads 0: expected a number from 1 to 1024"),
         ("--rounds 5", "--rounds 5: expected a number from 6"),
         ("--seconds -1", "--seconds -1: expected a number from 0"),
+        ("--seconds nan", "--seconds nan: expected a number from 0"),
+        ("--seconds inf", "--seconds inf: expected a number from 0"),
+        ("--threads 100000", "--threads 100000: expected a number from 1 to 1024"),
         ("--dtypes float23", "--dtypes 'float23': did you mean 'float32'"),
         ("--ways cuda-graphs", "--ways cuda-graphs on --device 'cpu'"),
         ("--ways cudagraphs", "did you mean 'cuda-graphs'"),
@@ -78,6 +81,22 @@ def test_wrong_use_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("harness.latency.rows.load_tower", None)
     assert main(["latency", "clip_vit_s14_tome60", *flags.split()]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "folder"])
+def test_an_output_that_takes_no_lines_is_refused_before_anything_is_loaded(
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+):
+    monkeypatch.setattr("harness.latency.rows.load_tower", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "latency.jsonl").mkdir(parents=True)  # so that none can be opened
+    assert main([*RANDOM.split(), "--output", str(tmp_path / where)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"--output '{tmp_path / where}'" in said
+    assert "expected a folder" in said or "name another folder" in said
 
 
 def test_a_model_that_nobody_knows_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):

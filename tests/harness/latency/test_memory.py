@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.latency.memory import MIB, is_out_of_memory, peak_mib, weights_mib
+from harness.latency.memory import MIB, is_out_of_memory, peak_mib, random_images, weights_mib
 
 IMAGES = torch.zeros(1, 256, 1024)  # 1 MiB
 
@@ -34,6 +34,14 @@ def test_the_profiler_is_silent(capfd: pytest.CaptureFixture[str]):
 
 def test_other_devices_are_not_measured():
     assert peak_mib(lambda images: images, IMAGES.to("meta")) is None
+
+
+def test_random_images_are_the_same_each_time_and_none_where_they_do_not_fit():
+    shape, device = (2, 3, 4, 4), torch.device("cpu")
+    first = random_images(shape, device, torch.float32)
+    assert torch.equal(first, random_images(shape, device, torch.float32))
+    assert torch.equal(first.half(), random_images(shape, device, torch.float16))
+    assert random_images((10**12, 3, 4, 4), device, torch.float32) is None
 
 
 def test_weights_are_parameters_and_buffers_in_their_precision():

@@ -45,9 +45,9 @@ def test_names_of_one_tower_are_one_family_with_the_dense_one_first(loaded: list
     assert family.tag == "openai"
     dense, tome, _ = family.rows
     assert tome.vit.blocks[0].mlp.fc1.weight is dense.vit.blocks[0].mlp.fc1.weight
-    assert family.costs[tome.key].gflops < family.costs[dense.key].gflops
-    assert family.costs[dense.key].tokens_per_block == (65,) * 6
-    assert family.costs[tome.key].final_tokens == 32
+    assert family.counts[tome.key].gflops < family.counts[dense.key].gflops
+    assert family.counts[dense.key].tokens_per_block == (65,) * 6
+    assert family.counts[tome.key].final_tokens == 32
 
 
 def test_another_tower_or_tag_is_another_family(loaded: list[str]):
@@ -79,8 +79,8 @@ def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_pat
     dense, _, saved = family.rows
     assert str(tmp_path) not in saved.model
     assert saved.config["r"] == 1
-    assert saved.keep == family.costs[saved.key].final_tokens / 4
-    assert family.costs[saved.key].gflops < family.costs[dense.key].gflops
+    assert saved.keep == family.counts[saved.key].final_tokens / 4
+    assert family.counts[saved.key].gflops < family.counts[dense.key].gflops
     with torch.inference_mode():
         images = torch.randn(2, 3, 32, 32)
         assert torch.equal(saved.vit(images), model.eval()(images))
@@ -99,15 +99,17 @@ def test_without_weights_nothing_is_loaded_and_predictors_are_random(
         "clip_vit_b16_patchrank50",
         "clip_vit_b16_evit50",
     ]
-    assert first.costs == second.costs
+    assert first.counts == second.counts
     states = [family.rows[1].vit.reducer.state_dict() for family in (first, second)]
     assert states[0].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_without_weights_only_models_of_ours_can_be_built():
-    with pytest.raises(ValueError, match=r"model 'deit_small_patch16_224': .*clip_vit_"):
-        made("deit_small_patch16_224", random_weights=True)
+    for name in ("deit_small_patch16_224", "open_clip:ViT-B-32/openai", "local-dir:here"):
+        said = f"--random-weights with model '{name}': .*clip_vit_b16; leave the flag out"
+        with pytest.raises(ValueError, match=said):
+            made(name, random_weights=True)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """From a plan to records: what is known isn't timed again, the dense model shares each round."""
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,17 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import zoo
-from harness.cost import gflops
 from harness.latency import run
 from harness.latency.cell import Found
 from harness.latency.machine import Surroundings
 from harness.latency.plan import LatencyPlan
 from harness.latency.record import LatencyRecord, read_latencies, write_latencies
-from harness.latency.rows import Costs, Family
+from harness.latency.rows import Family
 from harness.latency.run import measure_latency
 from harness.latency.timing import Timing
+from harness.measure import counts
 from harness.progress import Progress
 from harness.variants import variants
 from zoo.weights import fingerprint
@@ -31,16 +33,12 @@ def family(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
     def use(*methods: str) -> None:
         rows = variants(dense, "clip_vit_b16", "openai", ["dense", *methods], [0.5])
-        costs = {
-            row.key: Costs(
-                gflops=gflops(row.vit, 64).gflops,
-                params=1,
-                tokens_per_block=(65,),
-                final_tokens=64,
-            )
-            for row in rows
-        }
-        found = Family(tag="openai", weights=fingerprint(dense), rows=rows, costs=costs)
+        found = Family(
+            tag="openai",
+            weights=fingerprint(dense),
+            rows=rows,
+            counts=counts(rows, Progress()),
+        )
         monkeypatch.setattr(run, "families", lambda plan, progress: iter([found]))
 
     return use
@@ -170,8 +168,27 @@ def test_a_model_without_memory_has_a_row_and_is_not_tried_again(
     _, random, tome = records[:3]
     assert (random.failed, random.median_ms, random.verdict) == ("out of memory", None, None)
     assert tome.ratio_to_dense is not None
-    go(PLAN, tmp_path / "x")
+    console = Console(file=io.StringIO(), width=200)
+    known = read_latencies(tmp_path / "x")
+    assert all(not new for _, new in measure_latency(PLAN, known, Progress(console)))
     assert len(cells.asked) == 2
+    told = "batch 1: out of memory in an earlier run, so it isn't tried again; --fresh does"
+    assert told in console.file.getvalue()
+
+
+def test_images_that_take_more_memory_than_there_is_leave_rows_that_say_so(
+    family: Callable[..., None], cells: Cells, tmp_path: Path
+):
+    family("random")
+    records = go(replace(PLAN, batches=(10**12, 1)), tmp_path / "x")
+    assert [record.batch for record in records] == [10**12] * 2 + [1] * 2
+    assert [record.failed for record in records] == [
+        "out of memory, for the images alone",
+        "out of memory, for the images alone",
+        None,
+        None,
+    ]
+    assert [asked[1] for asked in cells.asked] == [1]
 
 
 def test_without_the_dense_models_time_there_is_no_ratio(

@@ -1,5 +1,10 @@
 """Ways to run a model: what a device can't do, and that each computes what eager does."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -143,7 +148,57 @@ def test_deviations_are_lengths_by_eagers_length():
     assert deviations(found, eager).tolist() == pytest.approx([0.1, 0.0, 2.0])
 
 
+class FakeCuda:
+    """Stand in for ``torch.cuda``: remember devices and streams in the order they are entered."""
+
+    def __init__(self) -> None:
+        self.entered: list[tuple[str, Any]] = []
+        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: self.entered.append(("replay", 0)))
+
+    def Stream(self) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    def current_stream(self) -> SimpleNamespace:
+        return self.Stream()
+
+    def device(self, device: torch.device) -> Any:
+        return self._inside("device", device)
+
+    def stream(self, stream: Any) -> Any:
+        return self._inside("warming up", stream)
+
+    def graph(self, graph: Any, stream: Any) -> Any:
+        return self._inside("capturing", stream)
+
+    @contextmanager
+    def _inside(self, what: str, told: Any) -> Iterator[None]:
+        self.entered.append((what, told))
+        yield
+        self.entered.append((f"not {what}", told))
+
+
+def test_a_graph_is_captured_on_its_device_and_on_the_stream_that_warmed_up(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Streams are made on the current device, which is the first one, whatever images are on."""
+    fake, model = FakeCuda(), nn.Linear(4, 2)
+    monkeypatch.setattr(torch, "cuda", fake)
+    images = torch.randn(3, 4)
+    call = prepared(model, CUDA_GRAPHS, images)
+    whats = [what for what, _ in fake.entered]
+    assert whats == [
+        "device", "warming up", "not warming up", "capturing", "not capturing", "not device",
+    ]  # fmt: skip
+    (_, device), (_, warm), _, (_, capturing), *_ = fake.entered
+    assert device == images.device
+    assert capturing is warm
+    features = call(torch.zeros(3, 4))
+    assert fake.entered[-1] == ("replay", 0)
+    assert torch.equal(features, model(images))  # as nothing was replayed for real
+
+
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", [CUDA_GRAPHS, REDUCE_OVERHEAD, COMPILE])
 def test_graphs_compute_what_eager_does_on_new_images(
