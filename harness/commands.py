@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from harness.appending import require_appendable
 from harness.averages import Average, averages
 from harness.compare import compare, judge
 from harness.floor import Floor, floor
@@ -53,7 +54,8 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
     limit = limit_of(args)
     check(args)
-    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "records.jsonl"
+    require_appendable(path)
     plan = Plan(
         **_conditions(args, limit),
         models=_once(args.models),
@@ -69,7 +71,6 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
         match=args.match,
         match_to=args.match_to,
     )
-    path = args.output / "records.jsonl"
     known = earlier(path, Progress(status), fresh=args.fresh)
     told = {"images": args.traces, "thumbnails": args.thumbnails}
     tracer = Tracer(run=args.output, progress=Progress(status), **told)
