@@ -115,8 +115,8 @@ def test_figures_in_the_answers_are_those_of_the_table():
     )
     for row, figures in (
         (dense, ["3.46"]),
-        (patchrank, ["2.52", "0.74", "0.83"]),
-        (tome, ["2.73", "0.89", "1.03"]),
+        (patchrank, ["2.52", "0.74", "0.81"]),
+        (tome, ["2.73", "0.91", "0.95"]),
         (evit, ["2.78"]),
     ):
         cells = [cell.strip().partition(" ")[0] for cell in row.split("|")]
