@@ -178,7 +178,7 @@ def test_mistakes_in_the_grammar(command: str, capsys: pytest.CaptureFixture[str
 def test_the_output_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("mine")
     assert main([*RANDOM.split(), "--output", str(tmp_path / "file")]) == 2
-    assert "File exists" in capsys.readouterr().err
+    assert "is a file, or lies in one; expected a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 
