@@ -182,25 +182,26 @@ def _conditions(args: argparse.Namespace, limit: int | None) -> dict[str, Any]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse values that would fail late.
+    """Refuse values that would fail late; what is None wasn't given.
 
     Raises:
         ValueError: dtype, device, keep rate, batch size or rounds.
     """
-    if args.dtype not in DTYPES:
+    if args.dtype is not None and args.dtype not in DTYPES:
         raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, DTYPES)}")
     for keep in getattr(args, "keeps", None) or ():
         if not 0 < keep <= 1:
             raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1], such as 0.6")
     for option, values in (
-        ("batches", getattr(args, "batches", ())),
+        ("batches", getattr(args, "batches", None) or ()),
         ("rounds", [getattr(args, "rounds", 1)]),
         ("batch", [getattr(args, "batch", 1)]),
     ):
         for value in values:
             if value < 1:
                 raise ValueError(f"--{option} {value}: expected a number from 1")
-    check_device(args.device)
+    if args.device is not None:
+        check_device(args.device)
 
 
 def check_device(device: str) -> None:

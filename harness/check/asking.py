@@ -7,13 +7,12 @@ from dataclasses import replace
 from harness.check import shipped
 from harness.check.asked import Asked, rows_of
 from harness.check.wanted import Case
-from harness.commands import check_device
+from harness.commands import check
 from harness.datasets import kind_of, list_datasets
-from harness.plan import DTYPES, Plan
+from harness.plan import Plan
 from harness.towers import load_clip, split_name
 from harness.variants import DENSE, known_methods
 from zoo.predictor_file import tower_name
-from zoo.reducer import expected
 from zoo.registry import MODELS
 
 # Flags that only say what is written; a check measures what the expectation did.
@@ -43,9 +42,9 @@ def refuse(args: argparse.Namespace) -> None:
             "--update of several FILEs with other rows: give one FILE, or no flags that say what "
             "is measured"
         )
-    _refuse_values(args)
-    if args.device is not None:
-        check_device(args.device)
+    check(args)
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit {args.limit}: expected a number from 1")
     if args.markdown is not None:
         if not args.markdown.parent.is_dir():
             raise FileNotFoundError(f"--markdown {str(args.markdown)!r}: its folder doesn't exist")
@@ -54,18 +53,6 @@ def refuse(args: argparse.Namespace) -> None:
                 f"--markdown {str(args.markdown)!r} is a folder; give a file, such as "
                 f"{str(args.markdown / 'check.md')!r}"
             )
-
-
-def _refuse_values(args: argparse.Namespace) -> None:
-    for keep in args.keeps or ():
-        if not 0 < keep <= 1:
-            raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1], such as 0.6")
-    numbers = [("rounds", args.rounds), *(("batches", batch) for batch in args.batches or ())]
-    for name, number in (*numbers, ("limit", 1 if args.limit is None else args.limit)):
-        if number < 1:
-            raise ValueError(f"--{name} {number}: expected a number from 1")
-    if args.dtype is not None and args.dtype not in DTYPES:
-        raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, DTYPES)}")
 
 
 def new_case(args: argparse.Namespace, name: str) -> Case:
