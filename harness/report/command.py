@@ -15,7 +15,7 @@ from harness.progress import Progress
 from harness.records import CONDITIONS
 from harness.report.folder import write_report
 from harness.report.front import Standing
-from harness.report.groups import Group, Grouped, counted
+from harness.report.groups import Group, counted
 from harness.report.highlights import Highlights
 from harness.report.missing import missing
 from harness.report.runs import once, records_in
@@ -35,8 +35,9 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
     runs = once(args.runs)
     given = [(record, str(run)) for run in runs for record in records_in(run)]
     records, sources = [record for record, _ in given], [run for _, run in given]
-    told = {"runs": runs, "sources": sources, "title": args.title}
-    written = write_report(records, args.output, Progress(status), **told)
+    written = write_report(
+        records, args.output, Progress(status), runs=runs, sources=sources, title=args.title
+    )
     found = written.found
     lacking = missing(found, traced=bool(written.agreement))
     lines = [
@@ -46,10 +47,8 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
     if found.replaced:
         count = counted(found.replaced, "earlier measurement")
         lines.append(f"left out for newer ones of the same rows: {count}")
-    fronts = {told.group.name: told.stood for told in written.short}
-    tables = [front_table(group, stood) for group in found.groups if (stood := fronts[group.name])]
-    savings = {told.group.name: told for told in written.short}
-    short = [f"{name}: {told.saving}" for name, told in savings.items()]
+    tables = [front_table(told.group, told.stood) for told in written.short if told.stood]
+    short = [f"{told.group.name}: {told.saving}" for told in written.short]
     if written.times:
         count = counted(sum(len(group.rows) for group in written.times), "time")
         where = f"{counted(len(written.times), 'table')} of {written.files[0].name}"
@@ -64,7 +63,7 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
             "files": [str(path) for path in written.files],
             "left_out": list(written.left_out),
             "missing": [asdict(one) for one in lacking],
-            "groups": _data(found, fronts, savings),
+            "groups": [_data(told) for told in written.short],
             "latency": [
                 {"name": group.name, "records": json_values(group.rows)} for group in written.times
             ],
@@ -110,20 +109,14 @@ def _told(one: Standing | None, named: Mapping[str, str]) -> str:
     return words if one.by is None else f"{words} {row_name(one.by, named)}"
 
 
-def _data(
-    found: Grouped,
-    fronts: Mapping[str, Mapping[str, Sequence[Standing]]],
-    savings: Mapping[str, Highlights],
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": group.name,
-            "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
-            "fewest_gflops_without_clear_loss": _model(savings[group.name].least),
-            "rows": [_row(row, fronts[group.name]) for row in group.rows],
-        }
-        for group in found.groups
-    ]
+def _data(told: Highlights) -> dict[str, Any]:
+    first = told.group.first
+    return {
+        "name": told.group.name,
+        "conditions": {name: getattr(first, name) for name in (*CONDITIONS, "version")},
+        "fewest_gflops_without_clear_loss": _model(told.least),
+        "rows": [_row(row, told.stood) for row in told.group.rows],
+    }
 
 
 def _model(row: Average | None) -> str | None:
