@@ -127,17 +127,13 @@ def costs(
 
 
 def _latency(timing: Timing, reference: Timing) -> Latency:
-    first, third = timing.quartiles_ms
     ratio = (None, None, None) if timing is reference else timing.ratio_to(reference)
     return Latency(
         batch=timing.batch,
-        median_ms=timing.median_ms,
-        q1_ms=first,
-        q3_ms=third,
         ratio_to_dense=ratio[0],
         ratio_low=ratio[1],
         ratio_high=ratio[2],
-        images_per_s=timing.images_per_s,
+        **timing.summary,
     )
 
 

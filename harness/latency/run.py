@@ -209,14 +209,7 @@ class _FamilyRun:
 
 def timed(timing: Timing) -> dict[str, Any]:
     """Return the fields of ``LatencyRecord`` that follow from calls."""
-    first, third = timing.quartiles_ms
-    return {
-        "samples_ms": timing.samples_ms,
-        "median_ms": timing.median_ms,
-        "q1_ms": first,
-        "q3_ms": third,
-        "images_per_s": timing.images_per_s,
-    }
+    return {"samples_ms": timing.samples_ms, **timing.summary}
 
 
 def compared(timing: Timing, dense: Timing, saved: float | None) -> dict[str, Any]:

@@ -44,6 +44,13 @@ class Timing:
         """Return the throughput at the median."""
         return 1000 * self.batch / self.median_ms
 
+    @property
+    def summary(self) -> dict[str, float]:
+        """Return median, quartiles and throughput under the names that records give them."""
+        first, third = self.quartiles_ms
+        told = {"median_ms": self.median_ms, "q1_ms": first, "q3_ms": third}
+        return told | {"images_per_s": self.images_per_s}
+
     def ratio_to(self, reference: Self) -> Interval:
         """Return the median over rounds of this time by the reference's time in the same round.
 
