@@ -36,7 +36,7 @@ COMMANDS = (
         what="Publish a model with a generated card on the Hugging Face hub, or write it to a "
         "folder.",
         flags=_push,
-        run="harness.push:run_push",
+        run="harness.publish:run_push",
         examples=(
             ("push clip_vit_s14_patchrank60 --to OWNER/NAME --dry-run", "see the card first"),
             (

@@ -23,7 +23,7 @@ COMMANDS = (
         group="measure",
         what="Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
         flags=_report,
-        run="harness.report.command:run_report",
+        run="harness.report.folder:run_report",
         examples=(
             ("report results", "what `compare` and `latency` measured"),
             ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from harness.golden.trade import Curve, Worth
-from harness.plots.style import INK, OPTIONS, STYLES, saved
+from harness.report.drawing import STYLES, Chart, Plot, Point, Style
 from harness.statistics import Interval
 from zoo.files import write_whole
 
@@ -101,48 +100,41 @@ def write_curve(curve: Curve, folder: Path) -> None:
 
 def draw_curve(curve: Curve, form: str) -> bytes:
     """Return tau, and accuracy at the lowest keep rate, against passes, as "png" or "svg" bytes."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     keep = list(curve.worths[0].match)[-1]
-    with mpl.rc_context(OPTIONS):
-        panels = 2 if curve.named else 1
-        figure = Figure(figsize=(5.2 * panels + 1.4, 4.0), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        handles = _panel(axes[0], curve, [w.tau for w in curve.worths], "Kendall tau to exact")
-        if curve.named:
-            top1 = [Interval(*[100 * worth.top1[keep]] * 3) for worth in curve.worths]
-            _panel(axes[1], curve, top1, f"top-1 at keep {keep}, %")
-            dense = 100 * (curve.dense or 0)
-            axes[1].axhline(dense, color=INK, linewidth=0.8, linestyle=":")
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
-        return saved(figure, form)
+    panels = [_panel(curve, [w.tau for w in curve.worths], "Kendall tau to exact")]
+    if curve.named:
+        top1 = [Interval(*[100 * worth.top1[keep]] * 3) for worth in curve.worths]
+        dense = 100 * (curve.dense or 0)
+        panels.append(_panel(curve, top1, f"top-1 at keep {keep}, %", level=dense))
+    styles = {
+        name: Style(*STYLES[place], "none" if name in ("removal", *ALONE) else "-")
+        for place, name in enumerate(FAMILIES)
+    }
+    return Plot(name="curve", title="", about="", panels=panels).draw(styles, form)
 
 
-def _panel(axes: Any, curve: Curve, values: Sequence[Interval], title: str) -> dict[str, Any]:
-    """Draw one quantity against cost and return what the legend shows."""
-    axes.set_xlabel("passes per image (0 is drawn at the left end)")
-    axes.set_ylabel(title)
-    axes.set_xscale("symlog", linthresh=1, linscale=0.4)
-    axes.set_xticks([0, 1, 3, 10, 30, 100], ["0", "1", "3", "10", "30", "100"])
-    axes.grid(alpha=0.25)
-    handles = {}
-    for place, name in enumerate(FAMILIES):
-        pairs = zip(curve.worths, values, strict=True)
-        points = sorted((w.passes, *value) for w, value in pairs if family(w) == name)
-        if not points:
-            continue
-        cost, middle, low, high = zip(*points, strict=True)
-        bars = [
-            [m - b for m, b in zip(middle, low, strict=True)],
-            [t - m for m, t in zip(middle, high, strict=True)],
-        ]
-        colour, marker = STYLES[place]
-        handles[name] = axes.errorbar(
-            cost, middle, yerr=bars, color=colour, marker=marker, markersize=6, capsize=2.5,
-            linewidth=0 if name in ("removal", *ALONE) else 1.4, elinewidth=0.9,
-        )  # fmt: skip
-    return handles
+def _panel(
+    curve: Curve, values: Sequence[Interval], title: str, level: float | None = None
+) -> Chart:
+    """Return one quantity against cost."""
+    series: dict[str, list[Point]] = {name: [] for name in FAMILIES}
+    for worth, value in zip(curve.worths, values, strict=True):
+        cost = Interval(worth.passes, worth.passes, worth.passes)
+        series[family(worth)].append(Point(x=cost, y=value))
+    return Chart(
+        title="",
+        alt="",
+        x_label="passes per image (0 is drawn at the left end)",
+        y_label=title,
+        series={name: sorted(own, key=_cost) for name, own in series.items() if own},
+        level=level,
+        ticks={float(passes): str(passes) for passes in (0, 1, 3, 10, 30, 100)},
+        symlog=True,
+    )
+
+
+def _cost(point: Point) -> float:
+    return point.x.estimate
 
 
 def _interval(value: Interval, factor: float, digits: int) -> str:

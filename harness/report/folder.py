@@ -1,72 +1,123 @@
-"""A report as a folder: the page, tables and plots."""
+"""A report as a folder: the page, tables and plots; and the command that writes it."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+import argparse
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.picture import Picture
-from harness.plots.accuracy import gflops_plot, ratio_plots, time_plots
-from harness.plots.agreement import tau_plot
-from harness.plots.panel import Plot
-from harness.plots.shots import shots_plot
-from harness.plots.style import styles_of
-from harness.plots.times import batches_plot
-from harness.plots.tokens import tokens_plot
+from rich.console import Console
+from rich.table import Table
+
+from harness.averages import Average
+from harness.changes import RECORDS, read_run
+from harness.labels import labels
+from harness.latency.record import LATENCIES, LatencyRecord, read_latencies
 from harness.progress import Progress
-from harness.records import Record
-from harness.report.groups import Grouped, grouped
-from harness.report.highlights import Highlights, highlights
+from harness.records import CONDITIONS, Record
+from harness.report.drawing import Picture, Plot, styles_of
+from harness.report.groups import Group, Grouped, TimedGroup, counted, grouped, timed_groups
+from harness.report.highlights import (
+    Front,
+    Highlights,
+    Missing,
+    Standing,
+    highlights,
+    missing,
+    row_name,
+)
 from harness.report.latex import latex_tables
 from harness.report.markdown import markdown_sections, markdown_tables
 from harness.report.page import page
-from harness.report.runs import latencies_in
-from harness.report.sections import sections, shot_columns
+from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
+from harness.report.plots import plots_of
+from harness.report.sections import sections, time_rows, time_sections
 from harness.report.tidy import rows_csv, tidy_csv
-from harness.report.times import TimedGroup, time_rows, time_sections, timed_groups
-from harness.report_pictures.agreement import table_of
-from harness.report_pictures.gallery import galleries_of
-from harness.report_pictures.groups import groups as traced_groups
-from harness.report_pictures.matrix import matrices
+from harness.shown import Shown, json_values
 from zoo.files import write_whole
 
-_TABLES = (".html", ".md", ".csv", ".tex")
 TITLE = "Token reduction for CLIP, side by side"
+_TABLES = (".html", ".md", ".csv", ".tex")
+_VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """What was written, and of what.
+class Report:
+    """What a report is made from, and where it is.
 
     Attributes:
-        files: the page first.
+        files: what was written, the page first.
         found: groups of the records; none if there are only times.
         short: each group in short.
         times: groups of what `latency` timed.
+        plots: of records and times.
+        pictures: of traces.
         agreement: how rankings agree, a pair a row.
+        missing: what was not measured.
         left_out: why files beside the records are not in it.
     """
 
-    files: Sequence[Path]
+    files: Sequence[Path] = ()
     found: Grouped
     short: Sequence[Highlights]
     times: Sequence[TimedGroup]
+    plots: Sequence[Plot]
+    pictures: Sequence[Picture]
     agreement: Sequence[dict[str, Any]]
+    missing: Sequence[Missing]
     left_out: Sequence[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Content:
-    """What all files are made from."""
+def run_report(args: argparse.Namespace, status: Console) -> Shown:
+    """Write the report of runs; show which rows are on the Pareto fronts.
 
-    records: Sequence[Record]
-    sources: Sequence[str]
-    title: str
-    plots: Sequence[Plot]
-    pictures: Sequence[Picture]
-    timed: Sequence[dict[str, Any]]
-    written: Written
+    Raises:
+        FileNotFoundError: a run isn't there.
+        ValueError: one that can't be read, or no record in any.
+        NotADirectoryError: ``--output`` is a file.
+    """
+    runs = once(args.runs)
+    pairs = [(record, str(run)) for run in runs for record in records_in(run)]
+    report = write_report(
+        [record for record, _ in pairs],
+        args.output,
+        Progress(status),
+        runs=runs,
+        sources=[run for _, run in pairs],
+        title=args.title,
+    )
+    found, files = report.found, report.files
+    tables = [front_table(one.group, one.fronts) for one in report.short if one.fronts]
+    lines = [f"{one.group.name}: {one.saving}" for one in report.short]
+    if report.times:
+        count = counted(sum(len(group.rows) for group in report.times), "time")
+        where = f"{counted(len(report.times), 'table')} of {files[0].name}"
+        lines.append(f"{count} by latency in {where}")
+    lines += [
+        f"{one.title}: {one.why} in {'; '.join(one.groups)}. This measures it: {one.command}"
+        for one in report.missing
+    ]
+    if found.replaced:
+        count = counted(found.replaced, "earlier measurement")
+        lines.append(f"left out for newer ones of the same rows: {count}")
+    return Shown(
+        parts=(*tables, *lines, f"wrote {files[0]} and {len(files) - 1} files beside it"),
+        data={
+            "runs": [str(run) for run in runs],
+            "records": len(pairs),
+            "replaced": found.replaced,
+            "files": [str(path) for path in files],
+            "left_out": list(report.left_out),
+            "missing": [asdict(one) for one in report.missing],
+            "groups": [_group_data(one) for one in report.short],
+            "latency": [
+                {"name": group.name, "records": json_values(group.rows)} for group in report.times
+            ],
+            "agreement": list(report.agreement),
+        },
+    )
 
 
 def write_report(
@@ -78,7 +129,7 @@ def write_report(
     sources: Sequence[str] = (),
     title: str = TITLE,
     drawn: Collection[str] | None = None,
-) -> Written:
+) -> Report:
     """Write the report of records; files of earlier ones are written over.
 
     Traces and times beside the records that can't be read are told and left out: measuring may
@@ -104,79 +155,200 @@ def write_report(
     traced = traced_groups(runs, records, left_out.append) if records else []
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
+    short = [highlights(group) for group in found.groups]
     timed = timed_groups([record for _, record in times])
-    plots = [*plots_of(found), *filter(None, [batches_plot(timed)])]
-    pictures = [*matrices(traced), *galleries_of(traced)]
+    pictures = [*matrices(traced), *galleries(traced)]
+    report = Report(
+        found=found,
+        short=short,
+        times=timed,
+        plots=plots_of(found, short, timed),
+        pictures=pictures,
+        agreement=agreement_rows(traced),
+        missing=missing(found, traced=bool(pictures)),
+        left_out=left_out,
+    )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
     folder.mkdir(parents=True, exist_ok=True)
-    written = Written(
-        files=(),
-        found=found,
-        short=[highlights(group) for group in found.groups],
-        times=timed,
-        agreement=table_of(traced),
-        left_out=left_out,
-    )
-    content = _Content(
-        records=records, sources=sources, title=title, plots=plots, pictures=pictures,
-        timed=time_rows(times), written=written,
-    )  # fmt: skip
-    made = {
-        name: make
-        for name, make in _files(content).items()
+    files = _files(report, title)
+    if records:
+        files["table.csv"] = lambda: tidy_csv(records, sources)
+    if times:
+        files["latency.csv"] = lambda: rows_csv(time_rows(times))
+    chosen = {
+        name: content
+        for name, content in files.items()
         if drawn is None or name.endswith(_TABLES) or name in drawn
     }
-    with progress.task("report", len(made)) as update:
-        for done, (name, make) in enumerate(made.items(), start=1):
-            write_whole(folder / name, make())
+    with progress.task("report", len(chosen)) as update:
+        for done, (name, content) in enumerate(chosen.items(), start=1):
+            made = content()
+            write_whole(folder / name, made.encode() if isinstance(made, str) else made)
             update(done)
-    return replace(written, files=[folder / name for name in made])
+    return replace(report, files=[folder / name for name in chosen])
 
 
-def plots_of(found: Grouped) -> list[Plot]:
-    """Return the plots that the records have figures for."""
-    groups = found.groups
-    every = [
-        gflops_plot(groups),
-        *ratio_plots(groups),
-        *time_plots(groups),
-        tau_plot(groups),
-        tokens_plot(groups),
-        shots_plot(shot_columns(found)),
-    ]
-    return [plot for plot in every if plot is not None]
-
-
-def _files(content: _Content) -> dict[str, Callable[[], bytes]]:
-    """Return what makes each file."""
-    plots, pictures, found = content.plots, content.pictures, content.written.found
+def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
+    """Return what makes each file that needs no more than the report."""
+    found, plots = report.found, report.plots
     styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    full, less = (time_sections(content.written.times, summary=bare) for bare in (False, True))
-
-    def whole_page() -> bytes:
-        short, left_out = content.written.short, content.written.left_out
-        return page(
-            found, content.title, plots, styles, pictures, short=short, times=full,
-            left_out=left_out,
-        ).encode()  # fmt: skip
-
-    files: dict[str, Callable[[], bytes]] = {
-        "report.html": whole_page,
-        "table.md": lambda: markdown_sections([*sections(found), *full]).encode(),
-        "table.tex": lambda: latex_tables(found, less).encode(),
+    full, less = (time_sections(report.times, summary=bare) for bare in (False, True))
+    files: dict[str, Callable[[], bytes | str]] = {
+        "report.html": lambda: page(
+            found,
+            title,
+            short=report.short,
+            plots=plots,
+            styles=styles,
+            pictures=report.pictures,
+            times=full,
+            missing=report.missing,
+            left_out=report.left_out,
+        ),
+        "table.md": lambda: markdown_sections([*sections(found), *full]),
+        "table.tex": lambda: latex_tables(found, less),
     }
-    if content.records:
-        files["summary.md"] = lambda: markdown_tables(found, summary=True).encode()
-        files["table.csv"] = lambda: tidy_csv(content.records, content.sources).encode()
-    if content.timed:
-        files["latency.csv"] = lambda: rows_csv(content.timed).encode()
-    if content.written.agreement:
-        files["agreement.csv"] = lambda: rows_csv(content.written.agreement).encode()
+    if found.groups:
+        files["summary.md"] = lambda: markdown_tables(found, summary=True)
+    if report.agreement:
+        files["agreement.csv"] = lambda: rows_csv(report.agreement)
     for plot in plots:
-        for form in ("svg", "png"):
-            files[f"{plot.name}.{form}"] = partial(plot.draw, styles, form)
-    for picture in pictures:
+        files |= {
+            f"{plot.name}.{form}": partial(plot.draw, styles, form) for form in ("svg", "png")
+        }
+    for picture in report.pictures:
         files[f"{picture.name}.svg"] = partial(bytes, picture.svg)
         files[f"{picture.name}.png"] = partial(bytes, picture.png)
     return files
+
+
+def front_table(group: Group, fronts: Sequence[Front]) -> Table:
+    """Lay out where rows stand by each cost.
+
+    Args:
+        group: whose rows.
+        fronts: at least one.
+    """
+    names = labels(group.rows)
+    table = Table(
+        title=f"Pareto fronts of {group.name}",
+        caption="beaten: another row costs no more and is clearly more accurate; beside: not on "
+        "the front by the estimates, which may be wrong",
+    )
+    table.add_column("row")
+    for front in fronts:
+        table.add_column(front.cost.heading)
+    for row in group.rows:
+        places = [front.of(row) for front in fronts]
+        if any(places):
+            table.add_row(row_name(row, names), *(_verdict(place, names) for place in places))
+    return table
+
+
+def _verdict(place: Standing | None, names: Mapping[str, str]) -> str:
+    if place is None:
+        return "–"
+    words = _VERDICTS[place.verdict]
+    return words if place.by is None else f"{words} {row_name(place.by, names)}"
+
+
+def _group_data(short: Highlights) -> dict[str, Any]:
+    first = short.group.first
+    return {
+        "name": short.group.name,
+        "conditions": {name: getattr(first, name) for name in (*CONDITIONS, "version")},
+        "fewest_gflops_without_clear_loss": _model(short.least),
+        "rows": [_row_data(row, short.fronts) for row in short.group.rows],
+    }
+
+
+def _model(row: Average | None) -> str | None:
+    return None if row is None else row.first.model
+
+
+def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
+    places = {front.cost.name: front.of(row) for front in fronts}
+    return {
+        "model": row.first.model,
+        "method": row.method,
+        "keep_fraction": row.keep,
+        "method_config": row.config,
+        "seeds": [record.seed for record in row.records],
+        "top1_fraction": row.top1._asdict(),
+        "diff_to_dense_fraction": None if row.to_dense is None else row.to_dense._asdict(),
+        "gflops": row.mean("gflops"),
+        "latency": [asdict(timed) for timed in row.latency],
+        "tau": row.mean("tau"),
+        "pareto": {
+            name: {"verdict": place.verdict, "beaten_by": _model(place.by)}
+            for name, place in places.items()
+            if place is not None
+        },
+    }
+
+
+def once(runs: Iterable[Path]) -> list[Path]:
+    """Return runs without those that are there already, be it as a folder or as its file."""
+    unique: dict[Path, Path] = {}
+    for run in runs:
+        unique.setdefault((run / RECORDS if run.is_dir() else run).resolve(), run)
+    return list(unique.values())
+
+
+def records_in(run: Path) -> list[Record]:
+    """Return the records of a run; none of one that holds times alone.
+
+    Raises:
+        FileNotFoundError: the run isn't there, or has neither.
+        ValueError: no records, or a line that is none.
+    """
+    only_times = (run / LATENCIES).is_file() and not (run / RECORDS).exists()
+    return [] if only_times or _of_times(run) else read_run(run)
+
+
+def latencies_in(
+    runs: Sequence[Path], left_out: Callable[[str], object]
+) -> list[tuple[str, LatencyRecord]]:
+    """Return the times that runs hold or that lie beside their records, each with its run.
+
+    Args:
+        runs: folders, files of records or files of times.
+        left_out: told of files beside records that can't be read, which are then left out.
+
+    Raises:
+        ValueError: a run of times alone can't be read, or holds none.
+        OSError: one can't be opened.
+    """
+    times: dict[Path, list[tuple[str, LatencyRecord]]] = {}
+    for run in runs:
+        alone = _of_times(run)
+        file = run if alone else (run if run.is_dir() else run.parent) / LATENCIES
+        if file.resolve() in times or not file.is_file():
+            continue
+        alone = alone or not (file.parent / RECORDS).exists()
+        try:
+            records = read_latencies(file)
+        except (ValueError, OSError) as error:
+            if alone:
+                raise
+            left_out(str(error))
+            records = []
+        else:
+            if not records and alone:
+                raise ValueError(f"run {str(run)!r}: {file.name} holds no times")
+        times[file.resolve()] = [(str(run), record) for record in records]
+    return [time for each in times.values() for time in each]
+
+
+def _of_times(run: Path) -> bool:
+    """Tell a file of times, whatever it is called, by its first line."""
+    if not run.is_file():
+        return False
+    with run.open("rb") as file:
+        line = file.readline()
+    try:
+        first = json.loads(line)
+    except ValueError:
+        return run.name == LATENCIES
+    return run.name == LATENCIES or (isinstance(first, dict) and "stopwatch" in first)

@@ -1,20 +1,30 @@
-"""Rows that may stand in one table, from records of one run or many."""
+"""Rows that may stand in one table, from records of one run or many, and likewise times."""
 
+import json
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 
 from harness.averages import Average, averages
+from harness.differing import differing
+from harness.latency.machine import Machine
+from harness.latency.record import CONDITIONS as TIMED_CONDITIONS
+from harness.latency.record import LatencyRecord
+from harness.latency.tables import table_of
 from harness.protocol import protocol, tower_of
-from harness.records import CONDITIONS, LATER_CONDITIONS, Record
+from harness.records import CONDITIONS, Record
 from harness.shot_table import BY_COLUMN
+from harness.shown import json_values
 from harness.variants import DENSE
 
 Conditions = tuple[Hashable, ...]
-# What a heading names; where the rest differs, it tells that, too.
+# What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "tag", "shots", "tuning", "prompt_tokens")
-_APART = (*(name for name in CONDITIONS if name not in _NAMED), "version")
-_EVERY = (*_NAMED, *_APART)
+# Which images, and how large: named only where nothing else differs, as others imply them.
+_FINE = ("images_sha256", "image_size")
+_APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
+_EVERY = (*_NAMED, *_APART, *_FINE)
 _WORDS = {
     "dataset_revision": "revision {}",
     "seed": "seed {}",
@@ -28,6 +38,8 @@ _WORDS = {
     "timm": "timm {}",
     "version": "clip-patchrank {}",
 }
+_TIMED_ROW = ("model", "method", "keep", "method_config", "batch")
+_TIMED_APART = ("version", "weights_sha256", *(field.name for field in fields(Machine)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +68,7 @@ class Grouped:
 
     Attributes:
         groups: in the order in which they come in the records.
-        replaced: records that a newer one of the same row and conditions stands for.
+        replaced: how many records were left out for newer ones of the same row and conditions.
     """
 
     groups: Sequence[Group]
@@ -68,6 +80,19 @@ class Grouped:
         return any(len(row.records) > 1 for group in self.groups for row in group.rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimedGroup:
+    """Times that may stand in one table.
+
+    Attributes:
+        name: heading; no other group has it.
+        rows: batches rising, of each the dense model first.
+    """
+
+    name: str
+    rows: Sequence[LatencyRecord]
+
+
 def grouped(records: Iterable[Record]) -> Grouped:
     """Share records out to groups, so that no table mixes conditions.
 
@@ -77,122 +102,116 @@ def grouped(records: Iterable[Record]) -> Grouped:
     Raises:
         ValueError: no records.
     """
-    given = list(records)
-    if not given:
+    every = list(records)
+    if not every:
         raise ValueError("there are no records to report")
-    newest: dict[Hashable, tuple[Conditions, Record]] = {}
-    for conditions, record in zip(_conditions(given), given, strict=True):
-        key = (conditions, _identity(record), record.seed)
-        known = newest.get(key)
-        if known is None or _when(record) >= _when(known[1]):
-            newest[key] = (conditions, record)
-    seeds: dict[Hashable, set[int]] = {}
-    for conditions, record in newest.values():
-        if record.shots:
-            seeds.setdefault((conditions, _identity(record)), set()).add(record.seed)
+    newest: dict[tuple[Conditions, str, int], Record] = {}
+    for record in every:
+        key = (_conditions(record), averages([record])[0].identity, record.seed)
+        if key not in newest or _when(record) >= _when(newest[key]):
+            newest[key] = record
+    seeds: dict[tuple[Conditions, str], set[int]] = {}
+    for (conditions, identity, seed), record in newest.items():
+        seeds.setdefault((conditions, identity), set()).update({seed} if record.shots else ())
     shares: dict[tuple[Conditions, frozenset[int]], list[Record]] = {}
-    for conditions, record in newest.values():
-        own = frozenset(seeds.get((conditions, _identity(record)), ()))
+    for (conditions, identity, _), record in newest.items():
+        own = frozenset(seeds[conditions, identity])
         shares.setdefault((conditions, own), []).append(record)
-    rows = [_rows(share) for share in shares.values()]
+    rows = [
+        sorted(averages(share), key=lambda row: (row.method != DENSE, -row.keep))
+        for share in shares.values()
+    ]
     groups = [
         Group(name=name, rows=group, setting=_setting(conditions))
         for name, group, (conditions, _) in zip(_names(rows), rows, shares, strict=True)
     ]
-    return Grouped(groups=groups, replaced=len(given) - len(newest))
+    return Grouped(groups=groups, replaced=len(every) - len(newest))
 
 
-def _conditions(records: Sequence[Record]) -> list[Conditions]:
-    """Return what rows of a table have in common, for each record.
-
-    The seed of shots isn't: it is averaged over. What an earlier version of records didn't know is
-    taken to be what the others with equal conditions have, if that is one thing.
-    """
-    sure = [_values(record, [n for n in _EVERY if n not in LATER_CONDITIONS]) for record in records]
-    later = [_values(record, LATER_CONDITIONS) for record in records]
-    known: dict[Conditions, set[Conditions]] = {}
-    for one, values in zip(sure, later, strict=True):
-        if None not in values:
-            known.setdefault(one, set()).add(values)
-    found = []
-    for record, one, values in zip(records, sure, later, strict=True):
-        fitting = [each for each in known.get(one, ()) if _fits(values, each)]
-        told = dict(zip(LATER_CONDITIONS, fitting[0] if len(fitting) == 1 else values, strict=True))
-        found.append(tuple(told.get(n, _value_of(record, n)) for n in _EVERY))
-    return found
-
-
-def _fits(values: Sequence[Hashable], known: Sequence[Hashable]) -> bool:
-    return all(value in (None, other) for value, other in zip(values, known, strict=True))
-
-
-def _values(record: Record, names: Sequence[str]) -> Conditions:
-    return tuple(_value_of(record, name) for name in names)
+def timed_groups(records: Sequence[LatencyRecord]) -> list[TimedGroup]:
+    """Share times out to tables; what was timed several times counts once, as it was last."""
+    newest: dict[str, LatencyRecord] = {}
+    for record in records:
+        key = _timed_key(record, TIMED_CONDITIONS)
+        if key not in newest or _when(record) >= _when(newest[key]):
+            newest[key] = record
+    shared = tuple(name for name in TIMED_CONDITIONS if name not in _TIMED_ROW)
+    tables: dict[str, dict[str, list[LatencyRecord]]] = {}
+    for record in newest.values():
+        shares = tables.setdefault(table_of(record), {})
+        shares.setdefault(_timed_key(record, shared), []).append(record)
+    groups = []
+    for title, shares in tables.items():
+        facts = {key: _timed_facts(rows[0]) for key, rows in shares.items()}
+        varying = differing(facts.items())
+        for key, rows in shares.items():
+            apart = ", ".join(f"{name} {facts[key][name]}" for name in varying)
+            ordered = sorted(rows, key=lambda row: (row.batch, row.method != DENSE))
+            groups.append(TimedGroup(name=f"{title}; {apart}" if apart else title, rows=ordered))
+    return groups
 
 
-def _value_of(record: Record, name: str) -> Hashable:
-    value: Hashable = None if name == "seed" and record.shots else getattr(record, name)
-    return value
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _conditions(record: Record) -> Conditions:
+    """Return what rows of a table have in common; the seed of shots isn't: it is averaged over."""
+    varying = ("seed",) if record.shots else ()
+    return tuple(None if name in varying else getattr(record, name) for name in _EVERY)
 
 
 def _setting(conditions: Conditions) -> Hashable:
-    named = zip(_EVERY, conditions, strict=True)
-    return tuple(value for name, value in named if name not in BY_COLUMN)
+    pairs = zip(_EVERY, conditions, strict=True)
+    return tuple(value for name, value in pairs if name not in BY_COLUMN)
 
 
-def _identity(record: Record) -> str:
-    return averages([record])[0].identity
-
-
-def _when(record: Record) -> datetime:
+def _when(record: Record | LatencyRecord) -> datetime:
     return datetime.fromisoformat(record.created)
 
 
-def _rows(records: Sequence[Record]) -> list[Average]:
-    return sorted(averages(records), key=lambda row: (row.method != DENSE, -row.keep))
-
-
 def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
-    """Return headings, with the conditions in which groups of the same heading differ.
-
-    Those that an earlier version of records didn't know are told only where the rest is the same.
-    """
-    plain = [_plain(rows[0].first) for rows in groups]
-    sure = [name for name in _APART if name not in LATER_CONDITIONS]
-    return _told_apart(_told_apart(plain, groups, sure), groups, LATER_CONDITIONS)
-
-
-def _told_apart(
-    names: Sequence[str], groups: Sequence[Sequence[Average]], conditions: Sequence[str]
-) -> list[str]:
-    found = []
-    for name, rows in zip(names, groups, strict=True):
-        alike = [other for told, other in zip(names, groups, strict=True) if told == name]
-        differ = [_told(rows, c) for c in conditions if len({_value(o, c) for o in alike}) > 1]
-        found.append("; ".join([name, ", ".join(differ)]) if differ else name)
-    return found
+    """Return headings, with the conditions in which groups of the same heading differ."""
+    names = [_heading(rows[0].first) for rows in groups]
+    for conditions in (_APART, _FINE):
+        alike: dict[str, list[Sequence[Average]]] = {}
+        for name, rows in zip(names, groups, strict=True):
+            alike.setdefault(name, []).append(rows)
+        varying = {
+            name: [c for c in conditions if len({_text(rows, c) for rows in same}) > 1]
+            for name, same in alike.items()
+        }
+        names = [
+            "; ".join([name, *filter(None, [", ".join(_words(rows, c) for c in varying[name])])])
+            for name, rows in zip(names, groups, strict=True)
+        ]
+    return names
 
 
-def _plain(first: Record) -> str:
+def _heading(first: Record) -> str:
     how = protocol(first) if first.shots else "by text"
     return f"{first.dataset} {first.split}, {how}, {tower_of(first)}"
 
 
-def _value(rows: Sequence[Average], condition: str) -> str:
+def _text(rows: Sequence[Average], condition: str) -> str:
     if condition == "seed":
         return ", ".join(str(record.seed) for record in rows[0].records)
     value = getattr(rows[0].first, condition)
     return "unknown" if value is None else str(value)
 
 
-def _told(rows: Sequence[Average], condition: str) -> str:
+def _words(rows: Sequence[Average], condition: str) -> str:
     if condition == "threads":
         return counted(rows[0].first.threads, "thread")
     several = "seeds {}" if condition == "seed" and len(rows[0].records) > 1 else None
     words = several or _WORDS.get(condition, f"{condition.replace('_', ' ')} {{}}")
-    return words.format(_value(rows, condition))
+    return words.format(_text(rows, condition))
 
 
-def counted(count: int, what: str) -> str:
-    """Return a number of things in words."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def _timed_key(record: LatencyRecord, names: Sequence[str]) -> str:
+    return json.dumps({n: json_values(getattr(record, n)) for n in names}, sort_keys=True)
+
+
+def _timed_facts(record: LatencyRecord) -> dict[str, Any]:
+    return {n: getattr(record if hasattr(record, n) else record.machine, n) for n in _TIMED_APART}

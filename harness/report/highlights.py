@@ -1,15 +1,116 @@
-"""What a reader asks first of a group: what is saved without a clear loss, and what wins."""
+"""What a reader asks first: what is saved without a clear loss, what wins, what is missing."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 from harness.averages import Average, Judged, judged
+from harness.judging import paired_p, together
 from harness.labels import labels
-from harness.plots.accuracy import front_notes, judge, row_name
-from harness.report.front import SAME, Standing
-from harness.report.groups import Group, counted
+from harness.protocol import tower_of
+from harness.records import Latency
+from harness.report.groups import Group, Grouped, counted
+from harness.report.sections import shot_columns
 from harness.significance import minimum_detectable_difference
-from harness.variants import DENSE
+from harness.statistics import Interval
+from harness.variants import DENSE, GOLDEN
+
+Verdict = Literal["front", "open", "beaten"]
+SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
+
+# Flags, the fields that they decide, and what they are if nothing is said.
+_CONDITIONS = (
+    ("--split", "split", "test"),
+    ("--limit", "image_count", "250"),
+    ("--device", "device", "cpu"),
+    ("--dtype", "dtype", "float32"),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What rows may cost: multiply-adds, time over dense's, or milliseconds per image.
+
+    Attributes:
+        kind: which of them.
+        batch: size of the batch that was timed; None of multiply-adds.
+    """
+
+    kind: Literal["gflops", "ratio", "ms"]
+    batch: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in files and data, such as ``ratio_batch32``."""
+        return self.kind if self.batch is None else f"{self.kind}_batch{self.batch}"
+
+    @property
+    def heading(self) -> str:
+        """What a column of it is called."""
+        return "GFLOPs" if self.batch is None else f"time, batch {self.batch}"
+
+    def of(self, row: Average) -> Interval | None:
+        """Return a row's cost with its interval; None where it wasn't measured."""
+        if self.kind == "gflops":
+            return _exact(row.mean("gflops"))
+        timed = next((each for each in row.latency if each.batch == self.batch), None)
+        if timed is None:
+            return None
+        if self.kind == "ms":
+            return Interval(*(n / timed.batch for n in (timed.median_ms, timed.q1_ms, timed.q3_ms)))
+        return _exact(1.0) if row.method == DENSE else _ratio(timed)
+
+
+def _exact(value: float | None) -> Interval | None:
+    return None if value is None else Interval(value, value, value)
+
+
+def _ratio(timed: Latency) -> Interval | None:
+    ends = (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
+    return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a row stands.
+
+    Attributes:
+        row: which.
+        cost: of it.
+        verdict: ``beaten``: another row costs no more, within 1 %, intervals taken at their worse
+            ends, and is clearly more accurate. ``front``: it isn't, and by the estimates no row is
+            as cheap and as accurate and better in one of the two. ``open``: neither; the images or
+            timings are too few to say.
+        by: the most accurate row of those that clearly beat it.
+    """
+
+    row: Average
+    cost: Interval
+    verdict: Verdict
+    by: Average | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """Rows of a group by one cost.
+
+    Attributes:
+        cost: by what.
+        standings: of each row that has the cost; at least two.
+    """
+
+    cost: Cost
+    standings: Sequence[Standing]
+
+    def of(self, row: Average) -> Standing | None:
+        """Return where a row stands; None where it lacks the cost."""
+        return self._by_identity.get(row.identity)
+
+    @cached_property
+    def _by_identity(self) -> dict[str, Standing]:
+        return {one.row.identity: one for one in self.standings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,24 +121,94 @@ class Highlights:
         group: which.
         conditions: what it was measured on.
         saving: about the row that costs least of those without a clear loss to dense.
-        fronts: about rows on the Pareto fronts and those that are clearly beaten, by cost.
-        least: that row; None where there is none.
-        stood: where rows stand by each cost, as `judge` returns it.
+        winners: about rows on the Pareto fronts and those that are clearly beaten, a cost each.
+        least: the row that `saving` is about; None where there is none.
+        fronts: by GFLOPs and by the ratio of time at each batch size.
     """
 
     group: Group
     conditions: str
     saving: str
-    fronts: Sequence[str]
+    winners: Sequence[str]
     least: Average | None
-    stood: Mapping[str, Sequence[Standing]]
+    fronts: Sequence[Front]
+
+
+def standings(
+    rows: Sequence[Average], cost: Callable[[Average], Interval | None]
+) -> list[Standing]:
+    """Judge every row that has a cost.
+
+    Clearly more accurate is what the exact test of `averages.row_p` says on the same images, at 5 %
+    by Holm over all pairs that are asked about.
+
+    Args:
+        rows: of one group.
+        cost: of a row, with its interval; None where it wasn't measured.
+    """
+    costs = [(row, price) for row in rows if (price := cost(row)) is not None]
+    hits = [row.hits for row, _ in costs]
+    pairs = [
+        (better, worse)
+        for worse, (row, spent) in enumerate(costs)
+        for better, (other, price) in enumerate(costs)
+        if better != worse
+        and price.high <= SAME * spent.low
+        and other.top1.estimate > row.top1.estimate
+    ]
+    seeds = [len(row.records) for row, _ in costs]
+    clear = together(
+        {(a, b): paired_p(hits[a], hits[b], seeds[a], seeds[b]) for a, b in pairs}
+    ).clear
+    beaten: dict[int, Average] = {}
+    for better, worse in pairs:
+        row, known = costs[better][0], beaten.get(worse)
+        if (better, worse) in clear and (known is None or row.top1.estimate > known.top1.estimate):
+            beaten[worse] = row
+    on_front = _front_of([(price.estimate, row.top1.estimate) for row, price in costs])
+    return [
+        Standing(
+            row=row,
+            cost=price,
+            verdict="beaten" if at in beaten else "front" if at in on_front else "open",
+            by=beaten.get(at),
+        )
+        for at, (row, price) in enumerate(costs)
+    ]
+
+
+def _front_of(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Return which (cost, accuracy) no other is as cheap and accurate as, and better in one."""
+    front: set[int] = set()
+    best, at_cost = float("-inf"), float("-inf")
+    for at, (cost, top1) in sorted(enumerate(points), key=lambda p: (p[1][0], -p[1][1])):
+        if top1 > best or (top1 == best and cost == at_cost):
+            front.add(at)
+            best, at_cost = top1, cost
+    return front
+
+
+def fronts(group: Group, kinds: Sequence[str] = ("gflops", "ratio")) -> list[Front]:
+    """Return where rows stand by each cost that at least two of them have."""
+    batches = sorted({timed.batch for row in group.rows for timed in row.latency})
+    costs = [
+        Cost("gflops"),
+        *(Cost("ratio", b) for b in batches),
+        *(Cost("ms", b) for b in batches),
+    ]
+    judged_by = [
+        Front(cost=cost, standings=standings(group.rows, cost.of))
+        for cost in costs
+        if cost.kind in kinds
+    ]
+    return [front for front in judged_by if len(front.standings) > 1]
 
 
 def highlights(group: Group) -> Highlights:
     """Say a group in short, from its records alone."""
-    first, named = group.first, labels(group.rows)
-    least, saving = _saving(group.rows, named)
-    stood = judge(group)
+    first, names = group.first, labels(group.rows)
+    least, saving = _saving(group.rows, names)
+    every = fronts(group)
     seeds = len(group.rows[0].records)
     over = f", mean of {seeds} seeds" if seeds > 1 else ""
     return Highlights(
@@ -45,47 +216,83 @@ def highlights(group: Group) -> Highlights:
         conditions=f"{first.image_count} images{over}; {first.device_name}, {first.device}, "
         f"{first.dtype}, {counted(first.threads, 'thread')}",
         saving=saving,
-        fronts=[_front(cost, each, named) for cost, each in stood.items()],
+        winners=[_winners(front, names) for front in every],
         least=least,
-        stood=stood,
+        fronts=every,
     )
 
 
-def _saving(rows: Sequence[Average], named: Mapping[str, str]) -> tuple[Average | None, str]:
+def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str]:
+    """Say which rows are on the front, which may be, and which clearly aren't."""
+    ordered = sorted(stood, key=lambda one: one.cost.estimate)
+    notes = []
+    for verdict, words in (("front", "On the front"), ("open", "Beside it, not clearly")):
+        if rows := [one.row for one in ordered if one.verdict == verdict]:
+            notes.append(f"{words}: {row_names(rows, names)}.")
+    beaten = [
+        f"{row_name(one.row, names)} (by {row_name(one.by, names)})"
+        for one in ordered
+        if one.by is not None
+    ]
+    if beaten:
+        notes.append(f"Clearly beaten: {', '.join(beaten)}.")
+    return notes
+
+
+def row_name(row: Average, names: Mapping[str, str]) -> str:
+    """Return what a row is called in a sentence."""
+    name = names[row.identity]
+    return name if row.method == DENSE else f"{name} {100 * row.keep:.3g} %"
+
+
+def row_names(rows: Iterable[Average], names: Mapping[str, str]) -> str:
+    """List rows."""
+    return ", ".join(row_name(row, names) for row in rows)
+
+
+def _winners(front: Front, names: Mapping[str, str]) -> str:
+    notes = [n for n in front_notes(front.standings, names) if not n.startswith("Beside")]
+    if all(one.by is None for one in front.standings):
+        notes.append("None is clearly beaten.")
+    batch = front.cost.batch
+    return f"By {'GFLOPs' if batch is None else f'time at batch {batch}'}: {' '.join(notes)}"
+
+
+def _saving(rows: Sequence[Average], names: Mapping[str, str]) -> tuple[Average | None, str]:
     dense = next((row for row in rows if row.method == DENSE), None)
-    together = judged(rows)
+    family = judged(rows)
     if dense is None:
         return None, "There is no dense row, so no loss to it can be told."
     whole = dense.mean("gflops")
-    if together is None or whole is None:
+    if family is None or whole is None:
         return None, "No row has both a difference to dense and counted GFLOPs."
     cheaper = [
         row for row in rows if row.to_dense is not None and (row.mean("gflops") or whole) < whole
     ]
     if not cheaper:
         return None, "No row with a difference to dense has fewer GFLOPs."
-    found = [row for row in cheaper if not _lost(row, together)]
-    if not found:
+    without_loss = [row for row in cheaper if not _lost(row, family)]
+    if not without_loss:
         return (
             None,
             "Every row with fewer GFLOPs is less accurate than dense by its interval or the test.",
         )
-    fewest = min(row.mean("gflops") for row in found)
-    alike = [row for row in found if row.mean("gflops") <= SAME * fewest]
+    fewest = min(row.mean("gflops") for row in without_loss)
+    alike = [row for row in without_loss if row.mean("gflops") <= SAME * fewest]
     least = max(alike, key=lambda row: row.top1.estimate)
-    return least, _told(least, dense, together, row_name(least, named))
+    return least, _about(least, dense, family, row_name(least, names))
 
 
-def _lost(row: Average, together: Judged) -> bool:
+def _lost(row: Average, family: Judged) -> bool:
     """Tell a row that is less accurate by all rows judged together, or by its interval alone.
 
     The second finds more, as a loss that goes unseen is the worse mistake here.
     """
     assert row.to_dense is not None
-    return row.to_dense.high < 0 or (bool(together.mark(row)) and row.to_dense.estimate < 0)
+    return row.to_dense.high < 0 or (bool(family.mark(row)) and row.to_dense.estimate < 0)
 
 
-def _told(row: Average, dense: Average, together: Judged, name: str) -> str:
+def _about(row: Average, dense: Average, family: Judged, name: str) -> str:
     assert row.to_dense is not None
     estimate, low, high = (100 * number for number in row.to_dense)
     spent, whole = row.mean("gflops"), dense.mean("gflops")
@@ -100,28 +307,122 @@ def _told(row: Average, dense: Average, together: Judged, name: str) -> str:
                 f"; {timed.ratio_to_dense:.2f} of dense's time at batch {timed.batch} "
                 f"[{timed.ratio_low:.2f}, {timed.ratio_high:.2f}]"
             )
-    return f"{text}.{_unseen(row, dense, together)}"
+    return f"{text}.{_hidden_loss(row, dense, family)}"
 
 
-def _unseen(row: Average, dense: Average, together: Judged) -> str:
+def _hidden_loss(row: Average, dense: Average, family: Judged) -> str:
     """Say what loss so many images may hide; nothing of several seeds, or of a clear gain."""
-    if together.mark(row) or len(dense.records) > 1:
+    if family.mark(row) or len(dense.records) > 1:
         return ""
     truth = dense.first.correct
-    apart = float((row.first.correct != truth).mean())
-    found = minimum_detectable_difference(truth.size, apart)
-    if found is None:
-        told = int((row.first.correct != truth).sum())
-        return f" Just one of the two is right on {counted(told, 'image')}, too few to show a loss."
+    apart = row.first.correct != truth
+    least = minimum_detectable_difference(truth.size, float(apart.mean()))
+    if least is None:
+        images = counted(int(apart.sum()), "image")
+        return f" Just one of the two is right on {images}, too few to show a loss."
     return (
-        f" No clear loss isn't no loss: {truth.size} images show one of {100 * found:.1f} points "
+        f" No clear loss isn't no loss: {truth.size} images show one of {100 * least:.1f} points "
         "in four of five cases."
     )
 
 
-def _front(cost: str, stood: Sequence[Standing], named: Mapping[str, str]) -> str:
-    batch = cost.partition("ratio_batch")[2]
-    notes = [n for n in front_notes(stood, named) if not n.startswith("Beside")]
-    if all(one.by is None for one in stood):
-        notes.append("None is clearly beaten.")
-    return f"By {f'time at batch {batch}' if batch else 'GFLOPs'}: {' '.join(notes)}"
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """A plot that records lack the figures for.
+
+    Attributes:
+        title: what would be shown.
+        groups: headings of the groups that lack it.
+        why: what they lack.
+        command: what measures it.
+    """
+
+    title: str
+    groups: Sequence[str]
+    why: str
+    command: str
+
+
+def missing(found: Grouped, *, traced: bool) -> list[Missing]:
+    """Return what none of a group's rows has, one entry per subject.
+
+    Args:
+        found: the groups.
+        traced: pictures were drawn from traces.
+    """
+    groups = list(found.groups)
+    lacking: tuple[tuple[str, str, list[Group], list[str]], ...] = (
+        (
+            "Top-1 against GFLOPs",
+            "multiply-adds weren't counted",
+            [g for g in groups if not _any(g, "gflops")],
+            [],
+        ),
+        (
+            "Top-1 against time",
+            "nothing was timed",
+            [g for g in groups if not any(row.latency for row in g.rows)],
+            ["--batches", "1", "32"],
+        ),
+        (
+            "Kendall τ against keep rate",
+            "there were no golden rankings, or no methods that rank",
+            [g for g in groups if not _any(g, "tau")],
+            ["--methods", GOLDEN, *_methods(groups)],
+        ),
+        (
+            "Tokens per block",
+            "they weren't recorded",
+            [g for g in groups if not _any(g, "tokens_per_block")],
+            [],
+        ),
+        (
+            "Top-1 by shots",
+            "there is one number of shots only",
+            [] if shot_columns(found) else groups,
+            ["--shots", "0", "1", "2", "4", "8", "16"],
+        ),
+        (
+            "Agreement of rankings, and kept patches",
+            "no traces lie beside the records",
+            [] if traced else groups,
+            ["--fresh"],
+        ),
+    )
+    return [
+        Missing(
+            title=title,
+            groups=[group.name for group in those],
+            why=why,
+            command=_command(those, flags),
+        )
+        for title, why, those, flags in lacking
+        if those
+    ]
+
+
+def _any(group: Group, field: str) -> bool:
+    return any(getattr(r, field) is not None for row in group.rows for r in row.records)
+
+
+def _methods(groups: Sequence[Group]) -> list[str]:
+    """Return the methods that take part, without dense and golden."""
+    every = dict.fromkeys(row.method for group in groups for row in group.rows)
+    return [method for method in every if method not in (DENSE, GOLDEN)]
+
+
+def _command(groups: Sequence[Group], flags: Sequence[str]) -> str:
+    """Return a command for towers, datasets and keep rates of the groups."""
+    first = [group.first for group in groups]
+    keeps = {row.keep for group in groups for row in group.rows if row.method != DENSE}
+    words = ["--models", *dict.fromkeys(tower_of(record) for record in first)]
+    words += ["--datasets", *dict.fromkeys(record.dataset for record in first)]
+    if keeps:
+        words += ["--keeps", *(f"{keep:.3g}" for keep in sorted(keeps, reverse=True))]
+    if "--shots" not in flags and (shots := sorted({record.shots for record in first})) != [0]:
+        words += ["--shots", *map(str, shots)]
+    for flag, field, usual in _CONDITIONS:
+        values = {str(getattr(record, field)) for record in first}
+        if len(values) == 1 and values != {usual}:
+            words += [flag, *values]
+    return f"python -m harness compare {shlex.join([*words, *flags])}"

@@ -1,40 +1,36 @@
-"""A report as one page that needs no network."""
+"""A report as one page that needs no network; its template, style and script lie beside this."""
 
 import base64
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from html import escape
 from pathlib import Path
+from typing import Any
 
-from harness.picture import Picture
-from harness.plots.panel import Plot
-from harness.plots.style import Style
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from harness.report.drawing import INK, Picture, Plot, Style
 from harness.report.groups import Grouped, counted
-from harness.report.highlights import Highlights
-from harness.report.missing import missing
-from harness.report.parts import (
-    Part,
-    in_short_part,
-    left_out_part,
-    missing_part,
-    pictures_part,
-    plain,
-    plots_part,
-    tables_part,
-    times_part,
-)
-from harness.report.sections import Section
+from harness.report.highlights import Highlights, Missing
+from harness.report.sections import Section, sections
+
+_HERE = Path(__file__).parent
 
 
 def page(
     found: Grouped,
     title: str,
-    plots: Sequence[Plot],
-    styles: Mapping[str, Style],
-    pictures: Sequence[Picture] = (),
     *,
     short: Sequence[Highlights],
+    plots: Sequence[Plot] = (),
+    styles: Mapping[str, Style],
+    pictures: Sequence[Picture] = (),
     times: Sequence[Section] = (),
+    missing: Sequence[Missing] = (),
     left_out: Sequence[str] = (),
 ) -> str:
     """Return the page.
@@ -42,97 +38,95 @@ def page(
     Args:
         found: what it is of.
         title: heading.
+        short: each group in short.
         plots: in order.
         styles: of their series.
         pictures: more figures, drawn already.
-        short: each group in short.
         times: tables of what `latency` timed.
+        missing: what was not measured.
         left_out: why files beside the records are not in it.
     """
-    first, parts = [], []
-    if left_out:
-        first.append(left_out_part(left_out))
-    if found.groups:
-        tables = tables_part(found)
-        first.append(in_short_part(short, {part.title: part.anchor for part in tables.parts}))
-        parts.append(tables)
-    if times:
-        parts.append(times_part(times))
-    if plots:
-        parts.append(plots_part(plots, styles))
-    if pictures:
-        parts.append(pictures_part(pictures))
-    if lacking := missing(found, traced=bool(pictures)):
-        parts.append(missing_part(lacking))
-    # The answer before the contents, which fill a phone's screen.
-    answer, body = ("".join(_section(part, 2) for part in each) for each in (first, parts))
-    script, policy = _asset("sort.js"), _policy()
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{plain(title)}</title>
-<style>{_asset("style.css")}</style>
-</head>
-<body>
-<a class="skip" href="#report">Skip to the report</a>
-<header>
-<h1>{plain(title)}</h1>
-<p class="soft">{plain(_lead(found))}</p>
-</header>
-<main id="report" tabindex="-1">
-{answer}<nav aria-label="Contents">{_contents(parts)}</nav>
-{body}</main>
-<script>{script}</script>
-</body>
-</html>
-"""
+    tables = list(sections(found, marked=True))
+    named = {re.sub(r"[^A-Za-z0-9_-]", "-", picture.name): picture for picture in pictures}
+    chapters = {
+        ("tables", "Tables"): [(f"table-{at}", one.name) for at, one in enumerate(tables, 1)],
+        ("times", "Times"): [(f"times-{at}", one.name) for at, one in enumerate(times, 1)],
+        ("plots", "Plots"): [(plot.name, plot.title) for plot in plots],
+        ("rankings", "Rankings and kept patches"): [(k, each.title) for k, each in named.items()],
+        ("missing", "Not measured"): [
+            (f"missing-{at}", one.title) for at, one in enumerate(missing, 1)
+        ],
+    }
+    script = _asset("sort.js")
+    return _template().render(
+        found=found,
+        title=title,
+        short=short,
+        tables=tables,
+        anchor_of={one.name: f"table-{at}" for at, one in enumerate(tables, 1)},
+        times=times,
+        plots=plots,
+        drawings={plot.name: plot.draw_each(styles) for plot in plots},
+        pictures=named,
+        missing=missing,
+        left_out=left_out,
+        contents=[
+            (*chapter, [(*entry, ()) for entry in inner])
+            for chapter, inner in chapters.items()
+            if inner
+        ],
+        style=Markup(_asset("style.css")),
+        script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_with_unit,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"counted": counted, "inline": inline}
+    environment.filters["settings"] = _settings
+    return environment.get_template("page.html")
 
 
 @cache
 def _asset(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return (_HERE / name).read_text(encoding="utf-8")
 
 
-def _policy() -> str:
-    """Return what the browser lets the page do: our script by its hash, and nothing outside."""
-    digest = base64.b64encode(hashlib.sha256(_asset("sort.js").encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
+def _with_unit(value: Any) -> Any:
+    """Keep a number on one line with what follows it; markup stays as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", value)
 
 
-def _lead(found: Grouped) -> str:
-    """Say how much is in it."""
-    if not found.groups:
-        return "Times alone, without records of accuracy."
-    rows = sum(len(group.rows) for group in found.groups)
-    told = f"{counted(rows, 'row')} in {counted(len(found.groups), 'group')}; rows of one table "
-    told += "were measured under the same conditions."
-    if found.replaced:
-        told += (
-            f" Left out for newer ones of the same rows under the same conditions: "
-            f"{counted(found.replaced, 'earlier measurement')}."
-        )
-    return told
+def _settings(settings: Mapping[str, object]) -> str:
+    return json.dumps(settings, sort_keys=True)[1:-1] or "no settings"
 
 
-def _contents(parts: Sequence[Part]) -> str:
-    entries = "".join(
-        f'<li><a href="#{part.anchor}">{plain(part.title)}</a>'
-        f"{_contents(part.parts) if part.parts else ''}</li>\n"
-        for part in parts
-    )
-    return f"<ul>\n{entries}</ul>"
+def inline(svg: bytes, name: str, alt: str) -> Markup:
+    """Return a drawing as an element that is told as a picture.
 
+    No prolog, document type or metadata; ink has the colour of the page's text; no id of it is
+    another drawing's.
 
-def _section(part: Part, level: int) -> str:
-    inside = "".join(_section(inner, level + 1) for inner in part.parts)
-    return (
-        f'<section id="{part.anchor}" aria-labelledby="{part.anchor}-title">\n'
-        f'<h{level} id="{part.anchor}-title">{plain(part.title)}</h{level}>\n'
-        f"{part.html}{inside}</section>\n"
-    )
+    Args:
+        svg: as matplotlib writes it.
+        name: of the drawing on its page.
+        alt: what it shows.
+    """
+    text = svg.decode()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(?<=\s)id="', f'id="{name}-', text)
+    text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
+    head, _, body = text.partition(">")
+    head += f' role="img" aria-labelledby="{name}-alt"'
+    title = f'<title id="{name}-alt">{escape(alt)}</title>'
+    return Markup(f"{head}>{title}{body}".replace(INK, "currentColor").strip())

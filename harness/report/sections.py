@@ -1,15 +1,35 @@
 """The tables of a report, whatever they are written as."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from harness.averages import Average, Judged, judged, uncounted
 from harness.columns import Cell, Column, columns_of
+from harness.latency.record import LatencyRecord
+from harness.latency.tables import CAPTION, DETAILS, PREPARED, notes
+from harness.latency.tables import columns_of as timed_columns_of
 from harness.protocol import protocol
-from harness.report.groups import Group, Grouped, counted
+from harness.report.groups import Group, Grouped, TimedGroup, counted
 from harness.shot_table import by_shots, shot_tables
 
 _SUMMARY = ("Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "× dense", "Kendall τ")
+# What sorting goes by, where it isn't what stands in the cell.
+_SORTED_BY = {
+    "batch": "batch",
+    "tokens": "final_tokens",
+    "GFLOPs": "gflops",
+    "ms": "median_ms",
+    "images/s": "images_per_s",
+    "ratio": "ratio_to_dense",
+    "saved": "saved_gflops",
+    "of time": "saved_time",
+    "arrived": "arrived",
+    "MiB": "peak_mib",
+    "first, s": "first_call_s",
+    "off": "deviation",
+    "mJ/image": "energy_mj_per_image",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +63,12 @@ def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> 
         summary: leave out what a first look doesn't need.
         marked: differences to dense that are clear with all rows judged together have a mark.
     """
-    groups = found.groups
-    settings = [group.setting for group in groups]
-    for at, group in enumerate(groups):
+    together = _by_setting(found)
+    for group in found.groups:
         yield _section(group, summary=summary, marked=marked)
-        if settings[at] in settings[at + 1 :]:
+        same = together[group.setting]
+        if group is not same[-1]:
             continue
-        same = [other for other in groups if other.setting == settings[at]]
         for columns in apart(same):
             for table in shot_tables([group.rows for group in columns]):
                 yield Section(
@@ -81,12 +100,19 @@ def _once(groups: Sequence[Group]) -> bool:
 
 def shot_columns(found: Grouped) -> list[list[Sequence[Average]]]:
     """Return what tables of shots are made of, one entry per table, shots rising."""
-    every = []
-    for setting in dict.fromkeys(group.setting for group in found.groups):
-        same = [group for group in found.groups if group.setting == setting]
-        for columns in apart(same):
-            every += by_shots([group.rows for group in columns])
-    return every
+    return [
+        table
+        for same in _by_setting(found).values()
+        for columns in apart(same)
+        for table in by_shots([group.rows for group in columns])
+    ]
+
+
+def _by_setting(found: Grouped) -> dict[Hashable, list[Group]]:
+    settings: dict[Hashable, list[Group]] = {}
+    for group in found.groups:
+        settings.setdefault(group.setting, []).append(group)
+    return settings
 
 
 def _section(group: Group, *, summary: bool, marked: bool) -> Section:
@@ -132,3 +158,50 @@ def _about(group: Sequence[Average]) -> str:
         f"weights {first.weights_sha256[:12]}; agreement on "
         f"{', '.join(map(str, golden)) or 'no'} images.{f' {lost}.' if lost else ''}"
     )
+
+
+def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> list[Section]:
+    """Return a table per group, the model first in each row.
+
+    Args:
+        groups: the times.
+        summary: leave out what a first look doesn't need.
+    """
+    return [_times(group, summary=summary) for group in groups]
+
+
+def time_rows(times: Sequence[tuple[str, LatencyRecord]]) -> list[dict[str, Any]]:
+    """Return a row of every field per time, each time with the run that it is from."""
+    rows = []
+    for run, record in times:
+        values = asdict(record)
+        inner = {name: values.pop(name) for name in ("machine", "surroundings")}
+        flat = {f"{name}_{key}": value for name, own in inner.items() for key, value in own.items()}
+        rows.append({"run": run} | values | flat)
+    return rows
+
+
+def _times(group: TimedGroup, *, summary: bool) -> Section:
+    columns = timed_columns_of(group.rows)
+    heads = ["model", *(head for head in columns if head != "model")]
+    if summary:
+        heads = [head for head in heads if head not in DETAILS]
+    more = PREPARED if "off" in columns and not summary else ""
+    return Section(
+        name=group.name,
+        about=f"{CAPTION[0].upper()}{CAPTION[1:]}{more}.",
+        heads=heads,
+        rows=[
+            [Cell(columns[head](row), _value(row, head, columns[head](row))) for head in heads]
+            for row in group.rows
+        ],
+        models=[row.model for row in group.rows],
+        notes=notes(group.rows),
+    )
+
+
+def _value(row: LatencyRecord, head: str, text: str) -> float | str | None:
+    if head in _SORTED_BY:
+        value: float | None = getattr(row, _SORTED_BY[head])
+        return value
+    return None if head == "verdict" and row.verdict is None else text

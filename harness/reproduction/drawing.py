@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from harness.plots.style import INK, OPTIONS, STYLES, saved
+from harness.report.drawing import INK, OPTIONS, STYLES, saved
 from harness.reproduction.measures import mean_of
 from harness.reproduction.sheet import Comparison
 from harness.statistics import Interval

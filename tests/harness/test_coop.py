@@ -17,7 +17,7 @@ from harness.datasets import SplitName, get_dataset, list_datasets, names_of
 from harness.datasets.coop import CoopSplit
 from harness.evaluate import nameable, subset
 from harness.few_shot import SHOTS, draw
-from harness.golden.pictures import find_pictures
+from harness.report.show import find_pictures
 
 NAMES = ("ankle_boot", "bag", "dress")
 COUNTS: dict[SplitName, int] = {"train": 16, "val": 5, "test": 7}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from harness.correctness import pack_correct
-from harness.plots.style import styles_of
 from harness.records import Latency, Record
-from harness.report.folder import plots_of
+from harness.report.drawing import styles_of
 from harness.report.groups import grouped
-from harness.report.highlights import highlights
+from harness.report.highlights import highlights, missing
 from harness.report.page import page
+from harness.report.plots import plots_of
 
 Make = Callable[..., Record]
 IMAGES = 100
@@ -171,10 +171,11 @@ class Page(HTMLParser):
 
 def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
     found = grouped(records)
-    plots = plots_of(found)
-    styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
     short = [highlights(group) for group in found.groups]
-    text = page(found, title, plots, styles, short=short, **more)
+    plots = plots_of(found, short)
+    styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
+    lacking = missing(found, traced=bool(more.get("pictures")))
+    text = page(found, title, short=short, plots=plots, styles=styles, missing=lacking, **more)
     return text, Page(text)
 
 

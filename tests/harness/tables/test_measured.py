@@ -17,9 +17,9 @@ from harness.listing import datasets_table, fitting, list_tables
 from harness.match import matched
 from harness.overhead import Overhead, overhead_table
 from harness.records import Record
-from harness.report.command import front_table
-from harness.report.front import Standing
+from harness.report.folder import front_table
 from harness.report.groups import grouped
+from harness.report.highlights import Cost, Front, Standing
 from harness.shot_table import shot_tables
 from harness.shown import Forms, Part
 from harness.statistics import Interval
@@ -103,8 +103,9 @@ def _overhead(records: list[Record]) -> list[Part]:
 def _report(records: list[Record]) -> list[Part]:
     (group,) = grouped(records).groups
     row = group.rows[0]
-    stood = [Standing(row=row, cost=1.0, verdict="front")]
-    return [front_table(group, {"gflops": stood, "latency_ratio_batch32": stood})]
+    stood = [Standing(row=row, cost=Interval(1.0, 1.0, 1.0), verdict="front")]
+    costs = (Cost("gflops"), Cost("ratio", 32))
+    return [front_table(group, [Front(cost=cost, standings=stood) for cost in costs])]
 
 
 MAKERS = (_compare, _changes, _shots, _matched, _floor, _list, _classes, _overhead, _report)

@@ -1,1 +1,0 @@
-"""Plots of records: what they show as data, and how that is drawn."""

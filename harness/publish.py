@@ -1,0 +1,458 @@
+"""Publish a model: its weights and where they are from, its card, a folder, and the upload."""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from jinja2 import Environment, FileSystemLoader, Template
+from rich.console import Console
+from timm.models import save_for_hf
+
+import zoo
+from harness.changes import read_run
+from harness.cost import gflops, lacking
+from harness.progress import Progress
+from harness.records import Record, conditions
+from harness.report.markdown import markdown_table
+from harness.shown import Shown
+from harness.towers import create_pretrained, split_method, split_name
+from harness.variants import DENSE, as_json, predictors_digest
+from zoo.files import digest_of, read_facts, write_whole
+from zoo.load_open_clip import FOLDER, HUB
+from zoo.predictor_file import PredictorFile, given_predictors
+from zoo.prompts import CosineHead
+from zoo.reducer import METHODS, configure, expected
+from zoo.registry import MODELS
+from zoo.sizes import SIZES
+from zoo.vit import ReducedViT
+from zoo.weights import find_predictor, fingerprint
+
+FILES = ("README.md", "config.json", "model.safetensors")
+FREE = ("apache-2.0", "bsd-3-clause", "mit")
+UNKNOWN = "unknown"
+PROVENANCE = "provenance"  # its key in config.json
+_HUBS_LICENSES = (*FREE, UNKNOWN, "cc-by-nc-4.0")  # others it knows by license_name
+_RANKED = (
+    *("dataset", "split", "revision", "model", "weights", "score", "block", "window", "stride"),
+    *("dtype", "approximate", "greedy"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publishable:
+    """A model with its weights, and where these are from.
+
+    Attributes:
+        vit: the model, in evaluation mode.
+        arch: timm name, without a tag.
+        tag: weight tag of its tower.
+        provenance: JSON values: metadata of the files that the weights came from, in
+            ``predictors`` (one entry each) and ``prompts``, and hashes of these files in
+            ``digests``. Empty where nobody wrote that down.
+    """
+
+    vit: ReducedViT
+    arch: str
+    tag: str
+    provenance: dict[str, Any]
+
+    @property
+    def dense(self) -> ReducedViT:
+        """The model without its reduction; shares its modules."""
+        return zoo.reduce(self.vit, method=None)
+
+    @property
+    def method(self) -> str:
+        """Registered method, or ``dense``."""
+        return DENSE if self.vit.reducer is None else self.vit.reducer.method
+
+    @property
+    def license(self) -> str:
+        """Licence of the tower's weights, ``unknown`` if nobody said."""
+        facts: Any = self.vit.pretrained_cfg
+        return str(facts.get("license") or UNKNOWN)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that tuned text features tell apart; none without them."""
+        facts: Any = self.vit.pretrained_cfg
+        tuned = isinstance(self.vit.head, CosineHead)
+        return tuple(facts.get("label_names") or ()) if tuned else ()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the method's settings as records keep them, its predictor left out."""
+        return {} if self.vit.reducer is None else as_json(self.vit.reducer.config)
+
+    def weights(self) -> str:
+        """Return the fingerprint of the tower as records keep it: without what was tuned."""
+        tower = self.dense
+        tower.prompts = None
+        if isinstance(tower.head, CosineHead):
+            tower.head = tower.head.projection  # type: ignore[assignment]
+        return fingerprint(tower)
+
+    def rows(self, records: Sequence[Record], path: Path) -> list[Record]:
+        """Choose what was measured of this model, and of its dense tower beside it.
+
+        Args:
+            records: of a run.
+            path: their file, for the message.
+
+        Raises:
+            ValueError: there is none of this model with these weights and settings.
+        """
+        weights, settings = self.weights(), self.settings()
+        mine = [record for record in records if self._is_of(record, weights, settings)]
+        if not mine:
+            there = ", ".join(sorted({record.model for record in records})) or "nothing"
+            command = self.command()
+            mend = f"measure it with: {command}" if command else "leave --records out"
+            raise ValueError(
+                f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights "
+                f"({weights}) and settings; it has {there}; {mend}"
+            )
+        told = {conditions(record) for record in mine}
+        beside = [r for r in records if r.method == DENSE and conditions(r) in told]
+        return [*(r for r in beside if r not in mine), *mine]
+
+    def _is_of(self, record: Record, weights: str, settings: dict[str, Any]) -> bool:
+        config = record.method_config
+        known = self.provenance.get("digests") or {}
+        return (
+            (record.model, record.tag, record.weights_sha256) == (self.arch, self.tag, weights)
+            and all(config.get(key) == value for key, value in {**settings, **known}.items())
+            and (record.shots > 0) == bool(self.classes)
+        )
+
+    def command(self) -> str | None:
+        """Return the command that measures this model; None if none has its settings."""
+        known = MODELS.get(self.arch)
+        if known is None:
+            return None
+        keeps = "" if known.method is None else f" --keeps {known.percent / 100:g}"
+        if known.method is not None:
+            keep = {"keep": known.percent / 100}
+            usual = as_json(configure(known.method, keep, len(self.vit.blocks)))
+            free = ("arch", "width")  # told by the predictor
+            if any(usual[k] != v for k, v in self.settings().items() if k not in free):
+                return None
+        dataset, shots = "NAME", ""
+        if self.classes:
+            prompts = self.provenance.get("prompts")
+            if not prompts:
+                return None
+            dataset, recipe = prompts["dataset"], prompts["recipe"]
+            shots = f" --shots {prompts['provenance'].get('shots')} --tokens {recipe.get('tokens')}"
+        return (
+            f"python -m harness compare --models clip_vit_{known.size}.{self.tag} --methods "
+            f"{self.method}{keeps} --datasets {dataset}{shots} --output results"
+        )
+
+
+def load_publishable(
+    name: str, predictor: Sequence[Path] = (), prompts: Path | None = None
+) -> Publishable:
+    """Load a model by name or from where ``save_for_hf`` put it.
+
+    Args:
+        name: one of our names, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
+        predictor: files of patchrank's predictors; none for those that are found by themselves.
+        prompts: file of learned tokens.
+
+    Raises:
+        ValueError: unknown name, or files that don't fit.
+        FileNotFoundError: weights, predictor or prompts are missing.
+    """
+    if name.startswith((FOLDER, HUB)):
+        if predictor or prompts:
+            raise ValueError(f"model {name!r} carries its weights: leave out predictor and prompts")
+        return _saved(name)
+    arch = name.partition(".")[0]
+    if arch not in MODELS:
+        raise ValueError(
+            f"model {name!r}: {expected(arch, MODELS)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME"
+        )
+    tower, tag = split_name(split_method(name)[0])
+    options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
+    if predictor:
+        options["predictor"] = [str(path) for path in predictor]
+    vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
+    files = _predictors(vit, tower, tag, predictor)
+    provenance: dict[str, Any] = {"digests": {}}  # named as in the settings of records
+    if files:
+        provenance["predictors"] = [read_facts(file.path, "predictor") for file in files]
+        provenance["digests"]["predictor"] = predictors_digest(files)
+    if prompts is not None:
+        provenance["prompts"] = read_facts(prompts, "prompts")
+        provenance["digests"]["prompts"] = digest_of(prompts)
+    return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
+
+
+def _predictors(
+    vit: ReducedViT, tower: str, tag: str, given: Sequence[Path]
+) -> Sequence[PredictorFile]:
+    reducer = vit.reducer
+    if reducer is None:
+        return ()
+    blocks = METHODS[reducer.method].predictor_blocks(reducer.config, len(vit.blocks))
+    if given:
+        return sorted(given_predictors(given), key=lambda file: file.block)
+    return [find_predictor(tower, tag, block) for block in blocks]
+
+
+def _saved(name: str) -> Publishable:
+    folder = Path(name.removeprefix(FOLDER))
+    if name.startswith(FOLDER) and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model {name!r}: no config.json there; timm.models.save_for_hf(model, FOLDER) or "
+            "python -m harness push --folder FOLDER writes one"
+        )
+    vit = create_pretrained(name)
+    if not isinstance(vit, ReducedViT):
+        raise ValueError(f"model {name!r} is {type(vit).__name__}; zoo.reduce makes it one of ours")
+    facts: Any = vit.pretrained_cfg
+    config = folder / "config.json"
+    if name.startswith(HUB):
+        repo, _, revision = name.removeprefix(HUB).partition("@")
+        config = Path(str(try_to_load_from_cache(repo, "config.json", revision=revision or None)))
+    told = json.loads(config.read_text("utf-8")).get(PROVENANCE) or {}
+    arch = str(vit.__dict__["_model_args"].get("base") or facts["architecture"]).partition(".")[0]
+    return Publishable(vit=vit.eval(), arch=arch, tag=str(facts.get("tag") or ""), provenance=told)
+
+
+def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
+    """Write the card of a model; it says only what is recorded or computed.
+
+    Args:
+        model: the model.
+        repo: ``OWNER/NAME`` on the hub.
+        records: what was measured of it and of its dense tower; none if nothing was.
+    """
+    reducer, known = model.vit.reducer, MODELS.get(model.arch)
+    weights = None if known is None else SIZES[known.size].weights
+    facts, uncounted = _facts(model)
+    return _template().render(
+        repo=repo,
+        license=model.license,
+        hub_licenses=_HUBS_LICENSES,
+        free=FREE,
+        arch=model.arch,
+        tag=model.tag,
+        base=f"timm/{weights}.{model.tag}" if weights else None,
+        method=model.method,
+        reduced=reducer is not None,
+        classes=model.classes,
+        parts=[
+            *(["token reduction"] if reducer is not None else []),
+            *(["learned tokens"] if model.classes else []),
+        ],
+        facts=facts,
+        uncounted=uncounted,
+        table=markdown_table(records, summary=True).strip() if records else "",
+        version=records[0].version if records else "",
+        commits=sorted({record.git_commit for record in records if record.git_commit}),
+        command=model.command(),
+        predicted=reducer is not None and reducer.needs_predictor,
+        predictors=[_with_heads(file) for file in model.provenance.get("predictors") or []],
+        prompts=model.provenance.get("prompts"),
+        embedded=known is not None and weights is None,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(  # Markdown, of values that we computed
+        loader=FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True
+    )
+    environment.filters["json"] = lambda value: json.dumps(value, sort_keys=True)
+    return environment.get_template("model_card.md")
+
+
+def _facts(model: Publishable) -> tuple[dict[str, str], str]:
+    """Return the rows of the card's first table, and which operators GFLOPs lack."""
+    vit = model.vit
+    config: Any = vit.pretrained_cfg
+    size = tuple(config["input_size"])
+    like = next(vit.parameters())
+    with torch.inference_mode():
+        trace = vit.trace(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
+    patches = trace.grid[0] * trace.grid[1]
+    cost = gflops(vit, size[1:], size[0])
+    facts = {"input": " x ".join(map(str, size))}
+    dense = ""
+    if vit.reducer is not None:
+        dense = f" (dense: {gflops(model.dense, size[1:], size[0]).gflops:.2f})"
+        facts |= {
+            "method": _method(model),
+            "settings": f"`{json.dumps(model.settings())}`",
+            "keep rate": f"{100 * trace.final_tokens / patches:.1f} %",
+        }
+    classes = len(model.classes)
+    facts |= {
+        "patch tokens": f"{trace.final_tokens} of {patches} at the end",
+        "tokens leaving each block": ", ".join(map(str, trace.tokens_per_block)),
+        "GFLOPs per image": f"{cost.gflops:.2f}{dense}",
+        "parameters": f"{cost.params:,}",
+        "output": f"logits of {classes} classes" if classes else f"{vit.num_classes} features",
+    }
+    return facts, lacking(cost.unsupported)
+
+
+def _method(model: Publishable) -> str:
+    """Say what the method is, by the first line of its module."""
+    module = sys.modules[type(model.vit.reducer).__module__]
+    line = (module.__doc__ or model.method).strip().splitlines()[0]
+    link = r"[arXiv \1](https://arxiv.org/abs/\1)"
+    return f"{model.method}. {re.sub(r'arXiv ([0-9.]+[0-9])', link, line)}"
+
+
+def _with_heads(file: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete what is known of a predictor, with the columns that its rankings fill."""
+    provenance = file.get("provenance") or {}
+    rankings = provenance.get("rankings") or []
+    heads = [key for key in _RANKED if any(one.get(key) is not None for one in rankings)]
+    return {**file, "recipe": file.get("recipe") or {}, "provenance": provenance, "heads": heads}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What ``push`` did.
+
+    Attributes:
+        where: the folder or the address that holds the model now; None after a dry run.
+        card: text of its card.
+        sizes: bytes of each file.
+    """
+
+    where: str | None
+    card: str
+    sizes: dict[str, int]
+
+    def __str__(self) -> str:
+        """List the files, and the card where it can't be read elsewhere."""
+        files = ", ".join(f"{name} ({size:,} bytes)" for name, size in self.sizes.items())
+        if self.where is not None:
+            return f"wrote {self.where}: {files}"
+        return f"nothing was written or sent; it would be {files}\n\n{self.card}"
+
+
+def run_push(args: argparse.Namespace, status: Console) -> Shown:
+    """Publish a model and say what was written."""
+    done = pushed(args, Progress(status))
+    told = {"where": done.where, "bytes_by_file": done.sizes, "card": done.card}
+    return Shown(parts=(str(done),), data=told)
+
+
+def pushed(args: argparse.Namespace, progress: Progress) -> Pushed:
+    """Write a model with its card, and upload it unless asked to only write.
+
+    Raises:
+        ValueError: a name, licence or record that doesn't fit, or a folder with other files.
+        FileNotFoundError: weights or files that aren't there.
+        ConnectionError: the hub is out of reach or refuses.
+    """
+    _check_repo(args.to)
+    records = read_run(args.records) if args.records is not None else []
+    model = load_publishable(args.model, args.predictor, args.prompts)
+    uploads = args.folder is None and not args.dry_run
+    _check_license(model, args.accept_license, uploads=uploads)
+    rows = model.rows(records, args.records) if args.records is not None else []
+    if args.folder is not None:
+        card = write_folder(model, args.folder, args.to, rows)
+        return Pushed(where=str(args.folder), card=card, sizes=_sizes(args.folder))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        card = write_folder(model, folder, args.to, rows)
+        sizes = _sizes(folder)
+        where = None
+        if uploads:
+            progress.say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
+            where = upload(folder, args.to, private=args.private)
+    return Pushed(where=where, card=card, sizes=sizes)
+
+
+def write_folder(model: Publishable, folder: Path, repo: str, records: Sequence[Record]) -> str:
+    """Write weights, config and card; ``local-dir:`` loads them.
+
+    Args:
+        model: the model.
+        folder: a new or empty one, or one written before.
+        repo: ``OWNER/NAME`` that it is meant for.
+        records: for the card.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: the folder has other files, which an upload would take along.
+    """
+    others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if strange := sorted(set(others) - set(FILES)):
+        raise ValueError(f"folder {str(folder)!r} holds {strange[0]!r}: give a new or empty one")
+    card = model_card(model, repo, records)
+    config = {PROVENANCE: model.provenance} if model.provenance else {}
+    save_for_hf(model.vit, str(folder), model_config=config, safe_serialization=True)
+    write_whole(folder / "README.md", card.encode())
+    return card
+
+
+def upload(folder: Path, repo: str, *, private: bool) -> str:
+    """Make the repository if it isn't there, and upload the folder as one commit.
+
+    Returns:
+        The model's address.
+
+    Raises:
+        ConnectionError: no token, no network, or the hub refuses.
+    """
+    from huggingface_hub import HfApi  # here, so that a test's stand-in is found
+
+    try:
+        api = HfApi(library_name="clip-patchrank")
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=list(FILES),
+            commit_message="Upload model and card",
+        )
+    except Exception as error:  # the client raises what its transport does, release by release
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConnectionError(
+            f"can't upload to {repo!r}: {reason} (log in with 'hf auth login' or set HF_TOKEN, "
+            "where the hub can be reached; or write the files with --folder DIR and upload them "
+            f"from elsewhere with 'hf upload {repo} DIR')"
+        ) from error
+    return f"https://huggingface.co/{repo}"
+
+
+def _check_repo(repo: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo, re.ASCII):
+        raise ValueError(f"--to {repo!r}: expected OWNER/NAME, of letters, digits and - _ .")
+
+
+def _check_license(model: Publishable, accepted: str | None, *, uploads: bool) -> None:
+    if accepted not in (None, model.license):
+        raise ValueError(
+            f"--accept-license {accepted!r}: the weights {model.tag!r} are under {model.license!r}"
+        )
+    if uploads and model.license not in FREE and accepted is None:
+        raise ValueError(
+            f"the weights {model.tag!r} are under {model.license!r}, which may forbid publishing "
+            "what is derived from them: read it, and if you may, add --accept-license "
+            f"{model.license}"
+        )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in FILES}

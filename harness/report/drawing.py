@@ -1,0 +1,342 @@
+"""Charts as data, how they are drawn, and their bytes, which are the same every time."""
+
+import io
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from harness.statistics import Interval
+from harness.variants import DENSE
+
+# Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the
+# marker says the same once more. Dense is drawn in the colour of the text.
+STYLES = (
+    ("#0072B2", "o"),
+    ("#E69F00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#D55E00", "v"),
+    ("#56B4E9", "P"),
+    ("#A6761D", "X"),
+    ("#7570B3", "*"),
+    ("#888888", "<"),
+)
+LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
+INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
+FRONT = "Pareto front"
+_DASH = 4.0  # of one colour, where several rows share a line; in widths of it
+_TITLE = 56  # letters in a line
+_LEGEND = 3  # columns below a panel
+
+OPTIONS: Any = {
+    "svg.hashsalt": "clip-patchrank",
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+class Style(NamedTuple):
+    """Colour, marker and line of a series."""
+
+    colour: str
+    marker: str
+    line: Literal["-", "--", "-.", ":", "none"]
+
+
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """Return a style for each name, by its place in the alphabet; dense has the text's colour.
+
+    Beyond as many as there are colours, lines differ.
+    """
+    ordered = sorted(set(names) - {DENSE})
+    count = len(STYLES)
+    styles = {
+        name: Style(*STYLES[place % count], LINES[place // count % len(LINES)])
+        for place, name in enumerate(ordered)
+    }
+    return styles | {DENSE: Style(INK, "h", "-")}
+
+
+def saved(figure: Any, form: str, dpi: int = 160) -> bytes:
+    """Return a figure as "png" or "svg" bytes, without the day that it was drawn on."""
+    buffer = io.BytesIO()
+    undated = {"Date": None} if form == "svg" else {"Software": None}
+    figure.savefig(buffer, format=form, dpi=dpi, transparent=form == "svg", metadata=undated)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One figure of a report.
+
+    Attributes:
+        name: of its files, without suffix, such as ``accuracy_gflops``.
+        title: heading.
+        about: what it shows and how to read it, one paragraph.
+        alt: for those who can't see it: what it shows, in one or two sentences.
+        svg: the drawing; the page puts it in as an element, the report's folder as a file.
+        png: the same as a bitmap.
+    """
+
+    name: str
+    title: str
+    about: str
+    alt: str
+    svg: bytes
+    png: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A row.
+
+    Attributes:
+        x: with its interval, all three the same where it has none.
+        y: with its interval.
+        hollow: drawn without filling.
+    """
+
+    x: Interval
+    y: Interval
+    hollow: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Series of points.
+
+    Attributes:
+        title: what it is of.
+        alt: what it shows, in words.
+        x_label: with unit.
+        y_label: with unit.
+        series: points by name, in the order in which they are joined.
+        level: height of a dotted line across; None for none.
+        front: corners of a staircase, x rising; empty for none.
+        ticks: labels at places of x; none for matplotlib's own.
+        symlog: x is logarithmic, save for its start, which has room for 0.
+        notes: sentences to read with it.
+    """
+
+    title: str
+    alt: str
+    x_label: str
+    y_label: str
+    series: Mapping[str, Sequence[Point]]
+    level: float | None = None
+    front: Sequence[tuple[float, float]] = ()
+    ticks: Mapping[float, str] | None = None
+    symlog: bool = False
+    notes: Sequence[str] = ()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the series."""
+        return list(self.series)
+
+    def draw(self, axes: Any, styles: Mapping[str, Style]) -> dict[str, Any]:
+        """Draw, and return what the legend shows by name."""
+        axes.set_xlabel(self.x_label)
+        axes.set_ylabel(self.y_label)
+        if self.symlog:
+            axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        if self.ticks is not None:
+            axes.set_xticks(list(self.ticks), list(self.ticks.values()))
+        handles = {
+            name: _series(axes, points, styles[name]) for name, points in self.series.items()
+        }
+        if self.level is not None:
+            axes.axhline(self.level, color=INK, linewidth=0.8, linestyle=":")
+        if self.front:
+            x, y = zip(*self.front, strict=True)
+            # On to the right edge, where the last corner still holds; the axes don't grow by it.
+            right = axes.get_xlim()[1]
+            [handles[FRONT]] = axes.step(
+                [*x, right], [*y, y[-1]], where="post", color=INK, linewidth=1.1, alpha=0.55,
+                zorder=1.5,
+            )  # fmt: skip
+            axes.set_xlim(right=right)
+        return handles
+
+
+def _series(axes: Any, points: Sequence[Point], style: Style) -> Any:
+    """Draw a line with bars below its markers; return the legend's entry."""
+    from matplotlib.lines import Line2D
+
+    x, y = [point.x.estimate for point in points], [point.y.estimate for point in points]
+    axes.errorbar(
+        x, y, xerr=_bars([point.x for point in points]), yerr=_bars([point.y for point in points]),
+        color=style.colour, linestyle=style.line, linewidth=1.3, elinewidth=0.9, capsize=2.5,
+    )  # fmt: skip
+    look = {"marker": style.marker, "markersize": 6.5, "markeredgewidth": 0.7}
+    for hollow in (False, True):
+        some = [point for point in points if point.hollow == hollow]
+        face, edge = ("none", style.colour) if hollow else (style.colour, INK)
+        if hollow:
+            look["markeredgewidth"] = 1.4
+        axes.plot(
+            [point.x.estimate for point in some],
+            [point.y.estimate for point in some],
+            linestyle="none",
+            markerfacecolor=face,
+            markeredgecolor=edge,
+            **look,
+        )
+    return Line2D(
+        [], [], color=style.colour, linestyle=style.line, linewidth=1.3, marker=style.marker,
+        markersize=6.5, markeredgecolor=INK, markeredgewidth=0.7,
+    )  # fmt: skip
+
+
+def _bars(values: Sequence[Interval]) -> list[list[float]] | None:
+    """Return lengths of bars down and up; None where there are none."""
+    if all(value.low == value.estimate == value.high for value in values):
+        return None
+    return [
+        [value.estimate - value.low for value in values],
+        [value.high - value.estimate for value in values],
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What one or more rows have in common.
+
+    Attributes:
+        names: of the series whose line it is, each in its colour by turns.
+        end: what stands at its right end.
+        counts: one per block.
+    """
+
+    names: Sequence[str]
+    end: str
+    counts: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Lines of steps over blocks.
+
+    Attributes:
+        title: what it is of.
+        alt: what it shows, in words.
+        lines: what is drawn.
+        notes: sentences to read with it.
+    """
+
+    title: str
+    alt: str
+    lines: Sequence[Line]
+    notes: Sequence[str] = ()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the series."""
+        return list(dict.fromkeys(name for line in self.lines for name in line.names))
+
+    def draw(self, axes: Any, styles: Mapping[str, Style]) -> dict[str, Any]:
+        """Draw, and return what the legend shows by name."""
+        from matplotlib.lines import Line2D
+
+        axes.set_xlabel("block")
+        axes.set_ylabel("tokens that leave it")
+        for line in self.lines:
+            every = len(line.names)
+            for place, name in enumerate(line.names):
+                dashes = (-_DASH * place, (_DASH, _DASH * (every - 1))) if every > 1 else "-"
+                blocks = range(len(line.counts))
+                axes.step(
+                    blocks, line.counts, where="mid", linestyle=dashes, dash_capstyle="butt",
+                    markevery=(place, every), **_step_look(styles[name]),
+                )  # fmt: skip
+        depth = max(len(line.counts) for line in self.lines)
+        axes.set_xticks(range(0, depth, 1 if depth <= 12 else 2))
+        axes.set_ylim(bottom=0)
+        ends = {(len(line.counts), line.counts[-1], line.end) for line in self.lines}
+        for length, count, end in sorted(ends):
+            axes.annotate(
+                end, (length - 1, count), xytext=(5, 0), textcoords="offset points", va="center",
+                annotation_clip=False,
+            )  # fmt: skip
+        axes.margins(x=0.02)
+        return {name: Line2D([], [], **_step_look(styles[name])) for name in self.names}
+
+
+def _step_look(style: Style) -> dict[str, Any]:
+    return {
+        "color": style.colour,
+        "linewidth": 2.2,
+        "marker": style.marker,
+        "markersize": 5.5,
+        "markeredgecolor": INK,
+        "markeredgewidth": 0.7,
+    }
+
+
+Panel = Chart | Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure.
+
+    Attributes:
+        name: of its files, without suffix.
+        title: heading.
+        about: what it shows and how to read it.
+        panels: at least one.
+    """
+
+    name: str
+    title: str
+    about: str
+    panels: Sequence[Panel]
+
+    def draw(self, styles: Mapping[str, Style], form: str) -> bytes:
+        """Return all panels in one figure, as "png" or "svg" bytes."""
+        across = min(3, len(self.panels))
+        down = -(-len(self.panels) // across)
+        return _drawn(self.panels, (down, across), styles, form)
+
+    def draw_each(self, styles: Mapping[str, Style]) -> list[bytes]:
+        """Return each panel as an SVG of its own, without the title, small enough for a phone."""
+        return [_drawn([panel], None, styles, "svg") for panel in self.panels]
+
+
+def _drawn(
+    panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mapping[str, Style], form: str
+) -> bytes:
+    """Draw panels in rows and columns with a legend aside; without, one with a legend below."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    down, across = grid or (1, 1)
+    with mpl.rc_context(OPTIONS):
+        size = (4.8 * across + 1.4, 3.8 * down) if grid else (4.5, 4.1)
+        figure = Figure(figsize=size, layout="constrained")
+        handles: dict[str, Any] = {}
+        for place, panel in enumerate(panels, start=1):
+            axes = figure.add_subplot(down, across, place)
+            axes.grid(alpha=0.25)
+            axes.set_axisbelow(True)
+            if grid:
+                axes.set_title("\n".join(textwrap.wrap(panel.title, _TITLE)))
+            handles |= panel.draw(axes, styles)
+        if grid:
+            figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        else:
+            columns = 1 if max(map(len, handles)) > 24 else _LEGEND
+            figure.legend(
+                handles.values(), handles.keys(), loc="outside lower center", ncols=columns
+            )
+        return saved(figure, form)

@@ -1,0 +1,567 @@
+"""Pictures of a run's traces: how rankings agree, and which patches of images are kept."""
+
+import base64
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from harness.agreement import Agreement, kendall_tau, over_images
+from harness.differing import differing, in_words
+from harness.protocol import protocol, tower_of
+from harness.records import Record
+from harness.report.drawing import OPTIONS, Picture, saved
+from harness.report.sheet import IMAGE, Row, Sheet, draw
+from harness.traces import (
+    RANKING,
+    TRACES,
+    Facts,
+    RowTraces,
+    Thumbnails,
+    digest_of,
+    order,
+    read_thumbnails,
+    read_traces,
+)
+from harness.variants import DENSE, GOLDEN
+
+CELL = (0.98, 0.62)  # inches
+COLOURS = "PuOr_r"  # diverging, its ends told apart with any colour vision
+# Not the colour of the text, which a page changes: cells have their own background.
+DARK, LIGHT = "#0b0b0b", "#ffffff"
+AGREEMENT = (
+    "Mean Kendall τ-b between two rankings of the same image's patches, over {images} traced "
+    "images, with its 95 % bootstrap interval over images below: 1 is the same order, 0 what "
+    "unrelated rankings give, -1 the reverse. A ranking is by when a patch went, then by how it "
+    "was judged; patches of equal fate tie. {golden}. Methods that are no judge of patches, such "
+    "as merging, are ranked by when they merge."
+)
+IMAGES = 6
+SCALE = 0.62  # of a sheet's 2000 pixels
+LIMIT = 1_000_000  # bytes of a picture; above, it gets coarser
+QUALITIES = (85, 70, 50, 30)  # of the panels in an SVG
+RANDOM = "random"
+RIGHT, WRONG = "✓", "✗"
+GALLERY = (
+    "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
+    "token was dropped are hatched in grey. {merging}Below each panel is the class that the model "
+    "answers, {right} right or {wrong} wrong, below the image what the dense one does; on the left "
+    "the image's id and true class. {golden}Images are as the tower sees them."
+)
+MERGING = (
+    "Where a method merges ({names}), patches that share a token are drawn in their mean colour "
+    "without a line between them; they needn't touch, and nothing is dropped. "
+)
+RANKED = "The golden ranking is drawn as the rank of each patch, whatever is kept. "
+FIRST = "They are the first {count} of the {images} traced ones, which take turns by class."
+APART = (
+    "They are those of the {images} traced ones on which rankings disagree most: the mean Kendall "
+    "τ-b over all pairs of {rows} is least, {low:.2f} to {high:.2f} here against {every:.2f} on "
+    "average."
+)
+
+Matrix = tuple[Sequence[RowTraces], Mapping[tuple[int, int], Agreement]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TracedGroup:
+    """Rows of one dataset, tower and tuning, on the same images.
+
+    Attributes:
+        rows: the dense one first if it is there, then the golden ranking, then methods by name,
+            keep rates falling.
+        thumbnails: small copies of some of the images.
+        apart: what tells it from a group that would be called the same.
+    """
+
+    rows: Sequence[RowTraces]
+    thumbnails: Thumbnails
+    apart: str = ""
+
+    @classmethod
+    def of(cls, rows: Sequence[RowTraces], thumbnails: Thumbnails) -> "TracedGroup":
+        """Put rows side by side; images that one of them lacks are left out.
+
+        Raises:
+            ValueError: conditions or patch grids differ.
+        """
+        told = ((row.facts.model, row.facts.conditions | {"grid": row.grid}) for row in rows)
+        if mixed := differing(told):
+            raise ValueError(
+                f"traces of different {', '.join(mixed)} cannot stand side by side: "
+                f"{in_words(mixed)}"
+            )
+        shared = set(rows[0].image_ids).intersection(*(row.image_ids for row in rows))
+        ids = [name for name in rows[0].image_ids if name in shared]
+        return cls(rows=[row.take(ids) for row in rows], thumbnails=thumbnails)
+
+    @property
+    def facts(self) -> Any:
+        """What all rows have in common, by the first one's, which name what records do."""
+        return self.rows[0].facts
+
+    @property
+    def title(self) -> str:
+        """Say which dataset, split, tuning and tower these are."""
+        how = protocol(self.facts) if self.facts.shots else "by text"
+        return f"{self.facts.dataset} {self.facts.split}, {how}, {tower_of(self.facts)}{self.apart}"
+
+    @property
+    def slug(self) -> str:
+        """Return it as a part of a file's name."""
+        words = f"{self.facts.dataset}_{self.facts.split}_{tower_of(self.facts)}"
+        return f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}_{digest_of(self.facts.conditions)[:6]}"
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """Ids of the images that all rows have."""
+        return self.rows[0].image_ids
+
+    @property
+    def golden(self) -> list[RowTraces]:
+        """The golden ranking, if there is one."""
+        return [row for row in self.rows if row.golden]
+
+    @property
+    def levels(self) -> list[list[RowTraces]]:
+        """Rows of reduced models, side by side by keep rate, falling.
+
+        Where methods have keep rates of their own, as with equal cost, by their order instead:
+        each one's highest, then each one's second.
+        """
+        rows = [row for row in self.rows if not row.golden and row.facts.method != DENSE]
+        own = Counter(row.facts.method for row in rows)
+        rates = sorted({row.facts.keep for row in rows}, reverse=True)
+        if len(rates) <= max(own.values(), default=0):
+            return [[row for row in rows if row.facts.keep == rate] for rate in rates]
+        found: list[list[RowTraces]] = [[] for _ in range(max(own.values()))]
+        for method in own:
+            of_it = [row for row in rows if row.facts.method == method]
+            for level, row in enumerate(sorted(of_it, key=lambda row: -row.facts.keep)):
+                found[level].append(row)
+        return found
+
+    @cached_property
+    def matrices(self) -> list[Matrix]:
+        """Rows whose rankings stand in one matrix, at least two, golden ones first; by level."""
+        found: list[Matrix] = []
+        for level in self.levels:
+            # A row that prunes by the golden ranking is left out: the ranking itself is there.
+            rows = [
+                row
+                for row in (*self.golden, *level)
+                if row.ranked.any() and row.facts.method != GOLDEN
+            ]
+            if len(rows) > 1:
+                found.append((rows, pairs(rows)))
+        return found
+
+
+def traced_groups(
+    runs: Sequence[Path | str],
+    records: Sequence[Record] | None = None,
+    left_out: Callable[[str], object] | None = None,
+) -> list[TracedGroup]:
+    """Share the traces of runs out to groups; runs without traces have none.
+
+    Args:
+        runs: folders of records, or the files of records in them. A row that several runs have
+            counts once, as the last has it.
+        records: rows that are wanted, with the golden rankings beside them; groups come in their
+            order. None for all, by name.
+        left_out: told of each file that can't be read, which is then left out; None to raise.
+
+    Raises:
+        ValueError: a file is torn, somebody else's, or of a newer version.
+        OSError: one can't be opened.
+    """
+    found: dict[str, tuple[RowTraces, Path]] = {}
+    for folder in dict.fromkeys(run.parent if run.is_file() else run for run in map(Path, runs)):
+        if (folder / TRACES).is_dir():
+            rows = read_traces(folder, records, left_out)
+            found |= {row.facts.name: (row, folder) for row in rows}
+    shares: dict[str, list[RowTraces]] = {}
+    for record in records or ():
+        shares.setdefault(digest_of(Facts.of(record).conditions), [])
+    for row, _ in found.values():
+        shares.setdefault(digest_of(row.facts.conditions), []).append(row)
+    folders = {name: folder for name, (_, folder) in found.items()}
+    made = []
+    for rows in filter(None, shares.values()):
+        jpeg: dict[str, bytes] = {}
+        for folder in dict.fromkeys(folders[row.facts.name] for row in rows):
+            try:
+                jpeg |= read_thumbnails(folder, rows[0].facts).jpeg
+            except (ValueError, OSError) as error:
+                if left_out is None:
+                    raise
+                left_out(str(error))
+        made.append(TracedGroup.of(sorted(rows, key=order), Thumbnails(jpeg=jpeg)))
+    return _named([group for group in made if group.image_ids])
+
+
+def _named(found: Sequence[TracedGroup]) -> list[TracedGroup]:
+    """Tell groups apart that would be called the same."""
+    named = []
+    for group in found:
+        same = [other for other in found if other.title == group.title]
+        varying = differing((other.slug, other.facts.conditions) for other in same)
+        told = [f"{name} {getattr(group.facts, name)}" for name in varying]
+        named.append(replace(group, apart=f" ({', '.join(told)})" if told else ""))
+    return named
+
+
+def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:
+    """Name a row, telling from the others its keep rate and, if need be, a hash of its settings."""
+    if row.golden:
+        return RANKING
+    words = row.facts.method
+    if len({other.facts.keep for other in rows if not other.golden}) > 1:
+        words += f" {100 * row.facts.keep:.3g} %"
+    same = [other for other in rows if _place(other) == _place(row)]
+    return words if len(same) == 1 else f"{words} {digest_of(row.facts.method_config)[:4]}"
+
+
+def keeps(rows: Sequence[RowTraces]) -> str:
+    """Say the keep rates of a level."""
+    rates = sorted({100 * row.facts.keep for row in rows if not row.golden})
+    if len(rates) == 1:
+        return f"{rates[0]:.3g} % of the patch tokens kept"
+    return f"{rates[0]:.3g} to {rates[-1]:.3g} % of the patch tokens kept"
+
+
+def _place(row: RowTraces) -> tuple[str, float]:
+    return row.facts.method, row.facts.keep
+
+
+def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
+    """Return Kendall's tau-b of each image's two rankings, NaN where one is missing or all ties.
+
+    Args:
+        one: a row, n images.
+        other: another on the same images.
+
+    Returns:
+        (n,) in [-1, 1].
+
+    Raises:
+        ValueError: the images differ.
+    """
+    if one.image_ids != other.image_ids:
+        raise ValueError(f"{one.facts.model} and {other.facts.model} are of different images")
+    known = one.ranked & other.ranked
+    found = np.full(len(one), np.nan)
+    found[known] = kendall_tau(one.importance[known], other.importance[known])
+    return found
+
+
+def pairs(rows: Sequence[RowTraces]) -> dict[tuple[int, int], Agreement]:
+    """Return how each two rows agree, the mean over images with its interval, by their places."""
+    return {
+        (i, j): over_images(taus(rows[i], rows[j])[rows[i].ranked & rows[j].ranked])
+        for i, j in combinations(range(len(rows)), 2)
+    }
+
+
+def agreement_rows(traced: Sequence[TracedGroup]) -> list[dict[str, Any]]:
+    """Return the agreement matrices as rows of numbers, a pair each.
+
+    Returns:
+        ``group`` (heading), ``dataset``, ``split``, ``tag``, ``shots``; ``a`` and ``b``, the rows;
+        ``a_model``, ``b_model``; ``tau`` with ``tau_low`` and ``tau_high``, its 95 % bootstrap
+        interval over images, None for fewer than two; ``images`` behind it; ``undefined``, images
+        without a tau, as one of the rankings is all ties.
+    """
+    return [
+        {
+            "group": group.title,
+            **{name: getattr(group.facts, name) for name in ("dataset", "split", "tag", "shots")},
+            "a": label(rows[i], rows),
+            "b": label(rows[j], rows),
+            "a_model": rows[i].facts.model,
+            "b_model": rows[j].facts.model,
+            "tau": tau.mean,
+            "tau_low": tau.low,
+            "tau_high": tau.high,
+            "images": tau.counted,
+            "undefined": tau.undefined,
+        }
+        for group in traced
+        for rows, agreements in group.matrices
+        for (i, j), tau in agreements.items()
+    ]
+
+
+def matrices(traced: Sequence[TracedGroup]) -> list[Picture]:
+    """Draw the agreement of all pairs of rankings, one picture per dataset, tower and tuning."""
+    return [_matrix_picture(group) for group in traced if group.matrices]
+
+
+def _matrix_picture(group: TracedGroup) -> Picture:
+    golden = "The golden ranking comes first" if group.golden else "There is no golden ranking"
+    return Picture(
+        name=f"agreement_{group.slug}",
+        title=f"Agreement of rankings: {group.title}",
+        about=AGREEMENT.format(images=len(group.image_ids), golden=golden),
+        alt=" ".join(_matrix_alt(rows, agreements) for rows, agreements in group.matrices),
+        svg=_draw(group.matrices, "svg"),
+        png=_draw(group.matrices, "png"),
+    )
+
+
+def _matrix_alt(rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]) -> str:
+    """Say how each row agrees with the golden ranking, and which others agree most and least."""
+    means = {pair: tau.mean for pair, tau in agreements.items()}
+    names = [label(row, rows) for row in rows]
+    parts = [
+        f"{names[i]} and {names[j]} {_number(mean)}"
+        for (i, j), mean in means.items()
+        if rows[i].golden
+    ]
+    others = [
+        (mean, i, j) for (i, j), mean in means.items() if not rows[i].golden and mean is not None
+    ]
+    for how, choose in (("most", max), ("least", min)) if others else ():
+        mean, i, j = choose(others)
+        parts.append(f"{names[i]} and {names[j]} agree {how} of the others, {_number(mean)}")
+    return f"Kendall τ-b with {keeps(rows)}: {', '.join(parts) or 'none is defined'}."
+
+
+def _number(tau: float | None) -> str:
+    return "–" if tau is None else f"{tau:.2f}".replace("-0.00", "0.00")
+
+
+def _draw(panels: Sequence[Matrix], form: str) -> bytes:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    most = max(len(rows) for rows, _ in panels) - 1
+    across = 1 if most > 6 else min(2, len(panels))
+    down = -(-len(panels) // across)
+    size = (across * (CELL[0] * most + 1.6) + 0.6, down * (CELL[1] * most + 1.0))
+    with mpl.rc_context(OPTIONS | {"axes.spines.left": False, "axes.spines.bottom": False}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = [figure.add_subplot(down, across, i) for i in range(1, len(panels) + 1)]
+        for each, (rows, agreements) in zip(axes, panels, strict=True):
+            mesh = _panel(each, rows, agreements)
+        bar = figure.colorbar(mesh, ax=axes, ticks=[-1, 0, 1], aspect=30, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.set_label("Kendall τ-b")
+        return saved(figure, form)
+
+
+def _panel(
+    axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]
+) -> Any:
+    """Draw the pairs below the diagonal and return what the colour bar is of."""
+    names = [label(row, rows) for row in rows]
+    size = len(rows) - 1
+    values = np.full((size, size), np.nan)
+    for (i, j), tau in agreements.items():
+        values[j - 1, i] = np.nan if tau.mean is None else tau.mean
+    mesh = axes.pcolormesh(values, cmap=COLOURS, vmin=-1, vmax=1, edgecolors="none")
+    axes.invert_yaxis()
+    axes.set_xticks(np.arange(size) + 0.5, [name.replace(" ", "\n", 1) for name in names[:-1]])
+    axes.set_yticks(np.arange(size) + 0.5, names[1:])
+    axes.tick_params(length=0)
+    axes.set_title(keeps(rows), loc="left")
+    for (i, j), tau in agreements.items():
+        ink = DARK if tau.mean is None or abs(tau.mean) < 0.6 else LIGHT
+        where = {"ha": "center", "color": ink}
+        axes.text(i + 0.5, j - 0.53, _number(tau.mean), va="bottom", fontsize=11, **where)
+        if tau.low is not None and tau.high is not None:
+            ends = f"{_number(tau.low)} to {_number(tau.high)}"
+            axes.text(i + 0.5, j - 0.45, ends, va="top", fontsize=7, **where)
+    return mesh
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Images of a gallery.
+
+    Attributes:
+        name: short, for the file.
+        title: what they are.
+        rule: how they were chosen, a sentence.
+        image_ids: which.
+    """
+
+    name: str
+    title: str
+    rule: str
+    image_ids: Sequence[str]
+
+
+def galleries(traced: Sequence[TracedGroup]) -> list[Picture]:
+    """Draw galleries of each dataset, tower and tuning at the lowest keep rate.
+
+    One is of the first images, another of those on which rankings disagree most. Runs without
+    small copies of the images have none.
+    """
+    return [
+        _gallery(group, choice)
+        for group in traced
+        if group.levels and any(name in group.thumbnails for name in group.image_ids)
+        for choice in choices(group)
+    ]
+
+
+def choices(group: TracedGroup) -> list[Choice]:
+    """Return the images that are shown, and why these."""
+    shown = [name for name in group.image_ids if name in group.thumbnails]
+    first = shown[:IMAGES]
+    told = {"count": len(first), "images": len(shown)}
+    found = [Choice(name="first", title="first images", rule=FIRST.format(**told), image_ids=first)]
+    rows, agreed = disagreement(group)
+    place = {name: i for i, name in enumerate(group.image_ids)}
+    ranked = [name for name in shown if not np.isnan(agreed[place[name]])]
+    if len(rows) > 1 and len(ranked) > IMAGES:
+        ranked.sort(key=lambda name: agreed[place[name]])
+        least = ranked[:IMAGES]
+        values = [agreed[place[name]] for name in least]
+        names = ", ".join(label(row, rows) for row in rows)
+        rule = APART.format(
+            images=len(shown),
+            rows=names,
+            low=min(values),
+            high=max(values),
+            every=float(np.mean([agreed[place[name]] for name in ranked])),
+        )
+        title = "where rankings disagree most"
+        found.append(Choice(name="disagreeing", title=title, rule=rule, image_ids=least))
+    return found
+
+
+def disagreement(group: TracedGroup) -> tuple[list[RowTraces], NDArray[np.float64]]:
+    """Return the rows whose rankings count, and per image their mean tau-b over all pairs.
+
+    Random pruning agrees with nothing, so it is left out. NaN for an image where a pair has none.
+    """
+    level = [row for row in group.levels[-1] if row.facts.method not in (RANDOM, GOLDEN)]
+    rows = [row for row in (*group.golden, *level) if row.ranked.any()]
+    every = [taus(one, other) for i, one in enumerate(rows) for other in rows[:i]]
+    if not every:
+        return rows, np.full(len(group.image_ids), np.nan)
+    return rows, np.mean(every, axis=0)
+
+
+def _gallery(group: TracedGroup, choice: Choice) -> Picture:
+    level = group.levels[-1]
+    ids = choice.image_ids
+    rows = [row.take(ids) for row in (*group.golden, *level)]
+    dense = [row.take(ids) for row in group.rows if row.facts.method == DENSE]
+    merging = [label(row, rows) for row in rows if _merges(row)]
+    columns = {label(row, rows): _head(row, rows) for row in rows}
+    sheet = Sheet(
+        rows=[_row(group, rows, dense, i) for i in range(len(ids))],
+        grid=rows[0].grid,
+        columns=columns,
+        notes=(),
+    )
+    drawn = draw(sheet, SCALE, vector=True)
+    about = GALLERY.format(
+        count=len(ids),
+        split=group.facts.split,
+        keeps=keeps(level),
+        rule=choice.rule,
+        merging=MERGING.format(names=", ".join(merging)) if merging else "",
+        right=RIGHT,
+        wrong=WRONG,
+        golden=RANKED if group.golden else "",
+    )
+    return Picture(
+        name=f"gallery_{choice.name}_{group.slug}",
+        title=f"Kept patches, {choice.title}: {group.title}",
+        about=about,
+        alt=_gallery_alt(rows, dense),
+        svg=lighter(drawn.svg),
+        png=fewer_colours(drawn.png),
+    )
+
+
+def _row(group: TracedGroup, rows: Sequence[RowTraces], dense: Sequence[RowTraces], i: int) -> Row:
+    name = rows[0].image_ids[i]
+    named = {label(row, rows): row for row in rows}
+    answers = {key: _answer(row, i) for key, row in named.items() if not row.golden}
+    return Row(
+        name=name,
+        label=rows[0].labels[i],
+        view=group.thumbnails.view(name),
+        importance={
+            k: row.importance[i] for k, row in named.items() if row.golden and row.ranked[i]
+        },
+        kept={k: row.kept[i] for k, row in named.items() if not row.golden and not _merges(row)},
+        tokens={k: row.token[i] for k, row in named.items() if _merges(row)},
+        captions=answers | ({IMAGE: _answer(dense[0], i)} if dense else {}),
+    )
+
+
+def _merges(row: RowTraces) -> bool:
+    """Tell whether a patch is in a token that isn't its own."""
+    own = np.arange(row.token.shape[1])
+    return bool(((row.token >= 0) & (row.token != own)).any())
+
+
+def _answer(row: RowTraces, i: int) -> str:
+    return f"{RIGHT if row.correct[i] else WRONG} {row.predicted[i]}"
+
+
+def _head(row: RowTraces, rows: Sequence[RowTraces]) -> str:
+    """Name a column, with the tokens that are left of all."""
+    if row.golden:
+        return label(row, rows).replace(" ", "\n", 1)
+    tokens = sorted({len(set(each) - {-1}) for each in row.token.tolist()})
+    return f"{label(row, rows)}\n{' to '.join(map(str, tokens[:1] + tokens[1:][-1:]))} tokens"
+
+
+def _gallery_alt(rows: Sequence[RowTraces], dense: Sequence[RowTraces]) -> str:
+    """Say which images these are and how many of them each row gets right."""
+    told = [
+        f"{'dense' if row in dense else label(row, rows)} {sum(map(bool, row.correct))}"
+        for row in (*dense, *rows)
+        if not row.golden
+    ]
+    count = len(rows[0].image_ids)
+    return (
+        f"{count} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
+        f"answers of {count}: {', '.join(told)}."
+    )
+
+
+def lighter(svg: bytes) -> bytes:
+    """Return a drawing with JPEGs in it instead of PNGs, in which photos take much room."""
+    for quality in QUALITIES:
+
+        def again(match: re.Match[bytes], quality: int = quality) -> bytes:
+            content = base64.b64decode(re.sub(rb"\s", b"", match[1]))
+            with Image.open(io.BytesIO(content)) as image:
+                made = _bytes(image.convert("RGB"), "JPEG", quality=quality, subsampling=0)
+            return b"data:image/jpeg;base64," + base64.b64encode(made)
+
+        found = re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", again, svg)
+        if len(found) <= LIMIT:
+            break
+    return found
+
+
+def fewer_colours(png: bytes) -> bytes:
+    """Return a bitmap of at most 256 colours if it takes too much room."""
+    if len(png) <= LIMIT:
+        return png
+    with Image.open(io.BytesIO(png)) as image:
+        return _bytes(image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT), "PNG")
+
+
+def _bytes(image: Image.Image, form: str, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, optimize=True, **how)
+    return buffer.getvalue()

@@ -1,0 +1,334 @@
+"""Plots of records and times: which rows they show, and the words that go with them."""
+
+from collections.abc import Sequence
+
+from harness.averages import Average
+from harness.labels import labels
+from harness.latency.record import LatencyRecord
+from harness.latency.tables import short_name
+from harness.latency.verdict import VERDICTS
+from harness.protocol import learned, shots_of, tower_of
+from harness.report.drawing import Chart, Line, Plot, Point, Steps
+from harness.report.groups import Group, Grouped, TimedGroup
+from harness.report.highlights import Cost, Front, Highlights, front_notes, fronts, row_names
+from harness.report.sections import shot_columns
+from harness.statistics import Interval
+from harness.variants import DENSE, GOLDEN
+
+_APART = 0.07  # between rows at one number of shots, and between models at one batch size
+_FRONT = (
+    "Hollow rows are clearly beaten: another costs no more, within 1 %, and is clearly more "
+    "accurate. The line is the Pareto front of the rest by the estimates: no row is as cheap and "
+    "as accurate as one on it and better in one of the two. Filled rows beside it may belong on "
+    "it: images or timings are too few to say."
+)
+_BARS = "Vertical bars are 95 % intervals of top-1"
+# Title, label of the axis, and how to read it, by kind of cost.
+_ACCURACY = {
+    "gflops": (
+        "Top-1 against GFLOPs",
+        "GFLOPs per image",
+        f"Multiply-adds are counted, so they have no interval. {_BARS}. {_FRONT}",
+    ),
+    "ratio": (
+        "Top-1 against time at batch {}, ratio to dense",
+        "time, × dense",
+        "Below 1 is faster than dense, timed in turns with it. Horizontal bars are the "
+        f"ratios' intervals. {_BARS}. {_FRONT}",
+    ),
+    "ms": (
+        "Top-1 against time at batch {}, ms per image",
+        "ms per image",
+        "Median of the rounds; horizontal bars are quartiles, which also hold the machine's "
+        f"own swings, so trust the ratio more. {_BARS}. {_FRONT}",
+    ),
+}
+
+
+def plots_of(
+    found: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = ()
+) -> list[Plot]:
+    """Return the plots that there are figures for.
+
+    Args:
+        found: groups of records.
+        short: each group in short, with its fronts.
+        times: groups of what `latency` timed.
+    """
+    others = (
+        tau_plot(found.groups),
+        tokens_plot(found.groups),
+        shots_plot(shot_columns(found)),
+        batches_plot(times),
+    )
+    return [*accuracy_plots(short), *filter(None, others)]
+
+
+def accuracy_plots(short: Sequence[Highlights]) -> list[Plot]:
+    """Return top-1 against each cost, a panel per group in which at least two rows have it."""
+    panels: dict[Cost, list[Chart]] = {}
+    for one in short:
+        for front in (*one.fronts, *fronts(one.group, ["ms"])):
+            panels.setdefault(front.cost, []).append(_accuracy_panel(one.group, front))
+    kinds = list(_ACCURACY)
+    ordered = sorted(panels, key=lambda cost: (kinds.index(cost.kind), cost.batch or 0))
+    return [
+        Plot(
+            name=f"accuracy_{cost.name}",
+            title=_ACCURACY[cost.kind][0].format(cost.batch),
+            about=_ACCURACY[cost.kind][2],
+            panels=panels[cost],
+        )
+        for cost in ordered
+    ]
+
+
+def _accuracy_panel(group: Group, front: Front) -> Chart:
+    stood, names = front.standings, labels(group.rows)
+    title, x_label, _ = _ACCURACY[front.cost.kind]
+    series: dict[str, list[Point]] = {}
+    for one in sorted(
+        stood, key=lambda s: (s.row.method != DENSE, names[s.row.identity], s.row.keep)
+    ):
+        point = Point(x=one.cost, y=_percent(one.row.top1), hollow=one.verdict == "beaten")
+        series.setdefault(names[one.row.identity], []).append(point)
+    corners = sorted(
+        (one for one in stood if one.verdict == "front"), key=lambda s: s.cost.estimate
+    )
+    notes = front_notes(stood, names)
+    judged = {one.row.identity for one in stood}
+    if left := [row for row in group.rows if row.identity not in judged]:
+        notes.append(f"Without this cost: {row_names(left, names)}.")
+    dense = [one.row.top1.estimate for one in stood if one.row.method == DENSE]
+    return Chart(
+        title=group.name,
+        alt=f"{title.format(front.cost.batch)}, {group.name}: {len(stood)} rows. {notes[0]}",
+        x_label=x_label,
+        y_label="top-1, %",
+        series=series,
+        level=100 * dense[0] if dense else None,
+        front=[(one.cost.estimate, 100 * one.row.top1.estimate) for one in corners],
+        notes=notes,
+    )
+
+
+def tau_plot(groups: Sequence[Group]) -> Plot | None:
+    """Return Kendall tau against keep, a panel per group that has it."""
+    panels = [panel for group in groups if (panel := _tau_panel(group)) is not None]
+    if not panels:
+        return None
+    about = (
+        "Mean over images of Kendall τ between a method's ranking of the patches and the golden "
+        "one: 1 is the same order, 0 (dotted) is no relation. Bars are 95 % bootstrap intervals "
+        "over images. The golden row is left out, as it agrees with itself. High agreement isn't "
+        "high accuracy: look at both."
+    )
+    return Plot(name="tau_keep", title="Kendall τ against keep rate", about=about, panels=panels)
+
+
+def _tau_panel(group: Group) -> Chart | None:
+    names = labels(group.rows)
+    series: dict[str, list[Point]] = {}
+    for row in sorted(group.rows, key=lambda row: (names[row.identity], row.keep)):
+        tau = row.interval("tau", "tau_low", "tau_high")
+        if tau is not None and row.method != GOLDEN:
+            point = Point(x=_exact(100 * row.keep), y=tau)
+            series.setdefault(names[row.identity], []).append(point)
+    if not series:
+        return None
+    means = {name: sum(p.y.estimate for p in own) / len(own) for name, own in series.items()}
+    best = max(means, key=lambda name: means[name])
+    ticks = sorted({point.x.estimate for own in series.values() for point in own})
+    return Chart(
+        title=group.name,
+        alt=f"Kendall τ against keep rate, {group.name}: {len(series)} methods; "
+        f"{best} agrees most with the golden ranking, {means[best]:.2f} on average.",
+        x_label="keep rate, %",
+        y_label="Kendall τ to golden",
+        series=series,
+        level=0.0,
+        ticks={tick: f"{tick:.3g}" for tick in ticks} if len(ticks) <= 6 else None,
+    )
+
+
+def tokens_plot(groups: Sequence[Group]) -> Plot | None:
+    """Return tokens per block, a panel for each set of rows; datasets share it where all is one."""
+    panels: dict[tuple[Line, ...], list[str]] = {}
+    for group in groups:
+        if lines := _token_lines(group.rows):
+            panels.setdefault(lines, []).append(group.name)
+    if not panels:
+        return None
+    about = (
+        "Tokens that leave each block, class token and learned tokens included; the area below a "
+        "line is about what the blocks cost. At its right end stands the keep rate. Methods that "
+        "share a line have it in their colours by turns."
+    )
+    steps = [_token_panel(lines, names) for lines, names in panels.items()]
+    return Plot(name="tokens_per_block", title="Tokens per block", about=about, panels=steps)
+
+
+def _token_lines(rows: Sequence[Average]) -> tuple[Line, ...]:
+    names = labels(rows)
+    shared: dict[tuple[str, tuple[float, ...]], dict[str, None]] = {}
+    for row in rows:
+        counts = row.first.tokens_per_block
+        if counts is not None:
+            key = (f"{100 * row.keep:.3g} %", tuple(counts))
+            shared.setdefault(key, {})[names[row.identity]] = None
+    return tuple(
+        Line(names=tuple(own), end=end, counts=counts) for (end, counts), own in shared.items()
+    )
+
+
+def _token_panel(lines: tuple[Line, ...], groups: Sequence[str]) -> Steps:
+    courses = [f"{', '.join(line.names)} {line.end}: {_runs(line.counts)}" for line in lines]
+    return Steps(
+        title="; ".join(groups),
+        alt=f"Tokens per block, {'; '.join(groups)}: {len(lines)} different courses.",
+        lines=lines,
+        notes=[f"{'; '.join(courses)}."],
+    )
+
+
+def _runs(counts: Sequence[float]) -> str:
+    """Say numbers of tokens, equal ones in a row once."""
+    parts: list[tuple[float, int]] = []
+    for count in counts:
+        if parts and parts[-1][0] == count:
+            parts[-1] = (count, parts[-1][1] + 1)
+        else:
+            parts.append((count, 1))
+    return ", ".join(f"{count} × {many}" if many > 1 else str(count) for count, many in parts)
+
+
+def shots_plot(tables: Sequence[Sequence[Sequence[Average]]]) -> Plot | None:
+    """Return top-1 by shots, a panel for each table of shots and keep rate.
+
+    Args:
+        tables: what `sections.shot_columns` returns.
+    """
+    panels = [
+        panel
+        for columns in tables
+        for keep in _keeps(columns)
+        if (panel := _shot_panel(columns, keep)) is not None
+    ]
+    if not panels:
+        return None
+    about = (
+        "Numbers of labelled images per class, evenly spaced; 0 is by text. Bars are 95 % "
+        "intervals: Wilson's for one seed, Student's over several. Rows at one number stand "
+        "side by side so that bars don't hide each other."
+    )
+    return Plot(name="shots", title="Top-1 by shots", about=about, panels=panels)
+
+
+def _keeps(columns: Sequence[Sequence[Average]]) -> list[float]:
+    rows = (row for column in columns for row in column)
+    return sorted({row.keep for row in rows if row.method != DENSE}, reverse=True)
+
+
+def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | None:
+    names = {key: name for column in columns for key, name in labels(column).items()}
+    every: dict[str, dict[int, Interval]] = {}
+    for place, column in enumerate(columns):
+        for row in column:
+            if row.method == DENSE or row.keep == keep:
+                every.setdefault(names[row.identity], {})[place] = row.top1
+    # At one number of shots a row is no curve.
+    curves = {name: values for name, values in every.items() if len(values) > 1}
+    if not curves:
+        return None
+    series = {
+        name: [
+            Point(x=_exact(_beside(at, nth, len(curves))), y=_percent(top1))
+            for at, top1 in sorted(values.items())
+        ]
+        for nth, (name, values) in enumerate(curves.items())
+    }
+    first, shots = columns[-1][0].first, [column[0].first.shots for column in columns]
+    title = (
+        f"{first.dataset} {first.split}, {learned(first)}, {tower_of(first)}, "
+        f"keep {100 * keep:.3g} %"
+    )
+    last = {name: 100 * values[max(values)].estimate for name, values in curves.items()}
+    return Chart(
+        title=title,
+        alt=f"Top-1 by shots, {title}. At the most shots of each, {shots_of(first)} at most: "
+        f"{', '.join(f'{name} {value:.1f} %' for name, value in last.items())}.",
+        x_label="shots per class",
+        y_label="top-1, %",
+        series=series,
+        ticks={float(at): str(count) for at, count in enumerate(shots)},
+    )
+
+
+def batches_plot(groups: Sequence[TimedGroup]) -> Plot | None:
+    """Return the ratio to dense by batch size, a panel for each table that has some."""
+    panels = [panel for group in groups if (panel := _batch_panel(group)) is not None]
+    if not panels:
+        return None
+    about = (
+        "Time over the dense model's in the same round, as the subcommand latency timed them: "
+        "below 1 (dotted) is faster. Bars are 95 % intervals; one that reaches across 1 shows no "
+        "difference. Batch sizes are evenly spaced, and models at one size stand side by side so "
+        "that bars don't hide each other."
+    )
+    return Plot(name="ratio_batches", title="Time against batch size", about=about, panels=panels)
+
+
+def _batch_panel(group: TimedGroup) -> Chart | None:
+    timed = [(row, ratio) for row in group.rows if (ratio := _ratio(row)) is not None]
+    if not timed:
+        return None
+    batches = sorted({row.batch for row, _ in timed})
+    series: dict[str, list[Point]] = {short_name(row): [] for row, _ in timed}
+    names = list(series)
+    for row, ratio in timed:
+        name = short_name(row)
+        at = _beside(batches.index(row.batch), names.index(name), len(names))
+        series[name].append(Point(x=_exact(at), y=ratio))
+    rows = [row for row, _ in timed]
+    notes = [note for verdict in VERDICTS if (note := _verdicts(verdict, rows))]
+    if doubtful := sum(bool(row.warnings) for row in rows):
+        notes.append(f"{doubtful} of these {len(rows)} times have warnings: see the table.")
+    return Chart(
+        title=group.name,
+        alt=f"Time over dense's by batch size, {group.name}: {len(names)} models. {notes[0]}",
+        x_label="batch size",
+        y_label="time, × dense",
+        series=series,
+        level=1.0,
+        ticks={float(at): str(batch) for at, batch in enumerate(batches)},
+        notes=notes,
+    )
+
+
+def _ratio(row: LatencyRecord) -> Interval | None:
+    if row.ratio_to_dense is None or row.ratio_low is None or row.ratio_high is None:
+        return None
+    return Interval(row.ratio_to_dense, row.ratio_low, row.ratio_high)
+
+
+def _verdicts(verdict: str, rows: Sequence[LatencyRecord]) -> str:
+    """Say which models have a verdict, and at which batch sizes."""
+    batches: dict[str, list[str]] = {}
+    for row in rows:
+        if row.verdict == verdict:
+            batches.setdefault(short_name(row), []).append(str(row.batch))
+    models = "; ".join(f"{name} at batch {', '.join(own)}" for name, own in batches.items())
+    return f"{verdict.capitalize()}: {models}." if models else ""
+
+
+def _beside(at: float, nth: int, count: int) -> float:
+    """Return where the nth of some rows stands that would all be at one place."""
+    return at + _APART * (nth - (count - 1) / 2)
+
+
+def _exact(value: float) -> Interval:
+    return Interval(value, value, value)
+
+
+def _percent(top1: Interval) -> Interval:
+    return Interval(*(100 * number for number in top1))

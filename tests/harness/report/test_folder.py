@@ -1,0 +1,344 @@
+"""The report as a folder: files, figures for programs, what runs hold, and docs/reports.md."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.changes import read_run
+from harness.cli import main
+from harness.flags import build_parser
+from harness.latency.record import LatencyRecord, write_latencies
+from harness.progress import Progress
+from harness.records import Record, write_records
+from harness.report.folder import latencies_in, once, records_in, run_report, write_report
+from harness.report.groups import grouped
+from harness.report.highlights import highlights
+from harness.report.plots import plots_of
+from harness.shown import Shown
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+PLOTS = (
+    "accuracy_gflops", "accuracy_ms_batch1", "accuracy_ms_batch32", "accuracy_ratio_batch1",
+    "accuracy_ratio_batch32", "tau_keep", "tokens_per_block",
+)  # fmt: skip
+TABLES = ("report.html", "summary.md", "table.csv", "table.md", "table.tex")
+
+
+def shown(*words: str) -> Shown:
+    args = build_parser().parse_args(["report", *words])
+    return run_report(args, Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    folder.mkdir()
+    write_records(folder / "records.jsonl", records)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(run: Path) -> tuple[Shown, Path]:
+    """The run's whole report: drawing it takes seconds, so tests that only read it share it."""
+    out = run.parent / "shared"
+    return shown(str(run), "--output", str(out), "--title", "Two <machines>"), out
+
+
+def test_a_committed_run_has_all_files_and_its_own_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """summary.md and table.md are to the last byte what stands in the repository."""
+    folder = tmp_path / "made" / "here"
+    assert main(["report", str(RESULTS), "--output", str(folder)]) == 0
+    drawn = [f"{name}.{form}" for name in PLOTS for form in ("svg", "png")]
+    assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, *drawn))
+    for name in ("summary.md", "table.md"):
+        assert (folder / name).read_bytes() == (RESULTS / name).read_bytes()
+    out = capsys.readouterr().out
+    assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn) - 1} files" in out
+    assert "Top-1 by shots: there is one number of shots only in fashion test" in out
+    assert "Pareto fronts of fashion test" in out
+    line = next(line for line in out.splitlines() if line.startswith("│ random 30 %"))
+    assert "beaten by patchrank 30 %" in line
+
+
+def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Record):
+    found, _ = reported
+    data = json.loads(json.dumps(found.data, allow_nan=False))
+    assert found.code == 0
+    assert data["records"] == 7
+    assert [Path(name).exists() for name in data["files"]] == [True] * len(data["files"])
+    assert data["groups"][0]["conditions"]["device_name"] == patchrank.device_name
+    rows = {row["model"]: row for row in data["groups"][0]["rows"]}
+    row = rows[patchrank.model]
+    assert row["top1_fraction"]["estimate"] == patchrank.top1
+    assert row["gflops"] == patchrank.gflops
+    assert row["latency"][0]["median_ms"] == patchrank.latency[0].median_ms
+    assert row["pareto"]["gflops"] == {"verdict": "front", "beaten_by": None}
+    assert rows["clip_vit_s14_random30"]["pareto"]["gflops"]["verdict"] in {"front", "open"}
+
+
+def test_several_runs_are_one_report(
+    run: Path, tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.report.folder.plots_of", lambda *groups: [])
+    other = tmp_path / "other.jsonl"
+    later = "2026-03-01T00:00:00+00:00"
+    write_records(
+        other,
+        [
+            *(replace(record, device_name="another processor") for record in records[:4]),
+            replace(records[0], created=later),
+        ],
+    )
+    data = shown(str(run), str(other), "--output", str(tmp_path / "out")).data
+    assert (data["records"], data["replaced"]) == (12, 1)
+    names = [group["name"] for group in data["groups"]]
+    assert len(names) == 3
+    assert names[0].endswith("; on a processor")
+    assert names[2].endswith("; on another processor")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "1 earlier measurement" in page
+
+
+def test_the_title_is_the_page_s(reported: tuple[Shown, Path]):
+    page = (reported[1] / "report.html").read_text("utf-8")
+    assert "<title>Two &lt;machines&gt;</title>" in page
+
+
+def test_the_same_runs_give_the_same_bytes(run: Path, reported: tuple[Shown, Path], tmp_path: Path):
+    shown(str(run), "--output", str(tmp_path / "again"), "--title", "Two <machines>")
+    folders = (reported[1], tmp_path / "again")
+    made = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
+    assert made[0] == made[1]
+    assert made[0]["accuracy_gflops.png"].startswith(b"\x89PNG")
+
+
+def test_compare_draws_only_what_is_asked_for(tmp_path: Path, records: list[Record]):
+    write_report(records, tmp_path, Progress(), drawn=("accuracy_gflops.svg", "gone.svg"))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted((*TABLES, "accuracy_gflops.svg"))
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ("gone", "run 'gone': there is no such file or folder"),
+        ("empty", "run 'empty': it holds no records.jsonl"),
+        ("empty.jsonl", "run 'empty.jsonl': empty.jsonl holds no records"),
+        ("bad.jsonl", "bad.jsonl, line 1: "),
+    ],
+)
+def test_runs_that_cannot_be_read(
+    given: str,
+    match: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run").symlink_to(run)
+    Path("empty").mkdir()
+    Path("empty.jsonl").touch()
+    Path("bad.jsonl").write_text('{"schema_version": 1}\n')
+    assert main(["report", "run", given, "--output", "out"]) == 2
+    assert match in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "out").touch()
+    assert main(["report", str(run), "--output", str(tmp_path / "out")]) == 2
+    assert "is a file; expected a folder for the report" in capsys.readouterr().err
+
+
+def test_no_run_is_wrong_use(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(["report"])
+    assert stopped.value.code == 2
+    assert "RUN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem
+)
+def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
+    from harness.report.groups import grouped
+    from harness.report.markdown import markdown_tables
+
+    records = read_run(path)
+    found = grouped(records)
+    rows = [record for group in found.groups for row in group.rows for record in row.records]
+    assert len(rows) + found.replaced == len(records)
+    assert len({group.name for group in found.groups}) == len(found.groups)
+    assert markdown_tables(found).count("### ") >= len(found.groups)
+
+
+Make = Callable[..., LatencyRecord]
+
+
+@pytest.fixture
+def times(latency_record: Make) -> list[LatencyRecord]:
+    reduced = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
+    faster = tuple(0.7 * ms for ms in (10.0, 11.0, 10.5, 10.2, 10.1, 10.3))
+    return [
+        latency_record(),
+        latency_record(faster, (10.0, 11.0, 10.5, 10.2, 10.1, 10.3), **reduced),
+    ]
+
+
+@pytest.fixture
+def timed_run(tmp_path: Path, records: list[Record], times: list[LatencyRecord]) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_records(folder / "records.jsonl", records[:2])
+    write_latencies(folder / "latency.jsonl", times)
+    return folder
+
+
+def test_a_run_is_once_there_as_a_folder_or_as_its_file(timed_run: Path, tmp_path: Path):
+    file, other = timed_run / "records.jsonl", tmp_path / "other"
+    assert once([timed_run, other, file, timed_run]) == [timed_run, other]
+    assert once([file, timed_run]) == [file]
+    assert once([timed_run / ".." / "run", timed_run]) == [timed_run / ".." / "run"]
+
+
+def test_times_lie_beside_the_records_or_are_the_run(timed_run: Path, tmp_path: Path, times):
+    away = tmp_path / "gpu_times.jsonl"
+    away.write_bytes((timed_run / "latency.jsonl").read_bytes())
+    told: list[str] = []
+    for given in (timed_run, timed_run / "records.jsonl", timed_run / "latency.jsonl", away):
+        assert latencies_in([given], told.append) == [(str(given), time) for time in times]
+    assert len(latencies_in([timed_run, timed_run / "latency.jsonl"], told.append)) == 2
+    assert records_in(away) == records_in(timed_run / "latency.jsonl") == []
+    assert len(records_in(timed_run)) == 2
+    assert told == []
+
+
+def test_torn_times_beside_records_are_told_and_alone_refused(timed_run: Path):
+    file = timed_run / "latency.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    told: list[str] = []
+    assert latencies_in([timed_run], told.append) == []
+    assert "latency.jsonl" in told[0]
+    with pytest.raises(ValueError, match=r"latency\.jsonl"):
+        latencies_in([file], told.append)
+    (timed_run / "records.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"latency\.jsonl"):
+        latencies_in([timed_run], told.append)
+
+
+def test_times_that_are_none_are_refused(timed_run: Path):
+    (timed_run / "records.jsonl").unlink()
+    (timed_run / "latency.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"latency\.jsonl holds no times"):
+        latencies_in([timed_run], print)
+
+
+def test_a_run_of_times_alone_is_a_report(
+    timed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (timed_run / "records.jsonl").unlink()
+    assert main(["report", str(timed_run), "--output", str(tmp_path / "out"), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["records"], data["groups"]) == (0, [])
+    assert [len(group["records"]) for group in data["latency"]] == [2]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [
+        "latency.csv", "ratio_batches.png", "ratio_batches.svg", "report.html", "table.md",
+        "table.tex",
+    ]  # fmt: skip
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "Times alone, without records of accuracy." in page
+    assert "tome60" in page
+
+
+def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path: Path, times):
+    other = tmp_path / "other"
+    other.mkdir()
+    write_records(other / "records.jsonl", records_in(timed_run)[:1])
+    out = tmp_path / "out"
+    assert main(["report", str(timed_run), str(other), str(timed_run), "--output", str(out)]) == 0
+    table = list(csv.DictReader(io.StringIO((out / "table.csv").read_text("utf-8"))))
+    assert [line["run"] for line in table] == [str(timed_run), str(timed_run), str(other)]
+    timed = list(csv.DictReader(io.StringIO((out / "latency.csv").read_text("utf-8"))))
+    assert [line["run"] for line in timed] == [str(timed_run)] * 2
+    assert [line["model"] for line in timed] == [time.model for time in times]
+    assert timed[1]["ratio_to_dense"] == str(times[1].ratio_to_dense)
+    assert timed[0]["machine_device_name"] == "A CPU"
+    assert timed[0]["ratio_to_dense"] == ""
+
+
+def test_what_is_left_out_is_told_on_the_page_and_beside_it(
+    timed_run: Path, tmp_path: Path, records: list[Record]
+):
+    from rich.console import Console
+
+    (timed_run / "latency.jsonl").write_text('{"torn')
+    console = Console(record=True, width=300)
+    written = write_report(records, tmp_path / "out", Progress(console), runs=[timed_run], drawn=())
+    [reason] = written.left_out
+    assert f"left out of the report: {reason}" in console.export_text()
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "These files could not be read" in page
+    assert "latency.jsonl" in page.partition("These files could not be read")[2]
+    assert "These files" not in (tmp_path / "out" / "table.md").read_text("utf-8")
+
+
+TEXT = (Path(__file__).parents[3] / "docs" / "reports.md").read_text("utf-8")
+
+
+def block(kind: str) -> str:
+    [found] = re.findall(rf"^```{kind}\n(.*?)^```$", TEXT, re.M | re.S)
+    return found
+
+
+def first_cells(heading: str) -> list[str]:
+    part = TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `([\w.]+)`", part, re.M)
+
+
+def test_the_commands_parse():
+    commands = [shlex.split(line) for line in block("sh").splitlines()]
+    assert len(commands) == 2
+    for command in commands:
+        assert command[:4] == ["python", "-m", "harness", "report"]
+        assert build_parser().parse_args(command[3:]).runs
+
+
+def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: Path):
+    written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=()).files]
+    assert sorted(first_cells("Files")) == sorted([*written, "agreement.csv", "latency.csv"])
+
+
+def test_the_plots_are_those_that_are_drawn(records: list[Record], dense: Record, row: Any):
+    shots = [row(m, 0.6, 50, 2.0, shots=n) for m in ("random", "evit") for n in (16, 4)]
+    found = grouped([*records, *shots])
+    plots = [plot.name for plot in plots_of(found, [highlights(group) for group in found.groups])]
+    told = [name for name in first_cells("The plots") if not name.endswith("_...")]
+    drawn = [name for name in plots if not name.endswith("_batch32")]
+    assert told == [*drawn, "ratio_batches"]  # of times, in test_plots.py
+
+
+def test_the_python_runs(records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_report(records, tmp_path / "report", Progress(), drawn=())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(block("python"), names)
+    assert len(names["table"]) == len(records)
+    assert names["best"]["top1_fraction"].iloc[0] == max(record.top1 for record in records)
+    assert "clip_vit_s14_patchrank60" in out.getvalue()

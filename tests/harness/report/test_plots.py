@@ -1,0 +1,265 @@
+"""What plots show is what records say; how it is drawn is the same every time."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.changes import read_run
+from harness.latency.record import LatencyRecord
+from harness.records import Record
+from harness.report.drawing import FRONT, INK, LINES, STYLES, Chart, Plot, Point, Steps, styles_of
+from harness.report.groups import Grouped, grouped, timed_groups
+from harness.report.highlights import fronts, highlights
+from harness.report.plots import batches_plot, plots_of, shots_plot, tau_plot, tokens_plot
+from harness.report.sections import shot_columns
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+
+
+@pytest.fixture(scope="session")
+def committed() -> list[Record]:
+    return read_run(RESULTS)
+
+
+@pytest.fixture(scope="session")
+def found(committed: list[Record]) -> Grouped:
+    return grouped(committed)
+
+
+@pytest.fixture(scope="session")
+def with_shots(committed: list[Record]) -> Grouped:
+    """The run by text, and as if it were learned from one and two shots."""
+    learned = [
+        replace(record, shots=shots, tuning="probe", seed=0, latency=())
+        for shots in (1, 2)
+        for record in committed
+        if record.method != "tome" or shots == 2
+    ]
+    return grouped([*committed, *learned])
+
+
+def plots(found: Grouped) -> dict[str, Plot]:
+    short = [highlights(group) for group in found.groups]
+    return {plot.name: plot for plot in plots_of(found, short)}
+
+
+def points(plot: Plot | None, at: int = 0) -> dict[str, Sequence[Point]]:
+    assert plot is not None
+    panel = plot.panels[at]
+    assert isinstance(panel, Chart)
+    return dict(panel.series)
+
+
+def of(committed: list[Record], dataset: str) -> list[Record]:
+    return [record for record in committed if record.dataset == dataset]
+
+
+@pytest.mark.parametrize(("at", "dataset"), [(0, "fashion"), (1, "emoji")])
+def test_accuracy_against_cost_has_every_row_with_its_intervals(
+    at: int, dataset: str, found: Grouped, committed: list[Record]
+):
+    own = {(r.method, r.keep): r for r in of(committed, dataset) if r.gflops is not None}
+    shown = points(plots(found)["accuracy_gflops"], at)
+    assert sum(map(len, shown.values())) == len(own) == 11
+    for name, series in shown.items():
+        rows = sorted((r for r in own.values() if r.method == name), key=lambda r: r.keep)
+        for point, row in zip(series, rows, strict=True):
+            assert tuple(point.x) == (row.gflops,) * 3
+            assert point.y == pytest.approx(
+                (100 * row.top1, 100 * row.top1_low, 100 * row.top1_high)
+            )
+
+
+def test_times_are_ratios_or_milliseconds_of_one_image(found: Grouped, committed: list[Record]):
+    named = plots(found)
+    ratios = [named[f"accuracy_ratio_batch{batch}"] for batch in (1, 32)]
+    times = [named[f"accuracy_ms_batch{batch}"] for batch in (1, 32)]
+    row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_tome60")
+    for plot_ratio, plot_time, timed in zip(ratios, times, row.latency, strict=True):
+        ratio, time = (points(plot)["tome"][1].x for plot in (plot_ratio, plot_time))
+        assert ratio == (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
+        expected = [n / timed.batch for n in (timed.median_ms, timed.q1_ms, timed.q3_ms)]
+        assert list(time) == expected
+        assert points(plot_ratio)["dense"][0].x == (1, 1, 1)
+
+
+def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(found: Grouped):
+    plot = plots(found)["accuracy_gflops"]
+    panel = plot.panels[0]
+    assert isinstance(panel, Chart)
+    stood = fronts(found.groups[0])[0].standings
+    on = sorted(
+        (s.row.first.gflops, 100 * s.row.top1.estimate) for s in stood if s.verdict == "front"
+    )
+    assert list(panel.front) == on
+    assert sorted(y for _, y in on) == [y for _, y in on]
+    assert panel.notes[0].count("%") + panel.notes[0].count("dense") == len(on)
+    assert "random 30 % (by patchrank 30 %)" in " ".join(panel.notes)
+    assert "Without this cost: golden 60 %, golden 30 %." in panel.notes
+    hollow = {name for name, series in panel.series.items() if any(p.hollow for p in series)}
+    assert hollow == {"random"}
+
+
+def test_tau_against_keep_leaves_golden_out(found: Grouped, committed: list[Record]):
+    shown = points(tau_plot(found.groups))
+    assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "tome"]
+    row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_evit30")
+    assert shown["evit"][0] == Point(
+        x=shown["evit"][0].x, y=type(shown["evit"][0].y)(row.tau, row.tau_low, row.tau_high)
+    )
+    assert shown["evit"][0].x.estimate == 30
+
+
+def test_methods_that_share_a_course_share_a_line(found: Grouped):
+    plot = tokens_plot(found.groups)
+    assert plot is not None
+    [panel] = plot.panels  # both datasets have the same
+    assert isinstance(panel, Steps)
+    told = {(line.end, tuple(line.names)): tuple(line.counts) for line in panel.lines}
+    assert told["60 %", ("clsattn", "patchrank", "random")] == (197,) * 3 + (119,) * 6
+    assert told["30 %", ("tome",)] == (182, 167, 151, 136, 121, 106, 90, 75, 60)
+    assert "clsattn, patchrank, random 60 %: 197 × 3, 119 × 6" in panel.notes[0]
+
+
+def test_shots_have_a_panel_per_keep_and_dense_in_each(with_shots: Grouped):
+    plot = shots_plot(shot_columns(with_shots))
+    assert plot is not None
+    assert [panel.title.rpartition(", ")[2] for panel in plot.panels] == [
+        "keep 60 %", "keep 30 %",
+    ] * 2  # fmt: skip
+    panel = plot.panels[0]
+    assert isinstance(panel, Chart)
+    assert panel.ticks == {0: "0", 1: "1", 2: "2"}
+    assert "dense" in panel.series
+    near = {name: [round(p.x.estimate) for p in own] for name, own in panel.series.items()}
+    assert near.pop("tome") == [0, 2]
+    assert set(map(tuple, near.values())) == {(0, 1, 2)}
+    places = [p.x.estimate for own in panel.series.values() for p in own]
+    assert len(set(places)) == len(places)  # no bar hides another
+
+
+def test_plots_without_figures_are_left_out(committed: list[Record]):
+    bare = {"gflops": None, "latency": (), "tokens_per_block": None}
+    no_tau = {"tau": None, "tau_low": None, "tau_high": None}
+    assert plots(grouped([replace(record, **bare, **no_tau) for record in committed])) == {}
+    timed = [replace(record, gflops=None, latency=()) for record in committed]
+    assert list(plots(grouped(timed))) == ["tau_keep", "tokens_per_block"]
+
+
+def test_settings_of_one_method_are_series_of_their_own(committed: list[Record]):
+    twice = [r for r in of(committed, "fashion") if r.method in ("dense", "evit")]
+    fused = [
+        replace(r, method_config=r.method_config | {"fuse": True}, gflops=r.gflops + 0.1)
+        for r in twice
+        if r.method == "evit"
+    ]
+    shown = points(plots(grouped([*twice, *fused]))["accuracy_gflops"])
+    assert sorted(shown) == ["dense", "evit (fuse false)", "evit (fuse true)"]
+    assert [len(series) for series in shown.values()] == [1, 2, 2]
+
+
+def test_every_plot_is_an_svg_of_its_words_and_a_png(found: Grouped, with_shots: Grouped):
+    """That of shots needs six groups; of the others two panels each show as much."""
+    shots = shots_plot(shot_columns(with_shots))
+    assert shots is not None
+    for plot in (*plots(found).values(), shots):
+        styles = styles_of(name for panel in plot.panels for name in panel.names)
+        words = "".join(ET.fromstring(plot.draw(styles, "svg")).itertext())
+        for panel in plot.panels:
+            assert set(panel.names) <= set(styles)
+            assert all(name in words for name in panel.names)
+            assert len(panel.alt) > 40
+        assert plot.draw(styles, "png").startswith(b"\x89PNG")
+        assert len([ET.fromstring(svg) for svg in plot.draw_each(styles)]) == len(plot.panels)
+
+
+def test_the_same_records_draw_the_same_bytes(found: Grouped):
+    for plot in list(plots(found).values())[:1]:
+        styles = styles_of(name for panel in plot.panels for name in panel.names)
+        for form in ("svg", "png"):
+            assert plot.draw(styles, form) == plot.draw(styles, form)
+        assert plot.draw_each(styles) == plot.draw_each(styles)
+        assert FRONT.encode() in plot.draw(styles, "svg")
+
+
+def test_styles_differ_in_more_than_colour():
+    names = [f"method{at:02d}" for at in range(len(STYLES) * len(LINES))]
+    styles = styles_of([*names, "dense"])
+    assert len({style.colour for style in styles.values()}) == len(STYLES) + 1
+    without_colour = [(style.marker, style.line) for style in styles.values()]
+    assert len(set(without_colour)) == len(without_colour)
+    assert styles["dense"].colour == INK
+    assert styles_of(["b", "a"]) == styles_of(["a", "b", "a"])
+
+
+@pytest.mark.parametrize("paper", [(255, 255, 255), (0x16, 0x17, 0x16)])
+def test_dense_and_text_are_told_from_any_method(paper: Any):
+    """Colours of methods are neither the page's nor the ink's, light or dark."""
+    for colour, _ in STYLES:
+        rgb = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        assert sum(abs(a - b) for a, b in zip(rgb, paper, strict=True)) > 150
+
+
+def test_a_group_of_one_row_has_no_accuracy_plot(committed: list[Record]):
+    [dense] = [r for r in of(committed, "fashion") if r.method == "dense"]
+    assert "accuracy_gflops" not in plots(grouped([dense]))
+    assert fronts(grouped([dense]).groups[0]) == []
+
+
+Make = Callable[..., LatencyRecord]
+DENSE_MS = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
+
+
+def model(make: Make, method: str, factor: float, **more) -> LatencyRecord:
+    name = f"clip_vit_b16_{method}60"
+    samples = tuple(factor * ms for ms in DENSE_MS)
+    return make(samples, DENSE_MS, model=name, method=method, keep=0.6, **more)
+
+
+def test_a_panel_per_condition_with_every_ratio(latency_record: Make):
+    times = [
+        record
+        for dtype in ("float32", "bfloat16")
+        for batch in (1, 32)
+        for record in (
+            latency_record(batch=batch, dtype=dtype),
+            model(latency_record, "tome", 0.7, batch=batch, dtype=dtype),
+            model(latency_record, "evit", 1.2, batch=batch, dtype=dtype, warnings=("drift",)),
+        )
+    ]
+    plot = batches_plot(timed_groups(times))
+    assert plot is not None
+    assert plot.name == "ratio_batches"
+    assert ["bfloat16" in panel.title for panel in plot.panels] == [False, True]
+    panel = plot.panels[0]
+    assert isinstance(panel, Chart)
+    assert list(panel.series) == ["tome60", "evit60"]
+    for point, row in zip(panel.series["tome60"], (times[1], times[4]), strict=True):
+        assert tuple(point.y) == (row.ratio_to_dense, row.ratio_low, row.ratio_high)
+    assert [round(p.x.estimate) for p in panel.series["evit60"]] == [0, 1]
+    places = [p.x.estimate for own in panel.series.values() for p in own]
+    assert len(set(places)) == len(places)  # no bar hides another
+    assert (panel.ticks, panel.level) == ({0: "1", 1: "32"}, 1.0)
+    assert list(panel.notes) == [
+        "Faster: tome60 at batch 1, 32.",
+        "Slower: evit60 at batch 1, 32.",
+        "2 of these 4 times have warnings: see the table.",
+    ]
+
+
+def test_what_shows_no_difference_is_called_so(latency_record: Make):
+    row = replace(
+        model(latency_record, "tome", 0.9), ratio_low=0.8, ratio_high=1.1, verdict="not shown"
+    )
+    plot = batches_plot(timed_groups([latency_record(), row]))
+    assert plot is not None
+    assert list(plot.panels[0].notes) == ["Not shown: tome60 at batch 1."]
+
+
+def test_without_ratios_there_is_none(latency_record: Make):
+    assert batches_plot(timed_groups([latency_record()])) is None
+    assert batches_plot([]) is None

@@ -1,0 +1,430 @@
+"""push: what is written comes back bit for bit; the card says what is recorded and computed."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import zoo
+from harness.cli import main
+from harness.cost import gflops
+from harness.publish import Publishable, load_publishable, model_card
+from harness.records import Record, read_records, write_records
+from harness.report.markdown import markdown_table
+from zoo.prompt_file import save_prompts
+from zoo.weights import EMBEDDED, blocks_fingerprint
+
+PATCHRANK = "clip_vit_s14_patchrank60"
+PREDICTOR = EMBEDDED / "clip_vit_s14.imgfocus_lit.patchrank.block3.safetensors"
+IMAGES = torch.randn(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))
+
+
+class StandIn:
+    """The hub's client, as far as push uses it."""
+
+    made: ClassVar[list["StandIn"]] = []
+
+    def __init__(self, **facts: Any) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+        StandIn.made.append(self)
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        self.calls.append(("create", (repo_id, private, exist_ok)))
+
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str
+    ) -> None:
+        self.calls.append(("upload", (repo_id, tuple(allow_patterns), commit_message)))
+        self.files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    monkeypatch.setattr(StandIn, "made", [])
+    monkeypatch.setattr(huggingface_hub, "HfApi", StandIn)
+    return StandIn
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    dense = timm.create_model("clip_vit_s14", pretrained=True)
+    text = nn.functional.normalize(torch.randn(3, 256), dim=1)
+    tensors = {
+        "classifier": text,
+        "logit_scale": torch.tensor(3.0),
+        "visual": torch.randn(1, 4, 384),
+    }
+    facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": 384, "dataset": "toy"}
+    facts |= {"weights": blocks_fingerprint(dense.state_dict())}
+    facts |= {"recipe": {"tokens": "v", "count": 4}, "provenance": {"shots": 2, "draw": 0}}
+    return save_prompts(tmp_path / "p.safetensors", tensors, classes=("a", "b", "c"), **facts).path
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["clip_vit_s14", PATCHRANK, "clip_vit_s14_tome50.imgfocus_lit"])
+@torch.no_grad()
+def test_the_folder_is_the_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "out"
+    for _ in range(2):  # what push wrote it may write again
+        assert main(["push", name, "--to", "me/pruned", "--folder", str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert f"wrote {folder}: README.md" in capsys.readouterr().out
+    model = timm.create_model(name, pretrained=True).eval()
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert repr(again) == repr(model)
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    assert str(EMBEDDED) not in (folder / "config.json").read_text()
+
+
+@torch.no_grad()
+def test_a_tuned_model(prompts: Path, tmp_path: Path):
+    asked = ["--prompts", str(prompts), "--folder", str(tmp_path / "out")]
+    assert main(["push", PATCHRANK, "--to", "me/tuned", *asked]) == 0
+    model = timm.create_model(PATCHRANK, prompts=str(prompts)).eval()
+    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: image-classification\n" in card
+    assert "Classes, in the order of the logits: a, b, c." in card
+    assert '- recipe: `{"count": 4, "tokens": "v"}`' in card
+    assert "| output | logits of 3 classes |" in card
+    assert "--methods patchrank --keeps 0.6 --datasets toy --shots 2 --tokens v" in card
+    found = load_publishable(f"local-dir:{tmp_path}/out")
+    assert found.classes == ("a", "b", "c")
+    assert found.weights() == load_publishable("clip_vit_s14").weights()
+    assert found.provenance == load_publishable(PATCHRANK, (), prompts).provenance
+
+
+@torch.no_grad()
+def test_a_folder_is_published_on_with_what_is_known_of_it(tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["push", PATCHRANK, "--to", "me/a", "--folder", str(first)]) == 0
+    assert main(["push", f"local-dir:{first}", "--to", "me/a", "--folder", str(second)]) == 0
+    for name in ("README.md", "model.safetensors"):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+    told = [json.loads((f / "config.json").read_text())["provenance"] for f in (first, second)]
+    assert told[0] == told[1]
+    assert told[0]["predictors"][0]["provenance"]["images"] == 1000
+
+
+def test_a_model_of_the_hub_brings_what_is_known_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--me--a"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots").mkdir()
+    there = folder / "snapshots" / commit
+    assert main(["push", PATCHRANK, "--to", "me/a", "--folder", str(there)]) == 0
+    found = load_publishable("hf-hub:me/a")
+    named = load_publishable(PATCHRANK)
+    assert found.provenance == named.provenance
+    assert (found.arch, found.tag, found.license) == (named.arch, named.tag, "mit")
+    assert found.weights() == named.weights()
+
+
+@torch.no_grad()
+def test_a_model_that_zoo_reduce_made(tmp_path: Path):
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, num_classes=5)
+    vit.pretrained_cfg.pop("license", None)
+    model = zoo.reduce(vit.eval(), method="evit", keep=0.5, reduce_at=[1])
+    timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
+    asked = ["--to", "me/mine", "--folder", str(tmp_path / "out")]
+    assert main(["push", f"local-dir:{tmp_path}/mine", *asked]) == 0
+    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    images = IMAGES[:, :, :64, :64]
+    assert torch.equal(again(images), model(images))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: unknown\n" in card
+    assert "Nobody wrote down under which licence the tower's weights are." in card
+    assert "Nothing was measured, and no command measures these settings." in card
+
+
+def test_the_upload_is_one_commit_of_three_files(
+    hub: type[StandIn], capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    assert main(["push", PATCHRANK, "--to", "me/pruned", "--private"]) == 0
+    (api,) = hub.made
+    assert api.calls == [
+        ("create", ("me/pruned", True, True)),
+        (
+            "upload",
+            (
+                "me/pruned",
+                ("README.md", "config.json", "model.safetensors"),
+                "Upload model and card",
+            ),
+        ),
+    ]
+    assert sorted(api.files) == ["README.md", "config.json", "model.safetensors"]
+    (tmp_path / "w").write_bytes(api.files["model.safetensors"])
+    wanted = timm.create_model(PATCHRANK, pretrained=True).state_dict()
+    sent = load_file(tmp_path / "w")
+    assert sent.keys() == wanted.keys()
+    assert all(torch.equal(sent[key], value) for key, value in wanted.items())
+    assert "wrote https://huggingface.co/me/pruned: README.md (" in capsys.readouterr().out
+
+
+def test_a_dry_run_sends_nothing_and_shows_the_card(
+    hub: type[StandIn], capsys: pytest.CaptureFixture[str]
+):
+    assert main(["push", "clip_vit_s14_evit50", "--to", "me/pruned", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("nothing was written or sent; it would be README.md (")
+    assert 'model = timm.create_model("hf-hub:me/pruned", pretrained=True).eval()' in out
+    assert hub.made == []
+
+
+def test_no_hub_is_one_error_with_another_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The real client, which is offline in tests."""
+    assert main(["push", "clip_vit_s14", "--to", "me/dense"]) == 2
+    text = said(capsys)
+    assert "error: can't upload to 'me/dense': " in text
+    assert "offline" in text
+    assert "'hf auth login' or set HF_TOKEN" in text
+    assert "'hf upload me/dense DIR'" in text
+
+
+def test_no_token_is_one_error(
+    hub: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required\nlines follow")
+
+    monkeypatch.setattr(hub, "create_repo", refuse)
+    assert main(["push", "clip_vit_s14", "--to", "me/dense"]) == 2
+    assert "can't upload to 'me/dense': Token is required (log in with" in said(capsys)
+    assert [api.files for api in hub.made] == [{}]
+
+
+def test_a_predictor_of_ones_own(tmp_path: Path):
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(PREDICTOR.read_bytes())
+    found = load_publishable(PATCHRANK, [own])
+    assert found.provenance == load_publishable(PATCHRANK).provenance
+    assert set(found.provenance["digests"]) == {"predictor"}
+
+
+@pytest.mark.parametrize("to", ["pruned", "me/", "/pruned", "a/b/c", "me/p r", "../x", "me/.x"])
+def test_repositories_that_cannot_be(to: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["push", PATCHRANK, "--to", to]) == 2
+    assert f"--to {to!r}: expected OWNER/NAME" in said(capsys)
+
+
+def test_a_folder_with_other_files_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "mine.txt").touch()
+    assert main(["push", "clip_vit_s14", "--to", "me/a", "--folder", str(tmp_path)]) == 2
+    assert "holds 'mine.txt': give a new or empty one" in said(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_names_and_files_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    wrong = [
+        (["clip_vit_s14_patchrnk60"], "model 'clip_vit_s14_patchrnk60': did you mean"),
+        (["clip_vit_s14.openai"], "weight tag 'openai' of clip_vit_s14"),
+        ([f"local-dir:{tmp_path}"], "no config.json there; timm.models.save_for_hf"),
+        (["clip_vit_b16_evit60.openai"], "no weights of clip_vit_b16_evit60.openai: not in the"),
+        (["hf-hub:nobody/nothing"], "no weights of hf-hub:nobody/nothing: not in the Hugging Fa"),
+        ([f"local-dir:{tmp_path}", "--prompts", "p.safetensors"], "carries its weights: leave out"),
+        ([PATCHRANK, "--predictor", str(tmp_path / "no")], "no predictor at"),
+        ([PATCHRANK, "--records", str(tmp_path / "no.jsonl")], "no.jsonl': there is no such file"),
+    ]
+    for args, match in wrong:
+        assert main(["push", *args, "--to", "me/a", "--dry-run"]) == 2
+        assert match in said(capsys)
+
+
+RUN = Path(__file__).parents[2] / "docs" / "results" / "records.jsonl"
+
+
+@pytest.fixture(scope="module")
+def model() -> Publishable:
+    return load_publishable(PATCHRANK)
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    return [record for record in read_records(RUN) if record.method in ("dense", "patchrank")]
+
+
+def test_the_table_is_the_records_of_this_model_and_of_dense(
+    model: Publishable, records: list[Record]
+):
+    rows = model.rows(records, RUN)
+    assert {row.model for row in rows} == {"clip_vit_s14", PATCHRANK}
+    assert {row.dataset for row in rows} == {"fashion", "emoji"}
+    assert {row.shots for row in rows} == {0}
+    card = model_card(model, "me/pruned", rows)
+    assert markdown_table(rows, summary=True).strip() in card
+    for row in rows:
+        assert f"revision {row.dataset_revision}" in card
+        assert f"{100 * row.top1:.1f} [{100 * row.top1_low:.1f}, {100 * row.top1_high:.1f}]" in card
+        assert f"{row.dataset} {row.split}" in card
+        assert row.device_name in card
+        assert row.dtype in card
+    assert "Nothing was measured" not in card
+
+
+def test_without_records_it_says_so_and_by_which_command(model: Publishable):
+    card = model_card(model, "me/pruned", [])
+    assert "Nothing was measured." in card
+    command = "compare --models clip_vit_s14.imgfocus_lit --methods patchrank --keeps 0.6"
+    assert command in card
+    measured = card[card.index("## Measured") : card.index("## Rankings")]
+    assert re.findall(r"\d+\.\d+ %|\d+\.\d+ \[", measured) == []
+
+
+def test_operators_that_gflops_lack_are_told(model: Publishable, monkeypatch: pytest.MonkeyPatch):
+    assert "GFLOPs lack" not in model_card(model, "me/pruned", [])
+    cost = replace(gflops(model.vit, 196), unsupported=("aten::linalg_inv",))
+    monkeypatch.setattr("harness.publish.gflops", lambda *args: cost)
+    card = model_card(model, "me/pruned", [])
+    assert "GFLOPs lack operators of unknown cost: aten::linalg_inv." in card
+
+
+def test_facts_are_computed(model: Publishable):
+    card = model_card(model, "me/pruned", [])
+    cost, dense = gflops(model.vit, 196), gflops(model.dense, 196)
+    assert f"| GFLOPs per image | {cost.gflops:.2f} (dense: {dense.gflops:.2f}) |" in card
+    assert f"| parameters | {sum(p.numel() for p in model.vit.parameters()):,} |" in card
+    assert "| keep rate | 60.2 % |" in card
+    assert "| patch tokens | 118 of 196 at the end |" in card
+    with torch.no_grad():
+        trace = model.vit.trace(torch.zeros(1, 3, 196, 196))
+    assert f"| {', '.join(map(str, trace.tokens_per_block))} |" in card
+    assert "[arXiv 2409.14607](https://arxiv.org/abs/2409.14607)" in card
+
+
+def test_the_front_matter_is_what_the_hub_reads(model: Publishable):
+    from huggingface_hub import ModelCardData
+    from huggingface_hub.repocard import ModelCard
+
+    data = ModelCard(model_card(model, "me/pruned", [])).data
+    assert isinstance(data, ModelCardData)
+    assert (data.license, data.library_name) == ("mit", "timm")
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert {"timm", "clip", "token-reduction", "patchrank"} <= set(data.tags)
+
+
+def test_rankings_and_recipe_are_the_predictors_own(model: Publishable):
+    card = model_card(model, "me/pruned", [])
+    (facts,) = model.provenance["predictors"]
+    assert f"- recipe: `{json.dumps(facts['recipe'], sort_keys=True)}`" in card
+    for one in facts["provenance"]["rankings"]:
+        assert f"| {one['dataset']} | {one['split']} | {one['revision']} | {one['model']} |" in card
+    unknown = replace(model, provenance={})
+    assert "Where the predictor is from wasn't written down." in model_card(unknown, "me/p", [])
+
+
+def test_the_example_runs_on_the_written_folder(model: Publishable, tmp_path: Path):
+    assert main(["push", NAME, "--to", "me/pruned", "--folder", str(tmp_path)]) == 0
+    card = (tmp_path / "README.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```$", card, re.M | re.S)
+    from PIL import Image
+
+    known = {"image": Image.new("RGB", (300, 200), "red")}
+    exec(code.replace("hf-hub:me/pruned", f"local-dir:{tmp_path}"), known)
+    assert known["features"].shape == (1, 256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"weights_sha256": "0" * 16}, False),
+        ({"tag": "other"}, False),
+        ({"model": "clip_vit_s14_patchrank50"}, False),
+        ({"method_config": {"keep": 0.6, "reduce_at": [2]}}, False),
+        ({"shots": 4, "tuning": "probe"}, False),
+    ],
+)
+def test_records_of_another_model_are_refused(
+    changes: dict, fits: bool, model: Publishable, records: list[Record], tmp_path: Path
+):
+    mine = next(record for record in records if record.model == NAME)
+    changed = replace(mine, **changes)
+    if fits:
+        assert model.rows([changed], RUN) == [changed]
+        return
+    with pytest.raises(ValueError, match=r"has no record of .*with these weights \(74efc4.*; meas"):
+        model.rows([changed], RUN)
+
+
+def test_another_predictor_is_another_model(
+    model: Publishable, records: list[Record], tmp_path: Path
+):
+    mine = next(record for record in records if record.model == NAME)
+    other = replace(mine, method_config=mine.method_config | {"predictor": "0" * 16})
+    with pytest.raises(ValueError, match=r"has no record of clip_vit_s14_patchrank60"):
+        model.rows([other], RUN)
+    write_records(tmp_path / "run.jsonl", [other])
+    asked = ["--to", "me/a", "--dry-run", "--records", str(tmp_path / "run.jsonl")]
+    assert main(["push", NAME, *asked]) == 2
+
+
+def restricted(tmp_path: Path, tag: str) -> str:
+    """Write a small model whose weights have another licence; return its name."""
+    small = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = timm.create_model(f"clip_vit_b16_random50.{tag}", reduce_at=[1], **small)
+    timm.models.save_for_hf(model, tmp_path / "nc", safe_serialization=True)
+    return f"local-dir:{tmp_path}/nc"
+
+
+@pytest.mark.parametrize(
+    ("tag", "license_"), [("metaclip_400m", "cc-by-nc-4.0"), ("dfn2b", "apple-ascl")]
+)
+def test_licences_that_restrict_are_told_and_must_be_confirmed(
+    tag: str,
+    license_: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    sent = []
+    monkeypatch.setattr("harness.publish.upload", lambda *a, **k: sent.append(a) or "there")
+    args = ["push", restricted(tmp_path, tag), "--to", "me/nc"]
+    assert main(args) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the weights '{tag}' are under '{license_}', which may forbid publishing" in told
+    assert f"add --accept-license {license_}" in told
+    assert main([*args, "--accept-license", "mit"]) == 2
+    assert f"are under '{license_}'" in " ".join(capsys.readouterr().err.split())
+    assert sent == []
+    assert main([*args, "--accept-license", license_]) == 0
+    assert len(sent) == 1
+    assert main([*args, "--folder", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    named = license_ if license_ == "cc-by-nc-4.0" else f"other\nlicense_name: {license_}"
+    assert f"\nlicense: {named}\n" in card
+    assert "It doesn't allow every use: read it before you use or pass on this model." in card
+    assert f"base_model: timm/vit_base_patch16_clip_224.{tag}\n" in card
+
+
+def test_settings_that_no_command_measures(tmp_path: Path):
+    found = load_publishable(restricted(tmp_path, "openai"))
+    assert found.settings()["reduce_at"] == [1]
+    assert found.command() is None
+    card = model_card(found, "me/p", [])
+    assert "Nothing was measured, and no command measures these settings." in card

@@ -1,0 +1,588 @@
+"""Traces of a run: what is stored is what models did, and files prove that they are whole."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import zoo
+from harness import compare as compare_module
+from harness import towers, traces
+from harness.agreement import kendall_tau
+from harness.compare import compare
+from harness.datasets.base import Dataset
+from harness.flags import build_parser
+from harness.golden.shards import BrokenShardError
+from harness.golden.store import Rankings, own_store
+from harness.plan import TRACED, Plan
+from harness.progress import Progress
+from harness.records import Record
+from harness.traces import (
+    SIDE,
+    UNRANKED,
+    Facts,
+    RowTraces,
+    Tracer,
+    keep_thumbnails,
+    lacking,
+    read_row,
+    read_thumbnails,
+    read_traces,
+    seal,
+    thumbnails_path,
+)
+from zoo.clip import ClipParts
+from zoo.golden import GoldenConfig
+
+ARCH = "clip_vit_b16"
+PLAN = Plan(
+    models=(ARCH,),
+    methods=("evit", "golden", "random", "tome"),
+    keeps=(0.6, 0.5),
+    datasets=("toy",),
+    limit=None,
+    batches=(),
+)
+
+
+@pytest.fixture(autouse=True)
+def _miniature(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
+    monkeypatch.setattr(compare_module, "get_dataset", lambda name: toy)
+
+
+@pytest.fixture
+def golden(ranked: Callable[..., Rankings]) -> Rankings:
+    """Random golden rankings of all images, where they are looked for."""
+    rankings = ranked()
+    store = own_store(f"{ARCH}.openai", "toy", "test", GoldenConfig())
+    rankings.write(store.with_name(f"{store.name}.parquet"))
+    return rankings
+
+
+@pytest.fixture
+def measure(tmp_path: Path) -> Callable[..., list[Record]]:
+    """Measure into a folder, other fields of the plan or of the tracer as they are given."""
+
+    def call(
+        *,
+        known: list[Record] | None = None,
+        console: Console | None = None,
+        run: Path = tmp_path / "run",
+        images: int = 64,
+        thumbnails: bool = True,
+        **changes: Any,
+    ) -> list[Record]:
+        progress = Progress(console)
+        tracer = Tracer(run=run, progress=progress, images=images, thumbnails=thumbnails)
+        found = compare(replace(PLAN, **changes), known or [], progress, tracer)
+        return [record for group in found for record in group]
+
+    return call
+
+
+FACTS = Facts(
+    version="0.1.0",
+    model="clip_vit_b16_evit60",
+    method="evit",
+    keep=0.6,
+    method_config={"keep": 0.6, "reduce_at": [3, 6, 9]},
+    tag="openai",
+    weights_sha256="ab" * 32,
+    dataset="folder-my cats/and dogs",
+    dataset_revision="0123456789ab",
+    split="test",
+    shots=0,
+    tuning=None,
+    prompt_tokens=None,
+    seed=0,
+    image_count=250,
+    device="cpu",
+    device_name="a processor",
+    dtype="float32",
+    threads=2,
+    torch="2.13",
+    timm="1.0.31",
+)
+
+
+def some(images: int = 5, side: int = 4, **changes: object) -> RowTraces:
+    drawn = np.random.default_rng(0)
+    shape = (images, side**2)
+    row = RowTraces(
+        facts=FACTS,
+        grid=(side, side),
+        image_ids=tuple(f"image/{i}" for i in range(images)),
+        labels=("cat",) * images,
+        predicted=("cat", "dog", *["cat"] * (images - 2)),
+        importance=np.argsort(drawn.random(shape), axis=1).astype(np.int16),
+        left=drawn.integers(-1, 12, shape).astype(np.int16),
+        token=drawn.integers(-1, side**2, shape).astype(np.int16),
+    )
+    return replace(row, **changes)
+
+
+def put(run: Path, row: RowTraces, content: bytes | None = None) -> Path:
+    path = run / "traces" / row.facts.name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(row.encode() if content is None else content)
+    return path
+
+
+def test_what_is_written_is_read(tmp_path: Path):
+    row = some()
+    row.importance[2] = -1
+    put(tmp_path, row)
+    [found] = read_traces(str(tmp_path))
+    assert found.facts == row.facts
+    assert (found.grid, found.image_ids, found.labels) == (row.grid, row.image_ids, row.labels)
+    assert found.correct == (True, False, True, True, True)
+    for name in ("importance", "left", "token"):
+        assert np.array_equal(getattr(found, name), getattr(row, name))
+        assert getattr(found, name).dtype == np.int16
+    assert found.ranked.tolist() == [True, True, False, True, True]
+    assert found.encode() == row.encode()
+
+
+def test_pandas_and_polars_read_a_folder_as_one_table(tmp_path: Path):
+    row = some()
+    row.importance[2] = -1
+    dense = replace(FACTS, model="clip_vit_b16", method="dense", keep=1.0, method_config={})
+    nothing = np.full_like(row.importance, -1)
+    for each in (row, some(facts=dense, importance=nothing)):
+        put(tmp_path, each)
+    table = pd.read_parquet(tmp_path / "traces")
+    assert len(table) == 10
+    assert set(table["method"]) == {"dense", "evit"}
+    evit = table[table["method"] == "evit"].reset_index(drop=True)
+    assert evit["importance"][2] is None
+    assert np.stack(evit["left"]).tolist() == row.left.tolist()
+    assert evit["correct"].tolist() == [True, False, True, True, True]
+    found = pl.read_parquet(tmp_path / "traces" / "*.parquet").filter(pl.col("method") == "evit")
+    assert found["importance"].to_list()[1] == row.importance[1].tolist()
+    assert found["importance"].null_count() == 1
+    assert set(found["grid_rows"]) == {4}
+
+
+def test_a_file_of_64_images_of_196_patches_stays_small():
+    assert len(some(64, 14).encode()) < 64_000
+
+
+def test_a_name_has_no_blanks_and_another_for_other_facts():
+    assert re.fullmatch(r"folder-my-cats-and-dogs-test-\w+-[0-9a-f]{12}\.parquet", FACTS.name)
+    changes = {"keep": 0.5, "weights_sha256": "cd" * 32, "method_config": {}, "dtype": "bfloat16"}
+    names = {replace(FACTS, **{name: value}).name for name, value in changes.items()}
+    assert len(names | {FACTS.name}) == 5
+    assert len(replace(FACTS, dataset="x" * 400).name) < 255
+
+
+def test_taking_images_keeps_their_order():
+    row = some().take(["image/3", "image/1"])
+    assert row.correct == (True, False)
+    assert np.array_equal(row.left, some().left[[3, 1]])
+    with pytest.raises(KeyError, match="image/9"):
+        some().take(["image/9"])
+
+
+@pytest.mark.parametrize("length", [0, 3, 100, -1])
+def test_a_torn_file_is_told_with_what_makes_it_again(length: int, tmp_path: Path):
+    path = put(tmp_path, some(), some().encode()[:length])
+    with pytest.raises(ValueError, match=r"is broken \(cut off.*with --fresh"):
+        read_traces(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(path.name)):
+        read_row(path)
+
+
+def test_changed_bytes_are_never_taken_for_traces():
+    content = some().encode()
+    drawn = np.random.default_rng(1).integers(4, len(content) - 4, 60)
+    for place in drawn.tolist():
+        changed = bytearray(content)
+        changed[place] ^= 0x55
+        try:
+            found = RowTraces.decode(bytes(changed))
+        except ValueError:
+            continue
+        assert found.encode() == content  # a byte that says nothing, such as of a statistic
+
+
+def test_changed_content_under_the_old_checksum_is_refused():
+    table = pq.read_table(pa.BufferReader(some().encode()))
+    other = table.set_column(table.column_names.index("label"), "label", pa.array(["dog"] * 5))
+    sink = pa.BufferOutputStream()
+    pq.write_table(other, sink)
+    with pytest.raises(BrokenShardError, match="content and checksum differ"):
+        RowTraces.decode(sink.getvalue().to_pybytes())
+
+
+def test_a_newer_version_is_refused(tmp_path: Path):
+    put(tmp_path, some(), seal(pa.table({"image_id": ["a"]}), "traces", 2, facts={}))
+    with pytest.raises(ValueError, match="traces of version 2; this package reads 1, update it"):
+        read_traces(tmp_path)
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path):
+    put(tmp_path, some(), seal(pa.table({"image_id": ["a"]}), "thumbnails", 1))
+    with pytest.raises(ValueError, match="a Parquet file, but not of traces"):
+        read_traces(tmp_path)
+
+
+def test_a_renamed_file_is_refused(tmp_path: Path):
+    path = put(tmp_path, some())
+    path.rename(path.with_name("other.parquet"))
+    with pytest.raises(ValueError, match=r"other.parquet' holds traces of another row"):
+        read_traces(tmp_path)
+
+
+def test_unknown_facts_are_refused():
+    row = some()
+    table = pq.read_table(pa.BufferReader(row.encode()))
+    told = json.loads(table.schema.metadata[b"traces"])
+    facts = told["facts"] | {"colour": "blue"}
+    with pytest.raises(ValueError, match="unknown field 'colour'"):
+        RowTraces.decode(seal(table, "traces", 1, facts=facts, grid=[4, 4]))
+
+
+Measure = Callable[..., list[Record]]
+
+
+def by_model(run: Path) -> dict[str, RowTraces]:
+    return {row.facts.model + " golden" * row.golden: row for row in read_traces(run)}
+
+
+@pytest.mark.parametrize("method", ["evit", "tome", "random"])
+def test_what_is_stored_is_what_the_model_does(
+    method: str, measure: Measure, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset,
+    tmp_path: Path,
+):  # fmt: skip
+    measure(methods=(method,), keeps=(0.5,))
+    row = by_model(tmp_path / "run")[f"clip_vit_b16_{method}50"]
+    model = zoo.reduce(dense, method=method, keep=0.5).eval()
+    examples = {example.image_id: example for example in toy.split("test")}
+    assert len(row) == 16
+    for i, name in enumerate(row.image_ids):
+        trace = model.trace(parts.preprocess(examples[name].image)[None])
+        order = np.argsort(-row.importance[i], kind="stable")
+        assert order.tolist() == trace.ranking[0].tolist()
+        for patch in range(64):
+            lost = [r.block for r in trace.reductions if patch not in r.after[0].tolist()]
+            assert row.left[i, patch] == (lost[0] if lost else -1)
+        assert row.kept[i].sum() == trace.final_tokens == len(set(row.token[i].tolist()) - {-1})
+        assert row.labels[i] == toy.classes[examples[name].label]
+        kept = row.kept[i]
+        assert (row.token[i, kept] == np.flatnonzero(kept)).all()
+        if method == "tome":  # whose patches are all in a token that is there
+            assert kept[row.token[i]].all()
+        else:
+            assert (row.token[i, ~kept] == -1).all()
+
+
+def test_the_dense_row_keeps_all_and_ranks_nothing(measure: Measure, tmp_path: Path):
+    measure()
+    row = by_model(tmp_path / "run")["clip_vit_b16"]
+    assert row.kept.all()
+    assert (row.token == np.arange(64)).all()
+    assert not row.ranked.any()
+    assert (row.importance == UNRANKED).all()
+
+
+def test_answers_are_those_of_the_record(measure: Measure, golden: Rankings, toy: Dataset,
+                                         tmp_path: Path):  # fmt: skip
+    records = measure(images=9)
+    judged = [name for name, label in zip(toy.split("test").image_ids, toy.labels("test"),
+                                          strict=True) if label < 3]  # fmt: skip
+    found = by_model(tmp_path / "run")
+    for record in records:
+        row = found[record.model]
+        wanted = [bool(record.correct[judged.index(name)]) for name in row.image_ids]
+        assert list(row.correct) == wanted
+        assert (row.facts.weights_sha256, row.facts.keep) == (record.weights_sha256, record.keep)
+    assert set(found["clip_vit_b16 golden"].correct) == {None}
+    assert len(found) == len(records) + 1
+
+
+def test_tau_with_the_stored_golden_ranking_is_the_records(
+    measure: Measure, golden: Rankings, tmp_path: Path
+):
+    """All images are traced, so the means are of the same images."""
+    records = measure()
+    found = by_model(tmp_path / "run")
+    truth = found["clip_vit_b16 golden"]
+    for record in records[1:]:
+        row = found[record.model].take(truth.image_ids)
+        mean = kendall_tau(truth.importance, row.importance).mean()
+        assert mean == pytest.approx(record.tau, abs=1e-12)
+    assert len(records) == 9
+
+
+def test_images_without_a_golden_ranking_have_none(
+    measure: Measure, ranked: Callable[..., Rankings], golden: Rankings, tmp_path: Path
+):
+    store = own_store("clip_vit_b16.openai", "toy", "test", GoldenConfig())
+    ranked(count=10).write(store.with_name(f"{store.name}.parquet"))
+    measure(methods=("random",))
+    truth = by_model(tmp_path / "run")["clip_vit_b16 golden"]
+    some = [int(name.rpartition("-")[2]) < 10 for name in truth.image_ids]
+    assert truth.ranked.tolist() == some
+    assert 0 < sum(some) < len(some)
+
+
+def test_fewer_images_are_the_first_of_more_whatever_the_limit(measure: Measure, tmp_path: Path):
+    told = {"methods": ("random",), "keeps": (0.5,)}
+    measure(run=tmp_path / "a", images=12, **told)
+    measure(run=tmp_path / "b", images=5, **told)
+    measure(run=tmp_path / "c", images=5, limit=9, **told)
+    a, b, c = (by_model(tmp_path / name)["clip_vit_b16"] for name in "abc")
+    assert a.image_ids[:5] == b.image_ids == c.image_ids
+    assert len(set(a.labels[:3])) == 3  # classes take turns
+
+
+def test_a_second_run_writes_nothing_and_says_nothing(measure: Measure, golden: Rankings,
+                                                      tmp_path: Path):  # fmt: skip
+    known = measure()
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*.parquet")}
+    console = Console(record=True, width=300)
+    assert measure(known=known, console=console) == known
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in before} == before
+    assert "traces" not in console.export_text()
+
+
+def test_records_used_again_without_traces_are_told_with_what_makes_them(
+    measure: Measure, tmp_path: Path
+):
+    known = measure(images=0)
+    assert not (tmp_path / "run").exists()
+    assert lacking(tmp_path / "run", known) == known
+    console = Console(record=True, width=300)
+    measure(known=known, console=console)
+    said = console.export_text()
+    assert "7 of 7 rows have no traces of 16 images, as their records are used again" in said
+    assert "the same command with --fresh makes them" in said
+    measure(images=4)
+    assert lacking(tmp_path / "run", known) == []
+    console = Console(record=True, width=300)
+    measure(known=known, images=5, console=console)  # more than there are
+    assert "no traces of 5 images" in console.export_text()
+
+
+def test_other_conditions_are_other_files(measure: Measure, tmp_path: Path):
+    measure(methods=("random",), keeps=(0.5,))
+    measure(methods=("random",), keeps=(0.5,), dtype="bfloat16")
+    measure(methods=("random",), keeps=(0.5,), limit=9)
+    rows = read_traces(tmp_path / "run")
+    assert len({row.facts.name for row in rows}) == len(rows) == 6
+
+
+def test_only_the_first_seed_is_traced_and_each_number_of_shots(
+    measure: Measure, tuner: object, tmp_path: Path
+):
+    told = {"methods": ("random",), "keeps": (0.5,), "tokens": "vt", "num_tokens": 2, "seed": 3}
+    measure(shots=(0, 1), seeds=2, **told)
+    rows = read_traces(tmp_path / "run")
+    assert [(row.facts.shots, row.facts.seed) for row in rows] == [(0, 3)] * 2 + [(1, 3)] * 2
+    assert [row.facts.tuning for row in rows] == [None, None, "vt", "vt"]
+
+
+def test_the_same_run_gives_the_same_bytes(measure: Measure, golden: Rankings, tmp_path: Path):
+    measure(run=tmp_path / "a")
+    measure(run=tmp_path / "b")
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.parquet"))
+    assert len(files) == 9 + 1 + 1
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_reading_takes_the_rows_of_records_and_their_golden_ranking(
+    measure: Measure, golden: Rankings, tmp_path: Path
+):
+    records = measure()
+    chosen = [record for record in records if record.method == "tome"]
+    rows = read_traces(tmp_path / "run", chosen)
+    assert [row.facts.method for row in rows] == ["golden ranking", "tome", "tome"]
+    assert [row.golden for row in rows] == [True, False, False]
+    others = [replace(record, weights_sha256="0" * 64) for record in chosen]
+    assert read_traces(tmp_path / "run", others) == []
+
+
+def test_a_golden_ranking_made_otherwise_takes_the_others_place(
+    measure: Measure, ranked: Callable[..., Rankings], golden: Rankings, tmp_path: Path
+):
+    measure(methods=("random",))
+    before = by_model(tmp_path / "run")["clip_vit_b16 golden"]
+    store = own_store("clip_vit_b16.openai", "toy", "test", GoldenConfig())
+    ranked(window=3).write(store.with_name(f"{store.name}.parquet"))
+    records = measure(methods=("random",))
+    after = by_model(tmp_path / "run")["clip_vit_b16 golden"]
+    assert before.facts.method_config["window"] == 2
+    assert after.facts.method_config["window"] == 3
+    assert before.facts.name == after.facts.name
+    assert len(read_traces(tmp_path / "run")) == len(records) + 1
+
+
+def test_a_torn_file_of_another_row_does_not_matter(measure: Measure, tmp_path: Path):
+    records = measure(methods=("random", "evit"), keeps=(0.5,))
+    [torn] = [record for record in records if record.method == "evit"]
+    path = tmp_path / "run" / "traces" / Facts.of(torn).name
+    path.write_bytes(path.read_bytes()[:50])
+    others = [record for record in records if record is not torn]
+    assert len(read_traces(tmp_path / "run", others)) == 2
+    with pytest.raises(ValueError, match="delete it, or make it again by the same `compare`"):
+        read_traces(tmp_path / "run", records)
+
+
+def test_a_number_of_images_below_zero_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="--traces -1: expected a number of images, 0 for none"):
+        Tracer(run=tmp_path, progress=Progress(), images=-1)
+
+
+def test_a_run_without_traces_says_what_makes_them(tmp_path: Path):
+    words = f"run '{tmp_path}' has no folder 'traces'; `compare --fresh --output {tmp_path}`"
+    with pytest.raises(FileNotFoundError, match=re.escape(words)):
+        read_traces(tmp_path)
+
+
+Measure = Callable[..., list[Record]]
+TOLD = {"methods": ("random",), "keeps": (0.5,)}
+
+
+def facts_of(run: Path) -> Facts:
+    return read_traces(run)[0].facts
+
+
+def preprocess_wide(image: Image.Image) -> torch.Tensor:
+    """Crop to twice as wide as high, and normalise by other constants than usual."""
+    pixels = np.asarray(image.resize((600, 300)), dtype=np.float32) / 255
+    return torch.from_numpy((pixels - 0.3) / np.array([0.1, 0.2, 0.4], np.float32)).permute(2, 0, 1)
+
+
+def test_traced_images_have_small_copies(measure: Measure, toy: Dataset, tmp_path: Path):
+    measure(images=7, **TOLD)
+    run = tmp_path / "run"
+    found, row = read_thumbnails(run, facts_of(run)), read_traces(run)[0]
+    assert sorted(found.jpeg) == sorted(row.image_ids)
+    assert len(found.jpeg) == 7
+    images = {example.image_id: example.image for example in toy.split("test")}
+    for name in row.image_ids:
+        assert name in found
+        off = found.view(name) * 255 - np.asarray(images[name], dtype=np.float32)
+        assert np.abs(off).mean() < 3  # JPEG's error
+
+
+def test_a_copy_is_the_preprocessed_image_of_at_most_224_pixels(
+    measure: Measure, toy: Dataset, tmp_path: Path
+):
+    measure(images=2, thumbnails=False, **TOLD)
+    run = tmp_path / "run"
+    split = toy.split("test").subset([5])
+    keep_thumbnails(run, facts_of(run), split, preprocess_wide, lambda done: None)
+    [content] = read_thumbnails(run, facts_of(run)).jpeg.values()
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.size == (224, 112)
+        off = np.asarray(image, dtype=np.float32) - np.asarray(split[0].image.resize((224, 112)))
+    assert np.abs(off).mean() < 6
+
+
+def test_images_that_are_there_are_not_drawn_again(measure: Measure, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    run = tmp_path / "run"
+    measure(images=4, **TOLD)
+    drawn: list[int] = []
+
+    def counted(split: Dataset, *args: object) -> object:
+        drawn.append(len(split))
+        return real(split, *args)
+
+    real = traces.batches
+    monkeypatch.setattr(traces, "batches", counted)
+    measure(images=7, methods=("evit",), keeps=(0.5,))
+    measure(images=5, **TOLD)
+    assert drawn == [3, 0]
+    assert len(read_thumbnails(run, facts_of(run)).jpeg) == 7
+
+
+def test_none_are_stored_if_none_are_wanted(measure: Measure, tmp_path: Path):
+    measure(thumbnails=False, **TOLD)
+    run = tmp_path / "run"
+    assert [path.name for path in run.iterdir()] == ["traces"]
+    assert read_thumbnails(run, facts_of(run)).jpeg == {}
+    for path in (run / "traces").iterdir():
+        assert b"JFIF" not in path.read_bytes()
+
+
+def test_a_torn_file_is_told_and_made_again(measure: Measure, tmp_path: Path):
+    measure(**TOLD)
+    run = tmp_path / "run"
+    path = thumbnails_path(run, facts_of(run))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"is broken \(cut off.*with --fresh"):
+        read_thumbnails(run, facts_of(run))
+    measure(**TOLD)
+    assert path.read_bytes() == whole
+
+
+def test_other_images_or_another_tower_are_another_file(measure: Measure, tmp_path: Path):
+    measure(**TOLD)
+    facts = facts_of(tmp_path / "run")
+    changes = ({"dataset_revision": "other"}, {"weights_sha256": "0" * 64}, {"split": "val"})
+    others = [thumbnails_path(tmp_path, replace(facts, **change)) for change in changes]
+    assert len({thumbnails_path(tmp_path, facts), *others}) == 4
+    same = replace(facts, method="tome", model="clip_vit_b16_tome50", keep=0.5, dtype="bfloat16")
+    assert thumbnails_path(tmp_path, same) == thumbnails_path(tmp_path, facts)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "traces.md").read_text(encoding="utf-8")
+
+
+def test_columns_are_those_of_a_file(measure: Callable[..., list[Record]], tmp_path: Path):
+    measure(methods=("evit",), keeps=(0.5,))
+    columns = re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
+    assert list(pd.read_parquet(tmp_path / "run" / "traces").columns) == columns
+    assert len(read_traces(tmp_path / "run")) == 2
+
+
+def test_the_examples_run(
+    measure: Callable[..., list[Record]],
+    golden: Rankings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    measure(run=tmp_path / "results", keeps=(0.5,))
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+    said = []
+    for example in examples:
+        exec(example, {})
+        said.append(capsys.readouterr().out)
+    assert len(said) == 4
+    assert "clip_vit_b16_evit50" in said[0]
+    assert "toy/test-" in said[0]
+    assert re.search(r"clip_vit_b16_tome50\s+┆ 32.0", said[1])
+    assert "Agreement(mean=" in said[2]
+    assert "(64, 64, 3)" in said[2]
+    assert "golden ranking evit" in said[3]
+    assert "agreement_toy_test_clip_vit_b16_openai" in said[3]
+    assert "gallery_first_toy_test" in said[3]
+
+
+def test_flags_and_numbers_are_those_of_the_command():
+    defaults = vars(build_parser().parse_args(["compare"]))
+    assert (defaults["traces"], defaults["thumbnails"]) == (TRACED, True)
+    assert f"the first {TRACED} images" in PAGE
+    assert f"at most {SIDE} pixels" in PAGE
+    given = vars(build_parser().parse_args(["compare", "--traces", "5", "--no-thumbnails"]))
+    assert (given["traces"], given["thumbnails"]) == (5, False)
