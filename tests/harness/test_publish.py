@@ -339,7 +339,7 @@ def test_rankings_and_recipe_are_the_predictors_own(model: Publishable):
 
 
 def test_the_example_runs_on_the_written_folder(model: Publishable, tmp_path: Path):
-    assert main(["push", NAME, "--to", "me/pruned", "--folder", str(tmp_path)]) == 0
+    assert main(["push", PATCHRANK, "--to", "me/pruned", "--folder", str(tmp_path)]) == 0
     card = (tmp_path / "README.md").read_text()
     [code] = re.findall(r"^```python\n(.*?)^```$", card, re.M | re.S)
     from PIL import Image
@@ -363,7 +363,7 @@ def test_the_example_runs_on_the_written_folder(model: Publishable, tmp_path: Pa
 def test_records_of_another_model_are_refused(
     changes: dict, fits: bool, model: Publishable, records: list[Record], tmp_path: Path
 ):
-    mine = next(record for record in records if record.model == NAME)
+    mine = next(record for record in records if record.model == PATCHRANK)
     changed = replace(mine, **changes)
     if fits:
         assert model.rows([changed], RUN) == [changed]
@@ -375,13 +375,13 @@ def test_records_of_another_model_are_refused(
 def test_another_predictor_is_another_model(
     model: Publishable, records: list[Record], tmp_path: Path
 ):
-    mine = next(record for record in records if record.model == NAME)
+    mine = next(record for record in records if record.model == PATCHRANK)
     other = replace(mine, method_config=mine.method_config | {"predictor": "0" * 16})
     with pytest.raises(ValueError, match=r"has no record of clip_vit_s14_patchrank60"):
         model.rows([other], RUN)
     write_records(tmp_path / "run.jsonl", [other])
     asked = ["--to", "me/a", "--dry-run", "--records", str(tmp_path / "run.jsonl")]
-    assert main(["push", NAME, *asked]) == 2
+    assert main(["push", PATCHRANK, *asked]) == 2
 
 
 def restricted(tmp_path: Path, tag: str) -> str:
