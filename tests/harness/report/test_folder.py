@@ -111,11 +111,6 @@ def test_several_runs_are_one_report(
     assert "1 earlier measurement" in page
 
 
-def test_the_title_is_the_page_s(reported: tuple[Shown, Path]):
-    page = (reported[1] / "report.html").read_text("utf-8")
-    assert "<title>Two &lt;machines&gt;</title>" in page
-
-
 def test_the_same_runs_give_the_same_bytes(run: Path, reported: tuple[Shown, Path], tmp_path: Path):
     shown(str(run), "--output", str(tmp_path / "again"), "--title", "Two <machines>")
     folders = (reported[1], tmp_path / "again")
@@ -163,13 +158,6 @@ def test_an_output_that_is_a_file_is_refused(
     (tmp_path / "out").touch()
     assert main(["report", str(run), "--output", str(tmp_path / "out")]) == 2
     assert "is a file; expected a folder for the report" in capsys.readouterr().err
-
-
-def test_no_run_is_wrong_use(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as stopped:
-        main(["report"])
-    assert stopped.value.code == 2
-    assert "RUN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

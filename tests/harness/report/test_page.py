@@ -113,10 +113,6 @@ def test_pictures_of_others_become_elements_with_ids_of_their_own(made: Any, den
     assert "Rankings and kept patches" not in made([dense])[0]
 
 
-def test_the_same_records_give_the_same_page(made: Any, drawn: Any, records: list[Record]) -> None:
-    assert made(records)[0] == drawn[0]
-
-
 def test_a_table_per_dataset_with_every_figure(drawn: Any) -> None:
     text, parsed = drawn
     assert text.count("<table data-sortable") == 2
@@ -201,16 +197,6 @@ def test_settings_are_told_below_each_table(made: Any, patchrank: Record, dense:
     text, parsed = made([patchrank, dense])
     assert text.count("<details>") == 1
     assert ["clip_vit_s14_patchrank60", '"reduce_at": [3]'] in parsed.rows
-
-
-def test_a_row_that_comes_twice_is_told_apart_by_its_settings(made: Any, patchrank: Record) -> None:
-    other = dataclasses.replace(patchrank, method_config={"reduce_at": [4], "arch": "mlp"})
-    _, parsed = made([patchrank, other])
-    assert [cells[0] for cells in parsed.tables] == [
-        "Method",
-        "patchrank (reduce_at [3])",
-        "patchrank (reduce_at [4], arch mlp)",
-    ]
 
 
 def test_what_was_not_counted_is_told(made: Any, dense: Record) -> None:

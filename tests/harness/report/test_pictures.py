@@ -317,27 +317,11 @@ def test_the_same_traces_give_the_same_bytes(run):
     assert galleries(run.groups) == galleries(run.groups)
 
 
-def test_without_a_golden_ranking_it_says_so(written):
-    made = written()
-    made.row("evit", 0.5)
-    made.row("tome", 0.5)
-    [picture] = matrices(made.groups)
-    assert "There is no golden ranking" in picture.about
-
-
 def test_one_ranking_makes_no_matrix(written):
     made = written()
     made.row("dense", 1.0)
     made.row("evit", 0.5)
     assert matrices(made.groups) == []
-
-
-def test_the_bitmap_is_on_white_and_small(run):
-    [picture] = matrices(run.groups)
-    pixels = np.asarray(Image.open(io.BytesIO(picture.png)).convert("RGB"))
-    assert (pixels[0, 0] == 255).all()
-    assert len(picture.png) < 400_000
-    assert len(picture.svg) < 400_000
 
 
 def test_agreement_shows_on_a_scale_with_unrelated_in_its_middle(run):
@@ -533,15 +517,6 @@ def test_a_file_of_somebody_else_s_and_one_that_was_renamed_are_told(run):
     assert any("a Parquet file, but not of traces" in reason for reason in told)
     assert any("holds traces of another row" in reason for reason in told)
     assert [row.facts.method for row in group.levels[-1]] == ["random"]
-
-
-def test_a_folder_in_the_place_of_a_file_is_told(run):
-    path = path_of(run, "evit")
-    path.unlink()
-    path.mkdir()
-    told: list[str] = []
-    assert len(traced_groups([run.run], None, told.append)) == 1
-    assert str(path) in told[0]
 
 
 def test_without_thumbnails_that_can_be_read_there_is_a_matrix_and_no_gallery(run):
