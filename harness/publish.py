@@ -17,6 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader, Template
 from rich.console import Console
 from timm.models import save_for_hf
+from zoo.open_clip import FOLDER, HUB
 
 import zoo
 from harness.changes import read_run
@@ -28,12 +29,10 @@ from harness.shown import Shown
 from harness.towers import create_pretrained, split_method, split_name
 from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts, write_whole
-from zoo.load_open_clip import FOLDER, HUB
-from zoo.predictor_file import PredictorFile, given_predictors
+from zoo.predictor import PredictorFile, given_predictors
 from zoo.prompts import CosineHead
 from zoo.reducer import METHODS, configure, expected
-from zoo.registry import MODELS
-from zoo.sizes import SIZES
+from zoo.sizes import MODELS, SIZES
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, fingerprint
 

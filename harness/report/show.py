@@ -28,8 +28,7 @@ from harness.report.sheet import Box, Row, Sheet, draw
 from harness.towers import Tower, load_tower
 from zoo.files import write_whole
 from zoo.golden import SCORES, GoldenConfig
-from zoo.pruner import Pruner
-from zoo.reducer import METHODS, expected
+from zoo.reducer import METHODS, Pruner, expected
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 TEMPLATES = ("a photo of a {}.",)  # for classes that come without a dataset

@@ -19,8 +19,9 @@ from harness.cost import gflops
 from harness.publish import Publishable, load_publishable, model_card
 from harness.records import Record, read_records, write_records
 from harness.report.markdown import markdown_table
-from zoo.prompt_file import save_prompts
-from zoo.weights import EMBEDDED, blocks_fingerprint
+from zoo.prompts import save_prompts
+from zoo.sizes import EMBEDDED
+from zoo.weights import blocks_fingerprint
 
 PATCHRANK = "clip_vit_s14_patchrank60"
 PREDICTOR = EMBEDDED / "clip_vit_s14.imgfocus_lit.patchrank.block3.safetensors"
