@@ -5,10 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.architectures import architecture, require_any_subset
-from zoo.predictor import Predictor
-from zoo.pruner import Pruner
-from zoo.reducer import HostSpec, ReducerConfig, register_method
+from zoo.predictor import Predictor, architecture, require_any_subset
+from zoo.reducer import HostSpec, Pruner, ReducerConfig, register_method
 from zoo.tokens import Tokens
 
 

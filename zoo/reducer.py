@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -10,8 +11,28 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from zoo.attention import Attended
-from zoo.schedule import SCHEDULES, spread
 from zoo.tokens import Tokens
+
+SCHEDULES = ("geometric", "linear")
+
+
+def final_count(patches: int, keep: float) -> int:
+    """Return round(keep * N), at least 1: the patch tokens left at the end."""
+    return max(1, round(keep * patches))
+
+
+def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) -> dict[int, int]:
+    """Share the way from N to ``final_count`` patch tokens over the reduction points."""
+    last = final_count(patches, keep)
+    stages = len(points)
+    counts: dict[int, int] = {}
+    for done, point in enumerate(points, start=1):
+        if schedule == "linear":
+            left = patches - round((patches - last) * done / stages)
+        else:
+            left = final_count(patches, keep ** (done / stages))
+        counts[point] = last if done == stages else max(last, left)
+    return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,3 +268,27 @@ def expected(value: str, allowed: Any, *, shown_by: str = "python -m harness lis
     hint = f"did you mean {near[0]!r}? " if near else ""
     more = f" and {len(names) - 12} more ({shown_by})" if len(names) > 12 else ""
     return f"{hint}expected one of {', '.join(names[:12])}{more}"
+
+
+class Pruner(Reducer):
+    """A reducer that prunes before each of its reduction points; a method says by what."""
+
+    @abstractmethod
+    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
+        """Score the patch tokens, (B, n) float, higher = keep.
+
+        Args:
+            block: the reduction point.
+            tokens: what enters the block; ``tokens.importance`` holds the scores that an earlier
+                reduction point gave those still here, None at the first.
+            module: the timm block whose input this is.
+        """
+
+    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
+        """Prune to the scheduled count; with all tokens kept nothing is computed."""
+        if block not in self.points:
+            return tokens
+        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
+        if count >= tokens.patch_count:
+            return tokens
+        return tokens.prune(block, self.importance(block, tokens, module), count)

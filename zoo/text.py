@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zoo.weights import EMBEDDED
+from zoo.sizes import EMBEDDED
 
 TOKENIZER = "ViT-B-16"  # open_clip's byte-pair encoding; ships in the package
 VOCABULARY = 49408  # its word pieces

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from zoo.adopt import sharing
 from zoo.checkpoint import FitState
 from zoo.clip import ClipParts
-from zoo.prompt_learner import PromptLearner, mean_patches
+from zoo.prompt_learner import PromptLearner, TuneConfig, mean_patches
 from zoo.prompts import CosineHead
-from zoo.tune_config import TuneConfig
 from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
 
