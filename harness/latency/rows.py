@@ -13,8 +13,8 @@ from harness.measure import Counts, counts
 from harness.progress import Progress
 from harness.towers import create_pretrained, load_tower, split_method, split_name
 from harness.variants import DENSE, Asked, Variant, as_json, rows_of
-from zoo.load_open_clip import FOLDER, HUB
-from zoo.registry import MODELS
+from zoo.open_clip import FOLDER, HUB
+from zoo.sizes import MODELS
 from zoo.vit import ReducedViT
 from zoo.weights import fingerprint
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import zoo
 from zoo.clip import image_transform
-from zoo.from_open_clip import from_open_clip
+from zoo.open_clip import from_open_clip
 from zoo.text import OpenClipText
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}

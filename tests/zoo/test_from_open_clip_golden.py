@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
 
-from zoo.from_open_clip import from_open_clip
 from zoo.golden import SCORES, GoldenConfig, golden_importance
+from zoo.open_clip import from_open_clip
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 B16 = {"layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "image_size": (32, 32)}

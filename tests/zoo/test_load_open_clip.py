@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.clip import class_features
-from zoo.load_open_clip import load_open_clip
+from zoo.open_clip import load_open_clip
 from zoo.weights import fingerprint
 
 VISION = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
