@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.adopt import reduce
-from zoo.attention import attend
+from zoo.attention import attend, project, queries_keys_values
 from zoo.reducer import expected
 from zoo.suffix import Suffix
 from zoo.tokens import Tokens
@@ -205,10 +205,11 @@ def _without(
     blocks: Any = suffix.model.blocks[suffix.block :]
     for index, block in enumerate(blocks):
         attn, normed = block.attn, block.norm1(y)
-        qkv = attn.qkv(normed).unflatten(2, (3, attn.num_heads, attn.head_dim))
         # Each of the three is (B, H, w, tokens of the window, d).
-        parts = qkv.unflatten(0, (images, kinds)).permute(3, 0, 4, 1, 2, 5)
-        query, key, value = attn.q_norm(parts[0]), attn.k_norm(parts[1]), parts[2]
+        query, key, value = (
+            part.unflatten(0, (images, kinds)).transpose(1, 2)
+            for part in queries_keys_values(attn, normed)
+        )
         if index == len(blocks) - 1:
             query, y, normed = query[:, :, :, :1], y[:, :1], normed[:, :1]
         query = query * attn.scale
@@ -218,10 +219,8 @@ def _without(
         weights = torch.cat((still.unflatten(2, shape) + bias, among), dim=-1).softmax(dim=-1)
         seen, kept = weights[..., : x.shape[1]], weights[..., x.shape[1] :]
         out = (seen.flatten(2, 3) @ whole.values[index]).unflatten(2, shape) + kept @ value
-        out = attn.norm(out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2))
-        if attn.gate is not None:
-            out = out * attn.gate(normed).sigmoid()
-        y = y + block.ls1(attn.proj(out))
+        out = out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2)
+        y = y + block.ls1(project(attn, out, normed))
         y = y + block.ls2(block.mlp(block.norm2(y)))
     return unit_features(suffix, y).reshape(images, kinds, -1)
 
@@ -308,9 +307,7 @@ def gated(suffix: Suffix, x: Tensor, gates: Tensor) -> Tensor:
     blocks: Any = suffix.model.blocks[suffix.block :]
     for index, block in enumerate(blocks):
         attn, normed = block.attn, block.norm1(x)
-        qkv = attn.qkv(normed).unflatten(2, (3, attn.num_heads, attn.head_dim))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = attn.q_norm(query), attn.k_norm(key)
+        query, key, value = queries_keys_values(attn, normed)
         if index == len(blocks) - 1:
             query, x, normed = query[:, :, :1], x[:, :1], normed[:, :1]
         one = torch.full_like(query[..., :1], 1 / attn.scale)
@@ -321,10 +318,7 @@ def gated(suffix: Suffix, x: Tensor, gates: Tensor) -> Tensor:
             F.pad(value, (0, WIDER)),
             scale=attn.scale,
         )[..., : attn.head_dim]
-        out = attn.norm(out.transpose(1, 2).flatten(2))
-        if attn.gate is not None:
-            out = out * attn.gate(normed).sigmoid()
-        x = x + block.ls1(attn.proj(out))
+        x = x + block.ls1(project(attn, out.transpose(1, 2).flatten(2), normed))
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return unit_features(suffix, x)
 

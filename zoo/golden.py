@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.approximate import Effort, approximate_passes, check, parse, quick_features, shortened
+from zoo.attention import is_plain
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS, Suffix, best_precision
 from zoo.tokens import Tokens
@@ -319,6 +320,10 @@ def golden_importance(
     return GoldenEngine(model, config, text=text, scale=scale).importance(images, labels)
 
 
+# The suffix reads the weights of these layers instead of calling them.
+_LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
 def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None:
     """Refuse what can't be scored."""
     if model.reducer is not None:
@@ -336,6 +341,12 @@ def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None
         raise ValueError(
             f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}"
         )
+    for name, layer in model.blocks[config.block :].named_modules():
+        if name.endswith(_LINEAR) and not is_plain(layer):
+            raise ValueError(
+                f"golden rankings need plain linear layers, this tower has {type(layer).__name__}; "
+                "merge adapters into the weights, or rank before quantizing"
+            )
     if model.prompts is not None and model.prompts.depth > max(1, config.block):
         raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
     count = len(windows(model.patch_embed.grid_size, config.window, config.stride))

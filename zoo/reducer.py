@@ -175,20 +175,24 @@ class Reducer(nn.Module):
         assert self.config.keep is not None
         return spread(patches, self.config.keep, self.points, self.config.schedule)
 
-    def needs_attention(self, block: int) -> bool:
-        """Tell whether ``after_attention`` has something to do in this block."""
+    def count_after(self, index: int, tokens: Tokens) -> int:
+        """Return how many patch tokens must be left after block ``index``, a reduction point."""
+        return self.counts(tokens.grid[0] * tokens.grid[1])[index]
+
+    def needs_attention(self, index: int) -> bool:
+        """Tell whether ``after_attention`` has something to do in block ``index``."""
         return False
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Return an additive bias on the logits, broadcastable to (B, H, T, T), or None."""
         return None
 
-    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
-        """Reduce at the input of ``block``, whose timm module is ``module``."""
+    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+        """Reduce at the input of block ``index``, whose timm module is ``block``."""
         return tokens
 
-    def after_attention(self, block: int, tokens: Tokens, attended: Attended) -> Tokens:
-        """Reduce between the attention and the MLP of ``block``."""
+    def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
+        """Reduce between the attention and the MLP of block ``index``."""
         return tokens
 
     def extra_repr(self) -> str:
@@ -274,21 +278,21 @@ class Pruner(Reducer):
     """A reducer that prunes before each of its reduction points; a method says by what."""
 
     @abstractmethod
-    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Score the patch tokens, (B, n) float, higher = keep.
 
         Args:
-            block: the reduction point.
+            index: the reduction point, a block's number from 0.
             tokens: what enters the block; ``tokens.importance`` holds the scores that an earlier
                 reduction point gave those still here, None at the first.
-            module: the timm block whose input this is.
+            block: the timm module whose input this is.
         """
 
-    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
+    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
         """Prune to the scheduled count; with all tokens kept nothing is computed."""
-        if block not in self.points:
+        if index not in self.points:
             return tokens
-        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
+        count = self.count_after(index, tokens)
         if count >= tokens.patch_count:
             return tokens
-        return tokens.prune(block, self.importance(block, tokens, module), count)
+        return tokens.prune(index, self.importance(index, tokens, block), count)

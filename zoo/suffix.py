@@ -1,4 +1,9 @@
-"""The rest of a tower, from one block on, run on many shortened sequences in equal batches."""
+"""The rest of a tower, from one block on, run on many shortened sequences in equal batches.
+
+Its blocks are lean: constants are folded into the weights and everything is done in place. They
+equal timm's up to rounding and are for inference only. What a block does apart from matrix products
+takes half of its time in bfloat16 on a CPU, most of that in fresh memory; hence the care.
+"""
 
 import os
 from typing import Any
@@ -11,7 +16,7 @@ from zoo.attention import attend_cls
 from zoo.tokens import Tokens
 from zoo.vit import ReducedViT
 
-QUICK = 1.702  # QuickGELU is x * sigmoid(1.702 x), so silu between two constants
+QUICK = 1.702  # QuickGELU's constant
 
 
 class Scratch:
@@ -41,7 +46,8 @@ class LeanBlock:
 
     Args:
         block: the block, in float32.
-        dtype: of the matrix products; with float32 the class token is nothing special.
+        dtype: of the matrix products: float32, bfloat16 or float16. The class token's row stays
+            float32 in all of them.
         scratch: memory to use again, None for fresh memory (what a compiler wants).
     """
 
@@ -49,34 +55,40 @@ class LeanBlock:
         """Copy the weights in ``dtype``, constants folded in."""
         self.block = block
         self.scratch = scratch
-        self.exact = _Weights(block, torch.float32)
-        self.low = None if dtype == torch.float32 else _Weights(block, dtype)
+        self.fp32 = _Weights(block, torch.float32)
+        self.bf16 = None if dtype == torch.float32 else _Weights(block, dtype)  # or float16
 
     def run(self, x: Tensor) -> None:
         """Run the block on tokens (S, T, D) float32, contiguous, in place.
 
-        In low precision the residual stream stays float32, and so does the class token's own path:
-        its rounding would reach the output undiminished, while that of the patch tokens averages
-        out in its attention. It is one token of many, so exactness is cheap.
+        In bfloat16 the residual stream stays float32, and so does the class token's row: its
+        rounding would reach the output undiminished, while that of the patch tokens averages out
+        in its attention. It is one token of many, so exactness is cheap.
         """
-        weights = self.low or self.exact
+        weights = self.bf16 or self.fp32
         rows = x.view(-1, x.shape[-1])
         normed = self.block.norm1(rows)
-        own = x[:, 0].clone() if self.low is not None else None
-        low = normed.to(weights.dtype)
-        query, key, value = self._heads(weights, low, x.shape[:2], self._wide(low, weights.qkv[0]))
-        if own is not None:
-            # Products with these would copy them each time.
+        # The class token's row is saved before the patch tokens' products overwrite it.
+        cls_row = None if self.bf16 is None else x[:, 0].clone()
+        cast = normed.to(weights.dtype)
+        query, key, value = self._heads(
+            weights, cast, x.shape[:2], self._wide(cast, weights.qkv[0])
+        )
+        if cls_row is not None:
+            # ``bmm`` copies what isn't contiguous, and would do so in each of its products.
             query, key, value = (t.contiguous() for t in (query, key, value))
-            self._class_token(own, normed.view_as(x)[:, 0], key, value)
+            self._run_cls_row(cls_row, normed.view_as(x)[:, 0], key, value)
         out = self._attend(query, key, value).transpose(1, 2).reshape(len(rows), -1)
-        self._project(weights, rows, out, low)
-        self._mlp(weights, rows, self._wide(low, weights.hidden[0]))
-        if own is not None:
-            x[:, 0] = own
+        self._project(weights, rows, out, cast)
+        self._mlp(weights, rows, self._wide(cast, weights.hidden[0]))
+        if cls_row is not None:
+            x[:, 0] = cls_row
 
     def _wide(self, rows: Tensor, weight: Tensor) -> Tensor | None:
-        """Return memory for what a layer of this weight makes of rows."""
+        """Return memory for the output of a layer with this weight.
+
+        qkv and the MLP's hidden layer share it: the queries, keys and values are used up by then.
+        """
         if self.scratch is None:
             return None
         return self.scratch("wide", rows, len(rows), len(weight))
@@ -94,10 +106,10 @@ class LeanBlock:
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return attended values (S, H, T, d)."""
-        scale = (self.low or self.exact).scale
-        if self.low is None or query.device.type != "cpu" or self.scratch is None:
+        scale = (self.bf16 or self.fp32).scale
+        if self.bf16 is None or query.device.type != "cpu" or self.scratch is None:
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
-        # On a CPU in low precision, plain products of contiguous heads are faster.
+        # On a CPU in bfloat16, plain products of contiguous heads are faster than fused attention.
         size, heads, count, _ = query.shape
         logits = self.scratch("logits", query, size * heads, count, count)
         q, k, v = (t.view(size * heads, count, -1) for t in (query, key, value))
@@ -123,40 +135,57 @@ class LeanBlock:
             hidden = mlp.norm(hidden.float()).to(hidden.dtype)
         _add_linear(rows, hidden, *weights.out)
 
-    def _class_token(self, own: Tensor, normed: Tensor, key: Tensor, value: Tensor) -> None:
-        """Run the class tokens (S, D) in float32 and in place, given all keys and values.
+    def _run_cls_row(self, cls_row: Tensor, normed: Tensor, key: Tensor, value: Tensor) -> None:
+        """Run the class tokens (S, D) in float32 and in place.
+
+        Only the patch tokens' keys and values are bfloat16 in it. The class token's own are
+        computed anew in float32, and their share is taken out of the bfloat16 product.
 
         Args:
-            own: the class tokens.
+            cls_row: the class tokens.
             normed: the same, normalised.
-            key: (S, H, T, d) keys in low precision; the class token's own are replaced.
+            key: (S, H, T, d) keys of all tokens in bfloat16.
             value: values likewise.
         """
         attn = self.block.attn
-        q, k, v = self._heads(self.exact, normed, (len(own), 1), None)
+        q, k, v = self._heads(self.fp32, normed, (len(cls_row), 1), None)
         logits = (q.to(key.dtype) @ key.transpose(-2, -1)).float()
         logits[..., :1] = q @ k.transpose(-2, -1)
         share = (logits * attn.scale).softmax(dim=-1)
-        seen = share.to(value.dtype)
-        seen[..., 0] = 0
-        out = (seen @ value).float() + share[..., :1] * v
-        self._project(self.exact, own, out.reshape(len(own), -1), normed)
-        self._mlp(self.exact, own, None)  # the patch tokens' keys and values are in the scratch
+        patch_share = share.to(value.dtype)
+        patch_share[..., 0] = 0
+        out = (patch_share @ value).float() + share[..., :1] * v
+        self._project(self.fp32, cls_row, out.reshape(len(cls_row), -1), normed)
+        # Fresh memory: the scratch holds the patch tokens' keys and values, which are still needed.
+        self._mlp(self.fp32, cls_row, None)
 
 
 class _Weights:
-    """The weights of a block in one dtype; the biases that are added to float32 stay float32."""
+    """The weights of a block in one dtype; the biases that are added to float32 stay float32.
+
+    Attributes:
+        dtype: of the matrix products.
+        act: the MLP's activation, in place where it can be.
+        scale: factor on the logits that is left to apply.
+        qkv: weight and bias of queries, keys and values.
+        proj: of the attention's projection, the first LayerScale folded in.
+        hidden: of the MLP's first layer.
+        out: of the MLP's second layer, the second LayerScale folded in.
+    """
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
         attn, mlp = block.attn, block.mlp
         self.dtype = dtype
+        # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
+        # take the factor, the second's its inverse.
         quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
         into, out = (QUICK, 1 / QUICK) if quick else (1.0, 1.0)
         self.act = _silu if quick else _in_place(mlp.act)
         first, second = _gamma(block.ls1), _gamma(block.ls2)
         self.qkv, self.scale = _scaled(attn.qkv, None, 1.0, dtype), attn.scale
         if dtype != torch.float32 and isinstance(attn.q_norm, nn.Identity):
-            # The queries' scale goes into their weights.
+            # The queries' scale goes into their weights, which saves a pass over the logits. In
+            # float32 it would cost a copy of the weights instead.
             rows = torch.ones_like(attn.qkv.weight[:, 0]).detach()
             rows[: attn.attn_dim] = attn.scale
             self.qkv, self.scale = _scaled(attn.qkv, rows, 1.0, dtype), 1.0

@@ -78,8 +78,8 @@ def test_only_the_patches_that_the_class_token_sees_are_rounded(
     """With every patch token's keys and values 0, nothing that is rounded reaches it."""
     block = tiny("clip_vit_b16", noise=0.3).blocks[3]
     lean = LeanBlock(block, torch.bfloat16, Scratch())
-    assert lean.low is not None
-    for tensor in lean.low.qkv:
+    assert lean.bf16 is not None
+    for tensor in lean.bf16.qkv:
         tensor[48:] = 0
     x = torch.randn(4, 30, 48)
     query, key, value = (
@@ -99,9 +99,9 @@ def test_weights_without_constants_are_not_copied(tiny: Callable[..., nn.Module]
     block = tiny("clip_vit_b16", act_layer="gelu").blocks[0]
     lean = LeanBlock(block, torch.float32, None)
     for mine, theirs in (
-        (lean.exact.qkv, block.attn.qkv),
-        (lean.exact.proj, block.attn.proj),
-        (lean.exact.hidden, block.mlp.fc1),
+        (lean.fp32.qkv, block.attn.qkv),
+        (lean.fp32.proj, block.attn.proj),
+        (lean.fp32.hidden, block.mlp.fc1),
     ):
         assert mine[0].data_ptr() == theirs.weight.data_ptr()
 
