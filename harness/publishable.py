@@ -15,7 +15,7 @@ from harness.towers import create_pretrained, split_method, split_name
 from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts
 from zoo.open_clip import FOLDER, HUB
-from zoo.predictor import PredictorFile, given_predictors
+from zoo.predictor import PredictorFile, read_predictors
 from zoo.prompts import CosineHead
 from zoo.reducer import METHODS, configure, expected
 from zoo.sizes import MODELS
@@ -185,7 +185,7 @@ def _predictors(
         return ()
     blocks = METHODS[reducer.method].predictor_blocks(reducer.config, len(vit.blocks))
     if given:
-        return sorted(given_predictors(given), key=lambda file: file.block)
+        return sorted(read_predictors(given), key=lambda file: file.block)
     return [find_predictor(tower, tag, block) for block in blocks]
 
 

@@ -10,17 +10,21 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from zoo.predictor import Given, given_predictors
+from zoo.predictor import PredictorPaths, read_predictors
 from zoo.prompts import PromptFile, for_head
 from zoo.reducer import build_reducer
 from zoo.vit import ReducedViT, host_spec
 from zoo.weights import blocks_fingerprint, filter_weights, load_predictor
 
-REBUILT = "reduced_vit"  # the timm name under which zoo.rebuild loads what is saved
+REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 
 
 def reduce(
-    model: VisionTransformer, *, method: str | None, predictor: Given = None, **options: Any
+    model: VisionTransformer,
+    *,
+    method: str | None,
+    predictor: PredictorPaths = None,
+    **options: Any,
 ) -> ReducedViT:
     """Give any timm VisionTransformer with a class token a token reduction method.
 
@@ -51,7 +55,7 @@ def reduce(
     if method is not None:
         like = next(model.blocks.parameters())
         spec = host_spec(reduced, device=like.device, dtype=like.dtype)
-        files = None if predictor is None else given_predictors(predictor)
+        files = None if predictor is None else read_predictors(predictor)
         for one in files or ():
             one.fill(options)
         reduced.reducer = build_reducer(method, options, spec).train(model.training)
@@ -77,22 +81,22 @@ def add_prompts(
         ValueError: prompts of another tower, or not a file of prompts.
         FileNotFoundError: no such file.
     """
-    found = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
+    file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
     if not isinstance(model, ReducedViT):
         model = reduce(model, method=None)
-    found.require_tower(model.embed_dim, blocks_fingerprint(model.state_dict()))
+    file.require_tower(model.embed_dim, blocks_fingerprint(model.state_dict()))
     tuned = sharing(model)
     like = next(model.blocks.parameters())
-    shape = found.shape
+    shape = file.shape
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
-    weights = found.tensors(classify=classify)
+    weights = file.tensors(classify=classify)
     tuned.load_state_dict(weights, strict=False)
     tuned.train(model.training)
     facts = tuned.__dict__
     facts["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
     if classify and facts.get("pretrained_cfg"):
-        told = {"num_classes": shape.classes, "label_names": list(found.classes)}
-        facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **told}
+        classes = {"num_classes": shape.classes, "label_names": list(file.classes)}
+        facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **classes}
     return tuned
 
 

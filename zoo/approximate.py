@@ -77,20 +77,20 @@ class Effort:
         last = self.linear + 2 * self.heads * self.dim * self.tokens
         return self.inner(self.tokens, self.tokens) + last
 
-    def inner(self, tokens: int, seen: int, products: int = 2) -> int:
-        """Count all blocks but the last for ``tokens`` tokens, each of which attends to ``seen``.
+    def inner(self, tokens: int, visible: int, products: int = 2) -> int:
+        """Count all blocks but the last for ``tokens`` tokens, each attending to ``visible``.
 
         Args:
             tokens: tokens that go through linear layers.
-            seen: tokens that each of them attends to.
+            visible: tokens that each of them attends to.
             products: matrix products in attention: 2 forwards, 5 backwards where the weights are
                 computed anew, as fused attention does.
         """
-        return (self.blocks - 1) * tokens * (self.linear + products * self.dim * seen)
+        return (self.blocks - 1) * tokens * (self.linear + products * self.dim * visible)
 
-    def last(self, tokens: int, seen: int, products: int = 2) -> int:
+    def last(self, tokens: int, visible: int, products: int = 2) -> int:
         """Count the last block: keys and values of ``tokens`` tokens, the rest for CLS alone."""
-        return 2 * self.dim**2 * (tokens - 1) + self.linear + products * self.dim * seen
+        return 2 * self.dim**2 * (tokens - 1) + self.linear + products * self.dim * visible
 
 
 class Whole(NamedTuple):
@@ -101,7 +101,7 @@ class Whole(NamedTuple):
         values: per block, (B, H, T, d) values of all tokens.
         features: (B, D) unit features.
         carriers: (B, W, N) int64 patches, those that carry most of a window to CLS first and those
-            inside the window last; None if nobody asked.
+            inside the window last; None without them.
     """
 
     keys: list[Tensor]
@@ -129,14 +129,14 @@ def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Te
         whole = run_whole(suffix, part, start.prefix, cells, choose=count > 0)
         targets.append(whole.features)
         per = max(1, suffix.batch * part.shape[1] // (2 * len(part) * (start.prefix + count)))
-        found = []
+        parts = []
         for chunk in torch.arange(len(cells), device=cells.device).split(per):
             if whole.carriers is None:
                 felt = cells.new_empty(len(part), len(chunk), 0)
             else:
                 felt = whole.carriers[:, chunk, :count]
-            found.append(_without(suffix, part, start.prefix, whole, cells[chunk], felt))
-        features.append(torch.cat(found, dim=1))
+            parts.append(_without(suffix, part, start.prefix, whole, cells[chunk], felt))
+        features.append(torch.cat(parts, dim=1))
     return torch.cat(targets), torch.cat(features)
 
 
@@ -154,12 +154,11 @@ def run_whole(suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: 
         cells: (W, r * r) windows.
         choose: whether the carriers are wanted.
     """
-    blocks: Any = suffix.model.blocks[suffix.block :]
     inside = members(cells, x.shape[1] - prefix).to(x.dtype)
     keys, values = [], []
     heard = carried = x.new_zeros(len(x), len(inside), inside.shape[1])
-    for index, block in enumerate(blocks):
-        last = index == len(blocks) - 1
+    for index, block in enumerate(suffix.blocks):
+        last = index == len(suffix.blocks) - 1
         normed = block.norm1(x)
         attended = attend(block.attn, normed)
         keys.append(attended.key)
@@ -202,23 +201,24 @@ def _without(
     gone = torch.zeros(images, kinds, x.shape[1], dtype=torch.bool, device=x.device)
     gone = gone.scatter(2, moved, True).scatter(2, (cells + prefix).expand(images, -1, -1), True)
     bias = torch.zeros_like(gone, dtype=x.dtype).masked_fill(gone, -torch.inf)[:, None, :, None]
-    blocks: Any = suffix.model.blocks[suffix.block :]
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(suffix.blocks):
         attn, normed = block.attn, block.norm1(y)
         # Each of the three is (B, H, w, tokens of the window, d).
         query, key, value = (
             part.unflatten(0, (images, kinds)).transpose(1, 2)
             for part in queries_keys_values(attn, normed)
         )
-        if index == len(blocks) - 1:
+        if index == len(suffix.blocks) - 1:
             query, y, normed = query[:, :, :, :1], y[:, :1], normed[:, :1]
         query = query * attn.scale
         shape = query.shape[2:4]
         still = query.flatten(2, 3) @ whole.keys[index].transpose(-2, -1)
         among = query @ key.transpose(-2, -1)
         weights = torch.cat((still.unflatten(2, shape) + bias, among), dim=-1).softmax(dim=-1)
-        seen, kept = weights[..., : x.shape[1]], weights[..., x.shape[1] :]
-        out = (seen.flatten(2, 3) @ whole.values[index]).unflatten(2, shape) + kept @ value
+        whole_share, own_share = weights[..., : x.shape[1]], weights[..., x.shape[1] :]
+        out = (whole_share.flatten(2, 3) @ whole.values[index]).unflatten(
+            2, shape
+        ) + own_share @ value
         out = out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2)
         y = y + block.ls1(project(attn, out, normed))
         y = y + block.ls2(block.mlp(block.norm2(y)))
@@ -237,8 +237,8 @@ def follow_effort(effort: Effort, count: int, windows: int) -> int:
     choice = windows * effort.patches**2 * (effort.blocks - 1) if count else 0
     if count:  # attention weights are needed that fused attention doesn't show
         choice += effort.tokens * (effort.tokens * (effort.blocks - 1) + 1) * effort.dim
-    seen = effort.tokens + moved
-    return windows * (effort.inner(moved, seen) + effort.last(moved, seen)) + choice
+    visible = effort.tokens + moved
+    return windows * (effort.inner(moved, visible) + effort.last(moved, visible)) + choice
 
 
 WIDER = 8  # dimensions added to the heads; fused attention likes multiples of 8
@@ -304,11 +304,10 @@ def gated(suffix: Suffix, x: Tensor, gates: Tensor) -> Tensor:
     The gates travel as one more dimension of the keys, as attention with a mask that wants a
     gradient is not fused.
     """
-    blocks: Any = suffix.model.blocks[suffix.block :]
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(suffix.blocks):
         attn, normed = block.attn, block.norm1(x)
         query, key, value = queries_keys_values(attn, normed)
-        if index == len(blocks) - 1:
+        if index == len(suffix.blocks) - 1:
             query, x, normed = query[:, :, :1], x[:, :1], normed[:, :1]
         one = torch.full_like(query[..., :1], 1 / attn.scale)
         gate = gates[:, None, :, None].expand(-1, attn.num_heads, -1, 1)

@@ -146,8 +146,8 @@ def clip_transform(visual: ReducedViT) -> Any:
     facts: Any = visual.pretrained_cfg
     patches: Any = visual.patch_embed
     size = patches.img_size or facts["input_size"][1:]
-    told = {name: facts[name] for name in ("mean", "std", "interpolation")}
-    return image_transform_v2(PreprocessCfg(size=size, **told), is_train=False)
+    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
+    return image_transform_v2(PreprocessCfg(size=size, **settings), is_train=False)
 
 
 def image_transform(visual: nn.Module) -> Any:

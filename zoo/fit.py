@@ -147,9 +147,9 @@ class FitConfig:
     """Recipe of a predictor.
 
     Attributes:
-        arch: architecture, see ``zoo.architectures``.
+        arch: a key of ``zoo.predictor.ARCHITECTURES``.
         width: channels inside.
-        loss: see ``zoo.losses``.
+        loss: a key of ``LOSSES``.
         epochs: most epochs.
         steps: least steps per epoch: images that make fewer are gone through again in it, so that
             a few of them are learnt from as long as many.

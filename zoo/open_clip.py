@@ -189,9 +189,9 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     try:
         # Here rather than below, where open_clip logs a failure as well as raising it.
         download_pretrained(get_pretrained_cfg(arch, pretrained or ""))
-        with _readable(pretrained) as told:
+        with _readable(pretrained) as readable:
             model, preprocess = open_clip.create_model_from_pretrained(
-                arch, told, force_quick_gelu=quick
+                arch, readable, force_quick_gelu=quick
             )
         tokenizer = open_clip.get_tokenizer(arch)
     except UNUSABLE as error:
@@ -335,8 +335,8 @@ def _config(name: ModelName, tag: str) -> dict[str, Any]:
 
 def _preprocessing(size: str, tag: str) -> dict[str, Any]:
     facts = weights_cfg(size, tag)
-    told = {name: facts[name] for name in ("mean", "std", "interpolation")}
-    return {**told, "resize_mode": "shortest", "quick_gelu": SIZES[size].tags[tag].quick_gelu}
+    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
+    return {**settings, "resize_mode": "shortest", "quick_gelu": SIZES[size].tags[tag].quick_gelu}
 
 
 def checkpoint(name: ModelName, tag: str) -> Path:

@@ -284,7 +284,8 @@ class Predictor(nn.Module):
         return scores.float()
 
 
-Given = str | Path | Sequence[str | Path] | None  # predictor=: a file, or one for each block
+# predictor=: a file, or one for each block
+PredictorPaths = str | Path | Sequence[str | Path] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,8 +317,8 @@ class PredictorFile:
             ValueError: not a predictor of ours.
         """
         facts = read_facts(path, "predictor")
-        told = {f: facts[f] for f in ("model", "tag", "block", "options")}
-        return cls(path=path, weights=facts.get("weights"), **told)
+        fields = {f: facts[f] for f in ("model", "tag", "block", "options")}
+        return cls(path=path, weights=facts.get("weights"), **fields)
 
     def fill(self, options: dict[str, Any]) -> None:
         """Add the network's shape to ``options``.
@@ -326,11 +327,11 @@ class PredictorFile:
             ValueError: they ask for another network.
         """
         for key, value in self.options.items():
-            asked = options.setdefault(key, value)
-            if asked != value:
-                shape = {**self.options, key: asked}
+            option = options.setdefault(key, value)
+            if option != value:
+                shape = {**self.options, key: option}
                 raise ValueError(
-                    f"{key}={asked!r}: the predictor {str(self.path)!r} has {key}={value!r}; fit "
+                    f"{key}={option!r}: the predictor {str(self.path)!r} has {key}={value!r}; fit "
                     f"one with: {fit_command(self.model, self.tag, self.block, shape)} --out PATH, "
                     "and give PATH as predictor"
                 )
@@ -404,16 +405,16 @@ def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[Pre
     Raises:
         ValueError: a block has none or two of them, or one was fitted at another block.
     """
-    wanted = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(map(str, blocks))}"
+    places = f"block{'s'[: len(blocks) - 1]} {', '.join(map(str, blocks))}"
     if not files:
-        raise ValueError(f"no predictor was given; expected one for {wanted}")
+        raise ValueError(f"no predictor was given; expected one for {places}")
     by_block: dict[int, PredictorFile] = {}
     for one in files:
         if one.block in by_block:
             both = f"{str(by_block[one.block].path)!r} and {str(one.path)!r}"
             raise ValueError(
                 f"the predictors {both} were both fitted at block {one.block}; expected one for "
-                f"{wanted}"
+                f"{places}"
             )
         by_block[one.block] = one
     missing = [block for block in blocks if block not in by_block]
@@ -425,22 +426,22 @@ def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[Pre
         if one.block not in blocks:
             raise ValueError(
                 f"the predictor {str(one.path)!r} was fitted at block {one.block}, this model "
-                f"scores before {wanted}; {mend}"
+                f"scores before {places}; {mend}"
             )
     if missing:
         raise ValueError(
-            f"this model scores before {wanted}, and none of the given predictors was fitted at "
+            f"this model scores before {places}, and none of the given predictors was fitted at "
             f"block {missing[0]}; {mend}"
         )
     return tuple(by_block[block] for block in blocks)
 
 
-def given_predictors(given: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
+def read_predictors(paths: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
     """Read what ``predictor=`` names: one file or several.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a predictor of ours.
     """
-    paths = [given] if isinstance(given, (str, Path)) else given
-    return [PredictorFile.read(Path(path)) for path in paths]
+    several = [paths] if isinstance(paths, (str, Path)) else paths
+    return [PredictorFile.read(Path(path)) for path in several]

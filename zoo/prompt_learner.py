@@ -273,12 +273,12 @@ def mean_patches(vit: ReducedViT, images: Tensor, depth: int) -> Tensor:
     if depth > len(vit.blocks):
         raise ValueError(f"depth={depth}: the image tower has {len(vit.blocks)} blocks")
     joined = vit._pos_embed(vit.patch_embed(images))[:, vit.num_prefix_tokens :]
-    found = [joined.float().mean(dim=(0, 1))]
+    means = [joined.float().mean(dim=(0, 1))]
     tokens = vit.embed(images)
-    for block in range(1, depth):
-        tokens, _ = vit.advance(tokens, block - 1, block)
-        found.append(tokens.patches.float().mean(dim=(0, 1)))
-    return torch.stack(found)
+    for index in range(1, depth):
+        tokens, _ = vit.advance(tokens, index - 1, index)
+        means.append(tokens.patches.float().mean(dim=(0, 1)))
+    return torch.stack(means)
 
 
 class PromptLearner(nn.Module):
@@ -368,17 +368,17 @@ class PromptLearner(nn.Module):
 
     @torch.no_grad()
     def tensors(self, logit_scale: float) -> dict[str, Tensor]:
-        """Return what ``zoo.prompt_file.save_prompts`` writes.
+        """Return what ``zoo.prompts.save_prompts`` writes.
 
         Args:
             logit_scale: log of the factor on cosine similarities.
         """
-        found = {"classifier": self.classifier(), "logit_scale": torch.tensor(logit_scale)}
+        tensors = {"classifier": self.classifier(), "logit_scale": torch.tensor(logit_scale)}
         if self.text is not None:
-            found["context"] = self.text.context
+            tensors["context"] = self.text.context
         if self.visual is not None:
-            found["visual"] = self.visual()
-        return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
+            tensors["visual"] = self.visual()
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def save(
         self,

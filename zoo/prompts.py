@@ -196,8 +196,12 @@ class PromptFile:
             ValueError: not a file of prompts.
         """
         facts = read_facts(path, _KIND)
-        told = {**facts, "classes": tuple(facts["classes"]), "shape": PromptShape(**facts["shape"])}
-        return cls(path=path, **told)
+        fields = {
+            **facts,
+            "classes": tuple(facts["classes"]),
+            "shape": PromptShape(**facts["shape"]),
+        }
+        return cls(path=path, **fields)
 
     def require_tower(self, width: int, weights: str) -> None:
         """Refuse another tower than the one that these were tuned on.
@@ -237,10 +241,10 @@ class PromptFile:
 
     def tensors(self, *, classify: bool) -> dict[str, Tensor]:
         """Load what an image tower needs, named as in its state dict."""
-        found = self.load()
-        state = {"prompts.tokens": found["visual"]} if "visual" in found else {}
+        saved = self.load()
+        state = {"prompts.tokens": saved["visual"]} if "visual" in saved else {}
         if classify:
-            state["head.classes.weight"] = found["logit_scale"].exp() * found["classifier"]
+            state["head.classes.weight"] = saved["logit_scale"].exp() * saved["classifier"]
         return state
 
 
@@ -258,16 +262,16 @@ def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> Prompt
         depth=depth, tokens=count, classes=len(classifier), features=classifier.shape[1]
     )
     plain = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
-    told = {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()}
+    fields = {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, save(plain, {_KIND: json.dumps(told, sort_keys=True)}))
+    write_whole(path, save(plain, {_KIND: json.dumps(fields, sort_keys=True)}))
     return PromptFile.read(path)
 
 
 def tune_command(like: PromptFile) -> str:
     """Return the command that tunes prompts of the same kind."""
-    told = {"tokens": "vt", "count": 16, **like.recipe}
+    fields = {"tokens": "vt", "count": 16, **like.recipe}
     return (
         f"python -m harness fit prompts --model MODEL --dataset {like.dataset} --tokens "
-        f"{told['tokens']} --num-tokens {told['count']} --out PATH"
+        f"{fields['tokens']} --num-tokens {fields['count']} --out PATH"
     )

@@ -69,11 +69,11 @@ class ReducerConfig:
         if self.reduce_at is not None:
             object.__setattr__(self, "reduce_at", _points(self.reduce_at))
         self.choose("schedule", SCHEDULES)
-        given = [f for f in ("keep", *self.instead_of_keep) if getattr(self, f) is not None]
-        if len(given) != 1:
+        rates = [f for f in ("keep", *self.instead_of_keep) if getattr(self, f) is not None]
+        if len(rates) != 1:
             names = " or ".join(("keep", *self.instead_of_keep))
-            found = ", ".join(f"{f}={getattr(self, f)!r}" for f in given) or "none of them"
-            raise ValueError(f"expected exactly one of {names}, got {found}")
+            values = ", ".join(f"{f}={getattr(self, f)!r}" for f in rates) or "none of them"
+            raise ValueError(f"expected exactly one of {names}, got {values}")
         if self.keep is not None:
             self.within("keep", 0.0, 1.0)
 

@@ -269,7 +269,7 @@ class Suffix:
 
     Args:
         model: dense tower in float32.
-        block: first block to run, 0-based.
+        index: number of the first block to run, from 0.
         batch: sequences per forward pass, None for what the free memory allows.
         precision: name in ``PRECISIONS``.
         compiled: use torch.compile; batches then all have one size.
@@ -278,7 +278,7 @@ class Suffix:
     def __init__(
         self,
         model: ReducedViT,
-        block: int,
+        index: int,
         *,
         batch: int | None = None,
         precision: str = "float32",
@@ -286,14 +286,14 @@ class Suffix:
     ) -> None:
         """Prepare the blocks; later changes of the model's weights may go unnoticed."""
         self.model = model
-        self.block = block
         self.precision = precision
         # Where more than the class token leaves the tower, the last block is run for all.
         self.token_pooled = model.global_pool == "token"
         blocks: Any = model.blocks
-        full = len(blocks) - self.token_pooled
+        self.blocks = blocks[index:]
+        full = len(self.blocks) - self.token_pooled
         scratch = None if compiled else Scratch()
-        self._lean = [LeanBlock(b, PRECISIONS[precision], scratch) for b in blocks[block:full]]
+        self._lean = [LeanBlock(b, PRECISIONS[precision], scratch) for b in self.blocks[:full]]
         self.device = next(model.parameters()).device
         tokens = model.prefix_count + model.patch_embed.num_patches
         self.batch = batch or fitting_batch(model.embed_dim, tokens, self.device)

@@ -52,9 +52,9 @@ class CompactText(nn.Module):
         unseen = tokens[self.token_ids[rows] != tokens]
         if unseen.numel():
             pieces = sorted({SimpleTokenizer().decoder[int(t)] for t in unseen})
-            shown = ", ".join(repr(p.removesuffix("</w>")) for p in pieces)
+            words = ", ".join(repr(p.removesuffix("</w>")) for p in pieces)
             raise ValueError(
-                f"the embedded text tower never saw {shown}; use other words, or a model with a "
+                f"the embedded text tower never saw {words}; use other words, or a model with a "
                 "full vocabulary"
             )
         return rows

@@ -21,12 +21,12 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from zoo.predictor import (
-    Given,
     PredictorFile,
+    PredictorPaths,
     fit_command,
-    given_predictors,
     one_each,
     predictor_name,
+    read_predictors,
     require_any_subset,
     tower_name,
 )
@@ -73,9 +73,9 @@ def unusable(
     answered = [link for link in links if isinstance(link, HfHubHTTPError)]
     hub = "the hub doesn't give it" if answered else "the hub can't be reached"
     reason = _in_one_line(answered[0] if answered else links[-1])
-    wanted = f" (wanted: {file})" if file else ""
+    source = f" (wanted: {file})" if file else ""
     return MissingWeightsError(
-        f"no weights of {name}: not in the Hugging Face cache{wanted}, and {hub} ({reason}); "
+        f"no weights of {name}: not in the Hugging Face cache{source}, and {hub} ({reason}); "
         f"run once where it can, or copy the cache, or {otherwise}"
     )
 
@@ -146,17 +146,17 @@ def find_predictor(
     model: str,
     tag: str,
     block: int,
-    given: str | Path | None = None,
+    path: str | Path | None = None,
     *,
     shape: Mapping[str, Any] | None = None,
 ) -> PredictorFile:
-    """Find the predictor for a tower: ``given``, else the packaged one, else the user's own.
+    """Find the predictor for a tower: ``path``, else the packaged one, else the user's own.
 
     Args:
         model: dense timm name.
         tag: weight tag.
         block: reduction point.
-        given: the file to take.
+        path: the file to take, None to look for one.
         shape: ``arch`` and ``width`` for the command where there is none.
 
     Raises:
@@ -165,7 +165,7 @@ def find_predictor(
     """
     name = predictor_name(model, tag, block)
     stored = [folder / name for folder in _folders() if (folder / name).is_file()]
-    if given is None and not stored:
+    if path is None and not stored:
         others = ", ".join(map(str, fitted_blocks(model, tag)))
         there = f" (fitted so far: block {others})" if others else ""
         command = fit_command(model, tag, block, shape or {})
@@ -174,10 +174,10 @@ def find_predictor(
             f"the user's cache{there}; make one with: {command}; or pass predictor=PATH; or use "
             "pretrained=False"
         )
-    found = PredictorFile.read(stored[0] if given is None else Path(given))
-    found.require_name(model, tag)
-    one_each([found], [block])
-    return found
+    file = PredictorFile.read(stored[0] if path is None else Path(path))
+    file.require_name(model, tag)
+    one_each([file], [block])
+    return file
 
 
 def _folders() -> tuple[Path, Path]:
@@ -190,7 +190,7 @@ def with_predictors(
     method: str,
     options: dict[str, Any],
     depth: int,
-    given: Given = None,
+    paths: PredictorPaths = None,
 ) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
     """Find the predictors of a model and complete its options by the network that they are.
 
@@ -200,7 +200,7 @@ def with_predictors(
         method: a registered method.
         options: of the method, JSON-able.
         depth: number of the tower's blocks.
-        given: the files to take, one for each block at which the model scores, in any order.
+        paths: the files to take, one for each block at which the model scores, in any order.
 
     Returns:
         The options, and the predictors in the order of their blocks; none for most methods.
@@ -218,20 +218,20 @@ def with_predictors(
     if blocks[1:] and "arch" in options:
         require_any_subset(options["arch"], blocks[1])
     files: Iterable[PredictorFile]
-    if given is None:
+    if paths is None:
         # A command for one of several must not make a conv, which is its default.
         shape = {"arch": "mlp"} if blocks[1:] else {}
         files = (find_predictor(model, tag, b, shape=shape | completed) for b in blocks)
     else:
-        files = given_predictors(given)
-    found = []
+        files = read_predictors(paths)
+    predictors = []
     for one in files:
         one.require_name(model, tag)
         one.fill(completed)
-        found.append(one)
+        predictors.append(one)
         if blocks[1:]:
             require_any_subset(completed["arch"], blocks[1])
-    return completed, one_each(found, blocks)
+    return completed, one_each(predictors, blocks)
 
 
 def filter_weights(
@@ -264,10 +264,10 @@ def filter_weights(
         reducer = {}
         for prefix, one in _placed(predictors):
             reducer |= one.tensors(prefix)
-    wanted = {k for k in model.state_dict() if k.startswith("reducer.")}
+    needed = {k for k in model.state_dict() if k.startswith("reducer.")}
     # What was saved with rescore=True also serves a model that carries the first ranking along.
-    reducer = {k: v for k, v in reducer.items() if k in wanted or not k.startswith(_RESCORERS)}
-    if missing := sorted(wanted - reducer.keys()):
+    reducer = {k: v for k, v in reducer.items() if k in needed or not k.startswith(_RESCORERS)}
+    if missing := sorted(needed - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer
 
@@ -303,18 +303,18 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_predictor(model: ReducedViT, found: PredictorFile | Sequence[PredictorFile]) -> None:
+def load_predictor(model: ReducedViT, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
     """Fill the predictor of a patchrank model made by ``zoo.reduce``, or all that it has.
 
     Args:
         model: the model.
-        found: its predictor, or one for each block at which it scores, in any order.
+        predictors: its predictor, or one for each block at which it scores, in any order.
 
     Raises:
         ValueError: the model has no predictor of this architecture, reduces at another block, or
             its tower has other weights.
     """
-    files = [found] if isinstance(found, PredictorFile) else found
+    files = [predictors] if isinstance(predictors, PredictorFile) else predictors
     reducer = model.reducer
     if reducer is None or not reducer.needs_predictor:
         raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
@@ -377,9 +377,9 @@ def find_clip(size: str, tag: str) -> Path:
         return Path(download_pretrained(cfg))
     except UNUSABLE as error:
         name = f"clip_vit_{size}.{tag}"
-        wanted = f"{cfg['hf_hub']}open_clip_model.safetensors"
+        source = f"{cfg['hf_hub']}open_clip_model.safetensors"
         otherwise = f"put a file of these weights at {own_path(name)}"
-        raise unusable(f"{name} ({wanted})", error, otherwise) from error
+        raise unusable(f"{name} ({source})", error, otherwise) from error
 
 
 def own_path(name: str) -> str:
@@ -444,6 +444,6 @@ def require_positions(weights: Mapping[str, Tensor], size: str) -> None:
     if table is None:
         raise ValueError("no image tower: 'visual.positional_embedding' is missing")
     spec = SIZES[size]
-    wanted = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
-    if len(table) != wanted:
-        raise ValueError(f"trained with {len(table)} tokens, this size has {wanted}")
+    positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
+    if len(table) != positions:
+        raise ValueError(f"trained with {len(table)} tokens, this size has {positions}")

@@ -74,6 +74,7 @@ def test_a_trace_is_consistent(
         wanted.append(1 + left)
     assert trace.tokens_per_block == tuple(wanted)
     assert trace.final_tokens == left
+    assert torch.equal(trace.kept, trace.reductions[-1].after)
     assert [r.block for r in trace.reductions] == list(model.reducer.points)
 
     arrived = torch.arange(64).expand(3, -1)
@@ -124,6 +125,7 @@ def test_nothing_reduced_means_no_ranking(
         assert trace.reductions == ()
         assert trace.tokens_per_block == (65,) * 6
         assert trace.final_tokens == 64
+        assert trace.kept.tolist() == [list(range(64))] * 3
 
 
 @torch.no_grad()
@@ -133,3 +135,11 @@ def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Ten
     shared, _ = dense.advance(dense.embed(images), stop=half.reducer.first_block)
     tokens, _ = half.advance(shared, start=half.reducer.first_block)
     assert torch.equal(half.finish(tokens), half(images))
+
+
+@torch.no_grad()
+def test_printed_forms_are_short(tiny: Callable[..., nn.Module], images: Tensor):
+    trace = tiny("clip_vit_b16_evit50", reduce_at=[1, 3]).trace(images)
+    assert repr(trace) == "Trace(3 images, 8 x 8 patches: 45 at block 1, 32 at block 3)"
+    assert repr(trace.reductions[1]) == "Reduction(block 3: 45 to 32 patch tokens, 3 images)"
+    assert "none reduced" in repr(tiny("clip_vit_b16").trace(images))
