@@ -1,6 +1,6 @@
-"""Cheaper than removing every window: what ``GoldenConfig.approximate`` names, and what it costs.
+"""Approximate golden rankings, as ``GoldenConfig.approximate`` names them, and their costs.
 
-docs/approximations.md has what each is worth.
+docs/approximations.md says how well each agrees with exact rankings.
 """
 
 import re
@@ -113,13 +113,17 @@ class Whole(NamedTuple):
 def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Compute features without each window, recomputing only CLS and ``count`` patch tokens.
 
-    With all patch tokens outside the window it is exact.
+    When a window goes, the class token no longer attends to it, and the tokens that it attends to
+    no longer did. The first is exact here at the cost of one token per window instead of a
+    sequence. Of the second, only the patch tokens that carry most of the window are recomputed. All
+    others stay as in the whole image, whose keys and values are computed once; with all patch
+    tokens outside the window recomputed it is exact.
 
     Args:
         suffix: the tower from a block on, in float32 here whatever its precision.
         start: the tokens of B images that enter the block.
         cells: (W, r * r) windows.
-        count: patch tokens per window that feel the removal, 0 to N - r * r.
+        count: patch tokens per window that are recomputed, 0 to N - r * r.
 
     Returns:
         (B, D) unit features of the whole images, and (B, W, D) of those without each window.
@@ -132,10 +136,10 @@ def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Te
         parts = []
         for chunk in torch.arange(len(cells), device=cells.device).split(per):
             if whole.carriers is None:
-                felt = cells.new_empty(len(part), len(chunk), 0)
+                carriers = cells.new_empty(len(part), len(chunk), 0)
             else:
-                felt = whole.carriers[:, chunk, :count]
-            parts.append(_without(suffix, part, start.prefix, whole, cells[chunk], felt))
+                carriers = whole.carriers[:, chunk, :count]
+            parts.append(_without(suffix, part, start.prefix, whole, cells[chunk], carriers))
         features.append(torch.cat(parts, dim=1))
     return torch.cat(targets), torch.cat(features)
 
@@ -156,19 +160,21 @@ def run_whole(suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: 
     """
     inside = members(cells, x.shape[1] - prefix).to(x.dtype)
     keys, values = [], []
-    heard = carried = x.new_zeros(len(x), len(inside), inside.shape[1])
+    # Per window and patch, over the blocks so far: attention of the patch to the window, and the
+    # product of that with the class token's attention to the patch.
+    reach = carried = x.new_zeros(len(x), len(inside), inside.shape[1])
     for index, block in enumerate(suffix.blocks):
         last = index == len(suffix.blocks) - 1
-        normed = block.norm1(x)
-        attended = attend(block.attn, normed)
+        attended = attend(block.attn, block.norm1(x))
         keys.append(attended.key)
         values.append(attended.value)
         if choose:
+            # In the last block only the class token's row is needed.
             queries = attended.query[:, :, : 1 if last else None] * attended.scale
             weights = (queries @ attended.key.transpose(-2, -1)).softmax(dim=-1).mean(dim=1)
-            carried = carried + heard * weights[:, :1, prefix:]
+            carried = carried + reach * weights[:, :1, prefix:]
             if not last:
-                heard = heard + inside @ weights[:, prefix:, prefix:].transpose(1, 2)
+                reach = reach + inside @ weights[:, prefix:, prefix:].transpose(1, 2)
         x = x + block.ls1(attended.out)
         if last:
             x = x[:, :1]
@@ -181,26 +187,30 @@ def run_whole(suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: 
 
 
 def _without(
-    suffix: Suffix, x: Tensor, prefix: int, whole: Whole, cells: Tensor, felt: Tensor
+    suffix: Suffix, x: Tensor, prefix: int, whole: Whole, cells: Tensor, carriers: Tensor
 ) -> Tensor:
     """Compute features of B images without each of w windows, (B, w, D).
 
     Args:
         suffix: the tower from a block on.
         x: (B, T, D) tokens that enter it.
-        prefix: number of prefix tokens; they feel every removal.
-        whole: what the whole images left behind.
+        prefix: number of prefix tokens, which are recomputed for every window.
+        whole: keys and values of the whole images.
         cells: (w, r * r) windows.
-        felt: (B, w, n) int64 patches that feel the removal.
+        carriers: (B, w, n) int64 patches that are recomputed as well.
     """
-    images, kinds, _ = felt.shape
+    images, kinds, _ = carriers.shape
     own = torch.arange(prefix, device=x.device).expand(images, kinds, -1)
-    moved = torch.cat((own, felt + prefix), dim=2)
-    y = x[torch.arange(images, device=x.device)[:, None, None], moved].flatten(0, 1)
-    # Neither what went nor what is recomputed is seen as it was in the whole image.
-    gone = torch.zeros(images, kinds, x.shape[1], dtype=torch.bool, device=x.device)
-    gone = gone.scatter(2, moved, True).scatter(2, (cells + prefix).expand(images, -1, -1), True)
-    bias = torch.zeros_like(gone, dtype=x.dtype).masked_fill(gone, -torch.inf)[:, None, :, None]
+    new_idx = torch.cat((own, carriers + prefix), dim=2)
+    # All windows of all images are one batch of short sequences, as long as what is recomputed.
+    y = x[torch.arange(images, device=x.device)[:, None, None], new_idx].flatten(0, 1)
+    # Of the whole image's tokens, hide the window's, which is removed, and those recomputed, whose
+    # new keys and values stand beside the old ones.
+    hidden = torch.zeros(images, kinds, x.shape[1], dtype=torch.bool, device=x.device)
+    hidden = hidden.scatter(2, new_idx, True)
+    hidden = hidden.scatter(2, (cells + prefix).expand(images, -1, -1), True)
+    bias = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
+    bias = bias[:, None, :, None]  # for all heads and queries of a window
     for index, block in enumerate(suffix.blocks):
         attn, normed = block.attn, block.norm1(y)
         # Each of the three is (B, H, w, tokens of the window, d).
@@ -208,17 +218,16 @@ def _without(
             part.unflatten(0, (images, kinds)).transpose(1, 2)
             for part in queries_keys_values(attn, normed)
         )
-        if index == len(suffix.blocks) - 1:
+        if index == len(suffix.blocks) - 1:  # only the class token leaves it
             query, y, normed = query[:, :, :, :1], y[:, :1], normed[:, :1]
         query = query * attn.scale
         shape = query.shape[2:4]
-        still = query.flatten(2, 3) @ whole.keys[index].transpose(-2, -1)
-        among = query @ key.transpose(-2, -1)
-        weights = torch.cat((still.unflatten(2, shape) + bias, among), dim=-1).softmax(dim=-1)
-        whole_share, own_share = weights[..., : x.shape[1]], weights[..., x.shape[1] :]
-        out = (whole_share.flatten(2, 3) @ whole.values[index]).unflatten(
-            2, shape
-        ) + own_share @ value
+        # The old tokens' keys are one per image, so all windows' queries meet them in one product.
+        old_logits = query.flatten(2, 3) @ whole.keys[index].transpose(-2, -1)
+        new_logits = query @ key.transpose(-2, -1)
+        logits = torch.cat((old_logits.unflatten(2, shape) + bias, new_logits), dim=-1)
+        old, new = logits.softmax(dim=-1).split((x.shape[1], key.shape[3]), dim=-1)
+        out = (old.flatten(2, 3) @ whole.values[index]).unflatten(2, shape) + new @ value
         out = out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2)
         y = y + block.ls1(project(attn, out, normed))
         y = y + block.ls2(block.mlp(block.norm2(y)))
@@ -235,7 +244,7 @@ def follow_effort(effort: Effort, count: int, windows: int) -> int:
     """Count multiply-adds per image, the pass of the whole image left out."""
     moved = effort.prefix + count
     choice = windows * effort.patches**2 * (effort.blocks - 1) if count else 0
-    if count:  # attention weights are needed that fused attention doesn't show
+    if count:  # fused attention doesn't return the weights that choose the carriers
         choice += effort.tokens * (effort.tokens * (effort.blocks - 1) + 1) * effort.dim
     visible = effort.tokens + moved
     return windows * (effort.inner(moved, visible) + effort.last(moved, visible)) + choice
@@ -247,7 +256,9 @@ WIDER = 8  # dimensions added to the heads; fused attention likes multiples of 8
 def jacobian(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Compute features without each window to first order, along ``count`` directions.
 
-    The directions are, image by image, the principal ones of how the features move when only the
+    A gate on the attention to each patch token, 1 in the whole image and 0 where it is removed,
+    makes the features a smooth function. Its derivative by all gates along one direction of
+    features takes one backward pass, and a window's is the sum over its patches. The directions are, image by image, the principal ones of how the features move when only the
     class token feels the removal (``follow`` with no other token).
 
     Args:

@@ -1,4 +1,8 @@
-"""Fit a predictor to golden rankings (arXiv 2409.14607, section 3.3)."""
+"""Fit a predictor to golden rankings (arXiv 2409.14607, section 3.3).
+
+All losses take predictions p (B, N) and golden importance t (B, N), normalised per image to mean 0
+and deviation 1, higher = keep, and return the mean over images.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,11 @@
-"""Convert open_clip's image towers to our class."""
+"""open_clip's models here, and our models in open_clip.
+
+``from_open_clip`` converts an image tower, ``load_open_clip`` loads a whole model. In the other
+direction ``offer_models`` enters every registered name into open_clip's lists, so that
+``open_clip.create_model_and_transforms("clip_vit_b16_evit60", pretrained="openai")`` works.
+open_clip fixes the activation by a model's name: the plain name has that of its default weights,
+``NAME.TAG`` that of the weights ``TAG``.
+"""
 
 import difflib
 import hashlib

@@ -1,4 +1,18 @@
-"""Small networks that predict importance from the tokens at the reduction point."""
+"""Small networks that predict importance from the tokens at the reduction point, and their files.
+
+====================  ==========  ===========  ====================================
+name                  free of N   any subset   what a patch's score depends on
+====================  ==========  ===========  ====================================
+linear                yes         yes          the token alone
+mlp                   yes         yes          token, class token, mean token
+transformer           yes         yes          all tokens, by attention
+conv                  yes         no           token, class token, mean token, neighbours
+mixer, pooledmixer    no          no           all tokens, by fixed weights per position
+====================  ==========  ===========  ====================================
+
+*Free of N* works on any grid (``dynamic_img_size``); *any subset* also on a sequence from which
+patches are gone already.
+"""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What is learnt when prompts are tuned: text tokens, visual tokens, and what couples them."""
+"""The learned text and visual tokens of prompt tuning, their coupling, and the recipe."""
 
 import math
 from collections.abc import Callable, Sequence

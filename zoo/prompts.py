@@ -1,4 +1,4 @@
-"""Learned visual tokens of an image tower, and the head that classifies by text features."""
+"""Learned visual tokens of an image tower, the head of text features, and files of both."""
 
 import json
 from abc import abstractmethod

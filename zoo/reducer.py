@@ -1,4 +1,4 @@
-"""The protocol of a token reduction method, its settings, and the methods that are known."""
+"""The protocol of a token reduction method, its settings, and the registered methods."""
 
 import dataclasses
 import difflib
@@ -22,7 +22,17 @@ def final_count(patches: int, keep: float) -> int:
 
 
 def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) -> dict[int, int]:
-    """Share the way from N to ``final_count`` patch tokens over the reduction points."""
+    """Spread the reduction from N to ``final_count`` patch tokens over the reduction points.
+
+    Args:
+        patches: number N of patch tokens at the input.
+        keep: keep rate in (0, 1].
+        points: reduction points, ascending.
+        schedule: one of ``SCHEDULES``; see ``ReducerConfig``.
+
+    Returns:
+        Patch tokens left after each point.
+    """
     last = final_count(patches, keep)
     stages = len(points)
     counts: dict[int, int] = {}
@@ -37,7 +47,16 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) ->
 
 @dataclass(frozen=True, kw_only=True)
 class HostSpec:
-    """What a reducer may know about the tower it works in."""
+    """What a reducer may know about the tower it works in.
+
+    Attributes:
+        embed_dim: width D of the tokens.
+        depth: number of blocks.
+        grid: (rows, columns) of patches at the tower's own image size.
+        prefix: number of timm's prefix tokens.
+        device: of a reducer's own weights.
+        dtype: of a reducer's own weights.
+    """
 
     embed_dim: int
     depth: int

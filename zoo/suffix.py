@@ -20,7 +20,7 @@ QUICK = 1.702  # QuickGELU's constant
 
 
 class Scratch:
-    """Memory that is used again and again, since fresh memory is slow; one use at a time each."""
+    """Memory that is reused, since fresh memory is slow; each use overwrites the one before."""
 
     def __init__(self) -> None:
         """Hold nothing yet."""

@@ -1,4 +1,4 @@
-"""Text towers: open_clip's, and the embedded one, which is open_clip's over the tokens seen."""
+"""Text towers: open_clip's, and the embedded one, which has rows for known tokens only."""
 
 import json
 from collections.abc import Sequence

@@ -90,10 +90,14 @@ class _Recorder(torch.fx.Tracer):
 
 
 def straight_line(model: nn.Module) -> torch.fx.GraphModule:
-    """Record ``model`` as a module that shares its weights and names."""
+    """Record ``model`` as a module that shares its weights and names, for torch.fx and TorchScript.
+
+    Whatever depends on an image's shape alone is known from the tower, so the recording has no
+    branches. It holds for one input size and for the mode, training or not, of the recording.
+    """
     graph = _Recorder().trace(model)
     recorded = torch.fx.GraphModule(model, graph, type(model).__name__)
-    recorded.graph.eliminate_dead_code()  # the history of reductions, which nobody asks for
+    recorded.graph.eliminate_dead_code()  # the history of reductions is no output
     recorded.recompile()
     return recorded
 

@@ -1,4 +1,4 @@
-"""Where weights come from: the tower's file, the predictor's, and how they meet the model."""
+"""Find the weights of a tower, its predictors and its text side, and fit them to a model."""
 
 import hashlib
 import os
