@@ -258,8 +258,10 @@ def jacobian(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[
 
     A gate on the attention to each patch token, 1 in the whole image and 0 where it is removed,
     makes the features a smooth function. Its derivative by all gates along one direction of
-    features takes one backward pass, and a window's is the sum over its patches. The directions are, image by image, the principal ones of how the features move when only the
-    class token feels the removal (``follow`` with no other token).
+    features takes one backward pass, and a window's is the sum over its patches. Features vary
+    along few directions when windows go, so few passes suffice. The directions are, image by image,
+    the principal ones of how the features move when only the class token is recomputed (``follow``
+    with no other token).
 
     Args:
         suffix: the tower from a block on, in float32 here whatever its precision.
