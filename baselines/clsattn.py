@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.attention import Attended, cls_attention, cls_query_and_keys
+from zoo.attention import Attended, cls_attention, cls_attention_of
 from zoo.reducer import Pruner, ReducerConfig, register_method
 from zoo.tokens import Tokens
 
@@ -42,19 +42,18 @@ class ClsAttention(Pruner):
         """The block whose attention decides first."""
         return self.points[0] - (self.config.source == "previous")
 
-    def needs_attention(self, block: int) -> bool:
+    def needs_attention(self, index: int) -> bool:
         """Only the block before a reduction point, and only for ``previous``."""
-        return self.config.source == "previous" and block + 1 in self.points
+        return self.config.source == "previous" and index + 1 in self.points
 
-    def after_attention(self, block: int, tokens: Tokens, attended: Attended) -> Tokens:
+    def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Take the importance along to the next block's input."""
         query, key, scale = attended.query, attended.key, attended.scale
         return tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
 
-    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Compute the class token's attention, or take what the block before left."""
         if self.config.source == "previous":
             assert tokens.importance is not None
             return tokens.importance
-        query, key = cls_query_and_keys(module.attn, module.norm1(tokens.x))
-        return cls_attention(query, key, module.attn.scale, tokens.prefix)
+        return cls_attention_of(block.attn, block.norm1(tokens.x), tokens.prefix)

@@ -57,18 +57,18 @@ class EViT(Reducer):
             arrived = counts[point] + (self.config.fuse and counts[point] < arrived)
         return counts
 
-    def needs_attention(self, block: int) -> bool:
+    def needs_attention(self, index: int) -> bool:
         """Only inside the stages' blocks."""
-        return block in self.points
+        return index in self.points
 
-    def after_attention(self, block: int, tokens: Tokens, attended: Attended) -> Tokens:
+    def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Keep the most attended tokens, and fuse the others if asked to."""
-        count = self.counts(tokens.grid[0] * tokens.grid[1])[block]
+        count = self.count_after(index, tokens)
         if count >= tokens.patch_count:
             return tokens
         query, key, scale = attended.query, attended.key, attended.scale
         importance = cls_attention(query, key, scale, tokens.prefix)
-        kept = tokens.prune(block, importance, count)
+        kept = tokens.prune(index, importance, count)
         return _append_fused(kept, tokens, importance) if self.config.fuse else kept
 
 

@@ -37,7 +37,7 @@ class RandomPrune(Pruner):
     Config = RandomConfig
     config: RandomConfig
 
-    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Hash the grid positions."""
         return hashed(tokens.patch_idx, self.config.seed)
 

@@ -54,21 +54,21 @@ class ToMe(Reducer):
         arrived = patches
         if self.config.keep is None:
             assert self.config.r is not None
-            for block in self.points:
-                arrived = counts[block] = arrived - min(self.config.r, arrived // 2)
+            for index in self.points:
+                arrived = counts[index] = arrived - min(self.config.r, arrived // 2)
             return counts
-        for block, left in super().counts(patches).items():
+        for index, left in super().counts(patches).items():
             if arrived - left > arrived // 2:
                 raise ValueError(
-                    f"keep={self.config.keep!r} asks block {block} to merge {arrived - left} of "
+                    f"keep={self.config.keep!r} asks block {index} to merge {arrived - left} of "
                     f"{arrived} patch tokens, at most half can; raise keep or add reduction points"
                 )
-            arrived = counts[block] = left
+            arrived = counts[index] = left
         return counts
 
-    def needs_attention(self, block: int) -> bool:
+    def needs_attention(self, index: int) -> bool:
         """In every block that merges."""
-        return block in self.points
+        return index in self.points
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Return log(size) of each key, (B, 1, 1, T), once something was merged."""
@@ -76,22 +76,22 @@ class ToMe(Reducer):
             return None
         return F.pad(tokens.size.log(), (tokens.prefix, 0))[:, None, None].to(tokens.x.dtype)
 
-    def after_attention(self, block: int, tokens: Tokens, attended: Attended) -> Tokens:
+    def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Merge the most similar pairs; similarity is the cosine of keys averaged over heads."""
-        r = tokens.patch_count - self.counts(tokens.grid[0] * tokens.grid[1])[block]
+        r = tokens.patch_count - self.count_after(index, tokens)
         if r <= 0:
             return tokens
-        return merge(block, tokens, attended.key.mean(dim=1)[:, tokens.prefix :], r)
+        return merge(index, tokens, attended.key.mean(dim=1)[:, tokens.prefix :], r)
 
 
-def merge(block: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
+def merge(index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
     """Merge ``r`` patch tokens into their most similar partners by size-weighted mean.
 
     Patch tokens alternate into set B (even places) and set A (odd places); each token of A looks
     for its nearest in B. The order afterwards is prefix, unmerged A, B.
 
     Args:
-        block: index of the block, for the history.
+        index: number of the block, for the history.
         tokens: the sequence.
         metric: (B, n, d) what similarity is measured on.
         r: number of pairs, 1 <= r <= floor(n / 2).
@@ -122,7 +122,7 @@ def merge(block: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         patch_idx=after,
         patch_count=tokens.patch_count - r,
         size=torch.cat((size_a.gather(1, stay), sum_b), dim=1),
-        history=(*tokens.history, Reduction(block, idx, after, importance, became)),
+        history=(*tokens.history, Reduction(index, idx, after, importance, became)),
     )
 
 

@@ -17,7 +17,6 @@ from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader, Template
 from rich.console import Console
 from timm.models import save_for_hf
-from zoo.open_clip import FOLDER, HUB
 
 import zoo
 from harness.changes import read_run
@@ -29,7 +28,8 @@ from harness.shown import Shown
 from harness.towers import create_pretrained, split_method, split_name
 from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts, write_whole
-from zoo.predictor import PredictorFile, given_predictors
+from zoo.open_clip import FOLDER, HUB
+from zoo.predictor import PredictorFile, read_predictors
 from zoo.prompts import CosineHead
 from zoo.reducer import METHODS, configure, expected
 from zoo.sizes import MODELS, SIZES
@@ -205,7 +205,7 @@ def _predictors(
         return ()
     blocks = METHODS[reducer.method].predictor_blocks(reducer.config, len(vit.blocks))
     if given:
-        return sorted(given_predictors(given), key=lambda file: file.block)
+        return sorted(read_predictors(given), key=lambda file: file.block)
     return [find_predictor(tower, tag, block) for block in blocks]
 
 

@@ -8,10 +8,10 @@ import open_clip
 import timm
 from timm.models import get_arch_pretrained_cfgs
 from timm.models.vision_transformer import VisionTransformer
-from zoo.open_clip import FOLDER, HUB, load_open_clip
 
 from zoo.adopt import reduce
 from zoo.clip import ClipParts, create_clip, image_transform
+from zoo.open_clip import FOLDER, HUB, load_open_clip
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead
 from zoo.reducer import expected

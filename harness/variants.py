@@ -30,7 +30,7 @@ class Oracle(Pruner):
 
     method = GOLDEN
 
-    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Take what ``run`` laid in."""
         assert tokens.importance is not None
         return tokens.importance

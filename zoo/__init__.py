@@ -3,20 +3,18 @@
 ``import zoo`` registers them: ``timm.create_model("clip_vit_b16_patchrank60")``.
 """
 
-from zoo.adopt import add_prompts, reduce
+from zoo.adopt import add_prompts, reduce, reduced_vit
 from zoo.clip import Clip, create_clip
-from zoo.from_open_clip import from_open_clip
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
-from zoo.rebuild import reduced_vit
+from zoo.open_clip import from_open_clip, offer_models
+from zoo.prompt_learner import TuneConfig
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
-from zoo.tokens import Reduction, Tokens
-from zoo.trace import Trace
-from zoo.tune_config import TuneConfig
+from zoo.registry import load_methods
+from zoo.sizes import MODELS
+from zoo.tokens import Reduction, Tokens, Trace
 from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
-
-from zoo.registry import MODELS  # isort: skip  (registers, so after what methods import)
 
 __all__ = [
     "METHODS",
@@ -42,3 +40,6 @@ __all__ = [
     "register_method",
     "tune",
 ]
+
+offer_models()
+load_methods()  # last: methods import from this package

@@ -1,23 +1,30 @@
 """Give a model that exists a reduction method or prompts, keeping its modules and weights."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
+from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from zoo.predictor_file import Given, given_predictors
-from zoo.prompt_file import PromptFile
+from zoo.predictor import PredictorPaths, read_predictors
+from zoo.prompts import PromptFile, for_head
 from zoo.reducer import build_reducer
 from zoo.vit import ReducedViT, host_spec
-from zoo.weights import blocks_fingerprint, load_predictor
+from zoo.weights import blocks_fingerprint, filter_weights, load_predictor
 
-REBUILT = "reduced_vit"  # the timm name under which zoo.rebuild loads what is saved
+REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 
 
 def reduce(
-    model: VisionTransformer, *, method: str | None, predictor: Given = None, **options: Any
+    model: VisionTransformer,
+    *,
+    method: str | None,
+    predictor: PredictorPaths = None,
+    **options: Any,
 ) -> ReducedViT:
     """Give any timm VisionTransformer with a class token a token reduction method.
 
@@ -48,7 +55,7 @@ def reduce(
     if method is not None:
         like = next(model.blocks.parameters())
         spec = host_spec(reduced, device=like.device, dtype=like.dtype)
-        files = None if predictor is None else given_predictors(predictor)
+        files = None if predictor is None else read_predictors(predictor)
         for one in files or ():
             one.fill(options)
         reduced.reducer = build_reducer(method, options, spec).train(model.training)
@@ -74,22 +81,22 @@ def add_prompts(
         ValueError: prompts of another tower, or not a file of prompts.
         FileNotFoundError: no such file.
     """
-    found = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
+    file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
     if not isinstance(model, ReducedViT):
         model = reduce(model, method=None)
-    found.require_tower(model.embed_dim, blocks_fingerprint(model.state_dict()))
+    file.require_tower(model.embed_dim, blocks_fingerprint(model.state_dict()))
     tuned = sharing(model)
     like = next(model.blocks.parameters())
-    shape = found.shape
+    shape = file.shape
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
-    weights = found.tensors(classify=classify)
+    weights = file.tensors(classify=classify)
     tuned.load_state_dict(weights, strict=False)
     tuned.train(model.training)
     facts = tuned.__dict__
     facts["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
     if classify and facts.get("pretrained_cfg"):
-        told = {"num_classes": shape.classes, "label_names": list(found.classes)}
-        facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **told}
+        classes = {"num_classes": shape.classes, "label_names": list(file.classes)}
+        facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **classes}
     return tuned
 
 
@@ -122,3 +129,48 @@ def _describe(model: ReducedViT, method: str | None) -> None:
         "reduction": {} if reducer is None else dataclasses.asdict(reducer.config),
     }
     facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
+
+
+def _rebuild(
+    *,
+    base: str,
+    method: str | None,
+    reduction: dict[str, Any],
+    prompts: dict[str, int] | None = None,
+    **vit_args: Any,
+) -> ReducedViT:
+    shape, classify = for_head(prompts, vit_args)
+    tower = timm.create_model(base, **vit_args)
+    assert isinstance(tower, VisionTransformer)
+    model = reduce(tower, method=method, **reduction)
+    if shape is not None:
+        new = {k: vit_args.get(k) for k in ("device", "dtype")}
+        model.expect(shape, classify=classify, **new)
+    return model
+
+
+@register_model
+def reduced_vit(
+    pretrained: bool = False,
+    *,
+    base: str = "",
+    method: str | None = None,
+    reduction: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> ReducedViT:
+    """Reduce timm's model ``base`` by ``method``; made for models that ``zoo.reduce`` saved.
+
+    Raises:
+        ValueError: no ``base``, or what ``zoo.reduce`` refuses.
+    """
+    if not base:
+        raise ValueError(f"{REBUILT} needs base=NAME, a timm VisionTransformer")
+    model: ReducedViT = build_model_with_cfg(
+        partial(_rebuild, base=base, method=method, reduction=reduction or {}),
+        REBUILT,
+        pretrained,
+        pretrained_filter_fn=filter_weights,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        **kwargs,
+    )
+    return model

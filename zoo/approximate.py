@@ -1,23 +1,349 @@
-"""Cheaper than removing every window: what ``GoldenConfig.approximate`` names, and what it costs.
+"""Approximate golden rankings, as ``GoldenConfig.approximate`` names them, and their costs.
 
-docs/approximations.md has what each is worth.
+docs/approximations.md says how well each agrees with exact rankings.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.adopt import reduce
-from zoo.effort import Effort
-from zoo.follow import follow, follow_effort
-from zoo.jacobian import jacobian, jacobian_effort
+from zoo.attention import attend, project, queries_keys_values
 from zoo.reducer import expected
 from zoo.suffix import Suffix
 from zoo.tokens import Tokens
 from zoo.vit import ReducedViT
+from zoo.windows import members
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Count multiply-adds of a tower from a block on, whose last block runs for CLS alone.
+
+    Attributes:
+        grid: (rows, columns) of patches.
+        blocks: number of blocks that are run.
+        prefix: prefix tokens.
+        dim: width D of the tokens.
+        hidden: width of the MLP's hidden layer.
+        heads: attention heads.
+    """
+
+    grid: tuple[int, int]
+    blocks: int
+    prefix: int = 1
+    dim: int = 384
+    hidden: int = 1536
+    heads: int = 6
+
+    @classmethod
+    def of(cls, model: ReducedViT, start: int) -> "Effort":
+        """Describe a tower from block ``start`` on."""
+        rows, columns = model.patch_embed.grid_size
+        block: Any = model.blocks[0]
+        return cls(
+            grid=(int(rows), int(columns)),
+            blocks=len(model.blocks) - start,
+            prefix=model.prefix_count,
+            dim=model.embed_dim,
+            hidden=block.mlp.fc1.out_features,
+            heads=block.attn.num_heads,
+        )
+
+    @property
+    def patches(self) -> int:
+        """Number N of patch tokens."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of a whole image."""
+        return self.prefix + self.patches
+
+    @property
+    def linear(self) -> int:
+        """Multiply-adds of a block's linear layers for one token."""
+        return 4 * self.dim**2 + 2 * self.dim * self.hidden
+
+    @property
+    def whole(self) -> int:
+        """Multiply-adds of one pass of a whole image: 1 in the unit of ``GoldenEngine.passes``."""
+        # ``attend_cls`` forms no keys and values: each head's query meets the tokens themselves.
+        last = self.linear + 2 * self.heads * self.dim * self.tokens
+        return self.inner(self.tokens, self.tokens) + last
+
+    def inner(self, tokens: int, visible: int, products: int = 2) -> int:
+        """Count all blocks but the last for ``tokens`` tokens, each attending to ``visible``.
+
+        Args:
+            tokens: tokens that go through linear layers.
+            visible: tokens that each of them attends to.
+            products: matrix products in attention: 2 forwards, 5 backwards where the weights are
+                computed anew, as fused attention does.
+        """
+        return (self.blocks - 1) * tokens * (self.linear + products * self.dim * visible)
+
+    def last(self, tokens: int, visible: int, products: int = 2) -> int:
+        """Count the last block: keys and values of ``tokens`` tokens, the rest for CLS alone."""
+        return 2 * self.dim**2 * (tokens - 1) + self.linear + products * self.dim * visible
+
+
+class Whole(NamedTuple):
+    """What a whole image leaves behind on its way through the blocks.
+
+    Attributes:
+        keys: per block, (B, H, T, d) keys of all tokens.
+        values: per block, (B, H, T, d) values of all tokens.
+        features: (B, D) unit features.
+        carriers: (B, W, N) int64 patches, those that carry most of a window to CLS first and those
+            inside the window last; None without them.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    features: Tensor
+    carriers: Tensor | None
+
+
+def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Compute features without each window, recomputing only CLS and ``count`` patch tokens.
+
+    When a window goes, the class token no longer attends to it, and the tokens that it attends to
+    no longer did. The first is exact here at the cost of one token per window instead of a
+    sequence. Of the second, only the patch tokens that carry most of the window are recomputed. All
+    others stay as in the whole image, whose keys and values are computed once; with all patch
+    tokens outside the window recomputed it is exact.
+
+    Args:
+        suffix: the tower from a block on, in float32 here whatever its precision.
+        start: the tokens of B images that enter the block.
+        cells: (W, r * r) windows.
+        count: patch tokens per window that are recomputed, 0 to N - r * r.
+
+    Returns:
+        (B, D) unit features of the whole images, and (B, W, D) of those without each window.
+    """
+    targets, features = [], []
+    for part in start.x.split(max(1, suffix.batch // 4)):
+        whole = run_whole(suffix, part, start.prefix, cells, choose=count > 0)
+        targets.append(whole.features)
+        per = max(1, suffix.batch * part.shape[1] // (2 * len(part) * (start.prefix + count)))
+        parts = []
+        for chunk in torch.arange(len(cells), device=cells.device).split(per):
+            if whole.carriers is None:
+                carriers = cells.new_empty(len(part), len(chunk), 0)
+            else:
+                carriers = whole.carriers[:, chunk, :count]
+            parts.append(_without(suffix, part, start.prefix, whole, cells[chunk], carriers))
+        features.append(torch.cat(parts, dim=1))
+    return torch.cat(targets), torch.cat(features)
+
+
+def run_whole(suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: bool) -> Whole:
+    """Run whole images and note keys, values and, if ``choose``, who carries which window.
+
+    A patch token carries a window to the class token by attending to it in one block and being
+    attended to in a later one. What it carries is estimated by the product of both attentions, mean
+    over heads, summed over all such pairs of blocks.
+
+    Args:
+        suffix: the tower from a block on.
+        x: (B, T, D) tokens that enter it.
+        prefix: number of prefix tokens.
+        cells: (W, r * r) windows.
+        choose: whether the carriers are wanted.
+    """
+    inside = members(cells, x.shape[1] - prefix).to(x.dtype)
+    keys, values = [], []
+    # Per window and patch, over the blocks so far: attention of the patch to the window, and the
+    # product of that with the class token's attention to the patch.
+    reach = carried = x.new_zeros(len(x), len(inside), inside.shape[1])
+    for index, block in enumerate(suffix.blocks):
+        last = index == len(suffix.blocks) - 1
+        attended = attend(block.attn, block.norm1(x))
+        keys.append(attended.key)
+        values.append(attended.value)
+        if choose:
+            # In the last block only the class token's row is needed.
+            queries = attended.query[:, :, : 1 if last else None] * attended.scale
+            weights = (queries @ attended.key.transpose(-2, -1)).softmax(dim=-1).mean(dim=1)
+            carried = carried + reach * weights[:, :1, prefix:]
+            if not last:
+                reach = reach + inside @ weights[:, prefix:, prefix:].transpose(1, 2)
+        x = x + block.ls1(attended.out)
+        if last:
+            x = x[:, :1]
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    carriers = None
+    if choose:
+        carried = carried.masked_fill(inside.bool(), -1)
+        carriers = carried.argsort(dim=-1, descending=True, stable=True)
+    return Whole(keys, values, unit_features(suffix, x), carriers)
+
+
+def _without(
+    suffix: Suffix, x: Tensor, prefix: int, whole: Whole, cells: Tensor, carriers: Tensor
+) -> Tensor:
+    """Compute features of B images without each of w windows, (B, w, D).
+
+    Args:
+        suffix: the tower from a block on.
+        x: (B, T, D) tokens that enter it.
+        prefix: number of prefix tokens, which are recomputed for every window.
+        whole: keys and values of the whole images.
+        cells: (w, r * r) windows.
+        carriers: (B, w, n) int64 patches that are recomputed as well.
+    """
+    images, kinds, _ = carriers.shape
+    own = torch.arange(prefix, device=x.device).expand(images, kinds, -1)
+    new_idx = torch.cat((own, carriers + prefix), dim=2)
+    # All windows of all images are one batch of short sequences, as long as what is recomputed.
+    y = x[torch.arange(images, device=x.device)[:, None, None], new_idx].flatten(0, 1)
+    # Of the whole image's tokens, hide the window's, which is removed, and those recomputed, whose
+    # new keys and values stand beside the old ones.
+    hidden = torch.zeros(images, kinds, x.shape[1], dtype=torch.bool, device=x.device)
+    hidden = hidden.scatter(2, new_idx, True)
+    hidden = hidden.scatter(2, (cells + prefix).expand(images, -1, -1), True)
+    bias = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
+    bias = bias[:, None, :, None]  # for all heads and queries of a window
+    for index, block in enumerate(suffix.blocks):
+        attn, normed = block.attn, block.norm1(y)
+        # Each of the three is (B, H, w, tokens of the window, d).
+        query, key, value = (
+            part.unflatten(0, (images, kinds)).transpose(1, 2)
+            for part in queries_keys_values(attn, normed)
+        )
+        if index == len(suffix.blocks) - 1:  # only the class token leaves it
+            query, y, normed = query[:, :, :, :1], y[:, :1], normed[:, :1]
+        query = query * attn.scale
+        shape = query.shape[2:4]
+        # The old tokens' keys are one per image, so all windows' queries meet them in one product.
+        old_logits = query.flatten(2, 3) @ whole.keys[index].transpose(-2, -1)
+        new_logits = query @ key.transpose(-2, -1)
+        logits = torch.cat((old_logits.unflatten(2, shape) + bias, new_logits), dim=-1)
+        old, new = logits.softmax(dim=-1).split((x.shape[1], key.shape[3]), dim=-1)
+        out = (old.flatten(2, 3) @ whole.values[index]).unflatten(2, shape) + new @ value
+        out = out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2)
+        y = y + block.ls1(project(attn, out, normed))
+        y = y + block.ls2(block.mlp(block.norm2(y)))
+    return unit_features(suffix, y).reshape(images, kinds, -1)
+
+
+def unit_features(suffix: Suffix, x: Tensor) -> Tensor:
+    """Turn the class tokens that left the last block, (S, 1, D), into unit features."""
+    output: Tensor = suffix.model.forward_head(suffix.model.norm(x))
+    return F.normalize(output.float(), dim=-1)
+
+
+def follow_effort(effort: Effort, count: int, windows: int) -> int:
+    """Count multiply-adds per image, the pass of the whole image left out."""
+    moved = effort.prefix + count
+    choice = windows * effort.patches**2 * (effort.blocks - 1) if count else 0
+    if count:  # fused attention doesn't return the weights that choose the carriers
+        choice += effort.tokens * (effort.tokens * (effort.blocks - 1) + 1) * effort.dim
+    visible = effort.tokens + moved
+    return windows * (effort.inner(moved, visible) + effort.last(moved, visible)) + choice
+
+
+WIDER = 8  # dimensions added to the heads; fused attention likes multiples of 8
+
+
+def jacobian(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Compute features without each window to first order, along ``count`` directions.
+
+    A gate on the attention to each patch token, 1 in the whole image and 0 where it is removed,
+    makes the features a smooth function. Its derivative by all gates along one direction of
+    features takes one backward pass, and a window's is the sum over its patches. Features vary
+    along few directions when windows go, so few passes suffice. The directions are, image by image,
+    the principal ones of how the features move when only the class token is recomputed (``follow``
+    with no other token).
+
+    Args:
+        suffix: the tower from a block on, in float32 here whatever its precision.
+        start: the tokens of B images that enter the block.
+        cells: (W, r * r) windows.
+        count: directions, 1 to the smaller of W and D - 1.
+
+    Returns:
+        (B, D) unit features of the whole images, and (B, W, D) of those without each window.
+    """
+    targets, features = [], []
+    for x in start.x.split(max(1, suffix.batch // 16)):
+        part = start._replace(x=x)
+        target, moved = follow(suffix, part, cells, 0)
+        shift = moved - target.unsqueeze(1)
+        shift = shift - (shift @ target.unsqueeze(2)) * target.unsqueeze(1)
+        basis = torch.linalg.svd(shift, full_matrices=False).Vh[:, :count]
+        slopes = gate_slopes(suffix, part, basis)
+        # Removal takes the gates from 1 to 0, hence the sign.
+        change = -slopes[:, :, cells].sum(dim=-1).transpose(1, 2) @ basis
+        targets.append(target)
+        features.append(F.normalize(target.unsqueeze(1) + change, dim=-1))
+    return torch.cat(targets), torch.cat(features)
+
+
+def gate_slopes(suffix: Suffix, start: Tokens, directions: Tensor) -> Tensor:
+    """Differentiate unit features along directions by the gates of all patch tokens, at 1.
+
+    Args:
+        suffix: the tower from a block on.
+        start: the tokens of B images that enter the block.
+        directions: (B, K, D).
+
+    Returns:
+        (B, K, N) float32.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        # Tensors made in inference mode take no part in gradients; copies do.
+        x, directions = start.x.clone(), directions.clone()
+        # The logarithm of the gates: added to the logits, and of the same derivative at 1.
+        gates = x.new_zeros(len(x), start.patch_count, requires_grad=True)
+        features = gated(suffix, x, F.pad(gates, (start.prefix, 0)))
+        slopes = [
+            torch.autograd.grad((features * direction).sum(), gates, retain_graph=True)[0]
+            for direction in directions.unbind(1)
+        ]
+    return torch.stack(slopes, dim=1)
+
+
+def gated(suffix: Suffix, x: Tensor, gates: Tensor) -> Tensor:
+    """Compute unit features (B, D) with ``gates`` (B, T) added to the logits of all attention.
+
+    The gates travel as one more dimension of the keys, as attention with a mask that wants a
+    gradient is not fused.
+    """
+    for index, block in enumerate(suffix.blocks):
+        attn, normed = block.attn, block.norm1(x)
+        query, key, value = queries_keys_values(attn, normed)
+        if index == len(suffix.blocks) - 1:
+            query, x, normed = query[:, :, :1], x[:, :1], normed[:, :1]
+        one = torch.full_like(query[..., :1], 1 / attn.scale)
+        gate = gates[:, None, :, None].expand(-1, attn.num_heads, -1, 1)
+        out = F.scaled_dot_product_attention(
+            F.pad(torch.cat((query, one), dim=-1), (0, WIDER - 1)),
+            F.pad(torch.cat((key, gate), dim=-1), (0, WIDER - 1)),
+            F.pad(value, (0, WIDER)),
+            scale=attn.scale,
+        )[..., : attn.head_dim]
+        x = x + block.ls1(project(attn, out.transpose(1, 2).flatten(2), normed))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return unit_features(suffix, x)
+
+
+def jacobian_effort(effort: Effort, count: int, windows: int) -> int:
+    """Count multiply-adds per image, the pass of the whole image left out."""
+    forward, backward = (
+        effort.inner(effort.tokens, effort.tokens, products)
+        + effort.last(effort.tokens, effort.tokens, products)
+        for products in (2, 5)
+    )
+    return follow_effort(effort, 0, windows) + forward + count * backward
+
 
 Run = Callable[[Suffix, Tokens, Tensor, int], tuple[Tensor, Tensor]]
 

@@ -1,6 +1,7 @@
 """Attention of a stock timm block that also hands out its queries and keys.
 
 Blocks and attention layers are typed Any, since torch types their attributes as Tensor | Module.
+Shapes: B images, T tokens of width D, H heads of d channels.
 """
 
 from typing import Any, NamedTuple
@@ -29,35 +30,33 @@ class Attended(NamedTuple):
     bias: Tensor | None
 
 
+def queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Call the layer's own ``qkv`` on tokens ``x`` (B, T, D); each result is (B, H, T, d)."""
+    batch, count, _ = x.shape
+    qkv = attn.qkv(x).reshape(batch, count, 3, attn.num_heads, attn.head_dim)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.q_norm(q), attn.k_norm(k), v
+
+
 def attend(attn: Any, x: Tensor, bias: Tensor | None = None) -> Attended:
     """Run timm's attention ``attn`` on normalised tokens ``x`` (B, T, D), fused.
 
     The same operations in the same order as timm's own forward, so equal to it bit for bit.
     """
-    batch, count, _ = x.shape
-    qkv = attn.qkv(x).reshape(batch, count, 3, attn.num_heads, attn.head_dim)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    q, k = attn.q_norm(q), attn.k_norm(k)
+    q, k, v = queries_keys_values(attn, x)
     dropout = attn.attn_drop.p if attn.training else 0.0
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-    out = attn.norm(out.transpose(1, 2).reshape(batch, count, attn.attn_dim))
+    out = out.transpose(1, 2).reshape(x.shape[0], x.shape[1], attn.attn_dim)
+    return Attended(attn.proj_drop(project(attn, out, x)), q, k, v, attn.scale, bias)
+
+
+def project(attn: Any, out: Tensor, x: Tensor) -> Tensor:
+    """Normalise, gate and project attended values ``out`` (B, T, H * d) of tokens ``x``."""
+    out = attn.norm(out)
     if attn.gate is not None:
         out = out * attn.gate(x).sigmoid()
-    return Attended(attn.proj_drop(attn.proj(out)), q, k, v, attn.scale, bias)
-
-
-def cls_query_and_keys(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the class token's query (B, H, 1, d) and all keys (B, H, T, d), nothing else."""
-    return attn.q_norm(_heads(attn, x[:, :1], 0)), attn.k_norm(_heads(attn, x, 1))
-
-
-def _heads(attn: Any, x: Tensor, part: int) -> Tensor:
-    """Compute the queries (0), keys (1) or values (2) of ``x`` alone, (B, H, T, d), not normed."""
-    rows = slice(part * attn.attn_dim, (part + 1) * attn.attn_dim)
-    bias = None if attn.qkv.bias is None else attn.qkv.bias[rows]
-    out = F.linear(x, attn.qkv.weight[rows], bias)
-    batch, count, _ = x.shape
-    return out.reshape(batch, count, attn.num_heads, attn.head_dim).transpose(1, 2)
+    projected: Tensor = attn.proj(out)
+    return projected
 
 
 def cls_attention(
@@ -81,11 +80,25 @@ def cls_attention(
     return logits.float().softmax(dim=-1).mean(dim=1).squeeze(1)[:, prefix:]
 
 
+def cls_attention_of(attn: Any, x: Tensor, prefix: int) -> Tensor:
+    """Return what ``cls_attention`` does, from the tokens that enter a layer and no more work.
+
+    Args:
+        attn: timm's Attention.
+        x: (B, T, D) normalised tokens, prefix tokens first.
+        prefix: number of prefix tokens.
+    """
+    if not is_plain(attn.qkv):
+        query, key, _ = queries_keys_values(attn, x)
+    elif isinstance(attn.k_norm, nn.Identity):
+        return _cls_logits(attn, x).float().softmax(dim=-1).mean(dim=1)[:, prefix:]
+    else:
+        query, key = attn.q_norm(_part(attn, x[:, :1], 0)), attn.k_norm(_part(attn, x, 1))
+    return cls_attention(query, key, attn.scale, prefix)
+
+
 def attend_cls(block: Any, x: Tensor) -> Tensor:
     """Run a whole block for the class token alone: exact where nothing else is read afterwards.
-
-    Keys and values are never formed where keys aren't normalised: the query goes through the keys'
-    weights instead of every token, and the values' weights are applied to the attended mean.
 
     Args:
         block: timm's Block.
@@ -95,29 +108,66 @@ def attend_cls(block: Any, x: Tensor) -> Tensor:
         (B, 1, D) the class token that leaves it.
     """
     attn, normed = block.attn, block.norm1(x)
-    if isinstance(attn.k_norm, nn.Identity):
+    if not is_plain(attn.qkv):
+        query, key, value = queries_keys_values(attn, normed)
+        out = F.scaled_dot_product_attention(query[:, :, :1], key, value)
+    elif isinstance(attn.k_norm, nn.Identity):
         out = _attend_by_query(attn, normed)
     else:
-        query, key = cls_query_and_keys(attn, normed)
-        out = F.scaled_dot_product_attention(query, key, _heads(attn, normed, 2))
-    out = attn.norm(out.transpose(1, 2).reshape(len(x), 1, attn.attn_dim))
-    if attn.gate is not None:
-        out = out * attn.gate(normed[:, :1]).sigmoid()
-    cls = x[:, :1] + block.ls1(attn.proj(out))
+        query, key, value = (
+            _part(attn, t, i) for i, t in enumerate((normed[:, :1], normed, normed))
+        )
+        out = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
+    out = out.transpose(1, 2).reshape(len(x), 1, attn.attn_dim)
+    cls = x[:, :1] + block.ls1(project(attn, out, normed[:, :1]))
     result: Tensor = cls + block.ls2(block.mlp(block.norm2(cls)))
     return result
 
 
-def _attend_by_query(attn: Any, normed: Tensor) -> Tensor:
-    """Return the class token's attended values (B, H, 1, d) from normalised tokens (B, T, D)."""
-    query = attn.q_norm(_heads(attn, normed[:, :1], 0)).squeeze(2) * attn.scale
-    weight = attn.qkv.weight.view(3, attn.num_heads, attn.head_dim, -1)
+def is_plain(layer: Any) -> bool:
+    """Tell whether a layer computes what its ``weight`` and ``bias`` say and nothing else.
+
+    Wrappers such as LoRA's, quantized layers and parametrized weights don't: what reads their
+    weights instead of calling them gets other numbers, or none.
+    """
+    return type(layer) is nn.Linear and "weight" in layer._parameters
+
+
+def _part(attn: Any, x: Tensor, part: int) -> Tensor:
+    """Compute queries (0), keys (1) or values (2) of ``x`` by a plain qkv, (B, H, T, d)."""
+    rows = slice(part * attn.attn_dim, (part + 1) * attn.attn_dim)
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[rows]
+    out = F.linear(x, attn.qkv.weight[rows], bias)
+    batch, count, _ = x.shape
+    return out.reshape(batch, count, attn.num_heads, attn.head_dim).transpose(1, 2)
+
+
+def _cls_logits(attn: Any, x: Tensor) -> Tensor:
+    """Return the class token's logits (B, H, T) up to a constant per head, by a plain qkv.
+
+    No key is formed: q (W x) = (q W) x, so the query goes through the keys' weights once instead of
+    every token. The keys' bias adds the same to every logit of a head, which a softmax undoes.
+    """
+    query = attn.q_norm(_part(attn, x[:, :1], 0)).squeeze(2) * attn.scale
     # Heads as the batch of the product: otherwise the weights are copied for every sequence.
-    query = (query.transpose(0, 1) @ weight[1]).transpose(0, 1)
-    # The keys' bias adds the same to every logit, which the softmax undoes.
-    mean = (query @ normed.transpose(1, 2)).softmax(dim=-1) @ normed
-    out = (mean.transpose(0, 1) @ weight[2].transpose(1, 2)).transpose(0, 1).unsqueeze(2)
+    query = (query.transpose(0, 1) @ _weights(attn)[1]).transpose(0, 1)
+    logits: Tensor = query @ x.transpose(1, 2)
+    return logits
+
+
+def _attend_by_query(attn: Any, x: Tensor) -> Tensor:
+    """Return the class token's attended values (B, H, 1, d), by a plain qkv.
+
+    No value is formed either: their weights are applied to the attended mean of the tokens.
+    """
+    mean = _cls_logits(attn, x).softmax(dim=-1) @ x
+    out = (mean.transpose(0, 1) @ _weights(attn)[2].transpose(1, 2)).transpose(0, 1).unsqueeze(2)
     if attn.qkv.bias is not None:
         out = out + attn.qkv.bias[2 * attn.attn_dim :].view(attn.num_heads, 1, attn.head_dim)
-    result: Tensor = out
-    return result
+    return out
+
+
+def _weights(attn: Any) -> Tensor:
+    """Return the weights of queries, keys and values by head, (3, H, d, D)."""
+    weights: Tensor = attn.qkv.weight.view(3, attn.num_heads, attn.head_dim, -1)
+    return weights

@@ -11,20 +11,19 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from zoo.clip_weights import (
+from zoo.reducer import expected
+from zoo.sizes import MODELS, SIZES
+from zoo.text import load_text, tokenizer
+from zoo.vit import ReducedViT
+from zoo.weight_file import read_weights
+from zoo.weights import (
+    UnusableWeightsError,
     find_clip,
     first_mismatch,
     image_side,
     open_clip_text,
     require_positions,
 )
-from zoo.missing import UnusableWeightsError
-from zoo.reducer import expected
-from zoo.registry import MODELS
-from zoo.sizes import SIZES
-from zoo.text import load_text, tokenizer
-from zoo.vit import ReducedViT
-from zoo.weight_file import read_weights
 
 
 class Clip(nn.Module):
@@ -147,8 +146,8 @@ def clip_transform(visual: ReducedViT) -> Any:
     facts: Any = visual.pretrained_cfg
     patches: Any = visual.patch_embed
     size = patches.img_size or facts["input_size"][1:]
-    told = {name: facts[name] for name in ("mean", "std", "interpolation")}
-    return image_transform_v2(PreprocessCfg(size=size, **told), is_train=False)
+    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
+    return image_transform_v2(PreprocessCfg(size=size, **settings), is_train=False)
 
 
 def image_transform(visual: nn.Module) -> Any:

@@ -1,24 +1,147 @@
-"""Fit a predictor to golden rankings (arXiv 2409.14607, section 3.3)."""
+"""Fit a predictor to golden rankings (arXiv 2409.14607, section 3.3).
+
+All losses take predictions p (B, N) and golden importance t (B, N), normalised per image to mean 0
+and deviation 1, higher = keep, and return the mean over images.
+"""
 
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from zoo.architectures import architecture
 from zoo.checkpoint import FitState
 from zoo.files import write_whole
-from zoo.losses import LOSSES, loss_of
-from zoo.predictor import Predictor
-from zoo.ranked import RankedTokens
+from zoo.predictor import Predictor, architecture
 from zoo.reducer import expected
+
+
+class Rows(Protocol):
+    """Tokens of n images, (n, prefix + N, D): a tensor, or what reads some of it when asked."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(n, prefix + N, D)."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Return the tokens of the images ``rows`` (k,) int64, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedTokens:
+    """What a predictor learns from.
+
+    Attributes:
+        tokens: (n, prefix + N, D) tokens that enter the reduction point, any float type.
+        importance: (n, N) golden importance, higher = keep.
+        prefix: number of prefix tokens.
+        grid: (rows, columns).
+    """
+
+    tokens: Rows
+    importance: Tensor
+    prefix: int
+    grid: tuple[int, int]
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.importance)
+
+    def take(self, rows: Tensor) -> "RankedTokens":
+        """Return the images ``rows`` (k,) int64 alone; their tokens aren't copied."""
+        return replace(self, tokens=_Chosen(self.tokens, rows), importance=self.importance[rows])
+
+
+class _Chosen:
+    """Some of other rows."""
+
+    def __init__(self, tokens: Rows, rows: Tensor) -> None:
+        self._tokens, self._rows = tokens, rows
+        self.shape = (len(rows), *tokens.shape[1:])
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return self._tokens[self._rows[rows]]
+
+
+def listnet(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return -sum_i softmax(t)_i log softmax(p)_i: listwise cross-entropy.
+
+    Least at p = t up to a constant. Cao et al., Learning to Rank, ICML 2007, top-one form.
+    """
+    return -(target.softmax(dim=1) * predicted.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def mse(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return mean_i (p_i - t_i)^2: pointwise regression. Least at p = t."""
+    return (predicted - target).square().mean()
+
+
+def bce(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return mean_i -(y_i log sigmoid(p_i) + (1 - y_i) log(1 - sigmoid(p_i))).
+
+    y_i is the share of keep counts k = 1..N at which golden top-k pruning keeps patch i, shifted by
+    half a place so that it lies inside (0, 1): binary classification of kept and dropped, over all
+    keep rates at once. Only the golden order counts; ties share their places. Least at
+    p = logit(y).
+    """
+    return F.binary_cross_entropy_with_logits(predicted, kept_share(target))
+
+
+def kept_share(target: Tensor) -> Tensor:
+    """Return for each patch how often it is kept over all keep counts, (B, N) in (0, 1)."""
+    above = (target.unsqueeze(2) - target.unsqueeze(1)).sign()  # 1, or 0 for a tie, or -1
+    return 0.5 + 0.5 * above.mean(dim=2)
+
+
+def ranknet(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return sum_ij w_ij log(1 + exp(p_j - p_i)) / sum_ij w_ij with w_ij = max(0, t_i - t_j).
+
+    Pairwise logistic loss over all pairs of an image, a pair weighing as much as its patches
+    differ, so that near ties, which are noise, hardly count. Burges et al., Learning to Rank using
+    Gradient Descent, ICML 2005, there unweighted.
+    """
+    weight = (target.unsqueeze(2) - target.unsqueeze(1)).clamp(min=0)
+    lead = predicted.unsqueeze(2) - predicted.unsqueeze(1)
+    total = (weight * F.softplus(-lead)).sum(dim=(1, 2))
+    return (total / weight.sum(dim=(1, 2)).clamp(min=1e-6)).mean()
+
+
+def paper(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return -sum_i sigmoid(t_i) log sigmoid(p_i), as printed in arXiv 2409.14607, section 3.3.
+
+    Degenerate: every prediction lowers it by growing, whatever its target, so that it has no
+    minimum and its infimum 0 says nothing of the ranking. Only weights that can't grow fast enough
+    leave some order in what it fits. Kept to be compared, not to be used.
+    """
+    return -(target.sigmoid() * F.logsigmoid(predicted)).sum(dim=1).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": bce,
+    "listnet": listnet,
+    "mse": mse,
+    "paper": paper,
+    "ranknet": ranknet,
+}
+
+
+def loss_of(name: str, predicted: Tensor, target: Tensor) -> Tensor:
+    """Return the loss ``name`` between predictions (B, N) and normalised importance (B, N).
+
+    Raises:
+        ValueError: unknown loss.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"loss={name!r}: {expected(name, LOSSES)}")
+    return LOSSES[name](predicted, target)
+
 
 CHUNK = 64  # images at a time where nothing is learnt
 
@@ -28,9 +151,9 @@ class FitConfig:
     """Recipe of a predictor.
 
     Attributes:
-        arch: architecture, see ``zoo.architectures``.
+        arch: a key of ``zoo.predictor.ARCHITECTURES``.
         width: channels inside.
-        loss: see ``zoo.losses``.
+        loss: a key of ``LOSSES``.
         epochs: most epochs.
         steps: least steps per epoch: images that make fewer are gone through again in it, so that
             a few of them are learnt from as long as many.

@@ -3,19 +3,119 @@
 Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from zoo.approximate import approximate_passes, check, parse, quick_features, shortened
-from zoo.effort import Effort
-from zoo.greedy import greedy_importance, greedy_passes
-from zoo.judge import SCORES, Judge
+from zoo.approximate import Effort, approximate_passes, check, parse, quick_features, shortened
+from zoo.attention import is_plain
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS, Suffix, best_precision
+from zoo.tokens import Tokens
 from zoo.vit import ReducedViT
 from zoo.windows import mean_over_windows, members, outside, windows
+
+SCORES = ("preservation", "label", "confidence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Score what is left of some images; a high score says that what went was dispensable.
+
+    Attributes:
+        score: ``preservation`` (cosine with the whole image's features), ``label`` (posterior of
+            the true class), ``confidence`` (highest posterior of any class).
+        target: (B, D) unit features of the whole images.
+        text: (classes, D) unit class features, for ``label`` and ``confidence``.
+        scale: factor on cosines in the posterior.
+        labels: (B,) int64 true classes, for ``label``.
+    """
+
+    score: str
+    target: Tensor
+    text: Tensor | None = None
+    scale: float = 100.0
+    labels: Tensor | None = None
+
+    def __call__(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Score unit features (S, D) of what is left of images ``rows`` (S,); (S,) float32."""
+        if self.score == "preservation":
+            return (features * self.target[rows]).sum(dim=-1)
+        assert self.text is not None
+        posterior = (self.scale * features @ self.text.float().T).softmax(dim=-1)
+        if self.score == "confidence":
+            return posterior.amax(dim=-1)
+        assert self.labels is not None
+        return posterior.gather(1, self.labels[rows, None]).squeeze(1)
+
+
+def greedy_importance(
+    suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor, step: int
+) -> Tensor:
+    """Rank patches by when an iterative search removes them.
+
+    In every round each window is removed together with all that went before, and what is left is
+    scored against the whole image; a patch's score is the mean over the windows that cover it. The
+    ``step`` patches of highest score then go for good.
+
+    Args:
+        suffix: the tower from the reduction point on.
+        start: the tokens of B images that enter it.
+        judge: the score.
+        cells: (W, r * r) windows.
+        step: patches that go in a round, at least 1.
+
+    Returns:
+        (B, N) float32 importance: 0 for the patch that goes first, N - 1 for the last.
+    """
+    count = start.patch_count
+    inside = members(cells, count)
+    alive = torch.ones(start.x.shape[0], count, dtype=torch.bool, device=cells.device)
+    order = torch.zeros_like(alive, dtype=torch.float32)
+    for gone in range(0, count, step):
+        scores = _scores(suffix, start, judge, inside, alive)
+        importance = -mean_over_windows(scores, cells, count)
+        # What went before sorts behind everything that is left.
+        importance = importance.where(alive, -torch.inf)
+        best_first = importance.argsort(dim=1, descending=True, stable=True)
+        left = count - gone
+        going = best_first[:, max(0, left - step) : left]
+        places = torch.arange(going.shape[1] - 1, -1, -1, device=cells.device) + gone
+        order.scatter_(1, going, places.float().expand(len(going), -1))
+        alive = alive.scatter(1, going, False)
+    return order
+
+
+def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: Tensor) -> Tensor:
+    """Score every window of every image on top of what is gone already, (B, W).
+
+    Windows with the same patches left are run once. Windows with none left get 0, which no patch
+    that is left ever sees.
+    """
+    images, kinds = len(alive), len(inside)
+    going = (inside & alive.unsqueeze(1)).flatten(0, 1)
+    rows = torch.arange(images, device=alive.device).repeat_interleave(kinds)
+    keyed = torch.cat((rows.unsqueeze(1), going.long()), dim=1)
+    unique, which = keyed.unique(dim=0, return_inverse=True)
+    row, sets = unique[:, 0], unique[:, 1:].bool()
+    kept = alive[row] & ~sets
+    found = torch.zeros(len(unique), device=alive.device)
+    sizes = kept.sum(dim=1)
+    for size in sizes.unique().tolist():
+        # Sequences of one length share batches, whatever image they come from.
+        some = ((sizes == size) & sets.any(dim=1)).nonzero().squeeze(1)
+        if len(some):
+            keep_idx = kept[some].nonzero()[:, 1].reshape(len(some), size)
+            found[some] = judge(suffix.features(start, row[some], keep_idx), row[some])
+    return found[which].reshape(images, kinds)
+
+
+def greedy_passes(windows: int, patches: int, step: int) -> int:
+    """Return how many sequences a greedy ranking runs per image, at most."""
+    return windows * math.ceil(patches / step)
+
 
 __all__ = ["SCORES", "GoldenConfig", "GoldenEngine", "best_precision", "golden_importance"]
 
@@ -220,6 +320,10 @@ def golden_importance(
     return GoldenEngine(model, config, text=text, scale=scale).importance(images, labels)
 
 
+# The suffix reads the weights of these layers instead of calling them.
+_LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
 def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None:
     """Refuse what can't be scored."""
     if model.reducer is not None:
@@ -237,6 +341,12 @@ def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None
         raise ValueError(
             f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}"
         )
+    for name, layer in model.blocks[config.block :].named_modules():
+        if name.endswith(_LINEAR) and not is_plain(layer):
+            raise ValueError(
+                f"golden rankings need plain linear layers, this tower has {type(layer).__name__}; "
+                "merge adapters into the weights, or rank before quantizing"
+            )
     if model.prompts is not None and model.prompts.depth > max(1, config.block):
         raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
     count = len(windows(model.patch_embed.grid_size, config.window, config.stride))

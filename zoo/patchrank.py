@@ -5,10 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.architectures import architecture, require_any_subset
-from zoo.predictor import Predictor
-from zoo.pruner import Pruner
-from zoo.reducer import HostSpec, ReducerConfig, register_method
+from zoo.predictor import Predictor, architecture, require_any_subset
+from zoo.reducer import HostSpec, Pruner, ReducerConfig, register_method
 from zoo.tokens import Tokens
 
 
@@ -64,7 +62,7 @@ class PatchRank(Pruner):
             require_any_subset(config.arch, later[0])
         shape = (config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
         self.predictor = Predictor(*shape)
-        self.rescorers = nn.ModuleDict({str(block): Predictor(*shape) for block in later})
+        self.rescorers = nn.ModuleDict({str(index): Predictor(*shape) for index in later})
 
     @classmethod
     def predictor_blocks(cls, config: PatchRankConfig, depth: int) -> tuple[int, ...]:
@@ -72,11 +70,11 @@ class PatchRank(Pruner):
         points = config.points(depth)
         return points if config.rescore else points[:1]
 
-    def importance(self, block: int, tokens: Tokens, module: Any) -> Tensor:
+    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Predict; without ``rescore`` only once, later the same ranking is taken along."""
         predictor: nn.Module = self.predictor
-        if str(block) in self.rescorers:
-            predictor = self.rescorers[str(block)]
+        if str(index) in self.rescorers:
+            predictor = self.rescorers[str(index)]
         elif tokens.importance is not None:
             return tokens.importance
         scores: Tensor = predictor(tokens.x, tokens.prefix, tokens.grid)

@@ -1,20 +1,259 @@
-"""What is learnt when prompts are tuned: text tokens, visual tokens, and what couples them."""
+"""The learned text and visual tokens of prompt tuning, their coupling, and the recipe."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from open_clip import SimpleTokenizer
+from open_clip.model import CLIP
+from open_clip.transformer import TextTransformer
+from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from zoo.clip import ClipParts, class_features
-from zoo.prompt_file import PromptFile, save_prompts
-from zoo.prompted_text import PromptedText
-from zoo.prompts import CoupledPrompts, Prompts, VisualPrompts
-from zoo.tune_config import TuneConfig
+from zoo.prompts import CoupledPrompts, PromptFile, Prompts, VisualPrompts, save_prompts
+from zoo.reducer import expected
+from zoo.text import CompactText, OpenClipText
 from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
+
+TOKENS = ("t", "v", "vt")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What is learned, and how.
+
+    Attributes:
+        tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's
+            input; ``vt``: both.
+        count: learned tokens in a sequence.
+        depth: blocks that get tokens of their own at their input; 1 is the paper's.
+        coupled: with ``vt``, the visual tokens are a linear image of the text tokens, as in the
+            paper; else both are free.
+        class_specific: every class has text tokens of its own; not with coupled ones.
+        init: words that the text tokens begin with, next to the name; None for small random ones.
+        anchor: weight of the tuned text features' distance to those of the templates (1 - cosine,
+            mean over classes), lest a few images outweigh these (KgCoOp, 2303.13283); the paper
+            has none.
+        rounds: at most so many validations.
+        steps: between two of them.
+        patience: rounds without a better validation loss before stopping.
+        batch: images per step.
+        learning_rate: of text tokens; AdamW, cosine to zero.
+        visual_rate: of visual tokens, or of the map that makes them.
+        weight_decay: of AdamW.
+        seed: of initial tokens, order and augmentation.
+        augment: with visual tokens, mirror and shift the images to learn from at random.
+        dtype: of the image tower's products; all else is float32.
+        checkpointing: compute blocks again for their gradients, for less memory.
+    """
+
+    tokens: str = "vt"
+    count: int = 16
+    depth: int = 1
+    coupled: bool = True
+    class_specific: bool = False
+    init: str | None = None
+    anchor: float = 8.0
+    rounds: int = 10
+    steps: int = 10
+    patience: int = 3
+    batch: int = 16
+    learning_rate: float = 2e-3
+    visual_rate: float = 3e-4
+    weight_decay: float = 0.0
+    seed: int = 0
+    augment: bool = True
+    dtype: str = "bfloat16"
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name, known in (("tokens", TOKENS), ("dtype", DTYPES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: {expected(value, known)}")
+        for name in ("count", "depth", "rounds", "steps", "patience", "batch"):
+            self._need(name, getattr(self, name) >= 1, "a number from 1")
+        for name in ("learning_rate", "visual_rate"):
+            self._need(name, 0 < getattr(self, name) < math.inf, "a number above 0")
+        for name in ("weight_decay", "anchor"):
+            self._need(name, 0 <= getattr(self, name) < math.inf, "a number from 0")
+        if self.class_specific and self.tokens == "vt" and self.coupled:
+            raise ValueError(
+                "class_specific=True: an image's tokens can't come from those of a class that is "
+                "yet to be found; use coupled=False"
+            )
+        if self.tokens == "v" and (self.class_specific or self.init is not None):
+            raise ValueError("class_specific and init are about text tokens; tokens='v' has none")
+
+    def _need(self, name: str, fine: bool, what: str) -> None:
+        if not fine:
+            raise ValueError(f"{name}={getattr(self, name)!r}: expected {what}")
+
+
+class TextParts(NamedTuple):
+    """The parts of a causal text tower that embeddings go through.
+
+    Attributes:
+        embed: from token ids (B, L) to embeddings (B, L, D).
+        tower: holds position table, blocks, final norm and projection, named as in open_clip.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    tower: Any
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence, start and end included."""
+        return len(self.tower.positional_embedding)
+
+    @property
+    def width(self) -> int:
+        """Channels of a text token."""
+        return int(self.tower.positional_embedding.shape[1])
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.tower.transformer.resblocks)
+
+
+def text_parts(text: nn.Module) -> TextParts:
+    """Take a text tower apart.
+
+    Raises:
+        ValueError: not open_clip's causal text transformer with a feature at the end of the text.
+    """
+    if isinstance(text, CompactText):
+        table = text.tower.token_embedding
+        return TextParts(lambda ids: table(text.rows(ids)), text.tower)
+    inner: Any = text.model if isinstance(text, OpenClipText) else text
+    inner = inner if isinstance(inner, CLIP) else getattr(inner, "text", inner)
+    pool = getattr(inner, "text_pool_type", getattr(inner, "pool_type", None))
+    plain = isinstance(inner, (CLIP, TextTransformer)) and inner.attn_mask is not None
+    if not plain or pool != "argmax" or getattr(inner, "cls_emb", None) is not None:
+        raise ValueError(
+            f"text tower {type(inner).__name__}: learned context needs open_clip's causal "
+            "TextTransformer whose feature is the end token's; tune visual tokens only (v)"
+        )
+    return TextParts(inner.token_embedding, inner)
+
+
+class PromptedText(nn.Module):
+    """Map class names behind learned tokens, as in "[context] ankle boot.", to features.
+
+    The context takes positions 1 to its length, the name those behind it. Where a sequence would
+    be longer than the tower's position table, as many of the last context tokens as needed share
+    the last position that the longest name leaves: the tower's blocks take any length, and what a
+    learned token's own position is worth, it can learn.
+
+    Attributes:
+        context: (1 or classes, depth, count, D) learned tokens.
+        checkpointing: compute each block again for its gradients, for less memory.
+
+    Args:
+        text: the text tower.
+        tokenize: its tokenizer, open_clip's byte-pair encoding.
+        classes: names.
+        count: context tokens.
+        depth: blocks that get context of their own at their input, from the first on.
+        class_specific: every class has a context of its own.
+        init: words to begin with, next to the name; None for small random numbers.
+        generator: draws them.
+
+    Raises:
+        ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
+            long, more words in ``init`` than tokens, or a depth that the tower hasn't.
+    """
+
+    words: Tensor
+    positions: Tensor
+    ends: Tensor
+
+    def __init__(
+        self,
+        text: nn.Module,
+        tokenize: Any,
+        classes: Sequence[str],
+        *,
+        count: int,
+        depth: int = 1,
+        class_specific: bool = False,
+        init: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Embed the names, which never change, and begin with a context."""
+        super().__init__()
+        self.checkpointing = False
+        self.parts = text_parts(text)
+        if not isinstance(tokenize, SimpleTokenizer):
+            raise ValueError(
+                f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer"
+            )
+        if depth > self.parts.depth:
+            raise ValueError(f"depth={depth}: the text tower has {self.parts.depth} blocks")
+        rows = 1 if not class_specific else len(classes)
+        context = 0.02 * torch.randn(rows, depth, count, self.parts.width, generator=generator)
+        device = self.parts.tower.positional_embedding.device
+        with torch.no_grad():
+            if init is not None:
+                begin = self._embedded(tokenize, [init], device)[0][0, 1:-1]
+                if len(begin) > count:
+                    raise ValueError(f"init={init!r} is {len(begin)} tokens, more than {count}")
+                context[:, 0, count - len(begin) :] = begin.cpu()
+            words, ends = self._embedded(tokenize, [f"{name}." for name in classes], device)
+        self.context = nn.Parameter(context.to(device))
+        length = words.shape[1]
+        room = self.parts.context_length - length
+        last = min(count, max(room, 1))
+        places = [0, *(min(i, last) for i in range(1, count + 1))]
+        places += [min(last, room) + i for i in range(1, length)]
+        self.register_buffer("words", words, persistent=False)
+        self.register_buffer("ends", ends + count, persistent=False)
+        self.register_buffer("positions", torch.tensor(places, device=device), persistent=False)
+
+    def _embedded(self, tokenize: Any, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
+        """Return embeddings (B, L, D) up to the longest text's end, and the place of each end."""
+        for text in texts:
+            if len(tokenize.encode(text)) + 2 > self.parts.context_length:
+                raise ValueError(
+                    f"{text!r} is longer than the text tower's {self.parts.context_length} tokens"
+                )
+        ids = tokenize(texts).to(device)
+        ends = ids.argmax(dim=1)
+        ids = ids[:, : int(ends.max()) + 1]
+        return self.parts.embed(ids).float(), ends
+
+    def forward(self) -> Tensor:
+        """Return the classes' features, (classes, D) of unit length."""
+        tower, context = self.parts.tower, self.context
+        size, count = len(self.words), context.shape[2]
+        learned = context.expand(size, -1, -1, -1)
+        x = torch.cat((self.words[:, :1], learned[:, 0], self.words[:, 1:]), dim=1)
+        x = x + tower.positional_embedding[self.positions]
+        mask = x.new_full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
+        stacked = tower.transformer.batch_first
+        for index, block in enumerate(tower.transformer.resblocks):
+            if 0 < index < context.shape[1]:
+                x = torch.cat((x[:, :1], learned[:, index], x[:, 1 + count :]), dim=1)
+            y = x if stacked else x.transpose(0, 1)
+            run = partial(checkpoint, block) if self.checkpointing else block
+            y = run(y, attn_mask=mask)
+            x = y if stacked else y.transpose(0, 1)
+        x = tower.ln_final(x[torch.arange(size, device=x.device), self.ends])
+        projection = tower.text_projection
+        if projection is not None:
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return F.normalize(x.float(), dim=-1)
+
 
 NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
 
@@ -34,12 +273,12 @@ def mean_patches(vit: ReducedViT, images: Tensor, depth: int) -> Tensor:
     if depth > len(vit.blocks):
         raise ValueError(f"depth={depth}: the image tower has {len(vit.blocks)} blocks")
     joined = vit._pos_embed(vit.patch_embed(images))[:, vit.num_prefix_tokens :]
-    found = [joined.float().mean(dim=(0, 1))]
+    means = [joined.float().mean(dim=(0, 1))]
     tokens = vit.embed(images)
-    for block in range(1, depth):
-        tokens, _ = vit.advance(tokens, block - 1, block)
-        found.append(tokens.patches.float().mean(dim=(0, 1)))
-    return torch.stack(found)
+    for index in range(1, depth):
+        tokens, _ = vit.advance(tokens, index - 1, index)
+        means.append(tokens.patches.float().mean(dim=(0, 1)))
+    return torch.stack(means)
 
 
 class PromptLearner(nn.Module):
@@ -129,17 +368,17 @@ class PromptLearner(nn.Module):
 
     @torch.no_grad()
     def tensors(self, logit_scale: float) -> dict[str, Tensor]:
-        """Return what ``zoo.prompt_file.save_prompts`` writes.
+        """Return what ``zoo.prompts.save_prompts`` writes.
 
         Args:
             logit_scale: log of the factor on cosine similarities.
         """
-        found = {"classifier": self.classifier(), "logit_scale": torch.tensor(logit_scale)}
+        tensors = {"classifier": self.classifier(), "logit_scale": torch.tensor(logit_scale)}
         if self.text is not None:
-            found["context"] = self.text.context
+            tensors["context"] = self.text.context
         if self.visual is not None:
-            found["visual"] = self.visual()
-        return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
+            tensors["visual"] = self.visual()
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def save(
         self,

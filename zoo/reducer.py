@@ -1,7 +1,8 @@
-"""The protocol of a token reduction method, its settings, and the methods that are known."""
+"""The protocol of a token reduction method, its settings, and the registered methods."""
 
 import dataclasses
 import difflib
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -10,13 +11,52 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from zoo.attention import Attended
-from zoo.schedule import SCHEDULES, spread
 from zoo.tokens import Tokens
+
+SCHEDULES = ("geometric", "linear")
+
+
+def final_count(patches: int, keep: float) -> int:
+    """Return round(keep * N), at least 1: the patch tokens left at the end."""
+    return max(1, round(keep * patches))
+
+
+def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) -> dict[int, int]:
+    """Spread the reduction from N to ``final_count`` patch tokens over the reduction points.
+
+    Args:
+        patches: number N of patch tokens at the input.
+        keep: keep rate in (0, 1].
+        points: reduction points, ascending.
+        schedule: one of ``SCHEDULES``; see ``ReducerConfig``.
+
+    Returns:
+        Patch tokens left after each point.
+    """
+    last = final_count(patches, keep)
+    stages = len(points)
+    counts: dict[int, int] = {}
+    for done, point in enumerate(points, start=1):
+        if schedule == "linear":
+            left = patches - round((patches - last) * done / stages)
+        else:
+            left = final_count(patches, keep ** (done / stages))
+        counts[point] = last if done == stages else max(last, left)
+    return counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostSpec:
-    """What a reducer may know about the tower it works in."""
+    """What a reducer may know about the tower it works in.
+
+    Attributes:
+        embed_dim: width D of the tokens.
+        depth: number of blocks.
+        grid: (rows, columns) of patches at the tower's own image size.
+        prefix: number of timm's prefix tokens.
+        device: of a reducer's own weights.
+        dtype: of a reducer's own weights.
+    """
 
     embed_dim: int
     depth: int
@@ -48,11 +88,11 @@ class ReducerConfig:
         if self.reduce_at is not None:
             object.__setattr__(self, "reduce_at", _points(self.reduce_at))
         self.choose("schedule", SCHEDULES)
-        given = [f for f in ("keep", *self.instead_of_keep) if getattr(self, f) is not None]
-        if len(given) != 1:
+        rates = [f for f in ("keep", *self.instead_of_keep) if getattr(self, f) is not None]
+        if len(rates) != 1:
             names = " or ".join(("keep", *self.instead_of_keep))
-            found = ", ".join(f"{f}={getattr(self, f)!r}" for f in given) or "none of them"
-            raise ValueError(f"expected exactly one of {names}, got {found}")
+            values = ", ".join(f"{f}={getattr(self, f)!r}" for f in rates) or "none of them"
+            raise ValueError(f"expected exactly one of {names}, got {values}")
         if self.keep is not None:
             self.within("keep", 0.0, 1.0)
 
@@ -154,20 +194,24 @@ class Reducer(nn.Module):
         assert self.config.keep is not None
         return spread(patches, self.config.keep, self.points, self.config.schedule)
 
-    def needs_attention(self, block: int) -> bool:
-        """Tell whether ``after_attention`` has something to do in this block."""
+    def count_after(self, index: int, tokens: Tokens) -> int:
+        """Return how many patch tokens must be left after block ``index``, a reduction point."""
+        return self.counts(tokens.grid[0] * tokens.grid[1])[index]
+
+    def needs_attention(self, index: int) -> bool:
+        """Tell whether ``after_attention`` has something to do in block ``index``."""
         return False
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Return an additive bias on the logits, broadcastable to (B, H, T, T), or None."""
         return None
 
-    def before_block(self, block: int, tokens: Tokens, module: Any) -> Tokens:
-        """Reduce at the input of ``block``, whose timm module is ``module``."""
+    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+        """Reduce at the input of block ``index``, whose timm module is ``block``."""
         return tokens
 
-    def after_attention(self, block: int, tokens: Tokens, attended: Attended) -> Tokens:
-        """Reduce between the attention and the MLP of ``block``."""
+    def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
+        """Reduce between the attention and the MLP of block ``index``."""
         return tokens
 
     def extra_repr(self) -> str:
@@ -247,3 +291,27 @@ def expected(value: str, allowed: Any, *, shown_by: str = "python -m harness lis
     hint = f"did you mean {near[0]!r}? " if near else ""
     more = f" and {len(names) - 12} more ({shown_by})" if len(names) > 12 else ""
     return f"{hint}expected one of {', '.join(names[:12])}{more}"
+
+
+class Pruner(Reducer):
+    """A reducer that prunes before each of its reduction points; a method says by what."""
+
+    @abstractmethod
+    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
+        """Score the patch tokens, (B, n) float, higher = keep.
+
+        Args:
+            index: the reduction point, a block's number from 0.
+            tokens: what enters the block; ``tokens.importance`` holds the scores that an earlier
+                reduction point gave those still here, None at the first.
+            block: the timm module whose input this is.
+        """
+
+    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+        """Prune to the scheduled count; with all tokens kept nothing is computed."""
+        if index not in self.points:
+            return tokens
+        count = self.count_after(index, tokens)
+        if count >= tokens.patch_count:
+            return tokens
+        return tokens.prune(index, self.importance(index, tokens, block), count)

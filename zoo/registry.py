@@ -1,4 +1,9 @@
-"""The names: every size of CLIP ViT, dense and with each method and keep rate, as timm models."""
+"""Every size of CLIP ViT, dense and with each method and keep rate, as a timm model.
+
+timm calls the entry point of a name; ``build`` then goes three steps: options, weights, model.
+Methods may register before this module is imported (patchrank), after it (the entry points that
+``load_methods`` imports) or at any later time; ``on_method`` covers all three.
+"""
 
 import dataclasses
 import inspect
@@ -10,47 +15,25 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 import zoo.patchrank  # noqa: F401  (registers the method)
 from zoo.adopt import add_prompts
-from zoo.clip_weights import image_side, own_path, own_weights
-from zoo.missing import loading
-from zoo.open_clip_names import offer
-from zoo.predictor_file import PredictorFile
-from zoo.prompt_file import PromptFile
-from zoo.prompted_vit import PromptedViT
+from zoo.predictor import PredictorFile
+from zoo.prompts import PromptFile
 from zoo.reducer import METHODS, expected, on_method
-from zoo.sizes import SIZES, weights_cfg
-from zoo.vit import ReducedViT
+from zoo.sizes import MODELS, SIZES, ModelName, weights_cfg
+from zoo.vit import PromptedViT, ReducedViT
 from zoo.weight_file import read_weights
-from zoo.weights import filter_weights, with_predictors
+from zoo.weights import filter_weights, image_side, loading, own_path, own_weights, with_predictors
 
 PERCENTS = (90, 80, 70, 60, 50, 40, 30)
 METHOD_GROUP = "clip_patchrank.methods"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelName:
-    """What a model's name says: ``clip_vit_{size}`` or ``clip_vit_{size}_{method}{percent}``."""
-
-    size: str
-    method: str | None = None
-    percent: int = 100
-
-    def __str__(self) -> str:
-        """The timm name."""
-        return self.dense if self.method is None else f"{self.dense}_{self.method}{self.percent}"
-
-    @property
-    def dense(self) -> str:
-        """The dense tower's timm name."""
-        return f"clip_vit_{self.size}"
-
-
-MODELS: dict[str, ModelName] = {}
 default_cfgs: dict[str, Any] = {}
 
 
@@ -58,117 +41,186 @@ class UnknownArgumentError(TypeError, ValueError):
     """A TypeError to timm, as of any function; a ValueError as all else that is refused here."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """Sources of a model's weights.
+
+    Attributes:
+        cfg: timm's description of the tower's weights.
+        tag: their weight tag.
+        predictors: files of the method's predictors, the first block's first.
+        options: the method's options, with the shape of these predictors.
+        tower: weights that we read ourselves because timm can't; None where timm loads them.
+    """
+
+    cfg: PretrainedCfg
+    tag: str
+    predictors: tuple[PredictorFile, ...]
+    options: dict[str, Any]
+    tower: dict[str, Tensor] | None
+
+
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
-    """Build a model by its parts; the keyword arguments are those of ``timm.create_model``.
+    """Build a model in three steps: split its options off, find its weights, assemble it.
+
+    Args:
+        name: size, method and keep rate.
+        pretrained: load the weights; False for random ones.
+        kwargs: those of ``timm.create_model``: the method's options, ``predictor`` and ``prompts``
+            among them.
 
     Raises:
-        UnknownArgumentError: nobody knows the argument.
+        UnknownArgumentError: an argument that neither the method nor timm has.
         ValueError: a value out of range, or a file of weights that don't fit.
         FileNotFoundError: ``pretrained`` and the weights can't be had, no predictor exists for
             them, or no file of prompts.
     """
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
-    spec = SIZES[name.size]
-    options = _split_options(name, kwargs)
-    cfg = resolve_pretrained_cfg(
-        str(name), kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
-    )
-    tag = cfg.tag or next(iter(spec.tags))
-    given = kwargs.pop("predictor", None)
-    if given == (kwargs.get("pretrained_model_args") or {}).get("predictor"):
-        given = None  # a saved model's: it says where those weights came from that it carries now
-    found: tuple[PredictorFile, ...] = ()
-    if given is not None and not pretrained:
-        raise ValueError(
-            f"predictor={str(given)!r} without the tower it was fitted to: add pretrained=True"
-        )
-    # Weights saved by save_for_hf carry their predictor with them.
-    carried = cfg.source in ("local-dir", "hf-hub") and given is None
-    if pretrained and not carried and name.method:
-        dense, depth = name.dense, kwargs.get("depth", spec.vit_args["depth"])
-        options, found = with_predictors(dense, tag, name.method, options, depth, given)
-    if pretrained and cfg.source not in ("local-dir", "hf-hub") and not cfg.state_dict:
-        _take_file(name.size, tag, cfg.file, kwargs)
-    quick_gelu = tag in spec.tags and spec.tags[tag].quick_gelu
-    args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **kwargs}
-    if name.method is not None:
-        args |= {"method": name.method, "reduction": options}
-    own = own_path(f"{name.dense}.{tag}")
-    with loading(f"{name}.{tag}", cfg, own) if pretrained else nullcontext():
-        model: ReducedViT = build_model_with_cfg(
-            ReducedViT,
-            str(name),
-            pretrained,
-            pretrained_filter_fn=partial(filter_weights, predictors=found),
-            feature_cfg={"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"},
-            **args,
-        )
-    for part in model.modules():  # timm leaves the tensors in the description of the model
-        getattr(part, "pretrained_cfg", {}).pop("state_dict", None)
-    if found:  # timm saves what it was asked for; this came from the files
-        model.__dict__["_model_args"] = dict(found[0].options)
-    return model
+    options, arguments = _split_options(name, kwargs)
+    weights = _find_weights(name, pretrained, options, arguments)
+    return _assemble(name, pretrained, weights, arguments)
 
 
-def _take_file(size: str, tag: str, file: str | None, kwargs: dict[str, Any]) -> None:
-    """Hand timm the weights of a file that was given or that lies in the user's cache, if any.
-
-    timm itself reads no archives of OpenAI's, and judges files by their suffix.
-    """
-    overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    if overlay.get("file"):
-        weights = read_weights(overlay["file"])
-    elif file is None and (own := own_weights(size, tag)) is not None:
-        weights = read_weights(own)
-    else:
-        return
-    tower = image_side(weights) or weights  # in timm's names there is no other side
-    kwargs["pretrained_cfg_overlay"] = {**overlay, "state_dict": tower}
-
-
-def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
-    """Build a model with the prompts of a file; they belong to a tower, whose weights come along.
+def _split_options(
+    name: ModelName, kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split keyword arguments into the method's options and all others.
 
     Raises:
-        ValueError: another number of classes than the prompts have, other than none.
+        UnknownArgumentError: an argument that neither the method nor timm has.
     """
-    found = PromptFile.read(Path(prompts))
-    classes = kwargs.pop("num_classes", found.shape.classes)
-    if classes not in (0, found.shape.classes):
-        raise ValueError(
-            f"num_classes={classes}: the prompts {str(prompts)!r} are for {found.shape.classes}; "
-            "leave it out, or 0 for features"
-        )
-    model = add_prompts(build(name, pretrained=True, **kwargs), found)
-    if classes == 0:
-        model.reset_classifier(0)
-    return model
-
-
-def _split_options(name: ModelName, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Take the method's options out of ``kwargs``; refuse what nobody knows."""
     options: dict[str, Any] = {}
     fields: list[str] = []
     if name.method is not None:
         config = METHODS[name.method].Config
         fields = [f.name for f in dataclasses.fields(config)]
-        options = {f: kwargs.pop(f) for f in fields if f in kwargs}
-        if not any(f in options for f in ("keep", *config.instead_of_keep)):
-            options["keep"] = name.percent / 100
+        options = {key: value for key, value in kwargs.items() if key in fields}
+        if not any(key in options for key in ("keep", *config.instead_of_keep)):
+            options |= name.options
         if METHODS[name.method].needs_predictor:
             fields = [*fields, "predictor"]
-    known = [
-        p
-        for c in (PromptedViT, VisionTransformer, build_model_with_cfg)
-        for p in inspect.signature(c).parameters
-    ]
-    extra = ("features_only", "out_indices", "feature_cls")
-    for key in kwargs:
-        if key not in known and key not in fields and key not in extra:
+    arguments = {key: value for key, value in kwargs.items() if key not in options}
+    timms = (PromptedViT, VisionTransformer, build_model_with_cfg)
+    known = {parameter for each in timms for parameter in inspect.signature(each).parameters}
+    # What timm takes through its own **kwargs doesn't show in a signature.
+    known |= {*fields, "features_only", "out_indices", "feature_cls"}
+    for key in arguments:
+        if key not in known:
             allowed = expected(key, [*fields, *inspect.signature(VisionTransformer).parameters])
             raise UnknownArgumentError(f"{name} has no argument {key!r}: {allowed}")
-    return options
+    return options, arguments
+
+
+def _find_weights(
+    name: ModelName, pretrained: bool, options: dict[str, Any], arguments: dict[str, Any]
+) -> _Weights:
+    """Find the tower's weights and the method's predictors; read only what timm can't.
+
+    Args:
+        name: size, method and keep rate.
+        pretrained: whether weights are loaded at all.
+        options: the method's options.
+        arguments: all others; ``predictor`` is taken out.
+
+    Raises:
+        ValueError: a predictor without weights of its tower, or one that doesn't fit.
+        FileNotFoundError: no predictor exists for the weights.
+    """
+    overlay = arguments.get("pretrained_cfg_overlay") or {}
+    cfg = resolve_pretrained_cfg(str(name), arguments.get("pretrained_cfg"), overlay)
+    tag = cfg.tag or next(iter(SIZES[name.size].tags))
+    predictor = arguments.pop("predictor", None)
+    if predictor == (arguments.get("pretrained_model_args") or {}).get("predictor"):
+        # timm repeats what a saved model was built with; its weights hold that predictor by now.
+        predictor = None
+    if predictor is not None and not pretrained:
+        raise ValueError(
+            f"predictor={str(predictor)!r} without the tower it was fitted to: add pretrained=True"
+        )
+    saved = cfg.source in ("local-dir", "hf-hub")
+    predictors: tuple[PredictorFile, ...] = ()
+    # A model saved by save_for_hf holds its predictor among its weights.
+    if pretrained and name.method and not (saved and predictor is None):
+        depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
+        options, predictors = with_predictors(
+            name.dense, tag, name.method, options, depth, predictor
+        )
+    tower = None
+    if pretrained and not saved and not cfg.state_dict:
+        tower = _read_tower(name.size, tag, overlay.get("file"), cfg.file)
+    return _Weights(cfg=cfg, tag=tag, predictors=predictors, options=options, tower=tower)
+
+
+def _read_tower(
+    size: str, tag: str, path: str | None, embedded: str | None
+) -> dict[str, Tensor] | None:
+    """Read the tower from the user's file or cache; None where timm finds the weights itself.
+
+    timm reads no archives of OpenAI's, and judges files by their suffix.
+
+    Args:
+        size: a key of ``SIZES``.
+        tag: weight tag.
+        path: the file that the user named.
+        embedded: the file that comes with this package.
+    """
+    file = path or (own_weights(size, tag) if embedded is None else None)
+    if file is None:
+        return None
+    weights = read_weights(file)
+    return image_side(weights) or weights  # a checkpoint in timm's names is the tower alone
+
+
+def _assemble(
+    name: ModelName, pretrained: bool, weights: _Weights, arguments: dict[str, Any]
+) -> ReducedViT:
+    """Let timm build the model and load its weights."""
+    spec, tag = SIZES[name.size], weights.tag
+    quick_gelu = tag in spec.tags and spec.tags[tag].quick_gelu
+    args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **arguments}
+    if weights.tower is not None:
+        overlay = args.get("pretrained_cfg_overlay") or {}
+        args["pretrained_cfg_overlay"] = {**overlay, "state_dict": weights.tower}
+    if name.method is not None:
+        args |= {"method": name.method, "reduction": weights.options}
+    own = own_path(f"{name.dense}.{tag}")
+    with loading(f"{name}.{tag}", weights.cfg, own) if pretrained else nullcontext():
+        model: ReducedViT = build_model_with_cfg(
+            ReducedViT,
+            str(name),
+            pretrained,
+            pretrained_filter_fn=partial(filter_weights, predictors=weights.predictors),
+            feature_cfg={"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"},
+            **args,
+        )
+    for part in model.modules():
+        # timm keeps the whole state dict in the model's description, and would save it with that.
+        getattr(part, "pretrained_cfg", {}).pop("state_dict", None)
+    if weights.predictors:
+        # timm saves the arguments that a model was built with. The network's shape is not among
+        # them, for it came from the predictor's file.
+        model.__dict__["_model_args"] = dict(weights.predictors[0].options)
+    return model
+
+
+def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
+    """Build a pretrained model with the prompts of a file.
+
+    Raises:
+        ValueError: another number of classes than the prompts have, other than none.
+    """
+    file = PromptFile.read(Path(prompts))
+    classes = kwargs.pop("num_classes", file.shape.classes)
+    if classes not in (0, file.shape.classes):
+        raise ValueError(
+            f"num_classes={classes}: the prompts {str(prompts)!r} are for {file.shape.classes}; "
+            "leave it out, or 0 for features"
+        )
+    model = add_prompts(build(name, pretrained=True, **kwargs), file)
+    if classes == 0:
+        model.reset_classifier(0)
+    return model
 
 
 def _entrypoint(name: ModelName) -> Callable[..., ReducedViT]:
@@ -187,8 +239,6 @@ def _add(name: ModelName) -> None:
     default_cfgs.update(generate_default_cfgs(cfgs))
     MODELS[str(name)] = name
     register_model(_entrypoint(name))
-    options = {} if name.method is None else {"keep": name.percent / 100}
-    offer(str(name), name.size, name.method, options)
 
 
 def _add_method(method: str) -> None:
@@ -196,12 +246,16 @@ def _add_method(method: str) -> None:
     for size in SIZES:
         for percent in PERCENTS:
             name = ModelName(size=size, method=method, percent=percent)
-            if str(name) not in MODELS:
+            if str(name) not in MODELS:  # a method's file may be imported again
                 _add(name)
 
 
 for _size in SIZES:
     _add(ModelName(size=_size))
 on_method(_add_method)
-for _point in entry_points(group=METHOD_GROUP):
-    _point.load()
+
+
+def load_methods() -> None:
+    """Import the modules that register methods, ``baselines`` and those of other distributions."""
+    for point in entry_points(group=METHOD_GROUP):
+        point.load()

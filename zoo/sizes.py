@@ -1,4 +1,4 @@
-"""The sizes of CLIP ViT: geometry, weights that there are, and how timm is told of them."""
+"""The sizes of CLIP ViT, their weights, and the names of all models made of them."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from timm.data import (
 )
 from timm.layers import LayerNorm
 
-from zoo.weights import EMBEDDED
+EMBEDDED = Path(__file__).parent / "embedded"
 
 
 class Tag(NamedTuple):
@@ -131,7 +131,7 @@ def weights_cfg(size: str, tag: str) -> dict[str, Any]:
         mean, std = IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
     source = {"hf_hub_id": f"timm/{spec.weights}.{tag}"}
     if spec.weights is None:
-        source = {"file": str(Path(EMBEDDED) / f"clip_vit_{size}.safetensors")}
+        source = {"file": str(EMBEDDED / f"clip_vit_{size}.safetensors")}
     return {
         **source,
         "num_classes": spec.features,
@@ -145,3 +145,35 @@ def weights_cfg(size: str, tag: str) -> dict[str, Any]:
         "classifier": "head",
         "license": spec.tags[tag].license,
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelName:
+    """The parts of a model's name: ``clip_vit_{size}`` or ``clip_vit_{size}_{method}{percent}``.
+
+    Attributes:
+        size: a key of ``SIZES``.
+        method: a registered method, None for the dense tower.
+        percent: keep rate in percent of the patch tokens.
+    """
+
+    size: str
+    method: str | None = None
+    percent: int = 100
+
+    def __str__(self) -> str:
+        """Return the timm name."""
+        return self.dense if self.method is None else f"{self.dense}_{self.method}{self.percent}"
+
+    @property
+    def dense(self) -> str:
+        """The dense tower's timm name."""
+        return f"clip_vit_{self.size}"
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The method's options that the name states; none for the dense tower."""
+        return {} if self.method is None else {"keep": self.percent / 100}
+
+
+MODELS: dict[str, ModelName] = {}  # filled by zoo.registry, also when a method comes later

@@ -1,4 +1,4 @@
-"""Text towers: open_clip's, and the embedded one, which is open_clip's over the tokens seen."""
+"""Text towers: open_clip's, and the embedded one, which has rows for known tokens only."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zoo.weights import EMBEDDED
+from zoo.sizes import EMBEDDED
 
 TOKENIZER = "ViT-B-16"  # open_clip's byte-pair encoding; ships in the package
 VOCABULARY = 49408  # its word pieces
@@ -52,9 +52,9 @@ class CompactText(nn.Module):
         unseen = tokens[self.token_ids[rows] != tokens]
         if unseen.numel():
             pieces = sorted({SimpleTokenizer().decoder[int(t)] for t in unseen})
-            shown = ", ".join(repr(p.removesuffix("</w>")) for p in pieces)
+            words = ", ".join(repr(p.removesuffix("</w>")) for p in pieces)
             raise ValueError(
-                f"the embedded text tower never saw {shown}; use other words, or a model with a "
+                f"the embedded text tower never saw {words}; use other words, or a model with a "
                 "full vocabulary"
             )
         return rows

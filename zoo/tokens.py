@@ -1,5 +1,6 @@
-"""The record that travels through the forward loop, and what a reduction writes into it."""
+"""The tokens that travel through the forward loop, their history, and the trace read off it."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,14 @@ class Reduction(NamedTuple):
     after: Tensor
     importance: Tensor
     into: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Show the counts, not the tensors."""
+        images, arrived = self.before.shape
+        return (
+            f"Reduction(block {self.block}: {arrived} to {self.after.shape[1]} patch tokens, "
+            f"{images} images)"
+        )
 
 
 class Tokens(NamedTuple):
@@ -60,20 +69,20 @@ class Tokens(NamedTuple):
         """The patch tokens, (B, n, D)."""
         return self.x[:, self.prefix :]
 
-    def prune(self, block: int, importance: Tensor, count: int) -> "Tokens":
+    def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` patch tokens of highest importance, in their present order.
 
         Args:
-            block: index of the block at which this happens, for the history.
+            index: number of the block at which this happens, for the history.
             importance: (B, n) float, higher = keep. Ties go to the lower position.
             count: how many patch tokens stay, 1 <= count <= n. With count = n nothing is touched.
         """
         if count >= self.patch_count:
             return self
-        selected = self.select(block, importance, top(importance, count))
+        selected = self.select(index, importance, top(importance, count))
         return selected._replace(patch_count=count)
 
-    def select(self, block: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
+    def select(self, index: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
         after = self.patch_idx.gather(1, keep_idx)
         rows = keep_idx.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
@@ -84,7 +93,7 @@ class Tokens(NamedTuple):
             patch_count=keep_idx.shape[1],
             size=None if self.size is None else self.size.gather(1, keep_idx),
             importance=importance.gather(1, keep_idx),
-            history=(*self.history, Reduction(block, self.patch_idx, after, importance)),
+            history=(*self.history, Reduction(index, self.patch_idx, after, importance)),
         )
 
     def scatter_to_grid(self) -> Tensor:
@@ -149,12 +158,12 @@ def left_at(history: tuple[Reduction, ...], patches: int) -> Tensor:
     """
     first = history[0].before
     left = first.new_full((first.shape[0], patches + 1), -1)
-    for block, before, after, *_ in history:
+    for index, before, after, *_ in history:
         # One cell more than the grid has takes the fused tokens, which have no place in it.
         gone = torch.zeros_like(left, dtype=torch.bool)
         gone = gone.scatter(1, before.where(before >= 0, patches), True)
         gone = gone.scatter(1, after.where(after >= 0, patches), False)
-        left = left.masked_fill(gone, block)
+        left = left.masked_fill(gone, index)
     return left[:, :patches]
 
 
@@ -181,3 +190,55 @@ def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
         token = became.where(became >= 0, patches).gather(1, token)
         token = token.where(alive.gather(1, token), patches)
     return token.where(token < patches, -1)[:, :patches]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One forward pass, for figures and agreement measures.
+
+    Attributes:
+        output: what ``forward`` returns for the same images.
+        grid: (rows, columns) of the patch grid; N = rows * columns.
+        tokens_per_block: number of tokens, prefix tokens included, that leave each block.
+        final_tokens: number n of patch tokens that leave the last block (a fused token counts).
+        kept: (B, n) int64 grid positions of these, in the order of the sequence; -1 for a fused
+            token.
+        reductions: what went at each reduction point, in order; positions are grid positions.
+        scores: (B, N) float, higher = kept longer, ties allowed; None when nothing was reduced.
+        ranking: (B, N) int64 grid positions, most important first; None when nothing was reduced.
+    """
+
+    output: Tensor
+    grid: tuple[int, int]
+    tokens_per_block: tuple[int, ...]
+    final_tokens: int
+    kept: Tensor
+    reductions: tuple[Reduction, ...]
+    scores: Tensor | None
+    ranking: Tensor | None
+
+    def __repr__(self) -> str:
+        """Show the counts, not the tensors."""
+        rows, columns = self.grid
+        reductions = ", ".join(f"{r.after.shape[1]} at block {r.block}" for r in self.reductions)
+        return (
+            f"Trace({len(self.output)} images, {rows} x {columns} patches: "
+            f"{reductions or 'none reduced'})"
+        )
+
+    @classmethod
+    def of(cls, output: Tensor, each: list[Tokens]) -> "Trace":
+        """Read the trace off the tokens that left each block, first block first."""
+        last = each[-1]
+        rows, columns = last.grid
+        scores = rank_scores(last.history, rows * columns) if last.history else None
+        return cls(
+            output=output,
+            grid=last.grid,
+            tokens_per_block=tuple(t.x.shape[1] for t in each),
+            final_tokens=last.patch_count,
+            kept=last.patch_idx,
+            reductions=last.history,
+            scores=scores,
+            ranking=None if scores is None else scores.argsort(dim=1, descending=True, stable=True),
+        )

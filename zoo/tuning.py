@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from zoo.adopt import sharing
 from zoo.checkpoint import FitState
 from zoo.clip import ClipParts
-from zoo.prompt_learner import PromptLearner, mean_patches
+from zoo.prompt_learner import PromptLearner, TuneConfig, mean_patches
 from zoo.prompts import CosineHead
-from zoo.tune_config import TuneConfig
 from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
 
@@ -140,8 +139,13 @@ def _begin(
     val: Labelled,
     config: TuneConfig,
 ) -> FitState:
-    told = [asdict(config), list(classes), blocks_fingerprint(vit.state_dict()), repr(vit.reducer)]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    recipe = [
+        asdict(config),
+        list(classes),
+        blocks_fingerprint(vit.state_dict()),
+        repr(vit.reducer),
+    ]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for data in (train, val):
         sums = data.images.flatten(1).double().sum(dim=1)
         digest.update(sums.cpu().numpy().tobytes() + data.labels.cpu().numpy().tobytes())
@@ -184,12 +188,12 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     edge = (height // 16, width // 16)
     padded = F.pad(images.float(), (edge[1], edge[1], edge[0], edge[0]), mode="replicate")
     mirrored = torch.rand(len(images), generator=generator) < 0.5
-    found = []
+    parts = []
     for image, mirror in zip(padded, mirrored, strict=True):
         top, left = (int(torch.randint(2 * e + 1, (), generator=generator)) for e in edge)
         part = image[:, top : top + height, left : left + width]
-        found.append(part.flip(-1) if mirror else part)
-    return torch.stack(found).to(images.dtype)
+        parts.append(part.flip(-1) if mirror else part)
+    return torch.stack(parts).to(images.dtype)
 
 
 def _batches(generator: torch.Generator, size: int, config: TuneConfig) -> Iterator[Tensor]:
@@ -218,13 +222,13 @@ def _validate(
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Let no gradient reach the parameters of modules for a while."""
-    asked = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in asked:
+    trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in asked:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 

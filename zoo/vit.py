@@ -4,20 +4,116 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+import torch.fx
 from timm.layers import Attention, PatchDropout
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from zoo import tracing
 from zoo.attention import attend
-from zoo.prompted_vit import PromptedViT
-from zoo.prompts import insert, renew
+from zoo.prompts import CosineHead, Prompts, PromptShape, VisualPrompts, for_head, insert, renew
 from zoo.reducer import HostSpec, Reducer, build_reducer
-from zoo.tokens import Tokens
-from zoo.trace import Trace
+from zoo.tokens import Tokens, Trace
+
+_FILES = ("predictor", "prompts")  # arguments that may name a file whose weights come along
+
+
+class PromptedViT(VisionTransformer):
+    """A timm VisionTransformer that may carry learned visual tokens.
+
+    Attributes:
+        prompts: gives the learned tokens (depth, count, D) when called, None where there are none.
+
+    Args:
+        prompts: fields of ``PromptShape`` of a tuned model, to be filled; see ``zoo.add_prompts``.
+            Asked for another number of classes, the model gets timm's plain head instead.
+        vit_args: arguments of timm's VisionTransformer.
+    """
+
+    def __init__(self, *, prompts: dict[str, int] | None = None, **vit_args: Any) -> None:
+        """Build with random weights, learned tokens excepted, which are zeros."""
+        shape, classify = for_head(prompts, vit_args)
+        super().__init__(**vit_args)
+        self.prompts: Prompts | None = None
+        if shape is not None:
+            new = {k: vit_args.get(k) for k in ("device", "dtype")}
+            self.expect(shape, classify=classify, **new)
+
+    def expect(self, shape: PromptShape, *, classify: bool, device: Any, dtype: Any) -> None:
+        """Make room for learned visual tokens, and with ``classify`` for tuned text features."""
+        new: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.prompts = None
+        if shape.tokens:
+            self.prompts = VisualPrompts(shape.depth, shape.tokens, self.embed_dim, **new)
+        if classify:
+            head: nn.Module = self.head
+            projection = head.projection if isinstance(head, CosineHead) else head
+            self.head = CosineHead(projection, shape.features, shape.classes, **new)  # type: ignore[assignment]
+            self.num_classes = shape.classes
+
+    @property
+    def prefix_count(self) -> int:
+        """Number of tokens that are never reduced: timm's prefix tokens and learned ones."""
+        return int(self.num_prefix_tokens) + (0 if self.prompts is None else self.prompts.count)
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Pool as timm does; learned tokens are never averaged in."""
+        start = self.num_prefix_tokens
+        first = self.attn_pool is None and (pool_type or self.global_pool) == "token"
+        if self.prompts is not None and not first:
+            x = torch.cat((x[:, :start], x[:, self.prefix_count :]), dim=1)
+        pooled: Tensor = super().pool(x, pool_type)
+        return pooled
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """What timm saves of how this model was made: free of files, whose weights it holds."""
+        known: dict[str, Any] = self.__dict__.get("_model_args", {})
+        return known
+
+    @_model_args.setter
+    def _model_args(self, value: dict[str, Any]) -> None:
+        held = {k: v for k, v in self._model_args.items() if k in _FILES}
+        named = {k: v for k, v in value.items() if k not in _FILES or isinstance(v, dict)}
+        self.__dict__["_model_args"] = held | named
+
+
+class _Recorder(torch.fx.Tracer):
+    """Record our own code call by call, and timm's and torch's modules as one call each."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Tell whether ``m`` is one call in the recording."""
+        theirs = type(m).__module__.startswith("timm.")
+        return theirs or super().is_leaf_module(m, module_qualified_name)
+
+
+def straight_line(model: nn.Module) -> torch.fx.GraphModule:
+    """Record ``model`` as a module that shares its weights and names, for torch.fx and TorchScript.
+
+    Whatever depends on an image's shape alone is known from the tower, so the recording has no
+    branches. It holds for one input size and for the mode, training or not, of the recording.
+    """
+    graph = _Recorder().trace(model)
+    recorded = torch.fx.GraphModule(model, graph, type(model).__name__)
+    recorded.graph.eliminate_dead_code()  # the history of reductions is no output
+    recorded.recompile()
+    return recorded
+
+
+def refuse_mask(x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return ``x`` (B, T, D) as it is.
+
+    Raises:
+        ValueError: there is a mask, of tokens that reduction moves.
+    """
+    if mask is not None or is_causal:
+        raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
+    return x
+
+
+torch.fx.wrap("refuse_mask")
 
 
 class ReducedViT(PromptedViT):
@@ -88,7 +184,7 @@ class ReducedViT(PromptedViT):
         tapped = []
         masked = self.reducer is None and (mask is not None or is_causal)
         if self.reducer is not None:
-            tokens = tokens._replace(x=tracing.refuse_mask(tokens.x, mask, is_causal))
+            tokens = tokens._replace(x=refuse_mask(tokens.x, mask, is_causal))
         for index in range(start, len(self.blocks) if stop is None else stop):
             if self.prompts is not None and 0 < index < self.prompts.depth:
                 tokens = renew(tokens, self.prompts()[index])
@@ -178,7 +274,7 @@ class ReducedViT(PromptedViT):
 
     def __prepare_scriptable__(self) -> GraphModule:
         """Give ``torch.jit.script`` what this model does in its present mode, free of branches."""
-        return tracing.straight_line(self)
+        return straight_line(self)
 
     def trace(self, images: Tensor) -> Trace:
         """Run the model and return what the reducer did, with the output; keeps no state.

@@ -1,30 +1,129 @@
-"""Where weights come from: the tower's file, the predictor's, and how they meet the model."""
+"""Find the weights of a tower, its predictors and its text side, and fit them to a model."""
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import open_clip
 import torch
+from huggingface_hub.errors import HfHubHTTPError
+from open_clip.model import CLIP
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import PretrainedCfg
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
-from zoo.architectures import require_any_subset
-from zoo.predictor_file import (
-    Given,
+from zoo.predictor import (
     PredictorFile,
+    PredictorPaths,
     fit_command,
-    given_predictors,
     one_each,
     predictor_name,
+    read_predictors,
+    require_any_subset,
     tower_name,
 )
 from zoo.reducer import METHODS, configure
+from zoo.sizes import EMBEDDED, SIZES
+from zoo.text import OpenClipText
 from zoo.vit import ReducedViT
 
-EMBEDDED = Path(__file__).parent / "embedded"
+# Whatever timm, open_clip and torch raise over a file that isn't what it should be.
+UNUSABLE = (
+    *(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError),
+    *(SafetensorError, UnpicklingError),
+)
+_LONGEST_REASON = 240
+_OTHERWISE = (
+    "put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
+    "local-dir:FOLDER, saved by timm's save_for_hf"
+)
+
+
+class MissingWeightsError(FileNotFoundError):
+    """A model's weights are neither here nor to be had; the message says all that there is to."""
+
+
+class UnusableWeightsError(ValueError):
+    """A model's weights don't fit it or can't be read; the message says all that there is to."""
+
+
+def unusable(
+    name: str, error: BaseException, otherwise: str, file: str = ""
+) -> MissingWeightsError | UnusableWeightsError:
+    """Say in one line why a model's weights couldn't be had, and what to do.
+
+    Args:
+        name: the model.
+        error: one of ``UNUSABLE``.
+        otherwise: a way that needs no hub.
+        file: which file of which repository was wanted.
+    """
+    links = list(_chain(error))
+    if not any(isinstance(link, OSError) for link in links):
+        reason = _in_one_line(error)
+        return UnusableWeightsError(f"the weights of {name} can't be used: {reason}")
+    answered = [link for link in links if isinstance(link, HfHubHTTPError)]
+    hub = "the hub doesn't give it" if answered else "the hub can't be reached"
+    reason = _in_one_line(answered[0] if answered else links[-1])
+    source = f" (wanted: {file})" if file else ""
+    return MissingWeightsError(
+        f"no weights of {name}: not in the Hugging Face cache{source}, and {hub} ({reason}); "
+        f"run once where it can, or copy the cache, or {otherwise}"
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Go from an error to what led to it."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _in_one_line(error: BaseException) -> str:
+    return textwrap.shorten(str(error), _LONGEST_REASON) or type(error).__name__
+
+
+@contextmanager
+def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
+    """Say in one line why timm couldn't load weights within the body.
+
+    Args:
+        name: the model with its tag.
+        cfg: where its weights are.
+        own: where the user may lay a file of them.
+
+    Raises:
+        MissingWeightsError: they are neither cached nor to be had from the hub.
+        UnusableWeightsError: they don't fit the model or can't be read.
+    """
+    if cfg.source == "hf-hub":
+        name = f"hf-hub:{cfg.hf_hub_id}"
+    elif cfg.source == "local-dir":
+        name = f"local-dir:{cfg.file}"
+    try:
+        yield
+    except UNUSABLE as error:
+        if not _is_about_weights(error):
+            raise
+        file = f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
+        raise unusable(name, error, _OTHERWISE.format(own=own), file) from error
+
+
+def _is_about_weights(error: BaseException) -> bool:
+    """Tell errors of files from those of arguments and devices, which speak for themselves."""
+    if isinstance(error, RuntimeError):
+        return "state_dict" in str(error) or "checkpoint" in str(error)
+    return isinstance(error, OSError) or not isinstance(error, (ValueError, TypeError))
+
 
 _RESCORERS = "reducer.rescorers."
 
@@ -47,17 +146,17 @@ def find_predictor(
     model: str,
     tag: str,
     block: int,
-    given: str | Path | None = None,
+    path: str | Path | None = None,
     *,
     shape: Mapping[str, Any] | None = None,
 ) -> PredictorFile:
-    """Find the predictor for a tower: ``given``, else the packaged one, else the user's own.
+    """Find the predictor for a tower: ``path``, else the packaged one, else the user's own.
 
     Args:
         model: dense timm name.
         tag: weight tag.
         block: reduction point.
-        given: the file to take.
+        path: the file to take, None to look for one.
         shape: ``arch`` and ``width`` for the command where there is none.
 
     Raises:
@@ -66,7 +165,7 @@ def find_predictor(
     """
     name = predictor_name(model, tag, block)
     stored = [folder / name for folder in _folders() if (folder / name).is_file()]
-    if given is None and not stored:
+    if path is None and not stored:
         others = ", ".join(map(str, fitted_blocks(model, tag)))
         there = f" (fitted so far: block {others})" if others else ""
         command = fit_command(model, tag, block, shape or {})
@@ -75,10 +174,10 @@ def find_predictor(
             f"the user's cache{there}; make one with: {command}; or pass predictor=PATH; or use "
             "pretrained=False"
         )
-    found = PredictorFile.read(stored[0] if given is None else Path(given))
-    found.require_name(model, tag)
-    one_each([found], [block])
-    return found
+    file = PredictorFile.read(stored[0] if path is None else Path(path))
+    file.require_name(model, tag)
+    one_each([file], [block])
+    return file
 
 
 def _folders() -> tuple[Path, Path]:
@@ -91,7 +190,7 @@ def with_predictors(
     method: str,
     options: dict[str, Any],
     depth: int,
-    given: Given = None,
+    paths: PredictorPaths = None,
 ) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
     """Find the predictors of a model and complete its options by the network that they are.
 
@@ -101,7 +200,7 @@ def with_predictors(
         method: a registered method.
         options: of the method, JSON-able.
         depth: number of the tower's blocks.
-        given: the files to take, one for each block at which the model scores, in any order.
+        paths: the files to take, one for each block at which the model scores, in any order.
 
     Returns:
         The options, and the predictors in the order of their blocks; none for most methods.
@@ -119,20 +218,20 @@ def with_predictors(
     if blocks[1:] and "arch" in options:
         require_any_subset(options["arch"], blocks[1])
     files: Iterable[PredictorFile]
-    if given is None:
+    if paths is None:
         # A command for one of several must not make a conv, which is its default.
         shape = {"arch": "mlp"} if blocks[1:] else {}
         files = (find_predictor(model, tag, b, shape=shape | completed) for b in blocks)
     else:
-        files = given_predictors(given)
-    found = []
+        files = read_predictors(paths)
+    predictors = []
     for one in files:
         one.require_name(model, tag)
         one.fill(completed)
-        found.append(one)
+        predictors.append(one)
         if blocks[1:]:
             require_any_subset(completed["arch"], blocks[1])
-    return completed, one_each(found, blocks)
+    return completed, one_each(predictors, blocks)
 
 
 def filter_weights(
@@ -165,10 +264,10 @@ def filter_weights(
         reducer = {}
         for prefix, one in _placed(predictors):
             reducer |= one.tensors(prefix)
-    wanted = {k for k in model.state_dict() if k.startswith("reducer.")}
+    needed = {k for k in model.state_dict() if k.startswith("reducer.")}
     # What was saved with rescore=True also serves a model that carries the first ranking along.
-    reducer = {k: v for k, v in reducer.items() if k in wanted or not k.startswith(_RESCORERS)}
-    if missing := sorted(wanted - reducer.keys()):
+    reducer = {k: v for k, v in reducer.items() if k in needed or not k.startswith(_RESCORERS)}
+    if missing := sorted(needed - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer
 
@@ -204,18 +303,18 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_predictor(model: ReducedViT, found: PredictorFile | Sequence[PredictorFile]) -> None:
+def load_predictor(model: ReducedViT, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
     """Fill the predictor of a patchrank model made by ``zoo.reduce``, or all that it has.
 
     Args:
         model: the model.
-        found: its predictor, or one for each block at which it scores, in any order.
+        predictors: its predictor, or one for each block at which it scores, in any order.
 
     Raises:
         ValueError: the model has no predictor of this architecture, reduces at another block, or
             its tower has other weights.
     """
-    files = [found] if isinstance(found, PredictorFile) else found
+    files = [predictors] if isinstance(predictors, PredictorFile) else predictors
     reducer = model.reducer
     if reducer is None or not reducer.needs_predictor:
         raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
@@ -244,3 +343,107 @@ def _require_weights(predictors: Sequence[PredictorFile], tower: Mapping[str, Te
         weights = blocks_fingerprint(tower)
         for one in predictors:
             one.require_weights(weights)
+
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+# The image tower of a model that is made for its text tower; it is thrown away.
+_LEAST_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+
+
+def own_weights(size: str, tag: str) -> Path | None:
+    """Find the file that the user laid into their cache for these weights, if there is one."""
+    stem = cache_folder() / "weights" / f"clip_vit_{size}.{tag}"
+    files = (stem.with_name(stem.name + suffix) for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def find_clip(size: str, tag: str) -> Path:
+    """Find the file with both towers: the user's own, else open_clip's on the hub.
+
+    Args:
+        size: one that has an architecture of open_clip.
+        tag: its weight tag.
+
+    Raises:
+        FileNotFoundError: neither is here, and the hub is out of reach; names the file wanted and
+            the ways to supply it.
+    """
+    if (own := own_weights(size, tag)) is not None:
+        return own
+    spec = SIZES[size]
+    assert spec.open_clip is not None
+    cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
+    try:
+        return Path(download_pretrained(cfg))
+    except UNUSABLE as error:
+        name = f"clip_vit_{size}.{tag}"
+        source = f"{cfg['hf_hub']}open_clip_model.safetensors"
+        otherwise = f"put a file of these weights at {own_path(name)}"
+        raise unusable(f"{name} ({source})", error, otherwise) from error
+
+
+def own_path(name: str) -> str:
+    """Say where the user may lay a file of the weights ``name``, which has a tag."""
+    return f"{cache_folder() / 'weights' / name}{{{','.join(SUFFIXES)}}}"
+
+
+def open_clip_text(
+    size: str, tag: str, weights: Mapping[str, Tensor] | None = None
+) -> tuple[OpenClipText, float, int]:
+    """Build the text tower of a size.
+
+    Args:
+        size: one that has an architecture of open_clip.
+        tag: decides the activation.
+        weights: of both towers, as open_clip and OpenAI name them; None for random ones.
+
+    Returns:
+        The tower, the log of the logit scale, and the context length in tokens.
+
+    Raises:
+        ValueError: weights of another architecture.
+    """
+    spec = SIZES[size]
+    config = open_clip.get_model_config(spec.open_clip)
+    text = config["text_cfg"]
+    model = CLIP(config["embed_dim"], _LEAST_VISION, text, quick_gelu=spec.tags[tag].quick_gelu)
+    scale = model.logit_scale.detach()
+    module = OpenClipText(model)
+    if weights is not None:
+        named = {k.removeprefix("text."): v for k, v in weights.items()}
+        named = {k: v for k, v in named.items() if not k.startswith("visual.")}
+        try:
+            scale = named.pop("logit_scale")
+            module.model.load_state_dict(named)
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]!r} is missing") from error
+        except RuntimeError as error:
+            raise ValueError(
+                f"no text tower of {spec.open_clip}: {first_mismatch(error)}"
+            ) from error
+    return module.eval(), scale.item(), text["context_length"]
+
+
+def first_mismatch(error: BaseException) -> str:
+    """Return the first thing that torch says of weights that don't fit a module."""
+    return next(iter(str(error).splitlines()[1:]), str(error)).strip()
+
+
+def image_side(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the image tower's part of both towers' weights."""
+    return {name: value for name, value in weights.items() if name.startswith("visual.")}
+
+
+def require_positions(weights: Mapping[str, Tensor], size: str) -> None:
+    """Refuse weights of another image size, which timm would resample without a word.
+
+    Raises:
+        ValueError: another number of positions, or no image tower of CLIP.
+    """
+    table = weights.get("visual.positional_embedding")
+    if table is None:
+        raise ValueError("no image tower: 'visual.positional_embedding' is missing")
+    spec = SIZES[size]
+    positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
+    if len(table) != positions:
+        raise ValueError(f"trained with {len(table)} tokens, this size has {positions}")

@@ -95,10 +95,10 @@ def conv_predictor(tower: Tower, arrived: int, _left: int, channels: int = 64) -
 
 
 def own_row(tower: Tower, arrived: int, _left: int) -> Extra:
-    """Norm, the class token's query, all keys, and their product."""
-    t, d = arrived + LEARNED, tower.width
-    products = d * d + t * d * d + t * d
-    return Extra(products=products, results=d + t * d + tower.heads * t, normed=t * d)
+    """Norm, the class token's query, the keys' weights times it, and its product with tokens."""
+    t, d, h = arrived + LEARNED, tower.width, tower.heads
+    products = d * d + d * d + h * t * d
+    return Extra(products=products, results=d + h * d + h * t, normed=t * d)
 
 
 def row_of_attention(tower: Tower, arrived: int, _left: int) -> Extra:

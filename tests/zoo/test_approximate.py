@@ -2,20 +2,32 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import zoo
-from zoo.approximate import KINDS, parse
+from harness.cost import gflops
+from zoo.approximate import KINDS, Effort, follow, gate_slopes, gated, jacobian, parse, run_whole
+from zoo.attention import attend_cls
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.suffix import Suffix
+from zoo.tokens import Tokens
+from zoo.windows import members, outside, windows
 
 GRID = 8
+
+
 PATCHES = GRID * GRID
+
+
 SPECS = ("follow:0", "follow:5", "jacobian:3", "shallow:4")
+
+
 LABELS = torch.tensor([4, 0, 2])
 
 
@@ -143,3 +155,182 @@ def test_compiling_is_for_removals(tower: zoo.ReducedViT):
 
 def test_every_kind_is_tested_here():
     assert {parse(spec)[0] for spec in SPECS} == set(KINDS)
+
+
+class Part(nn.Module):
+    """Embed an image, run it up to a block and, if ``rest``, on from there for CLS alone."""
+
+    def __init__(self, tower: zoo.ReducedViT, block: int, rest: bool) -> None:
+        super().__init__()
+        self.tower, self.block, self.rest = tower, block, rest
+
+    def forward(self, images: Tensor) -> Tensor:
+        start, _ = self.tower.advance(self.tower.embed(images), stop=self.block)
+        if not self.rest:
+            return start.x
+        last = len(self.tower.blocks) - 1
+        end, _ = self.tower.advance(start, self.block, last)
+        return attend_cls(self.tower.blocks[last], end.x)
+
+
+@pytest.mark.parametrize("block", [0, 3, 5])
+@pytest.mark.parametrize("prefix", [1, 4])
+def test_a_whole_pass_counts_what_fvcore_counts(
+    block: int, prefix: int, tiny: Callable[..., nn.Module]
+):
+    tower = tiny("clip_vit_b16", num_classes=0, reg_tokens=prefix - 1)
+
+    def products(rest: bool) -> float:
+        counted = gflops(Part(tower, block, rest), 64).by_operator
+        return sum(n for name, n in counted.items() if "norm" not in name)
+
+    effort = Effort.of(tower, block)
+    assert (effort.grid, effort.tokens, effort.blocks) == ((8, 8), 64 + prefix, 6 - block)
+    assert effort.whole == pytest.approx(1e9 * (products(True) - products(False)), rel=1e-6)
+
+
+CELLS = windows((GRID, GRID), 3, 2)
+
+
+@torch.no_grad()
+def entering(tower: zoo.ReducedViT, block: int, count: int = 2) -> Tokens:
+    start, _ = tower.advance(tower.embed(torch.randn(count, 3, 64, 64)), stop=block)
+    return start
+
+
+@torch.no_grad()
+def removed(suffix: Suffix, start: Tokens) -> Tensor:
+    """Features of images without each window, (B, W, D)."""
+    images = len(start.x)
+    kept = outside(members(CELLS, PATCHES)).repeat(images, 1)
+    rows = torch.arange(images).repeat_interleave(len(CELLS))
+    return suffix.features(start, rows, kept).reshape(images, len(CELLS), -1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"reg_tokens": 4}],
+    ids=str,
+)
+@pytest.mark.parametrize("block", [0, 3, 5])
+@torch.no_grad()
+def test_a_removal_followed_into_all_patches_is_the_removal(
+    options: dict[str, Any], block: int, tiny: Callable[..., nn.Module]
+):
+    suffix = Suffix(tiny("clip_vit_b16", noise=0.3, **options), block, batch=9)
+    start = entering(suffix.model, block)
+    target, found = follow(suffix, start, CELLS, PATCHES - 9)
+    assert torch.allclose(found, removed(suffix, start), atol=1e-5)
+    whole = suffix.features(start, torch.arange(2), torch.arange(PATCHES).expand(2, -1))
+    assert torch.allclose(target, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+@pytest.mark.parametrize("prefix", [1, 3])
+@torch.no_grad()
+def test_followed_tokens_change_and_all_others_stay(
+    count: int, prefix: int, tiny: Callable[..., nn.Module]
+):
+    """Run whole sequences with the window masked, and put back what may not change."""
+    suffix = Suffix(tiny("clip_vit_b16", noise=0.3, reg_tokens=prefix - 1), 2, batch=3)
+    start = entering(suffix.model, 2)
+    carriers = run_whole(suffix, start.x, prefix, CELLS, choose=True).carriers
+    assert carriers is not None
+    _, found = follow(suffix, start, CELLS, count)
+    for image in range(2):
+        for index, cells in enumerate(CELLS.tolist()):
+            still = whole = start.x[image : image + 1]
+            mask = torch.zeros(prefix + PATCHES)
+            mask[[prefix + cell for cell in cells]] = -torch.inf
+            moved = [*range(prefix), *(prefix + carriers[image, index, :count]).tolist()]
+            for block in suffix.model.blocks[2:]:
+                whole = block(whole)
+                changed = block(still, attn_mask=mask.expand(prefix + PATCHES, -1))
+                still = whole.clone()
+                still[:, moved] = changed[:, moved]
+            features = suffix.model.forward_head(suffix.model.norm(still))
+            assert torch.allclose(found[image, index], F.normalize(features[0], dim=0), atol=1e-5)
+
+
+@torch.no_grad()
+def test_carriers_attend_to_the_window_and_are_attended_to_later(tower: zoo.ReducedViT):
+    suffix = Suffix(tower, 3)
+    x = entering(tower, 3, count=1).x
+    carriers = run_whole(suffix, x, 1, CELLS, choose=True).carriers
+    assert carriers is not None
+    attention = []
+    for block in tower.blocks[3:]:
+        qkv = block.attn.qkv(block.norm1(x)).reshape(1, 1 + PATCHES, 3, 3, 16)
+        query, key, _ = qkv.permute(2, 0, 3, 1, 4)
+        attention.append((query @ key.transpose(-2, -1) / 4).softmax(dim=-1).mean(dim=1)[0])
+        x = block(x)
+    for index in (0, 5, 8):
+        inside = CELLS[index].tolist()
+        carried = {}
+        for patch in set(range(PATCHES)) - set(inside):
+            carried[patch] = sum(
+                float(attention[early][1 + patch, 1 + cell] * attention[late][0, 1 + patch])
+                for late in range(3)
+                for early in range(late)
+                for cell in inside
+            )
+        order = carriers[0, index].tolist()
+        assert set(order[-9:]) == set(inside)
+        values = [carried[patch] for patch in order[:-9]]
+        assert all(a >= b - 1e-7 for a, b in pairwise(values))
+
+
+@pytest.mark.parametrize("block", [0, 4])
+@torch.no_grad()
+def test_gates_go_from_the_whole_image_to_one_without_the_window(block: int, tower: zoo.ReducedViT):
+    suffix = Suffix(tower, block)
+    start = entering(tower, block)
+    rows, everything = torch.arange(2), torch.arange(PATCHES).expand(2, -1)
+    open_ = gated(suffix, start.x, torch.zeros(2, 1 + PATCHES))
+    assert torch.allclose(open_, suffix.features(start, rows, everything), atol=1e-5)
+    without = removed(suffix, start)
+    for index, cells in enumerate(CELLS):
+        gates = torch.zeros(2, 1 + PATCHES).index_fill(1, 1 + cells, -1e4)
+        assert torch.allclose(gated(suffix, start.x, gates), without[:, index], atol=1e-5)
+
+
+def test_slopes_are_those_of_finite_differences(tower: zoo.ReducedViT):
+    suffix = Suffix(tower.double(), 3)
+    with torch.no_grad():
+        start, _ = tower.advance(tower.embed(torch.randn(2, 3, 64, 64).double()), stop=3)
+    directions = torch.randn(2, 4, 7, dtype=torch.float64)
+    slopes = gate_slopes(suffix, start, directions)
+    assert slopes.shape == (2, 4, PATCHES)
+    for patch in (0, 13, 63):
+        step = torch.zeros(2, 1 + PATCHES, dtype=torch.float64)
+        step[:, 1 + patch] = 1e-3
+        with torch.no_grad():
+            up, down = (gated(suffix, start.x, sign * step).double() for sign in (1, -1))
+        slope = torch.einsum("bkd,bd->bk", directions, (up - down) / 2e-3)
+        assert torch.allclose(slopes[:, :, patch], slope, rtol=1e-3, atol=1e-4)
+
+
+def test_windows_add_up_from_their_patches_along_each_direction(tower: zoo.ReducedViT):
+    """With all directions the change of features is the gradient's, summed patch by patch."""
+    suffix = Suffix(tower, 2)
+    start = entering(tower, 2)
+    target, found = jacobian(suffix, start, CELLS, len(CELLS))
+    slopes = gate_slopes(suffix, start, torch.eye(7).expand(2, -1, -1))  # features by gates
+    for image in range(2):
+        for index, cells in enumerate(CELLS.tolist()):
+            features = target[image].clone()
+            for cell in cells:
+                features -= slopes[image, :, cell]
+            assert torch.allclose(found[image, index], F.normalize(features, dim=0), atol=1e-5)
+
+
+def test_fewer_directions_are_a_part_of_more(tower: zoo.ReducedViT):
+    """Each direction adds to how far features move, so that cosines can only fall."""
+    suffix = Suffix(tower, 2)
+    start = entering(tower, 2)
+    cosines = []
+    for count in (1, 2, 4, 6):
+        target, found = jacobian(suffix, start, CELLS, count)
+        cosines.append((found * target.unsqueeze(1)).sum(dim=-1))
+    assert all((b <= a + 1e-6).all() for a, b in pairwise(cosines))
+    assert cosines[-1].mean() < cosines[0].mean() - 1e-4

@@ -1,5 +1,6 @@
 """Attention that hands out queries and keys, against timm's and against a written-out softmax."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from timm.layers import Attention, LayerNorm
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
-from zoo.attention import attend, cls_attention, cls_query_and_keys
+from zoo.attention import attend, attend_cls, cls_attention, cls_attention_of, is_plain
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"qkv_bias": True},
@@ -57,9 +59,7 @@ def test_cls_attention_is_the_first_row_of_the_softmax(layer: Attention, prefix:
     found = cls_attention(attended.query, attended.key, attended.scale, prefix)
     assert found.shape == (2, 10 - prefix)
     assert torch.allclose(found, wanted, atol=1e-6)
-    query, key = cls_query_and_keys(layer, x)
-    assert query.shape == (2, 3, 1, 8)
-    assert torch.allclose(cls_attention(query, key, layer.scale, prefix), wanted, atol=1e-6)
+    assert torch.allclose(cls_attention_of(layer, x, prefix), wanted, atol=1e-6)
 
 
 @torch.no_grad()
@@ -73,15 +73,69 @@ def test_cls_attention_heeds_the_bias(layer: Attention):
 
 @torch.no_grad()
 def test_shares_sum_to_one_with_the_prefix(layer: Attention):
-    query, key = cls_query_and_keys(layer, torch.randn(2, 10, 24))
-    assert torch.allclose(cls_attention(query, key, layer.scale, 0).sum(dim=1), torch.ones(2))
-    assert (cls_attention(query, key, layer.scale, 3).sum(dim=1) < 1).all()
+    x = torch.randn(2, 10, 24)
+    assert torch.allclose(cls_attention_of(layer, x, 0).sum(dim=1), torch.ones(2))
+    assert (cls_attention_of(layer, x, 3).sum(dim=1) < 1).all()
 
 
 @torch.no_grad()
 def test_low_precision_gives_float32(layer: Attention):
-    query, key = cls_query_and_keys(layer.bfloat16(), torch.randn(2, 10, 24).bfloat16())
-    assert cls_attention(query, key, layer.scale, 1).dtype == torch.float32
+    x = torch.randn(2, 10, 24).bfloat16()
+    assert cls_attention_of(layer.bfloat16(), x, 1).dtype == torch.float32
+
+
+class LowRank(nn.Module):
+    """A LoRA adapter around a linear layer whose weights and bias it shows as its own."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+        self.down = nn.Parameter(torch.randn(2, inner.in_features))
+        self.up = nn.Parameter(torch.randn(inner.out_features, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + x @ self.down.T @ self.up.T
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def quantized(attn: Attention) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch moves this to a package of its own
+        layers = nn.Sequential(attn.qkv)
+        attn.qkv = torch.ao.quantization.quantize_dynamic(layers, {nn.Linear})[0]
+
+
+CHANGES: dict[str, Callable[[Attention], None]] = {
+    "wrapped": lambda attn: setattr(attn, "qkv", LowRank(attn.qkv)),
+    "parametrized": lambda attn: parametrize.register_parametrization(
+        attn.qkv, "weight", Doubled()
+    ),
+    "pruned": lambda attn: prune.l1_unstructured(attn.qkv, "weight", 0.5),
+    "quantized": quantized,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_layer_computes_counts_not_its_weights(
+    change: str, layer: Attention, tiny: Callable[..., nn.Module]
+):
+    x = torch.randn(2, 10, 24)
+    assert is_plain(layer.qkv)
+    before = cls_attention_of(layer, x, 1)
+    CHANGES[change](layer)
+    assert not is_plain(layer.qkv)
+    wanted = written_out(layer, x)[:, :, 0, 1:].mean(dim=1)
+    assert torch.allclose(cls_attention_of(layer, x, 1), wanted, atol=1e-6)
+    assert not torch.allclose(wanted, before, atol=1e-6)
+    block = tiny("vit_small_patch14_dinov2.lvd142m").blocks[0]
+    CHANGES[change](block.attn)
+    x = torch.randn(2, 10, 48)
+    assert torch.allclose(attend_cls(block, x), block(x)[:, :1], atol=1e-5)
 
 
 def test_the_whole_block_is_timms(tiny: Callable[..., nn.Module]):

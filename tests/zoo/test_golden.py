@@ -2,20 +2,25 @@
 
 import re
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import zoo
-from zoo.attention import attend_cls
-from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance, greedy_passes
 from zoo.windows import mean_over_windows, windows
 
 GRID = 8
+
+
 LABELS = torch.tensor([4, 0, 2])
+
+
 SCALE = 5.0
 
 
@@ -171,21 +176,6 @@ def test_equal_scores_rank_no_patch_before_another():
     assert torch.allclose(mean, torch.full((2, 20), 0.7))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"reg_tokens": 4}],
-    ids=str,
-)
-@torch.no_grad()
-def test_the_class_token_alone_leaves_a_block_as_it_leaves_the_whole(
-    options: dict[str, Any], tiny: Callable[..., nn.Module]
-):
-    model = tiny("clip_vit_b16", **options)
-    x = torch.randn(2, 23, 48)
-    for block in model.blocks:
-        assert torch.allclose(attend_cls(block, x), block(x)[:, :1], atol=1e-5)
-
-
 def test_prefix_tokens_stay(tiny: Callable[..., nn.Module]):
     """A tower with registers loses patches only, so its features hardly depend on the count."""
     model = tiny("clip_vit_b16", reg_tokens=4)
@@ -209,6 +199,9 @@ def test_prefix_tokens_stay(tiny: Callable[..., nn.Module]):
         ({"block": -1}, "block=-1: expected an integer from 0"),
         ({"block": 1.0}, "block=1.0: expected an integer"),
         ({"stride": 3}, "stride=3: more than window=2 leaves patches out"),
+        ({"greedy": 0}, "greedy=0: expected an integer from 1"),
+        ({"greedy": 2.0}, "greedy=2.0: expected an integer from 1"),
+        ({"greedy": 4, "approximate": "shallow:6"}, "give one of the two"),
     ],
 )
 def test_refused_settings(options: dict[str, Any], match: str):
@@ -234,6 +227,125 @@ def test_what_can_not_be_scored(
         golden_importance(tower, torch.zeros(3, 3, 64, 64), GoldenConfig(**options), **given)
 
 
+def test_layers_whose_weights_are_not_what_they_compute_can_not_be_scored(tower: nn.Module):
+    prune.l1_unstructured(tower.blocks[2].mlp.fc1, "weight", 0.5)
+    GoldenEngine(tower, GoldenConfig(block=3))
+    with pytest.raises(ValueError, match="need plain linear layers, this tower has Linear; merge"):
+        GoldenEngine(tower, GoldenConfig(block=2))
+
+
 def test_a_model_that_reduces_can_not_be_scored(half: zoo.ReducedViT, images: Tensor):
     with pytest.raises(ValueError, match="golden rankings need the dense model"):
         golden_importance(half, images, GoldenConfig())
+
+
+SIDE = 4  # of patches of 16 pixels
+
+
+TWO_LABELS = torch.tensor([4, 0])
+
+
+@pytest.fixture
+def small_tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
+    """A small_tower of 16 patches, lively enough that every window matters."""
+    return tiny("clip_vit_b16", noise=0.3, patch_size=16, depth=4)
+
+
+@torch.no_grad()
+def slow_order(
+    small_tower: nn.Module, image: Tensor, config: GoldenConfig, text: Tensor, label: int
+) -> list[int]:
+    """Return the patches in the order of removal, scoring each window by timm's own blocks."""
+
+    def rest(keep: list[int]) -> Tensor:
+        x = entering[:, [0, *(1 + p for p in keep)]]
+        for block in small_tower.blocks[config.block :]:
+            x = block(x)
+        return F.normalize(small_tower.head(small_tower.norm(x)[:, 0])[0], dim=0)
+
+    def score(keep: list[int]) -> float:
+        features = rest(keep)
+        if config.score == "preservation":
+            return float(features @ full)
+        posterior = (SCALE * text @ features).softmax(dim=0)
+        return float(posterior.max() if config.score == "confidence" else posterior[label])
+
+    entering = small_tower.norm_pre(small_tower._pos_embed(small_tower.patch_embed(image[None])))
+    for block in small_tower.blocks[: config.block]:
+        entering = block(entering)
+    left = list(range(SIDE * SIDE))
+    full = rest(left)
+    removed: list[int] = []
+    while left:
+        found: dict[int, list[float]] = {patch: [] for patch in left}
+        for corner in product(range(0, SIDE - config.window + 1, config.stride), repeat=2):
+            steps = product(range(config.window), repeat=2)
+            inside = {(corner[0] + r) * SIDE + corner[1] + c for r, c in steps} & set(left)
+            for patch in inside:
+                found[patch].append(score([p for p in left if p not in inside]))
+        mean = {patch: sum(s) / len(s) for patch, s in found.items()}
+        # The most dispensable first; of equals the later patch.
+        going = sorted(left, key=lambda p: (mean[p], p), reverse=True)[: config.greedy]
+        removed += going
+        left = [p for p in left if p not in going]
+    return removed
+
+
+@pytest.mark.parametrize(
+    ("score", "block", "window", "stride", "step"),
+    [
+        ("preservation", 1, 2, 1, 3),
+        ("preservation", 0, 1, 1, 1),
+        ("preservation", 2, 2, 2, 16),
+        ("label", 1, 2, 2, 4),
+        ("confidence", 0, 2, 1, 5),
+        ("preservation", 3, 3, 1, 99),
+    ],
+)
+@pytest.mark.parametrize("batch", [5, 500])
+def test_equals_the_slow_search(
+    score: str, block: int, window: int, stride: int, step: int, batch: int,
+    small_tower: nn.Module, text: Tensor,
+):  # fmt: skip
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+    config = GoldenConfig(score=score, block=block, window=window, stride=stride, greedy=step)
+    engine = GoldenEngine(small_tower, config, text=text, scale=SCALE, batch=batch)
+    importance = engine.importance(images, TWO_LABELS)
+    for i in range(2):
+        slow = slow_order(small_tower, images[i], config, text, int(TWO_LABELS[i]))
+        assert importance[i].argsort().tolist() == slow
+        assert sorted(importance[i].tolist()) == list(range(SIDE * SIDE))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_one_round_for_all_patches_is_one_shot(score: str, small_tower: nn.Module, text: Tensor):
+    images = torch.randn(2, 3, 64, 64)
+    orders = []
+    for step in (None, SIDE * SIDE):
+        config = GoldenConfig(score=score, block=1, greedy=step)
+        engine = GoldenEngine(small_tower, config, text=text, scale=SCALE)
+        orders.append(engine.importance(images, TWO_LABELS).argsort(dim=1, stable=True))
+    assert torch.equal(orders[0], orders[1])
+
+
+def test_scoring_anew_changes_the_ranking(small_tower: nn.Module):
+    """Else the search would be a slow way of doing one-shot."""
+    images = torch.randn(2, 3, 64, 64)
+    once, anew = (
+        GoldenEngine(small_tower, GoldenConfig(block=1, greedy=step)).importance(images)
+        for step in (16, 2)
+    )
+    assert not torch.equal(once, anew)
+
+
+def test_the_cost_told_is_never_less_than_the_cost(
+    small_tower: nn.Module, monkeypatch: pytest.MonkeyPatch
+):
+    engine = GoldenEngine(small_tower, GoldenConfig(block=1, stride=2, greedy=3))
+    ran = []
+    features = engine.suffix.features
+    monkeypatch.setattr(engine.suffix, "features", lambda *a: ran.append(len(a[1])) or features(*a))
+    engine.importance(torch.randn(1, 3, 64, 64))
+    assert engine.passes == greedy_passes(4, 16, 3) == 24
+    # The whole image comes on top; windows that are empty or equal are not run again.
+    assert 6 < sum(ran) - 1 <= engine.passes

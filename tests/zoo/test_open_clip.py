@@ -19,6 +19,10 @@ from zoo.sizes import SIZES
 
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
 PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]
+# One tag of each size and activation: nothing else of a tag reaches the features.
+DIFFERENT = list(
+    {(size, SIZES[size].tags[tag].quick_gelu): (size, tag) for size, tag in PAIRS}.values()
+)
 TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
 
 
@@ -93,7 +97,7 @@ def test_what_is_said_of_the_weights_is_open_clips(size: str, tag: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "tag"), PAIRS)
+@pytest.mark.parametrize(("size", "tag"), DIFFERENT)
 def test_features_are_open_clips(size: str, tag: str, original):
     """Exact with the activation of the tag, and clearly different with the other one."""
     quick = bool(published(size, tag).get("quick_gelu"))
@@ -104,8 +108,10 @@ def test_features_are_open_clips(size: str, tag: str, original):
     assert far[not quick] > 1e-3
 
 
-@pytest.mark.parametrize("tag", ["openai", "laion2b"])
-@pytest.mark.parametrize("name", ["evit60", "tome30", "clsattn90", "random50"])
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [("evit60", "openai"), ("tome30", "laion2b"), ("clsattn90", "openai"), ("random50", "laion2b")],
+)
 def test_reduced_names_load_the_same_weights(name: str, tag: str, original):
     source = original("b32")
     model = load(f"clip_vit_b32_{name}.{tag}", source.file, keep=1.0)

@@ -8,10 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.predictor import ARCHITECTURES, Predictor
+import zoo
+from zoo.predictor import (
+    ARCHITECTURES,
+    Mixer,
+    PooledMixer,
+    Predictor,
+    TokenLinear,
+    TokenTransformer,
+)
 from zoo.reducer import HostSpec, build_reducer
 
 FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are
+
+
 HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4), prefix=1)
 
 
@@ -176,24 +186,6 @@ def test_patchrank_ranks_once(tiny: Callable[..., nn.Module], images: Tensor):
         assert last.after[image].tolist() == sorted(best)
 
 
-@pytest.mark.parametrize("arch", FREE)
-@torch.no_grad()
-def test_permuting_patches_permutes_what_stays(
-    arch: str, tiny: Callable[..., nn.Module], images: Tensor
-):
-    model = tiny("clip_vit_b16_patchrank50", arch=arch)
-    tokens = model.embed(images)
-    order = torch.randperm(64)
-    moved = tokens._replace(
-        x=torch.cat((tokens.x[:, :1], tokens.patches[:, order]), dim=1),
-        patch_idx=tokens.patch_idx[:, order],
-    )
-    plain, _ = model.advance(tokens)
-    permuted, _ = model.advance(moved)
-    assert torch.equal(permuted.patch_idx.sort(dim=1).values, plain.patch_idx)
-    assert torch.allclose(model.finish(permuted), model.finish(plain), atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -207,3 +199,203 @@ def test_permuting_patches_permutes_what_stays(
 def test_refusals_of_patchrank(options: dict[str, Any], match: str):
     with pytest.raises(ValueError, match=re.escape(match)):
         build_reducer("patchrank", {"keep": 0.5, **options}, HOST)
+
+
+GRID = (2, 3)
+
+
+def lively(net: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return net.eval()
+
+
+def mlp(block: nn.Sequential, vector: Tensor) -> Tensor:
+    first, norm, _, second = block
+    x = first.weight @ vector + first.bias
+    x = (x - x.mean()) / (x.var(unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias
+    x = 0.5 * x * (1 + torch.erf(x / 2**0.5))
+    return second.weight @ x + second.bias
+
+
+@pytest.mark.parametrize("width", [8, 12])
+@torch.no_grad()
+def test_the_mixer_vector_by_vector(width: int):
+    """Channel MLP for each token, then token MLP for each channel, then the mean over channels."""
+    net = lively(Mixer(12, width, GRID))
+    tokens = torch.randn(6, 12)
+    x = tokens if width == 12 else tokens @ net.token.weight.T + net.token.bias
+    x = torch.stack([row + mlp(net.channel_mlp, row) for row in x])
+    x = torch.stack([column + mlp(net.token_mlp, column) for column in x.T], dim=1)
+    found = net(tokens[None], torch.zeros(1, 1, 12), GRID)[0]
+    assert torch.allclose(found, x.mean(dim=1), atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_pooled_mixer_averages_channels_and_scores_linearly():
+    net = lively(PooledMixer(12, 4, GRID))
+    inside = Mixer(4, 4, GRID)
+    inside.load_state_dict({k: v for k, v in net.state_dict().items() if "score" not in k})
+    inside._score = lambda x: (x @ net.score.weight[0]) + net.score.bias
+    tokens = torch.randn(2, 6, 12)
+    averaged = torch.stack([tokens[..., i : i + 3].mean(dim=-1) for i in (0, 3, 6, 9)], dim=-1)
+    cls = torch.zeros(2, 1, 12)
+    assert torch.allclose(net(tokens, cls, GRID), inside(averaged, cls, GRID), atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_transformer_attends_to_class_token_and_patches():
+    """One head of 16 channels, written out."""
+    net = lively(TokenTransformer(12, 16, GRID))
+    tokens, cls = torch.randn(6, 12), torch.randn(1, 12)
+    x = net.token(torch.cat((cls, tokens)))
+    query, key, value = net.attn.qkv(net.norm1(x)).split(16, dim=1)
+    weights = torch.stack([(key @ q / 4).softmax(dim=0) for q in query])
+    x = x + net.attn.proj(weights @ value)
+    x = x + net.mlp.fc2(torch.nn.functional.gelu(net.mlp.fc1(net.norm2(x))))
+    slow = net.score(net.norm(x))[1:, 0]
+    assert torch.allclose(net(tokens[None], cls[None], GRID)[0], slow, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(64, 2), (32, 1), (48, 1), (7, 1)])
+def test_heads_of_the_transformer(width: int, heads: int):
+    assert TokenTransformer(12, width, GRID).attn.num_heads == heads
+
+
+@torch.no_grad()
+def test_linear_is_one_product_per_token():
+    net = lively(TokenLinear(12, 5, GRID))
+    tokens = torch.randn(1, 4, 12)
+    slow = [float(token @ net.score.weight[0] + net.score.bias) for token in tokens[0]]
+    assert net(tokens, torch.zeros(1, 1, 12), GRID)[0].tolist() == pytest.approx(slow, abs=1e-5)
+
+
+def test_names_say_what_they_are():
+    assert list(ARCHITECTURES) == sorted(ARCHITECTURES)
+    assert all(name.isalpha() and name.islower() for name in ARCHITECTURES)
+
+
+Build = Callable[..., nn.Module]
+
+
+def built(tiny: Build, **options: Any) -> nn.Module:
+    torch.manual_seed(3)
+    return tiny("clip_vit_b16_patchrank50", width=16, **options)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@torch.no_grad()
+def test_with_one_point_nothing_changes(arch: str, tiny: Build, images: Tensor):
+    plain = built(tiny, arch=arch)
+    again = built(tiny, arch=arch, rescore=True)
+    assert again.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(again(images), plain(images))
+
+
+@pytest.mark.parametrize("arch", FREE)
+@pytest.mark.parametrize("points", [(1, 3, 5), (0, 1), (4,)], ids=str)
+@torch.no_grad()
+def test_each_point_keeps_the_best_of_its_own_predictor(
+    arch: str, points: tuple[int, ...], tiny: Build, images: Tensor
+):
+    """The slow way: dense blocks by hand, image by image, and the top of what is left."""
+    model = built(tiny, arch=arch, rescore=True, reduce_at=points)
+    scorers = [model.reducer.predictor, *model.reducer.rescorers.values()]
+    counts = dict(model.reducer.counts(64))
+    reductions = model.trace(images).reductions
+    assert [r.block for r in reductions] == list(counts) == list(points)
+    output = model(images)
+    for image in range(3):
+        x = model.embed(images[image : image + 1]).x
+        left = torch.arange(64)
+        for index, block in enumerate(model.blocks):
+            if index in points:
+                stage = points.index(index)
+                scores = scorers[stage](x, 1, (8, 8))[0]
+                best = scores.argsort(descending=True)[: counts[index]].sort().values
+                left, x = left[best], torch.cat((x[:, :1], x[:, 1:][:, best]), dim=1)
+                assert torch.allclose(reductions[stage].importance[image], scores, atol=1e-5)
+                assert torch.equal(reductions[stage].after[image], left)
+            x = block(x)
+        slow = model.head(model.norm(x)[:, 0])[0]
+        assert torch.allclose(output[image], slow, atol=1e-5)
+
+
+@torch.no_grad()
+def test_it_differs_from_one_ranking_carried_along(tiny: Build, images: Tensor):
+    """The first stage is the same, and later ones know what the predictors of theirs say."""
+    told = {"arch": "mlp", "reduce_at": (1, 3, 5)}
+    anew, carried = built(tiny, rescore=True, **told), built(tiny, **told)
+    carried.load_state_dict(anew.state_dict(), strict=False)
+    new, old = (model.trace(images).reductions for model in (anew, carried))
+    assert torch.equal(new[0].after, old[0].after)
+    assert not torch.equal(new[2].after, old[2].after)
+
+
+@pytest.mark.parametrize("arch", FREE)
+@torch.no_grad()
+def test_permuting_patches_permutes_what_stays(arch: str, tiny: Build, images: Tensor):
+    model = built(tiny, arch=arch, reduce_at=(0, 2, 4), rescore=True)
+    tokens = model.embed(images)
+    order = torch.randperm(64)
+    moved = tokens._replace(
+        x=torch.cat((tokens.x[:, :1], tokens.patches[:, order]), dim=1),
+        patch_idx=tokens.patch_idx[:, order],
+    )
+    plain, _ = model.advance(tokens)
+    permuted, _ = model.advance(moved)
+    assert torch.equal(permuted.patch_idx.sort(dim=1).values, plain.patch_idx)
+    assert torch.allclose(model.finish(permuted), model.finish(plain), atol=1e-5)
+
+
+@torch.no_grad()
+def test_keeping_all_is_the_dense_tower(tiny: Build, images: Tensor):
+    model = built(tiny, arch="mlp", reduce_at=(1, 3), rescore=True, keep=1.0)
+    assert torch.equal(model(images), zoo.reduce(model, method=None)(images))
+
+
+@torch.no_grad()
+def test_a_point_where_nothing_goes_leaves_the_next_its_own_predictor(tiny: Build, images: Tensor):
+    model = built(tiny, arch="mlp", reduce_at=(1, 3, 5), rescore=True, keep=0.985)
+    assert model.reducer.counts(64) == {1: 64, 3: 63, 5: 63}
+    [went] = model.trace(images).reductions
+    entering, _ = model.advance(model.embed(images), stop=3)
+    scores = model.reducer.rescorers["3"](entering.x, 1, (8, 8))
+    assert (went.block, torch.equal(went.importance, scores)) == (3, True)
+
+
+@torch.no_grad()
+def test_any_image_size(tiny: Build):
+    told = {"arch": "mlp", "reduce_at": (1, 3), "rescore": True}
+    model = built(tiny, dynamic_img_size=True, **told)
+    for size, patches in (((64, 64), 64), ((96, 48), 72)):
+        trace = model.trace(torch.randn(1, 3, *size))
+        assert trace.final_tokens == patches // 2
+        counts = [patches, *model.reducer.counts(patches).values()]
+        assert [r.importance.shape[1] for r in trace.reductions] == counts[:-1]
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES.keys() - set(FREE)))
+def test_what_needs_the_whole_grid_can_not_rescore(arch: str):
+    options = {"keep": 0.5, "arch": arch, "reduce_at": [1, 3], "rescore": True}
+    match = (
+        f"arch='{arch}' scores whole grids only, and with rescore=True patches are gone before "
+        "block 3: expected one of linear, mlp, transformer, or rescore=False"
+    )
+    with pytest.raises(ValueError, match=re.escape(match)):
+        build_reducer("patchrank", options, HOST)
+    assert not build_reducer("patchrank", options | {"rescore": False}, HOST).rescorers
+    assert not build_reducer("patchrank", options | {"reduce_at": [3]}, HOST).rescorers
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_rescore_is_true_or_false(value: Any):
+    with pytest.raises(ValueError, match=f"rescore={value!r}: expected true or false"):
+        build_reducer("patchrank", {"keep": 0.5, "rescore": value}, HOST)
+
+
+def test_every_block_may_rescore():
+    options = {"keep": 0.5, "arch": "mlp", "reduce_at": None, "rescore": True}
+    reducer = build_reducer("patchrank", options, HOST)
+    assert list(reducer.rescorers) == ["1", "2", "3", "4", "5"]

@@ -233,13 +233,6 @@ def test_a_file_under_the_name_of_another_block(tmp_path: Path):
         find_predictor(NAME, TAG, 5)
 
 
-def test_a_predictor_of_another_architecture_does_not_load(tiny: Build, tmp_path: Path):
-    save(tmp_path / "p.safetensors", arch="mlp")
-    model = tiny(f"{NAME}_patchrank60", arch="conv")
-    with pytest.raises(ValueError, match=re.escape("p.safetensors' has another architecture")):
-        load_predictor(model, find_predictor(NAME, TAG, 3, tmp_path / "p.safetensors"))
-
-
 def test_a_file_that_is_no_safetensors_at_all(tmp_path: Path):
     path = tmp_path / "notes.txt"
     path.write_text("nothing of the kind")

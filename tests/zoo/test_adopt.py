@@ -1,0 +1,321 @@
+"""``zoo.reduce`` works on any timm VisionTransformer with a class token, sharing its weights."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+from torch import Tensor, nn
+
+import zoo
+from zoo.predictor import ARCHITECTURES
+
+FAMILY = {
+    "dinov2": ("vit_small_patch14_dinov2.lvd142m", {"img_size": 56, "patch_size": 14}),
+    "registers": ("vit_small_patch14_reg4_dinov2.lvd142m", {}),
+    "deit": ("deit_tiny_patch16_224.fb_in1k", {"patch_size": 4, "img_size": 32}),
+    "augreg": ("vit_tiny_patch16_224.augreg_in21k", {"patch_size": 16}),
+    "clip": ("vit_base_patch32_clip_quickgelu_224.openai", {"patch_size": 32, "img_size": 128}),
+    "qk norm": ("vit_tiny_patch16_224.augreg_in21k", {"qk_norm": True, "init_values": 0.5}),
+    "averaged": ("vit_tiny_patch16_224.augreg_in21k", {"global_pool": "avg"}),
+    "dynamic": ("vit_tiny_patch16_224.augreg_in21k", {"dynamic_img_size": True}),
+    "swiglu": ("vit_giant_patch14_dinov2.lvd142m", {"mlp_ratio": 2.0}),
+    "gated": ("vit_tiny_patch16_224.augreg_in21k", {"scale_attn_norm": True}),
+}
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@torch.no_grad()
+def test_every_kind_of_tower_is_reduced(kind: str, method: str, tiny: Callable[..., nn.Module]):
+    name, overrides = FAMILY[kind]
+    tower = tiny(name, **overrides)
+    size = tower.patch_embed.img_size
+    images = torch.randn(2, 3, *size)
+    state = {key: value.clone() for key, value in tower.state_dict().items()}
+    wanted = tower(images)
+
+    model = zoo.reduce(tower, method=method, keep=0.6)
+    trace = model.trace(images)
+    patches = tower.patch_embed.num_patches
+    assert trace.final_tokens == round(0.6 * patches)
+    assert trace.tokens_per_block[-1] == tower.num_prefix_tokens + round(0.6 * patches)
+    assert trace.output.shape == wanted.shape
+    assert not torch.allclose(trace.output, wanted, atol=1e-4)
+
+    assert type(tower) is VisionTransformer
+    assert not hasattr(tower, "reducer")
+    assert torch.equal(tower(images), wanted)
+    assert tower.state_dict().keys() == state.keys()
+    assert all(torch.equal(tower.state_dict()[key], state[key]) for key in state)
+
+
+def test_weights_are_shared_not_copied(method: str, tiny: Callable[..., nn.Module], images: Tensor):
+    tower = tiny("deit_tiny_patch16_224.fb_in1k")
+    model = zoo.reduce(tower, method=method, keep=0.5)
+    theirs, ours = dict(tower.named_parameters()), dict(model.named_parameters())
+    assert all(ours[name] is theirs[name] for name in theirs)
+    assert all(name.startswith("reducer.") for name in ours.keys() - theirs.keys())
+    with torch.no_grad():
+        before = model(images)
+        tower.head.bias.add_(1.0)
+        assert torch.allclose(model(images), before + 1.0, atol=1e-5)
+
+
+def test_replacing_the_head_of_one_leaves_the_other(tiny: Callable[..., nn.Module], images: Tensor):
+    tower = tiny("deit_tiny_patch16_224.fb_in1k")
+    model = zoo.reduce(tower, method="random", keep=0.5)
+    model.reset_classifier(0)
+    assert tower(images).shape == (3, 7)
+    assert model(images).shape == (3, 48)
+    assert (tower.num_classes, model.num_classes) == (7, 0)
+
+
+def test_reducing_again_replaces_the_method(tiny: Callable[..., nn.Module], images: Tensor):
+    first = zoo.reduce(tiny("deit_tiny_patch16_224.fb_in1k"), method="tome", keep=0.5)
+    second = zoo.reduce(first, method="evit", keep=0.7)
+    assert second.trace(images).final_tokens == round(0.7 * 64)
+    assert first.trace(images).final_tokens == 32
+    dense = zoo.reduce(second, method=None)
+    assert dense.reducer is None
+    assert dense.trace(images).final_tokens == 64
+    assert set(dense.state_dict()) == {k for k in second.state_dict() if "reducer." not in k}
+
+
+def test_a_deep_copy_is_independent(tiny: Callable[..., nn.Module], images: Tensor):
+    tower = tiny("deit_tiny_patch16_224.fb_in1k")
+    model = zoo.reduce(copy.deepcopy(tower), method="random", keep=0.5)
+    with torch.no_grad():
+        before = tower(images)
+        model.blocks[0].mlp.fc1.weight.zero_()
+        assert torch.equal(tower(images), before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_and_meta_device_are_taken_over(
+    training: bool, method: str, tiny: Callable[..., nn.Module]
+):
+    model = zoo.reduce(tiny("deit_tiny_patch16_224").train(training), method=method, keep=0.5)
+    assert {module.training for module in model.modules()} == {training}
+    tower = timm.create_model("vit_tiny_patch16_224", device="meta")
+    model = zoo.reduce(tower, method=method, keep=0.5)
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_default_points_stop_at_the_last_block(tiny: Callable[..., nn.Module]):
+    tower = tiny("deit_tiny_patch16_224.fb_in1k", depth=8)
+    assert zoo.reduce(tower, method="evit", keep=0.5).reducer.points == (3, 6)
+    with pytest.raises(ValueError, match="reduce_at=9: this tower has blocks 0 to 7"):
+        zoo.reduce(tower, method="evit", keep=0.5, reduce_at=[3, 6, 9])
+
+
+def test_towers_that_cannot_be_reduced(method: str):
+    tiny = {"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}
+    none = VisionTransformer(**tiny, class_token=False, global_pool="avg")
+    with pytest.raises(ValueError, match="has no class token; token reduction needs one"):
+        zoo.reduce(none, method=method, keep=0.5)
+    post = VisionTransformer(**tiny, block_fn=ResPostBlock, init_values=1.0)
+    with pytest.raises(ValueError, match="blocks are ResPostBlock with Attention; expected timm's"):
+        zoo.reduce(post, method=method, keep=0.5)
+    differential = VisionTransformer(**tiny, attn_layer="diff")
+    with pytest.raises(ValueError, match="Block with DiffAttention"):
+        zoo.reduce(differential, method=method, keep=0.5)
+    parallel = VisionTransformer(**tiny, block_fn=ParallelScalingBlock)
+    with pytest.raises(ValueError, match="blocks are ParallelScalingBlock"):
+        zoo.reduce(parallel, method=method, keep=0.5)
+    dropping = VisionTransformer(**tiny, patch_drop_rate=0.5)
+    with pytest.raises(ValueError, match=r"patch_drop_rate > 0 loses patch positions; set it to 0"):
+        zoo.reduce(dropping, method=method, keep=0.5)
+
+
+def test_other_models_are_refused(method: str):
+    with pytest.raises(ValueError, match="Linear is not a timm VisionTransformer"):
+        zoo.reduce(nn.Linear(2, 2), method=method, keep=0.5)
+    with pytest.raises(ValueError, match="ResNet is not a timm VisionTransformer"):
+        zoo.reduce(timm.create_model("resnet10t", device="meta"), method=method, keep=0.5)
+    distilled = timm.create_model("deit_tiny_distilled_patch16_224", device="meta")
+    with pytest.raises(ValueError, match="VisionTransformerDistilled overrides parts of timm's"):
+        zoo.reduce(distilled, method=method, keep=0.5)
+
+
+@pytest.mark.parametrize(
+    ("method_", "options", "match"),
+    [
+        ("evitt", {"keep": 0.5}, r"method 'evitt': did you mean 'evit'\?"),
+        ("prune", {"keep": 0.5}, "method 'prune': expected one of"),
+        ("evit", {"keep": 0.5, "fused": True}, r"no option 'fused': did you mean 'fuse'\?"),
+        ("random", {"keep": 0.5, "zzz": 1}, "random has no option 'zzz': expected one of keep,"),
+        ("random", {}, "expected exactly one of keep, got none of them"),
+    ],
+)
+def test_unknown_words(method_: str, options: dict, match: str, tiny: Callable[..., nn.Module]):
+    with pytest.raises(ValueError, match=match):
+        zoo.reduce(tiny("deit_tiny_patch16_224"), method=method_, **options)
+
+
+SMALL = {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64}
+
+
+def round_trip(model, folder):
+    save_for_hf(model, str(folder), safe_serialization=True)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "options"),
+    [
+        ("deit_small_patch16_224", "tome", {"keep": 0.5}),
+        ("vit_small_patch14_dinov2", "evit", {"keep": 0.4, "reduce_at": [1, 2], "fuse": True}),
+        ("clip_vit_b16_tome50", "evit", {"stage_rate": 0.7, "reduce_at": [1]}),
+        ("clip_vit_b16.openai", "patchrank", {"keep": 0.5, "reduce_at": 2, "width": 8}),
+        ("vit_base_patch16_clip_quickgelu_224.openai", None, {}),
+    ],
+)
+def test_a_reduced_model_loads_as_it_was_saved(base, method, options, tmp_path):
+    size = {**SMALL, "img_size": 56} if "dinov2" in base else SMALL
+    model = zoo.reduce(timm.create_model(base, **size), method=method, **options).eval()
+    loaded = round_trip(model, tmp_path)
+    images = torch.randn(2, 3, size["img_size"], size["img_size"])
+    assert isinstance(loaded, zoo.ReducedViT)
+    assert torch.equal(loaded(images), model(images))
+    if method is not None:
+        assert loaded.reducer.config == model.reducer.config
+
+
+def test_reducing_twice_keeps_the_first_base(tmp_path):
+    tower = timm.create_model("deit_small_patch16_224", **SMALL)
+    model = zoo.reduce(zoo.reduce(tower, method="tome", keep=0.5), method="random", keep=0.3).eval()
+    loaded = round_trip(model, tmp_path)
+    images = torch.randn(1, 3, 64, 64)
+    assert loaded.reducer.method == "random"
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_the_source_keeps_its_own_description():
+    tower = timm.create_model("deit_small_patch16_224", **SMALL)
+    zoo.reduce(tower, method="tome", keep=0.5)
+    assert tower.pretrained_cfg["architecture"] == "deit_small_patch16_224"
+    assert "method" not in getattr(tower, "_model_args", {})
+
+
+def test_a_rebuilt_model_needs_a_base():
+    with pytest.raises(ValueError, match="base=NAME"):
+        timm.create_model("reduced_vit")
+
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("b16", {}),
+    ("b16_patchrank60", {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16}),
+    ("b16_patchrank60", {"reduce_at": [0, 2, 5], "arch": "mlp", "width": 16, "rescore": True}),
+    ("b16_patchrank60", {"arch": "mixer", "schedule": "linear"}),
+    ("b16_patchrank60", {"arch": "mixer", "width": 48}),
+    ("b16_patchrank60", {"arch": "pooledmixer", "width": 16}),
+    ("b16_patchrank60", {"arch": "transformer", "width": 32}),
+    ("b16_patchrank60", {"arch": "linear"}),
+    ("b16_patchrank60", {"arch": "conv", "width": 8}),
+    ("b16_clsattn60", {"keep": 0.45, "source": "previous", "reduce_at": 2}),
+    ("b16_evit60", {"stage_rate": 0.7, "fuse": True, "reduce_at": [0, 2, 4]}),
+    ("b16_evit60", {"keep": 0.3}),
+    ("b16_tome60", {"r": 5, "proportional": False}),
+    ("b16_tome60", {"keep": 0.7, "reduce_at": [1, 2, 3], "schedule": "geometric"}),
+    ("b16_random60", {"seed": 17, "reduce_at": [2]}),
+]
+
+
+def test_all_methods_and_architectures_are_saved_below():
+    assert {zoo.MODELS[f"clip_vit_{name}"].method for name, _ in OPTIONS} == {None, *zoo.METHODS}
+    assert {options.get("arch") for _, options in OPTIONS} == {None, *ARCHITECTURES}
+
+
+@pytest.mark.parametrize("tag", ["openai", "laion2b"])
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@torch.no_grad()
+def test_round_trip(
+    name: str,
+    options: dict[str, Any],
+    tag: str,
+    tiny: Callable[..., nn.Module],
+    images: Tensor,
+    tmp_path: Path,
+):
+    model = tiny(f"clip_vit_{name}.{tag}", **options)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_args"].items() >= options.items()
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert isinstance(again, zoo.ReducedViT)
+    assert repr(again) == repr(model)  # activation and settings
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+    assert torch.equal(again(images), model(images))
+    assert tuple(again.pretrained_cfg["mean"]) == model.pretrained_cfg["mean"]
+    assert again.pretrained_cfg["crop_pct"] == 1.0
+
+
+@torch.no_grad()
+def test_round_trip_through_pickled_weights(
+    tiny: Callable[..., nn.Module], images: Tensor, tmp_path: Path
+):
+    model = tiny("clip_vit_b16_patchrank60.openai", arch="conv", width=8)
+    save_for_hf(model, tmp_path, safe_serialization=False)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(again(images), model(images))
+
+
+@torch.no_grad()
+def test_settings_can_be_changed_on_the_way_back(
+    tiny: Callable[..., nn.Module], images: Tensor, tmp_path: Path
+):
+    model = tiny("clip_vit_b16_evit60.openai", reduce_at=[1, 3])
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, keep=0.25).eval()
+    assert again.reducer.points == (1, 3)
+    assert again.trace(images).final_tokens == 16
+
+
+@torch.no_grad()
+def test_rescoring_can_be_left_off_on_the_way_back_but_not_made_up(
+    tiny: Callable[..., nn.Module], images: Tensor, tmp_path: Path
+):
+    options = {"reduce_at": [1, 3], "arch": "mlp"}
+    model = tiny("clip_vit_b16_patchrank60.openai", rescore=True, **options)
+    save_for_hf(model, tmp_path / "new", safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'new'}", pretrained=True, rescore=False)
+    carried = zoo.reduce(model, method="patchrank", keep=0.6, **options).eval()
+    carried.reducer.predictor = model.reducer.predictor
+    assert torch.equal(again.eval()(images), carried(images))
+    save_for_hf(again, tmp_path / "old", safe_serialization=True)
+    with pytest.raises(ValueError, match=r"no predictor: 'reducer\.rescorers\.3\..* is missing"):
+        timm.create_model(f"local-dir:{tmp_path / 'old'}", pretrained=True, rescore=True)
+
+
+@torch.no_grad()
+def test_another_head_is_saved(tiny: Callable[..., nn.Module], images: Tensor, tmp_path: Path):
+    model = tiny("clip_vit_b16_tome60.openai")
+    model.reset_classifier(3)
+    model.set_input_size(img_size=96)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(1, 3, 96, 96)
+    assert torch.equal(again(images), model(images))
+
+
+@torch.no_grad()
+def test_without_weights_only_the_form_comes_back(tiny: Callable[..., nn.Module], tmp_path: Path):
+    model = tiny("clip_vit_b16_random60.openai", seed=3)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}")
+    assert again.reducer.config == model.reducer.config
+    assert not torch.equal(again.head.weight, model.head.weight)
+
+
+def test_a_saved_dense_model_has_no_predictor(tiny: Callable[..., nn.Module], tmp_path: Path):
+    save_for_hf(tiny("clip_vit_b16.openai"), tmp_path, safe_serialization=True)
+    weights = {"file": str(tmp_path / "model.safetensors")}
+    with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai"):
+        tiny("clip_vit_b16_patchrank60.openai", pretrained=True, pretrained_cfg_overlay=weights)
