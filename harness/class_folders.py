@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.images import EXTENSIONS
+from harness.datasets.images import EXTENSIONS
 from zoo.files import write_whole
 from zoo.weights import cache_folder
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from harness.datasets import kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.coop import CoopSplit
+from harness.datasets.decoded import Decoded, decode_all
+from harness.datasets.images import how_many
 from harness.datasets.rooted import RootedDataset
-from harness.decoded import Decoded, decode_all
 from harness.evaluate import text_classifier
-from harness.images import how_many
 from harness.progress import Progress
 from zoo.clip import create_clip
 

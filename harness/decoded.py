@@ -13,8 +13,8 @@ from pathlib import Path
 
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
 from harness.datasets.coop import CoopSplit
+from harness.datasets.images import how_many
 from harness.datasets.rooted import RootedDataset
-from harness.images import how_many
 from harness.progress import Progress
 from zoo.files import write_whole
 from zoo.weights import cache_folder

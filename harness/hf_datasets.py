@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import constants, metadata_load
 
-from harness.hf_place import Place
+from harness.datasets.huggingface import Place
 
 OLDEST = 5  # release of the library; those before 4 ran scripts
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes

@@ -1,7 +1,7 @@
 """TorchScript archives, such as OpenAI's CLIP weights, read as tensors without running them.
 
 An archive holds a pickle of the module tree, a record for each storage, and source code. The
-pickle is parsed as data (``zoo.inert_pickle``); of the source code only the two lists are read
+pickle is parsed as data (``zoo.weight_file``); of the source code only the two lists are read
 that say which attributes of a class are parameters and buffers. torch.jit has no part in it.
 """
 
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.inert_pickle import Call, Instance, Name, Outside, parse
-from zoo.weight_archive import CODE, WeightArchive, open_archive
+from zoo.weight_file import CODE, Call, Instance, Name, Outside, WeightArchive, open_archive, parse
 
 MARK = "constants.pkl"  # by which torch, too, tells these archives from state dicts
 _STORAGES = {

@@ -10,9 +10,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo.jit_archive import MARK, read_jit_archive
-from zoo.weight_archive import open_archive
-
 # The state dict's place in what training scripts save, and what wrappers of modules put before
 # each name.
 _WRAPPERS = ("state_dict", "model")

@@ -13,8 +13,7 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
-from harness.archives.archive import Archive
-from harness.archives.unpack import require_room
+from harness.datasets.archives import Archive, require_room
 
 PART = ".part"
 BLOCK = 2**20

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.archives.archive import Archive
-from harness.archives.download import download, require_sum
 from harness.archives.lock import alone_in
-from harness.archives.unpack import unpack
+from harness.datasets.archives import Archive, download, require_sum, unpack
 from harness.progress import Progress
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from tarfile import TarError
 
-from harness.archives.archive import Archive
 from harness.archives.members import BLOCK, Member, members
+from harness.datasets.archives import Archive
 
 PARTIAL = ".unpacking"
 # Photographs hardly shrink, lists of names do; bombs are above 1000.

@@ -1,8 +1,8 @@
 """Caltech-101: objects, without the background and one of its two kinds of faces."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import ZhouDataset, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import ZhouDataset, split_archive
 
 HOME = "https://data.caltech.edu/records/mzrjq-6wc02"
 SPLIT = "split_zhou_Caltech101.json"

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from harness.captions import slug
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
-from harness.datasets.image_list import ImageList
-from harness.datasets.split_file import Entry, read_split_file
-from harness.images import require_inside
+from harness.datasets.captions import slug
+from harness.datasets.images import ImageList, require_inside
 
 PREFIX = "coop:"
 SHOWN = 6  # folders in a message

@@ -1,8 +1,8 @@
 """Describable Textures: what people call textures."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import ZhouDataset, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import ZhouDataset, split_archive
 
 HOME = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
 SPLIT = "split_zhou_DescribableTextures.json"

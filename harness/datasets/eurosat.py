@@ -1,8 +1,8 @@
 """EuroSAT: land use as Sentinel-2 sees it, in RGB."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import ZhouDataset, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import ZhouDataset, split_archive
 
 HOME = "https://github.com/phelber/EuroSAT"
 SPLIT = "split_zhou_EuroSAT.json"

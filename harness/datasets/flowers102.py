@@ -1,8 +1,8 @@
 """Oxford Flowers 102: flowers common in the United Kingdom."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import ZhouDataset, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import ZhouDataset, split_archive
 
 HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 SPLIT = "split_zhou_OxfordFlowers.json"

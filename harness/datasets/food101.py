@@ -1,8 +1,8 @@
 """Food-101: dishes."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import ZhouDataset, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import ZhouDataset, split_archive
 
 HOME = "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"
 SPLIT = "split_zhou_Food101.json"

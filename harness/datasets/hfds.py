@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.captions import slug
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
-from harness.hf_columns import Rows, captions, find_columns
-from harness.hf_datasets import load, roots
-from harness.hf_place import Choice, Place
-from harness.images import decode_image
+from harness.datasets.captions import slug
+from harness.datasets.huggingface import Choice, Place, Rows, captions, find_columns, load, roots
+from harness.datasets.images import decode_image
 from zoo.reducer import expected
 
 KNOWN: dict[str, SplitName] = {

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets.base import Rendered, Split
-from harness.images import how_many, read_image
+from harness.datasets.images import how_many, read_image
 
 SHOWN = 3  # images or classes in a line
 MISSING = -1

@@ -10,12 +10,10 @@ from typing import Self
 
 import numpy as np
 
-from harness.archives.archive import Archive
-from harness.archives.provide import Provider
+from harness.datasets.archives import Archive, Provider
 from harness.datasets.base import SplitName
-from harness.datasets.image_list import ImageList
+from harness.datasets.images import ImageList
 from harness.datasets.rooted import counted
-from harness.datasets.synsets import SynsetDataset
 from harness.progress import Progress
 
 HOME = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"

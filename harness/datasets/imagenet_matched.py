@@ -1,8 +1,8 @@
 """ImageNetV2: new test images for ImageNet, matched in frequency."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.imagenet import SynsetDataset
 from harness.datasets.rooted import counted
-from harness.datasets.synsets import SynsetDataset
 
 HOME = "https://github.com/modestyachts/ImageNetV2"
 

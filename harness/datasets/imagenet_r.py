@@ -1,8 +1,8 @@
 """ImageNet-R: art, toys and other renditions of 200 classes of ImageNet."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.imagenet import SynsetDataset
 from harness.datasets.rooted import counted
-from harness.datasets.synsets import SynsetDataset
 
 HOME = "https://github.com/hendrycks/imagenet-r"
 

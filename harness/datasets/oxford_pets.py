@@ -1,8 +1,8 @@
 """Oxford-IIIT Pet: breeds of cats and dogs."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import ZhouDataset, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import ZhouDataset, split_archive
 
 HOME = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 SPLIT = "split_zhou_OxfordPets.json"

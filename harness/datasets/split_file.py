@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.datasets.base import SPLITS, SplitName
-from harness.datasets.image_list import ImageList
+from harness.datasets.images import ImageList
 
 PICKLES = (".pkl", ".pickle")
 

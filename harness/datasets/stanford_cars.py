@@ -1,8 +1,8 @@
 """Stanford Cars: makes, models and years; its source is no longer online."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import ZhouDataset, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import ZhouDataset, split_archive
 
 HOME = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
 SPLIT = "split_zhou_StanfordCars.json"

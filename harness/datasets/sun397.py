@@ -1,8 +1,8 @@
 """SUN397: scenes."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import ZhouDataset, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import ZhouDataset, split_archive
 
 HOME = "https://vision.princeton.edu/projects/2010/SUN/"
 SPLIT = "split_zhou_SUN397.json"

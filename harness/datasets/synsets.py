@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.class_folders import ClassFolder, class_folders
 from harness.datasets.base import SplitName
-from harness.datasets.image_list import ImageList, shortened
+from harness.datasets.imagenet import ClassFolder, class_folders
+from harness.datasets.images import ImageList, shortened
 from harness.datasets.rooted import RootedDataset
 
 NAMES = "classnames.txt"  # which CoOp asks for, and this doesn't

@@ -1,8 +1,8 @@
 """UCF101: actions, by the middle frame of each video."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
+from harness.datasets.coop import LIST, ZhouDataset, drive, split_archive
 from harness.datasets.rooted import counted
-from harness.datasets.zhou import LIST, ZhouDataset, drive, split_archive
 
 HOME = "https://www.crcv.ucf.edu/data/UCF101.php"
 SPLIT = "split_zhou_UCF101.json"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.captions import require_template, slug, text_lines
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
-from harness.images import decode_image
-from harness.tar_index import Sample, index_of, read_sample
+from harness.datasets.captions import require_template, slug, text_lines
+from harness.datasets.images import decode_image
+from harness.datasets.webdataset import Sample, index_of, read_sample
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 FOLDERS: dict[SplitName, tuple[str, ...]] = {

@@ -4,12 +4,11 @@ import abc
 import functools
 from typing import ClassVar
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.base import SplitName
-from harness.datasets.image_list import ImageList
+from harness.datasets.coop import SplitFile, read_split_file
+from harness.datasets.images import ImageList, require_inside
 from harness.datasets.rooted import RootedDataset
-from harness.datasets.split_file import SplitFile, read_split_file
-from harness.images import require_inside
 
 LIST = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 

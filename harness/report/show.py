@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from harness.datasets import KINDS, get_dataset
+from harness.datasets.images import LEAVE_OUT, read_image
 from harness.golden.maps import (
     class_text,
     golden_maps,
@@ -22,7 +23,6 @@ from harness.golden.maps import (
     reduced,
     unprocessed,
 )
-from harness.images import LEAVE_OUT, read_image
 from harness.progress import Progress
 from harness.report.sheet import Box, Row, Sheet, draw
 from harness.towers import Tower, load_tower

@@ -8,11 +8,11 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
+from harness.datasets.huggingface import HfDataset
 from PIL import Image
 
 from harness.cli import main
 from harness.datasets import forget, get_dataset, names_of
-from harness.datasets.hfds import HfDataset
 
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.datasets.webdataset import TarDataset
 from PIL import Image
 
-from harness import tar_index
 from harness.datasets import names_of
-from harness.datasets.wds import TarDataset
+from harness.datasets import webdataset as tar_index
 
 Member = tuple[str, bytes]
 Make = Callable[..., Path]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.datasets.webdataset import TarDataset
 
 from harness.datasets import get_dataset
-from harness.datasets.wds import TarDataset
 
 Make = Callable[..., Path]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.weight_archive import open_archive
-from zoo.weight_file import read_weights
+from zoo.weight_file import open_archive, read_weights
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from harness.datasets.archives import Archive, download
 
-from harness.archives import download as module
-from harness.archives.archive import Archive
-from harness.archives.download import download
+from harness.datasets import archives as module
 
 PAGE = "https://example.org/data"
 CONTENT = os.urandom(300_000)

@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from harness.datasets.archives import Archive, Provider, needed
 
-from harness.archives.archive import Archive
-from harness.archives.provide import Provider, needed
 from harness.datasets import get_dataset
-from harness.datasets.dtd import DescribableTextures
+from harness.datasets.coop import DescribableTextures
 from harness.datasets.imagenet import ImageNet
 
 PAGE = "https://example.org/data"
@@ -128,7 +127,7 @@ def test_a_dataset_is_downloaded_and_read(
 def test_of_many_that_start_together_one_unpacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import threading
 
-    from harness.archives import provide as module
+    from harness.datasets import archives as module
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "images.tar.gz").write_bytes(INNER)

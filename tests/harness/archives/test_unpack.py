@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.datasets.archives import Archive, unpack
 
-from harness.archives import unpack as module
-from harness.archives.archive import Archive
-from harness.archives.unpack import unpack
+from harness.datasets import archives as module
 
 PAGE = "https://example.org/data"
 FILES = {"top/a/one.txt": b"one", "top/a/two.txt": b"two" * 9000, "top/b.txt": os.urandom(70_000)}
