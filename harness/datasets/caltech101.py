@@ -1,6 +1,6 @@
 """Caltech-101: objects, without the background and one of its two kinds of faces."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.rooted import counted
 from harness.datasets.zhou import ZhouDataset, split_archive
 

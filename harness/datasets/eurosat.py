@@ -1,6 +1,6 @@
 """EuroSAT: land use as Sentinel-2 sees it, in RGB."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.rooted import counted
 from harness.datasets.zhou import ZhouDataset, split_archive
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.base import SPLITS, SplitName
 from harness.datasets.image_list import ImageList
 from harness.datasets.rooted import RootedDataset, counted

@@ -10,8 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from harness.archives.archive import Archive
-from harness.archives.provide import Provider
+from harness.datasets.archives import Archive, Provider
 from harness.datasets.base import SplitName
 from harness.datasets.image_list import ImageList
 from harness.datasets.rooted import counted

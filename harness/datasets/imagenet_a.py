@@ -1,6 +1,6 @@
 """ImageNet-A: photographs that a ResNet-50 gets wrong, of 200 classes of ImageNet."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.rooted import counted
 from harness.datasets.synsets import SynsetDataset
 

@@ -1,6 +1,6 @@
 """ImageNetV2: new test images for ImageNet, matched in frequency."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.rooted import counted
 from harness.datasets.synsets import SynsetDataset
 

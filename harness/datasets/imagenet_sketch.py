@@ -1,6 +1,6 @@
 """ImageNet-Sketch: drawings in black and white of the classes of ImageNet."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.rooted import counted
 from harness.datasets.synsets import SynsetDataset
 from harness.datasets.zhou import drive

@@ -1,6 +1,6 @@
 """Oxford-IIIT Pet: breeds of cats and dogs."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.rooted import counted
 from harness.datasets.zhou import ZhouDataset, split_archive
 

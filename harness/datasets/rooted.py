@@ -9,9 +9,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from harness.archives.archive import Archive
-from harness.archives.download import require_sum
-from harness.archives.provide import Provider
+from harness.datasets.archives import Archive, Provider, require_sum
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
 from harness.datasets.image_list import ImageList, shortened
 from harness.progress import Progress

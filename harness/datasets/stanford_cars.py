@@ -1,6 +1,6 @@
 """Stanford Cars: makes, models and years; its source is no longer online."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.rooted import counted
 from harness.datasets.zhou import ZhouDataset, split_archive
 

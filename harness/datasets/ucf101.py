@@ -1,6 +1,6 @@
 """UCF101: actions, by the middle frame of each video."""
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.rooted import counted
 from harness.datasets.zhou import LIST, ZhouDataset, drive, split_archive
 

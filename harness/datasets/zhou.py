@@ -4,7 +4,7 @@ import abc
 import functools
 from typing import ClassVar
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets.base import SplitName
 from harness.datasets.image_list import ImageList
 from harness.datasets.rooted import RootedDataset

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.archives.archive import Archive
-from harness.archives.unpack import unpack
+from harness.datasets.archives import Archive, unpack
 
 NOISE = os.urandom(70_000)
 KINDS = ("x.tar", "x.tgz", "x.zip")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from harness.archives.archive import Archive
+from harness.datasets.archives import Archive
 from harness.datasets import get_dataset
 from harness.datasets.imagenet import DEVKIT, ImageNet
 
