@@ -1,22 +1,27 @@
-"""Whether a dataset is whole: counts, checksums, and every image decoded."""
+"""`datasets check`: whether a dataset is whole: counts, checksums, and every image decoded."""
 
+import argparse
 from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
-from harness.datasets import kind_of
+from harness.datasets import get_dataset, kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
-from harness.datasets.coop import CoopSplit
+from harness.datasets.decoded import Decoded, decode_all
+from harness.datasets.images import how_many
 from harness.datasets.rooted import RootedDataset
-from harness.decoded import Decoded, decode_all
 from harness.evaluate import text_classifier
-from harness.images import how_many
 from harness.progress import Progress
+from harness.shown import Shown, json_values
 from zoo.clip import create_clip
 
 SHOWN = 5  # names in a line
+ROWS = 40  # classes that a table shows; of more, those that stand out
+LISTED = 20  # unreadable images
 TOWER = "clip_vit_s14"
 
 
@@ -62,7 +67,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     facts += uneven
     if isinstance(dataset, RootedDataset):
         problems += dataset.problems(progress)
-    elif isinstance(dataset, CoopSplit):
+    else:
         problems += dataset.differences()
     bad: dict[SplitName, NDArray[np.int64]] | None = None
     unreadable: tuple[str, ...] = ()
@@ -144,3 +149,53 @@ def _unnamed(dataset: Dataset) -> list[str]:
 
 def _some(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+
+
+def run_check(args: argparse.Namespace, status: Console) -> Shown:
+    """Check a dataset."""
+    found = check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast)
+    lines = [f"note: {line}" for line in found.notes]
+    lines += [f"problem: {line}" for line in found.problems]
+    lines += [f"  {line}" for line in found.unreadable[:LISTED]]
+    if (more := len(found.unreadable) - LISTED) > 0:
+        lines.append(f"  and {more} more")
+    total = sum(int(counts.sum()) for counts in found.counts.values())
+    read = f"{total:,} images {'listed' if found.bad is None else 'read'}"
+    outcome = f"problems: {len(found.problems)}" if found.problems else "no problem found"
+    lines.append(f"{found.name}, revision {found.revision}: {read}, {outcome}")
+    return Shown(
+        parts=(class_table(found), *lines),
+        data=json_values(found),
+        code=1 if found.problems else 0,
+    )
+
+
+def class_table(found: Checked) -> Table:
+    """Lay out the images of each class; of many classes those that lack some."""
+    table = Table(title=f"{found.name}: {len(found.classes)} classes")
+    table.add_column("class")
+    splits = [name for name in SPLITS if found.counts[name].any()]
+    for name in splits:
+        table.add_column(name, justify="right")
+    if found.bad is not None:
+        table.add_column("unreadable", justify="right")
+    counts = np.stack([found.counts[name] for name in splits])
+    bad = np.zeros_like(counts[0])
+    if found.bad is not None:
+        bad = np.sum([found.bad[name] for name in splits], axis=0)
+
+    def row(name: str, values: list[int], lost: int) -> None:
+        cells = [f"{value:,}" for value in values]
+        table.add_row(name, *cells, *([f"{lost:,}"] if found.bad is not None else []))
+
+    odd = np.flatnonzero((counts == 0).any(axis=0) | (bad > 0))
+    short = len(found.classes) <= ROWS
+    for label in range(len(found.classes)) if short else odd[:ROWS]:
+        row(found.classes[label], counts[:, label].tolist(), int(bad[label]))
+    if not short:
+        if len(odd) > ROWS:
+            row(f"... and {len(odd) - ROWS} more like these", [], 0)
+        for word, of in (("fewest", np.min), ("median", np.median), ("most", np.max)):
+            row(f"({word})", [int(of(line)) for line in counts], int(of(bad)))
+    row("(all)", counts.sum(axis=1).tolist(), int(bad.sum()))
+    return table

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zoo
-from harness.datasets import list_datasets, root_of, shipped_facts
+from harness.datasets import KINDS, list_datasets, root_of, shipped_facts
 from harness.datasets.base import SPLITS
 from harness.datasets.rooted import RootedDataset
 from harness.layout import fewer
@@ -34,6 +34,32 @@ def run_list(_args: argparse.Namespace, _status: Console) -> Shown:
     }
     *others, datasets = list_tables()
     return Shown(parts=(*others, fitting(datasets)), data=data)
+
+
+def run_datasets(args: argparse.Namespace, _status: Console) -> Shown:
+    """List datasets.
+
+    Raises:
+        FileNotFoundError: a root that isn't there.
+        NotADirectoryError: a root that is a file.
+    """
+    _require_root(args.root)
+    made = [f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()]
+    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
+    data = {"datasets": datasets_data(args.root), "by_path": kinds}
+    return Shown(parts=(fitting(datasets_table(args.root)), *made), data=data)
+
+
+def _require_root(root: Path | None) -> None:
+    """Refuse a root below which nothing can be."""
+    if root is None or root.is_dir():
+        return
+    flag = f"--root {str(root)!r}"
+    if root.exists():
+        raise NotADirectoryError(f"{flag} is a file; give a folder")
+    raise FileNotFoundError(
+        f"{flag}: there is no such folder; give the one that datasets lie below"
+    )
 
 
 def fitting(datasets: Table) -> Forms:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.datasets.base import Dataset, Example, Split, SplitName
+from harness.datasets.base import Dataset, Example, Split, SplitName, concrete_classes
 from harness.datasets.coop import CoopSplit
+from harness.datasets.decoded import bad_images, require_readable
 from harness.datasets.folder import FolderDataset, FolderParted
-from harness.datasets.hfds import HfDataset
+from harness.datasets.huggingface import HfDataset
 from harness.datasets.rooted import RootedDataset
-from harness.datasets.wds import TarDataset
-from harness.discovery import concrete_classes
+from harness.datasets.webdataset import TarDataset
 from harness.progress import Progress
 
 __all__ = [
@@ -81,8 +81,6 @@ class _How:
         # What ships is drawn, so there is nothing that can't be read.
         here = not dataset.files and getattr(dataset, "root", Path()) is not None
         if self.skip_bad is not None and here:
-            from harness.decoded import bad_images, require_readable
-
             if self.skip_bad:
                 dataset = dataset.without(bad_images(dataset, self.progress))
                 told += ["--skip-bad"]

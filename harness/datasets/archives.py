@@ -514,3 +514,8 @@ def _merge(source: Path, goal: Path, last: tuple[str, ...]) -> None:
             entry.rename(place)
         elif place.is_dir() and entry.is_dir():
             _merge(entry, place, last[1:] if entry.name == first else ())
+
+
+def drive(number: str) -> str:
+    """Return the address of a file on Google Drive, without the page that warns of large ones."""
+    return f"https://drive.usercontent.google.com/download?id={number}&export=download&confirm=t"

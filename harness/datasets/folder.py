@@ -10,9 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.captions import FILES, captions_of, slug
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
-from harness.images import EXTENSIONS, file_digests, image_files, read_image, require_inside
+from harness.datasets.captions import FILES, captions_of, slug
+from harness.datasets.images import (
+    EXTENSIONS,
+    file_digests,
+    image_files,
+    read_image,
+    require_inside,
+)
 
 SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.datasets.archives import Archive, Provider, require_sum
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
-from harness.datasets.image_list import ImageList, shortened
+from harness.datasets.images import ImageList, shortened
 from harness.progress import Progress
 
 

@@ -46,7 +46,7 @@ COMMANDS = (
         group="look",
         what="Show what datasets there are, and where.",
         flags=_root,
-        run="harness.dataset_commands:run_list",
+        run="harness.listing:run_datasets",
         examples=(("datasets list", "those that ship or lie below CLIP_PATCHRANK_DATA"),),
     ),
     Command(
@@ -54,7 +54,7 @@ COMMANDS = (
         group="look",
         what="Verify a local copy before hours are spent on it: counts, checksums, every image.",
         flags=_check,
-        run="harness.dataset_commands:run_check",
+        run="harness.dataset_check:run_check",
         examples=(
             ("datasets check emoji", "a dataset that ships"),
             ("datasets check folder:photos --fast", "your own images, by their names alone"),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import class_folders as module
-from harness.class_folders import class_folders
+from harness.datasets import imagenet as module
+from harness.datasets.imagenet import class_folders
 
 
 @pytest.fixture

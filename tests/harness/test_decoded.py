@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from harness import decoded as module
 from harness.datasets import Dataset, forget, get_dataset, names_of
+from harness.datasets import decoded as module
+from harness.datasets.decoded import bad_images, decode_all, require_readable
 from harness.datasets.folder import FolderDataset
-from harness.decoded import bad_images, decode_all, require_readable
 from harness.progress import Progress
 
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")

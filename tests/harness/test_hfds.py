@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from harness.datasets import forget, get_dataset, names_of
-from harness.datasets.hfds import HfDataset
+from harness.datasets.huggingface import HfDataset
 
 Table = datasets.Dataset
 NAMES = ["tabby_cat", "dog", "red_fox"]

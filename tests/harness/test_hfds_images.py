@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness.cli import main
 from harness.datasets import forget, get_dataset, names_of
-from harness.datasets.hfds import HfDataset
+from harness.datasets.huggingface import HfDataset
 
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.images import folder_images
+from harness.datasets.images import folder_images
 
 SQUARE = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
 

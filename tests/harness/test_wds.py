@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import tar_index
 from harness.datasets import names_of
-from harness.datasets.wds import TarDataset
+from harness.datasets import webdataset as tar_index
+from harness.datasets.webdataset import TarDataset
 
 Member = tuple[str, bytes]
 Make = Callable[..., Path]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.datasets import get_dataset
-from harness.datasets.wds import TarDataset
+from harness.datasets.webdataset import TarDataset
 
 Make = Callable[..., Path]
 

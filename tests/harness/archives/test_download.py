@@ -121,5 +121,5 @@ def test_a_silent_server_is_given_up(
     monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
-        with pytest.raises(OSError, match="failed: .*timed out"):
+        with pytest.raises(OSError, match=r"failed: .*timed out"):
             download(of(served, url=url), tmp_path / "x.tgz")

@@ -11,7 +11,7 @@ import pytest
 
 from harness.datasets import get_dataset
 from harness.datasets.archives import Archive, Provider, needed
-from harness.datasets.dtd import DescribableTextures
+from harness.datasets.coop import DescribableTextures
 from harness.datasets.imagenet import ImageNet
 
 PAGE = "https://example.org/data"

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from harness.datasets.archives import Archive
 from harness.datasets import get_dataset
+from harness.datasets.archives import Archive
 from harness.datasets.imagenet import DEVKIT, ImageNet
 
 Files = Mapping[str, bytes]

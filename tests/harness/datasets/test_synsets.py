@@ -10,8 +10,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from harness.datasets import get_dataset
-from harness.datasets.imagenet import META, TRUTH
-from harness.datasets.synsets import synsets_of
+from harness.datasets.imagenet import META, TRUTH, synsets_of
 
 Ship = Callable[..., object]
 

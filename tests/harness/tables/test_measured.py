@@ -10,8 +10,7 @@ from harness.averages import averages
 from harness.changes import changes
 from harness.changes_table import sheets
 from harness.commands import both, ends
-from harness.dataset_check import Checked
-from harness.dataset_commands import class_table
+from harness.dataset_check import Checked, class_table
 from harness.floor import Floor
 from harness.listing import datasets_table, fitting, list_tables
 from harness.match import matched

@@ -12,9 +12,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
-from harness.datasets.coop import CoopSplit
-from harness.datasets.rooted import RootedDataset
-from harness.images import how_many
+from harness.datasets.images import how_many
 from harness.progress import Progress
 from zoo.files import write_whole
 from zoo.weights import cache_folder
@@ -89,7 +87,7 @@ def require_readable(dataset: Dataset) -> None:
         FileNotFoundError: how many are missing, and the first.
         ValueError: names the first.
     """
-    if isinstance(dataset, CoopSplit | RootedDataset) and (lines := dataset.differences()):
+    if lines := dataset.differences():
         raise FileNotFoundError(
             f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad"
         )
