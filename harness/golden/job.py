@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.datasets.base import Dataset, Split, SplitName
+from harness.datasets.images import folder_images
 from harness.evaluate import text_classifier
 from harness.golden.provenance import FOLDER_SPLIT
-from harness.images import folder_images
 from harness.towers import Tower
 from zoo.golden import GoldenConfig
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from harness.datasets import KINDS, get_dataset
-from harness.images import LEAVE_OUT, read_image
+from harness.datasets.images import LEAVE_OUT, read_image
 from zoo.reducer import expected
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")

@@ -2,7 +2,7 @@
 
 import functools
 
-from harness.discovery import concrete_classes
+from harness.datasets.base import concrete_classes
 from harness.reproduction.base import Reproduction
 from zoo.reducer import expected
 

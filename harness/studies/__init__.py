@@ -2,7 +2,7 @@
 
 import functools
 
-from harness.discovery import concrete_classes
+from harness.datasets.base import concrete_classes
 from harness.studies.base import Study
 from zoo.reducer import expected
 
