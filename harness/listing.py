@@ -117,13 +117,9 @@ def datasets_table(root: Path | None = None) -> Table:
 
 
 def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
-    """Return the datasets that have names as JSON values; sizes are numbers of images.
-
-    Args:
-        root: as for `datasets_table`.
-    """
+    """Return the datasets that have names as JSON values; sizes are numbers of images."""
     where = root_of(root)
-    found = []
+    rows = []
     for name in list_datasets():
         dataset = shipped_facts(name)
         facts: dict[str, Any] = {"name": name, "what": dataset.title, "license": dataset.license}
@@ -136,8 +132,8 @@ def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
             facts |= {"classes": len(dataset.classes), "shipped": True, "folder": None}
             facts |= {split: len(dataset.split(split)) for split in SPLITS}
             facts |= {"there": True, "accuracy_by_text_is": captions(name)}
-        found.append(facts)
-    return found
+        rows.append(facts)
+    return rows
 
 
 def _what(method: type) -> str:
@@ -146,5 +142,5 @@ def _what(method: type) -> str:
 
 def _fitted(size: str) -> dict[str, list[int]]:
     """Return the weights of a size that have predictors, with the blocks that these serve."""
-    found = {tag: list(fitted_blocks(f"clip_vit_{size}", tag)) for tag in SIZES[size].tags}
-    return {tag: blocks for tag, blocks in found.items() if blocks}
+    blocks_of = {tag: list(fitted_blocks(f"clip_vit_{size}", tag)) for tag in SIZES[size].tags}
+    return {tag: blocks for tag, blocks in blocks_of.items() if blocks}

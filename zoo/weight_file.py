@@ -91,9 +91,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     with one in it (``state_dict``, names that start with ``module.``); and TorchScript archives,
     such as OpenAI's. Nothing in a file is executed.
 
-    Args:
-        path: the file.
-
     Returns:
         Tensors by name on the CPU, in the precision stored.
 

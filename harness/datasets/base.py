@@ -257,6 +257,21 @@ class Dataset(abc.ABC):
         return path
 
 
+class OwnDataset(Dataset):
+    """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``."""
+
+    license = "see the dataset's own"
+    files = ()
+    build_command = "none: it is made from the user's files"
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    _classes: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Captions of the classes, in the order of the labels."""
+        return self._classes
+
+
 def concrete_classes(
     package: str, path: Iterable[str], kind: type[Any], *, but: tuple[type[Any], ...] = ()
 ) -> dict[str, type[Any]]:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from harness.datasets.archives import Archive, drive
-from harness.datasets.base import SPLITS, Dataset, Split, SplitName
+from harness.datasets.base import SPLITS, OwnDataset, Split, SplitName
 from harness.datasets.captions import slug
 from harness.datasets.images import ImageList, require_inside
 from harness.datasets.rooted import RootedDataset, counted
@@ -181,40 +181,29 @@ def _classes(entries: dict[SplitName, list[Entry]], what: str) -> tuple[str, ...
     return tuple(labels)
 
 
-class CoopSplit(Dataset):
+class CoopSplit(OwnDataset):
     """The images that a split file of the user's lists.
 
     They lie beside the file, or in one folder beside it, which is found by looking. The names of
     everything are made from the file's own name, so they are the same on every machine.
-
-    Args:
-        file: the split file.
 
     Raises:
         FileNotFoundError: no such file, or no folder holds the first images.
         ValueError: not a split file, or one that contradicts itself or leaves its folder.
     """
 
-    license = "see the dataset's own"
     source = "split file of CoOp (Zhou et al., IJCV 2022)"
-    files = ()
-    build_command = "none: it is made from a split file"
-    templates = ("a photo of a {}.",)
 
     def __init__(self, file: Path) -> None:
         self.file = file.expanduser().absolute()
         what = f"split file {str(self.file)!r}"
         self._split_file = read_split_file(self.file)
+        self._classes = self._split_file.classes
         self.root = _root(self.file.parent, self._split_file.entries, what)
         require_inside(self.root, self._split_file.paths, what)
         short = self.file.stem.removeprefix("split_zhou_")
         self.name = f"coop-{slug(short, what)}"
         self.title = f"{short}, split by CoOp"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the file, underscores as spaces, in the order of its labels."""
-        return self._split_file.classes
 
     def _revision(self) -> str:
         """First 12 hex digits of the split file's sha256; the images aren't read."""

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from huggingface_hub import constants, metadata_load
 from numpy.typing import NDArray
 
-from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
+from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
 from harness.datasets.captions import slug
 from harness.datasets.images import MISSING, decode_image
 from zoo.reducer import expected
@@ -74,21 +74,21 @@ class Choice:
             ValueError: an unknown key, one without a value, or one that is there twice.
         """
         keys = [field.name for field in fields(cls)]
-        told: dict[str, str] = {}
+        choices: dict[str, str] = {}
         for part in text.split(","):
             key, _, value = part.partition("=")
             if key not in keys:
                 raise ValueError(f"{what}: {part!r} after '#': {expected(key, keys)}, as KEY=VALUE")
-            if not value or key in told:
+            if not value or key in choices:
                 raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
-            told[key] = value
-        return cls(**told)
+            choices[key] = value
+        return cls(**choices)
 
     def __str__(self) -> str:
         """Return it as it is written, "" where nothing is chosen."""
-        told = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
-        told = [part for part in told if not part.endswith("=None")]
-        return "#" + ",".join(told) if told else ""
+        parts = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
+        parts = [part for part in parts if not part.endswith("=None")]
+        return "#" + ",".join(parts) if parts else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +116,10 @@ class Place:
             NotADirectoryError: a file.
             ValueError: see ``Choice.parse``.
         """
-        where, sharp, told = text.rpartition("#")
+        where, sharp, choices = text.rpartition("#")
         if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
             where, sharp = text, ""
-        choice = Choice.parse(told, f"hfds:{text}") if sharp else Choice()
+        choice = Choice.parse(choices, f"hfds:{text}") if sharp else Choice()
         folder = Path(where).expanduser().absolute()
         if folder.is_dir():
             what = f"folder {str(folder)!r}"
@@ -160,7 +160,7 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
     library = _library()
     with _quiet(library, offline=not download or place.folder is not None):
         try:
-            found = _opened(library, place)
+            tables = _opened(library, place)
         except (ConnectionError, FileNotFoundError) as error:
             if place.folder is None and not download:
                 raise FileNotFoundError(_missing(library, place)) from error
@@ -174,7 +174,7 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
             mend = "" if download or place.folder else f"; {_way(place)}"
             hint = "; name it as in #config=CONFIG" if any(s in text for s in SEVERAL) else ""
             raise ValueError(f"{place.what} can't be read: {text}{hint}{mend}") from error
-    return found
+    return tables
 
 
 def _opened(library: Any, place: Place) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _opened(library: Any, place: Place) -> dict[str, Any]:
             raise ValueError(
                 f"config={place.choice.config}: what save_to_disk wrote has no configs"
             )
-        found = library.load_from_disk(str(place.folder))
+        tables = library.load_from_disk(str(place.folder))
     else:
         if place.folder is not None:
             _require_files(place.folder)
@@ -197,10 +197,10 @@ def _opened(library: Any, place: Place) -> dict[str, Any]:
                 f"{', '.join(READERS)}"
             )
         builder.download_and_prepare()
-        found = builder.as_dataset()
-    if isinstance(found, library.Dataset):
-        return {str(found.split or ""): found}
-    return {str(name): split for name, split in found.items()}
+        tables = builder.as_dataset()
+    if isinstance(tables, library.Dataset):
+        return {str(tables.split or ""): tables}
+    return {str(name): split for name, split in tables.items()}
 
 
 def _is_saved(folder: Path) -> bool:
@@ -210,16 +210,16 @@ def _is_saved(folder: Path) -> bool:
 def _require_files(folder: Path) -> None:
     """Refuse a folder whose own words would send the library elsewhere."""
     card, own = folder / "README.md", folder / ".huggingface.yaml"
-    told = str((metadata_load(card) or {}).get("configs", "")) if card.is_file() else ""
-    told += own.read_text(encoding="utf-8") if own.is_file() else ""
-    if "://" in told:
+    text = str((metadata_load(card) or {}).get("configs", "")) if card.is_file() else ""
+    text += own.read_text(encoding="utf-8") if own.is_file() else ""
+    if "://" in text:
         raise ValueError("its README.md or .huggingface.yaml names files by URL; put them there")
 
 
 def _text(error: BaseException) -> str:
     """Put what the library says, and why, into one line."""
-    told = [error, error.__cause__] if error.__cause__ else [error]
-    return ": ".join(" ".join(str(one).split()) for one in told)
+    errors = [error, error.__cause__] if error.__cause__ else [error]
+    return ": ".join(" ".join(str(one).split()) for one in errors)
 
 
 def _missing(library: Any, place: Place) -> str:
@@ -290,33 +290,33 @@ def find_columns(
 
     Args:
         features: of the dataset.
-        image: the one that is asked for, if any.
+        image: the column that is asked for, if any.
         label: likewise.
-        what: the dataset is, for messages.
+        what: names the dataset in messages.
 
     Raises:
         ValueError: none or several of a type, and none asked for; or that is of another type.
     """
-    found = {
-        kind: _column(features, kind, asked, key, what)
-        for kind, asked, key in ((IMAGE, image, "image"), (CLASSES, label, "label"))
+    columns = {
+        kind: _column(features, kind, choice, key, what)
+        for kind, choice, key in ((IMAGE, image, "image"), (CLASSES, label, "label"))
     }
-    names = tuple(str(name) for name in features[found[CLASSES]].names)
-    return Columns(image=found[IMAGE], label=found[CLASSES], names=names)
+    names = tuple(str(name) for name in features[columns[CLASSES]].names)
+    return Columns(image=columns[IMAGE], label=columns[CLASSES], names=names)
 
 
-def _column(features: Mapping[str, Any], kind: str, asked: str | None, key: str, what: str) -> str:
+def _column(features: Mapping[str, Any], kind: str, choice: str | None, key: str, what: str) -> str:
     """Return the column of a type."""
     types = {name: type(feature).__name__ for name, feature in features.items()}
     fitting = [name for name, own in types.items() if own == kind]
-    if asked is not None:
-        if asked not in types:
-            raise ValueError(f"{what}: {key}={asked}: {expected(asked, fitting or types)}")
-        if asked not in fitting:
+    if choice is not None:
+        if choice not in types:
+            raise ValueError(f"{what}: {key}={choice}: {expected(choice, fitting or types)}")
+        if choice not in fitting:
             raise ValueError(
-                f"{what}: {key}={asked}: it is of type {types[asked]}, expected {kind}"
+                f"{what}: {key}={choice}: it is of type {types[choice]}, expected {kind}"
             )
-        return asked
+        return choice
     if not fitting:
         listed = ", ".join(f"{name} ({own})" for name, own in types.items())
         mend = "class_encode_column" if kind == CLASSES else "cast_column"
@@ -338,25 +338,24 @@ def captions(names: Sequence[str], what: str) -> tuple[str, ...]:
     Raises:
         ValueError: one that can't be put into a prompt, or two that are the same.
     """
-    found: dict[str, str] = {}
+    names_by_caption: dict[str, str] = {}
     for name in names:
         words = " ".join(name.replace("_", " ").split())
         if not words or not words.isprintable():
             raise ValueError(f"{what}: class name {name!r} can't be put into a prompt")
-        if words in found:
-            raise ValueError(f"{what}: classes {found[words]!r} and {name!r} are both {words!r}")
-        found[words] = name
-    return tuple(found)
+        if words in names_by_caption:
+            raise ValueError(
+                f"{what}: classes {names_by_caption[words]!r} and {name!r} are both {words!r}"
+            )
+        names_by_caption[words] = name
+    return tuple(names_by_caption)
 
 
 class Rows:
     """The rows of a split, of which nothing is read before it is asked for.
 
     Args:
-        table: a ``datasets.Dataset``.
-        columns: which ones count.
         roots: folders in which image files may be that the table only has paths of.
-        what: these are, for messages.
 
     Raises:
         ValueError: the table is damaged.
@@ -379,8 +378,8 @@ class Rows:
         Raises:
             ValueError: rows without a label, or with one beyond the classes.
         """
-        told = pc.fill_null(self._whole.column(self._columns.label), MISSING)
-        labels: NDArray[np.int64] = told.to_numpy().astype(np.int64)
+        column = pc.fill_null(self._whole.column(self._columns.label), MISSING)
+        labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
         if unlabelled := int(np.count_nonzero(labels < 0)):
             raise ValueError(
                 f"{self.what}: {unlabelled:,} of {len(labels):,} rows have no label; leave this "
@@ -397,8 +396,8 @@ class Rows:
     def sizes(self) -> NDArray[np.int64]:
         """Bytes of each image file, (n,) int64; -1 of those that are missing."""
         images = self._whole.column(self._columns.image)
-        told = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), MISSING)
-        sizes: NDArray[np.int64] = told.to_numpy().astype(np.int64)
+        column = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), MISSING)
+        sizes: NDArray[np.int64] = column.to_numpy().astype(np.int64)
         elsewhere = np.flatnonzero(sizes <= 0)
         paths = pc.struct_field(images, "path").take(pa.array(elsewhere)).to_pylist()
         for index, path in zip(elsewhere.tolist(), paths, strict=True):
@@ -452,7 +451,7 @@ class Rows:
         return any(real.is_relative_to(root) for root in self._roots)
 
 
-class HfDataset(Dataset):
+class HfDataset(OwnDataset):
     """The images and classes of a dataset that `datasets` can open.
 
     An image's id is its split and row. It stays as long as the rows do, on every machine and with
@@ -468,17 +467,13 @@ class HfDataset(Dataset):
             several; rows without labels; classes or splits that contradict each other.
     """
 
-    license = "see the dataset's own"
     source = "the Hugging Face `datasets` library"
-    files = ()
-    build_command = "none: it is made by `datasets`"
-    templates = ("a photo of a {}.",)
 
     def __init__(self, place: Path, *, download: bool = False) -> None:
         self.place = Place.parse(str(place))
         what, choice = self.place.what, self.place.choice
-        told = (self.place.name, choice.config, choice.image, choice.label)
-        self.name = f"hfds-{slug(' '.join(filter(None, told)), what)}"
+        parts = (self.place.name, choice.config, choice.image, choice.label)
+        self.name = f"hfds-{slug(' '.join(filter(None, parts)), what)}"
         self.title = f"Images of {self.place.name}"
         tables = load(self.place, download=download)
         chosen = _chosen(tables, choice, what)
@@ -501,17 +496,9 @@ class HfDataset(Dataset):
         for rows in self._rows.values():
             _ = rows.labels  # refuses rows without
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, underscores as spaces, in the order of the labels."""
-        return self._classes
-
+    @functools.cache  # noqa: B019  (a dataset lives as long as the process)
     def _revision(self) -> str:
         """12 hex digits over classes, labels, files' sizes and a few files, in the rows' order."""
-        return self._digest
-
-    @functools.cached_property
-    def _digest(self) -> str:
         digest = hashlib.sha256("\0".join(self._classes).encode())
         for split, rows in self._rows.items():
             digest.update(f"\0{split}\0".encode())
@@ -546,29 +533,29 @@ def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, 
         ValueError: none is, or two are the same.
     """
     there = {name or "(without a name)": name for name in names}
-    found: dict[SplitName, str] = {}
+    chosen: dict[SplitName, str] = {}
     for split in SPLITS:
-        told: str | None = getattr(choice, split)
-        if told is not None:
-            if told not in there:
-                raise ValueError(f"{what}: {split}={told}: {expected(told, there)}")
-            found[split] = told
-    if found:
-        return found
+        own_name: str | None = getattr(choice, split)
+        if own_name is not None:
+            if own_name not in there:
+                raise ValueError(f"{what}: {split}={own_name}: {expected(own_name, there)}")
+            chosen[split] = own_name
+    if chosen:
+        return chosen
     if list(there.values()) == [""]:  # as with a folder: without splits, all is for testing
         return {"test": ""}
     for name in there:
         own = KNOWN.get(name.lower())
-        if own in found:
+        if own in chosen:
             raise ValueError(
-                f"{what}: {found[own]} and {name} would both be the {own} split; say which is, as "
+                f"{what}: {chosen[own]} and {name} would both be the {own} split; say which is, as "
                 f"in #{own}={name}, and name the other splits to use likewise"
             )
         if own is not None:
-            found[own] = name
-    if not found:
+            chosen[own] = name
+    if not chosen:
         raise ValueError(
             f"{what} has the splits {', '.join(there)}, none of {', '.join(KNOWN)}; say which is "
             f"which, as in #test={next(iter(there))}"
         )
-    return found
+    return chosen

@@ -73,18 +73,18 @@ def class_folders(folder: Path, *, fresh: bool = False) -> Mapping[str, ClassFol
     """
     with os.scandir(folder) as entries:
         inner = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    kept = {} if fresh else _kept(folder)
-    found, changed = {}, set(kept) != set(inner)
+    cached = {} if fresh else _kept(folder)
+    listings, changed = {}, set(cached) != set(inner)
     for name in inner:
         path = folder / name
         at = path.stat().st_mtime_ns
-        if name in kept and kept[name].changed == at:
-            found[name] = kept[name]
+        if name in cached and cached[name].changed == at:
+            listings[name] = cached[name]
         else:
-            found[name], changed = _listed(path, at), True
-    if changed and sum(len(listed.names) for listed in found.values()) >= CACHED_FROM:
-        _keep(folder, found)
-    return found
+            listings[name], changed = _listed(path, at), True
+    if changed and sum(len(listed.names) for listed in listings.values()) >= CACHED_FROM:
+        _keep(folder, listings)
+    return listings
 
 
 def _listed(path: Path, changed: int) -> ClassFolder:
@@ -107,18 +107,18 @@ def _cache_file(folder: Path) -> Path:
 def _kept(folder: Path) -> dict[str, ClassFolder]:
     """Return what was kept; nothing if there is none or it can't be understood."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
-        told = json.loads(_cache_file(folder).read_bytes())
-        if told["version"] == VERSION:
-            return {name: ClassFolder(*values) for name, values in told["folders"].items()}
+        content = json.loads(_cache_file(folder).read_bytes())
+        if content["version"] == VERSION:
+            return {name: ClassFolder(*values) for name, values in content["folders"].items()}
     return {}
 
 
-def _keep(folder: Path, found: Mapping[str, ClassFolder]) -> None:
+def _keep(folder: Path, listings: Mapping[str, ClassFolder]) -> None:
     """Keep a listing; a cache that can't be written costs time and nothing else."""
     with suppress(OSError, RuntimeError):
         file = _cache_file(folder)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps({"version": VERSION, "folders": found}).encode())
+        write_whole(file, json.dumps({"version": VERSION, "folders": listings}).encode())
 
 
 def synsets_of(subset: str) -> tuple[str, ...]:
@@ -172,23 +172,24 @@ class SynsetDataset(RootedDataset):
     def _found(self, images: str) -> ImageList:
         """List the images of all classes, class by class."""
         listing = self._listing(images)
-        known = [
+        present = [
             (label, folder, listing[folder])
             for label, folder in enumerate(self.class_folders)
             if folder in listing
         ]
         return ImageList(
             root=self.place / images,
-            paths=[f"{folder}/{name}" for _, folder, listed in known for name in listed.names],
+            paths=[f"{folder}/{name}" for _, folder, inner in present for name in inner.names],
             labels=np.repeat(
-                np.array([label for label, _, _ in known], dtype=np.int64),
-                [len(listed.names) for _, _, listed in known],
+                np.array([label for label, _, _ in present], dtype=np.int64),
+                [len(inner.names) for _, _, inner in present],
             ),
             prefix=f"{self.name}/{images}",
             dataset=repr(self.name),
             listed="it was there when the folder was listed",
             known_sizes=np.array(
-                [size for _, _, listed in known for size in listed.sizes], dtype=np.int64
+                [size for _, _, inner in present for size in inner.sizes],
+                dtype=np.int64,
             ),
         )
 
@@ -222,10 +223,10 @@ class SynsetDataset(RootedDataset):
         """Compare the class folders with the classes; the folders are listed anew."""
         place = self.place / images
         there = set(class_folders(place, fresh=True)) if place.is_dir() else set()
-        wanted = self.class_folders
-        if missing := [folder for folder in wanted if folder not in there]:
+        expected = self.class_folders
+        if missing := [folder for folder in expected if folder not in there]:
             yield f"class folders missing in {str(place)!r}: {len(missing):,}, {shortened(missing)}"
-        if extra := sorted(there - set(wanted)):
+        if extra := sorted(there - set(expected)):
             yield f"folders of no class in {str(place)!r}, left out: {shortened(extra)}"
 
     def _name_differences(self) -> Iterator[str]:
@@ -234,11 +235,13 @@ class SynsetDataset(RootedDataset):
         if not file.is_file():
             return
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = {synset: name.strip() for synset, _, name in (line.partition(" ") for line in lines)}
+        names = {
+            synset: name.strip() for synset, _, name in (line.partition(" ") for line in lines)
+        }
         other = [
-            f"{synset} is {told[synset]!r} there and {name!r} here"
+            f"{synset} is {names[synset]!r} there and {name!r} here"
             for synset, name in zip(self.synsets, self.classes, strict=True)
-            if synset in told and told[synset] != name
+            if synset in names and names[synset] != name
         ]
         if other:
             yield f"{str(file)!r} isn't used and has {len(other):,} other names: {other[0]}"
@@ -312,19 +315,19 @@ class ImageNet(SynsetDataset):
     def _flat(self) -> ImageList:
         """List validation images that lie in one folder, in the order of those in class folders."""
         folder, classes = self.place / VAL, self._truth()
-        listed = []
+        entries = []
         for path in folder.iterdir():
             if match := VAL_FILE.fullmatch(path.name):
                 number = int(match[1])
                 if not 1 <= number <= len(classes):
                     raise ValueError(f"image {str(path)!r}: {TRUTH!r} has {len(classes):,} classes")
-                listed.append((classes[number - 1], path.name))
-        listed.sort()
+                entries.append((classes[number - 1], path.name))
+        entries.sort()
         return ImageList(
             root=folder,
-            paths=[name for _, name in listed],
-            names=[f"{self.synsets[label]}/{name}" for label, name in listed],
-            labels=np.array([label for label, _ in listed], dtype=np.int64),
+            paths=[name for _, name in entries],
+            names=[f"{self.synsets[label]}/{name}" for label, name in entries],
+            labels=np.array([label for label, _ in entries], dtype=np.int64),
             prefix=f"{self.name}/{VAL}",
             dataset=repr(self.name),
             listed="it was there when the folder was listed",
@@ -334,10 +337,10 @@ class ImageNet(SynsetDataset):
         """Return the label of each validation image, in the order of their numbers."""
         labels = _labels_of_numbers(self.place / META, self.synsets)
         file = self.place / TRUTH
-        told = file.read_text(encoding="utf-8", errors="replace").split()
-        if unknown := [number for number in told if number not in labels]:
+        numbers = file.read_text(encoding="utf-8", errors="replace").split()
+        if unknown := [number for number in numbers if number not in labels]:
             raise ValueError(f"{str(file)!r}: {META!r} knows no class of number {unknown[0]!r}")
-        return [labels[number] for number in told]
+        return [labels[number] for number in numbers]
 
     @functools.cached_property
     def _trained(self) -> tuple[ImageList, ImageList]:
@@ -371,11 +374,13 @@ def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
         raise FileNotFoundError(f"{str(file)!r} is missing; it is in {DEVKIT.file!r}")
     try:
         rows = loadmat(str(file), squeeze_me=True)["synsets"]
-        found = {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in np.atleast_1d(rows)}
+        synset_of = {
+            str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in np.atleast_1d(rows)
+        }
     except Exception as error:  # the reader raises whatever it stumbles over
         raise ValueError(f"{str(file)!r} isn't the devkit's list of classes: {error}") from error
     labels = {synset: label for label, synset in enumerate(synsets)}
-    return {number: labels[synset] for number, synset in found.items() if synset in labels}
+    return {number: labels[synset] for number, synset in synset_of.items() if synset in labels}
 
 
 class ImageNetV2(SynsetDataset):

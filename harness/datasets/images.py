@@ -109,8 +109,8 @@ def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> Non
 
     Args:
         root: the folder of images.
-        paths: of the images, relative to it.
         what: lists them, for the message.
+        paths: of the images, relative to it.
 
     Raises:
         ValueError: names the first that leaves.
@@ -157,7 +157,7 @@ def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
     """Read an image file as RGB.
 
     Args:
-        file: which.
+        file: of the image.
         way: out of it if it can't be read, for the message.
 
     Raises:

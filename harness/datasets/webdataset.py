@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
+from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
 from harness.datasets.captions import require_template, slug, text_lines
 from harness.datasets.images import decode_image
 from zoo.files import write_whole
@@ -39,11 +39,8 @@ KEPT = 10_000  # samples from which on an index is worth keeping
 BLOCK = 512  # bytes of a tar's record
 
 
-class TarDataset(Dataset):
+class TarDataset(OwnDataset):
     """The images in a folder of tars; an image is read where it lies.
-
-    Args:
-        folder: with the folders of tars.
 
     Raises:
         FileNotFoundError: no such folder, no tars, or one or the class names are missing.
@@ -51,11 +48,7 @@ class TarDataset(Dataset):
             dataset.
     """
 
-    license = "see the dataset's own"
     source = "tars in CLIP_benchmark's layout"
-    files = ()
-    build_command = "none: it is made from a folder of tars"
-    templates: tuple[str, ...] = ("a photo of a {}.",)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().absolute()
@@ -93,17 +86,9 @@ class TarDataset(Dataset):
                 raise ValueError(f"{where} is in {split} twice")
             keys.add(sample.key)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Lines of classnames.txt."""
-        return self._classes
-
+    @functools.cache  # noqa: B019  (a dataset lives as long as the process)
     def _revision(self) -> str:
         """12 hex digits over class names and where which samples lie."""
-        return self._digest
-
-    @functools.cached_property
-    def _digest(self) -> str:
         digest = sha256("\0".join(self._classes).encode())
         for split, samples in self._samples.items():
             for sample in samples:
@@ -133,9 +118,9 @@ class TarDataset(Dataset):
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
     kind = folder / "dataset_type.txt"
-    if kind.is_file() and (told := text_lines(kind)) != ["classification"]:
+    if kind.is_file() and (words := text_lines(kind)) != ["classification"]:
         raise ValueError(
-            f"{what}: {kind.name} says {' '.join(told)!r}; only classification with one label an "
+            f"{what}: {kind.name} says {' '.join(words)!r}; only classification with one label an "
             "image can be measured"
         )
     if not (folder / CLASSES).is_file():
@@ -151,39 +136,39 @@ def _class_names(folder: Path, what: str) -> tuple[str, ...]:
 
 
 def _templates(file: Path) -> tuple[str, ...]:
-    found = tuple(line.replace("{c}", "{}") for line in text_lines(file))
-    for number, template in enumerate(found, start=1):
+    templates = tuple(line.replace("{c}", "{}") for line in text_lines(file))
+    for number, template in enumerate(templates, start=1):
         try:
             require_template(template)
         except ValueError as error:
             raise ValueError(f"{str(file)!r}, line {number}: {error}; here it is {{c}}") from error
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(templates))
 
 
 def _shards(folder: Path, split: SplitName) -> list[Path]:
     """List the tars of a split, in order of their numbers."""
-    there = [folder / name for name in FOLDERS[split] if (folder / name).is_dir()]
-    if len(there) > 1:
+    folders = [folder / name for name in FOLDERS[split] if (folder / name).is_dir()]
+    if len(folders) > 1:
         raise ValueError(
-            f"folder of tars {str(folder)!r}: {there[0].name} and {there[1].name} would both be "
-            f"the {split} split; leave one"
+            f"folder of tars {str(folder)!r}: {folders[0].name} and {folders[1].name} would both "
+            f"be the {split} split; leave one"
         )
-    if not there:
+    if not folders:
         return []
-    told = there[0] / "nshards.txt"
-    if told.is_file():
-        [count, *more] = text_lines(told)
+    count_file = folders[0] / "nshards.txt"
+    if count_file.is_file():
+        [count, *more] = text_lines(count_file)
         if more or not count.isascii() or not count.isdigit() or len(count) > 7:
-            raise ValueError(f"{str(told)!r}: expected the number of tars, got {count!r}")
-        shards = [there[0] / f"{number}.tar" for number in range(int(count))]
+            raise ValueError(f"{str(count_file)!r}: expected the number of tars, got {count!r}")
+        shards = [folders[0] / f"{number}.tar" for number in range(int(count))]
         for shard in shards:
             if not shard.is_file():
                 raise FileNotFoundError(
-                    f"tar {str(shard)!r} is missing; {told.name} beside it says {count}"
+                    f"tar {str(shard)!r} is missing; {count_file.name} beside it says {count}"
                 )
         return shards
-    found = sorted(path for path in there[0].glob("*.tar") if path.is_file())
-    return sorted(found, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
+    tars = sorted(path for path in folders[0].glob("*.tar") if path.is_file())
+    return sorted(tars, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
 
 
 class Sample(NamedTuple):
@@ -212,19 +197,19 @@ def index_of(shards: Sequence[Path]) -> list[Sample]:
     Raises:
         ValueError: a tar that is truncated or damaged, or a sample without one image and one label.
     """
-    told = [(str(path.resolve()), *_facts(path)) for path in shards]
-    name = sha256(json.dumps(told).encode()).hexdigest()[:20]
+    identity = [(str(path.resolve()), *_facts(path)) for path in shards]
+    name = sha256(json.dumps(identity).encode()).hexdigest()[:20]
     path = cache_folder() / "tars" / f"{name}.json"
     if path.is_file():
         try:
             return [Sample(*entry) for entry in json.loads(path.read_bytes())]
         except (ValueError, TypeError):
             path.unlink()  # it is made again
-    found = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard)]
-    if len(found) >= KEPT:
+    samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard)]
+    if len(samples) >= KEPT:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(found).encode())
-    return found
+        write_whole(path, json.dumps(samples).encode())
+    return samples
 
 
 def _facts(path: Path) -> tuple[int, int]:
@@ -305,16 +290,16 @@ def _take(
     elif extension == LABEL:
         if fields.label is not None:
             raise ValueError(f"{where} is a second label of that key")
-        told = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
-        fields.label = _label(told, where)
+        content = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
+        fields.label = _label(content, where)
     else:
         fields.pickled = base
 
 
-def _label(told: bytes, where: str) -> int:
-    if len(told) > LONGEST or not told.strip().isdigit():
-        raise ValueError(f"{where} is {told[:LONGEST]!r}; expected the number of a class")
-    return int(told)
+def _label(content: bytes, where: str) -> int:
+    if len(content) > LONGEST or not content.strip().isdigit():
+        raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
+    return int(content)
 
 
 def _sample(number: int, key: str, fields: _Fields, what: str) -> Sample:

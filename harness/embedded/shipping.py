@@ -26,10 +26,10 @@ def build_command(
 
     Args:
         name: of the builder's module.
-        build: makes {file name: content} from ``--source``, if that is there, and a folder for what
-            it downloads.
         source: help for ``--source``.
         output: where the files belong.
+        build: makes {file name: content} from ``--source``, if that is there, and a folder for what
+            it downloads.
         argv: arguments; None for the process's.
 
     Returns:

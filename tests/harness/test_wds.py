@@ -223,12 +223,6 @@ def test_images_that_are_too_large(make: Make, monkeypatch: pytest.MonkeyPatch):
         TarDataset(folder)
 
 
-def test_images_that_are_none(make: Make):
-    split = TarDataset(make([[("a.png", b"no image"), ("a.cls", b"0")]])).split("test")
-    with pytest.raises(ValueError, match=r"image a.png of tar '.*0.tar' can't be read \(in no kno"):
-        split[0]
-
-
 @pytest.mark.parametrize(
     ("files", "match"),
     [
