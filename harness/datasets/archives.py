@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import lzma
 import shutil
 import stat
 import tarfile
@@ -104,7 +105,9 @@ class Provider:
                 what to do.
             ValueError, OSError: see ``unpack`` and ``download``.
         """
-        missing = [path for path in needed(self.archives) if not (self.folder / path).exists()]
+        missing = [
+            path for path in required_paths(self.archives) if not (self.folder / path).exists()
+        ]
         sources = [archive for path in missing for archive in self._holding(path)]
         if any(a.find(self.folder) or (self.may_download and a.url) for a in sources):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +169,7 @@ class Provider:
         return [a for d in direct for a in (d, *(self._holding(d.file) if d.packed else []))]
 
 
-def needed(archives: Sequence[Archive]) -> list[str]:
+def required_paths(archives: Sequence[Archive]) -> list[str]:
     """List the paths that archives hold, but for those that are archives themselves."""
     packed = {archive.file for archive in archives if archive.packed}
     return [path for path in dict.fromkeys(a.holds for a in archives) if path not in packed]
@@ -364,10 +367,11 @@ def unpack(
 
 @contextmanager
 def _damage_named(file: Path, what: str) -> Iterator[None]:
-    damage = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
+    damage = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+    odd = (NotImplementedError, OverflowError, RecursionError, UnicodeError, OSError)
     try:
         yield
-    except (*damage, OverflowError, RecursionError, OSError) as error:
+    except (*damage, *odd) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the machine's, such as a full disk
         raise ValueError(

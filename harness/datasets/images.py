@@ -90,18 +90,18 @@ def image_files(folder: Path) -> list[Path]:
     Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
     Names that start with a dot are not looked at.
     """
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
+    files: list[Path] = []
+    visited: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         facts = Path(root).stat()
-        if (facts.st_dev, facts.st_ino) in seen:
+        if (facts.st_dev, facts.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((facts.st_dev, facts.st_ino))
+        visited.add((facts.st_dev, facts.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(root, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
-    return sorted(found, key=lambda file: file.relative_to(folder).parts)
+        files += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    return sorted(files, key=lambda file: file.relative_to(folder).parts)
 
 
 def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> None:

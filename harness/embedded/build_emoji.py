@@ -90,11 +90,11 @@ def read_members(folder: Path, archive: str) -> dict[str, bytes]:
         ValueError: it is not the known one (sha256).
     """
     packed = read_known(folder / archive, SHA256[archive], f"npm pack {NOTO} {FLUENT}")
-    wanted = ("package/emoji.json", "package/img/google/64/", "package/assets/")
+    prefixes = ("package/emoji.json", "package/img/google/64/", "package/assets/")
     members = {}
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         for member in tar:
-            if member.isfile() and member.name.startswith(wanted):
+            if member.isfile() and member.name.startswith(prefixes):
                 content = tar.extractfile(member)
                 assert content is not None
                 members[member.name.removeprefix("package/")] = content.read()
@@ -106,7 +106,7 @@ def select(
 ) -> list[tuple[dict[str, Any], bytes, bytes]]:
     """Choose the pairs in the order of the emoji list: (record, Noto bytes, Fluent bytes)."""
     chosen = []
-    seen: set[bytes] = set()
+    images: set[bytes] = set()
     for entry in sorted(json.loads(noto["emoji.json"]), key=lambda entry: entry["sort_order"]):
         code = entry["unified"].lower()
         if entry["category"] in ("Flags", "Component") or JOINER in code.split("-"):
@@ -118,9 +118,9 @@ def select(
         modelled = next((fluent[name] for name in names if name in fluent), None)
         if not entry["has_img_google"] or drawn is None or modelled is None:
             continue
-        if len(modelled) > MAX_BYTES or drawn in seen or modelled in seen:
+        if len(modelled) > MAX_BYTES or drawn in images or modelled in images:
             continue
-        seen |= {drawn, modelled}
+        images |= {drawn, modelled}
         group = group_of(entry["name"], entry["subcategory"])
         record = {
             "code": code,

@@ -62,7 +62,7 @@ def select(
 
     A split's list goes through the classes in turn (0, 1, ... 9, 0, ...).
     """
-    seen: set[bytes] = set()
+    pixels: set[bytes] = set()
     queues: dict[str, list[list[int]]] = {}
     for part, (_, labels) in parts.items():
         skip = seen_in_design if part == "t10k" else 0
@@ -73,9 +73,9 @@ def select(
         for position in range(per_class * CLASSES):
             queue = queues[part][position % CLASSES]
             index = queue.pop(0)
-            while parts[part][0][index].tobytes() in seen:
+            while parts[part][0][index].tobytes() in pixels:
                 index = queue.pop(0)
-            seen.add(parts[part][0][index].tobytes())
+            pixels.add(parts[part][0][index].tobytes())
             chosen[split].append(index)
     return chosen
 

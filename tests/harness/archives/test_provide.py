@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.datasets import get_dataset
-from harness.datasets.archives import Archive, Provider, needed
+from harness.datasets.archives import Archive, Provider, required_paths
 from harness.datasets.coop import DescribableTextures
 from harness.datasets.imagenet import ImageNet
 
@@ -42,8 +42,8 @@ def outer() -> bytes:
 
 
 def test_what_is_needed_is_no_archive():
-    assert needed(nested()) == ["images"]
-    assert needed((Archive(file="x.json", holds="x.json", page=PAGE),)) == ["x.json"]
+    assert required_paths(nested()) == ["images"]
+    assert required_paths((Archive(file="x.json", holds="x.json", page=PAGE),)) == ["x.json"]
 
 
 @pytest.mark.parametrize("where", ["data/all.zip", "all.zip", "data/images.tar.gz"])
