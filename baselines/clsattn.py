@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.attention import Attended, cls_attention, cls_query_and_keys
-from zoo.pruner import Pruner
-from zoo.reducer import ReducerConfig, register_method
+from zoo.reducer import Pruner, ReducerConfig, register_method
 from zoo.tokens import Tokens
 
 

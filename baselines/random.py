@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.pruner import Pruner
-from zoo.reducer import ReducerConfig, register_method
+from zoo.reducer import Pruner, ReducerConfig, register_method
 from zoo.tokens import Tokens
 
 

@@ -23,7 +23,7 @@ from harness.tuning import Tuned
 from harness.variants import DENSE, GOLDEN, Variant, rows_of, variants
 from harness.view import View, importance
 from zoo.clip import ClipParts
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
 from zoo.weights import fingerprint
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key

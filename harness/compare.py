@@ -14,7 +14,7 @@ from harness.records import Record
 from harness.traces import Tracer
 from harness.tuning import Tuned
 from harness.variants import GOLDEN
-from zoo.prompt_file import PromptFile
+from zoo.prompts import PromptFile
 
 
 def compare(

@@ -16,11 +16,11 @@ from harness.shown import Shown
 from harness.studies import list_studies
 from harness.studies.commands import LIST
 from harness.variants import known_methods
-from zoo.architectures import ARCHITECTURES
+from zoo.fit import LOSSES
 from zoo.golden import SCORES
-from zoo.losses import LOSSES
+from zoo.predictor import ARCHITECTURES
 from zoo.reducer import METHODS
-from zoo.registry import MODELS
+from zoo.sizes import MODELS
 
 PROGRAM = "patchrank"
 FOLDER = "DIR"  # metavar of a path that is a folder

@@ -16,10 +16,8 @@ from harness.gather import Gathered, gather, held_out, read_rankings
 from harness.golden.store import Rankings
 from harness.progress import Progress
 from harness.towers import load_tower
-from zoo.fit import FitConfig, fit_predictor, predict, save_predictor
-from zoo.predictor import Predictor
-from zoo.predictor_file import predictor_name
-from zoo.ranked import RankedTokens
+from zoo.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
+from zoo.predictor import Predictor, predictor_name
 from zoo.weights import cache_folder
 
 

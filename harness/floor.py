@@ -20,7 +20,7 @@ from harness.progress import Progress
 from harness.statistics import Interval, bootstrap_mean
 from harness.towers import load_clip
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant, variants
-from zoo.predictor_file import tower_name
+from zoo.predictor import tower_name
 from zoo.vit import ReducedViT
 from zoo.weights import fingerprint
 

@@ -18,7 +18,7 @@ from harness.golden.provenance import FOLDER_SPLIT, Provenance, ranked_revision
 from harness.golden.store import Rankings
 from harness.progress import Progress
 from harness.towers import Tower
-from zoo.ranked import RankedTokens
+from zoo.fit import RankedTokens
 from zoo.weights import blocks_fingerprint, fingerprint
 
 HELD_OUT = 5  # one image in so many

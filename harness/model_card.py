@@ -13,8 +13,7 @@ from harness.publishable import FREE, UNKNOWN, Publishable
 from harness.records import Record
 from harness.report.markdown import markdown_table
 from harness.variants import DENSE
-from zoo.registry import MODELS
-from zoo.sizes import SIZES
+from zoo.sizes import MODELS, SIZES
 
 _PAPER = "Patch Ranking, arXiv 2409.14607"
 _HUBS_LICENSES = (*FREE, UNKNOWN, "cc-by-nc-4.0")  # others it knows by license_name

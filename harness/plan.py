@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.datasets.base import SplitName
-from zoo.prompt_file import PromptFile
+from zoo.prompt_learner import TuneConfig
+from zoo.prompts import PromptFile
 from zoo.reducer import expected
-from zoo.tune_config import TuneConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE = "probe"

@@ -18,9 +18,9 @@ from harness.overhead import overhead, overhead_table
 from harness.progress import Progress
 from harness.shown import Shown, json_values
 from harness.towers import load_tower
-from zoo.architectures import ARCHITECTURES
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
+from zoo.predictor import ARCHITECTURES
 
 
 def run_fit(args: argparse.Namespace, status: Console) -> Shown:

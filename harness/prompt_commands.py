@@ -20,8 +20,8 @@ from harness.tuning import Tuner
 from harness.variants import DENSE, Variant, rows_of
 from zoo.clip import ClipParts
 from zoo.files import write_whole
-from zoo.registry import MODELS
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
+from zoo.sizes import MODELS
 from zoo.weights import fingerprint
 
 

@@ -7,7 +7,7 @@ from harness.datasets.rooted import RootedDataset
 from harness.plan import PROMPTS
 from harness.records import Record
 from harness.variants import DENSE
-from zoo.predictor_file import tower_name
+from zoo.predictor import tower_name
 from zoo.sizes import SIZES
 
 EMBEDDED = "s14"  # the size whose text tower we trained

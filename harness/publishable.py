@@ -8,17 +8,17 @@ from typing import Any
 
 import timm
 from huggingface_hub import try_to_load_from_cache
+from zoo.open_clip import FOLDER, HUB
 
 import zoo
 from harness.records import Record, conditions
 from harness.towers import create_pretrained, split_method, split_name
 from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts
-from zoo.load_open_clip import FOLDER, HUB
-from zoo.predictor_file import PredictorFile, given_predictors
+from zoo.predictor import PredictorFile, given_predictors
 from zoo.prompts import CosineHead
 from zoo.reducer import METHODS, configure, expected
-from zoo.registry import MODELS
+from zoo.sizes import MODELS
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, fingerprint
 

@@ -8,17 +8,16 @@ import open_clip
 import timm
 from timm.models import get_arch_pretrained_cfgs
 from timm.models.vision_transformer import VisionTransformer
+from zoo.open_clip import FOLDER, HUB, load_open_clip
 
 from zoo.adopt import reduce
 from zoo.clip import ClipParts, create_clip, image_transform
-from zoo.load_open_clip import FOLDER, HUB, load_open_clip
-from zoo.missing import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
-from zoo.predictor_file import tower_name
+from zoo.predictor import tower_name
 from zoo.prompts import CosineHead
 from zoo.reducer import expected
-from zoo.registry import MODELS
-from zoo.sizes import SIZES
+from zoo.sizes import MODELS, SIZES
 from zoo.vit import ReducedViT, host_spec
+from zoo.weights import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
 
 OPEN_CLIP = "open_clip:"
 KINDS = (

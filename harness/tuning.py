@@ -19,8 +19,8 @@ from harness.variants import Variant
 from zoo.adopt import add_prompts
 from zoo.clip import ClipParts
 from zoo.files import digest_of
-from zoo.prompt_file import PromptFile
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
+from zoo.prompts import PromptFile
 from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder

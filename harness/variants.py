@@ -14,9 +14,8 @@ import zoo
 from harness.golden.store import Rankings
 from zoo.files import digest_of
 from zoo.golden import GoldenConfig
-from zoo.predictor_file import PredictorFile
-from zoo.pruner import Pruner
-from zoo.reducer import METHODS, ReducerConfig, expected
+from zoo.predictor import PredictorFile
+from zoo.reducer import METHODS, Pruner, ReducerConfig, expected
 from zoo.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.vit import ReducedViT, host_spec
 from zoo.weights import load_predictor, with_predictors

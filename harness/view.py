@@ -19,7 +19,7 @@ from harness.seen import Seen
 from harness.tuning import Tuner
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant
 from zoo.clip import ClipParts
-from zoo.predictor_file import tower_name
+from zoo.predictor import tower_name
 
 
 class View:

@@ -17,13 +17,13 @@ import torch
 from open_clip import factory, pretrained
 from open_clip.model import CLIP
 from safetensors.torch import save_file
+from zoo.open_clip import offer
 
 import zoo
 from harness.latency.machine import Machine, Surroundings
 from harness.latency.record import LatencyRecord
 from harness.latency.run import compared, timed
 from harness.latency.timing import Timing
-from zoo.open_clip_names import offer
 from zoo.sizes import SIZES
 
 # A shared machine stalls now and then, and the same commit must give the same verdict twice.

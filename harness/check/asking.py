@@ -12,8 +12,8 @@ from harness.datasets import kind_of, list_datasets
 from harness.plan import Plan
 from harness.towers import load_clip, split_name
 from harness.variants import DENSE, known_methods
-from zoo.predictor_file import tower_name
-from zoo.registry import MODELS
+from zoo.predictor import tower_name
+from zoo.sizes import MODELS
 
 # Flags that only say what is written; a check measures what the expectation did.
 WRITTEN = ("split", "limit", "full", "dtype", "batches")

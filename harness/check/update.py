@@ -19,7 +19,7 @@ from harness.progress import Progress
 from harness.records import Record, write_records
 from harness.towers import split_name
 from zoo.files import write_whole
-from zoo.predictor_file import tower_name
+from zoo.predictor import tower_name
 
 Place = tuple[str, str, str]  # tower, dataset and row
 Known = dict[Place, Wanted]

@@ -32,8 +32,9 @@ from harness.embedded import build_fashion
 from zoo.clip import image_transform
 from zoo.files import write_whole
 from zoo.lit import LitConfig, LitModel, train
+from zoo.sizes import EMBEDDED
 from zoo.text import CompactText, tokenizer
-from zoo.weights import EMBEDDED, cache_folder
+from zoo.weights import cache_folder
 
 log = logging.getLogger(__name__)
 CONTEXT = 20

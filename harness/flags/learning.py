@@ -38,8 +38,8 @@ def predictor_recipe(parser: CommandParser) -> None:
     """Add how a predictor is fitted."""
     recipe = declared("zoo.fit", "FitConfig")
     group = parser.add_argument_group("predictor")
-    group.add_argument("--arch", default=recipe.arch, help="see zoo/architectures.py")
-    group.add_argument("--loss", default=recipe.loss, help="see zoo/losses.py")
+    group.add_argument("--arch", default=recipe.arch, help="see zoo/predictor.py")
+    group.add_argument("--loss", default=recipe.loss, help="see zoo/fit.py")
     for name, text in (
         ("width", "channels inside the predictor"),
         ("epochs", "at most"),
@@ -87,7 +87,7 @@ def _study(parser: CommandParser) -> None:
 
 def _few_shots(parser: CommandParser) -> None:
     """Add what tokens learn from, and what they are."""
-    rounds = declared("zoo.tune_config", "TuneConfig").rounds
+    rounds = declared("zoo.prompt_learner", "TuneConfig").rounds
     tokens = tuning_recipe(parser)
     tokens.add_argument(
         "--labelled", type=int, default=16, metavar="K", help="images per class that tokens see"

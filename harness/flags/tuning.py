@@ -10,7 +10,7 @@ from harness.flags.shared import data, machine
 
 def prompts(parser: CommandParser) -> None:
     """Add the flags of ``fit prompts``."""
-    recipe = declared("zoo.tune_config", "TuneConfig")
+    recipe = declared("zoo.prompt_learner", "TuneConfig")
     what = parser.add_argument_group("what is tuned, on what")
     what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
     what.add_argument(
@@ -47,7 +47,7 @@ def prompts(parser: CommandParser) -> None:
 
 def tuning_recipe(parser: CommandParser) -> Any:
     """Add what is learned and return its group."""
-    recipe = declared("zoo.tune_config", "TuneConfig")
+    recipe = declared("zoo.prompt_learner", "TuneConfig")
     group = parser.add_argument_group("learned tokens")
     group.add_argument("--tokens", default=recipe.tokens, help="t: text, v: visual, vt: both")
     group.add_argument(

@@ -19,7 +19,7 @@ from harness.golden.worth import Hits, accuracy_facts, agreement_facts, pruned_h
 from harness.measure import device_name
 from harness.progress import Progress
 from harness.towers import load_tower
-from zoo.effort import Effort
+from zoo.approximate import Effort
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS

@@ -10,7 +10,7 @@ from harness.golden.provenance import Provenance
 from harness.golden.runners import image_multiply_adds
 from harness.golden.shards import Shard
 from harness.golden.speed import Speed, Way
-from zoo.effort import Effort
+from zoo.approximate import Effort
 from zoo.golden import GoldenConfig
 
 # Published peaks of matrix products in operations per second: dense bfloat16, and float32 proper,

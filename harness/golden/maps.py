@@ -10,12 +10,9 @@ from torch import Tensor
 import zoo
 from harness.towers import Tower
 from zoo.clip import class_features
-from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.judge import Judge
-from zoo.predictor_file import PredictorFile
-from zoo.pruner import Pruner
-from zoo.reducer import METHODS, expected
-from zoo.schedule import final_count
+from zoo.golden import GoldenConfig, GoldenEngine, Judge
+from zoo.predictor import PredictorFile
+from zoo.reducer import METHODS, Pruner, expected, final_count
 from zoo.tokens import top
 from zoo.vit import ReducedViT
 from zoo.weights import load_predictor, with_predictors

@@ -19,8 +19,7 @@ from harness.datasets.base import Split
 from harness.golden.maps import method_maps
 from harness.progress import Progress
 from harness.towers import Tower
-from zoo.approximate import KINDS, SHALLOW, approximate_passes, fitting
-from zoo.effort import Effort
+from zoo.approximate import KINDS, SHALLOW, Effort, approximate_passes, fitting
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.weights import cache_folder

@@ -14,8 +14,7 @@ from harness.golden.sheet import Box, Row, Sheet, draw
 from harness.progress import Progress
 from harness.towers import load_tower
 from zoo.golden import SCORES, GoldenConfig
-from zoo.pruner import Pruner
-from zoo.reducer import METHODS, expected
+from zoo.reducer import METHODS, Pruner, expected
 
 PREDICTOR, ATTENTION = "patchrank", "clsattn"
 ALIASES = {"predictor": PREDICTOR, "golden": "preservation"}

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from harness.golden.points import Point
 from harness.statistics import Interval
-from zoo.effort import Effort
+from zoo.approximate import Effort
 from zoo.files import write_whole
 
 SCHEMA_VERSION = 1

@@ -16,7 +16,7 @@ from harness.golden.points import Point
 from harness.progress import Progress
 from harness.statistics import bootstrap_mean
 from harness.towers import Tower
-from zoo.schedule import final_count
+from zoo.reducer import final_count
 
 KEEPS = (0.6, 0.5, 0.3)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from zoo.open_clip import FOLDER, HUB
 
 import zoo
 from harness.golden.runners import random_tower
@@ -13,8 +14,7 @@ from harness.measure import Counts, counts
 from harness.progress import Progress
 from harness.towers import create_pretrained, load_tower, split_method, split_name
 from harness.variants import DENSE, Asked, Variant, as_json, rows_of
-from zoo.load_open_clip import FOLDER, HUB
-from zoo.registry import MODELS
+from zoo.sizes import MODELS
 from zoo.vit import ReducedViT
 from zoo.weights import fingerprint
 

@@ -17,10 +17,9 @@ from harness.latency.stopwatch import waiting
 from harness.plan import DTYPES
 from harness.studies.config import StudyConfig
 from harness.towers import Tower, load_tower
-from zoo.fit import FitConfig, fit_predictor
+from zoo.fit import FitConfig, RankedTokens, fit_predictor
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision
-from zoo.ranked import RankedTokens
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
 from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
 

@@ -31,8 +31,8 @@ from harness.tuning import Tuner
 from harness.variants import Variant
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
-from zoo.predictor_file import PredictorFile
-from zoo.tune_config import TuneConfig
+from zoo.predictor import PredictorFile
+from zoo.prompt_learner import TuneConfig
 from zoo.windows import windows
 
 RANK, FIT = "rank", "fit predictors"

@@ -6,7 +6,7 @@ from typing import Any
 from harness.reproduction.base import UNPRUNED, Reproduction, Row
 from harness.studies.architectures import Architectures
 from harness.studies.config import StudyConfig
-from zoo.architectures import ARCHITECTURES
+from zoo.predictor import ARCHITECTURES
 
 NAMED = {"mlp": "MLP", "transformer": "transformer"}
 

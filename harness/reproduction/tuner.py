@@ -10,8 +10,8 @@ from harness.progress import Progress
 from harness.reproduction.work import alone, before
 from harness.tuning import Tuned, Tuner
 from harness.variants import Variant
-from zoo.prompt_file import PromptFile
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
+from zoo.prompts import PromptFile
 
 if TYPE_CHECKING:
     from harness.reproduction.rehearsal import Rehearsal

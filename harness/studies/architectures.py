@@ -5,7 +5,7 @@ from dataclasses import replace
 from harness.datasets.base import Dataset
 from harness.studies.base import Line, Study
 from harness.studies.workshop import Workshop
-from zoo.architectures import ARCHITECTURES
+from zoo.predictor import ARCHITECTURES
 from zoo.vit import ReducedViT
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from harness.datasets.base import SplitName
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)

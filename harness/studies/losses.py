@@ -5,7 +5,7 @@ from dataclasses import replace
 from harness.datasets.base import Dataset
 from harness.studies.base import Line, Study
 from harness.studies.workshop import Workshop
-from zoo.losses import LOSSES
+from zoo.fit import LOSSES
 
 
 class Losses(Study):

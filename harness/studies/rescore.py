@@ -8,7 +8,7 @@ from harness.datasets.base import Dataset
 from harness.studies.base import Line, Study
 from harness.studies.workshop import Workshop
 from harness.variants import Variant
-from zoo.architectures import architecture
+from zoo.predictor import architecture
 
 SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the whole grid
 

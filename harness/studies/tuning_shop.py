@@ -18,8 +18,8 @@ from harness.tuning import Tuned
 from harness.variants import DENSE, Variant, rows_of
 from zoo.adopt import add_prompts
 from zoo.golden import GoldenConfig
-from zoo.predictor_file import PredictorFile
-from zoo.tune_config import TuneConfig
+from zoo.predictor import PredictorFile
+from zoo.prompt_learner import TuneConfig
 from zoo.weights import cache_folder, fingerprint
 
 STOPPED_BY = 100  # val images that end a fit; ranking a tuned tower takes long, its prefix is long

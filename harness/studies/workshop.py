@@ -26,7 +26,7 @@ from harness.tuning import Tuner
 from harness.variants import Variant, as_json, golden_row, predictors_digest
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
-from zoo.predictor_file import PredictorFile
+from zoo.predictor import PredictorFile
 from zoo.reducer import ReducerConfig
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder, fingerprint, load_predictor

@@ -23,11 +23,10 @@ from harness.tuning import Tuned
 from harness.variants import Variant
 from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
-from zoo.predictor import Predictor
-from zoo.predictor_file import predictor_name
-from zoo.prompt_file import save_prompts
+from zoo.predictor import Predictor, predictor_name
+from zoo.prompt_learner import TuneConfig
+from zoo.prompts import save_prompts
 from zoo.text import CompactText, tokenizer
-from zoo.tune_config import TuneConfig
 from zoo.weights import blocks_fingerprint, cache_folder, fingerprint
 
 ARCH, TAG = "clip_vit_b16", "openai"

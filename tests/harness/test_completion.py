@@ -11,7 +11,7 @@ import harness.reproduction
 from harness.completion import NAMES, completed, run_completion
 from harness.flags import COMMANDS, leaves
 from harness.studies import list_studies
-from zoo.registry import MODELS
+from zoo.sizes import MODELS
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 WORDS = [

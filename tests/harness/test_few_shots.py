@@ -22,7 +22,7 @@ from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
 
 ARCH = "clip_vit_b16"
 PLAN = Plan(

@@ -17,7 +17,7 @@ from harness.cli import main
 from harness.gather import held_out
 from harness.golden.store import Rankings
 from harness.towers import load_tower
-from zoo.predictor_file import PredictorFile
+from zoo.predictor import PredictorFile
 
 FIT = "--arch mlp --width 8 --epochs 2"
 

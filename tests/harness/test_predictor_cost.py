@@ -5,8 +5,7 @@ import timm
 from torch import Tensor, nn
 
 from harness.cost import Cost, gflops
-from zoo.architectures import ARCHITECTURES
-from zoo.predictor import Predictor
+from zoo.predictor import ARCHITECTURES, Predictor
 
 TOWER = 17.58  # GFLOPs of the dense ViT-B/16
 

@@ -14,7 +14,7 @@ from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.prompt_commands import dense_name, load_row
 from harness.towers import load_tower
-from zoo.prompt_file import PromptFile
+from zoo.prompts import PromptFile
 
 VISION = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -59,7 +59,7 @@ def test_a_reduced_model_of_ours_by_name():
 def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path: Path, named: Dataset):
     from timm.models import save_for_hf
 
-    from zoo.prompt_file import save_prompts
+    from zoo.prompts import save_prompts
     from zoo.weights import blocks_fingerprint
 
     dense = load_tower("clip_vit_s14").vit

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import zoo
 from harness.cost import gflops
-from zoo.prompt_file import save_prompts
+from zoo.prompts import save_prompts
 from zoo.weights import blocks_fingerprint
 
 WIDTH, DEPTH, MLP, FEATURES, CLASSES, LEARNED = 384, 9, 1536, 256, 10, 16

@@ -14,8 +14,9 @@ from torch import nn
 import zoo
 from harness.cli import main
 from harness.publishable import load_publishable
-from zoo.prompt_file import save_prompts
-from zoo.weights import EMBEDDED, blocks_fingerprint
+from zoo.prompts import save_prompts
+from zoo.sizes import EMBEDDED
+from zoo.weights import blocks_fingerprint
 
 PATCHRANK = "clip_vit_s14_patchrank60"
 PREDICTOR = EMBEDDED / "clip_vit_s14.imgfocus_lit.patchrank.block3.safetensors"

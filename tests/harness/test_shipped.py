@@ -15,7 +15,8 @@ from harness.plan import Plan
 from harness.variants import variants
 from zoo.clip import ClipParts, create_clip
 from zoo.golden import GoldenConfig, golden_importance
-from zoo.weights import EMBEDDED, blocks_fingerprint, find_predictor, fingerprint
+from zoo.sizes import EMBEDDED
+from zoo.weights import blocks_fingerprint, find_predictor, fingerprint
 
 ARCH, TAG = "clip_vit_s14", "imgfocus_lit"
 DATASETS = ("emoji", "fashion")

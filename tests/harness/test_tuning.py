@@ -17,7 +17,7 @@ from harness.progress import Progress
 from harness.tuning import Tuner
 from harness.variants import Variant, variants
 from zoo.clip import ClipParts
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
 from zoo.weights import fingerprint
 
 ARCH, TAG = "clip_vit_b16", "openai"

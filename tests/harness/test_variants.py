@@ -11,7 +11,7 @@ from torch import Tensor
 
 import zoo
 from harness.variants import DENSE, GOLDEN, Variant, known_methods, run, variants
-from zoo.schedule import final_count
+from zoo.reducer import final_count
 from zoo.weights import find_predictor, load_predictor
 
 ARCH, TAG = "clip_vit_b16", "openai"

@@ -21,7 +21,7 @@ from harness.progress import Progress
 from harness.records import Record
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
 
 ARCH = "clip_vit_b16"
 PLAN = Plan(

@@ -19,7 +19,7 @@ import baselines.evit
 import baselines.tome
 import harness.view
 import zoo.clip
-import zoo.schedule
+import zoo.reducer
 import zoo.text
 import zoo.vit
 from harness.datasets.base import Dataset
@@ -42,8 +42,8 @@ def wrong_activation(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_token_less(patch: pytest.MonkeyPatch) -> None:
-    real = zoo.schedule.final_count
-    patch.setattr(zoo.schedule, "final_count", lambda patches, keep: real(patches, keep) - 1)
+    real = zoo.reducer.final_count
+    patch.setattr(zoo.reducer, "final_count", lambda patches, keep: real(patches, keep) - 1)
 
 
 def inverted_predictor(patch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.architectures import ARCHITECTURES, Mixer, PooledMixer, TokenLinear, TokenTransformer
+from zoo.predictor import ARCHITECTURES, Mixer, PooledMixer, TokenLinear, TokenTransformer
 
 GRID = (2, 3)
 

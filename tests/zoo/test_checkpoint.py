@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.fit import FitConfig, fit_predictor
+from zoo.fit import FitConfig, RankedTokens, fit_predictor
 from zoo.predictor import Predictor
-from zoo.ranked import RankedTokens
 
 CONFIG = FitConfig(width=16, epochs=8, patience=3, learning_rate=1e-2)
 DIRECTION = torch.linspace(-1, 1, 12)

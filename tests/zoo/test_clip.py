@@ -19,8 +19,8 @@ import zoo
 from zoo import clip
 from zoo import text as text_module
 from zoo.clip import Clip, class_features, create_clip
+from zoo.sizes import EMBEDDED
 from zoo.text import CompactText, load_text, tokenizer
-from zoo.weights import EMBEDDED
 
 GEOMETRY = {"context_length": 12, "width": 16, "heads": 2, "layers": 1, "output_dim": 7}
 TEMPLATES = ("a photo of a {}.", "an icon of a {}", "{}")

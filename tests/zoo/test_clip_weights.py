@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import zoo
-from zoo.clip_weights import SUFFIXES, find_clip
 from zoo.sizes import SIZES
+from zoo.weights import SUFFIXES, find_clip
 
 NAME = "clip_vit_b32_clsattn50"
 WORDS = ["a photo of a cat.", "a zebra crossing"]

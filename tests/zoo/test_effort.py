@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import zoo
 from harness.cost import gflops
+from zoo.approximate import Effort
 from zoo.attention import attend_cls
-from zoo.effort import Effort
 
 
 class Part(nn.Module):

@@ -10,7 +10,8 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
-from zoo.weights import EMBEDDED, load_projection
+from zoo.sizes import EMBEDDED
+from zoo.weights import load_projection
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,8 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from zoo.architectures import ARCHITECTURES
-from zoo.fit import FitConfig, fit_predictor
-from zoo.losses import LOSSES
-from zoo.predictor import Predictor
-from zoo.ranked import RankedTokens
+from zoo.fit import LOSSES, FitConfig, RankedTokens, fit_predictor
+from zoo.predictor import ARCHITECTURES, Predictor
 
 QUICK = FitConfig(width=32, epochs=30)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from zoo.follow import follow, run_whole
+from zoo.approximate import follow, run_whole
 from zoo.suffix import Suffix
 from zoo.tokens import Tokens
 from zoo.windows import members, outside, windows

@@ -10,10 +10,10 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
+from zoo.open_clip import from_open_clip
 
 import zoo
 from zoo.clip import image_transform
-from zoo.from_open_clip import from_open_clip
 from zoo.text import OpenClipText
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}

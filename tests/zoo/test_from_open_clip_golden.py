@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor
+from zoo.open_clip import from_open_clip
 
-from zoo.from_open_clip import from_open_clip
 from zoo.golden import SCORES, GoldenConfig, golden_importance
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from zoo.golden import SCORES, GoldenConfig, GoldenEngine
-from zoo.greedy import greedy_passes
+from zoo.golden import SCORES, GoldenConfig, GoldenEngine, greedy_passes
 
 GRID = 4  # of patches of 16 pixels
 LABELS = torch.tensor([4, 0])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from zoo.jacobian import gate_slopes, gated, jacobian
+from zoo.approximate import gate_slopes, gated, jacobian
 from zoo.suffix import Suffix
 from zoo.tokens import Tokens
 from zoo.windows import members, outside, windows

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.attention import attend_cls
-from zoo.lean import LeanBlock, Scratch
+from zoo.suffix import LeanBlock, Scratch
 
 STYLES: list[dict[str, Any]] = [
     {},

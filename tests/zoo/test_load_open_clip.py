@@ -14,9 +14,9 @@ from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from zoo.open_clip import load_open_clip
 
 from zoo.clip import class_features
-from zoo.load_open_clip import load_open_clip
 from zoo.weights import fingerprint
 
 VISION = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.losses import LOSSES, kept_share, loss_of
+from zoo.fit import LOSSES, kept_share, loss_of
 
 
 def drawn(count: int = 3, patches: int = 9) -> tuple[Tensor, Tensor]:

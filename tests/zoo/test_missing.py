@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo
-from zoo.missing import MissingWeightsError, UnusableWeightsError
+from zoo.weights import MissingWeightsError, UnusableWeightsError
 
 REPO = "timm/vit_base_patch32_clip_224.openai"
 SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.architectures import ARCHITECTURES
-from zoo.predictor import Predictor
+from zoo.predictor import ARCHITECTURES, Predictor
 from zoo.reducer import HostSpec, build_reducer
 
 FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are

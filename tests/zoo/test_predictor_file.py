@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import weights
-from zoo.architectures import ARCHITECTURES
 from zoo.fit import FitConfig, save_predictor
-from zoo.predictor import Predictor
-from zoo.predictor_file import predictor_name
+from zoo.predictor import ARCHITECTURES, Predictor, predictor_name
 from zoo.weights import cache_folder, find_predictor, fitted_blocks, load_predictor, with_predictors
 
 NAME, TAG = "clip_vit_b16", "openai"

@@ -12,8 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import zoo
-from zoo.prompt_file import PromptFile, save_prompts, tune_command
-from zoo.prompts import PromptShape
+from zoo.prompts import PromptFile, PromptShape, save_prompts, tune_command
 from zoo.weights import blocks_fingerprint
 
 CLASSES = ("cat", "dog", "house")

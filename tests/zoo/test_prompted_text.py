@@ -10,7 +10,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from zoo.prompted_text import PromptedText, text_parts
+from zoo.prompt_learner import PromptedText, text_parts
 from zoo.text import CompactText, OpenClipText, tokenizer
 
 LENGTH = 14

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.adopt import sharing
-from zoo.prompt_file import PromptFile, save_prompts
-from zoo.prompts import CosineHead, CoupledPrompts, PromptShape, VisualPrompts
+from zoo.prompts import (
+    CosineHead,
+    CoupledPrompts,
+    PromptFile,
+    PromptShape,
+    VisualPrompts,
+    save_prompts,
+)
 from zoo.weights import blocks_fingerprint
 
 Build = Callable[..., nn.Module]

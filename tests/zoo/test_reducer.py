@@ -17,9 +17,10 @@ from zoo.reducer import (
     ReducerConfig,
     build_reducer,
     expected,
+    final_count,
     register_method,
+    spread,
 )
-from zoo.schedule import final_count, spread
 
 HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4), prefix=1)
 SCHEDULE = st.sampled_from(["geometric", "linear"])

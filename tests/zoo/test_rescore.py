@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.architectures import ARCHITECTURES
+from zoo.predictor import ARCHITECTURES
 from zoo.reducer import HostSpec, build_reducer
 
 FREE = ["linear", "mlp", "transformer"]

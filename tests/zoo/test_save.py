@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.architectures import ARCHITECTURES
+from zoo.predictor import ARCHITECTURES
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("b16", {}),

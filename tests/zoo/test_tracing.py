@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.tracing import straight_line
+from zoo.vit import straight_line
 
 # torch warns of an annotation in its own GraphModule.
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")

@@ -15,9 +15,8 @@ from torch import nn
 import zoo
 from zoo.adopt import sharing
 from zoo.clip import Clip, ClipParts
-from zoo.prompt_learner import PromptLearner, mean_patches
+from zoo.prompt_learner import TOKENS, PromptLearner, TuneConfig, mean_patches
 from zoo.text import CompactText, tokenizer
-from zoo.tune_config import TOKENS, TuneConfig
 from zoo.tuning import Labelled, augmented, encode, frozen, tune
 
 Build = Callable[..., nn.Module]

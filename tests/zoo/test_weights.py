@@ -14,7 +14,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.predictor_file import PredictorFile, predictor_name
+from zoo.predictor import PredictorFile, predictor_name
 from zoo.weights import blocks_fingerprint, cache_folder, find_predictor, load_predictor
 
 NAME, TAG = "clip_vit_b16_patchrank60", "openai"

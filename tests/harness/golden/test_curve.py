@@ -23,8 +23,8 @@ from harness.golden.trade import Curve
 from harness.progress import Progress
 from harness.statistics import Interval
 from harness.towers import Tower
+from zoo.approximate import Effort
 from zoo.clip import ClipParts
-from zoo.effort import Effort
 from zoo.golden import GoldenConfig, golden_importance
 
 POINTS = (

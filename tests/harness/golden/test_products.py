@@ -17,7 +17,7 @@ from harness.golden.products import (
     replay,
 )
 from harness.golden.runners import find_tower, image_multiply_adds
-from zoo.effort import Effort
+from zoo.approximate import Effort
 from zoo.golden import GoldenConfig
 from zoo.suffix import Suffix
 

@@ -9,7 +9,7 @@ from harness.golden.chart import undominated
 from harness.golden.points import Point
 from harness.golden.trade import Curve, Worth, best_within
 from harness.statistics import Interval
-from zoo.effort import Effort
+from zoo.approximate import Effort
 
 
 def made(*ways: tuple[Point, float]) -> Curve:

@@ -15,7 +15,7 @@ from harness.reproduction.plan import rehearse
 from harness.reproduction.run import under_its_conditions
 from harness.reproduction.sheet import Comparison
 from harness.studies.config import StudyConfig
-from zoo.schedule import final_count
+from zoo.reducer import final_count
 
 Reproduced = Callable[..., tuple[Comparison, list[Record]]]
 

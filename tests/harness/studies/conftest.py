@@ -17,7 +17,7 @@ from harness.towers import Tower
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
 
 NAME = "clip_vit_b16.openai"
 

@@ -15,8 +15,7 @@ from harness.studies.config import StudyConfig
 from harness.studies.schedule import schedules
 from harness.studies.sheet import Sheet
 from zoo.golden import SCORES
-from zoo.reducer import METHODS
-from zoo.schedule import final_count
+from zoo.reducer import METHODS, final_count
 
 NOW = utc_now()
 Made = Callable[..., dict[str, tuple[Sheet, list[Record]]]]

@@ -13,7 +13,7 @@ from harness.studies import list_studies
 from harness.studies.config import StudyConfig
 from harness.studies.points import four_points
 from harness.studies.sheet import Sheet
-from zoo.tune_config import TuneConfig
+from zoo.prompt_learner import TuneConfig
 
 Made = Callable[..., dict[str, tuple[Sheet, list[Record]]]]
 

@@ -24,7 +24,7 @@ from harness.shown import Forms, Part
 from harness.statistics import Interval
 from harness.studies import commands as studies
 from harness.studies.sheet import Sheet, entries
-from zoo.effort import Effort
+from zoo.approximate import Effort
 
 PERCENT = Interval(57.1, 50.04, 64.06)
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
