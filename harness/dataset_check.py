@@ -1,22 +1,27 @@
-"""Whether a dataset is whole: counts, checksums, and every image decoded."""
+"""`datasets check`: whether a dataset is whole: counts, checksums, and every image decoded."""
 
+import argparse
 from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
-from harness.datasets import kind_of
+from harness.datasets import get_dataset, kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
-from harness.datasets.coop import CoopSplit
 from harness.datasets.decoded import Decoded, decode_all
 from harness.datasets.images import how_many
 from harness.datasets.rooted import RootedDataset
 from harness.evaluate import text_classifier
 from harness.progress import Progress
+from harness.shown import Shown, json_values
 from zoo.clip import create_clip
 
 SHOWN = 5  # names in a line
+ROWS = 40  # classes that a table shows; of more, those that stand out
+LISTED = 20  # unreadable images
 TOWER = "clip_vit_s14"
 
 
@@ -62,19 +67,19 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     facts += uneven
     if isinstance(dataset, RootedDataset):
         problems += dataset.problems(progress)
-    elif isinstance(dataset, CoopSplit):
+    else:
         problems += dataset.differences()
     bad: dict[SplitName, NDArray[np.int64]] | None = None
     unreadable: tuple[str, ...] = ()
     if not fast:
-        found = decode_all(dataset, progress, known=False)
-        unreadable = tuple(found.bad.values())
-        bad = {name: _bad(dataset, found, name) for name in SPLITS}
+        decoded = decode_all(dataset, progress, known=False)
+        unreadable = tuple(decoded.bad.values())
+        bad = {name: _bad(dataset, decoded, name) for name in SPLITS}
         if unreadable:
             problems.append(
                 f"{how_many(len(unreadable), 'unreadable')}; --skip-bad leaves them out"
             )
-        facts += _copies(dataset, found)
+        facts += _copies(dataset, decoded)
     notes += _unnamed(dataset)
     return Checked(
         name=dataset.name,
@@ -104,19 +109,19 @@ def _uneven(
     return uneven, notes
 
 
-def _bad(dataset: Dataset, found: Decoded, name: SplitName) -> NDArray[np.int64]:
+def _bad(dataset: Dataset, decoded: Decoded, name: SplitName) -> NDArray[np.int64]:
     """Count a split's unreadable images by class."""
-    lost = np.array([not digest for digest in found.digests[name]], dtype=np.bool_)
+    lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
     return np.bincount(dataset.labels(name)[lost], minlength=len(dataset.classes))
 
 
-def _copies(dataset: Dataset, found: Decoded) -> list[str]:
+def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
     """Tell images with equal pixels that are in two splits, or in two classes of one."""
     places: dict[str, list[tuple[SplitName, int, str]]] = defaultdict(list)
     for name in SPLITS:
         split = dataset.split(name)
-        told = zip(found.digests[name], split.labels.tolist(), split.image_ids, strict=True)
-        for digest, label, image_id in told:
+        images = zip(decoded.digests[name], split.labels.tolist(), split.image_ids, strict=True)
+        for digest, label, image_id in images:
             if digest:
                 places[digest].append((name, label, image_id))
     groups = [group for group in places.values() if len(group) > 1]
@@ -144,3 +149,53 @@ def _unnamed(dataset: Dataset) -> list[str]:
 
 def _some(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+
+
+def run_check(args: argparse.Namespace, status: Console) -> Shown:
+    """Check a dataset."""
+    checked = check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast)
+    lines = [f"note: {line}" for line in checked.notes]
+    lines += [f"problem: {line}" for line in checked.problems]
+    lines += [f"  {line}" for line in checked.unreadable[:LISTED]]
+    if (more := len(checked.unreadable) - LISTED) > 0:
+        lines.append(f"  and {more} more")
+    total = sum(int(counts.sum()) for counts in checked.counts.values())
+    read = f"{total:,} images {'listed' if checked.bad is None else 'read'}"
+    outcome = f"problems: {len(checked.problems)}" if checked.problems else "no problem found"
+    lines.append(f"{checked.name}, revision {checked.revision}: {read}, {outcome}")
+    return Shown(
+        parts=(class_table(checked), *lines),
+        data=json_values(checked),
+        code=1 if checked.problems else 0,
+    )
+
+
+def class_table(checked: Checked) -> Table:
+    """Lay out the images of each class; of many classes those that lack some."""
+    table = Table(title=f"{checked.name}: {len(checked.classes)} classes")
+    table.add_column("class")
+    splits = [name for name in SPLITS if checked.counts[name].any()]
+    for name in splits:
+        table.add_column(name, justify="right")
+    if checked.bad is not None:
+        table.add_column("unreadable", justify="right")
+    counts = np.stack([checked.counts[name] for name in splits])
+    bad = np.zeros_like(counts[0])
+    if checked.bad is not None:
+        bad = np.sum([checked.bad[name] for name in splits], axis=0)
+
+    def row(name: str, values: list[int], lost: int) -> None:
+        cells = [f"{value:,}" for value in values]
+        table.add_row(name, *cells, *([f"{lost:,}"] if checked.bad is not None else []))
+
+    odd = np.flatnonzero((counts == 0).any(axis=0) | (bad > 0))
+    short = len(checked.classes) <= ROWS
+    for label in range(len(checked.classes)) if short else odd[:ROWS]:
+        row(checked.classes[label], counts[:, label].tolist(), int(bad[label]))
+    if not short:
+        if len(odd) > ROWS:
+            row(f"... and {len(odd) - ROWS} more like these", [], 0)
+        for word, of in (("fewest", np.min), ("median", np.median), ("most", np.max)):
+            row(f"({word})", [int(of(line)) for line in counts], int(of(bad)))
+    row("(all)", counts.sum(axis=1).tolist(), int(bad.sum()))
+    return table

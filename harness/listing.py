@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zoo
-from harness.datasets import list_datasets, root_of, shipped_facts
+from harness.datasets import KINDS, list_datasets, root_of, shipped_facts
 from harness.datasets.base import SPLITS
 from harness.datasets.rooted import RootedDataset
 from harness.layout import fewer
@@ -34,6 +34,32 @@ def run_list(_args: argparse.Namespace, _status: Console) -> Shown:
     }
     *others, datasets = list_tables()
     return Shown(parts=(*others, fitting(datasets)), data=data)
+
+
+def run_datasets(args: argparse.Namespace, _status: Console) -> Shown:
+    """List datasets.
+
+    Raises:
+        FileNotFoundError: a root that isn't there.
+        NotADirectoryError: a root that is a file.
+    """
+    _require_root(args.root)
+    made = [f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()]
+    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
+    data = {"datasets": datasets_data(args.root), "by_path": kinds}
+    return Shown(parts=(fitting(datasets_table(args.root)), *made), data=data)
+
+
+def _require_root(root: Path | None) -> None:
+    """Refuse a root below which nothing can be."""
+    if root is None or root.is_dir():
+        return
+    flag = f"--root {str(root)!r}"
+    if root.exists():
+        raise NotADirectoryError(f"{flag} is a file; give a folder")
+    raise FileNotFoundError(
+        f"{flag}: there is no such folder; give the one that datasets lie below"
+    )
 
 
 def fitting(datasets: Table) -> Forms:
@@ -91,13 +117,9 @@ def datasets_table(root: Path | None = None) -> Table:
 
 
 def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
-    """Return the datasets that have names as JSON values; sizes are numbers of images.
-
-    Args:
-        root: as for `datasets_table`.
-    """
+    """Return the datasets that have names as JSON values; sizes are numbers of images."""
     where = root_of(root)
-    found = []
+    rows = []
     for name in list_datasets():
         dataset = shipped_facts(name)
         facts: dict[str, Any] = {"name": name, "what": dataset.title, "license": dataset.license}
@@ -110,8 +132,8 @@ def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
             facts |= {"classes": len(dataset.classes), "shipped": True, "folder": None}
             facts |= {split: len(dataset.split(split)) for split in SPLITS}
             facts |= {"there": True, "accuracy_by_text_is": captions(name)}
-        found.append(facts)
-    return found
+        rows.append(facts)
+    return rows
 
 
 def _what(method: type) -> str:
@@ -120,5 +142,5 @@ def _what(method: type) -> str:
 
 def _fitted(size: str) -> dict[str, list[int]]:
     """Return the weights of a size that have predictors, with the blocks that these serve."""
-    found = {tag: list(fitted_blocks(f"clip_vit_{size}", tag)) for tag in SIZES[size].tags}
-    return {tag: blocks for tag, blocks in found.items() if blocks}
+    blocks_of = {tag: list(fitted_blocks(f"clip_vit_{size}", tag)) for tag in SIZES[size].tags}
+    return {tag: blocks for tag, blocks in blocks_of.items() if blocks}

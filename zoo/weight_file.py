@@ -1,9 +1,26 @@
-"""Weights from a file, as tensors and nothing else."""
+"""Weights from a file, as tensors; nothing that a file names is imported or called.
 
+State dicts are read by ``safetensors`` and by ``torch.load(weights_only=True)``. torch has no such
+way to read TorchScript archives, as which OpenAI published CLIP: these hold a pickle of the module
+tree, a record for each storage, and source code. An allow-list unpickler builds the tree from stubs
+here, and of the source code only the two lists are read that say which attributes of a class are
+parameters and buffers.
+"""
+
+import errno
+import io
+import math
+import pickle
+import pickletools
 import re
 import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +41,47 @@ _KNOWN = (
     "expected safetensors, a state dict written by torch.save, or a TorchScript archive such as "
     "OpenAI's"
 )
+_AGAIN = "get the file again"
+
+_SCRIPT_MARK = "constants.pkl"  # by which torch, too, tells TorchScript archives from state dicts
+_CODE = "code/"
+_MAX_SOURCE_BYTES = 16 * 2**20
+_MAX_PICKLE_BYTES = 64 * 2**20
+_MAX_MODULES = 100_000
+_MAX_DEPTH = 100
+_MAX_NUMBER = 2**48  # of elements, a stride or an offset
+_STORAGES = {
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.BoolStorage": torch.bool,
+    "torch.ByteStorage": torch.uint8,
+    "torch.CharStorage": torch.int8,
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.IntStorage": torch.int32,
+    "torch.LongStorage": torch.int64,
+    "torch.ShortStorage": torch.int16,
+}
+_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+_ALLOWED = {*_STORAGES, _TENSOR, _PARAMETER, "collections.OrderedDict", "torch.device"} | {
+    f"torch.jit._pickle.{name}"
+    for name in (
+        *("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist"),
+        *("build_tensor_from_id", "restore_type_tag"),
+    )
+}
+_CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  .*\n?)*)", re.M)
+_NAME_LISTS = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.M)
+
+# What TorchScript's pickler writes (torch/csrc/jit/serialization/pickler.cpp).
+_TUPLE_OPCODES = frozenset(("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"))
+_OPCODES = _TUPLE_OPCODES | {
+    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "NONE", "NEWTRUE",
+    "NEWFALSE", "BINUNICODE", "BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1", "EMPTY_LIST",
+    "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET",
+    "LONG_BINGET",
+}  # fmt: skip
+_MAX_TUPLE = 10_000  # members of a tuple, with those of the tuples in it
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -32,9 +90,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     These are safetensors; what ``torch.save`` writes, as a state dict or as a training checkpoint
     with one in it (``state_dict``, names that start with ``module.``); and TorchScript archives,
     such as OpenAI's. Nothing in a file is executed.
-
-    Args:
-        path: the file.
 
     Returns:
         Tensors by name on the CPU, in the precision stored.
@@ -47,19 +102,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"weights file {str(path)!r}: no such file")
     try:
-        return _unwrapped(_content(path))
+        return _state_dict(_content(path))
     except ValueError as error:
         raise ValueError(f"weights file {str(path)!r} {error}") from error
 
 
 def _content(path: Path) -> Any:
+    """Read what was saved, in the format that the first bytes show."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(256)
     if start.startswith(_ZIP):
-        with open_archive(path) as archive:
-            scripted = MARK in archive.records
-        return read_jit_archive(path) if scripted else _torch_load(path)
+        with _open_archive(path) as archive:
+            if _SCRIPT_MARK in archive.records:
+                return _read_script(archive)
+        return _torch_load(path)
     if start.startswith(_OLD_TORCH):
         return _torch_load(path)
     if start[8:9] == b"{":
@@ -106,7 +163,7 @@ def _foreign(start: bytes) -> str:
     return f"holds no weights (it starts with {start[:12]!r}): {_KNOWN}"
 
 
-def _unwrapped(content: Any) -> dict[str, Tensor]:
+def _state_dict(content: Any) -> dict[str, Tensor]:
     """Take the state dict out of what was saved around it."""
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -123,3 +180,308 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): value for name, value in content.items()}
     return {name: value.detach() for name, value in content.items() if name not in _SETTINGS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Archive:
+    """The records of a zip file that torch wrote, by their names below its one folder."""
+
+    zip: ZipFile
+    records: dict[str, ZipInfo]
+
+    def read(self, name: str) -> bytes:
+        """Return a record's content, which its checksum vouches for.
+
+        Raises:
+            ValueError: there is no such record.
+        """
+        if name not in self.records:
+            raise ValueError(f"lacks its record {name!r}: cut short or damaged; get it again")
+        return self.zip.read(self.records[name])
+
+
+@contextmanager
+def _open_archive(path: Path) -> Iterator[_Archive]:
+    """Open a zip file of torch's; nothing of it is ever written to disk.
+
+    Raises:
+        ValueError: not such a file; the message goes behind the file's name.
+    """
+    # Whatever zipfile raises over a damaged file.
+    damaged = (BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, zlib.error)
+    try:
+        with ZipFile(path) as opened:
+            yield _Archive(zip=opened, records=_records(opened.infolist(), path.stat().st_size))
+    except (*damaged, OSError) as error:
+        # Places in the file that can't be make the system refuse to go there.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"is cut short or damaged ({error}); get it again") from error
+
+
+def _records(entries: list[ZipInfo], size: int) -> dict[str, ZipInfo]:
+    """Check an archive's table of contents before anything is read.
+
+    torch stores tensors as they are. A record that is compressed, or records that sum up to more
+    than the file, can only be there to fill the memory; source code alone may be compressed.
+    """
+    folders = {info.filename.partition("/")[:2] for info in entries}
+    if len(folders) != 1 or not all(slash for _, slash in folders):
+        raise ValueError("is a zip file, but none that torch wrote: it has no single folder")
+    records: dict[str, ZipInfo] = {}
+    total = 0
+    for info in entries:
+        name = info.filename.partition("/")[2]
+        parts = info.filename.split("/")
+        if info.orig_filename != info.filename or "\\" in name or {"", ".", ".."} & set(parts):
+            raise ValueError(f"has a record named {info.orig_filename!r}, as torch names none")
+        if name in records:
+            raise ValueError(f"has two records named {name!r}, as torch writes none")
+        stored = info.compress_type == ZIP_STORED and info.compress_size == info.file_size
+        if not stored and not (name.startswith(_CODE) and info.file_size <= _MAX_SOURCE_BYTES):
+            raise ValueError(
+                f"has a compressed record {name!r} of {info.file_size} bytes; torch compresses no "
+                "weights, so this could be there to fill the memory"
+            )
+        total += info.file_size if stored else 0
+        records[name] = info
+    if total > size:
+        raise ValueError(
+            f"has records of {total} bytes in a file of {size}: they overlap, to fill the memory"
+        )
+    return records
+
+
+class _Stub:
+    """What a pickle builds here in the place of anything that it names; it does nothing."""
+
+    __slots__ = ("args", "name")
+
+    def __init__(self, name: str, args: tuple[Any, ...] = ()) -> None:
+        self.name, self.args = name, args
+
+    def __call__(self, *args: Any) -> "_Stub":
+        """Note a call."""
+        return _Stub(self.name, args)
+
+    def __setstate__(self, _state: Any) -> None:
+        """Refuse a state; without this, the unpickler would set attributes."""
+        raise ValueError("a state for what is no module")
+
+
+class _Module:
+    """A module of an archive: a subclass bears the name of its class, ``attributes`` its state."""
+
+    name = ""
+    attributes: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the attributes that the module was to have."""
+        self.attributes = state
+
+
+class _RefusedError(ValueError):
+    """A pickle that holds something other than modules and tensors."""
+
+
+class _StubUnpickler(pickle.Unpickler):
+    """Build what a TorchScript pickle describes from stubs; see ``_check_opcodes`` for its bounds.
+
+    Whatever a pickle calls or changes is one of these stubs or a plain value: names are resolved
+    here and nowhere else, and each file has classes of its own.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self._modules: dict[str, type[_Module]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a stub for an allowed name, a class of its own for a TorchScript module."""
+        full = f"{module}.{name}"
+        if module.partition(".")[0] == "__torch__":
+            if len(self._modules) > _MAX_MODULES:
+                raise _RefusedError("has more classes than any model")
+            return self._modules.setdefault(full, type("Module", (_Module,), {"name": full}))
+        if full not in _ALLOWED:
+            raise _RefusedError(
+                f"names {full!r}, which holds no weights and could run code; nothing of it was "
+                "run. Don't load this file elsewhere either: ask its author for safetensors"
+            )
+        return _Stub(full)
+
+    def persistent_load(self, pid: Any) -> _Stub:
+        """Note a reference to a storage."""
+        return _Stub("storage", pid if isinstance(pid, tuple) else ())
+
+
+def _unpickled(content: bytes) -> Any:
+    """Return what a pickle describes, made of stubs.
+
+    Raises:
+        ValueError: it names something that isn't allowed, holds an instruction that TorchScript
+            doesn't write, or is damaged; the message goes behind the file's name.
+    """
+    try:
+        _check_opcodes(content)
+        return _StubUnpickler(content).load()
+    except _RefusedError:
+        raise
+    except Exception as error:  # the unpickler raises whatever a damaged pickle leads it to
+        raise ValueError(f"has a damaged pickle ({error}); {_AGAIN}") from error
+
+
+def _check_opcodes(content: bytes) -> None:
+    """Refuse what would make Python's unpickler fill the memory, crash, or compute for ever.
+
+    Its memo is an array as long as the largest index. And the hash of a tuple goes through all of
+    its members: it takes a time of two to the depth where each tuple holds the one before twice.
+    So this follows how large the values on the stack are, counting shared tuples anew each time.
+    """
+    if len(content) > _MAX_PICKLE_BYTES:
+        raise _RefusedError(f"has a pickle of {len(content)} bytes, too large for a module tree")
+    stack: list[int] = []  # sizes; 0 is a mark
+    memo: dict[int, int] = {}
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name not in _OPCODES:
+            raise _RefusedError(f"has a pickle with {opcode.name}, which torch doesn't write")
+        if opcode.name == "PROTO" and argument > 2:
+            raise _RefusedError(f"has a pickle of protocol {argument}, where torch writes 2")
+        if opcode.name.endswith("BINPUT"):
+            if argument > len(content):
+                raise ValueError(f"a memo of index {argument}")
+            memo[argument] = stack[-1]
+        elif opcode.name.endswith("BINGET"):
+            stack.append(memo[argument])
+        else:
+            _follow(opcode, stack)
+
+
+def _follow(opcode: pickletools.OpcodeInfo, stack: list[int]) -> None:
+    """Do to the sizes on the stack what an instruction does to the values."""
+    operands, size = list(opcode.stack_before), 1
+    if pickletools.markobject in operands:
+        while member := stack.pop():
+            size += member
+        del operands[operands.index(pickletools.markobject) :]
+    for _ in operands:
+        size += stack.pop()
+    if opcode.name in _TUPLE_OPCODES and size > _MAX_TUPLE:
+        raise _RefusedError("has a pickle of tuples within tuples, as torch writes none")
+    size = size if opcode.name in _TUPLE_OPCODES else 1
+    stack += [0 if value is pickletools.markobject else size for value in opcode.stack_after]
+
+
+def _read_script(archive: _Archive) -> dict[str, Tensor]:
+    """Read the parameters and buffers of a TorchScript archive, in the precision stored.
+
+    Returns:
+        What ``torch.jit.load(path).state_dict()`` would, on the CPU.
+
+    Raises:
+        ValueError: a damaged archive, or one with more than modules and tensors in it; the message
+            goes behind the file's name.
+    """
+    if archive.records.get("byteorder") and archive.read("byteorder") != b"little":
+        raise ValueError("was written on a big-endian machine; save it anew on another")
+    root = _unpickled(archive.read("data.pkl"))
+    if not isinstance(root, _Module):
+        raise ValueError("holds no module")
+    return _ScriptReader(archive).state_dict(root)
+
+
+class _ScriptReader:
+    """The tensors of one TorchScript archive; each storage is read once, so ties stay."""
+
+    def __init__(self, archive: _Archive) -> None:
+        self.archive = archive
+        self.storages: dict[str, Tensor] = {}
+        self.declared: dict[str, frozenset[str] | None] = {}
+
+    def state_dict(self, root: _Module) -> dict[str, Tensor]:
+        """Return the tensors, named by their way from the root.
+
+        Raises:
+            ValueError: the tree has no end, or a tensor is damaged.
+        """
+        tensors: dict[str, Tensor | None] = {}
+        stack = [("", root, 0)]
+        count = 0
+        while stack:
+            prefix, module, depth = stack.pop()
+            count += 1
+            if depth > _MAX_DEPTH or count > _MAX_MODULES:
+                raise ValueError("has modules within modules without end")
+            names = self.names_of(module.name)
+            attributes = module.attributes if isinstance(module.attributes, dict) else {}
+            for attribute, value in attributes.items():
+                path = f"{prefix}{attribute}"
+                if isinstance(value, _Module):
+                    stack.append((f"{path}.", value, depth + 1))
+                elif isinstance(value, _Stub) and (names is None or attribute in names):
+                    tensors[path] = self.tensor(value, path)
+        return {path: tensor for path, tensor in tensors.items() if tensor is not None}
+
+    def names_of(self, class_name: str) -> frozenset[str] | None:
+        """Return a class's parameters and buffers, None if its source has no lists of them."""
+        if class_name not in self.declared:
+            module, _, title = class_name.rpartition(".")
+            record = f"{_CODE}{module.replace('.', '/')}.py"
+            known = record in self.archive.records
+            source = self.archive.read(record).decode(errors="replace") if known else ""
+            bodies = [body for name, body in _CLASS.findall(source) if name == title]
+            lists = [line for body in bodies for line in _NAME_LISTS.findall(body)]
+            names = frozenset(re.findall(r'"([^"]*)"', " ".join(lists)))
+            self.declared[class_name] = names if lists else None
+        return self.declared[class_name]
+
+    def tensor(self, stub: _Stub, name: str) -> Tensor | None:
+        """Make a tensor, whose values stay in its storage; None if it is something else.
+
+        Raises:
+            ValueError: it reaches beyond its storage.
+        """
+        if stub.name == _PARAMETER and stub.args and isinstance(stub.args[0], _Stub):
+            stub = stub.args[0]
+        if stub.name != _TENSOR:
+            return None
+        match stub.args:
+            case (_Stub(name="storage", args=facts), int(offset), tuple(size), tuple(stride), *_):
+                storage = self.storage(facts, name)
+            case _:
+                raise ValueError(f"has a damaged tensor {name!r}; {_AGAIN}")
+        numbers = (offset, *size, *stride)
+        plain = all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in numbers)
+        if not plain or len(size) != len(stride):
+            raise ValueError(f"has a damaged tensor {name!r}; {_AGAIN}")
+        count = math.prod(size)
+        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
+        if count and (end > len(storage) or count > len(storage)):
+            raise ValueError(
+                f"has a tensor {name!r} of size {size} and stride {stride} that reaches beyond its "
+                f"storage of {len(storage)}; {_AGAIN}"
+            )
+        return storage.as_strided(size, stride, offset if count else 0)
+
+    def storage(self, facts: tuple[Any, ...], name: str) -> Tensor:
+        """Read a storage as a flat tensor.
+
+        Raises:
+            ValueError: its record is too short, or it has a type that weights don't have.
+        """
+        match facts:
+            case ("storage", _Stub(name=kind), str(key), str(), int(count)) if kind in _STORAGES:
+                dtype = _STORAGES[kind]
+            case _:
+                raise ValueError(f"has a tensor {name!r} of a kind that weights don't have")
+        if key not in self.storages:
+            raw = bytearray(self.archive.read(f"data/{key}"))
+            flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0).byte()
+            self.storages[key] = flat
+        flat = self.storages[key]
+        if not 0 <= count * dtype.itemsize <= len(flat):
+            raise ValueError(
+                f"has {len(flat)} bytes where tensor {name!r} says {count} x {dtype.itemsize}; "
+                f"{_AGAIN}"
+            )
+        return flat[: count * dtype.itemsize].view(dtype)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.datasets.base import Dataset, Example, Split, SplitName, concrete_classes
 from harness.datasets.coop import CoopSplit
+from harness.datasets.decoded import bad_images, require_readable
 from harness.datasets.folder import FolderDataset, FolderParted
 from harness.datasets.huggingface import HfDataset
 from harness.datasets.rooted import RootedDataset
@@ -70,25 +71,23 @@ class _How:
 
     def prepared(self, dataset: Dataset) -> Dataset:
         """Bind a dataset to its root, give it prompts and leave out what can't be read."""
-        told: list[str] = []
+        flags: list[str] = []
         if isinstance(dataset, RootedDataset) and (root := root_of(self.root)):
             dataset = dataset.at(root, download=self.download, progress=self.progress)
-            told += ["--root", str(root)]
+            flags += ["--root", str(root)]
         if self.templates:
             dataset = dataset.with_templates(self.templates)
-            told += ["--templates", *self.templates]
+            flags += ["--templates", *self.templates]
         # What ships is drawn, so there is nothing that can't be read.
         here = not dataset.files and getattr(dataset, "root", Path()) is not None
         if self.skip_bad is not None and here:
-            from harness.datasets.decoded import bad_images, require_readable
-
             if self.skip_bad:
                 dataset = dataset.without(bad_images(dataset, self.progress))
-                told += ["--skip-bad"]
+                flags += ["--skip-bad"]
             else:
                 require_readable(dataset)
-        if told:
-            dataset.asked_with = tuple(told)
+        if flags:
+            dataset.asked_with = tuple(flags)
         return dataset
 
 
@@ -115,10 +114,10 @@ def _made(name: str) -> Dataset:
     return _classes()[name]()
 
 
-def root_of(given: Path | None) -> Path | None:
+def root_of(root: Path | None) -> Path | None:
     """Return the root that was given, else the environment's, if any."""
-    told = os.environ.get(ROOT)
-    return given or (Path(told) if told else None)
+    default = os.environ.get(ROOT)
+    return root or (Path(default) if default else None)
 
 
 def list_datasets() -> tuple[str, ...]:
@@ -158,8 +157,8 @@ def get_dataset(name: str) -> Dataset:
     if (kind := _kind(name)) is not None:
         if not path:
             raise ValueError(f"dataset {name!r}: expected {prefix}:PATH of a {kind.expected}")
-        told = {"download": True} if kind.downloads and _known.how.download else {}
-        dataset = _known.how.prepared(kind.make(Path(path), **told))
+        options = {"download": True} if kind.downloads and _known.how.download else {}
+        dataset = _known.how.prepared(kind.make(Path(path), **options))
         _known.datasets[dataset.name] = dataset
         return dataset
     if name in _known.datasets:
@@ -193,7 +192,7 @@ def _unknown(name: str) -> str:
 
 
 def names_of(
-    given: Sequence[str],
+    datasets: Sequence[str],
     *,
     root: Path | None = None,
     download: bool = False,
@@ -204,7 +203,7 @@ def names_of(
     """Return names for what the command line gives; nothing goes by a path from then on.
 
     Args:
-        given: names, or ``PREFIX:PATH``; after this ``get_dataset`` knows the latter by name.
+        datasets: names, or ``PREFIX:PATH``; after this ``get_dataset`` knows the latter by name.
         root: folder that holds the datasets that aren't shipped; None for the environment's.
         download: get what is missing there.
         templates: prompts for all of them instead of their own.
@@ -223,24 +222,24 @@ def names_of(
         progress=progress or Progress(),
     )
     _known.datasets.clear()
-    rooted = [told for told in given if issubclass(_classes().get(told, Dataset), RootedDataset)]
-    useless = download and not any(kind.downloads for kind in map(_kind, given) if kind)
-    if given and not rooted and (root is not None or useless):
+    rooted = [word for word in datasets if issubclass(_classes().get(word, Dataset), RootedDataset)]
+    useless = download and not any(kind.downloads for kind in map(_kind, datasets) if kind)
+    if datasets and not rooted and (root is not None or useless):
         raise ValueError(
-            f"--{'download' if root is None else 'root'}: none of {', '.join(given)} lies below a "
-            "root; shipped datasets and PREFIX:PATH need none"
+            f"--{'download' if root is None else 'root'}: none of {', '.join(datasets)} lies below "
+            "a root; shipped datasets and PREFIX:PATH need none"
         )
     names = []
-    for told in given:
-        resolved = _kind(told) is not None or told in rooted or (templates and told in _classes())
-        dataset = get_dataset(told) if resolved else None
+    for word in datasets:
+        resolved = _kind(word) is not None or word in rooted or (templates and word in _classes())
+        dataset = get_dataset(word) if resolved else None
         if isinstance(dataset, RootedDataset):
             _ = dataset.place  # refuses what has no root
-        names.append(told if dataset is None else dataset.name)
-    for told, name in zip(given, names, strict=True):
-        if told != name and names.count(name) > 1:
+        names.append(word if dataset is None else dataset.name)
+    for word, name in zip(datasets, names, strict=True):
+        if word != name and names.count(name) > 1:
             raise ValueError(
-                f"dataset {told!r}: another one given is called {name!r}, too; rename the "
-                f"{'file' if kind_of(told) == 'coop' else 'folder'}"
+                f"dataset {word!r}: another one given is called {name!r}, too; rename the "
+                f"{'file' if kind_of(word) == 'coop' else 'folder'}"
             )
     return names

@@ -3,10 +3,13 @@
 import abc
 import copy
 import hashlib
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self, get_args, overload
+from typing import Any, ClassVar, Literal, Self, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,6 +157,10 @@ class Dataset(abc.ABC):
         """What ``--dataset`` takes to mean this one."""
         return self.name
 
+    def differences(self) -> list[str]:
+        """Say which listed images are missing or empty; none is opened."""
+        return []
+
     @abc.abstractmethod
     def _split(self, name: SplitName) -> Split:
         """Build the split of that name (already validated)."""
@@ -248,3 +255,43 @@ class Dataset(abc.ABC):
                 f"harness/embedded/data; `{cls.build_command}` makes it"
             )
         return path
+
+
+class OwnDataset(Dataset):
+    """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``."""
+
+    license = "see the dataset's own"
+    files = ()
+    build_command = "none: it is made from the user's files"
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    _classes: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Captions of the classes, in the order of the labels."""
+        return self._classes
+
+
+def concrete_classes(
+    package: str, path: Iterable[str], kind: type[Any], *, but: tuple[type[Any], ...] = ()
+) -> dict[str, type[Any]]:
+    """Import each file of a package once and return the concrete classes of a kind by their name.
+
+    Args:
+        package: name of the package.
+        path: its ``__path__``.
+        kind: an abstract class; its subclasses have a ``name``. A file's imports don't count.
+        but: classes to leave out, for they have no name of their own.
+    """
+    classes: dict[str, type[Any]] = {}
+    for info in pkgutil.iter_modules(path):
+        module = importlib.import_module(f"{package}.{info.name}")
+        for value in vars(module).values():
+            if not (inspect.isclass(value) and issubclass(value, kind)):
+                continue
+            if inspect.isabstract(value) or value in but or value.__module__ != module.__name__:
+                continue
+            name: str = getattr(value, "name")  # noqa: B009  (the kind's, which type hints don't know)
+            assert name not in classes, f"two of {package} are called {name!r}"
+            classes[name] = value
+    return dict(sorted(classes.items()))

@@ -96,7 +96,7 @@ class _EmojiTask(Dataset):
         """All shipped emoji, in the order of the emoji list."""
         packs = [self.path(file).read_bytes() for file in self.files[:2]]
         records: list[dict[str, Any]] = json.loads(self.path(self.files[2]).read_text())["emoji"]
-        found, starts = [], [0, 0]
+        emoji, starts = [], [0, 0]
         for record in records:
             sizes = record.pop("bytes")
             noto, fluent = (
@@ -105,8 +105,8 @@ class _EmojiTask(Dataset):
             )
             starts = [start + size for start, size in zip(starts, sizes, strict=True)]
             names = tuple(record.pop("short_names"))
-            found.append(Emoji(**record, short_names=names, images=(noto, fluent)))
-        return tuple(found)
+            emoji.append(Emoji(**record, short_names=names, images=(noto, fluent)))
+        return tuple(emoji)
 
     @property
     def images_of(self) -> str:

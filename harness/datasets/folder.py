@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
+from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
 from harness.datasets.captions import FILES, captions_of, slug
 from harness.datasets.images import (
     EXTENSIONS,
@@ -35,15 +35,12 @@ class Entry(NamedTuple):
     label: int
 
 
-class FolderDataset(Dataset):
+class FolderDataset(OwnDataset):
     """The images in class folders, or in train, val (valid, validation) and test of class folders.
 
     Classes are the sorted names of the folders, over all splits. Without split folders every image
     is in test. Links may not leave the folder. Names of everything are made from the folder's own
     name, so they are the same on every machine.
-
-    Args:
-        folder: the folder.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -52,11 +49,7 @@ class FolderDataset(Dataset):
             contradict each other.
     """
 
-    license = "see the dataset's own"
     source = "a folder of class folders"
-    files = ()
-    build_command = "none: it is made from a folder"
-    templates = ("a photo of a {}.",)
     prefix = "folder"
 
     def __init__(self, folder: Path) -> None:
@@ -72,8 +65,8 @@ class FolderDataset(Dataset):
         roots = split_folders(self.folder, self.what)
         names = _class_names(roots, self.what)
         self._classes = captions_of(self.folder, names, self.what)
-        found = {split: self._listed(root, names) for split, root in roots.items()}
-        every = list(chain.from_iterable(found.values()))
+        entries = {split: self._listed(root, names) for split, root in roots.items()}
+        every = list(chain.from_iterable(entries.values()))
         require_inside(self.folder, (entry.relative for entry in every), self.what)
         counts = np.bincount([entry.label for entry in every], minlength=len(names))
         if (empty := np.flatnonzero(counts == 0)).size:
@@ -81,14 +74,14 @@ class FolderDataset(Dataset):
                 f"{self.what}: class folder {names[empty[0]]!r} has no images; remove it, or put "
                 f"images there; known extensions are {', '.join(sorted(EXTENSIONS))}"
             )
-        self._entries = self._parted(found, len(names))
+        self._entries = self._parted(entries, len(names))
         self._digest = self._hashed()
 
     def _parted(
-        self, found: dict[SplitName, list[Entry]], classes: int
+        self, entries: dict[SplitName, list[Entry]], classes: int
     ) -> dict[SplitName, list[Entry]]:
         """Say which images are in which split."""
-        return {split: found.get(split, []) for split in SPLITS}
+        return {split: entries.get(split, []) for split in SPLITS}
 
     def _listed(self, root: Path, names: list[str]) -> list[Entry]:
         """Find a split's images, class by class."""
@@ -107,11 +100,6 @@ class FolderDataset(Dataset):
                 line = f"{split}\0{entry.relative}\0{entry.size}\0{entry.label}\n"
                 digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()[:12]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the folders with spaces for underscores and dashes, or what a file says."""
-        return self._classes
 
     def _revision(self) -> str:
         """12 hex digits over names, sizes, splits and captions."""
@@ -148,18 +136,18 @@ class FolderParted(FolderDataset):
     prefix = "folder-parted"
 
     def _parted(
-        self, found: dict[SplitName, list[Entry]], classes: int
+        self, entries: dict[SplitName, list[Entry]], classes: int
     ) -> dict[SplitName, list[Entry]]:
-        if set(found) != {"test"} or split_folders(self.folder, self.what) != {"test": self.folder}:
+        if split_folders(self.folder, self.what) != {"test": self.folder}:
             raise ValueError(f"{self.what} has splits of its own; give folder:PATH for these")
-        entries = found["test"]
-        digests = file_digests([entry.path for entry in entries])
+        images = entries["test"]
+        digests = file_digests([entry.path for entry in images])
         part: dict[str, SplitName] = {}
         for label in range(classes):
-            own = {d for d, entry in zip(digests, entries, strict=True) if entry.label == label}
+            own = {d for d, entry in zip(digests, images, strict=True) if entry.label == label}
             new = sorted(own - part.keys())
             part |= dict(zip(new, _parts(len(new)), strict=True))
-        pairs = list(zip(digests, entries, strict=True))
+        pairs = list(zip(digests, images, strict=True))
         return {split: [e for digest, e in pairs if part[digest] == split] for split in SPLITS}
 
 
@@ -180,26 +168,26 @@ def split_folders(folder: Path, what: str) -> dict[SplitName, Path]:
         ValueError: two folders of one split, or class folders beside them.
     """
     inner = _folders(folder)
-    found: dict[SplitName, Path] = {}
+    roots: dict[SplitName, Path] = {}
     for path in inner:
         split = SPLIT_FOLDERS.get(path.name.lower())
         if split is None or not _folders(path) or _own_images(path):
             continue
-        if split in found:
+        if split in roots:
             raise ValueError(
-                f"{what}: {found[split].name} and {path.name} would both be the {split} split; "
+                f"{what}: {roots[split].name} and {path.name} would both be the {split} split; "
                 "leave one"
             )
-        found[split] = path
-    if not found:
+        roots[split] = path
+    if not roots:
         return {"test": folder}
     for path in inner:
-        if path not in found.values() and image_files(path):
+        if path not in roots.values() and image_files(path):
             raise ValueError(
                 f"{what}: the images of {path.name!r} are in none of the splits "
-                f"{', '.join(split.name for split in found.values())} beside it; move them away"
+                f"{', '.join(split.name for split in roots.values())} beside it; move them away"
             )
-    return found
+    return roots
 
 
 def _class_names(roots: dict[SplitName, Path], what: str) -> list[str]:

@@ -1,22 +1,32 @@
-"""ImageNet: the 1,000 classes of ILSVRC 2012, tested as usual by its validation images."""
+"""ImageNet and what is tested like it: a folder per class, classes by WordNet number."""
 
+import abc
 import functools
 import hashlib
+import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from harness.datasets.archives import Archive, Provider
+from harness.datasets.archives import Archive, Provider, drive
 from harness.datasets.base import SplitName
-from harness.datasets.images import ImageList
-from harness.datasets.rooted import counted
+from harness.datasets.images import EXTENSIONS, ImageList, shortened
+from harness.datasets.rooted import RootedDataset, counted
 from harness.progress import Progress
+from zoo.files import write_whole
+from zoo.weights import cache_folder
 
 HOME = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
+NAMES = "classnames.txt"  # which CoOp asks for, and this doesn't
+CACHED_FROM = 20_000  # files; fewer are listed in no time
+VERSION = 1  # of a listing in the cache
 TRAIN = "images/train"
 VAL = "images/val"
 TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
@@ -31,6 +41,210 @@ DEVKIT = Archive(
 )
 CARVED = 50  # images of a class
 CARVED_SHARE = 5  # one in as many, of classes with few images
+
+
+class ClassFolder(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        changed: when a name was last added or removed, in ns.
+        names: of its image files, sorted.
+        sizes: of these, in bytes.
+    """
+
+    changed: int
+    names: list[str]
+    sizes: list[int]
+
+
+def class_folders(folder: Path, *, fresh: bool = False) -> Mapping[str, ClassFolder]:
+    """List the images in each folder of a folder, by the inner folder's name, sorted.
+
+    Files that aren't images by their extension, and names with a dot in front, don't count. A
+    listing that is kept is used as long as no folder says that a name was added or removed; a file
+    that was overwritten in place goes unnoticed unless ``fresh``.
+
+    Args:
+        folder: holds the class folders.
+        fresh: list anew, whatever is kept.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: no such folder.
+    """
+    with os.scandir(folder) as entries:
+        inner = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    cached = {} if fresh else _kept(folder)
+    listings, changed = {}, set(cached) != set(inner)
+    for name in inner:
+        path = folder / name
+        at = path.stat().st_mtime_ns
+        if name in cached and cached[name].changed == at:
+            listings[name] = cached[name]
+        else:
+            listings[name], changed = _listed(path, at), True
+    if changed and sum(len(listed.names) for listed in listings.values()) >= CACHED_FROM:
+        _keep(folder, listings)
+    return listings
+
+
+def _listed(path: Path, changed: int) -> ClassFolder:
+    with os.scandir(path) as entries:
+        files = sorted(
+            (entry.name, entry.stat().st_size)
+            for entry in entries
+            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS  # noqa: PTH122  (a million)
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        )
+    return ClassFolder(changed, [name for name, _ in files], [size for _, size in files])
+
+
+def _cache_file(folder: Path) -> Path:
+    key = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+    return cache_folder() / "folders" / f"{key}.json"
+
+
+def _kept(folder: Path) -> dict[str, ClassFolder]:
+    """Return what was kept; nothing if there is none or it can't be understood."""
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        content = json.loads(_cache_file(folder).read_bytes())
+        if content["version"] == VERSION:
+            return {name: ClassFolder(*values) for name, values in content["folders"].items()}
+    return {}
+
+
+def _keep(folder: Path, listings: Mapping[str, ClassFolder]) -> None:
+    """Keep a listing; a cache that can't be written costs time and nothing else."""
+    with suppress(OSError, RuntimeError):
+        file = _cache_file(folder)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps({"version": VERSION, "folders": listings}).encode())
+
+
+def synsets_of(subset: str) -> tuple[str, ...]:
+    """Return the WordNet numbers of "imagenet", "imagenet_a" or "imagenet_r", as timm has them."""
+    text = files("timm.data").joinpath("_info", f"{subset}_synsets.txt").read_text()
+    return tuple(text.split())
+
+
+class SynsetDataset(RootedDataset):
+    """Images in a folder per class. Class names are those that CLIP chose for ImageNet's.
+
+    Two names stand for two classes each, "missile" and "sunglasses", as they do in CLIP's list: by
+    text nobody can tell these apart.
+
+    synset_list: which classes, see ``synsets_of``. images: folder of the class folders that are
+    tested by, in ``folder``; train and val are empty unless a subclass knows of some.
+    """
+
+    synset_list: ClassVar[str]
+    templates = ("a photo of a {}.",)
+
+    @property
+    @abc.abstractmethod
+    def images(self) -> str:
+        """Folder of the class folders that are tested by."""
+
+    @functools.cached_property
+    def synsets(self) -> tuple[str, ...]:
+        """WordNet numbers by label."""
+        return synsets_of(self.synset_list)
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names that CLIP chose, by label; known without a root."""
+        from open_clip import IMAGENET_CLASSNAMES
+
+        names = dict(zip(synsets_of("imagenet"), IMAGENET_CLASSNAMES, strict=True))
+        return tuple(names[synset] for synset in self.synsets)
+
+    @property
+    def class_folders(self) -> tuple[str, ...]:
+        """Names of the class folders, by label."""
+        return self.synsets
+
+    @functools.cache  # noqa: B019  (a dataset lives as long as the process)
+    def _listing(self, images: str) -> Mapping[str, ClassFolder]:
+        """List what is in the class folders of one folder; empty if that isn't there."""
+        place = self.place / images
+        return class_folders(place) if place.is_dir() else {}
+
+    def _found(self, images: str) -> ImageList:
+        """List the images of all classes, class by class."""
+        listing = self._listing(images)
+        present = [
+            (label, folder, listing[folder])
+            for label, folder in enumerate(self.class_folders)
+            if folder in listing
+        ]
+        return ImageList(
+            root=self.place / images,
+            paths=[f"{folder}/{name}" for _, folder, inner in present for name in inner.names],
+            labels=np.repeat(
+                np.array([label for label, _, _ in present], dtype=np.int64),
+                [len(inner.names) for _, _, inner in present],
+            ),
+            prefix=f"{self.name}/{images}",
+            dataset=repr(self.name),
+            listed="it was there when the folder was listed",
+            known_sizes=np.array(
+                [size for _, _, inner in present for size in inner.sizes],
+                dtype=np.int64,
+            ),
+        )
+
+    def _images(self, name: SplitName) -> ImageList:
+        return self._tested if name == "test" else self._none
+
+    @functools.cached_property
+    def _tested(self) -> ImageList:
+        return self._found(self.images)
+
+    @functools.cached_property
+    def _none(self) -> ImageList:
+        return ImageList(
+            root=self.place,
+            paths=(),
+            labels=np.zeros(0, dtype=np.int64),
+            prefix=self.name,
+            dataset=repr(self.name),
+            listed="",
+        )
+
+    def _lists(self) -> bytes:
+        return b""
+
+    def _differences(self) -> Iterator[str]:
+        yield from super()._differences()
+        yield from self._folder_differences(self.images)
+        yield from self._name_differences()
+
+    def _folder_differences(self, images: str) -> Iterator[str]:
+        """Compare the class folders with the classes; the folders are listed anew."""
+        place = self.place / images
+        there = set(class_folders(place, fresh=True)) if place.is_dir() else set()
+        expected = self.class_folders
+        if missing := [folder for folder in expected if folder not in there]:
+            yield f"class folders missing in {str(place)!r}: {len(missing):,}, {shortened(missing)}"
+        if extra := sorted(there - set(expected)):
+            yield f"folders of no class in {str(place)!r}, left out: {shortened(extra)}"
+
+    def _name_differences(self) -> Iterator[str]:
+        """Compare the file of class names that CoOp asks for, if there is one."""
+        file = self.place / NAMES
+        if not file.is_file():
+            return
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = {
+            synset: name.strip() for synset, _, name in (line.partition(" ") for line in lines)
+        }
+        other = [
+            f"{synset} is {names[synset]!r} there and {name!r} here"
+            for synset, name in zip(self.synsets, self.classes, strict=True)
+            if synset in names and names[synset] != name
+        ]
+        if other:
+            yield f"{str(file)!r} isn't used and has {len(other):,} other names: {other[0]}"
 
 
 class ImageNet(SynsetDataset):
@@ -101,19 +315,19 @@ class ImageNet(SynsetDataset):
     def _flat(self) -> ImageList:
         """List validation images that lie in one folder, in the order of those in class folders."""
         folder, classes = self.place / VAL, self._truth()
-        listed = []
+        entries = []
         for path in folder.iterdir():
             if match := VAL_FILE.fullmatch(path.name):
                 number = int(match[1])
                 if not 1 <= number <= len(classes):
                     raise ValueError(f"image {str(path)!r}: {TRUTH!r} has {len(classes):,} classes")
-                listed.append((classes[number - 1], path.name))
-        listed.sort()
+                entries.append((classes[number - 1], path.name))
+        entries.sort()
         return ImageList(
             root=folder,
-            paths=[name for _, name in listed],
-            names=[f"{self.synsets[label]}/{name}" for label, name in listed],
-            labels=np.array([label for label, _ in listed], dtype=np.int64),
+            paths=[name for _, name in entries],
+            names=[f"{self.synsets[label]}/{name}" for label, name in entries],
+            labels=np.array([label for label, _ in entries], dtype=np.int64),
             prefix=f"{self.name}/{VAL}",
             dataset=repr(self.name),
             listed="it was there when the folder was listed",
@@ -123,10 +337,10 @@ class ImageNet(SynsetDataset):
         """Return the label of each validation image, in the order of their numbers."""
         labels = _labels_of_numbers(self.place / META, self.synsets)
         file = self.place / TRUTH
-        told = file.read_text(encoding="utf-8", errors="replace").split()
-        if unknown := [number for number in told if number not in labels]:
+        numbers = file.read_text(encoding="utf-8", errors="replace").split()
+        if unknown := [number for number in numbers if number not in labels]:
             raise ValueError(f"{str(file)!r}: {META!r} knows no class of number {unknown[0]!r}")
-        return [labels[number] for number in told]
+        return [labels[number] for number in numbers]
 
     @functools.cached_property
     def _trained(self) -> tuple[ImageList, ImageList]:
@@ -160,8 +374,133 @@ def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
         raise FileNotFoundError(f"{str(file)!r} is missing; it is in {DEVKIT.file!r}")
     try:
         rows = loadmat(str(file), squeeze_me=True)["synsets"]
-        found = {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in np.atleast_1d(rows)}
+        synset_of = {
+            str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in np.atleast_1d(rows)
+        }
     except Exception as error:  # the reader raises whatever it stumbles over
         raise ValueError(f"{str(file)!r} isn't the devkit's list of classes: {error}") from error
     labels = {synset: label for label, synset in enumerate(synsets)}
-    return {number: labels[synset] for number, synset in found.items() if synset in labels}
+    return {number: labels[synset] for number, synset in synset_of.items() if synset in labels}
+
+
+class ImageNetV2(SynsetDataset):
+    """Ten images of each of the 1,000 classes; for testing only."""
+
+    name = "imagenetv2"
+    title = "ImageNetV2, matched frequency"
+    license = "MIT (repository); the images are of Flickr"
+    source = "UC Berkeley, 2019"
+    homepage = "https://github.com/modestyachts/ImageNetV2"
+    citation = (
+        "B. Recht, R. Roelofs, L. Schmidt, V. Shankar, Do ImageNet Classifiers Generalize to "
+        "ImageNet?, ICML 2019"
+    )
+    folder = "imagenetv2"
+    images = "imagenetv2-matched-frequency-format-val"
+    synset_list = "imagenet"
+    class_count = 1000
+    counts = counted(train=0, val=0, test=10_000)
+    archives = (
+        Archive(
+            file="imagenetv2-matched-frequency.tar.gz",
+            holds="imagenetv2-matched-frequency-format-val",
+            page=homepage,
+            url="https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/"
+            "imagenetv2-matched-frequency.tar.gz",
+            checksums=(
+                "sha256:f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
+                # As it was on S3.
+                "sha256:a32004f9e773279307499059d320336a23ccdc62cb32063da29bae9bd04c122c",
+            ),
+        ),
+    )
+
+    @property
+    def class_folders(self) -> tuple[str, ...]:
+        """Numbers from 0, as words: sorted as such, "10" would come before "2"."""
+        return tuple(map(str, range(self.class_count)))
+
+
+class ImageNetA(SynsetDataset):
+    """Hard photographs of 200 classes; for testing only."""
+
+    name = "imagenet-a"
+    title = "ImageNet-A, natural adversarial examples"
+    license = "MIT"
+    source = "UC Berkeley, 2019"
+    homepage = "https://github.com/hendrycks/natural-adv-examples"
+    citation = (
+        "D. Hendrycks, K. Zhao, S. Basart, J. Steinhardt, D. Song, Natural Adversarial "
+        "Examples, CVPR 2021"
+    )
+    folder = "imagenet-adversarial"
+    images = "imagenet-a"
+    synset_list = "imagenet_a"
+    class_count = 200
+    counts = counted(train=0, val=0, test=7500)
+    archives = (
+        Archive(
+            file="imagenet-a.tar",
+            holds="imagenet-a",
+            page=homepage,
+            url="https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
+            checksums=("sha256:3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",),
+        ),
+    )
+
+
+class ImageNetR(SynsetDataset):
+    """Renditions of 200 classes; for testing only."""
+
+    name = "imagenet-r"
+    title = "ImageNet-R, renditions"
+    license = "MIT"
+    source = "UC Berkeley, 2020"
+    homepage = "https://github.com/hendrycks/imagenet-r"
+    citation = (
+        "D. Hendrycks, S. Basart, N. Mu et al., The Many Faces of Robustness: A Critical "
+        "Analysis of Out-of-Distribution Generalization, ICCV 2021"
+    )
+    folder = "imagenet-rendition"
+    images = "imagenet-r"
+    synset_list = "imagenet_r"
+    class_count = 200
+    counts = counted(train=0, val=0, test=30_000)
+    archives = (
+        Archive(
+            file="imagenet-r.tar",
+            holds="imagenet-r",
+            page=homepage,
+            url="https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
+            checksums=("sha256:18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",),
+        ),
+    )
+
+
+class ImageNetSketch(SynsetDataset):
+    """Drawings of the 1,000 classes; for testing only."""
+
+    name = "imagenet-sketch"
+    title = "ImageNet-Sketch, drawings"
+    license = "MIT (repository); the images are of the web"
+    source = "CMU, 2019"
+    homepage = "https://github.com/HaohanWang/ImageNet-Sketch"
+    citation = (
+        "H. Wang, S. Ge, Z. Lipton, E. P. Xing, Learning Robust Global Representations by "
+        "Penalizing Local Predictive Power, NeurIPS 2019"
+    )
+    folder = "imagenet-sketch"
+    images = "images"
+    synset_list = "imagenet"
+    class_count = 1000
+    counts = counted(train=0, val=0, test=50_889)
+    archives = (
+        Archive(
+            file="ImageNet-Sketch.zip",
+            holds="images",
+            page=homepage,
+            url=drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"),
+            strip="sketch",
+            into="images",
+        ),
+    )

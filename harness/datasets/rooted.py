@@ -41,8 +41,8 @@ class RootedDataset(Dataset):
 
         Args:
             root: the folder that holds ``folder``.
-            download: get what is missing, where that needs no licence.
             progress: where to show it; None for nowhere.
+            download: get what is missing, where that needs no licence.
 
         Raises:
             FileNotFoundError: no such root; or something is missing: names it, where it was looked
@@ -128,23 +128,23 @@ class RootedDataset(Dataset):
         Raises:
             FileNotFoundError: no root was given.
         """
-        found = []
-        if (got := len(self.classes)) != self.class_count:
-            found.append(f"classes: {got:,} instead of {self.class_count:,}")
+        problems = []
+        if (count := len(self.classes)) != self.class_count:
+            problems.append(f"classes: {count:,} instead of {self.class_count:,}")
         for split in SPLITS:
-            if (got := len(self.split(split))) != self.counts[split]:
-                found.append(f"{split}: {got:,} images instead of {self.counts[split]:,}")
+            if (count := len(self.split(split))) != self.counts[split]:
+                problems.append(f"{split}: {count:,} images instead of {self.counts[split]:,}")
             if self.counts[split]:
-                found += self._unseen(split)
-        found += self._differences()
+                problems += self._unseen(split)
+        problems += self._differences()
         for archive in self.archives:
             if (file := archive.find(self.place)) is not None:
                 with (progress or Progress()).bytes(file.name, file.stat().st_size) as update:
                     try:
                         require_sum(archive, file, update)
                     except ValueError as error:
-                        found.append(str(error))
-        return found
+                        problems.append(str(error))
+        return problems
 
     def _unseen(self, split: SplitName) -> list[str]:
         """Name classes without images."""

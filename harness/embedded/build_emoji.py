@@ -11,17 +11,16 @@ and everything after "with" are taken out: "green book" with "blue book", "tiger
 all moon phases, all kissing faces. Both styles of an emoji share its split.
 """
 
-import argparse
 import hashlib
 import io
 import json
 import sys
 import tarfile
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.embedded.shipping import DATA_DIR, read_known, run, write_or_check
+from harness.embedded.shipping import build_command, read_known, run
 
 NOTO = "emoji-datasource-google@16.0.0"
 FLUENT = "@lobehub/fluent-emoji-3d@1.1.0"
@@ -91,11 +90,11 @@ def read_members(folder: Path, archive: str) -> dict[str, bytes]:
         ValueError: it is not the known one (sha256).
     """
     packed = read_known(folder / archive, SHA256[archive], f"npm pack {NOTO} {FLUENT}")
-    wanted = ("package/emoji.json", "package/img/google/64/", "package/assets/")
+    prefixes = ("package/emoji.json", "package/img/google/64/", "package/assets/")
     members = {}
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         for member in tar:
-            if member.isfile() and member.name.startswith(wanted):
+            if member.isfile() and member.name.startswith(prefixes):
                 content = tar.extractfile(member)
                 assert content is not None
                 members[member.name.removeprefix("package/")] = content.read()
@@ -107,7 +106,7 @@ def select(
 ) -> list[tuple[dict[str, Any], bytes, bytes]]:
     """Choose the pairs in the order of the emoji list: (record, Noto bytes, Fluent bytes)."""
     chosen = []
-    seen: set[bytes] = set()
+    images: set[bytes] = set()
     for entry in sorted(json.loads(noto["emoji.json"]), key=lambda entry: entry["sort_order"]):
         code = entry["unified"].lower()
         if entry["category"] in ("Flags", "Component") or JOINER in code.split("-"):
@@ -119,9 +118,9 @@ def select(
         modelled = next((fluent[name] for name in names if name in fluent), None)
         if not entry["has_img_google"] or drawn is None or modelled is None:
             continue
-        if len(modelled) > MAX_BYTES or drawn in seen or modelled in seen:
+        if len(modelled) > MAX_BYTES or drawn in images or modelled in images:
             continue
-        seen |= {drawn, modelled}
+        images |= {drawn, modelled}
         group = group_of(entry["name"], entry["subcategory"])
         record = {
             "code": code,
@@ -151,32 +150,21 @@ def build(folder: Path) -> dict[str, bytes]:
     }
 
 
-def fetch(folder: Path) -> Path:
-    """Download both npm archives into `folder` and return it.
+def build_from(source: Path | None, scratch: Path) -> dict[str, bytes]:
+    """Make the shipped files from a folder with both npm archives, by default what npm gets.
 
     Raises:
         FileNotFoundError: npm is missing or could not get them.
     """
-    run(["npm", "pack", "--silent", NOTO, FLUENT], folder)
-    return folder
+    if source is None:
+        run(["npm", "pack", "--silent", NOTO, FLUENT], scratch)
+    return build(source or scratch)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the shipped files, or compare them (--check: 1 if they differ).
-
-    Exits with 2 when a source is missing or another one.
-    """
-    parser = argparse.ArgumentParser(prog="python -m harness.embedded.build_emoji")
-    parser.add_argument("--source", type=Path, help="folder of both .tgz; default: npm pack")
-    parser.add_argument("--output", type=Path, default=DATA_DIR)
-    parser.add_argument("--check", action="store_true", help="compare with what is there")
-    args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            files = build(args.source or fetch(Path(scratch)))
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    return write_or_check(files, args.output, check=args.check)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or compare the shipped files, see ``build_command``."""
+    source = "folder of both .tgz; default: npm pack"
+    return build_command("build_emoji", build_from, source=source, argv=argv)
 
 
 if __name__ == "__main__":

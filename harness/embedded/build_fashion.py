@@ -3,17 +3,16 @@
 The files hold raw bytes (IDX, no compression), so a rebuild is byte-equal with any library.
 """
 
-import argparse
 import gzip
 import json
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.embedded.shipping import DATA_DIR, read_known, run, write_or_check
+from harness.embedded.shipping import build_command, read_known, run
 
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_DIR = "usr/share/datasets/fashion-mnist"
@@ -63,7 +62,7 @@ def select(
 
     A split's list goes through the classes in turn (0, 1, ... 9, 0, ...).
     """
-    seen: set[bytes] = set()
+    pixels: set[bytes] = set()
     queues: dict[str, list[list[int]]] = {}
     for part, (_, labels) in parts.items():
         skip = seen_in_design if part == "t10k" else 0
@@ -74,9 +73,9 @@ def select(
         for position in range(per_class * CLASSES):
             queue = queues[part][position % CLASSES]
             index = queue.pop(0)
-            while parts[part][0][index].tobytes() in seen:
+            while parts[part][0][index].tobytes() in pixels:
                 index = queue.pop(0)
-            seen.add(parts[part][0][index].tobytes())
+            pixels.add(parts[part][0][index].tobytes())
             chosen[split].append(index)
     return chosen
 
@@ -128,23 +127,15 @@ def unpack(source: Path, into: Path) -> Path:
     return into / PACKAGE_DIR
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the shipped files, or compare them (--check: 1 if they differ).
+def build_from(source: Path | None, scratch: Path) -> dict[str, bytes]:
+    """Make the shipped files from a .deb or a folder of IDX files, by default what apt gets."""
+    return build(unpack(source or fetch(scratch), scratch / "deb"))
 
-    Exits with 2 when a source is missing or another one.
-    """
-    parser = argparse.ArgumentParser(prog="python -m harness.embedded.build_fashion")
-    parser.add_argument("--source", type=Path, help=".deb or folder of IDX files; default: apt")
-    parser.add_argument("--output", type=Path, default=DATA_DIR)
-    parser.add_argument("--check", action="store_true", help="compare with what is there")
-    args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            source = args.source or fetch(Path(scratch))
-            files = build(unpack(source, Path(scratch) / "deb"))
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    return write_or_check(files, args.output, check=args.check)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or compare the shipped files, see ``build_command``."""
+    source = ".deb or folder of IDX files; default: apt"
+    return build_command("build_fashion", build_from, source=source, argv=argv)
 
 
 if __name__ == "__main__":

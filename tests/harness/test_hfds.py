@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from harness.datasets.huggingface import HfDataset
 from PIL import Image
 
 from harness.datasets import forget, get_dataset, names_of
+from harness.datasets.huggingface import HfDataset
 
 Table = datasets.Dataset
 NAMES = ["tabby_cat", "dog", "red_fox"]

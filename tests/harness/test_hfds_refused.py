@@ -10,10 +10,11 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from harness.datasets.huggingface import HfDataset
 from PIL import Image
 
+from harness.cli import main
 from harness.datasets import forget, get_dataset, names_of
+from harness.datasets.huggingface import HfDataset
 
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
 
@@ -237,3 +238,49 @@ def test_flags_of_other_datasets(save: Save):
         get_dataset("hfds:")
     with pytest.raises(ValueError, match="'hfds-cats' is made from a dataset of the Hugging Face"):
         get_dataset("hfds-cats")
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        (
+            {"bytes": b"\x89PNG", "path": None},
+            "in row 1 of split 'test' of folder .* can't be read",
+        ),
+        ({"bytes": None, "path": "a.png"}, "row 1 of .* only named, as 'a.png', which is none of"),
+        ({"bytes": None, "path": "http://127.0.0.1/a.png"}, "which is none of the dataset's files"),
+        ({"bytes": b"", "path": None}, "in row 1 of .* the row has none"),
+    ],
+)
+def test_bad_images_stop_with_their_row_and_can_be_left_out(
+    bad: dict[str, Any], match: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    images = [image(0), bad, image(2)]
+    folder = parquet(tmp_path / "pets", table(image=images, label=[0, 1, 1]))
+    split = HfDataset(folder).split("test")
+    assert [example.label for example in (split[0], split[2])] == [0, 1]
+    with pytest.raises(ValueError, match=match):
+        split[1]
+    [name] = names_of([f"hfds:{folder}"], skip_bad=True)
+    assert get_dataset(name).split("test").image_ids == ("hfds-pets/test/0", "hfds-pets/test/2")
+    assert get_dataset(name).revision != HfDataset(folder).revision
+    assert main(["datasets", "check", f"hfds:{folder}"]) == 1
+    assert "problem: 1 unreadable image; --skip-bad leaves them out" in capsys.readouterr().out
+
+
+def test_images_that_are_only_named_may_not_lie_elsewhere(tmp_path: Path):
+    """Neither by their path nor by a link."""
+    outside, folder = tmp_path / "secret.png", tmp_path / "pets"
+    outside.write_bytes(image()["bytes"])
+    inside = {"bytes": None, "path": str(folder / "b.png")}
+    parquet(folder, table(image=[{"bytes": None, "path": str(outside)}, inside]))
+    (folder / "b.png").symlink_to(outside)
+    dataset = HfDataset(folder)
+    for row in range(2):
+        with pytest.raises(ValueError, match=rf"image in row {row} of .* is none of the dataset's"):
+            dataset.split("test")[row]
+    before = dataset.revision
+    (folder / "b.png").unlink()
+    (folder / "b.png").write_bytes(image()["bytes"])
+    assert HfDataset(folder).split("test")[1].label == 1
+    assert HfDataset(folder).revision != before

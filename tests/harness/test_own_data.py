@@ -214,13 +214,6 @@ def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.Captur
     assert "as was found before: 1; the first: image '" in capsys.readouterr().err
 
 
-def test_figures_show_images_of_folders(folder: Path, tmp_path: Path):
-    out = tmp_path / "figure.png"
-    place = f"folder:{folder}:test:3"
-    assert main(["show", place, "--stride", "2", "--out", str(out)]) == 0
-    assert out.stat().st_size > 1000
-
-
 def test_the_examples_of_the_guide_work(
     folder: Path,
     tars: Path,

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness.datasets.webdataset import TarDataset
 from PIL import Image
 
-from harness.datasets import names_of
+from harness.datasets import get_dataset, names_of
 from harness.datasets import webdataset as tar_index
+from harness.datasets.webdataset import TarDataset
 
 Member = tuple[str, bytes]
 Make = Callable[..., Path]
@@ -223,7 +223,54 @@ def test_images_that_are_too_large(make: Make, monkeypatch: pytest.MonkeyPatch):
         TarDataset(folder)
 
 
-def test_images_that_are_none(make: Make):
-    split = TarDataset(make([[("a.png", b"no image"), ("a.cls", b"0")]])).split("test")
-    with pytest.raises(ValueError, match=r"image a.png of tar '.*0.tar' can't be read \(in no kno"):
-        split[0]
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        ({"dataset_type": "retrieval"}, "dataset_type.txt says 'retrieval'; only classification"),
+        ({"dataset_type": "multilabel"}, "says 'multilabel'"),
+        ({"names": "cat\ncat\n"}, "classnames.txt: lines 1 and 2 are 'cat'"),
+        ({"names": "cat\n\ndog\n"}, "line 2: expected a name, got ''"),
+        ({"zeroshot_classification_templates": "a {}\na photo"}, "line 2: template 'a photo'"),
+        ({"zeroshot_classification_templates": "a {x}"}, "line 1: template 'a {x}'.*here it is {c"),
+    ],
+)
+def test_texts_that_are_refused(files: dict[str, str], match: str, make: Make):
+    with pytest.raises(ValueError, match=match):
+        TarDataset(make(**files))
+
+
+def test_classification_may_be_said(make: Make):
+    assert len(TarDataset(make(dataset_type="classification\n")).split("test")) == 4
+
+
+@pytest.mark.parametrize("told", ["3", "3\n"])
+def test_tars_that_are_missing(told: str, make: Make):
+    folder = make()
+    (folder / "test" / "nshards.txt").write_text(told)
+    with pytest.raises(FileNotFoundError, match=r"2.tar' is missing; nshards.txt beside it says 3"):
+        TarDataset(folder)
+
+
+@pytest.mark.parametrize("told", ["two", "2\n2", "-1", "²", "99999999"])
+def test_numbers_of_tars_that_are_none(told: str, make: Make):
+    folder = make()
+    (folder / "test" / "nshards.txt").write_text(told)
+    with pytest.raises(ValueError, match=r"nshards.txt': expected the number of tars"):
+        TarDataset(folder)
+
+
+def test_folders_that_hold_no_tars(make: Make, tmp_path: Path):
+    folder = make()
+    (folder / "val").mkdir()
+    (folder / "validation").mkdir()
+    with pytest.raises(ValueError, match="val and validation would both be the val split"):
+        TarDataset(folder)
+    (folder / "classnames.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"classnames.txt is missing; write the class"):
+        TarDataset(folder)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "classnames.txt").write_text("a")
+    with pytest.raises(FileNotFoundError, match=r"has no tars; expected test/0.tar"):
+        get_dataset(f"wds:{tmp_path / 'none'}")
+    with pytest.raises(FileNotFoundError, match=r"folder of tars '.*gone' does not exist"):
+        get_dataset(f"wds:{tmp_path / 'gone'}")

@@ -166,20 +166,61 @@ def test_other_zip_files(tmp_path: Path):
         read_weights(tmp_path / "w.zip")
 
 
-def test_a_bomb_of_a_state_dict(state: dict[str, Tensor], tmp_path: Path):
-    """torch itself would unpack it."""
-    path = tmp_path / "w.pt"
-    torch.save({"a": torch.zeros(2**20)}, path)
-    with zipfile.ZipFile(path) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in records.items():
-            tensor = name.endswith("data/0")
-            archive.writestr(name, content, zipfile.ZIP_DEFLATED if tensor else zipfile.ZIP_STORED)
-    assert path.stat().st_size < 2**14
-    assert len(torch.load(path)["a"]) == 2**20
-    with pytest.raises(ValueError, match=r"has a compressed record 'data/0' of 4194304 bytes"):
-        read_weights(path)
+def with_record(path: Path, name: str, content: bytes, how: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "a") as opened:
+        opened.writestr(name, content, how)
+    return path
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    torch.save({"a": torch.arange(8.0), "b": torch.randn(500)}, tmp_path / "w.pt")
+    return tmp_path / "w.pt"
+
+
+def test_compressed_records_are_not_unpacked(archive: Path):
+    """torch itself would unpack them."""
+    with_record(archive, "w/code/fine.py", b" " * 2**16, zipfile.ZIP_DEFLATED)
+    assert read_weights(archive).keys() == {"a", "b"}
+    for name, size in (("data/2", 2**22), ("code/bomb.py", 2**25)):
+        path = archive.with_name("bomb.pt")
+        path.write_bytes(archive.read_bytes())
+        with_record(path, f"w/{name}", b"\0" * size, zipfile.ZIP_DEFLATED)
+        assert path.stat().st_size < 2**16
+        with pytest.raises(ValueError, match=f"has a compressed record '{name}' of {size} bytes"):
+            read_weights(path)
+
+
+def test_records_that_overlap(archive: Path):
+    """The sizes in the table of contents are changed; their sum is more than the file has."""
+    raw = archive.read_bytes()
+    place = raw.rindex(b"w/data/0") - 46  # the record's entry there, with its sizes at 20 and 24
+    assert raw[place + 20 : place + 28] == (32).to_bytes(4, "little") * 2
+    big = (2**30).to_bytes(4, "little")
+    archive.write_bytes(raw[: place + 20] + big * 2 + raw[place + 28 :])
+    with pytest.raises(ValueError, match=r"has records of 107\d+ bytes in a file of \d+: they o"):
+        read_weights(archive)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (
+            ("w/../../evil", "w//evil", "w/a\\..\\evil", "w/./evil", "w/data/../evil", "w/evil/"),
+            r"has a record named '.*evil/?', as torch names none",
+        ),
+        (("/evil", "other/evil", "evil"), "none that torch wrote: it has no single folder"),
+        (("w/data/0",), "has two records named 'data/0'"),
+    ],
+)
+def test_names_of_records(names: tuple[str, ...], why: str, archive: Path):
+    whole = archive.read_bytes()
+    for name in names:
+        archive.write_bytes(whole)
+        with pytest.raises(ValueError, match=why):
+            read_weights(with_record(archive, name, b"x"))
+    assert list(archive.parent.parent.rglob("*evil*")) == []
 
 
 def scripted(state: dict[str, Tensor], path: Path) -> None:

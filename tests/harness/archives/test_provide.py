@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness.datasets.archives import Archive, Provider, needed
 
 from harness.datasets import get_dataset
+from harness.datasets.archives import Archive, Provider, required_paths
 from harness.datasets.coop import DescribableTextures
 from harness.datasets.imagenet import ImageNet
 
@@ -42,8 +42,8 @@ def outer() -> bytes:
 
 
 def test_what_is_needed_is_no_archive():
-    assert needed(nested()) == ["images"]
-    assert needed((Archive(file="x.json", holds="x.json", page=PAGE),)) == ["x.json"]
+    assert required_paths(nested()) == ["images"]
+    assert required_paths((Archive(file="x.json", holds="x.json", page=PAGE),)) == ["x.json"]
 
 
 @pytest.mark.parametrize("where", ["data/all.zip", "all.zip", "data/images.tar.gz"])
@@ -91,7 +91,7 @@ def test_a_wrong_archive_is_not_unpacked(tmp_path: Path):
     archives = nested(checksums=("md5:" + "0" * 32,))
     with pytest.raises(ValueError, match=r"all.zip' has md5:\w+ at \d+ bytes; expected md5:000"):
         Provider(dataset="x", folder=tmp_path / "data", archives=archives).provide()
-    assert not any((tmp_path / "data").iterdir())
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".lock"]
 
 
 def test_a_dataset_is_downloaded_and_read(
@@ -118,6 +118,7 @@ def test_a_dataset_is_downloaded_and_read(
     assert dataset.classes == ("banded",)
     assert dataset.split("test")[0].image.getpixel((3, 3)) == (200, 0, 0)
     assert sorted(path.name for path in (tmp_path / "new" / "dtd").iterdir()) == [
+        ".lock",
         "dtd-r1.0.1.tar.gz",
         "images",
         "split_zhou_DescribableTextures.json",
@@ -147,7 +148,7 @@ def test_of_many_that_start_together_one_unpacks(tmp_path: Path, monkeypatch: py
         thread.join()
     assert len(calls) == 1
     names = sorted(path.name for path in (tmp_path / "data").iterdir())
-    assert names == ["images", "images.tar.gz"]
+    assert names == [".lock", "images", "images.tar.gz"]
 
 
 def test_what_is_whole_needs_no_right_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from harness.datasets.archives import Archive
 from PIL import Image
 from scipy.io import savemat
 
 from harness.datasets import get_dataset
+from harness.datasets.archives import Archive
 from harness.datasets.imagenet import DEVKIT, ImageNet
 
 Files = Mapping[str, bytes]

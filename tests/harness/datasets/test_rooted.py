@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.cli import main
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import SPLITS
 from harness.datasets.rooted import RootedDataset
@@ -247,3 +248,108 @@ def test_unpacked_by_hand_does_as_well(name: str, ship: Ship, tmp_path: Path):
     (tmp_path / "moved" / first.folder).symlink_to(tmp_path / "elsewhere")
     second = get_dataset(name).at(tmp_path / "moved")
     assert (second.revision, second.split("test").image_ids) == facts
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("variants.txt", b"707-320\n707-320\n", r"variants.txt' names a variant twice"),
+        ("variants.txt", b"\n", r"variants.txt' is empty"),
+        ("variants.txt", b"707\xff", r"variants.txt' is no text"),
+        ("images_variant_val.txt", b"1000000 MiG\n", r"val.txt', line 1: '1000000 MiG' isn't"),
+        ("images_variant_val.txt", b"../x 707-320\n", r"line 1: '../x 707-320' isn't the number"),
+        ("images_variant_test.txt", b"0000000 707-320\n", r"image 0000000 is in images_.*train"),
+        ("images_variant_test.txt", b"\x80\4\x95", r"test.txt' is no text"),
+    ],
+)
+def test_lists_that_lie(file: str, content: bytes, match: str, ship: Ship, tmp_path: Path):
+    ship("fgvc-aircraft")
+    found = get_dataset("fgvc-aircraft").at(tmp_path)
+    (found.place / file).write_bytes(content)
+    with pytest.raises(ValueError, match=match):
+        found.split("test")
+
+
+def test_a_missing_list_names_the_archive(ship: Ship, tmp_path: Path):
+    ship("fgvc-aircraft")
+    found = get_dataset("fgvc-aircraft").at(tmp_path)
+    (found.place / "images_variant_val.txt").unlink()
+    match = r"_val.txt' of 'fgvc-aircraft' is missing; it is in 'fgvc-aircraft-2013b.tar.gz', below"
+    with pytest.raises(FileNotFoundError, match=match):
+        found.split("test")
+
+
+@pytest.mark.parametrize("name", ["dtd", "fgvc-aircraft"])
+def test_a_command_counts_and_names_them_or_leaves_them_out(
+    name: str,
+    ship: Ship,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ship(name)
+    dataset = get_dataset(name).at(tmp_path)
+    name_of_first = Path(dataset.split("test").image_ids[0]).stem
+    next(dataset.place.rglob(f"{name_of_first}.jpg")).unlink()
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("worked")
+
+    monkeypatch.setattr("harness.towers.create_clip", fail)
+    words = ["eval", "clip_vit_s14_random60", "--dataset", name, "--root", str(tmp_path)]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "1 missing image in" in error
+    assert "or leave them out with --skip-bad" in error
+    with pytest.raises(AssertionError, match="worked"):
+        main([*words, "--skip-bad"])
+    assert "left out, as they can't be read: 1 image;" in capsys.readouterr().err
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
+
+
+def row(dataset: RootedDataset) -> str:
+    """Lay out a line of the table."""
+    counts = " / ".join(f"{n:,}" if n else "–" for n in dataset.counts.values())
+    by_hand = [archive.file for archive in dataset.archives if archive.url is None]
+    by_hand = [file for file in by_hand if file not in {a.holds for a in dataset.archives}]
+    cells = (
+        f"`{dataset.name}`",
+        f"[{dataset.title}]({dataset.homepage})",
+        f"{dataset.class_count:,}",
+        counts,
+        f"{100 * dataset.chance:.3g} %",
+        f"`{dataset.templates[0]}`",
+        dataset.license,
+        dataset.source,
+        ", ".join(f"`{file}`" for file in by_hand) or "nothing",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def files_line(dataset: RootedDataset) -> str:
+    """Lay out a line of the list of files."""
+    names = []
+    for archive in dataset.archives:
+        sums = " or ".join(f"`{told}`" for told in archive.checksums) or "no published sum"
+        names.append(f"`{archive.file}` ({sums})")
+    return f"- `{dataset.name}` in `{dataset.folder}/`: {'; '.join(names)}"
+
+
+def citation(dataset: RootedDataset) -> str:
+    return f"- `{dataset.name}`: {dataset.citation}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_has_its_line(name: str):
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    dataset = get_dataset(name)
+    for wanted in (row(dataset), files_line(dataset), citation(dataset)):
+        assert wanted in lines
+
+
+def test_the_page_has_no_other_dataset():
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith("| `") for line in lines) == len(NAMES)

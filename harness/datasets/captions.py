@@ -60,30 +60,25 @@ def captions_of(folder: Path, names: Sequence[str], what: str) -> tuple[str, ...
     They are in ``classes.txt`` or ``classnames.txt``, one a line: each after its folder's name, or
     all without and in the order of the sorted folders. Without such a file, names are captions.
 
-    Args:
-        folder: where the file may be.
-        names: of the class folders, sorted.
-        what: the dataset, for messages.
-
     Raises:
         ValueError: lines that contradict folders, or one caption for two of them.
     """
-    there = [file for file in FILES if (folder / file).is_file()]
-    if len(there) > 1:
-        raise ValueError(f"{what}: both {' and '.join(there)} are there; leave one")
-    if there:
-        lines = text_lines(folder / there[0])
-        found = _told(lines, names, f"{what}: {there[0]}")
+    present = [file for file in FILES if (folder / file).is_file()]
+    if len(present) > 1:
+        raise ValueError(f"{what}: both {' and '.join(present)} are there; leave one")
+    if present:
+        lines = text_lines(folder / present[0])
+        captions = _matched(lines, names, f"{what}: {present[0]}")
     else:
-        found = [caption(name, what) for name in names]
+        captions = [caption(name, what) for name in names]
     first: dict[str, str] = {}
-    for name, text in zip(names, found, strict=True):
+    for name, text in zip(names, captions, strict=True):
         if first.setdefault(text, name) != name:
             raise ValueError(
                 f"{what}: folders {first[text]!r} and {name!r} would both be class {text!r}; say "
                 f"otherwise in {FILES[0]}"
             )
-    return tuple(found)
+    return tuple(captions)
 
 
 def text_lines(file: Path) -> list[str]:
@@ -105,19 +100,19 @@ def text_lines(file: Path) -> list[str]:
     return lines
 
 
-def _told(lines: Sequence[str], names: Sequence[str], what: str) -> list[str]:
+def _matched(lines: Sequence[str], names: Sequence[str], what: str) -> list[str]:
     """Match lines with folders."""
     known = set(names)
     pairs = [_pair(line, known) for line in lines]
     if all(pairs):
-        told: dict[str, str] = {}
+        captions: dict[str, str] = {}
         for name, text in filter(None, pairs):
-            if name in told:
+            if name in captions:
                 raise ValueError(f"{what}: folder {name!r} is there twice")
-            told[name] = text
-        if missing := [name for name in names if name not in told]:
+            captions[name] = text
+        if missing := [name for name in names if name not in captions]:
             raise ValueError(f"{what}: no line for the folder {missing[0]!r}")
-        return [told[name] for name in names]
+        return [captions[name] for name in names]
     if len(lines) != len(names):
         raise ValueError(
             f"{what}: {len(lines)} lines for {len(names)} class folders; expected a line for each, "

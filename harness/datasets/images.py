@@ -1,14 +1,17 @@
-"""Image files: found below folders, and read without trust."""
+"""Image files: found below folders, listed with labels, and read without trust."""
 
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from harness.datasets.base import Rendered, Split
@@ -22,6 +25,8 @@ EXTENSIONS = frozenset((
 UNLABELLED = -1
 LEAVE_OUT = "leave it out"
 SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
+SHOWN = 3  # images or classes in a line
+MISSING = -1  # bytes of a file that isn't there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +90,18 @@ def image_files(folder: Path) -> list[Path]:
     Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
     Names that start with a dot are not looked at.
     """
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
+    files: list[Path] = []
+    visited: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         facts = Path(root).stat()
-        if (facts.st_dev, facts.st_ino) in seen:
+        if (facts.st_dev, facts.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((facts.st_dev, facts.st_ino))
+        visited.add((facts.st_dev, facts.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(root, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
-    return sorted(found, key=lambda file: file.relative_to(folder).parts)
+        files += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    return sorted(files, key=lambda file: file.relative_to(folder).parts)
 
 
 def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> None:
@@ -104,8 +109,8 @@ def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> Non
 
     Args:
         root: the folder of images.
-        paths: of the images, relative to it.
         what: lists them, for the message.
+        paths: of the images, relative to it.
 
     Raises:
         ValueError: names the first that leaves.
@@ -152,7 +157,7 @@ def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
     """Read an image file as RGB.
 
     Args:
-        file: which.
+        file: of the image.
         way: out of it if it can't be read, for the message.
 
     Raises:
@@ -201,3 +206,90 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         image = image.convert("RGBA")  # else PIL warns of palettes with transparency
     return image.convert("RGB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageList:
+    """Images below a folder.
+
+    Attributes:
+        root: the folder.
+        paths: of the images, relative to it, with "/".
+        labels: (n,) int64.
+        prefix: what ids start with, before "/" and the path.
+        dataset: whose images these are, for messages.
+        listed: what lists them, for messages.
+        known_sizes: bytes of each file where they are known already.
+        names: in ids, where they aren't the paths.
+    """
+
+    root: Path
+    paths: Sequence[str]
+    labels: NDArray[np.int64]
+    prefix: str
+    dataset: str
+    listed: str
+    known_sizes: NDArray[np.int64] | None = None
+    names: Sequence[str] | None = None
+
+    def subset(self, places: NDArray[np.int64]) -> "ImageList":
+        """Keep the images at some positions, in that order."""
+        assert self.names is None
+        return replace(
+            self,
+            paths=[self.paths[place] for place in places],
+            labels=self.labels[places],
+            known_sizes=None if self.known_sizes is None else self.known_sizes[places],
+        )
+
+    def split(self) -> Split:
+        """Make the split; images are opened when they are asked for."""
+        names = self.paths if self.names is None else self.names
+
+        def image_id(index: int) -> str:
+            return f"{self.prefix}/{names[index]}"
+
+        def render(index: int, _variant: int) -> Rendered:
+            path = self.root / self.paths[index]
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"image {str(path)!r} of {self.dataset} is missing; {self.listed}"
+                )
+            return read_image(path), None
+
+        return Split(self.labels, image_id, render)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each file, (n,) int64; -1 of those that are missing."""
+        if self.known_sizes is not None:
+            return self.known_sizes
+        return np.array([_size(self.root / path) for path in self.paths], dtype=np.int64)
+
+    def add_to(self, digest: Any) -> None:
+        """Add names and sizes to a hash."""
+        names = self.paths if self.names is None else self.names
+        for name, size in zip(names, self.sizes.tolist(), strict=True):
+            digest.update(f"{name}\0{size}\0".encode())
+
+    def differences(self) -> Iterator[str]:
+        """Say which images are missing or empty."""
+        for size, what in ((MISSING, "missing"), (0, "empty")):
+            if (where := np.flatnonzero(self.sizes == size)).size:
+                names = [self.paths[index] for index in where[: SHOWN + 1]]
+                yield (
+                    f"{how_many(where.size, what)} in {str(self.root)!r}: {shortened(names)}; "
+                    f"{self.listed}"
+                )
+
+
+def shortened(names: Sequence[str]) -> str:
+    """List the first few."""
+    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return MISSING

@@ -12,9 +12,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
-from harness.datasets.coop import CoopSplit
 from harness.datasets.images import how_many
-from harness.datasets.rooted import RootedDataset
 from harness.progress import Progress
 from zoo.files import write_whole
 from zoo.weights import cache_folder
@@ -41,43 +39,43 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     """Decode every image of a dataset.
 
     Args:
-        dataset: which.
+        dataset: its images are decoded.
         progress: where to show how far it is.
         known: an earlier pass that came to its end counts; images that it couldn't read are tried
             again. A pass that was stopped always counts.
     """
     path = _place(dataset)
-    found = _read(path, dataset)
+    state = _read(path, dataset)
     splits = {name: dataset.split(name) for name in SPLITS}
     total = sum(len(split) for split in splits.values())
-    done = sum(len(found.digests[name]) for name in SPLITS)
+    done = sum(len(state.digests[name]) for name in SPLITS)
     if done == total and not known:
-        found, done = _nothing(), 0
-    _again(found, splits)
+        state, done = _nothing(), 0
+    _again(state, splits)
     if done == total:
-        _write(path, found)
-        return found
+        _write(path, state)
+        return state
     saved = time.monotonic()
     with progress.task(f"reading {dataset.name}", total) as update, ThreadPoolExecutor() as threads:
         try:
             for name, split in splits.items():
-                digests = found.digests[name]
+                digests = state.digests[name]
                 for start in range(len(digests), len(split), CHUNK):
                     places = range(start, min(start + CHUNK, len(split)))
                     results = list(threads.map(_tried(split), places))
                     ids = split.subset(places).image_ids
-                    found.bad.update(
+                    state.bad.update(
                         {i: why for i, (_, why) in zip(ids, results, strict=True) if why}
                     )
                     digests += [digest for digest, _ in results]
                     done += len(places)
                     update(done)
                     if time.monotonic() - saved > SAVED_S:
-                        _write(path, found)
+                        _write(path, state)
                         saved = time.monotonic()
         finally:
-            _write(path, found)
-    return found
+            _write(path, state)
+    return state
 
 
 def require_readable(dataset: Dataset) -> None:
@@ -89,20 +87,20 @@ def require_readable(dataset: Dataset) -> None:
         FileNotFoundError: how many are missing, and the first.
         ValueError: names the first.
     """
-    if isinstance(dataset, CoopSplit | RootedDataset) and (lines := dataset.differences()):
+    if lines := dataset.differences():
         raise FileNotFoundError(
             f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad"
         )
     path = _place(dataset)
-    found = _read(path, dataset)
-    if not found.bad:
+    state = _read(path, dataset)
+    if not state.bad:
         return
-    _again(found, {name: dataset.split(name) for name in SPLITS})
-    _write(path, found)
-    if found.bad:
+    _again(state, {name: dataset.split(name) for name in SPLITS})
+    _write(path, state)
+    if state.bad:
         raise ValueError(
-            f"images of {dataset.name} that can't be read, as was found before: {len(found.bad)}; "
-            f"the first: {next(iter(found.bad.values()))}"
+            f"images of {dataset.name} that can't be read, as was found before: {len(state.bad)}; "
+            f"the first: {next(iter(state.bad.values()))}"
         )
 
 
@@ -112,20 +110,20 @@ def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     Raises:
         ValueError: no image can be read.
     """
-    found = decode_all(dataset, progress)
-    if not found.bad:
+    state = decode_all(dataset, progress)
+    if not state.bad:
         return frozenset()
-    if len(found.bad) == sum(len(digests) for digests in found.digests.values()):
-        raise ValueError(f"none of the {len(found.bad)} images of {dataset.name} can be read")
-    listed = _place(dataset).with_suffix(".txt")
-    write_whole(listed, "".join(f"{why}\n" for why in found.bad.values()).encode())
+    if len(state.bad) == sum(len(digests) for digests in state.digests.values()):
+        raise ValueError(f"none of the {len(state.bad)} images of {dataset.name} can be read")
+    list_file = _place(dataset).with_suffix(".txt")
+    write_whole(list_file, "".join(f"{why}\n" for why in state.bad.values()).encode())
     progress.say(
-        f"{dataset.name}: left out, as they can't be read: {how_many(len(found.bad))}; all are "
-        f"listed in {listed}"
+        f"{dataset.name}: left out, as they can't be read: {how_many(len(state.bad))}; all are "
+        f"listed in {list_file}"
     )
-    for why in list(found.bad.values())[:SHOWN]:
+    for why in list(state.bad.values())[:SHOWN]:
         progress.say(f"  {why}")
-    return frozenset(found.bad)
+    return frozenset(state.bad)
 
 
 def _tried(split: Split) -> Callable[[int], tuple[str, str]]:
@@ -143,17 +141,17 @@ def _tried(split: Split) -> Callable[[int], tuple[str, str]]:
     return one
 
 
-def _again(found: Decoded, splits: dict[SplitName, Split]) -> None:
+def _again(state: Decoded, splits: dict[SplitName, Split]) -> None:
     """Try once more what couldn't be read; it may have been replaced."""
     for name, split in splits.items():
-        digests = found.digests[name]
+        digests = state.digests[name]
         for place in [i for i, digest in enumerate(digests) if not digest]:
             digests[place], why = _tried(split)(place)
             [image_id] = split.subset([place]).image_ids
             if why:
-                found.bad[image_id] = why
+                state.bad[image_id] = why
             else:
-                found.bad.pop(image_id, None)
+                state.bad.pop(image_id, None)
 
 
 def _nothing() -> Decoded:
@@ -163,8 +161,8 @@ def _nothing() -> Decoded:
 def _place(dataset: Dataset) -> Path:
     """Return where the state is kept: by the images, and where they lie."""
     root = getattr(dataset, "root", None)
-    told = [dataset.name, dataset.revision, dataset.asked_as, str(root)]
-    key = sha256(json.dumps(told).encode()).hexdigest()[:16]
+    identity = [dataset.name, dataset.revision, dataset.asked_as, str(root)]
+    key = sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return cache_folder() / "decoded" / f"{dataset.name}-{key}.json"
 
 
@@ -173,15 +171,15 @@ def _read(path: Path, dataset: Dataset) -> Decoded:
     if not path.is_file():
         return _nothing()
     try:
-        told = json.loads(path.read_bytes())
-        digests = {name: [str(digest) for digest in told["digests"][name]] for name in SPLITS}
-        found = Decoded(digests=digests, bad={str(k): str(v) for k, v in told["bad"].items()})
+        content = json.loads(path.read_bytes())
+        digests = {name: [str(digest) for digest in content["digests"][name]] for name in SPLITS}
+        state = Decoded(digests=digests, bad={str(k): str(v) for k, v in content["bad"].items()})
     except (ValueError, KeyError, TypeError, AttributeError):
         return _nothing()
     fits = all(len(digests[name]) <= len(dataset.labels(name)) for name in SPLITS)
-    return found if fits else _nothing()
+    return state if fits else _nothing()
 
 
-def _write(path: Path, found: Decoded) -> None:
+def _write(path: Path, state: Decoded) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asdict(found)).encode())
+    write_whole(path, json.dumps(asdict(state)).encode())

@@ -1,1 +1,0 @@
-"""What data sets are shipped in: finding, fetching, checking and unpacking it."""

@@ -1,0 +1,561 @@
+"""Datasets of the Hugging Face `datasets` library, from its cache of the hub or from a folder.
+
+timm has a reader for these, ``timm.data.readers.reader_hfds``, which isn't used: it takes neither a
+config nor what ``save_to_disk`` wrote, goes to the network whenever it can, and opens any file
+that a table names. It reads as is done here, though: rows at random, images as bytes.
+
+Nothing here runs or unpickles what a dataset brings. Of the library's ways to read files only those
+are used that yield tables with columns for images and classes. It may use the network for a dataset
+of the hub if it is told to, and not otherwise.
+"""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from huggingface_hub import constants, metadata_load
+from numpy.typing import NDArray
+
+from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
+from harness.datasets.captions import slug
+from harness.datasets.images import MISSING, decode_image
+from zoo.reducer import expected
+
+KNOWN: dict[str, SplitName] = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+IMAGE, CLASSES = "Image", "ClassLabel"  # types of columns
+LOOKED_AT = 32  # images of a split whose bytes count for its revision
+OLDEST = 5  # release of the library; those before 4 ran scripts
+SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
+READERS = ("arrow", "cache", "imagefolder", "parquet")
+SEVERAL = ("Config name is missing", "specify which configuration")  # in its messages
+INSTALL = f"python -m pip install 'datasets>={OLDEST}'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What follows ``#``, as in ``#image=img,test=validation``.
+
+    Attributes:
+        config: of the dataset, where it has several.
+        image: column of images.
+        label: column of classes.
+        train: split that is train here; likewise val and test. One that is named leaves those that
+            aren't empty.
+    """
+
+    config: str | None = None
+    image: str | None = None
+    label: str | None = None
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, what: str) -> "Choice":
+        """Read ``KEY=VALUE,...``.
+
+        Raises:
+            ValueError: an unknown key, one without a value, or one that is there twice.
+        """
+        keys = [field.name for field in fields(cls)]
+        choices: dict[str, str] = {}
+        for part in text.split(","):
+            key, _, value = part.partition("=")
+            if key not in keys:
+                raise ValueError(f"{what}: {part!r} after '#': {expected(key, keys)}, as KEY=VALUE")
+            if not value or key in choices:
+                raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
+            choices[key] = value
+        return cls(**choices)
+
+    def __str__(self) -> str:
+        """Return it as it is written, "" where nothing is chosen."""
+        parts = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
+        parts = [part for part in parts if not part.endswith("=None")]
+        return "#" + ",".join(parts) if parts else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a dataset is.
+
+    Attributes:
+        folder: that holds it, absolute; None on the hub.
+        name: ``owner/name`` there, or the folder's own name.
+        what: it is, for messages.
+        choice: of its parts.
+    """
+
+    folder: Path | None
+    name: str
+    what: str
+    choice: Choice
+
+    @classmethod
+    def parse(cls, text: str) -> "Place":
+        """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice.
+
+        Raises:
+            FileNotFoundError: neither a folder nor a name that the hub could have.
+            NotADirectoryError: a file.
+            ValueError: see ``Choice.parse``.
+        """
+        where, sharp, choices = text.rpartition("#")
+        if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
+            where, sharp = text, ""
+        choice = Choice.parse(choices, f"hfds:{text}") if sharp else Choice()
+        folder = Path(where).expanduser().absolute()
+        if folder.is_dir():
+            what = f"folder {str(folder)!r}"
+            return cls(folder=folder, name=folder.resolve().name, what=what, choice=choice)
+        if folder.exists():
+            raise NotADirectoryError(f"hfds:{where} is a file; give the folder it lies in")
+        if not HUB_NAME.fullmatch(where):
+            raise FileNotFoundError(
+                f"hfds:{text} is neither a folder, {str(folder)!r} does not exist, nor the name of "
+                "a dataset of the Hugging Face hub, owner/name, such as uoft-cs/cifar10"
+            )
+        return cls(folder=None, name=where, what=f"dataset {where!r} of the hub", choice=choice)
+
+
+def roots(place: Place) -> tuple[str, ...]:
+    """Return folders, as real paths, in which images may be that a table only has paths of."""
+    own = () if place.folder is None else (str(place.folder),)
+    caches = (constants.HF_HUB_CACHE, str(_library().config.HF_DATASETS_CACHE))
+    saved = place.folder is not None and _is_saved(place.folder)  # its paths are the writer's
+    return tuple(os.path.realpath(root) for root in (*own, *(() if saved else caches)))
+
+
+def load(place: Place, *, download: bool = False) -> dict[str, Any]:
+    """Open a dataset's splits, by name; "" is that of one that has none.
+
+    Args:
+        place: where it is.
+        download: get what is missing from the hub.
+
+    Returns:
+        a ``datasets.Dataset`` for each.
+
+    Raises:
+        FileNotFoundError: a dataset of the hub that isn't in the cache; tells how to get it.
+        ValueError: the library is missing or too old, or can't read what is there.
+        OSError: a download failed.
+    """
+    library = _library()
+    with _quiet(library, offline=not download or place.folder is not None):
+        try:
+            tables = _opened(library, place)
+        except (ConnectionError, FileNotFoundError) as error:
+            if place.folder is None and not download:
+                raise FileNotFoundError(_missing(library, place)) from error
+            text = _text(error)
+            hint = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE and download else ""
+            raise OSError(f"{place.what} can't be opened: {text}{hint}") from error
+        except OSError:
+            raise
+        except Exception as error:  # the library raises whatever it stumbles over
+            text = _text(error)
+            mend = "" if download or place.folder else f"; {_way(place)}"
+            hint = "; name it as in #config=CONFIG" if any(s in text for s in SEVERAL) else ""
+            raise ValueError(f"{place.what} can't be read: {text}{hint}{mend}") from error
+    return tables
+
+
+def _opened(library: Any, place: Place) -> dict[str, Any]:
+    """Let the library open it."""
+    if place.folder is not None and _is_saved(place.folder):
+        if place.choice.config is not None:
+            raise ValueError(
+                f"config={place.choice.config}: what save_to_disk wrote has no configs"
+            )
+        tables = library.load_from_disk(str(place.folder))
+    else:
+        if place.folder is not None:
+            _require_files(place.folder)
+        path = place.name if place.folder is None else str(place.folder)
+        builder = library.load_dataset_builder(path, place.choice.config)
+        *_, reader = type(builder).__module__.split(".")
+        if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
+            raise ValueError(
+                f"its files are read by {reader!r}, which gives no images with classes; expected "
+                f"{', '.join(READERS)}"
+            )
+        builder.download_and_prepare()
+        tables = builder.as_dataset()
+    if isinstance(tables, library.Dataset):
+        return {str(tables.split or ""): tables}
+    return {str(name): split for name, split in tables.items()}
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in SAVED)
+
+
+def _require_files(folder: Path) -> None:
+    """Refuse a folder whose own words would send the library elsewhere."""
+    card, own = folder / "README.md", folder / ".huggingface.yaml"
+    text = str((metadata_load(card) or {}).get("configs", "")) if card.is_file() else ""
+    text += own.read_text(encoding="utf-8") if own.is_file() else ""
+    if "://" in text:
+        raise ValueError("its README.md or .huggingface.yaml names files by URL; put them there")
+
+
+def _text(error: BaseException) -> str:
+    """Put what the library says, and why, into one line."""
+    errors = [error, error.__cause__] if error.__cause__ else [error]
+    return ": ".join(" ".join(str(one).split()) for one in errors)
+
+
+def _missing(library: Any, place: Place) -> str:
+    cache = str(library.config.HF_DATASETS_CACHE)
+    return f"{place.what} is not in the cache of `datasets`, {cache!r}; {_way(place)}"
+
+
+def _way(place: Place) -> str:
+    """Say how to get a dataset of the hub."""
+    config = f", {place.choice.config!r}" if place.choice.config else ""
+    return (
+        "--download gets it; so does, where there is a network and HF_HOME is the same, `python -c "
+        f'"import datasets; datasets.load_dataset({place.name!r}{config})"`'
+    )
+
+
+def _library() -> Any:
+    """Import the library.
+
+    Raises:
+        ValueError: it isn't there, or too old.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise ValueError(f"hfds: needs the package `datasets`, which is missing; `{INSTALL}`")
+    library = importlib.import_module("datasets")
+    if int(library.__version__.partition(".")[0]) < OLDEST:
+        raise ValueError(
+            f"hfds: needs `datasets` {OLDEST} or newer, here is {library.__version__}; `{INSTALL}`"
+        )
+    return library
+
+
+@contextmanager
+def _quiet(library: Any, *, offline: bool) -> Iterator[None]:
+    """Keep the library off the network, its warnings to itself and its bars to terminals."""
+    log, bars = library.utils.logging, library.utils.are_progress_bars_disabled()
+    before = (log.get_verbosity(), library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+    log.set_verbosity(log.CRITICAL)
+    if not sys.stderr.isatty():
+        library.disable_progress_bars()
+    if offline:
+        library.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        verbosity, library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        log.set_verbosity(verbosity)
+        if not bars:
+            library.enable_progress_bars()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns are meant.
+
+    image: of images. label: of classes. names: of the classes, by label.
+    """
+
+    image: str
+    label: str
+    names: tuple[str, ...]
+
+
+def find_columns(
+    features: Mapping[str, Any], image: str | None, label: str | None, what: str
+) -> Columns:
+    """Find the columns by their types.
+
+    Args:
+        features: of the dataset.
+        image: the column that is asked for, if any.
+        label: likewise.
+        what: names the dataset in messages.
+
+    Raises:
+        ValueError: none or several of a type, and none asked for; or that is of another type.
+    """
+    columns = {
+        kind: _column(features, kind, choice, key, what)
+        for kind, choice, key in ((IMAGE, image, "image"), (CLASSES, label, "label"))
+    }
+    names = tuple(str(name) for name in features[columns[CLASSES]].names)
+    return Columns(image=columns[IMAGE], label=columns[CLASSES], names=names)
+
+
+def _column(features: Mapping[str, Any], kind: str, choice: str | None, key: str, what: str) -> str:
+    """Return the column of a type."""
+    types = {name: type(feature).__name__ for name, feature in features.items()}
+    fitting = [name for name, own in types.items() if own == kind]
+    if choice is not None:
+        if choice not in types:
+            raise ValueError(f"{what}: {key}={choice}: {expected(choice, fitting or types)}")
+        if choice not in fitting:
+            raise ValueError(
+                f"{what}: {key}={choice}: it is of type {types[choice]}, expected {kind}"
+            )
+        return choice
+    if not fitting:
+        listed = ", ".join(f"{name} ({own})" for name, own in types.items())
+        mend = "class_encode_column" if kind == CLASSES else "cast_column"
+        raise ValueError(
+            f"{what} has no column of type {kind}; there is {listed}; `datasets.Dataset.{mend}` "
+            "makes one of another, then save it again"
+        )
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{what} has {len(fitting)} columns of type {kind}: {', '.join(fitting)}; say which, "
+            f"as in #{key}={fitting[0]}"
+        )
+    return fitting[0]
+
+
+def captions(names: Sequence[str], what: str) -> tuple[str, ...]:
+    """Return what prompts say of the classes: their names, with spaces for underscores.
+
+    Raises:
+        ValueError: one that can't be put into a prompt, or two that are the same.
+    """
+    names_by_caption: dict[str, str] = {}
+    for name in names:
+        words = " ".join(name.replace("_", " ").split())
+        if not words or not words.isprintable():
+            raise ValueError(f"{what}: class name {name!r} can't be put into a prompt")
+        if words in names_by_caption:
+            raise ValueError(
+                f"{what}: classes {names_by_caption[words]!r} and {name!r} are both {words!r}"
+            )
+        names_by_caption[words] = name
+    return tuple(names_by_caption)
+
+
+class Rows:
+    """The rows of a split, of which nothing is read before it is asked for.
+
+    Args:
+        roots: folders in which image files may be that the table only has paths of.
+
+    Raises:
+        ValueError: the table is damaged.
+    """
+
+    def __init__(self, table: Any, columns: Columns, roots: Sequence[str], what: str) -> None:
+        self._rows = table.select_columns([columns.image]).with_format("arrow")
+        self._columns, self._roots, self.what = columns, roots, what
+        whole = table.select_columns([columns.image, columns.label]).with_format("arrow")[:]
+        try:
+            whole.validate(full=True)  # of images only where they begin and end
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{what}: the table is damaged: {error}") from error
+        self._whole = whole
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(n,) int64, without looking at images.
+
+        Raises:
+            ValueError: rows without a label, or with one beyond the classes.
+        """
+        column = pc.fill_null(self._whole.column(self._columns.label), MISSING)
+        labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+        if unlabelled := int(np.count_nonzero(labels < 0)):
+            raise ValueError(
+                f"{self.what}: {unlabelled:,} of {len(labels):,} rows have no label; leave this "
+                "split out by naming those to use, as in #test=validation"
+            )
+        if len(labels) and labels.max() >= len(self._columns.names):
+            raise ValueError(
+                f"{self.what}: label {labels.max()} is there; {self._columns.label!r} names "
+                f"{len(self._columns.names)} classes, for labels from 0"
+            )
+        return labels
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each image file, (n,) int64; -1 of those that are missing."""
+        images = self._whole.column(self._columns.image)
+        column = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), MISSING)
+        sizes: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+        elsewhere = np.flatnonzero(sizes <= 0)
+        paths = pc.struct_field(images, "path").take(pa.array(elsewhere)).to_pylist()
+        for index, path in zip(elsewhere.tolist(), paths, strict=True):
+            if path and self._is_inside(path) and Path(path).is_file():
+                sizes[index] = Path(path).stat().st_size
+        return sizes
+
+    def read(self, index: int) -> bytes:
+        """Read the file of an image, in whatever format it is.
+
+        Raises:
+            FileNotFoundError: only its path is known, and nothing is there.
+            ValueError: there is none, or it is a file that the dataset has no business with.
+        """
+        image = self._image(index)
+        if image["bytes"]:
+            content: bytes = image["bytes"]
+            return content
+        path = image["path"]
+        if not path:
+            raise ValueError(f"image {self.where(index)} can't be read: the row has none")
+        if not self._is_inside(path):
+            raise ValueError(
+                f"image {self.where(index)} is only named, as {path!r}, which is none of the "
+                f"dataset's files, in {' or '.join(map(repr, self._roots))}"
+            )
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"image {path!r}, {self.where(index)}, is missing")
+        return Path(path).read_bytes()
+
+    def where(self, index: int) -> str:
+        """Say which row is meant."""
+        return f"in row {index} of {self.what}"
+
+    def add_to(self, digest: Any) -> None:
+        """Add labels, sizes and the bytes of a few images to a hash."""
+        count = len(self.labels)
+        digest.update(f"{count}\0".encode())
+        for column in (self.labels, self.sizes):
+            digest.update(column.astype("<i8").tobytes())
+        for index in np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)):
+            if self.sizes[index] > 0:
+                digest.update(hashlib.sha256(self.read(int(index))).digest())
+
+    def _image(self, index: int) -> Any:
+        """Return a row's ``bytes`` and ``path``, either of which may be None."""
+        return self._rows[index].column(0)[0].as_py() or {"bytes": None, "path": None}
+
+    def _is_inside(self, path: str) -> bool:
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(root) for root in self._roots)
+
+
+class HfDataset(OwnDataset):
+    """The images and classes of a dataset that `datasets` can open.
+
+    An image's id is its split and row. It stays as long as the rows do, on every machine and with
+    every release of the library; where rows have moved, the revision is another.
+
+    Args:
+        place: a folder's path or ``owner/name``, then perhaps ``#`` and a choice, see ``Choice``.
+        download: get from the hub what is missing.
+
+    Raises:
+        FileNotFoundError: no such folder, or a dataset of the hub that isn't in the cache.
+        ValueError: `datasets` is missing or can't read it; no columns of images and classes, or
+            several; rows without labels; classes or splits that contradict each other.
+    """
+
+    source = "the Hugging Face `datasets` library"
+
+    def __init__(self, place: Path, *, download: bool = False) -> None:
+        self.place = Place.parse(str(place))
+        what, choice = self.place.what, self.place.choice
+        parts = (self.place.name, choice.config, choice.image, choice.label)
+        self.name = f"hfds-{slug(' '.join(filter(None, parts)), what)}"
+        self.title = f"Images of {self.place.name}"
+        tables = load(self.place, download=download)
+        chosen = _chosen(tables, choice, what)
+        columns = [
+            find_columns(tables[own].features, choice.image, choice.label, what)
+            for own in chosen.values()
+        ]
+        for own, other in zip(chosen.values(), columns, strict=True):
+            if other != columns[0]:
+                raise ValueError(
+                    f"{what}: {own!r} has other columns or classes than "
+                    f"{next(iter(chosen.values()))!r}"
+                )
+        self._classes = captions(columns[0].names, f"{what}: column {columns[0].label!r}")
+        inside = roots(self.place)
+        self._rows = {
+            split: Rows(tables[own], columns[0], inside, f"split {own!r} of {what}")
+            for split, own in chosen.items()
+        }
+        for rows in self._rows.values():
+            _ = rows.labels  # refuses rows without
+
+    @functools.cache  # noqa: B019  (a dataset lives as long as the process)
+    def _revision(self) -> str:
+        """12 hex digits over classes, labels, files' sizes and a few files, in the rows' order."""
+        digest = hashlib.sha256("\0".join(self._classes).encode())
+        for split, rows in self._rows.items():
+            digest.update(f"\0{split}\0".encode())
+            rows.add_to(digest)
+        return digest.hexdigest()[:12]
+
+    @property
+    def asked_as(self) -> str:
+        """``hfds:``, the folder's path or the name, and what was chosen."""
+        return f"hfds:{self.place.folder or self.place.name}{self.place.choice}"
+
+    def _split(self, name: SplitName) -> Split:
+        rows = self._rows.get(name)
+
+        def image_id(index: int) -> str:
+            return f"{self.name}/{name}/{index}"
+
+        def render(index: int, _variant: int) -> Rendered:
+            assert rows is not None
+            return decode_image(rows.read(index), rows.where(index)), None
+
+        labels = np.empty(0, dtype=np.int64) if rows is None else rows.labels
+        return Split(labels, image_id, render)
+
+
+def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, str]:
+    """Say which splits of the dataset are which of ours.
+
+    Those that aren't called like one of ours are left alone.
+
+    Raises:
+        ValueError: none is, or two are the same.
+    """
+    there = {name or "(without a name)": name for name in names}
+    chosen: dict[SplitName, str] = {}
+    for split in SPLITS:
+        own_name: str | None = getattr(choice, split)
+        if own_name is not None:
+            if own_name not in there:
+                raise ValueError(f"{what}: {split}={own_name}: {expected(own_name, there)}")
+            chosen[split] = own_name
+    if chosen:
+        return chosen
+    if list(there.values()) == [""]:  # as with a folder: without splits, all is for testing
+        return {"test": ""}
+    for name in there:
+        own = KNOWN.get(name.lower())
+        if own in chosen:
+            raise ValueError(
+                f"{what}: {chosen[own]} and {name} would both be the {own} split; say which is, as "
+                f"in #{own}={name}, and name the other splits to use likewise"
+            )
+        if own is not None:
+            chosen[own] = name
+    if not chosen:
+        raise ValueError(
+            f"{what} has the splits {', '.join(there)}, none of {', '.join(KNOWN)}; say which is "
+            f"which, as in #test={next(iter(there))}"
+        )
+    return chosen

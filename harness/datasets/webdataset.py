@@ -1,0 +1,317 @@
+"""Read tars in the layout that CLIP_benchmark reads and exports.
+
+PATH/{test,train}/0.tar, 1.tar, ... beside PATH/classnames.txt; optional are nshards.txt in the
+folders of tars and PATH/zeroshot_classification_templates.txt, with ``{c}`` for the class. A sample
+is KEY.png (jpg, jpeg, webp) and KEY.cls, a number. Tars come from elsewhere, so nothing in them is
+trusted: nothing is extracted, other members are never read, and what a header says is checked
+against the file.
+"""
+
+import functools
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
+from harness.datasets.captions import require_template, slug, text_lines
+from harness.datasets.images import decode_image
+from zoo.files import write_whole
+from zoo.weights import cache_folder
+
+CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+FOLDERS: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",),
+}  # fmt: skip
+IMAGES = frozenset(("jpg", "jpeg", "png", "webp"))
+LABEL = "cls"
+PICKLES = frozenset(("npy", "pickle", "pkl", "pth", "pt", "pyd"))  # npy: labels of several classes
+FIELDS = IMAGES | PICKLES | {LABEL}
+LARGEST = 256 << 20  # bytes of an image file
+LONGEST = 20  # bytes of a label
+KEPT = 10_000  # samples from which on an index is worth keeping
+BLOCK = 512  # bytes of a tar's record
+
+
+class TarDataset(OwnDataset):
+    """The images in a folder of tars; an image is read where it lies.
+
+    Raises:
+        FileNotFoundError: no such folder, no tars, or one or the class names are missing.
+        ValueError: a tar that is truncated or damaged, a label without a class, or another kind of
+            dataset.
+    """
+
+    source = "tars in CLIP_benchmark's layout"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().absolute()
+        self.what = f"folder of tars {str(self.folder)!r}"
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.what} does not exist")
+        word = slug(self.folder.resolve().name, self.what)
+        self.name, self.title = f"wds-{word}", f"Tars of the folder {self.folder.resolve().name}"
+        self._classes = _class_names(self.folder, self.what)
+        if (file := self.folder / TEMPLATES).is_file():
+            self.templates = _templates(file)
+        self.shards = {split: _shards(self.folder, split) for split in SPLITS}
+        if not any(self.shards.values()):
+            raise FileNotFoundError(
+                f"{self.what} has no tars; expected test/0.tar, test/1.tar, ... and likewise train"
+            )
+        self._samples: dict[SplitName, list[Sample]] = {}
+        for split, shards in self.shards.items():
+            self._samples[split] = index_of(shards)
+            self._check(split)
+        if not any(self._samples.values()):
+            raise ValueError(f"{self.what}: its tars hold no images")
+
+    def _check(self, split: SplitName) -> None:
+        """Refuse labels without a class, and keys that are there twice."""
+        keys: set[str] = set()
+        for sample in self._samples[split]:
+            where = f"tar {str(self.shards[split][sample.shard])!r}: {sample.key!r}"
+            if sample.label >= len(self._classes):
+                raise ValueError(
+                    f"{where} has the label {sample.label}; {CLASSES} has {len(self._classes)} "
+                    "lines, for labels from 0"
+                )
+            if sample.key in keys:
+                raise ValueError(f"{where} is in {split} twice")
+            keys.add(sample.key)
+
+    @functools.cache  # noqa: B019  (a dataset lives as long as the process)
+    def _revision(self) -> str:
+        """12 hex digits over class names and where which samples lie."""
+        digest = sha256("\0".join(self._classes).encode())
+        for split, samples in self._samples.items():
+            for sample in samples:
+                digest.update(f"{split}\0{chr(0).join(map(str, sample))}\n".encode())
+        return digest.hexdigest()[:12]
+
+    @property
+    def asked_as(self) -> str:
+        """``wds:`` and the path of the folder."""
+        return f"wds:{self.folder}"
+
+    def _split(self, name: SplitName) -> Split:
+        samples, shards = self._samples[name], self.shards[name]
+        labels = np.array([sample.label for sample in samples], dtype=np.int64)
+
+        def image_id(index: int) -> str:
+            return f"{self.name}/{name}/{samples[index].key}"
+
+        def render(index: int, _variant: int) -> Rendered:
+            sample = samples[index]
+            shard = shards[sample.shard]
+            where = f"{sample.key}.{sample.extension} of tar {str(shard)!r}"
+            return decode_image(read_sample(shard, sample), where), None
+
+        return Split(labels, image_id, render)
+
+
+def _class_names(folder: Path, what: str) -> tuple[str, ...]:
+    kind = folder / "dataset_type.txt"
+    if kind.is_file() and (words := text_lines(kind)) != ["classification"]:
+        raise ValueError(
+            f"{what}: {kind.name} says {' '.join(words)!r}; only classification with one label an "
+            "image can be measured"
+        )
+    if not (folder / CLASSES).is_file():
+        raise FileNotFoundError(
+            f"{what}: {CLASSES} is missing; write the class of each label into it, one a line"
+        )
+    names = text_lines(folder / CLASSES)
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if (first := places.setdefault(name, place)) != place:
+            raise ValueError(f"{what}: {CLASSES}: lines {first + 1} and {place + 1} are {name!r}")
+    return tuple(names)
+
+
+def _templates(file: Path) -> tuple[str, ...]:
+    templates = tuple(line.replace("{c}", "{}") for line in text_lines(file))
+    for number, template in enumerate(templates, start=1):
+        try:
+            require_template(template)
+        except ValueError as error:
+            raise ValueError(f"{str(file)!r}, line {number}: {error}; here it is {{c}}") from error
+    return tuple(dict.fromkeys(templates))
+
+
+def _shards(folder: Path, split: SplitName) -> list[Path]:
+    """List the tars of a split, in order of their numbers."""
+    folders = [folder / name for name in FOLDERS[split] if (folder / name).is_dir()]
+    if len(folders) > 1:
+        raise ValueError(
+            f"folder of tars {str(folder)!r}: {folders[0].name} and {folders[1].name} would both "
+            f"be the {split} split; leave one"
+        )
+    if not folders:
+        return []
+    count_file = folders[0] / "nshards.txt"
+    if count_file.is_file():
+        [count, *more] = text_lines(count_file)
+        if more or not count.isascii() or not count.isdigit() or len(count) > 7:
+            raise ValueError(f"{str(count_file)!r}: expected the number of tars, got {count!r}")
+        shards = [folders[0] / f"{number}.tar" for number in range(int(count))]
+        for shard in shards:
+            if not shard.is_file():
+                raise FileNotFoundError(
+                    f"tar {str(shard)!r} is missing; {count_file.name} beside it says {count}"
+                )
+        return shards
+    tars = sorted(path for path in folders[0].glob("*.tar") if path.is_file())
+    return sorted(tars, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
+
+
+class Sample(NamedTuple):
+    """One labelled image: its tar by number, where its bytes are, its label, key and extension."""
+
+    shard: int
+    offset: int
+    size: int
+    label: int
+    key: str
+    extension: str
+
+
+@dataclass
+class _Fields:
+    """The members of a key, as far as they matter."""
+
+    image: tuple[int, int, str] | None = None  # offset, bytes, extension
+    label: int | None = None
+    pickled: str | None = None
+
+
+def index_of(shards: Sequence[Path]) -> list[Sample]:
+    """List the samples of some tars, in order; a large index is kept in the user's cache.
+
+    Raises:
+        ValueError: a tar that is truncated or damaged, or a sample without one image and one label.
+    """
+    identity = [(str(path.resolve()), *_facts(path)) for path in shards]
+    name = sha256(json.dumps(identity).encode()).hexdigest()[:20]
+    path = cache_folder() / "tars" / f"{name}.json"
+    if path.is_file():
+        try:
+            return [Sample(*entry) for entry in json.loads(path.read_bytes())]
+        except (ValueError, TypeError):
+            path.unlink()  # it is made again
+    samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard)]
+    if len(samples) >= KEPT:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(samples).encode())
+    return samples
+
+
+def _facts(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
+
+
+def read_sample(shard: Path, sample: Sample) -> bytes:
+    """Read the bytes of a sample's image.
+
+    Raises:
+        FileNotFoundError: the tar has gone.
+        ValueError: it is shorter than it was.
+    """
+    with shard.open("rb") as file:
+        file.seek(sample.offset)
+        content = file.read(sample.size)
+    if len(content) != sample.size:
+        raise ValueError(f"tar {str(shard)!r} ends within {sample.key!r}; it was cut meanwhile")
+    return content
+
+
+def _samples(number: int, shard: Path) -> list[Sample]:
+    """Index one tar."""
+    what = f"tar {str(shard)!r}"
+    keys: dict[str, _Fields] = {}
+    with shard.open("rb") as file:
+        handle = file.fileno()
+        length = os.fstat(handle).st_size
+        for member in _members(file, what):
+            _take(handle, member, length, keys, what)
+    return [_sample(number, key, fields, what) for key, fields in keys.items()]
+
+
+def _members(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of a tar that is whole."""
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay in memory
+                yield member
+            end = tar.offset
+    except (tarfile.TarError, OSError, OverflowError, RecursionError, UnicodeError) as error:
+        raise ValueError(
+            f"{what} is truncated or no plain tar ({error}); get or make it again, uncompressed"
+        ) from error
+    # tarfile takes a damaged header for the end; the mark of a tar's end are blocks of zeros.
+    if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
+        raise ValueError(
+            f"{what} is truncated or damaged after byte {end:,}: the mark of a tar's end is "
+            "missing; get or make it again"
+        )
+
+
+def _take(
+    handle: int, member: tarfile.TarInfo, length: int, keys: dict[str, _Fields], what: str
+) -> None:
+    """Note a member if it is an image or a label; whether it is a pickle; nothing else."""
+    if not member.isreg():  # folders, links and devices have no bytes of their own
+        return
+    where = f"{what}: member {member.name!r}"
+    if member.offset_data + member.size > length:
+        raise ValueError(f"{where} ends after the file does: the tar is truncated; get it again")
+    parent, _, base = member.name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    extension = extension.lower()
+    if not stem or extension not in FIELDS:
+        return
+    key = f"{parent}/{stem}" if parent else stem
+    fields = keys.setdefault(key, _Fields())
+    if extension in IMAGES:
+        if fields.image is not None:
+            raise ValueError(f"{where} is a second image of that key")
+        if member.size > LARGEST or member.issparse():
+            raise ValueError(f"{where} has {member.size:,} bytes; expected {LARGEST:,} at most")
+        fields.image = (member.offset_data, member.size, extension)
+    elif extension == LABEL:
+        if fields.label is not None:
+            raise ValueError(f"{where} is a second label of that key")
+        content = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
+        fields.label = _label(content, where)
+    else:
+        fields.pickled = base
+
+
+def _label(content: bytes, where: str) -> int:
+    if len(content) > LONGEST or not content.strip().isdigit():
+        raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
+    return int(content)
+
+
+def _sample(number: int, key: str, fields: _Fields, what: str) -> Sample:
+    """Return a whole sample."""
+    if not key.isprintable():
+        raise ValueError(f"{what}: key {key!r} can't be printed")
+    if fields.image is None:
+        raise ValueError(f"{what}: {key!r} has no image ({', '.join(sorted(IMAGES))})")
+    if fields.label is None:
+        hint = ""
+        if fields.pickled is not None:
+            hint = f"; {fields.pickled!r} is no plain number and isn't read"
+        raise ValueError(f"{what}: {key!r} has no label, {key}.{LABEL}{hint}")
+    offset, size, extension = fields.image
+    return Sample(number, offset, size, fields.label, key, extension)
