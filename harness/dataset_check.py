@@ -11,9 +11,9 @@ from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.coop import CoopSplit
 from harness.datasets.rooted import RootedDataset
 from harness.decoded import Decoded, decode_all
-from harness.evaluate import text_classifier
 from harness.images import how_many
 from harness.progress import Progress
+from harness.towers import text_classifier
 from zoo.clip import create_clip
 
 SHOWN = 5  # names in a line

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.entering import Joined, entering
-from harness.few_shot import draw_ranked, seeded_order
 from harness.golden.provenance import FOLDER_SPLIT, Provenance, ranked_revision
 from harness.golden.store import Rankings
 from harness.images import folder_images
 from harness.progress import Progress
+from harness.sampling import draw_ranked, seeded_order
 from harness.towers import Tower
 from zoo.ranked import RankedTokens
 from zoo.weights import blocks_fingerprint, fingerprint

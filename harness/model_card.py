@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from harness.conditions import DENSE
 from harness.cost import gflops, lacking
 from harness.publishable import FREE, UNKNOWN, Publishable
 from harness.records import Record
 from harness.report.markdown import markdown_table
-from harness.variants import DENSE
 from zoo.registry import MODELS
 from zoo.sizes import SIZES
 

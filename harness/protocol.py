@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
+from harness.conditions import DENSE, PROMPTS
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
-from harness.plan import PROMPTS
 from harness.records import Record
-from harness.variants import DENSE
 from zoo.predictor_file import tower_name
 from zoo.sizes import SIZES
 

@@ -10,9 +10,10 @@ import timm
 from huggingface_hub import try_to_load_from_cache
 
 import zoo
+from harness.conditions import DENSE
+from harness.measure.rows import as_json, predictors_digest
 from harness.records import Record, conditions
 from harness.towers import create_pretrained, split_method, split_name
-from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts
 from zoo.load_open_clip import FOLDER, HUB
 from zoo.predictor_file import PredictorFile, given_predictors

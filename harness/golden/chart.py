@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.golden.trade import Curve, Worth
+from harness.golden.budget import Curve, Worth
 from harness.plots.style import INK, OPTIONS, STYLES, saved
 from harness.statistics import Interval
 from zoo.files import write_whole

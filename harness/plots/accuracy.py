@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from harness.averages import Average
+from harness.conditions import DENSE
 from harness.labels import labels
 from harness.plots.chart import Chart, Point
 from harness.plots.panel import Plot
@@ -10,7 +11,6 @@ from harness.records import Latency
 from harness.report.front import Cost, Standing, standings
 from harness.report.groups import Group
 from harness.statistics import Interval
-from harness.variants import DENSE
 
 _FRONT = (
     "Hollow rows are clearly beaten: another costs no more, within 1 %, and is clearly more "

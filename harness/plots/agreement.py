@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from harness.conditions import GOLDEN
 from harness.labels import labels
 from harness.plots.chart import Chart, Point
 from harness.plots.panel import Plot
 from harness.report.groups import Group
 from harness.statistics import Interval
-from harness.variants import GOLDEN
 
 
 def tau_plot(groups: Sequence[Group]) -> Plot | None:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from harness.averages import Average
+from harness.conditions import DENSE
 from harness.labels import labels
 from harness.plots.chart import Chart, Point
 from harness.plots.panel import Plot
 from harness.protocol import learned, shots_of, tower_of
 from harness.statistics import Interval
-from harness.variants import DENSE
 
 _APART = 0.07  # between rows at one number of shots
 

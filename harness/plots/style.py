@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from harness.variants import DENSE
+from harness.conditions import DENSE
 
 # Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the
 # marker says the same once more. Dense is drawn in the colour of the text.

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from harness.averages import Average, averages
+from harness.conditions import DENSE
 from harness.protocol import protocol, tower_of
 from harness.records import CONDITIONS, LATER_CONDITIONS, Record
 from harness.shot_table import BY_COLUMN
-from harness.variants import DENSE
 
 Conditions = tuple[Hashable, ...]
 # What a heading names; where the rest differs, it tells that, too.

@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.conditions import DENSE, GOLDEN
 from harness.protocol import tower_of
 from harness.report.groups import Group, Grouped
 from harness.report.sections import shot_columns
-from harness.variants import DENSE, GOLDEN
 
 # Flags, the fields that they decide, and what they are if nothing is said.
 _CONDITIONS = (

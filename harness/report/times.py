@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Any
 
 from harness.columns import Cell
+from harness.conditions import DENSE
 from harness.differing import differing
 from harness.latency.machine import Machine
 from harness.latency.record import CONDITIONS, LatencyRecord
 from harness.latency.tables import CAPTION, DETAILS, PREPARED, columns_of, notes, table_of
 from harness.report.sections import Section
 from harness.shown import json_values
-from harness.variants import DENSE
 
 # What sorting goes by, where it isn't what stands in the cell.
 _VALUES = {

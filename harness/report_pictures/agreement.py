@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.agreement import Agreement, kendall_tau, over_images
+from harness.conditions import GOLDEN
 from harness.records import Record
 from harness.report_pictures.groups import Group, groups, label
 from harness.traces import RowTraces
-from harness.variants import GOLDEN
 
 
 def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:

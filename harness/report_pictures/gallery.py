@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from harness.conditions import DENSE, GOLDEN
 from harness.golden.sheet import IMAGE, Row, Sheet, draw
 from harness.picture import Picture
 from harness.records import Record
 from harness.report_pictures.agreement import taus
 from harness.report_pictures.groups import Group, groups, keeps, label
 from harness.traces import RowTraces
-from harness.variants import DENSE, GOLDEN
 
 IMAGES = 6
 SCALE = 0.62  # of a sheet's 2000 pixels

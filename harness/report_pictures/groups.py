@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.conditions import DENSE
 from harness.differing import differing, in_words
 from harness.protocol import protocol, tower_of
 from harness.records import Record
 from harness.traces import TRACES, RowTraces, Thumbnails, read_thumbnails, read_traces
 from harness.traces.folder import order
 from harness.traces.row import RANKING, Facts, digest_of
-from harness.variants import DENSE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

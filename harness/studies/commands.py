@@ -14,16 +14,14 @@ from harness.prompt_commands import tune_config
 from harness.records import write_records
 from harness.reuse import earlier
 from harness.shown import Forms, Shown, Work
-from harness.studies import get_study, list_studies
-from harness.studies.config import StudyConfig
-from harness.studies.run import make
-from harness.studies.sheet import NOTES, SEED_NOTES
+from harness.studies.run import NOTES, SEED_NOTES, get_study, list_studies, make
+from harness.studies.workshop import StudyConfig
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 
 LIST = "list"
 # Columns that a narrow terminal does without.
-UNTOLD = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
+WIDE_ONLY = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
 
 
 def run_study(args: argparse.Namespace, status: Console) -> Shown | Work:
@@ -87,7 +85,7 @@ def without_output(argv: list[str]) -> list[str]:
 
 def narrower(table: Table) -> Forms:
     """Return a study's table as it is, and without some columns."""
-    return Forms((table, fewer(table, UNTOLD), fewer(table, (*UNTOLD, "to dense"))))
+    return Forms((table, fewer(table, WIDE_ONLY), fewer(table, (*WIDE_ONLY, "to dense"))))
 
 
 def run_study_list() -> Shown:
@@ -97,8 +95,8 @@ def run_study_list() -> Shown:
         table.add_column(head)
     for name, study in list_studies().items():
         table.add_row(name, study.question, " ".join(f"{keep:g}" for keep in study.keeps))
-    told = [
+    studies = [
         {"name": name, "question": study.question, "keeps": list(study.keeps)}
         for name, study in list_studies().items()
     ]
-    return Shown(parts=(table,), data={"studies": told})
+    return Shown(parts=(table,), data={"studies": studies})

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.conditions import DENSE
 from harness.golden.shards import BrokenShardError
 from harness.records import Record
 from harness.traces.row import Facts, RowTraces
-from harness.variants import DENSE
 
 TRACES = "traces"  # folder beside a run's records
 

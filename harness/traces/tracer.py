@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from harness.datasets.base import Split
-from harness.evaluate import Outcome
 from harness.golden.store import Rankings
-from harness.plan import TRACED
+from harness.measure.evaluate import Outcome
+from harness.measure.plan import TRACED
 from harness.progress import Progress
 from harness.records import Record
-from harness.seen import part
 from harness.traces.folder import TRACES, read_row
 from harness.traces.row import RANKING, STAYED, UNRANKED, Facts, RowTraces
 from harness.traces.thumbnails import keep_thumbnails
@@ -45,7 +44,7 @@ class Answered:
         chosen: NDArray[np.int64],
     ) -> Self:
         """Take what a row did to some of its images, those at the positions ``chosen``."""
-        return cls(record=record, outcome=part(outcome, chosen), predicted=predicted[chosen])
+        return cls(record=record, outcome=outcome.part(chosen), predicted=predicted[chosen])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,19 +14,14 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from harness import evaluate
+from harness import sampling
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import Dataset, Split
-from harness.evaluate import (
-    correct,
-    linear_probe,
-    margin,
-    outcomes,
-    subset,
-    text_classifier,
-)
 from harness.golden.store import Rankings
-from harness.variants import variants
+from harness.measure.evaluate import correct, linear_probe, margin, outcomes
+from harness.measure.rows import variants
+from harness.sampling import subset
+from harness.towers import text_classifier
 from zoo.clip import ClipParts, class_features
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -96,7 +91,7 @@ def test_outcomes_are_the_models_own_features_in_image_order(
     ranked: Callable[..., Rankings],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(evaluate, "BATCH", batch)
+    monkeypatch.setattr(sampling, "BATCH", batch)
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
     rows[2] = replace(rows[2], rankings=ranked())

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.few_shot import SHOTS, draw, draw_ranked, draw_train, require_apart, seeded_order
+from harness.sampling import SHOTS, draw, draw_ranked, draw_train, require_apart, seeded_order
 from harness.studies import shots as study_of_shots
 
 WITH_VAL = ("fashion", "emoji")

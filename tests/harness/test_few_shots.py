@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness import compare as module
 from harness import towers
 from harness.cli import main
-from harness.compare import compare
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
-from harness.plan import Plan
+from harness.measure import compare as module
+from harness.measure.compare import compare
+from harness.measure.plan import Plan
 from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from zoo.clip import ClipParts

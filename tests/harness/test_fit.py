@@ -18,9 +18,9 @@ from harness.gather import gather
 from harness.golden.folder import shard_path
 from harness.golden.shards import Shard
 from harness.golden.store import Rankings
+from harness.measure.rows import variants
 from harness.progress import Progress
 from harness.towers import Tower
-from harness.variants import variants
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor
 from zoo.predictor import Predictor

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from harness import floor as floor_module
 from harness.cli import main
-from harness.floor import floor
-from harness.plan import Plan
+from harness.measure import compare as floor_module
+from harness.measure.compare import floor
+from harness.measure.plan import Plan
 from harness.progress import Progress
 from harness.table import floor_table
 

@@ -10,21 +10,21 @@ import pytest
 from rich.console import Console
 
 import zoo
-from harness import compare as module
 from harness import towers
 from harness.cli import main
-from harness.compare import compare
 from harness.correctness import pack_correct
 from harness.cost import gflops
 from harness.datasets.base import Dataset
-from harness.match import matched, matched_rows
-from harness.plan import Plan
+from harness.match import matched
+from harness.measure import compare as module
+from harness.measure.compare import compare
+from harness.measure.plan import Plan
+from harness.measure.rows import matched_rows, rows_of
 from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from harness.significance import mcnemar_exact
 from harness.statistics import paired_difference
 from harness.table import matched_table
-from harness.variants import rows_of
 from zoo.clip import ClipParts
 
 ARCH, TAG = "clip_vit_b16", "openai"

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.evaluate import Outcome
-from harness.seen import Seen
+from harness.measure.evaluate import Outcome, Seen
 
 IDS = tuple("abcdef")
 

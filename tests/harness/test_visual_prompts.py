@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness import bench, towers
-from harness import compare as module
+from harness import towers
 from harness.cli import main
-from harness.compare import compare, judge
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
-from harness.plan import Plan, tuning_of
+from harness.measure import bench
+from harness.measure import compare as module
+from harness.measure.compare import compare, judge
+from harness.measure.plan import Plan, tuning_of
 from harness.progress import Progress
 from harness.records import Record
 from zoo.clip import ClipParts

@@ -8,7 +8,7 @@ import pytest
 from harness.datasets.base import Dataset
 from harness.golden.job import Source
 from harness.golden.store import Rankings, own_store
-from harness.studies.found import find
+from harness.studies.workshop import find
 from zoo.golden import GoldenConfig
 
 MODEL = "clip_vit_b16.openai"

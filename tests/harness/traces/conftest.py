@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import compare as module
 from harness import towers
-from harness.compare import compare
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
-from harness.plan import Plan
+from harness.measure import compare as module
+from harness.measure.compare import compare
+from harness.measure.plan import Plan
 from harness.progress import Progress
 from harness.records import Record
 from harness.traces import Tracer

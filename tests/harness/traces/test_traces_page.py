@@ -9,7 +9,7 @@ import pytest
 
 from harness.flags import build_parser
 from harness.golden.store import Rankings
-from harness.plan import TRACED
+from harness.measure.plan import TRACED
 from harness.records import Record
 from harness.traces import read_traces
 from harness.traces.thumbnails import SIDE
