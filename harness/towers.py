@@ -128,9 +128,6 @@ def load_tower(name: str) -> Tower:
 def load_clip(name: str) -> tuple[ClipParts, str, str]:
     """Load a dense image tower that has a text tower.
 
-    Args:
-        name: as in ``load_tower``.
-
     Returns:
         Model, preprocessing and tokenizer; the name without its weight tag; the tag, or "".
 

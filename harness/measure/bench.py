@@ -112,13 +112,7 @@ class Bench:
         return cls(plan, tag, parts, weights, rows, progress)
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
-        """Return the records of all rows on a dataset, seed by seed.
-
-        Args:
-            dataset: where.
-            shots: labelled training images per class.
-            known: records of earlier runs; a seed for which all rows are among them isn't measured.
-        """
+        """Return the records of all rows on a dataset, seed by seed."""
         records = []
         for tuning in self.plan.tunings(shots):
             rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
@@ -279,12 +273,7 @@ class Bench:
 
 
 class View:
-    """A dataset as the rows of a bench see it: what no tuning changes is found once.
-
-    Args:
-        bench: the tower and the conditions.
-        dataset: the images and classes.
-    """
+    """A dataset as the rows of a bench see it: what no tuning changes is found once."""
 
     def __init__(self, bench: Bench, dataset: Dataset) -> None:
         """Look at nothing yet."""
@@ -438,17 +427,7 @@ def blank(
     tag: str,
     weights: str,
 ) -> Record:
-    """Return a record with the conditions and no measurement.
-
-    Args:
-        row: whose.
-        dataset: of the images.
-        tuning: what classifies them.
-        image_ids: which they are, in order.
-        plan: the other conditions.
-        tag: of the tower's weights.
-        weights: their fingerprint.
-    """
+    """Return a record with the conditions and no measurement."""
     config, count = row.config, len(image_ids)
     if row.method == GOLDEN and row.rankings is not None:
         origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}

@@ -78,11 +78,6 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
 
     The dense tower is no row beside it: it would have to be judged with prompts of its own.
 
-    Args:
-        plan: one model, one method, one keep rate and one dataset.
-        prompts: the file.
-        progress: where to show how far things are.
-
     Raises:
         ValueError: an unknown name, or prompts of another tower or of other classes.
         FileNotFoundError: no such file.

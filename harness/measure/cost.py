@@ -38,10 +38,6 @@ class Counts:
 def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
     """Count every row's multiply-adds, activations, parameters and tokens.
 
-    Args:
-        rows: variants that can be run, on any device in any precision.
-        progress: where to show how far things are, and which operators aren't counted.
-
     Returns:
         Counts by the row's key.
     """

@@ -91,13 +91,6 @@ def variants(
 ) -> list[Variant]:
     """Make the rows for a dense tower; all share its weights.
 
-    Args:
-        dense: the tower.
-        arch: its timm name.
-        tag: its weight tag.
-        methods: from ``known_methods``.
-        keeps: keep rates; the dense model appears once.
-
     Raises:
         ValueError: unknown method, keep rates of one name, or one that a method can't do.
     """
@@ -108,12 +101,6 @@ def variants(
 
 def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate]) -> list[Variant]:
     """Make the rows for a dense tower, each method with keep rates of its own.
-
-    Args:
-        dense: the tower.
-        arch: its timm name.
-        tag: its weight tag.
-        pairs: methods from ``known_methods``, and keep rates; 1 for the dense one.
 
     Raises:
         ValueError: as in ``variants``.
@@ -140,13 +127,7 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate])
 
 
 def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
-    """Make a row that prunes by golden rankings, which come later.
-
-    Args:
-        dense: the tower.
-        name: of the row.
-        config: keep rate, reduction points and schedule.
-    """
+    """Make a row that prunes by golden rankings, which come later."""
     like = next(dense.blocks.parameters())
     vit = zoo.reduce(dense, method=None)
     vit.reducer = Oracle(config, host_spec(dense, device=like.device, dtype=like.dtype))

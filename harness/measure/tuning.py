@@ -57,16 +57,7 @@ class Tuned:
 
 
 class Tuner:
-    """Tune models of one tower on labelled images of one dataset.
-
-    Args:
-        parts: tower, text tower, tokenizer, preprocessing.
-        dataset: where classes and images are from.
-        model: dense name of the tower.
-        tag: its weight tag.
-        weights: fingerprint of the tower's weights as they were loaded.
-        progress: where to show how far things are.
-    """
+    """Tune models of one tower on labelled images of one dataset."""
 
     def __init__(
         self,
@@ -133,16 +124,7 @@ class Tuner:
         path: Path,
         provenance: dict[str, Any],
     ) -> PromptFile:
-        """Tune one row and write the result; go on where a stopped run was.
-
-        Args:
-            row: the model.
-            train: images to learn from.
-            val: images to stop by.
-            config: recipe.
-            path: result.
-            provenance: further facts to keep.
-        """
+        """Tune one row and write the result; go on where a stopped run was."""
         checkpoint = path.with_suffix(".pt")
         what = f"{config.tokens} for {row.key}, {self.dataset.name}"
         if (shots := provenance.get("shots")) is not None:

@@ -84,13 +84,7 @@ class CurveConfig:
 
 
 def usual_points(effort: Effort, block: int, seeds: int) -> list[Point]:
-    """List the points of a curve, the exact one first; random orders come last.
-
-    Args:
-        effort: of the tower from the reduction point on.
-        block: reduction point.
-        seeds: number of random orders.
-    """
+    """List the points of a curve, the exact one first; random orders come last."""
     specs = [f"follow:{n}" for n in FOLLOWED] + [f"jacobian:{n}" for n in DIRECTIONS]
     specs += [f"{SHALLOW}:{block + effort.blocks - 1 - n}" for n in SHORTER if n < effort.blocks]
     points = [
@@ -156,13 +150,6 @@ class Ranker:
         progress: Progress,
     ) -> NDArray[np.float32]:
         """Rank images by a point, or read what an earlier run kept.
-
-        Args:
-            point: how.
-            images: n images of a dataset; those that an earlier run ranked are not drawn.
-            facts: JSON values that tell tower and dataset.
-            name: of the dataset, to be shown.
-            progress: where to show how far things are.
 
         Returns:
             (n, N) importance.

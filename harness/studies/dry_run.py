@@ -74,13 +74,7 @@ class Step:
 
 
 class DryShop(Workshop):
-    """A workshop that makes nothing and counts what it would make.
-
-    Args:
-        config: of the study.
-        tower: the tower.
-        solvers: costs that shops of the same tower share, as counting them takes long.
-    """
+    """A workshop that makes nothing and counts what it would make."""
 
     def __init__(self, config: StudyConfig, tower: Tower, solvers: dict[str, KeepSolver]) -> None:
         """Count nothing yet."""
@@ -187,12 +181,7 @@ class DryShop(Workshop):
 
 
 class DryTuner(Tuner):
-    """Take prompts that are cached; count others.
-
-    Args:
-        shop: what counts them.
-        tuner: the one that would tune them.
-    """
+    """Take prompts that are cached; count others."""
 
     def __init__(self, shop: DryShop, tuner: Tuner) -> None:
         """Look at no prompts yet."""
@@ -254,15 +243,7 @@ def remaining(
     known: Sequence[Record],
     progress: Progress,
 ) -> list[Step]:
-    """Return the steps of a table, those that are done already among them.
-
-    Args:
-        recipe: the table or figure.
-        config: on what it would be made.
-        datasets: those of it that can be read.
-        known: records of earlier runs.
-        progress: where to show how far things are.
-    """
+    """Return the steps of a table, those that are done already among them."""
     if not datasets:
         return []
     by_name = {dataset.name: dataset for dataset in datasets}

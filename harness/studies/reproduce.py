@@ -314,15 +314,7 @@ def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
 def compared(
     recipe: Reproduction, config: StudyConfig, depth: int, tower: str, sheets: Sequence[Sheet]
 ) -> Comparison:
-    """Put what a study found on some datasets beside the paper's rows.
-
-    Args:
-        recipe: the table or figure.
-        config: on what it was made.
-        depth: blocks of the tower.
-        tower: its name.
-        sheets: one per dataset, at least one.
-    """
+    """Put what a study found on some datasets beside the paper's rows."""
     by_dataset = {sheet.dense.dataset: sheet for sheet in sheets}
     paper_rows = printed(recipe.name)
     results = []
@@ -431,9 +423,6 @@ def series(comparison: Comparison) -> tuple[Series, Series]:
     """Return our points and the paper's by method: place, ascending, and mean loss over datasets.
 
     The paper's have no interval.
-
-    Args:
-        comparison: rows called ``method, keep rate``.
     """
     ours: Series = {}
     paper: Series = {}
@@ -512,12 +501,6 @@ def produce(
     recipe: Reproduction, config: StudyConfig, known: Sequence[Record], progress: Progress
 ) -> Iterator[tuple[Sheet, list[Record]]]:
     """Measure what a table needs and ``known`` lacks.
-
-    Args:
-        recipe: the table or figure.
-        config: on what, see ``under_its_conditions``.
-        known: records of earlier runs.
-        progress: where to show how far things are.
 
     Yields:
         What the study found on a dataset, and the records behind it.

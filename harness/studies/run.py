@@ -293,12 +293,6 @@ def make(
 
     Rankings and predictors that are missing are made first, and kept.
 
-    Args:
-        study: what to find out.
-        config: on what.
-        known: records of earlier runs; used again if all that a dataset needs are there.
-        progress: where to show how far things are.
-
     Yields:
         The table of a dataset, and the records behind it.
 

@@ -96,11 +96,7 @@ class StudyConfig:
                 raise ValueError(f"--{flag} {value}: expected a number from 1")
 
     def described(self, *, tunes: bool = False) -> str:
-        """Return in words what models are made of, where a study doesn't vary it.
-
-        Args:
-            tunes: the study is about learned tokens.
-        """
+        """Return in words what models are made of, where a study doesn't vary it."""
         if tunes:
             one = self.tune
             predictors = "predictors that ship or are fitted as in the other studies"
@@ -195,13 +191,6 @@ def find(
 ) -> Rankings | None:
     """Return the golden rankings that there are of some images: shipped, or the user's own.
 
-    Args:
-        model: name of the dense tower, with its weight tag.
-        weights: its fingerprint.
-        source: a dataset's split.
-        golden: how they are made.
-        image_ids: of the images.
-
     Returns:
         Rankings of those of the images that have one, in their order; None where nobody has made
         any in this way, or some are broken.
@@ -233,17 +222,7 @@ def find_or_rank(
     device: str,
     progress: Progress,
 ) -> Rankings:
-    """Return the golden rankings of the first images of a split, in its order.
-
-    Args:
-        model: name of the dense tower, with its weight tag.
-        weights: its fingerprint.
-        source: a dataset's split.
-        golden: how they are made.
-        limit: images, see ``sampling.subset``; None for all.
-        device: where missing ones are made.
-        progress: where to show how far things are.
-    """
+    """Return the golden rankings of the first images of a split, in its order."""
     image_ids = subset(source.images, limit).image_ids
     rankings = find(model, weights, source, golden, image_ids)
     if rankings is None or len(rankings) < len(image_ids):
@@ -268,13 +247,7 @@ class Fitted:
 
 
 class Workshop:
-    """Make rankings, predictors and rows for one dense tower.
-
-    Args:
-        config: of the study.
-        tower: the tower.
-        progress: where to show how far things are.
-    """
+    """Make rankings, predictors and rows for one dense tower."""
 
     def __init__(self, config: StudyConfig, tower: Tower, progress: Progress) -> None:
         """Prepare nothing yet."""
@@ -429,14 +402,7 @@ class Workshop:
         return predictors_digest(files)
 
     def oracle(self, truth: Rankings, keep: float, what: str, **options: Any) -> list[Variant]:
-        """Make a row that prunes by golden rankings.
-
-        Args:
-            truth: the rankings; of the reduction point that they are for.
-            keep: keep rate.
-            what: tells it apart from others.
-            options: of ``ReducerConfig``.
-        """
+        """Make a row that prunes by golden rankings."""
         options = {"reduce_at": (truth.provenance.block,), **options}
         config = ReducerConfig(keep=keep, **options)
         row = golden_row(self.dense, self._name("golden", keep), config)
@@ -456,13 +422,7 @@ class Workshop:
         return rows
 
     def at_cost(self, name: str, build: Callable[[float], Sequence[Variant]], goal: float) -> float:
-        """Return the keep rate at which a model costs as nearly as it can what another does.
-
-        Args:
-            name: of the kind of model, under which costs are remembered.
-            build: from keep rate to rows of equal cost.
-            goal: GFLOPs.
-        """
+        """Return the keep rate at which a model costs as nearly as it can what another does."""
         if name not in self._solvers:
             self._solvers[name] = KeepSolver(self.dense, lambda keep: build(keep)[0].vit)
         return self._solvers[name].nearest(goal)
@@ -503,10 +463,6 @@ class Workshop:
 class TuningShop:
     """Tune a study's models on one dataset.
 
-    Args:
-        shop: makes rankings, predictors and untuned models.
-        dataset: whose classes and labelled images these are.
-
     Raises:
         ValueError: the study judges by images that models learn from.
     """
@@ -522,9 +478,6 @@ class TuningShop:
 
         Its predictor is the one that is found, or with ``own_predictors`` the dataset's own, that
         of the study's first seed.
-
-        Args:
-            keep: keep rate.
         """
         if keep < 1 and self.shop.config.own_predictors:
             fits = self.shop.fitted([self.dataset.images_of], self.shop.golden())[:1]
@@ -536,12 +489,7 @@ class TuningShop:
         return row
 
     def tuned(self, row: Variant, **changes: Any) -> list[Tuned]:
-        """Tune a row once for each of the study's seeds, which draw images and initial tokens.
-
-        Args:
-            row: the model.
-            changes: of the study's recipe.
-        """
+        """Tune a row once for each of the study's seeds, which draw images and initial tokens."""
         config, tuned = replace(self.shop.config.tune, **changes), []
         shots, seeds = self.shop.config.labelled, self.shop.config.seeds
         for seed in range(config.seed, config.seed + seeds):
@@ -561,10 +509,6 @@ class TuningShop:
 
     def ranked_after(self, one: Tuned, golden: GoldenConfig) -> Fitted:
         """Fit a predictor to golden rankings of a dense tower that was tuned before.
-
-        Args:
-            one: the tuned dense tower.
-            golden: how its rankings are made.
 
         Returns:
             The predictor, which needs the tower's learned tokens as well.
