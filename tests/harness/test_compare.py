@@ -68,8 +68,8 @@ def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    for name in ("view.outcomes", "bench.costs", "bench.linear_probe", "view.Split.__getitem__"):
-        monkeypatch.setattr(f"harness.{name}", fail)
+    for name in ("outcomes", "costs", "linear_probe", "Split.__getitem__"):
+        monkeypatch.setattr(f"harness.measure.bench.{name}", fail)
 
 
 @torch.no_grad()

@@ -128,8 +128,8 @@ def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.M
         assert record.method_config["keep"] == record.keep
     assert all(abs(row.off) < 0.01 for row in matched(group, "patchrank"))
     write_records(tmp_path / "records.jsonl", group)
-    for name in ("view.outcomes", "bench.costs"):
-        monkeypatch.setattr(f"harness.{name}", None)  # nothing is measured again
+    for name in ("outcomes", "costs"):
+        monkeypatch.setattr(f"harness.measure.bench.{name}", None)  # nothing is measured again
     assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
 
 
