@@ -72,6 +72,11 @@ class Step:
     images: int
     passes: int
 
+    @property
+    def missing(self) -> int:
+        """How many of ``total`` aren't there."""
+        return self.total - self.cached
+
 
 class DryShop(Workshop):
     """A workshop that makes nothing and counts what it would make."""
@@ -315,14 +320,15 @@ def plan_table(
 ) -> Table:
     """Lay out steps with their sums, and datasets that can't be read with the reason."""
     table = Table(title=f"{recipe.title}; {model}", caption=CAPTION)
-    for head in ("step", "of", "needed", "cached", "images left", "passes left"):
+    for head in ("step", "of", "cached", "missing", "images left", "passes left"):
         table.add_column(head, justify="left" if head in ("step", "of") else "right")
     for step in steps:
+        units = f"{step.missing:,} {step.unit}" if step.missing else "–"
         left = [f"{count:,}" if count else "–" for count in (step.images, step.passes)]
-        table.add_row(step.kind, step.of, f"{step.total:,} {step.unit}", f"{step.cached:,}", *left)
+        table.add_row(step.kind, step.of, f"{step.cached:,}", units, *left)
     for name, reason in missing.items():
         table.add_section()
-        table.add_row("missing", f"{name}: {reason}", "?", "", "?", "?")
+        table.add_row("missing", f"{name}: {reason}", "", "?", "?", "?")
     table.add_section()
     sums = [f"{sum(getattr(s, name) for s in steps):,}" for name in ("images", "passes")]
     table.add_row("all", "but what is missing" if missing else "", "", "", *sums)

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from harness.agreement import kendall_tau
 from harness.cli import main
 from harness.datasets.base import Dataset
-from harness.golden import curve as module
 from harness.golden.budget import SHIPPED, Curve, Point, recipe_for
 from harness.golden.chart import curve_markdown, draw_curve, write_curve
 from harness.progress import Progress
 from harness.statistics import Interval
+from harness.studies import curve as module
 from harness.studies.curve import CurveConfig, measure_curve, usual_points
 from harness.towers import Tower, text_classifier
 from zoo.clip import ClipParts
