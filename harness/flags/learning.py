@@ -180,7 +180,7 @@ COMMANDS = (
         group="measure",
         what="Measure a table or figure of the paper and print our figures beside the paper's.",
         flags=_reproduce,
-        run="harness.studies.reproduce:run_reproduce",
+        run="harness.studies.commands:run_reproduce",
         examples=(
             ("reproduce table1 --limit 60 --train-limit 100 --dry-run", "what is left to do"),
             ("reproduce table1 figure1 --root data", "on the paper's datasets"),

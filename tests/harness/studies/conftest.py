@@ -76,7 +76,7 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
     for place in ("studies.run", "studies.workshop", "fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("run", "workshop", "dry_run", "reproduce"):
+    for place in ("run", "workshop", "dry_run", "commands"):
         monkeypatch.setattr(f"harness.studies.{place}.get_dataset", get)
     monkeypatch.setattr("harness.gather.get_dataset", get)
     return datasets

@@ -13,6 +13,7 @@ from harness.datasets.base import Dataset, Split, SplitName
 from harness.progress import Progress
 from harness.records import Record, read_records
 from harness.statistics import Interval
+from harness.studies.commands import study_config
 from harness.studies.dry_run import remaining
 from harness.studies.paper import MATCH, REPRODUCTIONS, get_reproduction, list_reproductions
 from harness.studies.reproduce import (
@@ -20,7 +21,6 @@ from harness.studies.reproduce import (
     draw,
     mean_of,
     series,
-    study_config,
     under_its_conditions,
 )
 from harness.studies.workshop import StudyConfig
