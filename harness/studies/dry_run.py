@@ -44,9 +44,9 @@ from zoo.vit import ReducedViT
 NO_SHAPE = PromptShape(tokens=0, depth=0, classes=0, features=0)
 MISSING = "missing"  # in place of the digest of predictors that aren't there
 CAPTION = (
-    "Images are those that are left to be run, passes those of a whole image through the tower (of "
-    "rankings: from the reduction point on). Fits and tunings mostly stop earlier. What is cached "
-    "costs nothing; tables share it through the user's cache."
+    "Images and passes are those that are left: images to be run, and passes of an image through "
+    "the tower (of rankings: from the reduction point on). Tunings mostly stop earlier. What is "
+    "cached costs nothing; tables share it through the user's cache."
 )
 
 
@@ -55,7 +55,7 @@ class Step:
     """Some work of one kind.
 
     Attributes:
-        kind: rank, fit, tune or judge.
+        kind: what is done.
         of: what, in words.
         unit: what is counted.
         total: how many of them the table needs.
@@ -119,7 +119,7 @@ class DryShop(Workshop):
         point = Point(window=golden.window, stride=golden.stride, approximate=golden.approximate)
         passes = left * point.passes(Effort.of(self.dense, golden.block), golden.block)
         self.count(
-            "rank",
+            "rank images",
             f"{dataset} {split}, {golden.score} before block {golden.block}",
             "images",
             total=len(image_ids),
@@ -288,7 +288,7 @@ def _count_judging(
     images = len(subset(dataset.split(shop.config.split), shop.config.limit))
     total = len(plain) + len(prompted)
     shop.count(
-        "judge",
+        "judge rows",
         f"{dataset.name} {shop.config.split}, {images} images",
         "rows",
         total=total,
@@ -320,12 +320,13 @@ def plan_table(
 ) -> Table:
     """Lay out steps with their sums, and datasets that can't be read with the reason."""
     table = Table(title=f"{recipe.title}; {model}", caption=CAPTION)
-    for head in ("step", "of", "cached", "missing", "images left", "passes left"):
-        table.add_column(head, justify="left" if head in ("step", "of") else "right")
+    for head in ("step", "of"):
+        table.add_column(head)
+    for head in ("cached", "missing", "images", "passes"):
+        table.add_column(head, justify="right", no_wrap=True)
     for step in steps:
-        units = f"{step.missing:,} {step.unit}" if step.missing else "–"
-        left = [f"{count:,}" if count else "–" for count in (step.images, step.passes)]
-        table.add_row(step.kind, step.of, f"{step.cached:,}", units, *left)
+        counts = (step.cached, step.missing, step.images, step.passes)
+        table.add_row(step.kind, step.of, *(f"{count:,}" if count else "–" for count in counts))
     for name, reason in missing.items():
         table.add_section()
         table.add_row("missing", f"{name}: {reason}", "", "?", "?", "?")

@@ -231,10 +231,10 @@ def test_a_second_run_measures_nothing_and_a_dry_run_knows_before(
     heads, rows = comparison.cells()
     assert all(len(row) == len(heads) for row in rows)
     judged = {(r.dataset, r.model, str(r.method_config), r.seed, r.tuning) for r in records}
-    steps = [step for step in before if step.kind == "judge"]
+    steps = [step for step in before if step.kind == "judge rows"]
     assert sum(step.total for step in steps) == len(records) >= len(judged)
     assert sum(step.passes for step in steps) == sum(r.image_count for r in records)
-    left = {one.kind: one for one in before}["rank"]
+    left = {one.kind: one for one in before}["rank images"]
     assert left.passes == 4 * left.images  # windows of 4 x 4 by 4 on 8 x 8 patches
 
     forbid()
