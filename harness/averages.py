@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.conditions import DENSE
 from harness.cost import lacking
 from harness.judging import (
     MCNEMAR,
@@ -20,7 +21,6 @@ from harness.judging import (
 )
 from harness.records import Latency, Record, refuse_mixed
 from harness.statistics import Interval, bootstrap_counts, mean_interval
-from harness.variants import DENSE
 
 
 @dataclass(frozen=True, kw_only=True)

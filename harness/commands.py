@@ -9,12 +9,13 @@ from rich.table import Table
 
 from harness.appending import require_appendable
 from harness.averages import Average, averages
-from harness.compare import compare, judge
-from harness.floor import Floor, floor
+from harness.conditions import DENSE, DTYPES, GOLDEN
 from harness.golden.store import Rankings
 from harness.layout import fewer
 from harness.match import matched
-from harness.plan import DTYPES, Plan
+from harness.measure.compare import Floor, compare, floor, judge
+from harness.measure.plan import Plan
+from harness.measure.rows import known_methods
 from harness.progress import Progress
 from harness.records import Record, write_records
 from harness.report.folder import write_report
@@ -24,7 +25,6 @@ from harness.shown import Forms, Shown, Work, json_values
 from harness.table import comparison_table, floor_table, matched_table
 from harness.towers import split_method
 from harness.traces import Tracer
-from harness.variants import DENSE, GOLDEN, known_methods
 from zoo.reducer import expected
 
 T = TypeVar("T")

@@ -7,15 +7,15 @@ from pathlib import Path
 import shtab
 from rich.console import Console
 
+from harness.conditions import DTYPES, TUNINGS
 from harness.datasets import KINDS, list_datasets
 from harness.flags import build_parser, leaves
 from harness.flags.command import CommandParser
-from harness.plan import DTYPES, TUNINGS
-from harness.reproduction import list_reproductions
+from harness.measure.rows import known_methods
 from harness.shown import Shown
-from harness.studies import list_studies
 from harness.studies.commands import LIST
-from harness.variants import known_methods
+from harness.studies.paper import list_reproductions
+from harness.studies.run import list_studies
 from zoo.fit import LOSSES
 from zoo.golden import SCORES
 from zoo.predictor import ARCHITECTURES

@@ -14,9 +14,9 @@ from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.decoded import Decoded, decode_all
 from harness.datasets.images import how_many
 from harness.datasets.rooted import RootedDataset
-from harness.evaluate import text_classifier
 from harness.progress import Progress
 from harness.shown import Shown, json_values
+from harness.towers import text_classifier
 from zoo.clip import create_clip
 
 SHOWN = 5  # names in a line

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.datasets.base import Split
-from harness.evaluate import batches
 from harness.golden.provenance import Provenance
 from harness.progress import Progress
+from harness.sampling import batches
 from zoo.files import PARTIAL, write_whole
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder

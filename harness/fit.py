@@ -58,21 +58,19 @@ def fit(
             given.
     """
     tower = load_tower(model)
-    arch, _, tag = tower.name.partition(".")
-    rankings = [[read_rankings(given) for given in part] for part in (train, val)]
+    rankings = [[read_rankings(one) for one in part] for part in (train, val)]
     if not val:
         rankings = held_out(rankings[0])
         progress.say(f"held out for early stopping: {sum(map(len, rankings[1]))} ranked images")
     facts = [asdict(one.provenance) for part in rankings for one in part]
-    found = _agreed(facts, block)
+    agreed = _agreed(facts, block)
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
     if both := ids[0] & ids[1]:
         raise ValueError(
             f"{len(both)} images are in the rankings to learn from and in those for early stopping"
         )
-    seen: dict[str, Any] = {"folders": folders, "progress": progress}
-    learn = gather(tower, rankings[0], shots=shots, seed=config.seed, **seen)
-    stop = gather(tower, rankings[1], **seen)
+    learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
+    stop = gather(tower, rankings[1], progress, folders=folders)
     checkpoint = _checkpoint(config, learn, stop, facts)
     with progress.task(f"predictor {config.arch}", config.epochs) as update:
         predictor = fit_predictor(
@@ -82,13 +80,13 @@ def fit(
             on_epoch=lambda epoch, *_: update(epoch + 1),
             checkpoint=checkpoint,
         )
-    result = out or cache_folder() / "predictors" / predictor_name(arch, tag, found)
+    result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed)
     save_predictor(
         predictor,
         result,
-        model=arch,
-        tag=tag,
-        block=found,
+        model=tower.arch,
+        tag=tower.tag,
+        block=agreed,
         config=config,
         provenance={"rankings": facts, "images": len(learn.data), "shots": shots},
         weights=learn.blocks,
@@ -107,10 +105,10 @@ def _agreed(facts: list[dict[str, Any]], block: int | None) -> int:
         values = sorted({fact[field] for fact in facts})
         if len(values) != 1:
             raise ValueError(f"rankings of several {what}: {values}; one at a time")
-    found = int(facts[0]["block"])
-    if block is not None and found != block:
-        raise ValueError(f"--block {block}: these rankings are of block {found}; leave it out")
-    return found
+    agreed = int(facts[0]["block"])
+    if block is not None and agreed != block:
+        raise ValueError(f"--block {block}: these rankings are of block {agreed}; leave it out")
+    return agreed
 
 
 def _checkpoint(
@@ -118,8 +116,8 @@ def _checkpoint(
 ) -> Path:
     """Return where a fit keeps its state: by all that decides its result."""
     images = [learn.image_ids, stop.image_ids]
-    told = [asdict(config), facts, images, learn.blocks, torch.__version__]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    conditions = [asdict(config), facts, images, learn.blocks, torch.__version__]
+    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "fits" / f"{digest[:16]}.pt"
 
 

@@ -13,10 +13,10 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.images import folder_images
 from harness.entering import Joined, entering
-from harness.few_shot import draw_ranked, seeded_order
 from harness.golden.provenance import FOLDER_SPLIT, Provenance, ranked_revision
 from harness.golden.store import Rankings
 from harness.progress import Progress
+from harness.sampling import draw_ranked, seeded_order
 from harness.towers import Tower
 from zoo.fit import RankedTokens
 from zoo.weights import blocks_fingerprint, fingerprint

@@ -1,20 +1,12 @@
-"""Methods at equal cost: the keep rates that meet a target's GFLOPs, and the pairs to compare."""
+"""Methods at equal cost: a target's rows, each with the rows of nearest GFLOPs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.averages import Average, averages, mean_difference, row_p
-from harness.plan import Plan
-from harness.progress import Progress
+from harness.conditions import DENSE
 from harness.records import Record
-from harness.solve import KeepSolver
 from harness.statistics import Interval, paired_difference
-from harness.variants import DENSE, GOLDEN, Asked, rows_of
-from zoo.reducer import expected
-from zoo.vit import ReducedViT
-
-MATCHES = ("gflops",)
-TOLERANCE = 0.01  # of the target's GFLOPs; a row further off is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,82 +30,6 @@ class Matched:
     p_value: float | None
 
 
-def check_match(plan: Plan) -> None:
-    """Refuse a plan whose rows can't be at equal cost.
-
-    Raises:
-        ValueError: unknown ``match``; a target that has no cost, no keep rate, or isn't measured.
-    """
-    if plan.match is None:
-        if plan.match_to != Plan.match_to:
-            raise ValueError(f"match_to={plan.match_to!r} does nothing without --match gflops")
-        return
-    if plan.match not in MATCHES:
-        raise ValueError(f"match={plan.match!r}: {expected(plan.match, MATCHES)}")
-    if GOLDEN in plan.methods:
-        raise ValueError(
-            f"method {GOLDEN!r} has no GFLOPs to match, it needs the answer: leave it out of "
-            "--methods"
-        )
-    if plan.match_to == DENSE:
-        raise ValueError(f"match_to={DENSE!r} has no keep rate: name a method that reduces")
-    if plan.match_to not in plan.methods:
-        raise ValueError(
-            f"match_to={plan.match_to!r} is not measured: {expected(plan.match_to, plan.methods)} "
-            "with --match-to, or add it to --methods"
-        )
-
-
-def matched_rows(
-    dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress
-) -> list[Asked]:
-    """Solve each method's keep rate for the target's GFLOPs at each of the plan's.
-
-    Costs are fvcore's of the model itself. Two keep rates of the target may share a method's row.
-
-    Args:
-        dense: the tower, where fvcore can trace it.
-        arch: its timm name.
-        tag: its weight tag.
-        plan: one that `check_match` lets pass.
-        progress: told of rows further off than `TOLERANCE`.
-
-    Raises:
-        ValueError: as in `variants.rows_of`.
-    """
-
-    def solver(method: str) -> KeepSolver:
-        return KeepSolver(dense, lambda keep: rows_of(dense, arch, tag, [(method, keep)])[0].vit)
-
-    target = solver(plan.match_to)
-    goals = {asked: target.gflops(asked) for asked in plan.keeps}
-    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
-    found: list[Asked] = [(DENSE, 1.0)]
-    with progress.task("keep rates of equal cost", len(methods)) as update:
-        for done, method in enumerate(methods, start=1):
-            costs = solver(method)
-            for asked, goal in goals.items():
-                keep = asked
-                if method != plan.match_to:
-                    keep = costs.nearest(goal)
-                    spent = costs.gflops(keep)
-                    _tell(progress, plan.match_to, asked, goal, (method, keep), spent)
-                found.append((method, keep))
-            update(done)
-    return list(dict.fromkeys(found))
-
-
-def _tell(
-    progress: Progress, target: str, asked: float, goal: float, got: Asked, spent: float
-) -> None:
-    if abs(spent / goal - 1) > TOLERANCE:
-        progress.say(
-            f"{got[0]} can't meet the {goal:.3f} GFLOPs of {target} at keep {100 * asked:.3g} %: "
-            f"the nearest is {spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep "
-            f"{100 * got[1]:.3g} %"
-        )
-
-
 def matched(records: Sequence[Record], target: str) -> list[Matched]:
     """Pair each of the target's rows with every method's row of the nearest GFLOPs.
 
@@ -128,16 +44,16 @@ def matched(records: Sequence[Record], target: str) -> list[Matched]:
     rows = [row for row in averages(records) if row.method != DENSE]
     rows = [row for row in rows if row.mean("gflops") is not None]
     methods = list(dict.fromkeys(row.method for row in rows if row.method != target))
-    found = []
+    pairs = []
     for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
         others = [
             min((row for row in rows if row.method == method), key=lambda row: abs(_off(row, goal)))
             for method in methods
         ]
         others.sort(key=lambda row: -row.top1.estimate)
-        found.append(Matched(target=goal, row=goal, off=0.0, difference=None, p_value=None))
-        found += [_paired(other, goal) for other in others]
-    return found
+        pairs.append(Matched(target=goal, row=goal, off=0.0, difference=None, p_value=None))
+        pairs += [_paired(other, goal) for other in others]
+    return pairs
 
 
 def _paired(other: Average, goal: Average) -> Matched:

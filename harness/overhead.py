@@ -8,9 +8,9 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from harness.conditions import DTYPES
 from harness.cost import gflops, lacking
 from harness.latency.timing import interleaved
-from harness.plan import DTYPES
 from harness.progress import Progress
 from harness.statistics import Interval
 from zoo.predictor import Predictor

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.commands import check
+from harness.conditions import device_name
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.fit import fit
@@ -13,7 +14,6 @@ from harness.golden.job import Job, Source
 from harness.golden.rank import rank
 from harness.golden.runners import find_tower
 from harness.golden.store import shipped_rankings
-from harness.measure import device_name
 from harness.overhead import overhead, overhead_table
 from harness.progress import Progress
 from harness.shown import Shown, json_values

@@ -11,13 +11,14 @@ import torch
 from rich.console import Console
 
 from harness.commands import check_device
+from harness.conditions import DENSE
 from harness.datasets import get_dataset
-from harness.few_shot import draw
+from harness.measure.rows import Variant, rows_of
+from harness.measure.tuning import Tuner
 from harness.progress import Progress
+from harness.sampling import draw
 from harness.shown import Shown, json_values
 from harness.towers import load_clip, split_method
-from harness.tuning import Tuner
-from harness.variants import DENSE, Variant, rows_of
 from zoo.clip import ClipParts
 from zoo.files import write_whole
 from zoo.prompt_learner import TuneConfig

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
+from harness.conditions import DENSE, PROMPTS
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
-from harness.plan import PROMPTS
 from harness.records import Record
-from harness.variants import DENSE
 from zoo.predictor import tower_name
 from zoo.sizes import SIZES
 
@@ -21,12 +20,12 @@ def captions(dataset: str) -> str:
     facts = shipped_facts(dataset)
     if isinstance(facts, RootedDataset):
         return "text classifier"
-    seen = facts.captions_seen
-    if not any(seen):
+    trained = facts.captions_seen
+    if not any(trained):
         return "zero-shot: no class caption seen in text training"
-    if all(seen):
+    if all(trained):
         return "text classifier: all class captions seen in text training"
-    return f"text classifier: {sum(seen)} of {len(seen)} class captions seen in text training"
+    return f"text classifier: {sum(trained)} of {len(trained)} class captions seen in text training"
 
 
 def protocol(record: Record) -> str:

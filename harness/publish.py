@@ -20,13 +20,14 @@ from timm.models import save_for_hf
 
 import zoo
 from harness.changes import read_run
+from harness.conditions import DENSE
 from harness.cost import gflops, lacking
+from harness.measure.rows import as_json, predictors_digest
 from harness.progress import Progress
 from harness.records import Record, conditions
 from harness.report.markdown import markdown_table
 from harness.shown import Shown
 from harness.towers import create_pretrained, split_method, split_name
-from harness.variants import DENSE, as_json, predictors_digest
 from zoo.files import digest_of, read_facts, write_whole
 from zoo.open_clip import FOLDER, HUB
 from zoo.predictor import PredictorFile, read_predictors

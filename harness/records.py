@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.appending import append, parsed_lines
+from harness.conditions import PROMPTS, TUNINGS
 from harness.correctness import SHA256, unpack_correct
 from harness.differing import differing, in_words
-from harness.plan import PROMPTS, TUNINGS
 from harness.schema import SCHEMA_VERSION, upgraded
 from harness.typed_json import parsed
 from zoo.reducer import expected

@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from harness.appending import to_go_on_from
+from harness.conditions import DENSE, GOLDEN
 from harness.progress import Progress
 from harness.records import LATER_CONDITIONS, Record, read_records
-from harness.variants import DENSE, GOLDEN
 
 
 def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:

@@ -8,11 +8,11 @@ from rich.table import Table
 
 from harness.averages import Average, row_p
 from harness.columns import NOT_MEASURED, Cell, interval, keep_cell
+from harness.conditions import DENSE
 from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, together
 from harness.labels import labels
 from harness.protocol import learned, shots_of, tower_of
 from harness.records import refuse_mixed
-from harness.variants import DENSE
 
 # What a column differs in from another, with what follows from it.
 BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")

@@ -6,10 +6,10 @@ from rich import box
 from rich.table import Table
 
 from harness.averages import Average, Judged, averages, exact_test, judged, uncounted
-from harness.floor import Floor
 from harness.judging import SIGN_FLIP, mark_note, together
 from harness.layout import ALL_COLUMNS
 from harness.match import Matched
+from harness.measure.compare import Floor
 from harness.protocol import protocol, seeds, tower_of
 from harness.records import Latency, Record
 from harness.statistics import Interval

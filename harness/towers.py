@@ -4,13 +4,18 @@ import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import open_clip
 import timm
+import torch
+from numpy.typing import NDArray
 from timm.models import get_arch_pretrained_cfgs
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
+from harness.datasets.base import Dataset, Split
 from zoo.adopt import reduce
-from zoo.clip import ClipParts, create_clip, image_transform
+from zoo.clip import ClipParts, class_features, create_clip, image_transform
 from zoo.open_clip import FOLDER, HUB, load_open_clip
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead
@@ -40,6 +45,16 @@ class Tower(NamedTuple):
     preprocess: Any
     name: str
     clip: ClipParts | None = None
+
+    @property
+    def arch(self) -> str:
+        """The name without its weight tag."""
+        return self.name.partition(".")[0]
+
+    @property
+    def tag(self) -> str:
+        """The weight tag, or an empty string."""
+        return self.name.partition(".")[2]
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -112,9 +127,6 @@ def load_tower(name: str) -> Tower:
 def load_clip(name: str) -> tuple[ClipParts, str, str]:
     """Load a dense image tower that has a text tower.
 
-    Args:
-        name: as in ``load_tower``.
-
     Returns:
         Model, preprocessing and tokenizer; the name without its weight tag; the tag, or "".
 
@@ -128,8 +140,35 @@ def load_clip(name: str) -> tuple[ClipParts, str, str]:
             f"{tower.name} has no text tower here, so no classes can be named to it; use one of "
             f"{', '.join(_dense_names())}, or {OPEN_CLIP}ARCH/PRETRAINED, which bring theirs"
         )
-    arch, _, tag = tower.name.partition(".")
-    return tower.clip, arch, tag
+    return tower.clip, tower.arch, tower.tag
+
+
+def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
+    """Encode the dataset's classes; those with words the text tower never saw are left out.
+
+    Returns:
+        (classes, D) unit features with a row of NaN for a class left out, and the names left out.
+    """
+    rows, left_out = [], []
+    for name in dataset.classes:
+        try:
+            rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0])
+        except ValueError:
+            left_out.append(name)
+            rows.append(torch.full((parts.model.visual.num_classes,), torch.nan))
+    return torch.stack(rows), tuple(left_out)
+
+
+def nameable(split: Split, classifier: Tensor | None) -> Split:
+    """Leave out the images of classes that ``classifier`` has no row for (rows of NaN)."""
+    if classifier is None or not classifier.isnan().any():
+        return split
+    return split.subset(np.flatnonzero(named(classifier)[split.labels]))
+
+
+def named(classifier: Tensor) -> NDArray[np.bool_]:
+    """Tell which classes ``classifier`` has a row for, (classes,)."""
+    return np.asarray(~classifier.isnan().any(dim=1).numpy())
 
 
 def has_projection(model: VisionTransformer) -> bool:

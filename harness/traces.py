@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import rankdata
 
+from harness.conditions import DENSE
 from harness.datasets.base import Split
-from harness.evaluate import Outcome, batches
 from harness.golden.maps import unprocessed
 from harness.golden.shards import MAGIC, BrokenShardError, encode_table, flat, lists, reading
 from harness.golden.store import Rankings
-from harness.plan import TRACED
+from harness.measure.evaluate import Outcome
+from harness.measure.plan import TRACED
 from harness.progress import Progress
 from harness.records import Record
-from harness.seen import part
+from harness.sampling import batches
 from harness.typed_json import parsed
-from harness.variants import DENSE
 from zoo.files import write_whole
 
 TRACES = "traces"  # folder beside a run's records, and the kind of its files
@@ -481,7 +481,7 @@ class Answered:
         chosen: NDArray[np.int64],
     ) -> Self:
         """Take what a row did to some of its images, those at the positions ``chosen``."""
-        return cls(record=record, outcome=part(outcome, chosen), predicted=predicted[chosen])
+        return cls(record=record, outcome=outcome.part(chosen), predicted=predicted[chosen])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.records import read_records
-from harness.studies import list_studies
+from harness.studies.run import list_studies
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

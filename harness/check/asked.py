@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.check.wanted import Wanted
-from harness.variants import DENSE, GOLDEN, known_methods
+from harness.conditions import DENSE, GOLDEN
+from harness.measure.rows import known_methods
 from zoo.reducer import METHODS, expected
 
 _OURS = ("baselines", "zoo")

@@ -8,10 +8,11 @@ from harness.check import shipped
 from harness.check.asked import Asked, rows_of
 from harness.check.wanted import Case
 from harness.commands import check
+from harness.conditions import DENSE
 from harness.datasets import kind_of, list_datasets
-from harness.plan import Plan
+from harness.measure.plan import Plan
+from harness.measure.rows import known_methods
 from harness.towers import load_clip, split_name
-from harness.variants import DENSE, known_methods
 from zoo.predictor import tower_name
 from zoo.sizes import MODELS
 

@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.bench import Bench
 from harness.check.wanted import Case, Wanted
+from harness.conditions import DENSE, GOLDEN, Tuning
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.evaluate import text_classifier, turns
-from harness.plan import Plan, Tuning
+from harness.measure.bench import Bench
+from harness.measure.plan import Plan
+from harness.measure.rows import Variant, golden_row, reduced_row
 from harness.progress import Progress
 from harness.records import Record
-from harness.towers import load_clip
-from harness.variants import DENSE, GOLDEN, Variant, golden_row, reduced_row
+from harness.sampling import turns
+from harness.towers import load_clip, text_classifier
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
 from zoo.reducer import ReducerConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.check.asked import Asked, own_methods, rows_of
 from harness.check.wanted import Case, Wanted
-from harness.plan import Plan
+from harness.measure.plan import Plan
 
 FOLDER = Path(__file__).parents[1] / "expected"
 KEEPS = (0.6, 0.3)

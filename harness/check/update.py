@@ -14,7 +14,7 @@ from harness.check.moved import moved
 from harness.check.sheet import Verdict
 from harness.check.wanted import Case, Wanted, cases_of, read_expectation
 from harness.commit import git_commit
-from harness.plan import Plan
+from harness.measure.plan import Plan
 from harness.progress import Progress
 from harness.records import Record, write_records
 from harness.towers import split_name

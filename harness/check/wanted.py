@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.changes import ABSENT, read_run
+from harness.conditions import DENSE
 from harness.datasets.base import SplitName
+from harness.measure.rows import known_methods
 from harness.protocol import protocol, tower_of
 from harness.records import Record
-from harness.variants import DENSE, known_methods
 
 # Hashes of what was learned for a row; nobody asks for them.
 _LEARNED = ("predictor", "prompts")

@@ -99,7 +99,11 @@ def _few_shots(parser: CommandParser) -> None:
 
 def _reproduce(parser: CommandParser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, figure5")
-    parser.add_argument("--dry-run", action="store_true", help="tell what it would take, and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tell what is cached, missing and left to do, and stop",
+    )
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--datasets",
@@ -176,9 +180,9 @@ COMMANDS = (
         group="measure",
         what="Measure a table or figure of the paper and print our figures beside the paper's.",
         flags=_reproduce,
-        run="harness.reproduction.commands:run_reproduce",
+        run="harness.studies.commands:run_reproduce",
         examples=(
-            ("reproduce table1 --limit 60 --train-limit 100 --dry-run", "what it would take"),
+            ("reproduce table1 --limit 60 --train-limit 100 --dry-run", "what is left to do"),
             ("reproduce table1 figure1 --root data", "on the paper's datasets"),
         ),
         output="a table each on standard output; records, table and figure in --output. The same "

@@ -9,7 +9,10 @@ from harness.flags.shared import conditions, data, datasets, machine, rounds, se
 
 
 def _compare(parser: CommandParser) -> None:
-    plan, traced = declared("harness.plan", "Plan"), declared("harness.plan", "TRACED")
+    plan, traced = (
+        declared("harness.measure.plan", "Plan"),
+        declared("harness.measure.plan", "TRACED"),
+    )
     text = "two files of records, or their folders: what changed; nothing is measured then"
     runs = parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", default=[], help=text)
     # Not "*": that takes nothing before the first flag, and refuses the runs after it.
@@ -51,7 +54,7 @@ def _compare(parser: CommandParser) -> None:
 
 def _learned(group: Any) -> None:
     """Add what is learned from shots."""
-    plan = declared("harness.plan", "Plan")
+    plan = declared("harness.measure.plan", "Plan")
     text = "learned from shots: t text, v visual, vt both, probe a linear classifier instead"
     group.add_argument("--tokens", default=plan.tokens, help=text)
     group.add_argument(

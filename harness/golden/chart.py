@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from harness.golden.trade import Curve, Worth
+from harness.golden.budget import Curve, Worth
 from harness.report.drawing import STYLES, Chart, Plot, Point, Style
 from harness.statistics import Interval
 from zoo.files import write_whole

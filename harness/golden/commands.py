@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.commands import check_device, limit_of
+from harness.golden.budget import Curve
 from harness.golden.chart import curve_table, write_curve
-from harness.golden.curve import CurveConfig, measure_curve
 from harness.golden.estimate import Estimate, estimates
 from harness.golden.objects import find_objects, objects_table, shares_data
 from harness.golden.speed import SpeedConfig, measure_speed
 from harness.golden.speed_table import estimate_table, speed_table
-from harness.golden.trade import Curve
 from harness.layout import fewer
 from harness.progress import Progress
 from harness.report.show import ShowConfig, find_pictures, show
 from harness.shown import Forms, Shown, json_values
+from harness.studies.curve import CurveConfig, measure_curve
 from zoo.golden import GoldenConfig
 
 # Columns that a narrow terminal does without.

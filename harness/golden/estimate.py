@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.golden.points import Point
+from harness.golden.budget import Point
 from harness.golden.products import Geometry, engine_products, multiply_adds, prefix_products
 from harness.golden.provenance import Provenance
 from harness.golden.runners import image_multiply_adds

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.images import folder_images
-from harness.evaluate import text_classifier
 from harness.golden.provenance import FOLDER_SPLIT
-from harness.towers import Tower
+from harness.towers import Tower, text_classifier
 from zoo.golden import GoldenConfig
 
 AUTO = "auto"
@@ -129,7 +128,7 @@ def within_budget(job: Job, tower: Tower) -> Job:
     """
     if job.budget is None:
         return job
-    from harness.golden.curve import recipe_for
+    from harness.golden.budget import recipe_for
 
     vit = tower.vit
     shape = {"grid": vit.patch_embed.grid_size, "depth": len(vit.blocks), "dim": vit.embed_dim}

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
-from harness.evaluate import subset
 from harness.golden.maps import (
     class_text,
     golden_maps,
@@ -25,6 +24,7 @@ from harness.golden.maps import (
     unprocessed,
 )
 from harness.progress import Progress
+from harness.sampling import subset
 from harness.shown import json_values
 from harness.statistics import Interval, bootstrap_mean
 from harness.towers import Tower, load_tower

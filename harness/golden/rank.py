@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.datasets.base import Split
-from harness.evaluate import turns
 from harness.golden.feed import ahead, loaders
 from harness.golden.folder import claimed, missing, shard_path, survey, write_shard
 from harness.golden.job import AUTO, Job, classes, within_budget
@@ -22,6 +21,7 @@ from harness.golden.shards import Shard
 from harness.golden.store import own_store
 from harness.golden.work import Team
 from harness.progress import Progress
+from harness.sampling import turns
 from harness.towers import Tower, load_tower
 from zoo.golden import GoldenEngine, best_precision
 from zoo.weights import fingerprint

@@ -5,11 +5,11 @@ import argparse
 from rich.console import Console
 
 from harness.commands import check_device
+from harness.conditions import DTYPES
 from harness.datasets import get_dataset
 from harness.golden.job import AUTO, Job, Source
 from harness.golden.rank import Ranked, rank
 from harness.golden.work import team
-from harness.plan import DTYPES
 from harness.progress import Progress
 from harness.shown import Shown
 from zoo.golden import GoldenConfig

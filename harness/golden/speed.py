@@ -14,15 +14,15 @@ from torch import Tensor
 
 from harness.agreement import kendall_tau
 from harness.commit import git_commit
+from harness.conditions import device_name
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
-from harness.evaluate import subset
 from harness.golden.products import Geometry
 from harness.golden.runners import Runner, find_tower, runners
 from harness.latency.timing import Timing, interleaved
-from harness.measure import device_name
 from harness.progress import Progress
 from harness.records import utc_now
+from harness.sampling import subset
 from harness.statistics import Interval, median_interval
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig

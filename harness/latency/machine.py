@@ -10,8 +10,8 @@ from typing import Self
 
 import torch
 
+from harness.conditions import device_name
 from harness.latency.nvml import SLOWED, Gpu
-from harness.measure import device_name
 
 CPUS = Path("/sys/devices/system/cpu")
 CPUINFO = Path("/proc/cpuinfo")

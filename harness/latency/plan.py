@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from harness.conditions import DENSE, DTYPES, GOLDEN
 from harness.latency.verdict import LEAST_ROUNDS
 from harness.latency.ways import EAGER, check_ways
-from harness.plan import DTYPES
-from harness.variants import DENSE, GOLDEN, known_methods
+from harness.measure.rows import known_methods
 from zoo.reducer import expected
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
@@ -25,7 +25,7 @@ class LatencyPlan:
         methods: further reductions of each model's dense tower.
         keeps: their keep rates.
         batches: images per call.
-        dtypes: names in ``harness.plan.DTYPES``.
+        dtypes: names in ``harness.conditions.DTYPES``.
         ways: of ``ways.WAYS``.
         threads: torch's threads.
         rounds: calls of each model, at least.

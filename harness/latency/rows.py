@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 import zoo
+from harness.conditions import DENSE
 from harness.golden.runners import random_tower
 from harness.latency.plan import LatencyPlan
-from harness.measure import Counts, counts
+from harness.measure.cost import Counts, counts
+from harness.measure.rows import MethodRate, Variant, as_json, rows_of
 from harness.progress import Progress
 from harness.towers import create_pretrained, load_tower, split_method, split_name
-from harness.variants import DENSE, Asked, Variant, as_json, rows_of
 from zoo.open_clip import FOLDER, HUB
 from zoo.sizes import MODELS
 from zoo.vit import ReducedViT
@@ -47,9 +48,9 @@ def families(plan: LatencyPlan, progress: Progress) -> Iterator[Family]:
         yield _family(dense, asked, plan, progress)
 
 
-def _grouped(plan: LatencyPlan) -> dict[str, list[Asked]]:
+def _grouped(plan: LatencyPlan) -> dict[str, list[MethodRate]]:
     """Return the methods and keep rates asked for, by dense tower."""
-    groups: dict[str, list[Asked]] = {}
+    groups: dict[str, list[MethodRate]] = {}
     for name in plan.models:
         dense, method, keep = split_method(name)
         if dense.partition(".")[0] in MODELS:
@@ -61,8 +62,8 @@ def _grouped(plan: LatencyPlan) -> dict[str, list[Asked]]:
     return groups
 
 
-def _family(dense: str, asked: list[Asked], plan: LatencyPlan, progress: Progress) -> Family:
-    whole: list[Asked] = [(DENSE, 1.0)]
+def _family(dense: str, asked: list[MethodRate], plan: LatencyPlan, progress: Progress) -> Family:
+    whole: list[MethodRate] = [(DENSE, 1.0)]
     if plan.random_weights:
         if dense.partition(".")[0] not in MODELS:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from harness.commit import git_commit
+from harness.conditions import DTYPES
 from harness.latency.cell import OUT_OF_MEMORY, Found, measure_cell
 from harness.latency.machine import Machine, Surroundings
 from harness.latency.memory import random_images, weights_mib
@@ -21,10 +22,9 @@ from harness.latency.stopwatch import Stopwatch, stopwatch
 from harness.latency.timing import Timing
 from harness.latency.verdict import verdict, warnings_of
 from harness.latency.ways import COMPILED, memory_format
-from harness.plan import DTYPES
+from harness.measure.rows import Variant
 from harness.progress import Progress
 from harness.records import utc_now
-from harness.variants import Variant
 
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 

@@ -7,13 +7,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness.conditions import DENSE
 from harness.latency.record import LatencyRecord
 from harness.latency.verdict import OPEN
 from harness.latency.ways import EAGER
 from harness.layout import fewer
 from harness.shown import Forms, Part
 from harness.table import NOT_MEASURED
-from harness.variants import DENSE
 
 Cell = Callable[[LatencyRecord], str]
 DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "of time", "MiB", "first, s", "off")

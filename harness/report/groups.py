@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from harness.averages import Average, averages
+from harness.conditions import DENSE
 from harness.differing import differing
 from harness.latency.machine import Machine
 from harness.latency.record import CONDITIONS as TIMED_CONDITIONS
@@ -16,7 +17,6 @@ from harness.protocol import protocol, tower_of
 from harness.records import CONDITIONS, Record
 from harness.shot_table import BY_COLUMN
 from harness.shown import json_values
-from harness.variants import DENSE
 
 Conditions = tuple[Hashable, ...]
 # What a heading names; where other conditions differ, the heading names those, too.

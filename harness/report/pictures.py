@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.agreement import Agreement, kendall_tau, over_images
+from harness.conditions import DENSE, GOLDEN
 from harness.differing import differing, in_words
 from harness.protocol import protocol, tower_of
 from harness.records import Record
@@ -32,7 +33,6 @@ from harness.traces import (
     read_thumbnails,
     read_traces,
 )
-from harness.variants import DENSE, GOLDEN
 
 CELL = (0.98, 0.62)  # inches
 COLOURS = "PuOr_r"  # diverging, its ends told apart with any colour vision

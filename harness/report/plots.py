@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from harness.averages import Average
+from harness.conditions import DENSE, GOLDEN
 from harness.labels import labels
 from harness.latency.record import LatencyRecord
 from harness.latency.tables import short_name
@@ -13,7 +14,6 @@ from harness.report.groups import Group, Grouped, TimedGroup
 from harness.report.highlights import Cost, Front, Highlights, front_notes, fronts, row_names
 from harness.report.sections import shot_columns
 from harness.statistics import Interval
-from harness.variants import DENSE, GOLDEN
 
 _APART = 0.07  # between rows at one number of shots, and between models at one batch size
 _FRONT = (

@@ -1,38 +1,234 @@
-"""Where studies get their models: rankings and predictors are made once and kept."""
+"""Where studies get their models: rankings, predictors and prompts are made once and kept."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from timm.models import save_for_hf
 
 import zoo
+from harness.conditions import DENSE
 from harness.cost import gflops
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.fit import fit
-from harness.golden.job import Source
-from harness.golden.store import Rankings, find_rankings
+from harness.golden.job import AUTO, Job, Source
+from harness.golden.rank import rank
+from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
+from harness.measure.rows import (
+    KeepSolver,
+    Variant,
+    as_json,
+    golden_row,
+    predictors_digest,
+    rows_of,
+)
+from harness.measure.tuning import Tuned, Tuner
 from harness.progress import Progress
-from harness.solve import KeepSolver
-from harness.studies.config import StudyConfig
-from harness.studies.found import find_or_rank
-from harness.towers import Tower
-from harness.tuning import Tuner
-from harness.variants import Variant, as_json, golden_row, predictors_digest
+from harness.sampling import require_apart, subset
+from harness.towers import Tower, load_tower
+from zoo.adopt import add_prompts
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
+from zoo.prompt_learner import TuneConfig
 from zoo.reducer import ReducerConfig
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder, fingerprint, load_predictor
 
 PREDICTED = "patchrank"
 STOPPED_BY = 300  # val images per dataset, at most, that end a fit
+STOPPED_TUNED = 100  # likewise of a tuned tower, which is slow to rank: its prefix is long
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """On what a study is made. Fields that a study varies are not looked at by it.
+
+    Attributes:
+        model: dense tower, see ``harness.towers.load_tower``; it needs a text tower.
+        datasets: names of those that are judged by, and learnt from.
+        split: what is judged by.
+        limit: images of it per dataset, see ``sampling.subset``; None for all.
+        train_limit: ranked images to learn from, per dataset; None for all.
+        keeps: keep rates; None for the study's own.
+        seeds: fits per predictor, and random orders.
+        golden: score, block and windows of the golden rankings.
+        fit: recipe of predictors; its seed is the first.
+        shots: ranked images per class to learn from; None for all.
+        tune: recipe of learned tokens; its seed is the first.
+        labelled: images per class that they are learned from.
+        own_predictors: a tuned model's predictor is fitted to the rankings of its dataset, as all
+            others are; else it is the one that ships or is in the user's cache.
+        batches: batch sizes to time models at; none to time nothing.
+        device: torch device.
+        dtype: of the models.
+    """
+
+    model: str = "clip_vit_s14"
+    datasets: tuple[str, ...] = ("fashion", "emoji")
+    split: SplitName = "val"
+    limit: int | None = 300
+    train_limit: int | None = 500
+    keeps: tuple[float, ...] | None = None
+    seeds: int = 3
+    golden: GoldenConfig = field(default_factory=lambda: GoldenConfig(window=3, stride=2))
+    fit: FitConfig = field(default_factory=FitConfig)
+    shots: int | None = None
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    labelled: int = 16
+    own_predictors: bool = False
+    batches: tuple[int, ...] = ()
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name in ("limit", "train_limit", "seeds", "shots", "labelled"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {value}: expected a number from 1")
+
+    def described(self, *, tunes: bool = False) -> str:
+        """Return in words what models are made of, where a study doesn't vary it."""
+        if tunes:
+            one = self.tune
+            predictors = "predictors that ship or are fitted as in the other studies"
+            if self.own_predictors:
+                predictors = f"predictors fitted to {self.golden.described()}"
+            kind = "" if one.tokens != "vt" else ", coupled" if one.coupled else ", independent"
+            return (
+                f"Where nothing else is said: {predictors}; {one.count} tokens "
+                f"({one.tokens}{kind}), "
+                f"depth {one.depth}, anchor {one.anchor:g}, learned from {self.labelled} labelled "
+                f"images per class in at most {one.rounds} rounds of {one.steps} steps of "
+                f"{one.batch} images; "
+                f"{self.seeds} seeds, each with images of its own, stopped by up to 4 other "
+                "images per class."
+            )
+        fit = self.fit
+        images = "all" if self.train_limit is None else f"up to {self.train_limit}"
+        few = "" if self.shots is None else f", {self.shots} per class"
+        return (
+            f"Where nothing else is said: golden {self.golden.described()}; predictors "
+            f"{fit.arch} of width {fit.width}, {fit.loss}, {self.seeds} seeds, {images} ranked "
+            f"training images of each dataset{few}, stopped by val."
+        )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a study's table.
+
+    Attributes:
+        labels: what distinguishes it, by column.
+        rows: the same model from several seeds, or one.
+        group: lines are compared within it: a keep rate, maybe by equal cost, or a name.
+        prompts: what was tuned for each row; none where class captions classify.
+    """
+
+    labels: dict[str, str]
+    rows: Sequence[Variant]
+    group: float | str
+    prompts: Sequence[Tuned] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question about methods, and what answers it.
+
+    Attributes:
+        name: what it is called on the command line.
+        title: of its tables.
+        question: what it answers.
+        keeps: usual keep rates.
+        lines: from workshop, dataset and keep rates to the models that are judged on the dataset;
+            the first of a group is what the others are compared with.
+        split: what is judged by unless another is asked for.
+        tunes: it is about learned tokens, whose labelled images may come from val.
+    """
+
+    name: str
+    title: str
+    question: str
+    keeps: tuple[float, ...]
+    lines: "Lines"
+    split: SplitName = "val"
+    tunes: bool = False
+
+
+def study(
+    title: str, question: str, keeps: tuple[float, ...], *, name: str = "", tunes: bool = False
+) -> Callable[["Lines"], Study]:
+    """Declare a study of a function's name, or another one, whose lines the function yields.
+
+    Studies of learned tokens are judged by test.
+    """
+    split: SplitName = "test" if tunes else "val"
+
+    def declare(lines: "Lines") -> Study:
+        return Study(
+            name=name or lines.__name__,
+            title=title,
+            question=question,
+            keeps=keeps,
+            lines=lines,
+            split=split,
+            tunes=tunes,
+        )
+
+    return declare
+
+
+def find(
+    model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]
+) -> Rankings | None:
+    """Return the golden rankings that there are of some images: shipped, or the user's own.
+
+    Returns:
+        Rankings of those of the images that have one, in their order; None where nobody has made
+        any in this way, or some are broken.
+    """
+    shipped = shipped_rankings(model, source.name, cast(SplitName, source.split), golden.block)
+    for path in (shipped, own_store(model, source.name, source.split, golden)):
+        if path is None or not path.exists():
+            continue
+        try:
+            rankings = Rankings.read(path)
+        except ValueError:  # `rank` tells what is broken, and mends it
+            continue
+        facts = rankings.provenance
+        same = all(getattr(facts, name) == value for name, value in asdict(golden).items())
+        if same and (facts.weights, facts.revision) == (weights, source.revision):
+            known = set(rankings.image_ids)
+            if path != shipped or known >= set(image_ids):
+                return rankings.take([name for name in image_ids if name in known])
+    return None
+
+
+def find_or_rank(
+    model: str,
+    weights: str,
+    source: Source,
+    golden: GoldenConfig,
+    limit: int | None,
+    *,
+    device: str,
+    progress: Progress,
+) -> Rankings:
+    """Return the golden rankings of the first images of a split, in its order."""
+    image_ids = subset(source.images, limit).image_ids
+    rankings = find(model, weights, source, golden, image_ids)
+    if rankings is None or len(rankings) < len(image_ids):
+        job = Job(model=model, source=source, config=golden, limit=limit, dtype=AUTO, device=device)
+        rankings = Rankings.read(rank(job, progress).path)
+    return rankings.take(image_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +247,7 @@ class Fitted:
 
 
 class Workshop:
-    """Make rankings, predictors and rows for one dense tower.
-
-    Args:
-        config: of the study.
-        tower: the tower.
-        progress: where to show how far things are.
-    """
+    """Make rankings, predictors and rows for one dense tower."""
 
     def __init__(self, config: StudyConfig, tower: Tower, progress: Progress) -> None:
         """Prepare nothing yet."""
@@ -70,9 +260,14 @@ class Workshop:
     def tuner(self, dataset: Dataset) -> Tuner:
         """Return what tunes models of the tower on a dataset."""
         assert self.tower.clip is not None
-        arch, _, tag = self.tower.name.partition(".")
-        told: dict[str, Any] = {"weights": self.weights, "progress": self.progress}
-        return Tuner(self.tower.clip, dataset, model=arch, tag=tag, **told)
+        return Tuner(
+            self.tower.clip,
+            dataset,
+            model=self.tower.arch,
+            tag=self.tower.tag,
+            weights=self.weights,
+            progress=self.progress,
+        )
 
     def golden(self, **changes: Any) -> GoldenConfig:
         """Return the study's settings of golden rankings with some of them changed."""
@@ -94,8 +289,7 @@ class Workshop:
             golden: how they are made.
             most: images, where all are judged by and fewer will do.
         """
-        limit = self.config.train_limit if split == "train" else self.config.limit
-        limit = most if limit is None or (most is not None and most < limit) else limit
+        limit = self.limit(split, most)
         if (dataset, split, golden, limit) not in self._rankings:
             self._rankings[dataset, split, golden, limit] = find_or_rank(
                 self.tower.name,
@@ -107,6 +301,11 @@ class Workshop:
                 progress=self.progress,
             )
         return self._rankings[dataset, split, golden, limit]
+
+    def limit(self, split: SplitName, most: int | None) -> int | None:
+        """Return how many images of a split are ranked, None for all."""
+        limits = (self.config.train_limit if split == "train" else self.config.limit, most)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def most_shots(self, dataset: str, golden: GoldenConfig) -> int:
         """Return how many ranked training images the poorest class of a dataset has."""
@@ -137,25 +336,32 @@ class Workshop:
         images = sum(map(len, train))
         if shots is not None:
             images = sum(shots * len(get_dataset(name).classes) for name in datasets)
-        found = []
-        for seed in range(recipe.seed, recipe.seed + self.config.seeds):
-            one = replace(recipe, seed=seed)
-            path = self._place(train, stop, one, shots)
-            if not path.is_file():
-                told: dict[str, Any] = {"shots": shots, "block": golden.block, "out": path}
-                fit(self.tower.name, train, stop, one, progress=self.progress, **told)
-            found.append(Fitted(file=PredictorFile.read(path), seed=seed, images=images))
-        return found
+        seeds = range(recipe.seed, recipe.seed + self.config.seeds)
+        files = [self.predictor(train, stop, replace(recipe, seed=seed), shots) for seed in seeds]
+        return [
+            Fitted(file=file, seed=seed, images=images)
+            for file, seed in zip(files, seeds, strict=True)
+        ]
 
-    def _place(
+    def predictor(
+        self, train: list[Rankings], stop: list[Rankings], recipe: FitConfig, shots: int | None
+    ) -> PredictorFile:
+        """Fit a predictor, or take that of an earlier run."""
+        path = self.predictor_path(train, stop, recipe, shots)
+        if not path.is_file():
+            fit(self.tower.name, train, stop, recipe, out=path, progress=self.progress, shots=shots)
+        return PredictorFile.read(path)
+
+    def predictor_path(
         self, train: list[Rankings], stop: list[Rankings], recipe: FitConfig, shots: int | None
     ) -> Path:
         """Return where a predictor is kept: by all that decides its weights."""
         parts = [
             [asdict(r.provenance) | {"ids": r.image_ids} for r in part] for part in (train, stop)
         ]
-        told = [self.tower.name, self.weights, parts, asdict(recipe), shots, torch.__version__]
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        conditions = [self.tower.name, self.weights, parts, asdict(recipe), shots]
+        conditions.append(torch.__version__)
+        digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "studies" / f"{digest[:20]}.safetensors"
 
     def predicted(
@@ -180,24 +386,26 @@ class Workshop:
         """
         rows = []
         for one, *rest in zip(fits, *later, strict=True):
-            told = {"keep": keep, "reduce_at": (one.file.block,), **one.file.options, **options}
-            vit = zoo.reduce(self.dense, method=PREDICTED, **told)
-            files = [one.file, *(other.file for other in rest)]
-            load_predictor(vit, files)
-            rows.append(self._row(PREDICTED, vit, f"{what}, seed {one.seed}", truth, files))
+            vit = zoo.reduce(
+                self.dense,
+                method=PREDICTED,
+                keep=keep,
+                **{"reduce_at": (one.file.block,), **one.file.options, **options},
+            )
+            digest = self.load(vit, [one.file, *(other.file for other in rest)])
+            rows.append(self._row(PREDICTED, vit, f"{what}, seed {one.seed}", truth, digest))
         return rows
 
-    def oracle(self, truth: Rankings, keep: float, what: str, **options: Any) -> list[Variant]:
-        """Make a row that prunes by golden rankings.
+    def load(self, vit: ReducedViT, files: Sequence[PredictorFile]) -> str:
+        """Load predictors into a model; return 16 hex digits that tell them from others."""
+        load_predictor(vit, files)
+        return predictors_digest(files)
 
-        Args:
-            truth: the rankings; of the reduction point that they are for.
-            keep: keep rate.
-            what: tells it apart from others.
-            options: of ``ReducerConfig``.
-        """
-        told: dict[str, Any] = {"reduce_at": (truth.provenance.block,), **options}
-        row = golden_row(self.dense, self._name("golden", keep), ReducerConfig(keep=keep, **told))
+    def oracle(self, truth: Rankings, keep: float, what: str, **options: Any) -> list[Variant]:
+        """Make a row that prunes by golden rankings."""
+        options = {"reduce_at": (truth.provenance.block,), **options}
+        config = ReducerConfig(keep=keep, **options)
+        row = golden_row(self.dense, self._name("golden", keep), config)
         return [replace(row, what=what, rankings=truth)]
 
     def baseline(
@@ -207,19 +415,14 @@ class Workshop:
         seeded = method == "random"
         rows = []
         for seed in range(self.config.seeds if seeded else 1):
-            told = {"keep": keep, **options} | ({"seed": seed} if seeded else {})
-            vit = zoo.reduce(self.dense, method=method, **told).eval()
+            if seeded:
+                options["seed"] = seed
+            vit = zoo.reduce(self.dense, method=method, keep=keep, **options).eval()
             rows.append(self._row(method, vit, f"{what}, seed {seed}" if seeded else what, truth))
         return rows
 
     def at_cost(self, name: str, build: Callable[[float], Sequence[Variant]], goal: float) -> float:
-        """Return the keep rate at which a model costs as nearly as it can what another does.
-
-        Args:
-            name: of the kind of model, under which costs are remembered.
-            build: from keep rate to rows of equal cost.
-            goal: GFLOPs.
-        """
+        """Return the keep rate at which a model costs as nearly as it can what another does."""
         if name not in self._solvers:
             self._solvers[name] = KeepSolver(self.dense, lambda keep: build(keep)[0].vit)
         return self._solvers[name].nearest(goal)
@@ -229,7 +432,7 @@ class Workshop:
         return gflops(row.vit, self.dense.patch_embed.img_size).gflops
 
     def _name(self, method: str, keep: float) -> str:
-        return f"{self.tower.name.partition('.')[0]}_{method}{round(100 * keep)}"
+        return f"{self.tower.arch}_{method}{round(100 * keep)}"
 
     def _row(
         self,
@@ -237,14 +440,106 @@ class Workshop:
         vit: ReducedViT,
         what: str,
         truth: Rankings | None,
-        files: Sequence[PredictorFile] = (),
+        predictor: str = "",
     ) -> Variant:
         assert vit.reducer is not None
         config = as_json(vit.reducer.config)
-        if files:
-            config["predictor"] = predictors_digest(files)
+        if predictor:
+            config["predictor"] = predictor
         if truth is not None:
             config["against"] = truth.provenance.described()
         keep = float(config["keep"])
-        told: dict[str, Any] = {"what": what, "rankings": truth, "config": config, "keep": keep}
-        return Variant(model=self._name(method, keep), method=method, vit=vit.eval(), **told)
+        return Variant(
+            model=self._name(method, keep),
+            method=method,
+            keep=keep,
+            vit=vit.eval(),
+            config=config,
+            what=what,
+            rankings=truth,
+        )
+
+
+class TuningShop:
+    """Tune a study's models on one dataset.
+
+    Raises:
+        ValueError: the study judges by images that models learn from.
+    """
+
+    def __init__(self, shop: Workshop, dataset: Dataset) -> None:
+        """Tune nothing yet."""
+        require_apart(dataset, shop.config.split)
+        self.shop, self.dataset = shop, dataset
+        self.tuner = shop.tuner(dataset)
+
+    def row(self, keep: float) -> Variant:
+        """Return the dense model (keep rate 1), or Patch Ranking.
+
+        Its predictor is the one that is found, or with ``own_predictors`` the dataset's own, that
+        of the study's first seed.
+        """
+        if keep < 1 and self.shop.config.own_predictors:
+            fits = self.shop.fitted([self.dataset.images_of], self.shop.golden())[:1]
+            (own,) = self.shop.predicted(fits, keep, None, "own predictor")
+            return own
+        pair = (DENSE, 1.0) if keep == 1 else (PREDICTED, keep)
+        tower = self.shop.tower
+        (row,) = rows_of(self.shop.dense, tower.arch, tower.tag, [pair])
+        return row
+
+    def tuned(self, row: Variant, **changes: Any) -> list[Tuned]:
+        """Tune a row once for each of the study's seeds, which draw images and initial tokens."""
+        config, tuned = replace(self.shop.config.tune, **changes), []
+        shots, seeds = self.shop.config.labelled, self.shop.config.seeds
+        for seed in range(config.seed, config.seed + seeds):
+            recipe = replace(config, seed=seed)
+            tuned.append(self.tuner.tuned([row], shots, seed, recipe)[row.key])
+        return tuned
+
+    def moved(self, row: Variant, tuned: Sequence[Tuned]) -> list[Tuned]:
+        """Give a row the prompts that were tuned on another one of the tower."""
+        return [Tuned.of(row.vit, one.file) for one in tuned]
+
+    def line(
+        self, labels: dict[str, str], row: Variant, group: str, tuned: Sequence[Tuned]
+    ) -> Line:
+        """Return a line of the table: one model, tuned from several seeds."""
+        return Line(labels, [row] * len(tuned), group, list(tuned))
+
+    def ranked_after(self, one: Tuned, golden: GoldenConfig) -> Fitted:
+        """Fit a predictor to golden rankings of a dense tower that was tuned before.
+
+        Returns:
+            The predictor, which needs the tower's learned tokens as well.
+        """
+        shop, seed = self.shop, int(one.file.recipe["seed"])
+        folder = cache_folder() / "studies" / f"{shop.tower.arch}-{one.digest}"
+        if not (folder / "config.json").is_file():
+            dense = load_tower(shop.tower.name).vit
+            save_for_hf(add_prompts(dense, one.file), str(folder), safe_serialization=True)
+        path = folder / f"predictor-{golden.block}.safetensors"
+        name = f"local-dir:{folder}"
+        if not path.is_file():
+            weights = fingerprint(one.vit)
+
+            def ranked(split: SplitName, limit: int | None) -> Rankings:
+                source = Source.of(self.dataset, split)
+                return find_or_rank(
+                    name,
+                    weights,
+                    source,
+                    golden,
+                    limit,
+                    device=shop.config.device,
+                    progress=shop.progress,
+                )
+
+            train, stop = ranked("train", shop.config.train_limit), ranked("val", STOPPED_TUNED)
+            recipe = replace(shop.config.fit, seed=seed)
+            fit(name, [train], [stop], recipe, out=path, progress=shop.progress)
+        file = PredictorFile.read(path)
+        return Fitted(file=file, seed=seed, images=shop.config.train_limit or 0)
+
+
+Lines = Callable[[Workshop, Dataset, Sequence[float]], Iterator[Line]]

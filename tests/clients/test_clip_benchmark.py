@@ -16,8 +16,8 @@ import zoo  # makes our names known to open_clip  # noqa: F401
 from harness.commands import evaluated
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
-from harness.evaluate import subset
 from harness.flags import build_parser
+from harness.sampling import subset
 
 COUNT = 64
 TAG = "imgfocus_lit"

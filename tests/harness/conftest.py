@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import zoo
-from harness import view
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings
+from harness.measure import bench
+from harness.measure.rows import Variant
+from harness.measure.tuning import Tuned
 from harness.towers import Tower
-from harness.tuning import Tuned
-from harness.variants import Variant
 from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor, predictor_name
@@ -231,7 +231,7 @@ class QuickTuner:
 def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> QuickTuner:
     """Learn nothing, quickly."""
     tuner = QuickTuner(tmp_path / "prompts")
-    monkeypatch.setattr("harness.view.Tuner", tuner)
+    monkeypatch.setattr("harness.measure.bench.Tuner", tuner)
     return tuner
 
 
@@ -244,6 +244,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
         calls.append(([row.method for row in rows], len(split)))
         return real(rows, split, *args, **told)
 
-    real = view.outcomes
-    monkeypatch.setattr(view, "outcomes", counted)
+    real = bench.outcomes
+    monkeypatch.setattr(bench, "outcomes", counted)
     return calls

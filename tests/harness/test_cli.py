@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from harness import bench
-from harness import compare as compare_module
 from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.golden import rank_command
 from harness.layout import PIPE_WIDTH
+from harness.measure import bench
+from harness.measure import compare as compare_module
 from harness.records import Record, read_records
 from harness.towers import Tower
 from zoo.clip import ClipParts
@@ -61,8 +61,8 @@ def test_a_second_run_reuses_all_of_it(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     before = (results / "records.jsonl").read_text("utf-8")
-    for name in ("view.outcomes", "bench.costs"):
-        monkeypatch.setattr(f"harness.{name}", fail)
+    for name in ("outcomes", "costs"):
+        monkeypatch.setattr(f"harness.measure.bench.{name}", fail)
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     assert (results / "records.jsonl").read_text("utf-8") == before
     out, err = capsys.readouterr()
@@ -79,7 +79,7 @@ def test_a_second_run_reuses_all_of_it(
 
 
 def test_fresh_measures_again(results: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.view.outcomes", fail)
+    monkeypatch.setattr("harness.measure.bench.outcomes", fail)
     with pytest.raises(AssertionError, match="measured again"):
         main([*RANDOM.split(), "--fresh", "--output", str(results)])
 

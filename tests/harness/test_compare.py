@@ -12,16 +12,17 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness import bench, towers
-from harness import compare as module
-from harness.compare import compare
+from harness import towers
 from harness.datasets.base import Dataset
-from harness.evaluate import linear_probe, outcomes, predicted
 from harness.golden.store import Rankings, own_store
-from harness.plan import Plan
+from harness.measure import bench
+from harness.measure import compare as module
+from harness.measure.compare import compare
+from harness.measure.evaluate import linear_probe, outcomes, predicted
+from harness.measure.plan import Plan
+from harness.measure.rows import variants
 from harness.progress import Progress
 from harness.records import Record, read_records, refuse_mixed, write_records
-from harness.variants import variants
 from zoo.clip import ClipParts, class_features
 from zoo.golden import GoldenConfig
 
@@ -67,8 +68,8 @@ def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    for name in ("view.outcomes", "bench.costs", "bench.linear_probe", "view.Split.__getitem__"):
-        monkeypatch.setattr(f"harness.{name}", fail)
+    for name in ("outcomes", "costs", "linear_probe", "Split.__getitem__"):
+        monkeypatch.setattr(f"harness.measure.bench.{name}", fail)
 
 
 @torch.no_grad()

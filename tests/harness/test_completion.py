@@ -7,10 +7,10 @@ import subprocess
 import pytest
 from rich.console import Console
 
-import harness.reproduction
 from harness.completion import NAMES, completed, run_completion
 from harness.flags import COMMANDS, leaves
-from harness.studies import list_studies
+from harness.studies.paper import list_reproductions
+from harness.studies.run import list_studies
 from zoo.sizes import MODELS
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -107,7 +107,7 @@ def test_names_are_those_of_the_registries():
     assert "golden" in choices("compare", "methods")
     assert "golden" not in choices("show", "methods")
     assert choices("study", "name") == ["list", *list_studies()]
-    assert choices("reproduce", "names") == list(harness.reproduction.list_reproductions())
+    assert choices("reproduce", "names") == list(list_reproductions())
 
 
 def test_what_is_named_is_an_argument_of_a_command():

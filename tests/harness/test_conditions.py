@@ -10,10 +10,10 @@ from PIL import Image
 from harness.correctness import images_digest
 from harness.datasets import Dataset, forget, get_dataset, names_of
 from harness.golden.provenance import ranked_revision
-from harness.plan import Plan
-from harness.recording import blank
+from harness.measure.bench import blank
+from harness.measure.plan import Plan
+from harness.measure.rows import Variant
 from harness.reuse import fitting
-from harness.variants import Variant
 
 
 @pytest.fixture(autouse=True)

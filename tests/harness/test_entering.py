@@ -14,7 +14,7 @@ import torch
 
 import zoo
 from harness import entering as module
-from harness import evaluate
+from harness import sampling
 from harness.datasets.base import Dataset, Split
 from harness.entering import Entering, Joined, entering
 from harness.golden.store import Rankings
@@ -76,7 +76,7 @@ def test_batches_are_strung_together(
     whole = compute().tokens.clone()
     for file in files():
         file.unlink()
-    monkeypatch.setattr(evaluate, "BATCH", 2)
+    monkeypatch.setattr(sampling, "BATCH", 2)
     assert torch.allclose(compute().tokens.float(), whole.float(), atol=2e-3, rtol=2e-3)
     assert passes == [5, 2, 2, 1]
 

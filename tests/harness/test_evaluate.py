@@ -14,19 +14,21 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from harness import evaluate
+from harness import sampling
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import Dataset, Split
-from harness.evaluate import (
+from harness.golden.store import Rankings
+from harness.measure.evaluate import (
+    Outcome,
+    OutcomeCache,
     correct,
     linear_probe,
     margin,
     outcomes,
-    subset,
-    text_classifier,
 )
-from harness.golden.store import Rankings
-from harness.variants import variants
+from harness.measure.rows import variants
+from harness.sampling import subset
+from harness.towers import text_classifier
 from zoo.clip import ClipParts, class_features
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -96,7 +98,7 @@ def test_outcomes_are_the_models_own_features_in_image_order(
     ranked: Callable[..., Rankings],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(evaluate, "BATCH", batch)
+    monkeypatch.setattr(sampling, "BATCH", batch)
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
     rows[2] = replace(rows[2], rankings=ranked())
@@ -194,3 +196,49 @@ def test_the_margin_is_the_own_class_less_the_best_other():
 
 def test_one_class_alone_has_no_margin():
     assert margin(torch.ones(2, 1), torch.ones(1, 1), np.array([0, 0])) is None
+
+
+# --- outcomes are kept by image, whatever order and parts they were asked in
+
+IDS = tuple("abcdef")
+
+
+def said(ids: str, scored: bool = True, more: float = 0.0) -> Outcome:
+    """Say of each image the position of its letter."""
+    numbers = np.array([IDS.index(name) + more for name in ids], dtype=np.float32)
+    scores = numbers[:, None].repeat(3, axis=1) if scored else None
+    features = torch.from_numpy(numbers)[:, None].repeat(1, 2)
+    return Outcome(features=features, scores=scores, final_tokens=3)
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_parts_make_the_whole_in_any_order(scored: bool):
+    cache = OutcomeCache()
+    assert cache.missing(["row"], "abc") == [0, 1, 2]
+    cache.add({"row": said("eb", scored)}, "eb")
+    assert cache.missing(["row"], "abcde") == [0, 2, 3]
+    cache.add({"row": said("acd", scored)}, "acd")
+    assert cache.missing(["row"], "abcde") == []
+    for ids in ("dcbae", "ad", "e"):
+        found, wanted = cache.of("row", ids), said(ids, scored)
+        assert torch.equal(found.features, wanted.features)
+        assert found.final_tokens == 3
+        assert (found.scores is None) == (not scored)
+        if scored:
+            assert np.array_equal(found.scores, wanted.scores)
+
+
+def test_an_image_lacks_if_one_of_the_rows_was_not_run_on_it():
+    cache = OutcomeCache()
+    cache.add({"one": said("ab"), "other": said("ab")}, "ab")
+    cache.add({"one": said("c")}, "c")
+    assert cache.missing(["one"], "abc") == []
+    assert cache.missing(["one", "other"], "abc") == [2]
+    assert cache.missing(["one", "new"], "abc") == [0, 1, 2]
+
+
+def test_what_is_known_of_an_image_stays():
+    cache = OutcomeCache()
+    cache.add({"row": said("ab")}, "ab")
+    cache.add({"row": said("bc", more=0.5)}, "bc")
+    assert cache.of("row", "abc").features[:, 0].tolist() == [0, 1, 2.5]

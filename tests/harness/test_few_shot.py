@@ -6,8 +6,7 @@ from numpy.typing import NDArray
 
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.few_shot import SHOTS, draw, draw_ranked, draw_train, require_apart, seeded_order
-from harness.studies import shots as study_of_shots
+from harness.sampling import SHOTS, draw, draw_ranked, draw_train, require_apart, seeded_order
 
 WITH_VAL = ("fashion", "emoji")
 RANKED = np.array([0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 0, 3], dtype=np.int64)
@@ -57,7 +56,7 @@ def slowly(
 
 
 def test_the_numbers_of_shots_are_the_papers():
-    assert SHOTS == study_of_shots.SHOTS == (1, 2, 4, 8, 16)
+    assert SHOTS == (1, 2, 4, 8, 16)
 
 
 @pytest.mark.parametrize("shots", [*SHOTS, 3])

@@ -1,13 +1,17 @@
-"""Fitting from ranking files: tokens meet their own importance, mixed-up files are refused."""
+"""Fitting from rankings: tokens meet their own importance, fits go on, mixed files are refused."""
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
@@ -18,13 +22,13 @@ from harness.gather import gather
 from harness.golden.folder import shard_path
 from harness.golden.shards import Shard
 from harness.golden.store import Rankings
+from harness.measure.rows import variants
 from harness.progress import Progress
 from harness.towers import Tower
-from harness.variants import variants
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor
 from zoo.predictor import Predictor
-from zoo.weights import find_predictor
+from zoo.weights import blocks_fingerprint, cache_folder, find_predictor
 
 MODEL = "clip_vit_b16.openai"
 QUICK = FitConfig(arch="mlp", width=16, epochs=3)
@@ -110,20 +114,22 @@ def test_tau_is_of_every_image_over_batches(tower: Tower, write: Write):
 
 
 @pytest.mark.parametrize(
-    ("facts", "match"),
+    ("train", "val", "options", "match"),
     [
-        ({"block": 2}, "rankings of several reduction points: [2, 3]; one at a time"),
-        ({"score": "label"}, "rankings of several scores: ['label', 'preservation']"),
-        ({"weights": "0" * 16}, "made with weights='0000000000000000', wanted"),
-        ({"model": "clip_vit_l14.openai"}, "made with model='clip_vit_l14.openai', wanted"),
-        ({"revision": "0" * 12}, "made with revision='000000000000', wanted"),
+        (6, {"block": 2}, {}, "rankings of several reduction points: [2, 3]; one at a time"),
+        (6, {"score": "label"}, {}, "rankings of several scores: ['label', 'preservation']"),
+        (6, {"weights": "0" * 16}, {}, "made with weights='0000000000000000', wanted"),
+        (6, {"model": "clip_vit_l14.openai"}, {}, "made with model='clip_vit_l14.openai', wanted"),
+        (6, {"revision": "0" * 12}, {}, "made with revision='000000000000', wanted"),
+        (6, {}, {"block": 2}, "--block 2: these rankings are of block 3; leave it out"),
+        (10, {}, {"shots": 3}, "--shots 3: class 'house' of 'toy' has 2 ranked images"),
     ],
     ids=str,
 )
-def test_files_that_do_not_go_together(facts: dict, match: str, write: Write):
-    files = [write("train", 6)], [write("val", 4, **facts)]
+def test_refused(train: int, val: dict, options: dict, match: str, write: Write):
+    files = [write("train", train)], [write("val", 4, **val)]
     with pytest.raises(ValueError, match=re.escape(match)):
-        fit(MODEL, *files, QUICK, out=None, progress=Progress())
+        fit(MODEL, *files, QUICK, out=None, progress=Progress(), **options)
 
 
 def test_images_may_not_judge_their_own_training(write: Write):
@@ -131,13 +137,6 @@ def test_images_may_not_judge_their_own_training(write: Write):
     match = "6 images are in the rankings to learn from and in those for early stopping"
     with pytest.raises(ValueError, match=match):
         fit(MODEL, *files, QUICK, out=None, progress=Progress())
-
-
-def test_another_reduction_point_than_the_one_asked_for(write: Write):
-    files = [write("train", 6)], [write("val", 4)]
-    fit(MODEL, *files, QUICK, out=None, progress=Progress(), block=3)
-    with pytest.raises(ValueError, match="--block 2: these rankings are of block 3; leave it out"):
-        fit(MODEL, *files, QUICK, out=None, progress=Progress(), block=2)
 
 
 @pytest.mark.parametrize("form", ["rankings", "store"])
@@ -174,3 +173,86 @@ def test_missing_files(tmp_path: Path):
     gone = [tmp_path / "gone.parquet"]
     with pytest.raises(FileNotFoundError, match=re.escape("gone.parquet' do not exist")):
         fit(MODEL, gone, gone, QUICK, out=None, progress=Progress())
+
+
+def test_the_second_fit_runs_no_tower(write: Write, monkeypatch: pytest.MonkeyPatch):
+    files = [write("train")], [write("val")]
+    fit(MODEL, *files, QUICK, out=None, progress=Progress())
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the tower ran")
+
+    monkeypatch.setattr(zoo.ReducedViT, "advance", never)
+    monkeypatch.setattr(zoo.ReducedViT, "embed", never)
+    other = replace(QUICK, arch="linear", loss="bce")
+    fit(MODEL, *files, other, out=None, progress=Progress(), shots=2)
+
+
+def test_the_same_command_writes_the_same_bytes(write: Write, tmp_path: Path):
+    files = [write("train")], [write("val")]
+    a, b, c = (tmp_path / f"{name}.safetensors" for name in "abc")
+    for out, config in ((a, QUICK), (b, QUICK), (c, replace(QUICK, seed=1))):
+        fit(MODEL, *files, config, out=out, progress=Progress())
+    assert a.read_bytes() == b.read_bytes()
+    assert not torch.equal(load_file(a)["net.token.weight"], load_file(c)["net.token.weight"])
+
+
+def test_stopped_and_asked_again_it_goes_on(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The second epoch is broken off; the same call does it and the third, to the same bytes."""
+    files = [write("train")], [write("val")]
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    fit(MODEL, *files, QUICK, out=whole, progress=Progress())
+    epochs: list[int] = []
+
+    class Watched(Progress):
+        @contextmanager
+        def task(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+            def update(done: int) -> None:
+                if name.startswith("predictor"):
+                    epochs.append(done)
+                    if epochs == [1, 2]:
+                        raise KeyboardInterrupt
+
+            yield update
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(MODEL, *files, QUICK, out=stopped, progress=Watched())
+    assert not stopped.exists()
+    [kept] = (cache_folder() / "fits").iterdir()
+    fit(MODEL, *files, replace(QUICK, seed=5), out=None, progress=Progress())  # another's
+    assert kept.is_file()
+    fit(MODEL, *files, QUICK, out=stopped, progress=Watched())
+    assert epochs == [1, 2, 3]
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert list((cache_folder() / "fits").iterdir()) == []
+
+
+def test_shots_are_ranked_images_of_each_class(
+    tower: Tower, write: Write, toy: Dataset, tmp_path: Path
+):
+    """Of each store; what is left is as if the others had never been ranked."""
+    gathered = gather(tower, [write("train"), write("test")], Progress(), shots=2, seed=4)
+    labels = {e.image_id: e.label for split in ("train", "test") for e in toy.split(split)}
+    drawn = [(name.split("-")[0], labels[name]) for name in gathered.image_ids]
+    assert {drawn.count((f"toy/{s}", label)) for s in ("train", "test") for label in range(4)} == {
+        2
+    }
+    assert len(gathered.data) == len(drawn) == 16
+    whole = gather(tower, [write("train"), write("test")], Progress())
+    rows = torch.tensor([whole.image_ids.index(name) for name in gathered.image_ids])
+    assert torch.equal(gathered.data.importance, whole.data.importance[rows])
+    every = torch.arange(16)
+    assert torch.equal(gathered.data.tokens[every], whole.data.tokens[rows])
+
+
+def test_the_file_tells_what_it_was_fitted_to(write: Write, dense: zoo.ReducedViT):
+    files = [write("train")], [write("val", 5)]
+    path, _ = fit(MODEL, *files, QUICK, out=None, progress=Progress(), shots=1)
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["predictor"])
+    assert facts["weights"] == blocks_fingerprint(dense.state_dict())
+    assert facts["recipe"] == asdict(QUICK)
+    assert (facts["provenance"]["images"], facts["provenance"]["shots"]) == (4, 1)
+    assert [r["split"] for r in facts["provenance"]["rankings"]] == ["train", "val"]

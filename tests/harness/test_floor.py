@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from harness import floor as floor_module
 from harness.cli import main
-from harness.floor import floor
-from harness.plan import Plan
+from harness.measure import bench
+from harness.measure import compare as floor_module
+from harness.measure.compare import floor
+from harness.measure.plan import Plan
 from harness.progress import Progress
 from harness.table import floor_table
 
@@ -25,9 +26,6 @@ def test_the_difference_is_the_methods_accuracy_minus_the_mean_of_the_orders():
 def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
     """Right and wrong are planted: golden is right everywhere, the orders on known images."""
 
-    def planted(rows, split, *args, **kwargs):
-        return {row.key: row.key for row in rows}
-
     def right(model, classifier, labels):
         if "random" in model:
             seed = int(model[-1])
@@ -38,7 +36,7 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
         features = property(str)
 
     monkeypatch.setattr(
-        floor_module, "outcomes", lambda *a, **k: {m: Named(m) for m in planted(*a, **k)}
+        bench.View, "outcomes", lambda self, rows, *_: {row.key: Named(row.key) for row in rows}
     )
     monkeypatch.setattr(floor_module, "correct", right)
     plan = Plan(methods=("golden",), keeps=(0.5,), datasets=("emoji",), limit=9, split="test")
@@ -64,7 +62,7 @@ def test_golden_without_rankings_names_the_command_before_anything_is_measured(m
         floor_module, "find_rankings", lambda m, d, s: find(m, d, s) if d in there else None
     )
     for name in ("text_classifier", "outcomes"):
-        monkeypatch.setattr(floor_module, name, measured)
+        monkeypatch.setattr(bench, name, measured)
     arguments = "floor --methods golden --datasets fashion emoji-names --limit 4 --keeps 0.3"
     assert main(arguments.split()) == 2
     # The images are those of `emoji`, and so are their rankings.

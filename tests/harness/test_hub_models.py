@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 import zoo
 from harness.cli import main
 from harness.datasets import get_dataset
-from harness.evaluate import subset
 from harness.records import Record, read_records
+from harness.sampling import subset
 
 COUNT = 12
 

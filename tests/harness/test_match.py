@@ -10,21 +10,21 @@ import pytest
 from rich.console import Console
 
 import zoo
-from harness import compare as module
 from harness import towers
 from harness.cli import main
-from harness.compare import compare
 from harness.correctness import pack_correct
 from harness.cost import gflops
 from harness.datasets.base import Dataset
-from harness.match import matched, matched_rows
-from harness.plan import Plan
+from harness.match import matched
+from harness.measure import compare as module
+from harness.measure.compare import compare
+from harness.measure.plan import Plan
+from harness.measure.rows import matched_rows, rows_of
 from harness.progress import Progress
 from harness.records import Record, read_records, write_records
 from harness.significance import mcnemar_exact
 from harness.statistics import paired_difference
 from harness.table import matched_table
-from harness.variants import rows_of
 from zoo.clip import ClipParts
 
 ARCH, TAG = "clip_vit_b16", "openai"
@@ -128,8 +128,8 @@ def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.M
         assert record.method_config["keep"] == record.keep
     assert all(abs(row.off) < 0.01 for row in matched(group, "patchrank"))
     write_records(tmp_path / "records.jsonl", group)
-    for name in ("view.outcomes", "bench.costs"):
-        monkeypatch.setattr(f"harness.{name}", None)  # nothing is measured again
+    for name in ("outcomes", "costs"):
+        monkeypatch.setattr(f"harness.measure.bench.{name}", None)  # nothing is measured again
     assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
 
 

@@ -12,12 +12,14 @@ from rich.console import Console
 from scipy.stats import kendalltau, weightedtau
 
 import zoo
-from harness import measure
+from harness.conditions import device_name
 from harness.cost import Cost
-from harness.evaluate import Outcome
-from harness.measure import agreement, costs, counts, device_name
+from harness.measure import cost as measure
+from harness.measure.bench import agreement
+from harness.measure.cost import costs, counts
+from harness.measure.evaluate import Outcome
+from harness.measure.rows import variants
 from harness.progress import Progress
-from harness.variants import variants
 
 N, KEPT = 20, 8
 

@@ -16,9 +16,9 @@ from harness.commands import evaluated
 from harness.datasets import forget, get_dataset
 from harness.datasets.base import Example
 from harness.datasets.folder import FolderDataset
-from harness.evaluate import subset
 from harness.golden.store import Rankings
 from harness.records import Record, read_records
+from harness.sampling import subset
 
 ROOT = Path(__file__).parents[2]
 COUNT = 10  # images of fashion

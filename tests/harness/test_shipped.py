@@ -9,10 +9,11 @@ import torch
 
 from harness.agreement import kendall_tau
 from harness.datasets import get_dataset
-from harness.evaluate import outcomes, subset
 from harness.golden.store import Rankings, find_rankings
-from harness.plan import Plan
-from harness.variants import variants
+from harness.measure.evaluate import outcomes
+from harness.measure.plan import Plan
+from harness.measure.rows import variants
+from harness.sampling import subset
 from zoo.clip import ClipParts, create_clip
 from zoo.golden import GoldenConfig, golden_importance
 from zoo.sizes import EMBEDDED

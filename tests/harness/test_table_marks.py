@@ -11,8 +11,8 @@ from scipy import stats
 
 from harness.averages import averages, judged
 from harness.correctness import pack_correct
-from harness.floor import Floor
 from harness.match import matched
+from harness.measure.compare import Floor
 from harness.records import Record
 from harness.significance import minimum_detectable_difference, sign_flip_exact
 from harness.statistics import Interval, paired_difference

@@ -22,12 +22,12 @@ import zoo
 from harness import compare as compare_module
 from harness import towers, traces
 from harness.agreement import kendall_tau
-from harness.compare import compare
 from harness.datasets.base import Dataset
 from harness.flags import build_parser
 from harness.golden.shards import BrokenShardError
 from harness.golden.store import Rankings, own_store
-from harness.plan import TRACED, Plan
+from harness.measure.compare import compare
+from harness.measure.plan import TRACED, Plan
 from harness.progress import Progress
 from harness.records import Record
 from harness.traces import (

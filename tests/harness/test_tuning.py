@@ -8,14 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from harness import tuning as module
 from harness.cli import main
 from harness.datasets.base import Dataset, Split
-from harness.evaluate import correct
-from harness.few_shot import draw
+from harness.measure import tuning as module
+from harness.measure.evaluate import correct
+from harness.measure.rows import Variant, variants
+from harness.measure.tuning import Tuner
 from harness.progress import Progress
-from harness.tuning import Tuner
-from harness.variants import Variant, variants
+from harness.sampling import draw
 from zoo.clip import ClipParts
 from zoo.prompt_learner import TuneConfig
 from zoo.weights import fingerprint

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from harness.variants import DENSE, GOLDEN, Variant, known_methods, run, variants
+from harness.conditions import DENSE, GOLDEN
+from harness.measure.rows import Variant, known_methods, run, variants
 from zoo.reducer import final_count
 from zoo.weights import find_predictor, load_predictor
 

@@ -17,14 +17,14 @@ from torch import Tensor
 import baselines.clsattn
 import baselines.evit
 import baselines.tome
-import harness.view
+import harness.measure.bench
 import zoo.clip
 import zoo.reducer
 import zoo.text
 import zoo.vit
 from harness.datasets.base import Dataset
+from harness.measure.rows import Oracle
 from harness.shown import Shown
-from harness.variants import Oracle
 from zoo.clip import ClipParts
 from zoo.patchrank import PatchRank
 from zoo.sizes import SIZES
@@ -133,13 +133,13 @@ def other_normalisation(patch: pytest.MonkeyPatch) -> None:
 
 def _ordered(patch: pytest.MonkeyPatch, order: Callable[[int], list[int]]) -> None:
     """Give classes the captions of others."""
-    real = harness.view.text_classifier
+    real = harness.measure.bench.text_classifier
 
     def given(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
         classifier, left_out = real(parts, dataset)
         return classifier[order(len(classifier))], left_out
 
-    patch.setattr(harness.view, "text_classifier", given)
+    patch.setattr(harness.measure.bench, "text_classifier", given)
 
 
 def shifted_captions(patch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from harness.cli import main
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import SPLITS
 from harness.datasets.rooted import RootedDataset
-from harness.few_shot import draw
 from harness.protocol import captions
+from harness.sampling import draw
 
 NAMES = [name for name in list_datasets() if isinstance(get_dataset(name), RootedDataset)]
 ZHOU = [name for name in NAMES if hasattr(get_dataset(name), "split_file")]

@@ -8,7 +8,7 @@ import pytest
 
 from harness.datasets import SplitName
 from harness.datasets.folder import FolderDataset, FolderParted
-from harness.few_shot import draw
+from harness.sampling import draw
 
 Make = Callable[..., Path]
 

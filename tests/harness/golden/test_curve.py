@@ -14,15 +14,13 @@ import torch.nn.functional as F
 from harness.agreement import kendall_tau
 from harness.cli import main
 from harness.datasets.base import Dataset
-from harness.evaluate import text_classifier
 from harness.golden import curve as module
+from harness.golden.budget import SHIPPED, Curve, Point, recipe_for
 from harness.golden.chart import curve_markdown, draw_curve, write_curve
-from harness.golden.curve import SHIPPED, CurveConfig, measure_curve, recipe_for
-from harness.golden.points import Point, usual_points
-from harness.golden.trade import Curve
 from harness.progress import Progress
 from harness.statistics import Interval
-from harness.towers import Tower
+from harness.studies.curve import CurveConfig, measure_curve, usual_points
+from harness.towers import Tower, text_classifier
 from zoo.approximate import Effort
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig, golden_importance

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from harness.golden.budget import Point
 from harness.golden.estimate import bytes_per_image, estimates
-from harness.golden.points import Point
 from harness.golden.products import Geometry
 from harness.golden.runners import image_multiply_adds
 from harness.golden.speed import Speed, Way

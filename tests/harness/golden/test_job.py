@@ -99,7 +99,7 @@ def test_a_budget_picks_by_the_tower_at_hand(
         asked.update(shape, budget=budget)
         return {"window": 3, "stride": 2, "approximate": None}
 
-    monkeypatch.setattr("harness.golden.curve.recipe_for", recipe)
+    monkeypatch.setattr("harness.golden.budget.recipe_for", recipe)
     found = Rankings.read(run(GoldenConfig(block=2), budget=20.0, out=tmp_path / "r").path)
     shape = {"grid": (8, 8), "depth": 6, "block": 2, "dim": 48, "token_pooled": True}
     assert asked == {"budget": 20.0, **shape}

@@ -12,11 +12,11 @@ from PIL import Image
 
 from harness.cli import main
 from harness.datasets import get_dataset
-from harness.evaluate import subset
 from harness.golden import objects as module
 from harness.golden.maps import object_patches, reduced
 from harness.golden.objects import ObjectShare, find_objects, object_share
 from harness.progress import Progress
+from harness.sampling import subset
 from harness.towers import Tower
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig

@@ -13,7 +13,6 @@ from rich.console import Console
 
 import zoo
 from harness.datasets.base import Dataset
-from harness.evaluate import subset, text_classifier, turns
 from harness.golden import rank as module
 from harness.golden.folder import shard_path, shard_paths
 from harness.golden.job import Source
@@ -21,6 +20,8 @@ from harness.golden.rank import Ranked
 from harness.golden.store import Rankings, find_rankings
 from harness.golden.store import ranked as ranked_positions
 from harness.progress import Progress
+from harness.sampling import subset, turns
+from harness.towers import text_classifier
 from zoo.clip import ClipParts
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine
 from zoo.weights import fingerprint

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.golden.budget import Curve, Point, Worth, best_within
 from harness.golden.chart import undominated
-from harness.golden.points import Point
-from harness.golden.trade import Curve, Worth, best_within
 from harness.statistics import Interval
 from zoo.approximate import Effort
 

@@ -19,9 +19,9 @@ from harness.latency.record import LatencyRecord, read_latencies, write_latencie
 from harness.latency.rows import Family
 from harness.latency.run import measure_latency
 from harness.latency.timing import Timing
-from harness.measure import counts
+from harness.measure.cost import counts
+from harness.measure.rows import variants
 from harness.progress import Progress
-from harness.variants import variants
 from zoo.weights import fingerprint
 
 PLAN = LatencyPlan(models=("x",), batches=(1, 2), threads=(1,), rounds=6, seconds=0.0)

@@ -1,6 +1,7 @@
-"""Studies in miniature: the toy tower, two toy datasets whose classes all have a name."""
+"""Studies in miniature: the toy tower, and toy datasets whose classes all have a name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.progress import Progress
 from harness.records import Record
-from harness.studies import get_study
-from harness.studies.config import StudyConfig
-from harness.studies.run import make
-from harness.studies.sheet import Sheet
+from harness.studies.paper import get_reproduction
+from harness.studies.reproduce import Comparison, compared, produce, under_its_conditions
+from harness.studies.run import Sheet, get_study, make
+from harness.studies.workshop import StudyConfig
 from harness.towers import Tower
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig
@@ -20,6 +21,8 @@ from zoo.golden import GoldenConfig
 from zoo.prompt_learner import TuneConfig
 
 NAME = "clip_vit_b16.openai"
+NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")
+Reproduced = Callable[..., tuple[Comparison, list[Record]]]
 
 
 @pytest.fixture
@@ -38,45 +41,86 @@ def tiny() -> StudyConfig:
 
 
 @pytest.fixture
-def plain(toy: Dataset) -> dict[str, Dataset]:
-    """Toy images of the three classes that have a name, in two orders."""
-    Toy: Any = type(toy)
-
-    class Plain(Toy):
-        name = "plain"
-        shift = 0
-
-        @property
-        def classes(self) -> tuple[str, ...]:
-            return super().classes[:3]
-
-        def _split(self, name: SplitName) -> Split:
-            whole = super()._split(name)
-            known = np.flatnonzero(whole.labels < 3)
-            return whole.subset(np.roll(known, self.shift))
-
-    class Other(Plain):
-        name = "other"
-        shift = 2
-
-    return {"plain": Plain(), "other": Other()}
+def paper_s(tiny: StudyConfig) -> StudyConfig:
+    """Two datasets of the paper."""
+    return replace(tiny, datasets=("caltech101", "dtd"), split="test")
 
 
 @pytest.fixture
-def studied(
-    parts: ClipParts, plain: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Any]:
-    """Make a study of the toy tower; return its tables and records by dataset."""
+def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
+    """Let names mean toys of the three classes that have a name, each in an order of its own."""
+    Toy: Any = type(toy)
+
+    def made(dataset: str, shift: int) -> Dataset:
+        class Shifted(Toy):
+            name = dataset
+
+            @property
+            def classes(self) -> tuple[str, ...]:
+                return super().classes[:3]
+
+            def _split(self, split: SplitName) -> Split:
+                whole = super()._split(split)
+                return whole.subset(np.roll(np.flatnonzero(whole.labels < 3), shift))
+
+        return Shifted()
+
+    datasets = {name: made(name, shift) for shift, name in enumerate(NAMES)}
+
+    def get(name: str) -> Dataset:
+        if name not in datasets:
+            raise ValueError(f"no dataset is called {name!r}")
+        return datasets[name]
+
+    monkeypatch.setattr("harness.given.names_of", lambda given, **_: list(given))
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
-    for place in ("studies.run", "studies.tuning_shop", "fit", "golden.rank"):
+    for place in ("studies.run", "studies.workshop", "fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("studies.run", "studies.workshop", "gather"):
-        monkeypatch.setattr(f"harness.{place}.get_dataset", plain.__getitem__)
+    for place in ("run", "workshop", "dry_run", "commands"):
+        monkeypatch.setattr(f"harness.studies.{place}.get_dataset", get)
+    monkeypatch.setattr("harness.gather.get_dataset", get)
+    return datasets
+
+
+@pytest.fixture
+def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
+    """Make a study of the toy tower; return its tables and records by dataset."""
 
     def call(
         name: str, config: StudyConfig, records: list[Record] | None = None
     ) -> dict[str, tuple[Sheet, list[Record]]]:
         made = make(get_study(name), config, records or [], Progress())
         return {sheet.dense.dataset: (sheet, found) for sheet, found in made}
+
+    return call
+
+
+@pytest.fixture
+def reproduced(staged: dict[str, Dataset]) -> Reproduced:
+    """Measure a table on the toys."""
+
+    def call(
+        name: str, config: StudyConfig, known: list[Record] | None = None
+    ) -> tuple[Comparison, list[Record]]:
+        recipe = get_reproduction(name)
+        config = under_its_conditions(recipe, config)
+        parts = list(produce(recipe, config, known or [], Progress()))
+        records = [record for _, group in parts for record in group]
+        return compared(recipe, config, 6, NAME, [sheet for sheet, _ in parts]), records
+
+    return call
+
+
+@pytest.fixture
+def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let work fail, all of it or what is named."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("worked")
+
+    def call(*places: str) -> None:
+        for place in places or ("measure.bench.outcomes", "studies.workshop.fit",
+                                "studies.workshop.rank", "measure.tuning.tune"):  # fmt: skip
+            monkeypatch.setattr(f"harness.{place}", fail)
 
     return call

@@ -11,7 +11,7 @@ from harness.correctness import pack_correct
 from harness.judging import paired_p
 from harness.records import Record, read_records
 from harness.significance import holm, mcnemar_exact
-from harness.studies.sheet import NOTES, Sheet, entries
+from harness.studies.run import NOTES, Sheet, entries
 
 IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200

@@ -3,17 +3,15 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.records import Record, utc_now
 from harness.statistics import bootstrap_mean
-from harness.studies import get_study, list_studies
-from harness.studies.config import StudyConfig
-from harness.studies.schedule import schedules
-from harness.studies.sheet import Sheet
+from harness.studies.pruning import schedules
+from harness.studies.run import Sheet, get_study, list_studies
+from harness.studies.workshop import StudyConfig
 from zoo.golden import SCORES
 from zoo.reducer import METHODS, final_count
 
@@ -32,14 +30,14 @@ def test_every_study_answers_and_answers_again_without_measuring(
     name: str,
     studied: Made,
     predictor_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    forbid: Callable[..., None],
 ):
     few = replace(few, split=get_study(name).split)
     found = studied(name, few)
     assert list(found) == ["plain"]
     for sheet, records in found.values():
         first = [entry for entry in sheet.entries if entry.to_first is None]
-        begins = {entry.asked: entry for entry in reversed(sheet.entries)}
+        begins = {entry.group: entry for entry in reversed(sheet.entries)}
         assert first == list(reversed(begins.values()))
         assert sheet.dense == records[0]
         assert sum(len(entry.records) for entry in sheet.entries) == len(records) - 1
@@ -55,12 +53,7 @@ def test_every_study_answers_and_answers_again_without_measuring(
         labels = [tuple(entry.labels.values()) for entry in sheet.entries]
         assert len(set(labels)) == len(labels)
 
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr("harness.view.outcomes", fail)
-    monkeypatch.setattr("harness.studies.workshop.fit", fail)
-    monkeypatch.setattr("harness.studies.found.rank", lambda job, _: _there(job))
+    forbid()
     known = [record for _, records in found.values() for record in records]
     again = studied(name, few, known)
     # Two lines may stand for the same model: then the later record serves both.
@@ -68,15 +61,6 @@ def test_every_study_answers_and_answers_again_without_measuring(
         [replace(r, created=NOW) for r in group["plain"][1]] for group in (found, again)
     )
     assert second == first
-
-
-def _there(job: Any) -> Any:
-    """Return the store of a job that is done."""
-    from harness.golden.rank import Ranked
-    from harness.golden.store import own_store
-
-    path = own_store(job.model, job.source.name, job.source.split, job.config)
-    return Ranked(path, 0, 0, True)
 
 
 def test_differences_are_of_the_mean_over_seeds(few: StudyConfig, studied: Made):
@@ -112,7 +96,7 @@ def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied
 
 def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Made):
     sheet, _ = studied("scores", replace(tiny, keeps=(0.7, 0.3)))["plain"]
-    found = [(e.labels["score"], e.asked, e.labels["ranking"]) for e in sheet.entries]
+    found = [(e.labels["score"], e.group, e.labels["ranking"]) for e in sheet.entries]
     assert found == [
         (score, keep, ranking)
         for score in SCORES
@@ -120,7 +104,7 @@ def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Made):
         for ranking in ("golden", "predicted")
     ]
     for entry in sheet.entries:
-        assert entry.records[0].final_tokens == final_count(64, entry.asked)
+        assert entry.records[0].final_tokens == final_count(64, entry.group)
 
 
 def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied: Made):
@@ -151,7 +135,7 @@ def test_lines_of_one_keep_rate_cost_the_same(tiny: StudyConfig, name: str, stud
     """As nearly as whole tokens allow: one token more or less is the smallest step."""
     sheet, _ = studied(name, replace(tiny, keeps=(0.6, 0.5)))["plain"]
     for keep in (0.6, 0.5):
-        costs = [e.mean("gflops") for e in sheet.entries if e.asked == keep]
+        costs = [e.mean("gflops") for e in sheet.entries if e.group == keep]
         known = [cost for cost in costs if cost is not None]
         assert known == pytest.approx([known[0]] * len(known), rel=0.04)
 
@@ -188,24 +172,9 @@ def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied: Made):
     assert kept == sorted(kept, reverse=True)  # the later, the fewer may stay
 
 
-def test_a_study_of_a_tower_without_text_is_refused(
-    few: StudyConfig, studied: Made, monkeypatch: pytest.MonkeyPatch
-):
-    import harness.studies.run as module
-
-    tower = module.load_tower("")._replace(clip=None)
-    monkeypatch.setattr(module, "load_tower", lambda name: tower)
-    with pytest.raises(ValueError, match=r"has no text tower here.*use --model clip_vit_s14"):
-        studied("losses", few)
-
-
 def test_unknown_studies_and_numbers_are_refused(tiny: StudyConfig):
     with pytest.raises(ValueError, match="study 'scorse': did you mean 'scores'"):
         get_study("scorse")
     for field in ("limit", "train_limit", "seeds", "shots", "labelled"):
         with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} 0: expected a number"):
             replace(tiny, **{field: 0})
-
-
-def test_the_toy_has_all_classes(plain: dict[str, Any]):
-    assert set(plain["other"].split("val").labels.tolist()) == {0, 1, 2}

@@ -9,10 +9,9 @@ import pytest
 
 from harness.records import Record
 from harness.statistics import bootstrap_mean, mean_interval
-from harness.studies import list_studies
-from harness.studies.config import StudyConfig
-from harness.studies.points import four_points
-from harness.studies.sheet import Sheet
+from harness.studies.run import Sheet, list_studies
+from harness.studies.tuning import four_points
+from harness.studies.workshop import StudyConfig
 from zoo.prompt_learner import TuneConfig
 
 Made = Callable[..., dict[str, tuple[Sheet, list[Record]]]]

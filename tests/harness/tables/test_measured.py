@@ -11,9 +11,9 @@ from harness.changes import changes
 from harness.changes_table import sheets
 from harness.commands import both, ends
 from harness.dataset_check import Checked, class_table
-from harness.floor import Floor
 from harness.listing import datasets_table, fitting, list_tables
 from harness.match import matched
+from harness.measure.compare import Floor
 from harness.overhead import Overhead, overhead_table
 from harness.records import Record
 from harness.report.folder import front_table

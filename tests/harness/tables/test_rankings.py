@@ -6,24 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from harness.golden.budget import Curve, Point, Worth
 from harness.golden.commands import OBJECTS, UNTOLD, UNTOLD_ESTIMATE, curve_forms, two
 from harness.golden.objects import ObjectShare, objects_table
-from harness.golden.points import Point
 from harness.golden.products import Geometry
 from harness.golden.speed import Speed, Way
 from harness.golden.speed_table import estimate_table, speed_table
-from harness.golden.trade import Curve, Worth
 from harness.layout import fewer
 from harness.records import Record
-from harness.reproduction import get_reproduction
-from harness.reproduction.base import Row
-from harness.reproduction.plan import plan_table
-from harness.reproduction.rehearsal import Step
-from harness.reproduction.sheet import Comparison, Found
 from harness.shown import Forms, Part
 from harness.statistics import Interval
 from harness.studies import commands as studies
-from harness.studies.sheet import Sheet, entries
+from harness.studies.dry_run import Step, plan_table
+from harness.studies.paper import Row, get_reproduction
+from harness.studies.reproduce import Comparison, Result
+from harness.studies.run import Sheet, entries
 from zoo.approximate import Effort
 
 PERCENT = Interval(57.1, 50.04, 64.06)
@@ -129,7 +126,7 @@ def _reproduce(records: list[Record]) -> list[Part]:
         recipe=recipe,
         tower="clip_vit_b16.openai",
         datasets=tuple(recipe.datasets),
-        found=tuple(Found(row=row, ours=ours, to=ours) for row in rows),
+        results=tuple(Result(row=row, ours=ours, to=ours) for row in rows),
         images=dict.fromkeys(recipe.datasets, 50_000),
         same=True,
     )
@@ -137,9 +134,10 @@ def _reproduce(records: list[Record]) -> list[Part]:
         kind="fit predictors",
         of="pooledmixer 64 on emoji, preservation before block 3",
         total=1_281_167,
-        done=100,
+        cached=100,
         unit="images",
-        seconds=1e6,
+        images=1_281_067,
+        passes=216_500_323,
     )
     plan = plan_table(recipe, "clip_vit_b16.openai", [step] * 2, {"imagenet": LONG})
     return [Forms((comparison.table(), fewer(comparison.table(), comparison.datasets))), plan]

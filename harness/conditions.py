@@ -1,0 +1,56 @@
+"""Under which conditions something is measured: method, precision, device, what classifies."""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PROBE = "probe"
+PROMPTS = {  # learned tokens, by the letters that --tokens takes
+    "t": "learned text tokens",
+    "v": "learned visual tokens",
+    "vt": "learned visual and text tokens",
+}
+TUNINGS = (*PROMPTS, PROBE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What classifies images: the classes' captions as they are, or something learned from shots.
+
+    Attributes:
+        shots: labelled training images per class; 0 takes the captions.
+        seed: of the choice of shots and of what is learned from them.
+        kind: of ``TUNINGS``; None at 0 shots.
+        prompt_tokens: learned tokens; None where none are.
+    """
+
+    shots: int = 0
+    seed: int = 0
+    kind: str | None = None
+    prompt_tokens: int | None = None
+
+    @property
+    def prompted(self) -> bool:
+        """Whether tokens are learned, each row's its own."""
+        return self.kind in PROMPTS
+
+    @property
+    def visual(self) -> bool:
+        """Whether learned tokens go through the image tower, whose features they change."""
+        return self.kind in ("v", "vt")
+
+
+def device_name(device: str) -> str:
+    """Return what the device calls itself."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Measuring: a plan in, records out."""

@@ -1,0 +1,560 @@
+"""The measuring loop: the rows of a dense tower on one dataset after the other, as records."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.agreement import (
+    border_chance,
+    border_overlap,
+    kendall_tau,
+    match_at_k,
+    match_chance,
+    over_images,
+    weighted_tau,
+)
+from harness.commit import git_commit
+from harness.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
+from harness.correctness import images_digest, pack_correct
+from harness.datasets.base import Dataset, Split
+from harness.golden.store import Rankings, find_rankings
+from harness.measure.cost import costs
+from harness.measure.evaluate import (
+    Importance,
+    Outcome,
+    OutcomeCache,
+    linear_probe,
+    margin,
+    outcomes,
+    predicted,
+)
+from harness.measure.plan import Plan
+from harness.measure.rows import BLOCK, Variant, matched_rows, rows_of, variants
+from harness.measure.tuning import Tuned, Tuner
+from harness.progress import Progress
+from harness.records import Record, utc_now
+from harness.reuse import fitting
+from harness.sampling import draw_train, subset, turns
+from harness.statistics import paired_difference, wilson_interval
+from harness.towers import load_clip, nameable, named, text_classifier
+from harness.traces import Answered, Tracer
+from zoo.clip import ClipParts
+from zoo.predictor import tower_name
+from zoo.prompt_learner import TuneConfig
+from zoo.weights import fingerprint
+
+Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
+Answers = tuple[Outcome, NDArray[np.bool_]]  # a row's outcome, and whether it was right
+PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
+
+
+@dataclass
+class Bench:
+    """One dense tower with its rows, the dense one first, and their costs.
+
+    Attributes:
+        plan: conditions of the measurement.
+        tag: the tower's weight tag.
+        parts: the tower with its text tower.
+        weights: fingerprint of its weights as they were loaded.
+        rows: variants of the tower, on their device.
+        progress: where to show how far things are.
+        costs: of rows, measured once.
+        prompted_costs: the same with learned visual tokens.
+        view: of the dataset that was measured last.
+        tracer: stores traces of the first seed's rows.
+    """
+
+    plan: Plan
+    tag: str
+    parts: ClipParts
+    weights: str
+    rows: list[Variant]
+    progress: Progress
+    costs: Costs = field(default_factory=dict)
+    prompted_costs: Costs = field(default_factory=dict)
+    view: "View | None" = None
+    tracer: Tracer | None = None
+
+    @classmethod
+    def build(cls, plan: Plan, name: str, progress: Progress) -> "Bench":
+        """Load the tower ``name`` and make the rows."""
+        parts, arch, tag = load_clip(name)
+        dense = parts.model.visual
+        methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
+        if plan.match is None:
+            rows = variants(dense, arch, tag, methods, plan.keeps)
+        else:
+            rows = rows_of(dense, arch, tag, matched_rows(dense, arch, tag, plan, progress))
+        return cls.around(plan, parts, rows, tag, fingerprint(dense), progress)
+
+    @classmethod
+    def around(
+        cls,
+        plan: Plan,
+        parts: ClipParts,
+        rows: list[Variant],
+        tag: str,
+        weights: str,
+        progress: Progress,
+    ) -> "Bench":
+        """Take rows that are made already, the dense one first, and bring them to their device."""
+        for row in rows:
+            row.vit.to(plan.device, DTYPES[plan.dtype])
+        return cls(plan, tag, parts, weights, rows, progress)
+
+    def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
+        """Return the records of all rows on a dataset, seed by seed."""
+        records = []
+        for tuning in self.plan.tunings(shots):
+            rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
+            prompts = self._tuned(dataset, tuning) if tuning.prompted else {}
+            records += self.judged(dataset, tuning, rows, prompts, known)
+        return records
+
+    def judged(
+        self,
+        dataset: Dataset,
+        tuning: Tuning,
+        rows: Sequence[Variant],
+        prompts: Mapping[str, Tuned],
+        known: Sequence[Record] = (),
+    ) -> list[Record]:
+        """Return the records of rows on a dataset, measuring only if one is missing.
+
+        Args:
+            dataset: where.
+            tuning: what classifies the images.
+            rows: some of the bench's.
+            prompts: what was learned for them, by key, if tokens were; golden rows, which have
+                none of their own, take the dense row's.
+            known: records of earlier runs.
+        """
+        view = self.view_of(dataset)
+        split = view.split(tuning)
+        rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
+        blanks = [self._blank(row, dataset, tuning, split) for row in rows]
+        tracer = self.tracer if tuning.seed == self.plan.seed else None
+        chosen = view.traced(tuning, tracer.images if tracer is not None else 0)
+        if (records := self._again(rows, blanks, known)) is not None:
+            if tracer is not None:
+                tracer.miss(records, len(chosen))
+            return records
+        results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
+        classifiers = self._classifiers(view, tuning, prompts)
+        answers, traces = {}, []
+        for row, record in zip(rows, blanks, strict=True):
+            result = results[row.key]
+            answer = predicted(result.features, classifiers[self._judge(row)])
+            answers[row.key] = (result, answer == split.labels)
+            traces.append(Answered.of(record, result, answer, chosen))
+        if tracer is not None and len(chosen):
+            tracer.write(
+                traces,
+                split.subset(chosen),
+                dataset.classes,
+                grid=self.rows[0].vit.patch_embed.grid_size,
+                golden=rows[0].rankings,
+                preprocess=self.parts.preprocess,
+            )
+        costs = self._costs(rows)
+        dense = answers.get(self.rows[0].key)
+        return [
+            replace(
+                filled(record, answers[row.key], dense, costs[row.key], importance(row, split)),
+                # A probe's weights have no length that a cosine could go by.
+                margin=None
+                if tuning.kind == PROBE
+                else margin(results[row.key].features, classifiers[self._judge(row)], split.labels),
+            )
+            for row, record in zip(rows, blanks, strict=True)
+        ]
+
+    def reusable(
+        self,
+        dataset: Dataset,
+        tuning: Tuning,
+        rows: Sequence[Variant],
+        prompts: Mapping[str, Tuned],
+        known: Sequence[Record],
+    ) -> list[Record] | None:
+        """Return what ``judged`` would take from earlier records; None if it would measure."""
+        view = self.view_of(dataset)
+        split = view.split(tuning)
+        rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
+        blanks = [self._blank(row, dataset, tuning, split) for row in rows]
+        return self._again(rows, blanks, known)
+
+    def view_of(self, dataset: Dataset) -> "View":
+        """Return the bench's view of a dataset under its plan."""
+        if self.view is None or self.view.dataset is not dataset or self.view.plan != self.plan:
+            self.view = View(self, dataset)
+        return self.view
+
+    def _again(
+        self, rows: Sequence[Variant], blanks: Sequence[Record], known: Sequence[Record]
+    ) -> list[Record] | None:
+        ranked = any(row.rankings is not None for row in rows)
+        records = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blanks]
+        present = [record for record in records if record is not None]
+        return present if len(present) == len(records) else None
+
+    def _blank(self, row: Variant, dataset: Dataset, tuning: Tuning, split: Split) -> Record:
+        return blank(
+            row,
+            dataset,
+            tuning,
+            split.image_ids,
+            plan=self.plan,
+            tag=self.tag,
+            weights=self.weights,
+        )
+
+    def _judge(self, row: Variant) -> str:
+        """Return the key of the row whose classifier judges a row.
+
+        The oracle has no ranking of training images here; it is judged as the dense row is.
+        """
+        return self.rows[0].key if row.method == GOLDEN else row.key
+
+    def _tuned(self, dataset: Dataset, tuning: Tuning) -> dict[str, Tuned]:
+        """Learn tokens for each row that can be run."""
+        assert tuning.kind is not None
+        assert tuning.prompt_tokens is not None
+        config = TuneConfig(tokens=tuning.kind, count=tuning.prompt_tokens, seed=tuning.seed)
+        rows = [row for row in self.rows if row.method != GOLDEN]
+        return self.view_of(dataset).tuner.tuned(rows, tuning.shots, tuning.seed, config)
+
+    def _prompted(self, row: Variant, prompts: Mapping[str, Tuned]) -> Variant:
+        """Return a row as its prompts make it."""
+        if not prompts:
+            return row
+        own = prompts[self._judge(row)]
+        config = row.config | {"prompts": own.digest}
+        if row.method == GOLDEN or own.vit.prompts is None:
+            return replace(row, config=config)
+        return replace(row, config=config, vit=own.vit)
+
+    def _classifiers(
+        self, view: "View", tuning: Tuning, prompts: Mapping[str, Tuned]
+    ) -> dict[str, Tensor]:
+        """Return each row's classifier: the text's, tuned or not, or a linear probe."""
+        if prompts:
+            return {key: own.classifier.cpu() for key, own in prompts.items()}
+        if tuning.kind != PROBE:
+            return dict.fromkeys((row.key for row in self.rows), view.text)
+        dataset = view.dataset
+        train = draw_train(dataset, tuning.shots, tuning.seed)
+        rows = [row for row in self.rows if row.method != GOLDEN]
+        features = view.outcomes(rows, train, f"{tuning.shots} shots of {dataset.name}")
+        answer = torch.from_numpy(train.labels)
+        return {
+            name: linear_probe(f.features, answer, len(dataset.classes))
+            for name, f in features.items()
+        }
+
+    def _costs(self, rows: Sequence[Variant]) -> Costs:
+        """Measure what rows cost, once; learned visual tokens cost the same whatever they are."""
+        prompted = any(row.prompted for row in rows)
+        known = self.prompted_costs if prompted else self.costs
+        if not known:
+            plan = self.plan
+            every = rows if prompted else self.rows
+            known |= costs(every, plan.batches, plan.rounds, self.progress)
+        return known
+
+
+class View:
+    """A dataset as the rows of a bench see it: what no tuning changes is found once."""
+
+    def __init__(self, bench: Bench, dataset: Dataset) -> None:
+        """Look at nothing yet."""
+        self.bench, self.dataset, self.plan = bench, dataset, bench.plan
+        self._outcomes = OutcomeCache()
+        self._reports: set[str] = set()
+
+    @cached_property
+    def text(self) -> Tensor:
+        """(classes, D) text classifier; NaN rows for classes that can't be named."""
+        classifier, left_out = text_classifier(self.bench.parts, self.dataset)
+        if left_out:
+            some = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+            self._say(
+                f"{self.dataset.name}: {len(left_out)} of {len(self.dataset.classes)} classes are "
+                f"left out with their images; text training never saw their words: {some}"
+            )
+        return classifier
+
+    @cached_property
+    def tuner(self) -> Tuner:
+        """What learns tokens; it keeps the labelled images' features."""
+        bench = self.bench
+        return Tuner(
+            bench.parts,
+            self.dataset,
+            model=bench.rows[0].model,
+            tag=bench.tag,
+            weights=bench.weights,
+            progress=bench.progress,
+        )
+
+    def split(self, tuning: Tuning) -> Split:
+        """Return the images that are judged: without a probe, only those of nameable classes.
+
+        Raises:
+            ValueError: there are none.
+        """
+        whole = subset(self.dataset.split(self.plan.split), self.plan.limit)
+        judged = whole if tuning.kind == PROBE else nameable(whole, self.text)
+        if not len(judged):
+            reason = (
+                ", whose class or prompts the text tower knows the words of" if len(whole) else ""
+            )
+            raise ValueError(f"{self.dataset.name} has no {self.plan.split} images{reason}")
+        return judged
+
+    def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
+        """Return the positions among the judged images of ``count``, whose classes take turns.
+
+        A smaller count has the first of a larger one, whatever the plan's limit.
+        """
+        if not count:
+            return np.empty(0, dtype=np.int64)
+        labels = self.dataset.labels(self.plan.split)
+        order = turns(labels)[: self.plan.limit]
+        if tuning.kind != PROBE:
+            order = order[named(self.text)[labels[order]]]
+        return np.searchsorted(np.sort(order), order[:count])
+
+    @cached_property
+    def rankings(self) -> Rankings | None:
+        """Golden rankings of the split, if there are any.
+
+        Raises:
+            ValueError: they are of other weights or images.
+        """
+        rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
+        if rankings is None:
+            self._say(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
+        else:
+            rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
+        return rankings
+
+    def ranked(self, rows: Sequence[Variant], split: Split) -> list[Variant]:
+        """Give rows without golden rankings those of these images, if there are any.
+
+        Golden rows for which an image lacks a ranking are left out.
+        """
+        if all(row.rankings is not None for row in rows if row.method != DENSE):
+            return list(rows)
+        rankings = self.rankings
+        if rankings is None:
+            return [row for row in rows if row.method != GOLDEN]
+        rows = [replace(row, rankings=rankings) if row.rankings is None else row for row in rows]
+        if set(split.image_ids) <= set(rankings.image_ids):
+            return rows
+        if any(row.method == GOLDEN for row in rows):
+            self._say(
+                f"only some of these images of {self.dataset.name} have golden rankings, so there "
+                f"is no golden row; make them with: {self._command}"
+            )
+        return [row for row in rows if row.method != GOLDEN]
+
+    def outcomes(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
+        """Return the outcomes of rows on images, by key; no image is run twice.
+
+        Rows with learned visual tokens are others every time, so they run on all images.
+        """
+        if any(row.prompted for row in rows):
+            return self._run(rows, split, label)
+        ids, keys = split.image_ids, [row.key for row in rows]
+        if new := self._outcomes.missing(keys, ids):
+            self._outcomes.add(self._run(rows, split.subset(new), label), [ids[i] for i in new])
+        return {key: self._outcomes.of(key, ids) for key in keys}
+
+    def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
+        with self.bench.progress.task(label, len(split)) as update:
+            return outcomes(
+                rows,
+                split,
+                self.bench.parts.preprocess,
+                device=torch.device(self.plan.device),
+                dtype=DTYPES[self.plan.dtype],
+                on_batch=update,
+            )
+
+    @property
+    def _tower(self) -> str:
+        return tower_name(self.bench.rows[0].model, self.bench.tag)
+
+    @property
+    def _command(self) -> str:
+        own = self.dataset.images_of == self.dataset.name
+        dataset = self.dataset.asked_as if own else self.dataset.images_of
+        flags = shlex.join((dataset, *self.dataset.asked_with))
+        return (
+            f"python -m harness rank --model {self._tower} --dataset {flags} "
+            f"--split {self.plan.split} --full"
+        )
+
+    def _say(self, text: str) -> None:
+        """Report it once, however many tunings it holds for."""
+        if text not in self._reports:
+            self._reports.add(text)
+            self.bench.progress.say(text)
+
+
+def importance(row: Variant, split: Split) -> Importance | None:
+    """Return the golden importance that a row is compared with, None if there is none."""
+    return None if row.rankings is None else row.rankings.of(split.image_ids)
+
+
+def blank(
+    row: Variant,
+    dataset: Dataset,
+    tuning: Tuning,
+    image_ids: Sequence[str],
+    *,
+    plan: Plan,
+    tag: str,
+    weights: str,
+) -> Record:
+    """Return a record with the conditions and no measurement."""
+    config, count = row.config, len(image_ids)
+    if row.method == GOLDEN and row.rankings is not None:
+        origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
+        config = config | {name: value for name, value in origin.items() if value is not None}
+    return Record(
+        created=utc_now(),
+        version=version("clip-patchrank"),
+        model=row.model,
+        method=row.method,
+        keep=row.keep,
+        method_config=config,
+        tag=tag,
+        weights_sha256=weights,
+        dataset=dataset.name,
+        dataset_revision=dataset.condition,
+        split=plan.split,
+        shots=tuning.shots,
+        tuning=tuning.kind,
+        prompt_tokens=tuning.prompt_tokens,
+        seed=tuning.seed,
+        image_count=count,
+        images_sha256=images_digest(image_ids),
+        image_size=tuple(row.vit.patch_embed.img_size),
+        correct_bits=pack_correct(np.zeros(count, dtype=np.bool_)),
+        top1=0.0,
+        top1_low=0.0,
+        top1_high=0.0,
+        device=plan.device,
+        device_name=device_name(plan.device),
+        dtype=plan.dtype,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        timm=version("timm"),
+    )
+
+
+def filled(
+    record: Record,
+    answers: Answers,
+    dense: Answers | None,
+    costs: Mapping[str, Any],
+    truth: Importance | None,
+) -> Record:
+    """Complete a record with everything measured.
+
+    Args:
+        record: a blank one.
+        answers: the row's.
+        dense: those of the dense row on the same images; None if it isn't there.
+        costs: fields of ``Record``.
+        truth: golden importance of the images, None if there is none.
+    """
+    outcome, hits = answers
+    low, high = wilson_interval(int(hits.sum()), len(hits))
+    facts: dict[str, Any] = {
+        "created": utc_now(),
+        "git_commit": git_commit(),
+        "correct_bits": pack_correct(hits),
+        "top1": float(hits.mean()),
+        "top1_low": low,
+        "top1_high": high,
+        "final_tokens": outcome.final_tokens,
+        **costs,
+        **agreement(outcome, truth),
+    }
+    if record.method != DENSE and dense is not None:
+        facts |= fidelity(outcome, dense[0])
+        difference = paired_difference(hits, dense[1], seed=0)
+        facts |= dict(zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True))
+    return replace(record, **facts)
+
+
+def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:
+    """Compare a row's ranking with the golden one, image by image.
+
+    Args:
+        outcome: the row's.
+        golden: (n, N) golden importance, NaN rows where there is none; or None.
+
+    Returns:
+        Fields of ``Record``: mean Kendall tau-b, plain and top-weighted; the share of the golden
+        top k that the row has in its own top k, k being the number of tokens it keeps; and the
+        share of the patches around this border that are on golden's side. Nothing if fewer than
+        two images have a tau.
+    """
+    if outcome.scores is None or golden is None:
+        return {}
+    ranked = ~np.isnan(golden).any(axis=1)
+    truth, scores = golden[ranked], outcome.scores[ranked]
+    tau = over_images(kendall_tau(truth, scores))
+    if tau.mean is None:
+        return {}
+    cells = golden.shape[1]
+    k = min(outcome.final_tokens, cells)
+    weighted = over_images(weighted_tau(truth, scores))
+    match = over_images(match_at_k(truth, scores, k))
+    facts = {
+        "tau": tau.mean,
+        "tau_low": tau.low,
+        "tau_high": tau.high,
+        "weighted_tau": weighted.mean,
+        "weighted_tau_low": weighted.low,
+        "weighted_tau_high": weighted.high,
+        "match_at_k": match.mean,
+        "match_low": match.low,
+        "match_high": match.high,
+        "match_k": k,
+        "match_chance": match_chance(k, cells),
+        "golden_images": tau.counted,
+        "tau_undefined": tau.undefined,
+    }
+    if k == cells:  # no border
+        return facts
+    border = over_images(border_overlap(truth, scores, k))
+    return facts | {
+        "border_overlap": border.mean,
+        "border_low": border.low,
+        "border_high": border.high,
+        "border_chance": border_chance(k, cells),
+    }
+
+
+def fidelity(outcome: Outcome, dense: Outcome) -> dict[str, Any]:
+    """Return the mean cosine of a row's features with the dense ones, as fields of ``Record``."""
+    cosine = over_images((outcome.features * dense.features).sum(dim=1).numpy())
+    return {
+        "cosine_to_dense": cosine.mean,
+        "cosine_low": cosine.low,
+        "cosine_high": cosine.high,
+    }

@@ -1,0 +1,227 @@
+"""The main jobs: methods side by side on the same images, as records, and beside random orders."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import zoo
+from harness.conditions import DENSE, GOLDEN, PROMPTS, Tuning
+from harness.datasets import get_dataset
+from harness.datasets.base import Dataset
+from harness.golden.provenance import ranked_revision
+from harness.golden.store import Rankings, find_rankings, ranked
+from harness.judging import paired_p
+from harness.measure.bench import Bench
+from harness.measure.evaluate import correct
+from harness.measure.plan import Plan, check_plan, tuning_of
+from harness.measure.rows import BLOCK, Variant
+from harness.measure.tuning import Tuned
+from harness.progress import Progress
+from harness.records import Record
+from harness.sampling import draw, draw_train, require_apart
+from harness.statistics import Interval, bootstrap_mean
+from harness.traces import Tracer
+from zoo.predictor import tower_name
+from zoo.prompts import PromptFile
+from zoo.vit import ReducedViT
+
+RANDOM = "random"
+
+Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, else 0
+
+
+def compare(
+    plan: Plan, known: Sequence[Record], progress: Progress, tracer: Tracer | None = None
+) -> Iterator[list[Record]]:
+    """Measure what the plan asks for and ``known`` lacks.
+
+    Args:
+        plan: what to compare.
+        known: records of earlier runs; one that fits is used again.
+        progress: where to show how far things are.
+        tracer: stores what rows do to single images; None to store nothing.
+
+    Yields:
+        For each model and dataset and number of shots the records of all rows, known ones included;
+        those of one seed after those of another.
+
+    Raises:
+        ValueError: an unknown name, or something that can't be measured.
+    """
+    check_plan(plan)
+    datasets = [get_dataset(name) for name in plan.datasets]
+    for dataset in datasets:
+        for shots in filter(None, plan.shots):
+            # Refuses at once what would fail after the work.
+            if plan.tokens in PROMPTS:
+                require_apart(dataset, plan.split)
+                draw(dataset, shots, plan.seed)
+            else:
+                draw_train(dataset, shots, plan.seed)
+    if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
+        progress.say(
+            f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "
+            "tower's without learned tokens"
+        )
+    for name in plan.models:
+        bench = replace(Bench.build(plan, name, progress), tracer=tracer)
+        for dataset in datasets:
+            for shots in plan.shots:
+                yield bench.measure(dataset, shots, known)
+
+
+def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
+    """Measure the plan's last row with prompts from a file.
+
+    The dense tower is no row beside it: it would have to be judged with prompts of its own.
+
+    Raises:
+        ValueError: an unknown name, or prompts of another tower or of other classes.
+        FileNotFoundError: no such file.
+    """
+    dataset = get_dataset(plan.datasets[0])
+    file = PromptFile.read(prompts)
+    file.require_classes(dataset.classes)
+    tuning = tuning_of(file)
+    bench = Bench.build(plan, plan.models[0], progress)
+    row = bench.rows[-1]
+    return bench.judged(dataset, tuning, [row], {row.key: Tuned.of(row.vit, file)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """A method beside random pruning on the same images.
+
+    Attributes:
+        dataset: name.
+        split: its split.
+        method: registered method or ``golden``.
+        keep: keep rate.
+        image_count: images behind the row; ``golden`` has only those with a ranking.
+        top1: the method's accuracy on them, a fraction.
+        random_top1: mean accuracy of the random orders on them.
+        difference: mean over images of (method right) - (share of random orders right), with its
+            95 % bootstrap interval.
+        p_value: of the sign-flip test that the method is as often right as the orders are on
+            average.
+    """
+
+    dataset: str
+    split: str
+    method: str
+    keep: float
+    image_count: int
+    top1: float
+    random_top1: float
+    difference: Interval
+    p_value: float
+
+
+def floor(
+    plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Rankings] = ()
+) -> Iterator[list[Floor]]:
+    """Measure the plan's methods against ``seeds`` random orders, on its first model.
+
+    Args:
+        plan: model, datasets, methods, keep rates, split and conditions.
+        seeds: number of random orders, at least 3.
+        progress: where to show how far things are.
+        rankings: golden rankings to use instead of the shipped ones.
+
+    Yields:
+        The rows of each dataset.
+
+    Raises:
+        ValueError: fewer than 3 seeds, or golden without rankings.
+    """
+    if seeds < 3:
+        raise ValueError(f"--seeds {seeds}: expected at least 3 random orders")
+    methods = tuple(m for m in plan.methods if m not in (DENSE, RANDOM))
+    bench = Bench.build(replace(plan, methods=methods), plan.models[0], progress)
+    dense, rows = bench.rows[0], bench.rows[1:]
+    goldens: dict[str, Rankings] = {}
+    if GOLDEN in methods:  # what is missing is reported before hours are spent
+        for name in plan.datasets:
+            goldens[name] = _rankings(bench, get_dataset(name), rankings)
+    orders = _random_orders(dense.vit, seeds, plan.keeps)
+    for name in plan.datasets:
+        view = bench.view_of(get_dataset(name))
+        split = view.split(Tuning())
+        everywhere = [*(row for row in rows if row.method != GOLDEN), *orders]
+        oracles = [replace(r, rankings=goldens[name]) for r in rows if r.method == GOLDEN]
+        known = ranked(split, goldens[name]) if oracles else np.arange(0)
+        hits: dict[str, Hits] = {}
+        among: dict[str, NDArray[np.int64]] = {}
+        for part, places in ((everywhere, np.arange(len(split))), (oracles, known)):
+            images = split.subset(places)
+            label = f"{len(part)} rows on {name}"
+            results = view.outcomes(part, images, label) if part else {}
+            for key, result in results.items():
+                right = correct(result.features, view.text, images.labels)
+                hits[key], among[key] = right.astype(np.float64), places
+        yield [_floor_row(row, name, plan.split, hits, among[row.key], orders) for row in rows]
+
+
+def _floor_row(
+    row: Variant,
+    dataset: str,
+    split: str,
+    hits: Mapping[str, Hits],
+    among: NDArray[np.int64],
+    orders: Sequence[Variant],
+) -> Floor:
+    beside = [hits[order.key][among] for order in orders if order.keep == row.keep]
+    random = np.mean(beside, axis=0)
+    return Floor(
+        dataset=dataset,
+        split=split,
+        method=row.method,
+        keep=row.keep,
+        image_count=len(among),
+        top1=float(hits[row.key].mean()),
+        random_top1=float(random.mean()),
+        difference=bootstrap_mean(hits[row.key] - random, seed=0),
+        p_value=paired_p(hits[row.key], np.sum(beside, axis=0), 1, len(beside)),
+    )
+
+
+def _random_orders(dense: ReducedViT, seeds: int, keeps: Sequence[float]) -> list[Variant]:
+    return [
+        Variant(
+            model=f"{RANDOM}{round(100 * keep)}",
+            method=RANDOM,
+            keep=keep,
+            vit=zoo.reduce(dense, method=RANDOM, keep=keep, seed=seed).eval(),
+            config={"keep": keep, "seed": seed},
+            what=f"seed {seed}",
+        )
+        for keep in keeps
+        for seed in range(seeds)
+    ]
+
+
+def _rankings(bench: Bench, dataset: Dataset, own: Sequence[Rankings]) -> Rankings:
+    """Find the rankings of a split among the user's own, else where they usually are.
+
+    Raises:
+        ValueError: there are none, or they are of another tower, block or dataset.
+    """
+    model, split = tower_name(bench.rows[0].model, bench.tag), bench.plan.split
+    images_of = dataset.images_of
+    for one in own:
+        if (one.provenance.dataset, one.provenance.split) == (images_of, split):
+            rankings: Rankings | None = one
+            break
+    else:
+        rankings = find_rankings(model, images_of, split)
+    if rankings is None:
+        raise ValueError(
+            f"no golden rankings of {dataset.name} {split}; make them with: python -m harness rank "
+            f"--model {model} --dataset {get_dataset(images_of).asked_as} --split {split}"
+        )
+    revision = ranked_revision(dataset, rankings.provenance.score)
+    rankings.require(weights=bench.weights, revision=revision, block=BLOCK)
+    return rankings

@@ -1,0 +1,335 @@
+"""The models that stand side by side: one dense tower and everything that shares its weights."""
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.polynomial import Polynomial
+from torch import Tensor
+
+import zoo
+from harness.conditions import DENSE, GOLDEN
+from harness.cost import gflops
+from harness.golden.store import Rankings
+from harness.measure.plan import Plan
+from harness.progress import Progress
+from zoo.files import digest_of
+from zoo.golden import GoldenConfig
+from zoo.predictor import PredictorFile
+from zoo.reducer import METHODS, Pruner, ReducerConfig, expected
+from zoo.tokens import Tokens, left_at, rank_scores, tokens_of
+from zoo.vit import ReducedViT, host_spec
+from zoo.weights import load_predictor, with_predictors
+
+BLOCK = GoldenConfig.block
+TOLERANCE = 0.01  # of the target's GFLOPs; a row further off is reported
+MethodRate = tuple[str, float]  # a method and its keep rate
+
+
+class Oracle(Pruner):
+    """Prune by the golden importance that came along with the tokens."""
+
+    method = GOLDEN
+
+    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
+        """Take what ``run`` laid in."""
+        assert tokens.importance is not None
+        return tokens.importance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of a comparison.
+
+    Attributes:
+        model: timm name; for ``golden`` a name that no model has, since it needs the answer.
+        method: registered method, ``dense`` or ``golden``.
+        keep: keep rate.
+        vit: the model.
+        config: the method's settings as JSON values, with the hash of its predictor if it has one.
+        what: tells rows of the same name apart.
+        rankings: golden rankings that a golden row prunes by and others are compared with.
+    """
+
+    model: str
+    method: str
+    keep: float
+    vit: ReducedViT
+    config: dict[str, Any]
+    what: str = ""
+    rankings: Rankings | None = None
+
+    @property
+    def key(self) -> str:
+        """What no other row of a comparison is called."""
+        return f"{self.model} {self.what}".rstrip()
+
+    @property
+    def prompted(self) -> bool:
+        """Whether learned visual tokens go along, so that nothing is as in other rows."""
+        return self.vit.prompts is not None
+
+    @property
+    def first_block(self) -> int:
+        """First block whose computation differs from the dense tower's."""
+        return len(self.vit.blocks) if self.vit.reducer is None else self.vit.reducer.first_block
+
+
+def known_methods() -> tuple[str, ...]:
+    """Return what ``--methods`` takes: dense, every registered method, golden."""
+    return (DENSE, *sorted(METHODS), GOLDEN)
+
+
+def variants(
+    dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Iterable[float]
+) -> list[Variant]:
+    """Make the rows for a dense tower; all share its weights.
+
+    Raises:
+        ValueError: unknown method, keep rates of one name, or one that a method can't do.
+    """
+    rates = tuple(keeps)
+    pairs = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else rates)]
+    return rows_of(dense, arch, tag, pairs)
+
+
+def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate]) -> list[Variant]:
+    """Make the rows for a dense tower, each method with keep rates of its own.
+
+    Raises:
+        ValueError: as in ``variants``.
+    """
+    rows: list[Variant] = []
+    for method, keep in pairs:
+        if method not in known_methods():
+            raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
+        if method == DENSE:
+            rows.append(Variant(model=arch, method=method, keep=1.0, vit=dense, config={}))
+            continue
+        name = f"{arch}_{method}{round(100 * keep)}"
+        for row in rows:
+            if row.model == name:
+                raise ValueError(
+                    f"{name} twice, for keep rates {row.keep:g} and {keep:g}: give each method "
+                    "once, and rates of different whole percents"
+                )
+        if method == GOLDEN:
+            rows.append(golden_row(dense, name, ReducerConfig(keep=keep, reduce_at=(BLOCK,))))
+        else:
+            rows.append(reduced_row(dense, arch, tag, name, method, {"keep": keep}))
+    return rows
+
+
+def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
+    """Make a row that prunes by golden rankings, which come later."""
+    like = next(dense.blocks.parameters())
+    vit = zoo.reduce(dense, method=None)
+    vit.reducer = Oracle(config, host_spec(dense, device=like.device, dtype=like.dtype))
+    assert config.keep is not None
+    return Variant(
+        model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=as_json(config)
+    )
+
+
+def as_json(config: ReducerConfig) -> dict[str, Any]:
+    """Return settings as records keep them: a tuple would never equal the list read back."""
+    facts: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return facts
+
+
+def predictors_digest(files: Sequence[PredictorFile]) -> str:
+    """Return 16 hex digits that tell a model's predictors from others."""
+    return digest_of(*(file.path for file in files))
+
+
+def reduced_row(
+    dense: ReducedViT,
+    arch: str,
+    tag: str,
+    name: str,
+    method: str,
+    options: dict[str, Any],
+    what: str = "",
+) -> Variant:
+    """Make a row of a registered method, with its predictor; raises what ``variants`` does.
+
+    ``name`` and ``what`` are the row's own, ``options`` the method's, ``keep`` among them.
+    """
+    options, predictors = with_predictors(arch, tag, method, options, len(dense.blocks))
+    vit = zoo.reduce(dense, method=method, **options)
+    assert vit.reducer is not None
+    config = as_json(vit.reducer.config)
+    if predictors:
+        load_predictor(vit, predictors)
+        config["predictor"] = predictors_digest(predictors)
+    keep = options["keep"]
+    return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a variant says about a batch.
+
+    Attributes:
+        features: (B, D) unit image features, float32.
+        scores: (B, N) float, higher = kept longer; None when nothing was reduced.
+        final_tokens: patch tokens left at the end.
+        left: (B, N) int16, see ``zoo.tokens.left_at``; None when nothing was reduced.
+        token: (B, N) int16, see ``zoo.tokens.tokens_of``; None when nothing was reduced.
+    """
+
+    features: Tensor
+    scores: Tensor | None
+    final_tokens: int
+    left: Tensor | None = None
+    token: Tensor | None = None
+
+
+@torch.inference_mode()
+def run(
+    rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Output]:
+    """Run all rows on a batch; what rows without learned visual tokens share is computed once.
+
+    Args:
+        rows: variants of one dense tower.
+        images: (B, C, H, W).
+        golden: (B, N) golden importance by the key of a golden row.
+
+    Returns:
+        What each row says, by its key.
+    """
+    shared = _shared([row for row in rows if not row.prompted], images)
+    outputs = {}
+    for row in rows:
+        start = 0 if row.prompted else row.first_block
+        tokens = row.vit.embed(images) if row.prompted else shared[start]
+        if row.method == GOLDEN:
+            tokens = tokens._replace(importance=golden[row.key])
+        tokens, _ = row.vit.advance(tokens, start)
+        cells = tokens.grid[0] * tokens.grid[1]
+        outputs[row.key] = Output(
+            features=F.normalize(row.vit.finish(tokens).float(), dim=-1),
+            scores=rank_scores(tokens.history, cells) if tokens.history else None,
+            final_tokens=tokens.patch_count,
+            left=left_at(tokens.history, cells).short() if tokens.history else None,
+            token=tokens_of(tokens.history, cells).short() if tokens.history else None,
+        )
+    return outputs
+
+
+def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
+    """Return what enters each block at which one of the rows parts from the dense tower."""
+    if not rows:
+        return {}
+    dense = rows[0].vit if rows[0].vit.reducer is None else zoo.reduce(rows[0].vit, method=None)
+    entering, done = {0: dense.embed(images)}, 0
+    for stop in sorted({row.first_block for row in rows} - {0}):
+        entering[stop], _ = dense.advance(entering[done], done, stop)
+        done = stop
+    return entering
+
+
+class KeepSolver:
+    """Count one kind of model at several keep rates, each once.
+
+    Args:
+        dense: the tower.
+        build: makes the model for a keep rate; raises ValueError for one that it can't do.
+    """
+
+    def __init__(self, dense: ReducedViT, build: Callable[[float], ReducedViT]) -> None:
+        """Count nothing yet."""
+        self.build = build
+        self.patches = int(dense.patch_embed.num_patches)
+        self._size = dense.patch_embed.img_size
+        self._counts: dict[float, float] = {}
+
+    def gflops(self, keep: float) -> float:
+        """Return fvcore's count of the model itself, 1e9 multiply-adds per image."""
+        if keep not in self._counts:
+            self._counts[keep] = gflops(self.build(keep), self._size).gflops
+        return self._counts[keep]
+
+    def nearest(self, goal: float) -> float:
+        """Return the keep rate whose cost is nearest to ``goal`` GFLOPs.
+
+        The cost rises with the number of patch tokens at the end, very nearly as a square: three
+        counts and a parabola say about where, and from there single steps lead to the two
+        neighbours of the goal.
+        """
+        last = self.patches - 1
+        self.build(1.0)  # a method that can't do even this says why
+        least = 1 + bisect_left(range(1, last), True, key=self._able)
+
+        def cost(count: int) -> float:
+            return self.gflops(count / self.patches)
+
+        sampled = sorted({least, (least + last) // 2, last})
+        parabola = Polynomial.fit(sampled, [cost(count) for count in sampled], len(sampled) - 1)
+        here = min(range(least, last + 1), key=lambda count: abs(float(parabola(count)) - goal))
+        low = cost(here) < goal
+        step = 1 if low else -1
+        while least <= here + step <= last and (cost(here + step) < goal) == low:
+            here += step
+        beside = min(max(here + step, least), last)
+        # Apart from the rest, as keeping all spares the method's own work too.
+        counts = (here, beside, self.patches)
+        return min(counts, key=lambda count: abs(cost(count) - goal)) / self.patches
+
+    def _able(self, count: int) -> bool:
+        """Tell whether the model can end with so few; ToMe, say, halves at most."""
+        try:
+            self.build(count / self.patches)
+        except ValueError:
+            return False
+        return True
+
+
+def matched_rows(
+    dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress
+) -> list[MethodRate]:
+    """Solve each method's keep rate for the target's GFLOPs at each of the plan's.
+
+    Costs are fvcore's of the model itself. Two keep rates of the target may share a method's row.
+
+    Args:
+        dense: the tower, where fvcore can trace it.
+        arch: its timm name.
+        tag: its weight tag.
+        plan: one that `check_plan` lets pass.
+        progress: where to report rows further off than `TOLERANCE`.
+
+    Raises:
+        ValueError: as in `rows_of`.
+    """
+
+    def solver(method: str) -> KeepSolver:
+        return KeepSolver(dense, lambda keep: rows_of(dense, arch, tag, [(method, keep)])[0].vit)
+
+    target = solver(plan.match_to)
+    goals = {rate: target.gflops(rate) for rate in plan.keeps}
+    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
+    pairs: list[MethodRate] = [(DENSE, 1.0)]
+    with progress.task("keep rates of equal cost", len(methods)) as update:
+        for done, method in enumerate(methods, start=1):
+            costs = solver(method)
+            for rate, goal in goals.items():
+                keep = rate
+                if method != plan.match_to:
+                    keep = costs.nearest(goal)
+                    off = costs.gflops(keep) / goal - 1
+                    if abs(off) > TOLERANCE:
+                        progress.say(
+                            f"{method} can't meet the {goal:.3f} GFLOPs of {plan.match_to} at keep "
+                            f"{100 * rate:.3g} %: the nearest is {costs.gflops(keep):.3f} "
+                            f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+                        )
+                pairs.append((method, keep))
+            update(done)
+    return list(dict.fromkeys(pairs))

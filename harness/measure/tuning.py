@@ -1,0 +1,199 @@
+"""Models tuned on a few labelled images: made once for each draw and recipe, and kept."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.datasets.base import Dataset, Split
+from harness.measure.evaluate import OutcomeCache, correct, outcomes
+from harness.measure.rows import Variant
+from harness.progress import Progress
+from harness.sampling import FewShot, draw
+from harness.towers import text_classifier
+from zoo.adopt import add_prompts
+from zoo.clip import ClipParts
+from zoo.files import digest_of
+from zoo.prompt_learner import TuneConfig
+from zoo.prompts import PromptFile
+from zoo.tuning import Labelled, tune
+from zoo.vit import ReducedViT
+from zoo.weights import cache_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A model with the prompts that were tuned on it.
+
+    Attributes:
+        vit: maps images to the joint space, with learned visual tokens if there are any.
+        classifier: (classes, D) unit text features.
+        file: where the prompts are.
+    """
+
+    vit: ReducedViT
+    classifier: Tensor
+    file: PromptFile
+
+    @classmethod
+    def of(cls, vit: ReducedViT, file: PromptFile) -> "Tuned":
+        """Give a model the prompts of a file.
+
+        Raises:
+            ValueError: they were tuned on another tower.
+        """
+        tower = add_prompts(vit, file, classify=False)
+        return cls(vit=tower, classifier=file.load()["classifier"], file=file)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that tell these prompts from others."""
+        return digest_of(self.file.path)
+
+
+class Tuner:
+    """Tune models of one tower on labelled images of one dataset."""
+
+    def __init__(
+        self,
+        parts: ClipParts,
+        dataset: Dataset,
+        *,
+        model: str,
+        tag: str,
+        weights: str,
+        progress: Progress,
+    ) -> None:
+        """Look at no image yet."""
+        self.parts, self.dataset, self.progress = parts, dataset, progress
+        self.model, self.tag, self.weights = model, tag, weights
+        self._outcomes = OutcomeCache()
+        self._pixels: dict[str, Tensor] = {}
+
+    def tuned(
+        self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig
+    ) -> dict[str, Tuned]:
+        """Tune each row on ``shots`` labelled images per class, or take what was tuned before.
+
+        Args:
+            rows: variants of the tower, on one device in one dtype; golden ones can't be tuned.
+            shots: labelled images per class to learn from.
+            seed: draws them; the recipe has its own.
+            config: recipe.
+
+        Returns:
+            Tuned models, by the key of the row.
+
+        Raises:
+            ValueError: what ``draw`` and ``zoo.tune`` refuse.
+        """
+        few = draw(self.dataset, shots, seed)
+        paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
+        missing = [row for row in rows if not paths[row.key].is_file()]
+        if missing and config.tokens == "t":
+            self._encode(missing, few)
+        for row in missing:
+            train, val = (self._labelled(row, split, config) for split in few)
+            self.tune(row, train, val, config, paths[row.key], {"shots": shots, "draw": seed})
+        return {row.key: Tuned.of(row.vit, PromptFile.read(paths[row.key])) for row in rows}
+
+    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
+        """Return top-1 on some images of a row as it is, by text, and tuned."""
+        like = next(row.vit.blocks.parameters())
+        text, _ = text_classifier(self.parts, self.dataset)
+
+        def top1(one: Variant, classifier: Tensor) -> float:
+            outcome = outcomes(
+                [one], split, self.parts.preprocess, device=like.device, dtype=like.dtype
+            )[row.key]
+            return float(correct(outcome.features, classifier, split.labels).mean())
+
+        return top1(row, text), top1(replace(row, vit=tuned.vit), tuned.classifier)
+
+    def tune(
+        self,
+        row: Variant,
+        train: Labelled,
+        val: Labelled,
+        config: TuneConfig,
+        path: Path,
+        provenance: dict[str, Any],
+    ) -> PromptFile:
+        """Tune one row and write the result; go on where a stopped run was."""
+        checkpoint = path.with_suffix(".pt")
+        what = f"{config.tokens} for {row.key}, {self.dataset.name}"
+        if (shots := provenance.get("shots")) is not None:
+            what += f", {shots} shots, draw {provenance.get('draw')}"
+        with self.progress.task(what, config.rounds) as update:
+            learner = tune(
+                row.vit,
+                self.parts,
+                self.dataset.classes,
+                self.dataset.templates,
+                train,
+                val,
+                config,
+                on_round=lambda done, *_: update(done + 1),
+                checkpoint=checkpoint,
+            )
+        origin = {
+            "tuned_on": row.model,
+            "method": row.config,
+            "dataset_revision": self.dataset.condition,
+        }
+        file = learner.save(
+            path,
+            row.vit,
+            self.parts,
+            model=self.model,
+            tag=self.tag,
+            dataset=self.dataset.name,
+            provenance=origin | provenance,
+        )
+        checkpoint.unlink(missing_ok=True)
+        return file
+
+    def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
+        """Return where prompts are kept: by all that decides them."""
+        like = next(row.vit.blocks.parameters())
+        conditions = [
+            *(self.model, self.tag, self.weights, row.model, row.config, str(like.dtype)),
+            *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
+            *(few.train.image_ids, few.val.image_ids, like.device.type, torch.__version__),
+        ]
+        digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
+        return cache_folder() / "prompts" / f"{digest[:20]}.safetensors"
+
+    def _encode(self, rows: Sequence[Variant], splits: Iterable[Split]) -> None:
+        """Compute the features of images that some of the rows haven't met; common blocks once."""
+        for split in splits:
+            ids = split.image_ids
+            if not (new := self._outcomes.missing([row.key for row in rows], ids)):
+                continue
+            like = next(rows[0].vit.blocks.parameters())
+            with self.progress.task(f"labelled images of {self.dataset.name}", len(new)) as update:
+                results = outcomes(
+                    rows,
+                    split.subset(new),
+                    self.parts.preprocess,
+                    device=like.device,
+                    dtype=like.dtype,
+                    on_batch=update,
+                )
+            self._outcomes.add(results, [ids[i] for i in new])
+
+    def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:
+        """Return a split as features of a row, or as images where these must be run anew."""
+        labels = torch.from_numpy(split.labels)
+        if config.tokens == "t":
+            return Labelled(self._outcomes.of(row.key, split.image_ids).features, labels)
+        for index, name in enumerate(split.image_ids):
+            if name not in self._pixels:
+                image: Tensor = self.parts.preprocess(split[index].image)
+                self._pixels[name] = image.bfloat16() if config.dtype == "bfloat16" else image
+        return Labelled(torch.stack([self._pixels[name] for name in split.image_ids]), labels)

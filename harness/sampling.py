@@ -1,0 +1,225 @@
+"""Which images of a split are used: a balanced part, K shots per class, in which batches."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.datasets.base import Dataset, Example, Split, SplitName
+
+BATCH = 32
+SUBSET_SEED = 0
+SHOTS = (1, 2, 4, 8, 16)
+VAL_SHOTS = 4  # validation images per class at most, as in CoOp
+
+
+def subset(split: Split, limit: int | None) -> Split:
+    """Take a fixed, class-balanced part of a split: ``limit`` images, or all if None.
+
+    Classes give in turn until ``limit`` is reached; which image a class gives next is drawn once
+    and for all, so that a smaller subset is part of a larger one.
+    """
+    if limit is None or limit >= len(split):
+        return split
+    return split.subset(np.sort(turns(split.labels)[:limit]))
+
+
+def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Order images so that the first few, however many, are class-balanced.
+
+    Args:
+        labels: (n,) true classes; images of unknown class count as one class.
+
+    Returns:
+        (n,) positions. Classes give in turn; which image a class gives next is drawn once and for
+        all.
+    """
+    order = seeded_order(len(labels), SUBSET_SEED)
+    grouped = np.argsort(labels[order], kind="stable")
+    _, starts, counts = np.unique(labels[order][grouped], return_index=True, return_counts=True)
+    turn = np.empty(len(labels), dtype=np.int64)
+    turn[grouped] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return order[np.argsort(turn, kind="stable")]
+
+
+def batches(split: Split, preprocess: Any) -> Iterator[tuple[list[Example], Tensor]]:
+    """Yield the examples of a split with their images (B, C, H, W), ``BATCH`` at a time."""
+    for start in range(0, len(split), BATCH):
+        examples = [split[i] for i in range(start, min(start + BATCH, len(split)))]
+        yield examples, torch.stack([preprocess(example.image) for example in examples])
+
+
+class FewShot(NamedTuple):
+    """What a model may learn from.
+
+    Attributes:
+        train: K images per class.
+        val: min(K, 4) images per class; all of them where a class has fewer.
+    """
+
+    train: Split
+    val: Split
+
+
+def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
+    """Draw labelled images as CoOp does: K per class to train on, min(K, 4) to validate by.
+
+    Both come from the splits that the dataset says, see ``Dataset.shots_from``, and no group of
+    images is in both, see ``Dataset.group_of``. One seed gives nested sets to train on: the images
+    for K are among those for K + 1.
+
+    Args:
+        dataset: where they are from; its test split isn't touched.
+        shots: K, at least 1.
+        seed: of the choice.
+
+    Raises:
+        ValueError: shots < 1, a class with fewer than K training images, or a class without
+            validation images.
+    """
+    kept = _kept_back(dataset, shots, seed)
+    train = _draw_train(dataset, shots, seed, kept)
+    split, most = dataset.split("val"), min(shots, VAL_SHOTS)
+    order = seeded_order(len(split), seed)
+    if dataset.shots_from == "val":
+        ids = split.image_ids
+        taken = {dataset.group_of(name) for name in train.image_ids}  # a group may span classes
+        free = [place for place in kept if dataset.group_of(ids[place]) not in taken]
+        order = np.array(free, dtype=np.int64)
+    poorest, count = _poorest(dataset, split.labels[order])
+    if count == 0:
+        beside = f" beside the {shots} to learn from" if dataset.shots_from == "val" else ""
+        raise ValueError(
+            f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} has 0 validation "
+            f"images{beside}, of {len(split)} in its val split; every class needs 1 at least"
+        )
+    return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, most)))
+
+
+def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
+    """Draw the training images of ``draw`` alone; the dataset needs no validation images.
+
+    Raises:
+        ValueError: shots < 1, or a class with fewer than K training images.
+    """
+    return _draw_train(dataset, shots, seed, _kept_back(dataset, shots, seed))
+
+
+def _draw_train(dataset: Dataset, shots: int, seed: int, kept: list[int]) -> Split:
+    """Draw training images from all but the positions that are kept back."""
+    if shots < 1:
+        raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
+    split = dataset.split(dataset.shots_from)
+    if not len(split):
+        prefix, _, place = dataset.asked_as.partition(":")
+        way = f", or folder-parted:{place}, which makes splits" if prefix == "folder" else ""
+        raise ValueError(
+            f"{shots} shots asked for, but {dataset.name!r} has no {dataset.shots_from} images: it "
+            "is for testing only, or they are missing, which `python -m harness datasets check "
+            f"{dataset.asked_as}` tells; take 0 shots or another dataset{way}"
+        )
+    poorest, count = _poorest(dataset, split.labels)
+    if count < shots:
+        raise ValueError(
+            f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} "
+            f"has {count} training images; k can be at most {count}"
+        )
+    order = seeded_order(len(split), seed)
+    order = order[~np.isin(order, kept)]
+    return split.subset(_first_of_each(dataset, split.labels, order, shots))
+
+
+def _kept_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
+    """Return positions in val that validate where val also trains, the first choice first.
+
+    Of each class the groups that come last in the seed's order, until they make min(K, 4) images or
+    no more than K would be left to train on. Nothing where train images come from train.
+    """
+    if dataset.shots_from != "val":
+        return []
+    split = dataset.split("val")
+    ids, labels = split.image_ids, split.labels
+    order = seeded_order(len(split), seed)
+    positions: list[int] = []
+    for label in range(len(dataset.classes)):
+        groups: dict[str, list[int]] = {}
+        members = order[labels[order] == label]
+        for place in members.tolist():
+            groups.setdefault(dataset.group_of(ids[place]), []).append(place)
+        kept: list[int] = []
+        for group in reversed(groups.values()):
+            enough = len(kept) >= min(shots, VAL_SHOTS)
+            if enough or len(members) - len(kept) - len(group) < shots:
+                break
+            kept += group
+        positions += kept
+    return positions
+
+
+def require_apart(dataset: Dataset, split: SplitName) -> None:
+    """Refuse to judge few-shot models by images that they may have learnt from.
+
+    Raises:
+        ValueError: few-shot images of the dataset come from ``split``.
+    """
+    if split in (dataset.shots_from, "val"):
+        raise ValueError(
+            f"--split {split}: labelled images of {dataset.name!r} for shots come from there; "
+            "judge them by --split test"
+        )
+
+
+def draw_ranked(
+    dataset: Dataset, image_ids: Sequence[str], labels: NDArray[np.int64], shots: int, seed: int
+) -> NDArray[np.int64]:
+    """Draw K positions per class out of images that are ranked: (classes * K,) int64, sorted.
+
+    One seed gives nested sets. Which images it draws depends on which are ranked, not on their
+    order.
+
+    Args:
+        dataset: whose classes these are.
+        image_ids: n ids of ranked images.
+        labels: (n,) their classes; images of unknown class (-1) are left out.
+        shots: K, at least 1.
+        seed: of the choice.
+
+    Raises:
+        ValueError: a class has fewer than K ranked images.
+    """
+    poorest, count = _poorest(dataset, labels[labels >= 0])
+    if count < shots:
+        raise ValueError(
+            f"--shots {shots}: class {poorest!r} of {dataset.name!r} has {count} ranked images; "
+            "k can be at most that, or rank more of them"
+        )
+    order = np.argsort(np.array(image_ids))[seeded_order(len(labels), seed)]
+    return _first_of_each(dataset, labels, order, shots)
+
+
+def seeded_order(count: int, seed: int) -> NDArray[np.int64]:
+    """Return the positions 0 to count - 1 in the order that a seed gives them.
+
+    Raises:
+        ValueError: a seed below 0.
+    """
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: expected a number from 0")
+    return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
+
+
+def _poorest(dataset: Dataset, labels: NDArray[np.int64]) -> tuple[str, int]:
+    """Return the class with the fewest images, and how many it has."""
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    return dataset.classes[int(counts.argmin())], int(counts.min())
+
+
+def _first_of_each(
+    dataset: Dataset, labels: NDArray[np.int64], order: NDArray[np.int64], most: int
+) -> NDArray[np.int64]:
+    """Take the first few positions of every class in an order; sorted."""
+    drawn = [order[labels[order] == label][:most] for label in range(len(dataset.classes))]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)

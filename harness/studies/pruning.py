@@ -1,0 +1,172 @@
+"""Studies of pruning: which method, at which blocks, in how many steps, at what cost."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from harness.datasets.base import Dataset
+from harness.measure.rows import Variant
+from harness.studies.workshop import PREDICTED, Line, Workshop, study
+from zoo.predictor import architecture
+from zoo.reducer import METHODS
+
+SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the whole grid
+WITHOUT_PREDICTOR = sorted(name for name, cls in METHODS.items() if not cls.needs_predictor)
+
+
+@study(
+    "Methods at equal GFLOPs",
+    "Is Patch Ranking ahead of other methods for the same cost?",
+    keeps=(0.6, 0.5, 0.3),
+)
+def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+    """Give every method without a predictor the keep rate at which it costs what patchrank does."""
+    fits = shop.fitted(shop.config.datasets, shop.golden())
+    truth = shop.known(dataset.images_of)
+
+    def baseline(method: str, what: str, keep: float) -> list[Variant]:
+        return shop.baseline(method, keep, truth, what)
+
+    for keep in keeps:
+        what, percent = f"for {keep:g}", f"{100 * keep:g}"
+        rows = shop.predicted(fits, keep, truth, what)
+        goal = shop.gflops(rows[0])
+        yield Line({"for": percent, "method": PREDICTED}, rows, keep)
+        for method in WITHOUT_PREDICTOR:
+            build = partial(baseline, method, what)
+            rows = build(shop.at_cost(method, build, goal))
+            yield Line({"for": percent, "method": method}, rows, keep)
+
+
+@study(
+    "Reduction point",
+    "Before which block do tokens go at the least loss, for one keep rate or one cost?",
+    keeps=(0.6,),
+)
+def blocks(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+    """Prune before every block to one keep rate, then to the cost of the study's own block."""
+    every = range(len(shop.dense.blocks))
+    yield from _at_blocks(shop, dataset, every, keeps)
+    goldens = [shop.golden(block=block) for block in every]
+    truth = [shop.rankings(dataset.images_of, shop.config.split, golden) for golden in goldens]
+    fits = [shop.fitted(shop.config.datasets, golden) for golden in goldens]
+
+    def predicted(block: int, what: str, keep: float) -> list[Variant]:
+        return shop.predicted(fits[block], keep, truth[block], f"block {block} {what}")
+
+    own = shop.golden().block
+    for keep in keeps:
+        goal = shop.gflops(predicted(own, "", keep)[0])
+        ranking = f"predicted, cost of block {own} at {100 * keep:g}"
+        for block in every:
+            build = partial(predicted, block, f"for {keep:g}")
+            rows = build(shop.at_cost(f"block {block}", build, goal))
+            yield Line({"before block": str(block), "ranking": ranking}, rows, keep)
+
+
+@study(
+    "Pruning at the input, before block 0 (paper: Figure 5)",
+    "Does the golden ranking beat the class token's attention where pruning pays most?",
+    keeps=(0.6, 0.5),
+)
+def early(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+    """Prune before block 0, where the class token hasn't attended to anything yet."""
+    yield from _at_blocks(shop, dataset, (0,), keeps)
+
+
+def _at_blocks(
+    shop: Workshop, dataset: Dataset, at: Sequence[int], keeps: Sequence[float]
+) -> Iterator[Line]:
+    """Yield golden, predicted, class token's attention and random order at some blocks."""
+    for block in at:
+        golden = shop.golden(block=block)
+        truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+        fits = shop.fitted(shop.config.datasets, golden)
+        for keep in keeps:
+            what = f"block {block}"
+            rankings = {
+                "golden": shop.oracle(truth, keep, what),
+                "predicted": shop.predicted(fits, keep, truth, what),
+                "clsattn": shop.baseline("clsattn", keep, truth, what, reduce_at=(block,)),
+                "random": shop.baseline("random", keep, truth, what, reduce_at=(block,)),
+            }
+            for ranking, rows in rankings.items():
+                yield Line({"before block": str(block), "ranking": ranking}, rows, keep)
+
+
+def schedules(first: int, depth: int) -> list[tuple[int, ...]]:
+    """Return reduction points to compare, all beginning at ``first``: one, then ever more."""
+    every: list[tuple[int, ...]] = [(first,)]
+    for step, most in ((2, 2), (2, 3), (1, 4), (1, depth)):
+        points = tuple(range(first, depth, step))[:most]
+        if len(points) > 1 and points not in every:
+            every.append(points)
+    return every
+
+
+@study(
+    "One-shot against progressive pruning at equal GFLOPs",
+    "Is it better to drop all tokens at once, or fewer at a time and more in the end?",
+    keeps=(0.6, 0.5, 0.3),
+)
+def schedule(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+    """Prune in one step or in several, by one ranking made at the first."""
+    golden = shop.golden()
+    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    fits = shop.fitted(shop.config.datasets, golden)
+
+    def predicted(points: Sequence[int], what: str, keep: float) -> list[Variant]:
+        return shop.predicted(fits, keep, truth, what, reduce_at=points)
+
+    for keep in keeps:
+        goal = shop.gflops(predicted((golden.block,), "", keep)[0])
+        for points in schedules(golden.block, len(shop.dense.blocks)):
+            what = f"at {points} for {keep:g}"
+            build = partial(predicted, points, what)
+            same = shop.at_cost(f"at {points}", build, goal)
+            labels = {"for": f"{100 * keep:g}", "before blocks": ", ".join(map(str, points))}
+            yield Line(labels | {"ranking": "predicted"}, build(same), keep)
+            rows = shop.oracle(truth, same, what, reduce_at=points)
+            yield Line(labels | {"ranking": "golden"}, rows, keep)
+
+
+@study(
+    "One ranking against scoring anew at each reduction point, at equal GFLOPs",
+    "Do later blocks know better which of the remaining patches matter?",
+    keeps=(0.6, 0.3),
+)
+def rescore(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+    """Rank once, carry the ranking along, or score what is left anew."""
+    recipe = shop.config.fit
+    if not architecture(recipe.arch).any_subset:
+        recipe = replace(recipe, arch=SCORES_SUBSETS)
+    golden = shop.golden()
+    once = (golden.block,)
+    points = tuple(range(golden.block, len(shop.dense.blocks), 2))[:3]
+    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    fits = [shop.fitted(shop.config.datasets, shop.golden(block=block), recipe) for block in points]
+
+    def predicted(what: str, anew: bool, at: tuple[int, ...], keep: float) -> list[Variant]:
+        later = fits[1:] if anew else ()
+        return shop.predicted(fits[0], keep, truth, what, later=later, reduce_at=at, rescore=anew)
+
+    def attention(what: str, at: tuple[int, ...], keep: float) -> list[Variant]:
+        return shop.baseline("clsattn", keep, truth, what, reduce_at=at)
+
+    for keep in keeps:
+        goal = shop.gflops(predicted("", False, once, keep)[0])
+        ways: dict[tuple[str, str], Callable[[float], list[Variant]]] = {
+            (recipe.arch, "once"): partial(predicted, f"once for {keep:g}", False, once),
+            (recipe.arch, "carried"): partial(predicted, f"carried for {keep:g}", False, points),
+            (recipe.arch, "anew"): partial(predicted, f"anew for {keep:g}", True, points),
+            ("clsattn", "once"): partial(attention, f"once for {keep:g}", once),
+            ("clsattn", "anew"): partial(attention, f"anew for {keep:g}", points),
+        }
+        for (by, way), build in ways.items():
+            labels = {
+                "for": f"{100 * keep:g}",
+                "by": by,
+                "scored": way,
+                "before blocks": ", ".join(map(str, once if way == "once" else points)),
+            }
+            yield Line(labels, build(shop.at_cost(f"{by} {way}", build, goal)), keep)

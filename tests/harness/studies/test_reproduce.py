@@ -1,0 +1,358 @@
+"""The paper's tables and figures: what each promises, what is written, how a run goes on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.cli import main
+from harness.datasets.base import Dataset, Split, SplitName
+from harness.progress import Progress
+from harness.records import Record, read_records
+from harness.statistics import Interval
+from harness.studies.commands import study_config
+from harness.studies.dry_run import remaining
+from harness.studies.paper import MATCH, REPRODUCTIONS, get_reproduction, list_reproductions
+from harness.studies.reproduce import (
+    Comparison,
+    draw,
+    mean_of,
+    series,
+    under_its_conditions,
+)
+from harness.studies.workshop import StudyConfig
+from zoo.reducer import final_count
+
+Reproduced = Callable[..., tuple[Comparison, list[Record]]]
+FLAGS = (
+    "--model clip_vit_b16.openai --limit 7 --train-limit 9 --seeds 1 --block 2 --window 4 "
+    "--stride 4 --arch mlp --width 8 --epochs 2 --labelled 1 --rounds 1 --num-tokens 2"
+)
+Staged = dict[str, Dataset]
+
+
+def ask(*told: str) -> int:
+    return main(["reproduce", *" ".join(told).split()])
+
+
+def test_ours_stand_beside_the_paper_s(
+    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ("figure5 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}")
+    assert ask(*command) == 0
+    shown = capsys.readouterr().out
+    assert "Figure 5: pruning before block 1" in shown
+    text = (tmp_path / "figure5.md").read_text()
+    assert text.startswith(f"```\npython -m harness reproduce {command[0]} {FLAGS}\n```\n")
+    assert "NOT the paper's" not in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]]
+            for line in text.splitlines() if line.startswith("|")]  # fmt: skip
+    assert rows[0] == ["", "whose", "caltech101", "dtd", "mean", "compared with", "by"]
+    ours, paper, off = rows[2:5]
+    assert paper[:5] == ["", "paper", "93.5", "45.1", "69.3"]  # its mean over these two
+    for column in (2, 3, 4):
+        mean = 69.3 if column == 4 else float(paper[column])
+        assert float(off[column]) == pytest.approx(float(ours[column].split()[0]) - mean, abs=0.11)
+    records = read_records(tmp_path / "figure5.jsonl")
+    assert {record.dataset for record in records} == {"caltech101", "dtd"}
+    assert (tmp_path / "figure5.svg").read_bytes().startswith(b"<?xml")
+    assert ask(*command) == 0  # nothing new to write
+    assert read_records(tmp_path / "figure5.jsonl") == records
+    assert (tmp_path / "figure5.md").read_text() == text
+
+
+def test_another_tower_or_other_data_are_named(
+    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert ask("table3 --datasets elsewhere", FLAGS, f"--output {tmp_path}") == 0
+    capsys.readouterr()
+    text = (tmp_path / "table3.md").read_text()
+    assert "NOT the paper's data: what differs is no failed reproduction" in text
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()}
+    assert rows["| keep 60, GFLOPs"][4] == "unpruned, GFLOPs"
+    lines = text.splitlines()
+    paper = lines[lines.index(" | ".join(rows["| keep 60, GFLOPs"])) + 1]
+    assert paper.split(" | ")[2:6] == ["–", "16.80", "", "0.718 |"]
+    off = lines[lines.index(" | ".join(rows["| keep 60, GFLOPs"])) + 2].split(" | ")
+    assert off[2:4] == ["–", "–"]  # only the ratio may be compared
+    assert off[5].startswith(("+", "-"))
+
+
+def test_a_dry_run_measures_nothing_and_names_what_is_missing(
+    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str], forbid: Callable[..., None]
+):
+    forbid()
+    told = ("table5 --datasets dtd food101", FLAGS, f"--output {tmp_path / 'out'} --dry-run")
+    assert ask(*told) == 0
+    shown = capsys.readouterr().out
+    for line in (
+        "rank",
+        "fit predictors",
+        "tune tokens",
+        "judge",
+        "missing",
+        "food101: no dataset",
+    ):
+        assert line in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_stopped_goes_on(
+    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """Stopped on the second dataset: the first is there, and isn't measured again."""
+    from harness.measure import bench
+
+    real, seen = bench.outcomes, []
+
+    def stopping(rows: Any, split: Any, *args: Any, **told: Any) -> Any:
+        seen.append(split.image_ids[0])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(rows, split, *args, **told)
+
+    monkeypatch.setattr(bench, "outcomes", stopping)
+    command = ("figure5 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}")
+    assert ask(*command) == 130
+    first = read_records(tmp_path / "figure5.jsonl")
+    assert {record.dataset for record in first} == {"caltech101"}
+    assert "caltech101 (7 images)" in (tmp_path / "figure5.md").read_text()
+    assert ask(*command) == 0
+    capsys.readouterr()
+    assert len(seen) == 3
+    records = read_records(tmp_path / "figure5.jsonl")
+    assert records[: len(first)] == first
+    assert len(records) == 2 * len(first)
+
+
+def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
+
+    from harness.flags import build_parser
+
+    def config(table: str, *flags: str) -> Any:
+        args = build_parser().parse_args(["reproduce", table, *flags])
+        return study_config(args, get_reproduction(table))
+
+    paper = config("table4", "--root", "data")
+    assert paper.model == "clip_vit_b16.openai"
+    assert paper.datasets[-2:] == ("ucf101", "imagenet")
+    assert len(config("table1", "--root", "data").datasets) == 7
+    assert (paper.limit, paper.split, paper.golden.block) == (None, "test", 3)
+    assert (paper.golden.window, paper.golden.stride) == (2, 2)
+    assert (paper.tune.count, paper.tune.anchor, paper.labelled) == (16, 0.0, 16)
+    ours = config("table1")
+    assert (ours.model, ours.datasets) == ("clip_vit_s14", ("fashion", "emoji"))
+    assert (ours.golden.window, ours.golden.stride, ours.limit) == (3, 2, 300)
+    assert config("table1", "--full").limit is None
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("table8", "reproduce 'table8': did you mean 'table"),
+        ("table1 --limit 0", "--limit 0: expected a number from 1"),
+        ("table1 --seeds 0", "--seeds 0: expected a number from 1"),
+        ("table1 --dtype int8", "--dtype 'int8'"),
+        ("table1 --datasets dtdd", "no dataset is called 'dtdd'"),
+        ("table1 --stride 3 --window 2", "stride=3: more than window=2 leaves patches out"),
+        ("table1 --arch mixr", "arch='mixr': did you mean 'mixer'?"),
+    ],
+)
+def test_refused(told: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert ask(told, f"--output {tmp_path}") == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_without_val_is_refused(
+    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    whole = staged["dtd"].split
+
+    def split(name: SplitName) -> Split:
+        return whole(name)[:0] if name == "val" else whole(name)
+
+    monkeypatch.setattr(staged["dtd"], "split", split)
+    assert ask("table1 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}") == 2
+    said = "dataset 'dtd' has no val images, which fits are stopped by"
+    assert said in capsys.readouterr().err
+
+
+def test_a_tower_without_text_is_refused(
+    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    import harness.studies.run as module
+
+    tower = module.load_tower("")._replace(clip=None)
+    monkeypatch.setattr(module, "load_tower", lambda name: tower)
+    assert ask("table1 --datasets dtd", FLAGS, f"--output {tmp_path}") == 2
+    assert "has no text tower here, so accuracy can't be judged" in capsys.readouterr().err
+
+
+def conditions(name: str, paper_s: StudyConfig) -> StudyConfig:
+    """Give the table its datasets, ImageNet where it wants it; one fit will do."""
+    recipe = get_reproduction(name)
+    datasets = ("caltech101", "imagenet") if name == "table4" else ("caltech101",)
+    return under_its_conditions(recipe, replace(paper_s, datasets=datasets, seeds=1))
+
+
+@pytest.mark.parametrize("name", list_reproductions())
+def test_a_second_run_measures_nothing_and_a_dry_run_knows_before(
+    name: str,
+    paper_s: StudyConfig,
+    reproduced: Reproduced,
+    staged: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    forbid: Callable[..., None],
+):
+    if name == "figure1":  # costs are counted, which takes long
+        short = [replace(r, keeps=(0.5,)) if r.name == name else r for r in REPRODUCTIONS]
+        monkeypatch.setattr("harness.studies.paper.REPRODUCTIONS", short)
+    recipe = get_reproduction(name)
+    config = conditions(name, paper_s)
+    datasets = [staged[one] for one in config.datasets]
+    before = remaining(recipe, config, datasets, [], Progress())
+    assert {step.cached for step in before} == {0}
+    for step in before:
+        assert (step.passes > 0) == (step.images > 0) == (step.kind != "fit predictors")
+
+    comparison, records = reproduced(name, config)
+    assert comparison.same
+    for one in comparison.results:
+        absent = one.row.empty or (name == "figure1" and one.row.name[-2:] in "90 80 70 60")
+        assert set(one.ours) == (set() if absent else set(config.datasets)), one.row.name
+        assert set(one.to) == (set(one.ours) if one.row.against else set()), one.row.name
+    heads, rows = comparison.cells()
+    assert all(len(row) == len(heads) for row in rows)
+    judged = {(r.dataset, r.model, str(r.method_config), r.seed, r.tuning) for r in records}
+    steps = [step for step in before if step.kind == "judge rows"]
+    assert sum(step.total for step in steps) == len(records) >= len(judged)
+    assert sum(step.passes for step in steps) == sum(r.image_count for r in records)
+    left = {one.kind: one for one in before}["rank images"]
+    assert left.passes == 4 * left.images  # windows of 4 x 4 by 4 on 8 x 8 patches
+
+    forbid()
+    again, same = reproduced(name, config, records)
+    assert same == records
+    assert again.cells() == comparison.cells()
+    after = remaining(recipe, config, datasets, records, Progress())
+    assert [(s.kind, s.of, s.total) for s in after] == [(s.kind, s.of, s.total) for s in before]
+    assert all((s.cached, s.images, s.passes) == (s.total, 0, 0) for s in after)
+
+
+def test_predictors_of_table_1_are_the_dataset_s_own_and_half_the_patches_are_matched(
+    paper_s: StudyConfig, reproduced: Reproduced
+):
+    comparison, records = reproduced("table1", replace(paper_s, seeds=1))
+    fits = {
+        name: {r.method_config["predictor"] for r in records if r.dataset == name and r.keep < 1
+               and r.method == "patchrank"}
+        for name in ("caltech101", "dtd")
+    }  # fmt: skip
+    assert [len(own) for own in fits.values()] == [3, 3]  # one per score
+    assert not set.intersection(*fits.values())
+    # The matching rate is of half the patches.
+    rows = [one for one in comparison.results if one.row.measure == MATCH]
+    assert next(one.row.name for one in rows) == "match at 100, preservation"
+    [record] = [
+        r for r in records
+        if (r.dataset, r.method, r.keep) == ("dtd", "patchrank", 0.51)
+        and r.match_at_k == pytest.approx(rows[0].ours["dtd"].estimate / 100)
+    ][:1]  # fmt: skip
+    assert record.match_k == final_count(64, 0.51) == 33
+
+
+def test_table_4_drops_the_same_at_the_same_blocks(paper_s: StudyConfig, reproduced: Reproduced):
+    comparison, records = reproduced("table4", conditions("table4", paper_s))
+    pruned = [r for r in records if r.keep < 1]
+    assert {tuple(r.method_config["reduce_at"]) for r in pruned} == {(1, 2, 3, 4)}
+    assert {r.final_tokens for r in pruned} == {final_count(64, 116 / 196)}
+    rows = {one.row.name: one for one in comparison.results}
+    assert rows["A-ViT"].ours == {}
+    assert rows["A-ViT"].paper.mean == 63.8
+    general = rows["Patch Ranking, ImageNet-trained"].ours
+    assert general["imagenet"] == rows["Patch Ranking"].ours["imagenet"]
+    text = comparison.markdown()
+    assert "A-ViT (A-ViT is not built: as published it masks)" in text
+
+
+def test_without_imagenet_its_row_says_so(paper_s: StudyConfig, reproduced: Reproduced):
+    comparison, _ = reproduced("table4", replace(paper_s, datasets=("dtd",), seeds=1))
+    assert "needs imagenet among --datasets" in comparison.markdown()
+
+
+def test_table_2_has_the_target_s_own_on_its_diagonal(paper_s: StudyConfig, reproduced: Reproduced):
+    comparison, _ = reproduced("table2", replace(paper_s, seeds=1))
+    rows = {one.row.name: one for one in comparison.results}
+    for name in ("caltech101", "dtd"):
+        assert rows[f"fitted on {name}"].ours[name] == rows["fitted on the target"].ours[name]
+        assert rows[f"fitted on {name}"].to[name] == (0, 0, 0)
+
+
+def test_prompts_of_table_5_are_compared_with_prompts(paper_s: StudyConfig, reproduced: Reproduced):
+    comparison, records = reproduced("table5", replace(paper_s, datasets=("dtd",)))
+    row = next(one for one in comparison.results if one.row.name == "V+T, keep 60")
+    assert row.row.against == "V+T, full"
+    right = {
+        method: np.mean([r.correct for r in records if (r.method, r.tuning) == (method, "vt")], 0)
+        for method in ("dense", "patchrank")
+    }
+    lost = 100 * float(np.mean(right["patchrank"] - right["dense"]))
+    assert row.to["dtd"].estimate == pytest.approx(lost)
+    assert row.paper_to(("dtd",)) is None  # we know only the mean of all
+    assert {r.method_config.get("predictor") is None for r in records if r.keep < 1} == {False}
+
+
+def test_costs_are_compared_by_their_ratio(paper_s: StudyConfig, reproduced: Reproduced):
+    comparison, records = reproduced("table3", paper_s)
+    assert comparison.datasets == ("caltech101",)
+    rows = {one.row.name: one for one in comparison.results}
+    dense, pruned = (next(r for r in records if r.keep == keep) for keep in (1.0, 0.6))
+    share = rows["keep 60, GFLOPs"].to["caltech101"].estimate
+    assert share == pytest.approx(pruned.gflops / dense.gflops)
+    assert rows["keep 60, GFLOPs"].paper_to(()) is None
+    timed = max(pruned.latency, key=lambda entry: entry.batch)
+    assert rows["keep 60, ms"].to["caltech101"].estimate == timed.ratio_to_dense
+    assert rows["keep 60, ms"].ours["caltech101"].estimate == timed.median_ms / 32
+
+
+def test_an_unknown_table_is_refused():
+    with pytest.raises(ValueError, match="reproduce 'tabel1': did you mean 'table1'"):
+        get_reproduction("tabel1")
+
+
+def test_figure_5_is_drawn_along_the_keep_rate(
+    paper_s: StudyConfig, reproduced: Callable[..., Any]
+):
+    comparison, _ = reproduced("figure5", replace(paper_s, datasets=("elsewhere",), seeds=1))
+    ours, paper = series(comparison)
+    assert list(ours) == ["CLS attention", "golden", "predicted", "random"]
+    for points in ours.values():
+        assert [place for place, _ in points] == [50, 60]
+    assert list(paper) == ["CLS attention", "golden"]
+    lost = {name: [value.estimate for _, value in points] for name, points in paper.items()}
+    assert lost["CLS attention"] == pytest.approx([62.0 - 67.9, 65.1 - 67.9])
+    assert lost["golden"] == pytest.approx([64.0 - 67.9, 66.3 - 67.9])
+    assert draw(comparison) == draw(comparison)
+
+
+def test_the_paper_s_points_of_figure_1_stand_at_our_multiply_adds():
+    recipe = get_reproduction("figure1")
+    rows = {row.name: row for row in recipe.rows(StudyConfig(), 12)}
+    assert recipe.paper_place(rows["patchrank, keep 60"], None) == pytest.approx(12.25 / 17.58)
+    assert recipe.paper_place(rows["unpruned"], None) is None
+    assert recipe.place(rows["patchrank, keep 60"], 0.7) == 0.7
+
+
+def test_a_mean_over_datasets_is_as_sure_as_independent_ones_make_it():
+    one, two = Interval(10.0, 7.0, 12.0), Interval(20.0, 16.0, 21.0)
+    mean, low, high = mean_of([one, two])
+    assert mean == 15.0
+    assert mean - low == pytest.approx((3**2 + 4**2) ** 0.5 / 2)
+    assert high - mean == pytest.approx((2**2 + 1**2) ** 0.5 / 2)
