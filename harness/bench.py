@@ -10,8 +10,8 @@ from torch import Tensor
 from harness.datasets.base import Dataset
 from harness.evaluate import linear_probe, margin, predicted
 from harness.few_shot import draw_train
+from harness.latency.cost import costs
 from harness.match import matched_rows
-from harness.measure import costs
 from harness.plan import DTYPES, PROBE, Plan, Tuning
 from harness.progress import Progress
 from harness.recording import blank, filled

@@ -13,8 +13,8 @@ from harness.golden.job import Job, Source
 from harness.golden.rank import rank
 from harness.golden.runners import find_tower
 from harness.golden.store import shipped_rankings
+from harness.latency.cost import overhead, overhead_table
 from harness.measure import device_name
-from harness.overhead import overhead, overhead_table
 from harness.progress import Progress
 from harness.shown import Shown, json_values
 from harness.towers import load_tower

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from harness.latency.record import LatencyRecord
+from harness.latency.record import VERDICTS, LatencyRecord
 from harness.latency.tables import short_name
-from harness.latency.verdict import VERDICTS
 from harness.plots.chart import Chart, Point
 from harness.plots.panel import Plot
 from harness.report.times import TimedGroup

@@ -29,7 +29,6 @@ _VALUES = {
     "MiB": "peak_mib",
     "first, s": "first_call_s",
     "off": "deviation",
-    "mJ/image": "energy_mj_per_image",
 }
 _BY_ROW = ("model", "method", "keep", "method_config", "batch")
 _APART = ("version", "weights_sha256", *(field.name for field in fields(Machine)))

@@ -90,7 +90,7 @@ def note_judging(
 
 
 def _timed_images(batches: Sequence[int]) -> int:
-    """Return how many images a model is timed on; see ``harness.measure.costs``."""
+    """Return how many images a model is timed on; see ``harness.latency.cost.costs``."""
     return sum(batch * (1 + Plan.rounds * (4 if batch < 8 else 1)) for batch in batches)
 
 

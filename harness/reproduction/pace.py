@@ -13,7 +13,7 @@ from harness.cost import gflops
 from harness.datasets.base import Dataset
 from harness.golden.products import Geometry, multiply_adds, prefix_products
 from harness.golden.runners import image_multiply_adds
-from harness.latency.stopwatch import waiting
+from harness.latency.timing import waiting
 from harness.plan import DTYPES
 from harness.studies.config import StudyConfig
 from harness.towers import Tower, load_tower

@@ -7,7 +7,7 @@ from typing import Any
 from harness.bench import Bench
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.measure import costs
+from harness.latency.cost import costs
 from harness.plan import DTYPES, Plan, Tuning, tuning_of
 from harness.progress import Progress
 from harness.records import Record

@@ -13,9 +13,9 @@ from harness.commands import both, ends
 from harness.dataset_check import Checked
 from harness.dataset_commands import class_table
 from harness.floor import Floor
+from harness.latency.cost import Overhead, overhead_table
 from harness.listing import datasets_table, fitting, list_tables
 from harness.match import matched
-from harness.overhead import Overhead, overhead_table
 from harness.records import Record
 from harness.report.command import front_table
 from harness.report.front import Standing
