@@ -4,8 +4,9 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ from zoo.weights import fingerprint
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
 MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
 WARMUP, WARMUP_S = 3, 0.5
+PREPARED = ("failed", "first_call_s", "deviation", "peak_mib")  # fields of both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,31 +332,38 @@ class _FamilyRun:
             memory_format(list(vits.values()), cell.way) as form,
             self.progress.task(label, self.plan.rounds) as tick,
         ):
-            size = self.dense.vit.patch_embed.img_size
-            images = _images(cell.batch, size, self.device, DTYPES[cell.dtype])
-            if images is None:
+            try:
+                size, dtype = self.dense.vit.patch_embed.img_size, DTYPES[cell.dtype]
+                images = random_images(cell.batch, size, self.device, dtype)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 reason = f"{OUT_OF_MEMORY}, for the images alone"
-                measured = CellTimes(ready=dict.fromkeys(vits, Prepared(failed=reason)))
+                ready, timings = dict.fromkeys(vits, Prepared(failed=reason)), dict[str, Timing]()
+                around = Surroundings()
             else:
-                measured = time_cell(
+                ready, timings, around = time_cell(
                     vits,
                     images.contiguous(memory_format=form),
                     cell.way,
                     rounds=self.plan.rounds,
                     seconds=self.plan.seconds,
-                    watch=self._stopwatch(cell),
+                    watch=stopwatch(self.device, cell.threads),
                     tick=lambda done: tick(min(done, self.plan.rounds)),
                 )
         if cell.way in COMPILED:
             torch._dynamo.reset()
-        new = {
-            index: self._filled(blank, str(index), measured) for index, (blank, _) in models.items()
-        }
-        self.progress.say(f"{label}: {len(measured.timings)} of {len(new)} models timed")
+        new = {}
+        for index, (blank, _) in models.items():
+            name = str(index)
+            fields: dict[str, Any] = {key: getattr(ready[name], key) for key in PREPARED}
+            if name in timings:
+                dense = timings.get("0") if index else None
+                fields |= time_fields(timings[name], dense, blank.saved_gflops)
+                fields["warnings"] = warnings_of(timings[name], around, self.machine.cores)
+            new[index] = replace(blank, created=utc_now(), surroundings=around, **fields)
+        self.progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
         return new
-
-    def _stopwatch(self, cell: Cell) -> Stopwatch:
-        return stopwatch(self.device, cell.threads)
 
     def _blank(self, row: Variant, cell: Cell) -> LatencyRecord:
         """Return a record with conditions and costs, and no time."""
@@ -375,7 +384,7 @@ class _FamilyRun:
             image_size=tuple(row.vit.patch_embed.img_size),
             device=self.plan.device,
             **asdict(cell),
-            stopwatch=self._stopwatch(cell).name,
+            stopwatch=stopwatch(self.device, cell.threads).name,
             machine=self.machine,
             failed="not timed",
             **counts,
@@ -383,33 +392,6 @@ class _FamilyRun:
             weights_mib=weights_mib(row.vit, DTYPES[cell.dtype]),
             surroundings=Surroundings(),
         )
-
-    def _filled(self, blank: LatencyRecord, name: str, measured: "CellTimes") -> LatencyRecord:
-        """Complete a record with what was measured."""
-        ready, timing = measured.ready[name], measured.timings.get(name)
-        names = ("failed", "first_call_s", "deviation", "peak_mib")
-        fields = {key: getattr(ready, key) for key in names}
-        fields |= {"created": utc_now(), "surroundings": measured.around}
-        if timing is not None:
-            dense = None if blank.method == DENSE else measured.timings.get("0")
-            fields |= time_fields(timing, dense, blank.saved_gflops)
-            fields["warnings"] = warnings_of(timing, measured.around, self.machine.cores)
-        return replace(blank, **fields)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellTimes:
-    """What was measured of models in one cell, by name.
-
-    Attributes:
-        ready: how preparing them went.
-        timings: of those that didn't fail.
-        around: how busy the machine was meanwhile.
-    """
-
-    ready: Mapping[str, Prepared]
-    timings: Mapping[str, Timing] = field(default_factory=dict)
-    around: Surroundings = field(default_factory=Surroundings)
 
 
 def time_cell(
@@ -421,7 +403,7 @@ def time_cell(
     seconds: float,
     watch: Stopwatch,
     tick: Callable[[int], object] = lambda _: None,
-) -> CellTimes:
+) -> tuple[dict[str, Prepared], dict[str, Timing], Surroundings]:
     """Prepare models and time those that can be timed in turn on the same images.
 
     Args:
@@ -432,11 +414,14 @@ def time_cell(
         seconds: rounds go on for so long.
         watch: what times a call.
         tick: called with the number of finished rounds.
+
+    Returns:
+        How preparing each went, timings of those that did not fail, how busy the machine was.
     """
     ready = {name: prepare(vit, way, images) for name, vit in models.items()}
     calls = {name: one.call for name, one in ready.items() if one.call is not None}
     if not calls:
-        return CellTimes(ready=ready)
+        return ready, {}, Surroundings()
     meanwhile = Watch()
     try:
         timings = interleaved(
@@ -454,19 +439,7 @@ def time_cell(
             raise
         reason, timings = f"{OUT_OF_MEMORY}, with all of them prepared", {}
         ready |= {name: replace(ready[name], failed=reason) for name in calls}
-    return CellTimes(ready=ready, timings=timings, around=meanwhile.surroundings())
-
-
-def _images(
-    batch: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
-    """Return random images; None if memory doesn't suffice for them."""
-    try:
-        return random_images(batch, size, device, dtype)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
+    return ready, timings, meanwhile.surroundings()
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import zoo
 from harness.latency import latency
 from harness.latency.cost import counts
 from harness.latency.latency import (
-    CellTimes,
     Family,
     LatencyPlan,
     load_family,
@@ -153,7 +152,7 @@ class Metronome:
         return 10 / (1 + self.order.index(call))
 
 
-def in_a_cell(dense: zoo.ReducedViT, time_ms: Any, **options: Any) -> CellTimes:
+def in_a_cell(dense: zoo.ReducedViT, time_ms: Any, **options: Any) -> Any:
     models = {"dense": dense, "short": zoo.reduce(dense, method="random", keep=0.5).eval()}
     watch, images = Stopwatch("metronome", time_ms), torch.randn(2, 3, 64, 64)
     return time_cell(models, images, EAGER, rounds=6, seconds=0.0, watch=watch, **options)
@@ -161,11 +160,11 @@ def in_a_cell(dense: zoo.ReducedViT, time_ms: Any, **options: Any) -> CellTimes:
 
 def test_all_models_of_a_cell_are_timed(dense: zoo.ReducedViT):
     ticks: list[int] = []
-    times = in_a_cell(dense, Metronome().time_ms, tick=ticks.append)
-    assert [ready.failed for ready in times.ready.values()] == [None, None]
-    samples = {name: timing.samples_ms for name, timing in times.timings.items()}
+    ready, timings, around = in_a_cell(dense, Metronome().time_ms, tick=ticks.append)
+    assert [one.failed for one in ready.values()] == [None, None]
+    samples = {name: timing.samples_ms for name, timing in timings.items()}
     assert samples == {"dense": (10,) * 6, "short": (5,) * 6}
-    assert times.around != Surroundings()
+    assert around != Surroundings()
     assert ticks == [1, 2, 3, 4, 5, 6]
 
 
@@ -178,21 +177,20 @@ def test_a_model_that_fails_is_left_out_and_the_rest_go_on(
         return failed if vit is dense else real(vit, *how)
 
     monkeypatch.setattr(latency, "prepare", prepare)
-    times = in_a_cell(dense, Metronome().time_ms)
-    assert times.ready["dense"] == failed
-    assert list(times.timings) == ["short"]
+    ready, timings, _ = in_a_cell(dense, Metronome().time_ms)
+    assert ready["dense"] == failed
+    assert list(timings) == ["short"]
     monkeypatch.setattr(latency, "prepare", lambda *_: failed)
-    assert in_a_cell(dense, None).timings == {}
+    assert in_a_cell(dense, None)[1] == {}
 
 
 def test_memory_that_ends_in_a_round_ends_the_cell(dense: zoo.ReducedViT):
     def full(call: Any, images: Tensor) -> float:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    times = in_a_cell(dense, full)
-    assert times.timings == {}
-    reasons = {ready.failed for ready in times.ready.values()}
-    assert reasons == {"out of memory, with all of them prepared"}
+    ready, timings, _ = in_a_cell(dense, full)
+    assert timings == {}
+    assert {one.failed for one in ready.values()} == {"out of memory, with all of them prepared"}
 
 
 class Runs:
@@ -220,7 +218,7 @@ class Runs:
         )
         self.patch.setattr(latency, "load_family", lambda *_, **__: family)
 
-    def time_cell(self, models: Any, images: Tensor, way: str, **how: Any) -> CellTimes:
+    def time_cell(self, models: Any, images: Tensor, way: str, **how: Any) -> Any:
         self.calls.append((list(models), len(images), images.dtype, torch.get_num_threads()))
         ready, timings = {}, {}
         for index, name in enumerate(models):
@@ -231,7 +229,7 @@ class Runs:
             times = tuple(10.0 - 2 * index + 0.01 * turn for turn in range(how["rounds"]))
             timings[name] = Timing(batch=len(images), samples_ms=times)
             ready[name] = Prepared(deviation=0.0, first_call_s=0.1, peak_mib=1.0)
-        return CellTimes(ready=ready, timings=timings, around=Surroundings(others_cores=0.0))
+        return ready, timings, Surroundings(others_cores=0.0)
 
     def go(self, plan: LatencyPlan = PLAN, progress: Progress | None = None) -> list[LatencyRecord]:
         """Do what the command does."""
