@@ -3,11 +3,12 @@
 import argparse
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -187,50 +188,31 @@ class Plain:
         return features
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Runner:
+class _Runner(NamedTuple):
     """A way to rank: from images (B, C, H, W) to importance (B, N), and what is known of it."""
 
     name: str
     precision: str
-    batch: int
+    batch: int  # sequences per forward pass
     run: Callable[[Tensor], Tensor]
-    multiply_adds: int
+    multiply_adds: int  # per image, from the reduction point on
 
 
-def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> list[_Runner]:
+def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> Iterator[_Runner]:
     """Prepare the straightforward way, then the engine in every precision and batch."""
-    golden = config.golden
-    effort = Effort.of(vit, golden.block)
+    golden, effort = config.golden, Effort.of(vit, config.golden.block)
     left = replace(effort, grid=(1, effort.patches - golden.window**2))  # without a window
     # The straightforward way runs the last block for every token, as if it were an inner one.
-    inner, inner_left = (replace(one, blocks=one.blocks + 1) for one in (effort, left))
-    plain = inner.inner(effort.tokens, effort.tokens)
-    plain += count * inner_left.inner(left.tokens, left.tokens)
-    runners = [
-        _Runner(
-            name=STRAIGHTFORWARD,
-            precision="float32",
-            batch=count,
-            run=Plain(vit, golden).importance,
-            multiply_adds=plain,
-        )
-    ]
-    for precision in config.precisions:
-        for batch in config.batches or (None,):
-            for compiled in (False, True)[: 1 + config.compiled]:
-                engine = GoldenEngine(
-                    vit, golden, precision=precision, compiled=compiled, batch=batch
-                )
-                runner = _Runner(
-                    name=f"engine, {precision}" + (", compiled" if compiled else ""),
-                    precision=precision,
-                    batch=engine.suffix.batch,
-                    run=engine.importance,
-                    multiply_adds=effort.whole + count * left.whole,
-                )
-                runners.append(runner)
-    return runners
+    plain, plain_left = (replace(one, blocks=one.blocks + 1) for one in (effort, left))
+    work = plain.inner(effort.tokens, effort.tokens)
+    work += count * plain_left.inner(left.tokens, left.tokens)
+    yield _Runner(STRAIGHTFORWARD, "float32", count, Plain(vit, golden).importance, work)
+    work = effort.whole + count * left.whole
+    ahead = (False, True) if config.compiled else (False,)
+    for precision, batch, compiled in product(config.precisions, config.batches or (None,), ahead):
+        engine = GoldenEngine(vit, golden, precision=precision, compiled=compiled, batch=batch)
+        name = f"engine, {precision}{', compiled' if compiled else ''}"
+        yield _Runner(name, precision, engine.suffix.batch, engine.importance, work)
 
 
 def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
@@ -245,7 +227,7 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
     split = subset(get_dataset(config.dataset).split(config.split), config.images)
     images = torch.stack([tower.preprocess(example.image) for example in split]).to(config.device)
     count = len(windows(vit.patch_embed.grid_size, golden.window, golden.stride))
-    runners = _runners(vit, config, count)
+    runners = list(_runners(vit, config, count))
     importance = []
     with progress.task("once, not timed", len(runners)) as show:
         for done, runner in enumerate(runners, start=1):
@@ -263,9 +245,7 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
             precision=runner.precision,
             batch=runner.batch,
             samples_ms=timing.samples_ms,
-            windows_per_s=Interval(
-                *(1000 * len(images) * count / ms for ms in (median, slow, fast))
-            ),
+            windows_per_s=Interval(*(1e3 * len(images) * count / t for t in (median, slow, fast))),
             speed_up=timings[0].ratio_to(timing),
             tau=float(taus.mean()),
             tau_least=float(taus.min()),
