@@ -102,7 +102,7 @@ class Way:
         tau: Kendall tau-b to the straightforward way's importance, mean over images.
         tau_least: the same, least over images.
         same: share of the images whose ranking is the straightforward way's, up to ties.
-        multiply_adds: per image, from the reduction point on.
+        multiply_adds: per image, of embedding and blocks.
         multiply_adds_per_s: at the median time.
     """
 
@@ -195,24 +195,30 @@ class _Runner(NamedTuple):
     precision: str
     batch: int  # sequences per forward pass
     run: Callable[[Tensor], Tensor]
-    multiply_adds: int  # per image, from the reduction point on
+    multiply_adds: int  # per image, of embedding and blocks
 
 
 def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> Iterator[_Runner]:
     """Prepare the straightforward way, then the engine in every precision and batch."""
     golden, effort = config.golden, Effort.of(vit, config.golden.block)
-    left = replace(effort, grid=(1, effort.patches - golden.window**2))  # without a window
-    # The straightforward way runs the last block for every token, as if it were an inner one.
-    plain, plain_left = (replace(one, blocks=one.blocks + 1) for one in (effort, left))
-    work = plain.inner(effort.tokens, effort.tokens)
-    work += count * plain_left.inner(left.tokens, left.tokens)
-    yield _Runner(STRAIGHTFORWARD, "float32", count, Plain(vit, golden).importance, work)
-    work = effort.whole + count * left.whole
+    without = effort.tokens - golden.window**2  # tokens of an image without a window
+    weights: Any = vit.patch_embed.proj.weight
+    once = effort.patches * weights.numel() + _blocks(effort, golden.block, effort.tokens)
+    work = _blocks(effort, effort.blocks, effort.tokens)
+    work += count * _blocks(effort, effort.blocks, without)
+    yield _Runner(STRAIGHTFORWARD, "float32", count, Plain(vit, golden).importance, once + work)
+    left = replace(effort, grid=(1, without - effort.prefix))
+    work = once + effort.whole + count * left.whole
     ahead = (False, True) if config.compiled else (False,)
     for precision, batch, compiled in product(config.precisions, config.batches or (None,), ahead):
         engine = GoldenEngine(vit, golden, precision=precision, compiled=compiled, batch=batch)
         name = f"engine, {precision}{', compiled' if compiled else ''}"
         yield _Runner(name, precision, engine.suffix.batch, engine.importance, work)
+
+
+def _blocks(effort: Effort, blocks: int, tokens: int) -> int:
+    """Count blocks that are all run for every token; ``inner`` counts all but the last."""
+    return replace(effort, blocks=blocks + 1).inner(tokens, tokens)
 
 
 def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
@@ -300,7 +306,7 @@ def speed_table(speed: Speed) -> Table:
     caption = (
         f"{speed.device}, threads: {speed.threads}. {rounds} rounds: medians \\[quartiles], "
         f"ratios with {ends}. same: share of rankings equal to the first row's up to scores "
-        f"within {TIE:g}. G: 1e9 multiply-adds from the block on."
+        f"within {TIE:g}. G: 1e9 multiply-adds of embedding and blocks."
     )
     table = Table(title=title, caption=caption, caption_justify="left")
     heads = ("way", "batch", "windows/s", "speed-up", "tau (least)", "same", "G per image", "G/s")

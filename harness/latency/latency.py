@@ -4,9 +4,10 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,13 +124,7 @@ class LatencyPlan:
     @property
     def cells(self) -> list["Cell"]:
         """All conditions, batches changing fastest and precisions slowest."""
-        return [
-            Cell(dtype=dtype, way=way, batch=batch, threads=threads)
-            for dtype in self.dtypes
-            for threads in self.threads
-            for way in self.ways
-            for batch in self.batches
-        ]
+        return [Cell(*c) for c in product(self.dtypes, self.threads, self.ways, self.batches)]
 
     @property
     def groups(self) -> dict[str, list[Asked]]:
@@ -153,14 +148,13 @@ def batches_for(device: str, batches: Sequence[int] | None) -> tuple[int, ...]:
     return CUDA_BATCHES if torch.device(device).type == "cuda" else CPU_BATCHES
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(NamedTuple):
     """One condition: models timed in it share every round."""
 
     dtype: str
+    threads: int
     way: str
     batch: int
-    threads: int
 
     @property
     def label(self) -> str:
@@ -294,7 +288,12 @@ class _FamilyRun:
         for cell in self.plan.cells:
             blanks = [self._blank(row, cell) for row in self.family.rows]
             known = [fitting(blank, self.known, self.plan.rounds) for blank in blanks]
-            self._say_failed(cell, known)
+            for record in known:
+                if record is not None and record.failed is not None:
+                    self.progress.say(
+                        f"{record.model}: {cell.label}: {record.failed} in an earlier run, so it "
+                        "isn't tried again; --fresh does"
+                    )
             # The dense model is timed with whatever is missing.
             missing = [i for i, one in enumerate(known) if one is None]
             if missing and missing[0] != 0:
@@ -307,14 +306,6 @@ class _FamilyRun:
                 new = self._timed(cell, {i: (blanks[i], vits[i]) for i in missing})
             both = [new.get(i, one) for i, one in enumerate(known)]
             yield [one for one in both if one is not None], list(new.values())
-
-    def _say_failed(self, cell: Cell, known: Sequence[LatencyRecord | None]) -> None:
-        for one in known:
-            if one is not None and one.failed is not None:
-                self.progress.say(
-                    f"{one.model}: {cell.label}: {one.failed} in an earlier run, so it isn't "
-                    "tried again; --fresh does"
-                )
 
     def _placed(self, dtype: str) -> list[ReducedViT]:
         """Copy the models, which go on sharing weights, to the device in a precision."""
@@ -383,7 +374,7 @@ class _FamilyRun:
             random_weights=self.plan.random_weights,
             image_size=tuple(row.vit.patch_embed.img_size),
             device=self.plan.device,
-            **asdict(cell),
+            **cell._asdict(),
             stopwatch=stopwatch(self.device, cell.threads).name,
             machine=self.machine,
             failed="not timed",
