@@ -201,7 +201,7 @@ COMMANDS = (
         group="rankings",
         what="Measure how fast golden rankings are made, against the straightforward way.",
         flags=_speed,
-        run="harness.golden.speed:run_speed",
+        run="harness.golden.commands:run_speed",
         examples=(
             ("speed --images 2 --stride 2 --out speed.json", "on the tower that ships"),
             (

@@ -1,9 +1,10 @@
-"""What `show`, `objects` and `curve` do: from parsed arguments to figures and tables."""
+"""What `show`, `objects`, `curve` and `speed` do: from parsed arguments to figures and tables."""
 
 import argparse
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from harness.golden.curve import CurveConfig, measure_curve
 from harness.golden.objects import find_objects, objects_table, shares_data
 from harness.golden.pictures import find_pictures
 from harness.golden.show import ShowConfig, show
+from harness.golden.speed import SpeedConfig, measure_speed, speed_forms
 from harness.golden.trade import Curve
 from harness.layout import fewer
 from harness.progress import Progress
@@ -94,6 +96,33 @@ def curve_forms(curve: Curve) -> Forms:
     table = curve_table(curve)
     heads = [str(column.header) for column in table.columns]
     return two(table, [head for head in heads if head.startswith(("time", "match", "top-1"))])
+
+
+def run_speed(args: argparse.Namespace, status: Console) -> Shown:
+    """Measure how fast golden rankings are made and write a record."""
+    check_device(args.device)
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads {args.threads}: expected a number from 1")
+        torch.set_num_threads(args.threads)
+    config = SpeedConfig(
+        model=args.model,
+        random_weights=args.random_weights,
+        dataset=args.dataset,
+        split=args.split,
+        images=args.images,
+        golden=GoldenConfig(block=args.block, window=args.window, stride=args.stride),
+        precisions=tuple(args.precisions),
+        batches=tuple(args.batches),
+        compiled=args.compile,
+        rounds=args.rounds,
+        device=args.device,
+    )
+    speed = measure_speed(config, Progress(status))
+    if args.out is not None:
+        speed.write(args.out)
+        status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
+    return Shown(parts=(speed_forms(speed),), data=json_values(speed))
 
 
 def two(table: Table, heads: Collection[str]) -> Forms:

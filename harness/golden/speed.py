@@ -1,6 +1,5 @@
 """Measure how fast golden rankings are made, against the straightforward way."""
 
-import argparse
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from harness.agreement import kendall_tau
-from harness.commands import check_device
 from harness.commit import git_commit
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
@@ -30,7 +27,7 @@ from harness.layout import fewer
 from harness.measure import device_name
 from harness.progress import Progress
 from harness.records import utc_now
-from harness.shown import Forms, Shown, json_values
+from harness.shown import Forms
 from harness.statistics import Interval
 from harness.table import NOT_MEASURED
 from zoo.effort import Effort
@@ -338,30 +335,3 @@ def speed_forms(speed: Speed) -> Forms:
 def _interval(value: Interval, form: str) -> str:
     estimate, low, high = (format(number, form) for number in value)
     return f"{estimate} \\[{low}, {high}]"
-
-
-def run_speed(args: argparse.Namespace, status: Console) -> Shown:
-    """Measure how fast golden rankings are made and write a record."""
-    check_device(args.device)
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads {args.threads}: expected a number from 1")
-        torch.set_num_threads(args.threads)
-    config = SpeedConfig(
-        model=args.model,
-        random_weights=args.random_weights,
-        dataset=args.dataset,
-        split=args.split,
-        images=args.images,
-        golden=GoldenConfig(block=args.block, window=args.window, stride=args.stride),
-        precisions=tuple(args.precisions),
-        batches=tuple(args.batches),
-        compiled=args.compile,
-        rounds=args.rounds,
-        device=args.device,
-    )
-    speed = measure_speed(config, Progress(status))
-    if args.out is not None:
-        speed.write(args.out)
-        status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    return Shown(parts=(speed_forms(speed),), data=json_values(speed))
