@@ -94,9 +94,9 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
         analysis = FlopCountAnalysis(model, (image.to(place),))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none").set_op_handle(**_handles())
-        found = dict(analysis.by_operator())
-        activations = int(found.pop(_ACTIVATIONS, 0))
-        counts = {name: count / 1e9 for name, count in found.items()}
+        totals = dict(analysis.by_operator())
+        activations = int(totals.pop(_ACTIVATIONS, 0))
+        counts = {name: count / 1e9 for name, count in totals.items()}
         unknown = {name for name in analysis.unsupported_ops() if not _is_free(name)}
     return Cost(
         gflops=sum(counts.values()),
@@ -130,16 +130,15 @@ def _attended(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(query[:-1]) * key[-2] + _elements(inputs, outputs)
 
 
-def _baddbmm(inputs: list[Any], _outputs: list[Any]) -> int:
-    """Count a product added to something, batched or not; works for addbmm as well."""
-    left, right = (_shape(argument) for argument in inputs[1:3])
-    return prod(left) * right[-1]
-
-
 def _bmm(inputs: list[Any], _outputs: list[Any]) -> int:
-    """Count a batched product; fvcore's own handle fails where memory for the result is given."""
+    """Count a product of matrices, batched or not; fvcore's own handle fails with `out=`."""
     left, right = (_shape(argument) for argument in inputs[:2])
     return prod(left) * right[-1]
+
+
+def _added(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count a product that is added to something, the first input."""
+    return _bmm(inputs[1:], outputs)
 
 
 def _cdist(inputs: list[Any], _outputs: list[Any]) -> int:
@@ -171,9 +170,9 @@ def _elements(_inputs: list[Any], outputs: list[Any]) -> int:
 # Products that fvcore doesn't know, or counts wrongly.
 _PRODUCTS = {
     "scaled_dot_product_attention": _attention,
-    "addmm_": _baddbmm,
-    "baddbmm": _baddbmm,
-    "addbmm": _baddbmm,
+    "addmm_": _added,
+    "baddbmm": _added,
+    "addbmm": _added,
     "bmm": _bmm,
     "cdist": _cdist,
     "dot": _dot,
@@ -203,8 +202,9 @@ def _both(name: str, count: Handle) -> Handle:
     elements = _attended if count is _attention else _elements
 
     def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        found = count(inputs, outputs)
-        counted = found if isinstance(found, Counter) else Counter({name: found})
+        counted = count(inputs, outputs)
+        if not isinstance(counted, Counter):
+            counted = Counter({name: counted})
         return counted + Counter({_ACTIVATIONS: elements(inputs, outputs)})
 
     return handle

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 
 import zoo
 from harness.latency.machine import Machine, Surroundings
-from harness.latency.record import LatencyRecord
-from harness.latency.run import compared, timed
+from harness.latency.record import LatencyRecord, time_fields
 from harness.latency.timing import Timing
 from zoo.open_clip import offer
 from zoo.sizes import SIZES
@@ -127,20 +126,18 @@ def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
 @pytest.fixture
 def latency_record() -> Callable[..., LatencyRecord]:
     """Make a time of a dense model; ``samples`` and ``dense`` give it times and a ratio."""
-    machine = dataclasses.replace(
-        Machine.here(torch.device("cpu"), None), device_name="A CPU", cores=2
-    )
+    machine = dataclasses.replace(Machine.here(torch.device("cpu")), device_name="A CPU", cores=2)
 
     def make(
         samples: tuple[float, ...] = SAMPLES, dense: tuple[float, ...] = (), **facts: Any
     ) -> LatencyRecord:
-        batch, saved = facts.get("batch", 1), facts.get("saved_gflops")
-        timing = Timing(batch=batch, samples_ms=samples) if samples else None
+        timing, reference = (
+            Timing(batch=facts.get("batch", 1), samples_ms=times) if times else None
+            for times in (samples, dense)
+        )
         if timing is not None:
-            facts = timed(timing) | facts
-        if timing is not None and dense:
-            facts = compared(timing, Timing(batch=batch, samples_ms=dense), saved) | facts
-        told: dict[str, Any] = {
+            facts = time_fields(timing, reference, facts.get("saved_gflops")) | facts
+        defaults: dict[str, Any] = {
             "created": "2026-11-26T05:00:00+00:00",
             "version": "0.1.0",
             "model": "clip_vit_b16",
@@ -165,6 +162,6 @@ def latency_record() -> Callable[..., LatencyRecord]:
             "weights_mib": 1.5,
             "surroundings": Surroundings(load_1min=0.5, others_cores=0.1),
         }
-        return LatencyRecord(**(told | facts))
+        return LatencyRecord(**(defaults | facts))
 
     return make

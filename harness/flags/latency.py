@@ -8,9 +8,9 @@ from harness.flags.shared import device, rounds
 
 
 def _latency(parser: CommandParser) -> None:
-    plan = declared("harness.latency.plan", "LatencyPlan")
-    cpu = declared("harness.latency.plan", "CPU_BATCHES")
-    cuda = declared("harness.latency.plan", "CUDA_BATCHES")
+    plan = declared("harness.latency.latency", "LatencyPlan")
+    cpu = declared("harness.latency.latency", "CPU_BATCHES")
+    cuda = declared("harness.latency.latency", "CUDA_BATCHES")
     ways = declared("harness.latency.ways", "WAYS")
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="a reduced or dense model's name; see `list`"

@@ -144,7 +144,6 @@ def _speed(parser: CommandParser) -> None:
     rounds(how, 5, "samples of each way")
     how.add_argument("--threads", type=int, metavar="N", help="default: torch's choice")
     device(how)
-    how.add_argument("--estimate", type=int, metavar="IMAGES", help="what so many would take")
     how.add_argument("--out", type=Path, metavar="FILE", help="JSON file for the record")
 
 
@@ -206,11 +205,10 @@ COMMANDS = (
         examples=(
             ("speed --images 2 --stride 2 --out speed.json", "on the tower that ships"),
             (
-                "speed --model clip_vit_b16 --random-weights --stride 2 --images 1 "
-                "--estimate 1281167",
-                "what ImageNet would take",
+                "speed --model clip_vit_b16 --random-weights --stride 2 --images 1",
+                "without weights",
             ),
         ),
-        output="a table on standard output, with --estimate two; the record in --out",
+        output="a table on standard output; the record in --out",
     ),
 )

@@ -11,21 +11,18 @@ from rich.table import Table
 from harness.commands import check_device, limit_of
 from harness.golden.budget import Curve
 from harness.golden.chart import curve_table, write_curve
-from harness.golden.estimate import Estimate, estimates
 from harness.golden.objects import find_objects, objects_table, shares_data
-from harness.golden.speed import SpeedConfig, measure_speed
-from harness.golden.speed_table import estimate_table, speed_table
+from harness.golden.pictures import find_pictures
+from harness.golden.show import ShowConfig, show
+from harness.golden.speed import SpeedConfig, measure_speed, speed_forms
 from harness.layout import fewer
 from harness.progress import Progress
-from harness.report.show import ShowConfig, find_pictures, show
 from harness.shown import Forms, Shown, json_values
 from harness.studies.curve import CurveConfig, measure_curve
 from zoo.golden import GoldenConfig
 
 # Columns that a narrow terminal does without.
 OBJECTS = ("images", "chance", "lift")
-UNTOLD = ("batch", "tau (least)", "G per image", "G/s", "matmuls G/s", "share of matmuls")
-UNTOLD_ESTIMATE = ("passes", "in", "G per image", "64 A100", "64 H100")
 
 
 def run_show(args: argparse.Namespace, status: Console) -> Shown:
@@ -104,36 +101,30 @@ def curve_forms(curve: Curve) -> Forms:
 def run_speed(args: argparse.Namespace, status: Console) -> Shown:
     """Measure how fast golden rankings are made and write a record."""
     check_device(args.device)
-    for name in ("threads", "estimate"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} {value}: expected a number from 1")
     if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads {args.threads}: expected a number from 1")
         torch.set_num_threads(args.threads)
-    same = ("model", "random_weights", "dataset", "split", "images", "rounds", "device")
     config = SpeedConfig(
+        model=args.model,
+        random_weights=args.random_weights,
+        dataset=args.dataset,
+        split=args.split,
+        images=args.images,
         golden=GoldenConfig(block=args.block, window=args.window, stride=args.stride),
         precisions=tuple(args.precisions),
         batches=tuple(args.batches),
         compiled=args.compile,
-        **{name: getattr(args, name) for name in same},
+        rounds=args.rounds,
+        device=args.device,
     )
     speed = measure_speed(config, Progress(status))
     if args.out is not None:
         speed.write(args.out)
         status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    tables, told = [two(speed_table(speed), UNTOLD)], json_values(speed)
-    if args.estimate is not None:
-        tables.append(two(estimate_table(speed, args.estimate), UNTOLD_ESTIMATE))
-        told["estimates"] = [_estimate(one) for one in estimates(speed, args.estimate)]
-    return Shown(parts=tuple(tables), data=told)
+    return Shown(parts=(speed_forms(speed),), data=json_values(speed))
 
 
 def two(table: Table, heads: Collection[str]) -> Forms:
     """Return a table as it is, and without some columns."""
     return Forms((table, fewer(table, heads)))
-
-
-def _estimate(one: Estimate) -> dict[str, Any]:
-    gpus = {f"{count} {name}": list(seconds) for (name, count), seconds in one.gpu_s.items()}
-    return {**json_values(one), "gpu_s": gpus}

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from harness.appending import require_appendable
 from harness.commands import check_device
-from harness.latency.plan import LatencyPlan, batches_for
+from harness.latency.latency import LatencyPlan, batches_for, measure_latency
+from harness.latency.machine import load_1min
 from harness.latency.record import LATENCIES, LatencyRecord, earlier, write_latencies
-from harness.latency.run import measure_latency
 from harness.latency.tables import latency_markdown, latency_tables, table_of
 from harness.progress import Progress
 from harness.shown import Shown, Work, json_values
@@ -71,10 +71,8 @@ def _tables(
 
 
 def _say_load(progress: Progress) -> None:
-    if not hasattr(os, "getloadavg"):
-        return
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > cores / 2:
+    load, cores = load_1min(), os.cpu_count() or 1
+    if load is not None and load > cores / 2:
         progress.say(
             f"this machine is busy: a load of {load:.1f} on {cores} cores in the last minute; "
             "times will be longer and spread wider"

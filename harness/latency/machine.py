@@ -1,4 +1,4 @@
-"""What was timed on: facts that stay, and what may change while a model is timed."""
+"""What was timed on: facts that stay, and what else the machine did meanwhile."""
 
 import os
 import platform
@@ -11,11 +11,12 @@ from typing import Self
 import torch
 
 from harness.conditions import device_name
-from harness.latency.nvml import SLOWED, Gpu
+from harness.latency.timing import Timing
 
-CPUS = Path("/sys/devices/system/cpu")
-CPUINFO = Path("/proc/cpuinfo")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 STAT = Path("/proc/stat")
+SPREAD = 0.1  # of the interquartile range by the median, from which on to warn
+OTHERS = 0.1  # of the cores, that other processes kept busy, likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,6 @@ class Machine:
     governor: str | None = None  # of the CPU's clock
     cpu_capability: str  # widest vector instructions that torch uses
     mkldnn: bool  # oneDNN is there and on
-    max_clock_mhz: float | None = None  # of the GPU
-    driver: str | None = None  # of the GPU
     cuda: str | None = None
     cudnn: int | None = None
     matmul_precision: str  # of float32: highest, high (TF32) or medium
@@ -40,7 +39,7 @@ class Machine:
     timm_version: str
 
     @classmethod
-    def here(cls, device: torch.device, gpu: Gpu | None) -> Self:
+    def here(cls, device: torch.device) -> Self:
         """Return this machine's facts as they concern the device."""
         cuda = device.type == "cuda"
         return cls(
@@ -48,11 +47,10 @@ class Machine:
             platform=platform.platform(),
             cores=cores(),
             interop_threads=torch.get_num_interop_threads(),
-            governor=governor(),
+            # A virtual machine has none.
+            governor=GOVERNOR.read_text("utf-8").strip() if GOVERNOR.is_file() else None,
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             mkldnn=torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
-            max_clock_mhz=_float(gpu.max_clock_mhz) if gpu else None,
-            driver=gpu.driver if gpu else None,
             cuda=torch.version.cuda if cuda else None,
             cudnn=torch.backends.cudnn.version() if cuda else None,
             matmul_precision=torch.get_float32_matmul_precision(),
@@ -65,60 +63,55 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """Carry what happened around the timing of some models. None means not known.
+    """Carry how busy the machine was while models were timed. None means not known.
 
     Attributes:
-        load_1min: load average of the last minute, before.
-        clock_mhz_before: mean over CPUs, or the GPU's, after warming up.
-        clock_mhz_after: the same at the end.
+        load_1min: load average of the minute before.
         others_cores: CPU time of all other processes by the wall's, so 1 is one core kept busy.
-        slowed_by: why the GPU was slower than asked for, after any round.
     """
 
     load_1min: float | None = None
-    clock_mhz_before: float | None = None
-    clock_mhz_after: float | None = None
     others_cores: float | None = None
-    slowed_by: tuple[str, ...] = ()
 
 
 class Watch:
-    """Look at the surroundings now, and again when asked.
+    """Measure how busy other processes keep the machine from now on."""
 
-    Args:
-        gpu: whose clock to read; None for the CPU's.
-    """
-
-    def __init__(self, gpu: Gpu | None) -> None:
+    def __init__(self) -> None:
         """Take the first look."""
-        self._gpu = gpu
-        self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        self._clock = self._clock_mhz()
-        self._slowed: set[str] = set()
+        self._load = load_1min()
         self._busy, self._own, self._begun = busy_s(), _own_s(), time.monotonic()
 
-    def note(self) -> None:
-        """Look at what slows the GPU: its driver says that only while it does."""
-        if self._gpu is not None:
-            self._slowed.update(self._gpu.slowed_by)
-
-    def seen(self) -> Surroundings:
+    def surroundings(self) -> Surroundings:
         """Take the second look."""
         busy, wall = busy_s(), time.monotonic() - self._begun
-        self.note()
         others = None
         if busy is not None and self._busy is not None and wall > 0:
             others = max(0.0, (busy - self._busy - (_own_s() - self._own)) / wall)
-        return Surroundings(
-            load_1min=self._load,
-            clock_mhz_before=self._clock,
-            clock_mhz_after=self._clock_mhz(),
-            others_cores=others,
-            slowed_by=tuple(text for text in SLOWED.values() if text in self._slowed),
-        )
+        return Surroundings(load_1min=self._load, others_cores=others)
 
-    def _clock_mhz(self) -> float | None:
-        return _float(self._gpu.clock_mhz) if self._gpu else cpu_mhz()
+
+def warnings_of(timing: Timing, around: Surroundings, cores: int) -> tuple[str, ...]:
+    """Return what makes times hard to trust, nothing if nothing does.
+
+    Args:
+        timing: of a model.
+        around: what happened meanwhile.
+        cores: that the process may use.
+    """
+    warnings = []
+    median, first, third = timing.spread_ms
+    share = round((third - first) / median, 2)  # as it is printed
+    if share > SPREAD:
+        warnings.append(
+            f"wide spread: quartiles {100 * share:.0f} % of the median apart, more than "
+            f"{100 * SPREAD:.0f} %"
+        )
+    if around.others_cores is not None and around.others_cores > OTHERS * cores:
+        warnings.append(
+            f"other processes kept {around.others_cores:.1f} of {cores} cores busy meanwhile"
+        )
+    return tuple(warnings)
 
 
 def cores() -> int:
@@ -128,19 +121,9 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def governor() -> str | None:
-    """Return what governs the first CPU's clock; None where nothing says so, as in a guest."""
-    path = CPUS / "cpu0" / "cpufreq" / "scaling_governor"
-    return path.read_text("utf-8").strip() if path.is_file() else None
-
-
-def cpu_mhz() -> float | None:
-    """Return the mean clock of all CPUs; in a guest it may be a nominal one that never changes."""
-    found = [int(p.read_text("utf-8")) / 1000 for p in CPUS.glob("cpu*/cpufreq/scaling_cur_freq")]
-    if not found and CPUINFO.is_file():
-        lines = CPUINFO.read_text("utf-8").splitlines()
-        found = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
-    return sum(found) / len(found) if found else None
+def load_1min() -> float | None:
+    """Return the load average of the last minute; None where the system has none."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def busy_s() -> float | None:
@@ -158,7 +141,3 @@ def _own_s() -> float:
     """Return the CPU time of this process, its threads and the children that it waited for."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)

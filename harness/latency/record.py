@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.appending import append, parsed_lines, to_go_on_from
 from harness.latency.machine import Machine, Surroundings
+from harness.latency.timing import Timing
 from harness.progress import Progress
 from harness.typed_json import parsed
 
@@ -18,6 +19,13 @@ CONDITIONS = (
     "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
     "machine",
 )  # fmt: skip
+LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
+FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
+VERDICTS = {
+    FASTER: "the interval of the ratio to dense lies below 1",
+    SLOWER: "it lies above 1",
+    OPEN: "it includes 1: no difference can be concluded",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,7 @@ class LatencyRecord:
     machine: Machine
     failed: str | None = None  # why there are no times
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
+    # As `records.Latency` has them, under the same names.
     median_ms: float | None = None
     q1_ms: float | None = None
     q3_ms: float | None = None
@@ -52,7 +61,7 @@ class LatencyRecord:
     ratio_to_dense: float | None = None  # median over rounds, 95 % interval
     ratio_low: float | None = None
     ratio_high: float | None = None
-    verdict: str | None = None  # of verdict.VERDICTS; None for the dense model
+    verdict: str | None = None  # of VERDICTS; None for the dense model
     warnings: tuple[str, ...] = ()
     gflops: float  # 1e9 multiply-adds per image
     uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
@@ -66,18 +75,38 @@ class LatencyRecord:
     deviation: float | None = None  # of features from eager's, largest over images
     weights_mib: float
     peak_mib: float | None = None  # most that a call holds beside weights and images
-    energy_mj_per_image: float | None = None
     surroundings: Surroundings
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
-        timed = (self.median_ms, self.q1_ms, self.q3_ms, self.images_per_s, *self.samples_ms)
-        if (self.failed is None) != (bool(self.samples_ms) and None not in timed):
+        times = (self.median_ms, self.q1_ms, self.q3_ms, self.images_per_s, *self.samples_ms)
+        if (self.failed is None) != (bool(self.samples_ms) and None not in times):
             raise ValueError(
                 f"{self.model} must have times or say why it failed, and not both: "
                 f"failed={self.failed!r}, {len(self.samples_ms)} samples"
             )
+
+
+def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> dict[str, Any]:
+    """Return the fields of a record that follow from timed calls.
+
+    Args:
+        timing: a model's.
+        dense: the dense model's, of the same rounds; None if this is it, or if it has none.
+        saved: share of the dense model's multiply-adds that isn't done.
+    """
+    latency = timing.latency(dense)
+    fields = {"samples_ms": timing.samples_ms, **vars(latency)}
+    ratio, low, high = latency.ratio_to_dense, latency.ratio_low, latency.ratio_high
+    if ratio is None or low is None or high is None:
+        return fields
+    saves = saved is not None and saved >= LEAST_SAVED
+    return fields | {
+        "verdict": FASTER if high < 1 else SLOWER if low > 1 else OPEN,
+        "saved_time": 1 - ratio,
+        "arrived": (1 - ratio) / saved if saves and saved is not None else None,
+    }
 
 
 def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:

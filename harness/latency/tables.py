@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.conditions import DENSE
-from harness.latency.record import LatencyRecord
-from harness.latency.verdict import OPEN
+from harness.latency.record import OPEN, LatencyRecord
 from harness.latency.ways import EAGER
 from harness.layout import fewer
 from harness.shown import Forms, Part
@@ -43,9 +42,10 @@ def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
         table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
         for head in columns:
             table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
-        for row, ends in _rows(group):
-            cells = (Text(cell(row)) for cell in columns.values())
-            table.add_row(*cells, end_section=ends)
+        for _, rows in groupby(group, key=lambda row: row.batch):
+            for row in rows:
+                table.add_row(*(Text(cell(row)) for cell in columns.values()))
+            table.add_section()
         parts += [Forms((table, fewer(table, DETAILS))), *notes(group)]
     return parts
 
@@ -63,24 +63,24 @@ def latency_markdown(records: Sequence[LatencyRecord]) -> str:
 
 
 def notes(group: Sequence[LatencyRecord]) -> list[str]:
-    """Say what failed and what to be wary of, and what can't be concluded."""
-    found = []
+    """Return what failed, what to be wary of, and what can't be concluded."""
+    lines = []
     for batch, rows in groupby(group, key=lambda row: row.batch):
-        told: dict[str, list[str]] = {}
         together = list(rows)
+        names: dict[str, list[str]] = {}  # by warning
         for row in together:
             for text in [f"not timed: {row.failed}"] if row.failed else row.warnings:
-                told.setdefault(text, []).append(short_name(row))
-        for text, names in told.items():
-            who = "" if len(names) == len(together) else f", {', '.join(names)}"
-            found.append(f"batch {batch}{who}: {text}")
+                names.setdefault(text, []).append(short_name(row))
+        for text, some in names.items():
+            who = "" if len(some) == len(together) else f", {', '.join(some)}"
+            lines.append(f"batch {batch}{who}: {text}")
     unclear = [f"{short_name(row)} at batch {row.batch}" for row in group if row.verdict == OPEN]
     if unclear:
-        found.append(
+        lines.append(
             f"no difference to dense can be concluded, as the interval of the ratio includes 1: "
             f"{', '.join(unclear)}"
         )
-    return found
+    return lines
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -107,12 +107,6 @@ def short_name(row: LatencyRecord) -> str:
     return row.method if row.method == DENSE else row.model.rpartition("_")[2]
 
 
-def _rows(group: Sequence[LatencyRecord]) -> Iterable[tuple[LatencyRecord, bool]]:
-    following = [*group[1:], None]
-    for row, after in zip(group, following, strict=True):
-        yield row, after is not None and after.batch != row.batch
-
-
 def columns_of(group: Sequence[LatencyRecord]) -> dict[str, Cell]:
     """Return what fills the columns of a table, by heading."""
     columns: dict[str, Cell] = {
@@ -132,8 +126,6 @@ def columns_of(group: Sequence[LatencyRecord]) -> dict[str, Cell]:
     if any(row.way != EAGER for row in group):
         columns["first, s"] = lambda row: _number(row.first_call_s, ".1f")
         columns["off"] = lambda row: _number(row.deviation, ".0e")
-    if any(row.energy_mj_per_image is not None for row in group):
-        columns["mJ/image"] = lambda row: _number(row.energy_mj_per_image, ".1f")
     return columns
 
 

@@ -1,19 +1,30 @@
-"""Time models against each other: interleaved, so that a drifting clock hits all alike."""
+"""Time calls against each other: interleaved, so that a drifting clock hits all of them alike."""
 
 import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
-from harness.latency.stopwatch import Call, Stopwatch, WallClock, waiting
+from harness.records import Latency
 from harness.statistics import Interval, median_interval
 
+LEAST_ROUNDS = 6  # from which on a median has a 95 % interval
 MOST_ROUNDS = 200  # however short the calls are
+
+Call = Callable[[Tensor], object]
+
+
+class Stopwatch(NamedTuple):
+    """Carry what times a call: its name in records, and call and images to milliseconds."""
+
+    name: str
+    time_ms: Callable[[Call, Tensor], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +45,10 @@ class Timing:
         return float(np.median(self.samples_ms))
 
     @property
-    def quartiles_ms(self) -> tuple[float, float]:
-        """Return the first and third quartile over rounds, milliseconds per batch."""
+    def spread_ms(self) -> Interval:
+        """Return the median with the first and third quartile, milliseconds per batch."""
         first, third = np.quantile(self.samples_ms, [0.25, 0.75])
-        return float(first), float(third)
-
-    @property
-    def images_per_s(self) -> float:
-        """Return the throughput at the median."""
-        return 1000 * self.batch / self.median_ms
-
-    @property
-    def summary(self) -> dict[str, float]:
-        """Return median, quartiles and throughput under the names that records give them."""
-        first, third = self.quartiles_ms
-        told = {"median_ms": self.median_ms, "q1_ms": first, "q3_ms": third}
-        return told | {"images_per_s": self.images_per_s}
+        return Interval(self.median_ms, float(first), float(third))
 
     def ratio_to(self, reference: Self) -> Interval:
         """Return the median over rounds of this time by the reference's time in the same round.
@@ -65,6 +64,25 @@ class Timing:
             raise ValueError(f"not timed together: (rounds, batch) is {ours} and {theirs}")
         pairs = zip(self.samples_ms, reference.samples_ms, strict=True)
         return median_interval([sample / other for sample, other in pairs])
+
+    def latency(self, dense: Self | None = None) -> Latency:
+        """Summarise the samples as records do.
+
+        Args:
+            dense: the dense model's, of the same rounds; None if this is it, or if it has none.
+        """
+        median, first, third = self.spread_ms
+        ratio = (None, None, None) if dense is None else self.ratio_to(dense)
+        return Latency(
+            batch=self.batch,
+            median_ms=median,
+            q1_ms=first,
+            q3_ms=third,
+            ratio_to_dense=ratio[0],
+            ratio_low=ratio[1],
+            ratio_high=ratio[2],
+            images_per_s=1000 * self.batch / median,
+        )
 
 
 def interleaved(
@@ -92,11 +110,11 @@ def interleaved(
         warmup: Untimed calls of each callable before the first round, at least.
         warmup_s: Untimed calls in turn go on until so much time has gone.
         stopwatch: What times a call; by default the wall clock, which waits for the images' device.
-        now: Seconds, for ``seconds`` and ``warmup_s``; tests bring their own.
-        tick: Told the number of rounds done.
+        now: Seconds, for ``seconds`` and ``warmup_s``.
+        tick: Called with the number of finished rounds.
 
     Returns:
-        Name to timing, in the order given.
+        Name to timing, in the order of ``callables``.
 
     Raises:
         ValueError: No callables, rounds below 1, or warmup or seconds below 0.
@@ -106,7 +124,7 @@ def interleaved(
             f"need callables, rounds >= 1 and warmup >= 0, got {len(callables)} callables, "
             f"rounds={rounds}, warmup={warmup}, seconds={seconds:g}, warmup_s={warmup_s:g}"
         )
-    watch = stopwatch or WallClock(waiting(images.device))
+    watch = stopwatch or wall_clock(waiting(images.device))
     names = list(callables)
     samples: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
@@ -131,3 +149,79 @@ def interleaved(
         if collecting:
             gc.enable()
     return {name: Timing(batch=len(images), samples_ms=tuple(samples[name])) for name in names}
+
+
+def random_images(
+    batch: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return random images (batch, 3, *size), the same numbers on every device."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, *size, generator=generator).to(device, dtype)
+
+
+def waiting(device: torch.device) -> Callable[[], object]:
+    """Return what blocks until the device has done all its work."""
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return torch.mps.synchronize if device.type == "mps" else lambda: None
+
+
+def stopwatch(device: torch.device, threads: int) -> Stopwatch:
+    """Return what times a model by itself on this device, as when it is served."""
+    if device.type == "cuda":
+        return cuda_events(device)
+    return torch_timer(threads) if device.type == "cpu" else wall_clock(waiting(device))
+
+
+def wall_clock(
+    wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns
+) -> Stopwatch:
+    """Return a stopwatch that times a single call between two waits for the device.
+
+    Args:
+        wait: blocks until the device is done.
+        clock: nanoseconds.
+    """
+
+    def time_ms(call: Call, images: Tensor) -> float:
+        wait()
+        begin = clock()
+        call(images)
+        wait()
+        return (clock() - begin) / 1e6
+
+    return Stopwatch("wall clock", time_ms)
+
+
+def torch_timer(threads: int, clock: Callable[[], float] = time.perf_counter) -> Stopwatch:
+    """Return a stopwatch that lets torch's benchmark timer call twice before the call that counts.
+
+    So the model has the caches to itself.
+
+    Args:
+        threads: of torch.
+        clock: seconds.
+    """
+
+    def time_ms(call: Call, images: Tensor) -> float:
+        names = {"call": call, "images": images}
+        timer = Timer("call(images)", timer=clock, globals=names, num_threads=threads)
+        return 1000 * timer.timeit(1).median
+
+    return Stopwatch("torch.utils.benchmark.Timer", time_ms)
+
+
+def cuda_events(device: torch.device) -> Stopwatch:
+    """Return a stopwatch of two events on the device's stream, waits for launches included."""
+
+    def time_ms(call: Call, images: Tensor) -> float:
+        with torch.cuda.device(device):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            begin.record()
+            call(images)
+            end.record()
+            end.synchronize()
+            return float(begin.elapsed_time(end))
+
+    return Stopwatch("CUDA events", time_ms)

@@ -1,18 +1,27 @@
-"""The ways to run a model: as it is, compiled, as a CUDA graph, in another memory format."""
+"""The ways to run a model, and preparing one: first call, features against eager's, memory."""
 
+import gc
+import json
+import math
 import os
 import shutil
 import sys
+import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.latency.stopwatch import Call
+from harness.latency.timing import Call, waiting
 from zoo.reducer import expected
+from zoo.vit import ReducedViT
 
 EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
 CUDA_GRAPHS, CHANNELS_LAST = "cuda-graphs", "channels-last"
@@ -25,6 +34,36 @@ WAYS = {
 }
 ON_CUDA = (REDUCE_OVERHEAD, CUDA_GRAPHS)
 COMPILED = (COMPILE, REDUCE_OVERHEAD)
+OUT_OF_MEMORY = "out of memory"
+# Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
+# most images, so that features of compiled models differ by about as much as those of float32.
+ALLOWED = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+CHECKED = 8  # images, at least
+MIB = 2**20
+_FULL = ("can't allocate memory", "not enough memory", OUT_OF_MEMORY)
+
+
+class SkippedGraphsError(RuntimeError):
+    """The compiler left out CUDA graphs, so that a model would be timed in another way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model as a way runs it. None means not measured.
+
+    Attributes:
+        call: from images to features; None if it failed.
+        failed: why it can't be timed.
+        first_call_s: preparing and the first call.
+        deviation: of its features from eager's, largest over images.
+        peak_mib: see ``peak_mib``.
+    """
+
+    call: Call | None = field(default=None, repr=False)
+    failed: str | None = None
+    first_call_s: float | None = None
+    deviation: float | None = None
+    peak_mib: float | None = None
 
 
 def check_ways(ways: Sequence[str], device: torch.device) -> None:
@@ -84,7 +123,92 @@ def _into(models: Sequence[nn.Module], form: torch.memory_format) -> torch.memor
     return form
 
 
-def prepared(model: nn.Module, way: str, images: Tensor) -> Call:
+def prepare(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
+    """Prepare a model, call it, and compare its features with the eager model's.
+
+    A model that runs out of memory, that can't be compiled or captured, or whose features aren't
+    the eager model's, has a reason instead of a call.
+
+    Args:
+        vit: in evaluation mode, on the images' device, in the way's memory format.
+        way: of ``WAYS``.
+        images: (B, C, H, W) in the way's memory format.
+    """
+    ready: Prepared | None = None
+    try:
+        with torch.inference_mode():
+            ready = _first(vit, way, images)
+            assert ready.call is not None
+            apart = _apart(ready.call, vit, images)
+    except Exception as error:
+        if not (is_out_of_memory(error) or _is_refusal(error)):
+            raise
+        reason, ready = _reason(error), None
+    if ready is None:
+        if images.is_cuda:  # else the pieces that it left would be in the way of the next model
+            gc.collect()  # errors hold on to the frames that they came through, in circles
+            torch.cuda.empty_cache()
+        return Prepared(failed=reason)
+    most, typical, allowed = float(apart.max()), float(apart.median()), ALLOWED[images.dtype]
+    # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
+    if not math.isfinite(typical):
+        return Prepared(failed="features aren't finite, so they can't be compared with eager's")
+    deviation = most if math.isfinite(most) else None
+    if typical > allowed:
+        reason = (
+            f"features differ from eager's by {typical:.2g} of their length, allowed {allowed:g}"
+        )
+        return Prepared(failed=reason, deviation=deviation)
+    return replace(ready, deviation=deviation)
+
+
+def _first(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
+    """Prepare and call once, which is timed; take the memory of a call."""
+    wait = waiting(images.device)
+    skipped = skipped_graphs() if way == REDUCE_OVERHEAD else 0
+    calls: list[Call] = []
+
+    def first(batch: Tensor) -> None:
+        calls.append(as_run(vit, way, batch))
+        calls[0](batch)
+        wait()
+
+    wait()
+    begun, peak = time.perf_counter(), None
+    with warnings.catch_warnings():
+        # The compiler's advice on TF32; what precision products have is part of the record.
+        warnings.filterwarnings(
+            "ignore", message="TensorFloat32 tensor cores", category=UserWarning
+        )
+        if way == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
+            peak = peak_mib(first, images)
+        else:
+            first(images)
+    first_call_s = time.perf_counter() - begun
+    if way == REDUCE_OVERHEAD and skipped_graphs() > skipped:
+        raise SkippedGraphsError("the compiler left out CUDA graphs, so this would be compile")
+    if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD):
+        peak = peak_mib(calls[0], images)
+    return Prepared(call=calls[0], first_call_s=first_call_s, peak_mib=peak)
+
+
+def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
+    """Return (n,) by how much features of at least ``CHECKED`` images differ from eager's.
+
+    They come in two batches or more: a graph that is replayed might keep its first images.
+    """
+    parts = []
+    for turn in range(max(2, -(-CHECKED // len(images)))):
+        # Of the same shape, so that nothing is compiled again.
+        other = images.roll(7 * turn, dims=-1)
+        eager = vit(other).clone()
+        features = call(other)
+        assert isinstance(features, Tensor)
+        parts.append(deviations(features, eager))
+    return torch.cat(parts)
+
+
+def as_run(model: nn.Module, way: str, images: Tensor) -> Call:
     """Return a model as the way runs it; compiling and capturing may wait for the first call.
 
     Args:
@@ -155,8 +279,85 @@ def skipped_graphs() -> int:
     return int(counters["inductor"]["cudagraph_skips"])
 
 
-def deviations(found: Tensor, eager: Tensor) -> Tensor:
+def deviations(features: Tensor, eager: Tensor) -> Tensor:
     """Return (B,) by how much features differ from the eager model's, in lengths of the latter."""
-    ours, theirs = found.detach().double(), eager.detach().double()
+    ours, theirs = features.detach().double(), eager.detach().double()
     result: Tensor = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
     return result.cpu()
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether the compiler, or CUDA when capturing, can't do it."""
+    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+    return compiler or isinstance(error, SkippedGraphsError) or "captur" in str(error)
+
+
+def _reason(error: BaseException) -> str:
+    # What broke a capture: ending it fails, too, and says only that something did.
+    while "captur" in str(error) and isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, SkippedGraphsError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory didn't suffice, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _FULL)
+
+
+def weights_mib(model: nn.Module, dtype: torch.dtype) -> float:
+    """Return what parameters and buffers take in a precision; integers have their own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    sizes = (dtype.itemsize if t.is_floating_point() else t.element_size() for t in tensors)
+    return sum(t.numel() * size for t, size in zip(tensors, sizes, strict=True)) / MIB
+
+
+def peak_mib(call: Call, images: Tensor) -> float | None:
+    """Return the most that one call holds at a time, weights and images not counted.
+
+    On CUDA the caching allocator's peak; on a CPU the peak of what torch's allocator gives out,
+    so that scratch memory of MKL and oneDNN isn't in it. None on other devices.
+    """
+    if images.is_cuda:
+        return _cuda_peak(call, images)
+    return _cpu_peak(call, images) if images.device.type == "cpu" else None
+
+
+def _cuda_peak(call: Call, images: Tensor) -> float:
+    device = images.device
+    gc.collect()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call(images)
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / MIB
+
+
+def _cpu_peak(call: Call, images: Tensor) -> float:
+    # Else the profiler tells the terminal when it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
+        call(images)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text("utf-8"))["traceEvents"]
+    moves = sorted(
+        (event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"
+    )
+    held = most = 0
+    for _, count in moves:
+        held += count
+        most = max(most, held)
+    return most / MIB

@@ -26,7 +26,7 @@ from harness.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
 from harness.correctness import images_digest, pack_correct
 from harness.datasets.base import Dataset, Split
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.cost import costs
+from harness.latency.cost import costs
 from harness.measure.evaluate import (
     Importance,
     Outcome,

@@ -28,7 +28,6 @@ _SORTED_BY = {
     "MiB": "peak_mib",
     "first, s": "first_call_s",
     "off": "deviation",
-    "mJ/image": "energy_mj_per_image",
 }
 
 

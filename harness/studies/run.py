@@ -14,8 +14,8 @@ from harness.conditions import DENSE, DTYPES, Tuning
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, paired_p, together
+from harness.latency.cost import costs
 from harness.measure.bench import Bench
-from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant
 from harness.progress import Progress

@@ -1,4 +1,7 @@
-"""Check counts against closed forms written here, and that the model is left as it was."""
+"""Check counts against closed forms written here, and that the model is left as it was.
+
+Predictors on ViT-B/16, the paper's and its script's figures among them, and learned tokens too.
+"""
 
 import logging
 
@@ -9,7 +12,11 @@ from fvcore.nn import ActivationCountAnalysis
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import zoo
 from harness.cost import FREE_OPERATORS, Cost, gflops
+from zoo.predictor import ARCHITECTURES, Predictor
+from zoo.prompts import save_prompts
+from zoo.weights import blocks_fingerprint
 
 
 class ToyAttention(nn.Module):
@@ -135,18 +142,8 @@ def test_selection_is_free_and_anything_unknown_is_reported() -> None:
 
 def test_no_operator_with_a_product_is_called_free() -> None:
     names = {name.removeprefix("aten::") for name in FREE_OPERATORS}
-    products = {
-        "matmul",
-        "mm",
-        "bmm",
-        "addmm",
-        "linear",
-        "einsum",
-        "cdist",
-        "convolution",
-        "conv2d",
-    }
-    assert not names & products
+    products = "matmul mm bmm addmm linear einsum cdist convolution conv2d"
+    assert not names & set(products.split())
     missing = {name for name in names if not hasattr(torch.ops.aten, name)}
     assert not missing, "not torch operators, misspelt?"
 
@@ -198,10 +195,128 @@ def test_counts_are_the_same_on_a_gpu(dtype: torch.dtype) -> None:
     assert gflops(model.to("cuda", dtype), 224) == gflops(model.to("cpu", torch.float32), 224)
 
 
-def test_refusals() -> None:
-    with pytest.raises(ValueError, match="got 3x0x4"):
-        gflops(nn.Conv2d(3, 1, 1), (0, 4))
-    with pytest.raises(ValueError, match="ReLU has no parameters"):
-        gflops(nn.ReLU(), 4)
-    with pytest.raises(ValueError, match="meta device cannot be traced"):
-        gflops(nn.Conv2d(3, 1, 1, device="meta"), 4)
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        (nn.Conv2d(3, 1, 1), (0, 4), "got 3x0x4"),
+        (nn.ReLU(), 4, "ReLU has no parameters"),
+        (nn.Conv2d(3, 1, 1, device="meta"), 4, "meta device cannot be traced"),
+    ],
+)
+def test_refusals(model: nn.Module, size: int | tuple[int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gflops(model, size)
+
+
+TOWER = 17.58  # GFLOPs of the dense ViT-B/16
+
+
+class OnTokens(nn.Module):
+    """A predictor of one argument, as the counter wants it: tokens (1, 768, 197, 1)."""
+
+    def __init__(self, arch: str, width: int) -> None:
+        super().__init__()
+        self.predictor = Predictor(arch, 768, width, (14, 14), None, None)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.predictor(tokens.flatten(2).transpose(1, 2), 1, (14, 14))
+
+
+def predictor_cost(arch: str, width: int) -> Cost:
+    return gflops(OnTokens(arch, width), (197, 1), channels=768)
+
+
+def test_the_papers_mixer():
+    """Full width: 4.9M parameters and 1.05 G multiply-adds, 6 % of the tower."""
+    found = predictor_cost("mixer", 768)
+    assert found.params / 1e6 == pytest.approx(4.9, abs=0.05)
+    assert found.gflops == pytest.approx(1.05, abs=0.005)
+    assert found.gflops / TOWER == pytest.approx(0.06, abs=0.001)
+
+
+def test_the_mixer_of_the_released_script():
+    """64 averaged channels: 46k parameters and 7 M multiply-adds, LayerNorm counted as free."""
+    net = OnTokens("pooledmixer", 64).predictor.net
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(46_000, rel=0.015)
+    found = predictor_cost("pooledmixer", 64)
+    assert 1e3 * found.by_operator["linear"] == pytest.approx(7.2, abs=0.1)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_narrow_ones_cost_next_to_nothing(arch: str):
+    """At width 64, less than 0.5 % of the tower, and every operator is accounted for."""
+    found = predictor_cost(arch, 64)
+    assert found.unsupported == ()
+    assert found.gflops < 0.005 * TOWER
+
+
+def test_closed_forms():
+    """Products alone: per patch, per class token and per pair of tokens."""
+    n, d, w = 196, 768, 64
+    forms = {
+        "linear": n * d,
+        "mlp": n * (d * w + w * w + w) + 2 * d * w,
+        "mixer": n * d * w + 8 * n * w * w + w * w * n,
+        "transformer": (n + 1) * (d * w + 12 * w * w + 2 * w * (n + 1)) + n * w,
+    }
+    for arch, form in forms.items():
+        found = predictor_cost(arch, w)
+        norms = found.by_operator["layer_norm"]
+        assert 1e9 * (found.gflops - norms) == pytest.approx(form, rel=1e-3), arch
+
+
+def test_rescoring_costs_a_predictor_on_what_is_left():
+    """Keep 0.5 in three linear stages from N = 64: predictors see 64, 53 and 43 patches."""
+    told = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
+    told |= {"arch": "mlp", "width": 16, "reduce_at": (1, 3, 5), "schedule": "linear"}
+    anew, carried = (
+        gflops(timm.create_model("clip_vit_b16_patchrank50", rescore=rescore, **told), 64)
+        for rescore in (True, False)
+    )
+    d, w = 48, 16
+    products = sum(n * (d * w + w * w + w) + 2 * d * w for n in (53, 43))
+    norms = anew.by_operator["layer_norm"] - carried.by_operator["layer_norm"]
+    assert 1e9 * (anew.gflops - carried.gflops - norms) == pytest.approx(products, rel=1e-6)
+    assert 1e9 * norms == pytest.approx(5 * d * (53 + 1 + 43 + 1), rel=1e-6)
+    assert anew.params - carried.params == 2 * (3 * d * w + w * w + 4 * w + 1 + 2 * d)
+    assert anew.unsupported == ()
+
+
+WIDTH, DEPTH, MLP, FEATURES, CLASSES, LEARNED = 384, 9, 1536, 256, 10, 16
+
+
+def block(tokens: int) -> float:
+    attention = tokens * WIDTH * 3 * WIDTH + 2 * tokens**2 * WIDTH + tokens * WIDTH**2
+    return attention + 2 * tokens * WIDTH * MLP + 2 * 5 * tokens * WIDTH
+
+
+def prompted_form(learned: int, kept: int, before: int) -> float:
+    """Count a tower of 196 patches that prunes before a block; LayerNorm is 5 per element."""
+    whole, rest = 1 + learned + 196, 1 + learned + kept
+    embed = 196 * 3 * 14**2 * WIDTH
+    blocks = before * block(whole) + (DEPTH - before) * block(rest)
+    return (embed + blocks + 5 * rest * WIDTH + WIDTH * FEATURES) / 1e9
+
+
+@pytest.mark.parametrize(("name", "kept"), [("clip_vit_s14", 196), ("clip_vit_s14_random60", 118)])
+def test_learned_tokens_are_counted(name: str, kept: int, tmp_path):
+    tower = timm.create_model(name, pretrained=True).eval()
+    tensors = {
+        "visual": torch.randn(1, LEARNED, WIDTH),
+        "classifier": F.normalize(torch.randn(CLASSES, FEATURES), dim=-1),
+        "logit_scale": torch.tensor(3.0),
+    }
+    facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": WIDTH, "dataset": "toy"}
+    facts |= {"weights": blocks_fingerprint(tower.state_dict()), "recipe": {}, "provenance": {}}
+    classes = tuple(map(str, range(CLASSES)))
+    file = save_prompts(tmp_path / "p.safetensors", tensors, classes=classes, **facts)
+    tuned = zoo.add_prompts(tower, file)
+    plain, cost = gflops(tower, 196), gflops(tuned, 196)
+    assert plain.gflops == pytest.approx(prompted_form(0, kept, 3), rel=1e-6)
+    expected = prompted_form(LEARNED, kept, 3) + FEATURES * CLASSES / 1e9
+    assert cost.gflops == pytest.approx(expected, rel=1e-6)
+    assert cost.unsupported == ()
+    assert cost.params == plain.params + LEARNED * WIDTH + CLASSES * FEATURES
+    with torch.no_grad():
+        trace = tuned.trace(torch.zeros(1, 3, 196, 196))
+    assert trace.tokens_per_block == (213,) * 3 + (1 + LEARNED + kept,) * 6

@@ -1,25 +1,13 @@
-"""Costs of rows, and agreement with the golden ranking."""
-
-import io
-from dataclasses import replace
-from typing import Any
+"""Agreement with the golden ranking."""
 
 import numpy as np
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis
-from rich.console import Console
 from scipy.stats import kendalltau, weightedtau
 
-import zoo
 from harness.conditions import device_name
-from harness.cost import Cost
-from harness.measure import cost as measure
 from harness.measure.bench import agreement
-from harness.measure.cost import costs, counts
 from harness.measure.evaluate import Outcome
-from harness.measure.rows import variants
-from harness.progress import Progress
 
 N, KEPT = 20, 8
 
@@ -105,67 +93,6 @@ def test_nothing_to_compare_is_not_zero(golden: np.ndarray):
     assert agreement(outcome(golden), None) == {}
     assert agreement(outcome(golden), np.full_like(golden, np.nan)) == {}
     assert agreement(outcome(np.zeros_like(golden)), golden) == {}  # all tied: no tau
-
-
-def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT):
-    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome", "random", "golden"], [0.5])
-    facts = costs(rows, [1, 8], 2, Progress())
-    assert list(facts) == [row.model for row in rows]
-    assert facts["clip_vit_b16_golden50"] == {}
-    plain = facts["clip_vit_b16"]
-    assert plain["tokens_per_block"] == (65,) * 6
-    assert facts["clip_vit_b16_random50"]["tokens_per_block"] == (65,) * 3 + (33,) * 3
-    # What fvcore says by itself, without the attention's own two products.
-    counted = FlopCountAnalysis(dense, torch.zeros(1, 3, 64, 64))
-    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    attention = 6 * 2 * 65 * 65 * 48
-    assert plain["gflops"] == pytest.approx((counted.total() + attention) / 1e9, rel=0.02)
-    assert plain["params"] == sum(p.numel() for p in dense.parameters())
-    for name in ("clip_vit_b16_random50", "clip_vit_b16_tome50"):
-        assert facts[name]["gflops"] < plain["gflops"]
-        for entry, batch in zip(facts[name]["latency"], (1, 8), strict=True):
-            assert (entry.batch, entry.ratio_to_dense > 0) == (batch, True)
-            assert entry.q1_ms <= entry.median_ms <= entry.q3_ms
-    assert [entry.ratio_to_dense for entry in plain["latency"]] == [None, None]
-
-
-def test_activations_and_operators_of_unknown_cost_are_told(
-    dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
-):
-    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random"], [0.5])
-    found = costs(rows, [], 1, Progress())
-    # Width 48 in 3 heads, 65 tokens: linear maps give 9 widths more per token in each block.
-    block = 65 * (3 + 1 + 1 + 4 + 1) * 48 + 3 * 65**2
-    plain = found["clip_vit_b16"]
-    assert plain["activations"] == 64 * 48 + 6 * block + dense.num_classes
-    assert plain["uncounted_operators"] == ()
-    assert found["clip_vit_b16_random50"]["activations"] < plain["activations"]
-    counted = measure.gflops
-
-    def unknown(*args: Any) -> Cost:
-        return replace(counted(*args), unsupported=("aten::linalg_inv",))
-
-    monkeypatch.setattr(measure, "gflops", unknown)
-    console = Console(file=io.StringIO(), width=200)
-    found = costs(rows[:1], [], 1, Progress(console))
-    assert found["clip_vit_b16"]["uncounted_operators"] == ("aten::linalg_inv",)
-    told = "clip_vit_b16: GFLOPs lack operators of unknown cost: aten::linalg_inv"
-    assert told in console.file.getvalue()
-
-
-def test_what_is_counted_does_not_depend_on_the_precision(dense: zoo.ReducedViT):
-    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome"], [0.5])
-    single = counts(rows, Progress())
-    assert list(single) == ["clip_vit_b16", "clip_vit_b16_tome50"]
-    assert [one.final_tokens for one in single.values()] == [64, 32]
-    for row in rows:
-        row.vit.to(torch.bfloat16)
-    assert counts(rows, Progress()) == single
-
-
-def test_no_batches_no_latency(dense: zoo.ReducedViT):
-    [dense_row] = variants(dense, "clip_vit_b16", "openai", ["dense"], [])
-    assert costs([dense_row], [], 2, Progress())["clip_vit_b16"]["latency"] == ()
 
 
 def test_the_device_has_a_name():

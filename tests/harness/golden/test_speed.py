@@ -2,19 +2,31 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import zoo
 from harness.agreement import kendall_tau
 from harness.cli import main
-from harness.golden.plain import Plain
-from harness.golden.speed import SpeedConfig, measure_speed, same_ranking
+from harness.cost import gflops
+from harness.golden import speed
+from harness.golden.speed import (
+    Plain,
+    Speed,
+    SpeedConfig,
+    measure_speed,
+    same_ranking,
+    speed_table,
+)
 from harness.progress import Progress
+from harness.table import NOT_MEASURED
+from harness.towers import Tower
 from zoo.golden import GoldenConfig, GoldenEngine
 
 SPARSE = GoldenConfig(block=2, window=2, stride=2)
@@ -44,32 +56,54 @@ def test_rankings_are_the_same_up_to_ties() -> None:
     assert same_ranking([[8, 8, 7]], theirs).tolist() == [False]
 
 
-def test_measures_all_ways_in_the_same_rounds(
-    dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from harness.golden import speed as module
-    from harness.towers import Tower
-
+@pytest.fixture
+def measured(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Speed:
     tower = Tower(dense, noise, "tiny")
-    monkeypatch.setattr(module, "find_tower", lambda name, random_weights: tower)
-    config = SpeedConfig(images=2, golden=SPARSE, batches=(3, 16), rounds=2)
-    found = measure_speed(config, Progress())
-    assert [(way.name, way.batch) for way in found.ways] == [
+    monkeypatch.setattr(speed, "find_tower", lambda name, random_weights: tower)
+    return measure_speed(
+        SpeedConfig(images=2, golden=SPARSE, batches=(3, 16), rounds=2), Progress()
+    )
+
+
+def test_measures_all_ways_in_the_same_rounds(measured: Speed):
+    assert [(way.name, way.batch) for way in measured.ways] == [
         ("straightforward", 16),
         ("engine, float32", 3),
         ("engine, float32", 16),
         ("engine, bfloat16", 3),
         ("engine, bfloat16", 16),
     ]
-    first, *engines = found.ways
+    first, *engines = measured.ways
     assert first.speed_up == (1, 1, 1)
-    assert [way.same for way in found.ways[:3]] == [1, 1, 1]
-    assert all(len(way.samples_ms) == 2 for way in found.ways)
+    assert [way.same for way in measured.ways[:3]] == [1, 1, 1]
+    assert all(len(way.samples_ms) == 2 for way in measured.ways)
     for way in engines:
         assert way.multiply_adds < first.multiply_adds
         seconds = np.median(way.samples_ms) / 1000
         assert way.windows_per_s.estimate == pytest.approx(2 * 16 / seconds)
         assert way.multiply_adds_per_s == pytest.approx(2 * way.multiply_adds / seconds)
+
+
+def test_the_straightforward_way_runs_all_blocks_for_all_tokens(
+    measured: Speed, dense: zoo.ReducedViT
+):
+    """What fvcore counts of the whole tower, once, and of 4 blocks for each of 16 windows."""
+    whole = gflops(dense, 64)
+    products = 1e9 * (whole.gflops - whole.by_operator["layer_norm"]) - 48 * dense.num_classes
+    windows = 16 * 4 * 61 * (12 * 48**2 + 2 * 48 * 61)
+    assert measured.ways[0].multiply_adds == round(products) + windows
+
+
+def test_a_table_shows_every_way_and_no_agreement_without_weights(
+    measured: Speed, capsys: pytest.CaptureFixture[str]
+):
+    for random_weights, dashes in ((False, 0), (True, 10)):
+        table = speed_table(replace(measured, random_weights=random_weights))
+        Console(width=200).print(table)
+        text = capsys.readouterr().out
+        assert all(way.name in text for way in measured.ways)
+        assert text.count(NOT_MEASURED) == dashes
+        assert "[quartiles], ratios with their range" in " ".join(text.split())
 
 
 def noise(image: object) -> Tensor:
@@ -81,11 +115,10 @@ def test_the_command_prints_tables_and_leaves_a_record(
 ) -> None:
     out = tmp_path / "speed.json"
     flags = "--images 1 --window 7 --stride 7 --rounds 1 --precisions float32 --block 7"
-    assert main(["speed", *flags.split(), "--estimate", "1000", "--out", str(out)]) == 0
+    assert main(["speed", *flags.split(), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "straightforward" in text
     assert "engine, float32" in text
-    assert "1,000 images" in text
     record = json.loads(out.read_text())
     assert record["schema_version"] == 1
     assert record["windows"] == 4
@@ -100,7 +133,6 @@ def test_the_command_prints_tables_and_leaves_a_record(
         (["--images", "0"], "images=0: expected a number from 1"),
         (["--batches", "0"], "batches=0: expected a number from 1"),
         (["--threads", "0"], "--threads 0: expected a number from 1"),
-        (["--estimate", "0"], "--estimate 0: expected a number from 1"),
         (["--random-weights", "--model", "vit_tiny_patch16_224"], "did you mean|expected"),
     ],
 )

@@ -1,18 +1,28 @@
-"""`latency` as a stranger uses it."""
+"""`latency` as a stranger uses it, and what docs/latency.md says of it."""
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 
 from harness.cli import main
 from harness.latency import command
-from harness.latency.machine import Machine
-from harness.latency.plan import CPU_BATCHES, CUDA_BATCHES, LatencyPlan, batches_for
-from harness.latency.record import read_latencies
-from harness.latency.run import measure_latency
-from harness.latency.ways import COMPILE
+from harness.latency.latency import (
+    CPU_BATCHES,
+    CUDA_BATCHES,
+    LatencyPlan,
+    batches_for,
+    measure_latency,
+)
+from harness.latency.machine import OTHERS, SPREAD, Machine, Surroundings
+from harness.latency.record import CONDITIONS, VERDICTS, LatencyRecord, read_latencies
+from harness.latency.timing import LEAST_ROUNDS, MOST_ROUNDS
+from harness.latency.ways import ALLOWED, CHECKED, COMPILE, WAYS
 from harness.progress import Progress
 
 RANDOM = "latency clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
@@ -38,7 +48,7 @@ def test_a_run_writes_what_it_shows_and_a_second_reuses_it(
         tmp_path / "out" / "latency.md"
     ).read_text("utf-8")
 
-    monkeypatch.setattr("harness.latency.run.measure_cell", None)
+    monkeypatch.setattr("harness.latency.latency.time_cell", None)
     assert main(argv) == 0
     assert (tmp_path / "out" / "latency.jsonl").read_bytes() == before
     assert capsys.readouterr().out == said.out
@@ -78,7 +88,7 @@ def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.Captur
 def test_wrong_use_is_refused_before_anything_is_loaded(
     flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("harness.latency.rows.load_tower", None)
+    monkeypatch.setattr("harness.latency.latency.load_tower", None)
     assert main(["latency", "clip_vit_s14_tome60", *flags.split()]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 
@@ -90,7 +100,7 @@ def test_an_output_that_takes_no_lines_is_refused_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ):
-    monkeypatch.setattr("harness.latency.rows.load_tower", None)
+    monkeypatch.setattr("harness.latency.latency.load_tower", None)
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "latency.jsonl").mkdir(parents=True)  # so that none can be opened
     assert main([*RANDOM.split(), "--output", str(tmp_path / where)]) == 2
@@ -111,15 +121,18 @@ def test_each_device_has_its_usual_batches():
     assert batches_for("cuda", [4, 2, 4]) == (4, 2)
 
 
-@pytest.mark.parametrize(("load", "told"), [(1.9, True), (0.4, False)])
-def test_a_busy_machine_is_told_before(
-    load: float, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("load", "busy"), [(1.9, True), (0.4, False), (None, False)])
+def test_a_busy_machine_is_reported_before(
+    load: float | None,
+    busy: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(command.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(command, "load_1min", lambda: load)
     monkeypatch.setattr(command.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(command, "measure_latency", lambda *_: iter([]))
     assert main([*RANDOM.split(), "--output", "out"]) == 0
-    assert ("this machine is busy: a load of 1.9 on 2 cores" in capsys.readouterr().err) is told
+    assert ("this machine is busy: a load of 1.9 on 2 cores" in capsys.readouterr().err) is busy
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +156,7 @@ def test_the_embedded_model_is_timed_in_every_way_that_a_cpu_has():
     for record in records:
         assert record.deviation < (1e-4 if record.dtype == "float32" else 0.2)
         assert record.first_call_s > 0
-    assert {record.machine for record in records} == {Machine.here(torch.device("cpu"), None)}
+    assert {record.machine for record in records} == {Machine.here(torch.device("cpu"))}
 
 
 @pytest.mark.cuda
@@ -156,3 +169,83 @@ def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path: Path):
         assert record.failed is None
         assert record.stopwatch == "CUDA events"
         assert (record.peak_mib is None) == (record.way == "reduce-overhead")
+
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "docs" / "latency.md").read_text("utf-8")
+ROW = re.compile(r"^\| `([\w-]+)` \| ([^|]+) \| ([^|]*)\| ([^|]+) \|$")
+JSON = {
+    str: "string", int: "integer", float: "number", bool: "boolean", dict: "object",
+    Machine: "object", Surroundings: "object",
+}  # fmt: skip
+
+
+def rows(heading: str) -> dict[str, tuple[str, str]]:
+    part = re.split(r"^##+ ", TEXT.split(f"## {heading}\n")[1], maxsplit=1, flags=re.M)[0]
+    table = [line for line in part.splitlines() if line.startswith("| `")]
+    found = [ROW.fullmatch(line) for line in table]
+    assert None not in found, table[found.index(None)]
+    return {row[1]: (row[2], row[3].strip()) for row in found if row}
+
+
+def json_name(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        [own] = [part for part in get_args(kind) if part is not type(None)]
+        return f"{json_name(own)} or null"
+    if get_origin(kind) is tuple:
+        return f"array of {json_name(get_args(kind)[0])}s"
+    return JSON[get_origin(kind) or kind]
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [("Fields", LatencyRecord), ("Of `machine`", Machine), ("Of `surroundings`", Surroundings)],
+)
+def test_every_field_is_there_in_order_with_its_type(heading: str, kind: Any):
+    types = get_type_hints(kind)
+    expected = {field.name: json_name(types[field.name]) for field in fields(kind)}
+    documented = {name: row[0] for name, row in rows(heading).items()}
+    assert list(documented.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize("heading", ["Fields", "Of `machine`", "Of `surroundings`"])
+def test_units_in_names_are_the_units_of_the_table(heading: str):
+    units = {
+        "_ms": "ms", "_s": "s", "_mib": "MiB", "_per_s": "images per second",
+    }  # fmt: skip
+    for name, (_, unit) in rows(heading).items():
+        [*_, end] = [e for e in sorted(units, key=len) if name.endswith(e)] or [None]
+        if end is not None:
+            assert unit == units[end], name
+
+
+def test_the_conditions_are_those_that_the_page_says():
+    names = list(rows("Fields"))
+    between = names[names.index("version") : names.index("machine") + 1]
+    assert tuple(name for name in between if name != "git_commit") == CONDITIONS
+    assert "from `version` to `machine`, without `git_commit`, are the conditions" in TEXT
+
+
+def test_every_way_and_every_verdict_is_explained():
+    assert re.findall(r"^- `([\w-]+)`: ", TEXT, re.M) == list(WAYS)
+    for word in VERDICTS:
+        assert f"**{word}**" in TEXT
+
+
+def test_bounds_and_defaults_are_the_codes():
+    for text in (
+        f"more than {100 * SPREAD:.0f} % of the median apart",
+        f"more than {100 * OTHERS:.0f} % of the cores",
+        f"at least {LatencyPlan.rounds} rounds",
+        f"{LatencyPlan.seconds:g} seconds",
+        f"{MOST_ROUNDS} rounds at most",
+        f"{LEAST_ROUNDS} rounds",
+        f"{CHECKED} images",
+        " ".join(map(str, CPU_BATCHES)),
+        " ".join(map(str, CUDA_BATCHES)),
+        *(
+            f"{allowed:g} in {str(dtype).removeprefix('torch.')}"
+            for dtype, allowed in ALLOWED.items()
+        ),
+    ):
+        assert text in " ".join(TEXT.split()), text

@@ -12,31 +12,32 @@ from harness.layout import fitted
 from harness.shown import Forms
 
 WIDE = 200
+EVIT = "clip_vit_b16_evit50"
 Make = Callable[..., LatencyRecord]
 DENSE = (10.0, 10.2, 10.1, 10.3, 10.2, 10.1)
 
 
 @pytest.fixture
-def records(record: Make) -> list[LatencyRecord]:
+def records(latency_record: Make) -> list[LatencyRecord]:
     def row(method: str, factor: float, **facts: object) -> LatencyRecord:
         samples = tuple(factor * time for time in DENSE)
-        told = {"model": f"clip_vit_b16_{method}50", "method": method, "keep": 0.5}
+        names = {"model": f"clip_vit_b16_{method}50", "method": method, "keep": 0.5}
         costs = {"gflops": 1.5, "saved_gflops": 0.25, "final_tokens": 32}
-        return record(samples, DENSE, **(told | costs | facts))
+        return latency_record(samples, DENSE, **(names | costs | facts))
 
     busy = ("other processes kept 1.0 of 2 cores busy meanwhile",)
     tied = (9.0, 10.4, 10.1, 10.2, 10.3, 10.1)
     return [
-        record(DENSE, warnings=busy),
+        latency_record(DENSE, warnings=busy),
         row("tome", 0.8, warnings=(*busy, "wide spread: quartiles 30 % apart")),
-        record(
-            tied, DENSE, model="clip_vit_b16_evit50", method="evit", warnings=busy,
+        latency_record(
+            tied, DENSE, model=EVIT, method="evit", warnings=busy,
             saved_gflops=0.2, peak_mib=3.25,
         ),
-        record(DENSE, batch=8),
+        latency_record(DENSE, batch=8),
         row("tome", 1.5, batch=8),
-        record((), model="clip_vit_b16_evit50", method="evit", batch=8, failed="out of memory"),
-        record(DENSE, way="compile", first_call_s=27.64, deviation=1.8e-6),
+        latency_record((), batch=8, model=EVIT, method="evit", failed="out of memory"),
+        latency_record(DENSE, way="compile", first_call_s=27.64, deviation=1.8e-6),
     ]  # fmt: skip
 
 
@@ -79,11 +80,6 @@ def test_compiling_has_its_time_and_its_deviation(records: list[LatencyRecord]):
         assert text in compiled
 
 
-def test_energy_is_a_column_where_it_was_measured(record: Make):
-    assert "mJ/image" not in shown([record()], WIDE)
-    assert "mJ/image" in shown([record(energy_mj_per_image=12.5)], WIDE)
-
-
 def test_what_holds_for_all_models_of_a_batch_is_said_once(records: list[LatencyRecord]):
     assert notes(records[:6]) == [
         "batch 1: other processes kept 1.0 of 2 cores busy meanwhile",
@@ -110,8 +106,8 @@ def test_a_narrow_terminal_gets_the_most_telling_columns_whole(
     assert max(map(len, table.splitlines())) <= width
 
 
-def test_names_in_brackets_are_no_markup(record: Make):
-    text = shown([record(tag="[bold]x[/bold]")], WIDE)
+def test_names_in_brackets_are_no_markup(latency_record: Make):
+    text = shown([latency_record(tag="[bold]x[/bold]")], WIDE)
     assert "[bold]x[/bold]" in text
 
 
@@ -126,5 +122,5 @@ def test_markdown_has_the_same_rows(records: list[LatencyRecord]):
     assert {row.count("|") for row in rows} == {13, 15}
 
 
-def test_random_weights_are_said_to_be(record: Make):
-    assert "(random weights, 64x64 px)" in shown([record(random_weights=True)], WIDE)
+def test_random_weights_are_said_to_be(latency_record: Make):
+    assert "(random weights, 64x64 px)" in shown([latency_record(random_weights=True)], WIDE)

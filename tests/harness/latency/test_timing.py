@@ -1,14 +1,26 @@
-"""Check order, pairing and arithmetic with a fake clock; never how long anything takes."""
+"""Check order, pairing and arithmetic with clocks that only working advances."""
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.latency.stopwatch import WallClock
-from harness.latency.timing import MOST_ROUNDS, Timing, interleaved
+from harness.latency.timing import (
+    LEAST_ROUNDS,
+    MOST_ROUNDS,
+    Stopwatch,
+    Timing,
+    cuda_events,
+    interleaved,
+    stopwatch,
+    torch_timer,
+    wall_clock,
+)
+from harness.statistics import median_interval
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
@@ -17,54 +29,56 @@ class Workshop:
     """Hold a clock that only working advances, and a diary of what happened."""
 
     def __init__(self) -> None:
-        self.now = 0
+        self.now = 0.0
         self.diary: list[str] = []
 
-    def clock(self) -> int:
-        return self.now
-
-    def sync(self) -> None:
-        self.diary.append("sync")
-
     @property
-    def stopwatch(self) -> WallClock:
-        return WallClock(self.sync, self.clock)
+    def stopwatch(self) -> Stopwatch:
+        return wall_clock(lambda: self.diary.append("sync"), lambda: int(self.now * 1e9))
 
     def worker(self, name: str, durations_ms: Iterator[float]) -> Callable[[Tensor], Tensor]:
         def work(images: Tensor) -> Tensor:
             self.diary.append(name)
-            self.now += int(next(durations_ms) * 1e6)
+            self.now += next(durations_ms) / 1e3
             return images
 
         return work
 
+    def time(self, workers: dict[str, Any], **options: Any) -> dict[str, Timing]:
+        options = {"warmup": 0, "stopwatch": self.stopwatch, "now": lambda: self.now} | options
+        return interleaved(workers, IMAGES, **options)
 
-def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them() -> None:
+
+def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them():
     shop = Workshop()
     slow = shop.worker("slow", iter([900, 10, 20, 30]))
     fast = shop.worker("fast", iter([900, 5, 5, 6]))
-    timings = interleaved(
-        {"slow": slow, "fast": fast}, IMAGES, rounds=3, warmup=1, stopwatch=shop.stopwatch
-    )
-    assert timings == {
-        "slow": Timing(batch=4, samples_ms=(10, 20, 30)),
-        "fast": Timing(batch=4, samples_ms=(5, 5, 6)),
-    }
+    timings = shop.time({"slow": slow, "fast": fast}, rounds=3, warmup=1)
     assert list(timings) == ["slow", "fast"]
-    assert timings["slow"].median_ms == 20
-    assert timings["slow"].quartiles_ms == (15, 25)
-    assert timings["slow"].images_per_s == 4 / 0.020
+    assert timings["slow"].samples_ms == pytest.approx((10, 20, 30))
+    assert timings["fast"].samples_ms == pytest.approx((5, 5, 6))
+    assert timings["slow"].spread_ms == pytest.approx((20, 15, 25))
 
 
-def test_order_rotates_and_every_call_is_fenced_by_the_device() -> None:
+def test_a_latency_has_median_quartiles_throughput_and_the_ratio_of_paired_rounds():
+    dense = Timing(batch=4, samples_ms=(10.0, 20.0, 30.0))
+    half = Timing(batch=4, samples_ms=(5.0, 10.0, 15.0))
+    assert asdict(dense.latency()) == {
+        "batch": 4, "median_ms": 20.0, "q1_ms": 15.0, "q3_ms": 25.0, "images_per_s": 200.0,
+        "ratio_to_dense": None, "ratio_low": None, "ratio_high": None,
+    }  # fmt: skip
+    latency = half.latency(dense)
+    assert (latency.ratio_to_dense, latency.ratio_low, latency.ratio_high) == (0.5, 0.5, 0.5)
+    assert latency.images_per_s == 400.0
+
+
+def test_order_rotates_and_every_call_is_fenced_by_the_device():
     shop = Workshop()
-    workers = {name: shop.worker(name, iter([1.0] * 9)) for name in "abc"}
-    interleaved(workers, IMAGES, rounds=4, warmup=0, stopwatch=shop.stopwatch)
-    assert "".join(entry for entry in shop.diary if entry != "sync") == "abcbcacababc"
+    shop.time({name: shop.worker(name, iter([1.0] * 9)) for name in "abc"}, rounds=4)
     assert shop.diary == [entry for name in "abcbcacababc" for entry in ("sync", name, "sync")]
 
 
-def test_ratio_pairs_rounds_so_that_drift_cancels() -> None:
+def test_ratio_pairs_rounds_so_that_drift_cancels():
     drift = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
     dense = Timing(batch=1, samples_ms=tuple(drift))
     pruned = Timing(batch=1, samples_ms=tuple(0.6 * factor for factor in drift))
@@ -74,19 +88,25 @@ def test_ratio_pairs_rounds_so_that_drift_cancels() -> None:
     assert noisy.ratio_to(dense) == pytest.approx((0.5, 0.4, 0.7))
 
 
-def test_models_run_in_inference_mode_without_garbage_collection() -> None:
-    seen = []
+def test_fewest_rounds_are_those_from_which_on_a_median_has_an_interval():
+    """The chance that all of n values lie on one side of the median, both sides counted."""
+    assert 2 * 0.5**LEAST_ROUNDS < 0.05 < 2 * 0.5 ** (LEAST_ROUNDS - 1)
+    assert median_interval([1.0] * (LEAST_ROUNDS - 1) + [9.0]).high == 9.0
+
+
+def test_models_run_in_inference_mode_without_garbage_collection():
+    modes = []
 
     def look(images: Tensor) -> Tensor:
-        seen.append((torch.is_inference_mode_enabled(), gc.isenabled(), images is IMAGES))
+        modes.append((torch.is_inference_mode_enabled(), gc.isenabled(), images is IMAGES))
         return images
 
     interleaved({"look": look}, IMAGES, rounds=1, warmup=1)
-    assert seen == [(True, False, True)] * 2
+    assert modes == [(True, False, True)] * 2
     assert gc.isenabled()
 
 
-def test_a_failing_model_gives_garbage_collection_back() -> None:
+def test_a_failing_model_gives_garbage_collection_back():
     def fail(images: Tensor) -> Tensor:
         raise RuntimeError("no")
 
@@ -95,61 +115,104 @@ def test_a_failing_model_gives_garbage_collection_back() -> None:
     assert gc.isenabled()
 
 
-def test_real_models_give_one_positive_sample_per_round() -> None:
+def test_real_models_give_one_positive_sample_per_round():
     models = {"one": nn.Conv2d(3, 2, 1), "two": nn.Sequential(nn.Flatten(), nn.Linear(192, 3))}
     timings = interleaved(models, IMAGES, rounds=3, warmup=1)
     assert [len(timing.samples_ms) for timing in timings.values()] == [3, 3]
     assert all(sample > 0 for timing in timings.values() for sample in timing.samples_ms)
-    first, third = timings["one"].quartiles_ms
-    assert first <= timings["one"].median_ms <= third
 
 
-def test_rounds_go_on_until_the_time_is_up_but_never_end_early() -> None:
+def test_rounds_go_on_until_the_time_is_up_but_never_end_early():
     for seconds, count in ((0.0, 3), (0.02, 3), (0.051, 6), (9.0, MOST_ROUNDS)):
         shop, ticks = Workshop(), []
         worker = shop.worker("ten", iter([10.0] * 500))
-        timings = interleaved(
-            {"ten": worker},
-            IMAGES,
-            rounds=3,
-            seconds=seconds,
-            warmup=0,
-            stopwatch=shop.stopwatch,
-            now=lambda shop=shop: shop.now / 1e9,
-            tick=ticks.append,
-        )
+        timings = shop.time({"ten": worker}, rounds=3, seconds=seconds, tick=ticks.append)
         assert len(timings["ten"].samples_ms) == count
         assert ticks == list(range(1, count + 1))
 
 
-def test_warming_up_takes_so_many_calls_and_so_much_time() -> None:
-    for warmup, warmup_s, count in ((4, 0.0, 4), (1, 0.05, 5), (7, 0.05, 7), (0, 0.0, 0)):
+def test_warming_up_takes_so_many_calls_and_so_much_time():
+    for warmup, warmup_s, count in ((4, 0.0, 4), (1, 0.049, 5), (7, 0.05, 7), (0, 0.0, 0)):
         shop = Workshop()
         workers = {name: shop.worker(name, iter([5.0] * 99)) for name in "ab"}
-        interleaved(
-            workers,
-            IMAGES,
-            rounds=1,
-            warmup=warmup,
-            warmup_s=warmup_s,
-            stopwatch=shop.stopwatch,
-            now=lambda shop=shop: shop.now / 1e9,
-        )
+        shop.time(workers, rounds=1, warmup=warmup, warmup_s=warmup_s)
         untimed = [entry for entry in shop.diary if entry != "sync"][:-2]
         assert untimed == ["a", "b"] * count
 
 
-def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"seconds=-1"):
-        interleaved({"same": lambda images: images}, IMAGES, rounds=1, seconds=-1)
-    with pytest.raises(ValueError, match=r"warmup_s=-1"):
-        interleaved({"same": lambda images: images}, IMAGES, rounds=1, warmup_s=-1)
-    with pytest.raises(ValueError, match="0 callables"):
-        interleaved({}, IMAGES, rounds=1)
-    with pytest.raises(ValueError, match="rounds=0"):
-        interleaved({"same": lambda images: images}, IMAGES, rounds=0)
-    with pytest.raises(ValueError, match="warmup=-1"):
-        interleaved({"same": lambda images: images}, IMAGES, rounds=1, warmup=-1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": -1}, "seconds=-1"),
+        ({"warmup_s": -1}, "warmup_s=-1"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"callables": {}}, "0 callables"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str):
+    usual = {"callables": {"same": lambda images: images}, "images": IMAGES, "rounds": 1}
+    with pytest.raises(ValueError, match=message):
+        interleaved(**usual | options)
+
+
+def test_times_of_other_rounds_have_no_ratio():
     one = Timing(batch=1, samples_ms=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"not timed together.*\(2, 1\) and \(2, 32\)"):
         one.ratio_to(Timing(batch=32, samples_ms=(1.0, 2.0)))
+
+
+class Worker:
+    """Work for longer each time, and remember the threads."""
+
+    def __init__(self) -> None:
+        self.now, self.calls, self.threads = 0.0, 0, set()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        self.threads.add(torch.get_num_threads())
+        self.now += self.calls
+        return images
+
+
+def test_torchs_timer_calls_twice_before_and_times_the_third():
+    worker = Worker()
+    watch = torch_timer(2, clock=lambda: worker.now)
+    assert watch.time_ms(worker, IMAGES) == pytest.approx(3000)
+    assert watch.time_ms(worker, IMAGES) == pytest.approx(6000)
+
+
+def test_torchs_timer_sets_the_threads_and_gives_them_back():
+    before, worker = torch.get_num_threads(), Worker()
+    assert torch_timer(before + 1).time_ms(worker, IMAGES) > 0
+    assert worker.threads == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("cpu", "torch.utils.benchmark.Timer"),
+        ("cuda:0", "CUDA events"),
+        ("meta", "wall clock"),
+    ],
+)
+def test_each_device_has_its_stopwatch(device: str, name: str):
+    assert stopwatch(torch.device(device), 1).name == name
+
+
+@pytest.mark.cuda
+def test_events_time_what_the_device_does():
+    """Many products take longer than one, though launching them returns at once."""
+    matrix = torch.randn(2048, 2048, device="cuda")
+    watch = cuda_events(matrix.device)
+
+    def many(images: Tensor) -> Tensor:
+        for _ in range(50):
+            images = images @ matrix
+        return images
+
+    for call in (many, lambda images: images @ matrix):
+        watch.time_ms(call, matrix)
+    one = min(watch.time_ms(lambda images: images @ matrix, matrix) for _ in range(5))
+    assert 0 < 10 * one < watch.time_ms(many, matrix)

@@ -1,34 +1,46 @@
-"""Ways to run a model: what a device can't do, and that each computes what eager does."""
+"""Ways to run a model: each computes what eager does, and what can't be run says why."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import zoo
+from harness.latency import ways
 from harness.latency.ways import (
+    ALLOWED,
     CHANNELS_LAST,
+    CHECKED,
     COMPILE,
     CUDA_GRAPHS,
     EAGER,
+    MIB,
     REDUCE_OVERHEAD,
     WAYS,
+    Prepared,
+    as_run,
     check_ways,
     deviations,
+    is_out_of_memory,
     memory_format,
-    prepared,
+    peak_mib,
+    prepare,
+    weights_mib,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 METHODS = (None, "random", "clsattn", "evit", "tome")
+Change = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture
-def images() -> torch.Tensor:
+def images() -> Tensor:
     return torch.randn(4, 3, 64, 64)
 
 
@@ -37,85 +49,78 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
     return zoo.reduce(dense, method=method, **options).eval()
 
 
-def test_an_unknown_way_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"--ways 'compiled': did you mean 'compile'"):
-        check_ways(["compiled"], CPU)
-
-
-@pytest.mark.parametrize("way", [CUDA_GRAPHS, REDUCE_OVERHEAD])
-def test_cuda_graphs_are_refused_on_a_cpu(way: str):
-    with pytest.raises(ValueError, match=rf"--ways {way} on --device 'cpu': .*--device cuda"):
-        check_ways([EAGER, way], CPU)
-
-
-def test_without_a_compiler_there_is_no_compiling(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("way", "device", "message"),
+    [
+        ("compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
+        (CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
+        (REDUCE_OVERHEAD, CPU, r"--ways reduce-overhead on --device 'cpu': .*--device cuda"),
+        (COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
+        (COMPILE, CUDA, "needs triton: pip install triton"),
+        (REDUCE_OVERHEAD, CUDA, "needs triton: pip install triton"),
+    ],
+)
+def test_what_a_device_cannot_do_is_refused(
+    way: str, device: torch.device, message: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"'no-such-compiler' isn't there: install it .*CXX"):
-        check_ways([COMPILE], CPU)
-    check_ways([EAGER, CHANNELS_LAST], CPU)
-
-
-def test_without_triton_there_is_no_compiling_on_cuda(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.latency.ways.find_spec", lambda name: None)
-    for way in (COMPILE, REDUCE_OVERHEAD):
-        with pytest.raises(ValueError, match="needs triton: pip install triton"):
-            check_ways([way], CUDA)
-    check_ways([EAGER, CHANNELS_LAST, CUDA_GRAPHS], CUDA)
+    monkeypatch.setattr(ways, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        check_ways([EAGER, way], device)
+    check_ways([EAGER, CHANNELS_LAST], device)
+    check_ways([CUDA_GRAPHS], CUDA)
 
 
 def test_a_compiler_that_is_there_will_do(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.latency.ways.shutil.which", lambda name: f"found {name}")
+    monkeypatch.setattr(ways.shutil, "which", lambda name: f"/bin/{name}")
     check_ways([COMPILE], CPU)
-    monkeypatch.setattr("harness.latency.ways.find_spec", lambda name: name)
+    monkeypatch.setattr(ways, "find_spec", lambda name: name)
     check_ways(list(WAYS), CUDA)
-
-
-def test_eager_is_the_model_itself(dense: zoo.ReducedViT, images: torch.Tensor):
-    assert prepared(dense, EAGER, images) is dense
 
 
 def test_the_memory_format_is_given_back_and_weights_stay_shared(dense: zoo.ReducedViT):
     short = reduced(dense, "random")
     weight = dense.patch_embed.proj.weight
     before = weight.clone()
-    with memory_format([dense, short], CHANNELS_LAST) as form:
-        assert form is torch.channels_last
-        assert weight.is_contiguous(memory_format=torch.channels_last)
-        assert not weight.is_contiguous()
+
+    def fail_inside() -> None:
+        with memory_format([dense, short], CHANNELS_LAST) as form:
+            assert form is torch.channels_last
+            assert weight.is_contiguous(memory_format=torch.channels_last)
+            assert not weight.is_contiguous()
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        fail_inside()
     assert weight.is_contiguous()
     assert torch.equal(weight, before)
     assert short.patch_embed.proj.weight is weight
 
 
-def test_the_memory_format_is_given_back_after_a_failure(dense: zoo.ReducedViT):
-    with pytest.raises(RuntimeError, match="no"), memory_format([dense], CHANNELS_LAST):
-        raise RuntimeError("no")
-    assert dense.patch_embed.proj.weight.is_contiguous()
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_channels_last_computes_what_eager_does(
-    dense: zoo.ReducedViT, images: torch.Tensor, method: str | None
+    dense: zoo.ReducedViT, images: Tensor, method: str | None
 ):
     vit = reduced(dense, method)
+    assert as_run(vit, EAGER, images) is vit
     with torch.inference_mode():
         eager = vit(images)
         with memory_format([vit], CHANNELS_LAST) as form:
-            found = prepared(vit, CHANNELS_LAST, images)(images.contiguous(memory_format=form))
-    assert deviations(found, eager).max() < 1e-5
+            features = as_run(vit, CHANNELS_LAST, images)(images.contiguous(memory_format=form))
+    assert deviations(features, eager).max() < 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_models_compute_what_eager_does(
-    dense: zoo.ReducedViT, images: torch.Tensor, dtype: torch.dtype
+    dense: zoo.ReducedViT, images: Tensor, dtype: torch.dtype
 ):
     dense, images = dense.to(dtype), images.to(dtype)
     for method in (None, "clsattn", "tome"):
         vit = reduced(dense, method)
         with torch.inference_mode():
-            found = prepared(vit, COMPILE, images)(images)
-            apart = deviations(found, vit(images))
+            features = as_run(vit, COMPILE, images)(images)
+            apart = deviations(features, vit(images))
         assert apart.median() < (1e-4 if dtype == torch.float32 else 0.1), method
     torch._dynamo.reset()
 
@@ -125,27 +130,27 @@ def test_more_models_than_dynamo_keeps_of_one_are_compiled_once_each(
 ):
     compiled: list[int] = []
 
-    def count(module: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+    def count(module: torch.fx.GraphModule, inputs: list[Tensor]):
         compiled.append(len(inputs))
         return module.forward
 
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda call, **told: real(call, backend=count, **told))
+    monkeypatch.setattr(torch, "compile", lambda call, **how: real(call, backend=count, **how))
     models = [nn.Sequential(nn.Linear(4, 4 + index)) for index in range(12)]
     images = torch.randn(2, 4)
     with torch.inference_mode():
-        calls = [prepared(model, COMPILE, images) for model in models]
+        calls = [as_run(model, COMPILE, images) for model in models]
         for _ in range(3):
-            found = [call(images) for call in calls]
+            shapes = [call(images).shape for call in calls]
     assert len(compiled) == len(models)
-    assert [features.shape[1] for features in found] == [4 + index for index in range(12)]
+    assert [shape[1] for shape in shapes] == [4 + index for index in range(12)]
     torch._dynamo.reset()
 
 
 def test_deviations_are_lengths_by_eagers_length():
     eager = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
-    found = torch.tensor([[3.0, 4.5], [0.0, 2.0], [-1.0, 0.0]])
-    assert deviations(found, eager).tolist() == pytest.approx([0.1, 0.0, 2.0])
+    features = torch.tensor([[3.0, 4.5], [0.0, 2.0], [-1.0, 0.0]])
+    assert deviations(features, eager).tolist() == pytest.approx([0.1, 0.0, 2.0])
 
 
 class FakeCuda:
@@ -171,10 +176,10 @@ class FakeCuda:
         return self._inside("capturing", stream)
 
     @contextmanager
-    def _inside(self, what: str, told: Any) -> Iterator[None]:
-        self.entered.append((what, told))
+    def _inside(self, what: str, place: Any) -> Iterator[None]:
+        self.entered.append((what, place))
         yield
-        self.entered.append((f"not {what}", told))
+        self.entered.append((f"not {what}", place))
 
 
 def test_a_graph_is_captured_on_its_device_and_on_the_stream_that_warmed_up(
@@ -184,9 +189,8 @@ def test_a_graph_is_captured_on_its_device_and_on_the_stream_that_warmed_up(
     fake, model = FakeCuda(), nn.Linear(4, 2)
     monkeypatch.setattr(torch, "cuda", fake)
     images = torch.randn(3, 4)
-    call = prepared(model, CUDA_GRAPHS, images)
-    whats = [what for what, _ in fake.entered]
-    assert whats == [
+    call = as_run(model, CUDA_GRAPHS, images)
+    assert [what for what, _ in fake.entered] == [
         "device", "warming up", "not warming up", "capturing", "not capturing", "not device",
     ]  # fmt: skip
     (_, device), (_, warm), _, (_, capturing), *_ = fake.entered
@@ -202,11 +206,190 @@ def test_a_graph_is_captured_on_its_device_and_on_the_stream_that_warmed_up(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", [CUDA_GRAPHS, REDUCE_OVERHEAD, COMPILE])
 def test_graphs_compute_what_eager_does_on_new_images(
-    dense: zoo.ReducedViT, images: torch.Tensor, method: str | None, way: str
+    dense: zoo.ReducedViT, images: Tensor, method: str | None, way: str
 ):
     vit, images = reduced(dense.cuda(), method), images.cuda()
     with torch.inference_mode():
-        call = prepared(vit, way, images)
+        call = as_run(vit, way, images)
         for other in (images, images.flip(0), torch.randn_like(images)):
             assert deviations(call(other).clone(), vit(other)).median() < 1e-3
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def prepare_changed(
+    dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Prepared]:
+    """Prepare a model whose features are changed."""
+
+    def run(change: Change = lambda features: features, way: str = EAGER) -> Prepared:
+        vit = reduced(dense, "random")
+        monkeypatch.setattr(ways, "as_run", lambda model, *_: lambda batch: change(model(batch)))
+        return prepare(vit, way, torch.randn(2, 3, 64, 64))
+
+    return run
+
+
+def failing(error: Exception) -> Change:
+    def change(features: Tensor) -> Tensor:
+        raise error
+
+    return change
+
+
+def test_a_prepared_model_has_a_call_its_deviation_and_its_memory(
+    prepare_changed: Callable[..., Prepared],
+):
+    ready = prepare_changed()
+    assert (ready.failed, ready.deviation) == (None, 0)
+    assert ready.call is not None
+    assert ready.peak_mib > 0.1  # two images of 64 tokens and 48 channels in float32
+    assert ready.first_call_s > 0
+
+
+def broken_capture(first: Exception) -> Change:
+    """Ending a capture that broke is an error, too, which hides the first."""
+
+    def change(features: Tensor) -> Tensor:
+        try:
+            raise first
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    return change
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (failing(NO_MEMORY), "out of memory"),
+        (failing(MemoryError()), "out of memory"),
+        (failing(torch._dynamo.exc.Unsupported("\n  a graph break\nand more")), "a graph break"),
+        (broken_capture(RuntimeError("not permitted when stream is capturing")), "not permitted"),
+        (broken_capture(NO_MEMORY), "out of memory"),
+        (lambda features: 1.01 * features, f"allowed {ALLOWED[torch.float32]:g}"),
+        (lambda features: 0 * features, "features differ from eager's by 1 "),
+        (lambda features: float("nan") * features, "features aren't finite"),
+        (lambda features: float("inf") * features, "features aren't finite"),
+    ],
+)
+def test_a_model_that_cannot_be_timed_says_why(
+    prepare_changed: Callable[..., Prepared], change: Change, reason: str
+):
+    ready = prepare_changed(change)
+    assert ready.call is None
+    assert reason in ready.failed
+
+
+def test_an_error_of_our_own_is_not_swallowed(prepare_changed: Callable[..., Prepared]):
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        prepare_changed(failing(RuntimeError("shapes cannot be multiplied")))
+
+
+def test_a_graph_that_keeps_its_first_images_is_found_out(
+    prepare_changed: Callable[..., Prepared],
+):
+    kept: list[Tensor] = []
+
+    def first(features: Tensor) -> Tensor:
+        kept.append(features)
+        return kept[0]
+
+    assert "features differ" in prepare_changed(first).failed
+
+
+def test_a_token_that_ties_in_one_image_is_reported_and_no_reason_to_refuse(
+    prepare_changed: Callable[..., Prepared],
+):
+    calls: list[int] = []
+
+    def once(features: Tensor) -> Tensor:
+        calls.append(len(features))
+        return features * 1.02 if len(calls) == 3 else features
+
+    ready = prepare_changed(once)
+    assert ready.failed is None
+    assert ready.deviation == pytest.approx(0.02, rel=1e-3)
+    # The first call, that whose memory is measured, and the checks.
+    assert sum(calls[2:]) == CHECKED
+
+
+def test_graphs_that_the_compiler_leaves_out_are_a_reason(
+    prepare_changed: Callable[..., Prepared],
+):
+    def skip(features: Tensor) -> Tensor:
+        counters["inductor"]["cudagraph_skips"] += 1
+        return features
+
+    reason = "the compiler left out CUDA graphs, so this would be compile"
+    assert prepare_changed(skip, REDUCE_OVERHEAD) == Prepared(failed=reason)
+    assert prepare_changed(skip, COMPILE).failed is None
+
+
+def test_the_compilers_advice_on_precision_is_not_repeated(
+    prepare_changed: Callable[..., Prepared],
+):
+    calls: list[int] = []
+
+    def advise_once(features: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            warnings.warn("TensorFloat32 tensor cores for float32 ... not enabled.", stacklevel=1)
+        return features
+
+    assert prepare_changed(advise_once).failed is None
+
+
+MATRIX = torch.zeros(1, 256, 1024)  # 1 MiB
+
+
+def three_of_which_two(images: Tensor) -> Tensor:
+    """Allocate 2, 4 and 1 MiB, and let go of the first before the last."""
+    first = images.repeat(2, 1, 1)
+    second = images.repeat(4, 1, 1)
+    del first
+    third = images + 1
+    return second[:1] + third
+
+
+def test_the_peak_is_what_is_held_at_a_time_not_the_sum(capfd: pytest.CaptureFixture[str]):
+    # First and second, or second, third and the result.
+    assert peak_mib(three_of_which_two, MATRIX) == pytest.approx(6, abs=0.1)
+    assert peak_mib(lambda images: images, MATRIX) == pytest.approx(0, abs=0.01)
+    assert peak_mib(lambda images: images, MATRIX.to("meta")) is None
+    assert capfd.readouterr() == ("", "")  # the profiler is silent
+
+
+@pytest.mark.cuda
+def test_the_peak_on_cuda():
+    assert peak_mib(three_of_which_two, MATRIX.cuda()) == pytest.approx(6, abs=0.1)
+
+
+def test_weights_are_parameters_and_buffers_in_their_precision():
+    norm = nn.BatchNorm1d(512)  # 2 parameters and 2 buffers of 512, and a count
+    assert weights_mib(norm, torch.float32) == (4 * 512 * 4 + 8) / MIB
+    assert weights_mib(norm, torch.float16) == (4 * 512 * 2 + 8) / MIB
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_did_not_suffice(error: Exception, is_memory: bool):
+    assert is_out_of_memory(error) is is_memory
+
+
+def test_torchs_own_refusal_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from harness.overhead import Overhead, overhead_table
 
 from harness.averages import averages
 from harness.changes import changes
@@ -14,7 +15,6 @@ from harness.dataset_check import Checked, class_table
 from harness.listing import datasets_table, fitting, list_tables
 from harness.match import matched
 from harness.measure.compare import Floor
-from harness.overhead import Overhead, overhead_table
 from harness.records import Record
 from harness.report.folder import front_table
 from harness.report.groups import grouped

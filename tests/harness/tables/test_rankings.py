@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from harness.golden.speed_table import estimate_table, speed_table
 
 from harness.golden.budget import Curve, Point, Worth
 from harness.golden.commands import OBJECTS, UNTOLD, UNTOLD_ESTIMATE, curve_forms, two
 from harness.golden.objects import ObjectShare, objects_table
 from harness.golden.products import Geometry
 from harness.golden.speed import Speed, Way
-from harness.golden.speed_table import estimate_table, speed_table
 from harness.layout import fewer
 from harness.records import Record
 from harness.shown import Forms, Part

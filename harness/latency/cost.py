@@ -1,0 +1,222 @@
+"""What rows and predictors cost: multiply-adds, activations, parameters, tokens and time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from harness.conditions import DENSE, DTYPES, GOLDEN
+from harness.cost import gflops, lacking
+from harness.latency.timing import Call, interleaved, random_images
+from harness.measure.rows import Variant
+from harness.progress import Progress
+from harness.records import Latency
+from harness.statistics import Interval
+from zoo.predictor import Predictor
+from zoo.vit import ReducedViT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Carry what can be counted of a row, regardless of images.
+
+    Attributes:
+        gflops: 1e9 multiply-adds per image.
+        uncounted_operators: whose cost is unknown and missing from ``gflops``.
+        activations: elements that products give per image.
+        params: number of parameters.
+        tokens_per_block: leaving each block, prefix tokens included.
+        final_tokens: patch tokens left at the end.
+    """
+
+    gflops: float
+    uncounted_operators: tuple[str, ...] = ()
+    activations: int
+    params: int
+    tokens_per_block: tuple[int, ...]
+    final_tokens: int
+
+
+def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
+    """Count every row's multiply-adds, activations, parameters and tokens.
+
+    Args:
+        rows: variants that can be run, on any device in any precision.
+        progress: where to show how far things are, and which operators aren't counted.
+
+    Returns:
+        Counts by the row's key.
+    """
+    counted = {}
+    with progress.task("multiply-adds", len(rows)) as update:
+        for done, row in enumerate(rows, start=1):
+            like, size = next(row.vit.parameters()), row.vit.patch_embed.img_size
+            cost = gflops(row.vit, size)
+            if lack := lacking(cost.unsupported):
+                progress.say(f"{row.key}: {lack}")
+            with torch.inference_mode():
+                trace = row.vit.trace(torch.zeros(1, 3, *size).to(like))
+            counted[row.key] = Counts(
+                gflops=cost.gflops,
+                uncounted_operators=cost.unsupported,
+                activations=cost.activations,
+                params=cost.params,
+                tokens_per_block=tuple(trace.tokens_per_block),
+                final_tokens=trace.final_tokens,
+            )
+            update(done)
+    return counted
+
+
+def costs(
+    rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Measure multiply-adds, activations, parameters, tokens and latency of every row.
+
+    A golden row is no model one could run, so it has none of them.
+
+    Returns:
+        Fields of ``Record`` by the row's key.
+    """
+    real = [row for row in rows if row.method != GOLDEN]
+    facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
+    for key, counted in counts(real, progress).items():
+        facts[key] = dict(vars(counted))
+        del facts[key]["final_tokens"]  # the images' own say that
+    latencies: dict[str, list[Latency]] = {row.key: [] for row in real}
+    dense = next(row for row in real if row.method == DENSE)
+    weight = next(dense.vit.parameters())
+    for batch in batches:
+        size = dense.vit.patch_embed.img_size
+        images = random_images(batch, size, weight.device, weight.dtype)
+        # Small batches are quick and noisy, so they get more rounds.
+        count = rounds * (4 if batch < 8 else 1)
+        with progress.task(f"latency at batch {batch}", 1) as update:
+            timings = interleaved({row.key: row.vit for row in real}, images, count, warmup=1)
+            update(1)
+        for key, timing in timings.items():
+            reference = None if key == dense.key else timings[dense.key]
+            latencies[key].append(timing.latency(reference))
+    for key, entries in latencies.items():
+        facts[key]["latency"] = tuple(entries)
+    return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """What one predictor costs beside the dense tower that it serves.
+
+    Attributes:
+        arch: architecture.
+        width: channels inside.
+        params: number of parameters.
+        gflops: 1e9 multiply-adds per image, fvcore's.
+        share: of the dense tower's.
+        uncounted: operators of unknown cost, which ``gflops`` lacks.
+        latency: time by the dense tower's, median over rounds in which both were timed.
+    """
+
+    arch: str
+    width: int
+    params: int
+    gflops: float
+    share: float
+    uncounted: tuple[str, ...]
+    latency: Interval
+
+
+class _Alone(nn.Module):
+    """A predictor on tokens (B, T, D), which the counter gives it as an image (B, D, T, 1)."""
+
+    def __init__(self, predictor: Predictor, prefix: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.predictor, self.prefix, self.grid = predictor, prefix, grid
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = image.flatten(2).transpose(1, 2)
+        scores: Tensor = self.predictor(tokens, self.prefix, self.grid)
+        return scores
+
+
+def overhead(
+    vit: ReducedViT,
+    shapes: Sequence[tuple[str, int]],
+    *,
+    batch: int,
+    rounds: int,
+    dtype: str,
+    progress: Progress,
+) -> list[Overhead]:
+    """Count and time predictors with random weights, which cost what fitted ones do.
+
+    Args:
+        vit: the dense tower, on its device.
+        shapes: architecture and width of each.
+        batch: images per call.
+        rounds: timed calls of each, in turn.
+        dtype: of tower and predictors.
+        progress: where to show how far things are.
+    """
+    vit = vit.to(dtype=DTYPES[dtype])
+    weight, size = next(vit.parameters()), vit.patch_embed.img_size
+    grid, prefix = vit.patch_embed.grid_size, vit.num_prefix_tokens
+    count = prefix + grid[0] * grid[1]
+    images = random_images(batch, size, weight.device, weight.dtype)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(batch, count, vit.embed_dim, generator=generator).to(images)
+    tokens = tokens.transpose(1, 2)[..., None]  # as an image, and contiguous for the predictor
+    nets: dict[tuple[str, int], nn.Module] = {}
+    for arch, width in shapes:
+        shape = (arch, vit.embed_dim, width, grid)
+        predictor = Predictor(*shape, weight.device, weight.dtype).eval()
+        nets[arch, width] = _Alone(predictor, prefix, grid)
+    calls: dict[str, Call] = {DENSE: vit}
+    calls |= {f"{arch} {width}": _on(tokens, net) for (arch, width), net in nets.items()}
+    with progress.task(f"latency at batch {batch}", 1) as update:
+        timings = interleaved(calls, images, rounds)
+        update(1)
+    whole, rows = gflops(vit, size).gflops, []
+    for (arch, width), net in nets.items():
+        cost = gflops(net, (count, 1), channels=vit.embed_dim)
+        row = Overhead(
+            arch=arch,
+            width=width,
+            params=cost.params,
+            gflops=cost.gflops,
+            share=cost.gflops / whole,
+            uncounted=cost.unsupported,
+            latency=timings[f"{arch} {width}"].ratio_to(timings[DENSE]),
+        )
+        rows.append(row)
+    return rows
+
+
+def _on(tokens: Tensor, net: nn.Module) -> Call:
+    """Return a predictor that runs on these tokens, whatever images it is called with."""
+    return lambda _images: net(tokens)
+
+
+def overhead_table(rows: Sequence[Overhead], title: str) -> Table:
+    """Lay predictors out beside the tower."""
+    lack = lacking(dict.fromkeys(name for row in rows for name in row.uncounted))
+    table = Table(
+        title=title,
+        caption="share: of the dense tower's multiply-adds; time: ratio to the dense tower's, "
+        f"median \\[interval] of rounds in turn{'; ' if lack else ''}{lack}",
+    )
+    for head in ("network", "width", "parameters", "GFLOPs", "share, %", "time, %"):
+        table.add_column(head, justify="left" if head == "network" else "right", no_wrap=True)
+    for row in rows:
+        ratio, low, high = (100 * value for value in row.latency)
+        table.add_row(
+            row.arch,
+            str(row.width),
+            f"{row.params:,}",
+            f"{row.gflops:.4f}",
+            f"{100 * row.share:.2f}",
+            f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
+        )
+    return table

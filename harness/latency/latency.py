@@ -1,0 +1,443 @@
+"""Time models in turn with their dense towers under every condition of a plan."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import zoo
+from harness.commit import git_commit
+from harness.conditions import DENSE, DTYPES, GOLDEN
+from harness.golden.runners import random_tower
+from harness.latency.cost import Counts, counts
+from harness.latency.machine import Machine, Surroundings, Watch, warnings_of
+from harness.latency.record import LatencyRecord, fitting, time_fields
+from harness.latency.timing import (
+    LEAST_ROUNDS,
+    Stopwatch,
+    Timing,
+    interleaved,
+    random_images,
+    stopwatch,
+)
+from harness.latency.ways import (
+    COMPILED,
+    EAGER,
+    OUT_OF_MEMORY,
+    Prepared,
+    check_ways,
+    is_out_of_memory,
+    memory_format,
+    prepare,
+    weights_mib,
+)
+from harness.measure.rows import Asked, Variant, as_json, known_methods, rows_of
+from harness.progress import Progress
+from harness.records import utc_now
+from harness.towers import create_pretrained, load_tower, split_method, split_name
+from zoo.open_clip import FOLDER, HUB
+from zoo.reducer import expected
+from zoo.sizes import MODELS
+from zoo.vit import ReducedViT
+from zoo.weights import fingerprint
+
+CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
+MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
+WARMUP, WARMUP_S = 3, 0.5
+PREPARED = ("failed", "first_call_s", "deviation", "peak_mib")  # fields of both
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyPlan:
+    """What to time.
+
+    Attributes:
+        models: names, dense or reduced; each is timed beside its dense tower.
+        methods: further reductions of each model's dense tower.
+        keeps: their keep rates.
+        batches: images per call.
+        dtypes: names in ``harness.plan.DTYPES``.
+        ways: of ``ways.WAYS``.
+        threads: torch's threads.
+        rounds: calls of each model, at least.
+        seconds: rounds go on for so long.
+        device: torch device.
+        random_weights: whether to do without weights; only for models of ours.
+
+    Raises:
+        ValueError: a value out of range, or a way that the device hasn't.
+    """
+
+    models: tuple[str, ...]
+    methods: tuple[str, ...] = ()
+    keeps: tuple[float, ...] = (0.6,)
+    batches: tuple[int, ...] = CPU_BATCHES
+    dtypes: tuple[str, ...] = ("float32",)
+    ways: tuple[str, ...] = (EAGER,)
+    threads: tuple[int, ...]
+    rounds: int = 9
+    seconds: float = 5.0
+    device: str = "cpu"
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        self._check_numbers()
+        for dtype in self.dtypes:
+            if dtype not in DTYPES:
+                raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, DTYPES)}")
+        real = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
+        for method in self.methods:
+            if method not in real:
+                raise ValueError(f"--methods {method!r}: {expected(method, real)}")
+        check_ways(self.ways, torch.device(self.device))
+
+    def _check_numbers(self) -> None:
+        for flag, values, most in (
+            ("batches", self.batches, math.inf),
+            ("threads", self.threads, MOST_THREADS),
+        ):
+            if not values:
+                raise ValueError(f"--{flag} without a number: expected numbers from 1")
+            upper = "" if most == math.inf else f" to {most}"
+            for value in values:
+                if not 1 <= value <= most:
+                    raise ValueError(f"--{flag} {value}: expected a number from 1{upper}")
+        if self.rounds < LEAST_ROUNDS:
+            raise ValueError(
+                f"--rounds {self.rounds}: expected a number from {LEAST_ROUNDS}; of fewer rounds "
+                "no median has a 95 % interval, so nothing could be concluded"
+            )
+        if not 0 <= self.seconds < math.inf:
+            raise ValueError(f"--seconds {self.seconds:g}: expected a number from 0")
+        for keep in self.keeps:
+            if not 0 < keep <= 1:
+                raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1], such as 0.6")
+
+    @property
+    def cells(self) -> list["Cell"]:
+        """All conditions, batches changing fastest and precisions slowest."""
+        return [Cell(*c) for c in product(self.dtypes, self.threads, self.ways, self.batches)]
+
+    @property
+    def groups(self) -> dict[str, list[Asked]]:
+        """Methods with keep rates, by dense tower."""
+        groups: dict[str, list[Asked]] = {}
+        for name in self.models:
+            dense, method, keep = split_method(name)
+            if dense.partition(".")[0] in MODELS:
+                dense = ".".join(split_name(dense))
+            pairs = [] if method is None else [(method, keep)]
+            pairs += [(method, keep) for method in self.methods for keep in self.keeps]
+            group = groups.setdefault(dense, [])
+            group += [pair for pair in dict.fromkeys(pairs) if pair not in group]
+        return groups
+
+
+def batches_for(device: str, batches: Sequence[int] | None) -> tuple[int, ...]:
+    """Return these batches, or the usual ones of the device where there are none."""
+    if batches is not None:
+        return tuple(dict.fromkeys(batches))
+    return CUDA_BATCHES if torch.device(device).type == "cuda" else CPU_BATCHES
+
+
+class Cell(NamedTuple):
+    """One condition: models timed in it share every round."""
+
+    dtype: str
+    threads: int
+    way: str
+    batch: int
+
+    @property
+    def label(self) -> str:
+        """What progress calls it."""
+        return f"{self.dtype}, {self.way}, threads {self.threads}, batch {self.batch}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One dense tower and its reductions, in float32 on the CPU.
+
+    Attributes:
+        tag: of the tower's weights.
+        weights: their fingerprint.
+        rows: variants, the dense one first; all share its weights.
+        counts: by the row's key.
+    """
+
+    tag: str
+    weights: str
+    rows: list[Variant]
+    counts: dict[str, Counts]
+
+
+def load_family(
+    dense: str, pairs: Sequence[Asked], *, random_weights: bool, progress: Progress
+) -> Family:
+    """Load a dense tower and reduce it.
+
+    Args:
+        dense: the tower's name.
+        pairs: methods with keep rates.
+        random_weights: whether to do without weights.
+        progress: where to show how far things are.
+
+    Raises:
+        ValueError: an unknown name, or a tower that can't be reduced.
+        FileNotFoundError: weights or a predictor are out of reach.
+    """
+    whole: list[Asked] = [(DENSE, 1.0)]
+    if random_weights:
+        if dense.partition(".")[0] not in MODELS:
+            raise ValueError(
+                f"--random-weights with model {dense!r}: only models of `python -m harness list`, "
+                "such as clip_vit_b16, can be built without weights; leave the flag out, or name "
+                "one of them"
+            )
+        vit, (arch, tag) = random_tower(dense).vit, split_name(dense)
+        rows = rows_of(vit, arch, tag, whole) + [_random(vit, arch, *pair) for pair in pairs]
+    else:
+        tower = load_tower(dense)
+        vit, (arch, _, tag) = tower.vit, tower.name.partition(".")
+        rows = rows_of(vit, arch, tag, whole + list(pairs)) + _saved(dense, vit, arch)
+    return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=counts(rows, progress))
+
+
+def _random(vit: ReducedViT, arch: str, method: str, keep: float) -> Variant:
+    """Reduce a tower without weights; what a method learns is random, too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _row(arch, zoo.reduce(vit, method=method, keep=keep))
+
+
+def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
+    """Return the model of a folder or the hub if it was saved with a reduction method."""
+    if not name.startswith((FOLDER, HUB)):
+        return []
+    saved = create_pretrained(name)
+    if not isinstance(saved, ReducedViT) or saved.reducer is None:
+        return []
+    model = zoo.reduce(vit, method=None)
+    model.reducer = saved.reducer
+    return [_row(arch, model)]
+
+
+def _row(arch: str, vit: ReducedViT) -> Variant:
+    assert vit.reducer is not None
+    config, patches = vit.reducer.config, vit.patch_embed.num_patches
+    keep = config.keep
+    if keep is None:  # settings that stand instead of it
+        keep = list(vit.reducer.counts(patches).values())[-1] / patches
+    return Variant(
+        model=f"{arch}_{vit.reducer.method}{round(100 * keep)}",
+        method=vit.reducer.method,
+        keep=keep,
+        vit=vit.float().eval(),
+        config=as_json(config),
+    )
+
+
+def measure_latency(
+    plan: LatencyPlan, known: Sequence[LatencyRecord], progress: Progress
+) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
+    """Time all models in all cells.
+
+    Args:
+        plan: what to time.
+        known: records of earlier runs; one that fits is used again.
+        progress: where to show how far things are.
+
+    Yields:
+        For each cell the records of all its models, the dense one first, and those of them, or the
+        dense one's once more, that are new.
+
+    Raises:
+        ValueError: an unknown name, or one that can't be timed.
+        FileNotFoundError: weights or a predictor are out of reach.
+    """
+    for dense, pairs in plan.groups.items():
+        family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress)
+        yield from _FamilyRun(plan, family, known, progress).cells()
+
+
+class _FamilyRun:
+    """One dense tower and its reductions on their way through the cells."""
+
+    def __init__(
+        self,
+        plan: LatencyPlan,
+        family: Family,
+        known: Sequence[LatencyRecord],
+        progress: Progress,
+    ) -> None:
+        self.plan, self.family, self.known, self.progress = plan, family, known, progress
+        self.dense = family.rows[0]
+        self.device = torch.device(plan.device)
+        self.machine = Machine.here(self.device)
+
+    def cells(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
+        dtype, vits = "", list[ReducedViT]()
+        for cell in self.plan.cells:
+            blanks = [self._blank(row, cell) for row in self.family.rows]
+            known = [fitting(blank, self.known, self.plan.rounds) for blank in blanks]
+            for record in known:
+                if record is not None and record.failed is not None:
+                    self.progress.say(
+                        f"{record.model}: {cell.label}: {record.failed} in an earlier run, so it "
+                        "isn't tried again; --fresh does"
+                    )
+            # The dense model is timed with whatever is missing.
+            missing = [i for i, one in enumerate(known) if one is None]
+            if missing and missing[0] != 0:
+                missing = [0, *missing]
+            new: dict[int, LatencyRecord] = {}
+            if missing:
+                if dtype != cell.dtype:
+                    vits.clear()  # before there are others
+                    dtype, vits = cell.dtype, self._placed(cell.dtype)
+                new = self._timed(cell, {i: (blanks[i], vits[i]) for i in missing})
+            both = [new.get(i, one) for i, one in enumerate(known)]
+            yield [one for one in both if one is not None], list(new.values())
+
+    def _placed(self, dtype: str) -> list[ReducedViT]:
+        """Copy the models, which go on sharing weights, to the device in a precision."""
+        vits = copy.deepcopy([row.vit for row in self.family.rows])
+        return [vit.to(self.device, DTYPES[dtype]) for vit in vits]
+
+    def _timed(
+        self, cell: Cell, models: Mapping[int, tuple[LatencyRecord, ReducedViT]]
+    ) -> dict[int, LatencyRecord]:
+        """Time models, the dense one first; complete their blank records."""
+        label = f"{self.dense.model}: {cell.label}"
+        vits = {str(index): vit for index, (_, vit) in models.items()}
+        with (
+            _threads(cell.threads),
+            memory_format(list(vits.values()), cell.way) as form,
+            self.progress.task(label, self.plan.rounds) as tick,
+        ):
+            try:
+                size, dtype = self.dense.vit.patch_embed.img_size, DTYPES[cell.dtype]
+                images = random_images(cell.batch, size, self.device, dtype)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = f"{OUT_OF_MEMORY}, for the images alone"
+                ready, timings = dict.fromkeys(vits, Prepared(failed=reason)), dict[str, Timing]()
+                around = Surroundings()
+            else:
+                ready, timings, around = time_cell(
+                    vits,
+                    images.contiguous(memory_format=form),
+                    cell.way,
+                    rounds=self.plan.rounds,
+                    seconds=self.plan.seconds,
+                    watch=stopwatch(self.device, cell.threads),
+                    tick=lambda done: tick(min(done, self.plan.rounds)),
+                )
+        if cell.way in COMPILED:
+            torch._dynamo.reset()
+        new = {}
+        for index, (blank, _) in models.items():
+            name = str(index)
+            fields: dict[str, Any] = {key: getattr(ready[name], key) for key in PREPARED}
+            if name in timings:
+                dense = timings.get("0") if index else None
+                fields |= time_fields(timings[name], dense, blank.saved_gflops)
+                fields["warnings"] = warnings_of(timings[name], around, self.machine.cores)
+            new[index] = replace(blank, created=utc_now(), surroundings=around, **fields)
+        self.progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
+        return new
+
+    def _blank(self, row: Variant, cell: Cell) -> LatencyRecord:
+        """Return a record with conditions and costs, and no time."""
+        counts = dict(vars(self.family.counts[row.key]))
+        del counts["activations"]  # times hardly follow them
+        saved = 1 - counts["gflops"] / self.family.counts[self.dense.key].gflops
+        return LatencyRecord(
+            created=utc_now(),
+            version=version("clip-patchrank"),
+            git_commit=git_commit(),
+            model=row.model,
+            method=row.method,
+            keep=row.keep,
+            method_config=row.config,
+            tag=self.family.tag,
+            weights_sha256=self.family.weights,
+            random_weights=self.plan.random_weights,
+            image_size=tuple(row.vit.patch_embed.img_size),
+            device=self.plan.device,
+            **cell._asdict(),
+            stopwatch=stopwatch(self.device, cell.threads).name,
+            machine=self.machine,
+            failed="not timed",
+            **counts,
+            saved_gflops=None if row is self.dense else saved,
+            weights_mib=weights_mib(row.vit, DTYPES[cell.dtype]),
+            surroundings=Surroundings(),
+        )
+
+
+def time_cell(
+    models: Mapping[str, ReducedViT],
+    images: Tensor,
+    way: str,
+    *,
+    rounds: int,
+    seconds: float,
+    watch: Stopwatch,
+    tick: Callable[[int], object] = lambda _: None,
+) -> tuple[dict[str, Prepared], dict[str, Timing], Surroundings]:
+    """Prepare models and time those that can be timed in turn on the same images.
+
+    Args:
+        models: in evaluation mode, on the images' device, in the way's memory format.
+        images: (B, C, H, W) in the way's memory format.
+        way: of ``ways.WAYS``.
+        rounds: calls of each, at least.
+        seconds: rounds go on for so long.
+        watch: what times a call.
+        tick: called with the number of finished rounds.
+
+    Returns:
+        How preparing each went, timings of those that did not fail, how busy the machine was.
+    """
+    ready = {name: prepare(vit, way, images) for name, vit in models.items()}
+    calls = {name: one.call for name, one in ready.items() if one.call is not None}
+    if not calls:
+        return ready, {}, Surroundings()
+    meanwhile = Watch()
+    try:
+        timings = interleaved(
+            calls,
+            images,
+            rounds,
+            seconds=seconds,
+            warmup=WARMUP,
+            warmup_s=WARMUP_S,
+            stopwatch=watch,
+            tick=tick,
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason, timings = f"{OUT_OF_MEMORY}, with all of them prepared", {}
+        ready |= {name: replace(ready[name], failed=reason) for name in calls}
+    return ready, timings, meanwhile.surroundings()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
