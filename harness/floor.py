@@ -12,8 +12,7 @@ import zoo
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.evaluate import correct, nameable, outcomes, subset, text_classifier
-from harness.golden.provenance import ranked_revision
-from harness.golden.store import Rankings, find_rankings, ranked
+from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
 from harness.judging import paired_p
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress

@@ -9,8 +9,7 @@ from harness.commands import check
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.fit import fit
-from harness.golden.job import Job, Source
-from harness.golden.rank import rank
+from harness.golden.rank import Job, Source, rank
 from harness.golden.runners import find_tower
 from harness.golden.store import shipped_rankings
 from harness.measure import device_name

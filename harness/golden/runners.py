@@ -1,27 +1,20 @@
-"""The ways to make golden rankings whose speed is compared, each with its matrix products alone."""
+"""The ways to make golden rankings whose speed is compared."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from harness.golden.plain import Plain
-from harness.golden.products import (
-    Geometry,
-    engine_products,
-    multiply_adds,
-    plain_products,
-    prefix_products,
-    replay,
-)
 from harness.towers import Tower, load_tower, split_name
 from zoo.clip import image_transform
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.vit import ReducedViT
-from zoo.windows import windows
+from zoo.windows import mean_over_windows, members, outside, windows
 
 STRAIGHTFORWARD = "straightforward"
 
@@ -35,71 +28,39 @@ class Runner:
         precision: of the patch tokens.
         batch: sequences per forward pass.
         run: from images (B, C, H, W) to importance (B, N).
-        multiply_adds: that ``run`` takes per image.
-        matmuls: the products of one forward pass alone; what it is given is not looked at.
-        matmul_multiply_adds: that ``matmuls`` takes.
     """
 
     name: str
     precision: str
     batch: int
     run: Callable[[Tensor], Tensor]
-    multiply_adds: int
-    matmuls: Callable[[object], None]
-    matmul_multiply_adds: int
 
 
-def plain_runner(vit: ReducedViT, golden: GoldenConfig) -> Runner:
-    """Prepare the straightforward way."""
-    of, device = Geometry.of(vit), next(vit.parameters()).device
-    count = len(windows(of.grid, golden.window, golden.stride))
-    removed = plain_products(of, golden.block, count, of.tokens - golden.window**2)
-    whole = plain_products(of, golden.block, 1, of.tokens)
-    return Runner(
-        name=STRAIGHTFORWARD,
-        precision="float32",
-        batch=count,
-        run=Plain(vit, golden).importance,
-        multiply_adds=multiply_adds([*prefix_products(of, golden.block), *whole, *removed]),
-        matmuls=replay(removed, device),
-        matmul_multiply_adds=multiply_adds(removed),
-    )
-
-
-def engine_runner(
+def runners(
     vit: ReducedViT,
     golden: GoldenConfig,
-    precision: str,
+    precisions: tuple[str, ...],
+    batches: tuple[int, ...],
     *,
-    batch: int | None = None,
-    compiled: bool = False,
-) -> Runner:
-    """Prepare the engine; without ``batch`` it chooses its own."""
-    engine = GoldenEngine(vit, golden, precision=precision, compiled=compiled, batch=batch)
-    of, size = Geometry.of(vit), engine.suffix.batch
-    left = of.tokens - golden.window**2
-    removed = engine_products(of, golden.block, size, left, precision)
-    return Runner(
-        name=f"engine, {precision}" + (", compiled" if compiled else ""),
-        precision=precision,
-        batch=size,
-        run=engine.importance,
-        multiply_adds=image_multiply_adds(of, golden, precision),
-        matmuls=replay(removed, engine.suffix.device),
-        matmul_multiply_adds=multiply_adds(removed),
+    compiled: bool,
+) -> Iterator[Runner]:
+    """Prepare the straightforward way, then the engine in every precision and batch."""
+    yield Runner(
+        name=STRAIGHTFORWARD,
+        precision="float32",
+        batch=len(windows(vit.patch_embed.grid_size, golden.window, golden.stride)),
+        run=Plain(vit, golden).importance,
     )
-
-
-def image_multiply_adds(of: Geometry, golden: GoldenConfig, precision: str = "float32") -> int:
-    """Count what the engine does for one image: embedding, whole image, every window."""
-    left = of.tokens - golden.window**2
-    count = len(windows(of.grid, golden.window, golden.stride))
-    products = [
-        *prefix_products(of, golden.block),
-        *engine_products(of, golden.block, 1, of.tokens, precision),
-        *engine_products(of, golden.block, count, left, precision),
-    ]
-    return multiply_adds(products)
+    for precision in precisions:
+        for batch in batches or (None,):
+            for ahead in (False, True)[: 1 + compiled]:
+                engine = GoldenEngine(vit, golden, precision=precision, compiled=ahead, batch=batch)
+                yield Runner(
+                    name=f"engine, {precision}" + (", compiled" if ahead else ""),
+                    precision=precision,
+                    batch=engine.suffix.batch,
+                    run=engine.importance,
+                )
 
 
 def random_tower(name: str) -> Tower:
@@ -120,17 +81,46 @@ def find_tower(name: str, *, random_weights: bool) -> Tower:
     return random_tower(name) if random_weights else load_tower(name)
 
 
-def runners(
-    vit: ReducedViT,
-    golden: GoldenConfig,
-    precisions: tuple[str, ...],
-    batches: tuple[int, ...],
-    *,
-    compiled: bool,
-) -> Iterator[Runner]:
-    """Prepare the straightforward way, then the engine in every precision and batch."""
-    yield plain_runner(vit, golden)
-    for precision in precisions:
-        for batch in batches or (None,):
-            for ahead in (False, True)[: 1 + compiled]:
-                yield engine_runner(vit, golden, precision, batch=batch, compiled=ahead)
+class Plain:
+    """Rank one image at a time, all its windows as one batch, by feature preservation.
+
+    This is how one would write it first.
+
+    The blocks before the reduction point run once per image; all others, the last included, run for
+    every token; attention weights are formed (timm's blocks without fused attention).
+
+    Args:
+        model: dense tower in float32, in evaluation mode.
+        config: block and windows.
+    """
+
+    def __init__(self, model: ReducedViT, config: GoldenConfig) -> None:
+        """Take a copy, since the blocks are told not to fuse."""
+        self.model = copy.deepcopy(model)
+        self.config = config
+        blocks: Any = self.model.blocks
+        for block in blocks:
+            block.attn.fused_attn = False
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def importance(self, images: Tensor) -> Tensor:
+        """Score the patches of images (B, C, H, W); (B, N) float32 on the CPU, higher = keep."""
+        device = next(self.model.parameters()).device
+        return torch.stack([self._importance(image[None].to(device)).cpu() for image in images])
+
+    def _importance(self, image: Tensor) -> Tensor:
+        start, _ = self.model.advance(self.model.embed(image), stop=self.config.block)
+        cells = windows(start.grid, self.config.window, self.config.stride).to(start.x.device)
+        left = outside(members(cells, start.patch_count))
+        prefix = start.x[:, : start.prefix].expand(len(cells), -1, -1)
+        sequences = torch.cat((prefix, start.patches[0, left]), dim=1)
+        scores = F.cosine_similarity(self._features(sequences), self._features(start.x))
+        return -mean_over_windows(scores[None], cells, start.patch_count)[0]
+
+    def _features(self, x: Tensor) -> Tensor:
+        blocks: Any = self.model.blocks
+        for block in blocks[self.config.block :]:
+            x = block(x)
+        features: Tensor = self.model.forward_head(self.model.norm(x))
+        return features

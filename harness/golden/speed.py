@@ -1,4 +1,4 @@
-"""Measure how fast golden rankings are made, against the straightforward way and plain matmuls."""
+"""Measure how fast golden rankings are made, against the straightforward way."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,13 +17,12 @@ from harness.commit import git_commit
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.evaluate import subset
-from harness.golden.products import Geometry
 from harness.golden.runners import Runner, find_tower, runners
 from harness.latency.timing import Timing, interleaved
 from harness.measure import device_name
 from harness.progress import Progress
 from harness.records import utc_now
-from harness.statistics import Interval, median_interval
+from harness.statistics import Interval
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected
@@ -89,10 +88,6 @@ class Way:
         tau: Kendall tau-b to the straightforward way's importance, mean over images.
         tau_least: the same, least over images.
         same: share of the images whose ranking is the straightforward way's, up to ties.
-        multiply_adds: per image, that this way takes.
-        multiply_adds_per_s: at the median time.
-        matmul_per_s: the same of its matrix products alone, in the same rounds.
-        share: multiply_adds_per_s by matmul_per_s, median over rounds.
     """
 
     name: str
@@ -104,10 +99,6 @@ class Way:
     tau: float
     tau_least: float
     same: float
-    multiply_adds: int
-    multiply_adds_per_s: float
-    matmul_per_s: float
-    share: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +119,6 @@ class Speed:
     device: str
     threads: int
     versions: Mapping[str, str]
-    geometry: Geometry
     ways: tuple[Way, ...]
 
     def write(self, path: Path) -> None:
@@ -138,7 +128,7 @@ class Speed:
 
 
 def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
-    """Measure all ways in turn, round by round, and their matrix products with them.
+    """Measure all ways in turn, round by round.
 
     Raises:
         ValueError: a name or setting that doesn't fit.
@@ -153,19 +143,17 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
     with progress.task("once, not timed", len(ways)) as show:
         for done, way in enumerate(ways, start=1):
             importance.append(way.run(images).numpy())
-            way.matmuls(images)
             show(done)
     calls: dict[str, Callable[[Tensor], object]] = {}
     for index, way in enumerate(ways):
-        calls |= {f"{index}": way.run, f"{index} matmuls": way.matmuls}
+        calls[str(index)] = way.run
     progress.say(f"{config.rounds} rounds")
     timings = list(interleaved(calls, images, config.rounds, warmup=0).values())
-    pairs = list(zip(timings[::2], timings[1::2], strict=True))
     count = len(windows(vit.patch_embed.grid_size, golden.window, golden.stride))
-    first = (pairs[0][0], importance[0])
+    first = (timings[0], importance[0])
     found = [
-        _way(way, pair, first, scores, count)
-        for way, pair, scores in zip(ways, pairs, importance, strict=True)
+        _way(way, timing, first, scores, count)
+        for way, timing, scores in zip(ways, timings, importance, strict=True)
     ]
     return Speed(
         created=utc_now(),
@@ -181,7 +169,6 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
         device=device_name(config.device),
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
-        geometry=Geometry.of(vit),
         ways=tuple(found),
     )
 
@@ -205,18 +192,13 @@ def same_ranking(ours: ArrayLike, theirs: ArrayLike, tie: float = TIE) -> NDArra
 
 def _way(
     runner: Runner,
-    pair: tuple[Timing, Timing],
+    timing: Timing,
     first: tuple[Timing, NDArray[np.float32]],
     importance: NDArray[np.float32],
     count: int,
 ) -> Way:
     """Put together what was measured of one way; ``count`` windows per image."""
-    timing, alone = pair
     images = timing.batch
-    done, products = images * runner.multiply_adds, runner.matmul_multiply_adds
-    # Rates of the same round, so that a drifting clock hits both.
-    rounds = zip(timing.samples_ms, alone.samples_ms, strict=True)
-    shares = [done / ours / (products / theirs) for ours, theirs in rounds]
     fast, slow = timing.quartiles_ms
     per_s = [1000 * images * count / ms for ms in (timing.median_ms, slow, fast)]
     taus = kendall_tau(importance, first[1])
@@ -229,8 +211,4 @@ def _way(
         tau=float(taus.mean()),
         tau_least=float(taus.min()),
         same=float(same_ranking(importance, first[1]).mean()),
-        multiply_adds=runner.multiply_adds,
-        multiply_adds_per_s=1000 * done / timing.median_ms,
-        matmul_per_s=1000 * products / alone.median_ms,
-        share=median_interval(shares),
     )

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from harness.cost import gflops
 from harness.datasets.base import Dataset
-from harness.golden.products import Geometry, multiply_adds, prefix_products
-from harness.golden.runners import image_multiply_adds
 from harness.latency.stopwatch import waiting
 from harness.plan import DTYPES
+from harness.reproduction.work import blocks, ranking, whole
 from harness.studies.config import StudyConfig
 from harness.towers import Tower, load_tower
+from zoo.effort import Effort
 from zoo.fit import FitConfig, fit_predictor
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision
 from zoo.ranked import RankedTokens
@@ -40,13 +40,13 @@ class Pace:
         assert tower.clip is not None
         self.tower, self.clip, self.device = tower, tower.clip, torch.device(config.device)
         self.model, self.dtype = config.model, DTYPES[config.dtype]
-        self.geometry = Geometry.of(tower.vit)
+        self.geometry = Effort.of(tower.vit, 0)
         self._known: dict[Any, float] = {}
 
     def ranking(self, golden: GoldenConfig) -> float:
         """Return the seconds that the golden ranking of an image takes."""
         precision = best_precision(self.device)
-        work = image_multiply_adds(self.geometry, golden, precision)
+        work = ranking(self.geometry, golden)
         return work / self._once("ranking", lambda: self._ranking_rate(golden, precision))
 
     def loading(self) -> float:
@@ -77,7 +77,7 @@ class Pace:
 
     def entering(self, block: int) -> float:
         """Return the seconds until an image's tokens enter a block, in float32 on the CPU."""
-        work = multiply_adds(prefix_products(self.geometry, block))
+        work = blocks(self.geometry, block, self.geometry.tokens)
         return work / self._once("entering", lambda: self._rate(self.tower.vit, torch.float32))
 
     def fitting(self, recipe: FitConfig, images: int, stop: int) -> float:
@@ -104,7 +104,7 @@ class Pace:
             return recipe.rounds * recipe.steps * each
         key = (recipe.tokens, dataset.name)
         both = self._once(key, lambda: self._tune_step(recipe, dataset))
-        dense = multiply_adds(prefix_products(self.geometry, self.geometry.depth))
+        dense = whole(self.geometry)
         each += max(both - text, 0.0) * work / dense
         return recipe.rounds * (recipe.steps * each + self.passing(val * work))
 
@@ -125,7 +125,7 @@ class Pace:
         images = self._images(2)
         engine.importance(images[:1])
         seconds = self._timed(lambda: engine.importance(images))
-        return 2 * image_multiply_adds(self.geometry, way, precision) / seconds
+        return 2 * ranking(self.geometry, way) / seconds
 
     def _passing_rate(self) -> float:
         vit = copy.deepcopy(self.tower.vit).to(self.device, self.dtype)
@@ -134,7 +134,7 @@ class Pace:
     def _rate(self, vit: ReducedViT, dtype: torch.dtype) -> float:
         like = next(vit.parameters())
         images = self._images(SOME).to(like.device, dtype)
-        work = SOME * multiply_adds(prefix_products(self.geometry, self.geometry.depth))
+        work = SOME * whole(self.geometry)
         with torch.inference_mode():
             vit(images)
             return work / self._timed(lambda: vit(images))

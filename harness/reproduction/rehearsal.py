@@ -15,9 +15,8 @@ import zoo
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.evaluate import subset
-from harness.golden.job import Source
-from harness.golden.provenance import Provenance
-from harness.golden.store import Rankings
+from harness.golden.rank import Source
+from harness.golden.store import Provenance, Rankings
 from harness.progress import Progress
 from harness.reproduction.pace import Pace
 from harness.reproduction.tuner import RehearsedTuner

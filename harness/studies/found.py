@@ -6,8 +6,7 @@ from typing import Any, cast
 
 from harness.datasets.base import SplitName
 from harness.evaluate import subset
-from harness.golden.job import AUTO, Job, Source
-from harness.golden.rank import rank
+from harness.golden.rank import AUTO, Job, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
 from harness.progress import Progress
 from zoo.golden import GoldenConfig

@@ -9,7 +9,7 @@ from timm.models import save_for_hf
 from harness.datasets.base import Dataset, SplitName
 from harness.few_shot import require_apart
 from harness.fit import fit
-from harness.golden.job import Source
+from harness.golden.rank import Source
 from harness.studies.base import Line
 from harness.studies.found import find_or_rank
 from harness.studies.workshop import Fitted, Workshop

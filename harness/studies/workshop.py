@@ -15,7 +15,7 @@ from harness.cost import gflops
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.fit import fit
-from harness.golden.job import Source
+from harness.golden.rank import Source
 from harness.golden.store import Rankings, find_rankings
 from harness.progress import Progress
 from harness.solve import KeepSolver

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.golden.shards import BrokenShardError
+from harness.golden.store import BrokenShardError
 from harness.records import Record
 from harness.traces.row import Facts, RowTraces
 from harness.variants import DENSE

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from harness.golden.shards import flat, lists
+from harness.golden.store import flat, lists
 from harness.records import Record
 from harness.traces.sealed import seal, unseal
 from harness.typed_json import parsed

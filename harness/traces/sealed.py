@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.golden.shards import MAGIC, BrokenShardError, encode_table, reading
+from harness.golden.store import MAGIC, BrokenShardError, encode_table, reading
 
 
 def seal(table: Any, kind: str, version: int, **told: Any) -> bytes:

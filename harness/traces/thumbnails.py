@@ -14,7 +14,7 @@ from PIL import Image
 from harness.datasets.base import Split
 from harness.evaluate import batches
 from harness.golden.maps import unprocessed
-from harness.golden.shards import BrokenShardError
+from harness.golden.store import BrokenShardError
 from harness.traces.row import Facts, digest_of, words_of
 from harness.traces.sealed import seal, unseal
 from zoo.files import write_whole

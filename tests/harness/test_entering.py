@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import zoo
-from harness import entering as module
 from harness import evaluate
+from harness import gather as module
 from harness.datasets.base import Dataset, Split
-from harness.entering import Entering, Joined, entering
+from harness.gather import Entering, Joined, entering
 from harness.golden.store import Rankings
 from harness.progress import Progress
 from zoo.clip import ClipParts

@@ -16,12 +16,8 @@ import zoo  # noqa: F401  (registers the models)
 from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.golden import rank as module
-from harness.golden.folder import shard_path
-from harness.golden.job import Job, Source
-from harness.golden.provenance import Provenance
-from harness.golden.rank import Ranked, rank
-from harness.golden.shards import Shard
-from harness.golden.store import Rankings
+from harness.golden.rank import Job, Ranked, Source, rank
+from harness.golden.store import Provenance, Rankings, Shard, shard_path
 from harness.progress import Progress
 from harness.towers import Tower
 from zoo.clip import ClipParts
@@ -61,7 +57,7 @@ def make_shard() -> MakeShard:
         labels = np.where(np.arange(count) % 3 == 2, -1, np.arange(count) + first)
         told = {"first": first, "size": size, "provenance": PROVENANCE}
         ids = tuple(f"fashion/ü-{first + i}" for i in range(count))
-        return Shard.of(importance, labels, **{**told, "image_ids": ids, **facts})
+        return Shard.from_importance(importance, labels, **{**told, "image_ids": ids, **facts})
 
     return make
 

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.golden import folder as module
-from harness.golden.folder import (
+from harness.golden.store import (
     NoRoomError,
+    Provenance,
+    Shard,
     claimed,
     missing,
     read_shard,
@@ -26,8 +28,6 @@ from harness.golden.folder import (
     survey,
     write_shard,
 )
-from harness.golden.provenance import Provenance
-from harness.golden.shards import Shard
 
 MakeShard = Callable[..., Shard]
 
@@ -169,7 +169,7 @@ WRITER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from harness.golden.folder import read_shard, shard_path, write_shard
+from harness.golden.store import read_shard, shard_path, write_shard
 folder, index = Path(sys.argv[1]), 0
 shard = read_shard(shard_path(folder, 0), 0)
 while True:

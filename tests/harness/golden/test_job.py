@@ -11,8 +11,7 @@ from PIL import Image
 
 from harness.datasets.base import Dataset
 from harness.golden import rank as module
-from harness.golden.job import Job, Source
-from harness.golden.rank import Ranked, rank
+from harness.golden.rank import Job, Ranked, Source, rank
 from harness.golden.store import Rankings
 from harness.progress import Progress
 from harness.towers import Tower

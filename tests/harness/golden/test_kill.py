@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness.cli import main
-from harness.golden.folder import shard_paths
+from harness.golden.store import shard_paths
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.golden.provenance import Provenance
+from harness.golden.store import Provenance
 
 
 def test_json_brings_everything_back(provenance: Provenance):

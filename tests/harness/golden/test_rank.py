@@ -15,10 +15,8 @@ import zoo
 from harness.datasets.base import Dataset
 from harness.evaluate import subset, text_classifier, turns
 from harness.golden import rank as module
-from harness.golden.folder import shard_path, shard_paths
-from harness.golden.job import Source
-from harness.golden.rank import Ranked
-from harness.golden.store import Rankings, find_rankings
+from harness.golden.rank import Ranked, Source
+from harness.golden.store import Rankings, find_rankings, shard_path, shard_paths
 from harness.golden.store import ranked as ranked_positions
 from harness.progress import Progress
 from zoo.clip import ClipParts

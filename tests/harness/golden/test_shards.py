@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.golden.provenance import Provenance
-from harness.golden.shards import BrokenShardError, Shard, to_half
+from harness.golden.store import BrokenShardError, Provenance, Shard, to_half
 from zoo.files import write_whole
 
 MakeShard = Callable[..., Shard]
@@ -82,7 +81,7 @@ def test_the_ranking_is_of_exact_importance_and_ties_go_to_the_lower_position(
     importance = np.array([[1, 2, 2 + 1e-5, 1, 0]], dtype=np.float32)
     facts = vars(make_shard(count=1)).items()
     told = {k: v for k, v in facts if k in ("first", "size", "image_ids", "provenance")}
-    shard = Shard.of(importance, np.array([0]), **told)
+    shard = Shard.from_importance(importance, np.array([0]), **told)
     assert shard.importance[0, 1] == shard.importance[0, 2]
     assert shard.ranking.tolist() == [[2, 1, 0, 3, 4]]
 
@@ -108,7 +107,7 @@ def test_float16_keeps_the_order():
 def test_what_float16_can_not_hold_is_refused(value: float, match: str):
     importance = np.array([[0.0, value]], dtype=np.float32)
     with pytest.raises(ValueError, match=match):
-        Shard.of(importance, np.array([0]))
+        Shard.from_importance(importance, np.array([0]))
 
 
 def test_no_changed_bit_goes_unnoticed(make_shard: MakeShard):

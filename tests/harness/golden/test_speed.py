@@ -12,7 +12,7 @@ from torch import Tensor
 import zoo
 from harness.agreement import kendall_tau
 from harness.cli import main
-from harness.golden.plain import Plain
+from harness.golden.runners import Plain
 from harness.golden.speed import SpeedConfig, measure_speed, same_ranking
 from harness.progress import Progress
 from zoo.golden import GoldenConfig, GoldenEngine

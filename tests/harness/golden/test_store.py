@@ -11,10 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.golden.folder import shard_path
-from harness.golden.provenance import Provenance
-from harness.golden.shards import Shard
-from harness.golden.store import Rankings
+from harness.golden.store import Provenance, Rankings, Shard, shard_path
 
 Make = Callable[..., Rankings]
 

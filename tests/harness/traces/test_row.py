@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.golden.shards import BrokenShardError
+from harness.golden.store import BrokenShardError
 from harness.traces import Facts, RowTraces, read_traces
 from harness.traces.folder import read_row
 from harness.traces.sealed import seal
