@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -503,7 +504,9 @@ def _ray_running(workers: int) -> Iterator[None]:
         # Workers that took all logical CPUs would leave none for Ray's own tasks.
         ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)
     try:
-        yield
+        # Ray tells on standard output of workers that die; that is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
         ray.shutdown()
 

@@ -60,6 +60,7 @@ def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(
     small: Any, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ):
@@ -225,17 +226,23 @@ def workers_of(parent: int) -> list[int]:
 def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
     small: Any, tmp_path: Path, start: Start, cluster: str, capsys: pytest.CaptureFixture[str]
 ):
-    """The first driver runs on a cluster by RAY_ADDRESS, the second goes on in this process."""
+    """The first driver starts a Ray of its own, the second goes on in the one that runs here."""
     out = tmp_path / "store"
-    process = start(out, "--workers", "2", RAY_ADDRESS=cluster)
+    process = start(out, "--workers", "2")
     wait_for(out, 3, process)
-    worker = workers_of(os.getpid())[0]
+    worker = workers_of(process.pid)[0]
     os.kill(worker, signal.SIGKILL)
     killed = len(shard_paths(out))
     wait_for(out, killed + 8, process)  # more than the other worker has in hand
-    assert worker not in workers_of(os.getpid())
+    workers = workers_of(process.pid)
+    assert workers
+    assert worker not in workers
     process.kill()
-    process.communicate()
+    process.wait()
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < limit, "workers outlive their driver"
+        time.sleep(0.05)
     done = small.shards(out)
     assert killed < 20
     assert len(done) < 30
@@ -254,7 +261,7 @@ def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
 def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
     small: Any, tmp_path: Path, start: Start
 ):
-    """What a full disk does, for two workers at once; needs no rights to bring about."""
+    """What a full disk does; needs no rights to bring about."""
     out = tmp_path / "store"
     shutil.copytree(small.whole, out)
     for index in (2, 11):
@@ -273,15 +280,18 @@ def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
 
 @pytest.mark.slow
 def test_workers_say_in_one_message_why_they_can_not_go_on(
-    small: Any, tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+    small: Any, tmp_path: Path, start: Start, cluster: str
 ):
+    """The driver finds the cluster by RAY_ADDRESS."""
     pictures = tmp_path / "pictures"
     shutil.copytree(small.folder / "pictures", pictures)
     (pictures / "7.png").write_bytes(b"no image")
-    command = [str(pictures) if part.endswith("/pictures") else part for part in small.command]
     out = tmp_path / "store"
-    assert main([*command, "--out", str(out), "--workers", "2"]) == 2
-    errors = capsys.readouterr().err
+    flags = ("--images", str(pictures), "--workers", "2")
+    process = start(out, *flags, RAY_ADDRESS=cluster)
+    output, errors = process.communicate()
+    assert process.returncode == 2, errors
+    assert output == ""
     [line] = re.findall(r"^error: .+$", errors, re.MULTILINE)
     assert "7.png' can't be read" in line
     assert "Traceback" not in errors
