@@ -77,7 +77,7 @@ def _there(job: Any) -> Any:
     from harness.golden.store import own_store
 
     path = own_store(job.model, job.source.name, job.source.split, job.config)
-    return Ranked(path, 0, 0, True)
+    return Ranked(path, 0, 0)
 
 
 def test_differences_are_of_the_mean_over_seeds(few: StudyConfig, studied: Made):
