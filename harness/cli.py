@@ -59,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors(args.color).print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # of many processes, the first speaks
-            told = "stopped; what is done is kept, the same command goes on from there"
-            notes(args).print(told)
+        told = "stopped; what is done is kept, the same command goes on from there"
+        notes(args).print(told)
         return 130
     return code
 
@@ -88,7 +87,6 @@ def own_words(words: Sequence[str]) -> list[str]:
 def _run(args: Namespace) -> int:
     from harness.datasets import forget
     from harness.given import name_datasets
-    from harness.golden.work import OtherProcessError
 
     status, output = notes(args), results(args)
     try:
@@ -102,8 +100,6 @@ def _run(args: Namespace) -> int:
                 _print(part, output)
         elif shown.data is not None:
             print(_document(args.command, shown.data))
-    except OtherProcessError:
-        return 2
     finally:
         forget()
     return shown.code

@@ -10,14 +10,12 @@ from harness.conditions import device_name
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.fit import fit
-from harness.golden.job import Job, Source
-from harness.golden.rank import rank
-from harness.golden.runners import find_tower
+from harness.golden.rank import Job, Source, rank
 from harness.golden.store import shipped_rankings
 from harness.overhead import overhead, overhead_table
 from harness.progress import Progress
 from harness.shown import Shown, json_values
-from harness.towers import load_tower
+from harness.towers import find_tower, load_tower
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.predictor import ARCHITECTURES

@@ -277,3 +277,21 @@ def _dense(model: Any, name: str) -> ReducedViT:
     if not vit.global_pool:
         raise ValueError(f"model {name!r}: global_pool='' gives tokens, not one feature per image")
     return vit
+
+
+def random_tower(name: str) -> Tower:
+    """Build a dense model of ours without weights; time doesn't depend on them, rankings do.
+
+    Raises:
+        ValueError: not a dense model of ours.
+    """
+    arch, _ = split_name(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit: Any = timm.create_model(name, pretrained=False)
+    return Tower(vit.eval(), image_transform(vit), f"{arch} (random weights)")
+
+
+def find_tower(name: str, *, random_weights: bool) -> Tower:
+    """Load a tower, or build it without weights."""
+    return random_tower(name) if random_weights else load_tower(name)

@@ -22,8 +22,15 @@ from scipy.stats import rankdata
 from harness.conditions import DENSE
 from harness.datasets.base import Split
 from harness.golden.maps import unprocessed
-from harness.golden.shards import MAGIC, BrokenShardError, encode_table, flat, lists, reading
-from harness.golden.store import Rankings
+from harness.golden.store import (
+    MAGIC,
+    BrokenShardError,
+    Rankings,
+    encode_table,
+    flat,
+    lists,
+    reading,
+)
 from harness.measure.evaluate import Outcome
 from harness.measure.plan import TRACED
 from harness.progress import Progress

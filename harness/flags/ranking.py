@@ -40,7 +40,8 @@ def _rank(parser: CommandParser) -> None:
         "--batch", type=int, metavar="N", help="sequences per pass; default: from free memory"
     )
     where.add_argument("--compile", action="store_true", help="use torch.compile")
-    device(where, "such as cuda; torchrun shares them out")
+    device(where, "such as cuda, one per worker")
+    where.add_argument("--workers", type=int, metavar="N", help="Ray actors that share the work")
     where.add_argument(
         "--dtype", default="auto", help="float32, bfloat16, float16, or auto: the fastest"
     )
@@ -204,10 +205,7 @@ COMMANDS = (
         run="harness.golden.commands:run_speed",
         examples=(
             ("speed --images 2 --stride 2 --out speed.json", "on the tower that ships"),
-            (
-                "speed --model clip_vit_b16 --random-weights --stride 2 --images 1",
-                "without weights",
-            ),
+            ("speed --model clip_vit_b16 --random-weights --stride 2 --images 1", "a larger one"),
         ),
         output="a table on standard output; the record in --out",
     ),

@@ -1,33 +1,166 @@
-"""Make golden rankings of images: shard by shard, resumable, by one process or many."""
+"""Make golden rankings of images, shard by shard and resumable, in this process or on Ray.
 
+``Job`` says what to rank, a ``ShardMaker`` makes any shard of it, and ``rank`` decides which shards
+are missing and who makes them.
+"""
+
+import contextlib
+import logging
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.datasets.base import Split
-from harness.golden.feed import ahead, loaders
-from harness.golden.folder import claimed, missing, shard_path, survey, write_shard
-from harness.golden.job import AUTO, Job, classes, within_budget
-from harness.golden.provenance import Provenance, ranked_revision
-from harness.golden.shards import Shard
-from harness.golden.store import own_store
-from harness.golden.work import Team
+from harness.datasets.base import Dataset, Split, SplitName
+from harness.datasets.images import folder_images
+from harness.golden.store import (
+    FOLDER_SPLIT,
+    Provenance,
+    Shard,
+    claimed,
+    missing,
+    own_store,
+    ranked_revision,
+    shard_path,
+    survey,
+    write_shard,
+)
 from harness.progress import Progress
 from harness.sampling import turns
-from harness.towers import Tower, load_tower
-from zoo.golden import GoldenEngine, best_precision
+from harness.towers import Tower, load_tower, text_classifier
+from zoo.golden import GoldenConfig, GoldenEngine, best_precision
 from zoo.weights import fingerprint
 from zoo.windows import windows
 
+V = TypeVar("V")
+
+AUTO = "auto"
+SHARD_SIZE = 64
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
+MOST_THREADS = 8  # that load images beside a GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Images to rank.
+
+    Attributes:
+        name: of the dataset or folder.
+        revision: of the dataset or folder.
+        split: train, val or test; ``all`` for a folder.
+        images: the images.
+        dataset: where the classes are from; None for a folder.
+        flags: how the command line names them.
+    """
+
+    name: str
+    revision: str
+    split: str
+    images: Split
+    dataset: Dataset | None
+    flags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: SplitName) -> "Source":
+        """Take a split of a dataset."""
+        return cls(
+            name=dataset.name,
+            revision=dataset.revision,
+            split=split,
+            images=dataset.split(split),
+            dataset=dataset,
+            flags=("--dataset", dataset.asked_as, *dataset.asked_with, "--split", split),
+        )
+
+    @classmethod
+    def folder(cls, path: Path) -> "Source":
+        """Take all images below a folder.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: no images in it.
+        """
+        images = folder_images(path)
+        return cls(
+            name=images.name,
+            revision=images.revision,
+            split=FOLDER_SPLIT,
+            images=images.split,
+            dataset=None,
+            flags=("--images", str(path)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to rank, and how.
+
+    Attributes:
+        model: dense tower, see ``harness.towers.load_tower``.
+        source: the images.
+        config: score, block, windows.
+        budget: passes per image that window, stride and approximation are picked for; None to
+            take those of ``config``.
+        limit: images, None for all. A smaller limit's images are the first of a larger one's.
+        out: the store; None for the user's cache, where ``compare`` looks.
+        shard_size: images per shard.
+        batch: sequences per forward pass; None for that of the store, else for what the free
+            memory allows.
+        dtype: precision, or ``auto``: that of the store, else the fastest of the device.
+        compiled: use torch.compile.
+        device: torch device.
+        workers: Ray actors that share the work; None for this process alone.
+    """
+
+    model: str
+    source: Source
+    config: GoldenConfig = field(default_factory=GoldenConfig)
+    budget: float | None = None
+    limit: int | None = None
+    out: Path | None = None
+    shard_size: int = SHARD_SIZE
+    batch: int | None = None
+    dtype: str = "float32"
+    compiled: bool = False
+    device: str = "cpu"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        numbers = {"limit": self.limit, "shard-size": self.shard_size, "workers": self.workers}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: expected a number from 1")
+        if self.workers is not None:
+            _check_workers(self.workers, self.device)
+
+    def command(self, out: Path) -> str:
+        """Return the command line of this job."""
+        config = self.config
+        parts = ["--model", self.model, *self.source.flags]
+        for flag in ("score", "block", "window", "stride", "greedy"):
+            if (value := getattr(config, flag)) is not None:
+                parts += [f"--{flag}", str(value)]
+        parts += ["--approx", config.approximate] if config.approximate else []
+        parts += ["--full"] if self.limit is None else ["--limit", str(self.limit)]
+        parts += ["--out", str(out), "--shard-size", str(self.shard_size)]
+        parts += ["--batch", str(self.batch)] if self.batch else []
+        parts += ["--compile"] if self.compiled else []
+        parts += ["--dtype", self.dtype, "--device", self.device]
+        parts += ["--workers", str(self.workers)] if self.workers else []
+        return f"python -m harness rank {shlex.join(parts)}"
 
 
 class Ranked(NamedTuple):
@@ -35,44 +168,16 @@ class Ranked(NamedTuple):
 
     Attributes:
         path: the store.
-        images: how many of the images asked for it holds: all of them.
+        images: how many of the images of the job it holds: all of them.
         total: images that the dataset's split or the folder has.
-        leads: whether this process is the one to say so.
     """
 
     path: Path
     images: int
     total: int
-    leads: bool
 
 
-class Plan(NamedTuple):
-    """What the first process decides for all: shards to make, images there, and how to compute."""
-
-    todo: list[int]
-    begun: int
-    precision: str
-    batch: int
-
-
-class Piece(NamedTuple):
-    """Consecutive images of a shard, ranked in one call."""
-
-    shard: int
-    first: int
-    stop: int
-    ends: bool  # with it, the shard is complete
-
-
-class Loaded(NamedTuple):
-    """The images of a piece."""
-
-    image_ids: list[str]
-    labels: NDArray[np.int64]
-    images: Tensor
-
-
-def rank(job: Job, progress: Progress, crew: Team | None = None) -> Ranked:
+def rank(job: Job, progress: Progress) -> Ranked:
     """Rank images and write a store; go on where an earlier call with the same job stopped.
 
     Whenever and however a process ends, at most the shards in work are lost.
@@ -80,67 +185,93 @@ def rank(job: Job, progress: Progress, crew: Team | None = None) -> Ranked:
     Args:
         job: what to rank, and how.
         progress: where to show how far things are.
-        crew: the processes that share the work, see ``work.team``; None to work alone.
 
     Raises:
-        ValueError: a setting that doesn't fit, or a store that was made with other settings.
+        ValueError: a setting that doesn't fit, a store that was made with other settings, or a
+            failure of a worker.
         FileNotFoundError: no weights or no images.
         OSError: the store can't be written, for instance for lack of room.
-        OtherProcessError: another process has failed and says why.
     """
-    crew = crew or Team(job.device)
-    tower = load_tower(job.model)
-    tower.vit.to(crew.device)
-    job = within_budget(job, tower)
-    order = turns(job.source.images.labels)[: job.limit]
-    split = job.source.images.subset(order)
-    with ExitStack() as stack:
-        run = _Run(job, crew, tower, split, progress if crew.leads else Progress())
-        plan = crew.agree(lambda: run.decide(stack))
-        run.work(plan)
-        if gone := [i for i in plan.todo if crew.leads and not shard_path(run.out, i).is_file()]:
-            raise ValueError(f"{len(gone)} shards have vanished from {str(run.out)!r} meanwhile")
-    return Ranked(run.out, len(order), len(job.source.images), crew.leads)
-
-
-class _Run:
-    """One process's part in a job."""
-
-    def __init__(self, job: Job, crew: Team, tower: Tower, split: Split, progress: Progress):
-        self.job, self.crew, self.tower, self.split = job, crew, tower, split
-        self.progress = progress
-        source = job.source
-        self.out = job.out or own_store(tower.name, source.name, source.split, job.config)
-        text, scale = classes(job, tower)
-        self.told: dict[str, Any] = {"text": text, "scale": scale}
-        # Refuses what can't be done before anything is written.
-        self.batch = GoldenEngine(tower.vit, job.config, batch=job.batch, **self.told).suffix.batch
-
-    def decide(self, stack: ExitStack) -> Plan:
-        """Claim the store until ``stack`` closes, look through it and tell what is to be done."""
-        job, size = self.job, self.job.shard_size
-        stack.enter_context(claimed(self.out))
-        present, removed = survey(self.out)
+    maker = ShardMaker(job)
+    job, source, total = maker.job, job.source, len(maker.split)
+    with claimed(maker.out):
+        present, removed = survey(maker.out)
         for line in removed:
-            self.progress.say(line)
+            progress.say(line)
+        stored = [shard.provenance for shard in present.values()]
+        maker.settle(stored[0] if stored else None)
+        todo = missing(maker.out, present, maker.provenance, job.shard_size, total)
+        begun = total - sum(len(maker.positions(index)) for index in todo)
+        if todo:
+            passes = maker.engine.passes
+            progress.say(
+                f"{maker.provenance.described()}: {passes:.4g} passes per image in "
+                f"{maker.provenance.dtype}, {maker.provenance.batch} at a time"
+            )
+            title = f"golden rankings of {source.name} {source.split}"
+            with progress.long(title, total, begun, passes) as show:
+                made_by = _made_here if job.workers is None else _made_by_ray
+                done = begun
+                for images in made_by(maker, todo):
+                    done += images
+                    show(done)
+        if gone := [index for index in todo if not shard_path(maker.out, index).is_file()]:
+            raise ValueError(f"{len(gone)} shards have vanished from {str(maker.out)!r} meanwhile")
+    return Ranked(maker.out, total, len(source.images))
+
+
+class ShardMaker:
+    """A tower that makes any shard of a job.
+
+    Attributes:
+        job: what to rank; its budget is spent, so that ``config`` says all.
+        tower: the dense tower, on the job's device.
+        split: the images in the order of the store.
+        out: the store.
+        engine: what ranks.
+        provenance: of the shards.
+    """
+
+    engine: GoldenEngine
+    provenance: Provenance
+
+    def __init__(self, job: Job) -> None:
+        """Load the tower and encode the classes; refuse what can't be done."""
+        self.tower = load_tower(job.model)
+        self.tower.vit.to(job.device)
+        self.job = within_budget(job, self.tower)
+        source = job.source
+        self.split = source.images.subset(turns(source.images.labels)[: job.limit])
+        self.out = job.out or own_store(self.tower.name, source.name, source.split, self.job.config)
+        self._text, self._scale = classes(self.job, self.tower)
+        self._weights = fingerprint(self.tower.vit)
+        self.settle(None)
+
+    def settle(self, stored: Provenance | None) -> None:
+        """Choose precision and batch: the job's, else those of the store, else the device's best.
+
+        Args:
+            stored: provenance of a shard that is there, None if there is none.
+        """
+        job, config, source = self.job, self.job.config, self.job.source
         precision = job.dtype
         if precision == AUTO:
-            stored = [entry.provenance.dtype for entry in present.values()]
-            precision = stored[0] if stored else best_precision(self.crew.device)
-        total = len(self.split)
-        todo = missing(self.out, present, self.provenance(precision), size, total)
-        begun = total - sum(min(size, total - index * size) for index in todo)
-        return Plan(todo, begun, precision, self.batch)
-
-    def provenance(self, precision: str) -> Provenance:
-        """Return what the rankings are made from."""
-        config, source = self.job.config, self.job.source
+            precision = stored.dtype if stored else best_precision(job.device)
+        self.engine = GoldenEngine(
+            self.tower.vit,
+            config,
+            text=self._text,
+            scale=self._scale,
+            precision=precision,
+            compiled=job.compiled,
+            batch=stored.batch if stored and job.batch is None else job.batch,
+        )
         revision = source.revision
         if source.dataset is not None:
             revision = ranked_revision(source.dataset, config.score)
-        return Provenance(
+        self.provenance = Provenance(
             model=self.tower.name,
-            weights=fingerprint(self.tower.vit),
+            weights=self._weights,
             dataset=source.name,
             revision=revision,
             split=source.split,
@@ -149,77 +280,280 @@ class _Run:
             window=config.window,
             stride=config.stride,
             dtype=precision,
+            batch=self.engine.suffix.batch,
             greedy=config.greedy,
             approximate=config.approximate,
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
 
-    def work(self, plan: Plan) -> None:
-        """Make shards until none is left to make."""
-        if not plan.todo:
-            return
-        job, crew = self.job, self.crew
-        facts: dict[str, Any] = {"precision": plan.precision, "batch": plan.batch}
-        facts |= self.told | {"compiled": job.compiled}
-        engine = GoldenEngine(self.tower.vit, job.config, **facts)
-        provenance, resume = self.provenance(plan.precision), job.command(self.out)
-        self.progress.say(
-            f"{provenance.described()}: {engine.passes:.4g} passes per image in {plan.precision}, "
-            f"{plan.batch} at a time"
-        )
-        ready: list[tuple[Loaded, Tensor]] = []
-        title = f"golden rankings of {job.source.name} {job.source.split}"
-        with self.progress.long(title, len(self.split), plan.begun, engine.passes) as show:
-            pieces = self.pieces(plan.todo, engine)
-            for piece, loaded in ahead(pieces, self.load, loaders(crew.device)):
-                ready.append((loaded, _importance(engine, loaded)))
-                if piece.ends:
-                    shard = Shard.of(
-                        torch.cat([importance for _, importance in ready]).numpy(),
-                        np.concatenate([part.labels for part, _ in ready]),
-                        first=piece.shard * job.shard_size,
-                        size=job.shard_size,
-                        image_ids=tuple(i for part, _ in ready for i in part.image_ids),
-                        provenance=provenance,
-                    )
-                    write_shard(self.out, piece.shard, shard, resume)
-                    ready.clear()
-                show(plan.begun + crew.report(piece.stop - piece.first))
-            crew.finish(lambda done: show(plan.begun + done))
+    def positions(self, index: int) -> range:
+        """Return the positions in ``split`` of a shard's images."""
+        size = self.job.shard_size
+        return range(index * size, min((index + 1) * size, len(self.split)))
 
-    def pieces(self, todo: list[int], engine: GoldenEngine) -> Iterator[Piece]:
-        """Yield what this process has to rank, shard after shard."""
-        config, size = self.job.config, self.job.shard_size
+    def make(self, index: int) -> Iterator[int]:
+        """Rank the images of a shard and write it.
+
+        Yields:
+            The number of images of each call of the engine.
+
+        Raises:
+            ValueError: an image can't be read, or the device has too little memory for the batch.
+            OSError: the shard can't be written.
+        """
+        config, positions = self.job.config, self.positions(index)
         grid = self.tower.vit.patch_embed.grid_size
-        each = min(engine.passes, len(windows(grid, config.window, config.stride)))
-        step = math.ceil(STEADY * engine.suffix.batch / max(each, 1))
-        for shard in self.crew.share(todo):
-            end = min((shard + 1) * size, len(self.split))
-            for first in range(shard * size, end, step):
-                stop = min(first + step, end)
-                yield Piece(shard, first, stop, stop == end)
-
-    def load(self, piece: Piece) -> Loaded:
-        """Draw or decode the images of a piece."""
-        examples = [self.split[i] for i in range(piece.first, piece.stop)]
-        return Loaded(
-            [example.image_id for example in examples],
-            np.array([example.label for example in examples], dtype=np.int64),
-            torch.stack([self.tower.preprocess(example.image) for example in examples]),
+        each = min(self.engine.passes, len(windows(grid, config.window, config.stride)))
+        step = math.ceil(STEADY * self.engine.suffix.batch / max(each, 1))
+        groups = [positions[start : start + step] for start in range(0, len(positions), step)]
+        image_ids: list[str] = []
+        labels: list[int] = []
+        importance = []
+        for group in ahead(groups, self._load, self._threads()):
+            ids, truth, images = zip(*group, strict=True)
+            importance.append(self._importance(torch.stack(images), torch.tensor(truth)))
+            image_ids += ids
+            labels += truth
+            yield len(group)
+        shard = Shard.from_importance(
+            torch.cat(importance).numpy(),
+            np.array(labels),
+            first=positions.start,
+            size=self.job.shard_size,
+            image_ids=tuple(image_ids),
+            provenance=self.provenance,
         )
+        write_shard(self.out, index, shard, self.job.command(self.out))
+
+    def _load(self, position: int) -> tuple[str, int, Tensor]:
+        """Draw or decode an image."""
+        example = self.split[position]
+        return example.image_id, example.label, self.tower.preprocess(example.image)
+
+    def _threads(self) -> int:
+        """Return how many threads load images: one beside a CPU that computes, else several."""
+        if self.job.device.startswith("cpu"):
+            return 1
+        return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // (self.job.workers or 1)))
+
+    def _importance(self, images: Tensor, labels: Tensor) -> Tensor:
+        try:
+            return self.engine.importance(images, labels)
+        except torch.OutOfMemoryError as error:
+            batch = self.engine.suffix.batch
+            raise ValueError(
+                f"out of memory on {self.engine.suffix.device} with --batch {batch}: "
+                f"try --batch {max(1, batch // 2)}"
+            ) from error
 
 
-def _importance(engine: GoldenEngine, loaded: Loaded) -> Tensor:
-    """Rank a piece.
+def within_budget(job: Job, tower: Tower) -> Job:
+    """Return the job with the window, stride and approximation that its budget allows.
 
     Raises:
-        ValueError: the device has too little memory for the batch.
+        ValueError: the budget is below the cheapest way.
     """
-    labels = torch.from_numpy(loaded.labels) if engine.config.score == "label" else None
-    try:
-        return engine.importance(loaded.images, labels)
-    except torch.OutOfMemoryError as error:
+    if job.budget is None:
+        return job
+    from harness.golden.budget import recipe_for
+
+    vit = tower.vit
+    recipe = recipe_for(
+        job.budget,
+        block=job.config.block,
+        # Of the ways that it can pick, two need features made from the class token alone.
+        token_pooled=vit.global_pool == "token",
+        grid=vit.patch_embed.grid_size,
+        depth=len(vit.blocks),
+        dim=vit.embed_dim,
+    )
+    return replace(job, config=replace(job.config, **recipe), budget=None)
+
+
+def classes(job: Job, tower: Tower) -> tuple[Tensor | None, float]:
+    """Encode the classes for scores that need them.
+
+    Returns:
+        (classes, D) unit features, or None for a score without classes; and the factor on cosines.
+
+    Raises:
+        ValueError: there are no classes or no text tower, or it lacks words for a class.
+    """
+    score, dataset = job.config.score, job.source.dataset
+    if score == "preservation":
+        return None, 1.0
+    if dataset is None:
         raise ValueError(
-            f"out of memory on {engine.suffix.device} with --batch {engine.suffix.batch}: "
-            f"try --batch {max(1, engine.suffix.batch // 2)}"
-        ) from error
+            f"score={score!r} needs classes, and a folder of images has none; "
+            "use --score preservation, or a --dataset"
+        )
+    if tower.clip is None:
+        raise ValueError(
+            f"score={score!r} needs a text tower, and {tower.name} has none here; use --score "
+            "preservation, or --model open_clip:ARCH/PRETRAINED, which brings its text tower"
+        )
+    text, left_out = text_classifier(tower.clip, dataset)
+    if left_out:
+        raise ValueError(
+            f"score={score!r} needs every class named, but {len(left_out)} of "
+            f"{dataset.name} have words the text tower never saw: {', '.join(left_out[:5])}; "
+            "use --score preservation"
+        )
+    return text, tower.clip.model.logit_scale.exp().item()
+
+
+def ahead(
+    groups: Sequence[Sequence[int]], load: Callable[[int], V], threads: int
+) -> Iterator[list[V]]:
+    """Yield what ``load`` gives for each group, in order, while the next group loads in threads.
+
+    An error in ``load`` is raised where its group would have come.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
+        following: list[Future[V]] = []
+        try:
+            for group in [*groups, ()]:
+                current, following = following, [pool.submit(load, item) for item in group]
+                if current:
+                    yield [value.result() for value in current]
+        finally:
+            for value in following:
+                value.cancel()
+
+
+def _made_here(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
+    """Make shards in this process; yield the number of images that are done since the last."""
+    for index in todo:
+        yield from maker.make(index)
+
+
+# Ray --------------------------------------------------------------------------------------------
+
+
+class _RayWorker:
+    """What an actor of Ray runs: it loads the tower at its first shard, then makes whole shards.
+
+    Errors that a user can mend come back as text, not as Ray's tracebacks.
+    """
+
+    def __init__(self, job: Job, provenance: Provenance, folder: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
+            os.chdir(folder)  # what relative paths start from
+        self.job, self.provenance = job, provenance
+        self.maker: ShardMaker | None = None
+
+    def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
+        try:
+            counts, error = [self._make(int(index)) for index in rows["shard"]], ""
+        except (ValueError, OSError) as failure:
+            counts, error = [0], str(failure)
+        return {"images": counts, "error": [error] * len(counts)}
+
+    def _make(self, index: int) -> int:
+        if self.maker is None:
+            self.maker = ShardMaker(self.job)
+            if differences := self.maker.provenance.differences(self.provenance):
+                raise ValueError(
+                    f"a worker has another tower or other images: {'; '.join(differences)}; "
+                    "every machine needs the same weights and files"
+                )
+        return sum(self.maker.make(index))
+
+
+def _check_workers(workers: int, device: str) -> None:
+    """Refuse workers that can't be had.
+
+    Raises:
+        ValueError: Ray isn't installed, a device with a number, or too few GPUs here.
+    """
+    if find_spec("ray") is None:
+        raise ValueError(f"--workers {workers} needs Ray: pip install 'clip-patchrank[ray]'")
+    kind, _, number = device.partition(":")
+    if number:
+        raise ValueError(
+            f"--device {device!r} with --workers: say {kind}; each worker takes its own"
+        )
+    if kind == "cuda" and not _cluster() and workers > torch.cuda.device_count():
+        raise ValueError(
+            f"--workers {workers} on a machine with {torch.cuda.device_count()} GPUs: "
+            "each worker takes one"
+        )
+
+
+def _cluster() -> str | None:
+    """Return the address of the cluster to use, None to start one on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    return None if address == "local" else address
+
+
+@contextlib.contextmanager
+def _ray_running(workers: int) -> Iterator[None]:
+    """Join the cluster of ``RAY_ADDRESS``, or start one here; leave it at the end."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Ray reads these when it starts: no reports home, no notes from its core on standard error.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if (address := _cluster()) is not None:
+        ray.init(address=address, **quiet)
+    else:
+        # Workers that took all logical CPUs would leave none for Ray's own tasks.
+        ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)
+    try:
+        # Ray tells on standard output of workers that die; that is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
+    """Make shards by Ray's actors; yield the number of images of each that is done.
+
+    Ray starts a worker anew that dies, and gives its shard to another.
+
+    Raises:
+        ValueError: a worker says why it can't go on, or Ray does.
+    """
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+
+    job, provenance = maker.job, maker.provenance
+    maker.tower.vit.cpu()  # the workers need the room
+    torch.cuda.empty_cache()
+    assert job.workers is not None
+    settled = replace(job, out=maker.out.absolute(), dtype=provenance.dtype, batch=provenance.batch)
+    with _ray_running(job.workers):
+        # A dataset may hold a console to show its downloads on.
+        ray.util.register_serializer(
+            Progress, serializer=lambda _: None, deserializer=lambda _: Progress()
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        made = ray.data.from_items(
+            [{"shard": index} for index in todo], override_num_blocks=len(todo)
+        ).map_batches(
+            _RayWorker,
+            fn_constructor_args=(settled, provenance, str(Path.cwd())),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            num_gpus=1 if job.device == "cuda" else None,
+        )
+        try:
+            for block in made.iter_batches(batch_size=None, prefetch_batches=0):
+                for images, error in zip(block["images"], block["error"], strict=True):
+                    if error:
+                        raise ValueError(str(error))
+                    yield int(images)
+        except RayError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"the workers can't go on ({reason}); finished shards are kept, the same command "
+                "goes on"
+            ) from error

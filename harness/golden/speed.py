@@ -21,7 +21,6 @@ from harness.commit import git_commit
 from harness.conditions import device_name
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
-from harness.golden.runners import find_tower
 from harness.latency.timing import LEAST_ROUNDS, interleaved
 from harness.layout import fewer
 from harness.progress import Progress
@@ -30,6 +29,7 @@ from harness.sampling import subset
 from harness.shown import Forms
 from harness.statistics import Interval
 from harness.table import NOT_MEASURED
+from harness.towers import find_tower
 from zoo.approximate import Effort
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig, GoldenEngine

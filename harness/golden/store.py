@@ -1,31 +1,142 @@
-"""Golden rankings on disk: a folder of shards as ``rank`` makes it, or one small file."""
+"""Golden rankings on disk: a folder of Parquet shards as ``rank`` makes it, or one small file."""
 
+import contextlib
+import errno
+import hashlib
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from harness.datasets import Dataset, kind_of
 from harness.datasets.base import DATA_DIR, Split
-from harness.golden.folder import read_shard, shard_paths
-from harness.golden.provenance import Provenance, rank_command
-from harness.golden.shards import (
-    PROVENANCE_KEY,
-    SHARD_KEY,
-    UNKNOWN,
-    BrokenShardError,
-    Shard,
-    encode_table,
-    flat,
-)
-from zoo.files import write_whole
+from zoo.files import PARTIAL, write_whole
 from zoo.golden import GoldenConfig
 from zoo.weights import cache_folder
+
+FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
+PROVENANCE_KEY, SHARD_KEY = b"golden", b"shard"  # of a Parquet file's metadata
+MAGIC = b"PAR1"
+LOCK = ".lock"  # pandas, polars and datasets leave out names that start with a dot
+UNKNOWN = -1  # label of an image without one
+_CHECKSUM = b'"sha256": "'
+_SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "files this large are not allowed",
+    errno.EROFS: "the disk is read-only",
+}
+_COLUMNS = ("importance", "labels", "least", "ranking")
+
+
+class BrokenShardError(ValueError):
+    """A shard that is cut off, changed or not one at all."""
+
+
+class NoRoomError(OSError):
+    """A shard can't be written for lack of room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a set of rankings was made from, and how. Two are equal whatever their versions.
+
+    Attributes:
+        model: name of the dense tower, with its weight tag.
+        weights: fingerprint of the tower's weights, see ``zoo.weights.fingerprint``.
+        dataset: name of the dataset or of the folder of images.
+        revision: revision of the dataset or folder.
+        split: train, val or test; ``all`` for a folder.
+        score: preservation, label or confidence.
+        block: reduction point, 0-based.
+        window: side of the window in patches.
+        stride: step of the window in patches.
+        dtype: of the computation.
+        batch: sequences per forward pass, which decide the last bits; None in the files that ship.
+        greedy: patches removed per round; None = one-shot.
+        approximate: how the score was approximated; None = exact.
+        versions: of the packages that computed it.
+    """
+
+    model: str
+    weights: str
+    dataset: str
+    revision: str
+    split: str
+    score: str
+    block: int
+    window: int
+    stride: int
+    dtype: str
+    batch: int | None = None
+    greedy: int | None = None
+    approximate: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """Read what ``json`` wrote.
+
+        Raises:
+            ValueError: not JSON, an unknown field, or a missing one without a default.
+        """
+        facts = json.loads(text)
+        known = {entry.name for entry in fields(cls)}
+        if not isinstance(facts, dict) or not facts.keys() <= known:
+            raise ValueError(
+                f"provenance {facts!r}: expected the fields {', '.join(sorted(known))}"
+            )
+        try:
+            return cls(**facts)
+        except TypeError as error:
+            raise ValueError(f"provenance {facts!r}: {error}") from error
+
+    def json(self) -> str:
+        """Return everything as JSON, sorted by name."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def differences(self, other: "Provenance") -> list[str]:
+        """List the fields in which ``other`` differs, versions aside, with both values."""
+        names = [entry.name for entry in fields(self) if entry.compare]
+        return [
+            f"{name}={getattr(self, name)!r} there, {getattr(other, name)!r} wanted"
+            for name in names
+            if getattr(self, name) != getattr(other, name)
+        ]
+
+    def described(self) -> str:
+        """Return the settings in words."""
+        names = [entry.name for entry in fields(GoldenConfig)]
+        return GoldenConfig(**{name: getattr(self, name) for name in names}).described()
+
+    def command(self) -> str:
+        """Return the command that makes such rankings."""
+        source = f"--dataset {self.dataset} --split {self.split}"
+        if (prefix := kind_of(self.dataset)) is not None:
+            source = f"--dataset {prefix}:PATH --split {self.split}"
+        if self.split == FOLDER_SPLIT:
+            source = "--images FOLDER"
+        text = (
+            f"python -m harness rank --model {self.model} {source} --score {self.score} "
+            f"--block {self.block} --window {self.window} --stride {self.stride}"
+        )
+        text += f" --greedy {self.greedy}" if self.greedy is not None else ""
+        return text + (f" --approx {self.approximate}" if self.approximate is not None else "")
+
+
+def ranked_revision(dataset: Dataset, score: str) -> str:
+    """Return the revision that rankings of a dataset go by; by some scores, prompts matter."""
+    return dataset.revision if score == "preservation" else dataset.condition
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +147,7 @@ class Rankings:
         image_ids: n ids, as the dataset gives them.
         importance: (n, N) float16, higher = keep, distance to the image's least.
         provenance: where it comes from.
-        labels: (n,) int32, -1 where unknown.
+        labels: (n,) int32, ``UNKNOWN`` where there is none.
         least: (n,) float32, importance of the image's least important patch: the golden score is
             minus (importance + least). NaN where unknown.
         ranking: (n, N) int16, patch positions, most important first. Of the exact importance in a
@@ -67,15 +178,14 @@ class Rankings:
 
     def write(self, path: Path) -> None:
         """Write ids and importance as one small file, the form in which rankings ship."""
-        values = pa.array(self.importance.reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(values, self.importance.shape[1])
-        table = pa.table({"image_id": list(self.image_ids), "importance": column})
+        importance = lists(self.importance, self.importance.shape[1])
+        table = pa.table({"image_id": list(self.image_ids), "importance": importance})
         facts = {PROVENANCE_KEY: self.provenance.json().encode()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, encode_table(table.replace_schema_metadata(facts)))
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> "Rankings":
         """Read a store, finished or not, or a small file.
 
         Raises:
@@ -83,7 +193,7 @@ class Rankings:
             ValueError: no rankings, a broken shard, or shards that were made differently.
         """
         if path.is_dir():
-            return cls._joined(path)
+            return _joined(path)
         if not path.is_file():
             raise FileNotFoundError(f"rankings {str(path)!r} do not exist")
         try:
@@ -94,60 +204,28 @@ class Rankings:
         if PROVENANCE_KEY not in facts:
             raise ValueError(f"{str(path)!r} holds no golden rankings: no provenance inside")
         if SHARD_KEY in facts:
-            return cls._of([Shard.decode(path.read_bytes())])
-        return cls(
+            return Shard.decode(path.read_bytes())
+        return Rankings(
             image_ids=tuple(table["image_id"].to_pylist()),
             importance=flat(table, "importance"),
             provenance=Provenance.parse(facts[PROVENANCE_KEY]),
-        )
-
-    @classmethod
-    def _joined(cls, folder: Path) -> Self:
-        shards: list[Shard] = []
-        for index, path in shard_paths(folder).items():
-            try:
-                shards.append(read_shard(path, index))
-            except BrokenShardError as error:
-                raise ValueError(
-                    f"{str(path)!r} is broken: {error}; the `rank` command that made the store "
-                    "finds it and makes it again"
-                ) from error
-            other = shards[-1].provenance.differences(shards[0].provenance)
-            if other:
-                raise ValueError(
-                    f"shards of {str(folder)!r} were made differently: {path.name} has "
-                    f"{'; '.join(other)}; make them again in another folder with: "
-                    f"{shards[0].provenance.command()}"
-                )
-        if not shards:
-            raise ValueError(f"{str(folder)!r} holds no golden rankings: no part-00000.parquet")
-        return cls._of(shards)
-
-    @classmethod
-    def _of(cls, shards: list[Shard]) -> Self:
-        names = ("importance", "labels", "least", "ranking")
-        return cls(
-            image_ids=tuple(name for shard in shards for name in shard.image_ids),
-            provenance=shards[0].provenance,
-            **{name: np.concatenate([getattr(s, name) for s in shards]) for name in names},
         )
 
     def require(self, **expected: Any) -> None:
         """Refuse rankings made from something else.
 
         Args:
-            expected: fields of ``Provenance`` with the values that are wanted.
+            expected: fields of ``Provenance`` with the values that they must have.
 
         Raises:
             ValueError: a value differs; names both and the command that makes fitting rankings.
         """
         for name, value in expected.items():
-            found = getattr(self.provenance, name)
-            if found != value:
-                facts = asdict(self.provenance) | expected
+            stored = getattr(self.provenance, name)
+            if stored != value:
                 raise ValueError(
-                    f"these rankings were made with {name}={found!r}, wanted {value!r}; make them "
-                    f"with: {rank_command(**facts)}"
+                    f"these rankings were made with {name}={stored!r}, wanted {value!r}; make them "
+                    f"with: {replace(self.provenance, **expected).command()}"
                 )
 
     def of(self, image_ids: Sequence[str]) -> NDArray[np.float32]:
@@ -169,15 +247,350 @@ class Rankings:
         if lacking := [image_id for image_id in image_ids if image_id not in row]:
             raise ValueError(f"{len(lacking)} images have no ranking, such as {lacking[0]!r}")
         rows = [row[image_id] for image_id in image_ids]
-        names = ("importance", "labels", "least", "ranking")
-        told = {name: getattr(self, name)[rows] for name in names}
-        return replace(self, image_ids=tuple(image_ids), **told)
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return Rankings(image_ids=tuple(image_ids), provenance=self.provenance, **columns)
 
 
 def ranked(split: Split, rankings: Rankings) -> NDArray[np.int64]:
     """Return the positions in ``split`` of the images that have a ranking, (k,) ascending."""
     known = set(rankings.image_ids)
     return np.array([i for i, name in enumerate(split.image_ids) if name in known], dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard(Rankings):
+    """Golden rankings of consecutive images as one Parquet file with a checksum.
+
+    Attributes:
+        first: position of the first image in the order of the store.
+        size: images in a full shard of the store.
+    """
+
+    first: int
+    size: int
+
+    @classmethod
+    def from_importance(
+        cls,
+        importance: NDArray[np.float32],
+        labels: NDArray[Any],
+        *,
+        first: int,
+        size: int,
+        image_ids: tuple[str, ...],
+        provenance: Provenance,
+    ) -> Self:
+        """Make a shard from exact importance, (n, N) float32.
+
+        Raises:
+            ValueError: importance is not a finite number, or in no range that float16 has.
+        """
+        if not np.isfinite(importance).all():
+            raise ValueError(
+                "the importance of a patch is no finite number: the tower overflowed; "
+                "use --dtype bfloat16 or float32"
+            )
+        half = to_half(importance)
+        if not np.isfinite(half).all():
+            raise ValueError(
+                f"importance spreads over {np.ptp(importance):g}, above float16's 65504"
+            )
+        return cls(
+            first=first,
+            size=size,
+            image_ids=image_ids,
+            provenance=provenance,
+            labels=np.asarray(labels, dtype=np.int32),
+            importance=half,
+            least=importance.min(axis=1),
+            ranking=np.argsort(-importance, axis=1, kind="stable").astype(np.int16),
+        )
+
+    def encode(self) -> bytes:
+        """Return the file; the same shard gives the same bytes with the same pyarrow."""
+        width = self.importance.shape[1]
+        content = {
+            "image_id": pa.array(self.image_ids, pa.string()),
+            "label": pa.array(self.labels, pa.int32(), mask=self.labels == UNKNOWN),
+            "importance": lists(self.importance, width),
+            "least": pa.array(self.least, pa.float32()),
+            "ranking": lists(self.ranking, width),
+        }
+        place = {"first": self.first, "count": len(self), "size": self.size}
+        provenance = self.provenance.json().encode()
+        metadata = {
+            PROVENANCE_KEY: provenance,
+            SHARD_KEY: json.dumps({**place, "sha256": self._digest(provenance)}).encode(),
+        }
+        return encode_table(pa.table(content).replace_schema_metadata(metadata))
+
+    @classmethod
+    def decode(cls, content: bytes) -> Self:
+        """Read a file back and check all of it.
+
+        Raises:
+            BrokenShardError: something in it isn't as ``encode`` wrote it.
+            ValueError: a file of somebody else's, or of a version that knows other provenance.
+        """
+        if content[:4] != MAGIC or content[-4:] != MAGIC:
+            raise BrokenShardError("cut off, or no Parquet file")
+        with reading():
+            file = pq.ParquetFile(pa.BufferReader(content))
+            metadata = file.metadata.metadata or {}
+        if not metadata.keys() & {PROVENANCE_KEY, SHARD_KEY} and _CHECKSUM not in content:
+            raise ValueError("a Parquet file, but not of golden rankings")
+        with reading():
+            table = file.read(use_threads=False)
+            place, provenance = json.loads(metadata[SHARD_KEY]), metadata[PROVENANCE_KEY]
+            columns: dict[str, Any] = {
+                "image_ids": tuple(table["image_id"].to_pylist()),
+                "labels": table["label"].fill_null(UNKNOWN).to_numpy(),
+                "importance": flat(table, "importance"),
+                "least": table["least"].to_numpy(),
+                "ranking": flat(table, "ranking"),
+            }
+            facts: Any = None  # parsed only once the checksum has proved it whole
+            shard = cls(first=place["first"], size=place["size"], provenance=facts, **columns)
+            if shard._digest(provenance) != place["sha256"]:
+                raise BrokenShardError("content and checksum differ")
+        shard = replace(shard, provenance=Provenance.parse(provenance))
+        shard._check()
+        return shard
+
+    def _digest(self, provenance: bytes) -> str:
+        digest = hashlib.sha256(provenance)
+        digest.update(json.dumps([self.first, self.size, self.image_ids]).encode())
+        for name in _COLUMNS:
+            array = getattr(self, name)
+            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _check(self) -> None:
+        if not 1 <= len(self) <= self.size or self.first % self.size:
+            raise BrokenShardError(
+                f"holds {len(self)} images from {self.first}, of {self.size} per shard"
+            )
+        if not np.isfinite(self.importance).all() or not np.isfinite(self.least).all():
+            raise BrokenShardError("importance is not finite")
+        if (np.sort(self.ranking, axis=1) != np.arange(self.ranking.shape[1])).any():
+            raise BrokenShardError("a ranking doesn't hold every patch once")
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Take whatever goes wrong in the body for a broken file."""
+    try:
+        yield
+    except BrokenShardError:
+        raise
+    except Exception as error:  # a changed footer can raise anything, MemoryError included
+        raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
+
+
+def to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Store importance as float16 of its distance to the image's least, which keeps the order.
+
+    Cosines crowd just below 1, where float16 is coarse; their differences don't.
+    """
+    with np.errstate(over="ignore"):  # the caller refuses infinity
+        lifted = importance - importance.min(axis=1, keepdims=True)
+        return np.asarray(lifted, dtype=np.float16)
+
+
+def encode_table(table: Any) -> bytes:
+    """Return a table of rankings as a Parquet file, small: byte planes apart, then zstd."""
+    split = [name for name in ("importance", "ranking") if name in table.column_names]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=False,
+        write_statistics=False,
+        use_byte_stream_split=[f"{name}.list.element" for name in split],
+    )
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def flat(table: Any, column: str) -> NDArray[Any]:
+    """Return a column of equally long lists as an array (n, N)."""
+    values: NDArray[Any] = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(table), -1)
+
+
+def lists(values: NDArray[Any], width: int) -> Any:
+    """Return (n, width) numbers as a column of n lists, the reverse of ``flat``."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
+
+
+class ShardFacts(NamedTuple):
+    """What ``missing`` must know of a whole shard: its images, those of a full one, its origin."""
+
+    images: int
+    size: int
+    provenance: Provenance
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Return where a shard belongs; ``index`` counts from 0."""
+    return folder / f"part-{index:05d}.parquet"
+
+
+def shard_paths(folder: Path) -> dict[int, Path]:
+    """List the files named like shards, by index, ascending."""
+    names = ((_SHARD_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
+def read_shard(path: Path, index: int) -> Shard:
+    """Read a shard and check it.
+
+    Raises:
+        BrokenShardError: it is not whole, or not the one that its name says.
+        ValueError: it is somebody else's.
+    """
+    try:
+        shard = Shard.decode(path.read_bytes())
+    except BrokenShardError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}; use another folder for rankings") from error
+    if shard.first != index * shard.size:
+        raise BrokenShardError(f"starts at image {shard.first}, not at {index * shard.size}")
+    return shard
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other runs out of it while the body runs or the process lives.
+
+    Raises:
+        ValueError: another run writes there.
+        OSError: the folder can't be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another run is writing to {str(folder)!r}: wait for its end, or use another --out"
+        ) from None
+    except NotImplementedError:
+        pass  # a file system without locks: two runs there would only do the same work twice
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def survey(folder: Path) -> tuple[dict[int, ShardFacts], list[str]]:
+    """Check every shard of a folder that is claimed; remove broken ones and half-written files.
+
+    Returns:
+        The whole shards by index, and a line for each that was removed.
+    """
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+    present: dict[int, ShardFacts] = {}
+    removed = []
+    for index, path in shard_paths(folder).items():
+        try:
+            shard = read_shard(path, index)
+        except BrokenShardError as error:
+            path.unlink(missing_ok=True)
+            removed.append(f"{path.name} is broken ({error}): removed, to be made again")
+            continue
+        present[index] = ShardFacts(len(shard), shard.size, shard.provenance)
+    return present, removed
+
+
+def missing(
+    folder: Path, present: dict[int, ShardFacts], provenance: Provenance, size: int, total: int
+) -> list[int]:
+    """Return the shards that must be made so that the folder holds the first ``total`` images.
+
+    Args:
+        folder: the store.
+        present: its whole shards, by index.
+        provenance: of what is to be made.
+        size: images in a full shard.
+        total: images that the store should hold.
+
+    Raises:
+        ValueError: a shard was made with other settings; names them and what to do.
+    """
+    for shard in present.values():
+        differences = shard.provenance.differences(provenance)
+        if shard.size != size:
+            differences.append(f"shard size {shard.size} there, {size} wanted")
+        if differences:
+            raise ValueError(
+                f"{str(folder)!r} holds rankings made with other settings: "
+                f"{'; '.join(differences)}. Use another --out, or delete that folder"
+            )
+    return [
+        index
+        for index, first in enumerate(range(0, total, size))
+        if index not in present or present[index].images < min(size, total - first)
+    ]
+
+
+def write_shard(folder: Path, index: int, shard: Shard, resume: str) -> None:
+    """Write a shard whole or not at all.
+
+    Args:
+        folder: the store.
+        index: which shard.
+        shard: what is in it.
+        resume: the command that goes on from here.
+
+    Raises:
+        NoRoomError: no room; says how much is needed and free, and how to go on.
+        OSError: it can't be written for another reason.
+    """
+    path = shard_path(folder, index)
+    content = shard.encode()
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        free = shutil.disk_usage(folder).free
+        raise NoRoomError(
+            f"can't write {str(path)!r}: {_NO_ROOM[error.errno]}; {len(content):,} bytes needed, "
+            f"{free:,} free. Finished shards are kept; make room, then go on with: {resume}"
+        ) from error
+
+
+def _joined(folder: Path) -> Rankings:
+    """Read all shards of a folder as one."""
+    shards: list[Shard] = []
+    for index, path in shard_paths(folder).items():
+        try:
+            shards.append(read_shard(path, index))
+        except BrokenShardError as error:
+            raise ValueError(
+                f"{str(path)!r} is broken: {error}; the `rank` command that made the store "
+                "finds it and makes it again"
+            ) from error
+        differences = shards[-1].provenance.differences(shards[0].provenance)
+        if differences:
+            raise ValueError(
+                f"shards of {str(folder)!r} were made differently: {path.name} has "
+                f"{'; '.join(differences)}; make them again in another folder with: "
+                f"{shards[0].provenance.command()}"
+            )
+    if not shards:
+        raise ValueError(f"{str(folder)!r} holds no golden rankings: no part-00000.parquet")
+    return Rankings(
+        image_ids=tuple(name for shard in shards for name in shard.image_ids),
+        provenance=shards[0].provenance,
+        **{name: np.concatenate([getattr(s, name) for s in shards]) for name in _COLUMNS},
+    )
 
 
 def store_name(model: str, dataset: str, split: str, score: str = "preservation") -> str:

@@ -15,7 +15,6 @@ from torch import Tensor
 import zoo
 from harness.commit import git_commit
 from harness.conditions import DENSE, DTYPES, GOLDEN
-from harness.golden.runners import random_tower
 from harness.latency.cost import Counts, counts
 from harness.latency.machine import Machine, Surroundings, Watch, warnings_of
 from harness.latency.record import LatencyRecord, fitting, time_fields
@@ -41,7 +40,7 @@ from harness.latency.ways import (
 from harness.measure.rows import Asked, Variant, as_json, known_methods, rows_of
 from harness.progress import Progress
 from harness.records import utc_now
-from harness.towers import create_pretrained, load_tower, split_method, split_name
+from harness.towers import create_pretrained, load_tower, random_tower, split_method, split_name
 from zoo.open_clip import FOLDER, HUB
 from zoo.reducer import expected
 from zoo.sizes import MODELS

@@ -11,8 +11,7 @@ import zoo
 from harness.conditions import DENSE, GOLDEN, PROMPTS, Tuning
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.golden.provenance import ranked_revision
-from harness.golden.store import Rankings, find_rankings, ranked
+from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
 from harness.judging import paired_p
 from harness.measure.bench import Bench
 from harness.measure.evaluate import correct

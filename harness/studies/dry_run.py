@@ -18,9 +18,8 @@ from harness.conditions import Tuning
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.golden.budget import Point
-from harness.golden.job import Source
-from harness.golden.provenance import Provenance
-from harness.golden.store import Rankings
+from harness.golden.rank import Source
+from harness.golden.store import Provenance, Rankings
 from harness.measure.plan import tuning_of
 from harness.measure.rows import KeepSolver, Variant
 from harness.measure.tuning import Tuned, Tuner

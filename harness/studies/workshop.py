@@ -17,8 +17,7 @@ from harness.cost import gflops
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.fit import fit
-from harness.golden.job import AUTO, Job, Source
-from harness.golden.rank import rank
+from harness.golden.rank import AUTO, Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.rows import (
     KeepSolver,

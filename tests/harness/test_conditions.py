@@ -9,7 +9,7 @@ from PIL import Image
 
 from harness.correctness import images_digest
 from harness.datasets import Dataset, forget, get_dataset, names_of
-from harness.golden.provenance import ranked_revision
+from harness.golden.store import ranked_revision
 from harness.measure.bench import blank
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant

@@ -19,9 +19,7 @@ import zoo
 from harness.datasets.base import Dataset
 from harness.fit import fit, tau_of
 from harness.gather import gather
-from harness.golden.folder import shard_path
-from harness.golden.shards import Shard
-from harness.golden.store import Rankings
+from harness.golden.store import Rankings, Shard, shard_path
 from harness.measure.rows import variants
 from harness.progress import Progress
 from harness.towers import Tower
@@ -153,7 +151,7 @@ def test_stores_and_rankings_do_as_well_as_files(form: str, write: Write, tmp_pa
         store.mkdir()
         for index in range(0, len(rankings.image_ids), 4):
             rows = slice(index, index + 4)
-            shard = Shard.of(
+            shard = Shard.from_importance(
                 rankings.importance[rows].astype(np.float32),
                 rankings.labels[rows],
                 first=index,

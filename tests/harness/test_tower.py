@@ -6,8 +6,7 @@ import torch
 import zoo
 from harness.datasets import get_dataset
 from harness.fit import fit
-from harness.golden.job import Job, Source
-from harness.golden.rank import rank
+from harness.golden.rank import Job, Source, rank
 from harness.progress import Progress
 from harness.towers import load_tower
 from zoo.fit import FitConfig

@@ -24,8 +24,7 @@ from harness import towers, traces
 from harness.agreement import kendall_tau
 from harness.datasets.base import Dataset
 from harness.flags import build_parser
-from harness.golden.shards import BrokenShardError
-from harness.golden.store import Rankings, own_store
+from harness.golden.store import BrokenShardError, Rankings, own_store
 from harness.measure.compare import compare
 from harness.measure.plan import TRACED, Plan
 from harness.progress import Progress

@@ -16,12 +16,8 @@ import zoo  # noqa: F401  (registers the models)
 from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.golden import rank as module
-from harness.golden.folder import shard_path
-from harness.golden.job import Job, Source
-from harness.golden.provenance import Provenance
-from harness.golden.rank import Ranked, rank
-from harness.golden.shards import Shard
-from harness.golden.store import Rankings
+from harness.golden.rank import Job, Ranked, Source, rank
+from harness.golden.store import LOCK, Provenance, Rankings, Shard, shard_path
 from harness.progress import Progress
 from harness.towers import Tower
 from zoo.clip import ClipParts
@@ -38,6 +34,7 @@ PROVENANCE = Provenance(
     window=2,
     stride=1,
     dtype="float32",
+    batch=8,
     versions={"torch": "2.6"},
 )
 MakeShard = Callable[..., Shard]
@@ -59,9 +56,9 @@ def make_shard() -> MakeShard:
         first = index * size
         importance = generator.normal(size=(count, 6)).astype(np.float32)
         labels = np.where(np.arange(count) % 3 == 2, -1, np.arange(count) + first)
-        told = {"first": first, "size": size, "provenance": PROVENANCE}
+        place = {"first": first, "size": size, "provenance": PROVENANCE}
         ids = tuple(f"fashion/ü-{first + i}" for i in range(count))
-        return Shard.of(importance, labels, **{**told, "image_ids": ids, **facts})
+        return Shard.from_importance(importance, labels, **{**place, "image_ids": ids, **facts})
 
     return make
 
@@ -90,8 +87,9 @@ class Small(NamedTuple):
     whole: Path
 
     def shards(self, out: Path) -> dict[str, bytes]:
-        """Return the content of a store's files by name, whatever they are."""
-        return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+        """Return the content of a store's files by name, whatever they are but its lock."""
+        paths = sorted(path for path in out.iterdir() if path.name != LOCK)
+        return {path.name: path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="session")
@@ -111,8 +109,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     command = ["rank", *paths, *flags.split()]
     whole = folder / "whole"
     assert main([*command, "--out", str(whole)]) == 0
-    assert len(list(whole.iterdir())) == 30
-    return Small(command, folder, whole)
+    small = Small(command, folder, whole)
+    assert len(small.shards(whole)) == 30
+    return small
 
 
 @pytest.fixture
@@ -124,8 +123,8 @@ def run(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
     def call(
         config: GoldenConfig = SPARSE, progress: Progress | None = None, **facts: Any
     ) -> Ranked:
-        told = {"source": Source.of(toy, "test"), "limit": 10, "shard_size": 4, "batch": 16}
-        job = Job(model="clip_vit_b16", config=config, **told | facts)
+        defaults = {"source": Source.of(toy, "test"), "limit": 10, "shard_size": 4, "batch": 16}
+        job = Job(model="clip_vit_b16", config=config, **defaults | facts)
         return rank(job, progress or Progress())
 
     return call

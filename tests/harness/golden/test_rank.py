@@ -1,5 +1,7 @@
-"""Golden rankings of a dataset: the right images, resumable, and told apart by what made them."""
+"""Rankings of any images by any tower: right, resumable, and told apart by what made them."""
 
+import re
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +16,12 @@ from rich.console import Console
 import zoo
 from harness.datasets.base import Dataset
 from harness.golden import rank as module
-from harness.golden.folder import shard_path, shard_paths
-from harness.golden.job import Source
-from harness.golden.rank import Ranked
-from harness.golden.store import Rankings, find_rankings
+from harness.golden.rank import Job, Ranked, Source, ahead, rank
+from harness.golden.store import Rankings, find_rankings, shard_path, shard_paths
 from harness.golden.store import ranked as ranked_positions
 from harness.progress import Progress
 from harness.sampling import subset, turns
-from harness.towers import text_classifier
+from harness.towers import Tower, text_classifier
 from zoo.clip import ClipParts
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine
 from zoo.weights import fingerprint
@@ -61,6 +61,7 @@ def test_provenance(run: Run, toy: Dataset, dense: zoo.ReducedViT):
         window=2,
         stride=2,
         dtype="float32",
+        batch=16,
         greedy=None,
         approximate=None,
     )
@@ -69,7 +70,7 @@ def test_provenance(run: Run, toy: Dataset, dense: zoo.ReducedViT):
 
 def test_lands_where_compare_looks(run: Run, tmp_path: Path):
     done = run()
-    assert done == (done.path, 10, 21, True)
+    assert done == (done.path, 10, 21)
     found = find_rankings("clip_vit_b16.openai", "toy", "test")
     assert found.image_ids == Rankings.read(done.path).image_ids
     assert run(out=tmp_path / "mine").path == tmp_path / "mine"
@@ -157,6 +158,7 @@ def test_a_broken_shard_is_found_told_and_made_again(run: Run, counted: list[int
         {"stride": 1},
         {"greedy": 16},
         {"dtype": "bfloat16"},
+        {"batch": 8},
         {"shard_size": 2},
     ],
     ids=str,
@@ -165,12 +167,12 @@ def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path: 
     """Not in one folder, which keeps what it has; in another folder they give something else."""
     first = run(out=tmp_path / "r").path
     before = {path.name: path.read_bytes() for path in first.iterdir()}
-    job = {name: other.pop(name) for name in ("dtype", "shard_size") if name in other}
+    job = {name: other.pop(name) for name in ("dtype", "batch", "shard_size") if name in other}
     config = GoldenConfig(**{"window": 2, "stride": 2, **other})
     with pytest.raises(ValueError, match=r"made with other settings: .* Use another --out"):
         run(config, out=tmp_path / "r", **job)
     assert {path.name: path.read_bytes() for path in first.iterdir()} == before
-    if "shard_size" not in job:
+    if not job.keys() & {"batch", "shard_size"}:
         again = Rankings.read(run(config, out=tmp_path / "other", **job).path)
         assert again.image_ids == Rankings.read(first).image_ids
         assert not np.array_equal(again.importance, Rankings.read(first).importance)
@@ -185,6 +187,18 @@ def test_auto_is_the_precision_of_the_store_else_the_fastest(
     run(out=tmp_path / "old", dtype="float32", limit=4)
     run(out=tmp_path / "old", dtype="auto")
     assert Rankings.read(tmp_path / "old").provenance.dtype == "float32"
+
+
+def test_a_resumed_run_has_the_batch_of_the_store(run: Run, tmp_path: Path):
+    """Whatever the memory that is free now would allow, so that shards stay byte-equal."""
+    whole = run(out=tmp_path / "whole", batch=5).path
+    run(out=tmp_path / "r", batch=5, limit=4)
+    run(out=tmp_path / "r", batch=None)
+    assert Rankings.read(tmp_path / "r").provenance.batch == 5
+    for path in shard_paths(whole).values():
+        assert (tmp_path / "r" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(ValueError, match="batch=5 there, 16 wanted"):
+        run(out=tmp_path / "r", batch=16)
 
 
 def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(
@@ -213,3 +227,135 @@ def test_the_ranked_part_of_a_split(toy: Dataset, ranked: Callable[..., Rankings
     split = toy.split("test").subset([20, 3, 6, 9])
     assert ranked_positions(split, ranked(count=7)).tolist() == [1, 2]
     assert ranked_positions(toy.split("val"), ranked(count=7)).tolist() == []
+
+
+# What can be ranked
+
+
+@pytest.mark.parametrize("score", ["label", "confidence"])
+def test_classes_without_words_leave_no_holes_in_rankings(score: str, run: Run):
+    """The posterior would be NaN, and so would every importance."""
+    match = f"score='{score}' needs every class named, but 1 of toy have words .*: zebra; use"
+    with pytest.raises(ValueError, match=match):
+        run(GoldenConfig(score=score))
+
+
+def test_scores_with_classes_need_a_text_tower(
+    run: Run, parts: ClipParts, monkeypatch: pytest.MonkeyPatch
+):
+    tower = Tower(parts.model.visual, parts.preprocess, "vit.some", None)
+    monkeypatch.setattr(module, "load_tower", lambda name: tower)
+    with pytest.raises(ValueError, match=r"'label' needs a text tower.*--model open_clip:ARCH"):
+        run(GoldenConfig(score="label"))
+    assert run().images == 10
+
+
+def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path: Path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "holiday").mkdir()
+    for i in range(5):
+        pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "holiday" / f"{i}.png")
+    source = Source.folder(tmp_path / "holiday")
+    found = Rankings.read(run(source=source, out=tmp_path / "r").path)
+    assert len(set(found.image_ids)) == 5
+    assert (found.labels == -1).all()
+    assert (found.provenance.dataset, found.provenance.split) == ("holiday", "all")
+    with pytest.raises(ValueError, match="needs classes, and a folder of images has none"):
+        run(GoldenConfig(score="label"), source=source, out=tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (GoldenConfig(block=6), "block=6: this tower has blocks 0 to 5"),
+        (GoldenConfig(window=9), "window=9: larger than the 8 x 8 patch grid"),
+    ],
+)
+def test_refusals_leave_no_folder(config: GoldenConfig, match: str, run: Run, tmp_path: Path):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        run(config, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("name", ["limit", "shard_size", "workers"])
+def test_numbers_from_one(name: str, run: Run):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} 0: expected a number from 1"):
+        run(**{name: 0})
+
+
+def test_unknown_towers(toy: Dataset):
+    with pytest.raises(ValueError, match="model 'clip_vit_b61': did you mean 'clip_vit_b16'"):
+        rank(Job(model="clip_vit_b61", source=Source.of(toy, "test")), Progress())
+
+
+def test_the_command_of_a_job_says_all_of_it(toy: Dataset):
+    config = GoldenConfig(window=3, greedy=4)
+    job = Job(
+        model="clip_vit_b16",
+        source=Source.of(toy, "val"),
+        config=config,
+        limit=5,
+        batch=8,
+        compiled=True,
+        dtype="auto",
+        device="cuda",
+    )
+    assert job.command(Path("my store")) == (
+        "python -m harness rank --model clip_vit_b16 --dataset toy --split val "
+        "--score preservation --block 3 --window 3 --stride 1 --greedy 4 --limit 5 "
+        "--out 'my store' --shard-size 64 --batch 8 --compile --dtype auto --device cuda"
+    )
+
+
+def test_a_budget_picks_by_the_tower_at_hand(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    asked = {}
+
+    def recipe(budget: float, **shape: Any) -> dict[str, Any]:
+        asked.update(shape, budget=budget)
+        return {"window": 3, "stride": 2, "approximate": None}
+
+    monkeypatch.setattr("harness.golden.budget.recipe_for", recipe)
+    found = Rankings.read(run(GoldenConfig(block=2), budget=20.0, out=tmp_path / "r").path)
+    shape = {"grid": (8, 8), "depth": 6, "block": 2, "dim": 48, "token_pooled": True}
+    assert asked == {"budget": 20.0, **shape}
+    found.require(block=2, window=3, stride=2, approximate=None)
+
+
+# Loading
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_groups_come_in_order_and_only_the_next_one_is_loaded(threads: int):
+    asked: list[int] = []
+
+    def load(item: int) -> int:
+        asked.append(item)
+        return item * item
+
+    for number, group in enumerate(ahead([range(0, 3), range(3, 6), range(6, 8)], load, threads)):
+        assert group == [item * item for item in range(3 * number, min(3 * number + 3, 8))]
+        assert set(asked) <= set(range(3 * number + 6))
+    assert sorted(asked) == list(range(8))
+
+
+def test_the_next_group_loads_while_one_is_computed():
+    loaded = threading.Event()
+    groups = ahead([[0], [1], [2]], lambda item: loaded.set() if item == 1 else None, 1)
+    next(groups)
+    assert loaded.wait(5)
+    assert len(list(groups)) == 2
+
+
+def test_an_error_comes_where_its_group_would_have_come():
+    def load(item: int) -> int:
+        if item == 2:
+            raise ValueError("image 'x.png' can't be read")
+        return item
+
+    groups = ahead([[0], [1], [2, 3], [4]], load, 2)
+    assert [next(groups), next(groups)] == [[0], [1]]
+    with pytest.raises(ValueError, match=r"image 'x\.png' can't be read"):
+        next(groups)

@@ -1,6 +1,12 @@
-"""Golden rankings read back, from stores and small files: whole, or refused with the reason."""
+"""Golden rankings on disk: what goes in comes back, and nothing else ever does."""
 
+import errno
+import json
+import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -11,22 +17,414 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.golden.folder import shard_path
-from harness.golden.provenance import Provenance
-from harness.golden.shards import Shard
-from harness.golden.store import Rankings
+from harness.golden import store as module
+from harness.golden.store import (
+    BrokenShardError,
+    NoRoomError,
+    Provenance,
+    Rankings,
+    Shard,
+    claimed,
+    find_rankings,
+    missing,
+    own_store,
+    read_shard,
+    shard_path,
+    shard_paths,
+    store_name,
+    survey,
+    to_half,
+    write_shard,
+)
+from zoo.files import write_whole
+from zoo.golden import GoldenConfig
 
+MakeShard = Callable[..., Shard]
 Make = Callable[..., Rankings]
+COLUMNS = ("labels", "importance", "least", "ranking")
+MODEL = "clip_vit_s14.imgfocus_lit"
+COMMAND = (
+    f"python -m harness rank --model {MODEL} --dataset fashion --split test "
+    "--score preservation --block 3 --window 2 --stride 1"
+)
 
 
-def test_a_store_is_its_shards_in_order(store: Path, make_shard: Callable[..., Shard]):
+def same(left: Shard, right: Shard) -> bool:
+    facts = ("first", "size", "image_ids")
+    return (
+        all(getattr(left, name) == getattr(right, name) for name in facts)
+        and left.provenance.json() == right.provenance.json()
+        and all(np.array_equal(getattr(left, name), getattr(right, name)) for name in COLUMNS)
+    )
+
+
+# Provenance
+
+
+def test_provenance_comes_back_from_json_and_versions_do_not_count(provenance: Provenance):
+    full = replace(provenance, greedy=4, approximate="sketch:16", batch=8)
+    again = Provenance.parse(full.json())
+    assert again == full
+    assert again.versions == full.versions == {"torch": "2.6"}
+    other = replace(provenance, versions={"torch": "3.0"})
+    assert other == provenance
+    assert other.differences(provenance) == []
+    assert other.json() != provenance.json()
+
+
+def test_differences_name_field_and_both_values(provenance: Provenance):
+    other = replace(provenance, greedy=4, revision="beef", batch=16)
+    assert provenance.differences(other) == [
+        "revision='feedbeef0000' there, 'beef' wanted",
+        "batch=8 there, 16 wanted",
+        "greedy=None there, 4 wanted",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "command"),
+    [
+        ({}, COMMAND),
+        ({"greedy": 4}, f"{COMMAND} --greedy 4"),
+        ({"approximate": "a:1"}, f"{COMMAND} --approx a:1"),
+        (
+            {"dataset": "holiday", "split": "all"},
+            COMMAND.replace("--dataset fashion --split test", "--images FOLDER"),
+        ),
+    ],
+)
+def test_the_command_that_makes_such_rankings(facts: dict, command: str, provenance: Provenance):
+    assert replace(provenance, **facts).command() == command
+
+
+def test_provenance_that_does_not_fit_is_refused(provenance: Provenance):
+    facts = json.loads(provenance.json())
+    with pytest.raises(ValueError, match=r"provenance .*'mood': 'good'.*: expected the fields"):
+        Provenance.parse(json.dumps(facts | {"mood": "good"}))
+    del facts["weights"]
+    with pytest.raises(ValueError, match=r"provenance .* missing .*'weights'"):
+        Provenance.parse(json.dumps(facts))
+
+
+# Shards
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_shard_comes_back(count: int, make_shard: MakeShard):
+    shard = make_shard(2, count)
+    again = Shard.decode(shard.encode())
+    assert same(again, shard)
+    kinds = [getattr(again, name).dtype.name for name in COLUMNS]
+    assert kinds == ["int32", "float16", "float32", "int16"]
+    assert make_shard(2, count).encode() == shard.encode()
+
+
+def test_columns_and_metadata_are_plain(make_shard: MakeShard):
+    """What a reader without this package finds."""
+    file = pq.ParquetFile(pa.BufferReader(make_shard(1).encode()))
+    table = file.read()
+    kinds = {name: str(table.schema.field(name).type) for name in table.column_names}
+    assert kinds == {
+        "image_id": "string",
+        "label": "int32",
+        "importance": "fixed_size_list<element: halffloat>[6]",
+        "least": "float",
+        "ranking": "fixed_size_list<element: int16>[6]",
+    }
+    assert table["label"].to_pylist() == [4, 5, None, 7]
+    facts = json.loads(file.metadata.metadata[b"golden"])
+    assert (facts["weights"], facts["batch"]) == ("0123456789abcdef", 8)
+    assert facts["versions"] == {"torch": "2.6"}
+    place = json.loads(file.metadata.metadata[b"shard"])
+    assert {k: place[k] for k in ("first", "count", "size")} == {"first": 4, "count": 4, "size": 4}
+
+
+def test_the_score_can_be_computed_from_the_columns(make_shard: MakeShard):
+    """s = -(importance + least), to half precision of the spread."""
+    exact = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    shard = Shard.decode(make_shard().encode())
+    assert np.allclose(shard.importance + shard.least[:, None], exact, atol=2e-3)
+    assert np.array_equal(shard.least, exact.min(axis=1))
+
+
+def make_from(importance: list[list[float]], provenance: Provenance) -> Shard:
+    values = np.array(importance, dtype=np.float32)
+    return Shard.from_importance(
+        values, np.zeros(1), first=0, size=1, image_ids=("a",), provenance=provenance
+    )
+
+
+def test_the_ranking_is_of_exact_importance_and_ties_go_to_the_lower_position(
+    provenance: Provenance,
+):
+    shard = make_from([[1, 2, 2 + 1e-5, 1, 0]], provenance)
+    assert shard.importance[0, 1] == shard.importance[0, 2]
+    assert shard.ranking.tolist() == [[2, 1, 0, 3, 4]]
+
+
+def test_float16_keeps_the_order():
+    """Cosines crowd below 1, where float16 can't tell 0.9999 from 1; their differences it can."""
+    generator = np.random.default_rng(0)
+    importance = (-1 + 1e-3 * generator.random((5, 196))).astype(np.float32)
+    half = to_half(importance)
+    assert half.dtype == np.float16
+    assert half.min() == 0.0
+    for before, after in zip(importance, half, strict=True):
+        ordered = after[np.argsort(before, kind="stable")]
+        assert (np.diff(ordered) >= 0).all()
+        assert len(set(after)) > 180  # of 196
+    assert len(set(importance.astype(np.float16)[0])) < 5
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [(np.nan, "no finite number"), (np.inf, "--dtype bfloat16 or float32"), (1e6, "above float16")],
+)
+def test_what_float16_can_not_hold_is_refused(value: float, match: str, provenance: Provenance):
+    with pytest.raises(ValueError, match=match):
+        make_from([[0.0, value]], provenance)
+
+
+def test_no_changed_bit_goes_unnoticed(make_shard: MakeShard):
+    """A flipped bit makes a shard broken, unless it is one that nobody reads."""
+    shard = make_shard()
+    content = shard.encode()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for position in generator.integers(0, len(content), 300):
+        changed = bytearray(content)
+        changed[position] ^= 1 << generator.integers(8)
+        try:
+            assert same(Shard.decode(bytes(changed)), shard)
+        except BrokenShardError:
+            refused += 1
+    assert refused > 150
+
+
+def test_every_cut_is_noticed(make_shard: MakeShard):
+    content = make_shard().encode()
+    for length in range(len(content)):
+        with pytest.raises(BrokenShardError):
+            Shard.decode(content[:length])
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"ranking": np.zeros((4, 6), np.int16)}, "doesn't hold every patch once"),
+        ({"importance": np.full((4, 6), np.inf, np.float16)}, "not finite"),
+        ({"least": np.full(4, np.nan, np.float32)}, "not finite"),
+        ({"size": 3}, "holds 4 images from 0, of 3 per shard"),
+        ({"first": 2}, "holds 4 images from 2, of 4 per shard"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_content_is_broken_even_with_its_checksum(
+    changes: dict[str, Any], match: str, make_shard: MakeShard
+):
+    with pytest.raises(BrokenShardError, match=match):
+        Shard.decode(replace(make_shard(), **changes).encode())
+
+
+def test_provenance_of_a_later_version_is_refused_and_not_called_broken(
+    make_shard: MakeShard, provenance: Provenance
+):
+    class Later:
+        def json(self) -> str:
+            return json.dumps(json.loads(provenance.json()) | {"mood": "good"})
+
+    content = make_shard(provenance=Later()).encode()
+    with pytest.raises(ValueError, match=re.escape("'mood': 'good'")) as error:
+        Shard.decode(content)
+    assert not isinstance(error.value, BrokenShardError)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "part-00000.parquet"
+    write_whole(path, b"first")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, b"second")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == b"first"
+
+
+# The folder
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 3
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_a_whole_store_is_left_alone_and_half_written_files_go(store: Path):
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in store.iterdir()}
+    (store / ".part-00003.parquet.host-7.partial").write_bytes(b"PAR1")
+    present, removed = survey(store)
+    assert [shard.images for shard in present.values()] == [4, 4, 2]
+    assert removed == []
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in store.iterdir()}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        flip,
+        lambda content: b"",
+        lambda content: b"x" * 99,
+    ],
+)
+def test_a_broken_shard_is_removed_and_told(damage: Callable[[bytes], bytes], store: Path):
+    path = shard_path(store, 1)
+    path.write_bytes(damage(path.read_bytes()))
+    present, [line] = survey(store)
+    assert list(present) == [0, 2]
+    assert re.fullmatch(r"part-00001\.parquet is broken \(.+\): removed, to be made again", line)
+    assert sorted(shard_paths(store)) == [0, 2]
+
+
+def test_a_shard_under_another_name_is_broken(store: Path):
+    shard_path(store, 0).replace(shard_path(store, 1))
+    present, [line] = survey(store)
+    assert list(present) == [2]
+    assert "part-00001.parquet is broken (starts at image 0, not at 4)" in line
+
+
+def test_somebody_elses_parquet_is_refused_and_kept(tmp_path: Path):
+    """Broken shards are removed; other people's data must not be."""
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "part-00000.parquet")
+    before = (tmp_path / "part-00000.parquet").read_bytes()
+    with pytest.raises(ValueError, match="not of golden rankings; use another folder") as error:
+        survey(tmp_path)
+    assert not isinstance(error.value, BrokenShardError)
+    assert (tmp_path / "part-00000.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [(1, []), (8, []), (10, []), (11, [2]), (12, [2]), (13, [2, 3]), (17, [2, 3, 4])],
+)
+def test_only_what_a_larger_limit_adds_is_missing(
+    total: int, expected: list[int], store: Path, provenance: Provenance
+):
+    present, _ = survey(store)
+    later = replace(provenance, versions={"torch": "3.0"})  # which is no other setting
+    assert missing(store, present, later, 4, total) == expected
+    del present[1]
+    assert missing(store, present, provenance, 4, 10) == [1]
+
+
+def test_other_settings_are_refused_by_name_with_both_values(store: Path, provenance: Provenance):
+    present, _ = survey(store)
+    other = replace(provenance, stride=2, weights="fedc", batch=16)
+    with pytest.raises(ValueError, match="made with other settings") as error:
+        missing(store, present, other, 8, 10)
+    assert str(error.value) == (
+        f"{str(store)!r} holds rankings made with other settings: "
+        "weights='0123456789abcdef' there, 'fedc' wanted; stride=1 there, 2 wanted; "
+        "batch=8 there, 16 wanted; shard size 4 there, 8 wanted. "
+        "Use another --out, or delete that folder"
+    )
+
+
+def test_two_runs_can_not_write_to_one_folder(tmp_path: Path):
+    with claimed(tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"another run is writing to .*new"):
+            claimed(tmp_path / "new").__enter__()
+        assert shard_paths(tmp_path / "new") == {}
+    with claimed(tmp_path / "new"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EDQUOT, "quota is used up"),
+        (errno.EROFS, "read-only"),
+    ],
+)
+def test_no_room_is_told_with_the_way_on(
+    code: int, why: str, store: Path, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(NoRoomError, match=why) as error:
+        write_shard(store, 3, make_shard(3), "python -m harness rank --again")
+    assert f"can't write {str(shard_path(store, 3))!r}" in str(error.value)
+    assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. ", str(error.value))
+    assert str(error.value).endswith("go on with: python -m harness rank --again")
+    assert len(list(store.iterdir())) == 3
+
+
+def test_other_errors_of_the_disk_stay_what_they_are(
+    store: Path, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module, "write_whole", broken)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        write_shard(store, 3, make_shard(3), "")
+    assert not isinstance(error.value, NoRoomError)
+
+
+WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from harness.golden.store import read_shard, shard_path, write_shard
+folder, index = Path(sys.argv[1]), 0
+shard = read_shard(shard_path(folder, 0), 0)
+while True:
+    index += 1
+    write_shard(folder, index, replace(shard, first=index * shard.size), "")
+"""
+
+
+def test_whenever_a_writer_is_killed_every_shard_is_whole(store: Path):
+    """SIGKILL a process that does nothing but write shards, at four different moments."""
+    for index in (1, 2):
+        shard_path(store, index).unlink()
+    for attempt in range(4):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(store)])
+        while len(shard_paths(store)) < 2 and writer.poll() is None:
+            time.sleep(0.001)
+        time.sleep(0.0014 * attempt)
+        writer.kill()
+        assert writer.wait() == -9
+        paths = shard_paths(store)
+        assert len(paths) > 1
+        for index, path in paths.items():
+            assert read_shard(path, index).image_ids
+        others = [path.name for path in store.iterdir() if path not in paths.values()]
+        assert all(re.fullmatch(r"\.part-\d+\.parquet\..+\.partial", name) for name in others)
+        survey(store)
+        assert set(store.iterdir()) == set(paths.values())
+        for index in [*paths][1:]:
+            paths[index].unlink()
+
+
+# Rankings
+
+
+def test_a_store_is_its_shards_in_order(store: Path, make_shard: MakeShard):
     read = Rankings.read(store)
     shards = [make_shard(index, count) for index, count in enumerate((4, 4, 2))]
     assert read.image_ids == tuple(f"fashion/ü-{i}" for i in range(10))
-    for name in ("importance", "labels", "least", "ranking"):
+    for name in COLUMNS:
         joined = np.concatenate([getattr(shard, name) for shard in shards])
         assert np.array_equal(getattr(read, name), joined), name
     assert read.labels.tolist() == [0, 1, -1, 3, 4, 5, -1, 7, 8, 9]
+    assert Rankings.read(shard_path(store, 1)).image_ids == read.image_ids[4:8]
 
 
 def test_an_unfinished_store_gives_what_is_there(store: Path):
@@ -37,10 +435,6 @@ def test_an_unfinished_store_gives_what_is_there(store: Path):
     assert read.image_ids == tuple(f"fashion/ü-{i}" for i in (0, 1, 2, 3, 8, 9))
 
 
-def test_a_single_shard_can_be_read(store: Path):
-    assert Rankings.read(shard_path(store, 1)).image_ids[0] == "fashion/ü-4"
-
-
 def test_a_broken_store_is_refused(store: Path):
     path = shard_path(store, 1)
     path.write_bytes(path.read_bytes()[:-9])
@@ -49,9 +443,12 @@ def test_a_broken_store_is_refused(store: Path):
     assert str(error.value).startswith(repr(str(path)))
 
 
-def test_shards_of_different_origin_are_refused(
-    store: Path, make_shard: Callable[..., Shard], provenance: Provenance
+def test_shards_of_one_store_agree_in_all_but_versions(
+    store: Path, make_shard: MakeShard, provenance: Provenance
 ):
+    other = make_shard(1, provenance=replace(provenance, versions={"torch": "3.0"}))
+    shard_path(store, 1).write_bytes(other.encode())
+    assert len(Rankings.read(store).image_ids) == 10
     other = make_shard(1, provenance=replace(provenance, stride=2, approximate="sketch:16"))
     shard_path(store, 1).write_bytes(other.encode())
     with pytest.raises(ValueError, match="were made differently: part-00001") as error:
@@ -59,76 +456,32 @@ def test_shards_of_different_origin_are_refused(
     assert "stride=2 there, 1 wanted; approximate='sketch:16' there, None" in str(error.value)
 
 
-def test_shards_of_other_versions_belong_together(
-    store: Path, make_shard: Callable[..., Shard], provenance: Provenance
-):
-    other = make_shard(1, provenance=replace(provenance, versions={"torch": "3.0"}))
-    shard_path(store, 1).write_bytes(other.encode())
-    assert len(Rankings.read(store).image_ids) == 10
-
-
-def test_a_folder_without_shards_is_no_store(tmp_path: Path):
-    with pytest.raises(ValueError, match="holds no golden rankings: no part-00000"):
-        Rankings.read(tmp_path)
-
-
 def test_a_store_shrinks_to_a_small_file(store: Path, tmp_path: Path):
     """The small file ships: ids, importance and provenance, the ranking made from importance."""
-    whole = Rankings.read(store)
-    whole.write(tmp_path / "small.parquet")
-    small = Rankings.read(tmp_path / "small.parquet")
+    whole, path = Rankings.read(store), tmp_path / "new" / "small.parquet"
+    whole.write(path)
+    small = Rankings.read(path)
     assert small.image_ids == whole.image_ids
+    assert small.importance.dtype == np.float16
     assert np.array_equal(small.importance, whole.importance)
     assert np.array_equal(small.ranking, whole.ranking)
     assert small.provenance == whole.provenance
     assert (small.labels == -1).all()
     assert np.isnan(small.least).all()
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_round_trip_of_a_small_file(
-    count: int, tmp_path: Path, rankings: Make, provenance: Provenance
-):
-    written = rankings(count)
-    path = tmp_path / "new" / "r.parquet"
-    written.write(path)
-    read = Rankings.read(path)
-    assert read.image_ids == written.image_ids
-    assert read.importance.dtype == np.float16
-    assert np.array_equal(read.importance, written.importance)
-    assert read.provenance == provenance
-    assert [p.name for p in path.parent.iterdir()] == ["r.parquet"]
-
-
-def test_the_same_rankings_give_the_same_bytes(tmp_path: Path, rankings: Make):
-    for name in "ab":
-        rankings().write(tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_strangers_can_read_the_file(tmp_path: Path, rankings: Make):
-    """Plain columns and JSON provenance: no need for this package."""
-    rankings().write(tmp_path / "r.parquet")
-    table = pq.read_table(tmp_path / "r.parquet")
+    whole.write(tmp_path / "again.parquet")
+    assert (tmp_path / "again.parquet").read_bytes() == path.read_bytes()
+    table = pq.read_table(path)
     assert table.column_names == ["image_id", "importance"]
-    assert table["importance"][1].as_py() == pytest.approx(rankings().importance[1].tolist())
-    facts = pq.read_schema(tmp_path / "r.parquet").metadata[b"golden"]
-    assert b'"weights": "0123456789abcdef"' in facts
+    assert table["importance"][1].as_py() == pytest.approx(whole.importance[1].tolist())
 
 
 def test_images_in_any_order_and_unknown_ones(rankings: Make):
     known = rankings()
-    found = known.of([known.image_ids[2], "nobody", known.image_ids[0], known.image_ids[2]])
-    assert found.dtype == np.float32
-    assert np.array_equal(found[[0, 2, 3]], known.importance[[2, 0, 2]].astype(np.float32))
-    assert np.isnan(found[1]).all()
+    values = known.of([known.image_ids[2], "nobody", known.image_ids[0], known.image_ids[2]])
+    assert values.dtype == np.float32
+    assert np.array_equal(values[[0, 2, 3]], known.importance[[2, 0, 2]].astype(np.float32))
+    assert np.isnan(values[1]).all()
     assert known.of([]).shape == (0, 6)
-
-
-def test_the_ranking_of_a_small_file_follows_its_importance(rankings: Make):
-    made = rankings()
-    for importance, ranking in zip(made.importance, made.ranking, strict=True):
-        assert (np.diff(importance[ranking].astype(np.float32)) <= 0).all()
 
 
 def test_what_fits_is_let_through(rankings: Make, provenance: Provenance):
@@ -139,14 +492,14 @@ def test_what_fits_is_let_through(rankings: Make, provenance: Provenance):
 def test_another_provenance_is_refused_with_the_command(
     field: str, rankings: Make, provenance: Provenance
 ):
-    wanted: Any = 7 if field in ("block", "window", "stride", "greedy") else "val"
+    value: Any = 7 if field in ("block", "window", "stride", "greedy", "batch") else "val"
     with pytest.raises(ValueError, match="these rankings were made with") as error:
-        rankings().require(**{"model": provenance.model, field: wanted})
-    found = asdict(provenance)[field]
-    assert f"made with {field}={found!r}, wanted {wanted!r}; make them with: " in str(error.value)
-    told = asdict(provenance) | {field: wanted}
+        rankings().require(**{"model": provenance.model, field: value})
+    stored = asdict(provenance)[field]
+    assert f"made with {field}={stored!r}, wanted {value!r}; make them with: " in str(error.value)
+    facts = asdict(provenance) | {field: value}
     options = ["model", "dataset", "split", "score", "block", "window", "stride"]
-    command = " ".join(f"--{option} {told[option]}" for option in options)
+    command = " ".join(f"--{option} {facts[option]}" for option in options)
     command += {"greedy": " --greedy 7", "approximate": " --approx val"}.get(field, "")
     assert str(error.value).endswith(f"python -m harness rank {command}")
 
@@ -154,9 +507,89 @@ def test_another_provenance_is_refused_with_the_command(
 def test_files_that_hold_no_rankings(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=re.escape("none.parquet' do not exist")):
         Rankings.read(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="holds no golden rankings: no part-00000"):
+        Rankings.read(tmp_path)
     (tmp_path / "text.parquet").write_text("importance")
     with pytest.raises(ValueError, match=re.escape("text.parquet' is not a Parquet file: ")):
         Rankings.read(tmp_path / "text.parquet")
     pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="holds no golden rankings: no provenance inside"):
         Rankings.read(tmp_path / "other.parquet")
+
+
+# Where rankings are looked for
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point data folder and user's cache at empty folders; return the file that would ship."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "DATA_DIR", tmp_path / "data")
+    return tmp_path / "data" / f"golden-{MODEL}-fashion-test.parquet"
+
+
+def own_file() -> Path:
+    """A file beside the stores in the user's cache."""
+    folder = own_store(MODEL, "fashion", "test", GoldenConfig()).parent
+    return folder / f"golden-{MODEL}-fashion-test-b3w2s1.parquet"
+
+
+def count(block: int = 3) -> int:
+    rankings = find_rankings(MODEL, "fashion", "test", block=block)
+    return 0 if rankings is None else len(rankings)
+
+
+def test_every_setting_has_a_store_of_its_own(shipped: Path):
+    settings = [
+        GoldenConfig(),
+        GoldenConfig(block=0),
+        GoldenConfig(stride=2),
+        GoldenConfig(window=3),
+        GoldenConfig(greedy=8),
+        GoldenConfig(score="label"),
+    ]
+    assert len({own_store(MODEL, "fashion", "test", config) for config in settings}) == 6
+
+
+def test_rankings_are_found_by_model_split_and_block(shipped: Path, rankings: Make):
+    assert count() == 0
+    rankings(5, block=0).write(own_file())
+    assert (count(), count(block=0)) == (0, 5)
+    rankings(2).write(own_file())
+    assert count() == 2
+    assert find_rankings(MODEL, "fashion", "val") is None
+    assert find_rankings("clip_vit_b16.openai", "fashion", "test") is None
+
+
+@pytest.mark.parametrize(("ships", "own", "expected"), [(3, 2, 3), (2, 3, 3)])
+def test_who_knows_more_images_wins(
+    ships: int, own: int, expected: int, shipped: Path, rankings: Make
+):
+    """Shipped rankings may cover a part of the split; ``rank --full`` then makes the rest count."""
+    rankings(ships).write(shipped)
+    rankings(own).write(own_file())
+    assert count() == expected
+
+
+def test_a_store_in_the_cache_is_found_once_it_has_a_shard(
+    shipped: Path, store: Path, rankings: Make
+):
+    rankings(3).write(shipped)
+    folder = own_store(MODEL, "fashion", "test", GoldenConfig())
+    folder.mkdir(parents=True)
+    assert count() == 3
+    folder.rmdir()
+    store.replace(folder)
+    assert count() == 10
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ((MODEL, "emoji", "val"), "golden-clip_vit_s14.imgfocus_lit-emoji-val"),
+        (("open_clip:ViT-B-16/laion2b", "my photos", "all", "label"),
+         "golden_label-open_clip-ViT-B-16-laion2b-my-photos-all"),
+    ],
+)  # fmt: skip
+def test_names_of_stores_are_names_of_folders(facts: tuple[str, ...], name: str):
+    assert store_name(*facts) == name

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from harness.datasets.base import Dataset
-from harness.golden.job import Source
+from harness.golden.rank import Source
 from harness.golden.store import Rankings, own_store
 from harness.studies.workshop import find
 from zoo.golden import GoldenConfig

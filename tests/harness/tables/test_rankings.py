@@ -5,13 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from harness.golden.speed_table import estimate_table, speed_table
 
 from harness.golden.budget import Curve, Point, Worth
-from harness.golden.commands import OBJECTS, UNTOLD, UNTOLD_ESTIMATE, curve_forms, two
+from harness.golden.commands import OBJECTS, curve_forms, two
 from harness.golden.objects import ObjectShare, objects_table
-from harness.golden.products import Geometry
-from harness.golden.speed import Speed, Way
+from harness.golden.speed import Speed, Way, speed_forms
 from harness.layout import fewer
 from harness.records import Record
 from harness.shown import Forms, Part
@@ -67,9 +65,6 @@ def _curve(records: list[Record]) -> list[Part]:
 
 
 def _speed(records: list[Record]) -> list[Part]:
-    geometry = Geometry(
-        grid=(14, 14), pixels=768, prefix=1, dim=768, hidden=3072, heads=12, depth=12, features=512
-    )
     rate = Interval(1234.5, 1111.1, 1333.3)
     way = Way(
         name="straightforward",
@@ -83,8 +78,6 @@ def _speed(records: list[Record]) -> list[Part]:
         same=1.0,
         multiply_adds=10**12,
         multiply_adds_per_s=1e12,
-        matmul_per_s=1.2e12,
-        share=Interval(0.87, 0.7, 1.05),
     )
     speed = Speed(
         created="2026-01-01T00:00:00+00:00",
@@ -100,10 +93,9 @@ def _speed(records: list[Record]) -> list[Part]:
         device="a machine with a name of some length",
         threads=16,
         versions={},
-        geometry=geometry,
         ways=(way, replace(way, name="engine, compiled, bfloat16", precision="bfloat16")),
     )
-    return [two(speed_table(speed), UNTOLD), two(estimate_table(speed, 10**7), UNTOLD_ESTIMATE)]
+    return [speed_forms(speed)]
 
 
 def _study(records: list[Record]) -> list[Part]:

@@ -1,0 +1,298 @@
+"""Processes that are really killed, disks that are really full: nothing is lost but work in hand.
+
+The job is the fixture ``small``: 30 shards; the undisturbed run in one process is the reference,
+byte for byte.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.cli import main
+from harness.golden import rank as module
+from harness.golden.store import shard_path, shard_paths
+
+# At most two blocks, 1 or 2 KiB by the kind of shell; the smallest shard has more.
+SMALL_FILES = ("sh", "-c", 'ulimit -f 2 && exec "$@"', "sh")
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(small: Any) -> Iterator[Start]:
+    """Start the job as a process of its own."""
+    processes = []
+
+    def run(out: Path, *flags: str, before: tuple[str, ...] = (), **environment: str) -> Any:
+        command = [*before, sys.executable, "-m", "harness", *small.command, "--out", str(out)]
+        process = subprocess.Popen(
+            [*command, *flags],
+            cwd=small.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Return as soon as there are ``count`` shards."""
+    limit = time.monotonic() + 120
+    while not out.is_dir() or len(shard_paths(out)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(
+    small: Any, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+):
+    """SIGKILL, then SIGINT, then three kinds of damage; each time the command goes on."""
+    out = tmp_path / "store"
+    process = start(out)
+    wait_for(out, 3, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    killed = shard_paths(out)
+    assert 3 <= len(killed) < 25
+    assert all(
+        path.read_bytes() == (small.whole / path.name).read_bytes() for path in killed.values()
+    )
+    times = {path: path.stat().st_mtime_ns for path in killed.values()}
+
+    process = start(out)
+    wait_for(out, len(killed) + 3, process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert process.returncode == 130
+    assert output == ""
+    assert "Traceback" not in errors
+    assert errors.endswith("stopped; what is done is kept, the same command goes on from there\n")
+    assert f"golden rankings of pictures all: {2 * len(killed)} of 60 images are there" in errors
+    stopped = shard_paths(out)
+    assert set(small.shards(out)) == {path.name for path in stopped.values()}
+    assert len(killed) + 3 <= len(stopped) < 30
+
+    first, second, third, *_ = stopped.values()
+    first.write_bytes(first.read_bytes()[:-20])
+    flipped = bytearray(second.read_bytes())
+    flipped[200] ^= 1
+    second.write_bytes(flipped)
+    third.write_bytes((small.whole / "part-00029.parquet").read_bytes())
+    (out / ".part-00029.parquet.elsewhere-1.partial").write_bytes(b"PAR1 and no more")
+    assert main([*small.command, "--out", str(out)]) == 0
+    errors = capsys.readouterr().err
+    removed = re.findall(
+        r"^(part-\d+\.parquet) is broken \(.+\): removed, to be made again$", errors, re.M
+    )
+    assert removed == [first.name, second.name, third.name]
+    assert small.shards(out) == small.shards(small.whole)
+    for path, when in times.items():
+        assert (path.stat().st_mtime_ns == when) == (path not in (first, second, third))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Mount a disk of a given size at ``tmp_path / "disk"``; or grow it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: str, *more: str) -> None:
+        options = ",".join((f"size={size}", *more))
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no right to mount a small disk: {done.stderr.strip()}")
+
+    if shutil.which("mount") is None:
+        pytest.skip("no mount command here")
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(
+    small: Any, tmp_path: Path, disk: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    disk("64k")
+    out = tmp_path / "disk" / "store"
+    assert main([*small.command, "--out", str(out)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("error: ") == 1
+    assert re.search(r"store/part-000\d\d\.parquet': the disk is full; [\d,]+ bytes needed", errors)
+    done = small.shards(out)
+    assert 3 <= len(done) < 30
+    assert done.items() <= small.shards(small.whole).items()
+    disk("1m", "remount")
+    assert main([*small.command, "--out", str(out)]) == 0
+    assert f"{2 * len(done)} of 60 images are there" in capsys.readouterr().err
+    assert small.shards(out) == small.shards(small.whole)
+
+
+# Workers
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ("--workers 2 --device cuda:1", "--device 'cuda:1' with --workers: say cuda; each worker"),
+        ("--workers 3 --device cuda", "--workers 3 on a machine with 2 GPUs: each worker takes"),
+        ("--workers 0", "--workers 0: expected a number from 1"),
+    ],
+)
+def test_workers_that_can_not_be_had(
+    flags: str,
+    match: str,
+    small: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("harness.golden.rank_command.check_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main([*small.command, *flags.split()]) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_without_ray_the_error_names_the_extra(
+    small: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    out = tmp_path / "store"
+    assert main([*small.command, "--out", str(out), "--workers", "2"]) == 2
+    assert "--workers 2 needs Ray: pip install 'clip-patchrank[ray]'" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*small.command, "--out", str(out), "--limit", "2"]) == 0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Start a real Ray on this machine; return its address."""
+    ray = pytest.importorskip("ray")
+    settings = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "OMP_NUM_THREADS": "1",  # as of the reference
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_BACKEND_LOG_LEVEL": "fatal",
+        }.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=3, **settings)
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
+
+
+def workers_of(parent: int) -> list[int]:
+    """Return the ids of the processes below ``parent`` that run Ray's actors."""
+    parents, actors = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(status[1])
+        if title.startswith(b"ray::MapWorker"):
+            actors.append(int(folder.name))
+
+    def below(process: int) -> bool:
+        return process == parent or (process in parents and below(parents[process]))
+
+    return [actor for actor in actors if below(actor)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds workers in /proc")
+def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
+    small: Any, tmp_path: Path, start: Start, cluster: str, capsys: pytest.CaptureFixture[str]
+):
+    """The first driver starts a Ray of its own, the second goes on in the one that runs here."""
+    out = tmp_path / "store"
+    process = start(out, "--workers", "2")
+    wait_for(out, 3, process)
+    worker = workers_of(process.pid)[0]
+    os.kill(worker, signal.SIGKILL)
+    killed = len(shard_paths(out))
+    wait_for(out, killed + 8, process)  # more than the other worker has in hand
+    workers = workers_of(process.pid)
+    assert workers
+    assert worker not in workers
+    process.kill()
+    process.wait()
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < limit, "workers outlive their driver"
+        time.sleep(0.05)
+    done = small.shards(out)
+    assert killed < 20
+    assert len(done) < 30
+    whole = small.shards(small.whole)
+    assert {name: done[name] for name in done if name in whole}.items() <= whole.items()
+
+    assert main([*small.command, "--out", str(out), "--workers", "2"]) == 0
+    output, errors = capsys.readouterr()
+    assert output == f"wrote {out}: 60 of 60 images\n"
+    there = int(re.findall(r"all: (\d+) of 60 images are there", errors)[0])
+    assert 2 * len(done) <= there < 60
+    assert small.shards(out) == whole
+
+
+@pytest.mark.slow
+def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
+    small: Any, tmp_path: Path, start: Start
+):
+    """What a full disk does; needs no rights to bring about."""
+    out = tmp_path / "store"
+    shutil.copytree(small.whole, out)
+    for index in (2, 11):
+        shard_path(out, index).unlink()
+    before = small.shards(out)
+    process = start(out, before=SMALL_FILES)
+    output, errors = process.communicate()
+    assert process.returncode == 2, errors
+    assert output == ""
+    [line] = re.findall(r"^error: .+$", errors, re.MULTILINE)
+    assert "/store/part-00002.parquet': files this large are not allowed; " in line
+    assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. Finished shards are kept; ", line)
+    assert " go on with: python -m harness rank --model local-dir:" in line
+    assert small.shards(out) == before
+
+
+@pytest.mark.slow
+def test_workers_say_in_one_message_why_they_can_not_go_on(
+    small: Any, tmp_path: Path, start: Start, cluster: str
+):
+    """The driver finds the cluster by RAY_ADDRESS."""
+    pictures = tmp_path / "pictures"
+    shutil.copytree(small.folder / "pictures", pictures)
+    (pictures / "7.png").write_bytes(b"no image")
+    out = tmp_path / "store"
+    flags = ("--images", str(pictures), "--workers", "2")
+    process = start(out, *flags, RAY_ADDRESS=cluster)
+    output, errors = process.communicate()
+    assert process.returncode == 2, errors
+    assert output == ""
+    [line] = re.findall(r"^error: .+$", errors, re.MULTILINE)
+    assert "7.png' can't be read" in line
+    assert "Traceback" not in errors
+    assert len(small.shards(out)) < 30
