@@ -12,7 +12,7 @@ from harness.datasets.base import SplitName
 from harness.fit import fit
 from harness.golden.rank import Job, Source, rank
 from harness.golden.store import shipped_rankings
-from harness.overhead import overhead, overhead_table
+from harness.latency.cost import overhead, overhead_table
 from harness.progress import Progress
 from harness.shown import Shown, json_values
 from harness.towers import find_tower, load_tower

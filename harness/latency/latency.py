@@ -37,7 +37,7 @@ from harness.latency.ways import (
     prepare,
     weights_mib,
 )
-from harness.measure.rows import Asked, Variant, as_json, known_methods, rows_of
+from harness.measure.rows import MethodRate, Variant, as_json, known_methods, rows_of
 from harness.progress import Progress
 from harness.records import utc_now
 from harness.towers import create_pretrained, load_tower, random_tower, split_method, split_name
@@ -126,9 +126,9 @@ class LatencyPlan:
         return [Cell(*c) for c in product(self.dtypes, self.threads, self.ways, self.batches)]
 
     @property
-    def groups(self) -> dict[str, list[Asked]]:
+    def groups(self) -> dict[str, list[MethodRate]]:
         """Methods with keep rates, by dense tower."""
-        groups: dict[str, list[Asked]] = {}
+        groups: dict[str, list[MethodRate]] = {}
         for name in self.models:
             dense, method, keep = split_method(name)
             if dense.partition(".")[0] in MODELS:
@@ -179,7 +179,7 @@ class Family:
 
 
 def load_family(
-    dense: str, pairs: Sequence[Asked], *, random_weights: bool, progress: Progress
+    dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress
 ) -> Family:
     """Load a dense tower and reduce it.
 
@@ -193,7 +193,7 @@ def load_family(
         ValueError: an unknown name, or a tower that can't be reduced.
         FileNotFoundError: weights or a predictor are out of reach.
     """
-    whole: list[Asked] = [(DENSE, 1.0)]
+    whole: list[MethodRate] = [(DENSE, 1.0)]
     if random_weights:
         if dense.partition(".")[0] not in MODELS:
             raise ValueError(
