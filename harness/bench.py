@@ -15,8 +15,7 @@ from harness.measure import costs
 from harness.plan import DTYPES, PROBE, Plan, Tuning
 from harness.progress import Progress
 from harness.recording import blank, filled
-from harness.records import Record
-from harness.reuse import fitting
+from harness.records import Record, fitting
 from harness.towers import load_clip
 from harness.traces import Answered, Tracer
 from harness.tuning import Tuned

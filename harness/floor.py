@@ -14,10 +14,9 @@ from harness.datasets.base import Dataset, Split, SplitName
 from harness.evaluate import correct, nameable, outcomes, subset, text_classifier
 from harness.golden.provenance import ranked_revision
 from harness.golden.store import Rankings, find_rankings, ranked
-from harness.judging import paired_p
 from harness.plan import DTYPES, Plan
 from harness.progress import Progress
-from harness.statistics import Interval, bootstrap_mean
+from harness.statistics import Interval, bootstrap_mean, paired_p
 from harness.towers import load_clip
 from harness.variants import BLOCK, DENSE, GOLDEN, Variant, variants
 from zoo.predictor_file import tower_name

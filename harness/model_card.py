@@ -11,7 +11,7 @@ import torch
 from harness.cost import gflops, lacking
 from harness.publishable import FREE, UNKNOWN, Publishable
 from harness.records import Record
-from harness.report.markdown import markdown_table
+from harness.report.sections import markdown_table
 from harness.variants import DENSE
 from zoo.registry import MODELS
 from zoo.sizes import SIZES

@@ -10,11 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from timm.models import save_for_hf
 
-from harness.changes import read_run
 from harness.model_card import model_card
 from harness.progress import Progress
 from harness.publishable import FREE, PROVENANCE, Publishable, load_publishable
-from harness.records import Record
+from harness.records import Record, read_run
 from harness.shown import Shown
 from zoo.files import write_whole
 

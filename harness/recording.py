@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from harness.commit import git_commit
-from harness.correctness import images_digest, pack_correct
 from harness.datasets.base import Dataset
 from harness.evaluate import Outcome
 from harness.measure import agreement, device_name, fidelity
 from harness.plan import Plan, Tuning
-from harness.records import Record, utc_now
+from harness.records import Record, images_digest, pack_correct, utc_now
 from harness.statistics import paired_difference, wilson_interval
 from harness.variants import DENSE, GOLDEN, Variant
 

@@ -5,7 +5,7 @@ from rich.table import Table
 from harness.golden.estimate import GPUS, PEAKS, SHARES, bytes_per_image, estimates, fastest
 from harness.golden.speed import TIE, Speed
 from harness.statistics import Interval
-from harness.table import NOT_MEASURED
+from harness.tables import NOT_MEASURED
 
 ROUNDS_95 = 6  # from which on a median has a 95 % interval
 UNITS = {"min": 60, "h": 3600, "days": 86400}

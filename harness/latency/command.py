@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from harness.appending import require_appendable
 from harness.commands import check_device
 from harness.latency.plan import LatencyPlan, batches_for
 from harness.latency.record import LATENCIES, LatencyRecord, earlier, write_latencies
 from harness.latency.run import measure_latency
 from harness.latency.tables import latency_markdown, latency_tables, table_of
 from harness.progress import Progress
+from harness.records import require_appendable
 from harness.shown import Shown, Work, json_values
 from zoo.files import write_whole
 

@@ -12,7 +12,7 @@ from harness.latency.verdict import OPEN
 from harness.latency.ways import EAGER
 from harness.layout import fewer
 from harness.shown import Forms, Part
-from harness.table import NOT_MEASURED
+from harness.tables import NOT_MEASURED
 from harness.variants import DENSE
 
 Cell = Callable[[LatencyRecord], str]

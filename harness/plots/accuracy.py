@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from harness.averages import Average
-from harness.labels import labels
+from harness.averages import Average, labels
 from harness.plots.chart import Chart, Point
 from harness.plots.panel import Plot
 from harness.records import Latency

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.labels import labels
+from harness.averages import labels
 from harness.plots.chart import Chart, Point
 from harness.plots.panel import Plot
 from harness.report.groups import Group

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.averages import Average
-from harness.labels import labels
+from harness.averages import Average, labels
 from harness.plots.panel import Plot
 from harness.plots.steps import Line, Steps
 from harness.report.groups import Group

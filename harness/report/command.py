@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.averages import Average
-from harness.labels import labels
+from harness.averages import Average, labels
 from harness.plots.accuracy import row_name
 from harness.progress import Progress
 from harness.records import CONDITIONS

@@ -18,13 +18,12 @@ from harness.progress import Progress
 from harness.records import Record
 from harness.report.groups import Grouped, grouped
 from harness.report.highlights import Highlights, highlights
-from harness.report.latex import latex_tables
-from harness.report.markdown import markdown_sections, markdown_tables
 from harness.report.page import page
 from harness.report.runs import latencies_in
 from harness.report.sections import sections, shot_columns
-from harness.report.tidy import rows_csv, tidy_csv
+from harness.report.tables import records_csv
 from harness.report.times import TimedGroup, time_rows, time_sections, timed_groups
+from harness.report.writers import csv_text, latex, markdown
 from harness.report_pictures.agreement import table_of
 from harness.report_pictures.gallery import galleries_of
 from harness.report_pictures.groups import groups as traced_groups
@@ -163,16 +162,16 @@ def _files(content: _Content) -> dict[str, Callable[[], bytes]]:
 
     files: dict[str, Callable[[], bytes]] = {
         "report.html": whole_page,
-        "table.md": lambda: markdown_sections([*sections(found), *full]).encode(),
-        "table.tex": lambda: latex_tables(found, less).encode(),
+        "table.md": lambda: markdown([*sections(found), *full]).encode(),
+        "table.tex": lambda: latex([*sections(found, summary=True), *less]).encode(),
     }
     if content.records:
-        files["summary.md"] = lambda: markdown_tables(found, summary=True).encode()
-        files["table.csv"] = lambda: tidy_csv(content.records, content.sources).encode()
+        files["summary.md"] = lambda: markdown(list(sections(found, summary=True))).encode()
+        files["table.csv"] = lambda: records_csv(content.records, content.sources).encode()
     if content.timed:
-        files["latency.csv"] = lambda: rows_csv(content.timed).encode()
+        files["latency.csv"] = lambda: csv_text(content.timed).encode()
     if content.written.agreement:
-        files["agreement.csv"] = lambda: rows_csv(content.written.agreement).encode()
+        files["agreement.csv"] = lambda: csv_text(content.written.agreement).encode()
     for plot in plots:
         for form in ("svg", "png"):
             files[f"{plot.name}.{form}"] = partial(plot.draw, styles, form)

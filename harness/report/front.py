@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.averages import Average, row_p
-from harness.judging import together
-from harness.statistics import Interval
+from harness.statistics import Interval, together
 
 Cost = Callable[[Average], Interval | None]
 Verdict = Literal["front", "open", "beaten"]

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from harness.averages import Average, averages
 from harness.protocol import protocol, tower_of
-from harness.records import CONDITIONS, LATER_CONDITIONS, Record
-from harness.shot_table import BY_COLUMN
+from harness.records import CONDITIONS, Record
+from harness.report.tables import BY_COLUMN
 from harness.variants import DENSE
 
 Conditions = tuple[Hashable, ...]
@@ -15,6 +15,7 @@ Conditions = tuple[Hashable, ...]
 _NAMED = ("dataset", "split", "tag", "shots", "tuning", "prompt_tokens")
 _APART = (*(name for name in CONDITIONS if name not in _NAMED), "version")
 _EVERY = (*_NAMED, *_APART)
+_IMAGES = ("images_sha256", "image_size")
 _WORDS = {
     "dataset_revision": "revision {}",
     "seed": "seed {}",
@@ -81,7 +82,8 @@ def grouped(records: Iterable[Record]) -> Grouped:
     if not given:
         raise ValueError("there are no records to report")
     newest: dict[Hashable, tuple[Conditions, Record]] = {}
-    for conditions, record in zip(_conditions(given), given, strict=True):
+    for record in given:
+        conditions = tuple(_value_of(record, name) for name in _EVERY)
         key = (conditions, _identity(record), record.seed)
         known = newest.get(key)
         if known is None or _when(record) >= _when(known[1]):
@@ -100,34 +102,6 @@ def grouped(records: Iterable[Record]) -> Grouped:
         for name, group, (conditions, _) in zip(_names(rows), rows, shares, strict=True)
     ]
     return Grouped(groups=groups, replaced=len(given) - len(newest))
-
-
-def _conditions(records: Sequence[Record]) -> list[Conditions]:
-    """Return what rows of a table have in common, for each record.
-
-    The seed of shots isn't: it is averaged over. What an earlier version of records didn't know is
-    taken to be what the others with equal conditions have, if that is one thing.
-    """
-    sure = [_values(record, [n for n in _EVERY if n not in LATER_CONDITIONS]) for record in records]
-    later = [_values(record, LATER_CONDITIONS) for record in records]
-    known: dict[Conditions, set[Conditions]] = {}
-    for one, values in zip(sure, later, strict=True):
-        if None not in values:
-            known.setdefault(one, set()).add(values)
-    found = []
-    for record, one, values in zip(records, sure, later, strict=True):
-        fitting = [each for each in known.get(one, ()) if _fits(values, each)]
-        told = dict(zip(LATER_CONDITIONS, fitting[0] if len(fitting) == 1 else values, strict=True))
-        found.append(tuple(told.get(n, _value_of(record, n)) for n in _EVERY))
-    return found
-
-
-def _fits(values: Sequence[Hashable], known: Sequence[Hashable]) -> bool:
-    return all(value in (None, other) for value, other in zip(values, known, strict=True))
-
-
-def _values(record: Record, names: Sequence[str]) -> Conditions:
-    return tuple(_value_of(record, name) for name in names)
 
 
 def _value_of(record: Record, name: str) -> Hashable:
@@ -155,11 +129,11 @@ def _rows(records: Sequence[Record]) -> list[Average]:
 def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
     """Return headings, with the conditions in which groups of the same heading differ.
 
-    Those that an earlier version of records didn't know are told only where the rest is the same.
+    Which images they are of is told only where the rest is the same.
     """
     plain = [_plain(rows[0].first) for rows in groups]
-    sure = [name for name in _APART if name not in LATER_CONDITIONS]
-    return _told_apart(_told_apart(plain, groups, sure), groups, LATER_CONDITIONS)
+    sure = [name for name in _APART if name not in _IMAGES]
+    return _told_apart(_told_apart(plain, groups, sure), groups, _IMAGES)
 
 
 def _told_apart(

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.averages import Average, Judged, judged
-from harness.labels import labels
+from harness.averages import Average, Judged, judged, labels
 from harness.plots.accuracy import front_notes, judge, row_name
 from harness.report.front import SAME, Standing
 from harness.report.groups import Group, counted
-from harness.significance import minimum_detectable_difference
+from harness.statistics import minimum_detectable_difference
 from harness.variants import DENSE
 
 

@@ -23,7 +23,7 @@ from harness.report.parts import (
     tables_part,
     times_part,
 )
-from harness.report.sections import Section
+from harness.tables import Table
 
 
 def page(
@@ -34,7 +34,7 @@ def page(
     pictures: Sequence[Picture] = (),
     *,
     short: Sequence[Highlights],
-    times: Sequence[Section] = (),
+    times: Sequence[Table] = (),
     left_out: Sequence[str] = (),
 ) -> str:
     """Return the page.

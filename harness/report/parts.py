@@ -2,19 +2,20 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from harness.columns import Cell
 from harness.picture import Picture
 from harness.plots.panel import Plot
 from harness.plots.style import Style
 from harness.report.groups import Grouped
 from harness.report.highlights import Highlights
 from harness.report.missing import Missing
-from harness.report.sections import Section, sections
+from harness.report.sections import sections
 from harness.report.svg import inline
+from harness.report.writers import html, html_text
+from harness.tables import Table
 
 _NOTES = (
     "Top-1 with its 95 % Wilson interval; the difference to dense in points on the same images, "
@@ -41,9 +42,7 @@ _TIMES = (
 )
 
 
-def plain(text: str) -> str:
-    """Return text for the page; numbers stay with what follows them."""
-    return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", escape(text))
+plain = html_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ def left_out_part(reasons: Sequence[str]) -> Part:
     return Part(anchor="left-out", title="Left out", html=html)
 
 
-def times_part(every: Sequence[Section]) -> Part:
+def times_part(every: Sequence[Table]) -> Part:
     """Show what `latency` timed."""
     parts = [_table(section, f"times-{at}") for at, section in enumerate(every, start=1)]
     text = f'<p class="soft">{_TIMES}</p>\n'
@@ -94,25 +93,14 @@ def tables_part(found: Grouped) -> Part:
     return Part(anchor="tables", title="Tables", html=text, parts=parts)
 
 
-def _table(section: Section, anchor: str) -> Part:
-    head = "".join(f'<th scope="col">{plain(heading)}</th>' for heading in section.heads)
-    rows = "".join(f"<tr>{''.join(_cells(row))}</tr>\n" for row in section.rows)
-    html = (
-        f'<p class="soft">{plain(section.about)}</p>\n'
+def _table(section: Table, anchor: str) -> Part:
+    text = (
+        f'<p class="soft">{plain(section.caption)}</p>\n'
         f'<div class="wide" role="region" aria-labelledby="{anchor}-title" tabindex="0">'
-        f'<table data-sortable aria-labelledby="{anchor}-title">\n'
-        f"<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{rows}</tbody>\n</table></div>\n"
+        f"{html(section, f'{anchor}-title')}</div>\n"
         f'<p class="unseen" role="status"></p>\n{_notes(section.notes)}{_settings(section)}'
     )
-    return Part(anchor=anchor, title=section.name, html=html)
-
-
-def _cells(row: Sequence[Cell]) -> Iterator[str]:
-    for at, cell in enumerate(row):
-        value = "" if cell.value is None else f' data-sort="{escape(str(cell.value))}"'
-        tag, scope = ("td", "") if at else ("th", ' scope="row"')
-        yield f"<{tag}{scope}{value}>{plain(cell)}</{tag}>"
+    return Part(anchor=anchor, title=section.title, html=text)
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -120,7 +108,7 @@ def _notes(notes: Sequence[str]) -> str:
     return f'<ul class="soft">\n{lines}</ul>\n' if notes else ""
 
 
-def _settings(section: Section) -> str:
+def _settings(section: Table) -> str:
     """Return the models' names and settings, folded."""
     if section.settings is None:
         return ""

@@ -4,9 +4,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from harness.changes import RECORDS, read_run
 from harness.latency.record import LATENCIES, LatencyRecord, read_latencies
-from harness.records import Record
+from harness.records import RECORDS, Record, read_run
 
 
 def once(runs: Iterable[Path]) -> list[Path]:

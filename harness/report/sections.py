@@ -1,42 +1,18 @@
 """The tables of a report, whatever they are written as."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 
-from harness.averages import Average, Judged, judged, uncounted
-from harness.columns import Cell, Column, columns_of
+from harness.averages import Average, judged, uncounted
 from harness.protocol import protocol
-from harness.report.groups import Group, Grouped, counted
-from harness.shot_table import by_shots, shot_tables
-
-_SUMMARY = ("Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "× dense", "Kendall τ")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A table under its heading.
-
-    Attributes:
-        name: heading.
-        about: what all rows have in common.
-        heads: of the columns.
-        rows: cells, as many as heads.
-        models: name of each row's model.
-        settings: each row's; None in a table of shots, whose groups have told them.
-        notes: lines below.
-    """
-
-    name: str
-    about: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    models: Sequence[str]
-    settings: Sequence[dict[str, object]] | None = None
-    notes: Sequence[str] = ()
+from harness.records import Record
+from harness.report.groups import Group, Grouped, counted, grouped
+from harness.report.tables import by_shots, report_columns, shot_tables, table_of
+from harness.report.writers import markdown
+from harness.tables import Table
 
 
-def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Section]:
-    """Yield a section per group, and after the last of a dataset its numbers of shots.
+def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
+    """Yield a table per group, and after the last of a dataset its numbers of shots.
 
     Args:
         found: the groups.
@@ -51,14 +27,7 @@ def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> 
             continue
         same = [other for other in groups if other.setting == settings[at]]
         for columns in apart(same):
-            for table in shot_tables([group.rows for group in columns]):
-                yield Section(
-                    name=table.name,
-                    about=table.told if marked else table.about,
-                    heads=table.heads,
-                    rows=table.marked if marked else table.rows,
-                    models=table.models,
-                )
+            yield from shot_tables([group.rows for group in columns])
 
 
 def apart(groups: Sequence[Group]) -> list[list[Group]]:
@@ -89,33 +58,15 @@ def shot_columns(found: Grouped) -> list[list[Sequence[Average]]]:
     return every
 
 
-def _section(group: Group, *, summary: bool, marked: bool) -> Section:
-    columns = columns_of(group.rows)
-    if summary:
-        columns = [column for column in columns if column.heading.endswith(_SUMMARY)]
-    together, about = judged(group.rows) if marked else None, _about(group.rows)
-    if together is not None:
-        columns = [_marked(column, together) for column in columns]
-        about = f"{about} {together.note}."
-    return Section(
-        name=group.name,
-        about=about,
-        heads=[column.heading for column in columns],
-        rows=[[column.cell(row) for column in columns] for row in group.rows],
-        models=[row.first.model for row in group.rows],
+def _section(group: Group, *, summary: bool, marked: bool) -> Table:
+    family, about = judged(group.rows) if marked else None, _about(group.rows)
+    return table_of(
+        group.rows,
+        report_columns(group.rows, family=family, summary=summary),
+        title=group.name,
+        caption=about if family is None else f"{about} {family.note}.",
         settings=[row.config for row in group.rows],
     )
-
-
-def _marked(column: Column, together: Judged) -> Column:
-    if column.heading != "To dense":
-        return column
-
-    def cell(row: Average) -> Cell:
-        plain = column.cell(row)
-        return Cell(plain.replace(" ", f"{together.mark(row)} ", 1), plain.value)
-
-    return replace(column, cell=cell)
 
 
 def _about(group: Sequence[Average]) -> str:
@@ -132,3 +83,16 @@ def _about(group: Sequence[Average]) -> str:
         f"weights {first.weights_sha256[:12]}; agreement on "
         f"{', '.join(map(str, golden)) or 'no'} images.{f' {lost}.' if lost else ''}"
     )
+
+
+def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
+    """Return one Markdown table per group of records, each under its heading.
+
+    Args:
+        records: what to show.
+        summary: leave out what a first look doesn't need.
+
+    Raises:
+        ValueError: no records.
+    """
+    return markdown(list(sections(grouped(records), summary=summary)))

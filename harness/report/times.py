@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from harness.columns import Cell
-from harness.differing import differing
 from harness.latency.machine import Machine
 from harness.latency.record import CONDITIONS, LatencyRecord
 from harness.latency.tables import CAPTION, DETAILS, PREPARED, columns_of, notes, table_of
-from harness.report.sections import Section
+from harness.records import differing
 from harness.shown import json_values
+from harness.tables import Cell, Column, Table
 from harness.variants import DENSE
 
 # What sorting goes by, where it isn't what stands in the cell.
@@ -69,7 +68,7 @@ def timed_groups(records: Sequence[LatencyRecord]) -> list[TimedGroup]:
     return found
 
 
-def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> list[Section]:
+def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> list[Table]:
     """Return a table per group, the model first in each row.
 
     Args:
@@ -90,16 +89,16 @@ def time_rows(times: Sequence[tuple[str, LatencyRecord]]) -> list[dict[str, Any]
     return found
 
 
-def _section(group: TimedGroup, *, summary: bool) -> Section:
+def _section(group: TimedGroup, *, summary: bool) -> Table:
     columns = columns_of(group.rows)
     heads = ["model", *(head for head in columns if head != "model")]
     if summary:
         heads = [head for head in heads if head not in DETAILS]
     more = PREPARED if "off" in columns and not summary else ""
-    return Section(
-        name=group.name,
-        about=f"{CAPTION[0].upper()}{CAPTION[1:]}{more}.",
-        heads=heads,
+    return Table(
+        title=group.name,
+        caption=f"{CAPTION[0].upper()}{CAPTION[1:]}{more}.",
+        columns=[Column(heading=head, left=head == "model") for head in heads],
         rows=[
             [Cell(columns[head](row), _value(row, head, columns[head](row))) for head in heads]
             for row in group.rows

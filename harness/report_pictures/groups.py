@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.differing import differing, in_words
 from harness.protocol import protocol, tower_of
-from harness.records import Record
+from harness.records import Record, differing, in_words
 from harness.traces import TRACES, RowTraces, Thumbnails, read_thumbnails, read_traces
 from harness.traces.folder import order
 from harness.traces.row import RANKING, Facts, digest_of

@@ -15,7 +15,7 @@ from harness.layout import fewer
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
-from harness.records import write_records
+from harness.records import earlier, write_records
 from harness.reproduction import get_reproduction
 from harness.reproduction.base import Reproduction
 from harness.reproduction.drawing import draw
@@ -23,7 +23,6 @@ from harness.reproduction.plan import plan_data, plan_table, rehearse
 from harness.reproduction.run import produce, under_its_conditions
 from harness.reproduction.sheet import MODEL, Comparison, compared
 from harness.reproduction.values import comparison_data
-from harness.reuse import earlier
 from harness.shown import Forms, Shown, Work
 from harness.studies.commands import without_output
 from harness.studies.config import StudyConfig

@@ -11,8 +11,7 @@ from harness.layout import fewer
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
-from harness.records import write_records
-from harness.reuse import earlier
+from harness.records import earlier, write_records
 from harness.shown import Forms, Shown, Work
 from harness.studies import get_study, list_studies
 from harness.studies.config import StudyConfig

@@ -9,10 +9,19 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from harness.averages import uncounted
-from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, paired_p, together
 from harness.records import Record, refuse_mixed
 from harness.shown import json_values
-from harness.statistics import Interval, bootstrap_mean, mean_interval
+from harness.statistics import (
+    MCNEMAR,
+    SIGN_FLIP,
+    Interval,
+    Together,
+    bootstrap_mean,
+    mark_note,
+    mean_interval,
+    paired_p,
+    together,
+)
 
 NOT_MEASURED = "–"
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in

@@ -12,9 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.golden.shards import flat, lists
-from harness.records import Record
+from harness.records import Record, parsed
 from harness.traces.sealed import seal, unseal
-from harness.typed_json import parsed
 
 KIND, VERSION = "traces", 1
 UNRANKED = -1  # importance of the patches of an image without a ranking

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from harness import agreement
-from harness.ranks import rank_vector
+from harness.agreement import rank_vector
 from harness.statistics import bootstrap_mean
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 24))

@@ -5,18 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.report.markdown import markdown_table
+from harness.shot_table import shot_tables
+from harness.table import comparison_table, matched_table
 from rich.console import Console
 from scipy import stats
 
 from harness.averages import averages
-from harness.correctness import pack_correct
 from harness.match import matched
-from harness.records import Latency, Record
-from harness.report.markdown import markdown_table
-from harness.shot_table import shot_tables
-from harness.significance import sign_flip_exact
-from harness.statistics import bootstrap_mean, wilson_interval
-from harness.table import comparison_table, matched_table
+from harness.records import Latency, Record, pack_correct
+from harness.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
 
 IMAGES = 60
 SEEDS = (3, 4, 5)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from harness.changes import ABSENT, Change, changes
-from harness.correctness import pack_correct
-from harness.records import Latency, Record
+from harness.records import Latency, Record, pack_correct
 
 A = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)

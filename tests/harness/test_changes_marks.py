@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness.changes_data import changes_data
+from harness.changes_table import changes_markdown, sheets
 from rich.console import Console
 
 from harness.changes import changes
-from harness.changes_data import changes_data
-from harness.changes_table import changes_markdown, sheets
-from harness.correctness import pack_correct
-from harness.records import Record, read_records
-from harness.significance import holm, minimum_detectable_difference
+from harness.records import Record, pack_correct, read_records
+from harness.statistics import holm, minimum_detectable_difference
 
 [KNOWN] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.changes import changes, read_run
-from harness.correctness import pack_correct
-from harness.records import Record, read_records, write_records
+from harness.changes import changes
+from harness.records import Record, pack_correct, read_records, read_run, write_records
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "records.jsonl"
 [ROW] = [

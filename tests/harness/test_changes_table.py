@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.changes_table import changes_markdown, notes, sheets
 from rich.console import Console
 
 from harness.changes import changes
-from harness.changes_table import changes_markdown, notes, sheets
-from harness.correctness import pack_correct
-from harness.records import Latency, Record
+from harness.records import Latency, Record, pack_correct
 
 A = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)

@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from harness.correctness import images_digest
 from harness.datasets import Dataset, forget, get_dataset, names_of
 from harness.golden.provenance import ranked_revision
 from harness.plan import Plan
 from harness.recording import blank
-from harness.reuse import fitting
+from harness.records import fitting, images_digest
 from harness.variants import Variant
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
-from harness.correctness import by_image, images_digest, pack_correct, unpack_correct
+from harness.records import by_image, images_digest, pack_correct, unpack_correct
 
 CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=np.bool_)
 

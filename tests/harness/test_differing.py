@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.correctness import images_digest, pack_correct
-from harness.differing import differing, in_words
 from harness.records import (
     CONDITIONS,
     LATER_CONDITIONS,
     Record,
     conditions,
+    differing,
+    images_digest,
+    in_words,
+    pack_correct,
     read_records,
     refuse_mixed,
 )

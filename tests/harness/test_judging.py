@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from harness.judging import (
+from harness.statistics import (
     CLEAR,
     MCNEMAR,
     detectable_note,
     mark_note,
+    mcnemar_exact,
+    minimum_detectable_difference,
     paired_p,
+    sign_flip_exact,
     together,
 )
-from harness.significance import mcnemar_exact, minimum_detectable_difference, sign_flip_exact
 
 A = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0, 0], dtype=bool)
 B = np.array([1, 0, 0, 0, 0, 0, 0, 0, 1, 0], dtype=bool)

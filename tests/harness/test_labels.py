@@ -4,12 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from harness.averages import averages
-from harness.changes import read_run
 from harness.columns import Cell, columns_of
-from harness.labels import labels
-from harness.records import Record
+
+from harness.averages import averages, labels
+from harness.records import Record, read_run
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 

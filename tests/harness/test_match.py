@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.table import matched_table
 from rich.console import Console
 
 import zoo
@@ -14,16 +15,13 @@ from harness import compare as module
 from harness import towers
 from harness.cli import main
 from harness.compare import compare
-from harness.correctness import pack_correct
 from harness.cost import gflops
 from harness.datasets.base import Dataset
 from harness.match import matched, matched_rows
 from harness.plan import Plan
 from harness.progress import Progress
-from harness.records import Record, read_records, write_records
-from harness.significance import mcnemar_exact
-from harness.statistics import paired_difference
-from harness.table import matched_table
+from harness.records import Record, pack_correct, read_records, write_records
+from harness.statistics import mcnemar_exact, paired_difference
 from harness.variants import rows_of
 from zoo.clip import ClipParts
 

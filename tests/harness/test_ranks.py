@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from harness.ranks import places, rank_vector, ranking_importance
+from harness.agreement import places, rank_vector, ranking_importance
 
 
 @given(st.integers(2, 30), st.integers(0, 10))

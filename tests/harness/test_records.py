@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.correctness import pack_correct
 from harness.records import (
     Latency,
     Record,
+    pack_correct,
     read_records,
     utc_now,
     write_records,

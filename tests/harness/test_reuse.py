@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.correctness import pack_correct
 from harness.progress import Progress
-from harness.records import Latency, Record, read_records, write_records
-from harness.reuse import earlier, fitting, measured_alike
+from harness.records import (
+    Latency,
+    Record,
+    earlier,
+    fitting,
+    measured_alike,
+    pack_correct,
+    read_records,
+    write_records,
+)
 
 
 def record(**changes: Any) -> Record:

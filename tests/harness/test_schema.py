@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from harness.correctness import pack_correct
-from harness.records import Record, read_records, write_records
 from harness.schema import SCHEMA_VERSION
+
+from harness.records import Record, pack_correct, read_records, write_records
 
 RECORD = Record(
     created="2026-01-02T03:04:05+00:00",

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.shot_table import shot_tables
 from rich.console import Console
 
 from harness.averages import Average, averages
-from harness.correctness import pack_correct
-from harness.records import Record, read_records
-from harness.shot_table import shot_tables
-from harness.significance import holm, sign_flip_exact
+from harness.records import Record, pack_correct, read_records
+from harness.statistics import holm, sign_flip_exact
 
 IMAGES = 60
 SEEDS = (3, 4, 5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.significance import minimum_detectable_difference
+from harness.statistics import minimum_detectable_difference
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")

@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from harness.table import comparison_table, title
 from rich.console import Console
 from rich.table import Table
 
 from harness.commands import both
-from harness.correctness import pack_correct
-from harness.records import Latency, Record
-from harness.table import comparison_table, title
+from harness.records import Latency, Record, pack_correct
 
 DENSE = Record(
     created="2026-01-02T03:04:05+00:00",

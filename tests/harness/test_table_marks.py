@@ -5,18 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from harness.table import comparison_table, floor_table, matched_table
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 from harness.averages import averages, judged
-from harness.correctness import pack_correct
 from harness.floor import Floor
 from harness.match import matched
-from harness.records import Record
-from harness.significance import minimum_detectable_difference, sign_flip_exact
-from harness.statistics import Interval, paired_difference
-from harness.table import comparison_table, floor_table, matched_table
+from harness.records import Record, pack_correct
+from harness.statistics import (
+    Interval,
+    minimum_detectable_difference,
+    paired_difference,
+    sign_flip_exact,
+)
 
 DENSE = Record(
     created="2026-01-02T03:04:05+00:00",

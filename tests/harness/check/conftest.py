@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.correctness import pack_correct
-from harness.records import Record
+from harness.records import Record, pack_correct
 
 RIGHT = np.arange(40) % 4 > 0  # 30 of 40
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.changes import read_run
-from harness.records import Record
+from harness.records import Record, read_run
 from harness.report.groups import Grouped, grouped
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"

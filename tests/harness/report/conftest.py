@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.correctness import pack_correct
 from harness.plots.style import styles_of
-from harness.records import Latency, Record
+from harness.records import Latency, Record, pack_correct
 from harness.report.folder import plots_of
 from harness.report.groups import grouped
 from harness.report.highlights import highlights

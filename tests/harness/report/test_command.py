@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from harness.changes import read_run
 from harness.cli import main
 from harness.flags import build_parser
 from harness.progress import Progress
-from harness.records import Record, write_records
+from harness.records import Record, read_run, write_records
 from harness.report.command import run_report
 from harness.report.folder import write_report
 from harness.shown import Shown
@@ -166,8 +165,9 @@ def test_no_run_is_wrong_use(capsys: pytest.CaptureFixture[str]):
     "path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem
 )
 def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
-    from harness.report.groups import grouped
     from harness.report.markdown import markdown_tables
+
+    from harness.report.groups import grouped
 
     records = read_run(path)
     found = grouped(records)

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from harness.averages import Average, averages
-from harness.correctness import pack_correct
-from harness.records import Record
+from harness.records import Record, pack_correct
 from harness.report.front import Standing, standings
-from harness.significance import holm, mcnemar_exact
-from harness.statistics import Interval
+from harness.statistics import Interval, holm, mcnemar_exact
 
 
 def gflops(row: Average) -> Interval | None:

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.correctness import pack_correct
-from harness.records import Record
+from harness.records import Record, pack_correct
 from harness.report.groups import grouped
 from harness.report.highlights import Highlights, highlights
 

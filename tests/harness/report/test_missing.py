@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.changes import read_run
 from harness.flags import build_parser
-from harness.records import Record
+from harness.records import Record, read_run
 from harness.report.groups import grouped
 from harness.report.missing import Missing, missing
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from harness.changes_table import sheets
+from harness.shot_table import shot_tables
+from harness.table import floor_table, matched_table
 
 from harness.averages import averages
 from harness.changes import changes
-from harness.changes_table import sheets
 from harness.commands import both, ends
 from harness.dataset_check import Checked
 from harness.dataset_commands import class_table
@@ -20,10 +22,8 @@ from harness.records import Record
 from harness.report.command import front_table
 from harness.report.front import Standing
 from harness.report.groups import grouped
-from harness.shot_table import shot_tables
 from harness.shown import Forms, Part
 from harness.statistics import Interval
-from harness.table import floor_table, matched_table
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
 LONG = "A dataset of some kind, in the form in which its makers gave it to the world in 2014"
