@@ -114,6 +114,9 @@ class Table:
         at = self.heads.index(heading)
         return [row[at] for row in self.rows]
 
+    def __rich__(self) -> RichTable:
+        return self.form()
+
     def forms(self) -> tuple[RichTable, ...]:
         """Return what a terminal may show, the fullest first; forms alike are there once."""
         every = {tuple(self._places(form)): form for form in reversed(FORMS)}

@@ -27,7 +27,7 @@ def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> 
             continue
         same = [other for other in groups if other.setting == settings[at]]
         for columns in apart(same):
-            yield from shot_tables([group.rows for group in columns])
+            yield from shot_tables([group.rows for group in columns], marked=marked)
 
 
 def apart(groups: Sequence[Group]) -> list[list[Group]]:

@@ -253,19 +253,20 @@ def estimate_cell(estimate: Interval | float | None, metric: Metric) -> Cell:
     return Cell(f"{value} [{low}, {high}]", estimate.estimate)
 
 
-def shot_tables(groups: Sequence[Sequence[Average]]) -> list[Table]:
+def shot_tables(groups: Sequence[Sequence[Average]], *, marked: bool = True) -> list[Table]:
     """Put top-1 at several numbers of shots side by side, one table for each kind of tuning.
 
-    None where there is only one number of shots. What is clear of the dense row at as many shots,
-    judged over all of a table, has a mark.
+    None where there is only one number of shots.
 
     Args:
         groups: of one dataset and tower, each of one number of shots and kind of tuning.
+        marked: whether what is clear of the dense row at as many shots, judged over all of a
+            table, has a mark.
 
     Raises:
         ValueError: other conditions differ.
     """
-    return [_shot_table(columns) for columns in by_shots(groups)]
+    return [_shot_table(columns, marked=marked) for columns in by_shots(groups)]
 
 
 def by_shots(groups: Sequence[Sequence[Average]]) -> list[list[Sequence[Average]]]:
@@ -291,11 +292,11 @@ def _kind(group: Sequence[Average]) -> tuple[str | None, int | None]:
     return group[0].first.tuning, group[0].first.prompt_tokens
 
 
-def _shot_table(groups: Sequence[Sequence[Average]]) -> Table:
+def _shot_table(groups: Sequence[Sequence[Average]], *, marked: bool) -> Table:
     columns = [{row.identity: row for row in group} for group in groups]
     names = {key: name for group in groups for key, name in labels(group).items()}
     models = {key: row.first for column in columns for key, row in column.items()}
-    first, family = groups[-1][0].first, _shot_family(columns)
+    first, family = groups[-1][0].first, _shot_family(columns if marked else ())
     note = ""
     if family.alone:
         several = any(len(row.records) > 1 for group in groups for row in group)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import appending
+from harness import records as appending
 from harness.records import append, mend, read_lines
 
 fcntl = pytest.importorskip("fcntl", reason="no locks here")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness.table import matched_table
 from rich.console import Console
 
 import zoo
@@ -21,6 +20,7 @@ from harness.match import matched, matched_rows
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.records import Record, pack_correct, read_records, write_records
+from harness.report.tables import matched_table
 from harness.statistics import mcnemar_exact, paired_difference
 from harness.variants import rows_of
 from zoo.clip import ClipParts

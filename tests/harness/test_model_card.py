@@ -14,7 +14,7 @@ from harness.cost import gflops
 from harness.model_card import model_card
 from harness.publishable import Publishable, load_publishable
 from harness.records import Record, read_records, write_records
-from harness.report.markdown import markdown_table
+from harness.report.sections import markdown_table
 
 RUN = Path(__file__).parents[2] / "docs" / "results" / "records.jsonl"
 NAME = "clip_vit_s14_patchrank60"

@@ -165,13 +165,12 @@ def test_no_run_is_wrong_use(capsys: pytest.CaptureFixture[str]):
     "path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem
 )
 def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
-    from harness.report.markdown import markdown_tables
-
     from harness.report.groups import grouped
+    from harness.report.sections import markdown_table
 
     records = read_run(path)
     found = grouped(records)
     rows = [record for group in found.groups for row in group.rows for record in row.records]
     assert len(rows) + found.replaced == len(records)
     assert len({group.name for group in found.groups}) == len(found.groups)
-    assert markdown_tables(found).count("### ") >= len(found.groups)
+    assert markdown_table(records).count("### ") >= len(found.groups)

@@ -7,7 +7,7 @@ import pytest
 
 from harness.records import CONDITIONS, Record
 from harness.report.groups import grouped
-from harness.report.markdown import markdown_table
+from harness.report.sections import markdown_table
 
 # Of each condition another value, and what a heading says of it.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -88,15 +88,7 @@ def test_other_settings_are_another_row(row: Any):
     assert len(grouped([one, other]).groups[0].rows) == 2
 
 
-def test_what_an_earlier_version_did_not_know_differs_from_nothing(
-    dense: Record, patchrank: Record
-):
-    known = replace(dense, images_sha256="ab" * 32, image_size=(196, 196))
-    [group] = grouped([patchrank, known]).groups
-    assert [row.method for row in group.rows] == ["dense", "patchrank"]
-
-
-def test_what_is_unknown_joins_neither_of_two(dense: Record, patchrank: Record):
+def test_unknown_images_are_a_group_of_their_own(dense: Record, patchrank: Record):
     sizes = [replace(dense, images_sha256="ab" * 32, image_size=(n, n)) for n in (196, 224)]
     found = grouped([*sizes, patchrank]).groups
     assert [[row.method for row in group.rows] for group in found] == [
@@ -111,7 +103,7 @@ def test_what_is_unknown_joins_neither_of_two(dense: Record, patchrank: Record):
     ]
 
 
-def test_what_an_earlier_version_did_not_know_is_not_told_where_more_differs(dense: Record):
+def test_which_images_they_are_is_not_told_where_more_differs(dense: Record):
     known = replace(dense, images_sha256="ab" * 32, image_size=(196, 196), threads=1)
     names = [group.name for group in grouped([dense, known]).groups]
     assert [name.partition("; ")[2] for name in names] == ["2 threads", "1 thread"]

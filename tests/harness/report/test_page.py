@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.picture import Picture
 from harness.records import Record
-from harness.report.markdown import markdown_table
+from harness.report.sections import markdown_table
 
 HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from harness.records import Record
-from harness.report.markdown import markdown_table
+from harness.report.sections import markdown_table
 
 
 def test_a_table_per_dataset_with_every_figure(drawn: Any) -> None:

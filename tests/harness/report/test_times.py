@@ -7,10 +7,8 @@ import pytest
 
 from harness.latency.record import LatencyRecord
 from harness.latency.tables import table_of
-from harness.report.groups import Grouped
-from harness.report.latex import latex_tables
-from harness.report.markdown import markdown_sections
 from harness.report.times import time_sections, timed_groups
+from harness.report.writers import latex, markdown
 
 Make = Callable[..., LatencyRecord]
 DENSE_MS = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
@@ -32,7 +30,7 @@ def times(latency_record: Make) -> list[LatencyRecord]:
 
 def test_a_table_has_ratio_interval_verdict_and_memory(times: list[LatencyRecord]):
     [section] = time_sections(timed_groups(times))
-    assert section.name == table_of(times[0])
+    assert section.title == table_of(times[0])
     found = [dict(zip(section.heads, row, strict=True)) for row in section.rows]
     assert [(row["model"], row["batch"]) for row in found] == [
         ("dense", "1"), ("tome60", "1"), ("dense", "8"), ("tome60", "8"),
@@ -74,10 +72,10 @@ def test_the_newest_time_counts_wherever_it_stands(times: list[LatencyRecord]):
 
 def test_markdown_and_latex_have_the_table(times: list[LatencyRecord]):
     groups = timed_groups(times)
-    text = markdown_sections(time_sections(groups))
+    text = markdown(time_sections(groups))
     assert text.count("| tome60 |") == 2
     assert text.endswith("- batch 8, tome60: wide spread\n")
-    tex = latex_tables(Grouped(groups=[]), time_sections(groups, summary=True))
+    tex = latex(time_sections(groups, summary=True))
     assert tex.count(r"\begin{tabular}") == 1
     assert r"model & batch & ms & ratio & verdict & arrived" in tex
     assert tex.count(r"\addlinespace") == 1

@@ -5,13 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from harness.changes_table import sheets
-from harness.shot_table import shot_tables
-from harness.table import floor_table, matched_table
 
 from harness.averages import averages
-from harness.changes import changes
-from harness.commands import both, ends
+from harness.changes import changes, tables
 from harness.dataset_check import Checked
 from harness.dataset_commands import class_table
 from harness.floor import Floor
@@ -22,7 +18,8 @@ from harness.records import Record
 from harness.report.command import front_table
 from harness.report.front import Standing
 from harness.report.groups import grouped
-from harness.shown import Forms, Part
+from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables
+from harness.shown import Part
 from harness.statistics import Interval
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
@@ -32,20 +29,19 @@ Fit = Callable[[Part, int | None], None]
 
 
 def _compare(records: list[Record]) -> list[Part]:
-    return [both(records)]
+    return [comparison_table(records)]
 
 
 def _changes(records: list[Record]) -> list[Part]:
     dearer = [replace(row, gflops=row.gflops and row.gflops * 3) for row in records]
-    found = changes(records, dearer)
-    return [Forms((sheet.table(), sheet.table(wide=False))) for sheet in sheets(found)]
+    return list(tables(changes(records, dearer)))
 
 
 def _shots(records: list[Record]) -> list[Part]:
     told = {"tuning": "probe", "prompt_tokens": None}
     groups = [averages(records)]
     groups += [averages([replace(r, shots=k, **told) for r in records]) for k in (1, 2, 4, 8, 16)]
-    return [ends(table.table()) for table in shot_tables(groups)]
+    return list(shot_tables(groups))
 
 
 def _matched(records: list[Record]) -> list[Part]:
