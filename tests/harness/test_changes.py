@@ -1,4 +1,4 @@
-"""Two runs in pairs: the same rows meet, nothing is compared that isn't alike, and tables say so."""
+"""Two runs in pairs: the same rows meet, what isn't alike is not compared, and tables say so."""
 
 import math
 from dataclasses import replace
@@ -49,7 +49,7 @@ def answers(correct: Any) -> dict[str, Any]:
 
 
 def timed(batch: int, median: float, *to_dense: float) -> Latency:
-    to_dense = dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
+    dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
     return Latency(
         batch=batch, median_ms=median, q1_ms=1.0, q3_ms=9.0, images_per_s=1.0, **to_dense
     )

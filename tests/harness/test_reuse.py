@@ -15,6 +15,7 @@ from harness.records import (
     Record,
     earlier,
     fitting,
+    names_of,
     pack_correct,
     read_records,
     write_records,

@@ -1,4 +1,4 @@
-"""Tables: every number where it belongs, a dash for what wasn't measured, a mark where it's clear."""
+"""Tables: every number in its place, a dash for what wasn't measured, marks where it is clear."""
 
 import io
 from dataclasses import dataclass, replace

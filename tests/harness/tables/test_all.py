@@ -4,13 +4,8 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-BELOW = (
-    "layout",
-    "tables",
-    "report.sections",
-    "report.times",
-    "check.verdict",
-)  # pages have no width
+# What makes forms of a table, or tables of pages, which have no width; or folds every column.
+BELOW = ("layout", "tables", "report.sections", "report.times", "check.verdict")
 
 
 def tables() -> list[tuple[str, str]]:
