@@ -51,7 +51,7 @@ def answers(correct: Any) -> dict[str, Any]:
 def timed(batch: int, median: float, *to_dense: float) -> Latency:
     dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
     return Latency(
-        batch=batch, median_ms=median, q1_ms=1.0, q3_ms=9.0, images_per_s=1.0, **to_dense
+        batch=batch, median_ms=median, q1_ms=1.0, q3_ms=9.0, images_per_s=1.0, **ends
     )
 
 
