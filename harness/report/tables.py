@@ -32,13 +32,24 @@ class Filled:
     cell: Callable[[Average], Cell]
 
 
-def table_of(rows: Sequence[Average], columns: Sequence[Filled], **about: Any) -> Table:
-    """Return a table of rows and columns; ``about`` are further fields of `Table`."""
+def table_of(
+    rows: Sequence[Average],
+    columns: Sequence[Filled],
+    *,
+    title: str,
+    caption: str,
+    narrow_caption: str | None = None,
+    settings: Sequence[dict[str, Any]] | None = None,
+) -> Table:
+    """Return a table of rows and columns."""
     return Table(
+        title=title,
+        caption=caption,
+        narrow_caption=narrow_caption,
         columns=[each.column for each in columns],
         rows=[[each.cell(row) for each in columns] for row in rows],
         models=[row.first.model for row in rows],
-        **about,
+        settings=settings,
     )
 
 
