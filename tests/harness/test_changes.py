@@ -65,6 +65,7 @@ def record(
         "dataset": "birds",
         "dataset_revision": "12ab34cd",
         "images_sha256": "ab" * 32,
+        "weights_sha256": "ab" * 32,
         "threads": 2,
         "torch": "2.13.0",
         "shots": 16,

@@ -31,6 +31,7 @@ def record(**changed: object) -> Record:
     told = {"correct_bits": pack_correct(CORRECT), "image_count": 10, "top1": 0.5, "top1_low": 0.2}
     told |= {"images_sha256": "cd" * 32, "image_size": (196, 196), "top1_high": 0.8}
     told |= {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
+    told |= {"shots": 16, "tuning": "t", "prompt_tokens": 8}
     return replace(known, **(told | changed))
 
 

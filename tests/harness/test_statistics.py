@@ -378,9 +378,9 @@ def test_other_images_are_refused():
 
 def test_the_notes_name_test_and_family():
     assert statistics.mark_note(statistics.MCNEMAR) == (
-        "* clear of zero, all rows judged statistics.together (exact McNemar test, Holm, 5 %)"
+        "* clear of zero, all rows judged together (exact McNemar test, Holm, 5 %)"
     )
-    assert "two rows judged statistics.together" in statistics.mark_note(
+    assert "two rows judged together" in statistics.mark_note(
         statistics.MCNEMAR, "two rows"
     )
 
