@@ -22,6 +22,7 @@ from harness.changes import (
     tables,
 )
 from harness.cli import main
+from harness.layout import fitted
 from harness.records import (
     METRICS,
     Latency,
@@ -241,7 +242,7 @@ def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
     console = Console(width=width)
     with console.capture() as captured:
         for table in tables(changes(a, b)):
-            console.print(table.form("wide" if width >= 175 else "narrow"))
+            console.print(fitted(table.forms(), width))
     return captured.get()
 
 
@@ -298,8 +299,9 @@ def test_equal_costs_are_shown_once_and_seeds_where_there_are_several():
 def test_a_narrow_terminal_shows_the_most_telling_columns_whole():
     rows = [record(), record(seed=1)]
     narrow = shown(rows, [record(B), record(B, seed=1)], width=80)
-    [heads] = [" ".join(line.split()) for line in narrow.splitlines() if "method" in line]
-    assert heads == "method keep seed top-1 A top-1 B B - A p GFLOPs"
+    columns = tables(changes(rows, rows))[0].form("narrow").columns
+    heads = ["method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs"]
+    assert [column.header for column in columns] == heads
     assert "+10.0 [" in narrow
     assert "…" not in narrow
     wide = shown(rows, rows)
@@ -343,7 +345,11 @@ def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
     evit = record(method="evit", model="clip_vit_s14_evit60")
     newer = [
         record(params=22_000_001, torch="2.14.0", weights_sha256="cd" * 32),
-        record(seed=1, torch="2.14.0", method_config={"predictor": "34cd", "fuse": True}),
+        record(
+            seed=1,
+            torch="2.14.0",
+            method_config={"reduce_at": [3], "predictor": "34cd", "fuse": True},
+        ),
     ]
     lines = notes(changes([record(), record(), record(seed=1), evit], newer))
     name = f"{NAME} on birds test"

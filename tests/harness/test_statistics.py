@@ -380,9 +380,7 @@ def test_the_notes_name_test_and_family():
     assert statistics.mark_note(statistics.MCNEMAR) == (
         "* clear of zero, all rows judged together (exact McNemar test, Holm, 5 %)"
     )
-    assert "two rows judged together" in statistics.mark_note(
-        statistics.MCNEMAR, "two rows"
-    )
+    assert "two rows judged together" in statistics.mark_note(statistics.MCNEMAR, "two rows")
 
 
 def test_the_largest_discordance_without_a_mark_decides_what_images_show():
