@@ -1,6 +1,7 @@
 """What a table shows of a model: its record, or the mean of its records over seeds."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,17 +11,19 @@ from numpy.typing import NDArray
 
 from harness.conditions import DENSE
 from harness.cost import lacking
-from harness.judging import (
+from harness.records import Latency, Metric, Record, refuse_mixed
+from harness.statistics import (
     MCNEMAR,
     SIGN_FLIP,
+    Interval,
     Together,
+    bootstrap_counts,
     detectable_note,
     mark_note,
+    mean_interval,
     paired_p,
     together,
 )
-from harness.records import Latency, Record, refuse_mixed
-from harness.statistics import Interval, bootstrap_counts, mean_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +80,18 @@ class Average:
 
     def interval(self, field: str, low: str, high: str) -> Interval | None:
         """Return a field with the ends of its interval, all three the mean over seeds."""
-        found = [self.mean(name) for name in (field, low, high)]
-        return None if None in found else Interval(*found)
+        ends = [self.mean(name) for name in (field, low, high)]
+        return None if None in ends else Interval(*ends)
+
+    def estimate(self, metric: Metric) -> Interval | float | None:
+        """Return a metric with its interval, or alone where it has none."""
+        if metric.name == "top1":
+            return self.top1
+        if metric.name == "diff_to_dense":
+            return self.to_dense
+        ends = self.interval(metric.name, metric.low, metric.high) if metric.low else None
+        value: float | None = self.mean(metric.name)
+        return value if ends is None else ends
 
     @property
     def latency(self) -> tuple[Latency, ...]:
@@ -191,6 +204,38 @@ def mean_difference(row: Average, other: Average) -> Interval:
     """
     total = bootstrap_counts(row.hits - other.hits, seed=0)
     return Interval(*(number / len(row.records) for number in total))
+
+
+def labels(rows: Sequence[Average]) -> dict[str, str]:
+    """Return the method by identity, with its settings where it comes several times at one keep.
+
+    Args:
+        rows: of one table.
+    """
+    names: dict[str, str] = {}
+    for method in dict.fromkeys(row.method for row in rows):
+        same = [row for row in rows if row.method == method]
+        several = max(Counter(row.keep for row in same).values()) > 1
+        varying = _varying(same) if several else []
+        for row in same:
+            names[row.identity] = _label(row, varying)
+    return names
+
+
+def _varying(rows: Sequence[Average]) -> list[str]:
+    """Return settings that not all rows share, the keep rate aside, which has its own column."""
+    names = dict.fromkeys(name for row in rows for name in row.config if name != "keep")
+    return [name for name in names if len({_setting(row, name) for row in rows}) > 1]
+
+
+def _label(row: Average, varying: Sequence[str]) -> str:
+    own = [f"{name} {_setting(row, name)}" for name in varying if name in row.config]
+    return f"{row.method} ({', '.join(own)})" if own else row.method
+
+
+def _setting(row: Average, name: str) -> str:
+    value = row.config.get(name)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _single(record: Record) -> Average:

@@ -12,11 +12,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from harness.flags import COMMANDS, FAMILIES, build_parser
 from harness.layout import fitted, whole
 from harness.shown import Forms, Part, Shown
+from harness.tables import Table
 from harness.terminal import errors, has_width, notes, results
 
 SCRIPT = "patchrank"  # as installed
@@ -135,7 +136,11 @@ def _print(part: Part, output: Console) -> None:
     if isinstance(part, str):
         print(_line(part, output.width) if has_width() else part)
         return
-    forms: tuple[Table, ...] = part.forms if isinstance(part, Forms) else (part,)
+    forms: tuple[RichTable, ...]
+    if isinstance(part, Table):
+        forms = part.forms()
+    else:
+        forms = part.forms if isinstance(part, Forms) else (part,)
     if has_width():
         output.print(fitted(forms, output.width))
     else:

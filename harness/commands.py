@@ -1,28 +1,23 @@
 """What the subcommands do: from parsed arguments to files and tables."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.table import Table
 
-from harness.appending import require_appendable
 from harness.averages import Average, averages
 from harness.conditions import DENSE, DTYPES, GOLDEN
 from harness.golden.store import Rankings
-from harness.layout import fewer
 from harness.match import matched
 from harness.measure.compare import Floor, compare, floor, judge
 from harness.measure.plan import Plan
 from harness.measure.rows import known_methods
 from harness.progress import Progress
-from harness.records import Record, write_records
+from harness.records import Record, earlier, require_appendable, write_records
 from harness.report.folder import write_report
-from harness.reuse import earlier
-from harness.shot_table import shot_tables
-from harness.shown import Forms, Shown, Work, json_values
-from harness.table import comparison_table, floor_table, matched_table
+from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables
+from harness.shown import Shown, Work, json_values
 from harness.towers import split_method
 from harness.traces import Tracer
 from zoo.reducer import expected
@@ -44,7 +39,7 @@ def limit_of(args: argparse.Namespace) -> int | None:
 def run_compare(args: argparse.Namespace, status: Console) -> Shown | Work:
     """Measure side by side, or tell what changed between two runs."""
     if args.runs:
-        from harness.changes_command import run_changes
+        from harness.changes import run_changes
 
         return run_changes(args, status)
     return side_by_side(args, status)
@@ -81,13 +76,12 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
         if fresh:
             write_records(path, fresh)
         records += group
-        yield both(group)
+        yield comparison_table(group)
         if plan.match is not None:
             yield matched_table(matched(group, plan.match_to))
         groups.append(averages(group))
         if group[0].shots == plan.shots[-1]:
-            for table in shot_tables(groups):
-                yield ends(table.table())
+            yield from shot_tables(groups)
             groups = []
     # The page has all plots; `report` writes them as files, too.
     drawn = ("accuracy_gflops.svg",)
@@ -96,19 +90,6 @@ def side_by_side(args: argparse.Namespace, status: Console) -> Work:
     text = f"records: {path}; report: {args.output / 'report.html'}"
     status.print(text, highlight=False, markup=False, soft_wrap=True)
     return Shown(parts=(), data={"records": json_values(records)})
-
-
-def ends(table: Table) -> Forms:
-    """Return a table of shots as it is, and with the fewest and the most alone."""
-    shots = [str(column.header) for column in table.columns[2:]]
-    return Forms((table, fewer(table, shots[1:-1]))) if shots[2:] else Forms((table,))
-
-
-def both(records: Sequence[Record]) -> Forms:
-    """Return the table of one dataset: wide, without what few ask for, and narrow."""
-    wide = comparison_table(records)
-    middle = fewer(wide, ("cosine", "images/s", "w. tau", "match@k (chance)", "border (chance)"))
-    return Forms((wide, middle, comparison_table(records, wide=False)))
 
 
 def _once(given: Iterable[T]) -> tuple[T, ...]:
@@ -124,7 +105,7 @@ def _all_methods(match: str | None) -> tuple[str, ...]:
 def run_eval(args: argparse.Namespace, status: Console) -> Shown:
     """Measure one model."""
     records = evaluated(args, status)
-    return Shown(parts=(both(records),), data={"records": json_values(records)})
+    return Shown(parts=(comparison_table(records),), data={"records": json_values(records)})
 
 
 def evaluated(args: argparse.Namespace, status: Console) -> list[Record]:

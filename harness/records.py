@@ -1,44 +1,164 @@
-"""One measured row, its JSON line, and what must be equal before two rows are compared."""
+"""Records: one model measured on one dataset, as a line of JSON that several processes append.
 
+`Record` declares every quantity once: what it is measured under (`CONDITION`), which row it is of
+(`SETTING`), or what was measured (`Metric`). Reuse, tables, `check` and ``compare RUN RUN`` read
+these declarations, so a new quantity is one field here and the line that computes it.
+
+A line of a file counts once its end is written. What appends holds a lock on the file meanwhile and
+takes back what it can't finish, so that lines of two processes neither mix nor get lost; what reads
+holds a shared one. Only a killed process or a power cut can leave a torn last line. Whoever appends
+next drops it. Where there are no locks (Windows, some network folders) lines are appended in one
+write and nothing is taken back or dropped, as it might be another's.
+"""
+
+import contextlib
+import difflib
+import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from harness.appending import append, parsed_lines
-from harness.conditions import PROMPTS, TUNINGS
-from harness.correctness import SHA256, unpack_correct
-from harness.differing import differing, in_words
-from harness.schema import SCHEMA_VERSION, upgraded
-from harness.typed_json import parsed
+from harness.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS
+from harness.progress import Progress
+from harness.tables import NOT_MEASURED
 from zoo.reducer import expected
 
-CONDITIONS = (
-    "dataset", "dataset_revision", "split", "shots", "tuning", "prompt_tokens", "seed",
-    "image_count", "images_sha256", "image_size", "tag", "weights_sha256", "device", "device_name",
-    "dtype", "threads", "torch", "timm",
-)  # fmt: skip
-LATER_CONDITIONS = ("images_sha256", "image_size")  # None, so unknown, before version 6
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+SCHEMA_VERSION = 6
+RECORDS = "records.jsonl"  # in the folder of a run
+SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
+_NAMED = 3  # owners named of each value that differs
+
+T = TypeVar("T")
+R = TypeVar("R", bound="Record")
+
+Role = Literal["run", "setting", "condition", "measurement"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """Say what a field of a record is.
+
+    Attributes:
+        role: run: when and by what code, equal in no two records. Setting: which row it is.
+            Condition: equal in all records that stand in one column. Measurement: the rest.
+        unit: suffix of its column in CSV, where the field's name doesn't say it.
+    """
+
+    role: Role = "measurement"
+    unit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Field):
+    """Describe a measured quantity for all that show, compare or check it.
+
+    Attributes:
+        name: field; known once it is declared, see `metrics`.
+        heading: of its column in reports (Markdown, CSV apart, LaTeX, HTML); empty: it has none.
+        short: of its column in the terminal; empty: it has none.
+        form: ``format`` of a value; of a form that ends in %, the column is in percent.
+        short_form: in the terminal, if it is another one.
+        low: field with the low end of its interval.
+        high: field with the high end.
+        loose: whether the interval may be missing where the value is there.
+        ends: whether the terminal shows the interval, in the wide forms or in all.
+        at: field with the number of patches that it is for.
+        chance: field with what unrelated rankings give.
+        least: narrowest form of a terminal's table that has the column; what the narrow one has,
+            a report's summary has, too.
+        place: columns with a higher one stand further to the right; else they stand as declared.
+        better: direction; empty: neither is.
+        bound: how far `check` lets it move: not at all, or an attribute of ``Bounds``; empty: it
+            isn't checked.
+        change: ``format`` of its column of differences in ``compare RUN RUN``; empty: it has none.
+    """
+
+    name: str = ""
+    heading: str = ""
+    short: str = ""
+    form: str = ".2f"
+    short_form: str = ""
+    low: str = ""
+    high: str = ""
+    loose: bool = False
+    ends: Literal["", "wide", "always"] = ""
+    at: str = ""
+    chance: str = ""
+    least: Literal["narrow", "middle", "wide"] = "wide"
+    place: int = 0
+    better: Literal["", "higher", "lower"] = ""
+    bound: Literal["", "exact", "cosine", "tau"] = "exact"
+    change: str = ""
+
+    def text(self, value: float | None, *, short: bool = False) -> str:
+        """Format a value; a dash if it was not measured."""
+        if value is None:
+            return NOT_MEASURED
+        return format(value, self.short_form or self.form if short else self.form).removesuffix("%")
+
+
+RUN = Field(role="run")
+SETTING = Field(role="setting")
+CONDITION = Field(role="condition")
+MEASURED = Field()  # what comes with a metric: the ends of its interval and the like
+FRACTION = Field(unit="fraction")
+End = Annotated[float | None, MEASURED]
+FractionEnd = Annotated[float | None, FRACTION]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
     """Carry the time of one batch; ratios are None for the dense model and where it is missing."""
 
-    batch: int
-    median_ms: float
-    q1_ms: float
-    q3_ms: float
-    ratio_to_dense: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    images_per_s: float
+    batch: Annotated[int, MEASURED]
+    median_ms: Annotated[
+        float,
+        Metric(
+            heading="Batch {batch}, ms [IQR]", form=".1f", low="q1_ms", high="q3_ms",
+            better="lower", bound="",
+        ),
+    ]  # fmt: skip
+    q1_ms: Annotated[float, MEASURED]
+    q3_ms: Annotated[float, MEASURED]
+    ratio_to_dense: Annotated[
+        float | None,
+        Metric(
+            heading="Batch {batch}, × dense", low="ratio_low", high="ratio_high", least="narrow",
+            better="lower", bound="",
+        ),
+    ] = None  # fmt: skip
+    ratio_low: End = None
+    ratio_high: End = None
+    images_per_s: Annotated[
+        float, Metric(heading="Batch {batch}, images/s", form=".1f", better="higher", bound="")
+    ]
 
     def __post_init__(self) -> None:
         _check_interval(self, "ratio_to_dense", "ratio_low", "ratio_high")
@@ -48,67 +168,130 @@ class Latency:
 class Record:
     """Carry one model on one dataset. None means not measured; nothing unmeasured is 0."""
 
-    schema_version: int = SCHEMA_VERSION
-    created: str  # UTC, ISO 8601
-    version: str  # of this package
-    git_commit: str | None = None
-    model: str  # timm id, such as clip_vit_s14_patchrank60
-    method: str  # "dense", "patchrank", "golden" and so on
-    keep: float  # share of the patch tokens left at the end, in (0, 1]
-    method_config: dict[str, Any]  # JSON values
-    tag: str  # of the timm weights
-    weights_sha256: str  # of the image tower all methods share, a predictor not included
-    dataset: str
-    dataset_revision: str  # hash of the shipped files, or of the split file
-    split: str
-    shots: int  # labelled training images per class; 0 = by text
-    tuning: str | None = None  # what was learned from them, of plan.TUNINGS; None at 0 shots
-    prompt_tokens: int | None = None  # learned tokens, where the tuning has some
-    seed: int  # of the choice of shots and of what is learned from them
-    image_count: int
-    images_sha256: str | None = None  # of their ids in order, see correctness.images_digest
-    image_size: tuple[int, ...] | None = None  # height and width in pixels, as the tower sees them
-    correct_bits: str  # correctness in image order, see correctness.pack_correct
-    top1: float  # fraction, with its 95 % Wilson interval
-    top1_low: float
-    top1_high: float
-    diff_to_dense: float | None = None  # fraction, same images, 95 % paired bootstrap interval
-    diff_low: float | None = None
-    diff_high: float | None = None
-    margin: float | None = None  # mean cosine with the own class minus that with the best other
-    cosine_to_dense: float | None = None  # mean over images of features', 95 % bootstrap interval
-    cosine_low: float | None = None
-    cosine_high: float | None = None
-    gflops: float | None = None  # 1e9 multiply-adds per image
-    uncounted_operators: tuple[str, ...] | None = None  # missing from gflops; empty: none is
-    activations: int | None = None  # elements that products give per image, see cost.Cost
-    params: int | None = None
-    tokens_per_block: tuple[int, ...] | None = None  # leaving each block, prefix tokens included
-    final_tokens: int | None = None  # patch tokens left at the end
-    latency: tuple[Latency, ...] = ()  # one entry per batch size
-    tau: float | None = None  # mean Kendall tau-b against the golden ranking, 95 % interval
-    tau_low: float | None = None
-    tau_high: float | None = None
-    match_at_k: float | None = None  # mean share of golden's match_k best that this method has too
-    match_low: float | None = None
-    match_high: float | None = None
-    match_k: int | None = None
-    match_chance: float | None = None  # what unrelated rankings give
-    weighted_tau: float | None = None  # mean top-weighted tau against the golden ranking, likewise
-    weighted_tau_low: float | None = None
-    weighted_tau_high: float | None = None
-    border_overlap: float | None = None  # mean share on golden's side of the border, likewise
-    border_low: float | None = None
-    border_high: float | None = None
-    border_chance: float | None = None  # what unrelated rankings give
-    golden_images: int | None = None  # images behind the agreement
-    tau_undefined: int | None = None  # golden images without a tau, as all patches scored alike
-    device: str
-    device_name: str
-    dtype: str
-    threads: int
-    torch: str
-    timm: str
+    schema_version: Annotated[int, SETTING] = SCHEMA_VERSION
+    created: Annotated[str, RUN]  # UTC, ISO 8601
+    version: Annotated[str, SETTING]  # of this package
+    git_commit: Annotated[str | None, RUN] = None
+    model: Annotated[str, SETTING]  # timm id, such as clip_vit_s14_patchrank60
+    method: Annotated[str, SETTING]  # "dense", "patchrank", "golden" and so on
+    # Share of the patch tokens left at the end, in (0, 1].
+    keep: Annotated[float, Field(role="setting", unit="fraction")]
+    method_config: Annotated[dict[str, Any], SETTING]  # JSON values
+    tag: Annotated[str, CONDITION]  # of the timm weights
+    # Of the image tower that all methods share, a predictor not included.
+    weights_sha256: Annotated[str, CONDITION]
+    dataset: Annotated[str, CONDITION]
+    dataset_revision: Annotated[str, CONDITION]  # hash of the shipped files, or of the split file
+    split: Annotated[str, CONDITION]
+    # Labelled training images per class; 0: by text.
+    shots: Annotated[int, Field(role="condition", unit="per_class")]
+    # What was learned from them, of plan.TUNINGS; None at 0 shots.
+    tuning: Annotated[str | None, CONDITION] = None
+    prompt_tokens: Annotated[int | None, CONDITION] = None  # learned, where the tuning has some
+    seed: Annotated[int, CONDITION]  # of the choice of shots and of what is learned from them
+    image_count: Annotated[int, CONDITION]
+    images_sha256: Annotated[str | None, CONDITION] = None  # of ids in order: `images_digest`
+    # Height and width in pixels, as the tower sees them.
+    image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None
+    correct_bits: Annotated[str, MEASURED]  # correctness in image order, see `pack_correct`
+    # 95 % Wilson interval; of several seeds another, see `averages.Average`.
+    top1: Annotated[
+        float,
+        Metric(
+            heading="Top-1, %", form=".1%", unit="fraction", short="top-1", low="top1_low",
+            high="top1_high", ends="wide", least="narrow", better="higher", bound="",
+        ),
+    ]  # fmt: skip
+    top1_low: Annotated[float, FRACTION]
+    top1_high: Annotated[float, FRACTION]
+    # On the same images, with a 95 % paired bootstrap interval.
+    diff_to_dense: Annotated[
+        float | None,
+        Metric(
+            heading="To dense", form="+.1%", unit="fraction", short="to dense", low="diff_low",
+            high="diff_high", ends="always", least="narrow", better="higher", bound="",
+        ),
+    ] = None  # fmt: skip
+    diff_low: FractionEnd = None
+    diff_high: FractionEnd = None
+    # Mean cosine with the own class minus that with the best other.
+    margin: Annotated[float | None, Metric(better="higher", bound="cosine")] = None
+    # Mean over images of the features', with a 95 % bootstrap interval.
+    cosine_to_dense: Annotated[
+        float | None,
+        Metric(
+            short="cosine", form=".3f", low="cosine_low", high="cosine_high", better="higher",
+            bound="cosine",
+        ),
+    ] = None  # fmt: skip
+    cosine_low: End = None
+    cosine_high: End = None
+    gflops: Annotated[  # 1e9 multiply-adds per image
+        float | None, Metric(heading="GFLOPs", short="GFLOPs", least="narrow", better="lower")
+    ] = None
+    uncounted_operators: Annotated[tuple[str, ...] | None, Metric()] = None  # missing from gflops
+    # Elements that products give per image, see cost.Cost.
+    activations: Annotated[int | None, Metric(unit="per_image", better="lower")] = None
+    params: Annotated[int | None, Metric(unit="count", better="lower")] = None
+    tokens_per_block: Annotated[tuple[int, ...] | None, Metric()] = None  # prefix tokens, too
+    final_tokens: Annotated[  # patch tokens left at the end
+        int | None, Metric(heading="Final tokens", short="tokens", form="", least="middle", place=2)
+    ] = None
+    latency: Annotated[tuple[Latency, ...], MEASURED] = ()  # one entry per batch size
+    # Mean Kendall tau-b against the golden ranking, as all that follows with a 95 % interval.
+    tau: Annotated[
+        float | None,
+        Metric(
+            heading="Kendall τ", form="+.2f", short="tau", short_form=".2f", low="tau_low",
+            high="tau_high", least="narrow", better="higher", bound="tau", change="+.3f",
+        ),
+    ] = None  # fmt: skip
+    tau_low: End = None
+    tau_high: End = None
+    # Mean share of golden's match_k best that this method has, too.
+    match_at_k: Annotated[
+        float | None,
+        Metric(
+            heading="Match at k (chance), %", form=".1%", unit="fraction", short="match@k (chance)",
+            short_form=".2f", low="match_low", high="match_high", loose=True, at="match_k",
+            chance="match_chance", place=1, better="higher", bound="",
+        ),
+    ] = None  # fmt: skip
+    match_low: FractionEnd = None
+    match_high: FractionEnd = None
+    match_k: Annotated[int | None, Field(unit="patches")] = None
+    match_chance: FractionEnd = None  # what unrelated rankings give
+    # Mean top-weighted tau against the golden ranking.
+    weighted_tau: Annotated[
+        float | None,
+        Metric(
+            heading="Weighted τ", form="+.2f", short="w. tau", short_form=".2f",
+            low="weighted_tau_low", high="weighted_tau_high", better="higher", bound="",
+        ),
+    ] = None  # fmt: skip
+    weighted_tau_low: End = None
+    weighted_tau_high: End = None
+    # Mean share on golden's side of the border.
+    border_overlap: Annotated[
+        float | None,
+        Metric(
+            heading="Border overlap (chance), %", form=".1%", unit="fraction",
+            short="border (chance)", short_form=".2f", low="border_low", high="border_high",
+            chance="border_chance", place=1, better="higher", bound="",
+        ),
+    ] = None  # fmt: skip
+    border_low: FractionEnd = None
+    border_high: FractionEnd = None
+    border_chance: FractionEnd = None  # what unrelated rankings give
+    golden_images: Annotated[int | None, MEASURED] = None  # images behind the agreement
+    # Golden images without a tau, as all patches scored alike.
+    tau_undefined: Annotated[int | None, Field(unit="images")] = None
+    device: Annotated[str, CONDITION]
+    device_name: Annotated[str, CONDITION]
+    dtype: Annotated[str, CONDITION]
+    threads: Annotated[int, CONDITION]
+    torch: Annotated[str, CONDITION]
+    timm: Annotated[str, CONDITION]
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -120,14 +303,9 @@ class Record:
         self._check_tuning()
         if self.images_sha256 is not None and not SHA256.fullmatch(self.images_sha256):
             raise ValueError(f"images_sha256 must be 64 hex digits, got {self.images_sha256!r}")
-        _check_interval(self, "top1", "top1_low", "top1_high")
-        _check_interval(self, "diff_to_dense", "diff_low", "diff_high")
-        _check_interval(self, "cosine_to_dense", "cosine_low", "cosine_high")
-        _check_interval(self, "tau", "tau_low", "tau_high")
-        if self.match_low is not None:  # before version 4 there was no interval
-            _check_interval(self, "match_at_k", "match_low", "match_high")
-        _check_interval(self, "weighted_tau", "weighted_tau_low", "weighted_tau_high")
-        _check_interval(self, "border_overlap", "border_low", "border_high")
+        for metric in metrics(type(self)).values():
+            if metric.low and not (metric.loose and getattr(self, metric.low) is None):
+                _check_interval(self, metric.name, metric.low, metric.high)
         share = self.correct.mean() if self.image_count else math.nan
         if not math.isclose(share, self.top1, abs_tol=1e-6):
             raise ValueError(f"top1 is {self.top1}, but correct_bits says {share}")
@@ -144,6 +322,46 @@ class Record:
     def correct(self) -> NDArray[np.bool_]:
         """Return (image_count,) bool, whether each image was right."""
         return unpack_correct(self.correct_bits, self.image_count)
+
+
+_DECLARED: dict[type, dict[str, Field]] = {}  # by kind of record
+
+
+def declared(kind: type) -> dict[str, Field]:
+    """Return what the fields of a record are, by name and in order.
+
+    Args:
+        kind: `Record`, a dataclass with further fields, or `Latency`.
+
+    Raises:
+        TypeError: a field doesn't say what it is.
+    """
+    if kind not in _DECLARED:
+        hints = get_type_hints(kind, include_extras=True)
+        _DECLARED[kind] = {each.name: _own(kind, each.name, hints) for each in fields(kind)}
+    return _DECLARED[kind]
+
+
+def _own(kind: type, name: str, hints: Mapping[str, Any]) -> Field:
+    for own in get_args(hints[name])[1:]:
+        if isinstance(own, Field):
+            return replace(own, name=name) if isinstance(own, Metric) else own
+    raise TypeError(f"{kind.__name__}.{name} must be Annotated with a Field or a Metric")
+
+
+def metrics(kind: type) -> dict[str, Metric]:
+    """Return the measured quantities of a record by field, as columns of them stand."""
+    named = [own for own in declared(kind).values() if isinstance(own, Metric)]
+    return {metric.name: metric for metric in sorted(named, key=lambda metric: metric.place)}
+
+
+def names_of(kind: type, *roles: Role) -> tuple[str, ...]:
+    """Return the fields of these roles, in order."""
+    return tuple(name for name, own in declared(kind).items() if own.role in roles)
+
+
+METRICS = metrics(Record)
+CONDITIONS = names_of(Record, "condition")
 
 
 def utc_now() -> str:
@@ -170,7 +388,26 @@ def read_records(path: str | Path) -> list[Record]:
         ValueError: Names the file, the line and the field that is unknown, missing or wrong; or
             the last line is torn.
     """
-    return parsed_lines(Path(path), _record)
+    return parsed_lines(Path(path), lambda line: _record(line, Record))
+
+
+def read_run(path: Path) -> list[Record]:
+    """Read a run: a file of records, or the folder of one.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: no records, or a line that is none.
+    """
+    file = path / RECORDS if path.is_dir() else path
+    if not file.is_file():
+        what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
+        raise FileNotFoundError(
+            f"run {str(path)!r}: {what}; expected a file of records, or the folder that "
+            "python -m harness compare --output wrote"
+        )
+    if records := read_records(file):
+        return records
+    raise ValueError(f"run {str(path)!r}: {file.name} holds no records")
 
 
 def conditions(record: Record) -> tuple[object, ...]:
@@ -190,13 +427,53 @@ def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> No
             and how such records can be seen apart.
     """
     names = [name for name in CONDITIONS if name not in varying]
-    told = ((record.model, {name: getattr(record, name) for name in names}) for record in records)
-    if mixed := differing(told, unknown=LATER_CONDITIONS):
+    owners = ((record.model, {name: getattr(record, name) for name in names}) for record in records)
+    if mixed := differing(owners):
         raise ValueError(
             f"records of different {', '.join(mixed)} cannot be compared: {in_words(mixed)}; "
             "measure them alike with python -m harness compare --fresh, or keep each in a file of "
             "its own and see both by python -m harness compare RUN_A RUN_B"
         )
+
+
+def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
+    """Return the records that a command wrote before, none if it is to measure afresh.
+
+    A torn last line is dropped, so that a command that was killed goes on from there.
+
+    Raises:
+        ValueError: another line is no record.
+    """
+    return read_records(path) if to_go_on_from(path, progress.say, fresh=fresh) else []
+
+
+def fitting(
+    blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False
+) -> Record | None:
+    """Find the newest known record made under the same conditions as ``blank``.
+
+    Args:
+        blank: a record without measurements.
+        known: earlier records.
+        batches: batch sizes whose latency must be there, too.
+        ranked: whether agreement with golden rankings must be; it needs tokens that went.
+    """
+    same = measured_alike(blank)
+    for record in reversed(known):
+        timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
+        compared = record.weighted_tau is not None or not ranked or record.keep == 1
+        # A tuned row may stand alone; see Bench.judged.
+        alone = record.method == DENSE or record.tuning is not None
+        near = record.cosine_to_dense is not None or alone
+        if timed and compared and near and measured_alike(record) == same:
+            return record
+    return None
+
+
+def measured_alike(record: Record) -> str:
+    """Return what is the same text for all records made under the same conditions."""
+    names = names_of(type(record), "setting", "condition")
+    return json.dumps([getattr(record, name) for name in names], sort_keys=True)
 
 
 def _line(record: Record) -> str:
@@ -207,21 +484,292 @@ def _line(record: Record) -> str:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} of {record.model}: {error}") from error
     line = json.dumps(values)
-    _record(line)
+    _record(line, type(record))
     return line + "\n"
 
 
-def _record(line: str | bytes) -> Record:
+def _record(line: str | bytes, kind: type[R]) -> R:
     values = json.loads(line)
-    if isinstance(values, dict):
-        values = upgraded(values)
-    record: Record = parsed(Record, values, "record")
-    return record
+    if isinstance(values, dict) and (
+        type(values.get("schema_version")) is not int or values["schema_version"] != SCHEMA_VERSION
+    ):
+        raise ValueError(
+            f"schema_version is {values.get('schema_version')!r}, this version reads "
+            f"{SCHEMA_VERSION}"
+        )
+    return cast(R, parsed(kind, values, "record"))
 
 
 def _check_interval(holder: object, value: str, low: str, high: str) -> None:
-    found = {name: getattr(holder, name) for name in (low, value, high)}
-    numbers = [number for number in found.values() if number is not None]
+    ordered = {name: getattr(holder, name) for name in (low, value, high)}
+    numbers = [number for number in ordered.values() if number is not None]
     whole = len(numbers) in {0, 3} and all(math.isfinite(number) for number in numbers)
     if not whole or numbers != sorted(numbers):
-        raise ValueError(f"need {low} <= {value} <= {high}, or all three None, got {found}")
+        raise ValueError(f"need {low} <= {value} <= {high}, or all three None, got {ordered}")
+
+
+def images_digest(image_ids: Iterable[str]) -> str:
+    """Return the SHA-256 of ids in their order, in hex: the same for the same images only.
+
+    Each id is preceded by its length in bytes, so that no two lists read alike.
+    """
+    digest = hashlib.sha256()
+    for image_id in image_ids:
+        name = image_id.encode()
+        digest.update(b"%d:%s" % (len(name), name))
+    return digest.hexdigest()
+
+
+def pack_correct(correct: ArrayLike) -> str:
+    """Return the hex bitmap of (n,) bool, first image in the highest bit of the first byte.
+
+    Raises:
+        ValueError: Not (n,) bool.
+    """
+    flags = np.asarray(correct)
+    if flags.ndim != 1 or flags.dtype != np.bool_:
+        raise ValueError(f"correctness must be (n,) bool, got {flags.shape} {flags.dtype}")
+    return np.packbits(flags).tobytes().hex()
+
+
+def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
+    """Return (image_count,) bool from a hex bitmap.
+
+    Raises:
+        ValueError: The bitmap is no hex, or not of that many images.
+    """
+    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
+    flags = np.unpackbits(packed).astype(np.bool_)
+    if len(packed) != math.ceil(image_count / 8) or flags[image_count:].any():
+        raise ValueError(f"correct_bits of {len(packed)} bytes is not of {image_count} images")
+    return flags[:image_count]
+
+
+def by_image(
+    correct: NDArray[np.bool_], images_sha256: str | None, image_ids: Sequence[str]
+) -> dict[str, bool]:
+    """Return whether each image was right, by its id.
+
+    Args:
+        correct: (n,) of a record.
+        images_sha256: of the same record.
+        image_ids: n ids, such as a split gives.
+
+    Raises:
+        ValueError: the record is of other images.
+    """
+    digest = images_digest(image_ids)
+    if digest != images_sha256:
+        known = "doesn't say which images it is of" if images_sha256 is None else "is of others"
+        raise ValueError(
+            f"these {len(image_ids)} images have the hash {digest}, and the record, of "
+            f"{len(correct)}, {known}: expected {images_sha256!r}; give the ids of its dataset's "
+            "split, revision and limit, in order"
+        )
+    return dict(zip(image_ids, map(bool, correct), strict=True))
+
+
+def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[Any, list[str]]]:
+    """Return each name whose value isn't the same everywhere, with the owners of each value.
+
+    Args:
+        owners: a name of each, and its values by name; names are the same for all.
+    """
+    values: dict[str, dict[Any, list[str]]] = {}
+    for owner, own in owners:
+        for name, value in own.items():
+            alike = values.setdefault(name, {}).setdefault(value, [])
+            if owner not in alike:
+                alike.append(owner)
+    return {name: several for name, several in values.items() if len(several) > 1}
+
+
+def in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
+    """Say each name that differs, all its values, and a few owners of each."""
+    return "; ".join(
+        f"{name} {' and '.join(f'{v!r} ({_some(owners)})' for v, owners in values.items())}"
+        for name, values in differences.items()
+    )
+
+
+def _some(owners: list[str]) -> str:
+    more = len(owners) - _NAMED
+    return ", ".join(owners[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def parsed(kind: Any, value: Any, name: str) -> Any:
+    """Return the JSON value as the annotated type.
+
+    Args:
+        kind: bool, int, float, str, dict, tuple[T, ...], a dataclass of such, or a union of these.
+        value: as ``json.loads`` gives it.
+        name: of the field, for the message.
+
+    Raises:
+        ValueError: names the field that is unknown, missing or of another type.
+    """
+    for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
+        if is_dataclass(option) and isinstance(value, dict):
+            return _dataclass(option, value)
+        if get_origin(option) is tuple and isinstance(value, list):
+            return tuple(parsed(get_args(option)[0], item, name) for item in value)
+        if option is float and type(value) in {int, float}:
+            return float(value)
+        if type(value) is (get_origin(option) or option):
+            return value
+    raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def _dataclass(kind: Any, values: dict[str, Any]) -> Any:
+    kinds = get_type_hints(kind)
+    for name in values.keys() - kinds.keys():
+        near = "".join(difflib.get_close_matches(name, kinds, n=1)) or "none that is close"
+        raise ValueError(f"unknown field {name!r}, did you mean: {near}")
+    if missing := [name for name in kinds if name not in values]:
+        raise ValueError(f"missing field {missing[0]!r}")
+    return kind(**{name: parsed(kinds[name], value, name) for name, value in values.items()})
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Add lines at the end of a file, all or none; it is made if it isn't there.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file, _locked(file, exclusive=True) as alone:
+        if alone:
+            _mend(file)
+        size = os.fstat(file.fileno()).st_size
+        try:
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            if alone:
+                os.ftruncate(file.fileno(), size)
+            raise
+
+
+def require_appendable(path: Path) -> None:
+    """Refuse a file of ``--output`` that lines couldn't be added to, before they are measured.
+
+    Its folder is made if it isn't there.
+
+    Raises:
+        NotADirectoryError: its folder is a file.
+        OSError: file or folder can't be written to.
+    """
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"--output {str(folder)!r} is a file, or lies in one; expected a folder"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"--output {str(folder)!r} can't be written to ({error.strerror}); name another folder"
+        ) from error
+
+
+def read_lines(path: Path) -> tuple[list[bytes], bool]:
+    """Return a file's lines, and whether the last is torn.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    with path.open("rb", buffering=0) as file, _locked(file, exclusive=False):
+        *lines, last = file.readall().split(b"\n")
+    return ([*lines, last], _is_torn(last)) if last else (lines, False)
+
+
+def parsed_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
+    """Read each line by a function that raises ValueError for what isn't right, in file order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names the file, the line and what the function said; or the last line is torn.
+    """
+    values = []
+    lines, torn = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        try:
+            values.append(parse(line))
+        except ValueError as error:
+            if torn and number == len(lines):
+                code = f"from harness.records import mend; mend({str(path)!r})"
+                raise ValueError(
+                    f"{path}, line {number}: torn, as what wrote it was stopped midway; the same "
+                    f"command drops it and goes on, or drop it with: python -c {shlex.quote(code)}"
+                ) from error
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return values
+
+
+def to_go_on_from(path: Path, say: Callable[[str], object], *, fresh: bool) -> bool:
+    """Tell whether an earlier run left lines to go on from; a torn last one is dropped first.
+
+    Args:
+        path: their file.
+        say: told if a line was dropped.
+        fresh: whether all is to be measured again, so that there are none.
+    """
+    if fresh or not path.is_file():
+        return False
+    if mend(path):
+        say(f"{path}: the last line was torn, as what wrote it was stopped; dropped")
+    return True
+
+
+def mend(path: str | Path) -> bool:
+    """Drop the torn last line of a file, as the next that appends would; say if there was one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: there is one, and the file can't be written to.
+    """
+    path = Path(path)
+    if not read_lines(path)[1]:
+        return False
+    with path.open("rb+", buffering=0) as file, _locked(file, exclusive=True) as alone:
+        return alone and _mend(file)
+
+
+def _is_torn(line: bytes) -> bool:
+    """Say if a line without an end is a part of a JSON object, which ends with its bracket."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+def _mend(file: FileIO) -> bool:
+    """End the last line of a locked file, or drop it if it is torn; say if it was dropped."""
+    file.seek(0)
+    content = file.readall()
+    start = content.rfind(b"\n") + 1
+    if start == len(content):
+        return False
+    if _is_torn(content[start:]):
+        os.ftruncate(file.fileno(), start)
+        return True
+    file.seek(0, os.SEEK_END)
+    file.write(b"\n")  # an editor left it out
+    return False
+
+
+@contextlib.contextmanager
+def _locked(file: FileIO, *, exclusive: bool) -> Iterator[bool]:
+    """Wait for a lock, which ends with the file's being closed; yield whether there is one."""
+    held = False
+    if fcntl is not None:
+        # A file system without locks raises.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            held = True
+    yield held

@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rich.table import Table
+from rich.table import Table as RichTable
+
+from harness.tables import Table
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,10 @@ class Forms:
         forms: the fullest first; people get the first that fits their terminal.
     """
 
-    forms: tuple[Table, ...]
+    forms: tuple[RichTable, ...]
 
 
-Part = Table | Forms | str
+Part = Table | RichTable | Forms | str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,27 @@
-"""Intervals for accuracies, paired differences, agreement and latency."""
+"""Intervals of what is measured, tests of whether models differ, and many tests judged together.
 
-import math
-from collections.abc import Sequence
-from statistics import NormalDist
-from typing import NamedTuple
+Scipy has the intervals of Wilson, Student and the median and the exact binomial test. What it lacks
+is here: bootstraps as multinomial draws, the exact sign-flip test, Holm's adjustment (one line,
+where statsmodels would bring pandas along), and the least difference that so many images show.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import lcm
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+CLEAR = "*"
+LEVEL = 0.05
+MCNEMAR = "exact McNemar test"
+SIGN_FLIP = "exact sign-flip test over images"
 _CHUNK = 1 << 22  # resampled values held at once by bootstrap_mean
+_NEVER = 1e-60  # a chance that changes no p-value anybody could print
+_DEEP = 1000  # 2**-1000 is still a number
+
+K = TypeVar("K", bound=Hashable)
 
 
 class Interval(NamedTuple):
@@ -30,12 +43,10 @@ def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     """
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"need 0 <= k <= n and n >= 1, got k={k} and n={n}")
-    z = NormalDist().inv_cdf(0.5 + checked_confidence(confidence) / 2)
-    centre = (k + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    low = 0.0 if k == 0 else max(0.0, centre - half)
-    high = 1.0 if k == n else min(1.0, centre + half)
-    return low, high
+    from scipy.stats import binomtest
+
+    low, high = binomtest(k, n).proportion_ci(checked_confidence(confidence), method="wilson")
+    return float(low), float(high)
 
 
 def paired_difference(
@@ -77,11 +88,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     sample = finite_sample(values)
     if sample.size < 2:
         raise ValueError(f"a t interval needs at least 2 values, got {sample.size}")
-    from scipy.special import stdtrit
+    from scipy.stats import sem, t
 
     mean = float(sample.mean())
-    error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
-    half = float(stdtrit(sample.size - 1, 0.5 + checked_confidence(confidence) / 2)) * error
+    half = float(t.ppf(0.5 + checked_confidence(confidence) / 2, sample.size - 1) * sem(sample))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -134,14 +144,12 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     Raises:
         ValueError: No values, or NaN among them.
     """
-    ordered = np.sort(finite_sample(values))
-    n, tail, below = ordered.size, (1 - checked_confidence(confidence)) / 2, 0
-    cumulative = 1
-    while below < (n - 1) // 2 and cumulative / (1 << n) <= tail:
-        below += 1
-        cumulative += math.comb(n, below)
-    below = max(0, below - 1)
-    return Interval(float(np.median(ordered)), float(ordered[below]), float(ordered[n - 1 - below]))
+    sample = finite_sample(values)
+    from scipy.stats import quantile_test
+
+    ends = quantile_test(sample, p=0.5).confidence_interval(checked_confidence(confidence))
+    low, high = (sample.min(), sample.max()) if np.isnan(ends).any() else ends
+    return Interval(float(np.median(sample)), float(low), float(high))
 
 
 def discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, int]:
@@ -189,3 +197,193 @@ def checked_confidence(confidence: float) -> float:
 def _checked_resamples(resamples: int) -> None:
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
+
+
+def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
+    """Return the two-sided exact McNemar p-value that a and b are equally often right.
+
+    Raises:
+        ValueError: The two differ in length, are empty or are not boolean.
+    """
+    only_a, only_b, _ = discordant(correct_a, correct_b)
+    if not only_a + only_b:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def sign_flip_exact(differences: ArrayLike) -> float:
+    """Return the two-sided exact p-value that differences are as likely up as down.
+
+    The paired permutation test of their sum: if neither of two models is better, each image's
+    difference could as well have the other sign, and all 2**n ways are equally likely. Their sums
+    are counted, not drawn. With differences of -1, 0 and 1 it is McNemar's test; with sums over
+    seeds it judges the mean over these seeds, and says nothing of others. Source: Fisher, 1935.
+
+    Args:
+        differences: (n,) whole numbers, such as how many more seeds of a than of b were right on
+            an image.
+
+    Raises:
+        ValueError: None, or they are not whole numbers.
+    """
+    sample = np.asarray(differences)
+    if sample.ndim != 1 or not sample.size or not np.issubdtype(sample.dtype, np.integer):
+        raise ValueError(f"differences must be (n,) integers, got {sample.shape} {sample.dtype}")
+    total = abs(int(sample.sum()))
+    sizes, counts = np.unique(np.abs(sample[sample != 0]), return_counts=True)
+    if not total:
+        return 1.0
+    from scipy.stats import binom
+
+    # Chances of the sum of one size after the other, over the sums from -reach to reach by steps
+    # of 2; what is less likely than _NEVER is left out at both ends.
+    chances, least = np.ones(1), 0
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        ups = np.arange(count + 1)
+        odds = binom.pmf(ups, count, 0.5)
+        kept = np.flatnonzero(odds > _NEVER)
+        spread = np.zeros(size * (len(kept) - 1) + 1)
+        spread[::size] = odds[kept]
+        chances = np.convolve(chances, spread)
+        least += size * (2 * int(kept[0]) - count)
+    sums = least + 2 * np.arange(chances.size)
+    tail = float(chances[sums >= total].sum())
+    # The signs as they are, and all of them the other way round, are two ways at least.
+    return min(1.0, max(2 * tail, 2.0 ** (1 - min(int(counts.sum()), _DEEP))))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Return p-values adjusted for being judged together, in the order given.
+
+    Of m the smallest is multiplied by m, the next by m - 1 and so on, none ends below one before.
+    The chance that any true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
+
+    Raises:
+        ValueError: No p-values, or one is NaN or outside [0, 1].
+    """
+    sample = finite_sample(p_values)
+    if sample.min() < 0 or sample.max() > 1:
+        raise ValueError(f"p-values must lie in [0, 1], got {sample.min()} to {sample.max()}")
+    order = np.argsort(sample)
+    adjusted = np.empty_like(sample)
+    adjusted[order] = np.maximum.accumulate(sample[order] * np.arange(sample.size, 0, -1))
+    return np.minimum(adjusted, 1.0)
+
+
+def minimum_detectable_difference(
+    n: int, discordance: float, power: float = 0.8, confidence: float = 0.95
+) -> float | None:
+    """Return the least difference in top-1 that `mcnemar_exact` finds with the asked power.
+
+    Discordant images, which just one of two models gets right, are binomial among all n, and those
+    of the better model among them: exact, no normal approximation. Source: Duffy, 1984.
+
+    Returns:
+        A fraction, at most the discordance (a share of n); None if even all of it is too little.
+
+    Raises:
+        ValueError: An argument out of its range.
+    """
+    if n < 1 or not 0 <= discordance <= 1:
+        raise ValueError(f"need n >= 1 and discordance in [0, 1], got {n} and {discordance}")
+    alpha = 1 - checked_confidence(confidence)
+    if not alpha < power < 1:
+        raise ValueError(f"power must lie in ({alpha:.3g}, 1), got {power}")
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
+    first, last = (max(0, int(binom.ppf(p, n, discordance))) for p in (1e-9, 1 - 1e-9))
+    trials = np.arange(first, last + 1)
+    critical = binom.ppf(alpha / 2, trials, 0.5)  # most that the worse model may win
+    critical -= binom.cdf(critical, trials, 0.5) > alpha / 2
+
+    def lacking(share: float) -> float:
+        tails = sum(binom.cdf(critical, trials, (1 + way * share) / 2) for way in (-1, 1))
+        return power - float(binom.pmf(trials, n, discordance) @ tails)
+
+    return None if lacking(1.0) > 0 else float(brentq(lacking, 0.0, 1.0)) * discordance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together(Generic[K]):
+    """P-values of one family.
+
+    Attributes:
+        alone: of each difference that was tested, as if it were the only one.
+        adjusted: the same by Holm over all of them.
+    """
+
+    alone: Mapping[K, float]
+    adjusted: Mapping[K, float]
+
+    @property
+    def clear(self) -> frozenset[K]:
+        """Those that stay at most 5 %: where none really differs, one is among them in 5 %."""
+        return frozenset(key for key, p in self.adjusted.items() if p <= LEVEL)
+
+    def mark(self, key: K) -> str:
+        """Return what stands behind a difference: the mark if it is clear, or nothing."""
+        return CLEAR if key in self.clear else ""
+
+
+def together(p_values: Mapping[K, float | None]) -> Together[K]:
+    """Judge differences together; those without a p-value aren't in the family."""
+    alone = {key: p for key, p in p_values.items() if p is not None}
+    adjusted = holm(list(alone.values())).tolist() if alone else []
+    return Together(alone=alone, adjusted=dict(zip(alone, adjusted, strict=True)))
+
+
+def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: int = 1) -> float:
+    """Return the exact p-value that two rows are equally often right on the same images.
+
+    McNemar's test of one seed each, else the sign-flip test of the means over these seeds.
+
+    Args:
+        hits_a: (n,) how many seeds of a were right on each image; of one seed bool will do.
+        hits_b: likewise of b.
+        seeds_a: number of them.
+        seeds_b: likewise of b.
+
+    Raises:
+        ValueError: not the same images, or none.
+    """
+    a, b = np.asarray(hits_a), np.asarray(hits_b)
+    if seeds_a == seeds_b == 1:
+        return mcnemar_exact(a.astype(np.bool_), b.astype(np.bool_))
+    if a.shape != b.shape:
+        raise ValueError(f"need the same images for both, got {a.size} and {b.size}")
+    whole = lcm(seeds_a, seeds_b)
+    return sign_flip_exact(_whole(a, whole // seeds_a) - _whole(b, whole // seeds_b))
+
+
+def _whole(hits: NDArray[np.generic], times: int) -> NDArray[np.int64]:
+    return hits.astype(np.int64) * times
+
+
+def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
+    """Say what the mark means."""
+    return f"{CLEAR} clear of {of}, {rows} judged together ({test}, Holm, 5 %)"
+
+
+def detectable_note(images: int, discordances: Sequence[float]) -> str:
+    """Say what so many images would show of the rows without a mark, after a semicolon.
+
+    Args:
+        images: judged.
+        discordances: share of images that just one of two models is right on, of each row without
+            a mark.
+    """
+    if not discordances:
+        return ""
+    most = max(discordances)
+    found = minimum_detectable_difference(images, most)
+    if found is None:
+        what = "too few images that just one of two models gets right to show any difference"
+    else:
+        what = (
+            f"{images} images show {100 * found:.1f} points with power 80 %, in one comparison, "
+            f"where just one of two models is right on {100 * most:.1f} % of them (the most here)"
+        )
+    return f"; without {CLEAR}: {what}"

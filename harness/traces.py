@@ -34,9 +34,8 @@ from harness.golden.store import (
 from harness.measure.evaluate import Outcome
 from harness.measure.plan import TRACED
 from harness.progress import Progress
-from harness.records import Record
+from harness.records import Record, parsed
 from harness.sampling import batches
-from harness.typed_json import parsed
 from zoo.files import write_whole
 
 TRACES = "traces"  # folder beside a run's records, and the kind of its files

@@ -7,7 +7,7 @@ from harness.flags.shared import SPLITS, data, full, rounds
 
 
 def _check(parser: CommandParser) -> None:
-    from harness.check.bounds import Bounds
+    from harness.check.verdict import Bounds
 
     text = "expectations, which are files of records; default: the one that ships"
     files = parser.add_argument(
@@ -46,7 +46,6 @@ def _check(parser: CommandParser) -> None:
     written.add_argument("--dtype", help="default: float32")
     written.add_argument("--batches", nargs="*", type=int, metavar="N", help="timed; default: 1")
     told = parser.add_argument_group("what is told")
-    told.add_argument("--since", metavar="REV", help="suspects come after; default: its commit")
     told.add_argument("--markdown", type=Path, metavar="FILE", help="the outcome as Markdown")
 
 
@@ -56,7 +55,7 @@ COMMANDS = (
         group="measure",
         what="Measure a reduced benchmark again and tell what moved.",
         flags=_check,
-        run="harness.check.command:run_check",
+        run="harness.check.check:run_check",
         examples=(
             ("check", "the expectation that ships"),
             ("check --methods tome --no-latency", "some of its rows"),
@@ -66,8 +65,7 @@ COMMANDS = (
                 "write one of your own, which `check mine.jsonl` then holds to",
             ),
         ),
-        output="what moved, by how much, and which commits may have done it, on standard output; "
-        "the same as Markdown in --markdown",
+        output="what moved and by how much on standard output; the same as Markdown in --markdown",
         problems="something moved",
     ),
 )

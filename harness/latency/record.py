@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.appending import append, parsed_lines, to_go_on_from
 from harness.latency.machine import Machine, Surroundings
 from harness.latency.timing import Timing
 from harness.progress import Progress
-from harness.typed_json import parsed
+from harness.records import append, parsed, parsed_lines, to_go_on_from
 
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 1

@@ -12,7 +12,6 @@ from harness.conditions import DENSE, GOLDEN, PROMPTS, Tuning
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
-from harness.judging import paired_p
 from harness.measure.bench import Bench
 from harness.measure.evaluate import correct
 from harness.measure.plan import Plan, check_plan, tuning_of
@@ -21,7 +20,7 @@ from harness.measure.tuning import Tuned
 from harness.progress import Progress
 from harness.records import Record
 from harness.sampling import draw, draw_train, require_apart
-from harness.statistics import Interval, bootstrap_mean
+from harness.statistics import Interval, bootstrap_mean, paired_p
 from harness.traces import Tracer
 from zoo.predictor import tower_name
 from zoo.prompts import PromptFile

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from harness.averages import Average
-from harness.changes import RECORDS, read_run
-from harness.labels import labels
+from harness.averages import Average, labels
 from harness.latency.record import LATENCIES, LatencyRecord, read_latencies
 from harness.progress import Progress
-from harness.records import CONDITIONS, Record
+from harness.records import CONDITIONS, RECORDS, Record, read_run
 from harness.report.drawing import Picture, Plot, styles_of
 from harness.report.groups import Group, Grouped, TimedGroup, counted, grouped, timed_groups
 from harness.report.highlights import (
@@ -28,14 +25,14 @@ from harness.report.highlights import (
     missing,
     row_name,
 )
-from harness.report.latex import latex_tables
-from harness.report.markdown import markdown_sections, markdown_tables
 from harness.report.page import page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
 from harness.report.plots import plots_of
 from harness.report.sections import sections, time_rows, time_sections
-from harness.report.tidy import rows_csv, tidy_csv
+from harness.report.tables import records_csv
+from harness.report.writers import csv_text, latex, markdown
 from harness.shown import Shown, json_values
+from harness.tables import UNMEASURED, Cell, Column, Table
 from zoo.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
@@ -173,9 +170,9 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     files = _files(report, title)
     if records:
-        files["table.csv"] = lambda: tidy_csv(records, sources)
+        files["table.csv"] = lambda: records_csv(records, sources)
     if times:
-        files["latency.csv"] = lambda: rows_csv(time_rows(times))
+        files["latency.csv"] = lambda: csv_text(time_rows(times))
     chosen = {
         name: content
         for name, content in files.items()
@@ -206,13 +203,13 @@ def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
             missing=report.missing,
             left_out=report.left_out,
         ),
-        "table.md": lambda: markdown_sections([*sections(found), *full]),
-        "table.tex": lambda: latex_tables(found, less),
+        "table.md": lambda: markdown([*sections(found), *full]),
+        "table.tex": lambda: latex([*sections(found, summary=True), *less]),
     }
     if found.groups:
-        files["summary.md"] = lambda: markdown_tables(found, summary=True)
+        files["summary.md"] = lambda: markdown(list(sections(found, summary=True)))
     if report.agreement:
-        files["agreement.csv"] = lambda: rows_csv(report.agreement)
+        files["agreement.csv"] = lambda: csv_text(report.agreement)
     for plot in plots:
         files |= {
             f"{plot.name}.{form}": partial(plot.draw, styles, form) for form in ("svg", "png")
@@ -231,26 +228,28 @@ def front_table(group: Group, fronts: Sequence[Front]) -> Table:
         fronts: at least one.
     """
     names = labels(group.rows)
-    table = Table(
+    rows = {row_name(row, names): [front.of(row) for front in fronts] for row in group.rows}
+    return Table(
         title=f"Pareto fronts of {group.name}",
         caption="beaten: another row costs no more and is clearly more accurate; beside: not on "
         "the front by the estimates, which may be wrong",
+        columns=[
+            Column(heading=heading, left=True, fold=True)
+            for heading in ("row", *(front.cost.heading for front in fronts))
+        ],
+        rows=[
+            [Cell(name), *(_verdict(place, names) for place in places)]
+            for name, places in rows.items()
+            if any(places)
+        ],
     )
-    table.add_column("row")
-    for front in fronts:
-        table.add_column(front.cost.heading)
-    for row in group.rows:
-        places = [front.of(row) for front in fronts]
-        if any(places):
-            table.add_row(row_name(row, names), *(_verdict(place, names) for place in places))
-    return table
 
 
-def _verdict(place: Standing | None, names: Mapping[str, str]) -> str:
+def _verdict(place: Standing | None, names: Mapping[str, str]) -> Cell:
     if place is None:
-        return "–"
+        return UNMEASURED
     words = _VERDICTS[place.verdict]
-    return words if place.by is None else f"{words} {row_name(place.by, names)}"
+    return Cell(words if place.by is None else f"{words} {row_name(place.by, names)}")
 
 
 def _group_data(short: Highlights) -> dict[str, Any]:

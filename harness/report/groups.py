@@ -8,14 +8,13 @@ from typing import Any
 
 from harness.averages import Average, averages
 from harness.conditions import DENSE
-from harness.differing import differing
 from harness.latency.machine import Machine
 from harness.latency.record import CONDITIONS as TIMED_CONDITIONS
 from harness.latency.record import LatencyRecord
 from harness.latency.tables import table_of
 from harness.protocol import protocol, tower_of
-from harness.records import CONDITIONS, Record
-from harness.shot_table import BY_COLUMN
+from harness.records import CONDITIONS, Record, differing
+from harness.report.tables import BY_COLUMN
 from harness.shown import json_values
 
 Conditions = tuple[Hashable, ...]

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from harness.averages import Average, Judged, judged
+from harness.averages import Average, Judged, judged, labels
 from harness.conditions import DENSE, GOLDEN
-from harness.judging import paired_p, together
-from harness.labels import labels
 from harness.protocol import tower_of
 from harness.records import Latency
 from harness.report.groups import Group, Grouped, counted
 from harness.report.sections import shot_columns
-from harness.significance import minimum_detectable_difference
-from harness.statistics import Interval
+from harness.statistics import Interval, minimum_detectable_difference, paired_p, together
 
 Verdict = Literal["front", "open", "beaten"]
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten

@@ -16,7 +16,8 @@ from markupsafe import Markup
 from harness.report.drawing import INK, Picture, Plot, Style
 from harness.report.groups import Grouped, counted
 from harness.report.highlights import Highlights, Missing
-from harness.report.sections import Section, sections
+from harness.report.sections import sections
+from harness.tables import Table
 
 _HERE = Path(__file__).parent
 
@@ -29,7 +30,7 @@ def page(
     plots: Sequence[Plot] = (),
     styles: Mapping[str, Style],
     pictures: Sequence[Picture] = (),
-    times: Sequence[Section] = (),
+    times: Sequence[Table] = (),
     missing: Sequence[Missing] = (),
     left_out: Sequence[str] = (),
 ) -> str:
@@ -49,8 +50,8 @@ def page(
     tables = list(sections(found, marked=True))
     named = {re.sub(r"[^A-Za-z0-9_-]", "-", picture.name): picture for picture in pictures}
     chapters = {
-        ("tables", "Tables"): [(f"table-{at}", one.name) for at, one in enumerate(tables, 1)],
-        ("times", "Times"): [(f"times-{at}", one.name) for at, one in enumerate(times, 1)],
+        ("tables", "Tables"): [(f"table-{at}", one.title) for at, one in enumerate(tables, 1)],
+        ("times", "Times"): [(f"times-{at}", one.title) for at, one in enumerate(times, 1)],
         ("plots", "Plots"): [(plot.name, plot.title) for plot in plots],
         ("rankings", "Rankings and kept patches"): [(k, each.title) for k, each in named.items()],
         ("missing", "Not measured"): [
@@ -63,7 +64,7 @@ def page(
         title=title,
         short=short,
         tables=tables,
-        anchor_of={one.name: f"table-{at}" for at, one in enumerate(tables, 1)},
+        anchor_of={one.title: f"table-{at}" for at, one in enumerate(tables, 1)},
         times=times,
         plots=plots,
         drawings={plot.name: plot.draw_each(styles) for plot in plots},

@@ -17,9 +17,8 @@ from PIL import Image
 
 from harness.agreement import Agreement, kendall_tau, over_images
 from harness.conditions import DENSE, GOLDEN
-from harness.differing import differing, in_words
 from harness.protocol import protocol, tower_of
-from harness.records import Record
+from harness.records import Record, differing, in_words
 from harness.report.drawing import OPTIONS, Picture, saved
 from harness.report.sheet import IMAGE, Row, Sheet, draw
 from harness.traces import (

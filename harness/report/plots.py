@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from harness.averages import Average
+from harness.averages import Average, labels
 from harness.conditions import DENSE, GOLDEN
-from harness.labels import labels
-from harness.latency.record import LatencyRecord
+from harness.latency.record import VERDICTS, LatencyRecord
 from harness.latency.tables import short_name
-from harness.latency.record import VERDICTS
 from harness.protocol import learned, shots_of, tower_of
 from harness.report.drawing import Chart, Line, Plot, Point, Steps
 from harness.report.groups import Group, Grouped, TimedGroup

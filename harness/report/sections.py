@@ -1,19 +1,20 @@
 """The tables of a report, whatever they are written as."""
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from harness.averages import Average, Judged, judged, uncounted
-from harness.columns import Cell, Column, columns_of
+from harness.averages import Average, judged, uncounted
 from harness.latency.record import LatencyRecord
 from harness.latency.tables import CAPTION, DETAILS, PREPARED, notes
 from harness.latency.tables import columns_of as timed_columns_of
 from harness.protocol import protocol
-from harness.report.groups import Group, Grouped, TimedGroup, counted
-from harness.shot_table import by_shots, shot_tables
+from harness.records import Record
+from harness.report.groups import Group, Grouped, TimedGroup, counted, grouped
+from harness.report.tables import by_shots, report_columns, shot_tables, table_of
+from harness.report.writers import markdown
+from harness.tables import Cell, Column, Table
 
-_SUMMARY = ("Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "× dense", "Kendall τ")
 # What sorting goes by, where it isn't what stands in the cell.
 _SORTED_BY = {
     "batch": "batch",
@@ -31,31 +32,8 @@ _SORTED_BY = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A table under its heading.
-
-    Attributes:
-        name: heading.
-        about: what all rows have in common.
-        heads: of the columns.
-        rows: cells, as many as heads.
-        models: name of each row's model.
-        settings: each row's; None in a table of shots, whose groups have told them.
-        notes: lines below.
-    """
-
-    name: str
-    about: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    models: Sequence[str]
-    settings: Sequence[dict[str, object]] | None = None
-    notes: Sequence[str] = ()
-
-
-def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Section]:
-    """Yield a section per group, and after the last of a dataset its numbers of shots.
+def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
+    """Yield a table per group, and after the last of a dataset its numbers of shots.
 
     Args:
         found: the groups.
@@ -69,14 +47,7 @@ def sections(found: Grouped, *, summary: bool = False, marked: bool = False) -> 
         if group is not same[-1]:
             continue
         for columns in apart(same):
-            for table in shot_tables([group.rows for group in columns]):
-                yield Section(
-                    name=table.name,
-                    about=table.told if marked else table.about,
-                    heads=table.heads,
-                    rows=table.marked if marked else table.rows,
-                    models=table.models,
-                )
+            yield from shot_tables([group.rows for group in columns], marked=marked)
 
 
 def apart(groups: Sequence[Group]) -> list[list[Group]]:
@@ -114,33 +85,15 @@ def _by_setting(found: Grouped) -> dict[Hashable, list[Group]]:
     return settings
 
 
-def _section(group: Group, *, summary: bool, marked: bool) -> Section:
-    columns = columns_of(group.rows)
-    if summary:
-        columns = [column for column in columns if column.heading.endswith(_SUMMARY)]
-    together, about = judged(group.rows) if marked else None, _about(group.rows)
-    if together is not None:
-        columns = [_marked(column, together) for column in columns]
-        about = f"{about} {together.note}."
-    return Section(
-        name=group.name,
-        about=about,
-        heads=[column.heading for column in columns],
-        rows=[[column.cell(row) for column in columns] for row in group.rows],
-        models=[row.first.model for row in group.rows],
+def _section(group: Group, *, summary: bool, marked: bool) -> Table:
+    family, about = judged(group.rows) if marked else None, _about(group.rows)
+    return table_of(
+        group.rows,
+        report_columns(group.rows, family=family, summary=summary),
+        title=group.name,
+        caption=about if family is None else f"{about} {family.note}.",
         settings=[row.config for row in group.rows],
     )
-
-
-def _marked(column: Column, together: Judged) -> Column:
-    if column.heading != "To dense":
-        return column
-
-    def cell(row: Average) -> Cell:
-        plain = column.cell(row)
-        return Cell(plain.replace(" ", f"{together.mark(row)} ", 1), plain.value)
-
-    return replace(column, cell=cell)
 
 
 def _about(group: Sequence[Average]) -> str:
@@ -159,7 +112,7 @@ def _about(group: Sequence[Average]) -> str:
     )
 
 
-def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> list[Section]:
+def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> list[Table]:
     """Return a table per group, the model first in each row.
 
     Args:
@@ -180,16 +133,16 @@ def time_rows(times: Sequence[tuple[str, LatencyRecord]]) -> list[dict[str, Any]
     return rows
 
 
-def _times(group: TimedGroup, *, summary: bool) -> Section:
+def _times(group: TimedGroup, *, summary: bool) -> Table:
     columns = timed_columns_of(group.rows)
     heads = ["model", *(head for head in columns if head != "model")]
     if summary:
         heads = [head for head in heads if head not in DETAILS]
     more = PREPARED if "off" in columns and not summary else ""
-    return Section(
-        name=group.name,
-        about=f"{CAPTION[0].upper()}{CAPTION[1:]}{more}.",
-        heads=heads,
+    return Table(
+        title=group.name,
+        caption=f"{CAPTION[0].upper()}{CAPTION[1:]}{more}.",
+        columns=[Column(heading=head, left=head == "model") for head in heads],
         rows=[
             [Cell(columns[head](row), _value(row, head, columns[head](row))) for head in heads]
             for row in group.rows
@@ -204,3 +157,16 @@ def _value(row: LatencyRecord, head: str, text: str) -> float | str | None:
         value: float | None = getattr(row, _SORTED_BY[head])
         return value
     return None if head == "verdict" and row.verdict is None else text
+
+
+def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
+    """Return one Markdown table per group of records, each under its heading.
+
+    Args:
+        records: what to show.
+        summary: leave out what a first look doesn't need.
+
+    Raises:
+        ValueError: no records.
+    """
+    return markdown(list(sections(grouped(records), summary=summary)))

@@ -16,8 +16,7 @@ from harness.layout import fewer
 from harness.predictor_commands import fit_config
 from harness.progress import Progress
 from harness.prompt_commands import tune_config
-from harness.records import write_records
-from harness.reuse import earlier
+from harness.records import earlier, write_records
 from harness.shown import Forms, Shown, Work
 from harness.studies.dry_run import plan_data, plan_table, remaining
 from harness.studies.paper import Reproduction, get_reproduction

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from harness.report.drawing import INK, OPTIONS, STYLES, saved
 from harness.progress import Progress
 from harness.records import Record
+from harness.report.drawing import INK, OPTIONS, STYLES, saved
 from harness.shown import json_values
 from harness.statistics import Interval, bootstrap_mean
 from harness.studies.paper import (

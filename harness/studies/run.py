@@ -13,7 +13,6 @@ from harness.averages import uncounted
 from harness.conditions import DENSE, DTYPES, Tuning
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.judging import MCNEMAR, SIGN_FLIP, Together, mark_note, paired_p, together
 from harness.latency.cost import costs
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan, tuning_of
@@ -21,7 +20,17 @@ from harness.measure.rows import Variant
 from harness.progress import Progress
 from harness.records import Record, refuse_mixed
 from harness.shown import json_values
-from harness.statistics import Interval, bootstrap_mean, mean_interval
+from harness.statistics import (
+    MCNEMAR,
+    SIGN_FLIP,
+    Interval,
+    Together,
+    bootstrap_mean,
+    mark_note,
+    mean_interval,
+    paired_p,
+    together,
+)
 from harness.studies import predictors, pruning, tuning
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop
 from harness.towers import Tower, load_tower

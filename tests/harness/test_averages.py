@@ -1,6 +1,7 @@
 """Means over seeds by hand, and records that don't belong in one table."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,35 +10,28 @@ from rich.console import Console
 from scipy import stats
 
 from harness.averages import averages
-from harness.correctness import pack_correct
 from harness.match import matched
-from harness.records import Latency, Record
-from harness.report.markdown import markdown_table
-from harness.shot_table import shot_tables
-from harness.significance import sign_flip_exact
-from harness.statistics import bootstrap_mean, wilson_interval
-from harness.table import comparison_table, matched_table
+from harness.records import Latency, Record, names_of, pack_correct, read_records
+from harness.report.sections import markdown_table
+from harness.report.tables import comparison_table, matched_table, shot_tables
+from harness.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
 
 IMAGES = 60
 SEEDS = (3, 4, 5)
+
+
+[KNOWN] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")
 
 
 def record(method: str, seed: int, share: float, **changes: Any) -> Record:
     drawn = np.random.default_rng((seed, len(method))).random(IMAGES)
     right = drawn < share
     low, high = wilson_interval(int(right.sum()), IMAGES)
-    facts: dict[str, Any] = {
-        "created": "2026-01-02T03:04:05+00:00",
-        "version": "0.1.0",
+    facts: dict[str, Any] = dict.fromkeys(names_of(Record, "measurement")) | {
         "model": "clip_vit_s14" if method == "dense" else f"clip_vit_s14_{method}60",
         "method": method,
         "keep": 1.0 if method == "dense" else 0.6,
         "method_config": {"reduce_at": [3], "prompts": f"{seed:016x}"},
-        "tag": "imgfocus_lit",
-        "weights_sha256": "ab",
-        "dataset": "fashion",
-        "dataset_revision": "12ab",
-        "split": "test",
         "shots": 4,
         "tuning": "t",
         "prompt_tokens": 16,
@@ -53,14 +47,8 @@ def record(method: str, seed: int, share: float, **changes: Any) -> Record:
         "tau": seed / 10,
         "tau_low": seed / 10 - 0.1,
         "tau_high": seed / 10 + 0.2,
-        "device": "cpu",
-        "device_name": "a processor",
-        "dtype": "float32",
-        "threads": 2,
-        "torch": "2.13.0",
-        "timm": "1.0.31",
     }
-    return Record(**{**facts, **changes})
+    return replace(KNOWN, **facts | changes)
 
 
 def group(**changes: Any) -> list[Record]:
@@ -175,7 +163,7 @@ def text_of(table: Any, width: int = 200) -> str:
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_the_terminal_shows_one_row_per_model(wide: bool):
-    shown = text_of(comparison_table(group(), wide=wide))
+    shown = text_of(comparison_table(group()).form("wide" if wide else "narrow"))
     flat = " ".join(shown.split())
     assert "4 shots, learned text tokens (16); mean of 3 seeds" in flat
     assert ("95 % t interval over seeds" in flat) is wide  # narrow, there is none
@@ -207,7 +195,7 @@ def by_text() -> list[Record]:
 def test_numbers_of_shots_stand_side_by_side():
     groups = [averages(records) for records in (group(shots=8), by_text(), group())]
     [table] = shot_tables(groups)
-    assert table.name == (
+    assert table.title == (
         "fashion test, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit"
     )
     assert table.heads == ["Method", "Keep", "0 shots", "4 shots", "8 shots"]
@@ -220,8 +208,8 @@ def test_numbers_of_shots_stand_side_by_side():
         assert cells == [row.method, f"{100 * row.keep:.0f} %", *wanted]
     assert table.rows[-1][0] == "golden"
     assert table.rows[-1][3:] == ["–", "–"]  # not measured with shots
-    assert "0 shots: by text, Wilson; shots: mean of 3 seeds, t over seeds; 60" in table.about
-    shown = text_of(table.table()).replace("*[", " [")
+    assert "0 shots: by text, Wilson; shots: mean of 3 seeds, t over seeds; 60" in table.caption
+    shown = text_of(table).replace("*[", " [")
     assert all(cell in shown for cells in table.rows for cell in cells)
 
 

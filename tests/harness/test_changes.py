@@ -1,14 +1,42 @@
-"""Two runs in pairs: the same rows meet, and nothing is compared that isn't alike."""
+"""Two runs in pairs: the same rows meet, what isn't alike is not compared, and tables say so."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from harness.changes import ABSENT, Change, changes
-from harness.correctness import pack_correct
-from harness.records import Latency, Record
+from harness import commands
+from harness.changes import (
+    ABSENT,
+    Change,
+    changes,
+    changes_data,
+    changes_markdown,
+    notes,
+    ratios,
+    ratios_to_dense,
+    tables,
+)
+from harness.cli import main
+from harness.layout import fitted
+from harness.records import (
+    METRICS,
+    Latency,
+    Record,
+    pack_correct,
+    read_records,
+    read_run,
+    write_records,
+)
+from harness.statistics import holm, median_interval, minimum_detectable_difference
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "records.jsonl"
+NAME = "clip_vit_s14_patchrank60.imgfocus_lit"
+HOW = "16 shots, learned visual and text tokens (8)"
 
 A = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)
@@ -21,49 +49,41 @@ def answers(correct: Any) -> dict[str, Any]:
     return told | {"top1": share, "top1_low": share / 2, "top1_high": 1.0}
 
 
-def timed(batch: int, median: float) -> Latency:
-    return Latency(batch=batch, median_ms=median, q1_ms=1.0, q3_ms=99.0, images_per_s=9.0)
+def timed(batch: int, median: float, *to_dense: float) -> Latency:
+    ends = dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
+    return Latency(batch=batch, median_ms=median, q1_ms=1.0, q3_ms=9.0, images_per_s=1.0, **ends)
 
 
-def record(correct: Any = A, **changed: Any) -> Record:
+[KNOWN] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")
+
+
+def record(
+    correct: Any = A, median: float | None = None, ratio: float | None = None, **changed: Any
+) -> Record:
+    """Return a row of 10 images; ``median`` is its only time, beside dense's by ``ratio``."""
     facts: dict[str, Any] = {
-        "created": "2026-01-02T03:04:05+00:00",
-        "version": "0.1.0",
-        "git_commit": "0123abc",
-        "model": "clip_vit_s14_patchrank60",
-        "method": "patchrank",
-        "keep": 0.6,
         "method_config": {"reduce_at": [3], "predictor": "12ab"},
-        "tag": "imgfocus_lit",
-        "weights_sha256": "ab" * 32,
-        "dataset": "fashion",
+        "dataset": "birds",
         "dataset_revision": "12ab34cd",
         "images_sha256": "ab" * 32,
-        "image_size": (196, 196),
-        "split": "test",
+        "weights_sha256": "ab" * 32,
+        "threads": 2,
+        "torch": "2.13.0",
         "shots": 16,
         "tuning": "vt",
         "prompt_tokens": 8,
-        "seed": 0,
         "gflops": 2.5,
         "params": 22_000_000,
-        "activations": 6_000_000,
-        "uncounted_operators": (),
-        "tokens_per_block": (197, 197, 119),
-        "final_tokens": 118,
         "latency": (timed(1, 30.0), timed(32, 700.0)),
         "tau": 0.3,
         "tau_low": 0.2,
         "tau_high": 0.4,
         "golden_images": 10,
-        "device": "cpu",
-        "device_name": "a processor",
-        "dtype": "float32",
-        "threads": 2,
-        "torch": "2.13.0",
-        "timm": "1.0.31",
     }
-    return Record(**{**facts, **answers(correct), **changed})
+    if median is not None or ratio is not None:
+        beside = () if ratio is None else (ratio, 0.9 * ratio, 1.2 * ratio)
+        facts["latency"] = (timed(1, median or 30.0, *beside),)
+    return replace(KNOWN, **facts | answers(correct) | changed)
 
 
 def only(a: Record, b: Record) -> Change:
@@ -106,7 +126,7 @@ def test_a_run_beside_itself_has_not_changed():
     for pair in found.pairs:
         assert (pair.conditions, pair.costs, pair.answers, pair.p_value) == ([], [], (0, 0), 1.0)
         assert pair.top1 == (0.0, 0.0, 0.0)
-        assert (pair.tau, pair.latency) == (0.0, {1: 1.0, 32: 1.0})
+        assert (pair.change(METRICS["tau"]), pair.latency) == (0.0, {1: 1.0, 32: 1.0})
     assert found.conditions() == []
 
 
@@ -131,7 +151,12 @@ def test_swapped_runs_change_by_the_opposite():
 def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
     pair = only(record(), other)
     assert pair.other_images == reason
-    assert (pair.top1, pair.p_value, pair.answers, pair.tau) == (None, None, None, None)
+    assert (pair.top1, pair.p_value, pair.answers, pair.change(METRICS["tau"])) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert pair.latency == {1: 1.0, 32: 1.0}  # which images don't enter
 
 
@@ -206,8 +231,447 @@ def test_latency_of_another_machine_or_precision_is_not_compared(changed: dict[s
 
 def test_tau_is_compared_where_both_have_it_of_as_many_images():
     other = {"tau": 0.5, "tau_low": 0.4, "tau_high": 0.6}
-    assert only(record(), record(**other)).tau == pytest.approx(0.2)
-    assert only(record(), record(**other, golden_images=9)).tau is None
+    assert only(record(), record(**other)).change(METRICS["tau"]) == pytest.approx(0.2)
+    assert only(record(), record(**other, golden_images=9)).change(METRICS["tau"]) is None
     without = record(**dict.fromkeys(other), golden_images=None)
-    assert only(record(), without).tau is None
+    assert only(record(), without).change(METRICS["tau"]) is None
     assert names(only(record(), without)) == []
+
+
+def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
+    console = Console(width=width)
+    with console.capture() as captured:
+        for table in tables(changes(a, b)):
+            console.print(fitted(table.forms(), width))
+    return captured.get()
+
+
+def test_a_row_shows_what_changed():
+    b = record(B, 15.0, gflops=2.75, tau=0.35)
+    [sheet] = tables(changes([record()], [b]))
+    row = dict(zip(sheet.heads, sheet.rows[0], strict=True))
+    assert (row["method"], row["keep"]) == ("patchrank", "60")
+    assert (row["top-1 A"], row["top-1 B"]) == ("50.0", "60.0")
+    assert row["B - A"].startswith("+10.0 [-")
+    assert (row["only A, only B"], row["p"]) == ("1, 2", "1.000")
+    assert (row["GFLOPs"], row["batch 1, B / A"]) == ("2.500 → 2.750", "0.50x")
+    assert row["tau"] == "+0.050"
+    assert sheet.title == (f"birds (test, 10 images; {HOW}), clip_vit_s14.imgfocus_lit")
+
+
+def test_times_beside_dense_have_an_interval_and_others_none():
+    rows = [record(ratio=0.8), record(seed=1)], [record(B, 15.0, ratio=0.6), record(seed=1)]
+    [sheet] = tables(changes(*rows))
+    told = [dict(zip(sheet.heads, row, strict=True)) for row in sheet.rows]
+    assert [row["batch 1, B / A"] for row in told] == ["0.50x", "1.00x"]
+    # 0.6 / 0.8, 0.54 / 0.96, 0.72 / 0.72
+    assert [row["batch 1, to dense"] for row in told] == ["0.75x [0.56, 1.00]", "–"]
+    assert "batch 1, to dense" not in tables(changes(rows[0][1:], rows[1][1:]))[0].heads
+
+
+def test_operators_that_gflops_lack_are_told_once():
+    lacking = record(uncounted_operators=("aten::linalg_inv",))
+    told = "GFLOPs lack operators of unknown cost: aten::linalg_inv (clip_vit_s14_patchrank60)"
+    assert notes(changes([lacking], [lacking])).count(told) == 1
+    assert not any("lack" in line for line in notes(changes([record()], [record()])))
+
+
+def test_images_are_proven_the_same_or_said_to_be_taken_for_it():
+    assert not any("taken for" in line for line in notes(changes([record()], [record(B)])))
+    lines = notes(changes([record(images_sha256=None)], [record(B)]))
+    assert any(line.startswith("images taken for the same by revision") for line in lines)
+    found = changes([record()], [record(B, images_sha256="ef" * 32)])
+    assert found.pairs[0].top1 is found.pairs[0].p_value is None
+    [line] = [line for line in notes(found) if "accuracy not compared" in line]
+    assert "images_sha256" in line
+    assert not any("taken for" in line for line in notes(found))
+
+
+def test_equal_costs_are_shown_once_and_seeds_where_there_are_several():
+    rows = [record(), record(seed=1)]
+    [sheet] = tables(changes(rows, rows))
+    told = [dict(zip(sheet.heads, row, strict=True)) for row in sheet.rows]
+    assert [row["seed"] for row in told] == ["0", "1"]
+    assert {row["GFLOPs"] for row in told} == {"2.500"}
+    assert "seed" not in tables(changes(rows[:1], rows))[0].heads
+
+
+def test_a_narrow_terminal_shows_the_most_telling_columns_whole():
+    rows = [record(), record(seed=1)]
+    narrow = shown(rows, [record(B), record(B, seed=1)], width=80)
+    columns = tables(changes(rows, rows))[0].form("narrow").columns
+    heads = ["method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs"]
+    assert [column.header for column in columns] == heads
+    assert "+10.0 [" in narrow
+    assert "…" not in narrow
+    wide = shown(rows, rows)
+    assert "batch 1, B / A" in wide
+    assert "a wider terminal" in narrow
+    assert "a wider terminal" not in wide
+
+
+def test_what_is_not_compared_is_a_dash_and_says_why():
+    a, b = record(), record(B[:5], device="cuda:0", gflops=None)
+    found = changes([a], [b])
+    [sheet] = tables(found)
+    row = dict(zip(sheet.heads, sheet.rows[0], strict=True))
+    for head in ("B - A", "only A, only B", "p", "tau"):
+        assert row[head] == "–"
+    assert row["GFLOPs"] == "2.500 → –"
+    assert "batch 1, B / A" not in row
+    assert "(test, 5 or 10 images;" in sheet.title
+    assert notes(found) == [
+        "1 row is in both runs",
+        'conditions differ: device "cpu" in A, "cuda:0" in B (every row)',
+        f"{NAME} on birds test, {HOW}, seed 0: accuracy not compared, images or prompts "
+        "differ: image_count 10 in A, 5 in B",
+        "latency not compared (every row): it takes the same device, device_name, dtype, threads "
+        "and batch",
+    ]
+
+
+def test_rows_that_are_not_compared_for_one_reason_share_a_line():
+    a = [record(), record(seed=1), record(seed=2)]
+    b = [record(B[:5]), record(B[:5], seed=1), record(B[:4], seed=2)]
+    found = [line for line in notes(changes(a, b)) if "not compared" in line]
+    why = "accuracy not compared, images or prompts differ: image_count 10 in A"
+    assert found == [
+        f"2 rows on birds test: {why}, 5 in B",
+        f"{NAME} on birds test, {HOW}, seed 2: {why}, 4 in B",
+    ]
+
+
+def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
+    evit = record(method="evit", model="clip_vit_s14_evit60")
+    newer = [
+        record(params=22_000_001, torch="2.14.0", weights_sha256="cd" * 32),
+        record(
+            seed=1,
+            torch="2.14.0",
+            method_config={"reduce_at": [3], "predictor": "34cd", "fuse": True},
+        ),
+    ]
+    lines = notes(changes([record(), record(), record(seed=1), evit], newer))
+    name = f"{NAME} on birds test"
+    how = f"{HOW}, seed 0"
+    assert lines == [
+        "2 rows are in both runs",
+        "in A 1 record gives way to newer ones of the same row and conditions",
+        'conditions differ: torch "2.13.0" in A, "2.14.0" in B (every row)',
+        f'conditions differ: weights_sha256 "{"ab" * 8}" in A, "{"cd" * 8}" in B (1 of 2 rows)',
+        'conditions differ: method_config.predictor "12ab" in A, "34cd" in B (1 of 2 rows)',
+        "conditions differ: method_config.fuse (absent) in A, true in B (1 of 2 rows)",
+        f"{name}, {how}: cost differs: params 22000000 in A, 22000001 in B",
+        f"only in A: clip_vit_s14_evit60.imgfocus_lit on birds test, {how}",
+    ]
+
+
+def test_runs_without_a_common_row_have_no_table():
+    a, b = record(), record(dataset="fish", shots=0, tuning=None, prompt_tokens=None)
+    found = changes([a], [b])
+    assert tables(found) == []
+    assert notes(found) == [
+        "0 rows are in both runs",
+        f"only in A: {NAME} on birds test, {HOW}, seed 0",
+        f"only in B: {NAME} on fish test",
+    ]
+    assert "|" not in changes_markdown(found, "a", "b")
+
+
+def test_the_same_conditions_are_said_to_be_the_same():
+    said = notes(changes([record()], [record(B)]))
+    assert said == ["1 row is in both runs", "conditions are the same in every row"]
+
+
+def test_markdown_holds_the_notes_and_the_tables():
+    rows = [record(), record(dataset="fish")]
+    text = changes_markdown(changes(rows, [record(B), rows[1]]), "old", "new")
+    assert text.startswith(
+        "# Changes from A to B\n\n- A: old\n- B: new\n- 2 rows are in both runs\n"
+    )
+    assert text.count("\n## ") == 2
+    cells = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert cells == cells[:1] * 6
+    assert text.count("mean Kendall tau of B minus A's") == 2
+    assert text.count("clear of zero") == 2
+
+
+@pytest.mark.parametrize("hostile", ["x\x1b[2J", "[red]x[/red]", "a|b", "<img src=x>", "[/]"])
+def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str):
+    rows = [record(dataset=hostile, method=hostile, method_config={hostile: hostile})]
+    found = changes(rows, [record(B, dataset=hostile, method=hostile, method_config={})])
+    text = changes_markdown(found, "a", "b")
+    assert "<img" not in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    everything = "".join([text, *notes(found), shown(rows, rows)])
+    assert "\x1b" not in everything
+    if "\x1b" not in hostile:
+        assert hostile in shown(rows, rows)
+
+
+def flipped(lost: int, won: int, **changed: Any) -> tuple[Record, Record]:
+    truth = np.arange(400) < 200
+    right = truth.copy()
+    right[:lost], right[200 : 200 + won] = False, True
+    return record(truth, **changed), record(right, **changed)
+
+
+def test_rows_of_a_table_are_judged_together():
+    pairs = [flipped(14, 3, seed=0), flipped(14, 4, seed=1), flipped(60, 5, seed=2)]
+    found = changes(*map(list, zip(*pairs, strict=True)))
+    alone = [pair.p_value for pair in found.pairs]
+    assert alone[2] < alone[0] < 0.05 / 2 < alone[1] < 0.05
+    assert [pair.p_value for pair in found.pairs if pair.p_value <= 0.05 / 3] == alone[::2]
+    [sheet] = tables(found)
+    marks = [len(cell.mark) for cell in sheet.cells("B - A")]
+    assert marks == [int(p <= 0.05) for p in holm(alone)] == [1, 1, 1]
+    [weak] = tables(changes(*map(list, zip(pairs[1], flipped(14, 4, seed=3), strict=True))))
+    assert not any(cell.mark for cell in weak.cells("B - A"))
+
+
+def test_the_note_says_what_so_many_images_can_show():
+    pair = flipped(9, 7)
+    least = minimum_detectable_difference(400, 16 / 400)
+    assert least is not None
+    told = (
+        "* clear of zero, all rows of this table judged together (exact McNemar test, Holm, 5 %); "
+        f"without *: 400 images show {100 * least:.1f} points with power 80 %"
+    )
+    assert told in " ".join(shown([pair[0]], [pair[1]]).split())
+    assert told in changes_markdown(changes([pair[0]], [pair[1]]), "a", "b")
+    [other] = tables(changes([pair[0]], [replace(pair[1], images_sha256="ef" * 32)]))
+    assert "*" not in other.caption
+
+
+def test_programs_are_given_what_the_marks_come_from():
+    pairs = [flipped(14, 3, seed=0, ratio=0.8), flipped(14, 4, seed=1), flipped(60, 5, seed=2)]
+    data = changes_data(changes(*map(list, zip(*pairs, strict=True))))["pairs"]
+    assert [pair["seed"] for pair in data] == [0, 1, 2]
+    alone = [pair["p_value"] for pair in data]
+    assert [pair["p_value_holm"] for pair in data] == list(holm(alone))
+    assert all(pair["images_proven_the_same"] for pair in data)
+    [same] = data[0]["latency_ratio_to_dense_by_batch"].values()
+    assert same["low"] <= same["estimate"] == 1 <= same["high"]
+    [other] = changes_data(changes([pairs[0][0]], [replace(pairs[0][1], images_sha256=None)]))[
+        "pairs"
+    ]
+    assert (other["p_value_holm"], other["images_proven_the_same"]) == (other["p_value"], False)
+
+
+[ROW] = [
+    row
+    for row in read_records(RESULTS)
+    if (row.dataset, row.model) == ("fashion", "clip_vit_s14_patchrank60")
+]
+
+
+def pair_row(**changed: Any) -> Record:
+    facts: dict[str, Any] = {"shots": 16, "tuning": "vt", "prompt_tokens": 8}
+    return replace(ROW, **{**facts, **changed})
+
+
+def few() -> dict[str, Any]:
+    told = {"correct_bits": pack_correct(np.array([True, False])), "image_count": 2}
+    return told | {"top1": 0.5, "top1_low": 0.0, "top1_high": 1.0}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"dataset": "emoji"},
+        {"split": "val"},
+        {"tag": "openai"},
+        {"model": "clip_vit_b16_patchrank60"},
+        {"method": "evit"},
+        {"keep": 0.61},
+        {"shots": 8},
+        {"tuning": "v"},
+        {"tuning": "probe", "prompt_tokens": None},
+        {"prompt_tokens": 4},
+        {"seed": 1},
+    ],
+)
+def test_another_row_is_no_partner(changed: dict[str, Any]):
+    a, b = pair_row(), pair_row(**changed)
+    found = changes([a], [b])
+    assert (found.pairs, found.only_a, found.only_b) == ((), (a,), (b,))
+
+
+def test_of_records_of_the_same_conditions_the_last_counts():
+    old, new = pair_row(), pair_row(created="2026-02-02T02:02:02+00:00", git_commit="f" * 7)
+    found = changes([old, new], [old])
+    assert [(pair.a, pair.b) for pair in found.pairs] == [(new, old)]
+    assert found.replaced == (1, 0)
+
+
+def test_a_row_under_several_conditions_meets_the_most_alike_and_none_twice():
+    full, half = pair_row(), pair_row(dtype="bfloat16")
+    short = pair_row(**few(), dtype="bfloat16")
+    found = changes([short, full, half], [half, full])
+    assert [(pair.a, pair.b) for pair in found.pairs] == [(full, full), (half, half)]
+    assert found.only_a == (short,)
+    # The same images weigh more than the same precision.
+    assert changes([short, full], [half]).pairs[0].a == full
+
+
+def test_rows_are_grouped_by_dataset_tower_and_tuning_and_conditions_counted():
+    rows = [
+        pair_row(),
+        pair_row(dataset="emoji"),
+        pair_row(method="evit", model="clip_vit_s14_evit60"),
+        pair_row(seed=1),
+        pair_row(shots=0, tuning=None, prompt_tokens=None),
+    ]
+    newer = [replace(row, torch="2.14.0") for row in rows[:-1]] + [replace(rows[-1], threads=8)]
+    found = changes(rows, newer)
+    groups = [[pair.a for pair in group] for group in found.groups()]
+    assert groups == [[rows[0], rows[2], rows[3]], [rows[1]], [rows[4]]]
+    assert [(one.name, one.b, count) for one, count in found.conditions()] == [
+        ("torch", "2.14.0", 4),
+        ("threads", 8, 1),
+    ]
+
+
+def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
+    write_records(tmp_path / "records.jsonl", [pair_row(), pair_row(seed=1)])
+    assert read_run(tmp_path) == read_run(tmp_path / "records.jsonl")
+    assert [row.seed for row in read_run(tmp_path)] == [0, 1]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"gone': there is no such file or folder; expec"):
+        read_run(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"it holds no records\.jsonl; expected a file of"):
+        read_run(tmp_path)
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(ValueError, match=r"records\.jsonl holds no records"):
+        read_run(tmp_path)
+    (tmp_path / "records.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 1: schema_version is None"):
+        read_run(tmp_path)
+
+
+def row(*entries: Latency) -> Record:
+    return replace(KNOWN, latency=entries)
+
+
+def test_medians_are_divided_where_both_have_the_batch():
+    a, b = row(timed(1, 4.0), timed(8, 10.0)), row(timed(8, 5.0), timed(32, 9.0))
+    assert (ratios(a, b), ratios(b, a)) == ({8: 0.5}, {8: 2.0})
+    assert ratios(a, row()) == ratios(row(timed(1, 0.0)), a) == {}
+
+
+def test_the_ends_are_the_furthest_that_both_intervals_allow():
+    a, b = row(timed(8, 9.0, 0.8, 0.72, 0.96)), row(timed(8, 1.0, 0.6, 0.54, 0.72))
+    assert ratios_to_dense(a, b)[8] == pytest.approx((0.75, 0.54 / 0.96, 0.72 / 0.72))
+    there, back = ratios_to_dense(a, b)[8], ratios_to_dense(b, a)[8]
+    assert back == pytest.approx((1 / there.estimate, 1 / there.high, 1 / there.low))
+
+
+@pytest.mark.parametrize(
+    "other", [timed(8, 1.0), timed(1, 1.0, 0.6, 0.5, 0.7), timed(8, 1.0, 0.0, 0.0, 0.0)]
+)
+def test_without_a_ratio_to_dense_in_both_there_is_none(other: Latency):
+    a = row(timed(8, 9.0, 0.8, 0.72, 0.96))
+    assert ratios_to_dense(a, row(other)) == ratios_to_dense(row(other), a) == {}
+
+
+def test_the_interval_covers_what_it_says():
+    """Two runs of 10 rounds, of which the second is truly 1.1 times as slow beside dense."""
+    dice, covered, rounds = np.random.default_rng(0), 0, 600
+    for _ in range(rounds):
+        drawn = [true * np.exp(0.1 * dice.normal(size=10)) for true in (0.5, 0.55)]
+        a, b = (row(timed(8, 1.0, *median_interval(each))) for each in drawn)
+        low, high = ratios_to_dense(a, b)[8][1:]
+        covered += low <= 1.1 <= high
+    assert covered / rounds > 0.9
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder with two runs, a and b, of which b is newer; nothing may be measured."""
+    monkeypatch.chdir(tmp_path)
+    rows = [row for row in read_records(RESULTS) if row.dataset == "emoji"]
+    write_records("a/records.jsonl", rows)
+    write_records("b/records.jsonl", [replace(row, torch="9.9") for row in rows[1:]])
+
+    def fail(*args: object) -> None:
+        raise AssertionError("measures")
+
+    monkeypatch.setattr(commands, "side_by_side", fail)
+    return tmp_path
+
+
+def test_two_runs_are_compared_and_nothing_is_measured_or_written(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = sorted(runs.rglob("*"))
+    assert main(["compare", "a", "b/records.jsonl"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("A: a\nB: b/records.jsonl\n12 rows are in both runs\n")
+    assert '"9.9" in B (every row)' in out
+    assert "only in A: clip_vit_s14.imgfocus_lit on emoji test" in out
+    assert "│ patchrank │   60 │" in out
+    assert "+0.0 [+0.0, +0.0]" in out
+    assert sorted(runs.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command", ["a b --output new/out", "--output new/out a b", "--output=new/out a b"]
+)
+def test_output_is_a_folder_for_the_same_in_markdown(
+    command: str, runs: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["compare", *command.split()]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"wrote {Path('new/out/changes.md')}\n"
+    assert [path.name for path in Path("new/out").iterdir()] == ["changes.md"]
+    text = Path("new/out/changes.md").read_text("utf-8")
+    for line in out.splitlines()[:4]:
+        assert f"- {line}\n" in text
+    assert "| patchrank | 60 | " in text
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("a", "compare 'a': expected two runs, python -m harness compare RUN_A RUN_B, or none"),
+        ("a b a", "compare 'a' 'b' 'a': expected two runs"),
+        ("a gone", "run 'gone': there is no such file or folder; expected a file of records"),
+        (". b", "run '.': it holds no records.jsonl; expected a file of records, or the folder"),
+        ("torn b", "records.jsonl, line 1: torn, as what wrote it was stopped midway"),
+        ("a b --full", "--full with runs to compare: it is for measuring; expected compare RUN_A"),
+        ("a b --limit=250", "--limit=250 with runs to compare"),
+        ("--seed 0 a b", "--seed with runs to compare"),
+        ("a b --datasets gone", "--datasets with runs to compare"),
+        ("a b --download", "--download with runs to compare"),
+        ("a --output out --device cpu", "--device with runs to compare"),
+        ("a b --output a/records.jsonl", "File exists"),
+    ],
+)
+def test_wrong_use_is_told_and_nothing_is_written(
+    command: str, complaint: str, runs: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("torn").mkdir()
+    Path("torn/records.jsonl").write_text('{"schema_version": 6, "cre')
+    before = sorted(runs.rglob("*"))
+    assert main(["compare", *command.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert complaint in err
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_a_run_s_name_may_look_like_a_flag(runs: Path, capsys: pytest.CaptureFixture[str]):
+    Path("a").rename("--full")
+    assert main(["compare", "--", "--full", "b"]) == 0
+    assert capsys.readouterr().out.startswith("A: --full\nB: b\n12 rows")
+
+
+def test_without_runs_compare_measures(runs: Path):
+    with pytest.raises(AssertionError, match="measures"):
+        main(["compare"])
+    with pytest.raises(AssertionError, match="measures"):
+        main(["compare", "--limit", "8"])

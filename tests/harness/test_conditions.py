@@ -7,13 +7,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from harness.correctness import images_digest
 from harness.datasets import Dataset, forget, get_dataset, names_of
 from harness.golden.store import ranked_revision
 from harness.measure.bench import blank
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant
-from harness.reuse import fitting
+from harness.records import fitting, images_digest
 
 
 @pytest.fixture(autouse=True)

@@ -1,30 +1,37 @@
-"""What may not stand in one column is refused, and all that differs is told."""
+"""Which images were right, and which records may not stand in one column."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as arrays
 
-from harness.correctness import images_digest, pack_correct
-from harness.differing import differing, in_words
 from harness.records import (
     CONDITIONS,
-    LATER_CONDITIONS,
     Record,
+    by_image,
     conditions,
+    differing,
+    images_digest,
+    in_words,
+    pack_correct,
     read_records,
     refuse_mixed,
+    unpack_correct,
 )
 
 CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 
 
 def record(**changed: object) -> Record:
-    """Return a line of an earlier version with what the present one knows of it."""
-    [known] = read_records(Path(__file__).parent / "schema" / "v5.jsonl")
+    """Return the frozen record with some changes."""
+    [known] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")
     told = {"correct_bits": pack_correct(CORRECT), "image_count": 10, "top1": 0.5, "top1_low": 0.2}
     told |= {"images_sha256": "cd" * 32, "image_size": (196, 196), "top1_high": 0.8}
+    told |= {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
+    told |= {"shots": 16, "tuning": "t", "prompt_tokens": 8}
     return replace(known, **(told | changed))
 
 
@@ -68,15 +75,6 @@ def test_all_that_differs_is_told_with_the_command_that_shows_both() -> None:
     assert told.endswith("see both by python -m harness compare RUN_A RUN_B")
 
 
-@pytest.mark.parametrize("name", LATER_CONDITIONS)
-def test_what_an_earlier_version_did_not_know_differs_from_nothing(name: str) -> None:
-    unknown = replace(DENSE, **{name: None})
-    refuse_mixed([unknown, DENSE, FULL])
-    other = replace(FULL, **{name: OTHER[name]})
-    with pytest.raises(ValueError, match=f"different {name}"):
-        refuse_mixed([unknown, DENSE, other])  # whatever the first one says
-
-
 def test_what_varies_by_intention_is_let_pass_and_nothing_else() -> None:
     other = replace(FULL, seed=1)
     refuse_mixed([DENSE, FULL, other], varying=("seed",))
@@ -97,5 +95,40 @@ def test_only_what_differs_is_found_with_its_owners_once():
     assert differing(told) == {"n": {1: ["x"], 3: ["y"]}}
     assert in_words(differing(told)) == "n 1 (x) and 3 (y)"
     assert differing([("x", {"n": None}), ("y", {"n": 1})]) == {"n": {None: ["x"], 1: ["y"]}}
-    assert differing([("x", {"n": None}), ("y", {"n": 1})], unknown=["n"]) == {}
     assert differing([]) == {}
+
+
+@given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=1, max_dims=1, max_side=99)))
+def test_bits_round_trip(correct: np.ndarray) -> None:
+    np.testing.assert_array_equal(unpack_correct(pack_correct(correct), len(correct)), correct)
+
+
+def test_bits_are_in_image_order() -> None:
+    assert pack_correct(CORRECT) == "b180"
+    np.testing.assert_array_equal(unpack_correct("b180", 10), CORRECT)
+
+
+def test_bitmaps_are_of_bools() -> None:
+    with pytest.raises(ValueError, match=r"\(n,\) bool, got \(2,\) int64"):
+        pack_correct(np.array([1, 0]))
+
+
+IDS = [f"plain/test-{n}" for n in range(10)]
+
+
+def test_answers_are_had_by_id_of_the_very_images() -> None:
+    found = by_image(CORRECT, images_digest(IDS), IDS)
+    assert list(found) == IDS
+    assert [found[name] for name in IDS] == CORRECT.tolist()
+    assert type(found[IDS[0]]) is bool
+
+
+@pytest.mark.parametrize("ids", [IDS[::-1], IDS[:9], [*IDS[:9], "other"], []])
+def test_answers_of_other_images_are_refused(ids: list[str]) -> None:
+    with pytest.raises(ValueError, match=rf"these {len(ids)} images have the hash .* of 10, is of"):
+        by_image(CORRECT, images_digest(IDS), ids)
+
+
+def test_a_record_that_does_not_know_its_images_gives_no_answers_by_id() -> None:
+    with pytest.raises(ValueError, match="of 10, doesn't say which images it is of: expected None"):
+        by_image(CORRECT, None, IDS)

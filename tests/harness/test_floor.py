@@ -9,7 +9,7 @@ from harness.measure import compare as floor_module
 from harness.measure.compare import floor
 from harness.measure.plan import Plan
 from harness.progress import Progress
-from harness.table import floor_table
+from harness.report.tables import floor_table
 
 PLAN = Plan(methods=("clsattn",), keeps=(0.3,), datasets=("emoji",), limit=8, split="val")
 
@@ -20,7 +20,7 @@ def test_the_difference_is_the_methods_accuracy_minus_the_mean_of_the_orders():
     assert (row.method, row.keep, row.image_count) == ("clsattn", 0.3, 8)
     assert row.difference.estimate == pytest.approx(row.top1 - row.random_top1)
     assert row.difference.low <= row.difference.estimate <= row.difference.high
-    assert floor_table(rows, 3).row_count == 1
+    assert len(floor_table(rows, 3).rows) == 1
 
 
 def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):

@@ -12,7 +12,6 @@ from rich.console import Console
 import zoo
 from harness import towers
 from harness.cli import main
-from harness.correctness import pack_correct
 from harness.cost import gflops
 from harness.datasets.base import Dataset
 from harness.match import matched
@@ -21,10 +20,9 @@ from harness.measure.compare import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import matched_rows, rows_of
 from harness.progress import Progress
-from harness.records import Record, read_records, write_records
-from harness.significance import mcnemar_exact
-from harness.statistics import paired_difference
-from harness.table import matched_table
+from harness.records import Record, pack_correct, read_records, write_records
+from harness.report.tables import matched_table
+from harness.statistics import mcnemar_exact, paired_difference
 from zoo.clip import ClipParts
 
 ARCH, TAG = "clip_vit_b16", "openai"

@@ -1,53 +1,45 @@
-"""Check the round trip of records, and the refusals of bad files."""
+"""Records: lines round trip, bad ones are refused, and a metric is declared once."""
 
 import dataclasses
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 
-from harness.correctness import pack_correct
 from harness.records import (
+    SCHEMA_VERSION,
     Latency,
     Record,
+    names_of,
+    pack_correct,
     read_records,
     utc_now,
     write_records,
 )
 
 CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
-DENSE = Record(
-    created="2026-01-02T03:04:05+00:00",
-    version="0.1.0",
+FROZEN = Path(__file__).parent / "schema"
+[KNOWN] = read_records(FROZEN / "v6.jsonl")
+ANSWERS = {"correct_bits": pack_correct(CORRECT), "top1": 0.5, "top1_low": 0.24, "top1_high": 0.76}
+ANSWERS |= {"latency": ()}
+DENSE = dataclasses.replace(
+    KNOWN,
+    **(dict.fromkeys(names_of(Record, "measurement")) | ANSWERS),
+    git_commit=None,
     model="clip_vit_s14",
     method="dense",
     keep=1.0,
     method_config={},
-    tag="saliency",
-    weights_sha256="ab" * 32,
-    dataset="fashion",
-    dataset_revision="12ab34cd",
-    split="test",
     shots=16,
     tuning="t",
     prompt_tokens=8,
-    seed=0,
     image_count=10,
-    images_sha256="cd" * 32,
-    image_size=(196, 196),
-    correct_bits=pack_correct(CORRECT),
-    top1=0.5,
-    top1_low=0.24,
-    top1_high=0.76,
-    device="cpu",
-    device_name="a processor",
-    dtype="float32",
-    threads=2,
-    torch="2.13.0",
-    timm="1.0.31",
 )
 FULL = dataclasses.replace(
     DENSE,
@@ -150,8 +142,7 @@ def given_value(**changes: object) -> Callable[[dict[str, Any]], object]:
         (given_value(gflop=1.0), "unknown field 'gflop', did you mean: gflops"),
         (given_value(zzz=1.0), "unknown field 'zzz', did you mean: none"),
         (without("weighted_tau"), "missing field 'weighted_tau'"),
-        (given_value(schema_version=7), "schema_version is 7, this version reads 1 to 6"),
-        (given_value(schema_version=0), "schema_version is 0, this version reads 1 to 6"),
+        (given_value(schema_version=5), "schema_version is 5, this version reads 6"),
         (given_value(schema_version=True), "schema_version is True"),
         (without("schema_version"), "schema_version is None"),
         (given_value(shots=1.5), "shots must be int, got 1.5"),
@@ -204,3 +195,48 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
 
 def test_the_clock_is_utc() -> None:
     assert dataclasses.replace(DENSE, created=utc_now()).created.endswith("+00:00")
+
+
+def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path) -> None:
+    path = tmp_path / "it's.jsonl"
+    write_records(path, [DENSE, FULL])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"it's\.jsonl, line 2: torn, .* drop it with: ") as error:
+        read_records(path)
+    command = shlex.split(str(error.value).split("drop it with: ")[1])
+    assert command[:2] == ["python", "-c"]
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert read_records(path) == [DENSE]
+    write_records(path, [FULL])
+    assert path.read_bytes() == whole
+
+
+def test_a_bad_line_before_a_torn_one_is_not_called_torn(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"schema_version": 99}\n{"sche')
+    with pytest.raises(ValueError, match="line 1: schema_version is 99"):
+        read_records(path)
+
+
+def test_a_line_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    write_records(path, [DENSE])
+    path.write_bytes(path.read_bytes() + b'{"model": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 2: 'utf-8' codec can't decode"):
+        read_records(path)
+
+
+def types_of(kind: Any) -> dict[str, str]:
+    hints = get_type_hints(kind).items()
+    return {name: hint.__name__ if isinstance(hint, type) else str(hint) for name, hint in hints}
+
+
+def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path) -> None:
+    """Fields changed: raise SCHEMA_VERSION, and freeze a line and the fields of the new version."""
+    text = (FROZEN / f"v{SCHEMA_VERSION}.jsonl").read_text()
+    fields = json.loads((FROZEN / f"v{SCHEMA_VERSION}.json").read_text())
+    assert {"record": types_of(Record), "latency": types_of(Latency)} == fields
+    assert list(json.loads(text)) == list(fields["record"])
+    write_records(tmp_path / "again.jsonl", [KNOWN])
+    assert (tmp_path / "again.jsonl").read_text() == text

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from harness.check.command import run_check
+from harness.check.check import run_check
 from harness.flags import build_parser
 from harness.shown import Shown
 

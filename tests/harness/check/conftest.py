@@ -1,15 +1,17 @@
 """Records of rows that were never measured."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.correctness import pack_correct
-from harness.records import Record
+from harness.records import Record, names_of, pack_correct, read_records
 
 RIGHT = np.arange(40) % 4 > 0  # 30 of 40
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
 
 
 @pytest.fixture
@@ -18,21 +20,12 @@ def record() -> Callable[..., Record]:
 
     def make(right: Any = RIGHT, **changed: Any) -> Record:
         flags = np.asarray(right, dtype=bool)
-        facts: dict[str, Any] = {
-            "created": "2026-01-02T03:04:05+00:00",
-            "version": "0.1.0",
-            "git_commit": "0123abc",
+        facts: dict[str, Any] = dict.fromkeys(names_of(Record, "measurement")) | {
             "model": "clip_vit_s14_tome30",
             "method": "tome",
             "keep": 0.3,
             "method_config": {"keep": 0.3, "reduce_at": None},
-            "tag": "imgfocus_lit",
-            "weights_sha256": "ab" * 8,
-            "dataset": "fashion",
             "dataset_revision": "12ab34cd",
-            "split": "test",
-            "shots": 0,
-            "seed": 0,
             "image_count": len(flags),
             "correct_bits": pack_correct(flags),
             "top1": float(flags.mean()),
@@ -46,18 +39,16 @@ def record() -> Callable[..., Record]:
             "params": 16378624,
             "tokens_per_block": (182, 167, 60, 60),
             "final_tokens": 59,
+            "latency": (),
             "tau": 0.3,
             "tau_low": 0.29,
             "tau_high": 0.31,
             "golden_images": len(flags),
-            "device": "cpu",
             "device_name": "a processor",
-            "dtype": "float32",
             "threads": 2,
             "torch": "2.13.0",
-            "timm": "1.0.31",
         }
-        return Record(**{**facts, **changed})
+        return replace(KNOWN, **facts | changed)
 
     return make
 

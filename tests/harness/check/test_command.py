@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.check.command import run_check
+from harness.check.check import run_check
 from harness.cli import main
 from harness.flags import build_parser
 from harness.records import read_records
@@ -22,10 +22,9 @@ Run = Callable[..., Shown]
 def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run ``check`` on the toy tower and dataset, whatever the names."""
     told = (parts, "clip_vit_b16", "openai")
-    for module in ("harness.check.measured", "harness.check.asking"):
-        monkeypatch.setattr(f"{module}.load_clip", lambda name: told)
-    monkeypatch.setattr("harness.check.measured.get_dataset", lambda name: toy)
-    monkeypatch.setattr("harness.check.asking.list_datasets", lambda: ("toy",))
+    monkeypatch.setattr("harness.check.check.load_clip", lambda name: told)
+    monkeypatch.setattr("harness.check.check.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.check.check.list_datasets", lambda: ("toy",))
 
     def call(*words: str) -> Shown:
         return run_check(build_parser().parse_args(["check", *words]), Console(quiet=True))
@@ -114,7 +113,7 @@ def test_a_failed_update_leaves_the_expectation_as_it_was(
     def full(*given: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("harness.check.update.write_whole", full)
+    monkeypatch.setattr("harness.check.check.write_whole", full)
     with pytest.raises(OSError, match="disk full"):
         run(str(file), "--update", "--rounds", "1")
     assert file.read_bytes() == before
@@ -161,8 +160,7 @@ def test_shuffled_answers_are_told_by_row(run: Run, file: Path):
 def test_wrong_use_is_refused_before_anything_is_measured(
     words: str, message: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("harness.check.command.measure", None)
-    monkeypatch.setattr("harness.check.update.measure", None)
+    monkeypatch.setattr("harness.check.check.measure", None)
     args = build_parser().parse_args(["check", *words.split()])
     with pytest.raises(ValueError, match=message):
         run_check(args, Console(quiet=True))
@@ -186,8 +184,7 @@ def test_what_can_not_be_written_is_told_before_anything_is_measured(
     words: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     (tmp_path / "file").touch()
-    for module in ("command", "update"):
-        monkeypatch.setattr(f"harness.check.{module}.measure", None)
+    monkeypatch.setattr("harness.check.check.measure", None)
     args = build_parser().parse_args(["check", *words.format(tmp_path).split()])
     with pytest.raises(OSError, match=message):
         run_check(args, Console(quiet=True))
@@ -196,7 +193,7 @@ def test_what_can_not_be_written_is_told_before_anything_is_measured(
 def test_what_a_tower_of_ours_is_called_takes_no_weights(
     file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("harness.check.asking.load_clip", None)
+    monkeypatch.setattr("harness.check.check.load_clip", None)
     with pytest.raises(ValueError, match="--models: the expectation has no such row"):
         run(str(file), "--models", "clip_vit_l14.openai")
 
@@ -204,7 +201,7 @@ def test_what_a_tower_of_ours_is_called_takes_no_weights(
 def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("harness.check.update.git_commit", lambda: None)
+    monkeypatch.setattr("harness.check.check.git_commit", lambda: None)
     args = build_parser().parse_args(["check", "--update"])
     with pytest.raises(ValueError, match="takes a checkout; name a FILE for one of your own"):
         run_check(args, Console(quiet=True))

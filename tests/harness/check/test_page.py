@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.check import shipped
-from harness.check.bounds import Bounds
+from harness.check.cases import BATCHES, KEEPS, LIMIT
+from harness.check.verdict import Bounds
 from harness.flags import build_parser
 
 PAGE = (Path(__file__).parents[3] / "docs" / "check.md").read_text(encoding="utf-8")
@@ -41,9 +41,9 @@ def test_bounds_of_the_page_are_the_defaults():
 
 
 def test_the_number_of_images_and_the_batch_of_the_page_are_those_that_ship():
-    assert f"{shipped.LIMIT} images each" in PAGE
-    assert f"at batch {shipped.BATCHES[0]}," in PAGE
-    assert " and ".join(f"{100 * keep:.0f}" for keep in shipped.KEEPS) in PAGE
+    assert f"{LIMIT} images each" in PAGE
+    assert f"at batch {BATCHES[0]}," in PAGE
+    assert " and ".join(f"{100 * keep:.0f}" for keep in KEEPS) in PAGE
 
 
 def test_the_workflow_hands_on_the_file_that_it_writes():
@@ -51,8 +51,6 @@ def test_the_workflow_hands_on_the_file_that_it_writes():
     for step in ("summary", "comment"):
         assert f"hashFiles('{args.markdown}')" in STEPS[step]["if"]
         assert f"cat {args.markdown}" in STEPS[step]["run"]
-    [checkout] = [step for step in JOB["steps"] if "checkout" in step.get("uses", "")]
-    assert checkout["with"]["fetch-depth"] == 0
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from harness.golden.speed import (
     speed_table,
 )
 from harness.progress import Progress
-from harness.table import NOT_MEASURED
+from harness.report.tables import NOT_MEASURED
 from harness.towers import Tower
 from zoo.golden import GoldenConfig, GoldenEngine
 

@@ -164,8 +164,9 @@ def test_an_output_that_is_a_file_is_refused(
     "path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem
 )
 def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
-    from harness.report.groups import grouped
     from harness.report.markdown import markdown_tables
+
+    from harness.report.groups import grouped
 
     records = read_run(path)
     found = grouped(records)

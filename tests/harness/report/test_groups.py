@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from harness.report.latex import latex_tables
+from harness.report.markdown import markdown_sections, markdown_table
 
 from harness.latency.record import LatencyRecord
 from harness.latency.tables import table_of
 from harness.records import CONDITIONS, Record
 from harness.report.groups import Grouped, grouped, timed_groups
-from harness.report.latex import latex_tables
-from harness.report.markdown import markdown_sections, markdown_table
 from harness.report.sections import time_sections
 
 # Of each condition another value, and what a heading says of it.

@@ -10,13 +10,11 @@ import pytest
 
 from harness.averages import Average, averages
 from harness.changes import read_run
-from harness.correctness import pack_correct
 from harness.flags import build_parser
-from harness.records import Record
+from harness.records import Record, pack_correct
 from harness.report.groups import grouped
 from harness.report.highlights import Highlights, Missing, Standing, highlights, missing, standings
-from harness.significance import holm, mcnemar_exact
-from harness.statistics import Interval
+from harness.statistics import Interval, holm, mcnemar_exact
 
 
 def gflops(row: Average) -> Interval | None:

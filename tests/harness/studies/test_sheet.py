@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.correctness import pack_correct
-from harness.judging import paired_p
-from harness.records import Record, read_records
-from harness.significance import holm, mcnemar_exact
+from harness.records import Record, pack_correct, read_records
+from harness.statistics import holm, mcnemar_exact, paired_p
 from harness.studies.run import NOTES, Sheet, entries
 
 IMAGES = 300

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from harness.layout import fitted, whole
 from harness.records import Record, read_records
 from harness.shown import Forms, Part
+from harness.tables import Table
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
 
@@ -25,13 +26,16 @@ def fit() -> Callable[[Part, int | None], None]:
     """Check that no line is longer than a terminal and no figure cut; None for a pipe."""
 
     def check(part: Part, width: int | None) -> None:
-        forms = part.forms if isinstance(part, Forms) else (part,)
+        if isinstance(part, Table):
+            forms = part.forms()
+        else:
+            forms = part.forms if isinstance(part, Forms) else (part,)
         if width is None:
             shown, width = whole(forms[0])
             assert len(shown.columns) == len(forms[0].columns)
         else:
             shown = fitted(forms, width)
-        assert isinstance(shown, Table), "rows are stacked, and can't be compared"
+        assert isinstance(shown, RichTable), "rows are stacked, and can't be compared"
         console = Console(file=io.StringIO(), width=width, force_terminal=False)
         console.print(shown)
         text = console.file.getvalue()

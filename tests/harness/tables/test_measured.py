@@ -6,23 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from harness.overhead import Overhead, overhead_table
+from harness.report.command import front_table
+from harness.report.front import Standing
 
 from harness.averages import averages
-from harness.changes import changes
-from harness.changes_table import sheets
-from harness.commands import both, ends
+from harness.changes import changes, tables
 from harness.dataset_check import Checked, class_table
 from harness.listing import datasets_table, fitting, list_tables
 from harness.match import matched
 from harness.measure.compare import Floor
 from harness.records import Record
-from harness.report.folder import front_table
 from harness.report.groups import grouped
-from harness.report.highlights import Cost, Front, Standing
-from harness.shot_table import shot_tables
-from harness.shown import Forms, Part
+from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables
+from harness.shown import Part
 from harness.statistics import Interval
-from harness.table import floor_table, matched_table
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
 LONG = "A dataset of some kind, in the form in which its makers gave it to the world in 2014"
@@ -31,20 +28,19 @@ Fit = Callable[[Part, int | None], None]
 
 
 def _compare(records: list[Record]) -> list[Part]:
-    return [both(records)]
+    return [comparison_table(records)]
 
 
 def _changes(records: list[Record]) -> list[Part]:
     dearer = [replace(row, gflops=row.gflops and row.gflops * 3) for row in records]
-    found = changes(records, dearer)
-    return [Forms((sheet.table(), sheet.table(wide=False))) for sheet in sheets(found)]
+    return list(tables(changes(records, dearer)))
 
 
 def _shots(records: list[Record]) -> list[Part]:
     told = {"tuning": "probe", "prompt_tokens": None}
     groups = [averages(records)]
     groups += [averages([replace(r, shots=k, **told) for r in records]) for k in (1, 2, 4, 8, 16)]
-    return [ends(table.table()) for table in shot_tables(groups)]
+    return list(shot_tables(groups))
 
 
 def _matched(records: list[Record]) -> list[Part]:
@@ -102,9 +98,8 @@ def _overhead(records: list[Record]) -> list[Part]:
 def _report(records: list[Record]) -> list[Part]:
     (group,) = grouped(records).groups
     row = group.rows[0]
-    stood = [Standing(row=row, cost=Interval(1.0, 1.0, 1.0), verdict="front")]
-    costs = (Cost("gflops"), Cost("ratio", 32))
-    return [front_table(group, [Front(cost=cost, standings=stood) for cost in costs])]
+    stood = [Standing(row=row, cost=1.0, verdict="front")]
+    return [front_table(group, {"gflops": stood, "latency_ratio_batch32": stood})]
 
 
 MAKERS = (_compare, _changes, _shots, _matched, _floor, _list, _classes, _overhead, _report)

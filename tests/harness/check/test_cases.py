@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from harness.check import shipped
-from harness.check.asked import Asked, own_methods, rows_of
-from harness.check.wanted import cases_of, read_expectation
+from harness.check.cases import (
+    BATCHES,
+    LIMIT,
+    Choice,
+    cases_of,
+    completed,
+    own_methods,
+    read_expectation,
+    rows_of,
+    shipped_case,
+    shipped_files,
+)
 from harness.records import Record
 from zoo.reducer import METHODS
 
@@ -55,7 +64,7 @@ def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
 
 
 def test_methods_with_options_bring_their_defaults_along():
-    asked = [Asked.of("tome:reduce_at=[2,4],keep=0.4"), Asked.of("evit"), Asked.of("dense")]
+    asked = [Choice.of("tome:reduce_at=[2,4],keep=0.4"), Choice.of("evit"), Choice.of("dense")]
     assert [row.name for row in rows_of(asked, [0.6, 0.3])] == [
         "dense",
         "evit60",
@@ -67,52 +76,52 @@ def test_methods_with_options_bring_their_defaults_along():
 
 @pytest.mark.parametrize("text", ["evit:fuse=true,keep=0.3", 'tome:reduce_at=[2,4,6],x={"a":[1]}'])
 def test_options_are_written_as_they_are_read(text: str):
-    asked = Asked.of(text)
+    asked = Choice.of(text)
     rows = rows_of([asked], [0.6])
-    again = Asked.of(f"{asked.method}:{rows[-1].what}")
+    again = Choice.of(f"{asked.method}:{rows[-1].what}")
     assert again.options == {k: v for k, v in asked.options.items() if k != "keep"}
 
 
 @pytest.mark.parametrize("text", ["evit:fuse", "evit:fuse=yes", "tome:reduce_at=[2,4", "evit:"])
 def test_options_that_are_no_json_are_refused(text: str):
     with pytest.raises(ValueError, match="expected METHOD:OPTION=VALUE"):
-        Asked.of(text)
+        Choice.of(text)
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="method 'evitt': did you mean 'evit'"):
-        Asked.of("evitt:fuse=true")
+        Choice.of("evitt:fuse=true")
 
 
 @pytest.mark.parametrize("name", ["dense", "golden"])
 def test_rows_that_are_no_method_have_no_options(name: str):
     with pytest.raises(ValueError, match=f"{name} has no options"):
-        Asked.of(f"{name}:keep=0.5")
+        Choice.of(f"{name}:keep=0.5")
 
 
 def test_the_shipped_expectation_has_every_row_and_nothing_more():
     """A method without rows fails here: python -m harness check --update enters them."""
-    records = [one for file in shipped.files() for one in read_expectation(file)]
+    records = [one for file in shipped_files() for one in read_expectation(file)]
     [case] = cases_of(records, "harness/expected")
-    assert case == shipped.complete(case)
+    assert case == completed(case)
     assert {name: sorted(row.name for row in rows) for name, rows in case.rows.items()} == {
         name: sorted(row.name for row in rows)
-        for name, rows in shipped.whole(case.tower).rows.items()
+        for name, rows in shipped_case(case.tower).rows.items()
     }
-    assert case.image_count == shipped.LIMIT
-    assert case.batches == shipped.BATCHES
+    assert case.image_count == LIMIT
+    assert case.batches == BATCHES
     assert all(row.record.git_commit for rows in case.rows.values() for row in rows if row.record)
 
 
 def test_a_method_of_ours_must_be_in_the_expectation_and_a_strangers_need_not(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    records = [one for file in shipped.files() for one in read_expectation(file)]
+    records = [one for file in shipped_files() for one in read_expectation(file)]
     [case] = cases_of(records, "harness/expected")
     ours = type("Ours", (METHODS["random"],), {"__module__": "baselines.ours"})
     theirs = type("Theirs", (METHODS["random"],), {"__module__": "elsewhere.theirs"})
     monkeypatch.setitem(METHODS, "ours", ours)
     monkeypatch.setitem(METHODS, "theirs", theirs)
     assert {"ours", "golden", "dense"} < set(own_methods())
-    new = [row for row in shipped.complete(case).rows["emoji"] if row.record is None]
+    new = [row for row in completed(case).rows["emoji"] if row.record is None]
     assert [row.name for row in new] == ["ours60", "ours30"]

@@ -1,0 +1,299 @@
+"""Cases to measure: rows of an expectation's records, or of words such as evit:fuse=true.
+
+An expectation is a file of records. The first row of a name has its method's defaults; other rows
+of the name differ from it in their options. So a default that changes later is seen as a changed
+setting, and isn't taken for an option.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.changes import ABSENT
+from harness.conditions import DENSE, GOLDEN
+from harness.datasets.base import SplitName
+from harness.measure.plan import Plan
+from harness.measure.rows import known_methods
+from harness.protocol import protocol, tower_of
+from harness.records import Record, read_run
+from zoo.reducer import METHODS, expected
+
+FOLDER = Path(__file__).parents[1] / "expected"  # the expectation that ships
+KEEPS = (0.6, 0.3)
+LIMIT = 48
+BATCHES = (1,)
+# What no model's name asks for: a fused token, merging in some blocks only, so that others see
+# merged tokens without merging, and several reduction points.
+SETTINGS = (
+    "evit:fuse=true,keep=0.3",
+    "tome:reduce_at=[2,4,6],keep=0.3",
+    "patchrank:reduce_at=[3,6],keep=0.3",
+)
+_OURS = ("baselines", "zoo")
+_SHARED = ("split", "dtype", "device", "image_count")
+# Hashes of what was learned for a row; nobody asks for them.
+_LEARNED = ("predictor", "prompts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row on one dataset.
+
+    Attributes:
+        method: from ``known_methods``, or one that was registered once.
+        keep: keep rate.
+        options: settings beside the keep rate that aren't the method's defaults.
+        record: what is expected; None of a new row.
+    """
+
+    method: str
+    keep: float
+    options: dict[str, Any]
+    record: Record | None = None
+
+    @property
+    def name(self) -> str:
+        """Say method and keep rate as models' names do, and what else was asked for."""
+        percent = "" if self.method == DENSE else str(round(100 * self.keep))
+        return f"{self.method}{percent} {self.what}".rstrip()
+
+    @property
+    def what(self) -> str:
+        """Write the options as ``Choice.of`` reads them."""
+        options = (f"{name}={_compact(value)}" for name, value in self.options.items())
+        return ",".join(options)
+
+    @property
+    def known(self) -> bool:
+        """Whether the method is still registered."""
+        return self.method in known_methods()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured on one tower under one set of conditions.
+
+    Attributes:
+        tower: dense name with its weight tag.
+        split: of the datasets.
+        dtype: name in ``plan.DTYPES``.
+        device: of the expectation.
+        image_count: images judged per dataset; None for all.
+        batches: batch sizes that are timed.
+        rows: by dataset, the dense one first.
+    """
+
+    tower: str
+    split: SplitName
+    dtype: str
+    device: str
+    image_count: int | None
+    batches: tuple[int, ...]
+    rows: dict[str, list[Row]]
+
+
+def read_expectation(file: Path) -> list[Record]:
+    """Read a file of records, or the folder of a run.
+
+    Raises:
+        FileNotFoundError: it isn't there; says how to write one.
+        ValueError: no records, or a line that is none.
+    """
+    if not file.exists():
+        raise FileNotFoundError(
+            f"no expectation at {str(file)!r}; write one with: python -m harness check "
+            f"{shlex.quote(str(file))} --update"
+        )
+    return read_run(file)
+
+
+def cases_of(records: Iterable[Record], where: str) -> list[Case]:
+    """Sort an expectation's records into cases.
+
+    Args:
+        records: of one file.
+        where: its name, for messages.
+
+    Raises:
+        ValueError: a row that wasn't classified by text, or no dense row among a case's.
+    """
+    cases: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
+    for record in records:
+        if record.shots:
+            raise ValueError(
+                f"{where}: {record.model} on {record.dataset} is {protocol(record)}; check "
+                "measures by text, leave out rows that learned from shots"
+            )
+        shared = (tower_of(record), *(getattr(record, name) for name in _SHARED))
+        _enter(cases.setdefault(shared, {}).setdefault(record.dataset, []), record)
+    made = []
+    for (tower, *values), datasets in cases.items():
+        for dataset, rows in datasets.items():
+            rows.sort(key=lambda row: row.method != DENSE)
+            if rows[0].method != DENSE:
+                raise ValueError(
+                    f"{where}: no dense row of {tower} on {dataset}; the others are compared with "
+                    "it, so an expectation needs one"
+                )
+        conditions = dict(zip(_SHARED, values, strict=True))
+        made.append(Case(tower=tower, **conditions, batches=_timed(datasets), rows=datasets))
+    return made
+
+
+def _enter(rows: list[Row], record: Record) -> None:
+    """Add a record's row to those of its dataset; of one row the newest record counts."""
+    same = [row.record for row in rows if (row.method, row.keep) == (record.method, record.keep)]
+    options = _options(same[0], record) if same else {}
+    row = Row(method=record.method, keep=record.keep, options=options, record=record)
+    for at, other in enumerate(rows):
+        if other.name == row.name:
+            rows[at] = row
+            return
+    rows.append(row)
+
+
+def _timed(datasets: dict[str, list[Row]]) -> tuple[int, ...]:
+    """Return the batch sizes that were timed."""
+    records = [row.record for rows in datasets.values() for row in rows if row.record is not None]
+    return tuple(sorted({entry.batch for record in records for entry in record.latency}))
+
+
+def _options(first: Record | None, record: Record) -> dict[str, Any]:
+    """Return the settings in which a row differs from the first of its name."""
+    if first is None:
+        return {}
+    return {
+        name: value
+        for name, value in record.method_config.items()
+        if name not in _LEARNED and value != first.method_config.get(name, ABSENT)
+    }
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A method of ``--methods``.
+
+    Attributes:
+        method: from ``known_methods``.
+        options: settings that aren't the method's defaults, as JSON values; ``keep`` may be one.
+    """
+
+    method: str
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, text: str) -> "Choice":
+        """Read ``METHOD`` or ``METHOD:OPTION=VALUE,...`` with JSON values.
+
+        Raises:
+            ValueError: no such method, or options that aren't written like this.
+        """
+        method, colon, rest = text.partition(":")
+        if method not in known_methods():
+            raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
+        if not colon:
+            return cls(method=method, options={})
+        if method in (DENSE, GOLDEN):
+            raise ValueError(f"--methods {text!r}: {method} has no options")
+        try:
+            # A comma inside brackets belongs to a list.
+            names = [part.partition("=") for part in _split(rest)]
+            options = {name: json.loads(value) for name, _, value in names}
+        except ValueError as error:
+            raise ValueError(
+                f"--methods {text!r}: expected METHOD:OPTION=VALUE,... with JSON values, such as "
+                "evit:fuse=true or tome:reduce_at=[2,5,7],keep=0.3"
+            ) from error
+        return cls(method=method, options=options)
+
+
+def rows_of(choices: Sequence[Choice], keeps: Sequence[float]) -> list[Row]:
+    """Return the rows of these choices: defaults first, then those with options.
+
+    A method with options brings the row of its defaults along, which says what they are.
+    """
+    rows = [Row(method=DENSE, keep=1.0, options={})]
+    for one in sorted(choices, key=lambda one: bool(one.options)):
+        options = {name: value for name, value in one.options.items() if name != "keep"}
+        own_keeps = [one.options["keep"]] if "keep" in one.options else keeps
+        for keep in (1.0,) if one.method == DENSE else own_keeps:
+            for own in ({}, options):
+                row = Row(method=one.method, keep=keep, options=own)
+                if row not in rows:
+                    rows.append(row)
+    return rows
+
+
+def own_methods() -> tuple[str, ...]:
+    """Return the methods that the shipped benchmark must have: ours, not another distribution's."""
+    return tuple(
+        name
+        for name in known_methods()
+        if name in (DENSE, GOLDEN) or METHODS[name].__module__.split(".")[0] in _OURS
+    )
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside of brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def shipped_files() -> list[Path]:
+    """Return the files of the expectation, one per dataset.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = sorted(FOLDER.glob("*.jsonl"))
+    if not files:
+        raise FileNotFoundError(
+            "harness/expected/ holds no expectation; in a checkout, write it with: python -m "
+            "harness check --update"
+        )
+    return files
+
+
+def completed(case: Case) -> Case:
+    """Add the rows that are missing, of which nothing is expected yet."""
+    rows = {}
+    for dataset, there in case.rows.items():
+        names = {row.name for row in there}
+        rows[dataset] = [*there, *(row for row in _shipped_rows() if row.name not in names)]
+    return replace(case, rows=rows)
+
+
+def shipped_case(tower: str) -> Case:
+    """Return the benchmark as it is written anew."""
+    return Case(
+        tower=tower,
+        split="test",
+        dtype=Plan.dtype,
+        device=Plan.device,
+        image_count=LIMIT,
+        batches=BATCHES,
+        rows={name: _shipped_rows() for name in Plan.datasets},
+    )
+
+
+def shipped_file(dataset: str) -> Path:
+    """Return the file that holds a dataset's rows."""
+    return FOLDER / f"{dataset}.jsonl"
+
+
+def _shipped_rows() -> list[Row]:
+    choices = [Choice(method=name, options={}) for name in own_methods()]
+    return rows_of([*choices, *map(Choice.of, SETTINGS)], KEEPS)

@@ -1,0 +1,178 @@
+"""A `Table` as Markdown, LaTeX, HTML and CSV."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from harness.tables import NOT_MEASURED, Cell, Table
+
+
+def markdown(tables: Sequence[Table], level: int = 3) -> str:
+    """Return tables, each under its heading, with its caption above and its notes below."""
+    return "\n".join(_markdown(table, level) for table in tables)
+
+
+def _markdown(table: Table, level: int) -> str:
+    marks = ["---" if at == 0 or column.left else "---:" for at, column in enumerate(table.columns)]
+    rows = [[cell.marked for cell in row] for row in table.rows]
+    return "\n".join(
+        [
+            f"{'#' * level} {markdown_text(table.title)}",
+            *([markdown_text(table.caption)] if table.caption else []),
+            "",
+            *(f"| {' | '.join(map(markdown_text, row))} |" for row in (table.heads, marks, *rows)),
+            *(["", *(f"- {markdown_text(note)}" for note in table.notes)] if table.notes else []),
+            "",
+        ]
+    )
+
+
+def markdown_text(text: str) -> str:
+    """Return text that can neither end a cell nor become a tag, a link or an image."""
+    plain = escape(" ".join(text.split()), quote=False)
+    return plain.replace("|", "&#124;").replace("](", "]&#40;")
+
+
+_HEAD = r"""% Needs \usepackage{booktabs}. Written by python -m harness report.
+% Square brackets are 95 % intervals; those of times and of Kendall tau are in table.csv.
+"""
+_BARE = ("× dense", "Kendall τ")  # headings of columns without intervals, so that a page holds all
+_SPACED = ("Keep", "batch")  # where it changes, there is room between rows
+_ESCAPED = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # Behind \\ a bracket would be its argument.
+    "[": "{[}",
+    "]": "{]}",
+    "×": r"$\times$",
+    "τ": r"$\tau$",
+    "–": "--",
+    "*": r"\textsuperscript{*}",
+}
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """Return tables with booktabs, each a ``table`` with a caption and a label.
+
+    Letters of scripts that pdfLaTeX doesn't know stay as they are: XeLaTeX and LuaLaTeX do.
+    """
+    return _HEAD + "\n".join(_latex(table, at) for at, table in enumerate(tables, 1))
+
+
+def _latex(table: Table, number: int) -> str:
+    label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
+    spaced = next((at for at, heading in enumerate(table.heads) if heading in _SPACED), 0)
+    bare = [heading.endswith(_BARE) for heading in table.heads]
+    lines = [
+        r"\begin{table}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{latex_text(table.title)}. {latex_text(table.caption)}}}",
+        rf"\label{{tab:{label}-{number}}}",
+        rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.columns) - 1)}@{{}}}}",
+        r"\toprule",
+        _latex_row([_latex_heading(heading) for heading in table.heads]),
+        r"\midrule",
+    ]
+    before = None
+    for row in table.rows:
+        if before is not None and row[spaced] != before:
+            lines.append(r"\addlinespace")
+        before = row[spaced]
+        lines.append(
+            _latex_row([_latex_cell(c.marked, bare=b) for c, b in zip(row, bare, strict=True)])
+        )
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex_heading(text: str) -> str:
+    """Break a long heading in two."""
+    batch, comma, rest = text.partition(", ×")
+    if not comma:
+        return latex_text(text)
+    return rf"\shortstack[r]{{{latex_text(batch)},\\{latex_text('×' + rest)}}}"
+
+
+def _latex_cell(text: str, *, bare: bool) -> str:
+    """Return a cell, its interval smaller or left out, and its sign a minus."""
+    if text == NOT_MEASURED:
+        return "--"
+    head, bracket, rest = text.partition(" [")
+    if not re.fullmatch(r"[-+]?[\d.]+\*?", head):
+        return latex_text(text)
+    if bare or not bracket:
+        return _latex_signed(head)
+    return _latex_signed(head) + r" {\scriptsize " + _latex_signed(f"[{rest}") + "}"
+
+
+def _latex_signed(text: str) -> str:
+    return re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", latex_text(text))
+
+
+def latex_text(text: str) -> str:
+    """Return text in which nothing is a command of LaTeX's."""
+    plain = " ".join(text.split())
+    return "".join(_ESCAPED.get(letter, letter) for letter in plain)
+
+
+def html(table: Table, labelled_by: str) -> str:
+    """Return a ``table`` whose cells carry what sorting goes by.
+
+    Args:
+        table: what to write.
+        labelled_by: id of its heading.
+    """
+    head = "".join(f'<th scope="col">{html_text(heading)}</th>' for heading in table.heads)
+    rows = "".join(f"<tr>{''.join(_html_cells(row))}</tr>\n" for row in table.rows)
+    return (
+        f'<table data-sortable aria-labelledby="{labelled_by}">\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody>\n</table>"
+    )
+
+
+def _html_cells(row: Sequence[Cell]) -> Iterator[str]:
+    for at, cell in enumerate(row):
+        value = "" if cell.value is None else f' data-sort="{escape(str(cell.value))}"'
+        tag, scope = ("td", "") if at else ("th", ' scope="row"')
+        yield f"<{tag}{scope}{value}>{html_text(cell.marked)}</{tag}>"
+
+
+def html_text(text: str) -> str:
+    """Return text for a page; numbers stay with what follows them."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", escape(text))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same columns, at least one, numbers as they are; None is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(rows[0])
+    writer.writerows([_csv_cell(value) for value in row.values()] for row in rows)
+    return buffer.getvalue()
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        # A spreadsheet would run what begins so; no name of ours does.
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return json.dumps(value, allow_nan=False, sort_keys=True)

@@ -1,0 +1,136 @@
+"""Tables as LaTeX, which compiles and in which nothing is a command, and records as CSV."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.records import Latency, Record, declared
+from harness.report.groups import grouped
+from harness.report.sections import sections
+from harness.report.tables import records_csv
+from harness.report.writers import latex, latex_text
+
+HOSTILE = r"\input{x} $y_1^2$ & 50% #1 ~ {a} <b> | [c] \\ 'd' \"e\" ×τ–"
+DOCUMENT = r"""\documentclass{article}
+\usepackage{booktabs}
+\begin{document}
+\input{table.tex}
+\end{document}
+"""
+
+
+def hostile(dense: Record, patchrank: Record) -> list[Record]:
+    bad = {"dataset": HOSTILE, "device_name": HOSTILE, "tag": HOSTILE}
+    named = replace(patchrank, **bad, method=f"[{HOSTILE}")
+    return [replace(dense, **bad), named]
+
+
+def latex_of(records: list[Record]) -> str:
+    return latex(list(sections(grouped(records), summary=True)))
+
+
+def test_every_special_letter_is_escaped():
+    assert latex_text("a_b & 5 % of #1 {x} $y$ ~^\\ [z]") == (
+        r"a\_b \& 5 \% of \#1 \{x\} \$y\$ \textasciitilde{}\textasciicircum{}\textbackslash{} "
+        "{[}z{]}"
+    )
+
+
+def test_a_table_has_its_rows_its_caption_and_its_label(dense: Record, patchrank: Record):
+    text = latex_of([patchrank, dense])
+    body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert [row.split(" & ")[0] for row in rows] == ["dense", "patchrank"]
+    assert rows[1] == (
+        r"patchrank & 60 \% & 68.0 {\scriptsize {[}60.0, 75.0{]}} & $-$2.0 {\scriptsize "
+        r"{[}$-$5.1, $+$1.2{]}} & 2.45 & 0.71 & 0.70 & $+$0.31 \\"
+    )
+    assert r"\label{tab:fashion-test-16-shots-linear-probe-clip-vit-s14-saliency-1}" in text
+    assert r"\caption{fashion test, 16 shots, linear probe, clip\_vit\_s14.saliency. " in text
+    assert text.count(r"\addlinespace") == 1
+    assert text.count("% Needs") == 1
+
+
+def test_no_two_tables_have_one_label(records: list[Record]):
+    labels = re.findall(r"\\label\{(.*?)\}", latex_of(records))
+    assert len(set(labels)) == len(labels) == 2
+
+
+def test_hostile_names_neither_open_nor_close_anything(dense: Record, patchrank: Record):
+    text = latex_of(hostile(dense, patchrank))
+    bare = re.sub(r"\\[{}$&#%_]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert r"\input" not in bare
+    rows = [line for line in bare.splitlines() if line.endswith(r"\\") and "&" in line]
+    assert {line.count("&") for line in rows[-2:]} == {7}
+
+
+@pytest.mark.parametrize("which", ["records", "hostile"])
+def test_latex_compiles(
+    which: str, records: list[Record], dense: Record, patchrank: Record, tmp_path: Path
+):
+    program = shutil.which("pdflatex")
+    if program is None:
+        pytest.skip("no pdflatex: apt install texlive-latex-recommended has one")
+    rows = records if which == "records" else hostile(dense, patchrank)
+    (tmp_path / "table.tex").write_text(latex_of(rows), "utf-8")
+    (tmp_path / "paper.tex").write_text(DOCUMENT, "utf-8")
+    command = [program, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-1500:]
+    assert (tmp_path / "paper.pdf").stat().st_size > 10_000
+
+
+def lines(records: list[Record]) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(records_csv(records))))
+
+
+def test_every_field_comes_back_from_csv(records: list[Record]):
+    units = {name: own.unit for name, own in declared(Record).items()}
+    for record, line in zip(records, lines(records), strict=True):
+        for name in units.keys() - {"latency"}:
+            value = getattr(record, name)
+            cell = line[f"{name}_{units[name]}" if units[name] else name]
+            if value is None:
+                assert cell == ""
+            elif isinstance(value, str):
+                assert cell == value
+            else:
+                assert json.loads(cell) == (list(value) if isinstance(value, tuple) else value)
+        times = {timed.batch: timed for timed in record.latency}
+        for batch in (1, 32):
+            for name in {field.name for field in fields(Latency)} - {"batch"}:
+                value = getattr(times.get(batch), name, None)
+                expected = "" if value is None else json.dumps(value)
+                assert line[f"latency_batch{batch}_{name}"] == expected
+
+
+def test_not_measured_is_empty_and_zero_is_zero(records: list[Record]):
+    [one] = lines([replace(records[0], gflops=None, tau_undefined=0)])
+    assert (one["gflops"], one["tau_undefined_images"]) == ("", "0")
+
+
+def test_pandas_reads_the_csv(records: list[Record]):
+    frame = pd.read_csv(io.StringIO(records_csv(records)))
+    assert frame["top1_fraction"].tolist() == [record.top1 for record in records]
+    assert frame["latency_batch32_ratio_to_dense"].notna().sum() == 1
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_no_text_is_a_formula(text: str, records: list[Record]):
+    [one] = lines([replace(records[0], device_name=text)])
+    assert one["device_name"] == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ['a "quote"', "two\nlines", "a, b", "Größe"])
+def test_other_text_stays_as_it_is(text: str, records: list[Record]):
+    [one] = lines([replace(records[0], device_name=text)])
+    assert one["device_name"] == text

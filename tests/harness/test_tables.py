@@ -1,0 +1,494 @@
+"""Tables: every number in its place, a dash for what wasn't measured, marks where it is clear."""
+
+import csv
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from harness.averages import Average, averages, judged, labels
+from harness.changes import changes, changes_data, tables
+from harness.check.cases import Row
+from harness.check.verdict import Bounds, Outcome, moved
+from harness.match import matched
+from harness.measure.compare import Floor
+from harness.records import (
+    Latency,
+    Metric,
+    Record,
+    metrics,
+    names_of,
+    pack_correct,
+    read_records,
+    read_run,
+)
+from harness.report.groups import grouped
+from harness.report.sections import sections
+from harness.report.tables import (
+    comparison_table,
+    floor_table,
+    matched_table,
+    records_csv,
+    report_columns,
+    shot_tables,
+    title,
+)
+from harness.report.writers import html, latex, markdown
+from harness.statistics import (
+    Interval,
+    holm,
+    minimum_detectable_difference,
+    paired_difference,
+    sign_flip_exact,
+)
+from harness.tables import Cell, Form, Table
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+[KNOWN] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")
+DENSE = replace(
+    KNOWN,
+    **dict.fromkeys(names_of(Record, "measurement"))
+    | {
+        "model": "clip_vit_s14",
+        "method": "dense",
+        "keep": 1.0,
+        "method_config": {},
+        "image_count": 8,
+        "correct_bits": pack_correct(np.array([1, 1, 1, 0, 1, 0, 1, 1], dtype=bool)),
+        "top1": 0.75,
+        "top1_low": 0.409,
+        "top1_high": 0.929,
+        "latency": (),
+    },
+)
+FULL = replace(
+    DENSE,
+    model="clip_vit_s14_evit30",
+    method="evit",
+    keep=0.3,
+    diff_to_dense=-0.125,
+    diff_low=-0.25,
+    diff_high=0.0,
+    cosine_to_dense=0.9876,
+    cosine_low=0.98,
+    cosine_high=0.99,
+    gflops=1.234,
+    final_tokens=59,
+    latency=tuple(
+        Latency(
+            batch=batch,
+            median_ms=10.0 * batch,
+            q1_ms=9.0 * batch,
+            q3_ms=12.0 * batch,
+            ratio_to_dense=0.55,
+            ratio_low=0.5,
+            ratio_high=0.6,
+            images_per_s=100.0 + batch,
+        )
+        for batch in (1, 32)
+    ),
+    tau=0.4321,
+    tau_low=0.4,
+    tau_high=0.45,
+    match_at_k=0.613,
+    match_k=59,
+    match_chance=59 / 196,
+    golden_images=8,
+    weighted_tau=0.5678,
+    weighted_tau_low=0.5,
+    weighted_tau_high=0.6,
+    border_overlap=0.644,
+    border_low=0.6,
+    border_high=0.7,
+    border_chance=0.503,
+)
+
+
+def shown(table: Table, form: Form = "wide") -> list[str]:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table.form(form))
+    return console.export_text().splitlines()
+
+
+def prose(table: Table, form: Form = "wide") -> str:
+    return " ".join(" ".join(shown(table, form)).split())
+
+
+def cells(lines: list[str], start: str) -> list[str]:
+    [line] = [line for line in lines if line.startswith(f"│ {start} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_a_row_with_everything():
+    lines = shown(comparison_table([DENSE, FULL]))
+    assert cells(lines, "evit") == [
+        "evit",
+        "30",
+        "75.0 [40.9, 92.9]",
+        "-12.5 [-25.0, 0.0]",
+        "0.988",
+        "1.23",
+        "10 [9, 12] 0.55x",
+        "320 [288, 384] 0.55x",
+        "132",
+        "0.43",
+        "0.57",
+        "0.61 (0.30)",
+        "0.64 (0.50)",
+        "59",
+    ]
+
+
+def test_what_was_not_measured_is_a_dash_not_a_zero():
+    lines = shown(comparison_table([DENSE, FULL]))
+    assert cells(lines, "dense")[:3] == ["dense", "100", "75.0 [40.9, 92.9]"]
+    assert cells(lines, "dense")[3:] == ["–"] * 11
+
+
+def test_the_caption_loses_nothing_to_markup():
+    text = prose(comparison_table([FULL]))
+    assert "median [quartiles], ratio to dense; GFLOPs: 1e9 multiply-adds per image" in text
+
+
+def test_the_narrow_form_explains_what_it_shows_and_says_that_there_is_more():
+    text = prose(comparison_table([DENSE, FULL]), "narrow")
+    assert "x b32: time at batch 32 by the dense model's" in text
+    assert "all columns: a wider terminal, or --json" in text
+    assert "quartiles" not in text
+    assert "all columns" not in " ".join(shown(comparison_table([DENSE, FULL])))
+
+
+def test_between_wide_and_narrow_intervals_and_times_stay():
+    wide, middle, _ = comparison_table([DENSE, FULL]).forms()
+    heads = [str(column.header) for column in middle.columns]
+    assert heads == [
+        "method",
+        "keep",
+        "top-1",
+        "to dense",
+        "GFLOPs",
+        "batch 1, ms",
+        "batch 32, ms",
+        "tau",
+        "tokens",
+    ]
+    assert set(heads) < {column.header for column in wide.columns}
+    assert "all columns: a wider terminal, or --json" in f"{middle.caption}"
+
+
+@pytest.mark.parametrize(
+    ("shots", "tuning", "said"),
+    [
+        (0, None, "text classifier: all class captions seen in text training"),
+        (1, "probe", "1 shot, linear probe"),
+        (16, "probe", "16 shots, linear probe"),
+        (16, "t", "16 shots, learned text tokens (4)"),
+        (16, "vt", "16 shots, learned visual and text tokens (4)"),
+    ],
+)
+def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: str):
+    count = None if tuning in (None, "probe") else 4
+    assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
+        f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
+    )
+
+
+EVIT = replace(DENSE, model="clip_vit_s14_evit30", method="evit", keep=0.3)
+
+
+def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
+    """Return a dense row right on half the images, and by keep what others lose and gain of it."""
+    truth = np.arange(images) < images // 2
+    facts = {"image_count": images, "correct_bits": pack_correct(truth), "top1": truth.mean()}
+    found = [replace(DENSE, **facts)]
+    for keep, (lost, gained) in losses.items():
+        right = truth.copy()
+        right[:lost], right[images // 2 : images // 2 + gained] = False, True
+        estimate, low, high = paired_difference(right, truth, seed=0)
+        facts |= {"correct_bits": pack_correct(right), "top1": right.mean(), "top1_low": 0.0}
+        facts |= {"diff_to_dense": estimate, "diff_low": low, "diff_high": high}
+        found.append(replace(DENSE, **facts, method="evit", model=f"evit{keep}", keep=keep / 100))
+    return found
+
+
+def marked(records: list[Record], *, wide: bool = True) -> list[str]:
+    """Return the keep rates whose row has a mark."""
+    lines = [
+        line.split() for line in shown(comparison_table(records), "wide" if wide else "narrow")
+    ]
+    at = 3 if wide else 1
+    return [line[at] for line in lines if "evit" in line and any("*[" in word for word in line)]
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_differences_that_stay_clear_among_all_rows_are_marked(wide: bool):
+    losses = {90: (3, 2), 70: (14, 4), 50: (14, 3), 30: (60, 5), 10: (2, 19)}
+    p = {keep: stats.binomtest(a, a + b).pvalue for keep, (a, b) in losses.items()}
+    assert [keep for keep in losses if p[keep] <= 0.05] == [70, 50, 30, 10]
+    clear, left = [], sorted(losses, key=lambda keep: p[keep])
+    while left and p[left[0]] * len(left) <= 0.05:
+        clear.append(str(left.pop(0)))
+    assert sorted(clear) == ["10", "30", "50"]
+    assert sorted(marked(compared(losses), wide=wide)) == sorted(clear)
+    alone = {70: losses[70]}
+    assert marked(compared(alone), wide=wide) == ["70"]
+
+
+def caption(records: list[Record]) -> str:
+    return prose(comparison_table(records))
+
+
+def test_the_caption_says_what_the_mark_is_and_what_the_rest_would_show():
+    text = caption(compared({70: (9, 7), 50: (5, 6), 30: (90, 3)}))
+    least = minimum_detectable_difference(400, 16 / 400)
+    assert least is not None
+    assert "* clear of zero, all rows judged together (exact McNemar test, Holm, 5 %)" in text
+    assert (
+        f"without *: 400 images show {100 * least:.1f} points with power 80 %, in one comparison, "
+        "where just one of two models is right on 4.0 % of them (the most here)"
+    ) in text
+
+
+def test_the_caption_tells_when_no_difference_would_be_found():
+    text = caption(compared({70: (1, 2), 50: (0, 0)}))
+    assert "too few images that just one of two models gets right to show any difference" in text
+    text = caption(compared({30: (90, 3)}))
+    assert "Holm, 5 %)" in text
+    assert "without *" not in text
+
+
+def test_nothing_is_judged_without_a_dense_row_or_differences():
+    dense, *others = compared({30: (90, 3)})
+    assert judged(averages([dense])) is judged(averages(others)) is None
+    unpaired = replace(others[0], diff_to_dense=None, diff_low=None, diff_high=None)
+    assert judged(averages([dense, unpaired])) is None
+    for records in ([dense], others, [dense, unpaired]):
+        assert "*" not in caption(records)
+
+
+def test_means_over_seeds_are_judged_by_sign_flips():
+    records = [
+        replace(record, shots=4, tuning="probe", seed=seed)
+        for seed in (0, 1)
+        for record in compared({90: (4, 3), 30: (90, 3)})
+    ]
+    dense, *rows = averages(records)
+    found = judged([dense, *rows])
+    assert found is not None
+    alone = {row.identity: sign_flip_exact(row.hits - dense.hits) for row in rows}
+    assert found.family.alone == alone
+    assert [found.mark(row) for row in (dense, *rows)] == ["", "", "*"]
+    assert marked(records) == ["30"]
+    text = caption(records)
+    assert "(exact sign-flip test over images of the mean over these seeds, Holm, 5 %)" in text
+    assert "without *" not in text  # which figure is of one seed
+
+
+def test_operators_that_nobody_can_count_are_told_where_gflops_are_shown():
+    assert "GFLOPs lack" not in caption([DENSE, EVIT])
+    lacking = replace(EVIT, uncounted_operators=("aten::linalg_inv", "aten::fft"))
+    model = EVIT.model
+    told = f"GFLOPs lack operators of unknown cost: aten::linalg_inv ({model}), aten::fft ({model})"
+    assert told in caption([DENSE, lacking])
+    assert "GFLOPs lack" not in caption([replace(DENSE, uncounted_operators=None)])
+
+
+def floor_row(keep: float, p_value: float) -> Floor:
+    facts = {"dataset": "fashion", "split": "test", "method": "evit", "image_count": 9}
+    told = {"top1": 0.5, "random_top1": 0.4, "difference": Interval(0.1, 0.0, 0.2)}
+    return Floor(keep=keep, p_value=p_value, **facts, **told)
+
+
+def test_rows_against_random_pruning_are_judged_together():
+    rows = [floor_row(0.7, 0.04), floor_row(0.5, 0.03), floor_row(0.3, 0.001)]
+    lines = shown(floor_table(rows, 3))
+    clear = [line for line in lines if "evit" in line and "*[" in line]
+    assert [line.split()[3] for line in clear] == ["30"]
+    text = " ".join(" ".join(lines).split())
+    assert "all rows judged together (exact sign-flip test over images, Holm, 5 %)" in text
+    # The only one that was asked.
+    assert sum("*[" in line for line in shown(floor_table(rows[:1], 3))) == 1
+
+
+def test_rows_at_equal_cost_are_judged_together_over_all_targets():
+    records = compared({70: (14, 3), 50: (60, 5)})[1:]
+    told = {"gflops": 2.0, "diff_to_dense": None, "diff_low": None, "diff_high": None}
+    evit = [replace(r, **told | {"gflops": 4 * r.keep}) for r in records]
+    target = [
+        replace(r, method="tome", model=f"tome{100 * r.keep:.0f}",
+                correct_bits=compared({})[0].correct_bits, top1=0.5)
+        for r in evit
+    ]  # fmt: skip
+    rows = matched([*target, *evit], "tome")
+    alone = {row.row.keep: row.p_value for row in rows if row.p_value is not None}
+    assert alone[0.5] < 0.05 / 2 < alone[0.7] * 2 < 0.05  # both, of two
+    lines = shown(matched_table(rows))
+    assert sum("*[" in line for line in lines) == 2
+    text = " ".join(" ".join(lines).split())
+    assert "all differences of this table judged together (the same test, Holm, 5 %)" in text
+
+
+IMAGES = 60
+SEEDS = (3, 4, 5)
+SHARES = {"dense": 0.8, "evit": 0.75, "patchrank": 0.5}
+
+
+def shot_record(method: str, seed: int, shots: int, **changed: Any) -> Record:
+    right = np.random.default_rng((seed, shots, len(method))).random(IMAGES) < SHARES[method]
+    tuned = {"tuning": "t", "prompt_tokens": 16} if shots else {}
+    facts: dict[str, Any] = {"image_count": IMAGES, "correct_bits": pack_correct(right), **tuned}
+    facts |= {"top1": right.mean(), "top1_low": 0.0, "top1_high": 1.0, "shots": shots, "seed": seed}
+    facts |= {"diff_to_dense": 0.0, "diff_low": 0.0, "diff_high": 0.0} if method != "dense" else {}
+    return replace(KNOWN, method=method, model=f"clip_vit_s14_{method}60", **facts | changed)
+
+
+def shot_group(shots: int, **changed: Any) -> list[Average]:
+    """Three models, of three seeds if there are shots."""
+    seeds = SEEDS if shots else SEEDS[:1]
+    records = [shot_record(method, seed, shots, **changed) for seed in seeds for method in SHARES]
+    return averages(records)
+
+
+def test_all_of_a_table_of_shots_is_judged_together():
+    groups = [shot_group(0), shot_group(4), shot_group(8)]
+    [table] = shot_tables(groups)
+    alone = {}
+    for place, rows in enumerate(groups):
+        hits = {row.method: row.hits for row in rows}
+        for at, cells in enumerate(table.rows):
+            if cells[0] != "dense" and cells[0] in hits:
+                alone[at, place] = sign_flip_exact(hits[cells[0]] - hits["dense"])
+    adjusted = dict(zip(alone, holm(list(alone.values())), strict=True))
+    clear = {place for place, p in adjusted.items() if p <= 0.05}
+    assert 0 < len(clear) < len(alone)
+    marks = {
+        (at, place)
+        for at, cells in enumerate(table.rows)
+        for place, cell in enumerate(cells[2:])
+        if cell.mark
+    }
+    assert marks == clear
+    assert "".join(shown(table)).count("*[") == len(clear)
+    told = "* clear of the dense model's at as many shots, all of this table judged together (exact"
+    assert told in prose(table)
+
+
+def test_without_a_dense_row_no_table_of_shots_is_judged():
+    groups = [[row for row in shot_group(shots) if row.method != "dense"] for shots in (0, 4)]
+    [table] = shot_tables(groups)
+    assert "*" not in prose(table)
+
+
+def test_a_table_for_each_kind_of_tuning_and_none_of_a_single_column():
+    probe = shot_group(4, tuning="probe", prompt_tokens=None)
+    tables = shot_tables([shot_group(0), shot_group(4), probe])
+    kinds = [table.title.split(", ")[2] for table in tables]
+    assert kinds == ["learned text tokens (16)", "linear probe"]
+    assert shot_tables([shot_group(0)]) == shot_tables([shot_group(4)]) == []
+
+
+@pytest.mark.parametrize("change", [{"device_name": "another"}, {"dataset_revision": "34cd"}])
+def test_columns_differ_in_nothing_else(change: dict[str, Any]):
+    with pytest.raises(ValueError, match=f"different {next(iter(change))}"):
+        shot_tables([shot_group(0), shot_group(4, **change)])
+
+
+def test_columns_may_be_of_other_images_as_by_text_some_classes_have_no_name():
+    [table] = shot_tables([shot_group(0, images_sha256="cd" * 32), shot_group(4)])
+    assert len(table.heads) == 4
+
+
+@pytest.fixture(scope="module")
+def evit() -> list[Record]:
+    return [r for r in read_run(RESULTS) if r.method == "evit" and r.dataset == "emoji"]
+
+
+def named(records: list[Record]) -> list[str]:
+    rows = averages(records)
+    names = labels(rows)
+    return [names[row.identity] for row in rows]
+
+
+def test_a_method_at_several_keep_rates_is_one_name(evit: list[Record]):
+    assert named(evit) == ["evit", "evit"]
+
+
+def test_settings_that_differ_at_one_keep_rate_are_told_at_all(evit: list[Record]):
+    other = replace(evit[0], method_config=evit[0].method_config | {"fuse": True})
+    assert named([*evit, other]) == ["evit (fuse false)", "evit (fuse false)", "evit (fuse true)"]
+
+
+def test_a_setting_that_one_row_lacks_is_told_of_the_other(evit: list[Record]):
+    other = replace(evit[0], method_config=evit[0].method_config | {"predictor": "ab12"})
+    assert named([evit[0], other]) == ["evit", "evit (predictor ab12)"]
+
+
+def test_a_cell_is_its_text_and_sorts_by_its_value(evit: list[Record]):
+    cells = {each.column.heading: each.cell for each in report_columns(averages(evit))}
+    cell = cells["GFLOPs"](averages(evit)[0])
+    assert (cell, cell.value) == (f"{evit[0].gflops:.2f}", evit[0].gflops)
+    lost = cells["Kendall τ"](
+        averages([replace(evit[0], tau=None, tau_low=None, tau_high=None)])[0]
+    )
+    assert (lost, lost.value) == ("–", None)
+    assert Cell("a", 1.0) == "a"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharper(Record):
+    """A record with one more quantity: this entry, and nothing else of it anywhere."""
+
+    sharpness: Annotated[
+        float | None,
+        Metric(
+            heading="Sharpness, %", short="sharp", form=".1%", unit="fraction", least="narrow",
+            better="higher", bound="cosine", change="+.1%",
+        ),
+    ] = None  # fmt: skip
+
+
+def sharper(record: Record, **changed: Any) -> Sharper:
+    return Sharper(**vars(record), **changed)
+
+
+def test_a_metric_is_one_entry_that_all_tables_and_check_read():
+    rows = [sharper(DENSE, sharpness=0.5), sharper(FULL, sharpness=0.25)]
+    table = comparison_table(rows)
+    for form in ("wide", "middle", "narrow"):
+        assert "sharp" in prose(table, form)
+    assert table.cells("sharp") == ["50.0", "25.0"]
+    for summary in (False, True):
+        [section] = sections(grouped(rows), summary=summary)
+        assert section.cells("Sharpness, %") == ["50.0", "25.0"]
+        assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5, 0.25]
+    assert "| Sharpness, % |" in markdown([section])
+    assert r"Sharpness, \%" in latex([section])
+    assert '<td data-sort="0.25">25.0</td>' in html(section, "x")
+    [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
+    assert first["sharpness_fraction"] == "0.5"
+
+
+def test_a_metric_of_one_entry_is_compared_and_checked():
+    then, now = sharper(FULL, sharpness=0.25), sharper(FULL, sharpness=0.2)
+    found = changes([then], [now])
+    assert tables(found)[0].cells("sharp") == ["-5.0"]
+    assert changes_data(found)["pairs"][0]["sharpness_difference"] == pytest.approx(-0.05)
+    row = Row(method="evit", keep=0.3, options={}, record=then)
+    [one] = moved(Outcome(tower="t", dataset="d", row=row, now=now), Bounds())
+    assert (one.quantity, one.expected, one.now, one.allowed) == ("sharpness", 0.25, 0.2, "±0.0005")
+    near = sharper(FULL, sharpness=0.2501)
+    assert moved(Outcome(tower="t", dataset="d", row=row, now=near), Bounds()) == []
+
+
+def test_a_field_that_says_not_what_it_is_is_refused():
+    @dataclass(frozen=True, kw_only=True)
+    class Silent(Record):
+        sharpness: float | None = None
+
+    with pytest.raises(TypeError, match=r"Silent\.sharpness must be Annotated with a Field or a"):
+        metrics(Silent)
