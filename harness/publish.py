@@ -19,13 +19,12 @@ from rich.console import Console
 from timm.models import save_for_hf
 
 import zoo
-from harness.changes import read_run
 from harness.conditions import DENSE
 from harness.cost import gflops, lacking
 from harness.measure.rows import as_json, predictors_digest
 from harness.progress import Progress
-from harness.records import Record, conditions
-from harness.report.markdown import markdown_table
+from harness.records import Record, conditions, read_run
+from harness.report.sections import markdown_table
 from harness.shown import Shown
 from harness.towers import create_pretrained, split_method, split_name
 from zoo.files import digest_of, read_facts, write_whole

@@ -25,10 +25,10 @@ from harness.latency.timing import LEAST_ROUNDS, interleaved
 from harness.layout import fewer
 from harness.progress import Progress
 from harness.records import utc_now
-from harness.report.tables import NOT_MEASURED
 from harness.sampling import subset
 from harness.shown import Forms
 from harness.statistics import Interval
+from harness.tables import NOT_MEASURED
 from harness.towers import find_tower
 from zoo.approximate import Effort
 from zoo.files import write_whole

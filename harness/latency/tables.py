@@ -11,8 +11,8 @@ from harness.conditions import DENSE
 from harness.latency.record import OPEN, LatencyRecord
 from harness.latency.ways import EAGER
 from harness.layout import fewer
-from harness.report.tables import NOT_MEASURED
 from harness.shown import Forms, Part
+from harness.tables import NOT_MEASURED
 
 Cell = Callable[[LatencyRecord], str]
 DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "of time", "MiB", "first, s", "off")
