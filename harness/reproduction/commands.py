@@ -7,14 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.commands import check
+from harness.commands import check, fit_config, tune_config
 from harness.datasets import get_dataset, list_datasets, root_of, shipped_facts
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.rooted import RootedDataset
 from harness.layout import fewer
-from harness.predictor_commands import fit_config
 from harness.progress import Progress
-from harness.prompt_commands import tune_config
 from harness.records import write_records
 from harness.reproduction import get_reproduction
 from harness.reproduction.base import Reproduction

@@ -6,11 +6,9 @@ import shlex
 from rich.console import Console
 from rich.table import Table
 
-from harness.commands import check, limit_of
+from harness.commands import check, fit_config, limit_of, tune_config
 from harness.layout import fewer
-from harness.predictor_commands import fit_config
 from harness.progress import Progress
-from harness.prompt_commands import tune_config
 from harness.records import write_records
 from harness.reuse import earlier
 from harness.shown import Forms, Shown, Work

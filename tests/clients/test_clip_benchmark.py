@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
-from harness.commands import evaluated
+from harness.cli.measure import evaluated
+from harness.cli.parser import build_parser
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
 from harness.evaluate import subset
-from harness.flags import build_parser
 
 COUNT = 64
 TAG = "imgfocus_lit"

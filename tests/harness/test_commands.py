@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from harness import reference
-from harness.cli import main
 from harness.flags import COMMANDS, FAMILIES, build_parser, leaves
 from harness.flags.command import GROUPS, Command
 from harness.reference import END, REWRITE, frozen, page, rewrite, spliced
+
+from harness import reference
+from harness.cli import main
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [(c.path, line) for c in COMMANDS.values() for line, _ in c.examples]

@@ -5,11 +5,11 @@ import shutil
 import subprocess
 
 import pytest
+from harness.completion import NAMES, completed, run_completion
+from harness.flags import COMMANDS, leaves
 from rich.console import Console
 
 import harness.reproduction
-from harness.completion import NAMES, completed, run_completion
-from harness.flags import COMMANDS, leaves
 from harness.studies import list_studies
 from zoo.registry import MODELS
 

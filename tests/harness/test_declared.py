@@ -7,7 +7,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 import pytest
-
 from harness.flags.declared import declared
 
 FLAGS = Path(__file__).parents[2] / "harness" / "flags"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.flags import COMMANDS, FAMILIES
 from rich.table import Table
 
 from harness import cli
 from harness.cli import BROKEN_PIPE, main, own_words
-from harness.flags import COMMANDS, FAMILIES
 from harness.records import read_records, write_records
 from harness.shown import Shown
 

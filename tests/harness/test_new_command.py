@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.flags import COMMANDS, build_parser
 
 import harness
 from harness.cli import main
 from harness.datasets import shipped_facts
-from harness.flags import COMMANDS, build_parser
 
 PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from harness.commands import both
+from harness.cli.measure import both
 from harness.correctness import pack_correct
 from harness.records import Latency, Record
 from harness.table import comparison_table, title

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-
 from harness.terminal import errors, has_width, notes, results, wanted
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from harness.check.command import run_check
-from harness.flags import build_parser
+from harness.cli.parser import build_parser
 from harness.shown import Shown
 
 ROWS = ("clsattn", "evit:fuse=true", "patchrank", "tome:reduce_at=[2,4,6]", "golden")

@@ -13,7 +13,7 @@ import yaml
 
 from harness.check import shipped
 from harness.check.bounds import Bounds
-from harness.flags import build_parser
+from harness.cli.parser import build_parser
 
 PAGE = (Path(__file__).parents[3] / "docs" / "check.md").read_text(encoding="utf-8")
 [WORKFLOW] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S)

@@ -169,7 +169,7 @@ def test_the_command_prints_the_table(
     measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     told = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
-    assert main(["curve", *told.split()]) == 0
+    assert main(["study", "curve", *told.split()]) == 0
     printed = capsys.readouterr().out
     for label in ("window 2, stride 2", "follow:4", "jacobian:8", "clsattn", "random"):
         assert label in printed

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from harness.changes import read_run
 from harness.cli import main
-from harness.flags import build_parser
+from harness.cli.parser import build_parser
 from harness.progress import Progress
 from harness.records import Record, write_records
 from harness.report.command import run_report

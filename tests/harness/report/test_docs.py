@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.flags import build_parser
+from harness.cli.parser import build_parser
 from harness.plots.accuracy import batches_of
 from harness.progress import Progress
 from harness.records import Record

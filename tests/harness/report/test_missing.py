@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.changes import read_run
-from harness.flags import build_parser
+from harness.cli.parser import build_parser
 from harness.records import Record
 from harness.report.groups import grouped
 from harness.report.missing import Missing, missing

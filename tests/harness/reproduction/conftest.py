@@ -76,7 +76,7 @@ def staged(
     parts: ClipParts, named: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Dataset]:
     """Let every name of the paper mean the toys."""
-    monkeypatch.setattr("harness.given.names_of", lambda given, **_: list(given))
+    monkeypatch.setattr("harness.datasets.names_of", lambda given, **_: list(given))
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
     places = ("studies.run", "studies.tuning_shop", "fit", "golden.rank", "reproduction.pace")
     for place in places:

@@ -17,7 +17,7 @@ Staged = dict[str, Dataset]
 
 
 def ask(*told: str) -> int:
-    return main(["reproduce", *" ".join(told).split()])
+    return main(["study", "reproduce", *" ".join(told).split()])
 
 
 def test_ours_stand_beside_the_paper_s(
@@ -28,7 +28,7 @@ def test_ours_stand_beside_the_paper_s(
     shown = capsys.readouterr().out
     assert "Figure 5: pruning before block 1" in shown
     text = (tmp_path / "figure5.md").read_text()
-    assert text.startswith(f"```\npython -m harness reproduce {command[0]} {FLAGS}\n```\n")
+    assert text.startswith(f"```\npython -m harness study reproduce {command[0]} {FLAGS}\n```\n")
     assert "NOT the paper's" not in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]]
             for line in text.splitlines() if line.startswith("|")]  # fmt: skip
@@ -117,12 +117,12 @@ def test_what_was_stopped_goes_on(
 
 
 def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
-    from harness.flags import build_parser
+    from harness.cli.parser import build_parser
     from harness.reproduction import get_reproduction
     from harness.reproduction.commands import study_config
 
     def config(table: str, *flags: str) -> Any:
-        args = build_parser().parse_args(["reproduce", table, *flags])
+        args = build_parser().parse_args(["study", "reproduce", table, *flags])
         return study_config(args, get_reproduction(table))
 
     paper = config("table4", "--root", "data")

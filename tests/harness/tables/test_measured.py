@@ -9,7 +9,7 @@ import pytest
 from harness.averages import averages
 from harness.changes import changes
 from harness.changes_table import sheets
-from harness.commands import both, ends
+from harness.cli.measure import both, ends
 from harness.dataset_check import Checked
 from harness.dataset_commands import class_table
 from harness.floor import Floor

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.flags import build_parser
+from harness.cli.parser import build_parser
 from harness.golden.store import Rankings
 from harness.plan import TRACED
 from harness.records import Record

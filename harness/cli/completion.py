@@ -5,16 +5,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import shtab
-from rich.console import Console
 
+from harness.cli.command import ANY, CommandParser, leaves
+from harness.cli.parser import build_parser
 from harness.datasets import KINDS, list_datasets
-from harness.flags import build_parser, leaves
-from harness.flags.command import CommandParser
 from harness.plan import DTYPES, TUNINGS
 from harness.reproduction import list_reproductions
-from harness.shown import Shown
 from harness.studies import list_studies
-from harness.studies.commands import LIST
 from harness.variants import known_methods
 from zoo.architectures import ARCHITECTURES
 from zoo.golden import SCORES
@@ -22,20 +19,25 @@ from zoo.losses import LOSSES
 from zoo.reducer import METHODS
 from zoo.registry import MODELS
 
-PROGRAM = "patchrank"
 FOLDER = "DIR"  # metavar of a path that is a folder
 
 
-def run_completion(args: argparse.Namespace, _status: Console) -> Shown:
+def script(shell: str) -> str:
     """Return the script for a shell."""
     parser = completed()
-    script = shtab.complete(parser, shell=args.shell)
-    return Shown(parts=(script.rstrip(),), data={"shell": args.shell, "script": script})
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            # Words that stand for a name become the names.
+            studies = action.choices["study"]._subparsers._group_actions[0].choices
+            leaf = studies.pop(ANY)
+            leaf._actions = [action for action in leaf._actions if action.dest != "name"]
+            studies |= dict.fromkeys(list_studies(), leaf)
+    return shtab.complete(parser, shell=shell)
 
 
 def completed() -> CommandParser:
     """Return the parser with the names that arguments take; for completion, not for parsing."""
-    parser = build_parser(PROGRAM)
+    parser = build_parser()
     for path, leaf in leaves(parser).items():
         for action in leaf._actions:
             _complete(path, action)
@@ -67,7 +69,7 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "models": _dense,
     "methods": lambda: METHODS,
     "compare methods": known_methods,
-    "floor methods": known_methods,
+    "study floor methods": known_methods,
     "match_to": lambda: METHODS,
     "match": lambda: ("gflops",),
     "dataset": _datasets,
@@ -81,7 +83,6 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "arch": lambda: ARCHITECTURES,
     "archs": lambda: ARCHITECTURES,
     "loss": lambda: LOSSES,
-    "study name": lambda: (LIST, *list_studies()),
-    "reproduce names": list_reproductions,
+    "study reproduce names": list_reproductions,
     "device": lambda: ("cpu", "cuda"),
 }
