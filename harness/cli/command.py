@@ -141,7 +141,8 @@ class CommandParser(argparse.ArgumentParser):
 
             flag, shown_by = rest[0].partition("=")[0], f"{self.prog} --help"
             if flag.startswith("-"):
-                near = expected(flag, self._option_string_actions, shown_by=shown_by)
+                flags = [name for action in self._actions for name in action.option_strings]
+                near = expected(flag, flags, shown_by=shown_by)
                 self.error(f"no flag {flag!r}: {near}")
             self.error(f"no argument {rest[0]!r} is expected here")
         return values, rest
@@ -168,7 +169,8 @@ class CommandParser(argparse.ArgumentParser):
             return
         from zoo.reducer import expected
 
-        text = f"{_name(action)} {value!r}: {expected(str(value), map(str, choices))}"
+        near = expected(str(value), map(str, choices), shown_by=f"{self.prog} --help")
+        text = f"{_name(action)} {value!r}: {near}"
         if isinstance(choices, dict):
             for word, child in choices.items():
                 if value in _subcommands(child):

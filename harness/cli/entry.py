@@ -102,10 +102,13 @@ def _no_empty_folders(args: Namespace) -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
+    from harness.commands import check_device
     from harness.datasets import forget
 
-    status, output = notes(args), results(args)
+    status, output, flags = notes(args), results(args), vars(args)
     try:
+        if flags.get("device") is not None and flags.get("workers", 1) == 1:
+            check_device(args.device)  # that of many workers may be elsewhere
         _name_datasets(args, status)
         outcome = args.run(args, status)
         if isinstance(outcome, Generator):

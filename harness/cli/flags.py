@@ -52,17 +52,6 @@ def dtype(text: str) -> str:
     return text
 
 
-def device(text: str) -> str:
-    """Read a device that can be used here."""
-    from harness.commands import check_device
-
-    try:
-        check_device(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error).removeprefix("--device ")) from error
-    return text
-
-
 def limit_of(args: Namespace) -> int | None:
     """Return how many images ``--limit`` asks for, None for all."""
     return None if args.full else args.limit
@@ -71,7 +60,7 @@ def limit_of(args: Namespace) -> int | None:
 def number(
     group: Any,
     flag: str,
-    default: float | None,
+    default: Any,
     text: str,
     *,
     kind: Callable[[str], float] | None = None,
@@ -83,9 +72,9 @@ def number(
     Args:
         group: of arguments.
         flag: with its dashes.
-        default: its type is that of the value unless ``kind`` says otherwise; None is an int's.
+        default: a float's flag takes floats, another one ints, unless ``kind`` reads the value.
         text: for the help.
-        kind: reads a value.
+        kind: reads a value; None for what the default says.
         metavar: N for an int and X for a float if None.
         more: for ``add_argument``.
     """
@@ -180,14 +169,13 @@ def conditions(parser: CommandParser) -> Any:
 
 def machine(group: Any, text: str = "float32, bfloat16 or float16") -> None:
     """Add device and precision."""
-    one_device(group)
+    device(group)
     group.add_argument("--dtype", type=dtype, default="float32", help=text)
 
 
-def one_device(group: Any) -> None:
-    """Add the device."""
-    text = "torch device, such as cuda:0"
-    group.add_argument("--device", type=device, default="cpu", help=text)
+def device(group: Any, default: str | None = "cpu", text: str = "such as cuda:0") -> None:
+    """Add the device, which `entry` checks before the command runs."""
+    group.add_argument("--device", default=default, help=f"torch device, {text}")
 
 
 def golden_windows(parser: CommandParser, *, window: int = 2, stride: int = 1) -> Any:

@@ -45,8 +45,7 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.number(where, "--workers", 1, "processes; more than 1: Ray actors", kind=flags.positive)
     flags.number(where, "--batch", None, "sequences per pass; default: from free memory")
     where.add_argument("--compile", action="store_true", help="use torch.compile")
-    # Checked where it is used: with a cluster that is another machine.
-    where.add_argument("--device", default="cpu", help="torch device of each worker, such as cuda")
+    flags.device(where, text="of each worker")
     text = "float32, bfloat16, float16, or auto: the fastest"
     where.add_argument("--dtype", default="auto", help=text)
     files = parser.add_argument_group("files")
@@ -86,7 +85,7 @@ def _show_flags(parser: CommandParser) -> None:
     where = parser.add_argument_group("conditions and files")
     flags.output(where, "show.png", "a PNG", "FILE", dest="out")
     flags.number(where, "--scale", 1.0, "of the figure's size")
-    flags.one_device(where)
+    flags.device(where)
 
 
 def _run_show(args: Namespace, status: "Console") -> "Shown":
@@ -184,7 +183,7 @@ def _prompts_flags(parser: CommandParser) -> None:
     text = "take the images as they are"
     tokens.add_argument("--no-augment", dest="augment", action="store_false", help=text)
     how = parser.add_argument_group("conditions and files")
-    flags.one_device(how)
+    flags.device(how)
     how.add_argument("--dtype", default=TuneConfig.dtype, help="float32 or bfloat16")
     text = "less memory, a third more time"
     how.add_argument("--checkpointing", action="store_true", help=text)

@@ -39,8 +39,7 @@ def _compare_flags(parser: CommandParser) -> None:
     what.add_argument("--match-to", metavar="METHOD", default=Plan.match_to, help=text)
     flags.datasets(what)
     text = "labelled images per class; 0: text classifier"
-    flags.number(what, "--shots", None, text, nargs="+", metavar="K")
-    parser.set_defaults(shots=list(Plan.shots))
+    flags.number(what, "--shots", list(Plan.shots), text, nargs="+", metavar="K")
     _learned(what)
     flags.seeds(what, Plan.seeds, "with shots; from --seed on")
     flags.data(parser)
@@ -252,7 +251,7 @@ def _latency_flags(parser: CommandParser) -> None:
         "--ways", nargs="+", metavar="WAY", default=list(LatencyPlan.ways), help=", ".join(WAYS)
     )
     flags.number(how, "--threads", None, "torch's; default: as many as it takes", nargs="+")
-    flags.one_device(how)
+    flags.device(how)
     flags.rounds(how, LatencyPlan.rounds, "calls of each model, in turn, at least", int)
     flags.number(how, "--seconds", LatencyPlan.seconds, "rounds go on for so long", metavar="S")
     where = parser.add_argument_group("files")

@@ -56,8 +56,7 @@ def _check_flags(parser: CommandParser) -> None:
     text = "on the expected ratio of time to dense"
     flags.number(bounds, "--slower", Bounds.slower, text, metavar="FACTOR")
     how = parser.add_argument_group("how it is measured")
-    text = "torch device; default: the expectation's, or cpu"
-    how.add_argument("--device", type=flags.device, help=text)
+    flags.device(how, None, "default: the expectation's, or cpu")
     flags.rounds(how, 2, "latency samples, four times as many below batch 8")
     how.add_argument("--no-latency", action="store_true", help="time nothing")
     new = parser.add_argument_group("a new expectation")

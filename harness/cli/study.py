@@ -121,7 +121,7 @@ def _objects_flags(parser: CommandParser) -> None:
     flags.golden_windows(parser)
     how = parser.add_argument_group("conditions")
     flags.images(how, 60, "val", "images")
-    flags.one_device(how)
+    flags.device(how)
 
 
 def _run_objects(args: Namespace, status: "Console") -> "Shown":
@@ -159,16 +159,16 @@ def _speed_flags(parser: CommandParser) -> None:
     flags.number(what, "--images", 4, "how many")
     default, text = ["float32", "bfloat16"], "of the engine"
     what.add_argument("--precisions", nargs="+", metavar="DTYPE", default=default, help=text)
-    flags.number(what, "--batches", None, "default: its own choice", nargs="*")
+    flags.number(what, "--batches", [], "default: its own choice", nargs="*")
     what.add_argument("--compile", action="store_true", help="measure torch.compile as well")
     flags.data(parser)
     flags.golden_windows(parser)
     how = parser.add_argument_group("conditions and files")
     flags.rounds(how, 5, "samples of each way", int)
     flags.number(how, "--threads", None, "default: torch's choice", kind=flags.positive)
-    flags.one_device(how)
+    flags.device(how)
     flags.output(how, None, "JSON file for the record", "FILE", dest="out")
-    parser.set_defaults(batches=[], estimate=None)  # estimates go
+    parser.set_defaults(estimate=None)  # estimates go
 
 
 def _run_speed(args: Namespace, status: "Console") -> "Shown":

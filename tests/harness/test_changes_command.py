@@ -94,7 +94,7 @@ def test_wrong_use_is_told_and_nothing_is_written(
     before = sorted(runs.rglob("*"))
     assert main(["compare", *command.split()]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ")
+    assert err.startswith("patchrank: error: ")
     assert complaint in err
     assert sorted(runs.rglob("*")) == before
 
