@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import shtab
 
@@ -25,14 +26,21 @@ FOLDER = "DIR"  # metavar of a path that is a folder
 def script(shell: str) -> str:
     """Return the script for a shell."""
     parser = completed()
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            # Words that stand for a name become the names.
-            studies = action.choices["study"]._subparsers._group_actions[0].choices
-            leaf = studies.pop(ANY)
-            leaf._actions = [action for action in leaf._actions if action.dest != "name"]
-            studies |= dict.fromkeys(list_studies(), leaf)
+    # The word that stands for any study becomes the names of all.
+    studies = _subcommands(_subcommands(parser).choices["study"])
+    leaf = studies.choices.pop(ANY)
+    leaf._actions = [action for action in leaf._actions if action.dest != "name"]
+    kept = [entry for entry in studies._choices_actions if entry.dest != ANY]
+    for name, study in list_studies().items():
+        studies.choices[name] = leaf
+        kept.append(studies._ChoicesPseudoAction(name, (), study.question))
+    studies._choices_actions = kept
     return shtab.complete(parser, shell=shell)
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> Any:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return action
 
 
 def completed() -> CommandParser:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from harness import commands
 from harness.cli import main
 from harness.records import read_records, write_records
 
@@ -24,7 +23,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def fail(*args: object) -> None:
         raise AssertionError("measures")
 
-    monkeypatch.setattr(commands, "side_by_side", fail)
+    monkeypatch.setattr("harness.cli.measure._side_by_side", fail)
     return tmp_path
 
 
