@@ -1,4 +1,4 @@
-"""``python -m harness``."""
+"""``python -m harness``, which is ``patchrank``."""
 
 import sys
 

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from harness.agreement import kendall_tau
+from harness.console import Progress
 from harness.gather import Gathered, gather, held_out, read_rankings
 from harness.golden.store import Rankings
-from harness.progress import Progress
 from harness.towers import load_tower
 from zoo.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
 from zoo.predictor import Predictor, predictor_name

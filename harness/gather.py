@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
-from harness.progress import Progress
 from harness.sampling import batches, draw_ranked, seeded_order
 from harness.towers import Tower
 from zoo.files import PARTIAL, write_whole

@@ -20,9 +20,9 @@ from timm.models import save_for_hf
 
 import zoo
 from harness.conditions import DENSE
+from harness.console import Progress
 from harness.cost import gflops, lacking
 from harness.measure.rows import as_json, predictors_digest
-from harness.progress import Progress
 from harness.records import Record, conditions, read_run
 from harness.report.sections import markdown_table
 from harness.shown import Shown

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS
-from harness.progress import Progress
+from harness.console import Progress
 from harness.tables import NOT_MEASURED
 from zoo.reducer import expected
 

@@ -20,6 +20,7 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from harness.conditions import DENSE
+from harness.console import Progress
 from harness.datasets.base import Split
 from harness.golden.maps import unprocessed
 from harness.golden.store import (
@@ -33,7 +34,6 @@ from harness.golden.store import (
 )
 from harness.measure.evaluate import Outcome
 from harness.measure.plan import TRACED
-from harness.progress import Progress
 from harness.records import Record, parsed
 from harness.sampling import batches
 from zoo.files import write_whole

@@ -29,12 +29,12 @@ from harness.check.verdict import EXACT, Bounds, Outcome, Verdict, differing, mo
 from harness.commands import check as check_values
 from harness.commit import git_commit
 from harness.conditions import DENSE, GOLDEN, Tuning
+from harness.console import Progress
 from harness.datasets import get_dataset, kind_of, list_datasets
 from harness.datasets.base import Dataset
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row
-from harness.progress import Progress
 from harness.records import Record, write_records
 from harness.sampling import turns
 from harness.shown import Shown

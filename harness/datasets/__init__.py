@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.console import Progress
 from harness.datasets.base import Dataset, Example, Split, SplitName, concrete_classes
 from harness.datasets.coop import CoopSplit
 from harness.datasets.decoded import bad_images, require_readable
@@ -14,7 +15,6 @@ from harness.datasets.folder import FolderDataset, FolderParted
 from harness.datasets.huggingface import HfDataset
 from harness.datasets.rooted import RootedDataset
 from harness.datasets.webdataset import TarDataset
-from harness.progress import Progress
 
 __all__ = [
     "KINDS", "Dataset", "Example", "Split", "SplitName", "forget", "get_dataset", "kind_of",

@@ -15,11 +15,11 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from harness.console import Progress
 from harness.datasets.archives import Archive, Provider, drive
 from harness.datasets.base import SplitName
 from harness.datasets.images import EXTENSIONS, ImageList, shortened
 from harness.datasets.rooted import RootedDataset, counted
-from harness.progress import Progress
 from zoo.files import write_whole
 from zoo.weights import cache_folder
 

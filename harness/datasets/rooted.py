@@ -9,10 +9,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from harness.console import Progress
 from harness.datasets.archives import Archive, Provider, require_sum
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
 from harness.datasets.images import ImageList, shortened
-from harness.progress import Progress
 
 
 class RootedDataset(Dataset):

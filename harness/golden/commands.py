@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.commands import check_device, limit_of
+from harness.console import Progress
 from harness.golden.budget import Curve
 from harness.golden.chart import curve_table, write_curve
 from harness.golden.objects import find_objects, objects_table, shares_data
 from harness.golden.speed import SpeedConfig, measure_speed, speed_forms
 from harness.layout import fewer
-from harness.progress import Progress
 from harness.report.show import ShowConfig, find_pictures, show
 from harness.shown import Forms, Shown, json_values
 from harness.studies.curve import CurveConfig, measure_curve

@@ -12,6 +12,7 @@ from rich.table import Table
 from scipy.stats import rankdata
 from torch import Tensor
 
+from harness.console import Progress
 from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
 from harness.golden.maps import (
@@ -23,7 +24,6 @@ from harness.golden.maps import (
     reduced,
     unprocessed,
 )
-from harness.progress import Progress
 from harness.sampling import subset
 from harness.shown import json_values
 from harness.statistics import Interval, bootstrap_mean

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.console import Progress
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.images import folder_images
 from harness.golden.store import (
@@ -37,7 +38,6 @@ from harness.golden.store import (
     survey,
     write_shard,
 )
-from harness.progress import Progress
 from harness.sampling import turns
 from harness.towers import Tower, load_tower, text_classifier
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision

@@ -6,9 +6,9 @@ from rich.console import Console
 
 from harness.commands import check_device
 from harness.conditions import DTYPES
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.golden.rank import AUTO, Job, Source, rank
-from harness.progress import Progress
 from harness.shown import Shown
 from zoo.golden import GoldenConfig
 from zoo.reducer import expected

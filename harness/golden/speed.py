@@ -19,11 +19,11 @@ from torch import Tensor
 from harness.agreement import kendall_tau
 from harness.commit import git_commit
 from harness.conditions import device_name
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.latency.timing import LEAST_ROUNDS, interleaved
 from harness.layout import fewer
-from harness.progress import Progress
 from harness.records import utc_now
 from harness.sampling import subset
 from harness.shown import Forms

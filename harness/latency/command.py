@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 from harness.commands import check_device
+from harness.console import Progress
 from harness.latency.latency import LatencyPlan, batches_for, measure_latency
 from harness.latency.machine import load_1min
 from harness.latency.record import LATENCIES, LatencyRecord, earlier, write_latencies
 from harness.latency.tables import latency_markdown, latency_tables, table_of
-from harness.progress import Progress
 from harness.records import require_appendable
 from harness.shown import Shown, Work, json_values
 from zoo.files import write_whole

@@ -9,10 +9,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from harness.conditions import DENSE, DTYPES, GOLDEN
+from harness.console import Progress
 from harness.cost import gflops, lacking
 from harness.latency.timing import Call, interleaved, random_images
 from harness.measure.rows import Variant
-from harness.progress import Progress
 from harness.records import Latency
 from harness.statistics import Interval
 from zoo.predictor import Predictor

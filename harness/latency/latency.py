@@ -15,6 +15,7 @@ from torch import Tensor
 import zoo
 from harness.commit import git_commit
 from harness.conditions import DENSE, DTYPES, GOLDEN
+from harness.console import Progress
 from harness.latency.cost import Counts, counts
 from harness.latency.machine import Machine, Surroundings, Watch, warnings_of
 from harness.latency.record import LatencyRecord, fitting, time_fields
@@ -38,7 +39,6 @@ from harness.latency.ways import (
     weights_mib,
 )
 from harness.measure.rows import MethodRate, Variant, as_json, known_methods, rows_of
-from harness.progress import Progress
 from harness.records import utc_now
 from harness.towers import create_pretrained, load_tower, random_tower, split_method, split_name
 from zoo.open_clip import FOLDER, HUB

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.console import Progress
 from harness.latency.machine import Machine, Surroundings
 from harness.latency.timing import Timing
-from harness.progress import Progress
 from harness.records import append, parsed, parsed_lines, to_go_on_from
 
 LATENCIES = "latency.jsonl"  # file of a run's records

@@ -23,6 +23,7 @@ from harness.agreement import (
 )
 from harness.commit import git_commit
 from harness.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
+from harness.console import Progress
 from harness.datasets.base import Dataset, Split
 from harness.golden.store import Rankings, find_rankings
 from harness.latency.cost import costs
@@ -38,7 +39,6 @@ from harness.measure.evaluate import (
 from harness.measure.plan import Plan
 from harness.measure.rows import BLOCK, Variant, matched_rows, rows_of, variants
 from harness.measure.tuning import Tuned, Tuner
-from harness.progress import Progress
 from harness.records import Record, fitting, images_digest, pack_correct, utc_now
 from harness.sampling import draw_train, subset, turns
 from harness.statistics import paired_difference, wilson_interval

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import zoo
 from harness.conditions import DENSE, GOLDEN, PROMPTS, Tuning
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
@@ -17,7 +18,6 @@ from harness.measure.evaluate import correct
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import BLOCK, Variant
 from harness.measure.tuning import Tuned
-from harness.progress import Progress
 from harness.records import Record
 from harness.sampling import draw, draw_train, require_apart
 from harness.statistics import Interval, bootstrap_mean, paired_p

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import zoo
 from harness.conditions import DENSE, GOLDEN
+from harness.console import Progress
 from harness.cost import gflops
 from harness.golden.store import Rankings
 from harness.measure.plan import Plan
-from harness.progress import Progress
 from zoo.files import digest_of
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile

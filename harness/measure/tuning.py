@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.console import Progress
 from harness.datasets.base import Dataset, Split
 from harness.measure.evaluate import OutcomeCache, correct, outcomes
 from harness.measure.rows import Variant
-from harness.progress import Progress
 from harness.sampling import FewShot, draw
 from harness.towers import text_classifier
 from zoo.adopt import add_prompts

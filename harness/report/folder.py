@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from harness.averages import Average, labels
+from harness.console import Progress
 from harness.latency.record import LATENCIES, LatencyRecord, read_latencies
-from harness.progress import Progress
 from harness.records import CONDITIONS, RECORDS, Record, read_run
 from harness.report.drawing import Picture, Plot, styles_of
 from harness.report.groups import Group, Grouped, TimedGroup, counted, grouped, timed_groups

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from harness.console import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
 from harness.golden.maps import (
@@ -23,7 +24,6 @@ from harness.golden.maps import (
     reduced,
     unprocessed,
 )
-from harness.progress import Progress
 from harness.report.sheet import Box, Row, Sheet, draw
 from harness.towers import Tower, load_tower
 from zoo.files import write_whole

@@ -8,14 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.commands import check, limit_of
+from harness.commands import check, fit_config, limit_of, tune_config
+from harness.console import Progress
 from harness.datasets import get_dataset, list_datasets, root_of, shipped_facts
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.rooted import RootedDataset
 from harness.layout import fewer
-from harness.predictor_commands import fit_config
-from harness.progress import Progress
-from harness.prompt_commands import tune_config
 from harness.records import earlier, write_records
 from harness.shown import Forms, Shown, Work
 from harness.studies.dry_run import plan_data, plan_table, remaining

@@ -18,13 +18,13 @@ from torch import Tensor
 import zoo
 from harness.agreement import kendall_tau, match_at_k
 from harness.conditions import DENSE, GOLDEN, device_name
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Split, SplitName
 from harness.golden.budget import Curve, Point, Worth
 from harness.golden.maps import method_maps
 from harness.measure.evaluate import Importance, correct, outcomes
 from harness.measure.rows import Variant, golden_row
-from harness.progress import Progress
 from harness.sampling import subset
 from harness.statistics import bootstrap_mean
 from harness.towers import Tower, load_tower, named, text_classifier

@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 
 from harness.conditions import Tuning
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.golden.budget import Point
@@ -23,7 +24,6 @@ from harness.golden.store import Provenance, Rankings
 from harness.measure.plan import tuning_of
 from harness.measure.rows import KeepSolver, Variant
 from harness.measure.tuning import Tuned, Tuner
-from harness.progress import Progress
 from harness.records import Record
 from harness.sampling import draw, subset
 from harness.shown import json_values

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from harness.progress import Progress
+from harness.console import Progress
 from harness.records import Record
 from harness.report.drawing import INK, OPTIONS, STYLES, saved
 from harness.shown import json_values

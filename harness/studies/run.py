@@ -11,13 +11,13 @@ from rich.table import Table
 
 from harness.averages import uncounted
 from harness.conditions import DENSE, DTYPES, Tuning
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.latency.cost import costs
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant
-from harness.progress import Progress
 from harness.records import Record, refuse_mixed
 from harness.shown import json_values
 from harness.statistics import (

@@ -13,6 +13,7 @@ from timm.models import save_for_hf
 
 import zoo
 from harness.conditions import DENSE
+from harness.console import Progress
 from harness.cost import gflops
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
@@ -28,7 +29,6 @@ from harness.measure.rows import (
     rows_of,
 )
 from harness.measure.tuning import Tuned, Tuner
-from harness.progress import Progress
 from harness.sampling import require_apart, subset
 from harness.towers import Tower, load_tower
 from zoo.adopt import add_prompts

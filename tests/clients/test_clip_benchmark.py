@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness.flags import build_parser
 from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
 from harness.commands import evaluated
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
-from harness.flags import build_parser
 from harness.sampling import subset
 
 COUNT = 64

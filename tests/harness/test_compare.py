@@ -13,6 +13,7 @@ from rich.console import Console
 
 import zoo
 from harness import towers
+from harness.console import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
 from harness.measure import bench
@@ -21,7 +22,6 @@ from harness.measure.compare import compare
 from harness.measure.evaluate import linear_probe, outcomes, predicted
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
-from harness.progress import Progress
 from harness.records import Record, read_records, refuse_mixed, write_records
 from zoo.clip import ClipParts, class_features
 from zoo.golden import GoldenConfig

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from harness.console import Progress
 from harness.datasets import Dataset, forget, get_dataset, names_of
 from harness.datasets import decoded as module
 from harness.datasets.decoded import bad_images, decode_all, require_readable
 from harness.datasets.folder import FolderDataset
-from harness.progress import Progress
 
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
 QUIET = Progress()

@@ -15,10 +15,10 @@ import torch
 import zoo
 from harness import gather as module
 from harness import sampling
+from harness.console import Progress
 from harness.datasets.base import Dataset, Split
 from harness.gather import Entering, Joined, entering
 from harness.golden.store import Rankings
-from harness.progress import Progress
 from zoo.clip import ClipParts
 from zoo.weights import cache_folder
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
 import zoo
+from harness.console import Progress
 from harness.datasets.base import Dataset
 from harness.fit import fit, tau_of
 from harness.gather import gather
 from harness.golden.store import Rankings, Shard, shard_path
 from harness.measure.rows import variants
-from harness.progress import Progress
 from harness.towers import Tower
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from harness import predictor_commands as commands
 from harness.cli import main
 from harness.datasets.base import DATA_DIR, Dataset
 from harness.golden.store import shipped_rankings
@@ -34,8 +33,8 @@ def test_shipped_rankings_are_taken_and_nothing_is_ranked(monkeypatch: pytest.Mo
         asked.update(told, train=train, val=val, config=config)
         return Path("out"), 0.5
 
-    monkeypatch.setattr(commands, "fit", fit)
-    monkeypatch.setattr(commands, "rank", None)
+    monkeypatch.setattr("harness.fit.fit", fit)
+    monkeypatch.setattr("harness.golden.rank.rank", None)
     flags = "--dataset fashion emoji --arch mixer --width 384 --loss ranknet --epochs 7 --seed 3"
     more = "--patience 2 --batch 8 --learning-rate 0.001 --shots 4 --rankings a --val b c"
     assert main(["fit", "predictor", *flags.split(), *more.split()]) == 0
@@ -58,8 +57,8 @@ def miniature_command(
     """Let ``rank`` use the miniature tower as well, and commands the toy dataset."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
-    monkeypatch.setattr(commands, "load_tower", lambda name: tower)
-    monkeypatch.setattr(commands, "get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.towers.load_tower", lambda name: tower)
+    monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
 
 
 @pytest.mark.usefixtures("miniature_command")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from harness.cli import main
+from harness.console import Progress
 from harness.measure import bench
 from harness.measure import compare as floor_module
 from harness.measure.compare import floor
 from harness.measure.plan import Plan
-from harness.progress import Progress
 from harness.report.tables import floor_table
 
 PLAN = Plan(methods=("clsattn",), keeps=(0.3,), datasets=("emoji",), limit=8, split="val")

@@ -12,6 +12,7 @@ from rich.console import Console
 import zoo
 from harness import towers
 from harness.cli import main
+from harness.console import Progress
 from harness.cost import gflops
 from harness.datasets.base import Dataset
 from harness.match import matched
@@ -19,7 +20,6 @@ from harness.measure import compare as module
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import matched_rows, rows_of
-from harness.progress import Progress
 from harness.records import Record, pack_correct, read_records, write_records
 from harness.report.tables import matched_table
 from harness.statistics import mcnemar_exact, paired_difference

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from harness.cli import main
-from harness.commands import evaluated
+from harness.cli.measure import evaluated
 from harness.datasets import forget, get_dataset
 from harness.datasets.base import Example
 from harness.datasets.folder import FolderDataset
@@ -96,7 +96,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Record]]:
         found[:] = evaluated(*args)  # type: ignore[arg-type]
         return found
 
-    monkeypatch.setattr("harness.commands.evaluated", kept)
+    monkeypatch.setattr("harness.cli.measure.evaluated", kept)
 
     def call(*flags: str) -> list[Record]:
         assert main(["eval", "clip_vit_s14_random60", *flags]) == 0

@@ -9,10 +9,9 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 import zoo
-from harness import prompt_commands as module
 from harness.cli import main
+from harness.cli.golden import dense_name, load_row
 from harness.datasets.base import Dataset
-from harness.prompt_commands import dense_name, load_row
 from harness.towers import load_tower
 from zoo.prompts import PromptFile
 
@@ -26,7 +25,7 @@ def test_open_clips_towers_are_tuned_and_loaded(
     named: Dataset, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", CONFIG)
-    monkeypatch.setattr(module, "get_dataset", lambda name: named)
+    monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
     save_file(CLIP(**CONFIG).state_dict(), tmp_path / "w.safetensors")
     name, out = f"open_clip:tiny/{tmp_path}/w.safetensors", tmp_path / "p.safetensors"
     words = ["--model", name, "--dataset", "named", "--shots", "1", "--tokens", tokens]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.progress import Progress
+from harness.console import Progress
 from harness.records import (
     Latency,
     Record,

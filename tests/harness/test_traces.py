@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from harness.flags import build_parser
 from PIL import Image
 from rich.console import Console
 
@@ -22,12 +23,11 @@ import zoo
 from harness import compare as compare_module
 from harness import towers, traces
 from harness.agreement import kendall_tau
+from harness.console import Progress
 from harness.datasets.base import Dataset
-from harness.flags import build_parser
 from harness.golden.store import BrokenShardError, Rankings, own_store
 from harness.measure.compare import compare
 from harness.measure.plan import TRACED, Plan
-from harness.progress import Progress
 from harness.records import Record
 from harness.traces import (
     SIDE,

@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 
 from harness.cli import main
+from harness.console import Progress
 from harness.datasets.base import Dataset, Split
 from harness.measure import tuning as module
 from harness.measure.evaluate import correct
 from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner
-from harness.progress import Progress
 from harness.sampling import draw
 from zoo.clip import ClipParts
 from zoo.prompt_learner import TuneConfig
@@ -142,11 +142,10 @@ def test_refuses_a_word_that_the_text_tower_never_saw(
 def command(
     parts: ClipParts, named: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
-    from harness import prompt_commands as commands
 
     row = variants(parts.model.visual, ARCH, TAG, ["patchrank"], [0.5])[0]
-    monkeypatch.setattr(commands, "get_dataset", lambda name: named)
-    monkeypatch.setattr(commands, "load_row", lambda name: (parts, row, TAG))
+    monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
+    monkeypatch.setattr("harness.cli.golden.load_row", lambda name: (parts, row, TAG))
 
     def call(*words: str) -> int:
         small = ["--num-tokens", "2", "--rounds", "1", "--batch", "3"]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.check.check import run_check
 from harness.cli import main
-from harness.flags import build_parser
+from harness.cli.parser import build_parser
 from harness.records import read_records
 from harness.shown import Shown
 from zoo.clip import ClipParts

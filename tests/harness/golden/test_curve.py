@@ -13,12 +13,12 @@ import torch.nn.functional as F
 
 from harness.agreement import kendall_tau
 from harness.cli import main
+from harness.console import Progress
 from harness.datasets.base import Dataset
-from harness.golden import curve as module
 from harness.golden.budget import SHIPPED, Curve, Point, recipe_for
 from harness.golden.chart import curve_markdown, draw_curve, write_curve
-from harness.progress import Progress
 from harness.statistics import Interval
+from harness.studies import curve as module
 from harness.studies.curve import CurveConfig, measure_curve, usual_points
 from harness.towers import Tower, text_classifier
 from zoo.approximate import Effort
@@ -167,7 +167,7 @@ def test_the_command_prints_the_table(
     measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     told = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
-    assert main(["curve", *told.split()]) == 0
+    assert main(["study", "curve", *told.split()]) == 0
     printed = capsys.readouterr().out
     for label in ("window 2, stride 2", "follow:4", "jacobian:8", "clsattn", "random"):
         assert label in printed

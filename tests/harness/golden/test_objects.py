@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.cli import main
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.golden import objects as module
 from harness.golden.maps import object_patches, reduced
 from harness.golden.objects import ObjectShare, find_objects, object_share
-from harness.progress import Progress
 from harness.sampling import subset
 from harness.towers import Tower
 from zoo.clip import ClipParts
@@ -192,7 +192,9 @@ def test_rankings_go_with_their_images(fashion: dict[str, ObjectShare]):
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]):
-    command = "objects --limit 2 --window 7 --stride 7 --scores label confidence --methods random"
+    command = (
+        "study objects --limit 2 --window 7 --stride 7 --scores label confidence --methods random"
+    )
     assert main(command.split()) == 0
     out = capsys.readouterr().out
     assert "objects of fashion (val), clip_vit_s14; golden: 7 x 7 patches, stride 7" in out
@@ -216,7 +218,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]):
     ],
 )
 def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["objects", "--limit", "2", *command.split()]) == 2
+    assert main(["study", "objects", "--limit", "2", *command.split()]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.search(match, err)

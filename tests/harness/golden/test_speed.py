@@ -14,6 +14,7 @@ from torch import Tensor
 import zoo
 from harness.agreement import kendall_tau
 from harness.cli import main
+from harness.console import Progress
 from harness.cost import gflops
 from harness.golden import speed
 from harness.golden.speed import (
@@ -24,7 +25,6 @@ from harness.golden.speed import (
     same_ranking,
     speed_table,
 )
-from harness.progress import Progress
 from harness.report.tables import NOT_MEASURED
 from harness.towers import Tower
 from zoo.golden import GoldenConfig, GoldenEngine

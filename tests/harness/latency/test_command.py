@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness.cli import main
+from harness.console import Progress
 from harness.latency import command
 from harness.latency.latency import (
     CPU_BATCHES,
@@ -23,7 +24,6 @@ from harness.latency.machine import OTHERS, SPREAD, Machine, Surroundings
 from harness.latency.record import CONDITIONS, VERDICTS, LatencyRecord, read_latencies
 from harness.latency.timing import LEAST_ROUNDS, MOST_ROUNDS
 from harness.latency.ways import ALLOWED, CHECKED, COMPILE, WAYS
-from harness.progress import Progress
 
 RANDOM = "latency clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
 

@@ -13,6 +13,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
+from harness.console import Progress
 from harness.latency import latency
 from harness.latency.cost import counts
 from harness.latency.latency import (
@@ -27,7 +28,6 @@ from harness.latency.record import LatencyRecord, read_latencies, write_latencie
 from harness.latency.timing import Stopwatch, Timing
 from harness.latency.ways import EAGER, Prepared
 from harness.measure.rows import variants
-from harness.progress import Progress
 from harness.towers import Tower
 from zoo.weights import fingerprint
 

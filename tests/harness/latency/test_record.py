@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.console import Progress
 from harness.latency.machine import Surroundings
 from harness.latency.record import (
     CONDITIONS,
@@ -20,7 +21,6 @@ from harness.latency.record import (
     read_latencies,
     write_latencies,
 )
-from harness.progress import Progress
 from harness.records import Latency
 
 Make = Callable[..., LatencyRecord]

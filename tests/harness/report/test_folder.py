@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.flags import build_parser
 from rich.console import Console
 
 from harness.changes import read_run
 from harness.cli import main
-from harness.flags import build_parser
+from harness.console import Progress
 from harness.latency.record import LatencyRecord, write_latencies
-from harness.progress import Progress
 from harness.records import Record, write_records
 from harness.report.folder import latencies_in, once, records_in, run_report, write_report
 from harness.report.groups import grouped

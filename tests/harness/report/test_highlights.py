@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.flags import build_parser
 
 from harness.averages import Average, averages
 from harness.changes import read_run
-from harness.flags import build_parser
 from harness.records import Record, pack_correct
 from harness.report.groups import grouped
 from harness.report.highlights import Highlights, Missing, Standing, highlights, missing, standings

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from harness.cli import main
+from harness.console import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.golden.maps import method_maps, most_important, reduced
-from harness.progress import Progress
 from harness.report import show as module
 from harness.report.sheet import heat_panel, kept_panel
 from harness.report.show import Figure, ShowConfig, find_pictures, show

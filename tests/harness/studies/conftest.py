@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.console import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.progress import Progress
 from harness.records import Record
 from harness.studies.paper import get_reproduction
 from harness.studies.reproduce import Comparison, compared, produce, under_its_conditions

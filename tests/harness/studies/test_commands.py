@@ -45,7 +45,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]):
     ("flags", "said"),
     [
         ("scroes", "study 'scroes': did you mean 'scores'?"),
-        ("scroes", "more (python -m harness study list)"),
+        ("scroes", "more (patchrank study --help)"),
         ("scores --keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
         ("scores --seeds 0", "--seeds 0: expected a number from 1"),
         ("scores --limit 0", "--limit 0: expected a number from 1"),

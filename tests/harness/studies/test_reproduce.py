@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from harness.cli import main
+from harness.console import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.progress import Progress
 from harness.records import Record, read_records
 from harness.statistics import Interval
 from harness.studies.commands import study_config

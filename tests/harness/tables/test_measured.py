@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from harness.overhead import Overhead, overhead_table
 from harness.report.command import front_table
 from harness.report.front import Standing
 
 from harness.averages import averages
 from harness.changes import changes, tables
 from harness.dataset_check import Checked, class_table
+from harness.latency.cost import Overhead, overhead_table
 from harness.listing import datasets_table, fitting, list_tables
 from harness.match import matched
 from harness.measure.compare import Floor

@@ -1,6 +1,6 @@
 """Every subcommand and flag as a list that a test holds still, and as a page of docs/.
 
-``python -m harness.reference`` in a checkout writes both anew.
+``python -m harness.cli.reference`` in a checkout writes both anew.
 """
 
 import argparse
@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.flags import build_parser, by_group, leaves
-from harness.flags.command import Command, CommandParser
-from harness.flags.help_text import EXIT_CODES, default_text
+from harness.cli.command import ALIASES, EXIT_CODES, PROGRAM, CommandParser, default_text, leaves
+from harness.cli.parser import COMMANDS, build_parser
 from zoo.files import write_whole
 
 LIST = Path("tests/harness/commands.txt")
 PAGE = Path("docs/commands.md")
-REWRITE = "python -m harness.reference"
+REWRITE = "python -m harness.cli.reference"
 BEGIN, END = f"<!-- generated: {REWRITE} -->", "<!-- end of what is generated -->"
 
 
@@ -54,19 +53,19 @@ def page() -> str:
     """Return the generated part of docs/commands.md: a section per subcommand."""
     parsers = leaves(build_parser())
     lines = [BEGIN, "", "## Commands", ""]
-    for title, commands in by_group():
-        named = ", ".join(f"[`{c.path}`](#{c.path.replace(' ', '-')})" for c in commands)
-        lines.append(f"- {title}: {named}")
-    for _, commands in by_group():
-        for command in commands:
-            lines += ["", *_section(command, parsers[command.path])]
+    lines += [f"- [`{path}`](#{path.lower().replace(' ', '-')})" for path in parsers]
+    pairs = ", ".join(f"`{alias}` for `{flag}`" for flag, alias in ALIASES.items())
+    lines += ["", f"These spellings are taken as well: {pairs}."]
+    for path, parser in parsers.items():
+        lines += ["", *_section(path, parser)]
     codes = [f"| {code} | {text} |" for code, text in EXIT_CODES.items()]
-    lines += ["", "## Exit codes", "", "| code | what it stands for |", "| ---: | --- |", *codes]
+    lines += ["", "## Exit codes", "", "| code | meaning |", "| ---: | --- |", *codes]
     return "\n".join([*lines, "", END]) + "\n"
 
 
-def _section(command: Command, parser: CommandParser) -> Iterator[str]:
-    yield from (f"### {command.path}", command.what, "", "```text", parser.usage or "", "```", "")
+def _section(path: str, parser: CommandParser) -> Iterator[str]:
+    command = COMMANDS[path]
+    yield from (f"### {path}", command.what, "", "```text", parser.usage or "", "```", "")
     yield from ("| | what | default |", "| --- | --- | --- |")
     for group in parser._action_groups:
         shown = [a for a in group._group_actions if group.title != "every command"]
@@ -76,7 +75,7 @@ def _section(command: Command, parser: CommandParser) -> Iterator[str]:
             yield _row(action)
     yield from ("", "```sh")
     for line, purpose in command.examples:
-        yield from (f"# {purpose}", f"python -m harness {line}")
+        yield from (f"# {purpose}", f"{PROGRAM} {line}")
     problems = f" Exit code 1: {command.problems}." if command.problems else ""
     yield from ("```", "", f"Output: {command.output}.{problems}")
 

@@ -1,22 +1,32 @@
-"""The command line as a stranger uses it: results, second runs, and mistakes told kindly."""
+"""The command line as a stranger uses it: results, second runs, JSON, mistakes, exit codes."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
+from harness import bench
+from harness import compare as compare_module
 from harness.cli import main
+from harness.cli.entry import BROKEN_PIPE, own_words
 from harness.datasets.base import Dataset
 from harness.golden import rank_command
 from harness.layout import PIPE_WIDTH
-from harness.measure import bench
-from harness.measure import compare as compare_module
-from harness.records import Record, read_records
+from harness.records import Record, read_records, write_records
+from harness.shown import Shown
 from harness.towers import Tower
 from zoo.clip import ClipParts
 
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "docs" / "results" / "records.jsonl"
 RANDOM = "compare --datasets emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 2"
 
 
@@ -61,8 +71,8 @@ def test_a_second_run_reuses_all_of_it(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     before = (results / "records.jsonl").read_text("utf-8")
-    for name in ("outcomes", "costs"):
-        monkeypatch.setattr(f"harness.measure.bench.{name}", fail)
+    for name in ("view.outcomes", "bench.costs"):
+        monkeypatch.setattr(f"harness.{name}", fail)
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     assert (results / "records.jsonl").read_text("utf-8") == before
     out, err = capsys.readouterr()
@@ -115,14 +125,6 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         ("compare --models clip_vit_s41", "model 'clip_vit_s41': did you mean 'clip_vit_s14'"),
         ("compare --models clip_vit_s14.imgfocus", "tag 'imgfocus' of clip_vit_s14: did you mean"),
         ("compare --models clip_vit_b16", "no weights of clip_vit_b16.openai (timm/vit_base_"),
-        ("compare --dtype flaot32", "--dtype 'flaot32': did you mean 'float32'"),
-        ("compare --device nonsense", "--device 'nonsense' can't be used here"),
-        ("compare --keeps 0.6 1.5", "--keeps 1.5: expected fractions in"),
-        ("compare --keeps 0", "--keeps 0: expected fractions in"),
-        ("compare --keeps nan", "--keeps nan: expected fractions in"),
-        ("compare --limit 0", "--limit 0: expected a number from 1, or --full"),
-        ("compare --batches 1 0", "--batches 0: expected a number from 1"),
-        ("compare --rounds 0", "--rounds 0: expected a number from 1"),
         ("compare --shots 4 -1", "--shots -1: expected 0, which is by text, or a number from 1"),
         ("compare --shots 1 --tokens vvt", "--tokens 'vvt': did you mean 'vt'? expected one of t,"),
         ("compare --tokens prob", "--tokens 'prob': did you mean 'probe'? expected one of t, v,"),
@@ -137,7 +139,6 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         ("eval clip_vit_s14.imgfocus --dataset emoji", "weight tag 'imgfocus' of clip_vit_s14"),
         ("rank --dataset emoji --score lable", "score='lable': did you mean 'label'"),
         ("rank --dataset emoji --dtype flaot32", "--dtype 'flaot32': did you mean 'float32'"),
-        ("rank --dataset emoji --limit 0", "--limit 0: expected a number from 1"),
         ("rank --dataset emoji --shard-size 0", "--shard-size 0: expected a number from 1"),
         ("rank --dataset emoji --budget 9 --stride 2", "--budget 9 with --stride: a budget picks"),
         ("rank --images gone", "--images 'gone': there is no such folder"),
@@ -149,30 +150,13 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     ],
 )
 def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    output = ["--output", str(tmp_path)] if command.startswith("compare") else []
-    assert main([*command.split(), *output]) == 2
+    place = [] if command.startswith("eval") else ["--output", str(tmp_path / "deep" / "out")]
+    assert main([*command.split(), *place]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: ")
+    assert err.startswith("patchrank: error: ")
     assert match in err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "compair",
-        "eval",
-        "rank",
-        "rank --dataset emoji --images x",
-        "compare --split tset",
-    ],
-)
-def test_mistakes_in_the_grammar(command: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as stop:
-        main(command.split())
-    assert stop.value.code == 2
-    assert "usage: python -m harness" in capsys.readouterr().err
 
 
 def test_the_output_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -228,3 +212,219 @@ def test_the_whole_benchmark_in_miniature(
     assert all(record.tau > 0.99 for record in golden)  # ties of a window may be cut apart
     assert all(record.tau is not None for record in records if record.method != "dense")
     assert {r.method_config.get("predictor") is None for r in records} == {True, False}
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> Any:
+    def no_constant(name: str) -> None:
+        raise AssertionError(name)
+
+    return json.loads(capsys.readouterr().out, parse_constant=no_constant)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let `list` run something else."""
+
+    def put(run: Any) -> None:
+        monkeypatch.setattr("harness.listing.run_list", run)
+
+    return put
+
+
+def documented(command: str) -> list[str]:
+    """Return the fields that docs/commands.md tells of a command's document."""
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{command}` | `")]
+    return row.split("|")[2]
+
+
+@pytest.mark.parametrize("words", ["list", "datasets list", "datasets check emoji --fast"])
+def test_a_document_has_the_fields_that_are_told(words: str, capsys):
+    assert main(["--json", *words.split()]) == 0
+    found = document(capsys)
+    names = " ".join(words.split()[:2])
+    for field in found:
+        assert f"`{field}`" in documented(names)
+
+
+def test_what_there_is(capsys):
+    assert main(["list", "--json"]) == 0
+    found = document(capsys)
+    assert {"size": "s14", "tags": ["imgfocus_lit"], "predictors": {"imgfocus_lit": [3]}} in (
+        found["towers"]
+    )
+    (fashion,) = [row for row in found["datasets"] if row["name"] == "fashion"]
+    assert (fashion["classes"], fashion["train"], fashion["shipped"]) == (10, 1200, True)
+    assert 60 in found["keep_percents"]
+
+
+def test_two_runs_as_numbers(tmp_path: Path, capsys):
+    rows = [row for row in read_records(RESULTS) if row.dataset == "emoji"][:3]
+    write_records(tmp_path / "a.jsonl", rows)
+    write_records(tmp_path / "b.jsonl", [replace(row, torch="9.9") for row in rows[1:]])
+    assert main(["compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--json"]) == 0
+    found = document(capsys)
+    assert len(found["pairs"]) == 2
+    assert found["pairs"][0]["top1"] == {"a": rows[1].top1, "b": rows[1].top1}
+    assert found["pairs"][0]["top1_difference"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+    assert found["conditions"][0]["name"] == "torch"
+    assert found["conditions"][0]["rows"] == 2
+    assert [row["model"] for row in found["only_in_a"]] == [rows[0].model]
+    for field in found:
+        assert f"`{field}`" in documented("compare RUN_A RUN_B")
+
+
+def test_a_measurement_is_its_records(tmp_path: Path, capsys):
+    words = "compare --datasets emoji --methods random --keeps 0.6 --limit 4 --batches --json"
+    assert main([*words.split(), "--output", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    lines = (tmp_path / "records.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(out) == {"records": [json.loads(line) for line in lines]}
+    assert (
+        json.loads(out)["records"][1]["top1"]
+        == asdict(read_records(tmp_path / "records.jsonl")[1])["top1"]
+    )
+    assert "report.html" in err
+
+
+def test_quiet_leaves_results_and_no_notes(tmp_path: Path, capsys):
+    words = "-q compare --datasets emoji --methods random --keeps 0.6 --limit 4 --batches"
+    assert main([*words.split(), "--output", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "random" in out
+    assert err == ""
+
+
+def test_errors_stay_when_quiet_and_there_is_no_document(capsys):
+    assert main(["-q", "--json", "rank", "--images", "gone"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err[:18]) == ("", "patchrank: error: ")
+
+
+def test_long_work_shows_parts_as_they_come_and_its_data_at_the_end(command, capsys):
+    seen = []
+
+    def work(args, status):
+        yield "first"
+        seen.append(capsys.readouterr().out)
+        yield Table(title="second")
+        return Shown(parts=("last",), data={"n": 2}, code=1)
+
+    command(work)
+    assert main(["list"]) == 1
+    assert seen == ["first\n"]
+    assert capsys.readouterr().out.endswith("last\n")
+    assert main(["list", "--json"]) == 1
+    assert (seen[1], document(capsys)) == ("", {"n": 2})
+
+
+def test_one_of_many_processes_may_have_nothing_to_say(command, capsys):
+    command(lambda args, status: Shown(parts=(), data=None))
+    assert main(["list", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_problem_is_1_and_its_table_is_shown(command, capsys):
+    command(lambda args, status: Shown(parts=("a problem",), data={"problems": 1}, code=1))
+    assert main(["list"]) == 1
+    assert capsys.readouterr().out == "a problem\n"
+
+
+def test_a_mistake_of_ours_is_no_wrong_use(command):
+    def broken(args, status):
+        raise KeyError("ours")
+
+    command(broken)
+    with pytest.raises(KeyError, match="ours"):
+        main(["list"])
+
+
+def test_a_nan_is_no_result(command):
+    command(lambda args, status: Shown(parts=(), data={"x": float("nan")}))
+    with pytest.raises(AssertionError, match="list: Out of range"):
+        main(["list", "--json"])
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("--json list -q", "list"),
+        ("study order --color never --seeds 1 --quiet", "study order --seeds 1"),
+        ("--color=always compare a b", "compare a b"),
+        ("compare -- --json b", "compare -- --json b"),
+        ("study order --out a --out=b", "study order --output a --output=b"),
+    ],
+)
+def test_how_results_are_shown_is_no_part_of_what_is_measured(words: str, left: str):
+    assert own_words(words.split()) == left.split()
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_closed_pipe_is_quiet(flags: list[str]):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "harness", "list", *flags]
+    try:
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (BROKEN_PIPE, b"")
+
+
+def test_a_line_is_wrapped_between_words_on_a_terminal_and_left_alone_in_a_pipe(
+    command, monkeypatch, capsys
+):
+    text = "wrote " + "results/" * 6 + "records.jsonl: of two words"
+    command(lambda args, status: Shown(parts=(text, f"{text}\n{text}"), data={}))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    main(["list"])
+    assert capsys.readouterr().out == f"{text}\n{text}\n{text}\n"
+    monkeypatch.setenv("COLUMNS", "40")
+    main(["list"])
+    path = "results/" * 6 + "records.jsonl:"
+    assert capsys.readouterr().out == f"wrote\n{path}\nof two words\n{text}\n{text}\n"
+
+
+@pytest.mark.parametrize("left", ["nothing", "folders", "a file"])
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
+def test_a_failed_command_leaves_no_empty_folder(
+    left: str, error: BaseException, tmp_path, monkeypatch
+):
+    """Whatever the function of the command made before it failed."""
+    place = tmp_path / "there" / "new" / "out"
+    (tmp_path / "there").mkdir()
+
+    def fail(args: Any, status: Any) -> None:
+        if left != "nothing":
+            (args.output / "empty" / "deeper").mkdir(parents=True)
+        if left == "a file":
+            (args.output / "records.jsonl").touch()
+        raise error
+
+    monkeypatch.setattr("harness.report.command.run_report", fail)
+    assert main(["report", "run", "--output", str(place)]) == (
+        2 if isinstance(error, ValueError) else 130
+    )
+    expected = {"a file": [place.parent, place, place / "records.jsonl"]}.get(left, [])
+    assert sorted((tmp_path / "there").rglob("*")) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("compare --dataset emojis", "--output"),
+        ("rank --dataset emoji --score lable", "--out"),
+        ("fit predictor --rankings gone", "--output"),
+        ("fit prompts --dataset emojis", "--output"),
+        ("latency clip_vit_s41", "--output"),
+        ("report gone", "--output"),
+        ("push clip_vit_s41 --to me/it", "--folder"),
+        ("show gone.png", "--out"),
+        ("study order --dataset emojis", "--out"),
+        ("study curve --dataset emojis", "--output"),
+        ("study reproduce table9", "--output"),
+    ],
+)
+def test_wrong_input_leaves_nothing(command: str, flag: str, tmp_path: Path):
+    assert main([*command.split(), flag, str(tmp_path / "new" / "out")]) == 2
+    assert list(tmp_path.iterdir()) == []

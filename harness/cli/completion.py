@@ -3,17 +3,15 @@
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import shtab
-from rich.console import Console
 
+from harness.cli.command import ANY, CommandParser, leaves
+from harness.cli.parser import build_parser
 from harness.conditions import DTYPES, TUNINGS
 from harness.datasets import KINDS, list_datasets
-from harness.flags import build_parser, leaves
-from harness.flags.command import CommandParser
 from harness.measure.rows import known_methods
-from harness.shown import Shown
-from harness.studies.commands import LIST
 from harness.studies.paper import list_reproductions
 from harness.studies.run import list_studies
 from zoo.fit import LOSSES
@@ -22,20 +20,32 @@ from zoo.predictor import ARCHITECTURES
 from zoo.reducer import METHODS
 from zoo.sizes import MODELS
 
-PROGRAM = "patchrank"
 FOLDER = "DIR"  # metavar of a path that is a folder
 
 
-def run_completion(args: argparse.Namespace, _status: Console) -> Shown:
+def script(shell: str) -> str:
     """Return the script for a shell."""
     parser = completed()
-    script = shtab.complete(parser, shell=args.shell)
-    return Shown(parts=(script.rstrip(),), data={"shell": args.shell, "script": script})
+    # The word that stands for any study becomes the names of all.
+    studies = _subcommands(_subcommands(parser).choices["study"])
+    leaf = studies.choices.pop(ANY)
+    leaf._actions = [action for action in leaf._actions if action.dest != "name"]
+    kept = [entry for entry in studies._choices_actions if entry.dest != ANY]
+    for name, study in list_studies().items():
+        studies.choices[name] = leaf
+        kept.append(studies._ChoicesPseudoAction(name, (), study.question))
+    studies._choices_actions = kept
+    return shtab.complete(parser, shell=shell)
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> Any:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return action
 
 
 def completed() -> CommandParser:
     """Return the parser with the names that arguments take; for completion, not for parsing."""
-    parser = build_parser(PROGRAM)
+    parser = build_parser()
     for path, leaf in leaves(parser).items():
         for action in leaf._actions:
             _complete(path, action)
@@ -67,7 +77,7 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "models": _dense,
     "methods": lambda: METHODS,
     "compare methods": known_methods,
-    "floor methods": known_methods,
+    "study floor methods": known_methods,
     "match_to": lambda: METHODS,
     "match": lambda: ("gflops",),
     "dataset": _datasets,
@@ -81,7 +91,6 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "arch": lambda: ARCHITECTURES,
     "archs": lambda: ARCHITECTURES,
     "loss": lambda: LOSSES,
-    "study name": lambda: (LIST, *list_studies()),
-    "reproduce names": list_reproductions,
+    "study reproduce names": list_reproductions,
     "device": lambda: ("cpu", "cuda"),
 }

@@ -1,6 +1,8 @@
-"""Colour, width and silence."""
+"""Colour, width and silence; progress of long work, and no silence of it in a pipe."""
 
 import argparse
+import io
+import itertools
 import os
 import pty
 import re
@@ -8,8 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
-from harness.terminal import errors, has_width, notes, results, wanted
+from harness import console as module
+from harness.console import Progress, colour_choice, errors, has_width, notes, pace, results
 
 
 def args(color: str = "auto", quiet: bool = False) -> argparse.Namespace:
@@ -30,7 +34,7 @@ def args(color: str = "auto", quiet: bool = False) -> argparse.Namespace:
     ],
 )
 def test_the_flag_decides_then_no_color_then_force_color(when, environ, expected):
-    assert wanted(when, environ) == expected
+    assert colour_choice(when, environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,4 +98,72 @@ def test_a_terminal_has_colours_unless_refused(flags: list[str], coloured: bool)
     os.close(main)
     assert process.returncode == 2
     assert b"error:" in text
-    assert (b"\x1b[1;31merror:" in text) == coloured
+    assert (b"\x1b[1;31mpatchrank: error:" in text) == coloured
+
+
+@pytest.mark.parametrize(
+    ("done", "begun", "seconds", "expected"),
+    [
+        (100, 0, 10.0, "10 images/s, 1,690 windows/s, 0:01:30 left"),
+        # The 900 images of earlier runs make this one no faster.
+        (910, 900, 10.0, "1 images/s, 169 windows/s, 0:01:30 left"),
+        (1000, 900, 50.0, "2 images/s, 338 windows/s"),
+        (900, 900, 10.0, ""),
+    ],
+)
+def test_pace_is_of_this_run(done: int, begun: int, seconds: float, expected: str):
+    assert pace(done, 1000, begun, seconds, 169) == expected
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ten seconds pass between two looks at the clock."""
+    ticks = itertools.count(step=10)
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
+
+
+def test_in_a_pipe_there_is_a_line_now_and_then(clock: None):
+    console = Console(file=io.StringIO(), width=20)
+    with Progress(console).long("rankings", 12, 4, 16) as show:
+        for done in (4, 5, 6, 7, 8, 9, 10, 11, 12, 12):
+            show(done)
+    assert console.file.getvalue().splitlines() == [
+        "rankings: 4 of 12 images are there",
+        "rankings: 6 of 12 images, 0.0667 images/s, 1 windows/s, 0:01:30 left",
+        "rankings: 9 of 12 images, 0.0833 images/s, 1 windows/s, 0:00:36 left",
+        "rankings: 12 of 12 images, 0.0889 images/s, 1 windows/s",
+    ]
+
+
+def work(console: Console | None) -> None:
+    progress = Progress(console)
+    with progress.task("rows on folder-[bold]", 12) as update:  # brackets are no markup
+        update(8)
+    with progress.long("folder-[red]", 12, 4, 16) as show:
+        show(7)
+    with progress.bytes("downloading x.tgz") as update:
+        update(500_000, 1_000_000)
+        update(1_000_000)
+
+
+def test_on_a_terminal_there_are_bars_that_go_away():
+    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=120)
+    work(console)
+    shown = console.file.getvalue()
+    for text in ("rows on folder-[bold]", "8/12", "folder-[red]", "7/12", "images/s", "/1.0 MB"):
+        assert text in shown
+    assert shown.endswith("\x1b[2K")
+
+
+def test_in_a_pipe_downloads_and_long_work_are_named():
+    console = Console(file=io.StringIO(), width=100)
+    work(console)
+    assert console.file.getvalue().splitlines() == [
+        "folder-[red]: 4 of 12 images are there",
+        "downloading x.tgz",
+    ]
+
+
+def test_nowhere_is_nowhere(capsys):
+    work(None)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,190 @@
+"""The program: parse, call, print, exit (see ``command.EXIT_CODES``)."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import textwrap
+from argparse import Namespace
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from harness.cli.command import PROGRAM
+from harness.cli.parser import build_parser
+from harness.console import Progress, errors, has_width, notes, results
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.shown import Part, Shown
+
+BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        argv: arguments, those of the process if None.
+
+    Returns:
+        Exit code, of `EXIT_CODES`.
+
+    Raises:
+        SystemExit: after help or version.
+    """
+    # Quiet by intention: open_clip logs every tokenizer it builds.
+    logging.disable(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    words = list(sys.argv[1:] if argv is None else argv)
+    color = "auto"
+    try:
+        args = build_parser().parse_args(words)
+        args.argv, color = own_words(words), args.color
+        with _no_empty_folders(args):
+            code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer has nowhere to go: leave nothing to fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (ValueError, OSError) as error:
+        # Not wrapped, so that a command or a path in it can be copied.
+        text = f"[bold red]{PROGRAM}: error:[/] {escape(str(error))}"
+        errors(color).print(text, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        if "-q" not in words and "--quiet" not in words:
+            text = "stopped; what is done is kept, the same command goes on from there"
+            errors(color).print(text)
+        return 130
+    return code
+
+
+def own_words(words: Sequence[str]) -> list[str]:
+    """Leave out the flags that every command takes: what is measured doesn't depend on them."""
+    left: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return [*left, word, *rest]
+        if word == "--color":
+            next(rest, None)
+        elif word.partition("=")[0] == "--out":
+            left.append(word.replace("--out", "--output", 1))
+        elif word not in ("--json", "--quiet", "-q") and not word.startswith("--color="):
+            left.append(word)
+    return left
+
+
+@contextlib.contextmanager
+def _no_empty_folders(args: Namespace) -> Iterator[None]:
+    """Remove what the body leaves of a new output but empty folders."""
+    outputs = [vars(args).get(name) for name in ("output", "out", "folder")]
+    new = [
+        place
+        for output in outputs
+        if output is not None
+        for place in (output, *output.parents)
+        if not place.exists()
+    ]
+    try:
+        yield
+    finally:
+        for place in new:
+            for folder, _, _ in os.walk(place, topdown=False):
+                with contextlib.suppress(OSError):  # it holds something
+                    Path(folder).rmdir()
+
+
+def _run(args: Namespace) -> int:
+    from harness.commands import check_device
+    from harness.datasets import forget
+
+    status, output, flags = notes(args), results(args), vars(args)
+    try:
+        if flags.get("device") is not None and flags.get("workers", 1) == 1:
+            check_device(args.device)  # that of many workers may be elsewhere
+        _name_datasets(args, status)
+        outcome = args.run(args, status)
+        if isinstance(outcome, Generator):
+            outcome = _through(outcome, None if args.json else output)
+        if not args.json:
+            for part in outcome.parts:
+                _print(part, output)
+        elif outcome.data is not None:
+            print(_document(args.command, outcome.data))
+    finally:
+        forget()
+    code: int = outcome.code
+    return code
+
+
+def _name_datasets(args: Namespace, status: "Console") -> None:
+    """Put names where datasets are given by a path, and say how all of them are taken.
+
+    Raises:
+        ValueError: a flag for datasets with ``--images``, or a dataset that can't be.
+    """
+    from harness.datasets import names_of
+
+    flags = vars(args)
+    how = {
+        name: flags[name] for name in ("root", "download", "templates", "skip_bad") if name in flags
+    }
+    if isinstance(flags.get("images"), Path) and any(how.values()):
+        flag = next(name for name, value in how.items() if value).replace("_", "-")
+        raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset folder:PATH")
+    option = "datasets" if "datasets" in flags else "dataset"
+    datasets = flags.get(option) or []
+    if flags.get("dry_run") or flags.get("runs"):
+        datasets = []  # what is missing is part of what it tells; two runs need no images
+    several: list[str] = [datasets] if isinstance(datasets, str) else datasets
+    names = names_of(several, **how, progress=Progress(status))
+    if datasets:
+        setattr(args, option, names[0] if isinstance(datasets, str) else names)
+
+
+def _document(command: str, data: Any) -> str:
+    try:
+        return json.dumps(data, allow_nan=False, ensure_ascii=False, indent=1)
+    except ValueError as error:  # ours, and no wrong use
+        raise AssertionError(f"{command}: {error}") from error
+
+
+def _through(work: "Generator[Part, None, Shown]", output: "Console | None") -> "Shown":
+    """Print parts as they come, unless there is nowhere to, and return what is left to show."""
+    while True:
+        try:
+            part = next(work)
+        except StopIteration as end:
+            shown: Shown = end.value
+            return shown
+        if output is not None:
+            _print(part, output)
+
+
+def _print(part: "Part", output: "Console") -> None:
+    from harness.layout import fitted, whole
+    from harness.shown import Forms
+    from harness.tables import Table
+
+    if isinstance(part, str):
+        # A line is wrapped between words, for paths to stay whole; several are someone's own.
+        if has_width() and "\n" not in part:
+            part = textwrap.fill(part, output.width, break_long_words=False, break_on_hyphens=False)
+        print(part)
+        return
+    if isinstance(part, Table):
+        forms = part.forms()
+    else:
+        forms = part.forms if isinstance(part, Forms) else (part,)
+    if has_width():
+        output.print(fitted(forms, output.width))
+    else:
+        table, width = whole(forms[0])
+        output.print(table, width=width)

@@ -1,0 +1,258 @@
+"""Flags that several subcommands share, and the types of their values."""
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.cli.command import CommandParser
+
+SPLITS = ("train", "val", "test")
+DENSE = "clip_vit_s14"
+FASHION_AND_EMOJI = ["fashion", "emoji"]
+
+
+def positive(text: str) -> int:
+    """Read a number from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r}: expected a whole number") from None
+    if value < 1:
+        raise ArgumentTypeError(f"{value}: expected a number from 1")
+    return value
+
+
+def limit(text: str) -> int:
+    """Read a number of images."""
+    try:
+        return positive(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error}, or --full") from None
+
+
+def keep_rate(text: str) -> float:
+    """Read a keep rate."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise ArgumentTypeError(f"{text}: expected fractions in (0, 1], such as 0.6")
+    return value
+
+
+def dtype(text: str) -> str:
+    """Read the name of a precision."""
+    from harness.conditions import DTYPES
+    from zoo.reducer import expected
+
+    if text not in DTYPES:
+        raise ArgumentTypeError(f"{text!r}: {expected(text, DTYPES)}")
+    return text
+
+
+def limit_of(args: Namespace) -> int | None:
+    """Return how many images ``--limit`` asks for, None for all."""
+    return None if args.full else args.limit
+
+
+def number(
+    group: Any,
+    flag: str,
+    default: Any,
+    text: str,
+    *,
+    kind: Callable[[str], float] | None = None,
+    metavar: str | None = None,
+    **more: Any,
+) -> None:
+    """Add a flag for a number, or with ``nargs`` for several.
+
+    Args:
+        group: of arguments.
+        flag: with its dashes.
+        default: a float's flag takes floats, another one ints, unless ``kind`` reads the value.
+        text: for the help.
+        kind: reads a value; None for what the default says.
+        metavar: N for an int and X for a float if None.
+        more: for ``add_argument``.
+    """
+    kind = kind or (float if isinstance(default, float) else int)
+    metavar = metavar or ("X" if kind is float else "N")
+    group.add_argument(flag, type=kind, metavar=metavar, default=default, help=text, **more)
+
+
+def fields(group: Any, config: type[Any], /, **texts: str) -> None:
+    """Add a flag for each named field of a settings class; its default is the field's."""
+    for name, text in texts.items():
+        number(group, f"--{name.replace('_', '-')}", getattr(config, name), text)
+
+
+def model(group: Any, text: str = "dense name") -> None:
+    """Add the model."""
+    group.add_argument("--model", default=DENSE, help=text)
+
+
+def methods(group: Any, default: list[str] | None, text: str, nargs: str = "+") -> None:
+    """Add methods."""
+    group.add_argument("--methods", nargs=nargs, metavar="METHOD", default=default, help=text)
+
+
+def keeps(
+    group: Any,
+    default: list[float] | None,
+    text: str = "in (0, 1]",
+    kind: Callable[[str], float] = keep_rate,
+) -> None:
+    """Add keep rates."""
+    group.add_argument("--keeps", nargs="+", type=kind, metavar="RATE", default=default, help=text)
+
+
+def dataset(group: Any, **more: Any) -> None:
+    """Add one dataset."""
+    text = "see `datasets list`; or PREFIX:PATH"
+    group.add_argument("--dataset", **{"metavar": "NAME", "help": text} | more)
+
+
+def datasets(
+    group: Any,
+    default: list[str] | None = FASHION_AND_EMOJI,
+    text: str = "see `datasets list`; or PREFIX:PATH",
+) -> None:
+    """Add several datasets, by default those that ship."""
+    group.add_argument(
+        "--dataset", dest="datasets", nargs="+", metavar="NAME", default=default, help=text
+    )
+
+
+def root(group: Any) -> None:
+    """Add where datasets lie."""
+    text = "of datasets; default: CLIP_PATCHRANK_DATA's"
+    group.add_argument("--root", type=Path, metavar="DIR", help=text)
+
+
+def data(parser: CommandParser) -> None:
+    """Add what says where datasets lie and how they are taken."""
+    group = parser.add_argument_group("how datasets are taken")
+    root(group)
+    group.add_argument("--download", action="store_true", help="get what is missing")
+    text = "prompts with {} for the class, not its own"
+    group.add_argument("--templates", nargs="+", metavar="TEXT", help=text)
+    text = "leave out images that can't be read"
+    group.add_argument("--skip-bad", action="store_true", help=text)
+
+
+def images(group: Any, count: int, split: str, text: str = "images per dataset") -> None:
+    """Add which images, and how many."""
+    group.add_argument("--split", default=split, choices=SPLITS, help="of the dataset")
+    number(group, "--limit", count, text, kind=limit)
+    full(group)
+
+
+def full(group: Any) -> None:
+    """Add ``--full``."""
+    group.add_argument("--full", action="store_true", help="all images, whatever --limit says")
+
+
+def conditions(parser: CommandParser) -> Any:
+    """Add the conditions of a measurement and return their group."""
+    from harness.measure.plan import Plan
+
+    group = parser.add_argument_group("conditions")
+    assert Plan.limit is not None
+    images(group, Plan.limit, Plan.split)
+    fields(group, Plan, seed="of the choice of shots")
+    machine(group)
+    return group
+
+
+def machine(group: Any, text: str = "float32, bfloat16 or float16") -> None:
+    """Add device and precision."""
+    device(group)
+    group.add_argument("--dtype", type=dtype, default="float32", help=text)
+
+
+def device(group: Any, default: str | None = "cpu", text: str = "such as cuda:0") -> None:
+    """Add the device, which `entry` checks before the command runs."""
+    group.add_argument("--device", default=default, help=f"torch device, {text}")
+
+
+def golden_windows(parser: CommandParser, *, window: int = 2, stride: int = 1) -> Any:
+    """Add block, window and stride of golden rankings and return their group."""
+    group = parser.add_argument_group("golden rankings")
+    block(group)
+    number(group, "--window", window, "side in patches")
+    number(group, "--stride", stride, "in patches")
+    return group
+
+
+def block(group: Any) -> None:
+    """Add the reduction point."""
+    from zoo.golden import GoldenConfig
+
+    fields(group, GoldenConfig, block="patches go before this block")
+
+
+def seeds(group: Any, default: int, text: str) -> None:
+    """Add how many seeds."""
+    number(group, "--seeds", default, text)
+
+
+def rounds(group: Any, default: int, text: str, kind: Callable[[str], int] = positive) -> None:
+    """Add how many rounds of timing."""
+    number(group, "--rounds", default, text, kind=kind)
+
+
+def batches(group: Any, default: list[int] | None, text: str, nargs: str = "*") -> None:
+    """Add batch sizes."""
+    group.add_argument(
+        "--batches", nargs=nargs, type=positive, metavar="N", default=default, help=text
+    )
+
+
+def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **more: Any) -> None:
+    """Add where files go."""
+    place = None if default is None else Path(default)
+    group.add_argument("--output", type=Path, metavar=metavar, default=place, help=text, **more)
+
+
+def fresh(group: Any, text: str = "measure again what is known") -> None:
+    """Add ``--fresh``."""
+    group.add_argument("--fresh", action="store_true", help=text)
+
+
+def predictor_recipe(parser: CommandParser) -> None:
+    """Add how a predictor is fitted."""
+    from zoo.fit import FitConfig
+
+    group = parser.add_argument_group("predictor")
+    group.add_argument("--arch", default=FitConfig.arch, help="see zoo/predictor.py")
+    group.add_argument("--loss", default=FitConfig.loss, help="see zoo/fit.py")
+    fields(
+        group,
+        FitConfig,
+        width="channels inside the predictor",
+        epochs="at most",
+        patience="epochs without a better one",
+        batch="images per step",
+        seed="of weights, order and shots",
+        learning_rate="of AdamW",
+    )
+
+
+def tuning_recipe(parser: CommandParser) -> Any:
+    """Add what is learned from a few labelled images and return its group."""
+    from zoo.prompt_learner import TuneConfig
+
+    group = parser.add_argument_group("learned tokens")
+    group.add_argument("--tokens", default=TuneConfig.tokens, help="t: text, v: visual, vt: both")
+    number(group, "--num-tokens", TuneConfig.count, "learned ones in a sequence")
+    fields(group, TuneConfig, depth="blocks that get tokens of their own")
+    text = "visual tokens are learned, not mapped from text tokens"
+    group.add_argument("--independent", action="store_true", help=text)
+    text = "text tokens of their own for each class"
+    group.add_argument("--class-specific", action="store_true", help=text)
+    group.add_argument("--init", metavar="WORDS", help="that text tokens begin with")
+    fields(group, TuneConfig, anchor="weight of the distance to the templates' features")
+    return group

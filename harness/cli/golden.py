@@ -1,0 +1,369 @@
+"""Subcommands of golden rankings and what is learned from them: ``rank``, ``show``, ``fit``."""
+
+import time
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cli import flags
+from harness.cli.command import Command, CommandParser
+from harness.console import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.datasets.base import SplitName
+    from harness.measure.rows import Variant
+    from harness.shown import Shown
+    from zoo.clip import ClipParts
+
+
+def _rank_flags(parser: CommandParser) -> None:
+    from zoo.golden import GoldenConfig
+
+    what = parser.add_argument_group("what is ranked")
+    flags.model(what)
+    one = what.add_mutually_exclusive_group(required=True)
+    flags.dataset(one)
+    one.add_argument("--images", type=Path, metavar="FOLDER", help="any images, unlabelled")
+    flags.images(what, 250, "test", "images; class-balanced")
+    flags.data(parser)
+    how = parser.add_argument_group("golden rankings")
+    how.add_argument("--score", default=GoldenConfig.score, help="preservation, label, confidence")
+    flags.block(how)
+    # No defaults here: a budget picks these.
+    text = f"side in patches; {GoldenConfig.window} without --budget"
+    flags.number(how, "--window", None, text)
+    flags.number(how, "--stride", None, f"in patches; {GoldenConfig.stride} without --budget")
+    text = "iterative search, K go per round"
+    flags.number(how, "--greedy", None, text, metavar="K")
+    how.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
+    text = "best way within N passes"
+    flags.number(how, "--budget", None, text, kind=float, metavar="N")
+    where = parser.add_argument_group("conditions")
+    flags.number(
+        where,
+        "--workers",
+        None,
+        "Ray actors that share the work; default: this process",
+        kind=flags.positive,
+    )
+    flags.number(where, "--batch", None, "sequences per pass; default: from free memory")
+    where.add_argument("--compile", action="store_true", help="use torch.compile")
+    flags.device(where, text="of each worker")
+    text = "float32, bfloat16, float16, or auto: the fastest"
+    where.add_argument("--dtype", default="auto", help=text)
+    files = parser.add_argument_group("files")
+    flags.output(files, None, "folder; default: in the user's cache", dest="out")
+    flags.number(files, "--shard-size", 64, "images per file")
+
+
+def _run_rank(args: Namespace, status: "Console") -> "Shown":
+    from harness.golden.rank_command import run_rank
+
+    return run_rank(args, status)
+
+
+def _show_flags(parser: CommandParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, or dataset:split:index")
+    what = parser.add_argument_group("what is drawn")
+    flags.model(what)
+    what.add_argument(
+        "--keeps",
+        dest="keep",
+        nargs="+",
+        type=float,
+        metavar="RATE",
+        default=[0.6],
+        help="in (0, 1)",
+    )
+    text = "that decides what is kept; default: the predictor"
+    what.add_argument("--by", metavar="RANKING", help=text)
+    flags.methods(what, [], "more columns; see `list`", "*")
+    flags.dataset(what, help="whose classes the files may show")
+    text = "their names instead, as a,b,c"
+    what.add_argument("--classes", metavar="NAMES", default="", help=text)
+    text = "of all files, or of each"
+    what.add_argument("--label", nargs="*", metavar="CLASS", default=[], help=text)
+    flags.data(parser)
+    flags.golden_windows(parser)
+    where = parser.add_argument_group("conditions and files")
+    flags.output(where, "show.png", "a PNG", "FILE", dest="out")
+    flags.number(where, "--scale", 1.0, "of the figure's size")
+    flags.device(where)
+
+
+def _run_show(args: Namespace, status: "Console") -> "Shown":
+    from harness.golden.commands import run_show
+
+    return run_show(args, status)
+
+
+def _predictor_flags(parser: CommandParser) -> None:
+    what = parser.add_argument_group("what is learned from")
+    flags.model(what)
+    text = "its rankings that ship; without them, rank first"
+    flags.dataset(what, nargs="*", default=[], help=text)
+    flags.number(what, "--limit", 250, "images to rank per split", kind=flags.positive)
+    flags.number(what, "--block", None, "reduction point; 3 if nothing is said")
+    for name, text in (
+        ("rankings", "stores or files of rankings to learn from"),
+        ("val", "for early stopping; default: a fifth held out"),
+        ("images", "folders that rankings of folders are of"),
+    ):
+        what.add_argument(f"--{name}", nargs="*", type=Path, default=[], metavar="PATH", help=text)
+    flags.number(what, "--shots", None, "images per class; default: all", metavar="K")
+    flags.data(parser)
+    flags.predictor_recipe(parser)
+    files = parser.add_argument_group("files")
+    flags.output(files, None, "default: the user's cache", "FILE")
+
+
+def run_fit_predictor(args: Namespace, status: "Console") -> "Shown":
+    """Fit a predictor, ranking images first where no rankings are given and none ship."""
+    from harness.commands import fit_config
+    from harness.datasets import get_dataset
+    from harness.fit import fit
+    from harness.golden.rank import Job, Source, rank
+    from harness.golden.store import shipped_rankings
+    from harness.shown import Shown, json_values
+    from harness.towers import load_tower
+    from zoo.golden import GoldenConfig
+
+    config, progress = fit_config(args), Progress(status)
+    block = GoldenConfig.block if args.block is None else args.block
+    train, val = list(args.rankings), list(args.val)
+    tower = load_tower(args.model).name if args.dataset else ""
+    for dataset in args.dataset:
+        splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
+        for split, files in splits:
+            shipped = shipped_rankings(tower, dataset, split, block)
+            if shipped is not None:
+                files.append(shipped)
+                continue
+            job = Job(
+                model=args.model,
+                source=Source.of(get_dataset(dataset), split),
+                config=GoldenConfig(block=block),
+                limit=args.limit,
+            )
+            files.append(rank(job, progress).path)
+    if not train:
+        raise ValueError("nothing to learn from: give --dataset, or --rankings")
+    path, tau = fit(
+        args.model,
+        train,
+        val,
+        config,
+        progress=progress,
+        shots=args.shots,
+        block=args.block,
+        out=args.output,
+        folders=args.images,
+    )
+    text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
+    return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
+
+
+def _prompts_flags(parser: CommandParser) -> None:
+    from zoo.prompt_learner import TuneConfig
+
+    what = parser.add_argument_group("what is tuned, on what")
+    what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
+    flags.dataset(what, required=True)
+    flags.number(what, "--shots", 16, "images per class", metavar="K")
+    flags.fields(what, TuneConfig, seed="of the images and of the recipe")
+    flags.data(parser)
+    tokens = flags.tuning_recipe(parser)
+    flags.fields(
+        tokens,
+        TuneConfig,
+        rounds="at most",
+        patience="rounds without a better one",
+        batch="images per step",
+        learning_rate="of text tokens",
+        visual_rate="of visual ones",
+    )
+    text = "take the images as they are"
+    tokens.add_argument("--no-augment", dest="augment", action="store_false", help=text)
+    how = parser.add_argument_group("conditions and files")
+    flags.device(how)
+    how.add_argument("--dtype", default=TuneConfig.dtype, help="float32 or bfloat16")
+    text = "less memory, a third more time"
+    how.add_argument("--checkpointing", action="store_true", help=text)
+    flags.output(how, None, "default: the user's cache", "FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What tuning gave and took.
+
+    Attributes:
+        path: the file.
+        parameters: numbers learned.
+        seconds: time taken, near 0 if these prompts were there already.
+        memory_mib: most memory of this process so far; on CUDA, of its tensors.
+        train: number of images learned from.
+        val: number of images for early stopping.
+        top1: on these, tuned.
+        untuned: on these, by the templates.
+    """
+
+    path: Path
+    parameters: int
+    seconds: float
+    memory_mib: float
+    train: int
+    val: int
+    top1: float
+    untuned: float
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return (
+            f"wrote {self.path}: {self.parameters:,} learned parameters, {self.train} images, "
+            f"{self.seconds:.1f} s, {self.memory_mib:,.0f} MiB at most; top-1 on the {self.val} "
+            f"validation images {100 * self.top1:.1f} % (untuned {100 * self.untuned:.1f} %)"
+        )
+
+
+def run_fit_prompts(args: Namespace, status: "Console") -> "Shown":
+    """Tune prompts, write them, and say what that took and gave."""
+    from harness.commands import tune_config
+    from harness.datasets import get_dataset
+    from harness.measure.tuning import Tuner
+    from harness.sampling import draw
+    from harness.shown import Shown, json_values
+    from zoo.files import write_whole
+    from zoo.weights import fingerprint
+
+    config = tune_config(args)
+    dataset = get_dataset(args.dataset)
+    drawn = draw(dataset, args.shots, args.seed)  # refuses before anything is loaded
+    parts, row, tag = load_row(args.model)
+    weights = fingerprint(row.vit)
+    parts.model.to(args.device)
+    tuner = Tuner(
+        parts, dataset, model=dense_name(row), tag=tag, weights=weights, progress=Progress(status)
+    )
+    begin = time.perf_counter()
+    tuned = tuner.tuned([row], args.shots, args.seed, config)[row.key]
+    seconds = time.perf_counter() - begin
+    path = tuned.file.path
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(args.output, path.read_bytes())
+        path = args.output
+    untuned, top1 = tuner.judge(row, tuned, drawn.val)
+    outcome = Tuning(
+        path=path,
+        parameters=tuned.file.provenance["parameters"],
+        seconds=seconds,
+        memory_mib=_memory_mib(args.device),
+        train=len(drawn.train),
+        val=len(drawn.val),
+        top1=top1,
+        untuned=untuned,
+    )
+    return Shown(parts=(str(outcome),), data=json_values(outcome))
+
+
+def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
+    """Load a model with its text tower, dense or reduced.
+
+    Args:
+        name: one of our models, or any dense tower of ``load_clip`` that has a text tower.
+
+    Returns:
+        The towers, the model as a row, and the weight tag.
+
+    Raises:
+        ValueError: unknown name, or no text tower here.
+    """
+    from harness.conditions import DENSE
+    from harness.measure.rows import rows_of
+    from harness.towers import load_clip, split_method
+
+    dense, method, keep = split_method(name)
+    parts, arch, tag = load_clip(dense)
+    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
+    parts.model.visual = row.vit
+    return parts, row, tag
+
+
+def dense_name(row: "Variant") -> str:
+    """Return the name of a row's dense tower."""
+    from zoo.sizes import MODELS
+
+    known = MODELS.get(row.model)
+    return row.model if known is None else known.dense
+
+
+def _memory_mib(device: str) -> float:
+    import resource
+    import sys
+
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+COMMANDS = (
+    Command(
+        path="rank",
+        what="Make golden rankings of images; the same command goes on where it stopped.",
+        flags=_rank_flags,
+        run=_run_rank,
+        examples=(
+            (
+                "rank --dataset fashion --split train --limit 100 --stride 2",
+                "100 training images, as many of each class",
+            ),
+            ("rank --images photos --output ranked --full", "any folder of images"),
+            ("rank --dataset emoji --budget 20", "the best way within 20 passes per image"),
+        ),
+        output="where the store is, on standard output; Parquet files in --output",
+    ),
+    Command(
+        path="fit predictor",
+        what="Fit a predictor to golden rankings, so that pretrained=True finds it.",
+        flags=_predictor_flags,
+        run=run_fit_predictor,
+        examples=(
+            ("fit predictor --model clip_vit_b16.openai --dataset fashion", "ranks first"),
+            ("fit predictor --rankings ranked --images photos", "to rankings of a folder"),
+        ),
+        output="how well it agrees, on standard output; the predictor in --output",
+    ),
+    Command(
+        path="fit prompts",
+        what="Tune learned text and visual tokens on a few labelled images; "
+        "timm.create_model(..., prompts=FILE) takes the result.",
+        flags=_prompts_flags,
+        run=run_fit_prompts,
+        examples=(
+            ("fit prompts --dataset emoji --shots 16 --tokens t", "text tokens"),
+            (
+                "fit prompts --model clip_vit_s14 --dataset emoji --tokens vt "
+                "--output vt.safetensors",
+                "visual ones as well, for the dense model",
+            ),
+        ),
+        output="what it took and gave, on standard output; the tokens in --output",
+    ),
+    Command(
+        path="show",
+        what="Draw images beside the importance of their patches by several rankings, as PNG.",
+        flags=_show_flags,
+        run=_run_show,
+        examples=(
+            ("show fashion:val:3 --keeps 0.6 0.3", "an image of a dataset"),
+            ("show photo.jpg --dataset fashion --label bag", "a file of a known class"),
+        ),
+        output="the figure in --output; its notes on standard output",
+    ),
+)

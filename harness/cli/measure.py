@@ -1,0 +1,296 @@
+"""Subcommands that measure models: ``compare``, ``eval``, ``latency``."""
+
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from harness.cli import flags
+from harness.cli.command import Command, CommandParser
+from harness.console import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.averages import Average
+    from harness.records import Record
+    from harness.shown import Shown, Work
+
+T = TypeVar("T")
+
+
+def _compare_flags(parser: CommandParser) -> None:
+    from harness.measure.plan import TRACED, Plan
+
+    text = "two files of records, or their folders: what changed; nothing is measured then"
+    runs = parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", default=[], help=text)
+    # Not "*": that takes nothing before the first flag, and refuses the runs after it.
+    runs.required = False
+    what = parser.add_argument_group("what is compared")
+    text = "dense names"
+    what.add_argument(
+        "--model", dest="models", nargs="+", metavar="MODEL", default=list(Plan.models), help=text
+    )
+    flags.methods(what, None, "default: all; see `list`")
+    flags.keeps(what, list(Plan.keeps))
+    what.add_argument("--match", metavar="WHAT", help="gflops: rows of equal cost, not keep")
+    text = "keeps --keeps; the others meet its cost"
+    what.add_argument("--match-to", metavar="METHOD", default=Plan.match_to, help=text)
+    flags.datasets(what)
+    text = "labelled images per class; 0: text classifier"
+    flags.number(what, "--shots", list(Plan.shots), text, nargs="+", metavar="K")
+    _learned(what)
+    flags.seeds(what, Plan.seeds, "with shots; from --seed on")
+    flags.data(parser)
+    how = flags.conditions(parser)
+    flags.rounds(how, Plan.rounds, "latency samples")
+    flags.batches(how, list(Plan.batches), "for latency")
+    files = parser.add_argument_group("files")
+    flags.fresh(files)
+    flags.output(files, "results", "folder of the run")
+    text = "images of each dataset whose kept patches are stored; 0: none"
+    flags.number(files, "--traces", TRACED, text)
+    text = "store no small copies of these images"
+    files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
+
+
+def _learned(group: Any) -> None:
+    """Add what is learned from shots."""
+    from harness.measure.plan import Plan
+
+    text = "learned from shots: t text, v visual, vt both, probe a linear classifier instead"
+    group.add_argument("--tokens", default=Plan.tokens, help=text)
+    flags.fields(group, Plan, num_tokens="learned tokens")
+
+
+def run_compare(args: Namespace, status: "Console") -> "Shown | Work":
+    """Measure side by side, or tell what changed between two runs."""
+    if args.runs:
+        from harness.changes import run_changes
+
+        return run_changes(args, status)
+    return _side_by_side(args, status)
+
+
+def _side_by_side(args: Namespace, status: "Console") -> "Work":
+    """Measure, show a table per dataset, write records, report, Markdown and plot."""
+    from harness.averages import averages
+    from harness.match import matched
+    from harness.measure.compare import compare
+    from harness.measure.plan import Plan
+    from harness.records import earlier, require_appendable, write_records
+    from harness.report.folder import write_report
+    from harness.report.tables import comparison_table, matched_table, shot_tables
+    from harness.shown import Shown, json_values
+    from harness.traces import Tracer
+
+    path, progress = args.output / "records.jsonl", Progress(status)
+    require_appendable(path)
+    plan = Plan(
+        models=_once(args.models),
+        methods=tuple(args.methods or _all_methods(args.match)),
+        keeps=tuple(args.keeps),
+        datasets=_once(args.datasets),
+        shots=_once(args.shots),
+        tokens=args.tokens,
+        num_tokens=args.num_tokens,
+        seeds=args.seeds,
+        limit=flags.limit_of(args),
+        split=args.split,
+        seed=args.seed,
+        device=args.device,
+        dtype=args.dtype,
+        batches=tuple(args.batches),
+        rounds=args.rounds,
+        match=args.match,
+        match_to=args.match_to,
+    )
+    known = earlier(path, progress, fresh=args.fresh)
+    tracer = Tracer(
+        run=args.output, images=args.traces, thumbnails=args.thumbnails, progress=progress
+    )
+    records: list[Record] = []
+    groups: list[list[Average]] = []  # of one dataset and tower
+    for group in compare(plan, known, progress, tracer):
+        if fresh := [record for record in group if record not in known]:
+            write_records(path, fresh)
+        records += group
+        yield comparison_table(group)
+        if plan.match is not None:
+            yield matched_table(matched(group, plan.match_to))
+        groups.append(averages(group))
+        if group[0].shots == plan.shots[-1]:
+            yield from shot_tables(groups)
+            groups = []
+    write_report(
+        records,
+        args.output,
+        progress,
+        runs=[args.output],
+        sources=[str(args.output)] * len(records),
+        # The page has all plots; `report` writes them as files, too.
+        drawn=("accuracy_gflops.svg",),
+    )
+    text = f"records: {path}; report: {args.output / 'report.html'}"
+    status.print(text, highlight=False, markup=False, soft_wrap=True)
+    return Shown(parts=(), data={"records": json_values(records)})
+
+
+def _once(values: Iterable[T]) -> tuple[T, ...]:
+    """Leave out repeats, each of which would be measured twice."""
+    return tuple(dict.fromkeys(values))
+
+
+def _all_methods(match: str | None) -> tuple[str, ...]:
+    """Return every method; where cost counts, not the oracle, which has none."""
+    from harness.conditions import GOLDEN
+    from harness.measure.rows import known_methods
+
+    return tuple(name for name in known_methods() if match is None or name != GOLDEN)
+
+
+def _eval_flags(parser: CommandParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model's name, dense or reduced")
+    what = parser.add_argument_group("what is measured")
+    flags.dataset(what, required=True)
+    flags.number(what, "--shots", 0, "0: text classifier", metavar="K")
+    _learned(what)
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="learned before; no --shots")
+    flags.data(parser)
+    flags.conditions(parser)
+
+
+def run_eval(args: Namespace, status: "Console") -> "Shown":
+    """Measure one model."""
+    from harness.report.tables import comparison_table
+    from harness.shown import Shown, json_values
+
+    records = evaluated(args, status)
+    return Shown(parts=(comparison_table(records),), data={"records": json_values(records)})
+
+
+def evaluated(args: Namespace, status: "Console") -> "list[Record]":
+    """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
+    from harness.conditions import DENSE
+    from harness.measure.compare import compare, judge
+    from harness.measure.plan import Plan
+    from harness.towers import split_method
+
+    dense, method, keep = split_method(args.model)
+    plan = Plan(
+        models=(dense,),
+        methods=(method or DENSE,),
+        keeps=(keep,),
+        datasets=(args.dataset,),
+        shots=(args.shots,),
+        tokens=args.tokens,
+        num_tokens=args.num_tokens,
+        seeds=1,
+        limit=flags.limit_of(args),
+        split=args.split,
+        seed=args.seed,
+        device=args.device,
+        dtype=args.dtype,
+        batches=(),
+    )
+    if args.prompts is None:
+        return next(compare(plan, [], Progress(status)))
+    for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
+        if (value := getattr(args, name)) != default:
+            raise ValueError(
+                f"--prompts {str(args.prompts)!r} with --{name.replace('_', '-')} {value}: the "
+                "file says what it was learned from; give one of the two"
+            )
+    return judge(plan, args.prompts, Progress(status))
+
+
+def _latency_flags(parser: CommandParser) -> None:
+    from harness.latency.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
+    from harness.latency.ways import WAYS
+
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a reduced or dense model's name; see `list`"
+    )
+    what = parser.add_argument_group("what is timed")
+    flags.methods(what, [], "of each dense tower, too")
+    flags.keeps(what, list(LatencyPlan.keeps), "of --methods", float)
+    text = "none are loaded; times don't depend on them"
+    what.add_argument("--random-weights", action="store_true", help=text)
+    how = parser.add_argument_group("conditions")
+    usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
+    text = f"images per call; default: {usual}, on CUDA {on_cuda}"
+    flags.number(how, "--batches", None, text, nargs="+")
+    text = "float32, bfloat16 or float16"
+    how.add_argument(
+        "--dtypes", nargs="+", metavar="DTYPE", default=list(LatencyPlan.dtypes), help=text
+    )
+    how.add_argument(
+        "--ways", nargs="+", metavar="WAY", default=list(LatencyPlan.ways), help=", ".join(WAYS)
+    )
+    flags.number(how, "--threads", None, "torch's; default: as many as it takes", nargs="+")
+    flags.device(how)
+    flags.rounds(how, LatencyPlan.rounds, "calls of each model, in turn, at least", int)
+    flags.number(how, "--seconds", LatencyPlan.seconds, "rounds go on for so long", metavar="S")
+    where = parser.add_argument_group("files")
+    flags.fresh(where, "time again what is known")
+    flags.output(where, "results", "folder")
+
+
+def _run_latency(args: Namespace, status: "Console") -> "Work":
+    from harness.latency.command import run_latency
+
+    return run_latency(args, status)
+
+
+COMMANDS = (
+    Command(
+        path="compare",
+        what="Measure methods side by side: accuracy, cost, latency, agreement; or tell what "
+        "changed between two runs.",
+        flags=_compare_flags,
+        run=run_compare,
+        examples=(
+            ("compare --methods patchrank evit --keeps 0.7 0.5", "two methods, no shots"),
+            ("compare --dataset fashion --shots 0 16 --tokens t", "with tokens from 16 shots"),
+            ("compare --match gflops --keeps 0.6 --output equal", "at patchrank's cost"),
+            ("compare results equal", "what changed between two runs; measures nothing"),
+            ("compare --json --limit 8 --batches 1 > run.json", "for a program"),
+        ),
+        output="a table per dataset on standard output; records.jsonl, report.html, table.md, "
+        "table.csv, table.tex, summary.md, agreement.csv, accuracy_gflops.svg, traces and "
+        "thumbnails in --output. The same command goes on where it stopped. With two runs: what "
+        "changed, and with --output changes.md",
+    ),
+    Command(
+        path="eval",
+        what="Measure one model's accuracy and agreement on one dataset.",
+        flags=_eval_flags,
+        run=run_eval,
+        examples=(
+            ("eval clip_vit_s14_patchrank60 --dataset emoji", "a model that ships"),
+            ("eval clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
+            ("eval clip_vit_s14 --dataset emoji --shots 4 --tokens probe", "a linear probe"),
+        ),
+        output="a table on standard output, the model beside its dense tower; no files",
+    ),
+    Command(
+        path="latency",
+        what="Time models in turn with their dense towers, and say what can be concluded.",
+        flags=_latency_flags,
+        run=_run_latency,
+        examples=(
+            ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
+            (
+                "latency clip_vit_b16_evit60 --random-weights --ways eager compile --threads 1 2",
+                "compiled, too",
+            ),
+            (
+                "latency clip_vit_b16_tome60 --random-weights --device cuda --dtypes float16 "
+                "--ways eager cuda-graphs",
+                "on a GPU",
+            ),
+        ),
+        output="a table per condition on standard output; latency.jsonl and latency.md in "
+        "--output. The same command goes on where it stopped",
+    ),
+)

@@ -1,0 +1,73 @@
+"""The parser of the program, from the subcommands of each group."""
+
+from typing import Any
+
+from harness.cli import data, golden, measure, report, study
+from harness.cli.command import (
+    EXIT_CODES,
+    PROGRAM,
+    Command,
+    CommandParser,
+    Subcommands,
+    Version,
+    add_shared,
+)
+
+GROUPS = (measure, golden, report, data, study)
+COMMANDS: dict[str, Command] = {
+    command.path: command for group in GROUPS for command in group.COMMANDS
+}
+# First words that have subcommands of their own.
+FAMILIES = {
+    "fit": "Fit a predictor to rankings, or tune prompts.",
+    "datasets": "List datasets, or check one.",
+    "study": "Research: random floor, cost of rankings, the paper's tables, questions.",
+}
+DESCRIPTION = """Compare token reduction methods for CLIP vision transformers.
+
+Results go to standard output; progress, notes and errors to standard error."""
+EPILOG = f"""examples:
+  # what there is
+  {PROGRAM} list
+  # two methods side by side on what ships
+  {PROGRAM} compare --methods patchrank evit --limit 100
+  # flags and examples of a command
+  {PROGRAM} compare --help
+
+exit codes: {"; ".join(f"{code} {text}" for code, text in EXIT_CODES.items())}"""
+
+
+def build_parser() -> CommandParser:
+    """Return the parser; of what it parses, ``command`` is a path and ``run`` what runs it."""
+    parser = CommandParser(
+        prog=PROGRAM, usage=f"{PROGRAM} COMMAND [flags]", description=DESCRIPTION, epilog=EPILOG
+    )
+    parser.add_argument("--version", action=Version, help="of this package and what it depends on")
+    add_shared(parser)
+    places = {"": _subcommands(parser, "COMMAND")}
+    for path, command in COMMANDS.items():
+        first, _, second = path.rpartition(" ")
+        if first not in places:
+            what = FAMILIES[first]
+            family = places[""].add_parser(
+                first, help=what, description=what, prog=f"{PROGRAM} {first}"
+            )
+            places[first] = _subcommands(family, "WHAT")
+        places[first].add_parser(
+            second,
+            help=command.what,
+            description=command.what,
+            command=command,
+            prog=f"{PROGRAM} {path}",
+        )
+    return parser
+
+
+def _subcommands(parser: CommandParser, metavar: str) -> Any:
+    return parser.add_subparsers(
+        action=Subcommands,
+        required=True,
+        parser_class=CommandParser,
+        title="commands",
+        metavar=metavar,
+    )

@@ -1,0 +1,154 @@
+"""Subcommands that pass results on: ``report``, ``check``, ``push``."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cli import flags
+from harness.cli.command import Command, CommandParser
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.shown import Shown
+
+
+def _report_flags(parser: CommandParser) -> None:
+    text = "a file of records or of `latency`, or the folder of one"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
+    files = parser.add_argument_group("files")
+    flags.output(files, "report", "folder of the report")
+    title = "Token reduction for CLIP, side by side"
+    files.add_argument("--title", default=title, help="of the page")
+
+
+def _run_report(args: Namespace, status: "Console") -> "Shown":
+    from harness.report.folder import run_report
+
+    return run_report(args, status)
+
+
+def _check_flags(parser: CommandParser) -> None:
+    from harness.check.verdict import Bounds
+
+    text = "expectations, which are files of records; default: the one that ships"
+    expectations = parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", default=[], help=text
+    )
+    expectations.required = False  # not "*": see `compare`
+    rows = parser.add_argument_group(
+        "which rows", "a check takes these alone, --update of a FILE measures these"
+    )
+    rows.add_argument("--model", dest="models", nargs="+", metavar="MODEL", help="dense names")
+    flags.methods(rows, None, "or METHOD:OPTION=VALUE,... with JSON values")
+    flags.keeps(rows, None)
+    flags.datasets(rows, None, "or PREFIX:PATH")
+    flags.data(parser)
+    bounds = parser.add_argument_group("how far things may move")
+    flags.fields(
+        bounds,
+        Bounds,
+        images="right answers, net",
+        flips="images whose answer flips",
+        cosine="mean cosines, to dense and between classes",
+        tau="in its expected interval besides",
+    )
+    text = "on the expected ratio of time to dense"
+    flags.number(bounds, "--slower", Bounds.slower, text, metavar="FACTOR")
+    how = parser.add_argument_group("how it is measured")
+    flags.device(how, None, "default: the expectation's, or cpu")
+    flags.rounds(how, 2, "latency samples, four times as many below batch 8")
+    how.add_argument("--no-latency", action="store_true", help="time nothing")
+    new = parser.add_argument_group("a new expectation")
+    new.add_argument("--update", action="store_true", help="write anew, tell what changed")
+    new.add_argument("--split", choices=flags.SPLITS, help="default: test")
+    flags.number(new, "--limit", None, "images judged; default: 48", kind=flags.limit)
+    flags.full(new)
+    new.add_argument("--dtype", type=flags.dtype, help="default: float32")
+    flags.batches(new, None, "timed; default: 1")
+    files = parser.add_argument_group("files")
+    files.add_argument("--markdown", type=Path, metavar="FILE", help="the outcome as Markdown")
+
+
+def _run_check(args: Namespace, status: "Console") -> "Shown":
+    from harness.check.check import run_check
+
+    return run_check(args, status)
+
+
+def _push_flags(parser: CommandParser) -> None:
+    text = "a name of `list`, dense or reduced, local-dir:FOLDER or hf-hub:OWNER/NAME"
+    parser.add_argument("model", metavar="MODEL", help=text)
+    where = parser.add_argument_group("where it goes")
+    where.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository on the hub")
+    where.add_argument("--private", action="store_true", help="make a private repository")
+    where.add_argument("--folder", type=Path, metavar="DIR", help="write there, upload nothing")
+    text = "upload nothing, say what would be and show the card"
+    where.add_argument("--dry-run", action="store_true", help=text)
+    what = parser.add_argument_group("what goes with it")
+    what.add_argument("--records", type=Path, metavar="FILE", help="what a run measured of it")
+    what.add_argument(
+        "--predictor", type=Path, nargs="+", default=[], metavar="FILE", help="for patchrank"
+    )
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="learned tokens")
+    text = "confirm that the weights' licence allows it"
+    what.add_argument("--accept-license", metavar="ID", help=text)
+
+
+def _run_push(args: Namespace, status: "Console") -> "Shown":
+    from harness.publish import run_push
+
+    return run_push(args, status)
+
+
+COMMANDS = (
+    Command(
+        path="report",
+        what="Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
+        flags=_report_flags,
+        run=_run_report,
+        examples=(
+            ("report results", "what `compare` and `latency` measured"),
+            ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
+        ),
+        output="which rows are on the Pareto fronts, on standard output; report.html, table.md, "
+        "summary.md, table.csv, latency.csv, table.tex and every plot as SVG and PNG in --output",
+    ),
+    Command(
+        path="check",
+        what="Measure a reduced benchmark again and tell what moved.",
+        flags=_check_flags,
+        run=_run_check,
+        examples=(
+            ("check", "the expectation that ships"),
+            ("check --methods tome --no-latency", "some of its rows"),
+            ("check --update", "write it anew, in a checkout"),
+            (
+                "check mine.jsonl --update --model clip_vit_b16.openai --methods patchrank",
+                "write one of your own, which `check mine.jsonl` then compares with",
+            ),
+        ),
+        output="what moved, and by how much, on standard output; the same as Markdown in "
+        "--markdown",
+        problems="something moved",
+    ),
+    Command(
+        path="push",
+        what="Publish a model with a generated card on the Hugging Face hub, or write it to a "
+        "folder.",
+        flags=_push_flags,
+        run=_run_push,
+        examples=(
+            ("push clip_vit_s14_patchrank60 --to OWNER/NAME --dry-run", "see the card first"),
+            (
+                "push clip_vit_s14_patchrank60 --to OWNER/NAME --records results/records.jsonl",
+                "with measured figures",
+            ),
+            (
+                "push clip_vit_s14_patchrank60 --to OWNER/NAME --folder model",
+                "a folder that timm loads",
+            ),
+        ),
+        output="what was written, on standard output; the model at --to or in --folder",
+    ),
+)

@@ -1,0 +1,262 @@
+"""The set of commands and flags, their help, slips, aliases, and the page made of it."""
+
+import difflib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main, parser, reference
+from harness.cli.command import ALIASES, leaves
+from harness.cli.parser import COMMANDS, FAMILIES, build_parser
+from harness.cli.reference import END, REWRITE, frozen, page, rewrite, spliced
+from harness.datasets import shipped_facts
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = [(c.path, line) for c in COMMANDS.values() for line, _ in c.examples]
+
+
+def words_of(example: str) -> list[str]:
+    return shlex.split(example.partition(" > ")[0])
+
+
+def test_commands_and_flags_are_those_of_the_list():
+    written = (ROOT / reference.LIST).read_text("utf-8")
+    now = frozen()
+    lines = difflib.unified_diff(
+        written.splitlines(), now.splitlines(), "was", "is", lineterm="", n=0
+    )
+    diff = "\n".join(lines)
+    assert now == written, f"flags have changed; if that's meant, run: {REWRITE}\n{diff}"
+
+
+def test_the_page_is_what_the_parser_says():
+    text = (ROOT / reference.PAGE).read_text("utf-8")
+    assert spliced(text) == text, f"docs/commands.md is out of date; run: {REWRITE}"
+    heads = "".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    assert [path for path in COMMANDS if f"`{path}`" not in heads] == []  # of JSON documents
+
+
+def test_rewriting_keeps_what_stands_around(tmp_path: Path):
+    for name in (reference.LIST, reference.PAGE):
+        (tmp_path / name).parent.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"commands\.md"):
+        rewrite(tmp_path)
+    (tmp_path / reference.PAGE).write_text(f"before\n{reference.BEGIN}\nold\n{END}\nafter\n")
+    assert rewrite(tmp_path) == [tmp_path / reference.LIST, tmp_path / reference.PAGE]
+    assert (tmp_path / reference.LIST).read_text() == frozen()
+    assert (tmp_path / reference.PAGE).read_text() == f"before\n{page()}after\n"
+    with pytest.raises(ValueError, match=r"docs/commands\.md lacks the lines"):
+        spliced(f"{END}\n")
+
+
+def test_the_commands_that_a_newcomer_sees():
+    words = list(dict.fromkeys(path.split()[0] for path in COMMANDS))
+    seen = "compare eval latency rank fit show report check push datasets list completion study"
+    assert words == seen.split()
+    assert {path.split()[0] for path in COMMANDS if " " in path} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("path", "example"), EXAMPLES)
+def test_every_example_parses_as_its_command(path: str, example: str):
+    assert build_parser().parse_args(words_of(example)).command == path
+
+
+@pytest.mark.parametrize(
+    "example", ["list", "list --json", "datasets list", "study list", "push", "compare"]
+)
+def test_cheap_examples_run(example: str, monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = {
+        "push": next(line for path, line in EXAMPLES if path == "push"),
+        "compare": next(line for path, line in EXAMPLES if line.startswith("compare results")),
+    }.get(example, example)
+    assert words in [line for _, line in EXAMPLES]
+    for name in ("results", "equal"):
+        (tmp_path / name).mkdir()
+        shutil.copy(ROOT / "docs" / "results" / "records.jsonl", tmp_path / name)
+    assert main(words_of(words)) == 0
+    assert len(capsys.readouterr().out) > 500
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_of_a_command_fits_and_tells_all(path: str, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main([*path.split(), "--help"])
+    text = capsys.readouterr().out
+    head, _, examples = text.partition("\nexample")
+    assert text.startswith(f"usage: patchrank {path}")
+    assert max(map(len, head.splitlines())) <= 80
+    for line, purpose in COMMANDS[path].examples:
+        assert f"  # {purpose}\n  patchrank {line}\n" in examples
+    for word in ("output:", "exit codes: 0 fine", "--json", "--quiet", "--color"):
+        assert word in text
+    assert "==SUPPRESS==" not in text
+
+
+def test_every_argument_has_a_help():
+    silent = [
+        (path, action.dest)
+        for path, leaf in leaves(build_parser()).items()
+        for action in leaf._actions
+        if not action.help
+    ]
+    assert silent == []
+
+
+def test_help_and_version_of_the_program_import_nothing_heavy():
+    words = [["--version"], ["--help"], [], ["study"], ["fit"], *([name] for name in FAMILIES)]
+    code = (
+        f"import sys\nfrom harness.cli import main\nfor words in {words!r}:\n"
+        "    try:\n        main(words)\n    except SystemExit:\n        pass\n"
+        "heavy = {'torch', 'timm', 'numpy', 'zoo', 'pyarrow', 'matplotlib', 'scipy'}\n"
+        "assert not heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.match(
+        r"clip-patchrank .+\npython .+, torch .+, timm .+, open_clip_torch ", done.stdout
+    )
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", [[], *([word] for word in FAMILIES)])
+def test_half_a_command_prints_the_help(words: list[str], capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"usage: {' '.join(['patchrank', *words])} ")
+    assert len(err.splitlines()) > 8
+
+
+MOVED = ["floor", "curve", "speed", "objects", "overhead", "reproduce"]
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [
+        *((name, f"'{name}': it is patchrank study {name}") for name in MOVED),
+        ("compair", "'compair': did you mean 'compare'?"),
+        ("fit predictors", "'predictors': did you mean 'predictor'?"),
+        ("study flor", "study 'flor': did you mean 'floor'?"),
+        ("study ordre", "study 'ordre': did you mean 'order'?"),
+        ("compare --methode evit", "no flag '--methode': did you mean '--methods'?"),
+        ("compare --lim=3", "no flag '--lim': did you mean"),
+        ("compare --what", "more (patchrank compare --help)"),
+        ("compare --split tset", "--split 'tset': did you mean 'test'?"),
+        ("compare --limit x", "--limit 'x': expected a whole number"),
+        ("compare --traces x", "--traces invalid int value: 'x'; see patchrank compare --help"),
+        ("compare --limit 0", "--limit 0: expected a number from 1, or --full"),
+        ("compare --keep 0.6 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
+        ("compare --keeps nan", "--keeps nan: expected fractions in (0, 1]"),
+        ("compare --batches 1 0", "--batches 0: expected a number from 1"),
+        ("compare --rounds 0", "--rounds 0: expected a number from 1"),
+        ("compare --dtype flaot32", "--dtype 'flaot32': did you mean 'float32'"),
+        ("compare --device nonsense", "--device 'nonsense' can't be used here"),
+        ("rank --dataset emoji --workers 0", "--workers 0: expected a number from 1"),
+        ("rank --dataset emoji --images x", "--images: not allowed with argument --dataset"),
+        ("rank", "one of the arguments --dataset --images is required; see patchrank rank --help"),
+        ("eval", "required: MODEL, --dataset; see patchrank eval --help"),
+        ("list everything", "no argument 'everything' is expected here; see patchrank list"),
+        ("--color red list", "--color 'red': expected one of auto, always, never"),
+        ("completion ksh", "'ksh': did you mean 'zsh'? expected one of bash, zsh, fish, tcsh"),
+        ("check --since HEAD", "no flag '--since'"),
+        ("study speed --estimate 9", "no flag '--estimate'"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(command: str, match: str, capsys):
+    assert main(command.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("patchrank: error: ")
+    assert match in err
+    assert err.count("--help") <= 1
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_one_spelling_has_one_alias_everywhere(path: str):
+    leaf = leaves(build_parser())[path]
+    flags = {name for action in leaf._actions for name in action.option_strings}
+    assert flags.isdisjoint({"--models", "--datasets", "--out", "--method", "--keep"})
+    for flag, other in ALIASES.items():
+        action = leaf._option_string_actions.get(flag)
+        if action is not None:
+            assert leaf._option_string_actions[other] is action
+
+
+def test_an_alias_is_its_flag():
+    def parsed(words: str) -> dict[str, object]:
+        return vars(build_parser().parse_args(words.split()))
+
+    plain = "compare --model a b --dataset c d --methods e --keeps 0.5 --batches 2 --output f"
+    other = "compare --models a b --datasets c d --method e --keep 0.5 --batch 2 --out f"
+    assert parsed(plain) == parsed(other)
+    assert parsed("rank --dataset a --output b") == parsed("rank --datasets a --out b")
+    assert parsed("rank --dataset a --batch 2")["batch"] == 2  # not sizes of batches, no alias
+
+
+@pytest.mark.parametrize("place", ["before", "after", "both"])
+def test_flags_of_every_command_stand_before_it_or_after_it(place: str):
+    shared = ["--quiet", "--color", "never"]
+    words = {
+        "before": [*shared, "list", "--json"],
+        "after": ["--json", "list", *shared],
+        "both": ["-q", "--json", "list", *shared],
+    }[place]
+    args = build_parser().parse_args(words)
+    assert (args.json, args.quiet, args.color) == (True, True, "never")
+    args = build_parser().parse_args(["list"])
+    assert (args.json, args.quiet, args.color) == (False, False, "auto")
+
+
+def test_defaults_are_those_of_the_settings():
+    from harness.latency.latency import LatencyPlan
+    from harness.measure.plan import Plan
+    from zoo.fit import FitConfig
+    from zoo.prompt_learner import TuneConfig
+
+    for words, config in (
+        (["compare"], Plan),
+        (["latency", "m"], LatencyPlan),
+        (["fit", "predictor"], FitConfig),
+        (["fit", "prompts", "--dataset", "emoji"], TuneConfig),
+    ):
+        args = vars(build_parser().parse_args(words))
+        for name, value in vars(config).items():
+            if name in args and name not in ("models", "methods", "threads", "batches"):
+                assert args[name] == (list(value) if isinstance(value, tuple) else value), name
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the subcommand of docs/extend.md where the page says."""
+    page = (ROOT / "docs" / "extend.md").read_text("utf-8")
+    section = page.partition("\n## A subcommand\n")[2]
+    [code] = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
+    names: dict[str, object] = {}
+    exec(code, names)
+    [command] = names["COMMANDS"]  # type: ignore[misc]
+    monkeypatch.setitem(parser.COMMANDS, command.path, command)
+
+
+@pytest.mark.usefixtures("count")
+def test_a_new_command_is_one_like_the_others(capsys: pytest.CaptureFixture[str]):
+    assert "Count the images of each class." in build_parser().format_help()
+    dataset = shipped_facts("emoji")
+    counts = [(dataset.labels("val") == label).sum() for label in range(len(dataset.classes))]
+    assert main(["count", "emoji", "--split", "val"]) == 0
+    shown = re.findall(r"│ (.+?) +│ (\d+) +│", capsys.readouterr().out)
+    assert shown == [(name, str(n)) for name, n in zip(dataset.classes, counts, strict=True)]
+    for words, message in (
+        ("emoji-names --split val", "--split 'val': emoji-names has no images there"),
+        ("emojis", "Did you mean 'emoji'?"),
+        ("emoji --split vol", "'vol': did you mean 'val'?"),
+    ):
+        assert main(["count", *words.split()]) == 2
+        assert message in capsys.readouterr().err
