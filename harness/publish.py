@@ -19,14 +19,14 @@ from rich.console import Console
 from timm.models import save_for_hf
 
 import zoo
-from harness.conditions import DENSE
-from harness.console import Progress
-from harness.cost import gflops, lacking
+from harness.console.table import Shown
+from harness.console.terminal import Progress
 from harness.measure.rows import as_json, predictors_digest
-from harness.records import Record, conditions, read_run
+from harness.models.cost import gflops
+from harness.models.towers import create_pretrained, split_method, split_name
+from harness.records.conditions import DENSE
+from harness.records.record import Record, conditions, lacking, read_run
 from harness.report.sections import markdown_table
-from harness.shown import Shown
-from harness.towers import create_pretrained, split_method, split_name
 from zoo.files import digest_of, read_facts, write_whole
 from zoo.open_clip import FOLDER, HUB
 from zoo.predictor import PredictorFile, read_predictors

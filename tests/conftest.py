@@ -19,9 +19,8 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 import zoo
-from harness.latency.machine import Machine, Surroundings
-from harness.latency.record import LatencyRecord, time_fields
-from harness.latency.timing import Timing
+from harness.measure.times import LatencyRecord, time_fields
+from harness.measure.timing import Machine, Surroundings, Timing
 from zoo.open_clip import offer
 from zoo.sizes import SIZES
 

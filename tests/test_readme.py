@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import read_records
+from harness.records.record import read_records
 from harness.studies.run import list_studies
 
 ROOT = Path(__file__).parent.parent

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.changes import ABSENT
-from harness.conditions import DENSE, GOLDEN
 from harness.datasets.base import SplitName
 from harness.measure.plan import Plan
 from harness.measure.rows import known_methods
-from harness.protocol import protocol, tower_of
-from harness.records import Record, read_run
+from harness.records.averages import protocol, tower_of
+from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import Record, read_run
+from harness.report.changes import ABSENT
 from zoo.reducer import METHODS, expected
 
 FOLDER = Path(__file__).parents[1] / "expected"  # the expectation that ships

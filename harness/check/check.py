@@ -26,19 +26,17 @@ from harness.check.cases import (
     shipped_files,
 )
 from harness.check.verdict import EXACT, Bounds, Outcome, Verdict, differing, moved
-from harness.commands import check as check_values
-from harness.commit import git_commit
-from harness.conditions import DENSE, GOLDEN, Tuning
-from harness.console import Progress
+from harness.console.table import Shown
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset, kind_of, list_datasets
 from harness.datasets.base import Dataset
+from harness.datasets.few_shot import turns
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row
-from harness.records import Record, write_records
-from harness.sampling import turns
-from harness.shown import Shown
-from harness.towers import load_clip, split_name, text_classifier
+from harness.models.towers import load_clip, split_name, text_classifier
+from harness.records.conditions import DENSE, GOLDEN, Tuning
+from harness.records.record import Record, git_commit, write_records
 from zoo.clip import ClipParts
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig
@@ -132,7 +130,6 @@ def refuse(args: argparse.Namespace) -> None:
             "--update of several FILEs with other rows: give one FILE, or no flags that say what "
             "is measured"
         )
-    check_values(args)
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit {args.limit}: expected a number from 1")
     if args.markdown is not None:

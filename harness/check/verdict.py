@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from harness.changes import Change, exact
 from harness.check.cases import Row
-from harness.records import Latency, Metric, Record, metrics
+from harness.console.table import Cell, Column, Part, Shown, Table
+from harness.records.record import Latency, Metric, Record, metrics
+from harness.report.changes import Change, exact
 from harness.report.writers import markdown, markdown_text
-from harness.shown import Part, Shown
-from harness.tables import Cell, Column, Table
 
 SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 # What must agree for anything else to be comparable; all other conditions are only told.

@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from harness.console import WHENS
+from harness.console.terminal import WHENS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.shown import Shown, Work
+    from harness.console.table import Shown, Work
 
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
@@ -277,7 +277,7 @@ class Version(argparse.Action):
 
     def __call__(self, parser: Any, *args: Any) -> None:
         """Print them."""
-        from harness.commit import git_commit
+        from harness.records.record import git_commit
 
         package = f"{PACKAGE} {metadata.version(PACKAGE)}"
         if (commit := git_commit()) is not None:

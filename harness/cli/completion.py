@@ -8,10 +8,9 @@ from typing import Any
 import shtab
 
 from harness.cli.command import ANY, CommandParser, leaves
-from harness.cli.parser import build_parser
-from harness.conditions import DTYPES, TUNINGS
 from harness.datasets import KINDS, list_datasets
 from harness.measure.rows import known_methods
+from harness.records.conditions import DTYPES, TUNINGS
 from harness.studies.paper import list_reproductions
 from harness.studies.run import list_studies
 from zoo.fit import LOSSES
@@ -23,9 +22,9 @@ from zoo.sizes import MODELS
 FOLDER = "DIR"  # metavar of a path that is a folder
 
 
-def script(shell: str) -> str:
-    """Return the script for a shell."""
-    parser = completed()
+def script(shell: str, parser: CommandParser) -> str:
+    """Return the script for a shell; the parser is used up."""
+    complete(parser)
     # The word that stands for any study becomes the names of all.
     studies = _subcommands(_subcommands(parser).choices["study"])
     leaf = studies.choices.pop(ANY)
@@ -43,13 +42,11 @@ def _subcommands(parser: argparse.ArgumentParser) -> Any:
     return action
 
 
-def completed() -> CommandParser:
-    """Return the parser with the names that arguments take; for completion, not for parsing."""
-    parser = build_parser()
+def complete(parser: CommandParser) -> None:
+    """Tell a parser the names that its arguments take; it can't parse any more."""
     for path, leaf in leaves(parser).items():
         for action in leaf._actions:
             _complete(path, action)
-    return parser
 
 
 def _complete(path: str, action: argparse.Action) -> None:

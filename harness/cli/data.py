@@ -9,9 +9,7 @@ from harness.cli.command import Command, CommandParser
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.shown import Shown
-
-SHELLS = ("bash", "zsh", "fish", "tcsh")
+    from harness.console.table import Shown
 
 
 def _no_flags(parser: CommandParser) -> None:
@@ -19,13 +17,13 @@ def _no_flags(parser: CommandParser) -> None:
 
 
 def _run_list(args: Namespace, status: "Console") -> "Shown":
-    from harness.listing import run_list
+    from harness.cli.runs import run_list
 
     return run_list(args, status)
 
 
 def _run_datasets_list(args: Namespace, status: "Console") -> "Shown":
-    from harness.listing import run_datasets
+    from harness.cli.runs import run_datasets
 
     return run_datasets(args, status)
 
@@ -38,21 +36,9 @@ def _check_flags(parser: CommandParser) -> None:
 
 
 def _run_datasets_check(args: Namespace, status: "Console") -> "Shown":
-    from harness.dataset_check import run_check
+    from harness.check.datasets import run_check
 
     return run_check(args, status)
-
-
-def _completion_flags(parser: CommandParser) -> None:
-    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
-
-
-def _run_completion(args: Namespace, _status: "Console") -> "Shown":
-    from harness.cli.completion import script
-    from harness.shown import Shown
-
-    text = script(args.shell)
-    return Shown(parts=(text.rstrip(),), data={"shell": args.shell, "script": text})
 
 
 COMMANDS = (
@@ -82,16 +68,5 @@ COMMANDS = (
         run=_run_list,
         examples=(("list", "all there is"), ("list --json", "for a program")),
         output="tables on standard output",
-    ),
-    Command(
-        path="completion",
-        what="Print a script that completes commands, flags and names in a shell.",
-        flags=_completion_flags,
-        run=_run_completion,
-        examples=(
-            ('completion bash > "$HOME/.patchrank.bash"', "then source it in .bashrc"),
-            ('completion fish > "$HOME/.config/fish/completions/patchrank.fish"', "fish finds it"),
-        ),
-        output="the script on standard output; see docs/commands.md for where shells look for it",
     ),
 )

@@ -15,12 +15,12 @@ from rich.markup import escape
 
 from harness.cli.command import PROGRAM
 from harness.cli.parser import build_parser
-from harness.console import Progress, errors, has_width, notes, results
+from harness.console.terminal import Progress, errors, has_width, notes, results
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.shown import Part, Shown
+    from harness.console.table import Part, Shown
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 
@@ -102,7 +102,7 @@ def _no_empty_folders(args: Namespace) -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    from harness.commands import check_device
+    from harness.cli.runs import check_device
     from harness.datasets import forget
 
     status, output, flags = notes(args), results(args), vars(args)
@@ -169,9 +169,7 @@ def _through(work: "Generator[Part, None, Shown]", output: "Console | None") -> 
 
 
 def _print(part: "Part", output: "Console") -> None:
-    from harness.layout import fitted, whole
-    from harness.shown import Forms
-    from harness.tables import Table
+    from harness.console.table import Forms, Table, fitted, whole
 
     if isinstance(part, str):
         # A line is wrapped between words, for paths to stay whole; several are someone's own.

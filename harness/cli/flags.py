@@ -44,7 +44,7 @@ def keep_rate(text: str) -> float:
 
 def dtype(text: str) -> str:
     """Read the name of a precision."""
-    from harness.conditions import DTYPES
+    from harness.records.conditions import DTYPES
     from zoo.reducer import expected
 
     if text not in DTYPES:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
-from harness.console import Progress
+from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.console.table import Shown
     from harness.datasets.base import SplitName
     from harness.measure.rows import Variant
-    from harness.shown import Shown
     from zoo.clip import ClipParts
 
 
@@ -60,7 +60,7 @@ def _rank_flags(parser: CommandParser) -> None:
 
 
 def _run_rank(args: Namespace, status: "Console") -> "Shown":
-    from harness.golden.rank_command import run_rank
+    from harness.cli.runs import run_rank
 
     return run_rank(args, status)
 
@@ -95,7 +95,7 @@ def _show_flags(parser: CommandParser) -> None:
 
 
 def _run_show(args: Namespace, status: "Console") -> "Shown":
-    from harness.golden.commands import run_show
+    from harness.cli.runs import run_show
 
     return run_show(args, status)
 
@@ -122,13 +122,13 @@ def _predictor_flags(parser: CommandParser) -> None:
 
 def run_fit_predictor(args: Namespace, status: "Console") -> "Shown":
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
-    from harness.commands import fit_config
+    from harness.cli.runs import fit_config
+    from harness.console.table import Shown, json_values
     from harness.datasets import get_dataset
-    from harness.fit import fit
+    from harness.golden.fit import fit
     from harness.golden.rank import Job, Source, rank
     from harness.golden.store import shipped_rankings
-    from harness.shown import Shown, json_values
-    from harness.towers import load_tower
+    from harness.models.towers import load_tower
     from zoo.golden import GoldenConfig
 
     config, progress = fit_config(args), Progress(status)
@@ -230,11 +230,11 @@ class Tuning:
 
 def run_fit_prompts(args: Namespace, status: "Console") -> "Shown":
     """Tune prompts, write them, and say what that took and gave."""
-    from harness.commands import tune_config
+    from harness.cli.runs import tune_config
+    from harness.console.table import Shown, json_values
     from harness.datasets import get_dataset
+    from harness.datasets.few_shot import draw
     from harness.measure.tuning import Tuner
-    from harness.sampling import draw
-    from harness.shown import Shown, json_values
     from zoo.files import write_whole
     from zoo.weights import fingerprint
 
@@ -281,9 +281,9 @@ def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
     Raises:
         ValueError: unknown name, or no text tower here.
     """
-    from harness.conditions import DENSE
     from harness.measure.rows import rows_of
-    from harness.towers import load_clip, split_method
+    from harness.models.towers import load_clip, split_method
+    from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(name)
     parts, arch, tag = load_clip(dense)

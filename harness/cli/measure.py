@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
-from harness.console import Progress
+from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.averages import Average
-    from harness.records import Record
-    from harness.shown import Shown, Work
+    from harness.console.table import Shown, Work
+    from harness.records.averages import Average
+    from harness.records.record import Record
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def _learned(group: Any) -> None:
 def run_compare(args: Namespace, status: "Console") -> "Shown | Work":
     """Measure side by side, or tell what changed between two runs."""
     if args.runs:
-        from harness.changes import run_changes
+        from harness.report.changes import run_changes
 
         return run_changes(args, status)
     return _side_by_side(args, status)
@@ -74,15 +74,14 @@ def run_compare(args: Namespace, status: "Console") -> "Shown | Work":
 
 def _side_by_side(args: Namespace, status: "Console") -> "Work":
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.averages import averages
-    from harness.match import matched
+    from harness.console.table import Shown, json_values
     from harness.measure.compare import compare
     from harness.measure.plan import Plan
-    from harness.records import earlier, require_appendable, write_records
+    from harness.measure.traces import Tracer
+    from harness.records.averages import averages, matched
+    from harness.records.record import earlier, require_appendable, write_records
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table, matched_table, shot_tables
-    from harness.shown import Shown, json_values
-    from harness.traces import Tracer
 
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)
@@ -143,8 +142,8 @@ def _once(values: Iterable[T]) -> tuple[T, ...]:
 
 def _all_methods(match: str | None) -> tuple[str, ...]:
     """Return every method; where cost counts, not the oracle, which has none."""
-    from harness.conditions import GOLDEN
     from harness.measure.rows import known_methods
+    from harness.records.conditions import GOLDEN
 
     return tuple(name for name in known_methods() if match is None or name != GOLDEN)
 
@@ -162,8 +161,8 @@ def _eval_flags(parser: CommandParser) -> None:
 
 def run_eval(args: Namespace, status: "Console") -> "Shown":
     """Measure one model."""
+    from harness.console.table import Shown, json_values
     from harness.report.tables import comparison_table
-    from harness.shown import Shown, json_values
 
     records = evaluated(args, status)
     return Shown(parts=(comparison_table(records),), data={"records": json_values(records)})
@@ -171,10 +170,10 @@ def run_eval(args: Namespace, status: "Console") -> "Shown":
 
 def evaluated(args: Namespace, status: "Console") -> "list[Record]":
     """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
-    from harness.conditions import DENSE
     from harness.measure.compare import compare, judge
     from harness.measure.plan import Plan
-    from harness.towers import split_method
+    from harness.models.towers import split_method
+    from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(args.model)
     plan = Plan(
@@ -205,8 +204,8 @@ def evaluated(args: Namespace, status: "Console") -> "list[Record]":
 
 
 def _latency_flags(parser: CommandParser) -> None:
-    from harness.latency.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
-    from harness.latency.ways import WAYS
+    from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
+    from harness.measure.ways import WAYS
 
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="a reduced or dense model's name; see `list`"
@@ -237,7 +236,7 @@ def _latency_flags(parser: CommandParser) -> None:
 
 
 def _run_latency(args: Namespace, status: "Console") -> "Work":
-    from harness.latency.command import run_latency
+    from harness.cli.runs import run_latency
 
     return run_latency(args, status)
 

@@ -1,6 +1,7 @@
 """The parser of the program, from the subcommands of each group."""
 
-from typing import Any
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
 
 from harness.cli import data, golden, measure, report, study
 from harness.cli.command import (
@@ -13,9 +14,41 @@ from harness.cli.command import (
     add_shared,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.console.table import Shown
+
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+
+
+def _completion_flags(parser: CommandParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
+
+
+def _run_completion(args: Namespace, _status: "Console") -> "Shown":
+    from harness.cli.completion import script
+    from harness.console.table import Shown
+
+    text = script(args.shell, build_parser())
+    return Shown(parts=(text.rstrip(),), data={"shell": args.shell, "script": text})
+
+
+COMPLETION = Command(
+    path="completion",
+    what="Print a script that completes commands, flags and names in a shell.",
+    flags=_completion_flags,
+    run=_run_completion,
+    examples=(
+        ('completion bash > "$HOME/.patchrank.bash"', "then source it in .bashrc"),
+        ('completion fish > "$HOME/.config/fish/completions/patchrank.fish"', "fish finds it"),
+    ),
+    output="the script on standard output; see docs/commands.md for where shells look for it",
+)
 GROUPS = (measure, golden, report, data, study)
 COMMANDS: dict[str, Command] = {
-    command.path: command for group in GROUPS for command in group.COMMANDS
+    command.path: command
+    for command in (*(command for group in GROUPS for command in group.COMMANDS), COMPLETION)
 }
 # First words that have subcommands of their own.
 FAMILIES = {

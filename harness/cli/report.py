@@ -10,7 +10,7 @@ from harness.cli.command import Command, CommandParser
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.shown import Shown
+    from harness.console.table import Shown
 
 
 def _report_flags(parser: CommandParser) -> None:

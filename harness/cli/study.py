@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cli import flags
 from harness.cli.command import ANY, Command, CommandParser
-from harness.console import Progress
+from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.console.table import Shown, Work
     from harness.measure.compare import Floor
-    from harness.shown import Shown, Work
 
 
 def _floor_flags(parser: CommandParser) -> None:
@@ -35,11 +35,11 @@ def _paths(group: Any, flag: str, text: str) -> None:
 
 def run_floor(args: Namespace, status: "Console") -> "Work":
     """Measure methods against random pruning, and show a table per dataset."""
+    from harness.console.table import Shown, json_values
     from harness.golden.store import Rankings
     from harness.measure.compare import floor
     from harness.measure.plan import Plan
     from harness.report.tables import floor_table
-    from harness.shown import Shown, json_values
 
     plan = Plan(
         models=(args.model,),
@@ -77,10 +77,10 @@ def _overhead_flags(parser: CommandParser) -> None:
 
 def run_overhead(args: Namespace, status: "Console") -> "Shown":
     """Measure predictors beside their tower."""
-    from harness.conditions import device_name
-    from harness.latency.cost import overhead, overhead_table
-    from harness.shown import Shown, json_values
-    from harness.towers import find_tower
+    from harness.console.table import Shown, json_values
+    from harness.measure.cost import overhead, overhead_table
+    from harness.models.towers import find_tower
+    from harness.records.conditions import device_name
     from zoo.fit import FitConfig
     from zoo.predictor import ARCHITECTURES
 
@@ -125,7 +125,7 @@ def _objects_flags(parser: CommandParser) -> None:
 
 
 def _run_objects(args: Namespace, status: "Console") -> "Shown":
-    from harness.golden.commands import run_objects
+    from harness.cli.runs import run_objects
 
     return run_objects(args, status)
 
@@ -145,7 +145,7 @@ def _curve_flags(parser: CommandParser) -> None:
 
 
 def _run_curve(args: Namespace, status: "Console") -> "Shown":
-    from harness.golden.commands import run_curve
+    from harness.cli.runs import run_curve
 
     return run_curve(args, status)
 
@@ -171,7 +171,7 @@ def _speed_flags(parser: CommandParser) -> None:
 
 
 def _run_speed(args: Namespace, status: "Console") -> "Shown":
-    from harness.golden.commands import run_speed
+    from harness.cli.runs import run_speed
 
     return run_speed(args, status)
 
@@ -215,13 +215,13 @@ def _few_shots(parser: CommandParser) -> None:
 
 
 def _run_reproduce(args: Namespace, status: "Console") -> "Work":
-    from harness.studies.commands import run_reproduce
+    from harness.cli.runs import run_reproduce
 
     return run_reproduce(args, status)
 
 
 def _run_list(_args: Namespace, _status: "Console") -> "Shown":
-    from harness.studies.commands import run_study_list
+    from harness.cli.runs import run_study_list
 
     return run_study_list()
 
@@ -252,7 +252,7 @@ def _study_flags(parser: CommandParser) -> None:
 
 
 def _run_study(args: Namespace, status: "Console") -> "Shown | Work":
-    from harness.studies.commands import run_study
+    from harness.cli.runs import run_study
     from harness.studies.run import list_studies
     from zoo.reducer import expected
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Example, Split, SplitName, concrete_classes
 from harness.datasets.coop import CoopSplit
 from harness.datasets.decoded import bad_images, require_readable

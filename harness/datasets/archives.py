@@ -21,7 +21,7 @@ import pooch
 import requests
 from filelock import FileLock
 
-from harness.console import Progress
+from harness.console.terminal import Progress
 
 PACKED = (".tar.gz", ".tgz", ".tar", ".zip")
 PART, LOCK, PARTIAL = ".part", ".lock", ".unpacking"

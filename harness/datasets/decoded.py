@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
 
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
 from harness.datasets.images import how_many
 from zoo.files import write_whole

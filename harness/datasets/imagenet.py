@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.archives import Archive, Provider, drive
 from harness.datasets.base import SplitName
 from harness.datasets.images import EXTENSIONS, ImageList, shortened

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from harness.conditions import GOLDEN
-from harness.statistics import Interval
+from harness.records.conditions import GOLDEN
+from harness.records.statistics import Interval
 from zoo.approximate import Effort, approximate_passes, fitting
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig

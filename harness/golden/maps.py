@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from harness.towers import Tower
+from harness.models.towers import Tower
 from zoo.clip import class_features
 from zoo.golden import GoldenConfig, GoldenEngine, Judge
 from zoo.predictor import PredictorFile

@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
+from harness.datasets.few_shot import turns
 from harness.datasets.images import folder_images
 from harness.golden.store import (
     FOLDER_SPLIT,
@@ -38,8 +39,7 @@ from harness.golden.store import (
     survey,
     write_shard,
 )
-from harness.sampling import turns
-from harness.towers import Tower, load_tower, text_classifier
+from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision
 from zoo.weights import fingerprint
 from zoo.windows import windows
@@ -108,7 +108,7 @@ class Job:
     """What to rank, and how.
 
     Attributes:
-        model: dense tower, see ``harness.towers.load_tower``.
+        model: dense tower, see ``harness.models.towers.load_tower``.
         source: the images.
         config: score, block, windows.
         budget: passes per image that window, stride and approximation are picked for; None to

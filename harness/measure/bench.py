@@ -12,21 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.agreement import (
-    border_chance,
-    border_overlap,
-    kendall_tau,
-    match_at_k,
-    match_chance,
-    over_images,
-    weighted_tau,
-)
-from harness.commit import git_commit
-from harness.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split
+from harness.datasets.few_shot import draw_train, subset, turns
 from harness.golden.store import Rankings, find_rankings
-from harness.latency.cost import costs
+from harness.measure.cost import costs
 from harness.measure.evaluate import (
     Importance,
     Outcome,
@@ -38,12 +28,28 @@ from harness.measure.evaluate import (
 )
 from harness.measure.plan import Plan
 from harness.measure.rows import BLOCK, Variant, matched_rows, rows_of, variants
+from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
-from harness.records import Record, fitting, images_digest, pack_correct, utc_now
-from harness.sampling import draw_train, subset, turns
-from harness.statistics import paired_difference, wilson_interval
-from harness.towers import load_clip, nameable, named, text_classifier
-from harness.traces import Answered, Tracer
+from harness.models.towers import load_clip, nameable, named, text_classifier
+from harness.records.agreement import (
+    border_chance,
+    border_overlap,
+    kendall_tau,
+    match_at_k,
+    match_chance,
+    over_images,
+    weighted_tau,
+)
+from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
+from harness.records.record import (
+    Record,
+    fitting,
+    git_commit,
+    images_digest,
+    pack_correct,
+    utc_now,
+)
+from harness.records.statistics import paired_difference, wilson_interval
 from zoo.clip import ClipParts
 from zoo.predictor import tower_name
 from zoo.prompt_learner import TuneConfig

@@ -8,20 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zoo
-from harness.conditions import DENSE, GOLDEN, PROMPTS, Tuning
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
+from harness.datasets.few_shot import draw, draw_train, require_apart
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
 from harness.measure.bench import Bench
 from harness.measure.evaluate import correct
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import BLOCK, Variant
+from harness.measure.traces import Tracer
 from harness.measure.tuning import Tuned
-from harness.records import Record
-from harness.sampling import draw, draw_train, require_apart
-from harness.statistics import Interval, bootstrap_mean, paired_p
-from harness.traces import Tracer
+from harness.records.conditions import DENSE, GOLDEN, PROMPTS, Tuning
+from harness.records.record import Record
+from harness.records.statistics import Interval, bootstrap_mean, paired_p
 from zoo.predictor import tower_name
 from zoo.prompts import PromptFile
 from zoo.vit import ReducedViT

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.conditions import GOLDEN
 from harness.datasets.base import Split
+from harness.datasets.few_shot import batches
 from harness.measure.rows import Output, Variant, run
-from harness.sampling import batches
+from harness.records.conditions import GOLDEN
 
 PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
 Importance = NDArray[np.float32]  # (n, N), higher = keep, NaN where unknown

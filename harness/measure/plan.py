@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from harness.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
 from harness.datasets.base import SplitName
+from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
 from zoo.prompt_learner import TuneConfig
 from zoo.prompts import PromptFile
 from zoo.reducer import expected

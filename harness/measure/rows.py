@@ -13,11 +13,11 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 import zoo
-from harness.conditions import DENSE, GOLDEN
-from harness.console import Progress
-from harness.cost import gflops
+from harness.console.terminal import Progress
 from harness.golden.store import Rankings
 from harness.measure.plan import Plan
+from harness.models.cost import gflops
+from harness.records.conditions import DENSE, GOLDEN
 from zoo.files import digest_of
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split
+from harness.datasets.few_shot import FewShot, draw
 from harness.measure.evaluate import OutcomeCache, correct, outcomes
 from harness.measure.rows import Variant
-from harness.sampling import FewShot, draw
-from harness.towers import text_classifier
+from harness.models.towers import text_classifier
 from zoo.adopt import add_prompts
 from zoo.clip import ClipParts
 from zoo.files import digest_of

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from harness.conditions import DENSE
-from harness.statistics import Interval
+from harness.records.conditions import DENSE
+from harness.records.statistics import Interval
 
 # Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the
 # marker says the same once more. Dense is drawn in the colour of the text.

@@ -10,10 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.averages import Average, labels
-from harness.console import Progress
-from harness.latency.record import LATENCIES, LatencyRecord, read_latencies
-from harness.records import CONDITIONS, RECORDS, Record, read_run
+from harness.console.table import UNMEASURED, Cell, Column, Shown, Table, json_values
+from harness.console.terminal import Progress
+from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
+from harness.records.averages import Average, labels
+from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.report.drawing import Picture, Plot, styles_of
 from harness.report.groups import Group, Grouped, TimedGroup, counted, grouped, timed_groups
 from harness.report.highlights import (
@@ -31,8 +32,6 @@ from harness.report.plots import plots_of
 from harness.report.sections import sections, time_rows, time_sections
 from harness.report.tables import records_csv
 from harness.report.writers import csv_text, latex, markdown
-from harness.shown import Shown, json_values
-from harness.tables import UNMEASURED, Cell, Column, Table
 from zoo.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"

@@ -6,16 +6,14 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from harness.averages import Average, averages
-from harness.conditions import DENSE
-from harness.latency.machine import Machine
-from harness.latency.record import CONDITIONS as TIMED_CONDITIONS
-from harness.latency.record import LatencyRecord
-from harness.latency.tables import table_of
-from harness.protocol import protocol, tower_of
-from harness.records import CONDITIONS, Record, differing
+from harness.console.table import json_values
+from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
+from harness.measure.times import LatencyRecord, table_of
+from harness.measure.timing import Machine
+from harness.records.averages import Average, averages, protocol, tower_of
+from harness.records.conditions import DENSE
+from harness.records.record import CONDITIONS, Record, differing
 from harness.report.tables import BY_COLUMN
-from harness.shown import json_values
 
 Conditions = tuple[Hashable, ...]
 # What a heading names; where other conditions differ, the heading names those, too.

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from harness.averages import Average, Judged, judged, labels
-from harness.conditions import DENSE, GOLDEN
-from harness.protocol import tower_of
-from harness.records import Latency
+from harness.records.averages import Average, Judged, judged, labels, tower_of
+from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import Latency
+from harness.records.statistics import (
+    Interval,
+    minimum_detectable_difference,
+    paired_p,
+    together,
+)
 from harness.report.groups import Group, Grouped, counted
 from harness.report.sections import shot_columns
-from harness.statistics import Interval, minimum_detectable_difference, paired_p, together
 
 Verdict = Literal["front", "open", "beaten"]
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten

@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from harness.console.table import Table
 from harness.report.drawing import INK, Picture, Plot, Style
 from harness.report.groups import Grouped, counted
 from harness.report.highlights import Highlights, Missing
 from harness.report.sections import sections
-from harness.tables import Table
 
 _HERE = Path(__file__).parent
 

@@ -15,13 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.agreement import Agreement, kendall_tau, over_images
-from harness.conditions import DENSE, GOLDEN
-from harness.protocol import protocol, tower_of
-from harness.records import Record, differing, in_words
-from harness.report.drawing import OPTIONS, Picture, saved
-from harness.report.sheet import IMAGE, Row, Sheet, draw
-from harness.traces import (
+from harness.measure.traces import (
     RANKING,
     TRACES,
     Facts,
@@ -32,6 +26,12 @@ from harness.traces import (
     read_thumbnails,
     read_traces,
 )
+from harness.records.agreement import Agreement, kendall_tau, over_images
+from harness.records.averages import protocol, tower_of
+from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import Record, differing, in_words
+from harness.report.drawing import OPTIONS, Picture, saved
+from harness.report.sheet import IMAGE, Row, Sheet, draw
 
 CELL = (0.98, 0.62)  # inches
 COLOURS = "PuOr_r"  # diverging, its ends told apart with any colour vision

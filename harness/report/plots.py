@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 
-from harness.averages import Average, labels
-from harness.conditions import DENSE, GOLDEN
-from harness.latency.record import VERDICTS, LatencyRecord
-from harness.latency.tables import short_name
-from harness.protocol import learned, shots_of, tower_of
+from harness.measure.times import VERDICTS, LatencyRecord, short_name
+from harness.records.averages import Average, labels, learned, shots_of, tower_of
+from harness.records.conditions import DENSE, GOLDEN
+from harness.records.statistics import Interval
 from harness.report.drawing import Chart, Line, Plot, Point, Steps
 from harness.report.groups import Group, Grouped, TimedGroup
 from harness.report.highlights import Cost, Front, Highlights, front_notes, fronts, row_names
 from harness.report.sections import shot_columns
-from harness.statistics import Interval
 
 _APART = 0.07  # between rows at one number of shots, and between models at one batch size
 _FRONT = (

@@ -4,16 +4,14 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness.averages import Average, judged, uncounted
-from harness.latency.record import LatencyRecord
-from harness.latency.tables import CAPTION, DETAILS, PREPARED, notes
-from harness.latency.tables import columns_of as timed_columns_of
-from harness.protocol import protocol
-from harness.records import Record
+from harness.console.table import Cell, Column, Table
+from harness.measure.times import CAPTION, DETAILS, PREPARED, LatencyRecord, notes
+from harness.measure.times import columns_of as timed_columns_of
+from harness.records.averages import Average, judged, protocol, uncounted
+from harness.records.record import Record
 from harness.report.groups import Group, Grouped, TimedGroup, counted, grouped
 from harness.report.tables import by_shots, report_columns, shot_tables, table_of
 from harness.report.writers import markdown
-from harness.tables import Cell, Column, Table
 
 # What sorting goes by, where it isn't what stands in the cell.
 _SORTED_BY = {

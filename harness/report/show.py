@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
 from harness.golden.maps import (
@@ -24,8 +24,8 @@ from harness.golden.maps import (
     reduced,
     unprocessed,
 )
+from harness.models.towers import Tower, load_tower
 from harness.report.sheet import Box, Row, Sheet, draw
-from harness.towers import Tower, load_tower
 from zoo.files import write_whole
 from zoo.golden import SCORES, GoldenConfig
 from zoo.reducer import METHODS, Pruner, expected

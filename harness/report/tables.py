@@ -4,15 +4,35 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from harness.averages import Average, Judged, averages, exact_test, judged, labels, row_p, uncounted
-from harness.conditions import DENSE
-from harness.match import Matched
+from harness.console.table import FORMS, UNMEASURED, Cell, Column, Form, Table, points
 from harness.measure.compare import Floor
-from harness.protocol import learned, protocol, seeds, shots_of, tower_of
-from harness.records import Latency, Metric, Record, declared, metrics, refuse_mixed
+from harness.records.averages import (
+    Average,
+    Judged,
+    Matched,
+    averages,
+    exact_test,
+    judged,
+    labels,
+    learned,
+    protocol,
+    row_p,
+    seeds,
+    shots_of,
+    tower_of,
+    uncounted,
+)
+from harness.records.conditions import DENSE
+from harness.records.record import Latency, Metric, Record, declared, metrics, refuse_mixed
+from harness.records.statistics import (
+    MCNEMAR,
+    SIGN_FLIP,
+    Interval,
+    Together,
+    mark_note,
+    together,
+)
 from harness.report.writers import csv_text
-from harness.statistics import MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
-from harness.tables import FORMS, UNMEASURED, Cell, Column, Form, Table, points
 
 # What a column of a table of shots differs in from another, with what follows from it.
 BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from harness.tables import NOT_MEASURED, Cell, Table
+from harness.console.table import NOT_MEASURED, Cell, Table
 
 
 def markdown(tables: Sequence[Table], level: int = 3) -> str:

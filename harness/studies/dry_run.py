@@ -14,23 +14,23 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from harness.conditions import Tuning
-from harness.console import Progress
+from harness.console.table import json_values
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
+from harness.datasets.few_shot import draw, subset
 from harness.golden.budget import Point
 from harness.golden.rank import Source
 from harness.golden.store import Provenance, Rankings
 from harness.measure.plan import tuning_of
 from harness.measure.rows import KeepSolver, Variant
 from harness.measure.tuning import Tuned, Tuner
-from harness.records import Record
-from harness.sampling import draw, subset
-from harness.shown import json_values
+from harness.models.towers import Tower
+from harness.records.conditions import Tuning
+from harness.records.record import Record
 from harness.studies.paper import Reproduction
 from harness.studies.run import bench_of, lines, plain_rows, tower_with_text
 from harness.studies.workshop import Line, StudyConfig, Workshop, find
-from harness.towers import Tower
 from zoo.approximate import Effort
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.datasets.base import Dataset
-from harness.sampling import SHOTS
+from harness.datasets.few_shot import SHOTS
 from harness.studies.workshop import Line, Workshop, study
 from zoo.fit import LOSSES
 from zoo.golden import SCORES, GoldenConfig

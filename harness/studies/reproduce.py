@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from harness.console import Progress
-from harness.records import Record
+from harness.console.table import json_values
+from harness.console.terminal import Progress
+from harness.records.record import Record
+from harness.records.statistics import Interval, bootstrap_mean
 from harness.report.drawing import INK, OPTIONS, STYLES, saved
-from harness.shown import json_values
-from harness.statistics import Interval, bootstrap_mean
 from harness.studies.paper import (
     GFLOPS,
     LATENCY,

@@ -9,18 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from harness.averages import uncounted
-from harness.conditions import DENSE, DTYPES, Tuning
-from harness.console import Progress
+from harness.console.table import json_values
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.latency.cost import costs
 from harness.measure.bench import Bench
+from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant
-from harness.records import Record, refuse_mixed
-from harness.shown import json_values
-from harness.statistics import (
+from harness.models.towers import Tower, load_tower
+from harness.records.averages import uncounted
+from harness.records.conditions import DENSE, DTYPES, Tuning
+from harness.records.record import Record, refuse_mixed
+from harness.records.statistics import (
     MCNEMAR,
     SIGN_FLIP,
     Interval,
@@ -33,7 +34,6 @@ from harness.statistics import (
 )
 from harness.studies import predictors, pruning, tuning
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop
-from harness.towers import Tower, load_tower
 from zoo.reducer import expected
 
 LISTED = "python -m harness study list"  # shows all studies

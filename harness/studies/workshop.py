@@ -12,12 +12,11 @@ import torch
 from timm.models import save_for_hf
 
 import zoo
-from harness.conditions import DENSE
-from harness.console import Progress
-from harness.cost import gflops
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
-from harness.fit import fit
+from harness.datasets.few_shot import require_apart, subset
+from harness.golden.fit import fit
 from harness.golden.rank import AUTO, Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.rows import (
@@ -29,8 +28,9 @@ from harness.measure.rows import (
     rows_of,
 )
 from harness.measure.tuning import Tuned, Tuner
-from harness.sampling import require_apart, subset
-from harness.towers import Tower, load_tower
+from harness.models.cost import gflops
+from harness.models.towers import Tower, load_tower
+from harness.records.conditions import DENSE
 from zoo.adopt import add_prompts
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
@@ -50,7 +50,7 @@ class StudyConfig:
     """On what a study is made. Fields that a study varies are not looked at by it.
 
     Attributes:
-        model: dense tower, see ``harness.towers.load_tower``; it needs a text tower.
+        model: dense tower, see ``harness.models.towers.load_tower``; it needs a text tower.
         datasets: names of those that are judged by, and learnt from.
         split: what is judged by.
         limit: images of it per dataset, see ``sampling.subset``; None for all.

@@ -14,10 +14,10 @@ from harness.flags import build_parser
 from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
-from harness.commands import evaluated
+from harness.cli.runs import evaluated
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
-from harness.sampling import subset
+from harness.datasets.few_shot import subset
 
 COUNT = 64
 TAG = "imgfocus_lit"

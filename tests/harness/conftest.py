@@ -20,7 +20,7 @@ from harness.golden.store import Provenance, Rankings
 from harness.measure import bench
 from harness.measure.rows import Variant
 from harness.measure.tuning import Tuned
-from harness.towers import Tower
+from harness.models.towers import Tower
 from zoo.clip import Clip, ClipParts
 from zoo.fit import FitConfig, save_predictor
 from zoo.predictor import Predictor, predictor_name
@@ -166,8 +166,8 @@ def tower(parts: ClipParts) -> Tower:
 @pytest.fixture
 def miniature(tower: Tower, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit with the tower and the dataset of this file, whatever the names."""
-    monkeypatch.setattr("harness.fit.load_tower", lambda name: tower)
-    monkeypatch.setattr("harness.gather.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.golden.fit.load_tower", lambda name: tower)
+    monkeypatch.setattr("harness.golden.fit.get_dataset", lambda name: toy)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from harness import agreement
-from harness.agreement import places, rank_vector, ranking_importance
-from harness.statistics import bootstrap_mean
+from harness.records.agreement import places, rank_vector, ranking_importance
+from harness.records.record import agreement
+from harness.records.statistics import bootstrap_mean
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 24))
 tied = st.integers(-3, 3)

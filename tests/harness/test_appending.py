@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import records as appending
-from harness.records import append, mend, read_lines
+from harness.records.record import append, mend, read_lines
+from harness.records.record import record as appending
 
 fcntl = pytest.importorskip("fcntl", reason="no locks here")
 
@@ -18,7 +18,7 @@ fcntl = pytest.importorskip("fcntl", reason="no locks here")
 WRITER = """
 import json, sys, time
 from pathlib import Path
-from harness.records import append
+from harness.records.record import append
 path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print("ready", flush=True)
 while not path.with_name("go").exists():
@@ -161,7 +161,7 @@ def test_where_there_are_no_locks_nothing_is_dropped(
 
 def test_a_reader_waits_for_a_writer_s_last_byte(tmp_path: Path):
     path = tmp_path / "records.jsonl"
-    code = "import sys; from pathlib import Path; from harness.records import read_lines\n"
+    code = "import sys; from pathlib import Path; from harness.records.record import read_lines\n"
     code += "print('ready', flush=True); print(*read_lines(Path(sys.argv[1])), flush=True)"
     with path.open("ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -9,12 +9,11 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from harness.averages import averages
-from harness.match import matched
-from harness.records import Latency, Record, names_of, pack_correct, read_records
+from harness.records.averages import averages, matched
+from harness.records.record import Latency, Record, names_of, pack_correct, read_records
+from harness.records.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
 from harness.report.sections import markdown_table
 from harness.report.tables import comparison_table, matched_table, shot_tables
-from harness.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
 
 IMAGES = 60
 SEEDS = (3, 4, 5)

@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness import commands
-from harness.changes import (
+from harness.cli import main
+from harness.cli import runs as commands
+from harness.console.table import fitted
+from harness.records.record import (
+    METRICS,
+    Latency,
+    Record,
+    pack_correct,
+    read_records,
+    read_run,
+    write_records,
+)
+from harness.records.statistics import holm, median_interval, minimum_detectable_difference
+from harness.report.changes import (
     ABSENT,
     Change,
     changes,
@@ -21,18 +33,6 @@ from harness.changes import (
     ratios_to_dense,
     tables,
 )
-from harness.cli import main
-from harness.layout import fitted
-from harness.records import (
-    METRICS,
-    Latency,
-    Record,
-    pack_correct,
-    read_records,
-    read_run,
-    write_records,
-)
-from harness.statistics import holm, median_interval, minimum_detectable_difference
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "records.jsonl"
 NAME = "clip_vit_s14_patchrank60.imgfocus_lit"

@@ -12,8 +12,7 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness import towers
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
 from harness.measure import bench
@@ -22,7 +21,8 @@ from harness.measure.compare import compare
 from harness.measure.evaluate import linear_probe, outcomes, predicted
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
-from harness.records import Record, read_records, refuse_mixed, write_records
+from harness.models import towers
+from harness.records.record import Record, read_records, refuse_mixed, write_records
 from zoo.clip import ClipParts, class_features
 from zoo.golden import GoldenConfig
 

@@ -12,7 +12,7 @@ from harness.golden.store import ranked_revision
 from harness.measure.bench import blank
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant
-from harness.records import fitting, images_digest
+from harness.records.record import fitting, images_digest
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,16 @@ import sys
 import pytest
 from rich.console import Console
 
-from harness import console as module
-from harness.console import Progress, colour_choice, errors, has_width, notes, pace, results
+from harness.console.terminal import (
+    Progress,
+    colour_choice,
+    errors,
+    has_width,
+    notes,
+    pace,
+    results,
+)
+from harness.console.terminal import terminal as module
 
 
 def args(color: str = "auto", quiet: bool = False) -> argparse.Namespace:

@@ -17,9 +17,9 @@ from PIL import Image
 from harness.cli import main
 from harness.datasets import SplitName, get_dataset, list_datasets, names_of
 from harness.datasets.coop import CoopSplit
+from harness.datasets.few_shot import SHOTS, draw, subset
+from harness.models.towers import nameable
 from harness.report.show import find_pictures
-from harness.sampling import SHOTS, draw, subset
-from harness.towers import nameable
 
 NAMES = ("ankle_boot", "bag", "dress")
 COUNTS: dict[SplitName, int] = {"train": 16, "val": 5, "test": 7}

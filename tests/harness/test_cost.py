@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zoo
-from harness.cost import FREE_OPERATORS, Cost, gflops
+from harness.models.cost import FREE_OPERATORS, Cost, gflops
 from zoo.predictor import ARCHITECTURES, Predictor
 from zoo.prompts import save_prompts
 from zoo.weights import blocks_fingerprint

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
-from harness.records import (
+from harness.records.record import (
     CONDITIONS,
     Record,
     by_image,

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import zoo
-from harness import gather as module
-from harness import sampling
-from harness.console import Progress
+from harness.console.terminal import Progress
+from harness.datasets import few_shot as sampling
 from harness.datasets.base import Dataset, Split
-from harness.gather import Entering, Joined, entering
+from harness.golden import fit as module
+from harness.golden.fit import Entering, Joined, entering
 from harness.golden.store import Rankings
 from zoo.clip import ClipParts
 from zoo.weights import cache_folder

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from harness import sampling
+from harness.datasets import few_shot as sampling
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import Dataset, Split
+from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings
 from harness.measure.evaluate import (
     Outcome,
@@ -27,8 +28,7 @@ from harness.measure.evaluate import (
     outcomes,
 )
 from harness.measure.rows import variants
-from harness.sampling import subset
-from harness.towers import text_classifier
+from harness.models.towers import text_classifier
 from zoo.clip import ClipParts, class_features
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}

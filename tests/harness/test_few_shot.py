@@ -6,7 +6,14 @@ from numpy.typing import NDArray
 
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.sampling import SHOTS, draw, draw_ranked, draw_train, require_apart, seeded_order
+from harness.datasets.few_shot import (
+    SHOTS,
+    draw,
+    draw_ranked,
+    draw_train,
+    require_apart,
+    seeded_order,
+)
 
 WITH_VAL = ("fashion", "emoji")
 RANKED = np.array([0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 0, 3], dtype=np.int64)

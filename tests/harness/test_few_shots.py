@@ -11,16 +11,16 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness import towers
 from harness.cli import main
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
 from harness.measure import bench
 from harness.measure import compare as module
 from harness.measure.compare import compare, judge
 from harness.measure.plan import Plan, tuning_of
-from harness.records import Record, read_records, write_records
+from harness.models import towers
+from harness.records.record import Record, read_records, write_records
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
 from zoo.prompt_learner import TuneConfig

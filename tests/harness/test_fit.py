@@ -16,13 +16,12 @@ from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
 import zoo
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.fit import fit, tau_of
-from harness.gather import gather
+from harness.golden.fit import fit, gather, tau_of
 from harness.golden.store import Rankings, Shard, shard_path
 from harness.measure.rows import variants
-from harness.towers import Tower
+from harness.models.towers import Tower
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig, fit_predictor
 from zoo.predictor import Predictor

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from harness.cli import main
 from harness.datasets.base import DATA_DIR, Dataset
 from harness.golden.store import shipped_rankings
-from harness.towers import Tower
+from harness.models.towers import Tower
 from zoo.clip import ClipParts
 from zoo.weights import cache_folder
 
@@ -33,7 +33,7 @@ def test_shipped_rankings_are_taken_and_nothing_is_ranked(monkeypatch: pytest.Mo
         asked.update(told, train=train, val=val, config=config)
         return Path("out"), 0.5
 
-    monkeypatch.setattr("harness.fit.fit", fit)
+    monkeypatch.setattr("harness.golden.fit.fit", fit)
     monkeypatch.setattr("harness.golden.rank.rank", None)
     flags = "--dataset fashion emoji --arch mixer --width 384 --loss ranknet --epochs 7 --seed 3"
     more = "--patience 2 --batch 8 --learning-rate 0.001 --shots 4 --rankings a --val b c"
@@ -57,7 +57,7 @@ def miniature_command(
     """Let ``rank`` use the miniature tower as well, and commands the toy dataset."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
-    monkeypatch.setattr("harness.towers.load_tower", lambda name: tower)
+    monkeypatch.setattr("harness.models.towers.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
 
 

@@ -14,9 +14,9 @@ from timm.models import save_for_hf
 
 import zoo
 from harness.cli import main
-from harness.gather import held_out
+from harness.golden.fit import held_out
 from harness.golden.store import Rankings
-from harness.towers import load_tower
+from harness.models.towers import load_tower
 from zoo.predictor import PredictorFile
 
 FIT = "--arch mlp --width 8 --epochs 2"

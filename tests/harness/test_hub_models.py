@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 import zoo
 from harness.cli import main
 from harness.datasets import get_dataset
-from harness.records import Record, read_records
-from harness.sampling import subset
+from harness.datasets.few_shot import subset
+from harness.records.record import Record, read_records
 
 COUNT = 12
 

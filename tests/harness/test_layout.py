@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console, Group
 from rich.table import Table
 
-from harness.layout import PIPE_WIDTH, fewer, fitted, least, whole
+from harness.console.table import PIPE_WIDTH, fewer, fitted, least, whole
 
 FIGURES = ("12.5 [10.1, 14.9]", "1,281,167", "-0.8 [-8.2, +6.4]", "0.944")
 PROSE = "Predict a ranking at the first reduction point and drop the least important patches."

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 import zoo
-from harness import listing as module
+from harness.cli import runs as module
+from harness.cli.runs import list_tables
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
-from harness.listing import list_tables
 from zoo.sizes import SIZES
 
 

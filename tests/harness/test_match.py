@@ -10,19 +10,19 @@ import pytest
 from rich.console import Console
 
 import zoo
-from harness import towers
 from harness.cli import main
-from harness.console import Progress
-from harness.cost import gflops
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.match import matched
 from harness.measure import compare as module
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import matched_rows, rows_of
-from harness.records import Record, pack_correct, read_records, write_records
+from harness.models import towers
+from harness.models.cost import gflops
+from harness.records.averages import matched
+from harness.records.record import Record, pack_correct, read_records, write_records
+from harness.records.statistics import mcnemar_exact, paired_difference
 from harness.report.tables import matched_table
-from harness.statistics import mcnemar_exact, paired_difference
 from zoo.clip import ClipParts
 
 ARCH, TAG = "clip_vit_b16", "openai"

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.stats import kendalltau, weightedtau
 
-from harness.conditions import device_name
 from harness.measure.bench import agreement
 from harness.measure.evaluate import Outcome
+from harness.records.conditions import device_name
 
 N, KEPT = 20, 8
 

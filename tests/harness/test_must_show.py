@@ -4,7 +4,7 @@ import pytest
 import timm
 
 import zoo  # noqa: F401  (registers the models)
-from harness.cost import gflops
+from harness.models.cost import gflops
 
 
 def block(tokens_in: int, tokens_out: int, dim: int = 768) -> float:

@@ -15,10 +15,10 @@ from harness.cli import main
 from harness.cli.measure import evaluated
 from harness.datasets import forget, get_dataset
 from harness.datasets.base import Example
+from harness.datasets.few_shot import subset
 from harness.datasets.folder import FolderDataset
 from harness.golden.store import Rankings
-from harness.records import Record, read_records
-from harness.sampling import subset
+from harness.records.record import Record, read_records
 
 ROOT = Path(__file__).parents[2]
 COUNT = 10  # images of fashion

@@ -12,7 +12,7 @@ import zoo
 from harness.cli import main
 from harness.cli.golden import dense_name, load_row
 from harness.datasets.base import Dataset
-from harness.towers import load_tower
+from harness.models.towers import load_tower
 from zoo.prompts import PromptFile
 
 VISION = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}

@@ -16,9 +16,9 @@ from torch import nn
 
 import zoo
 from harness.cli import main
-from harness.cost import gflops
+from harness.models.cost import gflops
 from harness.publish import Publishable, load_publishable, model_card
-from harness.records import Record, read_records, write_records
+from harness.records.record import Record, read_records, write_records
 from zoo.prompts import save_prompts
 from zoo.sizes import EMBEDDED
 from zoo.weights import blocks_fingerprint

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 
-from harness.records import (
+from harness.records.record import (
     SCHEMA_VERSION,
     Latency,
     Record,

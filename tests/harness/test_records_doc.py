@@ -10,7 +10,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from harness.records import Latency, Record, declared, metrics, read_records, write_records
+from harness.records.record import (
+    Latency,
+    Record,
+    declared,
+    metrics,
+    read_records,
+    write_records,
+)
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "records.md").read_text("utf-8")

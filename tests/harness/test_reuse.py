@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.console import Progress
-from harness.records import (
+from harness.console.terminal import Progress
+from harness.records.record import (
     Latency,
     Record,
     earlier,

@@ -7,13 +7,13 @@ import pytest
 import timm
 import torch
 
-from harness.agreement import kendall_tau
 from harness.datasets import get_dataset
+from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.evaluate import outcomes
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
-from harness.sampling import subset
+from harness.records.agreement import kendall_tau
 from zoo.clip import ClipParts, create_clip
 from zoo.golden import GoldenConfig, golden_importance
 from zoo.sizes import EMBEDDED

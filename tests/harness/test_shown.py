@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from harness.shown import Shown, json_values
-from harness.statistics import Interval
+from harness.console.table import Shown, json_values
+from harness.records.statistics import Interval
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness import statistics
+from harness.records.record import statistics
 
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 floats = st.floats(-1e3, 1e3, allow_nan=False)
@@ -422,4 +422,4 @@ def test_every_family_that_a_table_names_is_on_the_page():
 
 
 def test_the_page_names_the_code():
-    assert "`harness/statistics.py`" in PAGE
+    assert "`harness/records/statistics.py`" in PAGE

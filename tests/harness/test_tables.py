@@ -11,13 +11,12 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from harness.averages import Average, averages, judged, labels
-from harness.changes import changes, changes_data, tables
 from harness.check.cases import Row
 from harness.check.verdict import Bounds, Outcome, moved
-from harness.match import matched
+from harness.console.table import Cell, Form, Table
 from harness.measure.compare import Floor
-from harness.records import (
+from harness.records.averages import Average, averages, judged, labels, matched
+from harness.records.record import (
     Latency,
     Metric,
     Record,
@@ -27,6 +26,14 @@ from harness.records import (
     read_records,
     read_run,
 )
+from harness.records.statistics import (
+    Interval,
+    holm,
+    minimum_detectable_difference,
+    paired_difference,
+    sign_flip_exact,
+)
+from harness.report.changes import changes, changes_data, tables
 from harness.report.groups import grouped
 from harness.report.sections import sections
 from harness.report.tables import (
@@ -39,14 +46,6 @@ from harness.report.tables import (
     title,
 )
 from harness.report.writers import html, latex, markdown
-from harness.statistics import (
-    Interval,
-    holm,
-    minimum_detectable_difference,
-    paired_difference,
-    sign_flip_exact,
-)
-from harness.tables import Cell, Form, Table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 [KNOWN] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import zoo
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset
-from harness.fit import fit
+from harness.golden.fit import fit
 from harness.golden.rank import Job, Source, rank
-from harness.towers import load_tower
+from harness.models.towers import load_tower
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 

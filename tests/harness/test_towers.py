@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from harness.towers import load_tower, split_name
+from harness.models.towers import load_tower, split_name
 from zoo.weights import fingerprint
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

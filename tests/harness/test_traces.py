@@ -21,15 +21,13 @@ from rich.console import Console
 
 import zoo
 from harness import compare as compare_module
-from harness import towers, traces
-from harness.agreement import kendall_tau
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import BrokenShardError, Rankings, own_store
+from harness.measure import traces
 from harness.measure.compare import compare
 from harness.measure.plan import TRACED, Plan
-from harness.records import Record
-from harness.traces import (
+from harness.measure.traces import (
     SIDE,
     UNRANKED,
     Facts,
@@ -43,6 +41,9 @@ from harness.traces import (
     seal,
     thumbnails_path,
 )
+from harness.models import towers
+from harness.records.agreement import kendall_tau
+from harness.records.record import Record
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
 

@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 
 from harness.cli import main
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split
+from harness.datasets.few_shot import draw
 from harness.measure import tuning as module
 from harness.measure.evaluate import correct
 from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner
-from harness.sampling import draw
 from zoo.clip import ClipParts
 from zoo.prompt_learner import TuneConfig
 from zoo.weights import fingerprint

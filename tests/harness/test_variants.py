@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from harness.conditions import DENSE, GOLDEN
 from harness.measure.rows import Variant, known_methods, run, variants
+from harness.records.conditions import DENSE, GOLDEN
 from zoo.reducer import final_count
 from zoo.weights import find_predictor, load_predictor
 

@@ -8,7 +8,7 @@ from harness.flags import build_parser
 from rich.console import Console
 
 from harness.check.check import run_check
-from harness.shown import Shown
+from harness.console.table import Shown
 
 ROWS = ("clsattn", "evit:fuse=true", "patchrank", "tome:reduce_at=[2,4,6]", "golden")
 SMALL = ("--datasets", "fashion", "--keeps", "0.3", "--limit", "24")

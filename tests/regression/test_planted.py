@@ -22,9 +22,9 @@ import zoo.clip
 import zoo.reducer
 import zoo.text
 import zoo.vit
+from harness.console.table import Shown
 from harness.datasets.base import Dataset
 from harness.measure.rows import Oracle
-from harness.shown import Shown
 from zoo.clip import ClipParts
 from zoo.patchrank import PatchRank
 from zoo.sizes import SIZES

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from harness.cost import gflops
+from harness.models.cost import gflops
 from zoo.approximate import KINDS, Effort, follow, gate_slopes, gated, jacobian, parse, run_whole
 from zoo.attention import attend_cls
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance

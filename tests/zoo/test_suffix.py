@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from harness.agreement import kendall_tau
+from harness.records.agreement import kendall_tau
 from zoo import suffix as module
 from zoo.attention import attend_cls
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.records import Record, names_of, pack_correct, read_records
+from harness.records.record import Record, names_of, pack_correct, read_records
 
 RIGHT = np.arange(40) % 4 > 0  # 30 of 40
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")

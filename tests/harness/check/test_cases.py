@@ -17,7 +17,7 @@ from harness.check.cases import (
     shipped_case,
     shipped_files,
 )
-from harness.records import Record
+from harness.records.record import Record
 from zoo.reducer import METHODS
 
 Make = Callable[..., Record]

@@ -11,8 +11,8 @@ from rich.console import Console
 from harness.check.check import run_check
 from harness.cli import main
 from harness.cli.parser import build_parser
-from harness.records import read_records
-from harness.shown import Shown
+from harness.console.table import Shown
+from harness.records.record import read_records
 from zoo.clip import ClipParts
 
 Run = Callable[..., Shown]

@@ -12,9 +12,8 @@ from rich.console import Console
 
 from harness.check.cases import Row
 from harness.check.verdict import EXACT, Bounds, Moved, Outcome, Verdict, differing, moved
-from harness.layout import fitted
-from harness.records import Latency, Record
-from harness.tables import Table
+from harness.console.table import Table, fitted
+from harness.records.record import Latency, Record
 
 Make = Callable[..., Record]
 RIGHT = np.arange(40) % 4 > 0

@@ -3,12 +3,12 @@
 import shutil
 import subprocess
 
-import harness.reproduction
 import pytest
 
-from harness.cli.command import leaves
-from harness.cli.completion import NAMES, completed, script
-from harness.cli.parser import COMMANDS
+from harness.cli.command import CommandParser, leaves
+from harness.cli.completion import NAMES, complete, script
+from harness.cli.parser import COMMANDS, build_parser
+from harness.studies.paper import list_reproductions
 from zoo.sizes import MODELS
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -27,12 +27,18 @@ WORDS = [
 ]
 
 
+def _completed() -> CommandParser:
+    parser = build_parser()
+    complete(parser)
+    return parser
+
+
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("completion")
     found = {}
     for shell in SHELLS:
-        (folder / shell).write_text(script(shell))
+        (folder / shell).write_text(script(shell, build_parser()))
         found[shell] = str(folder / shell)
     return found
 
@@ -77,8 +83,8 @@ def test_tcsh_takes_the_script(scripts: dict[str, str]):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_script_knows_every_command_and_flag(shell: str):
-    text = script(shell)
-    for path, parser in leaves(completed()).items():
+    text = script(shell, build_parser())
+    for path, parser in leaves(_completed()).items():
         assert path.split()[-1] in text.replace("scores", "NAME")
         for action in parser._actions:
             for name in action.option_strings:
@@ -86,7 +92,7 @@ def test_a_script_knows_every_command_and_flag(shell: str):
 
 
 def test_names_are_those_of_the_registries():
-    found = leaves(completed())
+    found = leaves(_completed())
 
     def choices(path: str, name: str) -> list[str]:
         (action,) = [a for a in found[path]._actions if a.dest == name]
@@ -97,11 +103,11 @@ def test_names_are_those_of_the_registries():
     assert "clip_vit_b16_tome60" not in choices("compare", "models")
     assert "golden" in choices("compare", "methods")
     assert "golden" not in choices("show", "methods")
-    assert choices("study reproduce", "names") == list(harness.reproduction.list_reproductions())
+    assert choices("study reproduce", "names") == list(list_reproductions())
 
 
 def test_what_is_named_is_an_argument_of_a_command():
-    known = {(path, a.dest) for path, p in leaves(completed()).items() for a in p._actions}
+    known = {(path, a.dest) for path, p in leaves(_completed()).items() for a in p._actions}
     for name in NAMES:
         path, _, dest = name.rpartition(" ")
         assert path in ("", *COMMANDS)

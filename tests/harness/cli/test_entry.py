@@ -16,13 +16,12 @@ from rich.table import Table
 from harness import bench
 from harness import compare as compare_module
 from harness.cli import main
+from harness.cli import runs as rank_command
 from harness.cli.entry import BROKEN_PIPE, own_words
+from harness.console.table import PIPE_WIDTH, Shown
 from harness.datasets.base import Dataset
-from harness.golden import rank_command
-from harness.layout import PIPE_WIDTH
-from harness.records import Record, read_records, write_records
-from harness.shown import Shown
-from harness.towers import Tower
+from harness.models.towers import Tower
+from harness.records.record import Record, read_records, write_records
 from zoo.clip import ClipParts
 
 ROOT = Path(__file__).parents[3]
@@ -190,11 +189,11 @@ def test_the_whole_benchmark_in_miniature(
     capsys: pytest.CaptureFixture[str],
 ):
     """All methods, two numbers of shots, ranked first: what the plain command does, only small."""
-    monkeypatch.setattr("harness.towers.create_clip", lambda name: parts)
+    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
     for module in (bench, compare_module, rank_command):
         monkeypatch.setattr(module, "get_dataset", lambda name: toy, raising=False)
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
-    for name in ("harness.golden.rank.load_tower", "harness.fit.load_tower"):
+    for name in ("harness.golden.rank.load_tower", "harness.golden.fit.load_tower"):
         monkeypatch.setattr(name, lambda name: tower)
     command = "rank --model clip_vit_b16 --dataset toy --stride 2 --limit 12"
     assert main(command.split()) == 0
@@ -226,7 +225,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let `list` run something else."""
 
     def put(run: Any) -> None:
-        monkeypatch.setattr("harness.listing.run_list", run)
+        monkeypatch.setattr("harness.cli.runs.run_list", run)
 
     return put
 

@@ -216,7 +216,7 @@ def test_flags_of_every_command_stand_before_it_or_after_it(place: str):
 
 
 def test_defaults_are_those_of_the_settings():
-    from harness.latency.latency import LatencyPlan
+    from harness.measure.latency import LatencyPlan
     from harness.measure.plan import Plan
     from zoo.fit import FitConfig
     from zoo.prompt_learner import TuneConfig

@@ -14,9 +14,9 @@ from PIL import Image
 from harness.cli import main
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import SPLITS
+from harness.datasets.few_shot import draw
 from harness.datasets.rooted import RootedDataset
-from harness.protocol import captions
-from harness.sampling import draw
+from harness.records.averages import captions
 
 NAMES = [name for name in list_datasets() if isinstance(get_dataset(name), RootedDataset)]
 ZHOU = [name for name in NAMES if hasattr(get_dataset(name), "split_file")]
@@ -296,7 +296,7 @@ def test_a_command_counts_and_names_them_or_leaves_them_out(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("worked")
 
-    monkeypatch.setattr("harness.towers.create_clip", fail)
+    monkeypatch.setattr("harness.models.towers.create_clip", fail)
     words = ["eval", "clip_vit_s14_random60", "--dataset", name, "--root", str(tmp_path)]
     assert main(words) == 2
     error = capsys.readouterr().err

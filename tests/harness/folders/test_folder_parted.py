@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from harness.datasets import SplitName
+from harness.datasets.few_shot import draw
 from harness.datasets.folder import FolderDataset, FolderParted
-from harness.sampling import draw
 
 Make = Callable[..., Path]
 

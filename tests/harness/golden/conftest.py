@@ -14,12 +14,12 @@ from timm.models import save_for_hf
 
 import zoo  # noqa: F401  (registers the models)
 from harness.cli import main
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden import rank as module
 from harness.golden.rank import Job, Ranked, Source, rank
 from harness.golden.store import LOCK, Provenance, Rankings, Shard, shard_path
-from harness.towers import Tower
+from harness.models.towers import Tower
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig, GoldenEngine
 

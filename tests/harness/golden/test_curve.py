@@ -11,16 +11,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.agreement import kendall_tau
 from harness.cli import main
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.budget import SHIPPED, Curve, Point, recipe_for
-from harness.golden.chart import curve_markdown, draw_curve, write_curve
-from harness.statistics import Interval
+from harness.models.towers import Tower, text_classifier
+from harness.records.agreement import kendall_tau
+from harness.records.statistics import Interval
 from harness.studies import curve as module
-from harness.studies.curve import CurveConfig, measure_curve, usual_points
-from harness.towers import Tower, text_classifier
+from harness.studies.curve import (
+    CurveConfig,
+    curve_markdown,
+    draw_curve,
+    measure_curve,
+    usual_points,
+    write_curve,
+)
 from zoo.approximate import Effort
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig, golden_importance

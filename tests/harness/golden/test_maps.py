@@ -20,7 +20,7 @@ from harness.golden.maps import (
     reduced,
     unprocessed,
 )
-from harness.towers import Tower
+from harness.models.towers import Tower
 from zoo.clip import ClipParts, class_features, image_transform
 from zoo.golden import SCORES, GoldenConfig, golden_importance
 from zoo.reducer import METHODS

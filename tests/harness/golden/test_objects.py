@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.cli import main
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset
-from harness.golden import objects as module
+from harness.datasets.few_shot import subset
 from harness.golden.maps import object_patches, reduced
-from harness.golden.objects import ObjectShare, find_objects, object_share
-from harness.sampling import subset
-from harness.towers import Tower
+from harness.models.towers import Tower
+from harness.studies import objects as module
+from harness.studies.objects import ObjectShare, find_objects, object_share
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig
 

@@ -14,14 +14,14 @@ from PIL import Image
 from rich.console import Console
 
 import zoo
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
+from harness.datasets.few_shot import subset, turns
 from harness.golden import rank as module
 from harness.golden.rank import Job, Ranked, Source, ahead, rank
 from harness.golden.store import Rankings, find_rankings, shard_path, shard_paths
 from harness.golden.store import ranked as ranked_positions
-from harness.sampling import subset, turns
-from harness.towers import Tower, text_classifier
+from harness.models.towers import Tower, text_classifier
 from zoo.clip import ClipParts
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine
 from zoo.weights import fingerprint

@@ -12,12 +12,14 @@ from rich.console import Console
 from torch import Tensor
 
 import zoo
-from harness.agreement import kendall_tau
 from harness.cli import main
-from harness.console import Progress
-from harness.cost import gflops
-from harness.golden import speed
-from harness.golden.speed import (
+from harness.console.terminal import Progress
+from harness.models.cost import gflops
+from harness.models.towers import Tower
+from harness.records.agreement import kendall_tau
+from harness.report.tables import NOT_MEASURED
+from harness.studies import speed
+from harness.studies.speed import (
     Plain,
     Speed,
     SpeedConfig,
@@ -25,8 +27,6 @@ from harness.golden.speed import (
     same_ranking,
     speed_table,
 )
-from harness.report.tables import NOT_MEASURED
-from harness.towers import Tower
 from zoo.golden import GoldenConfig, GoldenEngine
 
 SPARSE = GoldenConfig(block=2, window=2, stride=2)

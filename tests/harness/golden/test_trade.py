@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from harness.golden.budget import Curve, Point, Worth, best_within
-from harness.golden.chart import undominated
-from harness.statistics import Interval
+from harness.records.statistics import Interval
+from harness.studies.curve import undominated
 from zoo.approximate import Effort
 
 

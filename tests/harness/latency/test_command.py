@@ -11,19 +11,18 @@ import pytest
 import torch
 
 from harness.cli import main
-from harness.console import Progress
-from harness.latency import command
-from harness.latency.latency import (
+from harness.cli import runs as command
+from harness.console.terminal import Progress
+from harness.measure.latency import (
     CPU_BATCHES,
     CUDA_BATCHES,
     LatencyPlan,
     batches_for,
     measure_latency,
 )
-from harness.latency.machine import OTHERS, SPREAD, Machine, Surroundings
-from harness.latency.record import CONDITIONS, VERDICTS, LatencyRecord, read_latencies
-from harness.latency.timing import LEAST_ROUNDS, MOST_ROUNDS
-from harness.latency.ways import ALLOWED, CHECKED, COMPILE, WAYS
+from harness.measure.times import CONDITIONS, VERDICTS, LatencyRecord, read_latencies
+from harness.measure.timing import LEAST_ROUNDS, MOST_ROUNDS, OTHERS, SPREAD, Machine, Surroundings
+from harness.measure.ways import ALLOWED, CHECKED, COMPILE, WAYS
 
 RANDOM = "latency clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
 
@@ -48,7 +47,7 @@ def test_a_run_writes_what_it_shows_and_a_second_reuses_it(
         tmp_path / "out" / "latency.md"
     ).read_text("utf-8")
 
-    monkeypatch.setattr("harness.latency.latency.time_cell", None)
+    monkeypatch.setattr("harness.measure.latency.time_cell", None)
     assert main(argv) == 0
     assert (tmp_path / "out" / "latency.jsonl").read_bytes() == before
     assert capsys.readouterr().out == said.out
@@ -88,7 +87,7 @@ def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.Captur
 def test_wrong_use_is_refused_before_anything_is_loaded(
     flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("harness.latency.latency.load_tower", None)
+    monkeypatch.setattr("harness.measure.latency.load_tower", None)
     assert main(["latency", "clip_vit_s14_tome60", *flags.split()]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 
@@ -100,7 +99,7 @@ def test_an_output_that_takes_no_lines_is_refused_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ):
-    monkeypatch.setattr("harness.latency.latency.load_tower", None)
+    monkeypatch.setattr("harness.measure.latency.load_tower", None)
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "latency.jsonl").mkdir(parents=True)  # so that none can be opened
     assert main([*RANDOM.split(), "--output", str(tmp_path / where)]) == 2

@@ -11,11 +11,11 @@ from rich.console import Console
 
 import zoo
 from harness.cli import main
-from harness.console import Progress
-from harness.cost import Cost, gflops
-from harness.latency import cost
-from harness.latency.cost import costs, counts, overhead, overhead_table
+from harness.console.terminal import Progress
+from harness.measure import cost
+from harness.measure.cost import costs, counts, overhead, overhead_table
 from harness.measure.rows import variants
+from harness.models.cost import Cost, gflops
 from zoo.predictor import Predictor
 
 HOW = {"batch": 2, "rounds": 3, "dtype": "float32", "progress": Progress()}

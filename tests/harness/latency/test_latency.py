@@ -13,22 +13,15 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
-from harness.console import Progress
-from harness.latency import latency
-from harness.latency.cost import counts
-from harness.latency.latency import (
-    Family,
-    LatencyPlan,
-    load_family,
-    measure_latency,
-    time_cell,
-)
-from harness.latency.machine import Surroundings
-from harness.latency.record import LatencyRecord, read_latencies, write_latencies
-from harness.latency.timing import Stopwatch, Timing
-from harness.latency.ways import EAGER, Prepared
+from harness.console.terminal import Progress
+from harness.measure import latency
+from harness.measure.cost import counts
+from harness.measure.latency import Family, LatencyPlan, load_family, measure_latency, time_cell
 from harness.measure.rows import variants
-from harness.towers import Tower
+from harness.measure.times import LatencyRecord, read_latencies, write_latencies
+from harness.measure.timing import Stopwatch, Surroundings, Timing
+from harness.measure.ways import EAGER, Prepared
+from harness.models.towers import Tower
 from zoo.weights import fingerprint
 
 PLAN = LatencyPlan(models=("x",), batches=(1, 2), threads=(1,), rounds=6, seconds=0.0)

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.latency import machine
-from harness.latency.machine import Machine, Surroundings, Watch, busy_s, cores, warnings_of
-from harness.latency.timing import Timing
+from harness.measure import timing as machine
+from harness.measure.timing import Machine, Surroundings, Timing, Watch, busy_s, cores, warnings_of
 
 QUIET = Surroundings(load_1min=0.1, others_cores=0.1)
 

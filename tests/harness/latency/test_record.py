@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.console import Progress
-from harness.latency.machine import Surroundings
-from harness.latency.record import (
+from harness.console.terminal import Progress
+from harness.measure.times import (
     CONDITIONS,
     FASTER,
     OPEN,
@@ -21,7 +20,8 @@ from harness.latency.record import (
     read_latencies,
     write_latencies,
 )
-from harness.records import Latency
+from harness.measure.timing import Surroundings
+from harness.records.record import Latency
 
 Make = Callable[..., LatencyRecord]
 

@@ -6,10 +6,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from harness.latency.record import LatencyRecord
-from harness.latency.tables import latency_markdown, latency_tables, notes
-from harness.layout import fitted
-from harness.shown import Forms
+from harness.console.table import Forms, fitted
+from harness.measure.times import LatencyRecord, latency_markdown, latency_tables, notes
 
 WIDE = 200
 EVIT = "clip_vit_b16_evit50"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.latency.timing import (
+from harness.measure.timing import (
     LEAST_ROUNDS,
     MOST_ROUNDS,
     Stopwatch,
@@ -20,7 +20,7 @@ from harness.latency.timing import (
     torch_timer,
     wall_clock,
 )
-from harness.statistics import median_interval
+from harness.records.statistics import median_interval
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import zoo
-from harness.latency import ways
-from harness.latency.ways import (
+from harness.measure import ways
+from harness.measure.ways import (
     ALLOWED,
     CHANNELS_LAST,
     CHECKED,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.records import Latency, Record, pack_correct
+from harness.records.record import Latency, Record, pack_correct
 from harness.report.drawing import styles_of
 from harness.report.groups import grouped
 from harness.report.highlights import highlights, missing

@@ -15,16 +15,16 @@ import pytest
 from harness.flags import build_parser
 from rich.console import Console
 
-from harness.changes import read_run
 from harness.cli import main
-from harness.console import Progress
-from harness.latency.record import LatencyRecord, write_latencies
-from harness.records import Record, write_records
+from harness.console.table import Shown
+from harness.console.terminal import Progress
+from harness.measure.times import LatencyRecord, write_latencies
+from harness.records.record import Record, write_records
+from harness.report.changes import read_run
 from harness.report.folder import latencies_in, once, records_in, run_report, write_report
 from harness.report.groups import grouped
 from harness.report.highlights import highlights
 from harness.report.plots import plots_of
-from harness.shown import Shown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 PLOTS = (

@@ -8,9 +8,8 @@ import pytest
 from harness.report.latex import latex_tables
 from harness.report.markdown import markdown_sections, markdown_table
 
-from harness.latency.record import LatencyRecord
-from harness.latency.tables import table_of
-from harness.records import CONDITIONS, Record
+from harness.measure.times import LatencyRecord, table_of
+from harness.records.record import CONDITIONS, Record
 from harness.report.groups import Grouped, grouped, timed_groups
 from harness.report.sections import time_sections
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from harness.flags import build_parser
 
-from harness.averages import Average, averages
-from harness.changes import read_run
-from harness.records import Record, pack_correct
+from harness.records.averages import Average, averages
+from harness.records.record import Record, pack_correct
+from harness.records.statistics import Interval, holm, mcnemar_exact
+from harness.report.changes import read_run
 from harness.report.groups import grouped
 from harness.report.highlights import Highlights, Missing, Standing, highlights, missing, standings
-from harness.statistics import Interval, holm, mcnemar_exact
 
 
 def gflops(row: Average) -> Interval | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.report.markdown import markdown_table
 
-from harness.records import Record
+from harness.records.record import Record
 from harness.report.drawing import Picture
 
 HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"

@@ -16,7 +16,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from harness.agreement import kendall_tau, over_images
+from harness.measure.traces import (
+    RANKING,
+    Facts,
+    RowTraces,
+    Thumbnails,
+    read_traces,
+    seal,
+    thumbnails_path,
+)
+from harness.records.agreement import kendall_tau, over_images
 from harness.report import pictures as module
 from harness.report.pictures import (
     LIMIT,
@@ -31,15 +40,6 @@ from harness.report.pictures import (
     matrices,
     taus,
     traced_groups,
-)
-from harness.traces import (
-    RANKING,
-    Facts,
-    RowTraces,
-    Thumbnails,
-    read_traces,
-    seal,
-    thumbnails_path,
 )
 
 IMAGES, SIDE = 12, 6

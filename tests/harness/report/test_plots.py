@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.changes import read_run
-from harness.latency.record import LatencyRecord
-from harness.records import Record
+from harness.measure.times import LatencyRecord
+from harness.records.record import Record
+from harness.report.changes import read_run
 from harness.report.drawing import FRONT, INK, LINES, STYLES, Chart, Plot, Point, Steps, styles_of
 from harness.report.groups import Grouped, grouped, timed_groups
 from harness.report.highlights import fronts, highlights

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from harness.cli import main
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.golden.maps import method_maps, most_important, reduced
+from harness.models.towers import Tower
 from harness.report import show as module
 from harness.report.sheet import heat_panel, kept_panel
 from harness.report.show import Figure, ShowConfig, find_pictures, show
-from harness.towers import Tower
 from zoo.clip import ClipParts, class_features
 from zoo.golden import SCORES, GoldenConfig, golden_importance
 from zoo.reducer import METHODS

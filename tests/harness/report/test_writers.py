@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.records import Latency, Record, declared
+from harness.records.record import Latency, Record, declared
 from harness.report.groups import grouped
 from harness.report.sections import sections
 from harness.report.tables import records_csv

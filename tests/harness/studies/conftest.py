@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.records import Record
+from harness.models.towers import Tower
+from harness.records.record import Record
 from harness.studies.paper import get_reproduction
 from harness.studies.reproduce import Comparison, compared, produce, under_its_conditions
 from harness.studies.run import Sheet, get_study, make
 from harness.studies.workshop import StudyConfig
-from harness.towers import Tower
 from zoo.clip import ClipParts
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
@@ -78,7 +78,7 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     for place in ("run", "workshop", "dry_run", "commands"):
         monkeypatch.setattr(f"harness.studies.{place}.get_dataset", get)
-    monkeypatch.setattr("harness.gather.get_dataset", get)
+    monkeypatch.setattr("harness.golden.fit.get_dataset", get)
     return datasets
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from harness.cli import main
-from harness.records import read_records
+from harness.records.record import read_records
 
 FLAGS = (
     "--model clip_vit_b16 --datasets plain --limit 7 --train-limit 9 --seeds 2 --block 2 "

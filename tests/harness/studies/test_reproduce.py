@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from harness.cli import main
-from harness.console import Progress
+from harness.cli.runs import study_config
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.records import Record, read_records
-from harness.statistics import Interval
-from harness.studies.commands import study_config
+from harness.records.record import Record, read_records
+from harness.records.statistics import Interval
 from harness.studies.dry_run import remaining
 from harness.studies.paper import MATCH, REPRODUCTIONS, get_reproduction, list_reproductions
 from harness.studies.reproduce import (

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.records import Record, pack_correct, read_records
-from harness.statistics import holm, mcnemar_exact, paired_p
+from harness.records.record import Record, pack_correct, read_records
+from harness.records.statistics import holm, mcnemar_exact, paired_p
 from harness.studies.run import NOTES, Sheet, entries
 
 IMAGES = 300

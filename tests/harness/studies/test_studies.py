@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.records import Record, utc_now
-from harness.statistics import bootstrap_mean
+from harness.records.record import Record, utc_now
+from harness.records.statistics import bootstrap_mean
 from harness.studies.pruning import schedules
 from harness.studies.run import Sheet, get_study, list_studies
 from harness.studies.workshop import StudyConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.records import Record
-from harness.statistics import bootstrap_mean, mean_interval
+from harness.records.record import Record
+from harness.records.statistics import bootstrap_mean, mean_interval
 from harness.studies.run import Sheet, list_studies
 from harness.studies.tuning import four_points
 from harness.studies.workshop import StudyConfig

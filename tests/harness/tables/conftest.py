@@ -8,10 +8,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from harness.layout import fitted, whole
-from harness.records import Record, read_records
-from harness.shown import Forms, Part
-from harness.tables import Table
+from harness.console.table import Forms, Part, Table, fitted, whole
+from harness.records.record import Record, read_records
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
 

@@ -8,18 +8,17 @@ import pytest
 from harness.report.command import front_table
 from harness.report.front import Standing
 
-from harness.averages import averages
-from harness.changes import changes, tables
-from harness.dataset_check import Checked, class_table
-from harness.latency.cost import Overhead, overhead_table
-from harness.listing import datasets_table, fitting, list_tables
-from harness.match import matched
+from harness.check.datasets import Checked, class_table
+from harness.cli.runs import datasets_table, fitting, list_tables
+from harness.console.table import Part
 from harness.measure.compare import Floor
-from harness.records import Record
+from harness.measure.cost import Overhead, overhead_table
+from harness.records.averages import averages, matched
+from harness.records.record import Record
+from harness.records.statistics import Interval
+from harness.report.changes import changes, tables
 from harness.report.groups import grouped
 from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables
-from harness.shown import Part
-from harness.statistics import Interval
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
 LONG = "A dataset of some kind, in the form in which its makers gave it to the world in 2014"

@@ -6,19 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from harness.cli import runs as studies
+from harness.cli.runs import OBJECTS, curve_forms, two
+from harness.console.table import Forms, Part, fewer
 from harness.golden.budget import Curve, Point, Worth
-from harness.golden.commands import OBJECTS, curve_forms, two
-from harness.golden.objects import ObjectShare, objects_table
-from harness.golden.speed import Speed, Way, speed_forms
-from harness.layout import fewer
-from harness.records import Record
-from harness.shown import Forms, Part
-from harness.statistics import Interval
-from harness.studies import commands as studies
+from harness.records.record import Record
+from harness.records.statistics import Interval
 from harness.studies.dry_run import Step, plan_table
+from harness.studies.objects import ObjectShare, objects_table
 from harness.studies.paper import Row, get_reproduction
 from harness.studies.reproduce import Comparison, Result
 from harness.studies.run import Sheet, entries
+from harness.studies.speed import Speed, Way, speed_forms
 from zoo.approximate import Effort
 
 PERCENT = Interval(57.1, 50.04, 64.06)

@@ -10,12 +10,19 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.averages import uncounted
-from harness.protocol import protocol, tower_of
-from harness.records import Latency, Metric, Record, measured_alike, metrics, read_run
-from harness.report.writers import markdown, markdown_text
-from harness.shown import Shown, json_values
-from harness.statistics import (
+from harness.console.table import (
+    FORMS,
+    UNMEASURED,
+    Cell,
+    Column,
+    Shown,
+    Table,
+    json_values,
+    points,
+)
+from harness.records.averages import protocol, tower_of, uncounted
+from harness.records.record import Latency, Metric, Record, measured_alike, metrics, read_run
+from harness.records.statistics import (
     MCNEMAR,
     Interval,
     Together,
@@ -25,7 +32,7 @@ from harness.statistics import (
     paired_difference,
     together,
 )
-from harness.tables import FORMS, UNMEASURED, Cell, Column, Table, points
+from harness.report.writers import markdown, markdown_text
 from zoo.files import write_whole
 
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.conditions import DENSE
-from harness.cost import lacking
-from harness.records import Latency, Metric, Record, refuse_mixed
-from harness.statistics import (
+from harness.datasets import list_datasets, shipped_facts
+from harness.datasets.rooted import RootedDataset
+from harness.records.conditions import DENSE, PROMPTS
+from harness.records.record import Latency, Metric, Record, lacking, refuse_mixed
+from harness.records.statistics import (
     MCNEMAR,
     SIGN_FLIP,
     Interval,
@@ -21,9 +22,12 @@ from harness.statistics import (
     detectable_note,
     mark_note,
     mean_interval,
+    paired_difference,
     paired_p,
     together,
 )
+from zoo.predictor import tower_name
+from zoo.sizes import SIZES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,3 +273,117 @@ def _mean(values: Sequence[Any]) -> Any:
     if None in values:
         return None
     return values[0] if len(set(values)) == 1 else float(np.mean(values))
+
+
+EMBEDDED = "s14"  # the size whose text tower we trained
+
+
+def captions(dataset: str) -> str:
+    """Say which of a dataset's class captions the embedded text tower saw in training.
+
+    Only where it saw none is a text classifier zero-shot. Of what isn't shipped nothing is said.
+    """
+    facts = shipped_facts(dataset)
+    if isinstance(facts, RootedDataset):
+        return "text classifier"
+    trained = facts.captions_seen
+    if not any(trained):
+        return "zero-shot: no class caption seen in text training"
+    if all(trained):
+        return "text classifier: all class captions seen in text training"
+    return f"text classifier: {sum(trained)} of {len(trained)} class captions seen in text training"
+
+
+def protocol(record: Record) -> str:
+    """Say how the images of a record were classified."""
+    if record.shots:
+        return f"{shots_of(record)}, {learned(record)}"
+    if record.tag in SIZES[EMBEDDED].tags and record.dataset in list_datasets():
+        return captions(record.dataset)
+    return "text classifier"
+
+
+def tower_of(record: Record) -> str:
+    """Return the name of the dense tower of a record, with its weight tag."""
+    dense = record.model
+    if record.method != DENSE:
+        dense = dense.removesuffix(f"_{record.method}{round(100 * record.keep)}")
+    return tower_name(dense, record.tag)
+
+
+def shots_of(record: Record) -> str:
+    """Say how many shots there were."""
+    return f"{record.shots} {'shot' if record.shots == 1 else 'shots'}"
+
+
+def learned(record: Record) -> str:
+    """Say what was learned from the shots of a record."""
+    if record.tuning in PROMPTS:
+        return f"{PROMPTS[record.tuning]} ({record.prompt_tokens})"
+    return "linear probe"
+
+
+def seeds(records: Sequence[Record]) -> str:
+    """Say of how many seeds a row is the mean; nothing of one."""
+    return f"; mean of {len(records)} seeds" if len(records) > 1 else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """One method beside the target, at the keep rate that costs as nearly the same as it can.
+
+    Attributes:
+        target: the target; its keep rate is the one asked for.
+        row: the method, the target itself among them.
+        off: the method's GFLOPs over the target's, minus 1.
+        difference: top-1 of the method minus the target's, same images, 95 % paired bootstrap; of
+            several seeds that of their mean; None for the target itself.
+        p_value: that both are equally often right, see `averages.row_p`; None for the target
+            itself.
+    """
+
+    target: Average
+    row: Average
+    off: float
+    difference: Interval | None
+    p_value: float | None
+
+
+def matched(records: Sequence[Record], target: str) -> list[Matched]:
+    """Pair each of the target's rows with every method's row of the nearest GFLOPs.
+
+    Args:
+        records: of one dataset, tower and number of shots; those without GFLOPs and the dense one
+            are left out.
+        target: name of the method whose cost counts.
+
+    Returns:
+        Grouped by the target's keep rate, falling; the target first, then the best top-1.
+    """
+    rows = [row for row in averages(records) if row.method != DENSE]
+    rows = [row for row in rows if row.mean("gflops") is not None]
+    methods = list(dict.fromkeys(row.method for row in rows if row.method != target))
+    pairs = []
+    for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
+        others = [
+            min((row for row in rows if row.method == method), key=lambda row: abs(_off(row, goal)))
+            for method in methods
+        ]
+        others.sort(key=lambda row: -row.top1.estimate)
+        pairs.append(Matched(target=goal, row=goal, off=0.0, difference=None, p_value=None))
+        pairs += [_paired(other, goal) for other in others]
+    return pairs
+
+
+def _paired(other: Average, goal: Average) -> Matched:
+    if len(goal.records) > 1:
+        difference = mean_difference(other, goal)
+    else:
+        difference = paired_difference(other.first.correct, goal.first.correct, seed=0)
+    off = _off(other, goal)
+    p_value = row_p(other, goal)
+    return Matched(target=goal, row=other, off=off, difference=difference, p_value=p_value)
+
+
+def _off(row: Average, goal: Average) -> float:
+    return float(row.mean("gflops") / goal.mean("gflops") - 1)

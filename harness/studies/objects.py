@@ -12,9 +12,11 @@ from rich.table import Table
 from scipy.stats import rankdata
 from torch import Tensor
 
-from harness.console import Progress
+from harness.console.table import json_values
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
+from harness.datasets.few_shot import subset
 from harness.golden.maps import (
     class_text,
     golden_maps,
@@ -24,10 +26,8 @@ from harness.golden.maps import (
     reduced,
     unprocessed,
 )
-from harness.sampling import subset
-from harness.shown import json_values
-from harness.statistics import Interval, bootstrap_mean
-from harness.towers import Tower, load_tower
+from harness.models.towers import Tower, load_tower
+from harness.records.statistics import Interval, bootstrap_mean
 from zoo.golden import GoldenConfig
 
 BATCH = 8

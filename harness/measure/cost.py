@@ -8,13 +8,13 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from harness.conditions import DENSE, DTYPES, GOLDEN
-from harness.console import Progress
-from harness.cost import gflops, lacking
-from harness.latency.timing import Call, interleaved, random_images
+from harness.console.terminal import Progress
 from harness.measure.rows import Variant
-from harness.records import Latency
-from harness.statistics import Interval
+from harness.measure.timing import Call, interleaved, random_images
+from harness.models.cost import gflops
+from harness.records.conditions import DENSE, DTYPES, GOLDEN
+from harness.records.record import Latency, lacking
+from harness.records.statistics import Interval
 from zoo.predictor import Predictor
 from zoo.vit import ReducedViT
 

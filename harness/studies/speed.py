@@ -16,20 +16,17 @@ from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
 from torch import Tensor
 
-from harness.agreement import kendall_tau
-from harness.commit import git_commit
-from harness.conditions import device_name
-from harness.console import Progress
+from harness.console.table import NOT_MEASURED, Forms, fewer
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
-from harness.latency.timing import LEAST_ROUNDS, interleaved
-from harness.layout import fewer
-from harness.records import utc_now
-from harness.sampling import subset
-from harness.shown import Forms
-from harness.statistics import Interval
-from harness.tables import NOT_MEASURED
-from harness.towers import find_tower
+from harness.datasets.few_shot import subset
+from harness.measure.timing import LEAST_ROUNDS, interleaved
+from harness.models.towers import find_tower
+from harness.records.agreement import kendall_tau
+from harness.records.conditions import device_name
+from harness.records.record import git_commit, utc_now
+from harness.records.statistics import Interval
 from zoo.approximate import Effort
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig, GoldenEngine

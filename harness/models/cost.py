@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -105,12 +105,6 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
         params=sum(p.numel() for p in model.parameters()),
         activations=activations,
     )
-
-
-def lacking(operators: Iterable[str]) -> str:
-    """Say which operators multiply-adds and activations lack; nothing if there are none."""
-    named = ", ".join(operators)
-    return f"GFLOPs lack operators of unknown cost: {named}" if named else ""
 
 
 def _is_free(operator: str) -> bool:

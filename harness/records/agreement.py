@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from harness.statistics import bootstrap_mean
+from harness.records.statistics import bootstrap_mean
 
 BAND = 0.1  # of all patches: how far on either side of the border `border_overlap` looks
 

@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 import zoo
-from harness.commit import git_commit
-from harness.conditions import DENSE, DTYPES, GOLDEN
-from harness.console import Progress
-from harness.latency.cost import Counts, counts
-from harness.latency.machine import Machine, Surroundings, Watch, warnings_of
-from harness.latency.record import LatencyRecord, fitting, time_fields
-from harness.latency.timing import (
+from harness.console.terminal import Progress
+from harness.measure.cost import Counts, counts
+from harness.measure.rows import MethodRate, Variant, as_json, known_methods, rows_of
+from harness.measure.times import LatencyRecord, fitting, time_fields
+from harness.measure.timing import (
     LEAST_ROUNDS,
+    Machine,
     Stopwatch,
+    Surroundings,
     Timing,
+    Watch,
     interleaved,
     random_images,
     stopwatch,
+    warnings_of,
 )
-from harness.latency.ways import (
+from harness.measure.ways import (
     COMPILED,
     EAGER,
     OUT_OF_MEMORY,
@@ -38,9 +40,15 @@ from harness.latency.ways import (
     prepare,
     weights_mib,
 )
-from harness.measure.rows import MethodRate, Variant, as_json, known_methods, rows_of
-from harness.records import utc_now
-from harness.towers import create_pretrained, load_tower, random_tower, split_method, split_name
+from harness.models.towers import (
+    create_pretrained,
+    load_tower,
+    random_tower,
+    split_method,
+    split_name,
+)
+from harness.records.conditions import DENSE, DTYPES, GOLDEN
+from harness.records.record import git_commit, utc_now
 from zoo.open_clip import FOLDER, HUB
 from zoo.reducer import expected
 from zoo.sizes import MODELS

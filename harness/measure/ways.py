@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.latency.timing import Call, waiting
+from harness.measure.timing import Call, waiting
 from zoo.reducer import expected
 from zoo.vit import ReducedViT
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import rankdata
 
-from harness.conditions import DENSE
-from harness.console import Progress
+from harness.console.terminal import Progress
 from harness.datasets.base import Split
+from harness.datasets.few_shot import batches
 from harness.golden.maps import unprocessed
 from harness.golden.store import (
     MAGIC,
@@ -34,8 +34,8 @@ from harness.golden.store import (
 )
 from harness.measure.evaluate import Outcome
 from harness.measure.plan import TRACED
-from harness.records import Record, parsed
-from harness.sampling import batches
+from harness.records.conditions import DENSE
+from harness.records.record import Record, parsed
 from zoo.files import write_whole
 
 TRACES = "traces"  # folder beside a run's records, and the kind of its files

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from harness.console import Progress
+from harness.console.table import Shown, json_values
+from harness.console.terminal import Progress
 from harness.datasets import get_dataset, kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.decoded import Decoded, decode_all
 from harness.datasets.images import how_many
 from harness.datasets.rooted import RootedDataset
-from harness.shown import Shown, json_values
-from harness.towers import text_classifier
+from harness.models.towers import text_classifier
 from zoo.clip import create_clip
 
 SHOWN = 5  # names in a line

@@ -1,24 +1,15 @@
-"""Records: one model measured on one dataset, as a line of JSON that several processes append.
-
-`Record` declares every quantity once: what it is measured under (`CONDITION`), which row it is of
-(`SETTING`), or what was measured (`Metric`). Reuse, tables, `check` and ``compare RUN RUN`` read
-these declarations, so a new quantity is one field here and the line that computes it.
-
-A line of a file counts once its end is written. What appends holds a lock on the file meanwhile and
-takes back what it can't finish, so that lines of two processes neither mix nor get lost; what reads
-holds a shared one. Only a killed process or a power cut can leave a torn last line. Whoever appends
-next drops it. Where there are no locks (Windows, some network folders) lines are appended in one
-write and nothing is taken back or dropped, as it might be another's.
-"""
+"""Which commit this package is run from."""
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import math
 import os
 import re
 import shlex
+import subprocess
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -40,10 +31,28 @@ from typing import (
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS
-from harness.console import Progress
-from harness.tables import NOT_MEASURED
+from harness.console.table import NOT_MEASURED
+from harness.console.terminal import Progress
+from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS
 from zoo.reducer import expected
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """Return the commit this package is run from, "-dirty" if changed; None if not from a checkout.
+
+    Only a checkout whose top holds this very package counts, not one that an environment lies in.
+    """
+    top = Path(__file__).parents[2]
+    if not (top / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        done = subprocess.run(command, cwd=top, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
 
 try:
     import fcntl
@@ -362,6 +371,12 @@ def names_of(kind: type, *roles: Role) -> tuple[str, ...]:
 
 METRICS = metrics(Record)
 CONDITIONS = names_of(Record, "condition")
+
+
+def lacking(operators: Iterable[str]) -> str:
+    """Say which operators multiply-adds and activations lack; nothing if there are none."""
+    named = ", ".join(operators)
+    return f"GFLOPs lack operators of unknown cost: {named}" if named else ""
 
 
 def utc_now() -> str:
@@ -701,7 +716,7 @@ def parsed_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
             values.append(parse(line))
         except ValueError as error:
             if torn and number == len(lines):
-                code = f"from harness.records import mend; mend({str(path)!r})"
+                code = f"from harness.records.record import mend; mend({str(path)!r})"
                 raise ValueError(
                     f"{path}, line {number}: torn, as what wrote it was stopped midway; the same "
                     f"command drops it and goes on, or drop it with: python -c {shlex.quote(code)}"

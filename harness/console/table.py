@@ -1,0 +1,351 @@
+"""Tables that fit: as they are, else closer together, with fewer columns, or stacked."""
+
+import copy
+import math
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import PurePath
+from typing import Any, Literal
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Column as RichColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+PIPE_WIDTH = 200  # columns that prose is wrapped to where there is no terminal
+ALL_COLUMNS = "all columns: a wider terminal, or --json"
+PROSE = 24  # columns that prose needs to be read
+_ENDLESS = 100_000
+
+
+def fitted(forms: Sequence[RichTable], width: int) -> RichTable | Group:
+    """Lay a table out so that no line is longer than a terminal and no figure is cut.
+
+    Args:
+        forms: of the table, the fullest first.
+        width: columns of the terminal.
+
+    Returns:
+        The first form that fits as it is, or with heads and prose wrapped; else the first that does
+        without lines between columns; else the fullest one with its rows stacked, a line per cell.
+    """
+    for change in (_wrapped, _tight):
+        for form in forms:
+            if change is _wrapped and _natural(form) <= width:
+                return form
+            if least(narrow := change(form)) <= width:
+                return narrow
+    return _stacked(forms[0])
+
+
+def fewer(table: RichTable, heads: Collection[str]) -> RichTable:
+    """Return a copy without these columns, whose caption says so."""
+    narrow = copy.copy(table)
+    narrow.columns = [column for column in table.columns if column.header not in heads]
+    said = f"{table.caption}".removesuffix(".") + "; " if table.caption else ""
+    narrow.caption = f"{said}{ALL_COLUMNS}"
+    return narrow
+
+
+def whole(table: RichTable) -> tuple[RichTable, int]:
+    """Lay a table out for a pipe or a file, which have no width: every figure on its row's line.
+
+    Returns:
+        The table, and the columns that it takes: `PIPE_WIDTH`, or more where figures need more.
+    """
+    if _natural(table) <= PIPE_WIDTH:
+        return table, PIPE_WIDTH
+    plain = _wrapped(table, heads=False)
+    return plain, max(PIPE_WIDTH, least(plain))
+
+
+def least(table: RichTable) -> int:
+    """Return the fewest columns that a table needs: figures whole, prose wrapped at `PROSE`."""
+    spare = _natural(table) - sum(_longest(column) for column in table.columns)
+    return spare + sum(
+        column.min_width if _is_prose(column) and column.min_width else _longest(column)
+        for column in table.columns
+    )
+
+
+def _is_prose(column: RichColumn) -> bool:
+    return column.justify == "left" and not column.no_wrap
+
+
+def _natural(table: RichTable) -> int:
+    console = Console(width=_ENDLESS)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _longest(column: RichColumn) -> int:
+    texts = [column.header, *column.cells] if column.header else column.cells
+    return max((cell_len(line) for text in texts for line in _plain(text).split("\n")), default=0)
+
+
+def _plain(cell: object) -> str:
+    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
+
+
+def _wrapped(table: RichTable, *, heads: bool = True) -> RichTable:
+    """Return a copy whose heads break between words, whose prose wraps, and whose figures don't."""
+    narrow = copy.copy(table)
+    narrow.columns = [_narrowed(column, heads=heads) for column in table.columns]
+    return narrow
+
+
+def _tight(table: RichTable) -> RichTable:
+    """Return the same with nothing but a space between columns."""
+    narrow = _wrapped(table)
+    narrow.box, narrow.show_edge, narrow.padding = box.SIMPLE, False, (0, 0)
+    return narrow
+
+
+def _narrowed(column: RichColumn, *, heads: bool) -> RichColumn:
+    if _is_prose(column):
+        words = _plain(column.header).split()
+        most = max(PROSE, *map(cell_len, words), 0)
+        return replace(column, overflow="fold", min_width=min(_longest(column), most))
+    body = _longest(replace(column, header=""))
+    head = _broken(str(column.header), body) if heads else column.header
+    return replace(column, header=head, no_wrap=True)
+
+
+def _broken(head: str, width: int) -> str:
+    """Break a head between words into lines no longer than its column, or than a word."""
+    lines: list[str] = []
+    for word in head.split():
+        if lines and cell_len(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def _stacked(table: RichTable) -> Group:
+    """Lay rows out one below the other, a line per cell that holds something."""
+    tall = RichTable(box=box.SIMPLE, show_header=False, pad_edge=False)
+    tall.add_column("head", no_wrap=True)
+    tall.add_column("cell", overflow="fold")
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        for column, cell in zip(table.columns, cells, strict=True):
+            if cell != "":
+                tall.add_row(column.header, cell)
+        tall.add_section()
+    about = ((table.title, "table.title"), (table.caption, "table.caption"))
+    title, caption = (
+        Text.from_markup(text, style=style) if isinstance(text, str) else ""
+        for text, style in about
+    )
+    return Group(title, tall, caption)
+
+
+NOT_MEASURED = "–"
+Form = Literal["wide", "middle", "narrow"]
+FORMS: tuple[Form, ...] = ("wide", "middle", "narrow")
+
+
+class Cell(str):
+    """What stands in a cell.
+
+    Attributes:
+        value: what sorting goes by; None, not measured, comes last.
+        mark: what stands behind the figure, such as that a difference is clear.
+    """
+
+    __slots__ = ("mark", "value")
+    value: float | str | None
+    mark: str
+
+    def __new__(cls, text: str, value: float | str | None = None, mark: str = "") -> "Cell":
+        """Return the text with its value and mark."""
+        cell = super().__new__(cls, text)
+        cell.value, cell.mark = value, mark
+        return cell
+
+    @property
+    def marked(self) -> str:
+        """Text with the mark behind its figure, which is its first word."""
+        figure, space, rest = self.partition(" ")
+        return f"{figure}{self.mark}{space}{rest}"
+
+    @property
+    def tight(self) -> str:
+        """The same, with the mark instead of a space, so that a column of marks is no wider."""
+        figure, space, rest = self.partition(" ")
+        return f"{figure}{self.mark or space}{rest}"
+
+
+UNMEASURED = Cell(NOT_MEASURED)
+
+
+def points(difference: tuple[float, float, float] | None, mark: str = "") -> Cell:
+    """Show a difference of two fractions in points, with the ends of its interval."""
+    if difference is None:
+        return UNMEASURED
+    estimate, low, high = (100 * number for number in difference)
+    return Cell(f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]", difference[0], mark)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column's heading, and how it stands.
+
+    Attributes:
+        heading: above it.
+        left: whether it holds words, which stand on the left; else figures.
+        forms: of the terminal's table that have it.
+        fold: whether its cells may be broken where a terminal is too narrow; else never.
+    """
+
+    heading: str
+    left: bool = False
+    forms: Sequence[Form] = FORMS
+    fold: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of cells under headings.
+
+    Attributes:
+        title: what it is of.
+        caption: how to read it.
+        columns: at least one.
+        rows: cells, as many as columns.
+        sections: rows before which a line is drawn.
+        notes: lines below.
+        models: name of each row's model, for a page that tells their settings.
+        settings: of each row's model; None where they are told elsewhere.
+        narrow_caption: of the narrow form, if it is another one.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    sections: frozenset[int] = frozenset()
+    notes: Sequence[str] = ()
+    models: Sequence[str] = ()
+    settings: Sequence[dict[str, Any]] | None = None
+    narrow_caption: str | None = None
+
+    @property
+    def heads(self) -> list[str]:
+        """Headings of all columns."""
+        return [column.heading for column in self.columns]
+
+    def cells(self, heading: str) -> list[Cell]:
+        """Return a column's cells."""
+        at = self.heads.index(heading)
+        return [row[at] for row in self.rows]
+
+    def __rich__(self) -> RichTable:
+        return self.form()
+
+    def forms(self) -> tuple[RichTable, ...]:
+        """Return what a terminal may show, the fullest first; forms alike are there once."""
+        every = {tuple(self._places(form)): form for form in reversed(FORMS)}
+        return tuple(self.form(form) for form in FORMS if form in every.values())
+
+    def form(self, form: Form = "wide") -> RichTable:
+        """Return one form for the terminal. Text is escaped: files of others can't steer it."""
+        places = self._places(form)
+        own = self.narrow_caption if form == "narrow" else None
+        caption = self.caption if own is None else own
+        if len(places) < len(self._places("wide")):
+            caption = "; ".join(filter(None, (caption.removesuffix("."), ALL_COLUMNS)))
+        table = RichTable(
+            title=escape(self.title),
+            caption=escape(caption) or None,
+            box=box.SIMPLE if form == "narrow" else box.HEAVY_HEAD,
+        )
+        for column in (self.columns[at] for at in places):
+            table.add_column(
+                escape(column.heading),
+                justify="left" if column.left else "right",
+                no_wrap=not column.fold,
+                overflow="fold" if column.fold else "ellipsis",
+            )
+        for at, row in enumerate(self.rows):
+            if at in self.sections:
+                table.add_section()
+            table.add_row(*(escape(row[place].tight) for place in places))
+        return table
+
+    def _places(self, form: Form) -> list[int]:
+        return [at for at, column in enumerate(self.columns) if form in column.forms]
+
+
+@dataclass(frozen=True)
+class Forms:
+    """One table in several forms.
+
+    Attributes:
+        forms: the fullest first; people get the first that fits their terminal.
+    """
+
+    forms: tuple[RichTable, ...]
+
+
+Part = Table | RichTable | Forms | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a subcommand found.
+
+    Attributes:
+        parts: tables and lines, in order.
+        data: the same as JSON values, numbers as they are, units in the names; None where this
+            process has nothing to say, being one of many.
+        code: exit code: 0 fine, 1 a regression or a problem was found.
+    """
+
+    parts: tuple[Part, ...]
+    data: Any
+    code: int = 0
+
+    def __iter__(self) -> Iterator[Part]:
+        """Go through what people see."""
+        return iter(self.parts)
+
+
+# Long work: parts as they come, and at the end what is left to show, with all of the data.
+Work = Generator[Part, None, Shown]
+
+
+def json_values(value: Any) -> Any:
+    """Return a result as JSON values.
+
+    Dataclasses and named tuples become objects by field; numpy's numbers and arrays become plain
+    ones, paths text; what is NaN was not measured and becomes null.
+
+    Raises:
+        TypeError: something else.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: json_values(getattr(value, field.name)) for field in fields(value)}
+    if hasattr(value, "_asdict"):
+        return json_values(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(name): json_values(entry) for name, entry in value.items()}
+    if hasattr(value, "tolist"):
+        return json_values(value.tolist())
+    if isinstance(value, Sequence | AbstractSet) and not isinstance(value, str | bytes):
+        return [json_values(entry) for entry in value]
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value: {value!r}")

@@ -1,0 +1,305 @@
+"""One timed model, its JSON line, and when a line of an earlier run may be used again."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from harness.console.table import NOT_MEASURED, Forms, Part, fewer
+from harness.console.terminal import Progress
+from harness.measure.timing import Machine, Surroundings, Timing
+from harness.measure.ways import EAGER
+from harness.records.conditions import DENSE
+from harness.records.record import append, parsed, parsed_lines, to_go_on_from
+
+LATENCIES = "latency.jsonl"  # file of a run's records
+SCHEMA_VERSION = 1
+CONDITIONS = (
+    "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
+    "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
+    "machine",
+)  # fmt: skip
+LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
+FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
+VERDICTS = {
+    FASTER: "the interval of the ratio to dense lies below 1",
+    SLOWER: "it lies above 1",
+    OPEN: "it includes 1: no difference can be concluded",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyRecord:
+    """Carry one model timed under one condition. None means not measured, never 0."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str  # UTC, ISO 8601
+    version: str  # of this package
+    git_commit: str | None = None
+    model: str
+    method: str
+    keep: float  # share of the patch tokens left at the end, in (0, 1]
+    method_config: dict[str, Any]  # JSON values
+    tag: str  # of the tower's weights
+    weights_sha256: str  # of the dense tower
+    random_weights: bool
+    image_size: tuple[int, ...]  # height and width
+    device: str
+    dtype: str
+    way: str  # of ways.WAYS
+    batch: int
+    threads: int
+    stopwatch: str
+    machine: Machine
+    failed: str | None = None  # why there are no times
+    samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
+    # As `records.Latency` has them, under the same names.
+    median_ms: float | None = None
+    q1_ms: float | None = None
+    q3_ms: float | None = None
+    images_per_s: float | None = None  # at the median
+    ratio_to_dense: float | None = None  # median over rounds, 95 % interval
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    verdict: str | None = None  # of VERDICTS; None for the dense model
+    warnings: tuple[str, ...] = ()
+    gflops: float  # 1e9 multiply-adds per image
+    uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
+    params: int
+    tokens_per_block: tuple[int, ...]  # leaving each block, prefix tokens included
+    final_tokens: int  # patch tokens left at the end
+    saved_gflops: float | None = None  # share of the dense model's that isn't done
+    saved_time: float | None = None  # share of the dense model's time, 1 - ratio
+    arrived: float | None = None  # saved_time by saved_gflops
+    first_call_s: float | None = None  # preparing, compiling and the first call
+    deviation: float | None = None  # of features from eager's, largest over images
+    weights_mib: float
+    peak_mib: float | None = None  # most that a call holds beside weights and images
+    surroundings: Surroundings
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
+        times = (self.median_ms, self.q1_ms, self.q3_ms, self.images_per_s, *self.samples_ms)
+        if (self.failed is None) != (bool(self.samples_ms) and None not in times):
+            raise ValueError(
+                f"{self.model} must have times or say why it failed, and not both: "
+                f"failed={self.failed!r}, {len(self.samples_ms)} samples"
+            )
+
+
+def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> dict[str, Any]:
+    """Return the fields of a record that follow from timed calls.
+
+    Args:
+        timing: a model's.
+        dense: the dense model's, of the same rounds; None if this is it, or if it has none.
+        saved: share of the dense model's multiply-adds that isn't done.
+    """
+    latency = timing.latency(dense)
+    fields = {"samples_ms": timing.samples_ms, **vars(latency)}
+    ratio, low, high = latency.ratio_to_dense, latency.ratio_low, latency.ratio_high
+    if ratio is None or low is None or high is None:
+        return fields
+    saves = saved is not None and saved >= LEAST_SAVED
+    return fields | {
+        "verdict": FASTER if high < 1 else SLOWER if low > 1 else OPEN,
+        "saved_time": 1 - ratio,
+        "arrived": (1 - ratio) / saved if saves and saved is not None else None,
+    }
+
+
+def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
+    """Append records as JSON lines, all or none.
+
+    Raises:
+        ValueError: a value is no JSON (NaN included); nothing is written.
+        OSError: the file can't be written to; nothing is added to it.
+    """
+    lines = [json.dumps(asdict(record), allow_nan=False) + "\n" for record in records]
+    append(path, "".join(lines).encode())
+
+
+def read_latencies(path: Path) -> list[LatencyRecord]:
+    """Read JSON lines, in file order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names the file, the line and what is wrong with it, or the last line is torn.
+    """
+    return parsed_lines(path, _record)
+
+
+def _record(line: bytes) -> LatencyRecord:
+    record: LatencyRecord = parsed(LatencyRecord, json.loads(line), "record")
+    return record
+
+
+def earlier_times(path: Path, progress: Progress, *, fresh: bool) -> list[LatencyRecord]:
+    """Return what an earlier run wrote, none if it is to be timed afresh.
+
+    A torn last line is dropped, so that a command that was killed goes on from there.
+
+    Raises:
+        ValueError: another line is no record.
+    """
+    return read_latencies(path) if to_go_on_from(path, progress.say, fresh=fresh) else []
+
+
+def fitting(
+    blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int
+) -> LatencyRecord | None:
+    """Find the newest known record of equal conditions with so many rounds, or that failed."""
+    for record in reversed(known):
+        same = all(getattr(record, name) == getattr(blank, name) for name in CONDITIONS)
+        if same and (record.failed is not None or len(record.samples_ms) >= rounds):
+            return record
+    return None
+
+
+Cell = Callable[[LatencyRecord], str]
+DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "of time", "MiB", "first, s", "off")
+WORDS = ("model", "verdict")  # columns of them
+CAPTION = (
+    "median [quartiles] of whole calls; ratio: to the dense model's time in the same round, median "
+    "[95 % interval]; saved: share of the dense model's multiply-adds that isn't done, and of its "
+    "time; arrived: the second by the first; MiB: weights + the most that a call holds beside them "
+    "and images; !: see the warnings below"
+)
+PREPARED = (
+    "; first: preparing, compiling and the first call; off: largest difference of features from "
+    "eager's, by their length"
+)
+
+
+def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
+    """Lay records out, and say below each table what makes its times hard to trust.
+
+    Args:
+        records: those of a cell together.
+    """
+    parts: list[Part] = []
+    for title, group in _grouped(records):
+        columns = columns_of(group)
+        caption = CAPTION + (PREPARED if "off" in columns else "")
+        table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
+        for head in columns:
+            table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
+        for _, rows in groupby(group, key=lambda row: row.batch):
+            for row in rows:
+                table.add_row(*(Text(cell(row)) for cell in columns.values()))
+            table.add_section()
+        parts += [Forms((table, fewer(table, DETAILS))), *notes(group)]
+    return parts
+
+
+def latency_markdown(records: Sequence[LatencyRecord]) -> str:
+    """Return the same tables as Markdown."""
+    lines = ["# Latency", "", f"{CAPTION[0].upper()}{CAPTION[1:]}{PREPARED}.", ""]
+    for title, group in _grouped(records):
+        columns = columns_of(group)
+        rule = ("---" if head in WORDS else "---:" for head in columns)
+        lines += [f"## {title}", "", _line(columns), _line(rule)]
+        lines += [_line(cell(row) for cell in columns.values()) for row in group]
+        lines += ["", *(f"- {note}" for note in notes(group)), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def notes(group: Sequence[LatencyRecord]) -> list[str]:
+    """Return what failed, what to be wary of, and what can't be concluded."""
+    lines = []
+    for batch, rows in groupby(group, key=lambda row: row.batch):
+        together = list(rows)
+        names: dict[str, list[str]] = {}  # by warning
+        for row in together:
+            for text in [f"not timed: {row.failed}"] if row.failed else row.warnings:
+                names.setdefault(text, []).append(short_name(row))
+        for text, some in names.items():
+            who = "" if len(some) == len(together) else f", {', '.join(some)}"
+            lines.append(f"batch {batch}{who}: {text}")
+    unclear = [f"{short_name(row)} at batch {row.batch}" for row in group if row.verdict == OPEN]
+    if unclear:
+        lines.append(
+            f"no difference to dense can be concluded, as the interval of the ratio includes 1: "
+            f"{', '.join(unclear)}"
+        )
+    return lines
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _grouped(records: Sequence[LatencyRecord]) -> list[tuple[str, list[LatencyRecord]]]:
+    return [(title, list(group)) for title, group in groupby(records, key=table_of)]
+
+
+def table_of(row: LatencyRecord) -> str:
+    """Return the title of the table that a record belongs to."""
+    weights = "random weights" if row.random_weights else row.tag or "its own weights"
+    side = "x".join(map(str, row.image_size))
+    dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
+    return (
+        f"{dense} ({weights}, {side} px), {row.dtype}, {row.way}, {row.device}: "
+        f"{row.machine.device_name}, threads: {row.threads}, by {row.stopwatch}"
+    )
+
+
+def short_name(row: LatencyRecord) -> str:
+    """Return a model's name without its tower's, which the title has."""
+    return row.method if row.method == DENSE else row.model.rpartition("_")[2]
+
+
+def columns_of(group: Sequence[LatencyRecord]) -> dict[str, Cell]:
+    """Return what fills the columns of a table, by heading."""
+    columns: dict[str, Cell] = {
+        "batch": lambda row: str(row.batch),
+        "model": short_name,
+        "tokens": lambda row: str(row.final_tokens),
+        "GFLOPs": lambda row: f"{row.gflops:.2f}",
+        "ms": _time,
+        "images/s": lambda row: _number(row.images_per_s, ".1f"),
+        "ratio": _ratio,
+        "verdict": _verdict,
+        "saved": lambda row: _percent(row.saved_gflops),
+        "of time": lambda row: _percent(row.saved_time),
+        "arrived": lambda row: _percent(row.arrived),
+        "MiB": lambda row: f"{row.weights_mib:.0f} + {_number(row.peak_mib, '.1f')}",
+    }
+    if any(row.way != EAGER for row in group):
+        columns["first, s"] = lambda row: _number(row.first_call_s, ".1f")
+        columns["off"] = lambda row: _number(row.deviation, ".0e")
+    return columns
+
+
+def _time(row: LatencyRecord) -> str:
+    if row.median_ms is None or row.q1_ms is None or row.q3_ms is None:
+        return NOT_MEASURED
+    form = ".2f" if row.median_ms < 100 else ".0f"
+    return f"{row.median_ms:{form}} [{row.q1_ms:{form}}, {row.q3_ms:{form}}]"
+
+
+def _ratio(row: LatencyRecord) -> str:
+    if row.ratio_to_dense is None:
+        return NOT_MEASURED
+    return f"{row.ratio_to_dense:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
+
+
+def _verdict(row: LatencyRecord) -> str:
+    if row.failed:
+        return "not timed"
+    return f"{row.verdict or NOT_MEASURED}{' !' if row.warnings else ''}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return NOT_MEASURED if value is None else format(value, form)
+
+
+def _percent(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{100 * value:.0f} %"
