@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness.flags import build_parser
 from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
-from harness.cli.runs import evaluated
+from harness.cli.measure import evaluated
+from harness.cli.parser import build_parser
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
 from harness.datasets.few_shot import subset

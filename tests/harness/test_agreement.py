@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
+from harness.records import agreement
 from harness.records.agreement import places, rank_vector, ranking_importance
-from harness.records.record import agreement
 from harness.records.statistics import bootstrap_mean
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 24))

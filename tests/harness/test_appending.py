@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.records import record as appending
 from harness.records.record import append, mend, read_lines
-from harness.records.record import record as appending
 
 fcntl = pytest.importorskip("fcntl", reason="no locks here")
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from harness.console import terminal as module
 from harness.console.terminal import (
     Progress,
     colour_choice,
@@ -21,7 +22,6 @@ from harness.console.terminal import (
     pace,
     results,
 )
-from harness.console.terminal import terminal as module
 
 
 def args(color: str = "auto", quiet: bool = False) -> argparse.Namespace:

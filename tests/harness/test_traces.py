@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from harness.flags import build_parser
 from PIL import Image
 from rich.console import Console
 
 import zoo
-from harness import compare as compare_module
+from harness.cli.parser import build_parser
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import BrokenShardError, Rankings, own_store
+from harness.measure import compare as compare_module
 from harness.measure import traces
 from harness.measure.compare import compare
 from harness.measure.plan import TRACED, Plan

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness.flags import build_parser
 from rich.console import Console
 
 from harness.check.check import run_check
+from harness.cli.parser import build_parser
 from harness.console.table import Shown
 
 ROWS = ("clsattn", "evit:fuse=true", "patchrank", "tome:reduce_at=[2,4,6]", "golden")

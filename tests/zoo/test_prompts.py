@@ -369,7 +369,7 @@ def test_refuses_what_holds_no_prompts(tmp_path: Path):
 
 
 def test_the_command_that_mends_is_one(file: PromptFile):
-    from harness.flags import build_parser
+    from harness.cli.parser import build_parser
 
     words = tune_command(file).split()[3:]
     args = build_parser().parse_args(words)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from harness.flags import build_parser
 
 from harness.check.cases import BATCHES, KEEPS, LIMIT
 from harness.check.verdict import Bounds
+from harness.cli.parser import build_parser
 
 PAGE = (Path(__file__).parents[3] / "docs" / "check.md").read_text(encoding="utf-8")
 [WORKFLOW] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S)

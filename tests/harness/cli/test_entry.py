@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from harness import bench
-from harness import compare as compare_module
 from harness.cli import main
 from harness.cli import runs as rank_command
 from harness.cli.entry import BROKEN_PIPE, own_words
 from harness.console.table import PIPE_WIDTH, Shown
 from harness.datasets.base import Dataset
+from harness.measure import bench
+from harness.measure import compare as compare_module
 from harness.models.towers import Tower
 from harness.records.record import Record, read_records, write_records
 from zoo.clip import ClipParts
@@ -400,7 +400,7 @@ def test_a_failed_command_leaves_no_empty_folder(
             (args.output / "records.jsonl").touch()
         raise error
 
-    monkeypatch.setattr("harness.report.command.run_report", fail)
+    monkeypatch.setattr("harness.report.folder.run_report", fail)
     assert main(["report", "run", "--output", str(place)]) == (
         2 if isinstance(error, ValueError) else 130
     )

@@ -13,11 +13,11 @@ from torch import Tensor
 
 import zoo
 from harness.cli import main
+from harness.console.table import NOT_MEASURED
 from harness.console.terminal import Progress
 from harness.models.cost import gflops
 from harness.models.towers import Tower
 from harness.records.agreement import kendall_tau
-from harness.report.tables import NOT_MEASURED
 from harness.studies import speed
 from harness.studies.speed import (
     Plain,

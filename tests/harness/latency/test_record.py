@@ -15,7 +15,7 @@ from harness.measure.times import (
     OPEN,
     SLOWER,
     LatencyRecord,
-    earlier,
+    earlier_times,
     fitting,
     read_latencies,
     write_latencies,
@@ -130,10 +130,10 @@ def test_a_torn_line_is_dropped_by_the_command_that_goes_on(latency_record: Make
     path.write_bytes(whole[:-40])
     with pytest.raises(ValueError, match=r"line 2: torn, .*mend"):
         read_latencies(path)
-    assert earlier(path, Progress(), fresh=False) == [latency_record()]
+    assert earlier_times(path, Progress(), fresh=False) == [latency_record()]
     assert path.read_bytes() == whole.splitlines(keepends=True)[0]
-    assert earlier(path, Progress(), fresh=True) == []
-    assert earlier(tmp_path / "none", Progress(), fresh=False) == []
+    assert earlier_times(path, Progress(), fresh=True) == []
+    assert earlier_times(tmp_path / "none", Progress(), fresh=False) == []
 
 
 def test_the_newest_of_equal_conditions_fits(latency_record: Make):

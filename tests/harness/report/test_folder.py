@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.flags import build_parser
 from rich.console import Console
 
 from harness.cli import main
+from harness.cli.parser import build_parser
 from harness.console.table import Shown
 from harness.console.terminal import Progress
 from harness.measure.times import LatencyRecord, write_latencies
@@ -164,7 +164,6 @@ def test_an_output_that_is_a_file_is_refused(
     "path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem
 )
 def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
-    from harness.report.markdown import markdown_tables
 
     from harness.report.groups import grouped
 

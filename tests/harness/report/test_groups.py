@@ -5,13 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from harness.report.latex import latex_tables
-from harness.report.markdown import markdown_sections, markdown_table
 
 from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import CONDITIONS, Record
 from harness.report.groups import Grouped, grouped, timed_groups
-from harness.report.sections import time_sections
+from harness.report.sections import markdown_table, time_sections
 
 # Of each condition another value, and what a heading says of it.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {

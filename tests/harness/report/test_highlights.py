@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness.flags import build_parser
 
+from harness.cli.parser import build_parser
 from harness.records.averages import Average, averages
 from harness.records.record import Record, pack_correct
 from harness.records.statistics import Interval, holm, mcnemar_exact

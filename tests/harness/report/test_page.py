@@ -7,10 +7,9 @@ import itertools
 import re
 from typing import Any
 
-from harness.report.markdown import markdown_table
-
 from harness.records.record import Record
 from harness.report.drawing import Picture
+from harness.report.sections import markdown_table
 
 HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"
 

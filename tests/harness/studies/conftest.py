@@ -72,7 +72,7 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
             raise ValueError(f"no dataset is called {name!r}")
         return datasets[name]
 
-    monkeypatch.setattr("harness.given.names_of", lambda given, **_: list(given))
+    monkeypatch.setattr("harness.datasets.names_of", lambda given, **_: list(given))
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
     for place in ("studies.run", "studies.workshop", "fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)

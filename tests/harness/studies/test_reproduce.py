@@ -131,7 +131,7 @@ def test_what_was_stopped_goes_on(
 
 def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
 
-    from harness.flags import build_parser
+    from harness.cli.parser import build_parser
 
     def config(table: str, *flags: str) -> Any:
         args = build_parser().parse_args(["reproduce", table, *flags])

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from harness.report.command import front_table
-from harness.report.front import Standing
 
 from harness.check.datasets import Checked, class_table
 from harness.cli.runs import datasets_table, fitting, list_tables
@@ -17,7 +15,9 @@ from harness.records.averages import averages, matched
 from harness.records.record import Record
 from harness.records.statistics import Interval
 from harness.report.changes import changes, tables
+from harness.report.folder import front_table
 from harness.report.groups import grouped
+from harness.report.highlights import Standing
 from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
