@@ -172,7 +172,7 @@ def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
     rows = [record for group in found.groups for row in group.rows for record in row.records]
     assert len(rows) + found.replaced == len(records)
     assert len({group.name for group in found.groups}) == len(found.groups)
-    assert markdown_tables(found).count("### ") >= len(found.groups)
+    assert markdown(list(sections(found))).count("### ") >= len(found.groups)
 
 
 Make = Callable[..., LatencyRecord]

@@ -8,7 +8,7 @@ import pytest
 
 from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import CONDITIONS, Record
-from harness.report.groups import Grouped, grouped, timed_groups
+from harness.report.groups import grouped, timed_groups
 from harness.report.sections import markdown_table, time_sections
 
 # Of each condition another value, and what a heading says of it.
@@ -174,10 +174,10 @@ def test_the_newest_time_counts_wherever_it_stands(times: list[LatencyRecord]):
 
 def test_markdown_and_latex_have_the_table(times: list[LatencyRecord]):
     groups = timed_groups(times)
-    text = markdown_sections(time_sections(groups))
+    text = markdown(time_sections(groups))
     assert text.count("| tome60 |") == 2
     assert text.endswith("- batch 8, tome60: wide spread\n")
-    tex = latex_tables(Grouped(groups=[]), time_sections(groups, summary=True))
+    tex = latex(time_sections(groups, summary=True))
     assert tex.count(r"\begin{tabular}") == 1
     assert r"model & batch & ms & ratio & verdict & arrived" in tex
     assert tex.count(r"\addlinespace") == 1
