@@ -25,6 +25,8 @@ from harness.report.folder import latencies_in, once, records_in, run_report, wr
 from harness.report.groups import grouped
 from harness.report.highlights import highlights
 from harness.report.plots import plots_of
+from harness.report.sections import sections
+from harness.report.writers import markdown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 PLOTS = (

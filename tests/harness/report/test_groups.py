@@ -10,6 +10,7 @@ from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import CONDITIONS, Record
 from harness.report.groups import grouped, timed_groups
 from harness.report.sections import markdown_table, time_sections
+from harness.report.writers import latex, markdown
 
 # Of each condition another value, and what a heading says of it.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
