@@ -14,7 +14,7 @@ from harness.console.terminal import Progress
 from harness.datasets import get_dataset, kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.decoded import Decoded, decode_all
-from harness.datasets.images import how_many
+from harness.datasets.images import how_many, shortened
 from harness.datasets.rooted import RootedDataset
 from harness.models.towers import text_classifier
 from zoo.clip import create_clip
@@ -29,15 +29,9 @@ TOWER = "clip_vit_s14"
 class Checked:
     """What a check found.
 
-    Attributes:
-        name: of the dataset.
-        revision: of the dataset.
-        classes: captions.
-        counts: images of each class, (classes,) by split.
-        bad: unreadable ones likewise; None where no image was decoded.
-        problems: what should be mended, one a line.
-        notes: what is good to know, one a line.
-        unreadable: why each image can't be read.
+    counts: images of each class, (classes,) by split. bad: unreadable ones likewise; None where no
+    image was decoded. problems: what should be mended, one a line. notes: what is good to know,
+    likewise. unreadable: why each image can't be read.
     """
 
     name: str
@@ -51,13 +45,7 @@ class Checked:
 
 
 def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> Checked:
-    """Check a dataset.
-
-    Args:
-        dataset: bound to its root if it needs one.
-        progress: where to show how far it is.
-        fast: decode no image, and so find neither damaged ones nor copies.
-    """
+    """Check a dataset; ``fast`` decodes no image, and so finds neither damaged ones nor copies."""
     size = len(dataset.classes)
     counts = {name: np.bincount(dataset.labels(name), minlength=size) for name in SPLITS}
     uneven, notes = _uneven(dataset, counts)
@@ -74,7 +62,10 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     if not fast:
         decoded = decode_all(dataset, progress, known=False)
         unreadable = tuple(decoded.bad.values())
-        bad = {name: _bad(dataset, decoded, name) for name in SPLITS}
+        bad = {}
+        for name in SPLITS:
+            lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
+            bad[name] = np.bincount(dataset.labels(name)[lost], minlength=size)
         if unreadable:
             problems.append(
                 f"{how_many(len(unreadable), 'unreadable')}; --skip-bad leaves them out"
@@ -103,16 +94,12 @@ def _uneven(
         if len(lacking) == len(dataset.classes):
             notes.append(f"{name} has no images")
         elif lacking:
-            uneven.append(f"{name} has no image of {len(lacking)} classes: {_some(lacking)}")
+            uneven.append(
+                f"{name} has no image of {len(lacking)} classes: {shortened(lacking, SHOWN)}"
+            )
     if not counts["test"].any():
         notes.append("measure on another split than test, with --split")
     return uneven, notes
-
-
-def _bad(dataset: Dataset, decoded: Decoded, name: SplitName) -> NDArray[np.int64]:
-    """Count a split's unreadable images by class."""
-    lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
-    return np.bincount(dataset.labels(name)[lost], minlength=len(dataset.classes))
 
 
 def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
@@ -130,7 +117,7 @@ def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
     lines = []
     for what, some in (("two splits", apart), ("two classes", torn)):
         if some:
-            ids = _some([image_id for _, _, image_id in some[0]])
+            ids = shortened([image_id for _, _, image_id in some[0]], SHOWN)
             lines.append(f"images that are in {what}, pixel for pixel: {len(some)}, such as {ids}")
     return lines
 
@@ -143,12 +130,8 @@ def _unnamed(dataset: Dataset) -> list[str]:
         return []
     return [
         f"{len(left_out)} of {len(dataset.classes)} classes have words that the text tower of "
-        f"{TOWER} never saw; without shots it leaves them out: {_some(left_out)}"
+        f"{TOWER} never saw; without shots it leaves them out: {shortened(left_out, SHOWN)}"
     ]
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
 def run_check(args: argparse.Namespace, status: Console) -> Shown:

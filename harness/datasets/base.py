@@ -6,20 +6,21 @@ import hashlib
 import importlib
 import inspect
 import pkgutil
+import re
+import string
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args, overload
+from typing import ClassVar, Literal, Self, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.datasets.captions import require_template
-
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 DATA_DIR = Path(__file__).parent.parent / "embedded" / "data"
+LARGEST = 4 << 20  # bytes of a list of names
 
 # An RGB image, of canvas size if drawn here, and the (H, W) bool pixels of its object or None.
 Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
@@ -54,17 +55,9 @@ class Split(Sequence[Example]):
         labels: NDArray[np.int64],
         name: Callable[[int], str],
         render: Callable[[int, int], Rendered],
-        *,
-        indices: NDArray[np.int64] | None = None,
-        variant: int = 0,
     ) -> None:
-        if variant < 0:
-            raise ValueError(f"variant must be 0 or more, got {variant}")
-        self._all_labels = labels
-        self._name = name
-        self._render = render
-        self._indices = np.arange(len(labels)) if indices is None else indices
-        self._variant = variant
+        self._all_labels, self._name, self._render = labels, name, render
+        self._indices, self._variant = np.arange(len(labels)), 0
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -78,15 +71,17 @@ class Split(Sequence[Example]):
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "Split":
         """Keep the examples at these positions, in this order, with their images unchanged."""
-        kept = self._indices[np.asarray(indices, dtype=np.int64)]
-        return self._other(kept, self._variant)
+        other = copy.copy(self)
+        other._indices = self._indices[np.asarray(indices, dtype=np.int64)]
+        return other
 
     def variant(self, variant: int) -> "Split":
         """Show the same sources with other random draws; 0 gives the benchmark's images."""
-        return self._other(self._indices, variant)
-
-    def _other(self, indices: NDArray[np.int64], variant: int) -> "Split":
-        return Split(self._all_labels, self._name, self._render, indices=indices, variant=variant)
+        if variant < 0:
+            raise ValueError(f"variant must be 0 or more, got {variant}")
+        other = copy.copy(self)
+        other._variant = variant
+        return other
 
     def _image_id(self, index: int) -> str:
         return self._name(index) + (f"/{self._variant}" if self._variant else "")
@@ -258,40 +253,87 @@ class Dataset(abc.ABC):
 
 
 class OwnDataset(Dataset):
-    """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``."""
+    """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
 
+    what: it is made from, in words. expected: at PATH. downloads: whether it takes ``download``.
+    asked_path: PATH, absolute.
+    """
+
+    prefix: ClassVar[str]
+    what: ClassVar[str]
+    expected: ClassVar[str]
+    downloads: ClassVar[bool] = False
     license = "see the dataset's own"
     files = ()
     build_command = "none: it is made from the user's files"
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    _classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    asked_path: Path | str
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Captions of the classes, in the order of the labels."""
-        return self._classes
+    def asked_as(self) -> str:
+        """The prefix and the path."""
+        return f"{self.prefix}:{self.asked_path}"
 
 
-def concrete_classes(
-    package: str, path: Iterable[str], kind: type[Any], *, but: tuple[type[Any], ...] = ()
-) -> dict[str, type[Any]]:
-    """Import each file of a package once and return the concrete classes of a kind by their name.
+def slug(text: str, where: str) -> str:
+    """Return what a dataset is called after a file or folder: lower case, dashes between words.
 
-    Args:
-        package: name of the package.
-        path: its ``__path__``.
-        kind: an abstract class; its subclasses have a ``name``. A file's imports don't count.
-        but: classes to leave out, for they have no name of their own.
+    Raises:
+        ValueError: nothing is left of it.
     """
-    classes: dict[str, type[Any]] = {}
+    words = re.sub(r"\W+", "-", text.lower()).strip("-")
+    if not words:
+        raise ValueError(f"{where}: its name becomes the dataset's and needs letters or digits")
+    return words
+
+
+def require_template(template: str) -> None:
+    """Refuse what is no prompt.
+
+    Raises:
+        ValueError: it hasn't exactly one ``{}``, or it has other braces.
+    """
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError:  # braces that don't pair
+        parsed = []
+    fields = [part[1:] for part in parsed if part[1] is not None]
+    if fields != [("", "", None)] or "{{" in template or "}}" in template:
+        raise ValueError(
+            f"template {template!r}: expected one {{}} where the class goes, as in "
+            "'a photo of a {}.', and no other braces"
+        )
+
+
+def text_lines(file: Path) -> list[str]:
+    """Read the lines of a small text file that somebody else may have written.
+
+    Raises:
+        ValueError: not UTF-8, too large, or an empty line or one that can't be printed.
+    """
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"{str(file)!r} has more than {LARGEST:,} bytes and is no list of names")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is not text in UTF-8: {error}") from error
+    lines = [line.strip() for line in lines]
+    for number, line in enumerate(lines, start=1):
+        if not line or not line.replace("\t", " ").isprintable():
+            raise ValueError(f"{str(file)!r}, line {number}: expected a name, got {line!r}")
+    return lines
+
+
+def named_classes(package: str, path: Iterable[str]) -> dict[str, type[Dataset]]:
+    """Import each file of a package and return its datasets that have a name of their own."""
+    classes: dict[str, type[Dataset]] = {}
     for info in pkgutil.iter_modules(path):
         module = importlib.import_module(f"{package}.{info.name}")
         for value in vars(module).values():
-            if not (inspect.isclass(value) and issubclass(value, kind)):
+            if not (inspect.isclass(value) and issubclass(value, Dataset)):
                 continue
-            if inspect.isabstract(value) or value in but or value.__module__ != module.__name__:
-                continue
-            name: str = getattr(value, "name")  # noqa: B009  (the kind's, which type hints don't know)
-            assert name not in classes, f"two of {package} are called {name!r}"
-            classes[name] = value
+            if value.__module__ == module.__name__ and hasattr(value, "name"):
+                assert value.name not in classes, f"two of {package} are called {value.name!r}"
+                classes[value.name] = value
     return dict(sorted(classes.items()))

@@ -26,23 +26,19 @@ SHOWN = 3  # images in a message
 class Decoded:
     """What came of it.
 
-    Attributes:
-        digests: by split, in its order: 16 hex digits over an image's pixels, "" if unreadable.
-        bad: by image id, why it can't be read.
+    digests: by split, in its order: 16 hex digits over an image's pixels, "" if unreadable.
+    bad: by image id, why it can't be read.
     """
 
-    digests: dict[SplitName, list[str]] = field(default_factory=dict)
+    digests: dict[SplitName, list[str]] = field(default_factory=lambda: {s: [] for s in SPLITS})
     bad: dict[str, str] = field(default_factory=dict)
 
 
 def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> Decoded:
     """Decode every image of a dataset.
 
-    Args:
-        dataset: its images are decoded.
-        progress: where to show how far it is.
-        known: an earlier pass that came to its end counts; images that it couldn't read are tried
-            again. A pass that was stopped always counts.
+    With ``known`` an earlier pass that came to its end counts, and images that it couldn't read are
+    tried again. A pass that was stopped always counts.
     """
     path = _place(dataset)
     state = _read(path, dataset)
@@ -50,7 +46,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     total = sum(len(split) for split in splits.values())
     done = sum(len(state.digests[name]) for name in SPLITS)
     if done == total and not known:
-        state, done = _nothing(), 0
+        state, done = Decoded(), 0
     _again(state, splits)
     if done == total:
         _write(path, state)
@@ -81,11 +77,9 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
 def require_readable(dataset: Dataset) -> None:
     """Refuse a dataset of which it is known that it has images that can't be read.
 
-    An earlier pass found it, or the images that a file lists aren't there.
-
     Raises:
-        FileNotFoundError: how many are missing, and the first.
-        ValueError: names the first.
+        FileNotFoundError: images that a file lists aren't there.
+        ValueError: an earlier pass couldn't read some.
     """
     if lines := dataset.differences():
         raise FileNotFoundError(
@@ -154,10 +148,6 @@ def _again(state: Decoded, splits: dict[SplitName, Split]) -> None:
                 state.bad.pop(image_id, None)
 
 
-def _nothing() -> Decoded:
-    return Decoded(digests={name: [] for name in SPLITS})
-
-
 def _place(dataset: Dataset) -> Path:
     """Return where the state is kept: by the images, and where they lie."""
     root = getattr(dataset, "root", None)
@@ -169,15 +159,15 @@ def _place(dataset: Dataset) -> Path:
 def _read(path: Path, dataset: Dataset) -> Decoded:
     """Read a state; one that doesn't fit is none."""
     if not path.is_file():
-        return _nothing()
+        return Decoded()
     try:
         content = json.loads(path.read_bytes())
         digests = {name: [str(digest) for digest in content["digests"][name]] for name in SPLITS}
         state = Decoded(digests=digests, bad={str(k): str(v) for k, v in content["bad"].items()})
     except (ValueError, KeyError, TypeError, AttributeError):
-        return _nothing()
+        return Decoded()
     fits = all(len(digests[name]) <= len(dataset.labels(name)) for name in SPLITS)
-    return state if fits else _nothing()
+    return state if fits else Decoded()
 
 
 def _write(path: Path, state: Decoded) -> None:

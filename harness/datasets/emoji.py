@@ -6,6 +6,7 @@ near-duplicates (rule: `harness.embedded.build_emoji`). The drawing has 96 to 16
 """
 
 import functools
+import io
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -94,16 +95,11 @@ class _EmojiTask(Dataset):
     @functools.cached_property
     def emoji(self) -> tuple[Emoji, ...]:
         """All shipped emoji, in the order of the emoji list."""
-        packs = [self.path(file).read_bytes() for file in self.files[:2]]
         records: list[dict[str, Any]] = json.loads(self.path(self.files[2]).read_text())["emoji"]
-        emoji, starts = [], [0, 0]
+        files = [io.BytesIO(self.path(file).read_bytes()) for file in self.files[:2]]
+        emoji = []
         for record in records:
-            sizes = record.pop("bytes")
-            noto, fluent = (
-                pack[start : start + size]
-                for pack, start, size in zip(packs, starts, sizes, strict=True)
-            )
-            starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+            noto, fluent = (f.read(n) for f, n in zip(files, record.pop("bytes"), strict=True))
             names = tuple(record.pop("short_names"))
             emoji.append(Emoji(**record, short_names=names, images=(noto, fluent)))
         return tuple(emoji)

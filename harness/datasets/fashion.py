@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
 from harness.datasets.canvas import (
@@ -25,20 +26,12 @@ from harness.datasets.canvas import (
     paste,
     resize,
     seeded,
-)
+)  # fmt: skip
 
 CLASSES = (
-    "t-shirt",
-    "trousers",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
+    "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle boot",
-)
+)  # fmt: skip
 TARGET_SIZE = (72, 113)
 CLUTTER = (3, 6)
 CLUTTER_SIZE = (20, 37)
@@ -53,19 +46,8 @@ def silhouette(item: Pixels) -> NDArray[np.bool_]:
 
     Dark parts inside an item (a print, a sole) belong to it.
     """
-    dark = np.pad(item < 8, 1, constant_values=True)
-    outside = np.zeros_like(dark)
-    outside[0, :] = outside[-1, :] = outside[:, 0] = outside[:, -1] = True
-    while True:
-        grown = outside.copy()
-        grown[1:] |= outside[:-1]
-        grown[:-1] |= outside[1:]
-        grown[:, 1:] |= outside[:, :-1]
-        grown[:, :-1] |= outside[:, 1:]
-        grown &= dark
-        if (grown == outside).all():
-            return ~outside[1:-1, 1:-1]
-        outside = grown
+    parts, _ = ndimage.label(np.pad(item < 8, 1, constant_values=True))
+    return np.asarray(parts != parts[0, 0])[1:-1, 1:-1]
 
 
 def _paint(
@@ -147,9 +129,8 @@ class Fashion(Dataset):
         return (True,) * len(CLASSES)
 
     @functools.cached_property
-    def _index(self) -> dict[str, Any]:
-        index: dict[str, Any] = json.loads(self.path(self.files[1]).read_text())
-        return index
+    def _index(self) -> Any:
+        return json.loads(self.path(self.files[1]).read_text())
 
     @functools.cached_property
     def _items(self) -> dict[SplitName, Pixels]:
@@ -171,10 +152,7 @@ class Fashion(Dataset):
         labels = np.arange(len(items), dtype=np.int64) % len(CLASSES)
         part = self._index["splits"][name]["part"]
 
-        def image_id(index: int) -> str:
-            return f"fashion/{part}-{source[index]:05d}"
-
         def render(index: int, variant: int) -> Rendered:
             return sample(items, labels, index, seeded(SEED, SPLITS.index(name), index, variant))
 
-        return Split(labels, image_id, render)
+        return Split(labels, lambda index: f"fashion/{part}-{source[index]:05d}", render)

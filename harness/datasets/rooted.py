@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Self
@@ -39,10 +39,7 @@ class RootedDataset(Dataset):
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
         """Return the dataset as it lies below a root; archives that are there are unpacked.
 
-        Args:
-            root: the folder that holds ``folder``.
-            progress: where to show it; None for nowhere.
-            download: get what is missing, where that needs no licence.
+        With ``download`` what is missing is fetched, where that needs no licence.
 
         Raises:
             FileNotFoundError: no such root; or something is missing: names it, where it was looked
@@ -61,14 +58,12 @@ class RootedDataset(Dataset):
             )
         bound = type(self)()
         bound.root = place
-        Provider(
-            dataset=self.name,
-            folder=bound.place,
-            archives=self.archives,
-            may_download=download,
-            progress=progress or Progress(),
-        ).provide()
+        bound.provide(self.archives, download, progress or Progress())
         return bound
+
+    def provide(self, archives: Sequence[Archive], download: bool, progress: Progress) -> None:
+        """Have what the archives hold."""
+        Provider(self.name, self.place, archives, download, progress).provide()
 
     @property
     def place(self) -> Path:
@@ -134,8 +129,12 @@ class RootedDataset(Dataset):
         for split in SPLITS:
             if (count := len(self.split(split))) != self.counts[split]:
                 problems.append(f"{split}: {count:,} images instead of {self.counts[split]:,}")
-            if self.counts[split]:
-                problems += self._unseen(split)
+            counts = np.bincount(self.labels(split), minlength=len(self.classes))
+            names = [self.classes[label] for label in np.flatnonzero(counts == 0)]
+            if self.counts[split] and names:
+                problems.append(
+                    f"{split}: no image of {len(names):,} classes, such as {shortened(names)}"
+                )
         problems += self._differences()
         for archive in self.archives:
             if (file := archive.find(self.place)) is not None:
@@ -145,14 +144,6 @@ class RootedDataset(Dataset):
                     except ValueError as error:
                         problems.append(str(error))
         return problems
-
-    def _unseen(self, split: SplitName) -> list[str]:
-        """Name classes without images."""
-        counts = np.bincount(self.labels(split), minlength=len(self.classes))
-        names = [self.classes[label] for label in np.flatnonzero(counts == 0)]
-        if not names:
-            return []
-        return [f"{split}: no image of {len(names):,} classes, such as {shortened(names)}"]
 
 
 def counted(*, train: int, val: int, test: int) -> Mapping[SplitName, int]:

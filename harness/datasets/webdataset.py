@@ -19,8 +19,16 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
-from harness.datasets.captions import require_template, slug, text_lines
+from harness.datasets.base import (
+    SPLITS,
+    OwnDataset,
+    Rendered,
+    Split,
+    SplitName,
+    require_template,
+    slug,
+    text_lines,
+)  # fmt: skip
 from harness.datasets.images import decode_image
 from zoo.files import write_whole
 from zoo.weights import cache_folder
@@ -48,38 +56,39 @@ class TarDataset(OwnDataset):
             dataset.
     """
 
+    prefix, what = "wds", "a folder of tars as CLIP_benchmark has them"
+    expected = "folder with classnames.txt and test/0.tar"
     source = "tars in CLIP_benchmark's layout"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
-        self.what = f"folder of tars {str(self.folder)!r}"
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.what} does not exist")
-        word = slug(self.folder.resolve().name, self.what)
-        self.name, self.title = f"wds-{word}", f"Tars of the folder {self.folder.resolve().name}"
-        self._classes = _class_names(self.folder, self.what)
-        if (file := self.folder / TEMPLATES).is_file():
+    def __init__(self, place: Path) -> None:
+        self.asked_path = folder = place.expanduser().absolute()
+        where = f"folder of tars {str(folder)!r}"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{where} does not exist")
+        self.name = f"wds-{slug(folder.resolve().name, where)}"
+        self.title = f"Tars of the folder {folder.resolve().name}"
+        self.classes = _class_names(folder, where)
+        if (file := folder / TEMPLATES).is_file():
             self.templates = _templates(file)
-        self.shards = {split: _shards(self.folder, split) for split in SPLITS}
+        self.shards = {split: _shards(folder, split) for split in SPLITS}
         if not any(self.shards.values()):
             raise FileNotFoundError(
-                f"{self.what} has no tars; expected test/0.tar, test/1.tar, ... and likewise train"
+                f"{where} has no tars; expected test/0.tar, test/1.tar, ... and likewise train"
             )
-        self._samples: dict[SplitName, list[Sample]] = {}
-        for split, shards in self.shards.items():
-            self._samples[split] = index_of(shards)
+        self._samples = {split: index_of(shards) for split, shards in self.shards.items()}
+        for split in SPLITS:
             self._check(split)
         if not any(self._samples.values()):
-            raise ValueError(f"{self.what}: its tars hold no images")
+            raise ValueError(f"{where}: its tars hold no images")
 
     def _check(self, split: SplitName) -> None:
         """Refuse labels without a class, and keys that are there twice."""
         keys: set[str] = set()
         for sample in self._samples[split]:
             where = f"tar {str(self.shards[split][sample.shard])!r}: {sample.key!r}"
-            if sample.label >= len(self._classes):
+            if sample.label >= len(self.classes):
                 raise ValueError(
-                    f"{where} has the label {sample.label}; {CLASSES} has {len(self._classes)} "
+                    f"{where} has the label {sample.label}; {CLASSES} has {len(self.classes)} "
                     "lines, for labels from 0"
                 )
             if sample.key in keys:
@@ -89,23 +98,15 @@ class TarDataset(OwnDataset):
     @functools.cache  # noqa: B019  (a dataset lives as long as the process)
     def _revision(self) -> str:
         """12 hex digits over class names and where which samples lie."""
-        digest = sha256("\0".join(self._classes).encode())
+        digest = sha256("\0".join(self.classes).encode())
         for split, samples in self._samples.items():
             for sample in samples:
                 digest.update(f"{split}\0{chr(0).join(map(str, sample))}\n".encode())
         return digest.hexdigest()[:12]
 
-    @property
-    def asked_as(self) -> str:
-        """``wds:`` and the path of the folder."""
-        return f"wds:{self.folder}"
-
     def _split(self, name: SplitName) -> Split:
         samples, shards = self._samples[name], self.shards[name]
         labels = np.array([sample.label for sample in samples], dtype=np.int64)
-
-        def image_id(index: int) -> str:
-            return f"{self.name}/{name}/{samples[index].key}"
 
         def render(index: int, _variant: int) -> Rendered:
             sample = samples[index]
@@ -113,7 +114,7 @@ class TarDataset(OwnDataset):
             where = f"{sample.key}.{sample.extension} of tar {str(shard)!r}"
             return decode_image(read_sample(shard, sample), where), None
 
-        return Split(labels, image_id, render)
+        return Split(labels, lambda index: f"{self.name}/{name}/{samples[index].key}", render)
 
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
@@ -197,7 +198,8 @@ def index_of(shards: Sequence[Path]) -> list[Sample]:
     Raises:
         ValueError: a tar that is truncated or damaged, or a sample without one image and one label.
     """
-    identity = [(str(path.resolve()), *_facts(path)) for path in shards]
+    facts = [(path, path.stat()) for path in shards]
+    identity = [(str(path.resolve()), fact.st_size, fact.st_mtime_ns) for path, fact in facts]
     name = sha256(json.dumps(identity).encode()).hexdigest()[:20]
     path = cache_folder() / "tars" / f"{name}.json"
     if path.is_file():
@@ -212,18 +214,8 @@ def index_of(shards: Sequence[Path]) -> list[Sample]:
     return samples
 
 
-def _facts(path: Path) -> tuple[int, int]:
-    facts = path.stat()
-    return facts.st_size, facts.st_mtime_ns
-
-
 def read_sample(shard: Path, sample: Sample) -> bytes:
-    """Read the bytes of a sample's image.
-
-    Raises:
-        FileNotFoundError: the tar has gone.
-        ValueError: it is shorter than it was.
-    """
+    """Read the bytes of a sample's image from a tar that may have changed meanwhile."""
     with shard.open("rb") as file:
         file.seek(sample.offset)
         content = file.read(sample.size)
@@ -291,15 +283,11 @@ def _take(
         if fields.label is not None:
             raise ValueError(f"{where} is a second label of that key")
         content = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
-        fields.label = _label(content, where)
+        if len(content) > LONGEST or not content.strip().isdigit():
+            raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
+        fields.label = int(content)
     else:
         fields.pickled = base
-
-
-def _label(content: bytes, where: str) -> int:
-    if len(content) > LONGEST or not content.strip().isdigit():
-        raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
-    return int(content)
 
 
 def _sample(number: int, key: str, fields: _Fields, what: str) -> Sample:
@@ -309,9 +297,7 @@ def _sample(number: int, key: str, fields: _Fields, what: str) -> Sample:
     if fields.image is None:
         raise ValueError(f"{what}: {key!r} has no image ({', '.join(sorted(IMAGES))})")
     if fields.label is None:
-        hint = ""
-        if fields.pickled is not None:
-            hint = f"; {fields.pickled!r} is no plain number and isn't read"
+        hint = f"; {fields.pickled!r} is no plain number and isn't read" if fields.pickled else ""
         raise ValueError(f"{what}: {key!r} has no label, {key}.{LABEL}{hint}")
     offset, size, extension = fields.image
     return Sample(number, offset, size, fields.label, key, extension)

