@@ -24,8 +24,10 @@ ROWS = 40  # classes that a table shows; of more, those that stand out
 LISTED = 20  # unreadable images
 TOWER = "clip_vit_s14"
 
+Counts = dict[SplitName, NDArray[np.int64]]  # by split, (classes,)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Checked:
     """What a check found.
 
@@ -37,8 +39,8 @@ class Checked:
     name: str
     revision: str
     classes: tuple[str, ...]
-    counts: dict[SplitName, NDArray[np.int64]]
-    bad: dict[SplitName, NDArray[np.int64]] | None
+    counts: Counts
+    bad: Counts | None
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     unreadable: tuple[str, ...]
@@ -57,7 +59,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         problems += dataset.problems(progress)
     else:
         problems += dataset.differences()
-    bad: dict[SplitName, NDArray[np.int64]] | None = None
+    bad: Counts | None = None
     unreadable: tuple[str, ...] = ()
     if not fast:
         decoded = decode_all(dataset, progress, known=False)
@@ -71,22 +73,17 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
                 f"{how_many(len(unreadable), 'unreadable')}; --skip-bad leaves them out"
             )
         facts += _copies(dataset, decoded)
-    notes += _unnamed(dataset)
-    return Checked(
-        name=dataset.name,
-        revision=dataset.revision,
-        classes=dataset.classes,
-        counts=counts,
-        bad=bad,
-        problems=tuple(problems),
-        notes=tuple(notes),
-        unreadable=unreadable,
-    )
+    _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)))
+    if left_out:
+        notes.append(
+            f"{len(left_out)} of {size} classes have words that the text tower of {TOWER} never "
+            f"saw; without shots it leaves them out: {shortened(left_out, SHOWN)}"
+        )
+    names = (dataset.name, dataset.revision, dataset.classes)
+    return Checked(*names, counts, bad, tuple(problems), tuple(notes), unreadable)
 
 
-def _uneven(
-    dataset: Dataset, counts: dict[SplitName, NDArray[np.int64]]
-) -> tuple[list[str], list[str]]:
+def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
     """Tell classes that a split lacks; and splits without images."""
     uneven, notes = [], []
     for name in SPLITS:
@@ -120,18 +117,6 @@ def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
             ids = shortened([image_id for _, _, image_id in some[0]], SHOWN)
             lines.append(f"images that are in {what}, pixel for pixel: {len(some)}, such as {ids}")
     return lines
-
-
-def _unnamed(dataset: Dataset) -> list[str]:
-    """Tell classes with words that the text tower that ships never saw."""
-    parts = create_clip(TOWER)
-    _, left_out = text_classifier(parts, dataset.with_templates(("{}",)))
-    if not left_out:
-        return []
-    return [
-        f"{len(left_out)} of {len(dataset.classes)} classes have words that the text tower of "
-        f"{TOWER} never saw; without shots it leaves them out: {shortened(left_out, SHOWN)}"
-    ]
 
 
 def run_check(args: argparse.Namespace, status: Console) -> Shown:

@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.console.terminal import Progress
-from harness.datasets.base import (
-    Dataset,
-    Example,
-    OwnDataset,
-    Split,
-    SplitName,
-    named_classes,
-)  # fmt: skip
+from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName, named_classes
 from harness.datasets.coop import CoopSplit
 from harness.datasets.decoded import bad_images, require_readable
 from harness.datasets.folder import FolderDataset, FolderParted

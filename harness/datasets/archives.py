@@ -89,10 +89,7 @@ class Provider:
     def provide(self) -> None:
         """Have everything that the archives hold; of processes that start together, one works.
 
-        Raises:
-            FileNotFoundError: something is missing; the message says where it was looked for and
-                what to do.
-            ValueError, OSError: see ``unpack`` and ``download``.
+        A FileNotFoundError says what is missing, where it was looked for and what to do.
         """
         missing = [
             path for path in required_paths(self.archives) if not (self.folder / path).exists()
@@ -113,13 +110,12 @@ class Provider:
         holding = [archive for archive in self.archives if archive.holds == path]
         if any(self._take(archive) for archive in holding):
             return True
-        if self.may_download:
-            for archive in holding:
-                if archive.url is not None:
-                    with self.progress.bytes(f"downloading {archive.file}") as update:
-                        download(archive, self.folder / archive.file, update)
-                    return self._take(archive)
-        return False
+        online = next((archive for archive in holding if archive.url is not None), None)
+        if online is None or not self.may_download:
+            return False
+        with self.progress.bytes(f"downloading {online.file}") as update:
+            download(online, self.folder / online.file, update)
+        return self._take(online)
 
     def _take(self, archive: Archive) -> bool:
         """Check and unpack an archive, if it is there or in another one that is."""

@@ -5,17 +5,22 @@ import copy
 import hashlib
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import string
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self, get_args, overload
+from typing import Any, ClassVar, Literal, Self, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from zoo.files import write_whole
+from zoo.weights import cache_folder
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -161,11 +166,7 @@ class Dataset(abc.ABC):
         """Build the split of that name (already validated)."""
 
     def split(self, name: SplitName) -> Split:
-        """Return the split.
-
-        Raises:
-            ValueError: name is none of train, val, test.
-        """
+        """Return the split called train, val or test."""
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
         whole = self._split(name)
@@ -177,17 +178,6 @@ class Dataset(abc.ABC):
     def labels(self, name: SplitName) -> NDArray[np.int64]:
         """(n,) int64 labels of a split, without drawing an image."""
         return self.split(name).labels
-
-    def majority_share(self, name: SplitName) -> float:
-        """Fraction in [0, 1] of the split's most frequent class: what guessing it would score.
-
-        Raises:
-            ValueError: the split is empty.
-        """
-        labels = self.labels(name)
-        if not len(labels):
-            raise ValueError(f"split {name!r} of {self.name!r} has no images")
-        return float(np.bincount(labels).max() / len(labels))
 
     @property
     def revision(self) -> str:
@@ -219,11 +209,7 @@ class Dataset(abc.ABC):
         return other
 
     def without(self, image_ids: Iterable[str]) -> Self:
-        """Return it without some images.
-
-        Raises:
-            ValueError: a class would be left without images in a split where it has some.
-        """
+        """Return it without some images; no class may lose all its images of a split."""
         other = copy.copy(self)
         other.left_out = self.left_out | frozenset(image_ids)
         for name in SPLITS:
@@ -238,11 +224,7 @@ class Dataset(abc.ABC):
 
     @classmethod
     def path(cls, file: str) -> Path:
-        """Locate a shipped file.
-
-        Raises:
-            FileNotFoundError: it is missing; the message holds the command that builds it.
-        """
+        """Locate a shipped file; if it is missing, name the command that builds it."""
         path = DATA_DIR / file
         if not path.is_file():
             raise FileNotFoundError(
@@ -277,11 +259,7 @@ class OwnDataset(Dataset):
 
 
 def slug(text: str, where: str) -> str:
-    """Return what a dataset is called after a file or folder: lower case, dashes between words.
-
-    Raises:
-        ValueError: nothing is left of it.
-    """
+    """Return what a dataset is called after a file or folder: lower case, dashes between words."""
     words = re.sub(r"\W+", "-", text.lower()).strip("-")
     if not words:
         raise ValueError(f"{where}: its name becomes the dataset's and needs letters or digits")
@@ -289,11 +267,7 @@ def slug(text: str, where: str) -> str:
 
 
 def require_template(template: str) -> None:
-    """Refuse what is no prompt.
-
-    Raises:
-        ValueError: it hasn't exactly one ``{}``, or it has other braces.
-    """
+    """Refuse, by a ValueError, a prompt without exactly one ``{}`` or with other braces."""
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError:  # braces that don't pair
@@ -323,6 +297,24 @@ def text_lines(file: Path) -> list[str]:
         if not line or not line.replace("\t", " ").isprintable():
             raise ValueError(f"{str(file)!r}, line {number}: expected a name, got {line!r}")
     return lines
+
+
+def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
+    """Return where the user's cache keeps what belongs to an identity, and that, None if nothing.
+
+    What can't be read or understood is nothing.
+    """
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    file = cache_folder() / room / f"{key}.json"
+    with suppress(OSError, ValueError, RecursionError):
+        return file, json.loads(file.read_bytes())
+    return file, None
+
+
+def keep_json(file: Path, content: object) -> None:
+    """Write a file of the user's cache, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(content).encode())
 
 
 def named_classes(package: str, path: Iterable[str]) -> dict[str, type[Dataset]]:

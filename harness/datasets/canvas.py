@@ -60,7 +60,7 @@ def halve(pixels: NDArray[np.integer]) -> NDArray[np.int64]:
     return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) // 4
 
 
-def background(rng: Rng, *, low: int, high: int, contrast: int, grain: int) -> Pixels:
+def backdrop(rng: Rng, *, low: int, high: int, contrast: int, grain: int) -> Pixels:
     """Make a smooth coloured field, (SIZE, SIZE, 3).
 
     Each channel has its own level in [low, high); a coarse grid of 2 to 5 cells a side moves it
@@ -112,7 +112,7 @@ def compose(drawing: Pixels, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:
     pixels = resize(pixels, size, size)
     colour = np.minimum(pixels[..., :3] * 255 // np.maximum(pixels[..., 3:], 1), 255)
     weight = (pixels[..., 3] + 127) // 255
-    canvas = background(rng, low=50, high=236, contrast=draw(rng, 0, 48), grain=0)
+    canvas = backdrop(rng, low=50, high=236, contrast=draw(rng, 0, 48), grain=0)
     top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
     paste(canvas, colour, weight, top, left)
     mask = np.zeros((SIZE, SIZE), dtype=np.bool_)

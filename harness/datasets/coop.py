@@ -69,19 +69,13 @@ class SplitFile:
 def read_split_file(file: Path) -> SplitFile:
     """Read and check a split file; whether its images are there isn't looked at.
 
+    Pickles are refused and never loaded.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a split file, or one that contradicts itself or names paths outside.
     """
     what = f"split file {str(file)!r}"
-    content = _content(file, what)
-    entries = _entries(_lists(content, what), what)
-    digest = hashlib.sha256(content).hexdigest()
-    return SplitFile(file=file, digest=digest, entries=entries, classes=_classes(entries, what))
-
-
-def _content(file: Path, what: str) -> bytes:
-    """Read the file's bytes; pickles are refused and never loaded."""
     if file.is_dir():
         raise ValueError(f"{what} is a folder; give the split_zhou_*.json in it")
     if not file.is_file():
@@ -92,7 +86,9 @@ def _content(file: Path, what: str) -> bytes:
             f"{what} is a pickle, which may run any code when it is loaded; give the "
             "split_zhou_*.json instead: K-shot images are drawn from it here, nested and by seed"
         )
-    return content
+    entries = _entries(_lists(content, what), what)
+    digest = hashlib.sha256(content).hexdigest()
+    return SplitFile(file=file, digest=digest, entries=entries, classes=_classes(entries, what))
 
 
 def _lists(content: bytes, what: str) -> dict[str, list[Any]]:
@@ -128,12 +124,11 @@ def _entries(lists: dict[str, list[Any]], what: str) -> dict[SplitName, list[Ent
 
 def _entry(value: Any, what: str) -> Entry:
     """Check one entry."""
-    match value:
-        case [str(path), int(label), str(name)] if not isinstance(label, bool):
-            pass
-        case _:
-            got = shortened(value)
-            raise ValueError(f"{what} is {got}; expected [relative path, label, class name]")
+    if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
+        raise ValueError(
+            f"{what} is {shortened(value)}; expected [relative path, label, class name]"
+        )
+    path, label, name = value
     relative, name = PurePosixPath(path), name.replace("_", " ").strip()
     if not relative.parts or not path.isprintable():
         raise ValueError(f"{what}: {path!r} is no path of an image")
@@ -282,7 +277,6 @@ class Caltech101(ZhouDataset):
     homepage = "https://data.caltech.edu/records/mzrjq-6wc02"
     citation = ("L. Fei-Fei, R. Fergus, P. Perona, Learning generative visual models from few "
                 "training examples, CVPR workshop 2004")
-    templates = ("a photo of a {}.",)
     folder, images, split_file = "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"
     class_count, counts = 100, counted(train=4128, val=1649, test=2465)
     archives = (
@@ -396,7 +390,6 @@ class StanfordCars(ZhouDataset):
     homepage = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
     citation = ("J. Krause, M. Stark, J. Deng, L. Fei-Fei, 3D Object Representations for "
                 "Fine-Grained Categorization, ICCV workshop 2013")
-    templates = ("a photo of a {}.",)
     folder, images, split_file = "stanford_cars", "", "split_zhou_StanfordCars.json"
     class_count, counts = 196, counted(train=6509, val=1635, test=8041)
     archives = (
@@ -414,7 +407,6 @@ class SUN397(ZhouDataset):
     homepage = "https://vision.princeton.edu/projects/2010/SUN/"
     citation = ("J. Xiao, J. Hays, K. A. Ehinger, A. Oliva, A. Torralba, SUN Database: Large-scale "
                 "Scene Recognition from Abbey to Zoo, CVPR 2010")
-    templates = ("a photo of a {}.",)
     folder, images, split_file = "sun397", "SUN397", "split_zhou_SUN397.json"
     class_count, counts = 397, counted(train=15_880, val=3970, test=19_850)
     archives = (
@@ -466,12 +458,7 @@ class FGVCAircraft(RootedDataset):
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
-        """Variants in the order of the source's list.
-
-        Raises:
-            FileNotFoundError: the list is missing.
-            ValueError: it is no list, or names a variant twice.
-        """
+        """Variants in the order of the source's list."""
         names = tuple(self._lines(self.class_list))
         if len(set(names)) != len(names):
             raise ValueError(f"list {str(self.place / self.class_list)!r} names a variant twice")

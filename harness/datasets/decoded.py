@@ -3,19 +3,17 @@
 What was found is kept in the user's cache, so a pass that stops goes on from there.
 """
 
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from pathlib import Path
 
 from harness.console.terminal import Progress
-from harness.datasets.base import SPLITS, Dataset, Split, SplitName
+from harness.datasets.base import SPLITS, Dataset, Split, SplitName, cached_json, keep_json
 from harness.datasets.images import how_many
 from zoo.files import write_whole
-from zoo.weights import cache_folder
 
 CHUNK = 128  # images that threads share out
 SAVED_S = 30.0  # seconds between two states on disk
@@ -40,8 +38,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     With ``known`` an earlier pass that came to its end counts, and images that it couldn't read are
     tried again. A pass that was stopped always counts.
     """
-    path = _place(dataset)
-    state = _read(path, dataset)
+    path, state = _state(dataset)
     splits = {name: dataset.split(name) for name in SPLITS}
     total = sum(len(split) for split in splits.values())
     done = sum(len(state.digests[name]) for name in SPLITS)
@@ -49,7 +46,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
         state, done = Decoded(), 0
     _again(state, splits)
     if done == total:
-        _write(path, state)
+        keep_json(path, asdict(state))
         return state
     saved = time.monotonic()
     with progress.task(f"reading {dataset.name}", total) as update, ThreadPoolExecutor() as threads:
@@ -67,10 +64,10 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
                     done += len(places)
                     update(done)
                     if time.monotonic() - saved > SAVED_S:
-                        _write(path, state)
+                        keep_json(path, asdict(state))
                         saved = time.monotonic()
         finally:
-            _write(path, state)
+            keep_json(path, asdict(state))
     return state
 
 
@@ -85,12 +82,11 @@ def require_readable(dataset: Dataset) -> None:
         raise FileNotFoundError(
             f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad"
         )
-    path = _place(dataset)
-    state = _read(path, dataset)
+    path, state = _state(dataset)
     if not state.bad:
         return
     _again(state, {name: dataset.split(name) for name in SPLITS})
-    _write(path, state)
+    keep_json(path, asdict(state))
     if state.bad:
         raise ValueError(
             f"images of {dataset.name} that can't be read, as was found before: {len(state.bad)}; "
@@ -109,7 +105,7 @@ def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
         return frozenset()
     if len(state.bad) == sum(len(digests) for digests in state.digests.values()):
         raise ValueError(f"none of the {len(state.bad)} images of {dataset.name} can be read")
-    list_file = _place(dataset).with_suffix(".txt")
+    list_file = _state(dataset)[0].with_suffix(".txt")
     write_whole(list_file, "".join(f"{why}\n" for why in state.bad.values()).encode())
     progress.say(
         f"{dataset.name}: left out, as they can't be read: {how_many(len(state.bad))}; all are "
@@ -148,28 +144,15 @@ def _again(state: Decoded, splits: dict[SplitName, Split]) -> None:
                 state.bad.pop(image_id, None)
 
 
-def _place(dataset: Dataset) -> Path:
-    """Return where the state is kept: by the images, and where they lie."""
+def _state(dataset: Dataset) -> tuple[Path, Decoded]:
+    """Return where the state is kept, by the images and where they lie, and what is there."""
     root = getattr(dataset, "root", None)
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(root)]
-    key = sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return cache_folder() / "decoded" / f"{dataset.name}-{key}.json"
-
-
-def _read(path: Path, dataset: Dataset) -> Decoded:
-    """Read a state; one that doesn't fit is none."""
-    if not path.is_file():
-        return Decoded()
+    file, content = cached_json("decoded", *identity)
     try:
-        content = json.loads(path.read_bytes())
         digests = {name: [str(digest) for digest in content["digests"][name]] for name in SPLITS}
         state = Decoded(digests=digests, bad={str(k): str(v) for k, v in content["bad"].items()})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return Decoded()
+    except (KeyError, TypeError, AttributeError):
+        return file, Decoded()
     fits = all(len(digests[name]) <= len(dataset.labels(name)) for name in SPLITS)
-    return state if fits else Decoded()
-
-
-def _write(path: Path, state: Decoded) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asdict(state)).encode())
+    return file, state if fits else Decoded()

@@ -23,44 +23,23 @@ SEEN_ELSEWHERE = ("coat",)  # a class of `fashion`, whose captions text training
 MIN_TRAIN, MIN_TEST = 8, 2  # emoji of a subcategory to count as a class: 16 shots in two styles
 
 CATEGORIES = {
-    "Smileys & Emotion": "smiley or emotion",
-    "People & Body": "person or body part",
-    "Animals & Nature": "animal or plant",
-    "Food & Drink": "food or drink",
-    "Travel & Places": "vehicle, place or weather",
-    "Activities": "sport, game or celebration",
-    "Objects": "everyday object",
-    "Symbols": "sign or symbol",
-}
+    "Smileys & Emotion": "smiley or emotion", "People & Body": "person or body part",
+    "Animals & Nature": "animal or plant", "Food & Drink": "food or drink",
+    "Travel & Places": "vehicle, place or weather", "Activities": "sport, game or celebration",
+    "Objects": "everyday object", "Symbols": "sign or symbol",
+}  # fmt: skip
 SUBCATEGORIES = {
-    "face-neutral-skeptical": "neutral or skeptical face",
-    "face-concerned": "worried or sad face",
-    "emotion": "comic symbol of emotion",
-    "body-parts": "body part",
-    "person": "plain person",
-    "person-role": "person with a job or role",
-    "animal-mammal": "mammal",
-    "animal-bird": "bird",
-    "plant-other": "plant",
-    "food-fruit": "fruit",
-    "food-vegetable": "vegetable",
-    "food-prepared": "prepared food",
-    "food-asian": "asian food",
-    "drink": "drink",
-    "place-building": "building",
-    "transport-ground": "land vehicle",
-    "sky & weather": "sky and weather",
-    "event": "celebration",
-    "sport": "sport equipment",
-    "game": "game or toy",
-    "clothing": "clothing",
-    "light & video": "camera or light",
-    "office": "office supply",
-    "tool": "tool",
-    "household": "household item",
-    "transport-sign": "public information sign",
-    "other-symbol": "other symbol",
-}
+    "face-neutral-skeptical": "neutral or skeptical face", "face-concerned": "worried or sad face",
+    "emotion": "comic symbol of emotion", "body-parts": "body part", "person": "plain person",
+    "person-role": "person with a job or role", "animal-mammal": "mammal", "animal-bird": "bird",
+    "plant-other": "plant", "food-fruit": "fruit", "food-vegetable": "vegetable",
+    "food-prepared": "prepared food", "food-asian": "asian food", "drink": "drink",
+    "place-building": "building", "transport-ground": "land vehicle",
+    "sky & weather": "sky and weather", "event": "celebration", "sport": "sport equipment",
+    "game": "game or toy", "clothing": "clothing", "light & video": "camera or light",
+    "office": "office supply", "tool": "tool", "household": "household item",
+    "transport-sign": "public information sign", "other-symbol": "other symbol",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +64,9 @@ class _EmojiTask(Dataset):
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-index.json")
     build_command = "python -m harness.embedded.build_emoji"
     templates: tuple[str, ...] = (
-        "an emoji showing {}.",
-        "an emoji of the kind {}.",
-        "a drawing of {}.",
-        "an icon of {}.",
+        "an emoji showing {}.", "an emoji of the kind {}.", "a drawing of {}.", "an icon of {}.",
         "a 3d rendering of {}.",
-    )
+    )  # fmt: skip
 
     @functools.cached_property
     def emoji(self) -> tuple[Emoji, ...]:
@@ -136,11 +112,12 @@ class _EmojiTask(Dataset):
         labels = np.repeat(np.array([label for _, label in members], dtype=np.int64), len(STYLES))
 
         def image_id(index: int) -> str:
-            return f"emoji/{members[index // len(STYLES)][0].code}/{STYLES[index % len(STYLES)]}"
+            place, style = divmod(index, len(STYLES))
+            return f"emoji/{members[place][0].code}/{STYLES[style]}"
 
         def render(index: int, variant: int) -> Rendered:
-            emoji, _ = members[index // len(STYLES)]
-            style = index % len(STYLES)
+            place, style = divmod(index, len(STYLES))
+            emoji, _ = members[place]
             code = [int(point, 16) for point in emoji.code.split("-")]
             return compose(decode(emoji.images[style]), seeded(SEED, style, variant, *code))
 

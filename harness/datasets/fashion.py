@@ -16,17 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
-from harness.datasets.canvas import (
-    SIZE,
-    Pixels,
-    Rng,
-    background,
-    draw,
-    draws,
-    paste,
-    resize,
-    seeded,
-)  # fmt: skip
+from harness.datasets.canvas import SIZE, Pixels, Rng, backdrop, draw, draws, paste, resize, seeded
 
 CLASSES = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
@@ -70,7 +60,7 @@ def compose(item: Pixels, clutter_items: Pixels, rng: Rng) -> tuple[Image.Image,
     item: (28, 28) uint8. clutter_items: (n, 28, 28) uint8, of other classes; n may be 0.
     Returns the RGB image, 196 x 196, and the item's pixels, (196, 196) bool (alpha at least half).
     """
-    canvas = background(rng, low=30, high=110, contrast=16, grain=3)
+    canvas = backdrop(rng, low=30, high=110, contrast=16, grain=3)
     canvas[...] = canvas[..., :1]
     for other in clutter_items:
         side = draw(rng, *CROP)
@@ -111,12 +101,9 @@ class Fashion(Dataset):
     build_command = "python -m harness.embedded.build_fashion"
     shots_from = "val"
     templates = (
-        "a photo of a {}.",
-        "a picture of a {}.",
-        "a {} on a cluttered background.",
-        "a {} among other things.",
-        "an image of a {}, a piece of clothing.",
-    )
+        "a photo of a {}.", "a picture of a {}.", "a {} on a cluttered background.",
+        "a {} among other things.", "an image of a {}, a piece of clothing.",
+    )  # fmt: skip
 
     @property
     def classes(self) -> tuple[str, ...]:

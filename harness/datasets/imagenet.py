@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,9 @@ import numpy as np
 
 from harness.console.terminal import Progress
 from harness.datasets.archives import Archive, drive
-from harness.datasets.base import SplitName
+from harness.datasets.base import SplitName, cached_json, keep_json
 from harness.datasets.images import EXTENSIONS, ImageList, shortened
 from harness.datasets.rooted import RootedDataset, counted
-from zoo.files import write_whole
-from zoo.weights import cache_folder
 
 HOME = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
 NAMES = "classnames.txt"  # which CoOp asks for, and this doesn't
@@ -60,7 +57,10 @@ def class_folders(folder: Path, *, fresh: bool = False) -> Mapping[str, ClassFol
     """
     with os.scandir(folder) as entries:
         inner = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    cached = {} if fresh else _kept(folder)
+    file, kept = cached_json("folders", VERSION, os.path.realpath(folder))
+    cached: dict[str, ClassFolder] = {}
+    with suppress(AttributeError, TypeError):  # nothing is kept, or something else
+        cached = {} if fresh else {name: ClassFolder(*facts) for name, facts in kept.items()}
     listings, changed = {}, set(cached) != set(inner)
     for name in inner:
         path = folder / name
@@ -70,7 +70,8 @@ def class_folders(folder: Path, *, fresh: bool = False) -> Mapping[str, ClassFol
         else:
             listings[name], changed = _listed(path, at), True
     if changed and sum(len(listed.names) for listed in listings.values()) >= CACHED_FROM:
-        _keep(folder, listings)
+        with suppress(OSError, RuntimeError):  # a cache that can't be written costs time only
+            keep_json(file, listings)
     return listings
 
 
@@ -84,28 +85,6 @@ def _listed(path: Path, changed: int) -> ClassFolder:
             and entry.is_file()
         )
     return ClassFolder(changed, [name for name, _ in files], [size for _, size in files])
-
-
-def _cache_file(folder: Path) -> Path:
-    key = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
-    return cache_folder() / "folders" / f"{key}.json"
-
-
-def _kept(folder: Path) -> dict[str, ClassFolder]:
-    """Return what was kept; nothing if there is none or it can't be understood."""
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
-        content = json.loads(_cache_file(folder).read_bytes())
-        if content["version"] == VERSION:
-            return {name: ClassFolder(*values) for name, values in content["folders"].items()}
-    return {}
-
-
-def _keep(folder: Path, listings: Mapping[str, ClassFolder]) -> None:
-    """Keep a listing; a cache that can't be written costs time and nothing else."""
-    with suppress(OSError, RuntimeError):
-        file = _cache_file(folder)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps({"version": VERSION, "folders": listings}).encode())
 
 
 def synsets_of(subset: str) -> tuple[str, ...]:
@@ -126,7 +105,6 @@ class SynsetDataset(RootedDataset):
 
     synset_list: ClassVar[str]
     images: ClassVar[str]
-    templates = ("a photo of a {}.",)
 
     @functools.cached_property
     def synsets(self) -> tuple[str, ...]:
@@ -208,7 +186,7 @@ class SynsetDataset(RootedDataset):
         other = [
             f"{synset} is {names[synset]!r} there and {name!r} here"
             for synset, name in zip(self.synsets, self.classes, strict=True)
-            if synset in names and names[synset] != name
+            if names.get(synset, name) != name
         ]
         if other:
             yield f"{str(file)!r} isn't used and has {len(other):,} other names: {other[0]}"

@@ -34,6 +34,7 @@ class RootedDataset(Dataset):
     citation: ClassVar[str]
     files = ()
     build_command = "none: it is downloaded"
+    templates: tuple[str, ...] = ("a photo of a {}.",)
     root: Path | None = None
 
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
@@ -67,11 +68,7 @@ class RootedDataset(Dataset):
 
     @property
     def place(self) -> Path:
-        """The folder of the dataset.
-
-        Raises:
-            FileNotFoundError: no root was given.
-        """
+        """The folder of the dataset; without a root a FileNotFoundError."""
         if self.root is None:
             raise FileNotFoundError(
                 f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, the "
@@ -83,11 +80,6 @@ class RootedDataset(Dataset):
     def captions_seen(self) -> tuple[bool, ...]:
         """True throughout: nobody knows, so no result counts as zero-shot."""
         return (True,) * self.class_count
-
-    @property
-    def chance(self) -> float:
-        """Accuracy of guessing, in (0, 1]: one over the number of classes."""
-        return 1 / self.class_count
 
     def _revision(self) -> str:
         """First 12 hex digits of a sha256 over what lists the images and their names and sizes."""
@@ -119,9 +111,6 @@ class RootedDataset(Dataset):
         """Say in what the data differs from the whole dataset: images, classes, archives.
 
         No image is opened. Archives that are still there are read, which takes long.
-
-        Raises:
-            FileNotFoundError: no root was given.
         """
         problems = []
         if (count := len(self.classes)) != self.class_count:

@@ -8,10 +8,10 @@ against the file.
 """
 
 import functools
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,13 +25,13 @@ from harness.datasets.base import (
     Rendered,
     Split,
     SplitName,
+    cached_json,
+    keep_json,
     require_template,
     slug,
     text_lines,
 )  # fmt: skip
 from harness.datasets.images import decode_image
-from zoo.files import write_whole
-from zoo.weights import cache_folder
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 FOLDERS: dict[SplitName, tuple[str, ...]] = {
@@ -200,17 +200,12 @@ def index_of(shards: Sequence[Path]) -> list[Sample]:
     """
     facts = [(path, path.stat()) for path in shards]
     identity = [(str(path.resolve()), fact.st_size, fact.st_mtime_ns) for path, fact in facts]
-    name = sha256(json.dumps(identity).encode()).hexdigest()[:20]
-    path = cache_folder() / "tars" / f"{name}.json"
-    if path.is_file():
-        try:
-            return [Sample(*entry) for entry in json.loads(path.read_bytes())]
-        except (ValueError, TypeError):
-            path.unlink()  # it is made again
+    file, entries = cached_json("tars", identity)
+    with suppress(TypeError):  # nothing is kept, or something else; it is made anew
+        return [Sample(*entry) for entry in entries]
     samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard)]
     if len(samples) >= KEPT:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(samples).encode())
+        keep_json(file, samples)
     return samples
 
 

@@ -16,14 +16,13 @@ from harness.embedded.shipping import build_command, read_known, run
 
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_DIR = "usr/share/datasets/fashion-mnist"
-# fmt: off
-SHA256 = {
-    "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
-    "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
-    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
-    "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+_PINNED = {
+    "train-images-idx3": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    "t10k-images-idx3": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
-# fmt: on
+SHA256 = {f"{name}-ubyte.gz": digest for name, digest in _PINNED.items()}
 # split -> (part of the source, items per class); a part's splits are cut one after the other.
 PLAN = {"train": ("train", 120), "val": ("train", 60), "test": ("t10k", 180)}
 CLASSES = 10

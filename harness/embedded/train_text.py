@@ -13,7 +13,6 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import batched
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,8 +119,8 @@ def features_of(source: Source, name: str, cache: Path) -> Tensor:
         if not path.is_file():
             rows = range(start, min(start + SHARD, source.size))
             tokens = []
-            for chunk in batched(rows, 32):
-                images = torch.stack([transform(source.draw(row)) for row in chunk])
+            for first in range(0, len(rows), 32):
+                images = torch.stack([transform(source.draw(i)) for i in rows[first : first + 32]])
                 with torch.inference_mode():
                     tokens.append(vit(images.to(torch.bfloat16)).float())
             content = io.BytesIO()

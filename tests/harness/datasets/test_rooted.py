@@ -1,8 +1,6 @@
 """One contract over all public datasets, on small copies packed as their sources ship them."""
 
 import io
-import json
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +46,6 @@ def test_facts_are_known_without_a_root(name: str):
     dataset = get_dataset(name)
     assert set(dataset.counts) == set(SPLITS)
     assert dataset.counts["test"] > 0
-    assert dataset.chance == 1 / dataset.class_count
     assert dataset.captions_seen == (True,) * dataset.class_count
     assert captions(name) == "text classifier"
     [template] = dataset.templates
@@ -131,29 +128,6 @@ def test_nothing_there_names_the_folder_the_file_and_the_way(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_truncated_archive_is_named_and_nothing_stays(name: str, ship: Ship, tmp_path: Path):
-    copy = ship(name)
-    dataset = get_dataset(name)
-    folder = tmp_path / dataset.folder
-    for file, content in copy.archives.items():
-        if file.endswith(".json"):
-            continue
-        place = folder / file
-        place.write_bytes(content[: len(content) * 2 // 3])
-        match = rf"'{place}' has md5:.* at [\d,]+ bytes; expected md5:"
-        with pytest.raises(ValueError, match=match):
-            dataset.at(tmp_path)
-        held = [archive.holds for archive in dataset.archives if archive.file == file]
-        assert not any((folder / path).exists() for path in held)
-        assert not list(folder.glob("*.unpacking"))
-        place.write_bytes(content)
-        for there in folder.iterdir():
-            if there.is_dir():
-                shutil.rmtree(there)
-    assert len(dataset.at(tmp_path).split("test"))
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_a_corrupt_image_is_named_when_it_is_read(name: str, ship: Ship, tmp_path: Path):
     ship(name)
     dataset = get_dataset(name).at(tmp_path)
@@ -173,52 +147,6 @@ def test_a_corrupt_image_is_named_when_it_is_read(name: str, ship: Ship, tmp_pat
         lines = get_dataset(name).at(tmp_path).problems()
         [line] = [line for line in lines if "missing image" in line]
         assert file.name in line
-
-
-@pytest.mark.parametrize("name", ZHOU)
-def test_a_split_file_that_lies_is_named(name: str, ship: Ship, tmp_path: Path):
-    copy = ship(name)
-    dataset = get_dataset(name).at(tmp_path)
-    file = dataset.place / dataset.split_file
-    told = json.loads(file.read_text())
-    file.write_bytes(pickle.dumps(told))
-    with pytest.raises(ValueError, match=f"{file.name}' is a pickle, which may run any code"):
-        get_dataset(name).at(tmp_path).split("test")
-    lost = {split: [e for e in told[split] if e[1] != 0] for split in SPLITS}
-    file.write_text(json.dumps(lost))
-    with pytest.raises(ValueError, match=f"{file.name}'.*without gaps; 0 is missing"):
-        get_dataset(name).at(tmp_path).split("test")
-    told["val"][0][0] = "../" + told["val"][0][0]
-    file.write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=f"{file.name}'.*may leave the folder of images"):
-        get_dataset(name).at(tmp_path).split("test")
-    file.write_bytes(copy.archives[file.name])
-    assert len(get_dataset(name).at(tmp_path).split("test")) == len(copy.examples["test"])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_missing_class_leaves_the_others_as_they_are(name: str, ship: Ship, tmp_path: Path):
-    copy = ship(name)
-    dataset = get_dataset(name).at(tmp_path)
-    label = copy.examples["test"][-1][1]
-    for split in SPLITS:
-        for image_id, at, _ in copy.examples[split]:
-            if at == label:
-                file_of(dataset, image_id).unlink()
-    for folder in sorted(dataset.place.rglob("*"), reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    found = get_dataset(name).at(tmp_path)
-    kept = [i for i, at in enumerate(found.labels("test").tolist()) if at != label]
-    assert all(found.split("test")[i].image.mode == "RGB" for i in kept)
-    lines = "\n".join(found.problems())
-    if name in FOLDERS:
-        present = {at for _, at, _ in copy.examples["test"]} - {label}
-        assert f"test: no image of {dataset.class_count - len(present)} classes" in lines
-    else:
-        gone = [image_id for image_id, at, _ in copy.examples["test"] if at == label]
-        assert f"{len(gone)} missing image" in lines
-        assert gone[0].removeprefix(f"{name}/") in lines
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -320,7 +248,7 @@ def row(dataset: RootedDataset) -> str:
         f"[{dataset.title}]({dataset.homepage})",
         f"{dataset.class_count:,}",
         counts,
-        f"{100 * dataset.chance:.3g} %",
+        f"{100 / dataset.class_count:.3g} %",
         f"`{dataset.templates[0]}`",
         dataset.license,
         dataset.source,

@@ -20,7 +20,7 @@ from harness.datasets.folder import FolderDataset
 from harness.golden.store import Rankings
 from harness.records.record import Record, read_records
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COUNT = 10  # images of fashion
 
 

@@ -15,6 +15,7 @@ from harness.datasets import Dataset, forget, get_dataset, names_of
 from harness.datasets import decoded as module
 from harness.datasets.decoded import bad_images, decode_all, require_readable
 from harness.datasets.folder import FolderDataset
+from zoo.weights import cache_folder
 
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
 QUIET = Progress()
@@ -137,7 +138,7 @@ def test_a_stopped_pass_goes_on(folder: Path, calls: list[str], monkeypatch: pyt
 def test_a_state_that_is_none_is_made_anew(text: str, folder: Path):
     dataset = FolderDataset(folder)
     first = decode_all(dataset, QUIET)
-    [path] = (module.cache_folder() / "decoded").iterdir()
+    [path] = (cache_folder() / "decoded").iterdir()
     path.write_text(text)
     assert decode_all(dataset, QUIET) == first
 

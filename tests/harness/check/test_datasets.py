@@ -187,7 +187,7 @@ def test_a_dataset_of_a_source_says_its_own_problems(
 
     Bound.__abstractmethods__ = frozenset()  # whatever else a source's dataset has to say
     monkeypatch.setattr("harness.datasets._classes", lambda: {"shelf": Bound})
-    monkeypatch.setattr("harness.datasets._made", lambda name: Bound())
+    monkeypatch.setattr("harness.datasets.shipped_facts", lambda name: Bound())
     assert main(["datasets", "check", "shelf", "--root", str(folder.parent)]) == 1
     out = capsys.readouterr().out
     assert "problem: test: 6 images instead of 7" in out
