@@ -9,7 +9,7 @@ trusted.
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -36,17 +36,18 @@ class Entry(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SplitFile:
     """The content of a split file.
 
-    digest: sha256 of its bytes, in hex. classes: names by label, underscores as spaces.
+    source: its bytes. classes: names by label, underscores as spaces. listed: what lists an image
+    of a split, for messages.
     """
 
-    file: Path
-    digest: str
+    source: bytes
     entries: Mapping[SplitName, list[Entry]]
     classes: tuple[str, ...]
+    listed: Callable[[SplitName], str]
 
     @property
     def paths(self) -> Iterator[PurePosixPath]:
@@ -62,7 +63,7 @@ class SplitFile:
             labels=np.array([entry.label for entry in entries], dtype=np.int64),
             prefix=prefix,
             dataset=dataset,
-            listed=f"the split file {self.file.name!r} lists it under {name}",
+            listed=self.listed(name),
         )
 
 
@@ -87,8 +88,8 @@ def read_split_file(file: Path) -> SplitFile:
             "split_zhou_*.json instead: K-shot images are drawn from it here, nested and by seed"
         )
     entries = _entries(_lists(content, what), what)
-    digest = hashlib.sha256(content).hexdigest()
-    return SplitFile(file=file, digest=digest, entries=entries, classes=_classes(entries, what))
+    by = f"the split file {file.name!r} lists it under"
+    return SplitFile(content, entries, _classes(entries, what), lambda split: f"{by} {split}")
 
 
 def _lists(content: bytes, what: str) -> dict[str, list[Any]]:
@@ -188,7 +189,7 @@ class CoopSplit(OwnDataset):
 
     def _revision(self) -> str:
         """First 12 hex digits of the split file's sha256; the images aren't read."""
-        return self._split_file.digest[:12]
+        return hashlib.sha256(self._split_file.source).hexdigest()[:12]
 
     def differences(self) -> list[str]:
         """Say which images are missing or empty; none is opened."""
@@ -241,9 +242,9 @@ class ZhouDataset(RootedDataset):
 
     @functools.cached_property
     def _split_file(self) -> SplitFile:
-        content = read_split_file(self.place / self.split_file)
-        what = f"split file {str(content.file)!r}"
-        require_inside(self.place / self.images, content.paths, what)
+        file = self.place / self.split_file
+        content = read_split_file(file)
+        require_inside(self.place / self.images, content.paths, f"split file {str(file)!r}")
         return content
 
     @property
@@ -252,7 +253,7 @@ class ZhouDataset(RootedDataset):
         return self._split_file.classes
 
     def _lists(self) -> bytes:
-        return bytes.fromhex(self._split_file.digest)
+        return hashlib.sha256(self._split_file.source).digest()
 
     @functools.cache  # noqa: B019  (a dataset lives as long as the process)
     def _images(self, name: SplitName) -> ImageList:
@@ -275,8 +276,6 @@ class Caltech101(ZhouDataset):
     name, title = "caltech101", "Caltech-101, a hundred kinds of objects"
     license, source = "CC BY 4.0", "Caltech, 2003 (CaltechDATA mzrjq-6wc02)"
     homepage = "https://data.caltech.edu/records/mzrjq-6wc02"
-    citation = ("L. Fei-Fei, R. Fergus, P. Perona, Learning generative visual models from few "
-                "training examples, CVPR workshop 2004")
     folder, images, split_file = "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"
     class_count, counts = 100, counted(train=4128, val=1649, test=2465)
     archives = (
@@ -294,8 +293,6 @@ class DescribableTextures(ZhouDataset):
     name, title = "dtd", "Describable Textures Dataset"
     license, source = "research only", "Visual Geometry Group, Oxford, 2014 (r1.0.1)"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
-    citation = ("M. Cimpoi, S. Maji, I. Kokkinos, S. Mohamed, A. Vedaldi, Describing Textures in "
-                "the Wild, CVPR 2014")
     templates = ("{} texture.",)
     folder, images, split_file = "dtd", "images", "split_zhou_DescribableTextures.json"
     class_count, counts = 47, counted(train=2820, val=1128, test=1692)
@@ -313,8 +310,6 @@ class EuroSAT(ZhouDataset):
     name, title = "eurosat", "EuroSAT, land use from above, RGB"
     license, source = "MIT", "DFKI, 2018"
     homepage = "https://github.com/phelber/EuroSAT"
-    citation = ("P. Helber, B. Bischke, A. Dengel, D. Borth, EuroSAT: A Novel Dataset and Deep "
-                "Learning Benchmark for Land Use and Land Cover Classification, JSTARS 2019")
     templates = ("a centered satellite photo of {}.",)
     folder, images, split_file = "eurosat", "2750", "split_zhou_EuroSAT.json"
     class_count, counts = 10, counted(train=13_500, val=5400, test=8100)
@@ -333,8 +328,6 @@ class Flowers102(ZhouDataset):
     name, title = "flowers102", "Oxford Flowers 102"
     license, source = "none stated", "Visual Geometry Group, Oxford, 2008"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
-    citation = ("M.-E. Nilsback, A. Zisserman, Automated Flower Classification over a Large Number "
-                "of Classes, ICVGIP 2008")
     templates = ("a photo of a {}, a type of flower.",)
     folder, images, split_file = "oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json"
     class_count, counts = 102, counted(train=4093, val=1633, test=2463)
@@ -351,8 +344,6 @@ class Food101(ZhouDataset):
     name, title = "food101", "Food-101, dishes"
     license, source = "scientific fair use (images of Foodspotting)", "ETH Zurich, 2014"
     homepage = "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"
-    citation = ("L. Bossard, M. Guillaumin, L. Van Gool, Food-101: Mining Discriminative "
-                "Components with Random Forests, ECCV 2014")
     templates = ("a photo of {}, a type of food.",)
     folder, images, split_file = "food-101", "images", "split_zhou_Food101.json"
     class_count, counts = 101, counted(train=50_500, val=20_200, test=30_300)
@@ -370,7 +361,6 @@ class OxfordPets(ZhouDataset):
     name, title = "oxford-pets", "Oxford-IIIT Pet, breeds of cats and dogs"
     license, source = "CC BY-SA 4.0", "Visual Geometry Group, Oxford, 2012"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
-    citation = "O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, Cats and Dogs, CVPR 2012"
     templates = ("a photo of a {}, a type of pet.",)
     folder, images, split_file = "oxford_pets", "images", "split_zhou_OxfordPets.json"
     class_count, counts = 37, counted(train=2944, val=736, test=3669)
@@ -388,8 +378,6 @@ class StanfordCars(ZhouDataset):
     name, title = "stanford-cars", "Stanford Cars, by make, model and year"
     license, source = "none stated; research only", "Stanford, 2013 (no longer online)"
     homepage = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
-    citation = ("J. Krause, M. Stark, J. Deng, L. Fei-Fei, 3D Object Representations for "
-                "Fine-Grained Categorization, ICCV workshop 2013")
     folder, images, split_file = "stanford_cars", "", "split_zhou_StanfordCars.json"
     class_count, counts = 196, counted(train=6509, val=1635, test=8041)
     archives = (
@@ -405,8 +393,6 @@ class SUN397(ZhouDataset):
     name, title = "sun397", "SUN397, scenes"
     license, source = "none stated; research only", "Princeton, 2010"
     homepage = "https://vision.princeton.edu/projects/2010/SUN/"
-    citation = ("J. Xiao, J. Hays, K. A. Ehinger, A. Oliva, A. Torralba, SUN Database: Large-scale "
-                "Scene Recognition from Abbey to Zoo, CVPR 2010")
     folder, images, split_file = "sun397", "SUN397", "split_zhou_SUN397.json"
     class_count, counts = 397, counted(train=15_880, val=3970, test=19_850)
     archives = (
@@ -422,8 +408,6 @@ class UCF101(ZhouDataset):
     name, title = "ucf101", "UCF101, actions, middle frames of videos"
     license, source = "none stated", "UCF, 2012; middle frames by CoOp's authors"
     homepage = "https://www.crcv.ucf.edu/data/UCF101.php"
-    citation = ("K. Soomro, A. R. Zamir, M. Shah, UCF101: A Dataset of 101 Human Actions Classes "
-                "From Videos in The Wild, CRCV-TR-12-01, 2012")
     templates = ("a photo of a person doing {}.",)
     folder, images, split_file = "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json"
     class_count, counts = 101, counted(train=7639, val=1898, test=3783)
@@ -435,17 +419,15 @@ class UCF101(ZhouDataset):
 # fmt: on
 
 
-class FGVCAircraft(RootedDataset):
+class FGVCAircraft(ZhouDataset):
     """A hundred variants of aircraft; CoOp has no split file of it, the lists are the source's."""
 
     # fmt: off
     name, title = "fgvc-aircraft", "FGVC-Aircraft, variants"
     license, source = "non-commercial research", "Visual Geometry Group, Oxford, 2013 (2013b)"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
-    citation = ("S. Maji, E. Rahtu, J. Kannala, M. Blaschko, A. Vedaldi, Fine-Grained Visual "
-                "Classification of Aircraft, arXiv 1306.5151, 2013")
     templates = ("a photo of a {}, a type of aircraft.",)
-    folder = "fgvc_aircraft"
+    folder, images = "fgvc_aircraft", "images"
     class_list, image_list = "variants.txt", "images_variant_{}.txt"
     class_count, counts = 100, counted(train=3334, val=3333, test=3333)
     archives = (
@@ -457,21 +439,15 @@ class FGVCAircraft(RootedDataset):
     # fmt: on
 
     @functools.cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Variants in the order of the source's list."""
-        names = tuple(self._lines(self.class_list))
-        if len(set(names)) != len(names):
+    def _split_file(self) -> SplitFile:
+        variants = self._lines(self.class_list)
+        labels = {name: label for label, name in enumerate(variants)}
+        if len(labels) != len(variants):
             raise ValueError(f"list {str(self.place / self.class_list)!r} names a variant twice")
-        return names
-
-    @functools.cached_property
-    def _image_lists(self) -> Mapping[SplitName, ImageList]:
-        labels = {name: label for label, name in enumerate(self.classes)}
-        lists: dict[SplitName, ImageList] = {}
+        entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
         files: dict[str, str] = {}
         for split in SPLITS:
             file = self.image_list.format(split)
-            entries = []
             for number, line in enumerate(self._lines(file), start=1):
                 image, _, variant = line.partition(" ")
                 where = f"list {str(self.place / file)!r}, line {number}"
@@ -483,23 +459,16 @@ class FGVCAircraft(RootedDataset):
                 if image in files:
                     raise ValueError(f"{where}: image {image} is in {files[image]}, too")
                 files[image] = file
-                entries.append((f"{image}.jpg", labels[variant]))
-            lists[split] = ImageList(
-                root=self.place / "images",
-                paths=[path for path, _ in entries],
-                labels=np.array([label for _, label in entries], dtype=np.int64),
-                prefix=self.name,
-                dataset=repr(self.name),
-                listed=f"{file!r} lists it",
-            )
-        return lists
-
-    def _images(self, name: SplitName) -> ImageList:
-        return self._image_lists[name]
+                entries[split].append(
+                    Entry(PurePosixPath(f"{image}.jpg"), labels[variant], variant)
+                )
+        names = (self.class_list, *map(self.image_list.format, SPLITS))
+        source = b"\0".join((self.place / name).read_bytes() for name in names)
+        by = self.image_list.format
+        return SplitFile(source, entries, tuple(variants), lambda split: f"{by(split)!r} lists it")
 
     def _lists(self) -> bytes:
-        files = (self.class_list, *map(self.image_list.format, SPLITS))
-        return b"\0".join((self.place / file).read_bytes() for file in files)
+        return self._split_file.source
 
     def _lines(self, file: str) -> list[str]:
         path = self.place / file

@@ -67,13 +67,13 @@ def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
         ValueError: shots < 1, a class with fewer than K training images, or a class without
             validation images.
     """
-    kept = _kept_back(dataset, shots, seed)
-    train = _draw_train(dataset, shots, seed, kept)
+    train = draw_train(dataset, shots, seed)
     split, most = dataset.split("val"), min(shots, VAL_SHOTS)
     order = seeded_order(len(split), seed)
     if dataset.shots_from == "val":
         ids = split.image_ids
         taken = {dataset.group_of(name) for name in train.image_ids}  # a group may span classes
+        kept = _kept_back(dataset, shots, seed)
         free = [place for place in kept if dataset.group_of(ids[place]) not in taken]
         order = np.array(free, dtype=np.int64)
     poorest, count = _poorest(dataset, split.labels[order])
@@ -92,11 +92,6 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
     Raises:
         ValueError: shots < 1, or a class with fewer than K training images.
     """
-    return _draw_train(dataset, shots, seed, _kept_back(dataset, shots, seed))
-
-
-def _draw_train(dataset: Dataset, shots: int, seed: int, kept: list[int]) -> Split:
-    """Draw training images from all but the positions that are kept back."""
     if shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
     split = dataset.split(dataset.shots_from)
@@ -115,7 +110,7 @@ def _draw_train(dataset: Dataset, shots: int, seed: int, kept: list[int]) -> Spl
             f"has {count} training images; k can be at most {count}"
         )
     order = seeded_order(len(split), seed)
-    order = order[~np.isin(order, kept)]
+    order = order[~np.isin(order, _kept_back(dataset, shots, seed))]
     return split.subset(_first_of_each(dataset, split.labels, order, shots))
 
 

@@ -206,8 +206,6 @@ class ImageNet(SynsetDataset):
     license = "non-commercial research, by registration"
     source = "Stanford and Princeton, 2012"
     homepage = "https://image-net.org"
-    citation = ("O. Russakovsky, J. Deng, H. Su et al., ImageNet Large Scale Visual Recognition "
-                "Challenge, IJCV 2015")
     folder, images, synset_list = "imagenet", VAL, "imagenet"
     class_count, counts = 1000, counted(train=1_231_167, val=50_000, test=50_000)
     archives = (
@@ -313,8 +311,6 @@ class ImageNetV2(SynsetDataset):
     name, title = "imagenetv2", "ImageNetV2, matched frequency"
     license, source = "MIT (repository); the images are of Flickr", "UC Berkeley, 2019"
     homepage = "https://github.com/modestyachts/ImageNetV2"
-    citation = ("B. Recht, R. Roelofs, L. Schmidt, V. Shankar, Do ImageNet Classifiers Generalize "
-                "to ImageNet?, ICML 2019")
     folder, synset_list = "imagenetv2", "imagenet"
     images = "imagenetv2-matched-frequency-format-val"
     class_count, counts = 1000, counted(train=0, val=0, test=10_000)
@@ -341,8 +337,6 @@ class ImageNetA(SynsetDataset):
     name, title = "imagenet-a", "ImageNet-A, natural adversarial examples"
     license, source = "MIT", "UC Berkeley, 2019"
     homepage = "https://github.com/hendrycks/natural-adv-examples"
-    citation = ("D. Hendrycks, K. Zhao, S. Basart, J. Steinhardt, D. Song, Natural Adversarial "
-                "Examples, CVPR 2021")
     folder, images, synset_list = "imagenet-adversarial", "imagenet-a", "imagenet_a"
     class_count, counts = 200, counted(train=0, val=0, test=7500)
     archives = (
@@ -358,8 +352,6 @@ class ImageNetR(SynsetDataset):
     name, title = "imagenet-r", "ImageNet-R, renditions"
     license, source = "MIT", "UC Berkeley, 2020"
     homepage = "https://github.com/hendrycks/imagenet-r"
-    citation = ("D. Hendrycks, S. Basart, N. Mu et al., The Many Faces of Robustness: A Critical "
-                "Analysis of Out-of-Distribution Generalization, ICCV 2021")
     folder, images, synset_list = "imagenet-rendition", "imagenet-r", "imagenet_r"
     class_count, counts = 200, counted(train=0, val=0, test=30_000)
     archives = (
@@ -375,8 +367,6 @@ class ImageNetSketch(SynsetDataset):
     name, title = "imagenet-sketch", "ImageNet-Sketch, drawings"
     license, source = "MIT (repository); the images are of the web", "CMU, 2019"
     homepage = "https://github.com/HaohanWang/ImageNet-Sketch"
-    citation = ("H. Wang, S. Ge, Z. Lipton, E. P. Xing, Learning Robust Global Representations by "
-                "Penalizing Local Predictive Power, NeurIPS 2019")
     folder, images, synset_list = "imagenet-sketch", "images", "imagenet"
     class_count, counts = 1000, counted(train=0, val=0, test=50_889)
     archives = (

@@ -23,7 +23,7 @@ class RootedDataset(Dataset):
 
     folder: below the root. archives: files that the source ships. counts: images per split of the
     whole dataset, 0 where it has no such split. class_count: its number of classes.
-    homepage: of the source. citation: of the paper.
+    homepage: of the source; docs/datasets.md names the papers.
     """
 
     folder: ClassVar[str]
@@ -31,7 +31,6 @@ class RootedDataset(Dataset):
     counts: ClassVar[Mapping[SplitName, int]]
     class_count: ClassVar[int]
     homepage: ClassVar[str]
-    citation: ClassVar[str]
     files = ()
     build_command = "none: it is downloaded"
     templates: tuple[str, ...] = ("a photo of a {}.",)

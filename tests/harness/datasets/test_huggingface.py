@@ -44,7 +44,7 @@ def encoded(seed: int) -> bytes:
 
 def rows(*labels: int | None, first: int = 0, **columns: Any) -> Table:
     """Rows with images that differ, of the classes in ``NAMES``."""
-    images = [{"bytes": encoded(first + i), "path": None} for i in range(len(labels))]
+    images = [image(first + i) for i in range(len(labels))]
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
     told = {"image": images, "label": list(labels)}
     for name, (feature, values) in columns.items():
@@ -143,7 +143,7 @@ def test_without_val_it_is_empty(tmp_path: Path):
 
 def test_splits_and_columns_can_be_chosen(tmp_path: Path):
     coarse = (datasets.ClassLabel(names=["pet", "wild"]), [0, 0, 1])
-    mask = (datasets.Image(), [{"bytes": encoded(9 + i), "path": None} for i in range(3)])
+    mask = (datasets.Image(), [image(9 + i) for i in range(3)])
     table = rows(0, 1, 2, coarse=coarse, mask=mask)
     write_saved(tmp_path / "pets", {"train": table, "validation": table, "test": rows(-1, first=3)})
     text = f"hfds:{tmp_path / 'pets'}#image=mask,label=coarse,test=validation"
@@ -192,10 +192,8 @@ def test_labels_are_known_without_decoding_an_image(
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
 
 
-def image(shade: int = 0) -> dict[str, Any]:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (shade, 0, 0)).save(file, "png")
-    return {"bytes": file.getvalue(), "path": None}
+def image(seed: int = 0) -> dict[str, Any]:
+    return {"bytes": encoded(seed), "path": None}
 
 
 def table(features: dict[str, Any] | None = None, **columns: list[Any]) -> datasets.Dataset:
