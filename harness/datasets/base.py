@@ -239,6 +239,10 @@ class OwnDataset(Dataset):
 
     what: it is made from, in words. expected: at PATH. downloads: whether it takes ``download``.
     asked_path: PATH, absolute.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: nothing of the kind is there.
+        ValueError: what is there is damaged, contradicts itself or leaves its folder.
     """
 
     prefix: ClassVar[str]
@@ -281,11 +285,7 @@ def require_template(template: str) -> None:
 
 
 def text_lines(file: Path) -> list[str]:
-    """Read the lines of a small text file that somebody else may have written.
-
-    Raises:
-        ValueError: not UTF-8, too large, or an empty line or one that can't be printed.
-    """
+    """Read the lines of a small text file that somebody else may have written."""
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{str(file)!r} has more than {LARGEST:,} bytes and is no list of names")
     try:

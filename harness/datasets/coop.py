@@ -71,10 +71,6 @@ def read_split_file(file: Path) -> SplitFile:
     """Read and check a split file; whether its images are there isn't looked at.
 
     Pickles are refused and never loaded.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a split file, or one that contradicts itself or names paths outside.
     """
     what = f"split file {str(file)!r}"
     if file.is_dir():
@@ -168,10 +164,6 @@ class CoopSplit(OwnDataset):
 
     They lie beside the file, or in one folder beside it, which is found by looking. The names of
     everything are made from the file's own name, so they are the same on every machine.
-
-    Raises:
-        FileNotFoundError: no such file, or no folder holds the first images.
-        ValueError: not a split file, or one that contradicts itself or leaves its folder.
     """
 
     prefix, what, expected = "coop", "a split file of CoOp", "split_zhou_*.json"

@@ -59,6 +59,7 @@ class Emoji:
 class _EmojiTask(Dataset):
     """What the tasks share: the files, the images and the splits; they differ in the labels."""
 
+    images_of = "emoji"
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
     source = "npm emoji-datasource-google 16.0.0, npm @lobehub/fluent-emoji-3d 1.1.0"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-index.json")
@@ -80,11 +81,6 @@ class _EmojiTask(Dataset):
             emoji.append(Emoji(**record, short_names=names, images=(noto, fluent)))
         return tuple(emoji)
 
-    @property
-    def images_of(self) -> str:
-        """All tasks show the same images."""
-        return "emoji"
-
     @functools.cached_property
     def _groups(self) -> dict[str, str]:
         return {emoji.code: emoji.group for emoji in self.emoji}
@@ -96,11 +92,6 @@ class _EmojiTask(Dataset):
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's class, or None where it belongs to no class of this task."""
         raise NotImplementedError
-
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: the captions of categories and subcategories occur in text training."""
-        return (True,) * len(self.classes)
 
     def members(self, name: SplitName) -> list[tuple[Emoji, int]]:
         """(emoji, label) of a split; example 2 i + s shows member i in style s."""
@@ -130,11 +121,7 @@ class EmojiCategory(_EmojiTask):
     name = "emoji"
     shots_from = "val"
     title = "Emoji categories, Noto and Fluent 3D"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Readable captions of the eight categories."""
-        return tuple(CATEGORIES.values())
+    classes = tuple(CATEGORIES.values())
 
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's category."""

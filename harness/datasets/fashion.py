@@ -18,7 +18,7 @@ from scipy import ndimage
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
 from harness.datasets.canvas import SIZE, Pixels, Rng, backdrop, draw, draws, paste, resize, seeded
 
-CLASSES = (
+CLASSES = (  # in the source's order of labels
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle boot",
 )  # fmt: skip
@@ -100,20 +100,11 @@ class Fashion(Dataset):
     files = ("fashion-items.idx3", "fashion-index.json")
     build_command = "python -m harness.embedded.build_fashion"
     shots_from = "val"
+    classes = CLASSES  # whose captions all occur in text training
     templates = (
         "a photo of a {}.", "a picture of a {}.", "a {} on a cluttered background.",
         "a {} among other things.", "an image of a {}, a piece of clothing.",
     )  # fmt: skip
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The ten kinds, in the source's order of labels."""
-        return CLASSES
-
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: all ten captions occur in text training."""
-        return (True,) * len(CLASSES)
 
     @functools.cached_property
     def _index(self) -> Any:

@@ -87,11 +87,7 @@ def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
 
 
 def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
-    """Draw the training images of ``draw`` alone; the dataset needs no validation images.
-
-    Raises:
-        ValueError: shots < 1, or a class with fewer than K training images.
-    """
+    """Draw the training images of ``draw`` alone; the dataset needs no validation images."""
     if shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
     split = dataset.split(dataset.shots_from)
@@ -157,9 +153,6 @@ def draw_ranked(
 
     One seed gives nested sets. Which images it draws depends on which are ranked, not on their
     order; images of unknown class (-1) are left out.
-
-    Raises:
-        ValueError: a class has fewer than K ranked images.
     """
     poorest, count = _poorest(dataset, labels[labels >= 0])
     if count < shots:

@@ -27,12 +27,6 @@ class FolderDataset(OwnDataset):
     Classes are the sorted names of the folders, over all splits. Without split folders every image
     is in test. Links may not leave the folder. Names of everything are made from the folder's own
     name, so they are the same on every machine.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        NotADirectoryError: it is a file.
-        ValueError: no class folders, one without images, images outside of them, or captions that
-            contradict each other.
     """
 
     prefix, expected = "folder", "folder of class folders"
@@ -138,9 +132,6 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
     """Return the folders of splits; the folder itself as test where it has none.
 
     A folder that is called like a split and has images right in it is a class.
-
-    Raises:
-        ValueError: two folders of one split, or class folders beside them.
     """
     inner = _folders(folder)
     roots: dict[SplitName, Path] = {}
@@ -197,9 +188,6 @@ def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ..
 
     They are in ``classes.txt`` or ``classnames.txt``, one a line: each after its folder's name, or
     all without and in the order of the sorted folders. Without such a file, names are captions.
-
-    Raises:
-        ValueError: lines that contradict folders, or one caption for two of them.
     """
     present = [file for file in CAPTION_FILES if (folder / file).is_file()]
     if len(present) > 1:

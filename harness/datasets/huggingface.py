@@ -95,6 +95,11 @@ class Place:
     what: str
     choice: Choice
 
+    @property
+    def saved(self) -> bool:
+        """Whether save_to_disk wrote it."""
+        return any(self.folder and (self.folder / file).is_file() for file in SAVED)
+
     @classmethod
     def parse(cls, text: str) -> "Place":
         """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice.
@@ -126,8 +131,8 @@ def roots(place: Place) -> tuple[str, ...]:
     """Return folders, as real paths, in which images may be that a table only has paths of."""
     own = () if place.folder is None else (str(place.folder),)
     caches = (constants.HF_HUB_CACHE, str(_library().config.HF_DATASETS_CACHE))
-    saved = place.folder is not None and _is_saved(place.folder)  # its paths are the writer's
-    return tuple(os.path.realpath(root) for root in (*own, *(() if saved else caches)))
+    # What was saved has its writer's paths.
+    return tuple(os.path.realpath(root) for root in (*own, *(() if place.saved else caches)))
 
 
 def load(place: Place, *, download: bool = False) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
 
 def _opened(library: Any, place: Place) -> dict[str, Any]:
     """Let the library open it."""
-    if place.folder is not None and _is_saved(place.folder):
+    if place.saved:
         if place.choice.config is not None:
             raise ValueError(
                 f"config={place.choice.config}: what save_to_disk wrote has no configs"
@@ -184,10 +189,6 @@ def _opened(library: Any, place: Place) -> dict[str, Any]:
     if isinstance(tables, library.Dataset):
         return {str(tables.split or ""): tables}
     return {str(name): split for name, split in tables.items()}
-
-
-def _is_saved(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in SAVED)
 
 
 def _require_files(folder: Path) -> None:
@@ -253,16 +254,10 @@ class Columns(NamedTuple):
     names: tuple[str, ...]
 
 
-def find_columns(
-    features: Mapping[str, Any], image: str | None, label: str | None, what: str
-) -> Columns:
-    """Find the columns by their types, or check those that are asked for.
-
-    Raises:
-        ValueError: none or several of a type, and none asked for; or that is of another type.
-    """
-    image = _column(features, IMAGE, image, "image", what)
-    label = _column(features, CLASSES, label, "label", what)
+def find_columns(features: Mapping[str, Any], choice: Choice, what: str) -> Columns:
+    """Find the columns by their types, or check those that are asked for."""
+    image = _column(features, IMAGE, choice.image, "image", what)
+    label = _column(features, CLASSES, choice.label, "label", what)
     return Columns(image, label, tuple(map(str, features[label].names)))
 
 
@@ -355,12 +350,7 @@ class Rows:
         return sizes
 
     def read(self, index: int) -> bytes:
-        """Read the file of an image, in whatever format it is.
-
-        Raises:
-            FileNotFoundError: only its path is known, and nothing is there.
-            ValueError: there is none, or it is a file that the dataset has no business with.
-        """
+        """Read the file of an image, in whatever format it is."""
         image = self._rows[index].column(0)[0].as_py() or {"bytes": None, "path": None}
         if image["bytes"]:
             return bytes(image["bytes"])
@@ -401,11 +391,6 @@ class HfDataset(OwnDataset):
     every release of the library; where rows have moved, the revision is another.
 
     The place is a folder's path or ``owner/name``, then perhaps ``#`` and a ``Choice``.
-
-    Raises:
-        FileNotFoundError: no such folder, or a dataset of the hub that isn't in the cache.
-        ValueError: `datasets` is missing or can't read it; no columns of images and classes, or
-            several; rows without labels; classes or splits that contradict each other.
     """
 
     prefix, downloads = "hfds", True
@@ -422,17 +407,17 @@ class HfDataset(OwnDataset):
         self.title = f"Images of {source.name}"
         tables = load(source, download=download)
         chosen = _chosen(tables, choice, where)
-        first, *others = [
-            (own, find_columns(tables[own].features, choice.image, choice.label, where))
-            for own in chosen.values()
-        ]
-        for own, columns in others:
-            if columns != first[1]:
-                raise ValueError(f"{where}: {own!r} has other columns or classes than {first[0]!r}")
-        columns, inside = first[1], roots(source)
-        self.classes = captions(columns.names, f"{where}: column {columns.label!r}")
+        columns = {
+            own: find_columns(tables[own].features, choice, where) for own in chosen.values()
+        }
+        first, *others = columns
+        for own in others:
+            if columns[own] != columns[first]:
+                raise ValueError(f"{where}: {own!r} has other columns or classes than {first!r}")
+        used, inside = columns[first], roots(source)
+        self.classes = captions(used.names, f"{where}: column {used.label!r}")
         self._rows = {
-            split: Rows(tables[own], columns, inside, f"split {own!r} of {where}")
+            split: Rows(tables[own], used, inside, f"split {own!r} of {where}")
             for split, own in chosen.items()
         }
         for rows in self._rows.values():

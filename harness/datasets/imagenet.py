@@ -51,9 +51,6 @@ def class_folders(folder: Path, *, fresh: bool = False) -> Mapping[str, ClassFol
     Files that aren't images by their extension, and names with a dot in front, don't count. A
     listing that is kept is used as long as no folder says that a name was added or removed; a file
     that was overwritten in place goes unnoticed unless ``fresh``.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: no such folder.
     """
     with os.scandir(folder) as entries:
         inner = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
@@ -161,10 +158,10 @@ class SynsetDataset(RootedDataset):
     def _lists(self) -> bytes:
         return b""
 
-    def _differences(self) -> Iterator[str]:
-        yield from super()._differences()
-        yield from self._folder_differences(self.images)
-        yield from self._name_differences()
+    def problems(self, progress: Progress | None = None) -> list[str]:
+        """See ``RootedDataset.problems``; class folders and class names are compared, too."""
+        own = (*self._folder_differences(self.images), *self._name_differences())
+        return [*super().problems(progress), *own]
 
     def _folder_differences(self, images: str) -> Iterator[str]:
         """Compare the class folders with the classes; the folders are listed anew."""
@@ -282,9 +279,9 @@ class ImageNet(SynsetDataset):
             return self._tested
         return self._trained[name == "val"]
 
-    def _differences(self) -> Iterator[str]:
-        yield from super()._differences()
-        yield from self._folder_differences(TRAIN)
+    def problems(self, progress: Progress | None = None) -> list[str]:
+        """See ``SynsetDataset.problems``; the folders to train on are compared, too."""
+        return [*super().problems(progress), *self._folder_differences(TRAIN)]
 
 
 def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:

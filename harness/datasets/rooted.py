@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Self
@@ -102,10 +102,6 @@ class RootedDataset(Dataset):
         """Say which images are missing or empty; none is opened."""
         return [line for split in SPLITS for line in self._images(split).differences()]
 
-    def _differences(self) -> Iterator[str]:
-        """Yield what is missing or too much, but for counts and archives."""
-        yield from self.differences()
-
     def problems(self, progress: Progress | None = None) -> list[str]:
         """Say in what the data differs from the whole dataset: images, classes, archives.
 
@@ -123,7 +119,7 @@ class RootedDataset(Dataset):
                 problems.append(
                     f"{split}: no image of {len(names):,} classes, such as {shortened(names)}"
                 )
-        problems += self._differences()
+        problems += self.differences()
         for archive in self.archives:
             if (file := archive.find(self.place)) is not None:
                 with (progress or Progress()).bytes(file.name, file.stat().st_size) as update:

@@ -48,13 +48,7 @@ BLOCK = 512  # bytes of a tar's record
 
 
 class TarDataset(OwnDataset):
-    """The images in a folder of tars; an image is read where it lies.
-
-    Raises:
-        FileNotFoundError: no such folder, no tars, or one or the class names are missing.
-        ValueError: a tar that is truncated or damaged, a label without a class, or another kind of
-            dataset.
-    """
+    """The images in a folder of tars; an image is read where it lies."""
 
     prefix, what = "wds", "a folder of tars as CLIP_benchmark has them"
     expected = "folder with classnames.txt and test/0.tar"
@@ -193,11 +187,7 @@ class _Fields:
 
 
 def index_of(shards: Sequence[Path]) -> list[Sample]:
-    """List the samples of some tars, in order; a large index is kept in the user's cache.
-
-    Raises:
-        ValueError: a tar that is truncated or damaged, or a sample without one image and one label.
-    """
+    """List the samples of some tars, in order; a large index is kept in the user's cache."""
     facts = [(path, path.stat()) for path in shards]
     identity = [(str(path.resolve()), fact.st_size, fact.st_mtime_ns) for path, fact in facts]
     file, entries = cached_json("tars", identity)

@@ -115,7 +115,7 @@ def test_a_replaced_image_is_seen(folder: Path):
 
 def test_a_stopped_pass_goes_on(folder: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "CHUNK", 2)
-    real, chunks = module._tried, []
+    real, chunks = module._decoder, []
 
     def stopping(split):
         chunks.append(split)
@@ -124,7 +124,7 @@ def test_a_stopped_pass_goes_on(folder: Path, calls: list[str], monkeypatch: pyt
         return real(split)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_tried", stopping)
+        patch.setattr(module, "_decoder", stopping)
         with pytest.raises(KeyboardInterrupt):
             decode_all(FolderDataset(folder), QUIET)
     assert len(calls) == 8

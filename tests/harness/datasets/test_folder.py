@@ -185,12 +185,6 @@ def test_what_is_no_folder_of_classes(tmp_path: Path):
         get_dataset("folder-parted-x")
 
 
-def test_two_folders_of_one_name(make: Make):
-    first, second = make(PLAIN, "a/shop"), make(PLAIN, "b/shop")
-    with pytest.raises(ValueError, match="is called 'folder-shop', too; rename the folder"):
-        names_of([f"folder:{first}", f"folder:{second}"])
-
-
 def test_images_that_vanish_or_are_damaged(make: Make, monkeypatch: pytest.MonkeyPatch):
     folder = make(PLAIN)
     split = FolderDataset(folder).split("test")
@@ -259,11 +253,8 @@ def test_folders_that_are_for_testing_only_name_the_way_to_splits(make: Make):
     folder = make(images(10, "cat"))
     with pytest.raises(ValueError, match=rf"check folder:{folder}` .* or folder-parted:{folder}, "):
         draw(FolderDataset(folder), 4, seed=0)
-
-
-def test_folders_with_splits_are_not_parted(make: Make):
     with pytest.raises(ValueError, match="has splits of its own; give folder:PATH for these"):
-        FolderParted(make(["test/dog/1.png"]))
+        FolderParted(make(["test/dog/1.png"], "split"))
 
 
 NAMES = ["ankle_boot", "bag", "dog", "dog_house"]

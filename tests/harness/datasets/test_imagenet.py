@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,12 +231,6 @@ def test_a_fresh_one_sees_what_was_overwritten(folder: Path):
     assert class_folders(folder)["a"].sizes == [18]
 
 
-def test_few_files_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "CACHED_FROM", 4)
-    class_folders(folder)
-    assert kept(folder) == []
-
-
 @pytest.mark.parametrize("content", [b"", b"\x80\4", b"[]", b'{"a": 0}', b'{"a": [1]}'])
 def test_what_can_not_be_understood_is_listed_anew(content: bytes, folder: Path):
     first = class_folders(folder)
@@ -260,13 +253,3 @@ def test_no_folder_is_said(folder: Path):
         class_folders(folder / "none")
     with pytest.raises(NotADirectoryError, match=r"top.jpg"):
         class_folders(folder / "top.jpg")
-
-
-def test_listings_of_two_folders_are_kept_apart(folder: Path):
-    other = folder.with_name("other")
-    (other / "z").mkdir(parents=True)
-    (other / "z" / "9.jpg").touch()
-    assert names(other) == {"z": ["9.jpg"]}
-    assert set(names(folder)) == {"a", "b"}
-    assert len(kept(folder)) == 2
-    assert time.time_ns() > class_folders(other)["z"].changed
