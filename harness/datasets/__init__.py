@@ -163,13 +163,9 @@ def names_of(
 ) -> list[str]:
     """Return names for what the command line gives; nothing goes by a path from then on.
 
-    Args:
-        datasets: names, or ``PREFIX:PATH``; after this ``get_dataset`` knows the latter by name.
-        root: folder that holds the datasets that aren't shipped; None for the environment's.
-        download: get what is missing there.
-        templates: prompts for all of them instead of their own.
-        skip_bad: leave out images that can't be read; False refuses those found before.
-        progress: where to show what takes long, and which images are left out.
+    ``root`` holds the datasets that aren't shipped, by default the environment's, and ``download``
+    gets what is missing there. ``templates`` are prompts for all of them instead of their own.
+    ``skip_bad`` leaves out images that can't be read; False refuses those found before.
 
     Raises:
         ValueError: two of one name; a root, and nothing that lies there; or see ``get_dataset``.

@@ -24,6 +24,10 @@ from zoo.weights import cache_folder
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+# What folders and the splits of others are called.
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
 DATA_DIR = Path(__file__).parent.parent / "embedded" / "data"
 LARGEST = 4 << 20  # bytes of a list of names
 
@@ -284,7 +288,7 @@ def require_template(template: str) -> None:
         )
 
 
-def text_lines(file: Path) -> list[str]:
+def lines_of(file: Path) -> list[str]:
     """Read the lines of a small text file that somebody else may have written."""
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{str(file)!r} has more than {LARGEST:,} bytes and is no list of names")

@@ -11,12 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from harness.datasets.base import SPLITS, OwnDataset, Split, SplitName, slug, text_lines
+from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Split, SplitName, lines_of, slug
 from harness.datasets.images import EXTENSIONS, ImageList, file_digests, image_files, require_inside
 
-SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-}  # fmt: skip
 PARTS = (60, 20, 20)  # per cent of a class, train, val and test
 CAPTION_FILES = ("classes.txt", "classnames.txt")
 
@@ -136,7 +133,7 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
     inner = _folders(folder)
     roots: dict[SplitName, Path] = {}
     for path in inner:
-        split = SPLIT_FOLDERS.get(path.name.lower())
+        split = SPLIT_NAMES.get(path.name.lower())
         if split is None or not _folders(path) or _own_images(path):
             continue
         if split in roots:
@@ -193,7 +190,7 @@ def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ..
     if len(present) > 1:
         raise ValueError(f"{where}: both {' and '.join(present)} are there; leave one")
     if present:
-        lines = text_lines(folder / present[0])
+        lines = lines_of(folder / present[0])
         captions = _matched(lines, names, f"{where}: {present[0]}")
     else:
         captions = [_caption(name, where) for name in names]

@@ -29,13 +29,10 @@ import pyarrow.compute as pc
 from huggingface_hub import constants, metadata_load
 from numpy.typing import NDArray
 
-from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName, slug
+from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, slug
 from harness.datasets.images import MISSING, decode_image
 from zoo.reducer import expected
 
-KNOWN: dict[str, SplitName] = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-}  # fmt: skip
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 IMAGE, CLASSES = "Image", "ClassLabel"  # types of columns
 LOOKED_AT = 32  # images of a split whose bytes count for its revision
@@ -453,7 +450,7 @@ def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, 
     if list(there.values()) == [""]:  # as with a folder: without splits, all is for testing
         return {"test": ""}
     for name in there:
-        own = KNOWN.get(name.lower())
+        own = SPLIT_NAMES.get(name.lower())
         if own in chosen:
             raise ValueError(
                 f"{what}: {chosen[own]} and {name} would both be the {own} split; say which is, as "
@@ -463,7 +460,7 @@ def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, 
             chosen[own] = name
     if not chosen:
         raise ValueError(
-            f"{what} has the splits {', '.join(there)}, none of {', '.join(KNOWN)}; say which is "
-            f"which, as in #test={next(iter(there))}"
+            f"{what} has the splits {', '.join(there)}, none of {', '.join(SPLIT_NAMES)}; say which "
+            f"is which, as in #test={next(iter(there))}"
         )
     return chosen

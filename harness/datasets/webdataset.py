@@ -20,6 +20,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from harness.datasets.base import (
+    SPLIT_NAMES,
     SPLITS,
     OwnDataset,
     Rendered,
@@ -27,16 +28,13 @@ from harness.datasets.base import (
     SplitName,
     cached_json,
     keep_json,
+    lines_of,
     require_template,
     slug,
-    text_lines,
 )  # fmt: skip
 from harness.datasets.images import decode_image
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
-FOLDERS: dict[SplitName, tuple[str, ...]] = {
-    "train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",),
-}  # fmt: skip
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp"))
 LABEL = "cls"
 PICKLES = frozenset(("npy", "pickle", "pkl", "pth", "pt", "pyd"))  # npy: labels of several classes
@@ -113,7 +111,7 @@ class TarDataset(OwnDataset):
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
     kind = folder / "dataset_type.txt"
-    if kind.is_file() and (words := text_lines(kind)) != ["classification"]:
+    if kind.is_file() and (words := lines_of(kind)) != ["classification"]:
         raise ValueError(
             f"{what}: {kind.name} says {' '.join(words)!r}; only classification with one label an "
             "image can be measured"
@@ -122,7 +120,7 @@ def _class_names(folder: Path, what: str) -> tuple[str, ...]:
         raise FileNotFoundError(
             f"{what}: {CLASSES} is missing; write the class of each label into it, one a line"
         )
-    names = text_lines(folder / CLASSES)
+    names = lines_of(folder / CLASSES)
     places: dict[str, int] = {}
     for place, name in enumerate(names):
         if (first := places.setdefault(name, place)) != place:
@@ -131,7 +129,7 @@ def _class_names(folder: Path, what: str) -> tuple[str, ...]:
 
 
 def _templates(file: Path) -> tuple[str, ...]:
-    templates = tuple(line.replace("{c}", "{}") for line in text_lines(file))
+    templates = tuple(line.replace("{c}", "{}") for line in lines_of(file))
     for number, template in enumerate(templates, start=1):
         try:
             require_template(template)
@@ -142,7 +140,8 @@ def _templates(file: Path) -> tuple[str, ...]:
 
 def _shards(folder: Path, split: SplitName) -> list[Path]:
     """List the tars of a split, in order of their numbers."""
-    folders = [folder / name for name in FOLDERS[split] if (folder / name).is_dir()]
+    names = [name for name, own in SPLIT_NAMES.items() if own == split]
+    folders = [folder / name for name in names if (folder / name).is_dir()]
     if len(folders) > 1:
         raise ValueError(
             f"folder of tars {str(folder)!r}: {folders[0].name} and {folders[1].name} would both "
@@ -152,7 +151,7 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
         return []
     count_file = folders[0] / "nshards.txt"
     if count_file.is_file():
-        [count, *more] = text_lines(count_file)
+        [count, *more] = lines_of(count_file)
         if more or not count.isascii() or not count.isdigit() or len(count) > 7:
             raise ValueError(f"{str(count_file)!r}: expected the number of tars, got {count!r}")
         shards = [folders[0] / f"{number}.tar" for number in range(int(count))]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from harness.datasets import SplitName, get_dataset, list_datasets, names_of
-from harness.datasets.base import require_template, slug, text_lines
+from harness.datasets.base import lines_of, require_template, slug
 from harness.datasets.few_shot import draw
 from harness.datasets.folder import FolderDataset, FolderParted, captions_of
 
@@ -318,7 +318,7 @@ def test_two_files_and_huge_ones(tmp_path: Path):
     with (tmp_path / "classes.txt").open("wb") as file:
         file.truncate(5 << 20)
     with pytest.raises(ValueError, match="more than 4,194,304 bytes and is no list of names"):
-        text_lines(tmp_path / "classes.txt")
+        lines_of(tmp_path / "classes.txt")
 
 
 @pytest.mark.parametrize(
