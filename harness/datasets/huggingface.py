@@ -460,7 +460,7 @@ def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, 
             chosen[own] = name
     if not chosen:
         raise ValueError(
-            f"{what} has the splits {', '.join(there)}, none of {', '.join(SPLIT_NAMES)}; say which "
-            f"is which, as in #test={next(iter(there))}"
+            f"{what} has the splits {', '.join(there)}, none of {', '.join(SPLIT_NAMES)}; say "
+            f"which is which, as in #test={next(iter(there))}"
         )
     return chosen

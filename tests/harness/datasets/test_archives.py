@@ -482,14 +482,6 @@ def test_redirects_are_followed(served: object, tmp_path: Path):
     assert (tmp_path / "x.tgz").read_bytes() == CONTENT
 
 
-def test_no_room_is_said_before(served: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    served.files["/x.tgz"] = CONTENT
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1))
-    with pytest.raises(OSError, match=r"'x.tgz' needs 300,000 bytes, and .* has 1 free"):
-        download(archive_of(served), tmp_path / "x.tgz")
-    assert not any(tmp_path.iterdir())
-
-
 def test_a_silent_server_is_given_up(
     served: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -104,15 +104,6 @@ def test_a_second_pass_reads_only_what_was_bad(folder: Path, calls: list[str]):
     assert len(calls) == 12
 
 
-def test_a_replaced_image_is_seen(folder: Path):
-    dataset = FolderDataset(folder)
-    decode_all(dataset, QUIET)
-    Image.new("RGB", (8, 8)).save(folder / "test" / "dog" / "2.png")
-    found = decode_all(dataset, QUIET)  # of the old listing, as if size and name were the same
-    assert set(found.bad) == {BAD[1]}
-    assert all(found.digests["test"])
-
-
 def test_a_stopped_pass_goes_on(folder: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     real, chunks = module._decoder, []

@@ -12,7 +12,6 @@ from PIL import Image
 from harness.cli import main
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import SPLITS
-from harness.datasets.few_shot import draw
 from harness.datasets.rooted import RootedDataset
 from harness.records.averages import captions
 
@@ -150,20 +149,6 @@ def test_a_corrupt_image_is_named_when_it_is_read(name: str, ship: Ship, tmp_pat
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shots_come_from_train_or_are_refused(name: str, ship: Ship, tmp_path: Path):
-    copy = ship(name)
-    dataset = get_dataset(name).at(tmp_path)
-    if not copy.examples["train"]:
-        match = f"1 shots asked for, but '{name}' has no train images: it is for testing only"
-        with pytest.raises(ValueError, match=match):
-            draw(dataset, 1, seed=1)
-    elif name != "imagenet":
-        assert np.bincount(draw(dataset, 1, seed=1).train.labels).tolist() == [1] * len(
-            dataset.classes
-        )
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_unpacked_by_hand_does_as_well(name: str, ship: Ship, tmp_path: Path):
     copy = ship(name)
     first = get_dataset(name).at(tmp_path)
@@ -207,25 +192,18 @@ def test_a_missing_list_names_the_archive(ship: Ship, tmp_path: Path):
         found.split("test")
 
 
-@pytest.mark.parametrize("name", ["dtd", "fgvc-aircraft"])
 def test_a_command_counts_and_names_them_or_leaves_them_out(
-    name: str,
-    ship: Ship,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    ship: Ship, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ship(name)
-    dataset = get_dataset(name).at(tmp_path)
-    name_of_first = Path(dataset.split("test").image_ids[0]).stem
-    next(dataset.place.rglob(f"{name_of_first}.jpg")).unlink()
+    ship("dtd")
+    dataset = get_dataset("dtd").at(tmp_path)
+    file_of(dataset, dataset.split("test").image_ids[0]).unlink()
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("worked")
 
     monkeypatch.setattr("harness.models.towers.create_clip", fail)
-    words = ["eval", "clip_vit_s14_random60", "--dataset", name, "--root", str(tmp_path)]
+    words = ["eval", "clip_vit_s14_random60", "--dataset", "dtd", "--root", str(tmp_path)]
     assert main(words) == 2
     error = capsys.readouterr().err
     assert "1 missing image in" in error

@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
-from torch.nn import functional
 
 from harness.embedded import build_tower
 
@@ -117,16 +116,6 @@ def test_writer_gives_the_same_bytes_in_any_order_and_process(tmp_path: Path) ->
         np.testing.assert_array_equal(loaded[name].numpy(), tensor.astype(np.float16))
     with safe_open(path, "pt") as file:
         assert file.metadata() == metadata
-
-
-@pytest.mark.parametrize(("source", "target"), [(37, 14), (37, 16), (37, 37), (5, 8)])
-def test_cubic_matrix_equals_torch_bicubic_without_antialias(source: int, target: int) -> None:
-    table = torch.randn(1, 2, source, source, generator=torch.Generator().manual_seed(0)).double()
-    expected = functional.interpolate(
-        table, size=(target, target), mode="bicubic", align_corners=False, antialias=False
-    )
-    matrix = torch.from_numpy(build_tower.cubic_matrix(source, target))
-    torch.testing.assert_close(matrix @ table @ matrix.T, expected, atol=1e-12, rtol=0)
 
 
 def test_extract_finds_anonymous_weights_by_node_name() -> None:
