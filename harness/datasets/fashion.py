@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from harness.datasets import canvas as paint
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
-from harness.datasets.canvas import SIZE, Pixels, Rng, backdrop, draw, draws, paste, resize, seeded
+from harness.datasets.canvas import Pixels, Rng, draw, draws, seeded
 
 CLASSES = (  # in the source's order of labels
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
@@ -49,8 +50,8 @@ def _paint(
     tint follows, then `light` in 1/256.
     """
     tint = draws(rng, 200, 256, (3,))
-    shade = 255 - resize(item, size, size)[..., None] * SHADE // 255
-    alpha = resize(silhouette(item).astype(np.int64) * 255, size, size)
+    shade = 255 - paint.resize(item, size, size)[..., None] * SHADE // 255
+    alpha = paint.resize(silhouette(item).astype(np.int64) * 255, size, size)
     return shade * tint * light // (255 * 256), alpha
 
 
@@ -58,24 +59,19 @@ def compose(item: Pixels, clutter_items: Pixels, rng: Rng) -> tuple[Image.Image,
     """Make one canvas: grey background, a dim crop of every clutter item, the whole item on top.
 
     item: (28, 28) uint8. clutter_items: (n, 28, 28) uint8, of other classes; n may be 0.
-    Returns the RGB image, 196 x 196, and the item's pixels, (196, 196) bool (alpha at least half).
+    Returns image and item's pixels, see ``finish``.
     """
-    canvas = backdrop(rng, low=30, high=110, contrast=16, grain=3)
+    canvas = paint.backdrop(rng, low=30, high=110, contrast=16, grain=3)
     canvas[...] = canvas[..., :1]
     for other in clutter_items:
         side = draw(rng, *CROP)
         y, x = draw(rng, 3, 26 - side), draw(rng, 3, 26 - side)
         size = draw(rng, *CLUTTER_SIZE)
         colour, alpha = _paint(other[y : y + side, x : x + side], size, rng, light=CLUTTER_LIGHT)
-        top, left = draw(rng, -size // 3, SIZE - size // 2), draw(rng, -size // 3, SIZE - size // 2)
-        paste(canvas, colour, alpha, top, left)
+        low, high = -size // 3, paint.SIZE - size // 2
+        paint.paste(canvas, colour, alpha, draw(rng, low, high), draw(rng, low, high))
     size = draw(rng, *TARGET_SIZE)
-    colour, alpha = _paint(item, size, rng, light=256)
-    top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
-    paste(canvas, colour, alpha, top, left)
-    mask = np.zeros((SIZE, SIZE), dtype=np.bool_)
-    mask[top : top + size, left : left + size] = alpha >= 128
-    return Image.fromarray(canvas), mask
+    return paint.finish(canvas, *_paint(item, size, rng, light=256), rng)
 
 
 def sample(
