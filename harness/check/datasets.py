@@ -2,7 +2,10 @@
 
 import argparse
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,39 +134,33 @@ def run_check(args: argparse.Namespace, status: Console) -> Shown:
     read = f"{total:,} images {'listed' if checked.bad is None else 'read'}"
     outcome = f"problems: {len(checked.problems)}" if checked.problems else "no problem found"
     lines.append(f"{checked.name}, revision {checked.revision}: {read}, {outcome}")
-    return Shown(
-        parts=(class_table(checked), *lines),
-        data=json_values(checked),
-        code=1 if checked.problems else 0,
-    )
+    code = 1 if checked.problems else 0
+    return Shown(parts=(class_table(checked), *lines), data=json_values(checked), code=code)
 
 
 def class_table(checked: Checked) -> Table:
     """Lay out the images of each class; of many classes those that lack some."""
-    table = Table(title=f"{checked.name}: {len(checked.classes)} classes")
-    table.add_column("class")
+    table = Table("class", title=f"{checked.name}: {len(checked.classes)} classes")
     splits = [name for name in SPLITS if checked.counts[name].any()]
-    for name in splits:
-        table.add_column(name, justify="right")
+    numbers: dict[str, NDArray[np.int64]] = {name: checked.counts[name] for name in splits}
+    odd = (np.stack([*numbers.values()]) == 0).any(axis=0)
     if checked.bad is not None:
-        table.add_column("unreadable", justify="right")
-    counts = np.stack([checked.counts[name] for name in splits])
-    bad = np.zeros_like(counts[0])
-    if checked.bad is not None:
-        bad = np.sum([checked.bad[name] for name in splits], axis=0)
+        numbers["unreadable"] = np.sum([checked.bad[name] for name in splits], axis=0)
+        odd |= numbers["unreadable"] > 0
+    for heading in numbers:
+        table.add_column(heading, justify="right")
 
-    def row(name: str, values: list[int], lost: int) -> None:
-        cells = [f"{value:,}" for value in values]
-        table.add_row(name, *cells, *([f"{lost:,}"] if checked.bad is not None else []))
+    def row(name: str, of: Callable[[NDArray[np.int64]], Any]) -> None:
+        table.add_row(name, *(f"{int(of(counts)):,}" for counts in numbers.values()))
 
-    odd = np.flatnonzero((counts == 0).any(axis=0) | (bad > 0))
-    short = len(checked.classes) <= ROWS
-    for label in range(len(checked.classes)) if short else odd[:ROWS]:
-        row(checked.classes[label], counts[:, label].tolist(), int(bad[label]))
+    labels = np.arange(len(checked.classes))
+    short = len(labels) <= ROWS
+    for label in labels if short else labels[odd][:ROWS]:
+        row(checked.classes[label], itemgetter(label))
     if not short:
-        if len(odd) > ROWS:
-            row(f"... and {len(odd) - ROWS} more like these", [], 0)
+        if (more := int(odd.sum()) - ROWS) > 0:
+            table.add_row(f"... and {more} more like these")
         for word, of in (("fewest", np.min), ("median", np.median), ("most", np.max)):
-            row(f"({word})", [int(of(line)) for line in counts], int(of(bad)))
-    row("(all)", counts.sum(axis=1).tolist(), int(bad.sum()))
+            row(f"({word})", of)
+    row("(all)", np.sum)
     return table

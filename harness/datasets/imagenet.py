@@ -127,7 +127,7 @@ class SynsetDataset(RootedDataset):
         place = self.place / images
         return class_folders(place) if place.is_dir() else {}
 
-    def _found(self, images: str) -> ImageList:
+    def _class_images(self, images: str) -> ImageList:
         """List the images of all classes, class by class."""
         listing = self._listing(images)
         present = [
@@ -153,7 +153,7 @@ class SynsetDataset(RootedDataset):
 
     @functools.cached_property
     def _tested(self) -> ImageList:
-        return self._found(self.images)
+        return self._class_images(self.images)
 
     def _lists(self) -> bytes:
         return b""
@@ -228,7 +228,7 @@ class ImageNet(SynsetDataset):
 
     @functools.cached_property
     def _tested(self) -> ImageList:
-        return self._flat() if self._unsorted else self._found(VAL)
+        return self._flat() if self._unsorted else self._class_images(VAL)
 
     def _flat(self) -> ImageList:
         """List validation images that lie in one folder, in the order of those in class folders."""
@@ -263,7 +263,7 @@ class ImageNet(SynsetDataset):
     @functools.cached_property
     def _trained(self) -> tuple[ImageList, ImageList]:
         """List the training images for train and for val."""
-        whole = self._found(TRAIN)
+        whole = self._class_images(TRAIN)
         names = [path.rpartition("/")[2] for path in whole.paths]
         hashes = b"".join(hashlib.sha256(name.encode()).digest()[:8] for name in names)
         order = np.frombuffer(hashes, dtype=">u8")
