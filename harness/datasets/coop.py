@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from reprlib import repr as shortened
+from reprlib import repr as brief
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from harness.datasets.archives import Archive, drive
 from harness.datasets.base import SPLITS, OwnDataset, Split, SplitName, slug
-from harness.datasets.images import ImageList, require_inside
+from harness.datasets.images import ImageList, require_inside, shortened
 from harness.datasets.rooted import RootedDataset, counted
 
 PICKLES = (".pkl", ".pickle")
@@ -95,11 +95,11 @@ def _lists(content: bytes, what: str) -> dict[str, list[Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not JSON: {error}") from error
     if not isinstance(lists, dict) or set(lists) != set(SPLITS):
-        got = f"the keys {shortened(sorted(lists))}" if isinstance(lists, dict) else type(lists)
+        got = f"the keys {brief(sorted(lists))}" if isinstance(lists, dict) else type(lists)
         raise ValueError(f"{what}: expected an object of {', '.join(SPLITS)}, got {got}")
     for name, value in lists.items():
         if not isinstance(value, list):
-            raise ValueError(f"{what}: {name} must be a list, got {shortened(value)}")
+            raise ValueError(f"{what}: {name} must be a list, got {brief(value)}")
     if not lists["test"]:
         raise ValueError(f"{what}: test has no images")
     return lists
@@ -122,9 +122,7 @@ def _entries(lists: dict[str, list[Any]], what: str) -> dict[SplitName, list[Ent
 def _entry(value: Any, what: str) -> Entry:
     """Check one entry."""
     if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
-        raise ValueError(
-            f"{what} is {shortened(value)}; expected [relative path, label, class name]"
-        )
+        raise ValueError(f"{what} is {brief(value)}; expected [relative path, label, class name]")
     path, label, name = value
     relative, name = PurePosixPath(path), name.replace("_", " ").strip()
     if not relative.parts or not path.isprintable():
@@ -199,11 +197,6 @@ def _root(folder: Path, entries: Mapping[SplitName, list[Entry]], what: str) -> 
     """Find the folder that paths are relative to: the file's own or one directly in it."""
     firsts = [some[0].path for some in entries.values() if some]
     inner = sorted(path for path in folder.iterdir() if path.is_dir())
-
-    def names(roots: list[Path]) -> str:
-        text = ", ".join(root.name for root in roots[:LISTED])
-        return text + (", ..." if len(roots) > LISTED else "")
-
     counts = {  # of the first images up to one that is missing
         root: len(list(takewhile(lambda path: (root / path).is_file(), firsts)))  # noqa: B023
         for root in (folder, *inner)
@@ -212,13 +205,13 @@ def _root(folder: Path, entries: Mapping[SplitName, list[Entry]], what: str) -> 
         return folder
     fitting = [root for root in inner if counts[root] == len(firsts)]
     if len(fitting) > 1:
-        raise ValueError(
-            f"{what}: the first images are in each of the folders {names(fitting)}; leave one"
-        )
+        names = shortened([root.name for root in fitting], LISTED)
+        raise ValueError(f"{what}: the first images are in each of the folders {names}; leave one")
     if not fitting:
+        names = shortened([root.name for root in inner], LISTED) or "there is none"
         raise FileNotFoundError(
             f"{what}: image '{firsts[max(counts.values())]}' is neither beside it, in "
-            f"{str(folder)!r}, nor in a folder there (tried: {names(inner) or 'there is none'})"
+            f"{str(folder)!r}, nor in a folder there (tried: {names})"
         )
     return fitting[0]
 

@@ -74,7 +74,6 @@ class FolderDataset(OwnDataset):
             known_sizes=np.array([path.stat().st_size for path, _ in files], dtype=np.int64),
             prefix=self.name,
             dataset=self.name,
-            listed="it was there when the folder was listed",
         )
 
     def _hashed(self) -> str:

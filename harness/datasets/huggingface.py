@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,40 +43,23 @@ SEVERAL = ("Config name is missing", "specify which configuration")  # in its me
 INSTALL = f"python -m pip install 'datasets>={OLDEST}'"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What follows ``#``, as in ``#image=img,test=validation``.
+# What may follow "#", as in #image=img,test=validation: the config of a dataset that has several,
+# columns, and splits that are so here; to name one split leaves those that aren't named empty.
+CHOICES = ("config", "image", "label", *SPLITS)
+Choice = dict[str, str]
 
-    config: of the dataset, where it has several. image, label: columns of images and of classes.
-    train, val, test: splits that are so here; to name one leaves those that aren't empty.
-    """
 
-    config: str | None = None
-    image: str | None = None
-    label: str | None = None
-    train: str | None = None
-    val: str | None = None
-    test: str | None = None
-
-    @classmethod
-    def parse(cls, text: str, what: str) -> "Choice":
-        """Read ``KEY=VALUE,...``; refuse an unknown key, one without a value or one twice."""
-        keys = [field.name for field in fields(cls)]
-        choices: dict[str, str] = {}
-        for part in text.split(","):
-            key, _, value = part.partition("=")
-            if key not in keys:
-                raise ValueError(f"{what}: {part!r} after '#': {expected(key, keys)}, as KEY=VALUE")
-            if not value or key in choices:
-                raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
-            choices[key] = value
-        return cls(**choices)
-
-    def __str__(self) -> str:
-        """Return it as it is written, "" where nothing is chosen."""
-        choices = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        text = ",".join(f"{key}={value}" for key, value in choices if value is not None)
-        return f"#{text}" if text else ""
+def _choice(text: str, what: str) -> Choice:
+    """Read ``KEY=VALUE,...``; refuse an unknown key, one without a value or one twice."""
+    choice: Choice = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        if key not in CHOICES:
+            raise ValueError(f"{what}: {part!r} after '#': {expected(key, CHOICES)}, as KEY=VALUE")
+        if not value or key in choice:
+            raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
+        choice[key] = value
+    return {key: choice[key] for key in CHOICES if key in choice}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +82,11 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> "Place":
-        """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice.
-
-        Raises:
-            FileNotFoundError: neither a folder nor a name that the hub could have.
-            NotADirectoryError: a file.
-            ValueError: see ``Choice.parse``.
-        """
+        """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice."""
         where, sharp, choices = text.rpartition("#")
         if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
             where, sharp = text, ""
-        choice = Choice.parse(choices, f"hfds:{text}") if sharp else Choice()
+        choice = _choice(choices, f"hfds:{text}") if sharp else {}
         folder = Path(where).expanduser().absolute()
         if folder.is_dir():
             what = f"folder {str(folder)!r}"
@@ -164,17 +141,16 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
 
 def _opened(library: Any, place: Place) -> dict[str, Any]:
     """Let the library open it."""
+    config = place.choice.get("config")
     if place.saved:
-        if place.choice.config is not None:
-            raise ValueError(
-                f"config={place.choice.config}: what save_to_disk wrote has no configs"
-            )
+        if config is not None:
+            raise ValueError(f"config={config}: what save_to_disk wrote has no configs")
         tables = library.load_from_disk(str(place.folder))
     else:
         if place.folder is not None:
             _require_files(place.folder)
         path = place.name if place.folder is None else str(place.folder)
-        builder = library.load_dataset_builder(path, place.choice.config)
+        builder = library.load_dataset_builder(path, config)
         *_, reader = type(builder).__module__.split(".")
         if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
             raise ValueError(
@@ -205,7 +181,7 @@ def _text(error: BaseException) -> str:
 
 def _way(place: Place) -> str:
     """Say how to get a dataset of the hub."""
-    config = f", {place.choice.config!r}" if place.choice.config else ""
+    config = f", {place.choice['config']!r}" if "config" in place.choice else ""
     return (
         "--download gets it; so does, where there is a network and HF_HOME is the same, `python -c "
         f'"import datasets; datasets.load_dataset({place.name!r}{config})"`'
@@ -253,8 +229,8 @@ class Columns(NamedTuple):
 
 def find_columns(features: Mapping[str, Any], choice: Choice, what: str) -> Columns:
     """Find the columns by their types, or check those that are asked for."""
-    image = _column(features, IMAGE, choice.image, "image", what)
-    label = _column(features, CLASSES, choice.label, "label", what)
+    image = _column(features, IMAGE, choice.get("image"), "image", what)
+    label = _column(features, CLASSES, choice.get("label"), "label", what)
     return Columns(image, label, tuple(map(str, features[label].names)))
 
 
@@ -387,7 +363,7 @@ class HfDataset(OwnDataset):
     An image's id is its split and row. It stays as long as the rows do, on every machine and with
     every release of the library; where rows have moved, the revision is another.
 
-    The place is a folder's path or ``owner/name``, then perhaps ``#`` and a ``Choice``.
+    The place is a folder's path or ``owner/name``, then perhaps ``#`` and choices, see ``CHOICES``.
     """
 
     prefix, downloads = "hfds", True
@@ -398,9 +374,10 @@ class HfDataset(OwnDataset):
     def __init__(self, place: Path, *, download: bool = False) -> None:
         source = Place.parse(str(place))
         where, choice = source.what, source.choice
-        self.asked_path = f"{source.folder or source.name}{choice}"
-        parts = (source.name, choice.config, choice.image, choice.label)
-        self.name = f"hfds-{slug(' '.join(filter(None, parts)), where)}"
+        sharp = "#" + ",".join(f"{key}={value}" for key, value in choice.items())
+        self.asked_path = f"{source.folder or source.name}{sharp if choice else ''}"
+        parts = (source.name, *(choice[key] for key in CHOICES[:3] if key in choice))
+        self.name = f"hfds-{slug(' '.join(parts), where)}"
         self.title = f"Images of {source.name}"
         tables = load(source, download=download)
         chosen = _chosen(tables, choice, where)
@@ -441,7 +418,7 @@ class HfDataset(OwnDataset):
 def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, str]:
     """Say which splits of the dataset are which of ours; others are left alone."""
     there = {name or "(without a name)": name for name in names}
-    chosen: dict[SplitName, str] = {s: getattr(choice, s) for s in SPLITS if getattr(choice, s)}
+    chosen: dict[SplitName, str] = {s: choice[s] for s in SPLITS if s in choice}
     for split, name in chosen.items():
         if name not in there:
             raise ValueError(f"{what}: {split}={name}: {expected(name, there)}")

@@ -144,7 +144,6 @@ class SynsetDataset(RootedDataset):
             ),
             prefix=f"{self.name}/{images}",
             dataset=repr(self.name),
-            listed="it was there when the folder was listed",
             known_sizes=np.array([n for _, _, inner in present for n in inner.sizes], np.int64),
         )
 
@@ -248,7 +247,6 @@ class ImageNet(SynsetDataset):
             labels=np.array([label for label, _ in entries], dtype=np.int64),
             prefix=f"{self.name}/{VAL}",
             dataset=repr(self.name),
-            listed="it was there when the folder was listed",
         )
 
     def _truth(self) -> list[int]:

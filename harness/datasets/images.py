@@ -196,7 +196,7 @@ class ImageList:
     labels: NDArray[np.int64]
     prefix: str
     dataset: str
-    listed: str
+    listed: str = "it was there when the folder was listed"
     known_sizes: NDArray[np.int64] | None = None
     names: Sequence[str] | None = None
 

@@ -137,7 +137,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=EMBEDDED / "clip_vit_s14.text.safetensors")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "train_text")
     parser.add_argument("--steps", type=int, default=LitConfig.steps)
-    parser.add_argument("--features-only", action="store_true", help="stop after the first step")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     assert zoo.MODELS
@@ -145,8 +144,6 @@ def main(argv: list[str] | None = None) -> int:
 
     sources = {"fashion": fashion_source(args.fashion), "emoji": emoji_source()}
     features = {name: features_of(source, name, args.cache) for name, source in sources.items()}
-    if args.features_only:
-        return 0
     images = torch.cat(list(features.values()))
     texts: dict[str, int] = {}
     captions = [

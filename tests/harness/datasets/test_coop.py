@@ -170,7 +170,7 @@ def test_links_that_leave_the_folder(what: str, make: Make, tmp_path: Path):
 def test_images_that_are_nowhere(make: Make):
     file = make(images="images/deeper")
     match = (
-        r"'ankle_boot/Ankle_Boot_train_0.png' is neither beside it, in '.*', .*\(tried: images\)"
+        r"'ankle_boot/Ankle_Boot_train_0.png' is neither beside it, in '.*', .*\(tried: 'images'\)"
     )
     with pytest.raises(FileNotFoundError, match=match):
         CoopSplit(file)
@@ -179,7 +179,7 @@ def test_images_that_are_nowhere(make: Make):
     with pytest.raises(FileNotFoundError, match=r"image 'ankle_boot/.*_val_0.png' is neither"):
         CoopSplit(file)
     make(folder="both", images="a")
-    with pytest.raises(ValueError, match="in each of the folders a, b; leave one"):
+    with pytest.raises(ValueError, match="in each of the folders 'a', 'b'; leave one"):
         CoopSplit(make(folder="both", images="b"))
 
 
