@@ -91,9 +91,9 @@ class Provider:
 
         A FileNotFoundError says what is missing, where it was looked for and what to do.
         """
-        missing = [
-            path for path in required_paths(self.archives) if not (self.folder / path).exists()
-        ]
+        packed = {archive.file for archive in self.archives if archive.packed}
+        paths = dict.fromkeys(a.holds for a in self.archives if a.holds not in packed)
+        missing = [path for path in paths if not (self.folder / path).exists()]
         sources = [archive for path in missing for archive in self._holding(path)]
         if any(a.find(self.folder) or (self.may_download and a.url) for a in sources):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -152,12 +152,6 @@ class Provider:
         """Return the archives that hold a path, and those that hold these."""
         direct = [archive for archive in self.archives if archive.holds == path]
         return [a for d in direct for a in (d, *(self._holding(d.file) if d.packed else []))]
-
-
-def required_paths(archives: Sequence[Archive]) -> list[str]:
-    """List the paths that archives hold, but for those that are archives themselves."""
-    packed = {archive.file for archive in archives if archive.packed}
-    return [path for path in dict.fromkeys(a.holds for a in archives) if path not in packed]
 
 
 def download(

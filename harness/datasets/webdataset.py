@@ -103,8 +103,13 @@ class TarDataset(OwnDataset):
         def render(index: int, _variant: int) -> Rendered:
             sample = samples[index]
             shard = shards[sample.shard]
+            with shard.open("rb") as file:
+                content = os.pread(file.fileno(), sample.size, sample.offset)
+            if len(content) != sample.size:
+                what = f"tar {str(shard)!r} ends within {sample.key!r}"
+                raise ValueError(f"{what}; it was cut meanwhile")
             where = f"{sample.key}.{sample.extension} of tar {str(shard)!r}"
-            return decode_image(read_sample(shard, sample), where), None
+            return decode_image(content, where), None
 
         return Split(labels, lambda index: f"{self.name}/{name}/{samples[index].key}", render)
 
@@ -196,16 +201,6 @@ def index_of(shards: Sequence[Path]) -> list[Sample]:
     if len(samples) >= KEPT:
         keep_json(file, samples)
     return samples
-
-
-def read_sample(shard: Path, sample: Sample) -> bytes:
-    """Read the bytes of a sample's image from a tar that may have changed meanwhile."""
-    with shard.open("rb") as file:
-        file.seek(sample.offset)
-        content = file.read(sample.size)
-    if len(content) != sample.size:
-        raise ValueError(f"tar {str(shard)!r} ends within {sample.key!r}; it was cut meanwhile")
-    return content
 
 
 def _samples(number: int, shard: Path) -> list[Sample]:
