@@ -2,7 +2,10 @@
 
 import argparse
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,7 @@ from harness.console.terminal import Progress
 from harness.datasets import get_dataset, kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.decoded import Decoded, decode_all
-from harness.datasets.images import how_many
+from harness.datasets.images import how_many, shortened
 from harness.datasets.rooted import RootedDataset
 from harness.models.towers import text_classifier
 from zoo.clip import create_clip
@@ -24,40 +27,30 @@ ROWS = 40  # classes that a table shows; of more, those that stand out
 LISTED = 20  # unreadable images
 TOWER = "clip_vit_s14"
 
+Counts = dict[SplitName, NDArray[np.int64]]  # by split, (classes,)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Checked:
     """What a check found.
 
-    Attributes:
-        name: of the dataset.
-        revision: of the dataset.
-        classes: captions.
-        counts: images of each class, (classes,) by split.
-        bad: unreadable ones likewise; None where no image was decoded.
-        problems: what should be mended, one a line.
-        notes: what is good to know, one a line.
-        unreadable: why each image can't be read.
+    counts: images of each class, (classes,) by split. bad: unreadable ones likewise; None where no
+    image was decoded. problems: what should be mended, one a line. notes: what is good to know,
+    likewise. unreadable: why each image can't be read.
     """
 
     name: str
     revision: str
     classes: tuple[str, ...]
-    counts: dict[SplitName, NDArray[np.int64]]
-    bad: dict[SplitName, NDArray[np.int64]] | None
+    counts: Counts
+    bad: Counts | None
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     unreadable: tuple[str, ...]
 
 
 def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> Checked:
-    """Check a dataset.
-
-    Args:
-        dataset: bound to its root if it needs one.
-        progress: where to show how far it is.
-        fast: decode no image, and so find neither damaged ones nor copies.
-    """
+    """Check a dataset; ``fast`` decodes no image, and so finds neither damaged ones nor copies."""
     size = len(dataset.classes)
     counts = {name: np.bincount(dataset.labels(name), minlength=size) for name in SPLITS}
     uneven, notes = _uneven(dataset, counts)
@@ -69,33 +62,31 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         problems += dataset.problems(progress)
     else:
         problems += dataset.differences()
-    bad: dict[SplitName, NDArray[np.int64]] | None = None
+    bad: Counts | None = None
     unreadable: tuple[str, ...] = ()
     if not fast:
         decoded = decode_all(dataset, progress, known=False)
         unreadable = tuple(decoded.bad.values())
-        bad = {name: _bad(dataset, decoded, name) for name in SPLITS}
+        bad = {}
+        for name in SPLITS:
+            lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
+            bad[name] = np.bincount(dataset.labels(name)[lost], minlength=size)
         if unreadable:
             problems.append(
                 f"{how_many(len(unreadable), 'unreadable')}; --skip-bad leaves them out"
             )
         facts += _copies(dataset, decoded)
-    notes += _unnamed(dataset)
-    return Checked(
-        name=dataset.name,
-        revision=dataset.revision,
-        classes=dataset.classes,
-        counts=counts,
-        bad=bad,
-        problems=tuple(problems),
-        notes=tuple(notes),
-        unreadable=unreadable,
-    )
+    _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)))
+    if left_out:
+        notes.append(
+            f"{len(left_out)} of {size} classes have words that the text tower of {TOWER} never "
+            f"saw; without shots it leaves them out: {shortened(left_out, SHOWN)}"
+        )
+    names = (dataset.name, dataset.revision, dataset.classes)
+    return Checked(*names, counts, bad, tuple(problems), tuple(notes), unreadable)
 
 
-def _uneven(
-    dataset: Dataset, counts: dict[SplitName, NDArray[np.int64]]
-) -> tuple[list[str], list[str]]:
+def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
     """Tell classes that a split lacks; and splits without images."""
     uneven, notes = [], []
     for name in SPLITS:
@@ -103,16 +94,12 @@ def _uneven(
         if len(lacking) == len(dataset.classes):
             notes.append(f"{name} has no images")
         elif lacking:
-            uneven.append(f"{name} has no image of {len(lacking)} classes: {_some(lacking)}")
+            uneven.append(
+                f"{name} has no image of {len(lacking)} classes: {shortened(lacking, SHOWN)}"
+            )
     if not counts["test"].any():
         notes.append("measure on another split than test, with --split")
     return uneven, notes
-
-
-def _bad(dataset: Dataset, decoded: Decoded, name: SplitName) -> NDArray[np.int64]:
-    """Count a split's unreadable images by class."""
-    lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
-    return np.bincount(dataset.labels(name)[lost], minlength=len(dataset.classes))
 
 
 def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
@@ -130,25 +117,9 @@ def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
     lines = []
     for what, some in (("two splits", apart), ("two classes", torn)):
         if some:
-            ids = _some([image_id for _, _, image_id in some[0]])
+            ids = shortened([image_id for _, _, image_id in some[0]], SHOWN)
             lines.append(f"images that are in {what}, pixel for pixel: {len(some)}, such as {ids}")
     return lines
-
-
-def _unnamed(dataset: Dataset) -> list[str]:
-    """Tell classes with words that the text tower that ships never saw."""
-    parts = create_clip(TOWER)
-    _, left_out = text_classifier(parts, dataset.with_templates(("{}",)))
-    if not left_out:
-        return []
-    return [
-        f"{len(left_out)} of {len(dataset.classes)} classes have words that the text tower of "
-        f"{TOWER} never saw; without shots it leaves them out: {_some(left_out)}"
-    ]
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
 def run_check(args: argparse.Namespace, status: Console) -> Shown:
@@ -163,39 +134,33 @@ def run_check(args: argparse.Namespace, status: Console) -> Shown:
     read = f"{total:,} images {'listed' if checked.bad is None else 'read'}"
     outcome = f"problems: {len(checked.problems)}" if checked.problems else "no problem found"
     lines.append(f"{checked.name}, revision {checked.revision}: {read}, {outcome}")
-    return Shown(
-        parts=(class_table(checked), *lines),
-        data=json_values(checked),
-        code=1 if checked.problems else 0,
-    )
+    code = 1 if checked.problems else 0
+    return Shown(parts=(class_table(checked), *lines), data=json_values(checked), code=code)
 
 
 def class_table(checked: Checked) -> Table:
     """Lay out the images of each class; of many classes those that lack some."""
-    table = Table(title=f"{checked.name}: {len(checked.classes)} classes")
-    table.add_column("class")
+    table = Table("class", title=f"{checked.name}: {len(checked.classes)} classes")
     splits = [name for name in SPLITS if checked.counts[name].any()]
-    for name in splits:
-        table.add_column(name, justify="right")
+    numbers: dict[str, NDArray[np.int64]] = {name: checked.counts[name] for name in splits}
+    odd = (np.stack([*numbers.values()]) == 0).any(axis=0)
     if checked.bad is not None:
-        table.add_column("unreadable", justify="right")
-    counts = np.stack([checked.counts[name] for name in splits])
-    bad = np.zeros_like(counts[0])
-    if checked.bad is not None:
-        bad = np.sum([checked.bad[name] for name in splits], axis=0)
+        numbers["unreadable"] = np.sum([checked.bad[name] for name in splits], axis=0)
+        odd |= numbers["unreadable"] > 0
+    for heading in numbers:
+        table.add_column(heading, justify="right")
 
-    def row(name: str, values: list[int], lost: int) -> None:
-        cells = [f"{value:,}" for value in values]
-        table.add_row(name, *cells, *([f"{lost:,}"] if checked.bad is not None else []))
+    def row(name: str, of: Callable[[NDArray[np.int64]], Any]) -> None:
+        table.add_row(name, *(f"{int(of(counts)):,}" for counts in numbers.values()))
 
-    odd = np.flatnonzero((counts == 0).any(axis=0) | (bad > 0))
-    short = len(checked.classes) <= ROWS
-    for label in range(len(checked.classes)) if short else odd[:ROWS]:
-        row(checked.classes[label], counts[:, label].tolist(), int(bad[label]))
+    labels = np.arange(len(checked.classes))
+    short = len(labels) <= ROWS
+    for label in labels if short else labels[odd][:ROWS]:
+        row(checked.classes[label], itemgetter(label))
     if not short:
-        if len(odd) > ROWS:
-            row(f"... and {len(odd) - ROWS} more like these", [], 0)
+        if (more := int(odd.sum()) - ROWS) > 0:
+            table.add_row(f"... and {more} more like these")
         for word, of in (("fewest", np.min), ("median", np.median), ("most", np.max)):
-            row(f"({word})", [int(of(line)) for line in counts], int(of(bad)))
-    row("(all)", counts.sum(axis=1).tolist(), int(bad.sum()))
+            row(f"({word})", of)
+    row("(all)", np.sum)
     return table

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.console.terminal import Progress
-from harness.datasets.base import Dataset, Example, Split, SplitName, concrete_classes
+from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName, named_classes
 from harness.datasets.coop import CoopSplit
 from harness.datasets.decoded import bad_images, require_readable
 from harness.datasets.folder import FolderDataset, FolderParted
@@ -21,42 +21,9 @@ __all__ = [
     "list_datasets", "names_of", "root_of", "shipped_facts",
 ]  # fmt: skip
 
-CLASS_FOLDERS = "folder of class folders"
 ROOT = "CLIP_PATCHRANK_DATA"  # environment variable with the default of --root
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """What is made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
-
-    make: from the path. what: that is, in words. expected: at the path. downloads: if told to.
-    """
-
-    make: Callable[..., Dataset]
-    what: str
-    expected: str
-    downloads: bool = False
-
-
-KINDS = {
-    "coop": Kind(make=CoopSplit, what="a split file of CoOp", expected="split_zhou_*.json"),
-    "folder": Kind(
-        make=FolderDataset, expected=CLASS_FOLDERS,
-        what=f"a {CLASS_FOLDERS}, or of train, val and test with such",
-    ),
-    "folder-parted": Kind(
-        make=FolderParted, expected=CLASS_FOLDERS,
-        what=f"a {CLASS_FOLDERS}, parted here into train, val and test",
-    ),
-    "hfds": Kind(
-        make=HfDataset, expected="folder, or owner/name of the hub", downloads=True,
-        what="a dataset of the Hugging Face `datasets` library, in a folder or as owner/name",
-    ),
-    "wds": Kind(
-        make=TarDataset, expected="folder with classnames.txt and test/0.tar",
-        what="a folder of tars as CLIP_benchmark has them",
-    ),
-}  # fmt: skip
+_OWN = (CoopSplit, FolderDataset, FolderParted, HfDataset, TarDataset)
+KINDS: dict[str, type[OwnDataset]] = {kind.prefix: kind for kind in _OWN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +47,11 @@ class _How:
             flags += ["--templates", *self.templates]
         # What ships is drawn, so there is nothing that can't be read.
         here = not dataset.files and getattr(dataset, "root", Path()) is not None
-        if self.skip_bad is not None and here:
-            if self.skip_bad:
-                dataset = dataset.without(bad_images(dataset, self.progress))
-                flags += ["--skip-bad"]
-            else:
-                require_readable(dataset)
+        if here and self.skip_bad:
+            dataset = dataset.without(bad_images(dataset, self.progress))
+            flags += ["--skip-bad"]
+        elif here and self.skip_bad is False:
+            require_readable(dataset)
         if flags:
             dataset.asked_with = tuple(flags)
         return dataset
@@ -93,7 +59,7 @@ class _How:
 
 @dataclass
 class _Known:
-    """What this process was told: how datasets are taken, and those that were, by name."""
+    """How datasets are taken in this process, and those that were taken so, by name."""
 
     how: _How = field(default_factory=_How)
     datasets: dict[str, Dataset] = field(default_factory=dict)
@@ -105,12 +71,12 @@ _known = _Known()
 @functools.cache
 def _classes() -> dict[str, type[Dataset]]:
     """Map dataset names to the classes of the folder's files."""
-    made = (CoopSplit, FolderDataset, FolderParted, HfDataset, TarDataset)
-    return concrete_classes(__name__, __path__, Dataset, but=made)
+    return named_classes(__name__, __path__)
 
 
 @functools.cache
-def _made(name: str) -> Dataset:
+def shipped_facts(name: str) -> Dataset:
+    """Return one of ``list_datasets`` as it is by itself: without root, with its own prompts."""
     return _classes()[name]()
 
 
@@ -125,18 +91,13 @@ def list_datasets() -> tuple[str, ...]:
     return tuple(_classes())
 
 
-def shipped_facts(name: str) -> Dataset:
-    """Return one of ``list_datasets`` as it is by itself: without root, with its own prompts."""
-    return _made(name)
-
-
 def kind_of(name: str) -> str | None:
     """Return the prefix of a dataset that is made from the user's files, None of another."""
     fitting = (prefix for prefix in KINDS if name.startswith((f"{prefix}:", f"{prefix}-")))
     return max(fitting, key=len, default=None)
 
 
-def _kind(name: str) -> Kind | None:
+def _kind(name: str) -> type[OwnDataset] | None:
     """Return the kind that ``PREFIX:PATH`` asks for, None of another name."""
     prefix, colon, _ = name.partition(":")
     return KINDS.get(prefix) if colon else None
@@ -145,30 +106,30 @@ def _kind(name: str) -> Kind | None:
 def get_dataset(name: str) -> Dataset:
     """Return a dataset, prepared as ``names_of`` was told.
 
-    Args:
-        name: its name, which has one instance; or ``PREFIX:PATH`` with a prefix of ``KINDS``. That
-            is read anew, and from then on its own name means it, too.
+    Its name has one instance; ``PREFIX:PATH`` with a prefix of ``KINDS`` is read anew, and from
+    then on its own name means it, too.
 
     Raises:
         ValueError: no dataset has that name, the nearest is told; or what is there is none.
         FileNotFoundError: files are missing; the message holds the command that gets them.
     """
-    prefix, _, path = name.partition(":")
+    how, path = _known.how, name.partition(":")[2]
     if (kind := _kind(name)) is not None:
         if not path:
-            raise ValueError(f"dataset {name!r}: expected {prefix}:PATH of a {kind.expected}")
-        options = {"download": True} if kind.downloads and _known.how.download else {}
-        dataset = _known.how.prepared(kind.make(Path(path), **options))
+            raise ValueError(f"dataset {name!r}: expected {kind.prefix}:PATH of a {kind.expected}")
+        make: Callable[..., Dataset] = kind
+        options = {"download": True} if kind.downloads and how.download else {}
+        dataset = how.prepared(make(Path(path), **options))
         _known.datasets[dataset.name] = dataset
-        return dataset
-    if name in _known.datasets:
-        return _known.datasets[name]
-    if name in _classes():
-        dataset = _known.how.prepared(_made(name))
-        if dataset is not _made(name):
+    elif name in _known.datasets:
+        dataset = _known.datasets[name]
+    elif name in _classes():
+        dataset = how.prepared(shipped_facts(name))
+        if dataset is not shipped_facts(name):
             _known.datasets[name] = dataset
-        return dataset
-    raise ValueError(_unknown(name))
+    else:
+        raise ValueError(_unknown(name))
+    return dataset
 
 
 def forget() -> None:
@@ -202,18 +163,15 @@ def names_of(
 ) -> list[str]:
     """Return names for what the command line gives; nothing goes by a path from then on.
 
-    Args:
-        datasets: names, or ``PREFIX:PATH``; after this ``get_dataset`` knows the latter by name.
-        root: folder that holds the datasets that aren't shipped; None for the environment's.
-        download: get what is missing there.
-        templates: prompts for all of them instead of their own.
-        skip_bad: leave out images that can't be read; False refuses those found before.
-        progress: where to show what takes long, and which images are left out.
+    ``root`` holds the datasets that aren't shipped, by default the environment's, and ``download``
+    gets what is missing there. ``templates`` are prompts for all of them instead of their own.
+    ``skip_bad`` leaves out images that can't be read; False refuses those found before.
 
     Raises:
         ValueError: two of one name; a root, and nothing that lies there; or see ``get_dataset``.
         FileNotFoundError: a dataset that isn't shipped, and no root.
     """
+    forget()
     _known.how = _How(
         root=root,
         download=download,
@@ -221,7 +179,6 @@ def names_of(
         skip_bad=skip_bad,
         progress=progress or Progress(),
     )
-    _known.datasets.clear()
     rooted = [word for word in datasets if issubclass(_classes().get(word, Dataset), RootedDataset)]
     useless = download and not any(kind.downloads for kind in map(_kind, datasets) if kind)
     if datasets and not rooted and (root is not None or useless):

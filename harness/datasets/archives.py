@@ -9,8 +9,7 @@ import tarfile
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -34,25 +33,23 @@ RATIO = 20
 ALLOWANCE = 2**26
 HEADER = 512  # bytes that a member counts at least
 _REFUSED = "; it isn't unpacked"
+DAMAGE = (
+    EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError,
+    OverflowError, RecursionError, UnicodeError, OSError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
     """A file of the source: an archive, or a plain file that is used as it is.
 
-    Attributes:
-        file: its name, see ``find``.
-        holds: path that is there once it is unpacked, relative to the dataset's folder; of a plain
-            file its own name. Several archives may hold the same: any of them will do.
-        url: where it can be downloaded; None where there is a licence to agree to, or no lasting
-            address.
-        page: where a person gets it.
-        checksums: ``md5:...`` or ``sha256:...`` of the versions that are known; () where nobody
-            publishes one.
-        strip: folder in the archive whose content is taken, and nothing else of it.
-        into: folder that it is unpacked in, relative to the dataset's.
-        optional: the dataset is of use without it.
-        nested: its members are tars, each to be unpacked in a folder of its name.
+    file: its name, see ``find``. holds: path that is there once it is unpacked, relative to the
+    dataset's folder; of a plain file its own name. Several archives may hold the same: any of them
+    will do. page: where a person gets it. url: None where there is a licence to agree to, or no
+    lasting address. checksums: ``md5:...`` or ``sha256:...`` of the versions that are known.
+    strip: folder in the archive whose content is taken, and nothing else of it. into: folder that
+    it is unpacked in, relative to the dataset's. nested: its members are tars, each to be unpacked
+    in a folder of its name. optional: the dataset is of use without it.
     """
 
     file: str
@@ -79,17 +76,9 @@ class Archive:
         return next((place for place in places if place.is_file()), None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Provider:
-    """Puts into a dataset's folder what is needed.
-
-    Attributes:
-        dataset: name of the dataset.
-        folder: of the dataset.
-        archives: that the source ships.
-        may_download: whether to get what is missing.
-        progress: where to show it.
-    """
+    """Puts into a dataset's folder what is needed."""
 
     dataset: str
     folder: Path
@@ -100,14 +89,11 @@ class Provider:
     def provide(self) -> None:
         """Have everything that the archives hold; of processes that start together, one works.
 
-        Raises:
-            FileNotFoundError: something is missing; the message says where it was looked for and
-                what to do.
-            ValueError, OSError: see ``unpack`` and ``download``.
+        A FileNotFoundError says what is missing, where it was looked for and what to do.
         """
-        missing = [
-            path for path in required_paths(self.archives) if not (self.folder / path).exists()
-        ]
+        packed = {archive.file for archive in self.archives if archive.packed}
+        paths = dict.fromkeys(a.holds for a in self.archives if a.holds not in packed)
+        missing = [path for path in paths if not (self.folder / path).exists()]
         sources = [archive for path in missing for archive in self._holding(path)]
         if any(a.find(self.folder) or (self.may_download and a.url) for a in sources):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -124,13 +110,12 @@ class Provider:
         holding = [archive for archive in self.archives if archive.holds == path]
         if any(self._take(archive) for archive in holding):
             return True
-        if self.may_download:
-            for archive in holding:
-                if archive.url is not None:
-                    with self.progress.bytes(f"downloading {archive.file}") as update:
-                        download(archive, self.folder / archive.file, update)
-                    return self._take(archive)
-        return False
+        online = next((archive for archive in holding if archive.url is not None), None)
+        if online is None or not self.may_download:
+            return False
+        with self.progress.bytes(f"downloading {online.file}") as update:
+            download(online, self.folder / online.file, update)
+        return self._take(online)
 
     def _take(self, archive: Archive) -> bool:
         """Check and unpack an archive, if it is there or in another one that is."""
@@ -169,23 +154,13 @@ class Provider:
         return [a for d in direct for a in (d, *(self._holding(d.file) if d.packed else []))]
 
 
-def required_paths(archives: Sequence[Archive]) -> list[str]:
-    """List the paths that archives hold, but for those that are archives themselves."""
-    packed = {archive.file for archive in archives if archive.packed}
-    return [path for path in dict.fromkeys(a.holds for a in archives) if path not in packed]
-
-
 def download(
     archive: Archive, to: Path, on_bytes: Callable[[int, int], None] = lambda *_: None
 ) -> None:
     """Get a file of a source; it is there whole, with the sum it should have, or not at all.
 
-    What came before a stop stays beside it as NAME.part and is gone on with.
-
-    Args:
-        archive: what to get.
-        to: path of the file.
-        on_bytes: receives how many bytes are there, and of how many (0 where nobody says).
+    What came before a stop stays beside it as NAME.part and is gone on with. ``on_bytes`` receives
+    how many bytes are there, and of how many (0 where nobody says).
 
     Raises:
         ValueError: it has another sum, or a web page came in its place.
@@ -259,13 +234,8 @@ def _append(archive: Archive, url: str, part: Path, on_bytes: Callable[[int, int
                 size = int(answer.headers.get("Content-Length") or 0)
                 require_room(part.parent, size, f"the download of {archive.file!r}")
 
-        get = pooch.HTTPDownloader(
-            progressbar=bar,
-            chunk_size=CHUNK,
-            timeout=TIMEOUT_S,
-            headers=headers,
-            hooks={"response": judge},
-        )
+        http = {"timeout": TIMEOUT_S, "headers": headers, "hooks": {"response": judge}}
+        get = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, **http)
         try:
             get(url, file, None)
         except requests.HTTPError as error:
@@ -287,11 +257,7 @@ def _require_safe(url: str) -> None:
 def require_sum(
     archive: Archive, file: Path, on_bytes: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Refuse a file that isn't the source's.
-
-    Raises:
-        ValueError: none of the sums is its own.
-    """
+    """Refuse a file, by a ValueError, that has none of the source's sums."""
     if not archive.checksums:
         return
     kinds = sorted({checksum.partition(":")[0] for checksum in archive.checksums})
@@ -311,11 +277,7 @@ def require_sum(
 
 
 def require_room(folder: Path, size: int, what: str) -> None:
-    """Refuse to start what won't fit.
-
-    Raises:
-        OSError: fewer than ``size`` bytes are free in the folder.
-    """
+    """Refuse to start what won't fit, by an OSError."""
     if (free := shutil.disk_usage(folder).free) < size:
         raise OSError(
             f"{what} needs {size:,} bytes, and {str(folder)!r} has {free:,} free; make room or "
@@ -330,13 +292,7 @@ def unpack(
 
     What an archive is, its first bytes say, not its name: the tar.gz of ImageNetV2 is a plain tar.
     Links to files become copies. What is there already stays as it is. One process at a time may
-    do so in a folder.
-
-    Args:
-        archive: what the file is.
-        file: where it lies.
-        folder: of the dataset.
-        on_bytes: receives how far in the file this is.
+    do so in a folder. ``on_bytes`` receives how far in the file this is.
 
     Raises:
         ValueError: it is damaged, encrypted, unpacks to absurdly much, doesn't hold what it
@@ -351,7 +307,7 @@ def unpack(
     whole, tree = partial / "whole", partial / "tree"
     try:
         whole.mkdir(parents=True)
-        with _damage_named(file, what), file.open("rb") as content:
+        with file.open("rb") as content:
             _Unpacking(archive, content, file.stat().st_size, what, on_bytes).extract(whole)
         if (whole / archive.strip).is_dir():
             (tree / archive.into).parent.mkdir(parents=True, exist_ok=True)
@@ -361,23 +317,15 @@ def unpack(
                 f"{what} doesn't hold {archive.holds!r}, so it isn't the one of {archive.page}"
             )
         _merge(tree, folder, PurePosixPath(archive.holds).parts)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _damage_named(file: Path, what: str) -> Iterator[None]:
-    damage = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
-    odd = (NotImplementedError, OverflowError, RecursionError, UnicodeError, OSError)
-    try:
-        yield
-    except (*damage, *odd) as error:
+    except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the machine's, such as a full disk
         raise ValueError(
             f"{what} is truncated or damaged: {file.stat().st_size:,} bytes, {error}; delete it "
             "and get it again, by --download or by hand"
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Content:
@@ -397,20 +345,19 @@ class _Content:
         return self._file.read(size)
 
 
+@dataclass
 class _Unpacking:
     """One archive on its way to a folder, with what it may still unpack to."""
 
-    def __init__(
-        self,
-        archive: Archive,
-        file: IO[bytes],
-        size: int,
-        what: str,
-        on_bytes: Callable[[int], None],
-    ) -> None:
-        self.archive, self.file, self.size, self.what = archive, file, size, what
-        self.on_bytes = on_bytes
-        self.most = self.left = RATIO * size + ALLOWANCE
+    archive: Archive
+    file: IO[bytes]
+    size: int
+    what: str
+    on_bytes: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        """Compute what it may unpack to."""
+        self.most = self.left = RATIO * self.size + ALLOWANCE
 
     def extract(self, goal: Path) -> None:
         """Write all files."""
@@ -425,11 +372,7 @@ class _Unpacking:
             self.untar(self.file, goal, nested=self.archive.nested)
 
     def count(self, name: str, size: int) -> None:
-        """Count a file before it is written, by the size that no reader goes beyond.
-
-        Raises:
-            ValueError: this is too much.
-        """
+        """Count a file before it is written, by the size that no reader goes beyond."""
         self.on_bytes(self.file.tell())
         self.left -= HEADER + size  # else a bomb may be of empty files
         if size < 0 or self.left < 0:
@@ -439,11 +382,7 @@ class _Unpacking:
             )
 
     def takes(self, name: str) -> bool:
-        """Say whether a member is wanted.
-
-        Raises:
-            ValueError: its path leaves the folder.
-        """
+        """Say whether a member is wanted; refuse a path that leaves the folder."""
         path = PurePosixPath(name)
         leaves = path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive
         if leaves or "\\" in name or "\0" in name:
@@ -499,12 +438,10 @@ class _Unpacking:
             for info in opened.infolist():
                 self.count(info.filename, info.file_size)
                 kind = stat.S_IFMT(info.external_attr >> 16)
-                for odd, flag in (
-                    ("encrypted", info.flag_bits & 1),
-                    ("a link or device", kind not in {0, stat.S_IFREG, stat.S_IFDIR}),
-                ):
-                    if flag:
-                        raise ValueError(f"{self.what} holds {info.filename!r}, {odd}{_REFUSED}")
+                odd = "encrypted" if info.flag_bits & 1 else ""
+                odd = odd or ("" if kind in {0, stat.S_IFREG, stat.S_IFDIR} else "a link or device")
+                if odd:
+                    raise ValueError(f"{self.what} holds {info.filename!r}, {odd}{_REFUSED}")
                 if self.takes(info.orig_filename):
                     opened.extract(info, goal)
 

@@ -5,8 +5,12 @@ import copy
 import hashlib
 import importlib
 import inspect
+import json
 import pkgutil
+import re
+import string
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, overload
@@ -15,11 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.datasets.captions import require_template
+from zoo.files import write_whole
+from zoo.weights import cache_folder
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+# What folders and the splits of others are called.
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
 DATA_DIR = Path(__file__).parent.parent / "embedded" / "data"
+LARGEST = 4 << 20  # bytes of a list of names
 
 # An RGB image, of canvas size if drawn here, and the (H, W) bool pixels of its object or None.
 Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
@@ -54,17 +64,9 @@ class Split(Sequence[Example]):
         labels: NDArray[np.int64],
         name: Callable[[int], str],
         render: Callable[[int, int], Rendered],
-        *,
-        indices: NDArray[np.int64] | None = None,
-        variant: int = 0,
     ) -> None:
-        if variant < 0:
-            raise ValueError(f"variant must be 0 or more, got {variant}")
-        self._all_labels = labels
-        self._name = name
-        self._render = render
-        self._indices = np.arange(len(labels)) if indices is None else indices
-        self._variant = variant
+        self._all_labels, self._name, self._render = labels, name, render
+        self._indices, self._variant = np.arange(len(labels)), 0
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -78,15 +80,17 @@ class Split(Sequence[Example]):
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "Split":
         """Keep the examples at these positions, in this order, with their images unchanged."""
-        kept = self._indices[np.asarray(indices, dtype=np.int64)]
-        return self._other(kept, self._variant)
+        other = copy.copy(self)
+        other._indices = self._indices[np.asarray(indices, dtype=np.int64)]
+        return other
 
     def variant(self, variant: int) -> "Split":
         """Show the same sources with other random draws; 0 gives the benchmark's images."""
-        return self._other(self._indices, variant)
-
-    def _other(self, indices: NDArray[np.int64], variant: int) -> "Split":
-        return Split(self._all_labels, self._name, self._render, indices=indices, variant=variant)
+        if variant < 0:
+            raise ValueError(f"variant must be 0 or more, got {variant}")
+        other = copy.copy(self)
+        other._variant = variant
+        return other
 
     def _image_id(self, index: int) -> str:
         return self._name(index) + (f"/{self._variant}" if self._variant else "")
@@ -166,11 +170,7 @@ class Dataset(abc.ABC):
         """Build the split of that name (already validated)."""
 
     def split(self, name: SplitName) -> Split:
-        """Return the split.
-
-        Raises:
-            ValueError: name is none of train, val, test.
-        """
+        """Return the split called train, val or test."""
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
         whole = self._split(name)
@@ -182,17 +182,6 @@ class Dataset(abc.ABC):
     def labels(self, name: SplitName) -> NDArray[np.int64]:
         """(n,) int64 labels of a split, without drawing an image."""
         return self.split(name).labels
-
-    def majority_share(self, name: SplitName) -> float:
-        """Fraction in [0, 1] of the split's most frequent class: what guessing it would score.
-
-        Raises:
-            ValueError: the split is empty.
-        """
-        labels = self.labels(name)
-        if not len(labels):
-            raise ValueError(f"split {name!r} of {self.name!r} has no images")
-        return float(np.bincount(labels).max() / len(labels))
 
     @property
     def revision(self) -> str:
@@ -224,11 +213,7 @@ class Dataset(abc.ABC):
         return other
 
     def without(self, image_ids: Iterable[str]) -> Self:
-        """Return it without some images.
-
-        Raises:
-            ValueError: a class would be left without images in a split where it has some.
-        """
+        """Return it without some images; no class may lose all its images of a split."""
         other = copy.copy(self)
         other.left_out = self.left_out | frozenset(image_ids)
         for name in SPLITS:
@@ -243,11 +228,7 @@ class Dataset(abc.ABC):
 
     @classmethod
     def path(cls, file: str) -> Path:
-        """Locate a shipped file.
-
-        Raises:
-            FileNotFoundError: it is missing; the message holds the command that builds it.
-        """
+        """Locate a shipped file; if it is missing, name the command that builds it."""
         path = DATA_DIR / file
         if not path.is_file():
             raise FileNotFoundError(
@@ -258,40 +239,97 @@ class Dataset(abc.ABC):
 
 
 class OwnDataset(Dataset):
-    """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``."""
+    """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
 
+    what: it is made from, in words. expected: at PATH. downloads: whether it takes ``download``.
+    asked_path: PATH, absolute.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: nothing of the kind is there.
+        ValueError: what is there is damaged, contradicts itself or leaves its folder.
+    """
+
+    prefix: ClassVar[str]
+    what: ClassVar[str]
+    expected: ClassVar[str]
+    downloads: ClassVar[bool] = False
     license = "see the dataset's own"
     files = ()
     build_command = "none: it is made from the user's files"
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    _classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    asked_path: Path | str
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Captions of the classes, in the order of the labels."""
-        return self._classes
+    def asked_as(self) -> str:
+        """The prefix and the path."""
+        return f"{self.prefix}:{self.asked_path}"
 
 
-def concrete_classes(
-    package: str, path: Iterable[str], kind: type[Any], *, but: tuple[type[Any], ...] = ()
-) -> dict[str, type[Any]]:
-    """Import each file of a package once and return the concrete classes of a kind by their name.
+def slug(text: str, where: str) -> str:
+    """Return what a dataset is called after a file or folder: lower case, dashes between words."""
+    words = re.sub(r"\W+", "-", text.lower()).strip("-")
+    if not words:
+        raise ValueError(f"{where}: its name becomes the dataset's and needs letters or digits")
+    return words
 
-    Args:
-        package: name of the package.
-        path: its ``__path__``.
-        kind: an abstract class; its subclasses have a ``name``. A file's imports don't count.
-        but: classes to leave out, for they have no name of their own.
+
+def require_template(template: str) -> None:
+    """Refuse, by a ValueError, a prompt without exactly one ``{}`` or with other braces."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError:  # braces that don't pair
+        parsed = []
+    fields = [part[1:] for part in parsed if part[1] is not None]
+    if fields != [("", "", None)] or "{{" in template or "}}" in template:
+        raise ValueError(
+            f"template {template!r}: expected one {{}} where the class goes, as in "
+            "'a photo of a {}.', and no other braces"
+        )
+
+
+def lines_of(file: Path) -> list[str]:
+    """Read the lines of a small text file that somebody else may have written."""
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"{str(file)!r} has more than {LARGEST:,} bytes and is no list of names")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is not text in UTF-8: {error}") from error
+    lines = [line.strip() for line in lines]
+    for number, line in enumerate(lines, start=1):
+        if not line or not line.replace("\t", " ").isprintable():
+            raise ValueError(f"{str(file)!r}, line {number}: expected a name, got {line!r}")
+    return lines
+
+
+def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
+    """Return where the user's cache keeps what belongs to an identity, and that, None if nothing.
+
+    What can't be read or understood is nothing.
     """
-    classes: dict[str, type[Any]] = {}
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    file = cache_folder() / room / f"{key}.json"
+    with suppress(OSError, ValueError, RecursionError):
+        return file, json.loads(file.read_bytes())
+    return file, None
+
+
+def keep_json(file: Path, content: object) -> None:
+    """Write a file of the user's cache, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(content).encode())
+
+
+def named_classes(package: str, path: Iterable[str]) -> dict[str, type[Dataset]]:
+    """Import each file of a package and return its datasets that have a name of their own."""
+    classes: dict[str, type[Dataset]] = {}
     for info in pkgutil.iter_modules(path):
         module = importlib.import_module(f"{package}.{info.name}")
         for value in vars(module).values():
-            if not (inspect.isclass(value) and issubclass(value, kind)):
+            if not (inspect.isclass(value) and issubclass(value, Dataset)):
                 continue
-            if inspect.isabstract(value) or value in but or value.__module__ != module.__name__:
-                continue
-            name: str = getattr(value, "name")  # noqa: B009  (the kind's, which type hints don't know)
-            assert name not in classes, f"two of {package} are called {name!r}"
-            classes[name] = value
+            if value.__module__ == module.__name__ and hasattr(value, "name"):
+                assert value.name not in classes, f"two of {package} are called {value.name!r}"
+                classes[value.name] = value
     return dict(sorted(classes.items()))

@@ -60,7 +60,7 @@ def halve(pixels: NDArray[np.integer]) -> NDArray[np.int64]:
     return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) // 4
 
 
-def background(rng: Rng, *, low: int, high: int, contrast: int, grain: int) -> Pixels:
+def backdrop(rng: Rng, *, low: int, high: int, contrast: int, grain: int) -> Pixels:
     """Make a smooth coloured field, (SIZE, SIZE, 3).
 
     Each channel has its own level in [low, high); a coarse grid of 2 to 5 cells a side moves it
@@ -94,16 +94,28 @@ def paste(
     canvas[y0:y1, x0:x1] = mixed.astype(np.uint8)
 
 
+def finish(
+    canvas: Pixels, colour: NDArray[np.integer], alpha: NDArray[np.int64], rng: Rng
+) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Blend a whole thing, (size, size, 3), over the canvas at a random place.
+
+    Returns the RGB image and the thing's pixels, (SIZE, SIZE) bool: alpha at least half.
+    """
+    size = len(alpha)
+    top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
+    paste(canvas, colour, alpha, top, left)
+    mask = np.zeros((SIZE, SIZE), dtype=np.bool_)
+    mask[top : top + size, left : left + size] = alpha >= 128
+    return Image.fromarray(canvas), mask
+
+
 def decode(image: bytes) -> Pixels:
     """Decode an emoji file to (H, W, 4) uint8, alpha not premultiplied."""
     return np.asarray(Image.open(io.BytesIO(image)).convert("RGBA"))
 
 
 def compose(drawing: Pixels, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Put a drawing (H, W, 4) at a random size and place on a random background.
-
-    Returns the RGB image, 196 x 196, and the drawing's pixels, (196, 196) bool (alpha >= half).
-    """
+    """Put a drawing (H, W, 4) at a random size and place on a random background, see ``finish``."""
     size = draw(rng, *DRAWING_SIZE)
     alpha = drawing[..., 3:].astype(np.int64)
     pixels = np.concatenate([drawing[..., :3] * alpha, alpha * 255], axis=-1)  # premultiplied
@@ -112,9 +124,5 @@ def compose(drawing: Pixels, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:
     pixels = resize(pixels, size, size)
     colour = np.minimum(pixels[..., :3] * 255 // np.maximum(pixels[..., 3:], 1), 255)
     weight = (pixels[..., 3] + 127) // 255
-    canvas = background(rng, low=50, high=236, contrast=draw(rng, 0, 48), grain=0)
-    top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
-    paste(canvas, colour, weight, top, left)
-    mask = np.zeros((SIZE, SIZE), dtype=np.bool_)
-    mask[top : top + size, left : left + size] = weight >= 128
-    return Image.fromarray(canvas), mask
+    canvas = backdrop(rng, low=50, high=236, contrast=draw(rng, 0, 48), grain=0)
+    return finish(canvas, colour, weight, rng)

@@ -6,26 +6,23 @@ list of [relative path, label, class name]. Files come from elsewhere, so nothin
 trusted.
 """
 
-import abc
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from reprlib import repr as shortened
+from reprlib import repr as brief
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from harness.datasets.archives import Archive, drive
-from harness.datasets.base import SPLITS, OwnDataset, Split, SplitName
-from harness.datasets.captions import slug
-from harness.datasets.images import ImageList, require_inside
+from harness.datasets.base import SPLITS, OwnDataset, Split, SplitName, slug
+from harness.datasets.images import ImageList, require_inside, shortened
 from harness.datasets.rooted import RootedDataset, counted
 
-PREFIX = "coop:"
 PICKLES = (".pkl", ".pickle")
 LISTED = 6  # folders in a message
 PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
@@ -39,21 +36,18 @@ class Entry(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SplitFile:
     """The content of a split file.
 
-    Attributes:
-        file: where it lies.
-        digest: sha256 of its bytes, in hex.
-        entries: images of each split.
-        classes: names by label, underscores as spaces.
+    source: its bytes. classes: names by label, underscores as spaces. listed: what lists an image
+    of a split, for messages.
     """
 
-    file: Path
-    digest: str
+    source: bytes
     entries: Mapping[SplitName, list[Entry]]
     classes: tuple[str, ...]
+    listed: Callable[[SplitName], str]
 
     @property
     def paths(self) -> Iterator[PurePosixPath]:
@@ -61,14 +55,7 @@ class SplitFile:
         return (entry.path for entry in chain.from_iterable(self.entries.values()))
 
     def images(self, name: SplitName, root: Path, *, prefix: str, dataset: str) -> ImageList:
-        """List the images of a split.
-
-        Args:
-            name: of the split.
-            root: the folder that paths are relative to.
-            prefix: what ids start with.
-            dataset: whose images these are, for messages.
-        """
+        """List the images of a split, whose paths are relative to ``root``; see ``ImageList``."""
         entries = self.entries[name]
         return ImageList(
             root=root,
@@ -76,26 +63,16 @@ class SplitFile:
             labels=np.array([entry.label for entry in entries], dtype=np.int64),
             prefix=prefix,
             dataset=dataset,
-            listed=f"the split file {self.file.name!r} lists it under {name}",
+            listed=self.listed(name),
         )
 
 
 def read_split_file(file: Path) -> SplitFile:
     """Read and check a split file; whether its images are there isn't looked at.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a split file, or one that contradicts itself or names paths outside.
+    Pickles are refused and never loaded.
     """
     what = f"split file {str(file)!r}"
-    content = _content(file, what)
-    entries = _entries(_lists(content, what), what)
-    digest = hashlib.sha256(content).hexdigest()
-    return SplitFile(file=file, digest=digest, entries=entries, classes=_classes(entries, what))
-
-
-def _content(file: Path, what: str) -> bytes:
-    """Read the file's bytes; pickles are refused and never loaded."""
     if file.is_dir():
         raise ValueError(f"{what} is a folder; give the split_zhou_*.json in it")
     if not file.is_file():
@@ -106,7 +83,9 @@ def _content(file: Path, what: str) -> bytes:
             f"{what} is a pickle, which may run any code when it is loaded; give the "
             "split_zhou_*.json instead: K-shot images are drawn from it here, nested and by seed"
         )
-    return content
+    entries = _entries(_lists(content, what), what)
+    by = f"the split file {file.name!r} lists it under"
+    return SplitFile(content, entries, _classes(entries, what), lambda split: f"{by} {split}")
 
 
 def _lists(content: bytes, what: str) -> dict[str, list[Any]]:
@@ -116,11 +95,11 @@ def _lists(content: bytes, what: str) -> dict[str, list[Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not JSON: {error}") from error
     if not isinstance(lists, dict) or set(lists) != set(SPLITS):
-        got = f"the keys {shortened(sorted(lists))}" if isinstance(lists, dict) else type(lists)
+        got = f"the keys {brief(sorted(lists))}" if isinstance(lists, dict) else type(lists)
         raise ValueError(f"{what}: expected an object of {', '.join(SPLITS)}, got {got}")
     for name, value in lists.items():
         if not isinstance(value, list):
-            raise ValueError(f"{what}: {name} must be a list, got {shortened(value)}")
+            raise ValueError(f"{what}: {name} must be a list, got {brief(value)}")
     if not lists["test"]:
         raise ValueError(f"{what}: test has no images")
     return lists
@@ -142,12 +121,9 @@ def _entries(lists: dict[str, list[Any]], what: str) -> dict[SplitName, list[Ent
 
 def _entry(value: Any, what: str) -> Entry:
     """Check one entry."""
-    match value:
-        case [str(path), int(label), str(name)] if not isinstance(label, bool):
-            pass
-        case _:
-            got = shortened(value)
-            raise ValueError(f"{what} is {got}; expected [relative path, label, class name]")
+    if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
+        raise ValueError(f"{what} is {brief(value)}; expected [relative path, label, class name]")
+    path, label, name = value
     relative, name = PurePosixPath(path), name.replace("_", " ").strip()
     if not relative.parts or not path.isprintable():
         raise ValueError(f"{what}: {path!r} is no path of an image")
@@ -186,33 +162,24 @@ class CoopSplit(OwnDataset):
 
     They lie beside the file, or in one folder beside it, which is found by looking. The names of
     everything are made from the file's own name, so they are the same on every machine.
-
-    Raises:
-        FileNotFoundError: no such file, or no folder holds the first images.
-        ValueError: not a split file, or one that contradicts itself or leaves its folder.
     """
 
+    prefix, what, expected = "coop", "a split file of CoOp", "split_zhou_*.json"
     source = "split file of CoOp (Zhou et al., IJCV 2022)"
 
-    def __init__(self, file: Path) -> None:
-        self.file = file.expanduser().absolute()
-        what = f"split file {str(self.file)!r}"
+    def __init__(self, place: Path) -> None:
+        self.asked_path = self.file = place.expanduser().absolute()
+        where = f"split file {str(self.file)!r}"
         self._split_file = read_split_file(self.file)
-        self._classes = self._split_file.classes
-        self.root = _root(self.file.parent, self._split_file.entries, what)
-        require_inside(self.root, self._split_file.paths, what)
+        self.classes = self._split_file.classes
+        self.root = _root(self.file.parent, self._split_file.entries, where)
+        require_inside(self.root, self._split_file.paths, where)
         short = self.file.stem.removeprefix("split_zhou_")
-        self.name = f"coop-{slug(short, what)}"
-        self.title = f"{short}, split by CoOp"
+        self.name, self.title = f"coop-{slug(short, where)}", f"{short}, split by CoOp"
 
     def _revision(self) -> str:
         """First 12 hex digits of the split file's sha256; the images aren't read."""
-        return self._split_file.digest[:12]
-
-    @property
-    def asked_as(self) -> str:
-        """``coop:`` and the path of the file."""
-        return f"{PREFIX}{self.file}"
+        return hashlib.sha256(self._split_file.source).hexdigest()[:12]
 
     def differences(self) -> list[str]:
         """Say which images are missing or empty; none is opened."""
@@ -230,27 +197,21 @@ def _root(folder: Path, entries: Mapping[SplitName, list[Entry]], what: str) -> 
     """Find the folder that paths are relative to: the file's own or one directly in it."""
     firsts = [some[0].path for some in entries.values() if some]
     inner = sorted(path for path in folder.iterdir() if path.is_dir())
-
-    def count(root: Path) -> int:
-        """Count the first images up to one that is missing."""
-        return len(list(takewhile(lambda path: (root / path).is_file(), firsts)))
-
-    def names(roots: list[Path]) -> str:
-        text = ", ".join(root.name for root in roots[:LISTED])
-        return text + (", ..." if len(roots) > LISTED else "")
-
-    counts = {root: count(root) for root in (folder, *inner)}
+    counts = {  # of the first images up to one that is missing
+        root: len(list(takewhile(lambda path: (root / path).is_file(), firsts)))  # noqa: B023
+        for root in (folder, *inner)
+    }
     if counts[folder] == len(firsts):
         return folder
     fitting = [root for root in inner if counts[root] == len(firsts)]
     if len(fitting) > 1:
-        raise ValueError(
-            f"{what}: the first images are in each of the folders {names(fitting)}; leave one"
-        )
+        names = shortened([root.name for root in fitting], LISTED)
+        raise ValueError(f"{what}: the first images are in each of the folders {names}; leave one")
     if not fitting:
+        names = shortened([root.name for root in inner], LISTED) or "there is none"
         raise FileNotFoundError(
             f"{what}: image '{firsts[max(counts.values())]}' is neither beside it, in "
-            f"{str(folder)!r}, nor in a folder there (tried: {names(inner) or 'there is none'})"
+            f"{str(folder)!r}, nor in a folder there (tried: {names})"
         )
     return fitting[0]
 
@@ -261,18 +222,14 @@ class ZhouDataset(RootedDataset):
     split_file: name of it. images: the folder that its paths are relative to, in ``folder``.
     """
 
+    split_file: ClassVar[str]
     images: ClassVar[str]
-
-    @property
-    @abc.abstractmethod
-    def split_file(self) -> str:
-        """Name of CoOp's split file."""
 
     @functools.cached_property
     def _split_file(self) -> SplitFile:
-        content = read_split_file(self.place / self.split_file)
-        what = f"split file {str(content.file)!r}"
-        require_inside(self.place / self.images, content.paths, what)
+        file = self.place / self.split_file
+        content = read_split_file(file)
+        require_inside(self.place / self.images, content.paths, f"split file {str(file)!r}")
         return content
 
     @property
@@ -281,7 +238,7 @@ class ZhouDataset(RootedDataset):
         return self._split_file.classes
 
     def _lists(self) -> bytes:
-        return bytes.fromhex(self._split_file.digest)
+        return hashlib.sha256(self._split_file.source).digest()
 
     @functools.cache  # noqa: B019  (a dataset lives as long as the process)
     def _images(self, name: SplitName) -> ImageList:
@@ -295,34 +252,22 @@ def _split_archive(file: str, number: str) -> Archive:
 
 
 # The table of public datasets: an entry is one class.
+# fmt: off
 
 
 class Caltech101(ZhouDataset):
     """A hundred kinds of objects; CoOp leaves out BACKGROUND_Google and Faces_easy."""
 
-    name = "caltech101"
-    title = "Caltech-101, a hundred kinds of objects"
-    license = "CC BY 4.0"
-    source = "Caltech, 2003 (CaltechDATA mzrjq-6wc02)"
+    name, title = "caltech101", "Caltech-101, a hundred kinds of objects"
+    license, source = "CC BY 4.0", "Caltech, 2003 (CaltechDATA mzrjq-6wc02)"
     homepage = "https://data.caltech.edu/records/mzrjq-6wc02"
-    citation = (
-        "L. Fei-Fei, R. Fergus, P. Perona, Learning generative visual models from few "
-        "training examples, CVPR workshop 2004"
-    )
-    templates = ("a photo of a {}.",)
-    folder, images = "caltech-101", "101_ObjectCategories"
-    split_file = "split_zhou_Caltech101.json"
+    folder, images, split_file = "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"
     class_count, counts = 100, counted(train=4128, val=1649, test=2465)
     archives = (
         Archive(file="101_ObjectCategories.tar.gz", holds="101_ObjectCategories", page=homepage),
-        Archive(
-            file="caltech-101.zip",
-            holds="101_ObjectCategories.tar.gz",
-            page=homepage,
-            url=f"{homepage}/files/caltech-101.zip",
-            checksums=("md5:3138e1922a9193bfa496528edbbc45d0",),
-            strip="caltech-101",
-        ),
+        Archive(file="caltech-101.zip", holds="101_ObjectCategories.tar.gz", page=homepage,
+                url=f"{homepage}/files/caltech-101.zip",
+                checksums=("md5:3138e1922a9193bfa496528edbbc45d0",), strip="caltech-101"),
         _split_archive(split_file, "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
     )
 
@@ -330,28 +275,16 @@ class Caltech101(ZhouDataset):
 class DescribableTextures(ZhouDataset):
     """47 words for textures, in CoOp's own split."""
 
-    name = "dtd"
-    title = "Describable Textures Dataset"
-    license = "research only"
-    source = "Visual Geometry Group, Oxford, 2014 (r1.0.1)"
+    name, title = "dtd", "Describable Textures Dataset"
+    license, source = "research only", "Visual Geometry Group, Oxford, 2014 (r1.0.1)"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
-    citation = (
-        "M. Cimpoi, S. Maji, I. Kokkinos, S. Mohamed, A. Vedaldi, Describing Textures in the "
-        "Wild, CVPR 2014"
-    )
     templates = ("{} texture.",)
-    folder, images = "dtd", "images"
-    split_file = "split_zhou_DescribableTextures.json"
+    folder, images, split_file = "dtd", "images", "split_zhou_DescribableTextures.json"
     class_count, counts = 47, counted(train=2820, val=1128, test=1692)
     archives = (
-        Archive(
-            file="dtd-r1.0.1.tar.gz",
-            holds="images",
-            page=homepage,
-            url=f"{homepage}download/dtd-r1.0.1.tar.gz",
-            checksums=("md5:fff73e5086ae6bdbea199a49dfb8a4c1",),
-            strip="dtd",
-        ),
+        Archive(file="dtd-r1.0.1.tar.gz", holds="images", page=homepage,
+                url=f"{homepage}download/dtd-r1.0.1.tar.gz",
+                checksums=("md5:fff73e5086ae6bdbea199a49dfb8a4c1",), strip="dtd"),
         _split_archive(split_file, "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"),
     )
 
@@ -359,28 +292,17 @@ class DescribableTextures(ZhouDataset):
 class EuroSAT(ZhouDataset):
     """Ten kinds of land use, as Sentinel-2 sees it; CoOp words their names anew."""
 
-    name = "eurosat"
-    title = "EuroSAT, land use from above, RGB"
-    license = "MIT"
-    source = "DFKI, 2018"
+    name, title = "eurosat", "EuroSAT, land use from above, RGB"
+    license, source = "MIT", "DFKI, 2018"
     homepage = "https://github.com/phelber/EuroSAT"
-    citation = (
-        "P. Helber, B. Bischke, A. Dengel, D. Borth, EuroSAT: A Novel Dataset and Deep "
-        "Learning Benchmark for Land Use and Land Cover Classification, JSTARS 2019"
-    )
     templates = ("a centered satellite photo of {}.",)
-    folder, images = "eurosat", "2750"
-    split_file = "split_zhou_EuroSAT.json"
+    folder, images, split_file = "eurosat", "2750", "split_zhou_EuroSAT.json"
     class_count, counts = 10, counted(train=13_500, val=5400, test=8100)
     archives = (
-        Archive(
-            file="EuroSAT.zip",
-            holds="2750",
-            page=homepage,
-            url="https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
-            "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
-            checksums=("md5:c8fa014336c82ac7804f0398fcb19387",),
-        ),
+        Archive(file="EuroSAT.zip", holds="2750", page=homepage,
+                url="https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
+                "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+                checksums=("md5:c8fa014336c82ac7804f0398fcb19387",)),
         _split_archive(split_file, "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
     )
 
@@ -388,27 +310,15 @@ class EuroSAT(ZhouDataset):
 class Flowers102(ZhouDataset):
     """102 kinds of flowers, in CoOp's own split."""
 
-    name = "flowers102"
-    title = "Oxford Flowers 102"
-    license = "none stated"
-    source = "Visual Geometry Group, Oxford, 2008"
+    name, title = "flowers102", "Oxford Flowers 102"
+    license, source = "none stated", "Visual Geometry Group, Oxford, 2008"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
-    citation = (
-        "M.-E. Nilsback, A. Zisserman, Automated Flower Classification over a Large Number of"
-        " Classes, ICVGIP 2008"
-    )
     templates = ("a photo of a {}, a type of flower.",)
-    folder, images = "oxford_flowers", "jpg"
-    split_file = "split_zhou_OxfordFlowers.json"
+    folder, images, split_file = "oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json"
     class_count, counts = 102, counted(train=4093, val=1633, test=2463)
     archives = (
-        Archive(
-            file="102flowers.tgz",
-            holds="jpg",
-            page=homepage,
-            url=f"{homepage}102flowers.tgz",
-            checksums=("md5:52808999861908f626f3c1f4e79d11fa",),
-        ),
+        Archive(file="102flowers.tgz", holds="jpg", page=homepage, url=f"{homepage}102flowers.tgz",
+                checksums=("md5:52808999861908f626f3c1f4e79d11fa",)),
         _split_archive(split_file, "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
     )
 
@@ -416,28 +326,16 @@ class Flowers102(ZhouDataset):
 class Food101(ZhouDataset):
     """101 dishes; the training images hold some noise by intention."""
 
-    name = "food101"
-    title = "Food-101, dishes"
-    license = "scientific fair use (images of Foodspotting)"
-    source = "ETH Zurich, 2014"
+    name, title = "food101", "Food-101, dishes"
+    license, source = "scientific fair use (images of Foodspotting)", "ETH Zurich, 2014"
     homepage = "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"
-    citation = (
-        "L. Bossard, M. Guillaumin, L. Van Gool, Food-101: Mining Discriminative Components "
-        "with Random Forests, ECCV 2014"
-    )
     templates = ("a photo of {}, a type of food.",)
-    folder, images = "food-101", "images"
-    split_file = "split_zhou_Food101.json"
+    folder, images, split_file = "food-101", "images", "split_zhou_Food101.json"
     class_count, counts = 101, counted(train=50_500, val=20_200, test=30_300)
     archives = (
-        Archive(
-            file="food-101.tar.gz",
-            holds="images",
-            page=homepage,
-            url="https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
-            checksums=("md5:85eeb15f3717b99a5da872d97d918f87",),
-            strip="food-101",
-        ),
+        Archive(file="food-101.tar.gz", holds="images", page=homepage,
+                url="https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                checksums=("md5:85eeb15f3717b99a5da872d97d918f87",), strip="food-101"),
         _split_archive(split_file, "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),
     )
 
@@ -445,24 +343,16 @@ class Food101(ZhouDataset):
 class OxfordPets(ZhouDataset):
     """37 breeds of cats and dogs."""
 
-    name = "oxford-pets"
-    title = "Oxford-IIIT Pet, breeds of cats and dogs"
-    license = "CC BY-SA 4.0"
-    source = "Visual Geometry Group, Oxford, 2012"
+    name, title = "oxford-pets", "Oxford-IIIT Pet, breeds of cats and dogs"
+    license, source = "CC BY-SA 4.0", "Visual Geometry Group, Oxford, 2012"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
-    citation = "O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, Cats and Dogs, CVPR 2012"
     templates = ("a photo of a {}, a type of pet.",)
-    folder, images = "oxford_pets", "images"
-    split_file = "split_zhou_OxfordPets.json"
+    folder, images, split_file = "oxford_pets", "images", "split_zhou_OxfordPets.json"
     class_count, counts = 37, counted(train=2944, val=736, test=3669)
     archives = (
-        Archive(
-            file="images.tar.gz",
-            holds="images",
-            page=homepage,
-            url=f"{homepage}data/images.tar.gz",
-            checksums=("md5:5c4f3ee8e5d25df40f4fd59a7f44e54c",),
-        ),
+        Archive(file="images.tar.gz", holds="images", page=homepage,
+                url=f"{homepage}data/images.tar.gz",
+                checksums=("md5:5c4f3ee8e5d25df40f4fd59a7f44e54c",)),
         _split_archive(split_file, "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
     )
 
@@ -470,18 +360,10 @@ class OxfordPets(ZhouDataset):
 class StanfordCars(ZhouDataset):
     """196 cars by make, model and year, the year first; the source is no longer online."""
 
-    name = "stanford-cars"
-    title = "Stanford Cars, by make, model and year"
-    license = "none stated; research only"
-    source = "Stanford, 2013 (no longer online)"
+    name, title = "stanford-cars", "Stanford Cars, by make, model and year"
+    license, source = "none stated; research only", "Stanford, 2013 (no longer online)"
     homepage = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
-    citation = (
-        "J. Krause, M. Stark, J. Deng, L. Fei-Fei, 3D Object Representations for Fine-Grained"
-        " Categorization, ICCV workshop 2013"
-    )
-    templates = ("a photo of a {}.",)
-    folder, images = "stanford_cars", ""
-    split_file = "split_zhou_StanfordCars.json"
+    folder, images, split_file = "stanford_cars", "", "split_zhou_StanfordCars.json"
     class_count, counts = 196, counted(train=6509, val=1635, test=8041)
     archives = (
         Archive(file="cars_train.tgz", holds="cars_train", page=homepage),
@@ -493,27 +375,14 @@ class StanfordCars(ZhouDataset):
 class SUN397(ZhouDataset):
     """397 scenes, in the first of its official partitions."""
 
-    name = "sun397"
-    title = "SUN397, scenes"
-    license = "none stated; research only"
-    source = "Princeton, 2010"
+    name, title = "sun397", "SUN397, scenes"
+    license, source = "none stated; research only", "Princeton, 2010"
     homepage = "https://vision.princeton.edu/projects/2010/SUN/"
-    citation = (
-        "J. Xiao, J. Hays, K. A. Ehinger, A. Oliva, A. Torralba, SUN Database: Large-scale "
-        "Scene Recognition from Abbey to Zoo, CVPR 2010"
-    )
-    templates = ("a photo of a {}.",)
-    folder, images = "sun397", "SUN397"
-    split_file = "split_zhou_SUN397.json"
+    folder, images, split_file = "sun397", "SUN397", "split_zhou_SUN397.json"
     class_count, counts = 397, counted(train=15_880, val=3970, test=19_850)
     archives = (
-        Archive(
-            file="SUN397.tar.gz",
-            holds="SUN397",
-            page=homepage,
-            url=f"{homepage}SUN397.tar.gz",
-            checksums=("md5:8ca2778205c41d23104230ba66911c7a",),
-        ),
+        Archive(file="SUN397.tar.gz", holds="SUN397", page=homepage, url=f"{homepage}SUN397.tar.gz",
+                checksums=("md5:8ca2778205c41d23104230ba66911c7a",)),
         _split_archive(split_file, "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
     )
 
@@ -521,78 +390,49 @@ class SUN397(ZhouDataset):
 class UCF101(ZhouDataset):
     """101 actions, in the first official split; frames and words are by CoOp."""
 
-    name = "ucf101"
-    title = "UCF101, actions, middle frames of videos"
-    license = "none stated"
-    source = "UCF, 2012; middle frames by CoOp's authors"
+    name, title = "ucf101", "UCF101, actions, middle frames of videos"
+    license, source = "none stated", "UCF, 2012; middle frames by CoOp's authors"
     homepage = "https://www.crcv.ucf.edu/data/UCF101.php"
-    citation = (
-        "K. Soomro, A. R. Zamir, M. Shah, UCF101: A Dataset of 101 Human Actions Classes From"
-        " Videos in The Wild, CRCV-TR-12-01, 2012"
-    )
     templates = ("a photo of a person doing {}.",)
-    folder, images = "ucf101", "UCF-101-midframes"
-    split_file = "split_zhou_UCF101.json"
+    folder, images, split_file = "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json"
     class_count, counts = 101, counted(train=7639, val=1898, test=3783)
     archives = (
-        Archive(
-            file="UCF-101-midframes.zip",
-            holds="UCF-101-midframes",
-            page=PAGE,
-            url=drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
-        ),
+        Archive(file="UCF-101-midframes.zip", holds="UCF-101-midframes", page=PAGE,
+                url=drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O")),
         _split_archive(split_file, "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
     )
+# fmt: on
 
 
-class FGVCAircraft(RootedDataset):
+class FGVCAircraft(ZhouDataset):
     """A hundred variants of aircraft; CoOp has no split file of it, the lists are the source's."""
 
-    name = "fgvc-aircraft"
-    title = "FGVC-Aircraft, variants"
-    license = "non-commercial research"
-    source = "Visual Geometry Group, Oxford, 2013 (2013b)"
+    # fmt: off
+    name, title = "fgvc-aircraft", "FGVC-Aircraft, variants"
+    license, source = "non-commercial research", "Visual Geometry Group, Oxford, 2013 (2013b)"
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
-    citation = (
-        "S. Maji, E. Rahtu, J. Kannala, M. Blaschko, A. Vedaldi, Fine-Grained Visual "
-        "Classification of Aircraft, arXiv 1306.5151, 2013"
-    )
     templates = ("a photo of a {}, a type of aircraft.",)
-    folder = "fgvc_aircraft"
+    folder, images = "fgvc_aircraft", "images"
     class_list, image_list = "variants.txt", "images_variant_{}.txt"
     class_count, counts = 100, counted(train=3334, val=3333, test=3333)
     archives = (
-        Archive(
-            file="fgvc-aircraft-2013b.tar.gz",
-            holds="images",
-            page=homepage,
-            url=f"{homepage}archives/fgvc-aircraft-2013b.tar.gz",
-            checksums=("md5:d4acdd33327262359767eeaa97a4f732",),
-            strip="fgvc-aircraft-2013b/data",
-        ),
+        Archive(file="fgvc-aircraft-2013b.tar.gz", holds="images", page=homepage,
+                url=f"{homepage}archives/fgvc-aircraft-2013b.tar.gz",
+                checksums=("md5:d4acdd33327262359767eeaa97a4f732",),
+                strip="fgvc-aircraft-2013b/data"),
     )
+    # fmt: on
 
     @functools.cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Variants in the order of the source's list.
-
-        Raises:
-            FileNotFoundError: the list is missing.
-            ValueError: it is no list, or names a variant twice.
-        """
-        names = tuple(self._lines(self.class_list))
-        if len(set(names)) != len(names):
+    def _split_file(self) -> SplitFile:
+        variants = self._lines(self.class_list)
+        labels = {name: label for label, name in enumerate(variants)}
+        if len(labels) != len(variants):
             raise ValueError(f"list {str(self.place / self.class_list)!r} names a variant twice")
-        return names
-
-    @functools.cached_property
-    def _image_lists(self) -> Mapping[SplitName, ImageList]:
-        labels = {name: label for label, name in enumerate(self.classes)}
-        lists: dict[SplitName, ImageList] = {}
+        entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
         files: dict[str, str] = {}
         for split in SPLITS:
             file = self.image_list.format(split)
-            entries = []
             for number, line in enumerate(self._lines(file), start=1):
                 image, _, variant = line.partition(" ")
                 where = f"list {str(self.place / file)!r}, line {number}"
@@ -604,23 +444,16 @@ class FGVCAircraft(RootedDataset):
                 if image in files:
                     raise ValueError(f"{where}: image {image} is in {files[image]}, too")
                 files[image] = file
-                entries.append((f"{image}.jpg", labels[variant]))
-            lists[split] = ImageList(
-                root=self.place / "images",
-                paths=[path for path, _ in entries],
-                labels=np.array([label for _, label in entries], dtype=np.int64),
-                prefix=self.name,
-                dataset=repr(self.name),
-                listed=f"{file!r} lists it",
-            )
-        return lists
-
-    def _images(self, name: SplitName) -> ImageList:
-        return self._image_lists[name]
+                entries[split].append(
+                    Entry(PurePosixPath(f"{image}.jpg"), labels[variant], variant)
+                )
+        names = (self.class_list, *map(self.image_list.format, SPLITS))
+        source = b"\0".join((self.place / name).read_bytes() for name in names)
+        by = self.image_list.format
+        return SplitFile(source, entries, tuple(variants), lambda split: f"{by(split)!r} lists it")
 
     def _lists(self) -> bytes:
-        files = (self.class_list, *map(self.image_list.format, SPLITS))
-        return b"\0".join((self.place / file).read_bytes() for file in files)
+        return self._split_file.source
 
     def _lines(self, file: str) -> list[str]:
         path = self.place / file

@@ -3,19 +3,18 @@
 What was found is kept in the user's cache, so a pass that stops goes on from there.
 """
 
-import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from pathlib import Path
 
 from harness.console.terminal import Progress
-from harness.datasets.base import SPLITS, Dataset, Split, SplitName
+from harness.datasets.base import SPLITS, Dataset, Split, SplitName, cached_json, keep_json
 from harness.datasets.images import how_many
 from zoo.files import write_whole
-from zoo.weights import cache_folder
 
 CHUNK = 128  # images that threads share out
 SAVED_S = 30.0  # seconds between two states on disk
@@ -26,77 +25,73 @@ SHOWN = 3  # images in a message
 class Decoded:
     """What came of it.
 
-    Attributes:
-        digests: by split, in its order: 16 hex digits over an image's pixels, "" if unreadable.
-        bad: by image id, why it can't be read.
+    digests: by split, in its order: 16 hex digits over an image's pixels, "" where it isn't read.
+    bad: by image id, why it can't be read.
     """
 
-    digests: dict[SplitName, list[str]] = field(default_factory=dict)
+    digests: dict[SplitName, list[str]]
     bad: dict[str, str] = field(default_factory=dict)
+
+    def read(self, name: SplitName, split: Split, places: Sequence[int], workers: Executor) -> None:
+        """Decode images of a split."""
+        results = list(workers.map(_decoder(split), places))
+        ids = split.subset(places).image_ids
+        for place, image_id, (digest, why) in zip(places, ids, results, strict=True):
+            self.digests[name][place] = digest
+            self.bad.pop(image_id, None)
+            if why:
+                self.bad[image_id] = why
 
 
 def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> Decoded:
     """Decode every image of a dataset.
 
-    Args:
-        dataset: its images are decoded.
-        progress: where to show how far it is.
-        known: an earlier pass that came to its end counts; images that it couldn't read are tried
-            again. A pass that was stopped always counts.
+    With ``known`` an earlier pass that came to its end counts, and images that it couldn't read are
+    tried again. A pass that was stopped always counts.
     """
-    path = _place(dataset)
-    state = _read(path, dataset)
+    path, state = _state(dataset)
+    if not known and sum(digests.count("") for digests in state.digests.values()) == len(state.bad):
+        state = _nothing(dataset)
+    chunks = [
+        (name, chunk)
+        for name, digests in state.digests.items()
+        for chunk in _chunks([place for place, digest in enumerate(digests) if not digest])
+    ]
     splits = {name: dataset.split(name) for name in SPLITS}
-    total = sum(len(split) for split in splits.values())
-    done = sum(len(state.digests[name]) for name in SPLITS)
-    if done == total and not known:
-        state, done = _nothing(), 0
-    _again(state, splits)
-    if done == total:
-        _write(path, state)
-        return state
-    saved = time.monotonic()
+    total, done, saved = sum(len(chunk) for _, chunk in chunks), 0, time.monotonic()
     with progress.task(f"reading {dataset.name}", total) as update, ThreadPoolExecutor() as threads:
         try:
-            for name, split in splits.items():
-                digests = state.digests[name]
-                for start in range(len(digests), len(split), CHUNK):
-                    places = range(start, min(start + CHUNK, len(split)))
-                    results = list(threads.map(_tried(split), places))
-                    ids = split.subset(places).image_ids
-                    state.bad.update(
-                        {i: why for i, (_, why) in zip(ids, results, strict=True) if why}
-                    )
-                    digests += [digest for digest, _ in results]
-                    done += len(places)
-                    update(done)
-                    if time.monotonic() - saved > SAVED_S:
-                        _write(path, state)
-                        saved = time.monotonic()
+            for name, chunk in chunks:
+                state.read(name, splits[name], chunk, threads)
+                done += len(chunk)
+                update(done)
+                if time.monotonic() - saved > SAVED_S:
+                    keep_json(path, asdict(state))
+                    saved = time.monotonic()
         finally:
-            _write(path, state)
+            keep_json(path, asdict(state))
     return state
 
 
+def _chunks(places: list[int]) -> list[list[int]]:
+    return [places[start : start + CHUNK] for start in range(0, len(places), CHUNK)]
+
+
 def require_readable(dataset: Dataset) -> None:
-    """Refuse a dataset of which it is known that it has images that can't be read.
-
-    An earlier pass found it, or the images that a file lists aren't there.
-
-    Raises:
-        FileNotFoundError: how many are missing, and the first.
-        ValueError: names the first.
-    """
+    """Refuse a dataset of which it is known that it has images that can't be read."""
     if lines := dataset.differences():
         raise FileNotFoundError(
             f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad"
         )
-    path = _place(dataset)
-    state = _read(path, dataset)
+    path, state = _state(dataset)
     if not state.bad:
         return
-    _again(state, {name: dataset.split(name) for name in SPLITS})
-    _write(path, state)
+    with ThreadPoolExecutor() as threads:
+        for name in SPLITS:
+            split = dataset.split(name)
+            places = [i for i, image_id in enumerate(split.image_ids) if image_id in state.bad]
+            state.read(name, split, places, threads)
+    keep_json(path, asdict(state))
     if state.bad:
         raise ValueError(
             f"images of {dataset.name} that can't be read, as was found before: {len(state.bad)}; "
@@ -105,17 +100,13 @@ def require_readable(dataset: Dataset) -> None:
 
 
 def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
-    """Return the ids of the images that can't be read, and tell how many and where all are listed.
-
-    Raises:
-        ValueError: no image can be read.
-    """
+    """Return the ids of the images that can't be read, and tell how many and where the list is."""
     state = decode_all(dataset, progress)
     if not state.bad:
         return frozenset()
     if len(state.bad) == sum(len(digests) for digests in state.digests.values()):
         raise ValueError(f"none of the {len(state.bad)} images of {dataset.name} can be read")
-    list_file = _place(dataset).with_suffix(".txt")
+    list_file = _state(dataset)[0].with_suffix(".txt")
     write_whole(list_file, "".join(f"{why}\n" for why in state.bad.values()).encode())
     progress.say(
         f"{dataset.name}: left out, as they can't be read: {how_many(len(state.bad))}; all are "
@@ -126,10 +117,10 @@ def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     return frozenset(state.bad)
 
 
-def _tried(split: Split) -> Callable[[int], tuple[str, str]]:
+def _decoder(split: Split) -> Callable[[int], tuple[str, str]]:
     """Return what decodes one image: its digest, or why there is none."""
 
-    def one(place: int) -> tuple[str, str]:
+    def decode(place: int) -> tuple[str, str]:
         try:
             image = split[place].image
         except (ValueError, OSError) as error:
@@ -138,48 +129,22 @@ def _tried(split: Split) -> Callable[[int], tuple[str, str]]:
         digest.update(str(image.size).encode())
         return digest.hexdigest(), ""
 
-    return one
+    return decode
 
 
-def _again(state: Decoded, splits: dict[SplitName, Split]) -> None:
-    """Try once more what couldn't be read; it may have been replaced."""
-    for name, split in splits.items():
-        digests = state.digests[name]
-        for place in [i for i, digest in enumerate(digests) if not digest]:
-            digests[place], why = _tried(split)(place)
-            [image_id] = split.subset([place]).image_ids
-            if why:
-                state.bad[image_id] = why
-            else:
-                state.bad.pop(image_id, None)
+def _nothing(dataset: Dataset) -> Decoded:
+    return Decoded(digests={name: [""] * len(dataset.labels(name)) for name in SPLITS})
 
 
-def _nothing() -> Decoded:
-    return Decoded(digests={name: [] for name in SPLITS})
-
-
-def _place(dataset: Dataset) -> Path:
-    """Return where the state is kept: by the images, and where they lie."""
+def _state(dataset: Dataset) -> tuple[Path, Decoded]:
+    """Return where the state is kept, by the images and where they lie, and what is there."""
     root = getattr(dataset, "root", None)
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(root)]
-    key = sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return cache_folder() / "decoded" / f"{dataset.name}-{key}.json"
-
-
-def _read(path: Path, dataset: Dataset) -> Decoded:
-    """Read a state; one that doesn't fit is none."""
-    if not path.is_file():
-        return _nothing()
-    try:
-        content = json.loads(path.read_bytes())
+    file, content = cached_json("decoded", *identity)
+    fresh = _nothing(dataset)
+    with suppress(KeyError, TypeError, AttributeError):
         digests = {name: [str(digest) for digest in content["digests"][name]] for name in SPLITS}
-        state = Decoded(digests=digests, bad={str(k): str(v) for k, v in content["bad"].items()})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return _nothing()
-    fits = all(len(digests[name]) <= len(dataset.labels(name)) for name in SPLITS)
-    return state if fits else _nothing()
-
-
-def _write(path: Path, state: Decoded) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asdict(state)).encode())
+        bad = {str(image_id): str(why) for image_id, why in content["bad"].items()}
+        if all(len(digests[name]) == len(fresh.digests[name]) for name in SPLITS):
+            return file, Decoded(digests=digests, bad=bad)
+    return file, fresh

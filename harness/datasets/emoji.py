@@ -6,6 +6,7 @@ near-duplicates (rule: `harness.embedded.build_emoji`). The drawing has 96 to 16
 """
 
 import functools
+import io
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -22,44 +23,23 @@ SEEN_ELSEWHERE = ("coat",)  # a class of `fashion`, whose captions text training
 MIN_TRAIN, MIN_TEST = 8, 2  # emoji of a subcategory to count as a class: 16 shots in two styles
 
 CATEGORIES = {
-    "Smileys & Emotion": "smiley or emotion",
-    "People & Body": "person or body part",
-    "Animals & Nature": "animal or plant",
-    "Food & Drink": "food or drink",
-    "Travel & Places": "vehicle, place or weather",
-    "Activities": "sport, game or celebration",
-    "Objects": "everyday object",
-    "Symbols": "sign or symbol",
-}
+    "Smileys & Emotion": "smiley or emotion", "People & Body": "person or body part",
+    "Animals & Nature": "animal or plant", "Food & Drink": "food or drink",
+    "Travel & Places": "vehicle, place or weather", "Activities": "sport, game or celebration",
+    "Objects": "everyday object", "Symbols": "sign or symbol",
+}  # fmt: skip
 SUBCATEGORIES = {
-    "face-neutral-skeptical": "neutral or skeptical face",
-    "face-concerned": "worried or sad face",
-    "emotion": "comic symbol of emotion",
-    "body-parts": "body part",
-    "person": "plain person",
-    "person-role": "person with a job or role",
-    "animal-mammal": "mammal",
-    "animal-bird": "bird",
-    "plant-other": "plant",
-    "food-fruit": "fruit",
-    "food-vegetable": "vegetable",
-    "food-prepared": "prepared food",
-    "food-asian": "asian food",
-    "drink": "drink",
-    "place-building": "building",
-    "transport-ground": "land vehicle",
-    "sky & weather": "sky and weather",
-    "event": "celebration",
-    "sport": "sport equipment",
-    "game": "game or toy",
-    "clothing": "clothing",
-    "light & video": "camera or light",
-    "office": "office supply",
-    "tool": "tool",
-    "household": "household item",
-    "transport-sign": "public information sign",
-    "other-symbol": "other symbol",
-}
+    "face-neutral-skeptical": "neutral or skeptical face", "face-concerned": "worried or sad face",
+    "emotion": "comic symbol of emotion", "body-parts": "body part", "person": "plain person",
+    "person-role": "person with a job or role", "animal-mammal": "mammal", "animal-bird": "bird",
+    "plant-other": "plant", "food-fruit": "fruit", "food-vegetable": "vegetable",
+    "food-prepared": "prepared food", "food-asian": "asian food", "drink": "drink",
+    "place-building": "building", "transport-ground": "land vehicle",
+    "sky & weather": "sky and weather", "event": "celebration", "sport": "sport equipment",
+    "game": "game or toy", "clothing": "clothing", "light & video": "camera or light",
+    "office": "office supply", "tool": "tool", "household": "household item",
+    "transport-sign": "public information sign", "other-symbol": "other symbol",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,39 +59,27 @@ class Emoji:
 class _EmojiTask(Dataset):
     """What the tasks share: the files, the images and the splits; they differ in the labels."""
 
+    images_of = "emoji"
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
     source = "npm emoji-datasource-google 16.0.0, npm @lobehub/fluent-emoji-3d 1.1.0"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-index.json")
     build_command = "python -m harness.embedded.build_emoji"
     templates: tuple[str, ...] = (
-        "an emoji showing {}.",
-        "an emoji of the kind {}.",
-        "a drawing of {}.",
-        "an icon of {}.",
+        "an emoji showing {}.", "an emoji of the kind {}.", "a drawing of {}.", "an icon of {}.",
         "a 3d rendering of {}.",
-    )
+    )  # fmt: skip
 
     @functools.cached_property
     def emoji(self) -> tuple[Emoji, ...]:
         """All shipped emoji, in the order of the emoji list."""
-        packs = [self.path(file).read_bytes() for file in self.files[:2]]
         records: list[dict[str, Any]] = json.loads(self.path(self.files[2]).read_text())["emoji"]
-        emoji, starts = [], [0, 0]
+        files = [io.BytesIO(self.path(file).read_bytes()) for file in self.files[:2]]
+        emoji = []
         for record in records:
-            sizes = record.pop("bytes")
-            noto, fluent = (
-                pack[start : start + size]
-                for pack, start, size in zip(packs, starts, sizes, strict=True)
-            )
-            starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+            noto, fluent = (f.read(n) for f, n in zip(files, record.pop("bytes"), strict=True))
             names = tuple(record.pop("short_names"))
             emoji.append(Emoji(**record, short_names=names, images=(noto, fluent)))
         return tuple(emoji)
-
-    @property
-    def images_of(self) -> str:
-        """All tasks show the same images."""
-        return "emoji"
 
     @functools.cached_property
     def _groups(self) -> dict[str, str]:
@@ -125,11 +93,6 @@ class _EmojiTask(Dataset):
         """Position of the emoji's class, or None where it belongs to no class of this task."""
         raise NotImplementedError
 
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: the captions of categories and subcategories occur in text training."""
-        return (True,) * len(self.classes)
-
     def members(self, name: SplitName) -> list[tuple[Emoji, int]]:
         """(emoji, label) of a split; example 2 i + s shows member i in style s."""
         pairs = [(e, self.label_of(e)) for e in self.emoji if e.split == name]
@@ -140,11 +103,12 @@ class _EmojiTask(Dataset):
         labels = np.repeat(np.array([label for _, label in members], dtype=np.int64), len(STYLES))
 
         def image_id(index: int) -> str:
-            return f"emoji/{members[index // len(STYLES)][0].code}/{STYLES[index % len(STYLES)]}"
+            place, style = divmod(index, len(STYLES))
+            return f"emoji/{members[place][0].code}/{STYLES[style]}"
 
         def render(index: int, variant: int) -> Rendered:
-            emoji, _ = members[index // len(STYLES)]
-            style = index % len(STYLES)
+            place, style = divmod(index, len(STYLES))
+            emoji, _ = members[place]
             code = [int(point, 16) for point in emoji.code.split("-")]
             return compose(decode(emoji.images[style]), seeded(SEED, style, variant, *code))
 
@@ -157,11 +121,7 @@ class EmojiCategory(_EmojiTask):
     name = "emoji"
     shots_from = "val"
     title = "Emoji categories, Noto and Fluent 3D"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Readable captions of the eight categories."""
-        return tuple(CATEGORIES.values())
+    classes = tuple(CATEGORIES.values())
 
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's category."""

@@ -13,32 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
+from harness.datasets import canvas as paint
 from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
-from harness.datasets.canvas import (
-    SIZE,
-    Pixels,
-    Rng,
-    background,
-    draw,
-    draws,
-    paste,
-    resize,
-    seeded,
-)
+from harness.datasets.canvas import Pixels, Rng, draw, draws, seeded
 
-CLASSES = (
-    "t-shirt",
-    "trousers",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
+CLASSES = (  # in the source's order of labels
+    "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle boot",
-)
+)  # fmt: skip
 TARGET_SIZE = (72, 113)
 CLUTTER = (3, 6)
 CLUTTER_SIZE = (20, 37)
@@ -53,19 +37,8 @@ def silhouette(item: Pixels) -> NDArray[np.bool_]:
 
     Dark parts inside an item (a print, a sole) belong to it.
     """
-    dark = np.pad(item < 8, 1, constant_values=True)
-    outside = np.zeros_like(dark)
-    outside[0, :] = outside[-1, :] = outside[:, 0] = outside[:, -1] = True
-    while True:
-        grown = outside.copy()
-        grown[1:] |= outside[:-1]
-        grown[:-1] |= outside[1:]
-        grown[:, 1:] |= outside[:, :-1]
-        grown[:, :-1] |= outside[:, 1:]
-        grown &= dark
-        if (grown == outside).all():
-            return ~outside[1:-1, 1:-1]
-        outside = grown
+    parts, _ = ndimage.label(np.pad(item < 8, 1, constant_values=True))
+    return np.asarray(parts != parts[0, 0])[1:-1, 1:-1]
 
 
 def _paint(
@@ -77,8 +50,8 @@ def _paint(
     tint follows, then `light` in 1/256.
     """
     tint = draws(rng, 200, 256, (3,))
-    shade = 255 - resize(item, size, size)[..., None] * SHADE // 255
-    alpha = resize(silhouette(item).astype(np.int64) * 255, size, size)
+    shade = 255 - paint.resize(item, size, size)[..., None] * SHADE // 255
+    alpha = paint.resize(silhouette(item).astype(np.int64) * 255, size, size)
     return shade * tint * light // (255 * 256), alpha
 
 
@@ -86,24 +59,19 @@ def compose(item: Pixels, clutter_items: Pixels, rng: Rng) -> tuple[Image.Image,
     """Make one canvas: grey background, a dim crop of every clutter item, the whole item on top.
 
     item: (28, 28) uint8. clutter_items: (n, 28, 28) uint8, of other classes; n may be 0.
-    Returns the RGB image, 196 x 196, and the item's pixels, (196, 196) bool (alpha at least half).
+    Returns image and item's pixels, see ``finish``.
     """
-    canvas = background(rng, low=30, high=110, contrast=16, grain=3)
+    canvas = paint.backdrop(rng, low=30, high=110, contrast=16, grain=3)
     canvas[...] = canvas[..., :1]
     for other in clutter_items:
         side = draw(rng, *CROP)
         y, x = draw(rng, 3, 26 - side), draw(rng, 3, 26 - side)
         size = draw(rng, *CLUTTER_SIZE)
         colour, alpha = _paint(other[y : y + side, x : x + side], size, rng, light=CLUTTER_LIGHT)
-        top, left = draw(rng, -size // 3, SIZE - size // 2), draw(rng, -size // 3, SIZE - size // 2)
-        paste(canvas, colour, alpha, top, left)
+        low, high = -size // 3, paint.SIZE - size // 2
+        paint.paste(canvas, colour, alpha, draw(rng, low, high), draw(rng, low, high))
     size = draw(rng, *TARGET_SIZE)
-    colour, alpha = _paint(item, size, rng, light=256)
-    top, left = draw(rng, 0, SIZE - size + 1), draw(rng, 0, SIZE - size + 1)
-    paste(canvas, colour, alpha, top, left)
-    mask = np.zeros((SIZE, SIZE), dtype=np.bool_)
-    mask[top : top + size, left : left + size] = alpha >= 128
-    return Image.fromarray(canvas), mask
+    return paint.finish(canvas, *_paint(item, size, rng, light=256), rng)
 
 
 def sample(
@@ -128,28 +96,15 @@ class Fashion(Dataset):
     files = ("fashion-items.idx3", "fashion-index.json")
     build_command = "python -m harness.embedded.build_fashion"
     shots_from = "val"
+    classes = CLASSES  # whose captions all occur in text training
     templates = (
-        "a photo of a {}.",
-        "a picture of a {}.",
-        "a {} on a cluttered background.",
-        "a {} among other things.",
-        "an image of a {}, a piece of clothing.",
-    )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The ten kinds, in the source's order of labels."""
-        return CLASSES
-
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: all ten captions occur in text training."""
-        return (True,) * len(CLASSES)
+        "a photo of a {}.", "a picture of a {}.", "a {} on a cluttered background.",
+        "a {} among other things.", "an image of a {}, a piece of clothing.",
+    )  # fmt: skip
 
     @functools.cached_property
-    def _index(self) -> dict[str, Any]:
-        index: dict[str, Any] = json.loads(self.path(self.files[1]).read_text())
-        return index
+    def _index(self) -> Any:
+        return json.loads(self.path(self.files[1]).read_text())
 
     @functools.cached_property
     def _items(self) -> dict[SplitName, Pixels]:
@@ -171,10 +126,7 @@ class Fashion(Dataset):
         labels = np.arange(len(items), dtype=np.int64) % len(CLASSES)
         part = self._index["splits"][name]["part"]
 
-        def image_id(index: int) -> str:
-            return f"fashion/{part}-{source[index]:05d}"
-
         def render(index: int, variant: int) -> Rendered:
             return sample(items, labels, index, seeded(SEED, SPLITS.index(name), index, variant))
 
-        return Split(labels, image_id, render)
+        return Split(labels, lambda index: f"fashion/{part}-{source[index]:05d}", render)

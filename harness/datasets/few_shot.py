@@ -1,5 +1,6 @@
 """Which images of a split are used: a balanced part, K shots per class, in which batches."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,14 +29,10 @@ def subset(split: Split, limit: int | None) -> Split:
 
 
 def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Order images so that the first few, however many, are class-balanced.
+    """Order images, (n,) positions, so that the first few, however many, are class-balanced.
 
-    Args:
-        labels: (n,) true classes; images of unknown class count as one class.
-
-    Returns:
-        (n,) positions. Classes give in turn; which image a class gives next is drawn once and for
-        all.
+    Classes give in turn; which image a class gives next is drawn once and for all. Images of
+    unknown class count as one class.
     """
     order = seeded_order(len(labels), SUBSET_SEED)
     grouped = np.argsort(labels[order], kind="stable")
@@ -53,12 +50,7 @@ def batches(split: Split, preprocess: Any) -> Iterator[tuple[list[Example], Tens
 
 
 class FewShot(NamedTuple):
-    """What a model may learn from.
-
-    Attributes:
-        train: K images per class.
-        val: min(K, 4) images per class; all of them where a class has fewer.
-    """
+    """What a model may learn from: K images per class, and min(K, 4), or all, to validate by."""
 
     train: Split
     val: Split
@@ -69,24 +61,19 @@ def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
 
     Both come from the splits that the dataset says, see ``Dataset.shots_from``, and no group of
     images is in both, see ``Dataset.group_of``. One seed gives nested sets to train on: the images
-    for K are among those for K + 1.
-
-    Args:
-        dataset: where they are from; its test split isn't touched.
-        shots: K, at least 1.
-        seed: of the choice.
+    for K are among those for K + 1. The test split isn't touched.
 
     Raises:
         ValueError: shots < 1, a class with fewer than K training images, or a class without
             validation images.
     """
-    kept = _kept_back(dataset, shots, seed)
-    train = _draw_train(dataset, shots, seed, kept)
+    train = draw_train(dataset, shots, seed)
     split, most = dataset.split("val"), min(shots, VAL_SHOTS)
     order = seeded_order(len(split), seed)
     if dataset.shots_from == "val":
         ids = split.image_ids
         taken = {dataset.group_of(name) for name in train.image_ids}  # a group may span classes
+        kept = _kept_back(dataset, shots, seed)
         free = [place for place in kept if dataset.group_of(ids[place]) not in taken]
         order = np.array(free, dtype=np.int64)
     poorest, count = _poorest(dataset, split.labels[order])
@@ -100,16 +87,7 @@ def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
 
 
 def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
-    """Draw the training images of ``draw`` alone; the dataset needs no validation images.
-
-    Raises:
-        ValueError: shots < 1, or a class with fewer than K training images.
-    """
-    return _draw_train(dataset, shots, seed, _kept_back(dataset, shots, seed))
-
-
-def _draw_train(dataset: Dataset, shots: int, seed: int, kept: list[int]) -> Split:
-    """Draw training images from all but the positions that are kept back."""
+    """Draw the training images of ``draw`` alone; the dataset needs no validation images."""
     if shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
     split = dataset.split(dataset.shots_from)
@@ -128,7 +106,7 @@ def _draw_train(dataset: Dataset, shots: int, seed: int, kept: list[int]) -> Spl
             f"has {count} training images; k can be at most {count}"
         )
     order = seeded_order(len(split), seed)
-    order = order[~np.isin(order, kept)]
+    order = order[~np.isin(order, _kept_back(dataset, shots, seed))]
     return split.subset(_first_of_each(dataset, split.labels, order, shots))
 
 
@@ -145,10 +123,10 @@ def _kept_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
     order = seeded_order(len(split), seed)
     positions: list[int] = []
     for label in range(len(dataset.classes)):
-        groups: dict[str, list[int]] = {}
+        groups: dict[str, list[int]] = defaultdict(list)
         members = order[labels[order] == label]
         for place in members.tolist():
-            groups.setdefault(dataset.group_of(ids[place]), []).append(place)
+            groups[dataset.group_of(ids[place])].append(place)
         kept: list[int] = []
         for group in reversed(groups.values()):
             enough = len(kept) >= min(shots, VAL_SHOTS)
@@ -160,11 +138,7 @@ def _kept_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
 
 
 def require_apart(dataset: Dataset, split: SplitName) -> None:
-    """Refuse to judge few-shot models by images that they may have learnt from.
-
-    Raises:
-        ValueError: few-shot images of the dataset come from ``split``.
-    """
+    """Refuse to judge few-shot models by a split that they may have learnt from."""
     if split in (dataset.shots_from, "val"):
         raise ValueError(
             f"--split {split}: labelled images of {dataset.name!r} for shots come from there; "
@@ -178,17 +152,7 @@ def draw_ranked(
     """Draw K positions per class out of images that are ranked: (classes * K,) int64, sorted.
 
     One seed gives nested sets. Which images it draws depends on which are ranked, not on their
-    order.
-
-    Args:
-        dataset: whose classes these are.
-        image_ids: n ids of ranked images.
-        labels: (n,) their classes; images of unknown class (-1) are left out.
-        shots: K, at least 1.
-        seed: of the choice.
-
-    Raises:
-        ValueError: a class has fewer than K ranked images.
+    order; images of unknown class (-1) are left out.
     """
     poorest, count = _poorest(dataset, labels[labels >= 0])
     if count < shots:
@@ -201,11 +165,7 @@ def draw_ranked(
 
 
 def seeded_order(count: int, seed: int) -> NDArray[np.int64]:
-    """Return the positions 0 to count - 1 in the order that a seed gives them.
-
-    Raises:
-        ValueError: a seed below 0.
-    """
+    """Return the positions 0 to count - 1 in the order that a seed from 0 gives them."""
     if seed < 0:
         raise ValueError(f"--seed {seed}: expected a number from 0")
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")

@@ -4,35 +4,18 @@ Files may come from elsewhere, so nothing of them is trusted.
 """
 
 import hashlib
+import re
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 
-from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
-from harness.datasets.captions import FILES, captions_of, slug
-from harness.datasets.images import (
-    EXTENSIONS,
-    file_digests,
-    image_files,
-    read_image,
-    require_inside,
-)
+from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Split, SplitName, lines_of, slug
+from harness.datasets.images import EXTENSIONS, ImageList, file_digests, image_files, require_inside
 
-SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-}  # fmt: skip
 PARTS = (60, 20, 20)  # per cent of a class, train, val and test
-
-
-class Entry(NamedTuple):
-    """One image: its file, the same below the root, its bytes and its label."""
-
-    path: Path
-    relative: PurePosixPath
-    size: int
-    label: int
+CAPTION_FILES = ("classes.txt", "classnames.txt")
 
 
 class FolderDataset(OwnDataset):
@@ -41,89 +24,73 @@ class FolderDataset(OwnDataset):
     Classes are the sorted names of the folders, over all splits. Without split folders every image
     is in test. Links may not leave the folder. Names of everything are made from the folder's own
     name, so they are the same on every machine.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        NotADirectoryError: it is a file.
-        ValueError: no class folders, one without images, images outside of them, or captions that
-            contradict each other.
     """
 
+    prefix, expected = "folder", "folder of class folders"
+    what = f"a {expected}, or of train, val and test with such"
     source = "a folder of class folders"
-    prefix = "folder"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
-        self.what = f"folder {str(self.folder)!r}"
-        if not self.folder.exists():
-            raise FileNotFoundError(f"{self.what} does not exist")
-        if not self.folder.is_dir():
-            raise NotADirectoryError(f"{self.what} is a file; give the folder of class folders")
-        word = slug(self.folder.resolve().name, self.what)
-        self.name = f"{self.prefix}-{word}"
-        self.title = f"Images of the folder {self.folder.resolve().name}"
-        roots = split_folders(self.folder, self.what)
-        names = _class_names(roots, self.what)
-        self._classes = captions_of(self.folder, names, self.what)
-        entries = {split: self._listed(root, names) for split, root in roots.items()}
-        every = list(chain.from_iterable(entries.values()))
-        require_inside(self.folder, (entry.relative for entry in every), self.what)
-        counts = np.bincount([entry.label for entry in every], minlength=len(names))
-        if (empty := np.flatnonzero(counts == 0)).size:
+    def __init__(self, place: Path) -> None:
+        self.asked_path = self.folder = folder = place.expanduser().absolute()
+        where = f"folder {str(folder)!r}"
+        if not folder.exists():
+            raise FileNotFoundError(f"{where} does not exist")
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{where} is a file; give the folder of class folders")
+        self.name = f"{self.prefix}-{slug(folder.resolve().name, where)}"
+        self.title = f"Images of the folder {folder.resolve().name}"
+        roots = split_folders(folder, where)
+        names = _class_names(roots, where)
+        self.classes = captions_of(folder, names, where)
+        empty = self._listed(folder, [])
+        lists = {n: self._listed(roots[n], names) if n in roots else empty for n in SPLITS}
+        paths = chain.from_iterable(images.paths for images in lists.values())
+        require_inside(folder, map(PurePosixPath, paths), where)
+        labels = np.concatenate([images.labels for images in lists.values()])
+        if missing := sorted(set(range(len(names))) - set(labels.tolist())):
             raise ValueError(
-                f"{self.what}: class folder {names[empty[0]]!r} has no images; remove it, or put "
+                f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put "
                 f"images there; known extensions are {', '.join(sorted(EXTENSIONS))}"
             )
-        self._entries = self._parted(entries, len(names))
+        self._lists = self._parted(lists, where)
         self._digest = self._hashed()
 
-    def _parted(
-        self, entries: dict[SplitName, list[Entry]], classes: int
-    ) -> dict[SplitName, list[Entry]]:
+    def _parted(self, lists: dict[SplitName, ImageList], where: str) -> dict[SplitName, ImageList]:
         """Say which images are in which split."""
-        return {split: entries.get(split, []) for split in SPLITS}
+        return lists
 
-    def _listed(self, root: Path, names: list[str]) -> list[Entry]:
-        """Find a split's images, class by class."""
-        entries = []
-        for label, name in enumerate(names):
-            for path in image_files(root / name) if (root / name).is_dir() else ():
-                relative = PurePosixPath(path.relative_to(self.folder).as_posix())
-                entries.append(Entry(path, relative, path.stat().st_size, label))
-        return entries
+    def _listed(self, root: Path, names: Sequence[str]) -> ImageList:
+        """List a split's images, class by class."""
+        files = [
+            (path, label)
+            for label, name in enumerate(names)
+            if (root / name).is_dir()
+            for path in image_files(root / name)
+        ]
+        return ImageList(
+            root=self.folder,
+            paths=[path.relative_to(self.folder).as_posix() for path, _ in files],
+            labels=np.array([label for _, label in files], dtype=np.int64),
+            known_sizes=np.array([path.stat().st_size for path, _ in files], dtype=np.int64),
+            prefix=self.name,
+            dataset=self.name,
+        )
 
     def _hashed(self) -> str:
-        """Hash names, sizes, splits and captions; the files aren't read."""
-        digest = hashlib.sha256("\0".join(self._classes).encode())
-        for split, entries in self._entries.items():
-            for entry in entries:
-                line = f"{split}\0{entry.relative}\0{entry.size}\0{entry.label}\n"
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for split, images in self._lists.items():
+            facts = zip(images.paths, images.sizes.tolist(), images.labels.tolist(), strict=True)
+            for path, size, label in facts:
+                line = f"{split}\0{path}\0{size}\0{label}\n"
                 digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()[:12]
 
     def _revision(self) -> str:
-        """12 hex digits over names, sizes, splits and captions."""
+        """12 hex digits over names, sizes, splits and captions; the files aren't read."""
         return self._digest
 
-    @property
-    def asked_as(self) -> str:
-        """The prefix and the path of the folder."""
-        return f"{self.prefix}:{self.folder}"
-
     def _split(self, name: SplitName) -> Split:
-        entries = self._entries[name]
-        labels = np.array([entry.label for entry in entries], dtype=np.int64)
-
-        def image_id(index: int) -> str:
-            return f"{self.name}/{entries[index].relative}"
-
-        def render(index: int, _variant: int) -> Rendered:
-            path = entries[index].path
-            if not path.is_file():
-                raise FileNotFoundError(f"image {str(path)!r} of {self.name} has gone meanwhile")
-            return read_image(path), None
-
-        return Split(labels, image_id, render)
+        return self._lists[name].split()
 
 
 class FolderParted(FolderDataset):
@@ -134,21 +101,19 @@ class FolderParted(FolderDataset):
     """
 
     prefix = "folder-parted"
+    what = "a folder of class folders, parted here into train, val and test"
 
-    def _parted(
-        self, entries: dict[SplitName, list[Entry]], classes: int
-    ) -> dict[SplitName, list[Entry]]:
-        if split_folders(self.folder, self.what) != {"test": self.folder}:
-            raise ValueError(f"{self.what} has splits of its own; give folder:PATH for these")
-        images = entries["test"]
-        digests = file_digests([entry.path for entry in images])
+    def _parted(self, lists: dict[SplitName, ImageList], where: str) -> dict[SplitName, ImageList]:
+        if split_folders(self.folder, where) != {"test": self.folder}:
+            raise ValueError(f"{where} has splits of its own; give folder:PATH for these")
+        images = lists["test"]
+        digests = np.array(file_digests([self.folder / path for path in images.paths]))
         part: dict[str, SplitName] = {}
-        for label in range(classes):
-            own = {d for d, entry in zip(digests, images, strict=True) if entry.label == label}
-            new = sorted(own - part.keys())
+        for label in range(len(self.classes)):
+            new = sorted(set(digests[images.labels == label].tolist()) - part.keys())
             part |= dict(zip(new, _parts(len(new)), strict=True))
-        pairs = list(zip(digests, images, strict=True))
-        return {split: [e for digest, e in pairs if part[digest] == split] for split in SPLITS}
+        parts = np.array([part[digest] for digest in digests.tolist()])
+        return {split: images.subset(np.flatnonzero(parts == split)) for split in SPLITS}
 
 
 def _parts(count: int) -> list[SplitName]:
@@ -159,23 +124,20 @@ def _parts(count: int) -> list[SplitName]:
     return [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
 
 
-def split_folders(folder: Path, what: str) -> dict[SplitName, Path]:
+def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
     """Return the folders of splits; the folder itself as test where it has none.
 
     A folder that is called like a split and has images right in it is a class.
-
-    Raises:
-        ValueError: two folders of one split, or class folders beside them.
     """
     inner = _folders(folder)
     roots: dict[SplitName, Path] = {}
     for path in inner:
-        split = SPLIT_FOLDERS.get(path.name.lower())
+        split = SPLIT_NAMES.get(path.name.lower())
         if split is None or not _folders(path) or _own_images(path):
             continue
         if split in roots:
             raise ValueError(
-                f"{what}: {roots[split].name} and {path.name} would both be the {split} split; "
+                f"{where}: {roots[split].name} and {path.name} would both be the {split} split; "
                 "leave one"
             )
         roots[split] = path
@@ -184,25 +146,25 @@ def split_folders(folder: Path, what: str) -> dict[SplitName, Path]:
     for path in inner:
         if path not in roots.values() and image_files(path):
             raise ValueError(
-                f"{what}: the images of {path.name!r} are in none of the splits "
+                f"{where}: the images of {path.name!r} are in none of the splits "
                 f"{', '.join(split.name for split in roots.values())} beside it; move them away"
             )
     return roots
 
 
-def _class_names(roots: dict[SplitName, Path], what: str) -> list[str]:
+def _class_names(roots: dict[SplitName, Path], where: str) -> list[str]:
     """Return the sorted names of all class folders."""
-    names = sorted({path.name for root in roots.values() for path in _folders(root)})
     for root in roots.values():
         if stray := _own_images(root):
             raise ValueError(
-                f"{what}: image {stray[0].name!r} lies beside the class folders of {root.name!r} "
+                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r} "
                 "and so has no class; put it into one, or away"
             )
+    names = sorted({path.name for root in roots.values() for path in _folders(root)})
     if not names:
         raise ValueError(
-            f"{what} has no subfolders; expected one for each class, or train, val and test with "
-            f"such; captions may be in {FILES[0]}"
+            f"{where} has no subfolders; expected one for each class, or train, val and test with "
+            f"such; captions may be in {CAPTION_FILES[0]}"
         )
     return names
 
@@ -213,8 +175,74 @@ def _folders(folder: Path) -> list[Path]:
 
 def _own_images(folder: Path) -> list[Path]:
     """List the images right in a folder."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+
+
+def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the captions of class folders, in their order.
+
+    They are in ``classes.txt`` or ``classnames.txt``, one a line: each after its folder's name, or
+    all without and in the order of the sorted folders. Without such a file, names are captions.
+    """
+    present = [file for file in CAPTION_FILES if (folder / file).is_file()]
+    if len(present) > 1:
+        raise ValueError(f"{where}: both {' and '.join(present)} are there; leave one")
+    if present:
+        lines = lines_of(folder / present[0])
+        captions = _matched(lines, names, f"{where}: {present[0]}")
+    else:
+        captions = [_caption(name, where) for name in names]
+    first: dict[str, str] = {}
+    for name, text in zip(names, captions, strict=True):
+        if first.setdefault(text, name) != name:
+            raise ValueError(
+                f"{where}: folders {first[text]!r} and {name!r} would both be class {text!r}; say "
+                f"otherwise in {CAPTION_FILES[0]}"
+            )
+    return tuple(captions)
+
+
+def _caption(name: str, where: str) -> str:
+    """Return the caption that a folder's name says: underscores and dashes are spaces."""
+    words = " ".join(re.sub(r"[_-]", " ", name).split())
+    if not words or not name.isprintable():
+        raise ValueError(
+            f"{where}: the folder's name {name!r} can't be put into a prompt; rename it, or say "
+            f"what it means in {CAPTION_FILES[0]}"
+        )
+    return words
+
+
+def _matched(lines: list[str], names: Sequence[str], where: str) -> list[str]:
+    """Match lines with folders."""
+    pairs = [_pair(line, set(names)) for line in lines]
+    if all(pairs):
+        captions: dict[str, str] = {}
+        for name, text in filter(None, pairs):
+            if name in captions:
+                raise ValueError(f"{where}: folder {name!r} is there twice")
+            captions[name] = text
+        if missing := [name for name in names if name not in captions]:
+            raise ValueError(f"{where}: no line for the folder {missing[0]!r}")
+        return [captions[name] for name in names]
+    if len(lines) != len(names):
+        raise ValueError(
+            f"{where}: {len(lines)} lines for {len(names)} class folders; expected a line for "
+            "each, with or without the folder's name before the caption"
+        )
+    for number, (line, name) in enumerate(zip(lines, names, strict=True), start=1):
+        if line != name and line in names:
+            raise ValueError(
+                f"{where}, line {number}: {line!r} would be the caption of the folder {name!r}, "
+                "but another folder has that name; write lines as 'folder caption'"
+            )
+    return lines
+
+
+def _pair(line: str, names: set[str]) -> tuple[str, str] | None:
+    """Part a line into a folder's name, the longest that fits, and a caption."""
+    for gap in reversed([i for i, letter in enumerate(line) if letter in " \t"]):
+        if line[:gap] in names:
+            return line[:gap], line[gap:].strip()
+    return None

@@ -18,10 +18,10 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,14 +29,10 @@ import pyarrow.compute as pc
 from huggingface_hub import constants, metadata_load
 from numpy.typing import NDArray
 
-from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
-from harness.datasets.captions import slug
+from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, slug
 from harness.datasets.images import MISSING, decode_image
 from zoo.reducer import expected
 
-KNOWN: dict[str, SplitName] = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-}  # fmt: skip
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 IMAGE, CLASSES = "Image", "ClassLabel"  # types of columns
 LOOKED_AT = 32  # images of a split whose bytes count for its revision
@@ -47,59 +43,31 @@ SEVERAL = ("Config name is missing", "specify which configuration")  # in its me
 INSTALL = f"python -m pip install 'datasets>={OLDEST}'"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What follows ``#``, as in ``#image=img,test=validation``.
+# What may follow "#", as in #image=img,test=validation: the config of a dataset that has several,
+# columns, and splits that are so here; to name one split leaves those that aren't named empty.
+CHOICES = ("config", "image", "label", *SPLITS)
+Choice = dict[str, str]
 
-    Attributes:
-        config: of the dataset, where it has several.
-        image: column of images.
-        label: column of classes.
-        train: split that is train here; likewise val and test. One that is named leaves those that
-            aren't empty.
-    """
 
-    config: str | None = None
-    image: str | None = None
-    label: str | None = None
-    train: str | None = None
-    val: str | None = None
-    test: str | None = None
-
-    @classmethod
-    def parse(cls, text: str, what: str) -> "Choice":
-        """Read ``KEY=VALUE,...``.
-
-        Raises:
-            ValueError: an unknown key, one without a value, or one that is there twice.
-        """
-        keys = [field.name for field in fields(cls)]
-        choices: dict[str, str] = {}
-        for part in text.split(","):
-            key, _, value = part.partition("=")
-            if key not in keys:
-                raise ValueError(f"{what}: {part!r} after '#': {expected(key, keys)}, as KEY=VALUE")
-            if not value or key in choices:
-                raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
-            choices[key] = value
-        return cls(**choices)
-
-    def __str__(self) -> str:
-        """Return it as it is written, "" where nothing is chosen."""
-        parts = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
-        parts = [part for part in parts if not part.endswith("=None")]
-        return "#" + ",".join(parts) if parts else ""
+def _choice(text: str, what: str) -> Choice:
+    """Read ``KEY=VALUE,...``; refuse an unknown key, one without a value or one twice."""
+    choice: Choice = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        if key not in CHOICES:
+            raise ValueError(f"{what}: {part!r} after '#': {expected(key, CHOICES)}, as KEY=VALUE")
+        if not value or key in choice:
+            raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
+        choice[key] = value
+    return {key: choice[key] for key in CHOICES if key in choice}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a dataset is.
 
-    Attributes:
-        folder: that holds it, absolute; None on the hub.
-        name: ``owner/name`` there, or the folder's own name.
-        what: it is, for messages.
-        choice: of its parts.
+    folder: that holds it, absolute; None on the hub. name: ``owner/name`` there, or the folder's
+    own. what: it is, for messages. choice: of its parts.
     """
 
     folder: Path | None
@@ -107,19 +75,18 @@ class Place:
     what: str
     choice: Choice
 
+    @property
+    def saved(self) -> bool:
+        """Whether save_to_disk wrote it."""
+        return any(self.folder and (self.folder / file).is_file() for file in SAVED)
+
     @classmethod
     def parse(cls, text: str) -> "Place":
-        """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice.
-
-        Raises:
-            FileNotFoundError: neither a folder nor a name that the hub could have.
-            NotADirectoryError: a file.
-            ValueError: see ``Choice.parse``.
-        """
+        """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice."""
         where, sharp, choices = text.rpartition("#")
         if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
             where, sharp = text, ""
-        choice = Choice.parse(choices, f"hfds:{text}") if sharp else Choice()
+        choice = _choice(choices, f"hfds:{text}") if sharp else {}
         folder = Path(where).expanduser().absolute()
         if folder.is_dir():
             what = f"folder {str(folder)!r}"
@@ -138,19 +105,12 @@ def roots(place: Place) -> tuple[str, ...]:
     """Return folders, as real paths, in which images may be that a table only has paths of."""
     own = () if place.folder is None else (str(place.folder),)
     caches = (constants.HF_HUB_CACHE, str(_library().config.HF_DATASETS_CACHE))
-    saved = place.folder is not None and _is_saved(place.folder)  # its paths are the writer's
-    return tuple(os.path.realpath(root) for root in (*own, *(() if saved else caches)))
+    # What was saved has its writer's paths.
+    return tuple(os.path.realpath(root) for root in (*own, *(() if place.saved else caches)))
 
 
 def load(place: Place, *, download: bool = False) -> dict[str, Any]:
-    """Open a dataset's splits, by name; "" is that of one that has none.
-
-    Args:
-        place: where it is.
-        download: get what is missing from the hub.
-
-    Returns:
-        a ``datasets.Dataset`` for each.
+    """Open a dataset's splits, each a ``datasets.Dataset``, by name; "" where it has none.
 
     Raises:
         FileNotFoundError: a dataset of the hub that isn't in the cache; tells how to get it.
@@ -160,10 +120,13 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
     library = _library()
     with _quiet(library, offline=not download or place.folder is not None):
         try:
-            tables = _opened(library, place)
+            return _opened(library, place)
         except (ConnectionError, FileNotFoundError) as error:
             if place.folder is None and not download:
-                raise FileNotFoundError(_missing(library, place)) from error
+                cache = str(library.config.HF_DATASETS_CACHE)
+                raise FileNotFoundError(
+                    f"{place.what} is not in the cache of `datasets`, {cache!r}; {_way(place)}"
+                ) from error
             text = _text(error)
             hint = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE and download else ""
             raise OSError(f"{place.what} can't be opened: {text}{hint}") from error
@@ -174,22 +137,20 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
             mend = "" if download or place.folder else f"; {_way(place)}"
             hint = "; name it as in #config=CONFIG" if any(s in text for s in SEVERAL) else ""
             raise ValueError(f"{place.what} can't be read: {text}{hint}{mend}") from error
-    return tables
 
 
 def _opened(library: Any, place: Place) -> dict[str, Any]:
     """Let the library open it."""
-    if place.folder is not None and _is_saved(place.folder):
-        if place.choice.config is not None:
-            raise ValueError(
-                f"config={place.choice.config}: what save_to_disk wrote has no configs"
-            )
+    config = place.choice.get("config")
+    if place.saved:
+        if config is not None:
+            raise ValueError(f"config={config}: what save_to_disk wrote has no configs")
         tables = library.load_from_disk(str(place.folder))
     else:
         if place.folder is not None:
             _require_files(place.folder)
         path = place.name if place.folder is None else str(place.folder)
-        builder = library.load_dataset_builder(path, place.choice.config)
+        builder = library.load_dataset_builder(path, config)
         *_, reader = type(builder).__module__.split(".")
         if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
             raise ValueError(
@@ -201,10 +162,6 @@ def _opened(library: Any, place: Place) -> dict[str, Any]:
     if isinstance(tables, library.Dataset):
         return {str(tables.split or ""): tables}
     return {str(name): split for name, split in tables.items()}
-
-
-def _is_saved(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in SAVED)
 
 
 def _require_files(folder: Path) -> None:
@@ -222,14 +179,9 @@ def _text(error: BaseException) -> str:
     return ": ".join(" ".join(str(one).split()) for one in errors)
 
 
-def _missing(library: Any, place: Place) -> str:
-    cache = str(library.config.HF_DATASETS_CACHE)
-    return f"{place.what} is not in the cache of `datasets`, {cache!r}; {_way(place)}"
-
-
 def _way(place: Place) -> str:
     """Say how to get a dataset of the hub."""
-    config = f", {place.choice.config!r}" if place.choice.config else ""
+    config = f", {place.choice['config']!r}" if "config" in place.choice else ""
     return (
         "--download gets it; so does, where there is a network and HF_HOME is the same, `python -c "
         f'"import datasets; datasets.load_dataset({place.name!r}{config})"`'
@@ -237,11 +189,7 @@ def _way(place: Place) -> str:
 
 
 def _library() -> Any:
-    """Import the library.
-
-    Raises:
-        ValueError: it isn't there, or too old.
-    """
+    """Import the library, unless it is missing or too old."""
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(f"hfds: needs the package `datasets`, which is missing; `{INSTALL}`")
     library = importlib.import_module("datasets")
@@ -271,38 +219,19 @@ def _quiet(library: Any, *, offline: bool) -> Iterator[None]:
             library.enable_progress_bars()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Which columns are meant.
-
-    image: of images. label: of classes. names: of the classes, by label.
-    """
+class Columns(NamedTuple):
+    """The columns of images and of classes, and the classes' names by label."""
 
     image: str
     label: str
     names: tuple[str, ...]
 
 
-def find_columns(
-    features: Mapping[str, Any], image: str | None, label: str | None, what: str
-) -> Columns:
-    """Find the columns by their types.
-
-    Args:
-        features: of the dataset.
-        image: the column that is asked for, if any.
-        label: likewise.
-        what: names the dataset in messages.
-
-    Raises:
-        ValueError: none or several of a type, and none asked for; or that is of another type.
-    """
-    columns = {
-        kind: _column(features, kind, choice, key, what)
-        for kind, choice, key in ((IMAGE, image, "image"), (CLASSES, label, "label"))
-    }
-    names = tuple(str(name) for name in features[columns[CLASSES]].names)
-    return Columns(image=columns[IMAGE], label=columns[CLASSES], names=names)
+def find_columns(features: Mapping[str, Any], choice: Choice, what: str) -> Columns:
+    """Find the columns by their types, or check those that are asked for."""
+    image = _column(features, IMAGE, choice.get("image"), "image", what)
+    label = _column(features, CLASSES, choice.get("label"), "label", what)
+    return Columns(image, label, tuple(map(str, features[label].names)))
 
 
 def _column(features: Mapping[str, Any], kind: str, choice: str | None, key: str, what: str) -> str:
@@ -333,11 +262,7 @@ def _column(features: Mapping[str, Any], kind: str, choice: str | None, key: str
 
 
 def captions(names: Sequence[str], what: str) -> tuple[str, ...]:
-    """Return what prompts say of the classes: their names, with spaces for underscores.
-
-    Raises:
-        ValueError: one that can't be put into a prompt, or two that are the same.
-    """
+    """Return what prompts say of the classes: their names, with spaces for underscores."""
     names_by_caption: dict[str, str] = {}
     for name in names:
         words = " ".join(name.replace("_", " ").split())
@@ -354,11 +279,7 @@ def captions(names: Sequence[str], what: str) -> tuple[str, ...]:
 class Rows:
     """The rows of a split, of which nothing is read before it is asked for.
 
-    Args:
-        roots: folders in which image files may be that the table only has paths of.
-
-    Raises:
-        ValueError: the table is damaged.
+    roots: folders in which image files may be that the table only has paths of.
     """
 
     def __init__(self, table: Any, columns: Columns, roots: Sequence[str], what: str) -> None:
@@ -373,11 +294,7 @@ class Rows:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """(n,) int64, without looking at images.
-
-        Raises:
-            ValueError: rows without a label, or with one beyond the classes.
-        """
+        """(n,) int64, without looking at images; refuses rows without a label of a class."""
         column = pc.fill_null(self._whole.column(self._columns.label), MISSING)
         labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
         if unlabelled := int(np.count_nonzero(labels < 0)):
@@ -406,18 +323,11 @@ class Rows:
         return sizes
 
     def read(self, index: int) -> bytes:
-        """Read the file of an image, in whatever format it is.
-
-        Raises:
-            FileNotFoundError: only its path is known, and nothing is there.
-            ValueError: there is none, or it is a file that the dataset has no business with.
-        """
-        image = self._image(index)
+        """Read the file of an image, in whatever format it is."""
+        image = self._rows[index].column(0)[0].as_py() or {"bytes": None, "path": None}
         if image["bytes"]:
-            content: bytes = image["bytes"]
-            return content
-        path = image["path"]
-        if not path:
+            return bytes(image["bytes"])
+        if not (path := image["path"]):
             raise ValueError(f"image {self.where(index)} can't be read: the row has none")
         if not self._is_inside(path):
             raise ValueError(
@@ -442,10 +352,6 @@ class Rows:
             if self.sizes[index] > 0:
                 digest.update(hashlib.sha256(self.read(int(index))).digest())
 
-    def _image(self, index: int) -> Any:
-        """Return a row's ``bytes`` and ``path``, either of which may be None."""
-        return self._rows[index].column(0)[0].as_py() or {"bytes": None, "path": None}
-
     def _is_inside(self, path: str) -> bool:
         real = Path(os.path.realpath(path))
         return any(real.is_relative_to(root) for root in self._roots)
@@ -457,40 +363,35 @@ class HfDataset(OwnDataset):
     An image's id is its split and row. It stays as long as the rows do, on every machine and with
     every release of the library; where rows have moved, the revision is another.
 
-    Args:
-        place: a folder's path or ``owner/name``, then perhaps ``#`` and a choice, see ``Choice``.
-        download: get from the hub what is missing.
-
-    Raises:
-        FileNotFoundError: no such folder, or a dataset of the hub that isn't in the cache.
-        ValueError: `datasets` is missing or can't read it; no columns of images and classes, or
-            several; rows without labels; classes or splits that contradict each other.
+    The place is a folder's path or ``owner/name``, then perhaps ``#`` and choices, see ``CHOICES``.
     """
 
+    prefix, downloads = "hfds", True
+    expected = "folder, or owner/name of the hub"
+    what = "a dataset of the Hugging Face `datasets` library, in a folder or as owner/name"
     source = "the Hugging Face `datasets` library"
 
     def __init__(self, place: Path, *, download: bool = False) -> None:
-        self.place = Place.parse(str(place))
-        what, choice = self.place.what, self.place.choice
-        parts = (self.place.name, choice.config, choice.image, choice.label)
-        self.name = f"hfds-{slug(' '.join(filter(None, parts)), what)}"
-        self.title = f"Images of {self.place.name}"
-        tables = load(self.place, download=download)
-        chosen = _chosen(tables, choice, what)
-        columns = [
-            find_columns(tables[own].features, choice.image, choice.label, what)
-            for own in chosen.values()
-        ]
-        for own, other in zip(chosen.values(), columns, strict=True):
-            if other != columns[0]:
-                raise ValueError(
-                    f"{what}: {own!r} has other columns or classes than "
-                    f"{next(iter(chosen.values()))!r}"
-                )
-        self._classes = captions(columns[0].names, f"{what}: column {columns[0].label!r}")
-        inside = roots(self.place)
+        source = Place.parse(str(place))
+        where, choice = source.what, source.choice
+        sharp = "#" + ",".join(f"{key}={value}" for key, value in choice.items())
+        self.asked_path = f"{source.folder or source.name}{sharp if choice else ''}"
+        parts = (source.name, *(choice[key] for key in CHOICES[:3] if key in choice))
+        self.name = f"hfds-{slug(' '.join(parts), where)}"
+        self.title = f"Images of {source.name}"
+        tables = load(source, download=download)
+        chosen = _chosen(tables, choice, where)
+        columns = {
+            own: find_columns(tables[own].features, choice, where) for own in chosen.values()
+        }
+        first, *others = columns
+        for own in others:
+            if columns[own] != columns[first]:
+                raise ValueError(f"{where}: {own!r} has other columns or classes than {first!r}")
+        used, inside = columns[first], roots(source)
+        self.classes = captions(used.names, f"{where}: column {used.label!r}")
         self._rows = {
-            split: Rows(tables[own], columns[0], inside, f"split {own!r} of {what}")
+            split: Rows(tables[own], used, inside, f"split {own!r} of {where}")
             for split, own in chosen.items()
         }
         for rows in self._rows.values():
@@ -499,53 +400,34 @@ class HfDataset(OwnDataset):
     @functools.cache  # noqa: B019  (a dataset lives as long as the process)
     def _revision(self) -> str:
         """12 hex digits over classes, labels, files' sizes and a few files, in the rows' order."""
-        digest = hashlib.sha256("\0".join(self._classes).encode())
+        digest = hashlib.sha256("\0".join(self.classes).encode())
         for split, rows in self._rows.items():
             digest.update(f"\0{split}\0".encode())
             rows.add_to(digest)
         return digest.hexdigest()[:12]
 
-    @property
-    def asked_as(self) -> str:
-        """``hfds:``, the folder's path or the name, and what was chosen."""
-        return f"hfds:{self.place.folder or self.place.name}{self.place.choice}"
-
     def _split(self, name: SplitName) -> Split:
-        rows = self._rows.get(name)
-
-        def image_id(index: int) -> str:
-            return f"{self.name}/{name}/{index}"
-
         def render(index: int, _variant: int) -> Rendered:
-            assert rows is not None
+            rows = self._rows[name]
             return decode_image(rows.read(index), rows.where(index)), None
 
-        labels = np.empty(0, dtype=np.int64) if rows is None else rows.labels
-        return Split(labels, image_id, render)
+        labels = self._rows[name].labels if name in self._rows else np.empty(0, dtype=np.int64)
+        return Split(labels, lambda index: f"{self.name}/{name}/{index}", render)
 
 
 def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, str]:
-    """Say which splits of the dataset are which of ours.
-
-    Those that aren't called like one of ours are left alone.
-
-    Raises:
-        ValueError: none is, or two are the same.
-    """
+    """Say which splits of the dataset are which of ours; others are left alone."""
     there = {name or "(without a name)": name for name in names}
-    chosen: dict[SplitName, str] = {}
-    for split in SPLITS:
-        own_name: str | None = getattr(choice, split)
-        if own_name is not None:
-            if own_name not in there:
-                raise ValueError(f"{what}: {split}={own_name}: {expected(own_name, there)}")
-            chosen[split] = own_name
+    chosen: dict[SplitName, str] = {s: choice[s] for s in SPLITS if s in choice}
+    for split, name in chosen.items():
+        if name not in there:
+            raise ValueError(f"{what}: {split}={name}: {expected(name, there)}")
     if chosen:
         return chosen
     if list(there.values()) == [""]:  # as with a folder: without splits, all is for testing
         return {"test": ""}
     for name in there:
-        own = KNOWN.get(name.lower())
+        own = SPLIT_NAMES.get(name.lower())
         if own in chosen:
             raise ValueError(
                 f"{what}: {chosen[own]} and {name} would both be the {own} split; say which is, as "
@@ -555,7 +437,7 @@ def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, 
             chosen[own] = name
     if not chosen:
         raise ValueError(
-            f"{what} has the splits {', '.join(there)}, none of {', '.join(KNOWN)}; say which is "
-            f"which, as in #test={next(iter(there))}"
+            f"{what} has the splits {', '.join(there)}, none of {', '.join(SPLIT_NAMES)}; say "
+            f"which is which, as in #test={next(iter(there))}"
         )
     return chosen

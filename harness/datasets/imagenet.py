@@ -1,9 +1,7 @@
 """ImageNet and what is tested like it: a folder per class, classes by WordNet number."""
 
-import abc
 import functools
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,12 +14,10 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from harness.console.terminal import Progress
-from harness.datasets.archives import Archive, Provider, drive
-from harness.datasets.base import SplitName
+from harness.datasets.archives import Archive, drive
+from harness.datasets.base import SplitName, cached_json, keep_json
 from harness.datasets.images import EXTENSIONS, ImageList, shortened
 from harness.datasets.rooted import RootedDataset, counted
-from zoo.files import write_whole
-from zoo.weights import cache_folder
 
 HOME = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
 NAMES = "classnames.txt"  # which CoOp asks for, and this doesn't
@@ -34,23 +30,15 @@ META = "ILSVRC2012_devkit_t12/data/meta.mat"
 VAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 # It says which class each of the unsorted validation images is of.
 DEVKIT = Archive(
-    file="ILSVRC2012_devkit_t12.tar.gz",
-    holds=TRUTH,
-    page=HOME,
+    file="ILSVRC2012_devkit_t12.tar.gz", holds=TRUTH, page=HOME,
     checksums=("md5:fa75699e90414af021442c21a62c3abf",),
-)
+)  # fmt: skip
 CARVED = 50  # images of a class
 CARVED_SHARE = 5  # one in as many, of classes with few images
 
 
 class ClassFolder(NamedTuple):
-    """What a folder holds.
-
-    Attributes:
-        changed: when a name was last added or removed, in ns.
-        names: of its image files, sorted.
-        sizes: of these, in bytes.
-    """
+    """The image files of a folder by sorted names, their bytes, and when a name changed, in ns."""
 
     changed: int
     names: list[str]
@@ -63,17 +51,13 @@ def class_folders(folder: Path, *, fresh: bool = False) -> Mapping[str, ClassFol
     Files that aren't images by their extension, and names with a dot in front, don't count. A
     listing that is kept is used as long as no folder says that a name was added or removed; a file
     that was overwritten in place goes unnoticed unless ``fresh``.
-
-    Args:
-        folder: holds the class folders.
-        fresh: list anew, whatever is kept.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: no such folder.
     """
     with os.scandir(folder) as entries:
         inner = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    cached = {} if fresh else _kept(folder)
+    file, kept = cached_json("folders", VERSION, os.path.realpath(folder))
+    cached: dict[str, ClassFolder] = {}
+    with suppress(AttributeError, TypeError):  # nothing is kept, or something else
+        cached = {} if fresh else {name: ClassFolder(*facts) for name, facts in kept.items()}
     listings, changed = {}, set(cached) != set(inner)
     for name in inner:
         path = folder / name
@@ -83,7 +67,8 @@ def class_folders(folder: Path, *, fresh: bool = False) -> Mapping[str, ClassFol
         else:
             listings[name], changed = _listed(path, at), True
     if changed and sum(len(listed.names) for listed in listings.values()) >= CACHED_FROM:
-        _keep(folder, listings)
+        with suppress(OSError, RuntimeError):  # a cache that can't be written costs time only
+            keep_json(file, listings)
     return listings
 
 
@@ -97,28 +82,6 @@ def _listed(path: Path, changed: int) -> ClassFolder:
             and entry.is_file()
         )
     return ClassFolder(changed, [name for name, _ in files], [size for _, size in files])
-
-
-def _cache_file(folder: Path) -> Path:
-    key = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
-    return cache_folder() / "folders" / f"{key}.json"
-
-
-def _kept(folder: Path) -> dict[str, ClassFolder]:
-    """Return what was kept; nothing if there is none or it can't be understood."""
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
-        content = json.loads(_cache_file(folder).read_bytes())
-        if content["version"] == VERSION:
-            return {name: ClassFolder(*values) for name, values in content["folders"].items()}
-    return {}
-
-
-def _keep(folder: Path, listings: Mapping[str, ClassFolder]) -> None:
-    """Keep a listing; a cache that can't be written costs time and nothing else."""
-    with suppress(OSError, RuntimeError):
-        file = _cache_file(folder)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps({"version": VERSION, "folders": listings}).encode())
 
 
 def synsets_of(subset: str) -> tuple[str, ...]:
@@ -138,12 +101,7 @@ class SynsetDataset(RootedDataset):
     """
 
     synset_list: ClassVar[str]
-    templates = ("a photo of a {}.",)
-
-    @property
-    @abc.abstractmethod
-    def images(self) -> str:
-        """Folder of the class folders that are tested by."""
+    images: ClassVar[str]
 
     @functools.cached_property
     def synsets(self) -> tuple[str, ...]:
@@ -169,7 +127,7 @@ class SynsetDataset(RootedDataset):
         place = self.place / images
         return class_folders(place) if place.is_dir() else {}
 
-    def _found(self, images: str) -> ImageList:
+    def _class_images(self, images: str) -> ImageList:
         """List the images of all classes, class by class."""
         listing = self._listing(images)
         present = [
@@ -186,38 +144,23 @@ class SynsetDataset(RootedDataset):
             ),
             prefix=f"{self.name}/{images}",
             dataset=repr(self.name),
-            listed="it was there when the folder was listed",
-            known_sizes=np.array(
-                [size for _, _, inner in present for size in inner.sizes],
-                dtype=np.int64,
-            ),
+            known_sizes=np.array([n for _, _, inner in present for n in inner.sizes], np.int64),
         )
 
     def _images(self, name: SplitName) -> ImageList:
-        return self._tested if name == "test" else self._none
+        return self._tested if name == "test" else self._tested.subset(np.arange(0))
 
     @functools.cached_property
     def _tested(self) -> ImageList:
-        return self._found(self.images)
-
-    @functools.cached_property
-    def _none(self) -> ImageList:
-        return ImageList(
-            root=self.place,
-            paths=(),
-            labels=np.zeros(0, dtype=np.int64),
-            prefix=self.name,
-            dataset=repr(self.name),
-            listed="",
-        )
+        return self._class_images(self.images)
 
     def _lists(self) -> bytes:
         return b""
 
-    def _differences(self) -> Iterator[str]:
-        yield from super()._differences()
-        yield from self._folder_differences(self.images)
-        yield from self._name_differences()
+    def problems(self, progress: Progress | None = None) -> list[str]:
+        """See ``RootedDataset.problems``; class folders and class names are compared, too."""
+        own = (*self._folder_differences(self.images), *self._name_differences())
+        return [*super().problems(progress), *own]
 
     def _folder_differences(self, images: str) -> Iterator[str]:
         """Compare the class folders with the classes; the folders are listed anew."""
@@ -235,13 +178,11 @@ class SynsetDataset(RootedDataset):
         if not file.is_file():
             return
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = {
-            synset: name.strip() for synset, _, name in (line.partition(" ") for line in lines)
-        }
+        names = {line.partition(" ")[0]: line.partition(" ")[2].strip() for line in lines}
         other = [
             f"{synset} is {names[synset]!r} there and {name!r} here"
             for synset, name in zip(self.synsets, self.classes, strict=True)
-            if synset in names and names[synset] != name
+            if names.get(synset, name) != name
         ]
         if other:
             yield f"{str(file)!r} isn't used and has {len(other):,} other names: {other[0]}"
@@ -256,51 +197,27 @@ class ImageNet(SynsetDataset):
     images train and val are empty.
     """
 
-    name = "imagenet"
-    title = "ImageNet (ILSVRC 2012)"
+    # fmt: off
+    name, title = "imagenet", "ImageNet (ILSVRC 2012)"
     license = "non-commercial research, by registration"
     source = "Stanford and Princeton, 2012"
     homepage = "https://image-net.org"
-    citation = (
-        "O. Russakovsky, J. Deng, H. Su et al., ImageNet Large Scale Visual Recognition "
-        "Challenge, IJCV 2015"
-    )
-    folder = "imagenet"
-    images = VAL
-    synset_list = "imagenet"
-    class_count = 1000
-    counts = counted(train=1_231_167, val=50_000, test=50_000)
+    folder, images, synset_list = "imagenet", VAL, "imagenet"
+    class_count, counts = 1000, counted(train=1_231_167, val=50_000, test=50_000)
     archives = (
-        Archive(
-            file="ILSVRC2012_img_val.tar",
-            holds=VAL,
-            page=HOME,
-            checksums=("md5:29b22e2961454d5413ddabcf34fc5622",),
-            into=VAL,
-        ),
-        Archive(
-            file="ILSVRC2012_img_train.tar",
-            holds=TRAIN,
-            page=HOME,
-            checksums=("md5:1d675b47d978889d74fa0da5fadfb00e",),
-            into=TRAIN,
-            nested=True,
-            optional=True,
-        ),
+        Archive(file="ILSVRC2012_img_val.tar", holds=VAL, into=VAL, page=HOME,
+                checksums=("md5:29b22e2961454d5413ddabcf34fc5622",)),
+        Archive(file="ILSVRC2012_img_train.tar", holds=TRAIN, into=TRAIN, page=HOME,
+                checksums=("md5:1d675b47d978889d74fa0da5fadfb00e",), nested=True, optional=True),
     )
+    # fmt: on
     devkit = DEVKIT
 
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
         """See ``RootedDataset.at``; of unsorted validation images the devkit is needed, too."""
         bound = super().at(root, download=download, progress=progress)
         if bound._unsorted:
-            Provider(
-                dataset=self.name,
-                folder=bound.place,
-                archives=(self.devkit,),
-                may_download=download,
-                progress=progress or Progress(),
-            ).provide()
+            bound.provide((self.devkit,), download, progress or Progress())
         return bound
 
     @functools.cached_property
@@ -310,7 +227,7 @@ class ImageNet(SynsetDataset):
 
     @functools.cached_property
     def _tested(self) -> ImageList:
-        return self._flat() if self._unsorted else self._found(VAL)
+        return self._flat() if self._unsorted else self._class_images(VAL)
 
     def _flat(self) -> ImageList:
         """List validation images that lie in one folder, in the order of those in class folders."""
@@ -330,7 +247,6 @@ class ImageNet(SynsetDataset):
             labels=np.array([label for label, _ in entries], dtype=np.int64),
             prefix=f"{self.name}/{VAL}",
             dataset=repr(self.name),
-            listed="it was there when the folder was listed",
         )
 
     def _truth(self) -> list[int]:
@@ -345,7 +261,7 @@ class ImageNet(SynsetDataset):
     @functools.cached_property
     def _trained(self) -> tuple[ImageList, ImageList]:
         """List the training images for train and for val."""
-        whole = self._found(TRAIN)
+        whole = self._class_images(TRAIN)
         names = [path.rpartition("/")[2] for path in whole.paths]
         hashes = b"".join(hashlib.sha256(name.encode()).digest()[:8] for name in names)
         order = np.frombuffer(hashes, dtype=">u8")
@@ -361,9 +277,9 @@ class ImageNet(SynsetDataset):
             return self._tested
         return self._trained[name == "val"]
 
-    def _differences(self) -> Iterator[str]:
-        yield from super()._differences()
-        yield from self._folder_differences(TRAIN)
+    def problems(self, progress: Progress | None = None) -> list[str]:
+        """See ``SynsetDataset.problems``; the folders to train on are compared, too."""
+        return [*super().problems(progress), *self._folder_differences(TRAIN)]
 
 
 def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
@@ -383,36 +299,25 @@ def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
     return {number: labels[synset] for number, synset in synset_of.items() if synset in labels}
 
 
+# fmt: off
 class ImageNetV2(SynsetDataset):
     """Ten images of each of the 1,000 classes; for testing only."""
 
-    name = "imagenetv2"
-    title = "ImageNetV2, matched frequency"
-    license = "MIT (repository); the images are of Flickr"
-    source = "UC Berkeley, 2019"
+    name, title = "imagenetv2", "ImageNetV2, matched frequency"
+    license, source = "MIT (repository); the images are of Flickr", "UC Berkeley, 2019"
     homepage = "https://github.com/modestyachts/ImageNetV2"
-    citation = (
-        "B. Recht, R. Roelofs, L. Schmidt, V. Shankar, Do ImageNet Classifiers Generalize to "
-        "ImageNet?, ICML 2019"
-    )
-    folder = "imagenetv2"
+    folder, synset_list = "imagenetv2", "imagenet"
     images = "imagenetv2-matched-frequency-format-val"
-    synset_list = "imagenet"
-    class_count = 1000
-    counts = counted(train=0, val=0, test=10_000)
+    class_count, counts = 1000, counted(train=0, val=0, test=10_000)
     archives = (
-        Archive(
-            file="imagenetv2-matched-frequency.tar.gz",
-            holds="imagenetv2-matched-frequency-format-val",
-            page=homepage,
-            url="https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/"
-            "imagenetv2-matched-frequency.tar.gz",
-            checksums=(
-                "sha256:f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
-                # As it was on S3.
-                "sha256:a32004f9e773279307499059d320336a23ccdc62cb32063da29bae9bd04c122c",
-            ),
-        ),
+        Archive(file="imagenetv2-matched-frequency.tar.gz",
+                holds=images, page=homepage,
+                url="https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/"
+                "imagenetv2-matched-frequency.tar.gz",
+                checksums=(
+                    "sha256:f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
+                    # As it was on S3.
+                    "sha256:a32004f9e773279307499059d320336a23ccdc62cb32063da29bae9bd04c122c")),
     )
 
     @property
@@ -424,83 +329,43 @@ class ImageNetV2(SynsetDataset):
 class ImageNetA(SynsetDataset):
     """Hard photographs of 200 classes; for testing only."""
 
-    name = "imagenet-a"
-    title = "ImageNet-A, natural adversarial examples"
-    license = "MIT"
-    source = "UC Berkeley, 2019"
+    name, title = "imagenet-a", "ImageNet-A, natural adversarial examples"
+    license, source = "MIT", "UC Berkeley, 2019"
     homepage = "https://github.com/hendrycks/natural-adv-examples"
-    citation = (
-        "D. Hendrycks, K. Zhao, S. Basart, J. Steinhardt, D. Song, Natural Adversarial "
-        "Examples, CVPR 2021"
-    )
-    folder = "imagenet-adversarial"
-    images = "imagenet-a"
-    synset_list = "imagenet_a"
-    class_count = 200
-    counts = counted(train=0, val=0, test=7500)
+    folder, images, synset_list = "imagenet-adversarial", "imagenet-a", "imagenet_a"
+    class_count, counts = 200, counted(train=0, val=0, test=7500)
     archives = (
-        Archive(
-            file="imagenet-a.tar",
-            holds="imagenet-a",
-            page=homepage,
-            url="https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
-            checksums=("sha256:3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",),
-        ),
+        Archive(file="imagenet-a.tar", holds="imagenet-a", page=homepage,
+                url="https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",
+                checksums=("sha256:3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",)),
     )
 
 
 class ImageNetR(SynsetDataset):
     """Renditions of 200 classes; for testing only."""
 
-    name = "imagenet-r"
-    title = "ImageNet-R, renditions"
-    license = "MIT"
-    source = "UC Berkeley, 2020"
+    name, title = "imagenet-r", "ImageNet-R, renditions"
+    license, source = "MIT", "UC Berkeley, 2020"
     homepage = "https://github.com/hendrycks/imagenet-r"
-    citation = (
-        "D. Hendrycks, S. Basart, N. Mu et al., The Many Faces of Robustness: A Critical "
-        "Analysis of Out-of-Distribution Generalization, ICCV 2021"
-    )
-    folder = "imagenet-rendition"
-    images = "imagenet-r"
-    synset_list = "imagenet_r"
-    class_count = 200
-    counts = counted(train=0, val=0, test=30_000)
+    folder, images, synset_list = "imagenet-rendition", "imagenet-r", "imagenet_r"
+    class_count, counts = 200, counted(train=0, val=0, test=30_000)
     archives = (
-        Archive(
-            file="imagenet-r.tar",
-            holds="imagenet-r",
-            page=homepage,
-            url="https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
-            checksums=("sha256:18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",),
-        ),
+        Archive(file="imagenet-r.tar", holds="imagenet-r", page=homepage,
+                url="https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
+                checksums=("sha256:18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",)),
     )
 
 
 class ImageNetSketch(SynsetDataset):
     """Drawings of the 1,000 classes; for testing only."""
 
-    name = "imagenet-sketch"
-    title = "ImageNet-Sketch, drawings"
-    license = "MIT (repository); the images are of the web"
-    source = "CMU, 2019"
+    name, title = "imagenet-sketch", "ImageNet-Sketch, drawings"
+    license, source = "MIT (repository); the images are of the web", "CMU, 2019"
     homepage = "https://github.com/HaohanWang/ImageNet-Sketch"
-    citation = (
-        "H. Wang, S. Ge, Z. Lipton, E. P. Xing, Learning Robust Global Representations by "
-        "Penalizing Local Predictive Power, NeurIPS 2019"
-    )
-    folder = "imagenet-sketch"
-    images = "images"
-    synset_list = "imagenet"
-    class_count = 1000
-    counts = counted(train=0, val=0, test=50_889)
+    folder, images, synset_list = "imagenet-sketch", "images", "imagenet"
+    class_count, counts = 1000, counted(train=0, val=0, test=50_889)
     archives = (
-        Archive(
-            file="ImageNet-Sketch.zip",
-            holds="images",
-            page=homepage,
-            url=drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"),
-            strip="sketch",
-            into="images",
-        ),
+        Archive(file="ImageNet-Sketch.zip", holds="images", page=homepage,
+                url=drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"), strip="sketch", into="images"),
     )
+# fmt: on

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,12 +16,8 @@ from PIL import Image, UnidentifiedImageError
 
 from harness.datasets.base import Rendered, Split
 
-# fmt: off
-EXTENSIONS = frozenset((
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
-    ".ppm", ".tif", ".tiff", ".webp",
-))
-# fmt: on
+_NAMES = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
+EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
 UNLABELLED = -1
 LEAVE_OUT = "leave it out"
 SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
@@ -33,12 +29,10 @@ MISSING = -1  # bytes of a file that isn't there
 class FolderImages:
     """The images below a folder.
 
-    Attributes:
-        name: the folder's own name.
-        revision: 12 hex digits over the files' names below the folder and their sizes.
-        split: the images in the order of their names, label -1. An example's ``image_id`` is the
-            hash of its file's bytes, so it stays when files move, and copies share it; asking for
-            it reads the file but doesn't decode it.
+    name: the folder's own. revision: 12 hex digits over the files' names and sizes.
+    split: the images in the order of their names, label -1. An example's ``image_id`` is the hash
+    of its file's bytes, so it stays when files move, and copies share it; asking for it reads the
+    file but doesn't decode it.
     """
 
     name: str
@@ -107,25 +101,17 @@ def image_files(folder: Path) -> list[Path]:
 def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> None:
     """Refuse images that a symbolic link takes out of the root, which may be a link itself.
 
-    Args:
-        root: the folder of images.
-        what: lists them, for the message.
-        paths: of the images, relative to it.
-
     Raises:
-        ValueError: names the first that leaves.
+        ValueError: names the first of ``paths``, relative to the root, that leaves.
     """
     real = os.path.realpath(root)
-    leads_out: dict[PurePosixPath, bool] = {}
 
-    def outside(path: Path) -> bool:
-        return not Path(os.path.realpath(path)).is_relative_to(real)
+    @cache  # many images share a folder, and to resolve it takes long
+    def outside(path: PurePosixPath) -> bool:
+        return not Path(os.path.realpath(root / path)).is_relative_to(real)
 
     for path in paths:
-        place, parent = root / path, path.parent
-        if parent not in leads_out:  # many images share a folder, and to resolve it takes long
-            leads_out[parent] = outside(root / parent)
-        if leads_out[parent] or (place.is_symlink() and outside(place)):
+        if outside(path.parent) or ((root / path).is_symlink() and outside(path)):
             raise ValueError(
                 f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; "
                 "put the image itself there"
@@ -154,25 +140,12 @@ def how_many(count: int, what: str = "") -> str:
 
 
 def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
-    """Read an image file as RGB.
-
-    Args:
-        file: of the image.
-        way: out of it if it can't be read, for the message.
-
-    Raises:
-        ValueError: it can't be decoded, or has more pixels than PIL trusts.
-    """
+    """Read an image file as RGB, see ``decode_image``."""
     return decode_image(file.read_bytes(), repr(str(file)), way=way)
 
 
 def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Image:
-    """Decode the bytes of an image file as RGB.
-
-    Args:
-        content: the bytes.
-        where: they are from, for messages.
-        way: out of it if they can't be decoded, likewise.
+    """Decode the bytes of an image file as RGB; ``way`` out of it is for messages.
 
     Raises:
         ValueError: they can't be decoded, or have more pixels than PIL trusts.
@@ -212,15 +185,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 class ImageList:
     """Images below a folder.
 
-    Attributes:
-        root: the folder.
-        paths: of the images, relative to it, with "/".
-        labels: (n,) int64.
-        prefix: what ids start with, before "/" and the path.
-        dataset: whose images these are, for messages.
-        listed: what lists them, for messages.
-        known_sizes: bytes of each file where they are known already.
-        names: in ids, where they aren't the paths.
+    paths: relative to ``root``, with "/". labels: (n,) int64. prefix: what ids start with, before
+    "/" and the path. dataset, listed: whose images these are, and what lists them, for messages.
+    known_sizes: bytes of each file where they are known already. names: in ids, where they aren't
+    the paths.
     """
 
     root: Path
@@ -228,7 +196,7 @@ class ImageList:
     labels: NDArray[np.int64]
     prefix: str
     dataset: str
-    listed: str
+    listed: str = "it was there when the folder was listed"
     known_sizes: NDArray[np.int64] | None = None
     names: Sequence[str] | None = None
 
@@ -244,10 +212,7 @@ class ImageList:
 
     def split(self) -> Split:
         """Make the split; images are opened when they are asked for."""
-        names = self.paths if self.names is None else self.names
-
-        def image_id(index: int) -> str:
-            return f"{self.prefix}/{names[index]}"
+        names = self.names or self.paths
 
         def render(index: int, _variant: int) -> Rendered:
             path = self.root / self.paths[index]
@@ -257,7 +222,7 @@ class ImageList:
                 )
             return read_image(path), None
 
-        return Split(self.labels, image_id, render)
+        return Split(self.labels, lambda index: f"{self.prefix}/{names[index]}", render)
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -268,8 +233,7 @@ class ImageList:
 
     def add_to(self, digest: Any) -> None:
         """Add names and sizes to a hash."""
-        names = self.paths if self.names is None else self.names
-        for name, size in zip(names, self.sizes.tolist(), strict=True):
+        for name, size in zip(self.names or self.paths, self.sizes.tolist(), strict=True):
             digest.update(f"{name}\0{size}\0".encode())
 
     def differences(self) -> Iterator[str]:
@@ -283,9 +247,9 @@ class ImageList:
                 )
 
 
-def shortened(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str], most: int = SHOWN) -> str:
     """List the first few."""
-    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def _size(path: Path) -> int:

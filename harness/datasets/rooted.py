@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Self
@@ -23,7 +23,7 @@ class RootedDataset(Dataset):
 
     folder: below the root. archives: files that the source ships. counts: images per split of the
     whole dataset, 0 where it has no such split. class_count: its number of classes.
-    homepage: of the source. citation: of the paper.
+    homepage: of the source; docs/datasets.md names the papers.
     """
 
     folder: ClassVar[str]
@@ -31,18 +31,15 @@ class RootedDataset(Dataset):
     counts: ClassVar[Mapping[SplitName, int]]
     class_count: ClassVar[int]
     homepage: ClassVar[str]
-    citation: ClassVar[str]
     files = ()
     build_command = "none: it is downloaded"
+    templates: tuple[str, ...] = ("a photo of a {}.",)
     root: Path | None = None
 
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
         """Return the dataset as it lies below a root; archives that are there are unpacked.
 
-        Args:
-            root: the folder that holds ``folder``.
-            progress: where to show it; None for nowhere.
-            download: get what is missing, where that needs no licence.
+        With ``download`` what is missing is fetched, where that needs no licence.
 
         Raises:
             FileNotFoundError: no such root; or something is missing: names it, where it was looked
@@ -61,22 +58,16 @@ class RootedDataset(Dataset):
             )
         bound = type(self)()
         bound.root = place
-        Provider(
-            dataset=self.name,
-            folder=bound.place,
-            archives=self.archives,
-            may_download=download,
-            progress=progress or Progress(),
-        ).provide()
+        bound.provide(self.archives, download, progress or Progress())
         return bound
+
+    def provide(self, archives: Sequence[Archive], download: bool, progress: Progress) -> None:
+        """Have what the archives hold."""
+        Provider(self.name, self.place, archives, download, progress).provide()
 
     @property
     def place(self) -> Path:
-        """The folder of the dataset.
-
-        Raises:
-            FileNotFoundError: no root was given.
-        """
+        """The folder of the dataset; without a root a FileNotFoundError."""
         if self.root is None:
             raise FileNotFoundError(
                 f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, the "
@@ -88,11 +79,6 @@ class RootedDataset(Dataset):
     def captions_seen(self) -> tuple[bool, ...]:
         """True throughout: nobody knows, so no result counts as zero-shot."""
         return (True,) * self.class_count
-
-    @property
-    def chance(self) -> float:
-        """Accuracy of guessing, in (0, 1]: one over the number of classes."""
-        return 1 / self.class_count
 
     def _revision(self) -> str:
         """First 12 hex digits of a sha256 over what lists the images and their names and sizes."""
@@ -116,17 +102,10 @@ class RootedDataset(Dataset):
         """Say which images are missing or empty; none is opened."""
         return [line for split in SPLITS for line in self._images(split).differences()]
 
-    def _differences(self) -> Iterator[str]:
-        """Yield what is missing or too much, but for counts and archives."""
-        yield from self.differences()
-
     def problems(self, progress: Progress | None = None) -> list[str]:
         """Say in what the data differs from the whole dataset: images, classes, archives.
 
         No image is opened. Archives that are still there are read, which takes long.
-
-        Raises:
-            FileNotFoundError: no root was given.
         """
         problems = []
         if (count := len(self.classes)) != self.class_count:
@@ -134,9 +113,13 @@ class RootedDataset(Dataset):
         for split in SPLITS:
             if (count := len(self.split(split))) != self.counts[split]:
                 problems.append(f"{split}: {count:,} images instead of {self.counts[split]:,}")
-            if self.counts[split]:
-                problems += self._unseen(split)
-        problems += self._differences()
+            counts = np.bincount(self.labels(split), minlength=len(self.classes))
+            names = [self.classes[label] for label in np.flatnonzero(counts == 0)]
+            if self.counts[split] and names:
+                problems.append(
+                    f"{split}: no image of {len(names):,} classes, such as {shortened(names)}"
+                )
+        problems += self.differences()
         for archive in self.archives:
             if (file := archive.find(self.place)) is not None:
                 with (progress or Progress()).bytes(file.name, file.stat().st_size) as update:
@@ -145,14 +128,6 @@ class RootedDataset(Dataset):
                     except ValueError as error:
                         problems.append(str(error))
         return problems
-
-    def _unseen(self, split: SplitName) -> list[str]:
-        """Name classes without images."""
-        counts = np.bincount(self.labels(split), minlength=len(self.classes))
-        names = [self.classes[label] for label in np.flatnonzero(counts == 0)]
-        if not names:
-            return []
-        return [f"{split}: no image of {len(names):,} classes, such as {shortened(names)}"]
 
 
 def counted(*, train: int, val: int, test: int) -> Mapping[SplitName, int]:

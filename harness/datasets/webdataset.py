@@ -8,10 +8,10 @@ against the file.
 """
 
 import functools
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,16 +19,22 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from harness.datasets.base import SPLITS, OwnDataset, Rendered, Split, SplitName
-from harness.datasets.captions import require_template, slug, text_lines
+from harness.datasets.base import (
+    SPLIT_NAMES,
+    SPLITS,
+    OwnDataset,
+    Rendered,
+    Split,
+    SplitName,
+    cached_json,
+    keep_json,
+    lines_of,
+    require_template,
+    slug,
+)  # fmt: skip
 from harness.datasets.images import decode_image
-from zoo.files import write_whole
-from zoo.weights import cache_folder
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
-FOLDERS: dict[SplitName, tuple[str, ...]] = {
-    "train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",),
-}  # fmt: skip
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp"))
 LABEL = "cls"
 PICKLES = frozenset(("npy", "pickle", "pkl", "pth", "pt", "pyd"))  # npy: labels of several classes
@@ -40,46 +46,41 @@ BLOCK = 512  # bytes of a tar's record
 
 
 class TarDataset(OwnDataset):
-    """The images in a folder of tars; an image is read where it lies.
+    """The images in a folder of tars; an image is read where it lies."""
 
-    Raises:
-        FileNotFoundError: no such folder, no tars, or one or the class names are missing.
-        ValueError: a tar that is truncated or damaged, a label without a class, or another kind of
-            dataset.
-    """
-
+    prefix, what = "wds", "a folder of tars as CLIP_benchmark has them"
+    expected = "folder with classnames.txt and test/0.tar"
     source = "tars in CLIP_benchmark's layout"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
-        self.what = f"folder of tars {str(self.folder)!r}"
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.what} does not exist")
-        word = slug(self.folder.resolve().name, self.what)
-        self.name, self.title = f"wds-{word}", f"Tars of the folder {self.folder.resolve().name}"
-        self._classes = _class_names(self.folder, self.what)
-        if (file := self.folder / TEMPLATES).is_file():
+    def __init__(self, place: Path) -> None:
+        self.asked_path = folder = place.expanduser().absolute()
+        where = f"folder of tars {str(folder)!r}"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{where} does not exist")
+        self.name = f"wds-{slug(folder.resolve().name, where)}"
+        self.title = f"Tars of the folder {folder.resolve().name}"
+        self.classes = _class_names(folder, where)
+        if (file := folder / TEMPLATES).is_file():
             self.templates = _templates(file)
-        self.shards = {split: _shards(self.folder, split) for split in SPLITS}
+        self.shards = {split: _shards(folder, split) for split in SPLITS}
         if not any(self.shards.values()):
             raise FileNotFoundError(
-                f"{self.what} has no tars; expected test/0.tar, test/1.tar, ... and likewise train"
+                f"{where} has no tars; expected test/0.tar, test/1.tar, ... and likewise train"
             )
-        self._samples: dict[SplitName, list[Sample]] = {}
-        for split, shards in self.shards.items():
-            self._samples[split] = index_of(shards)
+        self._samples = {split: index_of(shards) for split, shards in self.shards.items()}
+        for split in SPLITS:
             self._check(split)
         if not any(self._samples.values()):
-            raise ValueError(f"{self.what}: its tars hold no images")
+            raise ValueError(f"{where}: its tars hold no images")
 
     def _check(self, split: SplitName) -> None:
         """Refuse labels without a class, and keys that are there twice."""
         keys: set[str] = set()
         for sample in self._samples[split]:
             where = f"tar {str(self.shards[split][sample.shard])!r}: {sample.key!r}"
-            if sample.label >= len(self._classes):
+            if sample.label >= len(self.classes):
                 raise ValueError(
-                    f"{where} has the label {sample.label}; {CLASSES} has {len(self._classes)} "
+                    f"{where} has the label {sample.label}; {CLASSES} has {len(self.classes)} "
                     "lines, for labels from 0"
                 )
             if sample.key in keys:
@@ -89,36 +90,33 @@ class TarDataset(OwnDataset):
     @functools.cache  # noqa: B019  (a dataset lives as long as the process)
     def _revision(self) -> str:
         """12 hex digits over class names and where which samples lie."""
-        digest = sha256("\0".join(self._classes).encode())
+        digest = sha256("\0".join(self.classes).encode())
         for split, samples in self._samples.items():
             for sample in samples:
                 digest.update(f"{split}\0{chr(0).join(map(str, sample))}\n".encode())
         return digest.hexdigest()[:12]
 
-    @property
-    def asked_as(self) -> str:
-        """``wds:`` and the path of the folder."""
-        return f"wds:{self.folder}"
-
     def _split(self, name: SplitName) -> Split:
         samples, shards = self._samples[name], self.shards[name]
         labels = np.array([sample.label for sample in samples], dtype=np.int64)
 
-        def image_id(index: int) -> str:
-            return f"{self.name}/{name}/{samples[index].key}"
-
         def render(index: int, _variant: int) -> Rendered:
             sample = samples[index]
             shard = shards[sample.shard]
+            with shard.open("rb") as file:
+                content = os.pread(file.fileno(), sample.size, sample.offset)
+            if len(content) != sample.size:
+                what = f"tar {str(shard)!r} ends within {sample.key!r}"
+                raise ValueError(f"{what}; it was cut meanwhile")
             where = f"{sample.key}.{sample.extension} of tar {str(shard)!r}"
-            return decode_image(read_sample(shard, sample), where), None
+            return decode_image(content, where), None
 
-        return Split(labels, image_id, render)
+        return Split(labels, lambda index: f"{self.name}/{name}/{samples[index].key}", render)
 
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
     kind = folder / "dataset_type.txt"
-    if kind.is_file() and (words := text_lines(kind)) != ["classification"]:
+    if kind.is_file() and (words := lines_of(kind)) != ["classification"]:
         raise ValueError(
             f"{what}: {kind.name} says {' '.join(words)!r}; only classification with one label an "
             "image can be measured"
@@ -127,7 +125,7 @@ def _class_names(folder: Path, what: str) -> tuple[str, ...]:
         raise FileNotFoundError(
             f"{what}: {CLASSES} is missing; write the class of each label into it, one a line"
         )
-    names = text_lines(folder / CLASSES)
+    names = lines_of(folder / CLASSES)
     places: dict[str, int] = {}
     for place, name in enumerate(names):
         if (first := places.setdefault(name, place)) != place:
@@ -136,7 +134,7 @@ def _class_names(folder: Path, what: str) -> tuple[str, ...]:
 
 
 def _templates(file: Path) -> tuple[str, ...]:
-    templates = tuple(line.replace("{c}", "{}") for line in text_lines(file))
+    templates = tuple(line.replace("{c}", "{}") for line in lines_of(file))
     for number, template in enumerate(templates, start=1):
         try:
             require_template(template)
@@ -147,7 +145,8 @@ def _templates(file: Path) -> tuple[str, ...]:
 
 def _shards(folder: Path, split: SplitName) -> list[Path]:
     """List the tars of a split, in order of their numbers."""
-    folders = [folder / name for name in FOLDERS[split] if (folder / name).is_dir()]
+    names = [name for name, own in SPLIT_NAMES.items() if own == split]
+    folders = [folder / name for name in names if (folder / name).is_dir()]
     if len(folders) > 1:
         raise ValueError(
             f"folder of tars {str(folder)!r}: {folders[0].name} and {folders[1].name} would both "
@@ -157,7 +156,7 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
         return []
     count_file = folders[0] / "nshards.txt"
     if count_file.is_file():
-        [count, *more] = text_lines(count_file)
+        [count, *more] = lines_of(count_file)
         if more or not count.isascii() or not count.isdigit() or len(count) > 7:
             raise ValueError(f"{str(count_file)!r}: expected the number of tars, got {count!r}")
         shards = [folders[0] / f"{number}.tar" for number in range(int(count))]
@@ -192,44 +191,16 @@ class _Fields:
 
 
 def index_of(shards: Sequence[Path]) -> list[Sample]:
-    """List the samples of some tars, in order; a large index is kept in the user's cache.
-
-    Raises:
-        ValueError: a tar that is truncated or damaged, or a sample without one image and one label.
-    """
-    identity = [(str(path.resolve()), *_facts(path)) for path in shards]
-    name = sha256(json.dumps(identity).encode()).hexdigest()[:20]
-    path = cache_folder() / "tars" / f"{name}.json"
-    if path.is_file():
-        try:
-            return [Sample(*entry) for entry in json.loads(path.read_bytes())]
-        except (ValueError, TypeError):
-            path.unlink()  # it is made again
+    """List the samples of some tars, in order; a large index is kept in the user's cache."""
+    facts = [(path, path.stat()) for path in shards]
+    identity = [(str(path.resolve()), fact.st_size, fact.st_mtime_ns) for path, fact in facts]
+    file, entries = cached_json("tars", identity)
+    with suppress(TypeError):  # nothing is kept, or something else; it is made anew
+        return [Sample(*entry) for entry in entries]
     samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard)]
     if len(samples) >= KEPT:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(samples).encode())
+        keep_json(file, samples)
     return samples
-
-
-def _facts(path: Path) -> tuple[int, int]:
-    facts = path.stat()
-    return facts.st_size, facts.st_mtime_ns
-
-
-def read_sample(shard: Path, sample: Sample) -> bytes:
-    """Read the bytes of a sample's image.
-
-    Raises:
-        FileNotFoundError: the tar has gone.
-        ValueError: it is shorter than it was.
-    """
-    with shard.open("rb") as file:
-        file.seek(sample.offset)
-        content = file.read(sample.size)
-    if len(content) != sample.size:
-        raise ValueError(f"tar {str(shard)!r} ends within {sample.key!r}; it was cut meanwhile")
-    return content
 
 
 def _samples(number: int, shard: Path) -> list[Sample]:
@@ -291,15 +262,11 @@ def _take(
         if fields.label is not None:
             raise ValueError(f"{where} is a second label of that key")
         content = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
-        fields.label = _label(content, where)
+        if len(content) > LONGEST or not content.strip().isdigit():
+            raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
+        fields.label = int(content)
     else:
         fields.pickled = base
-
-
-def _label(content: bytes, where: str) -> int:
-    if len(content) > LONGEST or not content.strip().isdigit():
-        raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
-    return int(content)
 
 
 def _sample(number: int, key: str, fields: _Fields, what: str) -> Sample:
@@ -309,9 +276,7 @@ def _sample(number: int, key: str, fields: _Fields, what: str) -> Sample:
     if fields.image is None:
         raise ValueError(f"{what}: {key!r} has no image ({', '.join(sorted(IMAGES))})")
     if fields.label is None:
-        hint = ""
-        if fields.pickled is not None:
-            hint = f"; {fields.pickled!r} is no plain number and isn't read"
+        hint = f"; {fields.pickled!r} is no plain number and isn't read" if fields.pickled else ""
         raise ValueError(f"{what}: {key!r} has no label, {key}.{LABEL}{hint}")
     offset, size, extension = fields.image
     return Sample(number, offset, size, fields.label, key, extension)

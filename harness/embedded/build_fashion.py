@@ -16,20 +16,13 @@ from harness.embedded.shipping import build_command, read_known, run
 
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_DIR = "usr/share/datasets/fashion-mnist"
-SHA256 = {
-    "train-images-idx3-ubyte.gz": (
-        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
-    ),
-    "train-labels-idx1-ubyte.gz": (
-        "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
-    ),
-    "t10k-images-idx3-ubyte.gz": (
-        "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"
-    ),
-    "t10k-labels-idx1-ubyte.gz": (
-        "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"
-    ),
+_PINNED = {
+    "train-images-idx3": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    "t10k-images-idx3": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
+SHA256 = {f"{name}-ubyte.gz": digest for name, digest in _PINNED.items()}
 # split -> (part of the source, items per class); a part's splits are cut one after the other.
 PLAN = {"train": ("train", 120), "val": ("train", 60), "test": ("t10k", 180)}
 CLASSES = 10
@@ -41,12 +34,7 @@ Bytes = NDArray[np.uint8]
 
 
 def read_part(folder: Path, part: str) -> tuple[Bytes, Bytes]:
-    """Read a part ("train" or "t10k") of the source: items (n, 28, 28) and labels (n,).
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is not the known one (sha256).
-    """
+    """Read a part ("train" or "t10k") of the source: items (n, 28, 28) and labels (n,)."""
     arrays = []
     for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
         name = f"{part}-{kind}-ubyte.gz"
@@ -87,15 +75,8 @@ def build(folder: Path) -> dict[str, bytes]:
     items = [parts[PLAN[split][0]][0][indices] for split, indices in chosen.items()]
     count = sum(len(indices) for indices in chosen.values())
     header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (count, 28, 28))
-    index = {
-        "schema": 1,
-        "package": PACKAGE,
-        "sha256": SHA256,
-        "splits": {
-            split: {"part": PLAN[split][0], "source_index": indices}
-            for split, indices in chosen.items()
-        },
-    }
+    splits = {name: {"part": PLAN[name][0], "source_index": i} for name, i in chosen.items()}
+    index = {"schema": 1, "package": PACKAGE, "sha256": SHA256, "splits": splits}
     return {
         "fashion-items.idx3": header + b"".join(block.tobytes() for block in items),
         "fashion-index.json": (json.dumps(index, separators=(",", ":")) + "\n").encode(),
@@ -103,22 +84,13 @@ def build(folder: Path) -> dict[str, bytes]:
 
 
 def fetch(folder: Path) -> Path:
-    """Download the Debian package into `folder` and return its path.
-
-    Raises:
-        FileNotFoundError: apt could not get it.
-    """
+    """Download the Debian package into `folder` and return its path."""
     run(["apt-get", "download", PACKAGE], folder)
     return next(folder.glob(f"{PACKAGE}*.deb"))
 
 
 def unpack(source: Path, into: Path) -> Path:
-    """Return a folder with the IDX files: `source` itself, or the inside of a .deb.
-
-    Raises:
-        FileNotFoundError: dpkg-deb could not unpack it.
-        ValueError: source is neither.
-    """
+    """Return a folder with the IDX files: `source` itself, or the inside of a .deb."""
     if source.is_dir():
         return source
     if source.suffix != ".deb":

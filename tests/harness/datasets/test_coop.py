@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from harness.cli import main
 from harness.datasets import SplitName, get_dataset, list_datasets, names_of
 from harness.datasets.coop import CoopSplit
-from harness.datasets.few_shot import SHOTS, draw, subset
-from harness.models.towers import nameable
-from harness.report.show import find_pictures
+from harness.datasets.few_shot import SHOTS, draw
 
 NAMES = ("ankle_boot", "bag", "dress")
 COUNTS: dict[SplitName, int] = {"train": 16, "val": 5, "test": 7}
@@ -85,15 +82,7 @@ def test_the_images_and_labels_are_the_files(make: Make):
 
 @pytest.mark.parametrize(
     ("folder", "images"),
-    [
-        ("caltech-101", "101_ObjectCategories"),
-        ("dtd", "images"),
-        ("eurosat", "2750"),
-        ("oxford_flowers", "jpg"),
-        ("stanford_cars", ""),
-        ("sun397", "SUN397"),
-        ("ucf101", "UCF-101-midframes"),
-    ],
+    [("caltech-101", "101_ObjectCategories"), ("stanford_cars", "")],
 )
 def test_images_are_beside_the_file_or_in_a_folder_there(folder: str, images: str, make: Make):
     file = make(folder=folder, images=images)
@@ -145,27 +134,12 @@ def test_it_is_found_by_file_then_by_name(make: Make, monkeypatch: pytest.Monkey
     assert names_of(["fashion", f"coop:{file}", "emoji"]) == ["fashion", "coop-shop", "emoji"]
 
 
-def test_figures_name_its_images_without_a_path(make: Make):
-    [picture] = find_pictures([f"coop:{make()}:val:6"])
-    assert picture.name == "coop-shop:val:6"
-    assert (picture.label, picture.classes) == (1, ("ankle boot", "bag", "dress"))
-    assert np.array_equal(picture.image, pixels("bag/Bag_val_1.png"))
-
-
-def test_it_serves_the_protocol(make: Make):
+def test_shots_are_drawn_from_it(make: Make):
     dataset = CoopSplit(make())
-    assert np.bincount(subset(dataset.split("test"), 6).labels).tolist() == [2, 2, 2]
-    known = torch.tensor([[1.0], [torch.nan], [1.0]])
-    assert set(nameable(dataset.split("test"), known).labels.tolist()) == {0, 2}
     for shots in SHOTS:
         drawn = draw(dataset, shots, seed=1)
         assert np.bincount(drawn.train.labels).tolist() == [shots] * 3
         assert np.bincount(drawn.val.labels).tolist() == [min(shots, 4)] * 3
-    with pytest.raises(ValueError, match=r"'ankle boot' of 'coop-shop' has 16 .*at most 16"):
-        draw(dataset, 17, seed=1)
-    told = lists() | {"val": []}
-    with pytest.raises(ValueError, match="'ankle boot' of 'coop-shop' has 0 validation images"):
-        draw(CoopSplit(make(told)), 1, seed=1)
 
 
 def test_eval_and_rank_take_it(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -196,7 +170,7 @@ def test_links_that_leave_the_folder(what: str, make: Make, tmp_path: Path):
 def test_images_that_are_nowhere(make: Make):
     file = make(images="images/deeper")
     match = (
-        r"'ankle_boot/Ankle_Boot_train_0.png' is neither beside it, in '.*', .*\(tried: images\)"
+        r"'ankle_boot/Ankle_Boot_train_0.png' is neither beside it, in '.*', .*\(tried: 'images'\)"
     )
     with pytest.raises(FileNotFoundError, match=match):
         CoopSplit(file)
@@ -205,7 +179,7 @@ def test_images_that_are_nowhere(make: Make):
     with pytest.raises(FileNotFoundError, match=r"image 'ankle_boot/.*_val_0.png' is neither"):
         CoopSplit(file)
     make(folder="both", images="a")
-    with pytest.raises(ValueError, match="in each of the folders a, b; leave one"):
+    with pytest.raises(ValueError, match="in each of the folders 'a', 'b'; leave one"):
         CoopSplit(make(folder="both", images="b"))
 
 
@@ -251,14 +225,8 @@ def test_refusals_of_what_is_given(make: Make, tmp_path: Path):
 
 def few() -> Lists:
     """Two images of each class in each split."""
-    return {
-        split: [
-            [f"{name}/{split}_{i}.png", label, name]
-            for label, name in enumerate(NAMES)
-            for i in range(2)
-        ]
-        for split in COUNTS
-    }
+    pairs = [(name, label, i) for label, name in enumerate(NAMES) for i in range(2)]
+    return {s: [[f"{name}/{s}_{i}.png", label, name] for name, label, i in pairs] for s in COUNTS}
 
 
 def written(told: Any, folder: Path) -> Path:
@@ -298,15 +266,9 @@ def edited(split: str, place: int, entry: Any) -> Lists:
         (edited("test", 0, ["a.jpg", 3, "bag"]), "labels 1 and 3 are both 'bag'"),
         (edited("test", 0, ["a.jpg", 4, "dog"]), "without gaps; 3 is missing, and 4 is there"),
         (edited("test", 0, ["a.jpg", -1, "dog"]), "without gaps; 0 is missing, and -1 is there"),
-        (
-            edited("test", 0, few()["train"][0]),
-            "'ankle_boot/train_0.png' is in both train and test",
-        ),
+        (edited("test", 0, few()["train"][0]), "'ankle_boot/train_0.png' is in both train and te"),
         (edited("test", 0, few()["test"][1]), "'ankle_boot/test_1.png' is twice in test"),
-        (
-            edited("test", 0, ["./bag//train_0.png", 1, "bag"]),
-            "'bag/train_0.png' is in both train and test",
-        ),
+        (edited("test", 0, ["./bag//train_0.png", 1, "bag"]), "'bag/train_0.png' is in both trai"),
     ],
 )
 def test_refusals_of_the_file(told: Any, match: str, tmp_path: Path):

@@ -152,13 +152,6 @@ def test_the_list_shows_every_dataset(
         assert f"\n{prefix}:PATH is " in out
 
 
-class Shelf(RootedDataset):
-    """A dataset below a root whose source has one image more than there is."""
-
-    name = "shelf"
-    folder = "shelf"
-
-
 def test_a_dataset_of_a_source_says_its_own_problems(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -166,7 +159,8 @@ def test_a_dataset_of_a_source_says_its_own_problems(
     content = (folder / "train" / "bag" / "0.png").read_bytes()
     (folder / "test" / "bag" / "2.png").write_bytes(content)
 
-    class Bound(Shelf):
+    class Bound(RootedDataset):
+        name = folder = "shelf"
         classes = inner.classes
 
         def at(self, root: Path, **told: object) -> Dataset:
@@ -182,12 +176,9 @@ def test_a_dataset_of_a_source_says_its_own_problems(
         def _revision(self) -> str:
             return "0" * 12
 
-        def _differences(self):
-            return iter(())
-
     Bound.__abstractmethods__ = frozenset()  # whatever else a source's dataset has to say
     monkeypatch.setattr("harness.datasets._classes", lambda: {"shelf": Bound})
-    monkeypatch.setattr("harness.datasets._made", lambda name: Bound())
+    monkeypatch.setattr("harness.datasets.shipped_facts", lambda name: Bound())
     assert main(["datasets", "check", "shelf", "--root", str(folder.parent)]) == 1
     out = capsys.readouterr().out
     assert "problem: test: 6 images instead of 7" in out

@@ -40,6 +40,8 @@ def test_unknown_names_get_the_nearest_one():
         get_dataset("fasion")
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
         get_dataset("fashion").split("dev")
+    with pytest.raises(ValueError, match="got -1"):
+        get_dataset("fashion").split("train").variant(-1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,16 +100,6 @@ def test_ids_and_labels_need_no_image(name, monkeypatch):
     assert len(split.image_ids) == len(split.labels) == len(split)
     with pytest.raises(AssertionError, match="drawn"):
         split[0]
-
-
-def test_empty_splits_have_no_majority():
-    with pytest.raises(ValueError, match="split 'train' of 'emoji-names' has no images"):
-        get_dataset("emoji-names").majority_share("train")
-
-
-def test_variants_are_not_negative():
-    with pytest.raises(ValueError, match="got -1"):
-        get_dataset("fashion").split("train").variant(-1)
 
 
 def test_a_missing_file_names_the_command(monkeypatch, tmp_path):

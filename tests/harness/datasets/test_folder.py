@@ -1,15 +1,43 @@
-"""Folders of class folders as datasets."""
+"""Folders of class folders as datasets: splits, captions, parting and refusals."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from harness.datasets import get_dataset, list_datasets, names_of
-from harness.datasets.folder import FolderDataset
+from harness.datasets import SplitName, get_dataset, list_datasets, names_of
+from harness.datasets.base import lines_of, require_template, slug
+from harness.datasets.few_shot import draw
+from harness.datasets.folder import FolderDataset, FolderParted, captions_of
+
+
+def _pixels(path: str) -> np.ndarray:
+    drawn = np.random.default_rng(list(path.encode()))
+    return drawn.integers(0, 256, (*drawn.integers(9, 20, 2), 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def pixels() -> Callable[[str], np.ndarray]:
+    """Draw noise that belongs to a path."""
+    return _pixels
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Write images at paths below a folder; return the folder."""
+
+    def call(paths: Iterable[str], folder: str = "My Shop") -> Path:
+        for path in paths:
+            place = tmp_path / folder / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(_pixels(path)).save(place)
+        return tmp_path / folder
+
+    return call
+
 
 Make = Callable[..., Path]
 
@@ -157,19 +185,15 @@ def test_what_is_no_folder_of_classes(tmp_path: Path):
         get_dataset("folder-parted-x")
 
 
-def test_two_folders_of_one_name(make: Make):
-    first, second = make(PLAIN, "a/shop"), make(PLAIN, "b/shop")
-    with pytest.raises(ValueError, match="is called 'folder-shop', too; rename the folder"):
-        names_of([f"folder:{first}", f"folder:{second}"])
-
-
 def test_images_that_vanish_or_are_damaged(make: Make, monkeypatch: pytest.MonkeyPatch):
     folder = make(PLAIN)
     split = FolderDataset(folder).split("test")
     (folder / "ankle_boot" / "1.png").unlink()
     os.truncate(folder / "ankle_boot" / "2.png", 60)
     (folder / "dog" / "b.png").write_text("no image")
-    with pytest.raises(FileNotFoundError, match=r"1.png' of folder-my-shop has gone meanwhile"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1.png' of folder-my-shop is missing; it was there"
+    ):
         split[0]
     with pytest.raises(ValueError, match=r"image '.*2.png' can't be read .*--skip-bad"):
         split[1]
@@ -178,3 +202,142 @@ def test_images_that_vanish_or_are_damaged(make: Make, monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(ValueError, match=r"a.png' is too large to be trusted"):
         split[3]
+
+
+Make = Callable[..., Path]
+
+
+def images(count: int, name: str) -> list[str]:
+    return [f"{name}/{i}.png" for i in range(count)]
+
+
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+def test_parted_folders_share_classes_out(make: Make):
+    paths = [*images(20, "many"), *images(3, "three"), *images(2, "two"), *images(1, "one")]
+    folder = make(paths)
+    dataset = FolderParted(folder)
+    assert (dataset.name, dataset.asked_as) == ("folder-parted-my-shop", f"folder-parted:{folder}")
+    sizes = {n: np.bincount(dataset.labels(n), minlength=4).tolist() for n in SPLITS}
+    # In order: many, one, three, two.
+    assert sizes == {"train": [12, 0, 1, 1], "val": [4, 0, 1, 0], "test": [4, 1, 1, 1]}
+    ids = [image_id for name in SPLITS for image_id in dataset.split(name).image_ids]
+    assert sorted(ids) == sorted(f"folder-parted-my-shop/{path}" for path in paths)
+
+
+def test_parting_goes_by_the_bytes_alone(make: Make):
+    folder = make(images(12, "cat"))
+    before = {s: {e.image.tobytes() for e in FolderParted(folder).split(s)} for s in SPLITS}
+    for place, path in enumerate(sorted((folder / "cat").iterdir())):
+        path.rename(folder / "cat" / f"x{11 - place:02d}.png")
+    after = {s: {e.image.tobytes() for e in FolderParted(folder).split(s)} for s in SPLITS}
+    assert after == before
+
+
+def test_copies_are_on_one_side(make: Make):
+    folder = make([*images(10, "cat"), *images(10, "dog")])
+    for i in range(10):
+        content = (folder / "cat" / f"{i}.png").read_bytes()
+        (folder / "cat" / f"copy {i}.png").write_bytes(content)
+        if i < 3:
+            (folder / "dog" / f"copy {i}.png").write_bytes(content)
+    dataset = FolderParted(folder)
+    seen = [{e.image.tobytes() for e in dataset.split(name)} for name in SPLITS]
+    assert all(seen)
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 20
+    assert sum(len(dataset.split(name)) for name in SPLITS) == 33
+
+
+def test_folders_that_are_for_testing_only_name_the_way_to_splits(make: Make):
+    folder = make(images(10, "cat"))
+    with pytest.raises(ValueError, match=rf"check folder:{folder}` .* or folder-parted:{folder}, "):
+        draw(FolderDataset(folder), 4, seed=0)
+    with pytest.raises(ValueError, match="has splits of its own; give folder:PATH for these"):
+        FolderParted(make(["test/dog/1.png"], "split"))
+
+
+NAMES = ["ankle_boot", "bag", "dog", "dog_house"]
+
+
+def test_names_are_captions_where_no_file_is(tmp_path: Path):
+    """Underscores and dashes are spaces."""
+    names = ["ankle_boot", "t-shirt", "__a--b_ ", "Köter"]
+    assert captions_of(tmp_path, names, "here") == ("ankle boot", "t shirt", "a b", "Köter")
+
+
+@pytest.mark.parametrize("name", ["_", "- _", "a\nb", "a\x1b[31m", "\udc80"])
+def test_names_that_no_prompt_takes(name: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"here: the folder's name .* can't be put into a prompt"):
+        captions_of(tmp_path, [name], "here")
+
+
+@pytest.mark.parametrize("file", ["classes.txt", "classnames.txt"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "boots\nhandbag\na dog\nkennel\n",
+        "dog_house kennel\nbag\thandbag\nankle_boot   boots\ndog a dog",
+        "\ufeffankle_boot boots\r\nbag handbag\r\ndog a dog\r\ndog_house kennel\r\n\r\n",
+    ],
+)
+def test_a_file_says_what_folders_mean(file: str, text: str, tmp_path: Path):
+    (tmp_path / file).write_bytes(text.encode())
+    assert captions_of(tmp_path, NAMES, "here") == ("boots", "handbag", "a dog", "kennel")
+
+
+def test_the_longest_folder_is_meant(tmp_path: Path):
+    (tmp_path / "classes.txt").write_text("a b c x\na y\n")
+    assert captions_of(tmp_path, ["a", "a b c"], "here") == ("y", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("a\nb\nc", "here: classes.txt: 3 lines for 4 class folders"),
+        ("bag x\nbag y\ndog z\ndog_house w", "classes.txt: folder 'bag' is there twice"),
+        ("bag x\nankle_boot y\ndog z", "classes.txt: no line for the folder 'dog_house'"),
+        ("x\ny\nz\nx", "folders 'ankle_boot' and 'dog_house' would both be class 'x'"),
+        ("bag\nankle_boot\ndog\ndog_house", "line 1: 'bag' would be the caption of the folder 'an"),
+        ("x\n\ny\nz", r"classes.txt', line 2: expected a name, got ''"),
+        ("x\ny\x07\nw\nz", r"classes.txt', line 2: expected a name"),
+        (b"\xff\xfe", "classes.txt' is not text in UTF-8"),
+    ],
+)
+def test_files_that_contradict(text: str | bytes, match: str, tmp_path: Path):
+    (tmp_path / "classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=match):
+        captions_of(tmp_path, NAMES, "here")
+
+
+def test_two_files_and_huge_ones(tmp_path: Path):
+    (tmp_path / "classes.txt").write_text("a")
+    (tmp_path / "classnames.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"both classes.txt and classnames.txt are there"):
+        captions_of(tmp_path, ["a"], "here")
+    with (tmp_path / "classes.txt").open("wb") as file:
+        file.truncate(5 << 20)
+    with pytest.raises(ValueError, match="more than 4,194,304 bytes and is no list of names"):
+        lines_of(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("My Photos (2)", "my-photos-2"), ("..x", "x"), ("Bäume", "bäume")]
+)
+def test_slugs(text: str, name: str):
+    assert slug(text, "here") == name
+    with pytest.raises(ValueError, match="here: its name becomes the dataset's"):
+        slug("-", "here")
+
+
+@pytest.mark.parametrize("template", ["{}", "a photo of a {}.", "100 % {}, it is"])
+def test_prompts(template: str):
+    require_template(template)
+
+
+@pytest.mark.parametrize(
+    "template", ["", "a photo", "{} {}", "{0}", "{c}", "{!r}", "{:>9}", "{", "}", "{{}}", "{{{}}}"]
+)
+def test_texts_that_are_no_prompts(template: str):
+    with pytest.raises(ValueError, match=r"expected one {} where the class goes"):
+        require_template(template)

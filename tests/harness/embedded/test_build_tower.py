@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
-from torch.nn import functional
 
 from harness.embedded import build_tower
 
@@ -22,15 +21,8 @@ SHA256 = "848c0dacda94c9e7e69df655f2c4419bc5da5cbd56a5ad01287c9a3328465d53"
 
 def tower() -> VisionTransformer:
     """Return timm's own ViT with the shipped weights, in fp32."""
-    model = VisionTransformer(
-        img_size=196,
-        patch_size=14,
-        embed_dim=384,
-        depth=9,
-        num_heads=6,
-        init_values=1e-5,
-        num_classes=0,
-    )
+    sizes = {"img_size": 196, "patch_size": 14, "embed_dim": 384, "depth": 9, "num_heads": 6}
+    model = VisionTransformer(**sizes, init_values=1e-5, num_classes=0)
     model.load_state_dict(load_file(build_tower.TOWER), strict=True)
     return model.eval()
 
@@ -126,32 +118,15 @@ def test_writer_gives_the_same_bytes_in_any_order_and_process(tmp_path: Path) ->
         assert file.metadata() == metadata
 
 
-@pytest.mark.parametrize(("source", "target"), [(37, 14), (37, 16), (37, 37), (5, 8)])
-def test_cubic_matrix_equals_torch_bicubic_without_antialias(source: int, target: int) -> None:
-    table = torch.randn(1, 2, source, source, generator=torch.Generator().manual_seed(0)).double()
-    expected = functional.interpolate(
-        table, size=(target, target), mode="bicubic", align_corners=False, antialias=False
-    )
-    matrix = torch.from_numpy(build_tower.cubic_matrix(source, target))
-    torch.testing.assert_close(matrix @ table @ matrix.T, expected, atol=1e-12, rtol=0)
-
-
 def test_extract_finds_anonymous_weights_by_node_name() -> None:
     """A one-block graph in the source's naming: query, key, value in timm's order, transposed."""
     onnx = pytest.importorskip("onnx", reason="needs onnx, which only the build script uses")
     block = "backbone.encoder.layer.0"
     rng = np.random.default_rng(0)
-    linears = {
-        name: rng.normal(size=shape).astype(np.float32)
-        for name, shape in {
-            "attention.attention.key": (2, 2),
-            "attention.attention.value": (2, 2),
-            "attention.attention.query": (2, 2),
-            "attention.output.dense": (2, 2),
-            "mlp.fc1": (2, 8),
-            "mlp.fc2": (8, 2),
-        }.items()
-    }
+    own, inner = "attention.attention", {"mlp.fc1": (2, 8), "mlp.fc2": (8, 2)}
+    square = (f"{own}.key", f"{own}.value", f"{own}.query", "attention.output.dense")
+    shapes = dict.fromkeys(square, (2, 2)) | inner
+    linears = {n: rng.normal(size=shape).astype(np.float32) for n, shape in shapes.items()}
     arrays = {f"{block}.{name}.bias": weight[0] for name, weight in linears.items()}
     for norm in (f"{block}.norm1", f"{block}.norm2", "backbone.layernorm", build_tower.PATCHES):
         arrays |= {f"{norm}.weight": np.ones(2), f"{norm}.bias": np.zeros(2)}

@@ -88,15 +88,6 @@ def test_the_revision_follows_names_and_sizes_and_nothing_else(folder: Path, tmp
     assert len(changed) == 4
 
 
-def test_listing_reads_no_image(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_args: object, **_kwargs: object) -> bytes:
-        raise AssertionError("read")
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    monkeypatch.setattr(Image, "open", refuse)
-    assert len(folder_images(folder).split) == 3
-
-
 def test_loops_of_links_end_and_count_once(folder: Path):
     (folder / "b" / "up").symlink_to(folder)
     (folder / "zz").symlink_to(folder / "b")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from harness.datasets import forget, get_dataset, names_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHA = "a" * 40
 
 
