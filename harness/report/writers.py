@@ -129,17 +129,11 @@ def _latex_signed(text: str) -> str:
 
 def latex_text(text: str) -> str:
     """Return text in which nothing is a command of LaTeX's."""
-    plain = " ".join(text.split())
-    return "".join(_ESCAPED.get(letter, letter) for letter in plain)
+    return " ".join(text.split()).translate(_ESCAPED)
 
 
 def html(table: Table, labelled_by: str) -> str:
-    """Return a ``table`` whose cells carry what sorting goes by.
-
-    Args:
-        table: what to write.
-        labelled_by: id of its heading.
-    """
+    """Return a ``table`` whose cells carry what sorting goes by; its heading has the id."""
     head = "".join(f'<th scope="col">{html_text(heading)}</th>' for heading in table.heads)
     rows = "".join(f"<tr>{''.join(_html_cells(row))}</tr>\n" for row in table.rows)
     return (

@@ -52,9 +52,12 @@ def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
 
 
 def inverted_attention(patch: pytest.MonkeyPatch) -> None:
-    for module in (baselines.clsattn, baselines.evit):
-        real = module.cls_attention
-        patch.setattr(module, "cls_attention", lambda *given, real=real: -real(*given))
+    for module, name in (
+        (baselines.clsattn, "cls_attention_of"),
+        (baselines.evit, "cls_attention"),
+    ):
+        real = getattr(module, name)
+        patch.setattr(module, name, lambda *args, real=real: -real(*args))
 
 
 def inverted_oracle(patch: pytest.MonkeyPatch) -> None:

@@ -161,9 +161,8 @@ def test_wrong_use_is_refused_before_anything_is_measured(
     words: str, message: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("harness.check.check.measure", None)
-    args = build_parser().parse_args(["check", *words.split()])
     with pytest.raises(ValueError, match=message):
-        run_check(args, Console(quiet=True))
+        run_check(build_parser().parse_args(["check", *words.split()]), Console(quiet=True))
 
 
 def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(tmp_path: Path):

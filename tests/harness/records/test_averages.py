@@ -19,7 +19,7 @@ IMAGES = 60
 SEEDS = (3, 4, 5)
 
 
-[KNOWN] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
 
 
 def record(method: str, seed: int, share: float, **changes: Any) -> Record:

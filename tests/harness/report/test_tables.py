@@ -47,65 +47,28 @@ from harness.report.tables import (
 )
 from harness.report.writers import html, latex, markdown
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
-[KNOWN] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")
-DENSE = replace(
-    KNOWN,
-    **dict.fromkeys(names_of(Record, "measurement"))
-    | {
-        "model": "clip_vit_s14",
-        "method": "dense",
-        "keep": 1.0,
-        "method_config": {},
-        "image_count": 8,
-        "correct_bits": pack_correct(np.array([1, 1, 1, 0, 1, 0, 1, 1], dtype=bool)),
-        "top1": 0.75,
-        "top1_low": 0.409,
-        "top1_high": 0.929,
-        "latency": (),
-    },
-)
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
+NOTHING = dict.fromkeys(names_of(Record, "measurement")) | {"latency": ()}
+EIGHT = {"image_count": 8, "correct_bits": "eb", "top1": 0.75, "top1_low": 0.409}
+NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
+DENSE = replace(KNOWN, **NOTHING | NAMED | EIGHT | {"top1_high": 0.929})
+EVIT = replace(DENSE, model="clip_vit_s14_evit30", method="evit", keep=0.3)
+RATIO = {"ratio_to_dense": 0.55, "ratio_low": 0.5, "ratio_high": 0.6}
 FULL = replace(
-    DENSE,
-    model="clip_vit_s14_evit30",
-    method="evit",
-    keep=0.3,
-    diff_to_dense=-0.125,
-    diff_low=-0.25,
-    diff_high=0.0,
-    cosine_to_dense=0.9876,
-    cosine_low=0.98,
-    cosine_high=0.99,
-    gflops=1.234,
-    final_tokens=59,
+    EVIT,
+    **{"diff_to_dense": -0.125, "diff_low": -0.25, "diff_high": 0.0},
+    **{"cosine_to_dense": 0.9876, "cosine_low": 0.98, "cosine_high": 0.99, "gflops": 1.234},
+    **{"tau": 0.4321, "tau_low": 0.4, "tau_high": 0.45, "final_tokens": 59, "golden_images": 8},
+    **{"match_at_k": 0.613, "match_k": 59, "match_chance": 59 / 196},
+    **{"weighted_tau": 0.5678, "weighted_tau_low": 0.5, "weighted_tau_high": 0.6},
+    **{"border_overlap": 0.644, "border_low": 0.6, "border_high": 0.7, "border_chance": 0.503},
     latency=tuple(
-        Latency(
-            batch=batch,
-            median_ms=10.0 * batch,
-            q1_ms=9.0 * batch,
-            q3_ms=12.0 * batch,
-            ratio_to_dense=0.55,
-            ratio_low=0.5,
-            ratio_high=0.6,
-            images_per_s=100.0 + batch,
-        )
-        for batch in (1, 32)
+        Latency(batch=b, median_ms=10.0 * b, q1_ms=9.0 * b, q3_ms=12.0 * b, images_per_s=100.0 + b,
+                **RATIO)
+        for b in (1, 32)
     ),
-    tau=0.4321,
-    tau_low=0.4,
-    tau_high=0.45,
-    match_at_k=0.613,
-    match_k=59,
-    match_chance=59 / 196,
-    golden_images=8,
-    weighted_tau=0.5678,
-    weighted_tau_low=0.5,
-    weighted_tau_high=0.6,
-    border_overlap=0.644,
-    border_low=0.6,
-    border_high=0.7,
-    border_chance=0.503,
-)
+)  # fmt: skip
 
 
 def shown(table: Table, form: Form = "wide") -> list[str]:
@@ -126,20 +89,9 @@ def cells(lines: list[str], start: str) -> list[str]:
 def test_a_row_with_everything():
     lines = shown(comparison_table([DENSE, FULL]))
     assert cells(lines, "evit") == [
-        "evit",
-        "30",
-        "75.0 [40.9, 92.9]",
-        "-12.5 [-25.0, 0.0]",
-        "0.988",
-        "1.23",
-        "10 [9, 12] 0.55x",
-        "320 [288, 384] 0.55x",
-        "132",
-        "0.43",
-        "0.57",
-        "0.61 (0.30)",
-        "0.64 (0.50)",
-        "59",
+        *("evit", "30", "75.0 [40.9, 92.9]", "-12.5 [-25.0, 0.0]", "0.988", "1.23"),
+        *("10 [9, 12] 0.55x", "320 [288, 384] 0.55x", "132"),
+        *("0.43", "0.57", "0.61 (0.30)", "0.64 (0.50)", "59"),
     ]
 
 
@@ -166,15 +118,8 @@ def test_between_wide_and_narrow_intervals_and_times_stay():
     wide, middle, _ = comparison_table([DENSE, FULL]).forms()
     heads = [str(column.header) for column in middle.columns]
     assert heads == [
-        "method",
-        "keep",
-        "top-1",
-        "to dense",
-        "GFLOPs",
-        "batch 1, ms",
-        "batch 32, ms",
-        "tau",
-        "tokens",
+        *("method", "keep", "top-1", "to dense", "GFLOPs"),
+        *("batch 1, ms", "batch 32, ms", "tau", "tokens"),
     ]
     assert set(heads) < {column.header for column in wide.columns}
     assert "all columns: a wider terminal, or --json" in f"{middle.caption}"
@@ -195,9 +140,6 @@ def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: st
     assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
         f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
     )
-
-
-EVIT = replace(DENSE, model="clip_vit_s14_evit30", method="evit", keep=0.3)
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
@@ -428,7 +370,7 @@ def test_a_setting_that_one_row_lacks_is_told_of_the_other(evit: list[Record]):
 
 
 def test_a_cell_is_its_text_and_sorts_by_its_value(evit: list[Record]):
-    cells = {each.column.heading: each.cell for each in report_columns(averages(evit))}
+    cells = {column.heading: cell for column, cell in report_columns(averages(evit))}
     cell = cells["GFLOPs"](averages(evit)[0])
     assert (cell, cell.value) == (f"{evit[0].gflops:.2f}", evit[0].gflops)
     lost = cells["Kendall τ"](
