@@ -1,7 +1,6 @@
 """Measure a reduced benchmark again and say what is no longer as expected, or write it anew."""
 
 import argparse
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -36,7 +35,7 @@ from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row
 from harness.models.towers import load_clip, split_name, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
-from harness.records.record import git_commit, record_lines
+from harness.records.record import git_commit, record_lines, require_appendable
 from zoo.clip import ClipParts
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig
@@ -309,7 +308,12 @@ def update(plan: CheckPlan, progress: Progress) -> Verdict:
         OSError: a FILE can't be written; nothing is measured.
     """
     for file in plan.files:
-        _require_place(file)
+        if file.is_dir():
+            raise IsADirectoryError(
+                f"--update of {str(file)!r}, which is a folder; give a file of records, such as "
+                f"{str(file / 'expected.jsonl')!r}"
+            )
+        require_appendable(file, "--update in")
     known = {file: _known(file) for file in plan.files}
     measured: dict[Path, list[Outcome]] = {}
     if plan.files:
@@ -382,21 +386,3 @@ def _beside(found: Sequence[Outcome], known: Known) -> list[Outcome]:
         for place, row in known.items()
         if place not in places
     ]
-
-
-def _require_place(file: Path) -> None:
-    """Refuse a file that couldn't be written once all is measured; its folder is made."""
-    if file.is_dir():
-        raise IsADirectoryError(
-            f"--update of {str(file)!r}, which is a folder; give a file of records, such as "
-            f"{str(file / 'expected.jsonl')!r}"
-        )
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"--update of {str(file)!r}: its folder can't be written to ({error.strerror}); name "
-            "a file elsewhere"
-        ) from error

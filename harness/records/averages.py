@@ -84,8 +84,7 @@ class Average:
 
     def interval(self, field: str, low: str, high: str) -> Interval | None:
         """Return a field with the ends of its interval, all three the mean over seeds."""
-        ends = [self.mean(name) for name in (field, low, high)]
-        return None if None in ends else Interval(*ends)
+        return _interval(*(self.mean(name) for name in (field, low, high)))
 
     def estimate(self, metric: Metric) -> Interval | float | None:
         """Return a metric with its interval, or alone where it has none."""
@@ -119,7 +118,14 @@ def averages(records: Sequence[Record]) -> list[Average]:
     refuse_mixed(records, varying=("seed",) if all(record.shots for record in records) else ())
     seeds = sorted({record.seed for record in records})
     if len(seeds) < 2:
-        return [_single(record) for record in records]
+        return [
+            Average(
+                records=(record,),
+                top1=Interval(record.top1, record.top1_low, record.top1_high),
+                to_dense=_interval(record.diff_to_dense, record.diff_low, record.diff_high),
+            )
+            for record in records
+        ]
     models: dict[str, dict[int, Record]] = {}
     for record in records:
         own = models.setdefault(_identity(record), {})
@@ -133,13 +139,23 @@ def averages(records: Sequence[Record]) -> list[Average]:
                 f"seeds of one table must be the same for every row: {model} lacks {lacking}, "
                 f"which others have, or has them with other settings"
             )
-    rows = [_over_seeds(tuple(own[seed] for seed in seeds)) for own in models.values()]
+    rows = []
+    for own in models.values():
+        mean, low, high = mean_interval([own[seed].top1 for seed in seeds])
+        top1 = Interval(mean, max(0.0, low), min(1.0, high))
+        rows.append(Average(records=tuple(own[s] for s in seeds), top1=top1, to_dense=None))
     dense = _dense(rows)
     if dense is None:
         return rows
     return [
         row if row is dense else replace(row, to_dense=mean_difference(row, dense)) for row in rows
     ]
+
+
+def _interval(estimate: float | None, low: float | None, high: float | None) -> Interval | None:
+    if estimate is None or low is None or high is None:
+        return None
+    return Interval(estimate, low, high)
 
 
 def _dense(rows: Sequence[Average]) -> Average | None:
@@ -222,22 +238,6 @@ def labels(rows: Sequence[Average]) -> dict[str, str]:
 def _setting(row: Average, name: str) -> str:
     value = row.config.get(name)
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _single(record: Record) -> Average:
-    top1 = Interval(record.top1, record.top1_low, record.top1_high)
-    to_dense = None
-    if record.diff_to_dense is not None:
-        assert record.diff_low is not None
-        assert record.diff_high is not None
-        to_dense = Interval(record.diff_to_dense, record.diff_low, record.diff_high)
-    return Average(records=(record,), top1=top1, to_dense=to_dense)
-
-
-def _over_seeds(records: tuple[Record, ...]) -> Average:
-    mean, low, high = mean_interval([record.top1 for record in records])
-    top1 = Interval(mean, max(0.0, low), min(1.0, high))
-    return Average(records=records, top1=top1, to_dense=None)
 
 
 def _identity(record: Record) -> str:

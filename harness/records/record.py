@@ -578,10 +578,8 @@ def append(path: Path, lines: bytes) -> None:
             raise
 
 
-def require_appendable(path: Path) -> None:
-    """Refuse a file of ``--output`` that lines couldn't be added to, before they are measured.
-
-    Its folder is made if it isn't there.
+def require_appendable(path: Path, flag: str = "--output") -> None:
+    """Refuse a file that couldn't be written once all is measured; its folder is made.
 
     Raises:
         NotADirectoryError: its folder is a file.
@@ -594,11 +592,11 @@ def require_appendable(path: Path) -> None:
             pass
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(
-            f"--output {str(folder)!r} is a file, or lies in one; expected a folder"
+            f"{flag} {str(folder)!r} is a file, or lies in one; expected a folder"
         ) from error
     except OSError as error:
         raise OSError(
-            f"--output {str(folder)!r} can't be written to ({error.strerror}); name another folder"
+            f"{flag} {str(folder)!r} can't be written to ({error.strerror}); name another folder"
         ) from error
 
 

@@ -27,25 +27,14 @@ def record(method: str, seed: int, share: float, **changes: Any) -> Record:
     right = drawn < share
     low, high = wilson_interval(int(right.sum()), IMAGES)
     facts: dict[str, Any] = dict.fromkeys(names_of(Record, "measurement")) | {
-        "model": "clip_vit_s14" if method == "dense" else f"clip_vit_s14_{method}60",
-        "method": method,
-        "keep": 1.0 if method == "dense" else 0.6,
-        "method_config": {"reduce_at": [3], "prompts": f"{seed:016x}"},
-        "shots": 4,
-        "tuning": "t",
-        "prompt_tokens": 16,
-        "seed": seed,
-        "image_count": IMAGES,
-        "correct_bits": pack_correct(right),
-        "top1": float(right.mean()),
-        "top1_low": low,
-        "top1_high": high,
-        "gflops": 2.0,
-        "final_tokens": 118,
+        **{"model": "clip_vit_s14" + (method != "dense") * f"_{method}60", "method": method},
+        **{"keep": 1.0 if method == "dense" else 0.6, "seed": seed, "image_count": IMAGES},
+        **{"method_config": {"reduce_at": [3], "prompts": f"{seed:016x}"}},
+        **{"shots": 4, "tuning": "t", "prompt_tokens": 16, "correct_bits": pack_correct(right)},
+        **{"top1": float(right.mean()), "top1_low": low, "top1_high": high},
+        **{"tau": seed / 10, "tau_low": seed / 10 - 0.1, "tau_high": seed / 10 + 0.2},
+        **{"gflops": 2.0, "final_tokens": 118},
         "latency": (Latency(batch=1, median_ms=seed, q1_ms=1, q3_ms=9, images_per_s=10.0 * seed),),
-        "tau": seed / 10,
-        "tau_low": seed / 10 - 0.1,
-        "tau_high": seed / 10 + 0.2,
     }
     return replace(KNOWN, **facts | changes)
 

@@ -31,6 +31,7 @@ from harness.records.record import (
     names_of,
     pack_correct,
     read_records,
+    read_run,
     refuse_mixed,
     unpack_correct,
     utc_now,
@@ -376,3 +377,16 @@ def test_going_on_refuses_a_bad_line_that_is_not_the_last(tmp_path: Path):
     path.write_text("{}\n{")
     with pytest.raises(ValueError, match="line 1: schema_version is None"):
         earlier(path, Progress(None), fresh=False)
+
+
+def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"gone': there is no such file or folder; expec"):
+        read_run(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"it holds no records\.jsonl; expected a file of"):
+        read_run(tmp_path)
+    path = tmp_path / "records.jsonl"
+    path.touch()
+    with pytest.raises(ValueError, match=r"records\.jsonl holds no records"):
+        read_run(tmp_path)
+    write_records(path, [FULL, row(seed=1)])
+    assert read_run(tmp_path) == read_run(path) == [FULL, row(seed=1)]
