@@ -648,12 +648,9 @@ def mend(path: str | Path) -> bool:
 
     Raises:
         FileNotFoundError: no such file.
-        OSError: there is one, and the file can't be written to.
+        OSError: the file can't be written to.
     """
-    path = Path(path)
-    if not read_lines(path)[1]:
-        return False
-    with path.open("rb+", buffering=0) as file, _locked(file, exclusive=True) as alone:
+    with Path(path).open("rb+", buffering=0) as file, _locked(file, exclusive=True) as alone:
         return alone and _mend(file)
 
 

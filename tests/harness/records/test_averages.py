@@ -68,7 +68,7 @@ def test_the_difference_to_dense_is_paired_over_images():
     dense, evit, _ = averages(group())
     assert dense.to_dense is None
     each = [a.correct * 1.0 - b.correct for a, b in zip(evit.records, dense.records, strict=True)]
-    slow = bootstrap_mean(np.mean(each, axis=0), seed=1, resamples=40_000)
+    slow = bootstrap_mean(np.mean(each, axis=0), seed=1)
     assert evit.to_dense == pytest.approx(slow, abs=0.01)
     twin = [replace(r, model="clip_vit_s14_tome60", method="tome") for r in dense.records]
     assert averages([*dense.records, *twin])[1].to_dense == (0, 0, 0)
@@ -169,7 +169,7 @@ def test_at_equal_cost_means_are_paired_and_judged_by_sign_flips():
     _, evit, patchrank = averages(group())
     own, other = rows
     assert own.row == own.target == other.target == patchrank
-    slow = bootstrap_mean((evit.hits - patchrank.hits) / 3, seed=1, resamples=40_000)
+    slow = bootstrap_mean((evit.hits - patchrank.hits) / 3, seed=1)
     assert other.difference == pytest.approx(slow, abs=0.01)
     assert other.p_value == sign_flip_exact(evit.hits - patchrank.hits)
     assert "mean of 3 seeds" in " ".join(text_of(matched_table(rows)).split())
