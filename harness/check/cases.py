@@ -105,7 +105,7 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
             )
         shared = (tower_of(record), *(getattr(record, name) for name in _SHARED))
         _enter(cases.setdefault(shared, {}).setdefault(record.dataset, []), record)
-    made = []
+    sorted_cases = []
     for (tower, *values), datasets in cases.items():
         batches = set()
         for dataset, rows in datasets.items():
@@ -117,8 +117,10 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
                 )
             batches |= {e.batch for row in rows if row.record for e in row.record.latency}
         conditions = dict(zip(_SHARED, values, strict=True))
-        made.append(Case(tower=tower, **conditions, batches=tuple(sorted(batches)), rows=datasets))
-    return made
+        sorted_cases.append(
+            Case(tower=tower, **conditions, batches=tuple(sorted(batches)), rows=datasets)
+        )
+    return sorted_cases
 
 
 def _enter(rows: list[Row], record: Record) -> None:

@@ -76,17 +76,17 @@ class CheckPlan:
 
     def __post_init__(self) -> None:
         """Refuse what doesn't go together, and values that would fail late."""
-        written, asked = (self.named(names) for names in (WRITTEN, (*ASKED, *WRITTEN)))
+        written, every = (self.named(names) for names in (WRITTEN, (*ASKED, *WRITTEN)))
         if written and not self.update:
             raise ValueError(
                 f"{written[0]} without --update: a check measures what the expectation did"
             )
-        if asked and self.update and not self.files:
+        if every and self.update and not self.files:
             raise ValueError(
-                f"{asked[0]} with --update and no FILE: the shipped benchmark is written whole; "
+                f"{every[0]} with --update and no FILE: the shipped benchmark is written whole; "
                 "name a FILE for an expectation of your own"
             )
-        if asked and self.update and len(self.files) > 1:
+        if every and self.update and len(self.files) > 1:
             raise ValueError(
                 "--update of several FILEs with other rows: give one FILE, or no flags that say "
                 "what is measured"
@@ -167,8 +167,8 @@ def narrowed(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) 
     methods = [Choice.of(text).method for text in plan.methods or ()]
 
     def stays(row: Row) -> bool:
-        wanted = not methods or row.method in methods
-        return row.method == DENSE or (wanted and row.keep in (plan.keeps or (row.keep,)))
+        by_method = not methods or row.method in methods
+        return row.method == DENSE or (by_method and row.keep in (plan.keeps or (row.keep,)))
 
     cases_left = []
     for case in cases:
@@ -317,10 +317,10 @@ def update(plan: CheckPlan, progress: Progress) -> Verdict:
     known = {file: _known(file) for file in plan.files}
     measured: dict[Path, list[Outcome]] = {}
     if plan.files:
-        asked = plan.named((*ASKED, *WRITTEN))
-        towers = tower_names(plan.models or Plan.models) if asked else {}
+        flags = plan.named((*ASKED, *WRITTEN))
+        towers = tower_names(plan.models or Plan.models) if flags else {}
         for file in plan.files:
-            if asked or not file.exists():
+            if flags or not file.exists():
                 cases = [new_case(plan, name) for name in towers or tower_names(Plan.models)]
             else:
                 cases = cases_of(read_expectation(file), str(file))
@@ -335,9 +335,13 @@ def update(plan: CheckPlan, progress: Progress) -> Verdict:
         for one in _measured([case], plan, {}, progress):
             measured.setdefault(FOLDER / f"{one.dataset}.jsonl", []).append(one)
         known = {file: _known(file) for file in measured}
-    outcomes = [one for file, found in measured.items() for one in _beside(found, known[file])]
-    for file, found in measured.items():
-        write_whole(file, record_lines(one.now for one in found if one.now is not None))
+    outcomes = [
+        one
+        for file, measured_rows in measured.items()
+        for one in _beside(measured_rows, known[file])
+    ]
+    for file, measured_rows in measured.items():
+        write_whole(file, record_lines(one.now for one in measured_rows if one.now is not None))
     notes = [f"wrote {file}" for file in measured]
     if (git_commit() or "").endswith("-dirty"):
         notes.append(f"measured with uncommitted changes on {git_commit()}")
@@ -372,15 +376,15 @@ def _known(file: Path) -> Known:
     }
 
 
-def _beside(found: Sequence[Outcome], known: Known) -> list[Outcome]:
+def _beside(measured_rows: Sequence[Outcome], known: Known) -> list[Outcome]:
     """Put what was measured beside what was known; what is known alone is gone."""
     outcomes = []
-    for one in found:
+    for one in measured_rows:
         before = known.get(one.place)
         if one.now is not None or before is not None:
             record = None if before is None else before.record
             outcomes.append(replace(one, row=replace(one.row, record=record)))
-    places = {one.place for one in found}
+    places = {one.place for one in measured_rows}
     return outcomes + [
         Outcome(tower=place[0], dataset=place[1], row=row, now=None)
         for place, row in known.items()

@@ -47,8 +47,8 @@ def fewer(table: RichTable, heads: Collection[str]) -> RichTable:
     """Return a copy without these columns, whose caption says so."""
     narrow = copy.copy(table)
     narrow.columns = [column for column in table.columns if column.header not in heads]
-    said = f"{table.caption}".removesuffix(".") + "; " if table.caption else ""
-    narrow.caption = f"{said}{ALL_COLUMNS}"
+    before = f"{table.caption}".removesuffix(".") + "; " if table.caption else ""
+    narrow.caption = f"{before}{ALL_COLUMNS}"
     return narrow
 
 

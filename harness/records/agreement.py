@@ -31,9 +31,9 @@ class Agreement:
 
 def over_images(values: ArrayLike, seed: int = 0) -> Agreement:
     """Return the mean of (B,) values, one per image, those that are NaN left out and counted."""
-    found = np.asarray(values, dtype=np.float64)
-    known = found[~np.isnan(found)]
-    counts = {"counted": len(known), "undefined": len(found) - len(known)}
+    every = np.asarray(values, dtype=np.float64)
+    known = every[~np.isnan(every)]
+    counts = {"counted": len(known), "undefined": len(every) - len(known)}
     if len(known) < 2:  # one image says nothing about the spread
         return Agreement(mean=None, low=None, high=None, **counts)
     mean, low, high = bootstrap_mean(known, seed)
@@ -114,10 +114,10 @@ def border_overlap(
     Returns:
         (B,) in [0, 1]; unrelated scores give `border_chance(k, N, band)` on average.
     """
-    true, found = map(places, _paired(truth, scores))
+    true, other = map(places, _paired(truth, scores))
     first, last = _border(k, true.shape[1], band)
     near = (true >= first) & (true < last)
-    same: NDArray[np.float64] = (near & ((true < k) == (found < k))).sum(axis=1) / (last - first)
+    same: NDArray[np.float64] = (near & ((true < k) == (other < k))).sum(axis=1) / (last - first)
     return same
 
 

@@ -201,11 +201,11 @@ def exact_test(row: Average) -> str:
 
 def uncounted(*records: Record) -> str:
     """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
-    found: dict[str, dict[str, None]] = {}
+    lost: dict[str, dict[str, None]] = {}
     for record in records:
         for name in record.uncounted_operators or ():
-            found.setdefault(name, {})[record.model] = None
-    return lacking(f"{name} ({', '.join(models)})" for name, models in found.items())
+            lost.setdefault(name, {})[record.model] = None
+    return lacking(f"{name} ({', '.join(models)})" for name, models in lost.items())
 
 
 def mean_difference(row: Average, other: Average) -> Interval:

@@ -322,12 +322,12 @@ def detectable_note(images: int, discordances: Sequence[float]) -> str:
     if not discordances:
         return ""
     most = max(discordances)
-    found = minimum_detectable_difference(images, most)
-    if found is None:
+    least = minimum_detectable_difference(images, most)
+    if least is None:
         what = "too few images that just one of two models gets right to show any difference"
     else:
         what = (
-            f"{images} images show {100 * found:.1f} points with power 80 %, in one comparison, "
+            f"{images} images show {100 * least:.1f} points with power 80 %, in one comparison, "
             f"where just one of two models is right on {100 * most:.1f} % of them (the most here)"
         )
     return f"; without {CLEAR}: {what}"

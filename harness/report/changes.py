@@ -72,9 +72,9 @@ class Change:
     @property
     def other_images(self) -> str | None:
         """Say why the answers can't be paired by image; None if they can."""
-        found = _differences(self.a, self.b, _IMAGES)
-        found = found or _known(self.a, self.b, ["images_sha256"])  # else it differs of course
-        return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in found) or None
+        images = _differences(self.a, self.b, _IMAGES)
+        images = images or _known(self.a, self.b, ["images_sha256"])  # else it differs of course
+        return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in images) or None
 
     @property
     def proven(self) -> bool:
@@ -234,22 +234,22 @@ def _known(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
     return [one for one in _differences(a, b, names) if None not in (one.a, one.b)]
 
 
-def changes_data(found: Changes) -> dict[str, Any]:
+def changes_data(runs: Changes) -> dict[str, Any]:
     """Return the pairs with what may be compared, conditions that differ, and rows of one run."""
     conditions = [
-        {**json_values(difference), "rows": count} for difference, count in found.conditions()
+        {**json_values(difference), "rows": count} for difference, count in runs.conditions()
     ]
     return {
         "pairs": [
             _pair(pair, family.adjusted.get(at))
-            for group in found.groups()
+            for group in runs.groups()
             for family in [_family(group)]
             for at, pair in enumerate(group)
         ],
         "conditions": conditions,
-        "only_in_a": [_row_values(record) for record in found.only_a],
-        "only_in_b": [_row_values(record) for record in found.only_b],
-        "replaced": dict(zip("ab", found.replaced, strict=True)),
+        "only_in_a": [_row_values(record) for record in runs.only_a],
+        "only_in_b": [_row_values(record) for record in runs.only_b],
+        "replaced": dict(zip("ab", runs.replaced, strict=True)),
     }
 
 
@@ -283,49 +283,49 @@ def _pair(pair: Change, adjusted: float | None) -> dict[str, Any]:
     return {**_row_values(pair.a), **json_values(values)}
 
 
-def tables(found: Changes) -> list[Table]:
+def tables(runs: Changes) -> list[Table]:
     """Return a table per dataset, split, tower and tuning."""
-    return [_table(group) for group in found.groups()]
+    return [_table(group) for group in runs.groups()]
 
 
-def notes(found: Changes) -> list[str]:
+def notes(runs: Changes) -> list[str]:
     """Say in words what is not the same in both runs, and what is therefore not compared."""
-    pairs = len(found.pairs)
+    pairs = len(runs.pairs)
     lines = [f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"]
-    for run, count in zip("AB", found.replaced, strict=True):
+    for run, count in zip("AB", runs.replaced, strict=True):
         if count:
             what = "1 record gives" if count == 1 else f"{count} records give"
             lines.append(f"in {run} {what} way to newer ones of the same row and conditions")
     lines += [
-        f"conditions differ: {_told(difference)} ({_share(count, pairs)})"
-        for difference, count in found.conditions()
+        f"conditions differ: {_in_words(difference)} ({_share(count, pairs)})"
+        for difference, count in runs.conditions()
     ]
-    if pairs and not found.conditions():
+    if pairs and not runs.conditions():
         lines.append("conditions are the same in every row")
-    lines += _apart(found)
-    for pair in found.pairs:
-        lines += [f"{_name(pair.a)}: cost differs: {_told(cost)}" for cost in pair.costs]
-    if lost := uncounted(*(record for pair in found.pairs for record in (pair.a, pair.b))):
+    lines += _apart(runs)
+    for pair in runs.pairs:
+        lines += [f"{_name(pair.a)}: cost differs: {_in_words(cost)}" for cost in pair.costs]
+    if lost := uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
         lines.append(_plain(lost))
-    if assumed := sum(not pair.proven and not pair.other_images for pair in found.pairs):
+    if assumed := sum(not pair.proven and not pair.other_images for pair in runs.pairs):
         lines.append(
             f"images taken for the same by revision and count ({_share(assumed, pairs)}): one of "
             "the two doesn't say which its images are"
         )
-    if untimed := sum(bool(p.a.latency and p.b.latency and not p.latency) for p in found.pairs):
+    if untimed := sum(bool(p.a.latency and p.b.latency and not p.latency) for p in runs.pairs):
         lines.append(
             f"latency not compared ({_share(untimed, pairs)}): it takes the same device, "
             "device_name, dtype, threads and batch"
         )
-    for run, rest in (("A", found.only_a), ("B", found.only_b)):
+    for run, rest in (("A", runs.only_a), ("B", runs.only_b)):
         lines += [f"only in {run}: {_name(record)}" for record in rest]
     return lines
 
 
-def _apart(found: Changes) -> Iterator[str]:
+def _apart(runs: Changes) -> Iterator[str]:
     """Say which rows are of other images in the other run, those of one reason in one line."""
     apart: dict[tuple[str, str, str], list[Record]] = {}
-    for pair in found.pairs:
+    for pair in runs.pairs:
         if pair.other_images:
             reason = (pair.a.dataset, pair.a.split, pair.other_images)
             apart.setdefault(reason, []).append(pair.a)
@@ -334,12 +334,12 @@ def _apart(found: Changes) -> Iterator[str]:
         yield f"{named}: accuracy not compared, images or prompts differ: {_plain(why)}"
 
 
-def changes_markdown(found: Changes, a: str, b: str) -> str:
+def changes_markdown(runs: Changes, a: str, b: str) -> str:
     """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
     lines = ["# Changes from A to B", ""]
     lines += [f"- {run}: {markdown_text(name)}" for run, name in (("A", a), ("B", b))]
-    lines += [f"- {markdown_text(line)}" for line in notes(found)]
-    return "\n".join([*lines, "", markdown(tables(found), level=2)])
+    lines += [f"- {markdown_text(line)}" for line in notes(runs)]
+    return "\n".join([*lines, "", markdown(tables(runs), level=2)])
 
 
 def _table(group: Sequence[Change]) -> Table:
@@ -407,7 +407,7 @@ def _judged(group: Sequence[Change], family: Together[int]) -> str:
     return note + detectable_note(min(images, default=1), shares)
 
 
-def _told(difference: Difference) -> str:
+def _in_words(difference: Difference) -> str:
     def text(value: object) -> str:
         if difference.name.endswith("_sha256"):
             value = str(value)[:_DIGITS]
@@ -442,15 +442,15 @@ def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Show
         FileNotFoundError: a run isn't there.
         ValueError: a run can't be read.
     """
-    found = changes(read_run(a), read_run(b))
+    runs = changes(read_run(a), read_run(b))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         path = output / "changes.md"
-        write_whole(path, changes_markdown(found, str(a), str(b)).encode())
+        write_whole(path, changes_markdown(runs, str(a), str(b)).encode())
         status.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-    lines = (f"A: {a}", f"B: {b}", *notes(found))
+    lines = (f"A: {a}", f"B: {b}", *notes(runs))
     return Shown(
-        parts=(*lines, *tables(found)), data={"a": str(a), "b": str(b), **changes_data(found)}
+        parts=(*lines, *tables(runs)), data={"a": str(a), "b": str(b), **changes_data(runs)}
     )
 
 
