@@ -335,13 +335,9 @@ def update(plan: CheckPlan, progress: Progress) -> Verdict:
         for one in _measured([case], plan, {}, progress):
             measured.setdefault(FOLDER / f"{one.dataset}.jsonl", []).append(one)
         known = {file: _known(file) for file in measured}
-    outcomes = [
-        one
-        for file, measured_rows in measured.items()
-        for one in _beside(measured_rows, known[file])
-    ]
-    for file, measured_rows in measured.items():
-        write_whole(file, record_lines(one.now for one in measured_rows if one.now is not None))
+    outcomes = [one for file, rows in measured.items() for one in _beside(rows, known[file])]
+    for file, rows in measured.items():
+        write_whole(file, record_lines(one.now for one in rows if one.now is not None))
     notes = [f"wrote {file}" for file in measured]
     if (git_commit() or "").endswith("-dirty"):
         notes.append(f"measured with uncommitted changes on {git_commit()}")
@@ -376,15 +372,15 @@ def _known(file: Path) -> Known:
     }
 
 
-def _beside(measured_rows: Sequence[Outcome], known: Known) -> list[Outcome]:
+def _beside(rows: Sequence[Outcome], known: Known) -> list[Outcome]:
     """Put what was measured beside what was known; what is known alone is gone."""
     outcomes = []
-    for one in measured_rows:
+    for one in rows:
         before = known.get(one.place)
         if one.now is not None or before is not None:
             record = None if before is None else before.record
             outcomes.append(replace(one, row=replace(one.row, record=record)))
-    places = {one.place for one in measured_rows}
+    places = {one.place for one in rows}
     return outcomes + [
         Outcome(tower=place[0], dataset=place[1], row=row, now=None)
         for place, row in known.items()
