@@ -14,7 +14,14 @@ from rich.console import Console
 
 from harness.console.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.records.averages import protocol, tower_of, uncounted
-from harness.records.record import Metric, Record, measured_alike, metrics, read_run
+from harness.records.record import (
+    Metric,
+    Record,
+    measured_alike,
+    metrics,
+    read_run,
+    require_appendable,
+)
 from harness.records.statistics import (
     MCNEMAR,
     Interval,
@@ -441,11 +448,12 @@ def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Show
     Raises:
         FileNotFoundError: a run isn't there.
         ValueError: a run can't be read.
+        NotADirectoryError: ``output`` is a file.
     """
     runs = changes(read_run(a), read_run(b))
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         path = output / "changes.md"
+        require_appendable(path)
         write_whole(path, changes_markdown(runs, str(a), str(b)).encode())
         status.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
     lines = (f"A: {a}", f"B: {b}", *notes(runs))

@@ -539,7 +539,7 @@ def test_output_is_a_folder_for_the_same_in_markdown(
         ("a b --datasets gone", "--datasets with runs to compare"),
         ("a b --download", "--download with runs to compare"),
         ("a --output out --device cpu", "--device with runs to compare"),
-        ("a b --output a/records.jsonl", "File exists"),
+        ("a b --output a/records.jsonl", "--output 'a/records.jsonl' is a file, or lies in one"),
     ],
 )
 def test_wrong_use_is_told_and_nothing_is_written(
@@ -550,7 +550,7 @@ def test_wrong_use_is_told_and_nothing_is_written(
     before = sorted(runs.rglob("*"))
     assert main(["compare", *command.split()]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ")
+    assert err.startswith("patchrank: error: ")
     assert complaint in err
     assert sorted(runs.rglob("*")) == before
 
