@@ -40,19 +40,12 @@ _LEARNED = ("predictor", "prompts")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row on one dataset.
+    """One row on one dataset."""
 
-    Attributes:
-        method: from ``known_methods``, or one that was registered once.
-        keep: keep rate.
-        options: settings beside the keep rate that aren't the method's defaults.
-        record: what is expected; None of a new row.
-    """
-
-    method: str
+    method: str  # from ``known_methods``, or one that was registered once
     keep: float
-    options: dict[str, Any]
-    record: Record | None = None
+    options: dict[str, Any]  # settings beside the keep rate that aren't the method's defaults
+    record: Record | None = None  # what is expected; None of a new row
 
     @property
     def name(self) -> str:
@@ -63,36 +56,23 @@ class Row:
     @property
     def what(self) -> str:
         """Write the options as ``Choice.of`` reads them."""
-        options = (f"{name}={_compact(value)}" for name, value in self.options.items())
-        return ",".join(options)
-
-    @property
-    def known(self) -> bool:
-        """Whether the method is still registered."""
-        return self.method in known_methods()
+        return ",".join(
+            f"{name}={json.dumps(value, separators=(',', ':'))}"
+            for name, value in self.options.items()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured on one tower under one set of conditions.
+    """What is measured on one tower under one set of conditions."""
 
-    Attributes:
-        tower: dense name with its weight tag.
-        split: of the datasets.
-        dtype: name in ``plan.DTYPES``.
-        device: of the expectation.
-        image_count: images judged per dataset; None for all.
-        batches: batch sizes that are timed.
-        rows: by dataset, the dense one first.
-    """
-
-    tower: str
+    tower: str  # dense name with its weight tag
     split: SplitName
     dtype: str
     device: str
-    image_count: int | None
-    batches: tuple[int, ...]
-    rows: dict[str, list[Row]]
+    image_count: int | None  # judged per dataset; None for all
+    batches: tuple[int, ...]  # sizes that are timed
+    rows: dict[str, list[Row]]  # by dataset, the dense one first
 
 
 def read_expectation(file: Path) -> list[Record]:
@@ -111,11 +91,7 @@ def read_expectation(file: Path) -> list[Record]:
 
 
 def cases_of(records: Iterable[Record], where: str) -> list[Case]:
-    """Sort an expectation's records into cases.
-
-    Args:
-        records: of one file.
-        where: its name, for messages.
+    """Sort an expectation's records into cases; messages name the file by ``where``.
 
     Raises:
         ValueError: a row that wasn't classified by text, or no dense row among a case's.
@@ -129,8 +105,9 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
             )
         shared = (tower_of(record), *(getattr(record, name) for name in _SHARED))
         _enter(cases.setdefault(shared, {}).setdefault(record.dataset, []), record)
-    made = []
+    sorted_cases = []
     for (tower, *values), datasets in cases.items():
+        batches = set()
         for dataset, rows in datasets.items():
             rows.sort(key=lambda row: row.method != DENSE)
             if rows[0].method != DENSE:
@@ -138,52 +115,37 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
                     f"{where}: no dense row of {tower} on {dataset}; the others are compared with "
                     "it, so an expectation needs one"
                 )
+            batches |= {e.batch for row in rows if row.record for e in row.record.latency}
         conditions = dict(zip(_SHARED, values, strict=True))
-        made.append(Case(tower=tower, **conditions, batches=_timed(datasets), rows=datasets))
-    return made
+        sorted_cases.append(
+            Case(tower=tower, **conditions, batches=tuple(sorted(batches)), rows=datasets)
+        )
+    return sorted_cases
 
 
 def _enter(rows: list[Row], record: Record) -> None:
     """Add a record's row to those of its dataset; of one row the newest record counts."""
-    same = [row.record for row in rows if (row.method, row.keep) == (record.method, record.keep)]
-    options = _options(same[0], record) if same else {}
-    row = Row(method=record.method, keep=record.keep, options=options, record=record)
-    for at, other in enumerate(rows):
-        if other.name == row.name:
-            rows[at] = row
-            return
-    rows.append(row)
-
-
-def _timed(datasets: dict[str, list[Row]]) -> tuple[int, ...]:
-    """Return the batch sizes that were timed."""
-    records = [row.record for rows in datasets.values() for row in rows if row.record is not None]
-    return tuple(sorted({entry.batch for record in records for entry in record.latency}))
-
-
-def _options(first: Record | None, record: Record) -> dict[str, Any]:
-    """Return the settings in which a row differs from the first of its name."""
-    if first is None:
-        return {}
-    return {
+    first = next(
+        (r.record for r in rows if (r.method, r.keep) == (record.method, record.keep)), None
+    )
+    options = {
         name: value
         for name, value in record.method_config.items()
-        if name not in _LEARNED and value != first.method_config.get(name, ABSENT)
+        if first is not None
+        and name not in _LEARNED
+        and value != first.method_config.get(name, ABSENT)
     }
-
-
-def _compact(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    row = Row(method=record.method, keep=record.keep, options=options, record=record)
+    names = [other.name for other in rows]
+    if row.name in names:
+        rows[names.index(row.name)] = row
+    else:
+        rows.append(row)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A method of ``--methods``.
-
-    Attributes:
-        method: from ``known_methods``.
-        options: settings that aren't the method's defaults, as JSON values; ``keep`` may be one.
-    """
+    """A method of ``--methods``, with settings that aren't its defaults; ``keep`` may be one."""
 
     method: str
     options: dict[str, Any]
@@ -253,11 +215,7 @@ def _split(text: str) -> list[str]:
 
 
 def shipped_files() -> list[Path]:
-    """Return the files of the expectation, one per dataset.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """Return the files of the expectation, one per dataset."""
     files = sorted(FOLDER.glob("*.jsonl"))
     if not files:
         raise FileNotFoundError(
@@ -289,11 +247,5 @@ def shipped_case(tower: str) -> Case:
     )
 
 
-def shipped_file(dataset: str) -> Path:
-    """Return the file that holds a dataset's rows."""
-    return FOLDER / f"{dataset}.jsonl"
-
-
 def _shipped_rows() -> list[Row]:
-    choices = [Choice(method=name, options={}) for name in own_methods()]
-    return rows_of([*choices, *map(Choice.of, SETTINGS)], KEEPS)
+    return rows_of([Choice.of(text) for text in (*own_methods(), *SETTINGS)], KEEPS)

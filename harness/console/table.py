@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import PurePath
@@ -17,22 +18,21 @@ from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+NOT_MEASURED = "–"
 PIPE_WIDTH = 200  # columns that prose is wrapped to where there is no terminal
 ALL_COLUMNS = "all columns: a wider terminal, or --json"
 PROSE = 24  # columns that prose needs to be read
 _ENDLESS = 100_000
+Form = Literal["wide", "middle", "narrow"]
+FORMS: tuple[Form, ...] = ("wide", "middle", "narrow")
 
 
 def fitted(forms: Sequence[RichTable], width: int) -> RichTable | Group:
     """Lay a table out so that no line is longer than a terminal and no figure is cut.
 
-    Args:
-        forms: of the table, the fullest first.
-        width: columns of the terminal.
-
-    Returns:
-        The first form that fits as it is, or with heads and prose wrapped; else the first that does
-        without lines between columns; else the fullest one with its rows stacked, a line per cell.
+    Of its forms, the fullest first, this is the first that fits as it is, or with heads and prose
+    wrapped; else the first that does without lines between columns; else the fullest one with its
+    rows stacked, a line per cell.
     """
     for change in (_wrapped, _tight):
         for form in forms:
@@ -47,16 +47,15 @@ def fewer(table: RichTable, heads: Collection[str]) -> RichTable:
     """Return a copy without these columns, whose caption says so."""
     narrow = copy.copy(table)
     narrow.columns = [column for column in table.columns if column.header not in heads]
-    said = f"{table.caption}".removesuffix(".") + "; " if table.caption else ""
-    narrow.caption = f"{said}{ALL_COLUMNS}"
+    before = f"{table.caption}".removesuffix(".") + "; " if table.caption else ""
+    narrow.caption = f"{before}{ALL_COLUMNS}"
     return narrow
 
 
 def whole(table: RichTable) -> tuple[RichTable, int]:
     """Lay a table out for a pipe or a file, which have no width: every figure on its row's line.
 
-    Returns:
-        The table, and the columns that it takes: `PIPE_WIDTH`, or more where figures need more.
+    The columns that it takes are `PIPE_WIDTH`, or more where figures need more.
     """
     if _natural(table) <= PIPE_WIDTH:
         return table, PIPE_WIDTH
@@ -110,20 +109,12 @@ def _narrowed(column: RichColumn, *, heads: bool) -> RichColumn:
         words = _plain(column.header).split()
         most = max(PROSE, *map(cell_len, words), 0)
         return replace(column, overflow="fold", min_width=min(_longest(column), most))
-    body = _longest(replace(column, header=""))
-    head = _broken(str(column.header), body) if heads else column.header
+    head = column.header
+    if heads:
+        # Between words, into lines no longer than the column's figures, or than a word.
+        body = max(1, _longest(replace(column, header="")))
+        head = textwrap.fill(str(head), body, break_long_words=False, break_on_hyphens=False)
     return replace(column, header=head, no_wrap=True)
-
-
-def _broken(head: str, width: int) -> str:
-    """Break a head between words into lines no longer than its column, or than a word."""
-    lines: list[str] = []
-    for word in head.split():
-        if lines and cell_len(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return "\n".join(lines)
 
 
 def _stacked(table: RichTable) -> Group:
@@ -144,22 +135,12 @@ def _stacked(table: RichTable) -> Group:
     return Group(title, tall, caption)
 
 
-NOT_MEASURED = "–"
-Form = Literal["wide", "middle", "narrow"]
-FORMS: tuple[Form, ...] = ("wide", "middle", "narrow")
-
-
 class Cell(str):
-    """What stands in a cell.
-
-    Attributes:
-        value: what sorting goes by; None, not measured, comes last.
-        mark: what stands behind the figure, such as that a difference is clear.
-    """
+    """What stands in a cell."""
 
     __slots__ = ("mark", "value")
-    value: float | str | None
-    mark: str
+    value: float | str | None  # what sorting goes by; None, not measured, comes last
+    mark: str  # stands behind the figure, such as that a difference is clear
 
     def __new__(cls, text: str, value: float | str | None = None, mark: str = "") -> "Cell":
         """Return the text with its value and mark."""
@@ -183,6 +164,13 @@ class Cell(str):
 UNMEASURED = Cell(NOT_MEASURED)
 
 
+def figure(value: float | None, form: str, unit: str = "") -> Cell:
+    """Show a number by its ``format``, in percent without the sign; a dash for None."""
+    if value is None:
+        return UNMEASURED
+    return Cell(format(value, form).removesuffix("%") + unit, value)
+
+
 def points(difference: tuple[float, float, float] | None, mark: str = "") -> Cell:
     """Show a difference of two fractions in points, with the ends of its interval."""
     if difference is None:
@@ -193,46 +181,58 @@ def points(difference: tuple[float, float, float] | None, mark: str = "") -> Cel
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column's heading, and how it stands.
-
-    Attributes:
-        heading: above it.
-        left: whether it holds words, which stand on the left; else figures.
-        forms: of the terminal's table that have it.
-        fold: whether its cells may be broken where a terminal is too narrow; else never.
-    """
+    """A column's heading, and how it stands."""
 
     heading: str
-    left: bool = False
-    forms: Sequence[Form] = FORMS
-    fold: bool = False
+    left: bool = False  # whether it holds words, which stand on the left; else figures
+    forms: Sequence[Form] = FORMS  # of the terminal's table that have it
+    fold: bool = False  # whether its cells may be broken where a terminal is too narrow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells under headings.
+    """Rows of cells under headings."""
 
-    Attributes:
-        title: what it is of.
-        caption: how to read it.
-        columns: at least one.
-        rows: cells, as many as columns.
-        sections: rows before which a line is drawn.
-        notes: lines below.
-        models: name of each row's model, for a page that tells their settings.
-        settings: of each row's model; None where they are told elsewhere.
-        narrow_caption: of the narrow form, if it is another one.
-    """
+    title: str  # what it is of
+    columns: Sequence[Column]  # at least one
+    rows: Sequence[Sequence[Cell]]  # as many cells as columns
+    caption: str = ""  # how to read it
+    sections: frozenset[int] = frozenset()  # rows before which a line is drawn
+    notes: Sequence[str] = ()  # lines below
+    models: Sequence[str] = ()  # of each row, for a page that tells their settings
+    settings: Sequence[dict[str, Any]] | None = None  # of each model; None if told elsewhere
+    narrow_caption: str | None = None  # of the narrow form, if it is another one
 
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
-    caption: str = ""
-    sections: frozenset[int] = frozenset()
-    notes: Sequence[str] = ()
-    models: Sequence[str] = ()
-    settings: Sequence[dict[str, Any]] | None = None
-    narrow_caption: str | None = None
+    @staticmethod
+    def of(
+        title: str,
+        heads: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        words: Collection[str] = (),
+        wide: Collection[str] = (),
+        roomy: Collection[str] = (),
+        caption: str = "",
+        sections: frozenset[int] = frozenset(),
+        notes: Sequence[str] = (),
+    ) -> "Table":
+        """Return a table of texts or cells below heads.
+
+        Columns of ``words`` may be broken; all others hold figures. Only the wide form has those of
+        ``wide``, and the narrow one lacks those of ``roomy``.
+        """
+        columns = [
+            Column(
+                heading=head,
+                left=head in words,
+                fold=head in words,
+                forms=FORMS[:1] if head in wide else FORMS[:2] if head in roomy else FORMS,
+            )
+            for head in heads
+        ]
+        cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
+        about = Table(title=title, columns=columns, rows=cells, caption=caption)
+        return replace(about, sections=sections, notes=notes)
 
     @property
     def heads(self) -> list[str]:
@@ -283,11 +283,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Forms:
-    """One table in several forms.
-
-    Attributes:
-        forms: the fullest first; people get the first that fits their terminal.
-    """
+    """One table in several forms, the fullest first; people get the first that fits."""
 
     forms: tuple[RichTable, ...]
 
@@ -297,13 +293,10 @@ Part = Table | RichTable | Forms | str
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What a subcommand found.
+    """What a subcommand found: tables and lines, and the same as JSON values.
 
-    Attributes:
-        parts: tables and lines, in order.
-        data: the same as JSON values, numbers as they are, units in the names; None where this
-            process has nothing to say, being one of many.
-        code: exit code: 0 fine, 1 a regression or a problem was found.
+    These are numbers as they are, with units in the names; None where this process has nothing to
+    say, being one of many. The exit code is 0, or 1 if a regression or a problem was found.
     """
 
     parts: tuple[Part, ...]
@@ -329,23 +322,19 @@ def json_values(value: Any) -> Any:
         TypeError: something else.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: json_values(getattr(value, field.name)) for field in fields(value)}
-    if hasattr(value, "_asdict"):
-        return json_values(value._asdict())
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(name): json_values(entry) for name, entry in value.items()}
-    if hasattr(value, "tolist"):
-        return json_values(value.tolist())
     if isinstance(value, Sequence | AbstractSet) and not isinstance(value, str | bytes):
         return [json_values(entry) for entry in value]
-    return _scalar(value)
-
-
-def _scalar(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
     if isinstance(value, PurePath):
         return str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, int | str):
+        return value
     raise TypeError(f"{type(value).__name__} is no JSON value: {value!r}")

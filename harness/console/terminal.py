@@ -87,12 +87,8 @@ def colour_choice(when: str, environ: Mapping[str, str]) -> str:
 def pace(done: int, total: int, begun: int, seconds: float, per_image: float) -> str:
     """Describe how fast this run is and how long it will take.
 
-    Args:
-        done: images done, by earlier runs too.
-        total: images in all.
-        begun: images that were done when this run began.
-        seconds: since this run began.
-        per_image: windows that an image takes.
+    Of ``total`` images earlier runs did ``begun``, and ``done`` includes these. ``seconds`` are
+    since this run began, and ``per_image`` is the number of windows.
     """
     if done <= begun or seconds <= 0:
         return ""
@@ -103,14 +99,10 @@ def pace(done: int, total: int, begun: int, seconds: float, per_image: float) ->
 
 
 class Progress:
-    """Show bars on a terminal; elsewhere nothing, or for long work a line now and then.
-
-    Args:
-        console: where; None for nowhere.
-    """
+    """Show bars on a terminal; elsewhere nothing, or for long work a line now and then."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Show nothing yet."""
+        """Take a console, or None to show nothing."""
         self._console = console
 
     @property
@@ -161,13 +153,7 @@ class Progress:
     ) -> Iterator[Callable[[int], None]]:
         """Show work that may go on for days; call what it yields with the number of images done.
 
-        Rate and time left are of this run alone, whatever earlier runs did.
-
-        Args:
-            name: of the work.
-            total: images in all.
-            begun: images that earlier runs did.
-            per_image: windows that an image takes.
+        Rate and time left are of this run alone, see `pace`.
         """
         start = said = time.monotonic()
         last = begun

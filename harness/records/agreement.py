@@ -1,7 +1,10 @@
 """Agreement of two rankings of the same patches: as a whole, at the top, and at the border.
 
 All compare *scores per patch* (higher = keep), never lists of patch ids: on the same data tau
-between rank vectors was 0.81 and between the lists of ids about 0.
+between rank vectors was 0.81 and between the lists of ids about 0. Scores are two (B, N) arrays,
+N >= 2; of a ranking take `ranking_importance` first. Ties go to the lower patch position, on both
+sides. The result is (B,), one value per image. A ValueError says that shapes differ or are others,
+or that a score is NaN.
 """
 
 from dataclasses import dataclass
@@ -17,33 +20,20 @@ BAND = 0.1  # of all patches: how far on either side of the border `border_overl
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Carry a mean over images; None where fewer than two images have a value.
-
-    Attributes:
-        mean: over the images counted.
-        low: lower end of its 95 % bootstrap interval over images.
-        high: upper end.
-        counted: images behind the mean.
-        undefined: images without a value (NaN: one side gives all patches the same score).
-    """
+    """Carry a mean over images with its 95 % bootstrap interval; None of fewer than two values."""
 
     mean: float | None
     low: float | None
     high: float | None
-    counted: int
-    undefined: int
+    counted: int  # images behind the mean
+    undefined: int  # images without a value (NaN: one side gives all patches the same score)
 
 
 def over_images(values: ArrayLike, seed: int = 0) -> Agreement:
-    """Return the mean of one value per image, those that are NaN left out and counted.
-
-    Args:
-        values: (B,), as the functions below return.
-        seed: of the bootstrap.
-    """
-    found = np.asarray(values, dtype=np.float64)
-    known = found[~np.isnan(found)]
-    counts = {"counted": len(known), "undefined": len(found) - len(known)}
+    """Return the mean of (B,) values, one per image, those that are NaN left out and counted."""
+    every = np.asarray(values, dtype=np.float64)
+    known = every[~np.isnan(every)]
+    counts = {"counted": len(known), "undefined": len(every) - len(known)}
     if len(known) < 2:  # one image says nothing about the spread
         return Agreement(mean=None, low=None, high=None, **counts)
     mean, low, high = bootstrap_mean(known, seed)
@@ -62,9 +52,6 @@ def kendall_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]
 
     Returns:
         (B,) in [-1, 1]; NaN where one side gives all patches the same value.
-
-    Raises:
-        ValueError: Shapes differ, are not (B, N) with N >= 2, or a score is NaN.
     """
     a, b = _paired(scores_a, scores_b)
     return np.asarray(stats.kendalltau(a, b, variant="b", axis=1).statistic, dtype=np.float64)
@@ -77,36 +64,20 @@ def weighted_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64
     patches matter most (Vigna, 2015). The ranks are those by a and those by b in turn, and the two
     results are averaged.
 
-    Args:
-        scores_a: (B, N), **higher = keep**; for a ranking take `ranking_importance` first.
-        scores_b: (B, N), higher = keep.
-
     Returns:
         (B,) in [-1, 1], 0 on average for unrelated scores; NaN as in `kendall_tau`.
-
-    Raises:
-        ValueError: As in `kendall_tau`.
     """
     a, b = _paired(scores_a, scores_b)
     return np.asarray(stats.weightedtau(a, b, axis=1).statistic, dtype=np.float64)
 
 
 def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Return the share of the k best patches of a that are among the k best of b.
+    """Return the share of the k best patches of a that are among the k best of b, k in 1..N.
 
     With k = the patch tokens that a model keeps, this is the overlap exactly at its pruning border.
-    Ties go to the lower patch position, on both sides.
-
-    Args:
-        scores_a: (B, N), **higher = keep**; for a ranking take `ranking_importance` first.
-        scores_b: (B, N), higher = keep.
-        k: How many patches count as best, 1..N.
 
     Returns:
         (B,) in [0, 1]; unrelated scores give `match_chance(k, N)` on average.
-
-    Raises:
-        ValueError: As in `kendall_tau`, or k lies outside 1..N.
     """
     a, b = _paired(scores_a, scores_b)
     match_chance(k, a.shape[1])
@@ -132,33 +103,26 @@ def border_overlap(
 
     Near are those whose place in the true order is within ``band`` of all patches from the border
     between the k-th and the next: the ones a model may get wrong at the least loss, and the first
-    it does get wrong. Ties go to the lower patch position, on both sides.
+    it does get wrong.
 
     Args:
-        truth: (B, N), **higher = keep**; its order says which patches are near.
-        scores: (B, N), higher = keep.
-        k: Patches above the border, 1..N-1.
-        band: Share of the N patches looked at on either side, at least one patch.
+        truth: (B, N); its order says which patches are near.
+        scores: (B, N).
+        k: patches above the border, 1..N-1.
+        band: share of the N patches looked at on either side, at least one patch, in (0, 1].
 
     Returns:
         (B,) in [0, 1]; unrelated scores give `border_chance(k, N, band)` on average.
-
-    Raises:
-        ValueError: As in `kendall_tau`, k lies outside 1..N-1, or band outside (0, 1].
     """
-    true, found = map(places, _paired(truth, scores))
+    true, other = map(places, _paired(truth, scores))
     first, last = _border(k, true.shape[1], band)
     near = (true >= first) & (true < last)
-    same: NDArray[np.float64] = (near & ((true < k) == (found < k))).sum(axis=1) / (last - first)
+    same: NDArray[np.float64] = (near & ((true < k) == (other < k))).sum(axis=1) / (last - first)
     return same
 
 
 def border_chance(k: int, n: int, band: float = BAND) -> float:
-    """Return the border overlap expected from unrelated scores of n patches.
-
-    Raises:
-        ValueError: As in `border_overlap`.
-    """
+    """Return the border overlap expected from unrelated scores of n patches."""
     first, last = _border(k, n, band)
     return ((k - first) * k + (last - k) * (n - k)) / (n * (last - first))
 
@@ -166,15 +130,11 @@ def border_chance(k: int, n: int, band: float = BAND) -> float:
 def rank_vector(ranking: ArrayLike) -> NDArray[np.int64]:
     """Return the rank of each patch, 0 = most important, from a ranking.
 
-    Args:
-        ranking: (B, N) patch positions, most important first.
-
-    Returns:
-        (B, N) indexed by patch position in the original grid. **Lower = keep**: compare it with
-        another rank vector only.
+    A ranking is (B, N) patch positions, most important first. The ranks are (B, N), indexed by
+    patch position in the original grid. **Lower = keep**: compare them with other ranks only.
 
     Raises:
-        ValueError: Not (B, N) integers, or a row is not a permutation of 0..N-1.
+        ValueError: not (B, N) integers, or a row is not a permutation of 0..N-1.
     """
     order = np.asarray(ranking)
     if order.ndim != 2 or not np.issubdtype(order.dtype, np.integer):
@@ -193,16 +153,10 @@ def rank_vector(ranking: ArrayLike) -> NDArray[np.int64]:
 
 
 def ranking_importance(ranking: ArrayLike) -> NDArray[np.int64]:
-    """Return an importance per patch, N - 1 (best) down to 0, from a ranking.
-
-    Args:
-        ranking: (B, N) patch positions, most important first.
+    """Return an importance per patch, N - 1 (best) down to 0, from a ranking as in `rank_vector`.
 
     Returns:
         (B, N) indexed by patch position, **higher = keep**, so it compares with any importance.
-
-    Raises:
-        ValueError: As in `rank_vector`.
     """
     ranks = rank_vector(ranking)
     importance: NDArray[np.int64] = ranks.shape[1] - 1 - ranks
@@ -212,11 +166,7 @@ def ranking_importance(ranking: ArrayLike) -> NDArray[np.int64]:
 def places(scores: NDArray[np.generic]) -> NDArray[np.int64]:
     """Return the place of each patch among its image's, 0 = most important.
 
-    Args:
-        scores: (B, N), **higher = keep**. Ties go to the lower patch position.
-
-    Returns:
-        (B, N), each row a permutation of 0..N-1: the `rank_vector` of the ranking by these scores.
+    (B, N), each row a permutation of 0..N-1: the `rank_vector` of the ranking by these scores.
     """
     # By way of dense ranks, as minus an unsigned score would be no order.
     order = np.argsort(-stats.rankdata(scores, method="dense", axis=1), axis=1, kind="stable")

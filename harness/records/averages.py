@@ -54,12 +54,12 @@ class Average:
 
     @property
     def method(self) -> str:
-        """Method of all records."""
+        """Of all records."""
         return self.first.method
 
     @property
     def keep(self) -> float:
-        """Keep rate of all records."""
+        """Of all records."""
         return self.first.keep
 
     @property
@@ -84,8 +84,7 @@ class Average:
 
     def interval(self, field: str, low: str, high: str) -> Interval | None:
         """Return a field with the ends of its interval, all three the mean over seeds."""
-        ends = [self.mean(name) for name in (field, low, high)]
-        return None if None in ends else Interval(*ends)
+        return _interval(*(self.mean(name) for name in (field, low, high)))
 
     def estimate(self, metric: Metric) -> Interval | float | None:
         """Return a metric with its interval, or alone where it has none."""
@@ -101,23 +100,16 @@ class Average:
     def latency(self) -> tuple[Latency, ...]:
         """One entry per batch size that all seeds were timed at."""
         times = [{entry.batch: entry for entry in record.latency} for record in self.records]
+        names = [field.name for field in fields(Latency)]
         return tuple(
-            Latency(
-                **{
-                    field.name: _mean([getattr(known[batch], field.name) for known in times])
-                    for field in fields(Latency)
-                }
-            )
+            Latency(**{n: _mean([getattr(known[batch], n) for known in times]) for n in names})
             for batch in times[0]
             if all(batch in known for known in times)
         )
 
 
 def averages(records: Sequence[Record]) -> list[Average]:
-    """Return what a table shows of its records, a model's seeds in one row.
-
-    Args:
-        records: of one dataset, tower and tuning, of one seed or several.
+    """Return what a table shows of records of one dataset, tower and tuning, seeds in one row.
 
     Raises:
         ValueError: conditions other than the seed of the shots differ, or a model lacks a seed
@@ -126,7 +118,14 @@ def averages(records: Sequence[Record]) -> list[Average]:
     refuse_mixed(records, varying=("seed",) if all(record.shots for record in records) else ())
     seeds = sorted({record.seed for record in records})
     if len(seeds) < 2:
-        return [_single(record) for record in records]
+        return [
+            Average(
+                records=(record,),
+                top1=Interval(record.top1, record.top1_low, record.top1_high),
+                to_dense=_interval(record.diff_to_dense, record.diff_low, record.diff_high),
+            )
+            for record in records
+        ]
     models: dict[str, dict[int, Record]] = {}
     for record in records:
         own = models.setdefault(_identity(record), {})
@@ -140,8 +139,12 @@ def averages(records: Sequence[Record]) -> list[Average]:
                 f"seeds of one table must be the same for every row: {model} lacks {lacking}, "
                 f"which others have, or has them with other settings"
             )
-    rows = [_over_seeds(tuple(own[seed] for seed in seeds)) for own in models.values()]
-    dense = next((row for row in rows if row.method == DENSE), None)
+    rows = []
+    for own in models.values():
+        mean, low, high = mean_interval([own[seed].top1 for seed in seeds])
+        top1 = Interval(mean, max(0.0, low), min(1.0, high))
+        rows.append(Average(records=tuple(own[s] for s in seeds), top1=top1, to_dense=None))
+    dense = _dense(rows)
     if dense is None:
         return rows
     return [
@@ -149,17 +152,22 @@ def averages(records: Sequence[Record]) -> list[Average]:
     ]
 
 
+def _interval(estimate: float | None, low: float | None, high: float | None) -> Interval | None:
+    if estimate is None or low is None or high is None:
+        return None
+    return Interval(estimate, low, high)
+
+
+def _dense(rows: Sequence[Average]) -> Average | None:
+    return next((row for row in rows if row.method == DENSE), None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """All rows of a table against its dense one at once.
+    """All rows of a table against its dense one at once."""
 
-    Attributes:
-        family: their p-values by identity; see `row_p`.
-        note: what the mark says, and the least difference that rows without it would show.
-    """
-
-    family: Together[str]
-    note: str
+    family: Together[str]  # p-values by identity, see `row_p`
+    note: str  # what the mark says, and the least difference that rows without it would show
 
     def mark(self, row: Average) -> str:
         """Return what stands behind a row's difference: the mark if it is clear, or nothing."""
@@ -168,7 +176,7 @@ class Judged:
 
 def judged(rows: Sequence[Average]) -> Judged | None:
     """Say which rows differ clearly from the dense one; None without it."""
-    dense = next((row for row in rows if row.method == DENSE), None)
+    dense = _dense(rows)
     others = [row for row in rows if row.to_dense is not None]
     if dense is None or not others:
         return None
@@ -193,11 +201,11 @@ def exact_test(row: Average) -> str:
 
 def uncounted(*records: Record) -> str:
     """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
-    found: dict[str, dict[str, None]] = {}
+    lost: dict[str, dict[str, None]] = {}
     for record in records:
         for name in record.uncounted_operators or ():
-            found.setdefault(name, {})[record.model] = None
-    return lacking(f"{name} ({', '.join(models)})" for name, models in found.items())
+            lost.setdefault(name, {})[record.model] = None
+    return lacking(f"{name} ({', '.join(models)})" for name, models in lost.items())
 
 
 def mean_difference(row: Average, other: Average) -> Interval:
@@ -213,49 +221,23 @@ def mean_difference(row: Average, other: Average) -> Interval:
 def labels(rows: Sequence[Average]) -> dict[str, str]:
     """Return the method by identity, with its settings where it comes several times at one keep.
 
-    Args:
-        rows: of one table.
+    Settings that all rows share are left out, and the keep rate, which has its own column.
     """
     names: dict[str, str] = {}
     for method in dict.fromkeys(row.method for row in rows):
         same = [row for row in rows if row.method == method]
         several = max(Counter(row.keep for row in same).values()) > 1
-        varying = _varying(same) if several else []
+        every = dict.fromkeys(name for row in same for name in row.config if name != "keep")
+        varying = [n for n in every if several and len({_setting(row, n) for row in same}) > 1]
         for row in same:
-            names[row.identity] = _label(row, varying)
+            own = ", ".join(f"{n} {_setting(row, n)}" for n in varying if n in row.config)
+            names[row.identity] = f"{method} ({own})" if own else method
     return names
-
-
-def _varying(rows: Sequence[Average]) -> list[str]:
-    """Return settings that not all rows share, the keep rate aside, which has its own column."""
-    names = dict.fromkeys(name for row in rows for name in row.config if name != "keep")
-    return [name for name in names if len({_setting(row, name) for row in rows}) > 1]
-
-
-def _label(row: Average, varying: Sequence[str]) -> str:
-    own = [f"{name} {_setting(row, name)}" for name in varying if name in row.config]
-    return f"{row.method} ({', '.join(own)})" if own else row.method
 
 
 def _setting(row: Average, name: str) -> str:
     value = row.config.get(name)
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _single(record: Record) -> Average:
-    top1 = Interval(record.top1, record.top1_low, record.top1_high)
-    to_dense = None
-    if record.diff_to_dense is not None:
-        assert record.diff_low is not None
-        assert record.diff_high is not None
-        to_dense = Interval(record.diff_to_dense, record.diff_low, record.diff_high)
-    return Average(records=(record,), top1=top1, to_dense=to_dense)
-
-
-def _over_seeds(records: tuple[Record, ...]) -> Average:
-    mean, low, high = mean_interval([record.top1 for record in records])
-    top1 = Interval(mean, max(0.0, low), min(1.0, high))
-    return Average(records=records, top1=top1, to_dense=None)
 
 
 def _identity(record: Record) -> str:
@@ -330,60 +312,44 @@ def seeds(records: Sequence[Record]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """One method beside the target, at the keep rate that costs as nearly the same as it can.
+    """One method beside the target, at the keep rate that costs as nearly the same as it can."""
 
-    Attributes:
-        target: the target; its keep rate is the one asked for.
-        row: the method, the target itself among them.
-        off: the method's GFLOPs over the target's, minus 1.
-        difference: top-1 of the method minus the target's, same images, 95 % paired bootstrap; of
-            several seeds that of their mean; None for the target itself.
-        p_value: that both are equally often right, see `averages.row_p`; None for the target
-            itself.
-    """
-
-    target: Average
-    row: Average
-    off: float
+    target: Average  # its keep rate is the one asked for
+    row: Average  # of the method; the target itself is among them, without the last two
+    off: float  # GFLOPs over the target's, minus 1
+    # Top-1 minus the target's, same images, 95 % paired bootstrap; of several seeds their mean's.
     difference: Interval | None
-    p_value: float | None
+    p_value: float | None  # see `row_p`
 
 
 def matched(records: Sequence[Record], target: str) -> list[Matched]:
-    """Pair each of the target's rows with every method's row of the nearest GFLOPs.
+    """Pair each row of the method ``target`` with every method's row of the nearest GFLOPs.
 
-    Args:
-        records: of one dataset, tower and number of shots; those without GFLOPs and the dense one
-            are left out.
-        target: name of the method whose cost counts.
-
-    Returns:
-        Grouped by the target's keep rate, falling; the target first, then the best top-1.
+    Records are of one dataset, tower and number of shots; those without GFLOPs and the dense one
+    are left out. Pairs go by the target's keep rate, falling; the target first, then the best
+    top-1.
     """
     rows = [row for row in averages(records) if row.method != DENSE]
     rows = [row for row in rows if row.mean("gflops") is not None]
-    methods = list(dict.fromkeys(row.method for row in rows if row.method != target))
+    methods = dict.fromkeys(row.method for row in rows if row.method != target)
+
+    def off(row: Average, goal: Average) -> float:
+        return float(row.mean("gflops") / goal.mean("gflops") - 1)
+
+    def paired(row: Average, goal: Average) -> Matched:
+        if len(goal.records) > 1:
+            difference = mean_difference(row, goal)
+        else:
+            difference = paired_difference(row.first.correct, goal.first.correct, seed=0)
+        p = row_p(row, goal)
+        return Matched(target=goal, row=row, off=off(row, goal), difference=difference, p_value=p)
+
     pairs = []
     for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
-        others = [
-            min((row for row in rows if row.method == method), key=lambda row: abs(_off(row, goal)))
+        nearest = [
+            min((row for row in rows if row.method == method), key=lambda row: abs(off(row, goal)))
             for method in methods
         ]
-        others.sort(key=lambda row: -row.top1.estimate)
         pairs.append(Matched(target=goal, row=goal, off=0.0, difference=None, p_value=None))
-        pairs += [_paired(other, goal) for other in others]
+        pairs += [paired(row, goal) for row in sorted(nearest, key=lambda r: -r.top1.estimate)]
     return pairs
-
-
-def _paired(other: Average, goal: Average) -> Matched:
-    if len(goal.records) > 1:
-        difference = mean_difference(other, goal)
-    else:
-        difference = paired_difference(other.first.correct, goal.first.correct, seed=0)
-    off = _off(other, goal)
-    p_value = row_p(other, goal)
-    return Matched(target=goal, row=other, off=off, difference=difference, p_value=p_value)
-
-
-def _off(row: Average, goal: Average) -> float:
-    return float(row.mean("gflops") / goal.mean("gflops") - 1)

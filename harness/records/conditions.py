@@ -19,19 +19,12 @@ TUNINGS = (*PROMPTS, PROBE)
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What classifies images: the classes' captions as they are, or something learned from shots.
+    """What classifies images: the captions of classes, or something learned from shots."""
 
-    Attributes:
-        shots: labelled training images per class; 0 takes the captions.
-        seed: of the choice of shots and of what is learned from them.
-        kind: of ``TUNINGS``; None at 0 shots.
-        prompt_tokens: learned tokens; None where none are.
-    """
-
-    shots: int = 0
-    seed: int = 0
-    kind: str | None = None
-    prompt_tokens: int | None = None
+    shots: int = 0  # labelled training images per class; 0 takes the captions
+    seed: int = 0  # of the choice of shots and of what is learned from them
+    kind: str | None = None  # of ``TUNINGS``; None at 0 shots
+    prompt_tokens: int | None = None  # learned; None where none are
 
     @property
     def prompted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which commit this package is run from."""
+"""Records: what is measured of a model, by field; reading, appending and using them again."""
 
 import contextlib
 import difflib
@@ -17,16 +17,7 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,24 +26,6 @@ from harness.console.table import NOT_MEASURED
 from harness.console.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS
 from zoo.reducer import expected
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """Return the commit this package is run from, "-dirty" if changed; None if not from a checkout.
-
-    Only a checkout whose top holds this very package counts, not one that an environment lies in.
-    """
-    top = Path(__file__).parents[2]
-    if not (top / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    try:
-        done = subprocess.run(command, cwd=top, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
 
 try:
     import fcntl
@@ -74,57 +47,37 @@ Role = Literal["run", "setting", "condition", "measurement"]
 class Field:
     """Say what a field of a record is.
 
-    Attributes:
-        role: run: when and by what code, equal in no two records. Setting: which row it is.
-            Condition: equal in all records that stand in one column. Measurement: the rest.
-        unit: suffix of its column in CSV, where the field's name doesn't say it.
+    Roles are run: when and by what code, equal in no two records. Setting: which row it is.
+    Condition: equal in all records that stand in one column. Measurement: the rest.
     """
 
     role: Role = "measurement"
-    unit: str = ""
+    unit: str = ""  # suffix of its column in CSV, where the field's name doesn't say it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(Field):
-    """Describe a measured quantity for all that show, compare or check it.
+    """Describe a measured quantity for all that show, compare or check it."""
 
-    Attributes:
-        name: field; known once it is declared, see `metrics`.
-        heading: of its column in reports (Markdown, CSV apart, LaTeX, HTML); empty: it has none.
-        short: of its column in the terminal; empty: it has none.
-        form: ``format`` of a value; of a form that ends in %, the column is in percent.
-        short_form: in the terminal, if it is another one.
-        low: field with the low end of its interval.
-        high: field with the high end.
-        loose: whether the interval may be missing where the value is there.
-        ends: whether the terminal shows the interval, in the wide forms or in all.
-        at: field with the number of patches that it is for.
-        chance: field with what unrelated rankings give.
-        least: narrowest form of a terminal's table that has the column; what the narrow one has,
-            a report's summary has, too.
-        place: columns with a higher one stand further to the right; else they stand as declared.
-        better: direction; empty: neither is.
-        bound: how far `check` lets it move: not at all, or an attribute of ``Bounds``; empty: it
-            isn't checked.
-        change: ``format`` of its column of differences in ``compare RUN RUN``; empty: it has none.
-    """
-
-    name: str = ""
-    heading: str = ""
-    short: str = ""
-    form: str = ".2f"
-    short_form: str = ""
-    low: str = ""
-    high: str = ""
-    loose: bool = False
-    ends: Literal["", "wide", "always"] = ""
-    at: str = ""
-    chance: str = ""
+    name: str = ""  # of the field; known once it is declared, see `metrics`
+    heading: str = ""  # of its column in reports, CSV apart; empty: it has none
+    short: str = ""  # of its column in the terminal; empty: it has none
+    form: str = ".2f"  # ``format`` of a value; if it ends in %, the column is in percent
+    short_form: str = ""  # in the terminal, if it is another one
+    low: str = ""  # field with the low end of its interval
+    high: str = ""  # field with the high end
+    loose: bool = False  # whether the interval may be missing where the value is there
+    ends: Literal["", "wide", "always"] = ""  # which forms in the terminal show the interval
+    at: str = ""  # field with the number of patches that it is for
+    chance: str = ""  # field with what unrelated rankings give
+    # Narrowest form of a terminal's table that has the column; what the narrow one has, a report's
+    # summary has, too.
     least: Literal["narrow", "middle", "wide"] = "wide"
-    place: int = 0
-    better: Literal["", "higher", "lower"] = ""
+    place: int = 0  # columns with a higher one stand further right; else they stand as declared
+    better: Literal["", "higher", "lower"] = ""  # empty: neither
+    # How far `check` lets it move: not at all, or an attribute of ``Bounds``; empty: unchecked.
     bound: Literal["", "exact", "cosine", "tau"] = "exact"
-    change: str = ""
+    change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
 
     def text(self, value: float | None, *, short: bool = False) -> str:
         """Format a value; a dash if it was not measured."""
@@ -147,22 +100,16 @@ class Latency:
     """Carry the time of one batch; ratios are None for the dense model and where it is missing."""
 
     batch: Annotated[int, MEASURED]
-    median_ms: Annotated[
-        float,
-        Metric(
-            heading="Batch {batch}, ms [IQR]", form=".1f", low="q1_ms", high="q3_ms",
-            better="lower", bound="",
-        ),
-    ]  # fmt: skip
+    median_ms: Annotated[float, Metric(
+        heading="Batch {batch}, ms [IQR]", form=".1f", low="q1_ms", high="q3_ms",
+        better="lower", bound="",
+    )]  # fmt: skip
     q1_ms: Annotated[float, MEASURED]
     q3_ms: Annotated[float, MEASURED]
-    ratio_to_dense: Annotated[
-        float | None,
-        Metric(
-            heading="Batch {batch}, × dense", low="ratio_low", high="ratio_high", least="narrow",
-            better="lower", bound="",
-        ),
-    ] = None  # fmt: skip
+    ratio_to_dense: Annotated[float | None, Metric(
+        heading="Batch {batch}, × dense", low="ratio_low", high="ratio_high", least="narrow",
+        better="lower", bound="",
+    )] = None  # fmt: skip
     ratio_low: End = None
     ratio_high: End = None
     images_per_s: Annotated[
@@ -204,35 +151,26 @@ class Record:
     image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None
     correct_bits: Annotated[str, MEASURED]  # correctness in image order, see `pack_correct`
     # 95 % Wilson interval; of several seeds another, see `averages.Average`.
-    top1: Annotated[
-        float,
-        Metric(
-            heading="Top-1, %", form=".1%", unit="fraction", short="top-1", low="top1_low",
-            high="top1_high", ends="wide", least="narrow", better="higher", bound="",
-        ),
-    ]  # fmt: skip
+    top1: Annotated[float, Metric(
+        heading="Top-1, %", form=".1%", unit="fraction", short="top-1", low="top1_low",
+        high="top1_high", ends="wide", least="narrow", better="higher", bound="",
+    )]  # fmt: skip
     top1_low: Annotated[float, FRACTION]
     top1_high: Annotated[float, FRACTION]
     # On the same images, with a 95 % paired bootstrap interval.
-    diff_to_dense: Annotated[
-        float | None,
-        Metric(
-            heading="To dense", form="+.1%", unit="fraction", short="to dense", low="diff_low",
-            high="diff_high", ends="always", least="narrow", better="higher", bound="",
-        ),
-    ] = None  # fmt: skip
+    diff_to_dense: Annotated[float | None, Metric(
+        heading="To dense", form="+.1%", unit="fraction", short="to dense", low="diff_low",
+        high="diff_high", ends="always", least="narrow", better="higher", bound="",
+    )] = None  # fmt: skip
     diff_low: FractionEnd = None
     diff_high: FractionEnd = None
     # Mean cosine with the own class minus that with the best other.
     margin: Annotated[float | None, Metric(better="higher", bound="cosine")] = None
     # Mean over images of the features', with a 95 % bootstrap interval.
-    cosine_to_dense: Annotated[
-        float | None,
-        Metric(
-            short="cosine", form=".3f", low="cosine_low", high="cosine_high", better="higher",
-            bound="cosine",
-        ),
-    ] = None  # fmt: skip
+    cosine_to_dense: Annotated[float | None, Metric(
+        short="cosine", form=".3f", low="cosine_low", high="cosine_high", better="higher",
+        bound="cosine",
+    )] = None  # fmt: skip
     cosine_low: End = None
     cosine_high: End = None
     gflops: Annotated[  # 1e9 multiply-adds per image
@@ -248,47 +186,35 @@ class Record:
     ] = None
     latency: Annotated[tuple[Latency, ...], MEASURED] = ()  # one entry per batch size
     # Mean Kendall tau-b against the golden ranking, as all that follows with a 95 % interval.
-    tau: Annotated[
-        float | None,
-        Metric(
-            heading="Kendall τ", form="+.2f", short="tau", short_form=".2f", low="tau_low",
-            high="tau_high", least="narrow", better="higher", bound="tau", change="+.3f",
-        ),
-    ] = None  # fmt: skip
+    tau: Annotated[float | None, Metric(
+        heading="Kendall τ", form="+.2f", short="tau", short_form=".2f", low="tau_low",
+        high="tau_high", least="narrow", better="higher", bound="tau", change="+.3f",
+    )] = None  # fmt: skip
     tau_low: End = None
     tau_high: End = None
     # Mean share of golden's match_k best that this method has, too.
-    match_at_k: Annotated[
-        float | None,
-        Metric(
-            heading="Match at k (chance), %", form=".1%", unit="fraction", short="match@k (chance)",
-            short_form=".2f", low="match_low", high="match_high", loose=True, at="match_k",
-            chance="match_chance", place=1, better="higher", bound="",
-        ),
-    ] = None  # fmt: skip
+    match_at_k: Annotated[float | None, Metric(
+        heading="Match at k (chance), %", form=".1%", unit="fraction", short="match@k (chance)",
+        short_form=".2f", low="match_low", high="match_high", loose=True, at="match_k",
+        chance="match_chance", place=1, better="higher", bound="",
+    )] = None  # fmt: skip
     match_low: FractionEnd = None
     match_high: FractionEnd = None
     match_k: Annotated[int | None, Field(unit="patches")] = None
     match_chance: FractionEnd = None  # what unrelated rankings give
     # Mean top-weighted tau against the golden ranking.
-    weighted_tau: Annotated[
-        float | None,
-        Metric(
-            heading="Weighted τ", form="+.2f", short="w. tau", short_form=".2f",
-            low="weighted_tau_low", high="weighted_tau_high", better="higher", bound="",
-        ),
-    ] = None  # fmt: skip
+    weighted_tau: Annotated[float | None, Metric(
+        heading="Weighted τ", form="+.2f", short="w. tau", short_form=".2f",
+        low="weighted_tau_low", high="weighted_tau_high", better="higher", bound="",
+    )] = None  # fmt: skip
     weighted_tau_low: End = None
     weighted_tau_high: End = None
     # Mean share on golden's side of the border.
-    border_overlap: Annotated[
-        float | None,
-        Metric(
-            heading="Border overlap (chance), %", form=".1%", unit="fraction",
-            short="border (chance)", short_form=".2f", low="border_low", high="border_high",
-            chance="border_chance", place=1, better="higher", bound="",
-        ),
-    ] = None  # fmt: skip
+    border_overlap: Annotated[float | None, Metric(
+        heading="Border overlap (chance), %", form=".1%", unit="fraction",
+        short="border (chance)", short_form=".2f", low="border_low", high="border_high",
+        chance="border_chance", place=1, better="higher", bound="",
+    )] = None  # fmt: skip
     border_low: FractionEnd = None
     border_high: FractionEnd = None
     border_chance: FractionEnd = None  # what unrelated rankings give
@@ -337,25 +263,21 @@ _DECLARED: dict[type, dict[str, Field]] = {}  # by kind of record
 
 
 def declared(kind: type) -> dict[str, Field]:
-    """Return what the fields of a record are, by name and in order.
-
-    Args:
-        kind: `Record`, a dataclass with further fields, or `Latency`.
+    """Return what the fields of `Latency`, `Record` or a subclass are, by name and in order.
 
     Raises:
         TypeError: a field doesn't say what it is.
     """
-    if kind not in _DECLARED:
-        hints = get_type_hints(kind, include_extras=True)
-        _DECLARED[kind] = {each.name: _own(kind, each.name, hints) for each in fields(kind)}
-    return _DECLARED[kind]
-
-
-def _own(kind: type, name: str, hints: Mapping[str, Any]) -> Field:
-    for own in get_args(hints[name])[1:]:
-        if isinstance(own, Field):
-            return replace(own, name=name) if isinstance(own, Metric) else own
-    raise TypeError(f"{kind.__name__}.{name} must be Annotated with a Field or a Metric")
+    if kind in _DECLARED:
+        return _DECLARED[kind]
+    hints = get_type_hints(kind, include_extras=True)
+    by_name: dict[str, Field] = {}
+    for name in (each.name for each in fields(kind)):
+        own = next((own for own in get_args(hints[name])[1:] if isinstance(own, Field)), None)
+        if own is None:
+            raise TypeError(f"{kind.__name__}.{name} must be Annotated with a Field or a Metric")
+        by_name[name] = replace(own, name=name) if isinstance(own, Metric) else own
+    return _DECLARED.setdefault(kind, by_name)
 
 
 def metrics(kind: type) -> dict[str, Metric]:
@@ -379,6 +301,23 @@ def lacking(operators: Iterable[str]) -> str:
     return f"GFLOPs lack operators of unknown cost: {named}" if named else ""
 
 
+@functools.cache
+def git_commit() -> str | None:
+    """Return the commit this package is run from, "-dirty" if changed; None if not from a checkout.
+
+    Only a checkout whose top holds this very package counts, not one that an environment lies in.
+    """
+    top = Path(__file__).parents[2]
+    if not (top / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        done = subprocess.run(command, cwd=top, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
 def utc_now() -> str:
     """Return the present moment as `created` wants it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -388,19 +327,27 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Append records as JSON lines, all or none, whoever else appends to the file meanwhile.
 
     Raises:
-        ValueError: A value is no JSON (NaN included) or not of its field's type; nothing is
-            written.
-        OSError: The file can't be written; nothing is added to it.
+        ValueError: as `record_lines`; nothing is written.
+        OSError: the file can't be written; nothing is added to it.
     """
-    append(Path(path), "".join(_line(record) for record in records).encode())
+    append(Path(path), record_lines(records))
+
+
+def record_lines(records: Iterable[Record]) -> bytes:
+    """Return records as JSON lines, which `read_records` takes.
+
+    Raises:
+        ValueError: a value is no JSON (NaN included) or not of its field's type.
+    """
+    return "".join(_line(record) for record in records).encode()
 
 
 def read_records(path: str | Path) -> list[Record]:
     """Read JSON lines, in file order.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Names the file, the line and the field that is unknown, missing or wrong; or
+        FileNotFoundError: no such file.
+        ValueError: a line is no record of this schema; names the file and the line, and whether
             the last line is torn.
     """
     return parsed_lines(Path(path), lambda line: _record(line, Record))
@@ -433,12 +380,10 @@ def conditions(record: Record) -> tuple[object, ...]:
 def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> None:
     """Do nothing if all records may stand in one column.
 
-    Args:
-        records: to be compared.
-        varying: conditions that may differ all the same, such as the seed of a mean over seeds.
+    Conditions that are ``varying``, such as the seed of a mean over seeds, may differ.
 
     Raises:
-        ValueError: Names each condition that differs, with its values and the models they are of,
+        ValueError: names each condition that differs, with its values and the models they are of,
             and how such records can be seen apart.
     """
     names = [name for name in CONDITIONS if name not in varying]
@@ -465,13 +410,10 @@ def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
 def fitting(
     blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False
 ) -> Record | None:
-    """Find the newest known record made under the same conditions as ``blank``.
+    """Find the newest known record made under the same conditions as ``blank``, an unmeasured one.
 
-    Args:
-        blank: a record without measurements.
-        known: earlier records.
-        batches: batch sizes whose latency must be there, too.
-        ranked: whether agreement with golden rankings must be; it needs tokens that went.
+    Latency at these batch sizes must be there, too, and agreement with golden rankings if
+    ``ranked``; it needs tokens that went.
     """
     same = measured_alike(blank)
     for record in reversed(known):
@@ -505,13 +447,10 @@ def _line(record: Record) -> str:
 
 def _record(line: str | bytes, kind: type[R]) -> R:
     values = json.loads(line)
-    if isinstance(values, dict) and (
-        type(values.get("schema_version")) is not int or values["schema_version"] != SCHEMA_VERSION
-    ):
-        raise ValueError(
-            f"schema_version is {values.get('schema_version')!r}, this version reads "
-            f"{SCHEMA_VERSION}"
-        )
+    if isinstance(values, dict):
+        version = values.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
     return cast(R, parsed(kind, values, "record"))
 
 
@@ -539,7 +478,7 @@ def pack_correct(correct: ArrayLike) -> str:
     """Return the hex bitmap of (n,) bool, first image in the highest bit of the first byte.
 
     Raises:
-        ValueError: Not (n,) bool.
+        ValueError: not (n,) bool.
     """
     flags = np.asarray(correct)
     if flags.ndim != 1 or flags.dtype != np.bool_:
@@ -551,7 +490,7 @@ def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
     """Return (image_count,) bool from a hex bitmap.
 
     Raises:
-        ValueError: The bitmap is no hex, or not of that many images.
+        ValueError: the bitmap is no hex, or not of that many images.
     """
     packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
     flags = np.unpackbits(packed).astype(np.bool_)
@@ -560,35 +499,10 @@ def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
     return flags[:image_count]
 
 
-def by_image(
-    correct: NDArray[np.bool_], images_sha256: str | None, image_ids: Sequence[str]
-) -> dict[str, bool]:
-    """Return whether each image was right, by its id.
-
-    Args:
-        correct: (n,) of a record.
-        images_sha256: of the same record.
-        image_ids: n ids, such as a split gives.
-
-    Raises:
-        ValueError: the record is of other images.
-    """
-    digest = images_digest(image_ids)
-    if digest != images_sha256:
-        known = "doesn't say which images it is of" if images_sha256 is None else "is of others"
-        raise ValueError(
-            f"these {len(image_ids)} images have the hash {digest}, and the record, of "
-            f"{len(correct)}, {known}: expected {images_sha256!r}; give the ids of its dataset's "
-            "split, revision and limit, in order"
-        )
-    return dict(zip(image_ids, map(bool, correct), strict=True))
-
-
 def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[Any, list[str]]]:
     """Return each name whose value isn't the same everywhere, with the owners of each value.
 
-    Args:
-        owners: a name of each, and its values by name; names are the same for all.
+    Owners come with their values by name; names are the same for all.
     """
     values: dict[str, dict[Any, list[str]]] = {}
     for owner, own in owners:
@@ -601,24 +515,21 @@ def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict
 
 def in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
     """Say each name that differs, all its values, and a few owners of each."""
+
+    def some(owners: list[str]) -> str:
+        more = len(owners) - _NAMED
+        return ", ".join(owners[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
     return "; ".join(
-        f"{name} {' and '.join(f'{v!r} ({_some(owners)})' for v, owners in values.items())}"
+        f"{name} {' and '.join(f'{v!r} ({some(owners)})' for v, owners in values.items())}"
         for name, values in differences.items()
     )
 
 
-def _some(owners: list[str]) -> str:
-    more = len(owners) - _NAMED
-    return ", ".join(owners[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 def parsed(kind: Any, value: Any, name: str) -> Any:
-    """Return the JSON value as the annotated type.
+    """Return a value of ``json.loads`` as the annotated type; messages name the field.
 
-    Args:
-        kind: bool, int, float, str, dict, tuple[T, ...], a dataclass of such, or a union of these.
-        value: as ``json.loads`` gives it.
-        name: of the field, for the message.
+    Types are bool, int, float, str, dict, tuple[T, ...], a dataclass of such, or a union of these.
 
     Raises:
         ValueError: names the field that is unknown, missing or of another type.
@@ -667,10 +578,8 @@ def append(path: Path, lines: bytes) -> None:
             raise
 
 
-def require_appendable(path: Path) -> None:
-    """Refuse a file of ``--output`` that lines couldn't be added to, before they are measured.
-
-    Its folder is made if it isn't there.
+def require_appendable(path: Path, flag: str = "--output") -> None:
+    """Refuse a file that couldn't be written once all is measured; its folder is made.
 
     Raises:
         NotADirectoryError: its folder is a file.
@@ -683,20 +592,16 @@ def require_appendable(path: Path) -> None:
             pass
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(
-            f"--output {str(folder)!r} is a file, or lies in one; expected a folder"
+            f"{flag} {str(folder)!r} is a file, or lies in one; expected a folder"
         ) from error
     except OSError as error:
         raise OSError(
-            f"--output {str(folder)!r} can't be written to ({error.strerror}); name another folder"
+            f"{flag} {str(folder)!r} can't be written to ({error.strerror}); name another folder"
         ) from error
 
 
 def read_lines(path: Path) -> tuple[list[bytes], bool]:
-    """Return a file's lines, and whether the last is torn.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
+    """Return a file's lines, and whether the last is torn."""
     with path.open("rb", buffering=0) as file, _locked(file, exclusive=False):
         *lines, last = file.readall().split(b"\n")
     return ([*lines, last], _is_torn(last)) if last else (lines, False)
@@ -715,23 +620,21 @@ def parsed_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
         try:
             values.append(parse(line))
         except ValueError as error:
+            what = str(error)
             if torn and number == len(lines):
                 code = f"from harness.records.record import mend; mend({str(path)!r})"
-                raise ValueError(
-                    f"{path}, line {number}: torn, as what wrote it was stopped midway; the same "
-                    f"command drops it and goes on, or drop it with: python -c {shlex.quote(code)}"
-                ) from error
-            raise ValueError(f"{path}, line {number}: {error}") from error
+                what = (
+                    "torn, as what wrote it was stopped midway; the same command drops it and goes "
+                    f"on, or drop it with: python -c {shlex.quote(code)}"
+                )
+            raise ValueError(f"{path}, line {number}: {what}") from error
     return values
 
 
 def to_go_on_from(path: Path, say: Callable[[str], object], *, fresh: bool) -> bool:
-    """Tell whether an earlier run left lines to go on from; a torn last one is dropped first.
+    """Tell whether an earlier run left lines to go on from, which none are if all is ``fresh``.
 
-    Args:
-        path: their file.
-        say: told if a line was dropped.
-        fresh: whether all is to be measured again, so that there are none.
+    A torn last line is dropped first, and ``say`` called with words that say so.
     """
     if fresh or not path.is_file():
         return False
@@ -745,12 +648,9 @@ def mend(path: str | Path) -> bool:
 
     Raises:
         FileNotFoundError: no such file.
-        OSError: there is one, and the file can't be written to.
+        OSError: the file can't be written to.
     """
-    path = Path(path)
-    if not read_lines(path)[1]:
-        return False
-    with path.open("rb+", buffering=0) as file, _locked(file, exclusive=True) as alone:
+    with Path(path).open("rb+", buffering=0) as file, _locked(file, exclusive=True) as alone:
         return alone and _mend(file)
 
 

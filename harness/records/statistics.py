@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CLEAR = "*"
-LEVEL = 0.05
+LEVEL = 0.05  # of tests; intervals cover the rest
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over images"
+RESAMPLES = 10_000  # of a bootstrap
 _CHUNK = 1 << 22  # resampled values held at once by bootstrap_mean
 _NEVER = 1e-60  # a chance that changes no p-value anybody could print
 _DEEP = 1000  # 2**-1000 is still a number
@@ -25,65 +26,50 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Interval(NamedTuple):
-    """Carry an estimate and the two ends of its confidence interval."""
+    """Carry an estimate and the two ends of its 95 % confidence interval."""
 
     estimate: float
     low: float
     high: float
 
 
-def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion of k successes in n trials.
-
-    Returns:
-        (low, high), fractions in [0, 1].
+def wilson_interval(k: int, n: int) -> tuple[float, float]:
+    """Return the ends of the Wilson score interval of a share of k successes in n trials.
 
     Raises:
-        ValueError: n is not positive, k lies outside 0..n, or confidence outside (0, 1).
+        ValueError: n is not positive, or k lies outside 0..n.
     """
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"need 0 <= k <= n and n >= 1, got k={k} and n={n}")
     from scipy.stats import binomtest
 
-    low, high = binomtest(k, n).proportion_ci(checked_confidence(confidence), method="wilson")
+    low, high = binomtest(k, n).proportion_ci(1 - LEVEL, method="wilson")
     return float(low), float(high)
 
 
-def paired_difference(
-    correct_a: ArrayLike,
-    correct_b: ArrayLike,
-    seed: int,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-) -> Interval:
+def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, seed: int) -> Interval:
     """Return top-1 of a minus top-1 of b with a percentile bootstrap over images.
 
     Resampling images with replacement is a multinomial draw of how many of them fall into the
     outcomes (only a right, only b right, both or neither), so no image is ever indexed.
 
-    Args:
-        correct_a: (n,) bool, whether a was right on each image.
-        correct_b: (n,) bool, the same images in the same order.
-        seed: Seed of the bootstrap.
-        resamples: Number of bootstrap samples.
-        confidence: Coverage of the interval.
+    Both are (n,) bool, whether each image was right, of the same images in the same order.
 
     Raises:
-        ValueError: The two differ in length, are empty or are not boolean.
+        ValueError: as `discordant`.
     """
     only_a, only_b, n = discordant(correct_a, correct_b)
-    _checked_resamples(resamples)
     shares = np.array([only_a, only_b, n - only_a - only_b]) / n
-    counts = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
-    low, high = _percentiles((counts[:, 0] - counts[:, 1]) / n, confidence)
+    counts = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)
+    low, high = _percentiles((counts[:, 0] - counts[:, 1]) / n)
     return Interval((only_a - only_b) / n, low, high)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean over independent runs (seeds) with Student's t interval.
 
     Raises:
-        ValueError: Fewer than two values (one run says nothing about the spread) or NaN.
+        ValueError: fewer than two values (one run says nothing about the spread) or NaN.
     """
     sample = finite_sample(values)
     if sample.size < 2:
@@ -91,63 +77,55 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     from scipy.stats import sem, t
 
     mean = float(sample.mean())
-    half = float(t.ppf(0.5 + checked_confidence(confidence) / 2, sample.size - 1) * sem(sample))
+    half = float(t.ppf(1 - LEVEL / 2, sample.size - 1) * sem(sample))
     return Interval(mean, mean - half, mean + half)
 
 
-def bootstrap_mean(
-    values: ArrayLike, seed: int, resamples: int = 10_000, confidence: float = 0.95
-) -> Interval:
+def bootstrap_mean(values: ArrayLike, seed: int) -> Interval:
     """Return the mean over images (of Kendall taus, say) with a percentile bootstrap.
 
     Raises:
-        ValueError: No values, or NaN among them; drop those first and say how many they were.
+        ValueError: no values, or NaN among them; drop those first and say how many they were.
     """
     sample = finite_sample(values)
-    _checked_resamples(resamples)
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // sample.size)
-    means = np.empty(resamples)
-    for start in range(0, resamples, rows):
+    means = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, rows):
         part = means[start : start + rows]
         part[:] = sample[generator.integers(sample.size, size=(part.size, sample.size))].mean(1)
-    low, high = _percentiles(means, confidence)
-    return Interval(float(sample.mean()), low, high)
+    return Interval(float(sample.mean()), *_percentiles(means))
 
 
-def bootstrap_counts(
-    values: ArrayLike, seed: int, resamples: int = 10_000, confidence: float = 0.95
-) -> Interval:
+def bootstrap_counts(values: ArrayLike, seed: int) -> Interval:
     """Return what `bootstrap_mean` does, quickly where few values are distinct.
 
     Such are the numbers of seeds that were right on an image, and their differences. Resampling
     is a multinomial draw of how often each distinct value comes.
 
     Raises:
-        ValueError: No values, or NaN among them.
+        ValueError: no values, or NaN among them.
     """
     sample = finite_sample(values)
-    _checked_resamples(resamples)
     distinct, counts = np.unique(sample, return_counts=True)
     shares = counts / sample.size
-    drawn = np.random.default_rng(seed).multinomial(sample.size, shares, size=resamples)
-    low, high = _percentiles(drawn @ distinct / sample.size, confidence)
-    return Interval(float(sample.mean()), low, high)
+    drawn = np.random.default_rng(seed).multinomial(sample.size, shares, size=RESAMPLES)
+    return Interval(float(sample.mean()), *_percentiles(drawn @ distinct / sample.size))
 
 
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def median_interval(values: Sequence[float]) -> Interval:
     """Return the median with the exact, distribution-free interval between order statistics.
 
-    The interval covers the true median with at least the asked confidence from 6 values on
-    (at 95 %). With fewer it is the whole range, which covers it with 1 - 2**(1 - n) only.
+    From 6 values on it covers the true median with at least 95 %. With fewer it is the whole range,
+    which covers it with 1 - 2**(1 - n) only.
 
     Raises:
-        ValueError: No values, or NaN among them.
+        ValueError: no values, or NaN among them.
     """
     sample = finite_sample(values)
     from scipy.stats import quantile_test
 
-    ends = quantile_test(sample, p=0.5).confidence_interval(checked_confidence(confidence))
+    ends = quantile_test(sample, p=0.5).confidence_interval(1 - LEVEL)
     low, high = (sample.min(), sample.max()) if np.isnan(ends).any() else ends
     return Interval(float(np.median(sample)), float(low), float(high))
 
@@ -156,7 +134,7 @@ def discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, in
     """Return how many images only a got right, only b got right, and all images.
 
     Raises:
-        ValueError: The two differ in length, are empty or are not boolean.
+        ValueError: the two differ in length, are empty or are not boolean.
     """
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     for name, flags in (("correct_a", a), ("correct_b", b)):
@@ -167,9 +145,8 @@ def discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, in
     return int((a & ~b).sum()), int((b & ~a).sum()), a.size
 
 
-def _percentiles(resampled: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    tail = (1 - checked_confidence(confidence)) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
+def _percentiles(resampled: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
 
 
@@ -177,7 +154,7 @@ def finite_sample(values: ArrayLike) -> NDArray[np.float64]:
     """Return a list of numbers as an array.
 
     Raises:
-        ValueError: None, or NaN among them.
+        ValueError: there are none, or NaN is among them.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or not sample.size:
@@ -187,23 +164,11 @@ def finite_sample(values: ArrayLike) -> NDArray[np.float64]:
     return sample
 
 
-def checked_confidence(confidence: float) -> float:
-    """Return the confidence; a ValueError if it isn't in (0, 1)."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
-    return confidence
-
-
-def _checked_resamples(resamples: int) -> None:
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-
-
 def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Return the two-sided exact McNemar p-value that a and b are equally often right.
 
     Raises:
-        ValueError: The two differ in length, are empty or are not boolean.
+        ValueError: as `discordant`.
     """
     only_a, only_b, _ = discordant(correct_a, correct_b)
     if not only_a + only_b:
@@ -221,12 +186,11 @@ def sign_flip_exact(differences: ArrayLike) -> float:
     are counted, not drawn. With differences of -1, 0 and 1 it is McNemar's test; with sums over
     seeds it judges the mean over these seeds, and says nothing of others. Source: Fisher, 1935.
 
-    Args:
-        differences: (n,) whole numbers, such as how many more seeds of a than of b were right on
-            an image.
+    Differences are (n,) whole numbers, such as how many more seeds of a than of b were right on an
+    image.
 
     Raises:
-        ValueError: None, or they are not whole numbers.
+        ValueError: there are none, or they are not whole numbers.
     """
     sample = np.asarray(differences)
     if sample.ndim != 1 or not sample.size or not np.issubdtype(sample.dtype, np.integer):
@@ -272,9 +236,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return np.minimum(adjusted, 1.0)
 
 
-def minimum_detectable_difference(
-    n: int, discordance: float, power: float = 0.8, confidence: float = 0.95
-) -> float | None:
+def minimum_detectable_difference(n: int, discordance: float, power: float = 0.8) -> float | None:
     """Return the least difference in top-1 that `mcnemar_exact` finds with the asked power.
 
     Discordant images, which just one of two models gets right, are binomial among all n, and those
@@ -288,16 +250,15 @@ def minimum_detectable_difference(
     """
     if n < 1 or not 0 <= discordance <= 1:
         raise ValueError(f"need n >= 1 and discordance in [0, 1], got {n} and {discordance}")
-    alpha = 1 - checked_confidence(confidence)
-    if not alpha < power < 1:
-        raise ValueError(f"power must lie in ({alpha:.3g}, 1), got {power}")
+    if not LEVEL < power < 1:
+        raise ValueError(f"power must lie in ({LEVEL}, 1), got {power}")
     from scipy.optimize import brentq
     from scipy.stats import binom
 
     first, last = (max(0, int(binom.ppf(p, n, discordance))) for p in (1e-9, 1 - 1e-9))
     trials = np.arange(first, last + 1)
-    critical = binom.ppf(alpha / 2, trials, 0.5)  # most that the worse model may win
-    critical -= binom.cdf(critical, trials, 0.5) > alpha / 2
+    critical = binom.ppf(LEVEL / 2, trials, 0.5)  # most that the worse model may win
+    critical -= binom.cdf(critical, trials, 0.5) > LEVEL / 2
 
     def lacking(share: float) -> float:
         tails = sum(binom.cdf(critical, trials, (1 + way * share) / 2) for way in (-1, 1))
@@ -308,20 +269,12 @@ def minimum_detectable_difference(
 
 @dataclass(frozen=True, kw_only=True)
 class Together(Generic[K]):
-    """P-values of one family.
+    """P-values of one family."""
 
-    Attributes:
-        alone: of each difference that was tested, as if it were the only one.
-        adjusted: the same by Holm over all of them.
-    """
-
-    alone: Mapping[K, float]
-    adjusted: Mapping[K, float]
-
-    @property
-    def clear(self) -> frozenset[K]:
-        """Those that stay at most 5 %: where none really differs, one is among them in 5 %."""
-        return frozenset(key for key, p in self.adjusted.items() if p <= LEVEL)
+    alone: Mapping[K, float]  # of each difference that was tested, as if it were the only one
+    adjusted: Mapping[K, float]  # the same by Holm over all of them
+    # Those that stay at most 5 %: where none really differs, one is among them in 5 %.
+    clear: frozenset[K]
 
     def mark(self, key: K) -> str:
         """Return what stands behind a difference: the mark if it is clear, or nothing."""
@@ -331,20 +284,16 @@ class Together(Generic[K]):
 def together(p_values: Mapping[K, float | None]) -> Together[K]:
     """Judge differences together; those without a p-value aren't in the family."""
     alone = {key: p for key, p in p_values.items() if p is not None}
-    adjusted = holm(list(alone.values())).tolist() if alone else []
-    return Together(alone=alone, adjusted=dict(zip(alone, adjusted, strict=True)))
+    adjusted = dict(zip(alone, holm(list(alone.values())).tolist() if alone else (), strict=True))
+    clear = frozenset(key for key, p in adjusted.items() if p <= LEVEL)
+    return Together(alone=alone, adjusted=adjusted, clear=clear)
 
 
 def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: int = 1) -> float:
     """Return the exact p-value that two rows are equally often right on the same images.
 
-    McNemar's test of one seed each, else the sign-flip test of the means over these seeds.
-
-    Args:
-        hits_a: (n,) how many seeds of a were right on each image; of one seed bool will do.
-        hits_b: likewise of b.
-        seeds_a: number of them.
-        seeds_b: likewise of b.
+    McNemar's test of one seed each, else the sign-flip test of the means over these seeds. Hits are
+    (n,), how many of the seeds were right on each image; of one seed bool will do.
 
     Raises:
         ValueError: not the same images, or none.
@@ -355,11 +304,8 @@ def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: in
     if a.shape != b.shape:
         raise ValueError(f"need the same images for both, got {a.size} and {b.size}")
     whole = lcm(seeds_a, seeds_b)
-    return sign_flip_exact(_whole(a, whole // seeds_a) - _whole(b, whole // seeds_b))
-
-
-def _whole(hits: NDArray[np.generic], times: int) -> NDArray[np.int64]:
-    return hits.astype(np.int64) * times
+    a, b = (hits.astype(np.int64) * (whole // n) for hits, n in ((a, seeds_a), (b, seeds_b)))
+    return sign_flip_exact(a - b)
 
 
 def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
@@ -370,20 +316,18 @@ def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
 def detectable_note(images: int, discordances: Sequence[float]) -> str:
     """Say what so many images would show of the rows without a mark, after a semicolon.
 
-    Args:
-        images: judged.
-        discordances: share of images that just one of two models is right on, of each row without
-            a mark.
+    ``discordances`` are the shares of images that just one of two models is right on, of each row
+    without a mark.
     """
     if not discordances:
         return ""
     most = max(discordances)
-    found = minimum_detectable_difference(images, most)
-    if found is None:
+    least = minimum_detectable_difference(images, most)
+    if least is None:
         what = "too few images that just one of two models gets right to show any difference"
     else:
         what = (
-            f"{images} images show {100 * found:.1f} points with power 80 %, in one comparison, "
+            f"{images} images show {100 * least:.1f} points with power 80 %, in one comparison, "
             f"where just one of two models is right on {100 * most:.1f} % of them (the most here)"
         )
     return f"; without {CLEAR}: {what}"

@@ -6,27 +6,28 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from harness.console.table import (
-    FORMS,
-    UNMEASURED,
-    Cell,
-    Column,
-    Shown,
-    Table,
-    json_values,
-    points,
-)
+from harness.console.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.records.averages import protocol, tower_of, uncounted
-from harness.records.record import Latency, Metric, Record, measured_alike, metrics, read_run
+from harness.records.record import (
+    Metric,
+    Record,
+    measured_alike,
+    metrics,
+    read_run,
+    require_appendable,
+)
 from harness.records.statistics import (
     MCNEMAR,
     Interval,
     Together,
     detectable_note,
+    discordant,
     mark_note,
     mcnemar_exact,
     paired_difference,
@@ -38,9 +39,9 @@ from zoo.files import write_whole
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
 # What makes a row the same row in both runs; tag and not the weights' hash, which is told.
 _ROW = (
-    "dataset", "split", "model", "tag", "method", "keep", "shots", "tuning", "prompt_tokens",
-    "seed",
-)  # fmt: skip
+    *("dataset", "split", "model", "tag", "method", "keep"),
+    *("shots", "tuning", "prompt_tokens", "seed"),
+)
 _IMAGES = ("dataset_revision", "image_count")
 _MACHINE = ("device", "device_name", "dtype", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
@@ -54,8 +55,7 @@ _CAPTION = (
 _DIGITS = 16  # of a hash
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(NamedTuple):
     """A value that isn't the same in both runs; what is None there was not measured."""
 
     name: str
@@ -79,9 +79,9 @@ class Change:
     @property
     def other_images(self) -> str | None:
         """Say why the answers can't be paired by image; None if they can."""
-        found = _differences(self.a, self.b, _IMAGES)
-        found = found or _known(self.a, self.b, ["images_sha256"])  # else it differs of course
-        return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in found) or None
+        images = _differences(self.a, self.b, _IMAGES)
+        images = images or _known(self.a, self.b, ["images_sha256"])  # else it differs of course
+        return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in images) or None
 
     @property
     def proven(self) -> bool:
@@ -97,16 +97,13 @@ class Change:
 
     @property
     def p_value(self) -> float | None:
-        """Return the exact McNemar test's; None of other images."""
+        """The exact McNemar test's; None of other images."""
         return None if self.other_images else mcnemar_exact(self.b.correct, self.a.correct)
 
     @property
     def answers(self) -> tuple[int, int] | None:
-        """Return how many images only A got right, and only B; None of other images."""
-        if self.other_images:
-            return None
-        a, b = self.a.correct, self.b.correct
-        return int((a & ~b).sum()), int((b & ~a).sum())
+        """How many images only A got right, and only B; None of other images."""
+        return None if self.other_images else discordant(self.a.correct, self.b.correct)[:2]
 
     def change(self, metric: Metric) -> float | None:
         """Return a metric's value of B minus A's; None unless both have it of the same images."""
@@ -116,13 +113,37 @@ class Change:
 
     @property
     def latency(self) -> dict[int, float]:
-        """Median time of B over A's by batch size; empty unless machine and precision are one."""
-        return {} if _differences(self.a, self.b, _MACHINE) else ratios(self.a, self.b)
+        """Median time of B over A's by batch size; empty unless machine and precision are one.
+
+        There is no interval: records keep no rounds, and the two weren't timed in turns.
+        """
+        times = {entry.batch: entry.median_ms for entry in self.a.latency}
+        both = [entry for entry in self.b.latency if times.get(entry.batch)]
+        same = not _differences(self.a, self.b, _MACHINE)
+        return {entry.batch: entry.median_ms / times[entry.batch] for entry in both if same}
 
     @property
     def latency_to_dense(self) -> dict[int, Interval]:
-        """B's ratio to dense over A's by batch size, with an interval; empty as `latency` is."""
-        return {} if _differences(self.a, self.b, _MACHINE) else ratios_to_dense(self.a, self.b)
+        """B's ratio to its dense model over A's to its own by batch size; empty as `latency` is.
+
+        Each of the two was timed in turns with its dense model, so a busier machine cancels out.
+        The ends are the furthest that both 95 % intervals allow, which covers at least 90 %.
+        """
+        if _differences(self.a, self.b, _MACHINE):
+            return {}
+        before, after = (
+            {
+                entry.batch: Interval(entry.ratio_to_dense, entry.ratio_low, entry.ratio_high)
+                for entry in record.latency
+                if entry.ratio_to_dense and entry.ratio_low and entry.ratio_high
+            }
+            for record in (self.a, self.b)
+        )
+        return {
+            batch: Interval(b.estimate / a.estimate, b.low / a.high, b.high / a.low)
+            for batch, b in after.items()
+            if (a := before.get(batch))
+        }
 
     @property
     def costs(self) -> list[Difference]:
@@ -134,7 +155,7 @@ class Change:
         """Conditions that differ, the method's settings among them one by one."""
         ours, theirs = self.a.method_config, self.b.method_config
         settings = [
-            Difference(name=f"method_config.{name}", a=a, b=b)
+            Difference(f"method_config.{name}", a, b)
             for name in dict.fromkeys([*ours, *theirs])
             if (a := ours.get(name, ABSENT)) != (b := theirs.get(name, ABSENT))
         ]
@@ -146,33 +167,27 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Two runs.
-
-    Attributes:
-        pairs: rows that both have, in A's order.
-        only_a: rows that B lacks.
-        only_b: rows that A lacks.
-        replaced: records of each run that a newer one of the same conditions stands for.
-    """
+    """Two runs: rows that both have, in A's order, and rows that the other lacks."""
 
     pairs: tuple[Change, ...]
     only_a: tuple[Record, ...]
     only_b: tuple[Record, ...]
+    # Records of each run that a newer one of the same conditions stands for.
     replaced: tuple[int, int] = (0, 0)
 
     def groups(self) -> list[list[Change]]:
         """Return the pairs of each table."""
-        found: dict[tuple[Hashable, ...], list[Change]] = {}
+        groups: dict[tuple[Hashable, ...], list[Change]] = {}
         for pair in self.pairs:
-            found.setdefault(pair.group, []).append(pair)
-        return list(found.values())
+            groups.setdefault(pair.group, []).append(pair)
+        return list(groups.values())
 
     def conditions(self) -> list[tuple[Difference, int]]:
         """Return each condition that differs and in how many pairs it does, in pairs' order."""
         every = [difference for pair in self.pairs for difference in pair.conditions]
-        counts = Counter(_text(difference) for difference in every)
-        first = {_text(difference): difference for difference in reversed(every)}
-        return [(first[text], count) for text, count in counts.items()]
+        by_text = {json.dumps(json_values(one), sort_keys=True): one for one in reversed(every)}
+        counts = Counter(json.dumps(json_values(one), sort_keys=True) for one in every)
+        return [(by_text[text], count) for text, count in counts.items()]
 
 
 def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
@@ -181,14 +196,16 @@ def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
     A run may have a row several times, under several conditions. Those most alike are paired, and
     none twice: first by images, then settings, weights, machine and software, then the newer.
     """
-    ours, theirs = _newest(a), _newest(b)
+    # The last counts of records that are measured under the same conditions.
+    ours, theirs = (list({measured_alike(one): one for one in run}.values()) for run in (a, b))
+    row = attrgetter(*_ROW)
     rows: dict[tuple[object, ...], list[int]] = {}
     for index, record in enumerate(theirs):
-        rows.setdefault(_row(record), []).append(index)
+        rows.setdefault(row(record), []).append(index)
     near = [
         (_likeness(one, theirs[j]), i, j)
         for i, one in enumerate(ours)
-        for j in rows.get(_row(one), ())
+        for j in rows.get(row(one), ())
     ]
     partner: dict[int, int] = {}
     for _, i, j in sorted(near, reverse=True):
@@ -208,30 +225,15 @@ def exact(record: Record) -> list[str]:
     return [name for name, metric in metrics(type(record)).items() if metric.bound == "exact"]
 
 
-def _newest(records: Sequence[Record]) -> list[Record]:
-    """Keep the last of records that are measured under the same conditions."""
-    found = {measured_alike(record): record for record in records}
-    return list(found.values())
-
-
-def _row(record: Record) -> tuple[object, ...]:
-    return tuple(getattr(record, name) for name in _ROW)
-
-
 def _likeness(a: Record, b: Record) -> tuple[bool, ...]:
     """Say what two records have in common, the weightiest first."""
-    names = (("method_config",), ("weights_sha256",), _MACHINE, _SOFTWARE)
-    return (
-        all(getattr(a, name) == getattr(b, name) for name in _IMAGES),
-        *(not _differences(a, b, group) for group in names),
-    )
+    names = (_IMAGES, ("method_config",), ("weights_sha256",), _MACHINE, _SOFTWARE)
+    return tuple(not _differences(a, b, group) for group in names)
 
 
 def _differences(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
     values = ((name, getattr(a, name), getattr(b, name)) for name in names)
-    return [
-        Difference(name=name, a=ours, b=theirs) for name, ours, theirs in values if ours != theirs
-    ]
+    return [Difference(name, ours, theirs) for name, ours, theirs in values if ours != theirs]
 
 
 def _known(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
@@ -239,212 +241,158 @@ def _known(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
     return [one for one in _differences(a, b, names) if None not in (one.a, one.b)]
 
 
-def _text(difference: Difference) -> str:
-    return json.dumps([difference.name, difference.a, difference.b], sort_keys=True)
-
-
-def ratios(a: Record, b: Record) -> dict[int, float]:
-    """Return the median time of b over a's by batch size, where both have it.
-
-    There is no interval: records keep no rounds, and the two weren't timed in turns.
-    """
-    times = {entry.batch: entry.median_ms for entry in a.latency}
-    both = [entry for entry in b.latency if times.get(entry.batch)]
-    return {entry.batch: entry.median_ms / times[entry.batch] for entry in both}
-
-
-def ratios_to_dense(a: Record, b: Record) -> dict[int, Interval]:
-    """Return b's ratio to its dense model over a's to its own, where both have it.
-
-    Each of the two was timed in turns with its dense model, so a busier machine cancels out. The
-    ends are the furthest that both 95 % intervals allow, which covers at least 90 %.
-    """
-    ours = {entry.batch: _to_dense(entry) for entry in a.latency}
-    found = {}
-    for entry in b.latency:
-        before, after = ours.get(entry.batch), _to_dense(entry)
-        if before is not None and after is not None:
-            found[entry.batch] = Interval(
-                after.estimate / before.estimate, after.low / before.high, after.high / before.low
-            )
-    return found
-
-
-def _to_dense(entry: Latency) -> Interval | None:
-    """Return the ratio to dense with its interval; None where one is missing or 0."""
-    ratio, low, high = entry.ratio_to_dense, entry.ratio_low, entry.ratio_high
-    return Interval(ratio, low, high) if ratio and low and high else None
-
-
-def changes_data(found: Changes) -> dict[str, Any]:
+def changes_data(runs: Changes) -> dict[str, Any]:
     """Return the pairs with what may be compared, conditions that differ, and rows of one run."""
     conditions = [
-        {**json_values(difference), "rows": count} for difference, count in found.conditions()
+        {**json_values(difference), "rows": count} for difference, count in runs.conditions()
     ]
     return {
-        "pairs": [pair for group in found.groups() for pair in _pairs(group)],
+        "pairs": [
+            _pair(pair, family.adjusted.get(at))
+            for group in runs.groups()
+            for family in [_family(group)]
+            for at, pair in enumerate(group)
+        ],
         "conditions": conditions,
-        "only_in_a": [_row_values(record) for record in found.only_a],
-        "only_in_b": [_row_values(record) for record in found.only_b],
-        "replaced": dict(zip("ab", found.replaced, strict=True)),
+        "only_in_a": [_row_values(record) for record in runs.only_a],
+        "only_in_b": [_row_values(record) for record in runs.only_b],
+        "replaced": dict(zip("ab", runs.replaced, strict=True)),
     }
+
+
+def _family(group: Sequence[Change]) -> Together[int]:
+    """Judge the rows of one table together."""
+    return together({at: pair.p_value for at, pair in enumerate(group)})
 
 
 def _row_values(record: Record) -> dict[str, Any]:
     return {name: json_values(getattr(record, name)) for name in _ROW}
 
 
-def _pairs(group: Sequence[Change]) -> list[dict[str, Any]]:
-    """Return the rows of one table, which are judged together."""
-    family = together({at: pair.p_value for at, pair in enumerate(group)})
-    return [_pair(pair, family.adjusted.get(at)) for at, pair in enumerate(group)]
-
-
 def _pair(pair: Change, adjusted: float | None) -> dict[str, Any]:
     only_a, only_b = pair.answers or (None, None)
-    return {
-        **_row_values(pair.a),
+    values = {
         "top1": {"a": pair.a.top1, "b": pair.b.top1},
-        "top1_difference": json_values(pair.top1),
+        "top1_difference": pair.top1,
         "only_a_right": only_a,
         "only_b_right": only_b,
-        "p_value": json_values(pair.p_value),
+        "p_value": pair.p_value,
         "p_value_holm": adjusted,
         "images_proven_the_same": pair.proven and not pair.other_images,
         "other_images": pair.other_images,
         "gflops": {"a": pair.a.gflops, "b": pair.b.gflops},
-        "latency_ratio_by_batch": json_values(pair.latency),
-        "latency_ratio_to_dense_by_batch": json_values(pair.latency_to_dense),
-        **{
-            f"{metric.name}_difference": json_values(pair.change(metric))
-            for metric in _changing(pair)
-        },
-        "costs": json_values(pair.costs),
-        "conditions": json_values(pair.conditions),
+        "latency_ratio_by_batch": pair.latency,
+        "latency_ratio_to_dense_by_batch": pair.latency_to_dense,
+        **{f"{metric.name}_difference": pair.change(metric) for metric in _changing(pair)},
+        "costs": pair.costs,
+        "conditions": pair.conditions,
     }
+    return {**_row_values(pair.a), **json_values(values)}
 
 
-def tables(found: Changes) -> list[Table]:
+def tables(runs: Changes) -> list[Table]:
     """Return a table per dataset, split, tower and tuning."""
-    return [_table(group) for group in found.groups()]
+    return [_table(group) for group in runs.groups()]
 
 
-def notes(found: Changes) -> list[str]:
+def notes(runs: Changes) -> list[str]:
     """Say in words what is not the same in both runs, and what is therefore not compared."""
-    pairs = len(found.pairs)
+    pairs = len(runs.pairs)
     lines = [f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"]
-    for run, count in zip("AB", found.replaced, strict=True):
+    for run, count in zip("AB", runs.replaced, strict=True):
         if count:
             what = "1 record gives" if count == 1 else f"{count} records give"
             lines.append(f"in {run} {what} way to newer ones of the same row and conditions")
     lines += [
-        f"conditions differ: {_told(difference)} ({_share(count, pairs)})"
-        for difference, count in found.conditions()
+        f"conditions differ: {_in_words(difference)} ({_share(count, pairs)})"
+        for difference, count in runs.conditions()
     ]
-    if pairs and not found.conditions():
+    if pairs and not runs.conditions():
         lines.append("conditions are the same in every row")
-    lines += _apart(found)
-    for pair in found.pairs:
-        lines += [f"{_name(pair.a)}: cost differs: {_told(cost)}" for cost in pair.costs]
-    both = (record for pair in found.pairs for record in (pair.a, pair.b))
-    if told := uncounted(*both):
-        lines.append(_plain(told))
-    assumed = sum(not pair.proven and not pair.other_images for pair in found.pairs)
-    if assumed:
+    lines += _apart(runs)
+    for pair in runs.pairs:
+        lines += [f"{_name(pair.a)}: cost differs: {_in_words(cost)}" for cost in pair.costs]
+    if lost := uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
+        lines.append(_plain(lost))
+    if assumed := sum(not pair.proven and not pair.other_images for pair in runs.pairs):
         lines.append(
             f"images taken for the same by revision and count ({_share(assumed, pairs)}): one of "
             "the two doesn't say which its images are"
         )
-    untimed = sum(bool(p.a.latency and p.b.latency and not p.latency) for p in found.pairs)
-    if untimed:
+    if untimed := sum(bool(p.a.latency and p.b.latency and not p.latency) for p in runs.pairs):
         lines.append(
             f"latency not compared ({_share(untimed, pairs)}): it takes the same device, "
             "device_name, dtype, threads and batch"
         )
-    for run, rest in (("A", found.only_a), ("B", found.only_b)):
+    for run, rest in (("A", runs.only_a), ("B", runs.only_b)):
         lines += [f"only in {run}: {_name(record)}" for record in rest]
     return lines
 
 
-def _apart(found: Changes) -> Iterator[str]:
+def _apart(runs: Changes) -> Iterator[str]:
     """Say which rows are of other images in the other run, those of one reason in one line."""
-    rows: dict[tuple[str, str, str], list[Record]] = {}
-    for pair in found.pairs:
+    apart: dict[tuple[str, str, str], list[Record]] = {}
+    for pair in runs.pairs:
         if pair.other_images:
             reason = (pair.a.dataset, pair.a.split, pair.other_images)
-            rows.setdefault(reason, []).append(pair.a)
-    for (dataset, split, why), told in rows.items():
-        named = _plain(f"{len(told)} rows on {dataset} {split}") if told[1:] else _name(told[0])
+            apart.setdefault(reason, []).append(pair.a)
+    for (dataset, split, why), rows in apart.items():
+        named = _plain(f"{len(rows)} rows on {dataset} {split}") if rows[1:] else _name(rows[0])
         yield f"{named}: accuracy not compared, images or prompts differ: {_plain(why)}"
 
 
-def changes_markdown(found: Changes, a: str, b: str) -> str:
+def changes_markdown(runs: Changes, a: str, b: str) -> str:
     """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
     lines = ["# Changes from A to B", ""]
     lines += [f"- {run}: {markdown_text(name)}" for run, name in (("A", a), ("B", b))]
-    lines += [f"- {markdown_text(line)}" for line in notes(found)]
-    return "\n".join([*lines, "", markdown(tables(found), level=2)])
+    lines += [f"- {markdown_text(line)}" for line in notes(runs)]
+    return "\n".join([*lines, "", markdown(tables(runs), level=2)])
 
 
 def _table(group: Sequence[Change]) -> Table:
     first = group[0].a
-    family = together({at: pair.p_value for at, pair in enumerate(group)})
+    family = _family(group)
     images = {record.image_count for pair in group for record in (pair.a, pair.b)}
     count = " or ".join(map(str, sorted(images)))
     name = f"{first.dataset} ({first.split}, {count} images; {protocol(first)}), {tower_of(first)}"
-    note = _judged(group, family)
     rows = [_cells(pair, group, family.mark(at)) for at, pair in enumerate(group)]
-    return Table(
-        title=_plain(name),
-        caption=f"{_CAPTION}; {note}" if note else _CAPTION,
-        columns=[
-            Column(
-                heading=heading,
-                left=heading == "method",
-                fold=heading == "method",
-                forms=FORMS if heading in _NARROW else FORMS[:1],
-            )
-            for heading in rows[0]
-        ],
-        rows=[list(row.values()) for row in rows],
+    return Table.of(
+        _plain(name),
+        list(rows[0]),
+        [list(row.values()) for row in rows],
+        words=("method",),
+        wide=rows[0].keys() - _NARROW,
+        caption="; ".join(filter(None, (_CAPTION, _judged(group, family)))),
     )
 
 
-_NARROW = ("method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs")
+_NARROW = {"method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs"}
 
 
 def _cells(pair: Change, group: Sequence[Change], mark: str) -> dict[str, Cell]:
     """Return the cells of a row by heading; all rows of a group have the same."""
-    a, b, answers, p = pair.a, pair.b, pair.answers, pair.p_value
+    a, b, answers = pair.a, pair.b, pair.answers
+    seed = {"seed": figure(a.seed, "d")} if len({other.a.seed for other in group}) > 1 else {}
+    ours, theirs = figure(a.gflops, ".3f"), figure(b.gflops, ".3f")
     cells = {
         "method": Cell(_plain(a.method), a.method),
         "keep": Cell(f"{100 * a.keep:.4g}", a.keep),
-    }
-    if len({other.a.seed for other in group}) > 1:
-        cells["seed"] = Cell(str(a.seed), a.seed)
-    cells |= {
-        "top-1 A": Cell(f"{100 * a.top1:.1f}", a.top1),
-        "top-1 B": Cell(f"{100 * b.top1:.1f}", b.top1),
+        **seed,
+        "top-1 A": figure(a.top1, ".1%"),
+        "top-1 B": figure(b.top1, ".1%"),
         "B - A": points(pair.top1, mark),
         "only A, only B": UNMEASURED if answers is None else Cell("{}, {}".format(*answers)),
-        "p": UNMEASURED if p is None else Cell(f"{p:.3f}", p),
-        "GFLOPs": _cost(pair),
+        "p": figure(pair.p_value, ".3f"),
+        "GFLOPs": ours if a.gflops == b.gflops else Cell(f"{ours} → {theirs}", theirs.value),
     }
     for batch in sorted({batch for other in group for batch in other.latency}):
-        time = pair.latency.get(batch)
-        cells[f"batch {batch}, B / A"] = UNMEASURED if time is None else Cell(f"{time:.2f}x", time)
+        cells[f"batch {batch}, B / A"] = figure(pair.latency.get(batch), ".2f", "x")
     for batch in sorted({batch for other in group for batch in other.latency_to_dense}):
         ratio = pair.latency_to_dense.get(batch)
-        cells[f"batch {batch}, to dense"] = (
-            UNMEASURED
-            if ratio is None
-            else Cell("{:.2f}x [{:.2f}, {:.2f}]".format(*ratio), ratio.estimate)
-        )
+        text = "" if ratio is None else "{:.2f}x [{:.2f}, {:.2f}]".format(*ratio)
+        cells[f"batch {batch}, to dense"] = Cell(text, ratio.estimate) if ratio else UNMEASURED
     for metric in _changing(pair):
-        by = pair.change(metric)
-        cells[metric.short] = (
-            UNMEASURED if by is None else Cell(format(by, metric.change).removesuffix("%"), by)
-        )
+        cells[metric.short] = figure(pair.change(metric), metric.change)
     return cells
 
 
@@ -466,26 +414,16 @@ def _judged(group: Sequence[Change], family: Together[int]) -> str:
     return note + detectable_note(min(images, default=1), shares)
 
 
-def _cost(pair: Change) -> Cell:
-    gflops = metrics(type(pair.a))["gflops"]
-    a, b = (
-        UNMEASURED if value is None else Cell(f"{value:.3f}", value)
-        for value in (getattr(record, gflops.name) for record in (pair.a, pair.b))
-    )
-    return a if pair.a.gflops == pair.b.gflops else Cell(f"{a} → {b}", b.value)
+def _in_words(difference: Difference) -> str:
+    def text(value: object) -> str:
+        if difference.name.endswith("_sha256"):
+            value = str(value)[:_DIGITS]
+        if value == ABSENT:
+            return ABSENT
+        return "none" if value is None else json.dumps(value)
 
-
-def _told(difference: Difference) -> str:
-    a, b = (_value(difference.name, value) for value in (difference.a, difference.b))
+    a, b = text(difference.a), text(difference.b)
     return f"{_plain(difference.name)} {a} in A, {b} in B"
-
-
-def _value(name: str, value: object) -> str:
-    if name.endswith("_sha256"):
-        value = str(value)[:_DIGITS]
-    if value == ABSENT:
-        return ABSENT
-    return "none" if value is None else json.dumps(value)
 
 
 def _share(count: int, pairs: int) -> str:
@@ -504,17 +442,35 @@ def _plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def run_changes(args: argparse.Namespace, status: Console) -> Shown:
-    """Tell what changed between two runs; with --output write changes.md, too.
+def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Shown:
+    """Tell what changed between two runs; with ``output``, a folder, write changes.md there, too.
 
     Raises:
         FileNotFoundError: a run isn't there.
-        ValueError: not two runs, a flag for measuring, or a run that can't be read.
+        ValueError: a run can't be read.
+        NotADirectoryError: ``output`` is a file.
+    """
+    runs = changes(read_run(a), read_run(b))
+    if output is not None:
+        path = output / "changes.md"
+        require_appendable(path)
+        write_whole(path, changes_markdown(runs, str(a), str(b)).encode())
+        status.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    lines = (f"A: {a}", f"B: {b}", *notes(runs))
+    return Shown(
+        parts=(*lines, *tables(runs)), data={"a": str(a), "b": str(b), **changes_data(runs)}
+    )
+
+
+def run_changes(args: argparse.Namespace, status: Console) -> Shown:
+    """Run `compare_runs` for ``compare RUN_A RUN_B``, which has no flag but --output.
+
+    Raises:
+        ValueError: not two runs, or a flag for measuring.
     """
     words = takewhile(lambda word: word != "--", args.argv)
     flags = [word for word in words if word.startswith("--")]
-    wrong = [flag for flag in flags if flag.split("=")[0] != "--output"]
-    if wrong:
+    if wrong := [flag for flag in flags if flag.split("=")[0] != "--output"]:
         raise ValueError(
             f"{wrong[0]} with runs to compare: it is for measuring; expected compare RUN_A RUN_B, "
             "with --output at most, or no runs"
@@ -525,13 +481,4 @@ def run_changes(args: argparse.Namespace, status: Console) -> Shown:
             "-m harness compare RUN_A RUN_B, or none, to measure"
         )
     a, b = args.runs
-    found = changes(read_run(a), read_run(b))
-    if flags:
-        args.output.mkdir(parents=True, exist_ok=True)
-        path = args.output / "changes.md"
-        write_whole(path, changes_markdown(found, str(a), str(b)).encode())
-        status.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-    lines = (f"A: {a}", f"B: {b}", *notes(found))
-    return Shown(
-        parts=(*lines, *tables(found)), data={"a": str(a), "b": str(b), **changes_data(found)}
-    )
+    return compare_runs(a, b, args.output if flags else None, status)

@@ -42,28 +42,13 @@ _HEAD = r"""% Needs \usepackage{booktabs}. Written by python -m harness report.
 """
 _BARE = ("× dense", "Kendall τ")  # headings of columns without intervals, so that a page holds all
 _SPACED = ("Keep", "batch")  # where it changes, there is room between rows
-_ESCAPED = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    # Behind \\ a bracket would be its argument.
-    "[": "{[}",
-    "]": "{]}",
-    "×": r"$\times$",
-    "τ": r"$\tau$",
-    "–": "--",
-    "*": r"\textsuperscript{*}",
-}
+_ESCAPED = str.maketrans(
+    {letter: f"\\{letter}" for letter in "{}$&#%_"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {"[": "{[}", "]": "{]}"}  # behind \\ a bracket would be its argument
+    | {"×": r"$\times$", "τ": r"$\tau$", "–": "--", "*": r"\textsuperscript{*}"}
+)
 
 
 def latex(tables: Sequence[Table]) -> str:
@@ -85,7 +70,7 @@ def _latex(table: Table, number: int) -> str:
         rf"\label{{tab:{label}-{number}}}",
         rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.columns) - 1)}@{{}}}}",
         r"\toprule",
-        _latex_row([_latex_heading(heading) for heading in table.heads]),
+        " & ".join(map(_latex_heading, table.heads)) + r" \\",
         r"\midrule",
     ]
     before = None
@@ -93,14 +78,9 @@ def _latex(table: Table, number: int) -> str:
         if before is not None and row[spaced] != before:
             lines.append(r"\addlinespace")
         before = row[spaced]
-        lines.append(
-            _latex_row([_latex_cell(c.marked, bare=b) for c, b in zip(row, bare, strict=True)])
-        )
+        cells = (_latex_cell(c.marked, bare=b) for c, b in zip(row, bare, strict=True))
+        lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
 
 
 def _latex_heading(text: str) -> str:
@@ -129,17 +109,11 @@ def _latex_signed(text: str) -> str:
 
 def latex_text(text: str) -> str:
     """Return text in which nothing is a command of LaTeX's."""
-    plain = " ".join(text.split())
-    return "".join(_ESCAPED.get(letter, letter) for letter in plain)
+    return " ".join(text.split()).translate(_ESCAPED)
 
 
 def html(table: Table, labelled_by: str) -> str:
-    """Return a ``table`` whose cells carry what sorting goes by.
-
-    Args:
-        table: what to write.
-        labelled_by: id of its heading.
-    """
+    """Return a ``table`` whose cells carry what sorting goes by; its heading has the id."""
     head = "".join(f'<th scope="col">{html_text(heading)}</th>' for heading in table.heads)
     rows = "".join(f"<tr>{''.join(_html_cells(row))}</tr>\n" for row in table.rows)
     return (

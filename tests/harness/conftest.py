@@ -137,23 +137,11 @@ def ranked(dense: zoo.ReducedViT, toy: Toy) -> Callable[..., Rankings]:
     def make(split: SplitName = "test", count: int | None = None, **facts: Any) -> Rankings:
         ids = toy.split(split).image_ids[:count]
         drawn: NDArray[np.float64] = np.random.default_rng(1).random((len(ids), 64))
-        told = {
-            "model": f"{ARCH}.{TAG}",
-            "weights": fingerprint(dense),
-            "dataset": "toy",
-            "revision": toy.revision,
-            "split": split,
-            "score": "preservation",
-            "block": 3,
-            "window": 2,
-            "stride": 1,
-            "dtype": "float32",
-        }
-        return Rankings(
-            image_ids=ids,
-            importance=drawn.astype(np.float16),
-            provenance=Provenance(**{**told, **facts}),
-        )
+        known = {"model": f"{ARCH}.{TAG}", "weights": fingerprint(dense), "dtype": "float32"}
+        known |= {"dataset": "toy", "revision": toy.revision, "split": split}
+        known |= {"score": "preservation", "block": 3, "window": 2, "stride": 1}
+        provenance = Provenance(**known | facts)
+        return Rankings(image_ids=ids, importance=drawn.astype(np.float16), provenance=provenance)
 
     return make
 
@@ -215,12 +203,9 @@ class QuickTuner:
         file = save_prompts(
             self.folder / f"{key} {shots} {seed} {config.tokens}.safetensors",
             tensors,
-            model=ARCH,
-            tag=TAG,
+            **{"model": ARCH, "tag": TAG, "width": 48, "dataset": "toy"},
             weights=blocks_fingerprint(vit.state_dict()),
-            width=48,
             classes=(*WORDS, "zebra"),
-            dataset="toy",
             recipe=asdict(config),
             provenance={"shots": shots, "draw": seed, "salt": self.salt},
         )

@@ -1,13 +1,16 @@
 """Rows come back from records with the settings that they were asked with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.check.cases import (
     BATCHES,
     LIMIT,
+    Case,
     Choice,
     cases_of,
     completed,
@@ -40,22 +43,22 @@ def test_the_newest_record_of_a_row_counts(record: Make, dense: Record):
 
 
 def test_other_numbers_of_images_are_other_cases(record: Make, dense: Record):
-    from dataclasses import replace
-
     other = replace(dense, image_count=8, correct_bits="fc", top1=0.75)
     assert len(cases_of([dense, record(), other], "mine.jsonl")) == 2
 
 
-def test_rows_without_their_dense_one_are_refused(record: Make):
-    with pytest.raises(
-        ValueError, match=r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"
-    ):
-        cases_of([record()], "mine.jsonl")
-
-
-def test_rows_that_learned_from_shots_are_refused(record: Make):
-    with pytest.raises(ValueError, match="is 16 shots, linear probe; check measures by text"):
-        cases_of([record(shots=16, tuning="probe")], "mine.jsonl")
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({}, r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"),
+        ({"shots": 16, "tuning": "probe"}, "is 16 shots, linear probe; check measures by text"),
+    ],
+)
+def test_rows_that_check_could_not_measure_are_refused(
+    record: Make, changed: dict[str, Any], complaint: str
+):
+    with pytest.raises(ValueError, match=complaint):
+        cases_of([record(**changed)], "mine.jsonl")
 
 
 def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
@@ -82,46 +85,48 @@ def test_options_are_written_as_they_are_read(text: str):
     assert again.options == {k: v for k, v in asked.options.items() if k != "keep"}
 
 
-@pytest.mark.parametrize("text", ["evit:fuse", "evit:fuse=yes", "tome:reduce_at=[2,4", "evit:"])
-def test_options_that_are_no_json_are_refused(text: str):
-    with pytest.raises(ValueError, match="expected METHOD:OPTION=VALUE"):
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        *((f"evit:{rest}", "expected METHOD:OPTION=VALUE") for rest in ("fuse", "fuse=yes", "")),
+        ("tome:reduce_at=[2,4", "expected METHOD:OPTION=VALUE"),
+        ("evitt:fuse=true", "method 'evitt': did you mean 'evit'"),
+        *((f"{name}:keep=0.5", f"{name} has no options") for name in ("dense", "golden")),
+    ],
+)
+def test_what_is_no_choice_is_refused(text: str, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
         Choice.of(text)
 
 
-def test_an_unknown_method_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="method 'evitt': did you mean 'evit'"):
-        Choice.of("evitt:fuse=true")
-
-
-@pytest.mark.parametrize("name", ["dense", "golden"])
-def test_rows_that_are_no_method_have_no_options(name: str):
-    with pytest.raises(ValueError, match=f"{name} has no options"):
-        Choice.of(f"{name}:keep=0.5")
-
-
-def test_the_shipped_expectation_has_every_row_and_nothing_more():
-    """A method without rows fails here: python -m harness check --update enters them."""
+@pytest.fixture(scope="module")
+def shipped() -> Case:
     records = [one for file in shipped_files() for one in read_expectation(file)]
     [case] = cases_of(records, "harness/expected")
-    assert case == completed(case)
-    assert {name: sorted(row.name for row in rows) for name, rows in case.rows.items()} == {
+    return case
+
+
+def test_the_shipped_expectation_has_every_row_and_nothing_more(shipped: Case):
+    """A method without rows fails here: python -m harness check --update enters them."""
+    assert shipped == completed(shipped)
+    assert {name: sorted(row.name for row in rows) for name, rows in shipped.rows.items()} == {
         name: sorted(row.name for row in rows)
-        for name, rows in shipped_case(case.tower).rows.items()
+        for name, rows in shipped_case(shipped.tower).rows.items()
     }
-    assert case.image_count == LIMIT
-    assert case.batches == BATCHES
-    assert all(row.record.git_commit for rows in case.rows.values() for row in rows if row.record)
+    assert shipped.image_count == LIMIT
+    assert shipped.batches == BATCHES
+    assert all(
+        row.record.git_commit for rows in shipped.rows.values() for row in rows if row.record
+    )
 
 
 def test_a_method_of_ours_must_be_in_the_expectation_and_a_strangers_need_not(
-    monkeypatch: pytest.MonkeyPatch,
+    shipped: Case, monkeypatch: pytest.MonkeyPatch
 ):
-    records = [one for file in shipped_files() for one in read_expectation(file)]
-    [case] = cases_of(records, "harness/expected")
     ours = type("Ours", (METHODS["random"],), {"__module__": "baselines.ours"})
     theirs = type("Theirs", (METHODS["random"],), {"__module__": "elsewhere.theirs"})
     monkeypatch.setitem(METHODS, "ours", ours)
     monkeypatch.setitem(METHODS, "theirs", theirs)
     assert {"ours", "golden", "dense"} < set(own_methods())
-    new = [row for row in completed(case).rows["emoji"] if row.record is None]
+    new = [row for row in completed(shipped).rows["emoji"] if row.record is None]
     assert [row.name for row in new] == ["ours60", "ours30"]

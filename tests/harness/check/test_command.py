@@ -161,23 +161,17 @@ def test_wrong_use_is_refused_before_anything_is_measured(
     words: str, message: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("harness.check.check.measure", None)
-    args = build_parser().parse_args(["check", *words.split()])
     with pytest.raises(ValueError, match=message):
-        run_check(args, Console(quiet=True))
-
-
-def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(tmp_path: Path):
-    args = build_parser().parse_args(["check", "--markdown", str(tmp_path / "no" / "check.md")])
-    with pytest.raises(FileNotFoundError, match="its folder doesn't exist"):
-        run_check(args, Console(quiet=True))
+        run_check(build_parser().parse_args(["check", *words.split()]), Console(quiet=True))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--markdown {0}/no/check.md", "its folder doesn't exist"),
         ("--markdown {0}", r"--markdown '.*' is a folder; give a file, such as '.*check\.md'"),
         ("{0} --update", r"--update of '.*', which is a folder; give a file of records"),
-        ("{0}/file/x.jsonl --update", r"--update of '.*x\.jsonl': its folder can't be written to"),
+        ("{0}/file/x.jsonl --update", r"--update in '.*file' is a file, or lies in one; expected"),
     ],
 )
 def test_what_can_not_be_written_is_told_before_anything_is_measured(

@@ -17,7 +17,7 @@ from harness.records.statistics import Interval
 from harness.report.changes import changes, tables
 from harness.report.folder import front_table
 from harness.report.groups import grouped
-from harness.report.highlights import Standing
+from harness.report.highlights import Cost, Front, Standing
 from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
@@ -98,7 +98,8 @@ def _report(records: list[Record]) -> list[Part]:
     (group,) = grouped(records).groups
     row = group.rows[0]
     stood = [Standing(row=row, cost=1.0, verdict="front")]
-    return [front_table(group, {"gflops": stood, "latency_ratio_batch32": stood})]
+    costs = (Cost(kind="gflops"), Cost(kind="ratio", batch=32))
+    return [front_table(group, [Front(cost=cost, standings=stood) for cost in costs])]
 
 
 MAKERS = (_compare, _changes, _shots, _matched, _floor, _list, _classes, _overhead, _report)

@@ -47,65 +47,28 @@ from harness.report.tables import (
 )
 from harness.report.writers import html, latex, markdown
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
-[KNOWN] = read_records(Path(__file__).parent / "schema" / "v6.jsonl")
-DENSE = replace(
-    KNOWN,
-    **dict.fromkeys(names_of(Record, "measurement"))
-    | {
-        "model": "clip_vit_s14",
-        "method": "dense",
-        "keep": 1.0,
-        "method_config": {},
-        "image_count": 8,
-        "correct_bits": pack_correct(np.array([1, 1, 1, 0, 1, 0, 1, 1], dtype=bool)),
-        "top1": 0.75,
-        "top1_low": 0.409,
-        "top1_high": 0.929,
-        "latency": (),
-    },
-)
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
+NOTHING = dict.fromkeys(names_of(Record, "measurement")) | {"latency": ()}
+EIGHT = {"image_count": 8, "correct_bits": "eb", "top1": 0.75, "top1_low": 0.409}
+NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
+DENSE = replace(KNOWN, **NOTHING | NAMED | EIGHT | {"top1_high": 0.929})
+EVIT = replace(DENSE, model="clip_vit_s14_evit30", method="evit", keep=0.3)
+RATIO = {"ratio_to_dense": 0.55, "ratio_low": 0.5, "ratio_high": 0.6}
 FULL = replace(
-    DENSE,
-    model="clip_vit_s14_evit30",
-    method="evit",
-    keep=0.3,
-    diff_to_dense=-0.125,
-    diff_low=-0.25,
-    diff_high=0.0,
-    cosine_to_dense=0.9876,
-    cosine_low=0.98,
-    cosine_high=0.99,
-    gflops=1.234,
-    final_tokens=59,
+    EVIT,
+    **{"diff_to_dense": -0.125, "diff_low": -0.25, "diff_high": 0.0},
+    **{"cosine_to_dense": 0.9876, "cosine_low": 0.98, "cosine_high": 0.99, "gflops": 1.234},
+    **{"tau": 0.4321, "tau_low": 0.4, "tau_high": 0.45, "final_tokens": 59, "golden_images": 8},
+    **{"match_at_k": 0.613, "match_k": 59, "match_chance": 59 / 196},
+    **{"weighted_tau": 0.5678, "weighted_tau_low": 0.5, "weighted_tau_high": 0.6},
+    **{"border_overlap": 0.644, "border_low": 0.6, "border_high": 0.7, "border_chance": 0.503},
     latency=tuple(
-        Latency(
-            batch=batch,
-            median_ms=10.0 * batch,
-            q1_ms=9.0 * batch,
-            q3_ms=12.0 * batch,
-            ratio_to_dense=0.55,
-            ratio_low=0.5,
-            ratio_high=0.6,
-            images_per_s=100.0 + batch,
-        )
-        for batch in (1, 32)
+        Latency(batch=b, median_ms=10.0 * b, q1_ms=9.0 * b, q3_ms=12.0 * b, images_per_s=100.0 + b,
+                **RATIO)
+        for b in (1, 32)
     ),
-    tau=0.4321,
-    tau_low=0.4,
-    tau_high=0.45,
-    match_at_k=0.613,
-    match_k=59,
-    match_chance=59 / 196,
-    golden_images=8,
-    weighted_tau=0.5678,
-    weighted_tau_low=0.5,
-    weighted_tau_high=0.6,
-    border_overlap=0.644,
-    border_low=0.6,
-    border_high=0.7,
-    border_chance=0.503,
-)
+)  # fmt: skip
 
 
 def shown(table: Table, form: Form = "wide") -> list[str]:
@@ -118,6 +81,10 @@ def prose(table: Table, form: Form = "wide") -> str:
     return " ".join(" ".join(shown(table, form)).split())
 
 
+def prose_of(records: list[Record]) -> str:
+    return prose(comparison_table(records))
+
+
 def cells(lines: list[str], start: str) -> list[str]:
     [line] = [line for line in lines if line.startswith(f"│ {start} ")]
     return [cell.strip() for cell in line.strip("│").split("│")]
@@ -126,20 +93,9 @@ def cells(lines: list[str], start: str) -> list[str]:
 def test_a_row_with_everything():
     lines = shown(comparison_table([DENSE, FULL]))
     assert cells(lines, "evit") == [
-        "evit",
-        "30",
-        "75.0 [40.9, 92.9]",
-        "-12.5 [-25.0, 0.0]",
-        "0.988",
-        "1.23",
-        "10 [9, 12] 0.55x",
-        "320 [288, 384] 0.55x",
-        "132",
-        "0.43",
-        "0.57",
-        "0.61 (0.30)",
-        "0.64 (0.50)",
-        "59",
+        *("evit", "30", "75.0 [40.9, 92.9]", "-12.5 [-25.0, 0.0]", "0.988", "1.23"),
+        *("10 [9, 12] 0.55x", "320 [288, 384] 0.55x", "132"),
+        *("0.43", "0.57", "0.61 (0.30)", "0.64 (0.50)", "59"),
     ]
 
 
@@ -147,11 +103,6 @@ def test_what_was_not_measured_is_a_dash_not_a_zero():
     lines = shown(comparison_table([DENSE, FULL]))
     assert cells(lines, "dense")[:3] == ["dense", "100", "75.0 [40.9, 92.9]"]
     assert cells(lines, "dense")[3:] == ["–"] * 11
-
-
-def test_the_caption_loses_nothing_to_markup():
-    text = prose(comparison_table([FULL]))
-    assert "median [quartiles], ratio to dense; GFLOPs: 1e9 multiply-adds per image" in text
 
 
 def test_the_narrow_form_explains_what_it_shows_and_says_that_there_is_more():
@@ -166,15 +117,8 @@ def test_between_wide_and_narrow_intervals_and_times_stay():
     wide, middle, _ = comparison_table([DENSE, FULL]).forms()
     heads = [str(column.header) for column in middle.columns]
     assert heads == [
-        "method",
-        "keep",
-        "top-1",
-        "to dense",
-        "GFLOPs",
-        "batch 1, ms",
-        "batch 32, ms",
-        "tau",
-        "tokens",
+        *("method", "keep", "top-1", "to dense", "GFLOPs"),
+        *("batch 1, ms", "batch 32, ms", "tau", "tokens"),
     ]
     assert set(heads) < {column.header for column in wide.columns}
     assert "all columns: a wider terminal, or --json" in f"{middle.caption}"
@@ -195,9 +139,6 @@ def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: st
     assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
         f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
     )
-
-
-EVIT = replace(DENSE, model="clip_vit_s14_evit30", method="evit", keep=0.3)
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
@@ -238,12 +179,8 @@ def test_differences_that_stay_clear_among_all_rows_are_marked(wide: bool):
     assert marked(compared(alone), wide=wide) == ["70"]
 
 
-def caption(records: list[Record]) -> str:
-    return prose(comparison_table(records))
-
-
 def test_the_caption_says_what_the_mark_is_and_what_the_rest_would_show():
-    text = caption(compared({70: (9, 7), 50: (5, 6), 30: (90, 3)}))
+    text = prose_of(compared({70: (9, 7), 50: (5, 6), 30: (90, 3)}))
     least = minimum_detectable_difference(400, 16 / 400)
     assert least is not None
     assert "* clear of zero, all rows judged together (exact McNemar test, Holm, 5 %)" in text
@@ -254,9 +191,9 @@ def test_the_caption_says_what_the_mark_is_and_what_the_rest_would_show():
 
 
 def test_the_caption_tells_when_no_difference_would_be_found():
-    text = caption(compared({70: (1, 2), 50: (0, 0)}))
+    text = prose_of(compared({70: (1, 2), 50: (0, 0)}))
     assert "too few images that just one of two models gets right to show any difference" in text
-    text = caption(compared({30: (90, 3)}))
+    text = prose_of(compared({30: (90, 3)}))
     assert "Holm, 5 %)" in text
     assert "without *" not in text
 
@@ -267,7 +204,7 @@ def test_nothing_is_judged_without_a_dense_row_or_differences():
     unpaired = replace(others[0], diff_to_dense=None, diff_low=None, diff_high=None)
     assert judged(averages([dense, unpaired])) is None
     for records in ([dense], others, [dense, unpaired]):
-        assert "*" not in caption(records)
+        assert "*" not in prose_of(records)
 
 
 def test_means_over_seeds_are_judged_by_sign_flips():
@@ -283,18 +220,18 @@ def test_means_over_seeds_are_judged_by_sign_flips():
     assert found.family.alone == alone
     assert [found.mark(row) for row in (dense, *rows)] == ["", "", "*"]
     assert marked(records) == ["30"]
-    text = caption(records)
+    text = prose_of(records)
     assert "(exact sign-flip test over images of the mean over these seeds, Holm, 5 %)" in text
     assert "without *" not in text  # which figure is of one seed
 
 
 def test_operators_that_nobody_can_count_are_told_where_gflops_are_shown():
-    assert "GFLOPs lack" not in caption([DENSE, EVIT])
+    assert "GFLOPs lack" not in prose_of([DENSE, EVIT])
     lacking = replace(EVIT, uncounted_operators=("aten::linalg_inv", "aten::fft"))
     model = EVIT.model
     told = f"GFLOPs lack operators of unknown cost: aten::linalg_inv ({model}), aten::fft ({model})"
-    assert told in caption([DENSE, lacking])
-    assert "GFLOPs lack" not in caption([replace(DENSE, uncounted_operators=None)])
+    assert told in prose_of([DENSE, lacking])
+    assert "GFLOPs lack" not in prose_of([replace(DENSE, uncounted_operators=None)])
 
 
 def floor_row(keep: float, p_value: float) -> Floor:
@@ -308,7 +245,7 @@ def test_rows_against_random_pruning_are_judged_together():
     lines = shown(floor_table(rows, 3))
     clear = [line for line in lines if "evit" in line and "*[" in line]
     assert [line.split()[3] for line in clear] == ["30"]
-    text = " ".join(" ".join(lines).split())
+    text = prose(floor_table(rows, 3))
     assert "all rows judged together (exact sign-flip test over images, Holm, 5 %)" in text
     # The only one that was asked.
     assert sum("*[" in line for line in shown(floor_table(rows[:1], 3))) == 1
@@ -326,9 +263,8 @@ def test_rows_at_equal_cost_are_judged_together_over_all_targets():
     rows = matched([*target, *evit], "tome")
     alone = {row.row.keep: row.p_value for row in rows if row.p_value is not None}
     assert alone[0.5] < 0.05 / 2 < alone[0.7] * 2 < 0.05  # both, of two
-    lines = shown(matched_table(rows))
-    assert sum("*[" in line for line in lines) == 2
-    text = " ".join(" ".join(lines).split())
+    text = prose(matched_table(rows))
+    assert text.count("*[") == 2
     assert "all differences of this table judged together (the same test, Holm, 5 %)" in text
 
 
@@ -407,33 +343,26 @@ def evit() -> list[Record]:
     return [r for r in read_run(RESULTS) if r.method == "evit" and r.dataset == "emoji"]
 
 
-def named(records: list[Record]) -> list[str]:
-    rows = averages(records)
-    names = labels(rows)
-    return [names[row.identity] for row in rows]
-
-
-def test_a_method_at_several_keep_rates_is_one_name(evit: list[Record]):
-    assert named(evit) == ["evit", "evit"]
-
-
 def test_settings_that_differ_at_one_keep_rate_are_told_at_all(evit: list[Record]):
-    other = replace(evit[0], method_config=evit[0].method_config | {"fuse": True})
-    assert named([*evit, other]) == ["evit (fuse false)", "evit (fuse false)", "evit (fuse true)"]
+    def names(*records: Record) -> list[str]:
+        rows = averages(records)
+        return [labels(rows)[row.identity] for row in rows]
 
-
-def test_a_setting_that_one_row_lacks_is_told_of_the_other(evit: list[Record]):
-    other = replace(evit[0], method_config=evit[0].method_config | {"predictor": "ab12"})
-    assert named([evit[0], other]) == ["evit", "evit (predictor ab12)"]
+    fused, predicted = (
+        replace(evit[0], method_config=evit[0].method_config | more)
+        for more in ({"fuse": True}, {"predictor": "ab12"})
+    )
+    assert names(*evit) == ["evit", "evit"]
+    assert names(*evit, fused) == ["evit (fuse false)", "evit (fuse false)", "evit (fuse true)"]
+    assert names(evit[0], predicted) == ["evit", "evit (predictor ab12)"]  # one row lacks it
 
 
 def test_a_cell_is_its_text_and_sorts_by_its_value(evit: list[Record]):
-    cells = {each.column.heading: each.cell for each in report_columns(averages(evit))}
+    cells = {column.heading: cell for column, cell in report_columns(averages(evit))}
     cell = cells["GFLOPs"](averages(evit)[0])
     assert (cell, cell.value) == (f"{evit[0].gflops:.2f}", evit[0].gflops)
-    lost = cells["Kendall τ"](
-        averages([replace(evit[0], tau=None, tau_low=None, tau_high=None)])[0]
-    )
+    [row] = averages([replace(evit[0], tau=None, tau_low=None, tau_high=None)])
+    lost = cells["Kendall τ"](row)
     assert (lost, lost.value) == ("–", None)
     assert Cell("a", 1.0) == "a"
 

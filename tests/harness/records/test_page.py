@@ -19,7 +19,7 @@ from harness.records.record import (
     write_records,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "records.md").read_text("utf-8")
 JSON = {str: "string", int: "integer", float: "number", dict: "object", Latency: "object"}
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*)\| ([^|]*)\| ([^|]*)\|$", re.MULTILINE)

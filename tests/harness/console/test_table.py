@@ -1,20 +1,37 @@
-"""Tables fit the terminal: no line is longer, no figure is cut."""
+"""Tables fit the terminal: no line is longer, no figure is cut; results are JSON values."""
 
 import io
+import json
+import math
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console, Group
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from harness.console.table import PIPE_WIDTH, fewer, fitted, least, whole
+from harness.console.table import (
+    PIPE_WIDTH,
+    Cell,
+    Table,
+    fewer,
+    fitted,
+    json_values,
+    least,
+    whole,
+)
+from harness.records.statistics import Interval
 
 FIGURES = ("12.5 [10.1, 14.9]", "1,281,167", "-0.8 [-8.2, +6.4]", "0.944")
 PROSE = "Predict a ranking at the first reduction point and drop the least important patches."
 
 
-def table(columns: int, *, prose: bool = True, rows: int = 2) -> Table:
-    made = Table(title="a title of some length", caption="a caption that says what columns mean")
+def table(columns: int, *, prose: bool = True, rows: int = 2) -> RichTable:
+    made = RichTable(
+        title="a title of some length", caption="a caption that says what columns mean"
+    )
     made.add_column("method", no_wrap=True)
     if prose:
         made.add_column("what it does")
@@ -26,7 +43,7 @@ def table(columns: int, *, prose: bool = True, rows: int = 2) -> Table:
     return made
 
 
-def lines(shown: Table | Group, width: int) -> list[str]:
+def lines(shown: RichTable | Table | Group, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     console.print(shown)
     return console.file.getvalue().splitlines()
@@ -85,7 +102,7 @@ def test_fewer_columns_come_before_closer_ones():
 
 @pytest.mark.parametrize(("caption", "said"), [(None, "all col"), ("It is.", "It is; all col")])
 def test_a_caption_says_that_columns_are_left_out(caption: str | None, said: str):
-    made = Table(caption=caption)
+    made = RichTable(caption=caption)
     assert str(fewer(made, ()).caption).startswith(said)
 
 
@@ -102,10 +119,73 @@ def test_in_a_pipe_a_row_s_figures_stand_on_one_line(columns: int):
 
 
 def test_markup_counts_for_nothing():
-    made = Table()
+    made = RichTable()
     made.add_column("x", justify="right")
     made.add_row("\\[1, 2]")
-    marked = Table()
+    marked = RichTable()
     marked.add_column("x", justify="right")
     marked.add_row("[bold]\\[1, 2][/bold]")
     assert least(made) == least(marked) == len("│ [1, 2] │")
+
+
+def test_a_table_is_made_of_texts_and_cells():
+    made = Table.of(
+        "t",
+        ("what", "a", "b", "c"),
+        [("[red]", "1", Cell("2", 2.0), "3"), ("y", "4", "5", "6")],
+        words=("what",),
+        wide=("b",),
+        roomy=("c",),
+        caption="as [it] is.",
+        sections=frozenset({1}),
+    )
+    assert (made.heads, made.cells("b")[0].value) == (["what", "a", "b", "c"], 2.0)
+    forms = made.forms()
+    heads = [[str(column.header) for column in form.columns] for form in forms]
+    assert heads == [["what", "a", "b", "c"], ["what", "a", "c"], ["what", "a"]]
+    assert [column.justify for column in forms[0].columns] == ["left", *["right"] * 3]
+    assert "[red]" in "".join(lines(made, 80))  # no markup
+    assert "as [it] is; all columns" in " ".join(" ".join(lines(forms[2], 80)).split())
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    share: Interval
+    ways: tuple[float, ...]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Interval(0.5, 0.25, 0.75), {"estimate": 0.5, "low": 0.25, "high": 0.75}),
+        (np.float32(0.5), 0.5),
+        (np.float64(0.1), 0.1),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        (np.array([1.0, np.nan]), [1.0, None]),
+        (math.nan, None),
+        (math.inf, None),
+        (Path("a/b"), str(Path("a/b"))),
+        ({1: (True, None, "x")}, {"1": [True, None, "x"]}),
+        ({}.keys(), []),
+    ],
+)
+def test_values_become_plain_ones(value: object, expected: object):
+    found = json_values(value)
+    assert found == expected
+    assert type(found) is type(expected)
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_dataclass_becomes_an_object_by_field():
+    found = json_values([Row("a", Interval(1.0, 0.0, 2.0), (1.0, math.nan))])
+    share = {"estimate": 1.0, "low": 0.0, "high": 2.0}
+    assert found == [{"name": "a", "share": share, "ways": [1.0, None]}]
+
+
+@pytest.mark.parametrize("value", [object(), b"raw", Row, 1j, RichTable()])
+def test_what_is_no_value_is_refused(value: object):
+    with pytest.raises(TypeError, match="is no JSON value"):
+        json_values(value)

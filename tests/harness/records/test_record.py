@@ -1,0 +1,392 @@
+"""Records: lines round trip, bad ones are refused, like ones are used again, others never mixed."""
+
+import io
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as arrays
+from rich.console import Console
+
+from harness.console.terminal import Progress
+from harness.records.record import (
+    CONDITIONS,
+    SCHEMA_VERSION,
+    Latency,
+    Record,
+    conditions,
+    differing,
+    earlier,
+    fitting,
+    images_digest,
+    in_words,
+    names_of,
+    pack_correct,
+    read_records,
+    read_run,
+    refuse_mixed,
+    unpack_correct,
+    utc_now,
+    write_records,
+)
+
+CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
+FROZEN = Path(__file__).parents[1] / "schema"
+[KNOWN] = read_records(FROZEN / "v6.jsonl")
+ANSWERS = {"correct_bits": pack_correct(CORRECT), "top1": 0.5, "top1_low": 0.24, "top1_high": 0.76}
+ANSWERS |= {"image_count": 10, "shots": 16, "tuning": "t", "prompt_tokens": 8}
+CONFIG = {"reduce_at": [3], "name": "ü", "fuse": False, "rate": None}
+FULL = replace(KNOWN, **ANSWERS, method_config=CONFIG, uncounted_operators=("aten::linalg_inv",))
+MEASURED = names_of(Record, "measurement")
+NOTHING = dict.fromkeys(name for name in MEASURED if name not in ANSWERS) | {"latency": ()}
+NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
+DENSE = replace(FULL, git_commit=None, **NOTHING, **NAMED)
+
+
+def test_records_round_trip_and_append(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "records.jsonl"
+    write_records(path, [DENSE, FULL])
+    before = path.read_bytes()
+    write_records(path, [FULL])
+    assert read_records(path) == [DENSE, FULL, FULL]
+    assert path.read_bytes().startswith(before)
+    assert [entry.name for entry in path.parent.iterdir()] == ["records.jsonl"]
+
+
+def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    write_records(path, [DENSE])
+    assert path.read_text().startswith('{"schema_version": 6, ')
+    values = json.loads(path.read_text())
+    assert list(values) == [field.name for field in fields(Record)]
+    assert {values[name] for name in ("gflops", "tau", "diff_to_dense", "match_k")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"method_config": {"x": float("nan")}}, "method_config of .*: .*not JSON compliant"),
+        ({"method_config": {"x": np.float32(1)}}, "method_config of clip_vit_s14: .*float32"),
+        ({"threads": "two"}, "threads must be int, got 'two'"),  # as reading would
+    ],
+)
+def test_nothing_is_written_when_a_record_is_no_json(
+    tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        write_records(tmp_path / "records.jsonl", [FULL, replace(DENSE, **change)])
+    assert not list(tmp_path.iterdir())
+
+
+def without(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda values: values.pop(name)
+
+
+def changed(**changes: object) -> Callable[[dict[str, Any]], object]:
+    return lambda values: values.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (without("gflops"), "missing field 'gflops'"),
+        (changed(gflop=1.0), "unknown field 'gflop', did you mean: gflops"),
+        (changed(zzz=1.0), "unknown field 'zzz', did you mean: none"),
+        (without("weighted_tau"), "missing field 'weighted_tau'"),
+        (changed(schema_version=5), "schema_version is 5, this version reads 6"),
+        (changed(schema_version=True), "schema_version is True"),
+        (without("schema_version"), "schema_version is None"),
+        (changed(shots=1.5), "shots must be int, got 1.5"),
+        (changed(shots=True), "shots must be int, got True"),
+        (changed(tau="0.3"), r"tau must be float \| None, got '0.3'"),
+        (changed(tokens_per_block=[1, "2"]), "tokens_per_block must be int, got '2'"),
+        (changed(latency=[{"batch": 1}]), "missing field 'median_ms'"),
+        (changed(method_config=[]), r"method_config must be dict, got \[\]"),
+        (changed(top1=0.6), "top1 is 0.6, but correct_bits says 0.5"),
+        (changed(top1_low=0.51), "need top1_low <= top1 <= top1_high"),
+        (changed(tau_low=None), "or all three None"),
+        (changed(tau_high=float("nan")), "need tau_low <= tau <= tau_high"),
+        (changed(weighted_tau=0.5), "need weighted_tau_low <= weighted_tau <= weighted"),
+        (changed(border_low=None), "need border_low <= border_overlap .* or all three None"),
+        (changed(correct_bits="b1"), "correct_bits of 1 bytes is not of 10 images"),
+        (changed(correct_bits="b181"), "is not of 10 images"),
+        (without("tuning"), "missing field 'tuning'"),
+        (changed(tuning=None), "tuning must be None at 0 shots and only there, got None"),
+        (changed(shots=0), "tuning must be None at 0 shots and only there, got 't'"),
+        (changed(tuning="prob"), "tuning 'prob': did you mean 'probe'"),
+        (changed(tuning="probe"), "prompt_tokens of tuning 'probe' is 8"),
+        (changed(prompt_tokens=None), "prompt_tokens of tuning 't' is None"),
+        (changed(keep=60.0), r"keep must lie in \(0, 1\], got 60.0"),
+        (changed(images_sha256="ab"), "images_sha256 must be 64 hex digits, got 'ab'"),
+        (changed(uncounted_operators=[1]), "uncounted_operators must be str, got 1"),
+        (changed(image_size=196), r"image_size must be tuple\[int, ...\] \| None, got 196"),
+        (changed(created="2026-01-02T03:04:05"), "created must be UTC"),
+    ],
+)
+def test_reading_names_file_line_and_field(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], complaint: str
+) -> None:
+    path = tmp_path / "records.jsonl"
+    write_records(path, [DENSE])
+    values = asdict(FULL)
+    change(values)
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+    with pytest.raises(ValueError, match=rf"records\.jsonl, line 2: .*{complaint}"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"schema_version": 1, "created": "20'])
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(line)
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 1: "):
+        read_records(path)
+
+
+def test_the_clock_is_utc() -> None:
+    assert replace(DENSE, created=utc_now()).created.endswith("+00:00")
+
+
+def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path) -> None:
+    path = tmp_path / "it's.jsonl"
+    write_records(path, [DENSE, FULL])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"it's\.jsonl, line 2: torn, .* drop it with: ") as error:
+        read_records(path)
+    command = shlex.split(str(error.value).split("drop it with: ")[1])
+    assert command[:2] == ["python", "-c"]
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert read_records(path) == [DENSE]
+    write_records(path, [FULL])
+    assert path.read_bytes() == whole
+
+
+def test_a_bad_line_before_a_torn_one_is_not_called_torn(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"schema_version": 99}\n{"sche')
+    with pytest.raises(ValueError, match="line 1: schema_version is 99"):
+        read_records(path)
+
+
+def test_a_line_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    write_records(path, [DENSE])
+    path.write_bytes(path.read_bytes() + b'{"model": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 2: 'utf-8' codec can't decode"):
+        read_records(path)
+
+
+def types_of(kind: Any) -> dict[str, str]:
+    hints = get_type_hints(kind).items()
+    return {name: hint.__name__ if isinstance(hint, type) else str(hint) for name, hint in hints}
+
+
+def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path) -> None:
+    """Fields changed: raise SCHEMA_VERSION, and freeze a line and the fields of the new version."""
+    text = (FROZEN / f"v{SCHEMA_VERSION}.jsonl").read_text()
+    fields = json.loads((FROZEN / f"v{SCHEMA_VERSION}.json").read_text())
+    assert {"record": types_of(Record), "latency": types_of(Latency)} == fields
+    assert list(json.loads(text)) == list(fields["record"])
+    write_records(tmp_path / "again.jsonl", [KNOWN])
+    assert (tmp_path / "again.jsonl").read_text() == text
+
+
+OTHER = {"tuning": "v", "images_sha256": "ef" * 32, "image_size": (224, 224)}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_each_condition_is_refused_when_it_differs(name: str) -> None:
+    change = getattr(FULL, name)
+    change = change + 1 if isinstance(change, int) else f"other {change}"
+    change = OTHER.get(name, change)
+    more = {"image_count": {"correct_bits": pack_correct(np.append(CORRECT, True)), "top1": 6 / 11}}
+    other = replace(FULL, **{name: change, **more.get(name, {})})
+    with pytest.raises(ValueError, match=f"records of different {name} cannot") as refused:
+        refuse_mixed([DENSE, FULL, other])
+    both = "clip_vit_s14, clip_vit_s14_patchrank60"
+    words = f": {name} {getattr(DENSE, name)!r} ({both}) and {change!r} (clip_vit_s14_patchrank60);"
+    assert words in str(refused.value)
+
+
+def test_all_that_differs_is_named_with_the_command_that_shows_both() -> None:
+    assert conditions(DENSE) == conditions(FULL)
+    refuse_mixed([])
+    refuse_mixed([DENSE, FULL])
+    others = [
+        replace(FULL, model=f"m{at}", device_name="another", torch=f"2.1{at}.0+cpu")
+        for at in range(5)
+    ]
+    with pytest.raises(ValueError, match=r"^records of different device_name, torch cannot") as no:
+        refuse_mixed([DENSE, *others])
+    text = str(no.value)
+    assert "'another' (m0, m1, m2 and 2 more); torch '2.13.0+cpu' (clip_vit_s14, m3) and" in text
+    assert text.endswith("see both by python -m harness compare RUN_A RUN_B")
+
+
+def test_what_varies_by_intention_is_let_pass_and_nothing_else() -> None:
+    other = replace(FULL, seed=1)
+    refuse_mixed([DENSE, FULL, other], varying=("seed",))
+    with pytest.raises(ValueError, match="different tuning"):
+        refuse_mixed([DENSE, replace(other, tuning="v")], varying=("seed",))
+
+
+def test_the_digest_of_images_tells_order_names_and_number():
+    lists = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", "b"], ["a,b"], ["1:a"], [], [""], ["é"]]
+    assert len({images_digest(names) for names in lists}) == len(lists)
+    assert images_digest(iter(["a", "b"])) == images_digest(("a", "b"))
+    # sha256 of "1:a1:b", by another program
+    assert images_digest(["a", "b"]).startswith("facdde7abf1eac5b")
+
+
+def test_only_what_differs_is_found_with_its_owners_once():
+    told = [("x", {"n": 1, "m": 2}), ("y", {"n": 3, "m": 2}), ("y", {"n": 3, "m": 2})]
+    assert differing(told) == {"n": {1: ["x"], 3: ["y"]}}
+    assert in_words(differing(told)) == "n 1 (x) and 3 (y)"
+    assert differing([("x", {"n": None}), ("y", {"n": 1})]) == {"n": {None: ["x"], 1: ["y"]}}
+    assert differing([]) == {}
+
+
+@given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=1, max_dims=1, max_side=99)))
+def test_bits_round_trip(correct: np.ndarray) -> None:
+    np.testing.assert_array_equal(unpack_correct(pack_correct(correct), len(correct)), correct)
+
+
+def test_bits_are_in_image_order() -> None:
+    assert pack_correct(CORRECT) == "b180"
+    np.testing.assert_array_equal(unpack_correct("b180", 10), CORRECT)
+
+
+def test_bitmaps_are_of_bools() -> None:
+    with pytest.raises(ValueError, match=r"\(n,\) bool, got \(2,\) int64"):
+        pack_correct(np.array([1, 0]))
+
+
+def timed(batch: int) -> Latency:
+    return Latency(batch=batch, median_ms=2.0, q1_ms=1.0, q3_ms=3.0, images_per_s=9.0)
+
+
+def row(**changes: Any) -> Record:
+    """Return a row of random pruning without agreement, timed at batches 1 and 32."""
+    named = {"model": "clip_vit_s14_random60", "method": "random", "method_config": {"keep": 0.6}}
+    near = {name: getattr(FULL, name) for name in ("cosine_to_dense", "cosine_low", "cosine_high")}
+    facts = NOTHING | named | near | {"latency": (timed(1), timed(32)), "gflops": 3.5}
+    return replace(FULL, **facts | changes)
+
+
+NONE_RIGHT = {"correct_bits": "0000", "top1": 0.0, "top1_low": 0.0, "top1_high": 0.0}
+BLANK: dict[str, Any] = {**NOTHING, **NONE_RIGHT, "created": "2026-02-02T02:02:02+00:00"}
+AS_DENSE: dict[str, Any] = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
+
+
+def test_a_record_of_the_same_conditions_is_used_again(tmp_path: Path):
+    write_records(tmp_path / "r.jsonl", [row(seed=1), row(git_commit="old"), row()])
+    known = read_records(tmp_path / "r.jsonl")
+    assert fitting(row(**BLANK), known, [1, 32]) is known[2]  # the newest
+    assert fitting(row(**BLANK), known, [1]) is known[2]
+    assert fitting(row(**BLANK), known[:2], []) is known[1]
+    assert fitting(row(**BLANK), [], []) is None
+
+
+ANOTHER = {
+    **{"version": "0.2.0", "model": "clip_vit_s14_random50", "method": "evit", "keep": 0.5},
+    **{"method_config": {"keep": 0.5}, "tag": "other", "weights_sha256": "cd", "dataset": "emoji"},
+    **{"dataset_revision": "34cd", "split": "val", "shots": 8, "tuning": "v", "prompt_tokens": 4},
+    **{"seed": 1, "device": "cuda:0", "device_name": "another processor", "dtype": "bfloat16"},
+    **{"threads": 3, "torch": "2.14.0", "timm": "1.0.32", "images_sha256": "cd" * 32},
+    "image_size": (224, 224),
+}
+
+
+@pytest.mark.parametrize("field", ANOTHER)
+def test_another_condition_is_measured_anew(field: str):
+    assert fitting(row(**BLANK), [row()], [1]) is not None
+    assert fitting(row(**{**BLANK, field: ANOTHER[field]}), [row()], [1]) is None
+
+
+def test_another_number_of_images_is_measured_anew():
+    eight = {"image_count": 8, "correct_bits": "00"}
+    assert fitting(row(**{**BLANK, **eight}), [row()], []) is None
+
+
+def test_every_field_is_either_a_condition_or_measured():
+    free = {"created", "git_commit", "schema_version", "image_count"}
+    assert {f.name for f in fields(Record)} == set(MEASURED) | free | ANOTHER.keys()
+
+
+@pytest.mark.parametrize(("batches", "found"), [([1, 32], True), ([1, 8], False), ([], True)])
+def test_latency_at_a_new_batch_size_is_measured(batches: list[int], found: bool):
+    assert (fitting(row(**BLANK), [row()], batches) is not None) == found
+
+
+def test_agreement_is_measured_where_golden_rankings_turned_up():
+    known, blank = row(), row(**BLANK)
+    assert fitting(blank, [known], [], ranked=True) is None
+    weighted = {"weighted_tau": 0.5, "weighted_tau_low": 0.4, "weighted_tau_high": 0.6}
+    agreed = replace(known, **weighted)
+    assert fitting(blank, [agreed, known], [], ranked=True) is agreed
+    whole = row(**AS_DENSE)  # nothing was dropped, so there is no ranking to agree
+    assert fitting(row(**BLANK | AS_DENSE), [whole], [], ranked=True) is whole
+
+
+def test_a_golden_row_has_no_latency_to_wait_for():
+    golden = {"model": "clip_vit_s14_golden60", "method": "golden"}
+    known = replace(row(**golden), latency=(), gflops=None)
+    assert fitting(row(**{**BLANK, **golden}), [known], [1, 32]) is known
+
+
+def test_closeness_to_dense_is_measured_where_it_was_not():
+    nothing: dict[str, Any] = dict.fromkeys(("cosine_to_dense", "cosine_low", "cosine_high"))
+    by_text: dict[str, Any] = {"shots": 0, "tuning": None, "prompt_tokens": None}
+    assert fitting(row(**{**BLANK, **by_text}), [row(**nothing, **by_text)], []) is None
+    alone = row(**nothing)  # tuned, and maybe judged without a dense row beside it
+    assert fitting(row(**BLANK), [alone], []) is alone
+    whole = row(**nothing | AS_DENSE)
+    assert fitting(row(**BLANK | AS_DENSE), [whole], []) is whole
+
+
+def test_a_command_that_was_killed_goes_on_from_its_last_whole_line(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    write_records(path, [row(), row(seed=1)])
+    path.write_bytes(path.read_bytes()[:-5])
+    console = Console(file=io.StringIO(), width=1000)
+    assert earlier(path, Progress(console), fresh=False) == [row()]
+    assert f"{path}: the last line was torn" in console.file.getvalue()
+    assert earlier(path, Progress(console), fresh=False) == [row()]
+    assert console.file.getvalue().count("torn") == 1
+
+
+def test_nothing_is_known_where_all_is_measured_afresh_or_nothing_was(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    assert earlier(path, Progress(None), fresh=False) == []
+    write_records(path, [row()])
+    assert earlier(path, Progress(None), fresh=True) == []
+
+
+def test_going_on_refuses_a_bad_line_that_is_not_the_last(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    path.write_text("{}\n{")
+    with pytest.raises(ValueError, match="line 1: schema_version is None"):
+        earlier(path, Progress(None), fresh=False)
+
+
+def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"gone': there is no such file or folder; expec"):
+        read_run(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"it holds no records\.jsonl; expected a file of"):
+        read_run(tmp_path)
+    path = tmp_path / "records.jsonl"
+    path.touch()
+    with pytest.raises(ValueError, match=r"records\.jsonl holds no records"):
+        read_run(tmp_path)
+    write_records(path, [FULL, row(seed=1)])
+    assert read_run(tmp_path) == read_run(path) == [FULL, row(seed=1)]
