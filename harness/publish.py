@@ -26,7 +26,7 @@ from harness.models.cost import gflops
 from harness.models.towers import create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE
 from harness.records.record import Record, conditions, lacking, read_run
-from harness.report.sections import markdown_table
+from harness.report.groups import markdown_table
 from zoo.files import digest_of, read_facts, write_whole
 from zoo.open_clip import FOLDER, HUB
 from zoo.predictor import PredictorFile, read_predictors

@@ -15,15 +15,14 @@ from markupsafe import Markup
 
 from harness.console.table import Table
 from harness.report.drawing import INK, Picture, Plot, Style
-from harness.report.groups import Grouped, counted
+from harness.report.groups import Grouped, counted, sections
 from harness.report.highlights import Highlights, Missing
-from harness.report.sections import sections
 
 _HERE = Path(__file__).parent
 
 
 def page(
-    found: Grouped,
+    report: Grouped,
     title: str,
     *,
     short: Sequence[Highlights],
@@ -37,7 +36,7 @@ def page(
     """Return the page.
 
     Args:
-        found: what it is of.
+        report: groups of records.
         title: heading.
         short: each group in short.
         plots: in order.
@@ -47,24 +46,22 @@ def page(
         missing: what was not measured.
         left_out: why files beside the records are not in it.
     """
-    tables = list(sections(found, marked=True))
+    tables = list(sections(report, marked=True))
     named = {re.sub(r"[^A-Za-z0-9_-]", "-", picture.name): picture for picture in pictures}
     chapters = {
-        ("tables", "Tables"): [(f"table-{at}", one.title) for at, one in enumerate(tables, 1)],
-        ("times", "Times"): [(f"times-{at}", one.title) for at, one in enumerate(times, 1)],
+        ("tables", "Tables"): _numbered("table", tables),
+        ("times", "Times"): _numbered("times", times),
         ("plots", "Plots"): [(plot.name, plot.title) for plot in plots],
         ("rankings", "Rankings and kept patches"): [(k, each.title) for k, each in named.items()],
-        ("missing", "Not measured"): [
-            (f"missing-{at}", one.title) for at, one in enumerate(missing, 1)
-        ],
+        ("missing", "Not measured"): _numbered("missing", missing),
     }
     script = _asset("sort.js")
     return _template().render(
-        found=found,
+        report=report,
         title=title,
         short=short,
         tables=tables,
-        anchor_of={one.title: f"table-{at}" for at, one in enumerate(tables, 1)},
+        anchor_of={name: anchor for anchor, name in _numbered("table", tables)},
         times=times,
         plots=plots,
         drawings={plot.name: plot.draw_each(styles) for plot in plots},
@@ -72,14 +69,18 @@ def page(
         missing=missing,
         left_out=left_out,
         contents=[
-            (*chapter, [(*entry, ()) for entry in inner])
-            for chapter, inner in chapters.items()
-            if inner
+            (*chapter, [(*entry, ()) for entry in entries])
+            for chapter, entries in chapters.items()
+            if entries
         ],
         style=Markup(_asset("style.css")),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _numbered(kind: str, parts: Sequence[Table | Missing]) -> list[tuple[str, str]]:
+    return [(f"{kind}-{at}", part.title) for at, part in enumerate(parts, 1)]
 
 
 @cache
@@ -113,15 +114,10 @@ def _settings(settings: Mapping[str, object]) -> str:
 
 
 def inline(svg: bytes, name: str, alt: str) -> Markup:
-    """Return a drawing as an element that is told as a picture.
+    """Return matplotlib's SVG as an element with the role and the words of a picture.
 
-    No prolog, document type or metadata; ink has the colour of the page's text; no id of it is
-    another drawing's.
-
-    Args:
-        svg: as matplotlib writes it.
-        name: of the drawing on its page.
-        alt: what it shows.
+    No prolog, document type or metadata; ink has the colour of the page's text; ids begin with the
+    drawing's name, so that no other drawing on the page has them.
     """
     text = svg.decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

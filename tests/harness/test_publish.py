@@ -18,7 +18,7 @@ from harness.cli import main
 from harness.models.cost import gflops
 from harness.publish import Publishable, load_publishable, model_card
 from harness.records.record import Record, read_records, write_records
-from harness.report.sections import markdown_table
+from harness.report.groups import markdown_table
 from zoo.prompts import save_prompts
 from zoo.sizes import EMBEDDED
 from zoo.weights import blocks_fingerprint

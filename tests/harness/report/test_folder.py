@@ -22,9 +22,10 @@ from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
 from harness.report.changes import read_run
 from harness.report.folder import latencies_in, once, records_in, run_report, write_report
-from harness.report.groups import grouped
+from harness.report.groups import grouped, sections
 from harness.report.highlights import highlights
 from harness.report.plots import plots_of
+from harness.report.writers import markdown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 PLOTS = (
@@ -164,8 +165,6 @@ def test_an_output_that_is_a_file_is_refused(
     "path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem
 )
 def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
-
-    from harness.report.groups import grouped
 
     records = read_run(path)
     found = grouped(records)

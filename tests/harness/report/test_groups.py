@@ -8,8 +8,8 @@ import pytest
 
 from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import CONDITIONS, Record
-from harness.report.groups import grouped, timed_groups
-from harness.report.sections import markdown_table, time_sections
+from harness.report.groups import grouped, markdown_table, time_sections, timed_groups
+from harness.report.writers import latex, markdown
 
 # Of each condition another value, and what a heading says of it.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -132,7 +132,7 @@ def times(latency_record: Make) -> list[LatencyRecord]:
 
 def test_a_table_has_ratio_interval_verdict_and_memory(times: list[LatencyRecord]):
     [section] = time_sections(timed_groups(times))
-    assert section.name == table_of(times[0])
+    assert section.title == table_of(times[0])
     found = [dict(zip(section.heads, row, strict=True)) for row in section.rows]
     assert [(row["model"], row["batch"]) for row in found] == [
         ("dense", "1"), ("tome60", "1"), ("dense", "8"), ("tome60", "8"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.records.record import Record
 from harness.report.drawing import Picture
-from harness.report.sections import markdown_table
+from harness.report.groups import markdown_table
 
 HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"
 

@@ -12,10 +12,9 @@ from harness.measure.times import LatencyRecord
 from harness.records.record import Record
 from harness.report.changes import read_run
 from harness.report.drawing import FRONT, INK, LINES, STYLES, Chart, Plot, Point, Steps, styles_of
-from harness.report.groups import Grouped, grouped, timed_groups
+from harness.report.groups import Grouped, grouped, shot_columns, timed_groups
 from harness.report.highlights import fronts, highlights
 from harness.report.plots import batches_plot, plots_of, shots_plot, tau_plot, tokens_plot
-from harness.report.sections import shot_columns
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
