@@ -34,7 +34,6 @@ from harness.measure.traces import (
     RowTraces,
     Tracer,
     keep_thumbnails,
-    lacking,
     read_row,
     read_thumbnails,
     read_traces,
@@ -228,14 +227,16 @@ def test_changed_content_under_the_old_checksum_is_refused():
         RowTraces.decode(sink.getvalue().to_pybytes())
 
 
-def test_a_newer_version_is_refused(tmp_path: Path):
-    put(tmp_path, some(), seal(pa.table({"image_id": ["a"]}), "traces", 2, facts={}))
+def test_a_newer_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(traces, "VERSION", 2)
+    put(tmp_path, some())
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="traces of version 2; this package reads 1, update it"):
         read_traces(tmp_path)
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path):
-    put(tmp_path, some(), seal(pa.table({"image_id": ["a"]}), "thumbnails", 1))
+    put(tmp_path, some(), seal(pa.table({"image_id": ["a"]}), "thumbnails", {}))
     with pytest.raises(ValueError, match="a Parquet file, but not of traces"):
         read_traces(tmp_path)
 
@@ -253,7 +254,7 @@ def test_unknown_facts_are_refused():
     told = json.loads(table.schema.metadata[b"traces"])
     facts = told["facts"] | {"colour": "blue"}
     with pytest.raises(ValueError, match="unknown field 'colour'"):
-        RowTraces.decode(seal(table, "traces", 1, facts=facts, grid=[4, 4]))
+        RowTraces.decode(seal(table, "traces", {"facts": facts, "grid": [4, 4]}))
 
 
 Measure = Callable[..., list[Record]]
@@ -365,14 +366,12 @@ def test_records_used_again_without_traces_are_told_with_what_makes_them(
 ):
     known = measure(images=0)
     assert not (tmp_path / "run").exists()
-    assert lacking(tmp_path / "run", known) == known
     console = Console(record=True, width=300)
     measure(known=known, console=console)
     said = console.export_text()
     assert "7 of 7 rows have no traces of 16 images, as their records are used again" in said
     assert "the same command with --fresh makes them" in said
     measure(images=4)
-    assert lacking(tmp_path / "run", known) == []
     console = Console(record=True, width=300)
     measure(known=known, images=5, console=console)  # more than there are
     assert "no traces of 5 images" in console.export_text()
@@ -509,7 +508,7 @@ def test_images_that_are_there_are_not_drawn_again(measure: Measure, tmp_path: P
     monkeypatch.setattr(traces, "batches", counted)
     measure(images=7, methods=("evit",), keeps=(0.5,))
     measure(images=5, **TOLD)
-    assert drawn == [3, 0]
+    assert drawn == [3]
     assert len(read_thumbnails(run, facts_of(run)).jpeg) == 7
 
 

@@ -133,7 +133,7 @@ class Written:
         path = thumbnails_path(self.run, FACTS)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(
-            seal(pa.table({"image_id": list(self.ids), "jpeg": made}), "thumbnails", 1)
+            seal(pa.table({"image_id": list(self.ids), "jpeg": made}), "thumbnails", {})
         )
 
 

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.report.sheet import (
+from harness.report.show import (
     BORDER,
     HATCH,
     Drawn,

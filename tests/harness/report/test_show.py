@@ -17,7 +17,7 @@ from harness.datasets.base import Dataset
 from harness.golden.maps import method_maps, most_important, reduced
 from harness.models.towers import Tower
 from harness.report import show as module
-from harness.report.sheet import heat_panel, kept_panel
+from harness.report.show import heat_panel, kept_panel
 from harness.report.show import Figure, ShowConfig, find_pictures, show
 from zoo.clip import ClipParts, class_features
 from zoo.golden import SCORES, GoldenConfig, golden_importance
