@@ -50,29 +50,17 @@ _VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a report is made from, and where it is.
+    """What a report is made from, and where it is."""
 
-    Attributes:
-        files: what was written, the page first.
-        records: in groups; none if there are only times.
-        short: each group in short.
-        times: groups of what `latency` timed.
-        plots: of records and times.
-        pictures: of traces.
-        agreement: how rankings agree, a pair a row.
-        missing: what was not measured.
-        left_out: why files beside the records are not in it.
-    """
-
-    files: Sequence[Path] = ()
-    records: Grouped
+    files: Sequence[Path] = ()  # the page first
+    records: Grouped  # no groups if there are only times
     short: Sequence[Highlights]
     times: Sequence[TimedGroup]
-    plots: Sequence[Plot]
-    pictures: Sequence[Picture]
-    agreement: Sequence[dict[str, Any]]
+    plots: Sequence[Plot]  # of records and times
+    pictures: Sequence[Picture]  # of traces
+    agreement: Sequence[dict[str, Any]]  # of rankings, a pair a row
     missing: Sequence[Missing]
-    left_out: Sequence[str]
+    left_out: Sequence[str]  # why files beside the records are not in it
 
 
 def run_report(args: argparse.Namespace, status: Console) -> Shown:
@@ -228,14 +216,12 @@ def front_table(group: Group, fronts: Sequence[Front]) -> Table:
     """Lay out where a group's rows stand by each cost, at least one."""
     names = labels(group.rows)
     rows = {row_name(row, names): [front.of(row) for front in fronts] for row in group.rows}
+    heads = ["row", *(front.cost.heading for front in fronts)]
     return Table(
         title=f"Pareto fronts of {group.name}",
         caption="beaten: another row costs no more and is clearly more accurate; beside: not on "
         "the front by the estimates, which may be wrong",
-        columns=[
-            Column(heading=heading, left=True, fold=True)
-            for heading in ("row", *(front.cost.heading for front in fronts))
-        ],
+        columns=[Column(heading=heading, left=True, fold=True) for heading in heads],
         rows=[
             [Cell(name), *(_verdict(place, names) for place in places)]
             for name, places in rows.items()

@@ -31,15 +31,10 @@ _CONDITIONS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What rows may cost: multiply-adds, time over dense's, or milliseconds per image.
-
-    Attributes:
-        kind: which of them.
-        batch: size of the batch that was timed; None of multiply-adds.
-    """
+    """What rows may cost: multiply-adds, time over dense's, or milliseconds per image."""
 
     kind: Literal["gflops", "ratio", "ms"]
-    batch: int | None = None
+    batch: int | None = None  # size of the one that was timed; None of multiply-adds
 
     @property
     def name(self) -> str:
@@ -107,22 +102,14 @@ class Front:
 
 @dataclass(frozen=True, kw_only=True)
 class Highlights:
-    """A group in short.
-
-    Attributes:
-        conditions: what it was measured on.
-        saving: about the row that costs least of those without a clear loss to dense.
-        winners: about rows on the Pareto fronts and those that are clearly beaten, a cost each.
-        least: the row that `saving` is about; None where there is none.
-        fronts: by GFLOPs and by the ratio of time at each batch size.
-    """
+    """A group in short."""
 
     group: Group
     conditions: str
-    saving: str
-    winners: Sequence[str]
-    least: Average | None
-    fronts: Sequence[Front]
+    saving: str  # about the row that costs least of those without a clear loss to dense
+    winners: Sequence[str]  # on the fronts, and those that are clearly beaten; a cost each
+    least: Average | None  # what `saving` is about
+    fronts: Sequence[Front]  # by GFLOPs and by the ratio of time at each batch size
 
 
 def standings(
@@ -307,19 +294,12 @@ def _hidden_loss(row: Average, dense: Average, family: Judged) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A plot that records lack the figures for.
-
-    Attributes:
-        title: what the plot would be.
-        groups: headings of the groups that lack it.
-        why: what they lack.
-        command: what measures it.
-    """
+    """A plot that records lack the figures for."""
 
     title: str
-    groups: Sequence[str]
+    groups: Sequence[str]  # headings of those that lack it
     why: str
-    command: str
+    command: str  # what measures it
 
 
 def missing(report: Grouped, *, traced: bool) -> list[Missing]:
@@ -330,40 +310,29 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
         traced: whether pictures were drawn from traces.
     """
     groups = report.groups
+    no_rankings = "there were no golden rankings, or no methods that rank"
+    no_traces = "no traces lie beside the records"
+    one_number = [] if shot_columns(report) else groups
+    shots = ["--shots", "0", "1", "2", "4", "8", "16"]
     lacking: tuple[tuple[str, str, Sequence[Group], list[str]], ...] = (
-        (
-            "Top-1 against GFLOPs",
-            "multiply-adds weren't counted",
-            [g for g in groups if not _any(g, "gflops")],
-            [],
-        ),
+        ("Top-1 against GFLOPs", "multiply-adds weren't counted", _without(groups, "gflops"), []),
         (
             "Top-1 against time",
             "nothing was timed",
-            [g for g in groups if not any(row.latency for row in g.rows)],
+            [group for group in groups if not any(row.latency for row in group.rows)],
             ["--batches", "1", "32"],
         ),
         (
             "Kendall τ against keep rate",
-            "there were no golden rankings, or no methods that rank",
-            [g for g in groups if not _any(g, "tau")],
+            no_rankings,
+            _without(groups, "tau"),
             ["--methods", GOLDEN, *_methods(groups)],
         ),
-        (
-            "Tokens per block",
-            "they weren't recorded",
-            [g for g in groups if not _any(g, "tokens_per_block")],
-            [],
-        ),
-        (
-            "Top-1 by shots",
-            "there is one number of shots only",
-            [] if shot_columns(report) else groups,
-            ["--shots", "0", "1", "2", "4", "8", "16"],
-        ),
+        ("Tokens per block", "they weren't recorded", _without(groups, "tokens_per_block"), []),
+        ("Top-1 by shots", "there is one number of shots only", one_number, shots),
         (
             "Agreement of rankings, and kept patches",
-            "no traces lie beside the records",
+            no_traces,
             [] if traced else groups,
             ["--fresh"],
         ),
@@ -380,8 +349,13 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
     ]
 
 
-def _any(group: Group, field: str) -> bool:
-    return any(getattr(r, field) is not None for row in group.rows for r in row.records)
+def _without(groups: Sequence[Group], field: str) -> list[Group]:
+    """Return the groups in which no record has a measurement."""
+    return [
+        group
+        for group in groups
+        if all(getattr(r, field) is None for row in group.rows for r in row.records)
+    ]
 
 
 def _methods(groups: Sequence[Group]) -> list[str]:

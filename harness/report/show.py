@@ -133,13 +133,7 @@ class _Canvas:
 
 
 def draw(sheet: Sheet, scale: float = 1.0, *, vector: bool = False) -> Drawn:
-    """Draw a sheet: a row per image, a column per ranking.
-
-    Args:
-        sheet: what to draw.
-        scale: size of everything; at 1 a sheet is about 2000 pixels wide.
-        vector: draw it as SVG too, with the panels as images in it.
-    """
+    """Draw a sheet, at scale 1 about 2000 pixels wide; ``vector`` for an SVG too."""
     import matplotlib as mpl
 
     # An SVG's images stay as many as the panels.
@@ -370,15 +364,7 @@ NAMES |= {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One image with what is known about it.
-
-    Attributes:
-        name: what a figure calls it; no path.
-        image: RGB.
-        label: position in ``classes``, None where unknown.
-        classes: class names, empty where unknown.
-        templates: prompts with one ``{}``.
-    """
+    """One RGB image with what is known about it; the label is a position in its classes."""
 
     name: str
     image: Image.Image
@@ -399,8 +385,8 @@ def find_pictures(
     Args:
         places: paths of files, or ``dataset:split:index``, where the dataset may be
             ``PREFIX:PATH``. A file of that name goes first.
-        dataset: whose classes the files may show.
-        classes: class names instead of a dataset's.
+        dataset: whose classes the files have.
+        classes: names instead of a dataset.
         labels: class names of the files, one for all or one each.
 
     Raises:
@@ -503,7 +489,7 @@ def _from_dataset(place: str) -> Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """What is shown beside an image.
+    """Configure what is shown beside an image.
 
     Attributes:
         keeps: keep rates, in (0, 1); a column of kept patches for each.
@@ -548,9 +534,7 @@ class Maps:
     """What is known of the patches of some images, by ranking and position of the image.
 
     Attributes:
-        tower: the dense tower.
-        pictures: the images and what is known about them.
-        images: (B, C, H, W), the same images, preprocessed.
+        images: (B, C, H, W), the pictures, preprocessed.
         config: methods that rank at one block do so at that of golden scores.
         importance: ranking -> position -> (N,) float, higher = keep.
         kept: (ranking, keep rate) -> position -> (N,) bool.
@@ -629,14 +613,7 @@ class Maps:
 
 
 class Figure(NamedTuple):
-    """A figure on disk.
-
-    Attributes:
-        path: the PNG.
-        columns: what its columns are, left to right: ``image``, rankings, ``kept PERCENT``.
-        notes: the lines below it, among them why something is left out.
-        boxes: where the panels are, by row and column.
-    """
+    """A PNG on disk: its columns are ``image``, rankings and ``kept PERCENT``, left to right."""
 
     path: Path
     columns: tuple[str, ...]
@@ -653,15 +630,7 @@ def show(
     progress: Progress,
     device: str = "cpu",
 ) -> Figure:
-    """Draw the figure.
-
-    Args:
-        model: name of a dense tower, see ``towers.load_tower``.
-        pictures: the images, at least one.
-        config: what is shown beside them.
-        out: where the PNG goes; replaced only when the figure is whole.
-        progress: shows how far things are.
-        device: torch device.
+    """Draw images beside what a dense tower (see ``towers.load_tower``) makes of them, as a PNG.
 
     Raises:
         ValueError: a name or setting that doesn't fit, or nothing to decide what is kept.
