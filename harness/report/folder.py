@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ from harness.console.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average, labels
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
-from harness.report.drawing import Picture, Plot, styles_of
 from harness.report.groups import (
     Group,
     Grouped,
-    TimedGroup,
     counted,
     grouped,
     sections,
@@ -27,16 +25,8 @@ from harness.report.groups import (
     time_sections,
     timed_groups,
 )
-from harness.report.highlights import (
-    Front,
-    Highlights,
-    Missing,
-    Standing,
-    highlights,
-    missing,
-    row_name,
-)
-from harness.report.page import page
+from harness.report.highlights import Front, Highlights, Standing, highlights, missing, row_name
+from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
 from harness.report.plots import plots_of
 from harness.report.tables import records_csv
@@ -46,21 +36,6 @@ from zoo.files import write_whole
 TITLE = "Token reduction for CLIP, side by side"
 _TABLES = (".html", ".md", ".csv", ".tex")
 _VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a report is made from, and where it is."""
-
-    files: Sequence[Path] = ()  # the page first
-    records: Grouped  # no groups if there are only times
-    short: Sequence[Highlights]
-    times: Sequence[TimedGroup]
-    plots: Sequence[Plot]  # of records and times
-    pictures: Sequence[Picture]  # of traces
-    agreement: Sequence[dict[str, Any]]  # of rankings, a pair a row
-    missing: Sequence[Missing]
-    left_out: Sequence[str]  # why files beside the records are not in it
 
 
 def run_report(args: argparse.Namespace, status: Console) -> Shown:
@@ -179,22 +154,10 @@ def write_report(
 
 def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
     """Return what makes each file that needs no more than the report."""
-    groups, plots = report.records, report.plots
-    styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    times = time_sections(report.times)
+    groups, styles = report.records, report.styles
     files: dict[str, Callable[[], bytes | str]] = {
-        "report.html": lambda: page(
-            groups,
-            title,
-            short=report.short,
-            plots=plots,
-            styles=styles,
-            pictures=report.pictures,
-            times=times,
-            missing=report.missing,
-            left_out=report.left_out,
-        ),
-        "table.md": lambda: markdown([*sections(groups), *times]),
+        "report.html": lambda: page(report, title),
+        "table.md": lambda: markdown([*sections(groups), *time_sections(report.times)]),
         "table.tex": lambda: latex(
             [*sections(groups, summary=True), *time_sections(report.times, summary=True)]
         ),
@@ -203,7 +166,7 @@ def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
         files["summary.md"] = lambda: markdown(list(sections(groups, summary=True)))
     if report.agreement:
         files["agreement.csv"] = lambda: csv_text(report.agreement)
-    for plot in plots:
+    for plot in report.plots:
         for form in ("svg", "png"):
             files[f"{plot.name}.{form}"] = partial(plot.draw, styles, form)
     for picture in report.pictures:

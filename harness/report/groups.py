@@ -26,18 +26,11 @@ _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
 _EVERY = (*_NAMED, *_APART, *_FINE)
 _WORDS = {
-    "dataset_revision": "revision {}",
-    "seed": "seed {}",
-    "image_count": "{} images",
-    "images_sha256": "images {:.8}",
-    "weights_sha256": "weights {:.8}",
-    "device": "device {}",
-    "dtype": "{}",
-    "device_name": "on {}",
-    "torch": "torch {}",
-    "timm": "timm {}",
+    "dataset_revision": "revision {}", "seed": "seed {}", "image_count": "{} images",
+    "images_sha256": "images {:.8}", "weights_sha256": "weights {:.8}", "device": "device {}",
+    "dtype": "{}", "device_name": "on {}", "torch": "torch {}", "timm": "timm {}",
     "version": "clip-patchrank {}",
-}
+}  # fmt: skip
 # What a column of times is sorted by, where it isn't what stands in the cell.
 _SORTED_BY = {
     "batch": "batch", "tokens": "final_tokens", "GFLOPs": "gflops", "ms": "median_ms",
@@ -51,17 +44,11 @@ _TIMED_APART = ("version", "weights_sha256", *(field.name for field in fields(Ma
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rows measured under the same conditions.
+    """Rows measured under the same conditions."""
 
-    Attributes:
-        name: heading; no other group has it.
-        rows: the dense one first, keep rates falling.
-        setting: what groups have in common that differ in nothing but shots and what follows.
-    """
-
-    name: str
-    rows: Sequence[Average]
-    setting: Hashable
+    name: str  # heading; no other group has it
+    rows: Sequence[Average]  # the dense one first, keep rates falling
+    setting: Hashable  # what groups share that differ in nothing but shots and what follows
 
     @property
     def first(self) -> Record:
@@ -71,15 +58,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouped:
-    """What a report is of.
-
-    Attributes:
-        groups: in the order in which they come in the records.
-        replaced: how many records were left out for newer ones of the same row and conditions.
-    """
+    """Groups in the order in which they come in the records."""
 
     groups: Sequence[Group]
-    replaced: int = 0
+    replaced: int = 0  # records left out for newer ones of the same row and conditions
 
     @property
     def several_seeds(self) -> bool:
@@ -89,15 +71,10 @@ class Grouped:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedGroup:
-    """Times that may stand in one table.
+    """Times that may stand in one table."""
 
-    Attributes:
-        name: heading; no other group has it.
-        rows: batches rising, of each the dense model first.
-    """
-
-    name: str
-    rows: Sequence[LatencyRecord]
+    name: str  # heading; no other group has it
+    rows: Sequence[LatencyRecord]  # batches rising, of each the dense model first
 
 
 def grouped(records: Iterable[Record]) -> Grouped:
@@ -189,10 +166,10 @@ def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
             name: [c for c in conditions if len({_text(rows, c) for rows in same}) > 1]
             for name, same in alike.items()
         }
-        names = [
-            "; ".join([name, *filter(None, [", ".join(_words(rows, c) for c in varying[name])])])
-            for name, rows in zip(names, groups, strict=True)
+        words = [
+            ", ".join(_words(r, c) for c in varying[n]) for n, r in zip(names, groups, strict=True)
         ]
+        names = ["; ".join(filter(None, pair)) for pair in zip(names, words, strict=True)]
     return names
 
 
@@ -227,10 +204,8 @@ def _timed_facts(record: LatencyRecord) -> dict[str, Any]:
 def sections(report: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
     """Yield a table per group, and after the last of a dataset its numbers of shots.
 
-    Args:
-        report: the groups.
-        summary: leave out what a first look doesn't need.
-        marked: mark the differences to dense that are clear with all rows judged together.
+    A summary lacks details; marks tell the differences to dense that are clear with all rows judged
+    together.
     """
     settings = _by_setting(report)
     for group in report.groups:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -14,60 +15,54 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.console.table import Table
-from harness.report.drawing import INK, Picture, Plot, Style
-from harness.report.groups import Grouped, counted, sections
+from harness.report.drawing import INK, Picture, Plot, Style, styles_of
+from harness.report.groups import Grouped, TimedGroup, counted, sections, time_sections
 from harness.report.highlights import Highlights, Missing
 
 _HERE = Path(__file__).parent
 
 
-def page(
-    report: Grouped,
-    title: str,
-    *,
-    short: Sequence[Highlights],
-    plots: Sequence[Plot] = (),
-    styles: Mapping[str, Style],
-    pictures: Sequence[Picture] = (),
-    times: Sequence[Table] = (),
-    missing: Sequence[Missing] = (),
-    left_out: Sequence[str] = (),
-) -> str:
-    """Return the page.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a report is made from, and where it is."""
 
-    Args:
-        report: groups of records.
-        title: heading.
-        short: each group in short.
-        plots: in order.
-        styles: of their series.
-        pictures: more figures, drawn already.
-        times: tables of what `latency` timed.
-        missing: what was not measured.
-        left_out: why files beside the records are not in it.
-    """
-    tables = list(sections(report, marked=True))
-    named = {re.sub(r"[^A-Za-z0-9_-]", "-", picture.name): picture for picture in pictures}
+    records: Grouped  # no groups if there are only times
+    short: Sequence[Highlights] = ()
+    times: Sequence[TimedGroup] = ()
+    plots: Sequence[Plot] = ()  # of records and times
+    pictures: Sequence[Picture] = ()  # of traces
+    agreement: Sequence[dict[str, Any]] = ()  # of rankings, a pair a row
+    missing: Sequence[Missing] = ()
+    left_out: Sequence[str] = ()  # why files beside the records are not in it
+    files: Sequence[Path] = ()  # the page first
+
+    @property
+    def styles(self) -> dict[str, Style]:
+        """Of the series of all plots."""
+        return styles_of(n for plot in self.plots for panel in plot.panels for n in panel.names)
+
+
+def page(report: Report, title: str) -> str:
+    """Return the page, under this heading."""
+    tables = list(sections(report.records, marked=True))
+    times = time_sections(report.times)
+    pictures = {re.sub(r"[^A-Za-z0-9_-]", "-", one.name): one for one in report.pictures}
     chapters = {
         ("tables", "Tables"): _numbered("table", tables),
         ("times", "Times"): _numbered("times", times),
-        ("plots", "Plots"): [(plot.name, plot.title) for plot in plots],
-        ("rankings", "Rankings and kept patches"): [(k, each.title) for k, each in named.items()],
-        ("missing", "Not measured"): _numbered("missing", missing),
+        ("plots", "Plots"): [(plot.name, plot.title) for plot in report.plots],
+        ("rankings", "Rankings and kept patches"): [(k, p.title) for k, p in pictures.items()],
+        ("missing", "Not measured"): _numbered("missing", report.missing),
     }
-    script = _asset("sort.js")
+    script, styles = _asset("sort.js"), report.styles
     return _template().render(
         report=report,
         title=title,
-        short=short,
         tables=tables,
         anchor_of={name: anchor for anchor, name in _numbered("table", tables)},
         times=times,
-        plots=plots,
-        drawings={plot.name: plot.draw_each(styles) for plot in plots},
-        pictures=named,
-        missing=missing,
-        left_out=left_out,
+        drawings={plot.name: plot.draw_each(styles) for plot in report.plots},
+        pictures=pictures,
         contents=[
             (*chapter, [(*entry, ()) for entry in entries])
             for chapter, entries in chapters.items()

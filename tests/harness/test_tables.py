@@ -35,7 +35,7 @@ from harness.records.statistics import (
 )
 from harness.report.changes import changes, changes_data, tables
 from harness.report.groups import grouped, sections
-from harness.report.page import page
+from harness.report.page import Report, page
 from harness.report.tables import (
     comparison_table,
     floor_table,
@@ -467,7 +467,7 @@ def test_a_metric_is_one_entry_that_all_tables_and_check_read():
         assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5, 0.25]
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
-    assert '<td data-sort="0.25">25.0</td>' in page(grouped(rows), "Results", short=(), styles={})
+    assert '<td data-sort="0.25">25.0</td>' in page(Report(records=grouped(rows)), "Results")
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
     assert first["sharpness_fraction"] == "0.5"
 

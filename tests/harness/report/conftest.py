@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from harness.records.record import Latency, Record, pack_correct
-from harness.report.drawing import styles_of
 from harness.report.groups import grouped
 from harness.report.highlights import highlights, missing
-from harness.report.page import page
+from harness.report.page import Report, page
 from harness.report.plots import plots_of
 
 Make = Callable[..., Record]
@@ -169,12 +168,16 @@ class Page(HTMLParser):
 
 
 def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
-    found = grouped(records)
-    short = [highlights(group) for group in found.groups]
-    plots = plots_of(found, short)
-    styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    lacking = missing(found, traced=bool(more.get("pictures")))
-    text = page(found, title, short=short, plots=plots, styles=styles, missing=lacking, **more)
+    groups = grouped(records)
+    short = [highlights(group) for group in groups.groups]
+    report = Report(
+        records=groups,
+        short=short,
+        plots=plots_of(groups, short),
+        missing=missing(groups, traced=bool(more.get("pictures"))),
+        **more,
+    )
+    text = page(report, title)
     return text, Page(text)
 
 
