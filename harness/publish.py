@@ -49,20 +49,17 @@ _RANKED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Publishable:
-    """A model with its weights, and where these are from.
+    """A model in evaluation mode with its weights, and where these are from.
 
     Attributes:
-        vit: the model, in evaluation mode.
-        arch: timm name, without a tag.
-        tag: weight tag of its tower.
         provenance: JSON values: metadata of the files that the weights came from, in
             ``predictors`` (one entry each) and ``prompts``, and hashes of these files in
             ``digests``. Empty where nobody wrote that down.
     """
 
     vit: ReducedViT
-    arch: str
-    tag: str
+    arch: str  # timm name, without a tag
+    tag: str  # of its tower's weights
     provenance: dict[str, Any]
 
     @property
@@ -158,12 +155,7 @@ class Publishable:
 def load_publishable(
     name: str, predictor: Sequence[Path] = (), prompts: Path | None = None
 ) -> Publishable:
-    """Load a model by name or from where ``save_for_hf`` put it.
-
-    Args:
-        name: one of our names, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
-        predictor: files of patchrank's predictors; none for those that are found by themselves.
-        prompts: file of learned tokens.
+    """Load a model by one of our names, or from ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
 
     Raises:
         ValueError: unknown name, or files that don't fit.
@@ -234,25 +226,19 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
     reducer, known = model.vit.reducer, MODELS.get(model.arch)
     weights = None if known is None else SIZES[known.size].weights
     facts, uncounted = _facts(model)
+    reduction = ["token reduction"] if reducer is not None else []
     return _template().render(
+        model=model,
         repo=repo,
-        license=model.license,
         hub_licenses=_HUBS_LICENSES,
         free=FREE,
-        arch=model.arch,
-        tag=model.tag,
         base=f"timm/{weights}.{model.tag}" if weights else None,
-        method=model.method,
-        reduced=reducer is not None,
-        classes=model.classes,
-        parts=["token reduction"] * (reducer is not None)
-        + ["learned tokens"] * bool(model.classes),
+        parts=reduction + ["learned tokens"] * bool(model.classes),
         facts=facts,
         uncounted=uncounted,
         table=markdown_table(records, summary=True).strip() if records else "",
         version=records[0].version if records else "",
         commits=sorted({record.git_commit for record in records if record.git_commit}),
-        command=model.command(),
         predicted=reducer is not None and reducer.needs_predictor,
         predictors=[_with_heads(file) for file in model.provenance.get("predictors") or []],
         prompts=model.provenance.get("prompts"),
@@ -345,13 +331,7 @@ def run_push(args: argparse.Namespace, status: Console) -> Shown:
 
 
 def write_folder(model: Publishable, folder: Path, repo: str, records: Sequence[Record]) -> str:
-    """Write weights, config and card, and return the card; ``local-dir:`` loads them.
-
-    Args:
-        model: the model.
-        folder: a new or empty one, or one written before.
-        repo: ``OWNER/NAME`` that it is meant for.
-        records: for the card.
+    """Write weights, config and card, which ``local-dir:`` loads, and return the card.
 
     Raises:
         ValueError: the folder has other files, which an upload would take along.

@@ -231,12 +231,9 @@ class RowTraces:
 
 
 def seal(table: Any, kind: str, metadata: Mapping[str, Any]) -> bytes:
-    """Return a table as a Parquet file; the same table gives the same bytes with one pyarrow.
+    """Return a pyarrow table as a Parquet file; the same gives the same bytes with one pyarrow.
 
-    Args:
-        table: a pyarrow table.
-        kind: what the file is, the key of its metadata.
-        metadata: JSON values.
+    ``kind`` says what the file is, and is the key of its metadata, which are JSON values.
     """
     metadata = json.loads(json.dumps(metadata))  # as it will be read
     facts = metadata | {"version": VERSION, "sha256": _digest(table, metadata)}
@@ -391,14 +388,9 @@ def read_thumbnails(run: Path | str, facts: Facts) -> Thumbnails:
 def keep_thumbnails(
     run: Path, facts: Facts, split: Split, preprocess: Any, on_batch: Callable[[int], None]
 ) -> None:
-    """Store small copies of a split's images beside those that are there.
+    """Store small copies of a split's images; those that have one are not drawn again.
 
-    Args:
-        run: the run's folder.
-        facts: of one of the rows.
-        split: the images; only those without a copy are drawn.
-        preprocess: from PIL image to (C, H, W).
-        on_batch: called with the number of images done.
+    ``preprocess`` maps a PIL image to (C, H, W), and ``on_batch`` takes the number of images done.
 
     Raises:
         ValueError: what is there is somebody else's, or of a newer version.
@@ -462,19 +454,12 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracer:
-    """Writes the traces of a run.
-
-    Attributes:
-        run: its folder.
-        progress: where to say what is missing.
-        images: how many are traced, of a dataset; 0 for none.
-        thumbnails: store small copies of them too.
-    """
+    """Writes the traces of a run into its folder."""
 
     run: Path
     progress: Progress
-    images: int = TRACED
-    thumbnails: bool = True
+    images: int = TRACED  # of a dataset; 0 for none
+    thumbnails: bool = True  # store small copies of them too
 
     def __post_init__(self) -> None:
         """Validate."""

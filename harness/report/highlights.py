@@ -303,12 +303,7 @@ class Missing:
 
 
 def missing(report: Grouped, *, traced: bool) -> list[Missing]:
-    """Return what none of a group's rows has, one entry per subject.
-
-    Args:
-        report: the groups.
-        traced: whether pictures were drawn from traces.
-    """
+    """Return what none of a group's rows has, one entry per subject."""
     groups = report.groups
     no_rankings = "there were no golden rankings, or no methods that rank"
     no_traces = "no traces lie beside the records"

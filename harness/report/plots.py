@@ -60,13 +60,7 @@ _ACCURACY = {
 def plots_of(
     report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = ()
 ) -> list[Plot]:
-    """Return the plots that there are figures for.
-
-    Args:
-        report: groups of records.
-        short: each group in short, with its fronts.
-        times: groups of what `latency` timed.
-    """
+    """Return the plots that there are figures for, of records in groups and of times."""
     others = (
         tau_plot(report.groups),
         tokens_plot(report.groups),
