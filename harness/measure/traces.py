@@ -235,9 +235,9 @@ def seal(table: Any, kind: str, metadata: Mapping[str, Any]) -> bytes:
 
     ``kind`` says what the file is, and is the key of its metadata, which are JSON values.
     """
-    metadata = json.loads(json.dumps(metadata))  # as it will be read
-    facts = metadata | {"version": VERSION, "sha256": _digest(table, metadata)}
-    text = json.dumps(facts, sort_keys=True)
+    values: dict[str, Any] = json.loads(json.dumps(metadata))  # as it will be read
+    values |= {"version": VERSION, "sha256": _digest(table, values)}
+    text = json.dumps(values, sort_keys=True)
     return encode_table(table.replace_schema_metadata({kind.encode(): text.encode()}))
 
 

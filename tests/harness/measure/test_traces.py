@@ -28,6 +28,7 @@ from harness.measure import traces
 from harness.measure.compare import compare
 from harness.measure.plan import TRACED, Plan
 from harness.measure.traces import (
+    RANKING,
     SIDE,
     UNRANKED,
     Facts,
@@ -132,15 +133,16 @@ def test_what_is_written_is_read(tmp_path: Path, some: Some):
     row = some()
     row.importance[2] = -1
     put(tmp_path, row)
-    [found] = read_traces(str(tmp_path))
-    assert found.facts == row.facts
-    assert (found.grid, found.image_ids, found.labels) == (row.grid, row.image_ids, row.labels)
-    assert found.correct == (True, False, True, True, True)
+    [copy] = read_traces(str(tmp_path))
+    for name in ("facts", "grid", "image_ids", "labels", "predicted"):
+        assert getattr(copy, name) == getattr(row, name)
     for name in ("importance", "left", "token"):
-        assert np.array_equal(getattr(found, name), getattr(row, name))
-        assert getattr(found, name).dtype == np.int16
-    assert found.ranked.tolist() == [True, True, False, True, True]
-    assert found.encode() == row.encode()
+        assert np.array_equal(getattr(copy, name), getattr(row, name))
+        assert getattr(copy, name).dtype == np.int16
+    assert copy.correct == (True, False, True, True, True)
+    assert copy.ranked.tolist() == [True, True, False, True, True]
+    assert copy.encode() == row.encode()
+    assert len(some(64, 14).encode()) < 64_000
 
 
 def test_pandas_and_polars_read_a_folder_as_one_table(tmp_path: Path, some: Some, facts: Facts):
@@ -160,10 +162,6 @@ def test_pandas_and_polars_read_a_folder_as_one_table(tmp_path: Path, some: Some
     assert found["importance"].to_list()[1] == row.importance[1].tolist()
     assert found["importance"].null_count() == 1
     assert set(found["grid_rows"]) == {4}
-
-
-def test_a_file_of_64_images_of_196_patches_stays_small(some: Some):
-    assert len(some(64, 14).encode()) < 64_000
 
 
 def test_a_name_has_no_blanks_and_another_for_other_facts(facts: Facts):
@@ -265,42 +263,35 @@ def test_what_is_stored_is_what_the_model_does(
             assert (row.token[i, ~kept] == -1).all()
 
 
-def test_the_dense_row_keeps_all_and_ranks_nothing(measure: Measure, tmp_path: Path):
-    measure()
-    row = by_model(tmp_path / "run")["clip_vit_b16"]
-    assert row.kept.all()
-    assert (row.token == np.arange(64)).all()
-    assert not row.ranked.any()
-    assert (row.importance == UNRANKED).all()
-
-
-def test_answers_are_those_of_the_record(measure: Measure, golden: Rankings, toy: Dataset,
-                                         tmp_path: Path):  # fmt: skip
-    records = measure(images=9)
-    judged = [name for name, label in zip(toy.split("test").image_ids, toy.labels("test"),
-                                          strict=True) if label < 3]  # fmt: skip
-    found = by_model(tmp_path / "run")
-    for record in records:
-        row = found[record.model]
-        wanted = [bool(record.correct[judged.index(name)]) for name in row.image_ids]
-        assert list(row.correct) == wanted
-        assert (row.facts.weights_sha256, row.facts.keep) == (record.weights_sha256, record.keep)
-    assert set(found["clip_vit_b16 golden"].correct) == {None}
-    assert len(found) == len(records) + 1
-
-
-def test_tau_with_the_stored_golden_ranking_is_the_records(
-    measure: Measure, golden: Rankings, tmp_path: Path
+def test_answers_and_agreement_are_those_of_the_records(
+    measure: Measure, golden: Rankings, toy: Dataset, tmp_path: Path
 ):
     """All images are traced, so the means are of the same images."""
     records = measure()
-    found = by_model(tmp_path / "run")
-    truth = found["clip_vit_b16 golden"]
-    for record in records[1:]:
-        row = found[record.model].take(truth.image_ids)
-        mean = kendall_tau(truth.importance, row.importance).mean()
-        assert mean == pytest.approx(record.tau, abs=1e-12)
     assert len(records) == 9
+    rows = by_model(tmp_path / "run")
+    assert len(rows) == len(records) + 1
+    truth, dense = rows["clip_vit_b16 golden"], rows["clip_vit_b16"]
+    assert set(truth.correct) == {None}
+    assert dense.kept.all()
+    assert (dense.token == np.arange(64)).all()
+    assert (dense.importance == UNRANKED).all()
+    assert not dense.ranked.any()
+    ids, labels = toy.split("test").image_ids, toy.labels("test")
+    judged = [name for name, label in zip(ids, labels, strict=True) if label < 3]
+    for record in records:
+        row = rows[record.model]
+        assert list(row.correct) == [record.correct[judged.index(n)] for n in row.image_ids]
+        assert (row.facts.weights_sha256, row.facts.keep) == (record.weights_sha256, record.keep)
+        if record.method != "dense":
+            own = row.take(truth.image_ids).importance
+            tau = kendall_tau(truth.importance, own).mean()
+            assert tau == pytest.approx(record.tau, abs=1e-12)
+    chosen = [record for record in records if record.method == "tome"]
+    methods = [row.facts.method for row in read_traces(tmp_path / "run", chosen)]
+    assert methods == [RANKING, "tome", "tome"]
+    others = [replace(record, weights_sha256="0" * 64) for record in chosen]
+    assert read_traces(tmp_path / "run", others) == []
 
 
 def test_images_without_a_golden_ranking_have_none(
@@ -375,18 +366,6 @@ def test_the_same_run_gives_the_same_bytes(measure: Measure, golden: Rankings, t
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_reading_takes_the_rows_of_records_and_their_golden_ranking(
-    measure: Measure, golden: Rankings, tmp_path: Path
-):
-    records = measure()
-    chosen = [record for record in records if record.method == "tome"]
-    rows = read_traces(tmp_path / "run", chosen)
-    assert [row.facts.method for row in rows] == ["golden ranking", "tome", "tome"]
-    assert [row.golden for row in rows] == [True, False, False]
-    others = [replace(record, weights_sha256="0" * 64) for record in chosen]
-    assert read_traces(tmp_path / "run", others) == []
-
-
 def test_a_golden_ranking_made_otherwise_takes_the_others_place(
     measure: Measure, ranked: Callable[..., Rankings], golden: Rankings, tmp_path: Path
 ):
@@ -434,16 +413,20 @@ def preprocess_wide(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy((pixels - 0.3) / np.array([0.1, 0.2, 0.4], np.float32)).permute(2, 0, 1)
 
 
-def test_traced_images_have_small_copies(measure: Measure, toy: Dataset, tmp_path: Path):
-    measure(images=7, **RANDOM)
+def test_traced_images_have_small_copies_unless_none_are_wanted(
+    measure: Measure, toy: Dataset, tmp_path: Path
+):
     run = tmp_path / "run"
-    found, row = read_thumbnails(run, facts_of(run)), read_traces(run)[0]
-    assert sorted(found.jpeg) == sorted(row.image_ids)
-    assert len(found.jpeg) == 7
+    measure(images=7, thumbnails=False, **RANDOM)
+    assert [path.name for path in run.iterdir()] == ["traces"]
+    row = read_traces(run)[0]
+    assert read_thumbnails(run, row.facts).jpeg == {}
+    measure(images=7, **RANDOM)
+    thumbnails = read_thumbnails(run, row.facts)
+    assert sorted(thumbnails.jpeg) == sorted(row.image_ids)
     images = {example.image_id: example.image for example in toy.split("test")}
     for name in row.image_ids:
-        assert name in found
-        off = found.view(name) * 255 - np.asarray(images[name], dtype=np.float32)
+        off = thumbnails.view(name) * 255 - np.asarray(images[name], dtype=np.float32)
         assert np.abs(off).mean() < 3  # JPEG's error
 
 
@@ -479,16 +462,7 @@ def test_images_that_are_there_are_not_drawn_again(measure: Measure, tmp_path: P
     assert len(read_thumbnails(run, facts_of(run)).jpeg) == 7
 
 
-def test_none_are_stored_if_none_are_wanted(measure: Measure, tmp_path: Path):
-    measure(thumbnails=False, **RANDOM)
-    run = tmp_path / "run"
-    assert [path.name for path in run.iterdir()] == ["traces"]
-    assert read_thumbnails(run, facts_of(run)).jpeg == {}
-    for path in (run / "traces").iterdir():
-        assert b"JFIF" not in path.read_bytes()
-
-
-def test_a_torn_file_is_told_and_made_again(measure: Measure, tmp_path: Path):
+def test_a_torn_file_is_named_and_made_again(measure: Measure, tmp_path: Path):
     measure(**RANDOM)
     run = tmp_path / "run"
     path = thumbnails_path(run, facts_of(run))
@@ -521,28 +495,21 @@ def test_columns_are_those_of_a_file(measure: Callable[..., list[Record]], tmp_p
 
 
 def test_the_examples_run(
-    measure: Callable[..., list[Record]],
-    golden: Rankings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    measure: Measure, golden: Rankings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
+):  # fmt: skip
     measure(run=tmp_path / "results", keeps=(0.5,))
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
-    said = []
-    for example in examples:
+    patterns = (
+        r"clip_vit_b16_evit50(?s:.*)toy/test-",
+        r"clip_vit_b16_tome50\s+┆ 32.0",
+        r"Agreement\(mean=(?s:.*)\(64, 64, 3\)",
+        r"golden ranking evit(?s:.*)agreement_toy_test_clip_vit_b16_openai(?s:.*)gallery_first_toy",
+    )
+    for example, pattern in zip(examples, patterns, strict=True):
         exec(example, {})
-        said.append(capsys.readouterr().out)
-    assert len(said) == 4
-    assert "clip_vit_b16_evit50" in said[0]
-    assert "toy/test-" in said[0]
-    assert re.search(r"clip_vit_b16_tome50\s+┆ 32.0", said[1])
-    assert "Agreement(mean=" in said[2]
-    assert "(64, 64, 3)" in said[2]
-    assert "golden ranking evit" in said[3]
-    assert "agreement_toy_test_clip_vit_b16_openai" in said[3]
-    assert "gallery_first_toy_test" in said[3]
+        assert re.search(pattern, capsys.readouterr().out)
 
 
 def test_flags_and_numbers_are_those_of_the_command():

@@ -120,12 +120,6 @@ def test_a_patch_has_the_colour_of_its_rank_be_the_image_dark_or_light(view: Vie
         assert cells.std(axis=(1, 3)).mean() > 0.005  # and yet the image shows
 
 
-def test_only_the_order_is_shown(view: View):
-    importance = np.random.default_rng(3).random(CELLS)
-    same = heat_panel(view, np.exp(9 * importance), GRID, (80, 120))
-    assert (same == heat_panel(view, importance, GRID, (80, 120))).all()
-
-
 def test_kept_patches_are_as_they_were_and_dropped_ones_hatched(view: View):
     kept = np.random.default_rng(4).random(CELLS) < 0.5
     panel = kept_panel(view, kept, GRID, (80, 120)).reshape(4, 20, 6, 20, 3)
