@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -432,8 +432,7 @@ def _jpeg(view: NDArray[np.floating]) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answered:
+class Answered(NamedTuple):
     """What a row did to the n images that are traced: its outcome and n positions of classes."""
 
     record: Record
@@ -442,14 +441,10 @@ class Answered:
 
     @classmethod
     def of(
-        cls,
-        record: Record,
-        outcome: Outcome,
-        predicted: NDArray[np.int64],
-        chosen: NDArray[np.int64],
+        cls, record: Record, outcome: Outcome, predicted: NDArray[np.int64], traced: Any
     ) -> Self:
-        """Take what a row did to some of its images, those at the positions ``chosen``."""
-        return cls(record=record, outcome=outcome.part(chosen), predicted=predicted[chosen])
+        """Take what a row did to some of its images, those at the positions ``traced``."""
+        return cls(record, outcome.part(traced), predicted[traced])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,10 +160,8 @@ Make = Callable[..., LatencyRecord]
 
 
 @pytest.fixture
-def times(latency_record: Make) -> list[LatencyRecord]:
-    reduced = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
-    dense = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
-    return [latency_record(), latency_record(tuple(0.7 * ms for ms in dense), dense, **reduced)]
+def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
+    return [latency_record(), reduced_time("tome", 0.7)]
 
 
 @pytest.fixture

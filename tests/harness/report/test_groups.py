@@ -61,11 +61,16 @@ def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
     assert markdown_table([*ours, *theirs]).count("### ") >= 2
 
 
-def test_one_condition_needs_no_words(records: list[Record]):
+def test_one_condition_needs_no_words_and_other_settings_are_another_row(
+    records: list[Record], row: Any
+):
     assert [group.name for group in grouped(records).groups] == [
         "fashion test, 16 shots, linear probe, clip_vit_s14.saliency",
         "emoji test, by text, clip_vit_s14.saliency",
     ]
+    one = row("evit", 0.6, 50)
+    other = replace(one, method_config={"reduce_at": [4]})
+    assert len(grouped([one, other]).groups[0].rows) == 2
 
 
 def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
@@ -76,12 +81,6 @@ def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
         report = grouped(records)
         assert [each.first for each in report.groups[0].rows] == [newest]
         assert report.replaced == 1
-
-
-def test_other_settings_are_another_row(row: Any):
-    one = row("evit", 0.6, 50)
-    other = replace(one, method_config={"reduce_at": [4]})
-    assert len(grouped([one, other]).groups[0].rows) == 2
 
 
 def test_which_images_is_named_only_where_nothing_else_differs(dense: Record):
@@ -107,20 +106,18 @@ def test_nothing_to_report_is_refused():
 
 
 Make = Callable[..., LatencyRecord]
-DENSE_MS = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
-TOME = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
 
 
 @pytest.fixture
-def times(latency_record: Make) -> list[LatencyRecord]:
+def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
     """The model before its dense tower, the larger batch before the smaller."""
-    faster = tuple(0.7 * ms for ms in DENSE_MS)
-    records = []
-    for batch, warnings in ((8, ("wide spread",)), (1, ())):
-        own = {"batch": batch, "warnings": warnings, "peak_mib": 9.5, "saved_gflops": 0.3}
-        records.append(latency_record(faster, DENSE_MS, **TOME, **own))
-        records.append(latency_record(batch=batch))
-    return records
+    own = {"peak_mib": 9.5, "saved_gflops": 0.3}
+    return [
+        reduced_time("tome", 0.7, batch=8, warnings=("wide spread",), **own),
+        latency_record(batch=8),
+        reduced_time("tome", 0.7, batch=1, **own),
+        latency_record(batch=1),
+    ]
 
 
 def test_a_table_has_ratio_interval_verdict_and_memory(times: list[LatencyRecord]):
@@ -175,7 +172,8 @@ def test_markdown_and_latex_have_the_table(times: list[LatencyRecord]):
 
 
 def test_what_failed_is_said(latency_record: Make):
-    failed = latency_record((), failed="out of memory", **TOME)
+    tome = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
+    failed = latency_record((), failed="out of memory", **tome)
     [section] = time_sections(timed_groups([latency_record(), failed]))
     row = dict(zip(section.heads, section.rows[1], strict=True))
     assert (row["verdict"], row["ms"], row["ms"].value) == ("not timed", "–", None)

@@ -263,6 +263,7 @@ def test_what_is_there_is_not_missing():
 
 
 def test_only_groups_that_lack_it_are_named(dense: Record):
+    assert "Top-1 by shots" not in lacking([dense, replace(dense, shots=4)])
     other = replace(dense, dataset="emoji", latency=(), gflops=None)
     absent = lacking([dense, other])
     for title in ("Top-1 against GFLOPs", "Top-1 against time"):
@@ -275,17 +276,9 @@ def test_the_command_measures_under_the_same_conditions(row: Any):
     [one, *_] = lacking([row("random", 0.6, 50, **change)]).values()
     args = parsed(one)
     assert (args.split, args.device, args.dtype) == ("val", "cuda:0", "bfloat16")
-
-
-def test_conditions_that_differ_are_not_in_the_command(row: Any):
     two = [row("random", 0.6, 50, dtype=dtype) for dtype in ("float32", "bfloat16")]
     [one, *_] = lacking(two).values()
     assert "--dtype" not in one.command
-
-
-def test_shots_are_not_missing_where_there_are_several(dense: Record):
-    few = replace(dense, shots=4)
-    assert "Top-1 by shots" not in lacking([dense, few])
 
 
 @pytest.mark.parametrize("name", ["a b", "x;rm", "$(x)", "'q'"])

@@ -75,15 +75,15 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(
 
 def test_times_are_ratios_or_milliseconds_of_one_image(report: Grouped, committed: list[Record]):
     named = plots(report)
-    ratios = [named[f"accuracy_ratio_batch{batch}"] for batch in (1, 32)]
-    times = [named[f"accuracy_ms_batch{batch}"] for batch in (1, 32)]
     row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_tome60")
-    for plot_ratio, plot_time, timed in zip(ratios, times, row.latency, strict=True):
-        ratio, time = (points(plot)["tome"][1].x for plot in (plot_ratio, plot_time))
-        assert ratio == (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
-        expected = [n / timed.batch for n in (timed.median_ms, timed.q1_ms, timed.q3_ms)]
-        assert list(time) == expected
-        assert points(plot_ratio)["dense"][0].x == (1, 1, 1)
+    for timed in row.latency:
+        ratio, time = (
+            points(named[f"accuracy_{kind}_batch{timed.batch}"]) for kind in ("ratio", "ms")
+        )
+        assert ratio["tome"][1].x == (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
+        ms = (timed.median_ms, timed.q1_ms, timed.q3_ms)
+        assert time["tome"][1].x == tuple(n / timed.batch for n in ms)
+        assert ratio["dense"][0].x == (1, 1, 1)
 
 
 def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Grouped):
@@ -202,24 +202,17 @@ def test_a_group_of_one_row_has_no_accuracy_plot(committed: list[Record]):
 
 
 Make = Callable[..., LatencyRecord]
-DENSE_MS = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
 
 
-def model(make: Make, method: str, factor: float, **more) -> LatencyRecord:
-    name = f"clip_vit_b16_{method}60"
-    samples = tuple(factor * ms for ms in DENSE_MS)
-    return make(samples, DENSE_MS, model=name, method=method, keep=0.6, **more)
-
-
-def test_a_panel_per_condition_with_every_ratio(latency_record: Make):
+def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_time: Make):
     times = [
         record
         for dtype in ("float32", "bfloat16")
         for batch in (1, 32)
         for record in (
             latency_record(batch=batch, dtype=dtype),
-            model(latency_record, "tome", 0.7, batch=batch, dtype=dtype),
-            model(latency_record, "evit", 1.2, batch=batch, dtype=dtype, warnings=("drift",)),
+            reduced_time("tome", 0.7, batch=batch, dtype=dtype),
+            reduced_time("evit", 1.2, batch=batch, dtype=dtype, warnings=("drift",)),
         )
     ]
     plot = batches_plot(timed_groups(times))
@@ -242,10 +235,9 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make):
     ]
 
 
-def test_what_shows_no_difference_is_called_so(latency_record: Make):
-    row = replace(
-        model(latency_record, "tome", 0.9), ratio_low=0.8, ratio_high=1.1, verdict="not shown"
-    )
+def test_what_shows_no_difference_is_called_so(latency_record: Make, reduced_time: Make):
+    unclear = {"ratio_low": 0.8, "ratio_high": 1.1, "verdict": "not shown"}
+    row = replace(reduced_time("tome", 0.9), **unclear)
     plot = batches_plot(timed_groups([latency_record(), row]))
     assert plot is not None
     assert list(plot.panels[0].notes) == ["Not shown: tome60 at batch 1."]
