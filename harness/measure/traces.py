@@ -354,10 +354,6 @@ class Thumbnails:
 
     jpeg: dict[str, bytes]
 
-    def __contains__(self, image_id: str) -> bool:
-        """Tell whether there is one of an image."""
-        return image_id in self.jpeg
-
     def view(self, image_id: str) -> NDArray[np.floating]:
         """Return an image's pixels, (H, W, 3) in [0, 1].
 

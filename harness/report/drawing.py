@@ -62,19 +62,13 @@ def saved(figure: Any, form: str, dpi: int = 160) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One drawn figure of a report: files of that name, and what the page says of it.
-
-    Attributes:
-        about: what it shows and how to read it, one paragraph.
-        alt: for those who can't see it: what it shows, in one or two sentences.
-        svg: the drawing; the page puts it in as an element, the report's folder as a file.
-    """
+    """One drawn figure of a report: files of that name, and what the page says of it."""
 
     name: str
     title: str
-    about: str
-    alt: str
-    svg: bytes
+    about: str  # what it shows and how to read it, one paragraph
+    alt: str  # for those who can't see it: what it shows, in one or two sentences
+    svg: bytes  # which the page puts in as an element
     png: bytes
 
 
@@ -89,26 +83,17 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Series of points.
-
-    Attributes:
-        series: points by name, in the order in which they are joined.
-        level: height of a dotted line across; None for none.
-        front: corners of a staircase, x rising; empty for none.
-        ticks: labels at places of x; none for matplotlib's own.
-        symlog: x is logarithmic, save for its start, which has room for 0.
-        notes: sentences to read with it.
-    """
+    """Series of points, with sentences to read with them."""
 
     title: str
     alt: str
     x_label: str
     y_label: str
-    series: Mapping[str, Sequence[Point]]
-    level: float | None = None
-    front: Sequence[tuple[float, float]] = ()
-    ticks: Mapping[float, str] | None = None
-    symlog: bool = False
+    series: Mapping[str, Sequence[Point]]  # in the order in which they are joined
+    level: float | None = None  # height of a dotted line across
+    front: Sequence[tuple[float, float]] = ()  # corners of a staircase, x rising
+    ticks: Mapping[float, str] | None = None  # labels at places of x, not matplotlib's own
+    symlog: bool = False  # x is logarithmic, save for its start, which has room for 0
     notes: Sequence[str] = ()
 
     @property
@@ -177,15 +162,10 @@ def _bars(values: Sequence[Interval]) -> list[list[float]] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What one or more rows have in common: a count per block.
+    """What one or more rows have in common: a count per block."""
 
-    Attributes:
-        names: of the series whose line it is, each in its colour by turns.
-        end: what stands at its right end.
-    """
-
-    names: Sequence[str]
-    end: str
+    names: Sequence[str]  # of the series whose line it is, each in its colour by turns
+    end: str  # what stands at its right end
     counts: Sequence[float]
 
 

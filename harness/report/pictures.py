@@ -74,16 +74,12 @@ Matrix = tuple[Sequence[RowTraces], Mapping[tuple[int, int], Agreement]]
 class TracedGroup:
     """Rows of one dataset, tower and tuning, on the same images.
 
-    Attributes:
-        rows: the dense one first if it is there, then the golden ranking, then methods by name,
-            keep rates falling.
-        thumbnails: small copies of some of the images.
-        apart: what tells it from a group that would be called the same.
+    The dense row comes first, then the golden ranking, then methods by name, keep rates falling.
     """
 
     rows: Sequence[RowTraces]
-    thumbnails: Thumbnails
-    apart: str = ""
+    thumbnails: Thumbnails  # of some of the images
+    apart: str = ""  # what tells it from a group that would be called the same
 
     @classmethod
     def of(cls, rows: Sequence[RowTraces], thumbnails: Thumbnails) -> "TracedGroup":
@@ -385,14 +381,14 @@ def galleries(traced: Sequence[TracedGroup]) -> list[Picture]:
     return [
         _gallery(group, choice)
         for group in traced
-        if group.levels and any(name in group.thumbnails for name in group.image_ids)
+        if group.levels and any(name in group.thumbnails.jpeg for name in group.image_ids)
         for choice in choices(group)
     ]
 
 
 def choices(group: TracedGroup) -> list[Choice]:
     """Return the images of galleries, and why these."""
-    names = [name for name in group.image_ids if name in group.thumbnails]
+    names = [name for name in group.image_ids if name in group.thumbnails.jpeg]
     rule = FIRST.format(count=len(names[:IMAGES]), images=len(names))
     first = Choice("first", "first images", rule, names[:IMAGES])
     rows, agreed = disagreement(group)

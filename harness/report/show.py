@@ -53,20 +53,17 @@ IMAGE = "image"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One image of a sheet.
+    """One image of a sheet, as the model sees it, and by column what is known of its N patches.
 
     Attributes:
-        name: what it is called.
-        label: name of its class, empty where unknown.
-        view: (H, W, 3) float in [0, 1], the image as the model sees it.
-        importance: column -> (N,) float, higher = keep. A column that is missing stays empty.
-        kept: column -> (N,) bool.
-        tokens: column -> (N,) position of the token that a patch is in, below 0 where dropped.
-        captions: column -> line below the panel.
+        importance: (N,) float, higher = keep. A column that nothing has stays empty.
+        kept: (N,) bool.
+        tokens: (N,) position of the token that a patch is in, below 0 where dropped.
+        captions: line below the panel.
     """
 
     name: str
-    label: str
+    label: str  # of its class, empty where unknown
     view: Colours
     importance: Mapping[str, NDArray[np.floating]]
     kept: Mapping[str, NDArray[np.bool_]]
@@ -76,19 +73,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Images beside the importance of their patches and the patches that are kept.
+    """Images beside the importance of their patches and the patches that are kept."""
 
-    Attributes:
-        rows: the images, all of one size.
-        grid: rows and columns of the patch grid, N in all.
-        columns: column -> title, in order; the image itself comes first and isn't among them.
-        notes: lines below.
-    """
-
-    rows: Sequence[Row]
-    grid: Size
-    columns: Mapping[str, str]
-    notes: Sequence[str] = ()
+    rows: Sequence[Row]  # images of one size
+    grid: Size  # N patches in all
+    columns: Mapping[str, str]  # their titles, in order; the image itself comes before them
+    notes: Sequence[str] = ()  # lines below
 
 
 class Box(NamedTuple):
