@@ -288,7 +288,7 @@ def _about(group: Group) -> str:
     )
 
 
-def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> list[Table]:
+def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> Sequence[Table]:
     """Return a table per group, the model first in each row; a summary lacks details."""
     return [_time_section(group, summary=summary) for group in groups]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 # What makes forms of a table, or tables of pages, which have no width; or folds every column.
-BELOW = ("layout", "tables", "report.groups", "report.times", "check.verdict")
+BELOW = ("layout", "tables", "report.sections", "report.times", "check.verdict")
 
 
 def tables() -> list[tuple[str, str]]:
