@@ -26,7 +26,7 @@ from harness.models.cost import gflops
 from harness.models.towers import create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE
 from harness.records.record import Record, conditions, lacking, read_run
-from harness.report.sections import markdown_table
+from harness.report.groups import markdown_table
 from zoo.files import digest_of, read_facts, write_whole
 from zoo.open_clip import FOLDER, HUB
 from zoo.predictor import PredictorFile, read_predictors
@@ -49,20 +49,17 @@ _RANKED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Publishable:
-    """A model with its weights, and where these are from.
+    """A model in evaluation mode with its weights, and where these are from.
 
     Attributes:
-        vit: the model, in evaluation mode.
-        arch: timm name, without a tag.
-        tag: weight tag of its tower.
         provenance: JSON values: metadata of the files that the weights came from, in
             ``predictors`` (one entry each) and ``prompts``, and hashes of these files in
             ``digests``. Empty where nobody wrote that down.
     """
 
     vit: ReducedViT
-    arch: str
-    tag: str
+    arch: str  # timm name, without a tag
+    tag: str  # of its tower's weights
     provenance: dict[str, Any]
 
     @property
@@ -103,33 +100,28 @@ class Publishable:
     def rows(self, records: Sequence[Record], path: Path) -> list[Record]:
         """Choose what was measured of this model, and of its dense tower beside it.
 
-        Args:
-            records: of a run.
-            path: their file, for the message.
-
         Raises:
-            ValueError: there is none of this model with these weights and settings.
+            ValueError: the records of ``path`` have none with these weights and settings.
         """
         weights, settings = self.weights(), self.settings()
         mine = [record for record in records if self._is_of(record, weights, settings)]
         if not mine:
-            there = ", ".join(sorted({record.model for record in records})) or "nothing"
+            models = ", ".join(sorted({record.model for record in records})) or "nothing"
             command = self.command()
             mend = f"measure it with: {command}" if command else "leave --records out"
             raise ValueError(
                 f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights "
-                f"({weights}) and settings; it has {there}; {mend}"
+                f"({weights}) and settings; it has {models}; {mend}"
             )
-        told = {conditions(record) for record in mine}
-        beside = [r for r in records if r.method == DENSE and conditions(r) in told]
-        return [*(r for r in beside if r not in mine), *mine]
+        same = {conditions(record) for record in mine}
+        dense = [r for r in records if r.method == DENSE and conditions(r) in same]
+        return [*(r for r in dense if r not in mine), *mine]
 
     def _is_of(self, record: Record, weights: str, settings: dict[str, Any]) -> bool:
-        config = record.method_config
-        known = self.provenance.get("digests") or {}
+        values = {**settings, **(self.provenance.get("digests") or {})}
         return (
             (record.model, record.tag, record.weights_sha256) == (self.arch, self.tag, weights)
-            and all(config.get(key) == value for key, value in {**settings, **known}.items())
+            and all(record.method_config.get(key) == value for key, value in values.items())
             and (record.shots > 0) == bool(self.classes)
         )
 
@@ -138,11 +130,13 @@ class Publishable:
         known = MODELS.get(self.arch)
         if known is None:
             return None
-        keeps = "" if known.method is None else f" --keeps {known.percent / 100:g}"
+        keeps = ""
         if known.method is not None:
-            keep = {"keep": known.percent / 100}
-            usual = as_json(configure(known.method, keep, len(self.vit.blocks)))
-            free = ("arch", "width")  # told by the predictor
+            keeps = f" --keeps {known.percent / 100:g}"
+            usual = as_json(
+                configure(known.method, {"keep": known.percent / 100}, len(self.vit.blocks))
+            )
+            free = ("arch", "width")  # by the predictor
             if any(usual[k] != v for k, v in self.settings().items() if k not in free):
                 return None
         dataset, shots = "NAME", ""
@@ -161,12 +155,7 @@ class Publishable:
 def load_publishable(
     name: str, predictor: Sequence[Path] = (), prompts: Path | None = None
 ) -> Publishable:
-    """Load a model by name or from where ``save_for_hf`` put it.
-
-    Args:
-        name: one of our names, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
-        predictor: files of patchrank's predictors; none for those that are found by themselves.
-        prompts: file of learned tokens.
+    """Load a model by one of our names, or from ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
 
     Raises:
         ValueError: unknown name, or files that don't fit.
@@ -186,9 +175,8 @@ def load_publishable(
     if predictor:
         options["predictor"] = [str(path) for path in predictor]
     vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
-    files = _predictors(vit, tower, tag, predictor)
     provenance: dict[str, Any] = {"digests": {}}  # named as in the settings of records
-    if files:
+    if files := _predictors(vit, tower, tag, predictor):
         provenance["predictors"] = [read_facts(file.path, "predictor") for file in files]
         provenance["digests"]["predictor"] = predictors_digest(files)
     if prompts is not None:
@@ -198,14 +186,14 @@ def load_publishable(
 
 
 def _predictors(
-    vit: ReducedViT, tower: str, tag: str, given: Sequence[Path]
+    vit: ReducedViT, tower: str, tag: str, paths: Sequence[Path]
 ) -> Sequence[PredictorFile]:
     reducer = vit.reducer
     if reducer is None:
         return ()
+    if paths:
+        return sorted(read_predictors(paths), key=lambda file: file.block)
     blocks = METHODS[reducer.method].predictor_blocks(reducer.config, len(vit.blocks))
-    if given:
-        return sorted(read_predictors(given), key=lambda file: file.block)
     return [find_predictor(tower, tag, block) for block in blocks]
 
 
@@ -224,43 +212,33 @@ def _saved(name: str) -> Publishable:
     if name.startswith(HUB):
         repo, _, revision = name.removeprefix(HUB).partition("@")
         config = Path(str(try_to_load_from_cache(repo, "config.json", revision=revision or None)))
-    told = json.loads(config.read_text("utf-8")).get(PROVENANCE) or {}
+    provenance = json.loads(config.read_text("utf-8")).get(PROVENANCE) or {}
     arch = str(vit.__dict__["_model_args"].get("base") or facts["architecture"]).partition(".")[0]
-    return Publishable(vit=vit.eval(), arch=arch, tag=str(facts.get("tag") or ""), provenance=told)
+    tag = str(facts.get("tag") or "")
+    return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
 
 
 def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
     """Write the card of a model; it says only what is recorded or computed.
 
-    Args:
-        model: the model.
-        repo: ``OWNER/NAME`` on the hub.
-        records: what was measured of it and of its dense tower; none if nothing was.
+    ``repo`` is ``OWNER/NAME`` on the hub; records are of the model and of its dense tower.
     """
     reducer, known = model.vit.reducer, MODELS.get(model.arch)
     weights = None if known is None else SIZES[known.size].weights
     facts, uncounted = _facts(model)
+    reduction = ["token reduction"] if reducer is not None else []
     return _template().render(
+        model=model,
         repo=repo,
-        license=model.license,
         hub_licenses=_HUBS_LICENSES,
         free=FREE,
-        arch=model.arch,
-        tag=model.tag,
         base=f"timm/{weights}.{model.tag}" if weights else None,
-        method=model.method,
-        reduced=reducer is not None,
-        classes=model.classes,
-        parts=[
-            *(["token reduction"] if reducer is not None else []),
-            *(["learned tokens"] if model.classes else []),
-        ],
+        parts=reduction + ["learned tokens"] * bool(model.classes),
         facts=facts,
         uncounted=uncounted,
         table=markdown_table(records, summary=True).strip() if records else "",
         version=records[0].version if records else "",
         commits=sorted({record.git_commit for record in records if record.git_commit}),
-        command=model.command(),
         predicted=reducer is not None and reducer.needs_predictor,
         predictors=[_with_heads(file) for file in model.provenance.get("predictors") or []],
         prompts=model.provenance.get("prompts"),
@@ -323,37 +301,8 @@ def _with_heads(file: Mapping[str, Any]) -> dict[str, Any]:
     return {**file, "recipe": file.get("recipe") or {}, "provenance": provenance, "heads": heads}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pushed:
-    """What ``push`` did.
-
-    Attributes:
-        where: the folder or the address that holds the model now; None after a dry run.
-        card: text of its card.
-        sizes: bytes of each file.
-    """
-
-    where: str | None
-    card: str
-    sizes: dict[str, int]
-
-    def __str__(self) -> str:
-        """List the files, and the card where it can't be read elsewhere."""
-        files = ", ".join(f"{name} ({size:,} bytes)" for name, size in self.sizes.items())
-        if self.where is not None:
-            return f"wrote {self.where}: {files}"
-        return f"nothing was written or sent; it would be {files}\n\n{self.card}"
-
-
 def run_push(args: argparse.Namespace, status: Console) -> Shown:
-    """Publish a model and say what was written."""
-    done = pushed(args, Progress(status))
-    told = {"where": done.where, "bytes_by_file": done.sizes, "card": done.card}
-    return Shown(parts=(str(done),), data=told)
-
-
-def pushed(args: argparse.Namespace, progress: Progress) -> Pushed:
-    """Write a model with its card, and upload it unless asked to only write.
+    """Write a model with its card, upload it unless only a folder is asked for, and say so.
 
     Raises:
         ValueError: a name, licence or record that doesn't fit, or a folder with other files.
@@ -366,31 +315,23 @@ def pushed(args: argparse.Namespace, progress: Progress) -> Pushed:
     uploads = args.folder is None and not args.dry_run
     _check_license(model, args.accept_license, uploads=uploads)
     rows = model.rows(records, args.records) if args.records is not None else []
-    if args.folder is not None:
-        card = write_folder(model, args.folder, args.to, rows)
-        return Pushed(where=str(args.folder), card=card, sizes=_sizes(args.folder))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = args.folder or Path(name)
         card = write_folder(model, folder, args.to, rows)
-        sizes = _sizes(folder)
-        where = None
+        sizes = {file: (folder / file).stat().st_size for file in FILES}
+        where = None if args.folder is None else str(args.folder)
         if uploads:
-            progress.say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
+            Progress(status).say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
             where = upload(folder, args.to, private=args.private)
-    return Pushed(where=where, card=card, sizes=sizes)
+    files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
+    text = f"wrote {where}: {files}"
+    if where is None:
+        text = f"nothing was written or sent; it would be {files}\n\n{card}"
+    return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
 
 
 def write_folder(model: Publishable, folder: Path, repo: str, records: Sequence[Record]) -> str:
-    """Write weights, config and card; ``local-dir:`` loads them.
-
-    Args:
-        model: the model.
-        folder: a new or empty one, or one written before.
-        repo: ``OWNER/NAME`` that it is meant for.
-        records: for the card.
-
-    Returns:
-        The card.
+    """Write weights, config and card, which ``local-dir:`` loads, and return the card.
 
     Raises:
         ValueError: the folder has other files, which an upload would take along.
@@ -406,10 +347,7 @@ def write_folder(model: Publishable, folder: Path, repo: str, records: Sequence[
 
 
 def upload(folder: Path, repo: str, *, private: bool) -> str:
-    """Make the repository if it isn't there, and upload the folder as one commit.
-
-    Returns:
-        The model's address.
+    """Upload the folder as one commit to a repository, maybe a new one; return its address.
 
     Raises:
         ConnectionError: no token, no network, or the hub refuses.
@@ -451,7 +389,3 @@ def _check_license(model: Publishable, accepted: str | None, *, uploads: bool) -
             "what is derived from them: read it, and if you may, add --accept-license "
             f"{model.license}"
         )
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {name: (folder / name).stat().st_size for name in FILES}

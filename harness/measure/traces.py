@@ -3,14 +3,15 @@
 A row's traces are one Parquet file that says what it is and proves that it is whole.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -39,20 +40,29 @@ from harness.records.record import Record, parsed
 from zoo.files import write_whole
 
 TRACES = "traces"  # folder beside a run's records, and the kind of its files
-VERSION = 1  # of their columns
+THUMBNAILS = "thumbnails"  # likewise
+VERSION = 1  # of their columns and metadata
 UNRANKED = -1  # importance of the patches of an image without a ranking
 GONE = STAYED = -1  # of ``token`` and of ``left``
 RANKING = "golden ranking"  # method of the golden ranking itself, which is a row, too
-
-
-def words_of(text: str) -> str:
-    """Return a text as a part of a file's name; datasets of the user's have any names."""
-    return re.sub(r"[^\w.,-]+", "-", text)[:120]
+SIDE = 224  # pixels of a thumbnail's longer side, at most
+QUALITY = 85
+# Of a row's facts those that tell rows apart in a table of all files, ...
+_ROW_COLUMNS = ("dataset", "split", "model", "method", "keep", "shots", "seed")
+# ... those that aren't conditions, and those that thumbnails go by: all rows of a tower share them.
+_OWN = ("model", "method", "keep", "method_config")
+_SHARED = ("dataset", "dataset_revision", "split", "tag", "weights_sha256")
 
 
 def digest_of(facts: Mapping[str, Any]) -> str:
     """Return 12 hex digits that tell facts from others."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _file_name(words: str, facts: Mapping[str, Any]) -> str:
+    """Return a file's name that tells facts from others; datasets of the user's have any names."""
+    plain = re.sub(r"[^\w.,-]+", "-", words)
+    return f"{plain[:120]}-{digest_of(facts)}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,22 +103,19 @@ class Facts:
     @property
     def conditions(self) -> dict[str, Any]:
         """What all rows that stand side by side have in common."""
-        own = ("model", "method", "keep", "method_config")
-        return {name: value for name, value in asdict(self).items() if name not in own}
+        return {name: value for name, value in asdict(self).items() if name not in _OWN}
 
     @property
     def name(self) -> str:
-        """Return the file's name, another for other facts."""
+        """Name of the row's file, another for other facts."""
         if self.method == RANKING:
             return self.ranking_name
-        words = f"{self.dataset}-{self.split}-{self.model}"
-        return f"{words_of(words)}-{digest_of(asdict(self))}.parquet"
+        return _file_name(f"{self.dataset}-{self.split}-{self.model}", asdict(self))
 
     @property
     def ranking_name(self) -> str:
-        """Return the name of the golden ranking's file; there is one for the same conditions."""
-        words = f"{self.dataset}-{self.split}-{RANKING}"
-        return f"{words_of(words)}-{digest_of(self.conditions)}.parquet"
+        """Name of the golden ranking's file; there is one for the same conditions."""
+        return _file_name(f"{self.dataset}-{self.split}-{RANKING}", self.conditions)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,7 +168,7 @@ class RowTraces:
     def correct(self) -> tuple[bool | None, ...]:
         """Per image: was the answer right; None for the golden ranking."""
         pairs = zip(self.predicted, self.labels, strict=True)
-        return tuple(None if said is None else said == true for said, true in pairs)
+        return tuple(None if answer is None else answer == label for answer, label in pairs)
 
     def take(self, image_ids: Sequence[str]) -> Self:
         """Return the traces of these images alone, in this order.
@@ -197,7 +204,7 @@ class RowTraces:
             "left": lists(self.left, width),
             "token": lists(self.token, width),
         }
-        return seal(pa.table(content), TRACES, VERSION, facts=asdict(self.facts), grid=self.grid)
+        return seal(pa.table(content), TRACES, {"facts": asdict(self.facts), "grid": self.grid})
 
     @classmethod
     def decode(cls, content: bytes) -> Self:
@@ -207,13 +214,13 @@ class RowTraces:
             BrokenShardError: something in it isn't as ``encode`` wrote it.
             ValueError: a file of somebody else's, or of a newer version.
         """
-        table, told = unseal(content, TRACES, VERSION)
+        table, metadata = unseal(content, TRACES)
         left = flat(table, "left")
         none = [UNRANKED] * left.shape[1]
         ranks = [none if row is None else row for row in table["importance"].to_pylist()]
         return cls(
-            facts=parsed(Facts, told["facts"], "facts"),
-            grid=(told["grid"][0], told["grid"][1]),
+            facts=parsed(Facts, metadata["facts"], "facts"),
+            grid=(metadata["grid"][0], metadata["grid"][1]),
             image_ids=tuple(table["image_id"].to_pylist()),
             labels=tuple(table["label"].to_pylist()),
             predicted=tuple(table["predicted"].to_pylist()),
@@ -223,30 +230,19 @@ class RowTraces:
         )
 
 
-# Of the facts those that tell rows apart in a table of all files.
-_ROW_COLUMNS = ("dataset", "split", "model", "method", "keep", "shots", "seed")
+def seal(table: Any, kind: str, metadata: Mapping[str, Any]) -> bytes:
+    """Return a pyarrow table as a Parquet file; the same gives the same bytes with one pyarrow.
 
-
-def seal(table: Any, kind: str, version: int, **told: Any) -> bytes:
-    """Return a table as a Parquet file; the same table gives the same bytes with one pyarrow.
-
-    Args:
-        table: a pyarrow table.
-        kind: what the file is, the key of its metadata.
-        version: of its columns and metadata.
-        told: JSON values that go into the metadata.
+    ``kind`` says what the file is, and is the key of its metadata, which are JSON values.
     """
-    told = json.loads(json.dumps(told))  # as it will be read
-    facts = told | {"version": version, "sha256": _digest(table, told)}
-    metadata = {kind.encode(): json.dumps(facts, sort_keys=True).encode()}
-    return encode_table(table.replace_schema_metadata(metadata))
+    values: dict[str, Any] = json.loads(json.dumps(metadata))  # as it will be read
+    values |= {"version": VERSION, "sha256": _digest(table, values)}
+    text = json.dumps(values, sort_keys=True)
+    return encode_table(table.replace_schema_metadata({kind.encode(): text.encode()}))
 
 
-def unseal(content: bytes, kind: str, version: int) -> tuple[Any, dict[str, Any]]:
-    """Read a file back and check all of it.
-
-    Returns:
-        The table, and what was told.
+def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
+    """Read a file's table and metadata back and check all of it.
 
     Raises:
         BrokenShardError: something in it isn't as ``seal`` wrote it.
@@ -256,26 +252,40 @@ def unseal(content: bytes, kind: str, version: int) -> tuple[Any, dict[str, Any]
         raise BrokenShardError("cut off, or no Parquet file")
     with reading():
         file = pq.ParquetFile(pa.BufferReader(content))
-        metadata = file.metadata.metadata or {}
-    if kind.encode() not in metadata:
+        texts = file.metadata.metadata or {}
+    if kind.encode() not in texts:
         raise ValueError(f"a Parquet file, but not of {kind}")
     with reading():
-        told = json.loads(metadata[kind.encode()])
-        found, digest = told.pop("version"), told.pop("sha256")
-    if found != version:
-        raise ValueError(f"{kind} of version {found!r}; this package reads {version}, update it")
+        metadata = json.loads(texts[kind.encode()])
+        version, digest = metadata.pop("version"), metadata.pop("sha256")
+    if version != VERSION:
+        raise ValueError(f"{kind} of version {version!r}; this package reads {VERSION}, update it")
     with reading():
         table = file.read(use_threads=False)
-        if _digest(table, told) != digest:
+        if _digest(table, metadata) != digest:
             raise BrokenShardError("content and checksum differ")
-    return table, told
+    return table, metadata
 
 
-def _digest(table: Any, told: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+def _digest(table: Any, metadata: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in table.column_names:
         digest.update(repr((name, table[name].to_pylist())).encode())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put a file's path into errors, and of a broken one the way out."""
+    try:
+        yield
+    except BrokenShardError as error:
+        raise ValueError(
+            f"{str(path)!r} is broken ({error}): delete it, or make it again by the same "
+            "`compare` command with --fresh"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from error
 
 
 def read_traces(
@@ -287,8 +297,8 @@ def read_traces(
 
     Args:
         run: the folder of its records.
-        records: rows whose traces are wanted, with the golden rankings beside them; None for all.
-        left_out: told of each file that can't be read, which is then left out; None to raise.
+        records: rows to read, with the golden rankings beside them; None for all.
+        left_out: called with why a file can't be read, which is then left out; None to raise.
 
     Raises:
         FileNotFoundError: the run has none.
@@ -303,23 +313,17 @@ def read_traces(
     paths = sorted(folder.glob("*.parquet"))
     if records is not None:
         facts = [Facts.of(record) for record in records]
-        wanted = {one.name for one in facts} | {one.ranking_name for one in facts}
-        paths = [path for path in paths if path.name in wanted]
-    found = []
+        names = {name for one in facts for name in (one.name, one.ranking_name)}
+        paths = [path for path in paths if path.name in names]
+    rows = []
     for path in paths:
         try:
-            found.append(read_row(path))
+            rows.append(read_row(path))
         except (ValueError, OSError) as error:
             if left_out is None:
                 raise
             left_out(str(error))
-    return sorted(found, key=order)
-
-
-def lacking(run: Path | str, records: Sequence[Record]) -> list[Record]:
-    """Return the records of a run whose rows have no traces, whole or torn."""
-    folder = Path(run) / TRACES
-    return [record for record in records if not (folder / Facts.of(record).name).is_file()]
+    return sorted(rows, key=order)
 
 
 def read_row(path: Path) -> RowTraces:
@@ -329,15 +333,8 @@ def read_row(path: Path) -> RowTraces:
         FileNotFoundError: there is none.
         ValueError: it is torn, somebody else's, of a newer version, or was renamed.
     """
-    try:
+    with _naming(path):
         traces = RowTraces.decode(path.read_bytes())
-    except BrokenShardError as error:
-        raise ValueError(
-            f"{str(path)!r} is broken ({error}): delete it, or make it again by the same "
-            "`compare` command with --fresh"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r}: {error}") from error
     if traces.facts.name != path.name:
         raise ValueError(f"{str(path)!r} holds traces of another row: its name was changed")
     return traces
@@ -351,26 +348,11 @@ def order(traces: RowTraces) -> tuple[Any, ...]:
     return (*place, *how, facts.method != DENSE, not traces.golden, facts.method, -facts.keep)
 
 
-THUMBNAILS = "thumbnails"  # folder beside a run's records, and the kind of its files
-SIDE = 224  # pixels of the longer side, at most
-QUALITY = 85
-# Of a row's facts those that its small images go by: all rows of a tower share them.
-_SHARED = ("dataset", "dataset_revision", "split", "tag", "weights_sha256")
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Thumbnails:
-    """Images as a tower sees them, cropped and resized, so that its patch grid lies on them.
-
-    Attributes:
-        jpeg: image id -> the file's bytes.
-    """
+    """Images as a tower sees them, so that its patch grid lies on them: JPEGs by image id."""
 
     jpeg: dict[str, bytes]
-
-    def __contains__(self, image_id: str) -> bool:
-        """Tell whether there is one of an image."""
-        return image_id in self.jpeg
 
     def view(self, image_id: str) -> NDArray[np.floating]:
         """Return an image's pixels, (H, W, 3) in [0, 1].
@@ -384,74 +366,56 @@ class Thumbnails:
 
 def thumbnails_path(run: Path, facts: Facts) -> Path:
     """Return where those of a row belong."""
-    digest = digest_of({name: getattr(facts, name) for name in _SHARED})
-    return run / THUMBNAILS / f"{words_of(f'{facts.dataset}-{facts.split}')}-{digest}.parquet"
+    shared = {name: getattr(facts, name) for name in _SHARED}
+    return run / THUMBNAILS / _file_name(f"{facts.dataset}-{facts.split}", shared)
 
 
 def read_thumbnails(run: Path | str, facts: Facts) -> Thumbnails:
     """Read the small images of a row's dataset and tower; none if they were left out.
 
-    Args:
-        run: the run's folder.
-        facts: of one of the rows.
-
     Raises:
         ValueError: the file is torn, somebody else's, or of a newer version.
     """
     path = thumbnails_path(Path(run), facts)
-    try:
+    with _naming(path):
         return Thumbnails(jpeg=_read_jpegs(path))
-    except BrokenShardError as error:
-        raise ValueError(
-            f"{str(path)!r} is broken ({error}): delete it, or make it again by the same "
-            "`compare` command with --fresh"
-        ) from error
 
 
 def keep_thumbnails(
     run: Path, facts: Facts, split: Split, preprocess: Any, on_batch: Callable[[int], None]
 ) -> None:
-    """Store small copies of a split's images beside those that are there.
+    """Store small copies of a split's images; those that have one are not drawn again.
 
-    Args:
-        run: the run's folder.
-        facts: of one of the rows.
-        split: the images; only those without a copy are drawn.
-        preprocess: from PIL image to (C, H, W).
-        on_batch: called with the number of images done.
+    ``preprocess`` maps a PIL image to (C, H, W), and ``on_batch`` takes the number of images done.
 
     Raises:
-        ValueError: what is there can't be read.
+        ValueError: what is there is somebody else's, or of a newer version.
     """
     path = thumbnails_path(run, facts)
-    try:
-        known = _read_jpegs(path)
-    except BrokenShardError:
-        known = {}
-    lacking = [i for i, name in enumerate(split.image_ids) if name not in known]
-    done = 0
-    for examples, images in batches(split.subset(lacking), preprocess):
+    with _naming(path):
+        try:
+            jpegs = _read_jpegs(path)
+        except BrokenShardError:
+            jpegs = {}
+    absent = [i for i, name in enumerate(split.image_ids) if name not in jpegs]
+    if not absent:
+        return
+    count = 0
+    for examples, images in batches(split.subset(absent), preprocess):
         views = unprocessed(preprocess, images).permute(0, 2, 3, 1).numpy()
-        known |= {e.image_id: _jpeg(view) for e, view in zip(examples, views, strict=True)}
-        done += len(examples)
-        on_batch(done)
-    if lacking:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table = pa.table({"image_id": list(known), "jpeg": list(known.values())})
-        write_whole(
-            path, seal(table, THUMBNAILS, VERSION, dataset=facts.dataset, split=facts.split)
-        )
+        jpegs |= {e.image_id: _jpeg(view) for e, view in zip(examples, views, strict=True)}
+        count += len(examples)
+        on_batch(count)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"image_id": list(jpegs), "jpeg": list(jpegs.values())})
+    metadata = {"dataset": facts.dataset, "split": facts.split}
+    write_whole(path, seal(table, THUMBNAILS, metadata))
 
 
 def _read_jpegs(path: Path) -> dict[str, bytes]:
     if not path.is_file():
         return {}
-    try:
-        table, _ = unseal(path.read_bytes(), THUMBNAILS, VERSION)
-    except BrokenShardError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r}: {error}") from error
+    table, _ = unseal(path.read_bytes(), THUMBNAILS)
     names: list[str] = table["image_id"].to_pylist()
     return dict(zip(names, table["jpeg"].to_pylist(), strict=True))
 
@@ -464,15 +428,8 @@ def _jpeg(view: NDArray[np.floating]) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """What a row did to the images that are traced, n in all.
-
-    Attributes:
-        record: the row's, measured or not.
-        outcome: on these images.
-        predicted: n positions of classes.
-    """
+class Answered(NamedTuple):
+    """What a row did to the n images that are traced: its outcome and n positions of classes."""
 
     record: Record
     outcome: Outcome
@@ -480,31 +437,20 @@ class Answered:
 
     @classmethod
     def of(
-        cls,
-        record: Record,
-        outcome: Outcome,
-        predicted: NDArray[np.int64],
-        chosen: NDArray[np.int64],
+        cls, record: Record, outcome: Outcome, predicted: NDArray[np.int64], traced: Any
     ) -> Self:
-        """Take what a row did to some of its images, those at the positions ``chosen``."""
-        return cls(record=record, outcome=outcome.part(chosen), predicted=predicted[chosen])
+        """Take what a row did to some of its images, those at the positions ``traced``."""
+        return cls(record, outcome.part(traced), predicted[traced])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracer:
-    """Writes the traces of a run.
-
-    Attributes:
-        run: its folder.
-        progress: where to say what is missing.
-        images: how many are traced, of a dataset; 0 for none.
-        thumbnails: store small copies of them too.
-    """
+    """Writes the traces of a run into its folder."""
 
     run: Path
     progress: Progress
-    images: int = TRACED
-    thumbnails: bool = True
+    images: int = TRACED  # of a dataset; 0 for none
+    thumbnails: bool = True  # store small copies of them too
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -534,32 +480,28 @@ class Tracer:
         folder = self.run / TRACES
         folder.mkdir(parents=True, exist_ok=True)
         ids, labels = split.image_ids, tuple(classes[label] for label in split.labels)
-        same: dict[str, Any] = {"grid": grid, "image_ids": ids, "labels": labels}
-        found = [
+        traced = [
             RowTraces(
                 facts=Facts.of(row.record),
+                grid=grid,
+                image_ids=ids,
+                labels=labels,
                 predicted=tuple(classes[answer] for answer in row.predicted),
                 **_patchwise(row.outcome, len(ids), grid[0] * grid[1]),
-                **same,
             )
             for row in rows
         ]
         if golden is not None:
-            found.append(_golden(found[0], golden))
-        for traces in found:
+            traced.append(_golden(traced[0], golden))
+        for traces in traced:
             write_whole(folder / traces.facts.name, traces.encode())
         if self.thumbnails:
             label = f"thumbnails of {rows[0].record.dataset}"
             with self.progress.task(label, len(split)) as update:
-                keep_thumbnails(self.run, found[0].facts, split, preprocess, update)
+                keep_thumbnails(self.run, traced[0].facts, split, preprocess, update)
 
     def miss(self, records: Sequence[Record], images: int) -> None:
-        """Say if rows whose records are used again have no traces, or of too few images.
-
-        Args:
-            records: the rows'.
-            images: how many would be traced.
-        """
+        """Say if rows whose records are used again have no traces, or of fewer images."""
         without = [record for record in records if self._traced(record) < images]
         if without:
             self.progress.say(
@@ -602,10 +544,10 @@ def _golden(like: RowTraces, rankings: Rankings) -> RowTraces:
     """Return the golden ranking as a row beside the dense one, ``like``."""
     provenance = asdict(rankings.provenance)
     del provenance["versions"]
-    told: dict[str, Any] = {"method": RANKING, "keep": 1.0, "method_config": provenance}
+    facts = replace(like.facts, method=RANKING, keep=1.0, method_config=provenance)
     return replace(
         like,
-        facts=replace(like.facts, **told),
+        facts=facts,
         predicted=(None,) * len(like),
         importance=_places(rankings.of(like.image_ids)),
     )

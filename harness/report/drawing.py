@@ -12,16 +12,9 @@ from harness.records.statistics import Interval
 # Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the
 # marker says the same once more. Dense is drawn in the colour of the text.
 STYLES = (
-    ("#0072B2", "o"),
-    ("#E69F00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#D55E00", "v"),
-    ("#56B4E9", "P"),
-    ("#A6761D", "X"),
-    ("#7570B3", "*"),
-    ("#888888", "<"),
-)
+    ("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#D55E00", "v"),
+    ("#56B4E9", "P"), ("#A6761D", "X"), ("#7570B3", "*"), ("#888888", "<"),
+)  # fmt: skip
 LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
 FRONT = "Pareto front"
@@ -30,19 +23,11 @@ _TITLE = 56  # letters in a line
 _LEGEND = 3  # columns below a panel
 
 OPTIONS: Any = {
-    "svg.hashsalt": "clip-patchrank",
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": "medium",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-}
+    "svg.hashsalt": "clip-patchrank", "svg.fonttype": "none", "text.color": INK,
+    "text.parse_math": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium",
+    "xtick.color": INK, "ytick.color": INK, "legend.frameon": False,
+}  # fmt: skip
 
 
 class Style(NamedTuple):
@@ -77,34 +62,19 @@ def saved(figure: Any, form: str, dpi: int = 160) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One figure of a report.
-
-    Attributes:
-        name: of its files, without suffix, such as ``accuracy_gflops``.
-        title: heading.
-        about: what it shows and how to read it, one paragraph.
-        alt: for those who can't see it: what it shows, in one or two sentences.
-        svg: the drawing; the page puts it in as an element, the report's folder as a file.
-        png: the same as a bitmap.
-    """
+    """One drawn figure of a report: files of that name, and what the page says of it."""
 
     name: str
     title: str
-    about: str
-    alt: str
-    svg: bytes
+    about: str  # what it shows and how to read it, one paragraph
+    alt: str  # for those who can't see it: what it shows, in one or two sentences
+    svg: bytes  # which the page puts in as an element
     png: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A row.
-
-    Attributes:
-        x: with its interval, all three the same where it has none.
-        y: with its interval.
-        hollow: drawn without filling.
-    """
+    """A row, with the intervals of both values; a hollow one is drawn without filling."""
 
     x: Interval
     y: Interval
@@ -113,30 +83,17 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Series of points.
-
-    Attributes:
-        title: what it is of.
-        alt: what it shows, in words.
-        x_label: with unit.
-        y_label: with unit.
-        series: points by name, in the order in which they are joined.
-        level: height of a dotted line across; None for none.
-        front: corners of a staircase, x rising; empty for none.
-        ticks: labels at places of x; none for matplotlib's own.
-        symlog: x is logarithmic, save for its start, which has room for 0.
-        notes: sentences to read with it.
-    """
+    """Series of points, with sentences to read with them."""
 
     title: str
     alt: str
     x_label: str
     y_label: str
-    series: Mapping[str, Sequence[Point]]
-    level: float | None = None
-    front: Sequence[tuple[float, float]] = ()
-    ticks: Mapping[float, str] | None = None
-    symlog: bool = False
+    series: Mapping[str, Sequence[Point]]  # in the order in which they are joined
+    level: float | None = None  # height of a dotted line across
+    front: Sequence[tuple[float, float]] = ()  # corners of a staircase, x rising
+    ticks: Mapping[float, str] | None = None  # labels at places of x, not matplotlib's own
+    symlog: bool = False  # x is logarithmic, save for its start, which has room for 0
     notes: Sequence[str] = ()
 
     @property
@@ -178,20 +135,15 @@ def _series(axes: Any, points: Sequence[Point], style: Style) -> Any:
         x, y, xerr=_bars([point.x for point in points]), yerr=_bars([point.y for point in points]),
         color=style.colour, linestyle=style.line, linewidth=1.3, elinewidth=0.9, capsize=2.5,
     )  # fmt: skip
-    look = {"marker": style.marker, "markersize": 6.5, "markeredgewidth": 0.7}
     for hollow in (False, True):
         some = [point for point in points if point.hollow == hollow]
-        face, edge = ("none", style.colour) if hollow else (style.colour, INK)
-        if hollow:
-            look["markeredgewidth"] = 1.4
         axes.plot(
-            [point.x.estimate for point in some],
-            [point.y.estimate for point in some],
-            linestyle="none",
-            markerfacecolor=face,
-            markeredgecolor=edge,
-            **look,
-        )
+            [point.x.estimate for point in some], [point.y.estimate for point in some],
+            linestyle="none", marker=style.marker, markersize=6.5,
+            markerfacecolor="none" if hollow else style.colour,
+            markeredgecolor=style.colour if hollow else INK,
+            markeredgewidth=1.4 if hollow else 0.7,
+        )  # fmt: skip
     return Line2D(
         [], [], color=style.colour, linestyle=style.line, linewidth=1.3, marker=style.marker,
         markersize=6.5, markeredgecolor=INK, markeredgewidth=0.7,
@@ -210,29 +162,16 @@ def _bars(values: Sequence[Interval]) -> list[list[float]] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What one or more rows have in common.
+    """What one or more rows have in common: a count per block."""
 
-    Attributes:
-        names: of the series whose line it is, each in its colour by turns.
-        end: what stands at its right end.
-        counts: one per block.
-    """
-
-    names: Sequence[str]
-    end: str
+    names: Sequence[str]  # of the series whose line it is, each in its colour by turns
+    end: str  # what stands at its right end
     counts: Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Lines of steps over blocks.
-
-    Attributes:
-        title: what it is of.
-        alt: what it shows, in words.
-        lines: what is drawn.
-        notes: sentences to read with it.
-    """
+    """Lines of steps over blocks, with sentences to read with them."""
 
     title: str
     alt: str
@@ -274,13 +213,9 @@ class Steps:
 
 def _step_look(style: Style) -> dict[str, Any]:
     return {
-        "color": style.colour,
-        "linewidth": 2.2,
-        "marker": style.marker,
-        "markersize": 5.5,
-        "markeredgecolor": INK,
-        "markeredgewidth": 0.7,
-    }
+        "color": style.colour, "linewidth": 2.2, "marker": style.marker, "markersize": 5.5,
+        "markeredgecolor": INK, "markeredgewidth": 0.7,
+    }  # fmt: skip
 
 
 Panel = Chart | Steps
@@ -288,14 +223,7 @@ Panel = Chart | Steps
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A figure.
-
-    Attributes:
-        name: of its files, without suffix.
-        title: heading.
-        about: what it shows and how to read it.
-        panels: at least one.
-    """
+    """A figure of at least one panel; `about` says what it shows and how to read it."""
 
     name: str
     title: str
@@ -305,8 +233,7 @@ class Plot:
     def draw(self, styles: Mapping[str, Style], form: str) -> bytes:
         """Return all panels in one figure, as "png" or "svg" bytes."""
         across = min(3, len(self.panels))
-        down = -(-len(self.panels) // across)
-        return _drawn(self.panels, (down, across), styles, form)
+        return _drawn(self.panels, (-(-len(self.panels) // across), across), styles, form)
 
     def draw_each(self, styles: Mapping[str, Style]) -> list[bytes]:
         """Return each panel as an SVG of its own, without the title, small enough for a phone."""
@@ -316,7 +243,7 @@ class Plot:
 def _drawn(
     panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mapping[str, Style], form: str
 ) -> bytes:
-    """Draw panels in rows and columns with a legend aside; without, one with a legend below."""
+    """Draw panels in rows and columns with a legend aside; without a grid, the legend is below."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -335,8 +262,7 @@ def _drawn(
         if grid:
             figure.legend(handles.values(), handles.keys(), loc="outside right upper")
         else:
-            columns = 1 if max(map(len, handles)) > 24 else _LEGEND
-            figure.legend(
-                handles.values(), handles.keys(), loc="outside lower center", ncols=columns
-            )
+            where: Any = {"loc": "outside lower center"}
+            where["ncols"] = 1 if max(map(len, handles)) > 24 else _LEGEND
+            figure.legend(handles.values(), handles.keys(), **where)
         return saved(figure, form)

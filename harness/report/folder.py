@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,20 @@ from harness.console.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average, labels
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
-from harness.report.drawing import Picture, Plot, styles_of
-from harness.report.groups import Group, Grouped, TimedGroup, counted, grouped, timed_groups
-from harness.report.highlights import (
-    Front,
-    Highlights,
-    Missing,
-    Standing,
-    highlights,
-    missing,
-    row_name,
+from harness.report.groups import (
+    Group,
+    Grouped,
+    counted,
+    grouped,
+    sections,
+    time_rows,
+    time_sections,
+    timed_groups,
 )
-from harness.report.page import page
+from harness.report.highlights import Front, Highlights, Standing, highlights, missing, row_name
+from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
 from harness.report.plots import plots_of
-from harness.report.sections import sections, time_rows, time_sections
 from harness.report.tables import records_csv
 from harness.report.writers import csv_text, latex, markdown
 from zoo.files import write_whole
@@ -37,33 +36,6 @@ from zoo.files import write_whole
 TITLE = "Token reduction for CLIP, side by side"
 _TABLES = (".html", ".md", ".csv", ".tex")
 _VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a report is made from, and where it is.
-
-    Attributes:
-        files: what was written, the page first.
-        found: groups of the records; none if there are only times.
-        short: each group in short.
-        times: groups of what `latency` timed.
-        plots: of records and times.
-        pictures: of traces.
-        agreement: how rankings agree, a pair a row.
-        missing: what was not measured.
-        left_out: why files beside the records are not in it.
-    """
-
-    files: Sequence[Path] = ()
-    found: Grouped
-    short: Sequence[Highlights]
-    times: Sequence[TimedGroup]
-    plots: Sequence[Plot]
-    pictures: Sequence[Picture]
-    agreement: Sequence[dict[str, Any]]
-    missing: Sequence[Missing]
-    left_out: Sequence[str]
 
 
 def run_report(args: argparse.Namespace, status: Console) -> Shown:
@@ -84,27 +56,27 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
         sources=[run for _, run in pairs],
         title=args.title,
     )
-    found, files = report.found, report.files
+    page_file, replaced = report.files[0], report.records.replaced
     tables = [front_table(one.group, one.fronts) for one in report.short if one.fronts]
     lines = [f"{one.group.name}: {one.saving}" for one in report.short]
     if report.times:
         count = counted(sum(len(group.rows) for group in report.times), "time")
-        where = f"{counted(len(report.times), 'table')} of {files[0].name}"
+        where = f"{counted(len(report.times), 'table')} of {page_file.name}"
         lines.append(f"{count} by latency in {where}")
     lines += [
         f"{one.title}: {one.why} in {'; '.join(one.groups)}. This measures it: {one.command}"
         for one in report.missing
     ]
-    if found.replaced:
-        count = counted(found.replaced, "earlier measurement")
+    if replaced:
+        count = counted(replaced, "earlier measurement")
         lines.append(f"left out for newer ones of the same rows: {count}")
     return Shown(
-        parts=(*tables, *lines, f"wrote {files[0]} and {len(files) - 1} files beside it"),
+        parts=(*tables, *lines, f"wrote {page_file} and {len(report.files) - 1} files beside it"),
         data={
             "runs": [str(run) for run in runs],
             "records": len(pairs),
-            "replaced": found.replaced,
-            "files": [str(path) for path in files],
+            "replaced": replaced,
+            "files": [str(path) for path in report.files],
             "left_out": list(report.left_out),
             "missing": [asdict(one) for one in report.missing],
             "groups": [_group_data(one) for one in report.short],
@@ -126,16 +98,15 @@ def write_report(
     title: str = TITLE,
     drawn: Collection[str] | None = None,
 ) -> Report:
-    """Write the report of records; files of earlier ones are written over.
+    """Write the report of records over the files of an earlier one.
 
-    Traces and times beside the records that can't be read are told and left out: measuring may
+    Traces and times beside the records that can't be read are named and left out: measuring may
     have taken hours.
 
     Args:
-        records: of one run or many; each in the CSV, the newest of a row in the rest. None of runs
-            of times alone.
+        records: each in the CSV, the newest of a row in the rest. None of runs of times alone.
         folder: where to; made if it isn't there.
-        progress: where to show how far it is, and to tell what is left out.
+        progress: shows how far it is, and names what is left out.
         runs: where the records come from; their traces and times are in it, if they have some.
         sources: which run each record is from, for the CSV; none to leave it out.
         title: of the page.
@@ -147,21 +118,21 @@ def write_report(
     """
     left_out: list[str] = []
     times = latencies_in(runs, left_out.append)
-    found = Grouped(groups=[]) if times and not records else grouped(records)
+    groups = Grouped(groups=[]) if times and not records else grouped(records)
     traced = traced_groups(runs, records, left_out.append) if records else []
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
-    short = [highlights(group) for group in found.groups]
+    short = [highlights(group) for group in groups.groups]
     timed = timed_groups([record for _, record in times])
     pictures = [*matrices(traced), *galleries(traced)]
     report = Report(
-        found=found,
+        records=groups,
         short=short,
         times=timed,
-        plots=plots_of(found, short, timed),
+        plots=plots_of(groups, short, timed),
         pictures=pictures,
         agreement=agreement_rows(traced),
-        missing=missing(found, traced=bool(pictures)),
+        missing=missing(groups, traced=bool(pictures)),
         left_out=left_out,
     )
     if folder.exists() and not folder.is_dir():
@@ -172,47 +143,32 @@ def write_report(
         files["table.csv"] = lambda: records_csv(records, sources)
     if times:
         files["latency.csv"] = lambda: csv_text(time_rows(times))
-    chosen = {
-        name: content
-        for name, content in files.items()
-        if drawn is None or name.endswith(_TABLES) or name in drawn
-    }
-    with progress.task("report", len(chosen)) as update:
-        for done, (name, content) in enumerate(chosen.items(), start=1):
-            made = content()
-            write_whole(folder / name, made.encode() if isinstance(made, str) else made)
-            update(done)
-    return replace(report, files=[folder / name for name in chosen])
+    names = [name for name in files if drawn is None or name.endswith(_TABLES) or name in drawn]
+    with progress.task("report", len(names)) as update:
+        for count, name in enumerate(names, start=1):
+            content = files[name]()
+            write_whole(folder / name, content.encode() if isinstance(content, str) else content)
+            update(count)
+    return replace(report, files=[folder / name for name in names])
 
 
 def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
     """Return what makes each file that needs no more than the report."""
-    found, plots = report.found, report.plots
-    styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    full, less = (time_sections(report.times, summary=bare) for bare in (False, True))
+    groups, styles = report.records, report.styles
     files: dict[str, Callable[[], bytes | str]] = {
-        "report.html": lambda: page(
-            found,
-            title,
-            short=report.short,
-            plots=plots,
-            styles=styles,
-            pictures=report.pictures,
-            times=full,
-            missing=report.missing,
-            left_out=report.left_out,
+        "report.html": lambda: page(report, title),
+        "table.md": lambda: markdown([*sections(groups), *time_sections(report.times)]),
+        "table.tex": lambda: latex(
+            [*sections(groups, summary=True), *time_sections(report.times, summary=True)]
         ),
-        "table.md": lambda: markdown([*sections(found), *full]),
-        "table.tex": lambda: latex([*sections(found, summary=True), *less]),
     }
-    if found.groups:
-        files["summary.md"] = lambda: markdown(list(sections(found, summary=True)))
+    if groups.groups:
+        files["summary.md"] = lambda: markdown(list(sections(groups, summary=True)))
     if report.agreement:
         files["agreement.csv"] = lambda: csv_text(report.agreement)
-    for plot in plots:
-        files |= {
-            f"{plot.name}.{form}": partial(plot.draw, styles, form) for form in ("svg", "png")
-        }
+    for plot in report.plots:
+        for form in ("svg", "png"):
+            files[f"{plot.name}.{form}"] = partial(plot.draw, styles, form)
     for picture in report.pictures:
         files[f"{picture.name}.svg"] = partial(bytes, picture.svg)
         files[f"{picture.name}.png"] = partial(bytes, picture.png)
@@ -220,22 +176,15 @@ def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
 
 
 def front_table(group: Group, fronts: Sequence[Front]) -> Table:
-    """Lay out where rows stand by each cost.
-
-    Args:
-        group: whose rows.
-        fronts: at least one.
-    """
+    """Lay out where a group's rows stand by each cost, at least one."""
     names = labels(group.rows)
     rows = {row_name(row, names): [front.of(row) for front in fronts] for row in group.rows}
+    heads = ["row", *(front.cost.heading for front in fronts)]
     return Table(
         title=f"Pareto fronts of {group.name}",
         caption="beaten: another row costs no more and is clearly more accurate; beside: not on "
         "the front by the estimates, which may be wrong",
-        columns=[
-            Column(heading=heading, left=True, fold=True)
-            for heading in ("row", *(front.cost.heading for front in fronts))
-        ],
+        columns=[Column(heading=heading, left=True, fold=True) for heading in heads],
         rows=[
             [Cell(name), *(_verdict(place, names) for place in places)]
             for name, places in rows.items()
@@ -256,13 +205,9 @@ def _group_data(short: Highlights) -> dict[str, Any]:
     return {
         "name": short.group.name,
         "conditions": {name: getattr(first, name) for name in (*CONDITIONS, "version")},
-        "fewest_gflops_without_clear_loss": _model(short.least),
+        "fewest_gflops_without_clear_loss": short.least and short.least.first.model,
         "rows": [_row_data(row, short.fronts) for row in short.group.rows],
     }
-
-
-def _model(row: Average | None) -> str | None:
-    return None if row is None else row.first.model
 
 
 def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
@@ -279,7 +224,7 @@ def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
         "latency": [asdict(timed) for timed in row.latency],
         "tau": row.mean("tau"),
         "pareto": {
-            name: {"verdict": place.verdict, "beaten_by": _model(place.by)}
+            name: {"verdict": place.verdict, "beaten_by": place.by and place.by.first.model}
             for name, place in places.items()
             if place is not None
         },
@@ -310,9 +255,7 @@ def latencies_in(
 ) -> list[tuple[str, LatencyRecord]]:
     """Return the times that runs hold or that lie beside their records, each with its run.
 
-    Args:
-        runs: folders, files of records or files of times.
-        left_out: told of files beside records that can't be read, which are then left out.
+    ``left_out`` is called with why a file beside records can't be read.
 
     Raises:
         ValueError: a run of times alone can't be read, or holds none.
@@ -325,16 +268,15 @@ def latencies_in(
         if file.resolve() in times or not file.is_file():
             continue
         alone = alone or not (file.parent / RECORDS).exists()
+        records = []
         try:
             records = read_latencies(file)
         except (ValueError, OSError) as error:
             if alone:
                 raise
             left_out(str(error))
-            records = []
-        else:
-            if not records and alone:
-                raise ValueError(f"run {str(run)!r}: {file.name} holds no times")
+        if not records and alone:
+            raise ValueError(f"run {str(run)!r}: {file.name} holds no times")
         times[file.resolve()] = [(str(run), record) for record in records]
     return [time for each in times.values() for time in each]
 

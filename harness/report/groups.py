@@ -1,19 +1,22 @@
-"""Rows that may stand in one table, from records of one run or many, and likewise times."""
+"""Rows that may stand in one table, from records of one run or many, and these tables."""
 
 import json
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from harness.console.table import json_values
+from harness.console.table import Cell, Column, Table, json_values
+from harness.measure.times import CAPTION, DETAILS, PREPARED, LatencyRecord, notes
 from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
-from harness.measure.times import LatencyRecord, table_of
+from harness.measure.times import columns_of as timed_columns_of
+from harness.measure.times import table_of as timed_title
 from harness.measure.timing import Machine
-from harness.records.averages import Average, averages, protocol, tower_of
+from harness.records.averages import Average, averages, judged, protocol, tower_of, uncounted
 from harness.records.conditions import DENSE
 from harness.records.record import CONDITIONS, Record, differing
-from harness.report.tables import BY_COLUMN
+from harness.report.tables import BY_COLUMN, by_shots, report_columns, shot_tables, table_of
+from harness.report.writers import markdown
 
 Conditions = tuple[Hashable, ...]
 # What a heading names; where other conditions differ, the heading names those, too.
@@ -23,35 +26,29 @@ _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
 _EVERY = (*_NAMED, *_APART, *_FINE)
 _WORDS = {
-    "dataset_revision": "revision {}",
-    "seed": "seed {}",
-    "image_count": "{} images",
-    "images_sha256": "images {:.8}",
-    "weights_sha256": "weights {:.8}",
-    "device": "device {}",
-    "dtype": "{}",
-    "device_name": "on {}",
-    "torch": "torch {}",
-    "timm": "timm {}",
+    "dataset_revision": "revision {}", "seed": "seed {}", "image_count": "{} images",
+    "images_sha256": "images {:.8}", "weights_sha256": "weights {:.8}", "device": "device {}",
+    "dtype": "{}", "device_name": "on {}", "torch": "torch {}", "timm": "timm {}",
     "version": "clip-patchrank {}",
-}
+}  # fmt: skip
+# What a column of times is sorted by, where it isn't what stands in the cell.
+_SORTED_BY = {
+    "batch": "batch", "tokens": "final_tokens", "GFLOPs": "gflops", "ms": "median_ms",
+    "images/s": "images_per_s", "ratio": "ratio_to_dense", "saved": "saved_gflops",
+    "of time": "saved_time", "arrived": "arrived", "MiB": "peak_mib", "first, s": "first_call_s",
+    "off": "deviation",
+}  # fmt: skip
 _TIMED_ROW = ("model", "method", "keep", "method_config", "batch")
 _TIMED_APART = ("version", "weights_sha256", *(field.name for field in fields(Machine)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rows measured under the same conditions.
+    """Rows measured under the same conditions."""
 
-    Attributes:
-        name: heading; no other group has it.
-        rows: the dense one first, keep rates falling.
-        setting: what groups have in common that differ in nothing but shots and what follows.
-    """
-
-    name: str
-    rows: Sequence[Average]
-    setting: Hashable
+    name: str  # heading; no other group has it
+    rows: Sequence[Average]  # the dense one first, keep rates falling
+    setting: Hashable  # what groups share that differ in nothing but shots and what follows
 
     @property
     def first(self) -> Record:
@@ -61,15 +58,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouped:
-    """What a report is of.
-
-    Attributes:
-        groups: in the order in which they come in the records.
-        replaced: how many records were left out for newer ones of the same row and conditions.
-    """
+    """Groups in the order in which they come in the records."""
 
     groups: Sequence[Group]
-    replaced: int = 0
+    replaced: int = 0  # records left out for newer ones of the same row and conditions
 
     @property
     def several_seeds(self) -> bool:
@@ -79,15 +71,10 @@ class Grouped:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedGroup:
-    """Times that may stand in one table.
+    """Times that may stand in one table."""
 
-    Attributes:
-        name: heading; no other group has it.
-        rows: batches rising, of each the dense model first.
-    """
-
-    name: str
-    rows: Sequence[LatencyRecord]
+    name: str  # heading; no other group has it
+    rows: Sequence[LatencyRecord]  # batches rising, of each the dense model first
 
 
 def grouped(records: Iterable[Record]) -> Grouped:
@@ -135,7 +122,7 @@ def timed_groups(records: Sequence[LatencyRecord]) -> list[TimedGroup]:
     shared = tuple(name for name in TIMED_CONDITIONS if name not in _TIMED_ROW)
     tables: dict[str, dict[str, list[LatencyRecord]]] = {}
     for record in newest.values():
-        shares = tables.setdefault(table_of(record), {})
+        shares = tables.setdefault(timed_title(record), {})
         shares.setdefault(_timed_key(record, shared), []).append(record)
     groups = []
     for title, shares in tables.items():
@@ -179,10 +166,10 @@ def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
             name: [c for c in conditions if len({_text(rows, c) for rows in same}) > 1]
             for name, same in alike.items()
         }
-        names = [
-            "; ".join([name, *filter(None, [", ".join(_words(rows, c) for c in varying[name])])])
-            for name, rows in zip(names, groups, strict=True)
+        words = [
+            ", ".join(_words(r, c) for c in varying[n]) for n, r in zip(names, groups, strict=True)
         ]
+        names = ["; ".join(filter(None, pair)) for pair in zip(names, words, strict=True)]
     return names
 
 
@@ -212,3 +199,132 @@ def _timed_key(record: LatencyRecord, names: Sequence[str]) -> str:
 
 def _timed_facts(record: LatencyRecord) -> dict[str, Any]:
     return {n: getattr(record if hasattr(record, n) else record.machine, n) for n in _TIMED_APART}
+
+
+def sections(report: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
+    """Yield a table per group, and after the last of a dataset its numbers of shots.
+
+    A summary lacks details; marks tell the differences to dense that are clear with all rows judged
+    together.
+    """
+    settings = _by_setting(report)
+    for group in report.groups:
+        yield _section(group, summary=summary, marked=marked)
+        same = settings[group.setting]
+        if group is same[-1]:
+            for columns in apart(same):
+                yield from shot_tables([each.rows for each in columns], marked=marked)
+
+
+def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
+    """Return one Markdown table per group of records, each under its heading.
+
+    Raises:
+        ValueError: no records.
+    """
+    return markdown(list(sections(grouped(records), summary=summary)))
+
+
+def apart(groups: Sequence[Group]) -> list[list[Group]]:
+    """Return groups of one setting such that none has a number of shots twice.
+
+    Runs may have judged the same shots on other images or with other seeds; those don't share a
+    table. One that still would is left out of it.
+    """
+    if _distinct(groups):
+        return [list(groups)]
+    counts = dict.fromkeys(group.first.image_count for group in groups)
+    shares = [[g for g in groups if g.first.image_count == count] for count in counts]
+    return [share for share in shares if _distinct(share)]
+
+
+def _distinct(groups: Sequence[Group]) -> bool:
+    kinds = [(g.first.shots, g.first.tuning, g.first.prompt_tokens) for g in groups]
+    return len(set(kinds)) == len(kinds)
+
+
+def shot_columns(report: Grouped) -> list[list[Sequence[Average]]]:
+    """Return what tables of shots are made of, one entry per table, shots rising."""
+    return [
+        table
+        for same in _by_setting(report).values()
+        for columns in apart(same)
+        for table in by_shots([group.rows for group in columns])
+    ]
+
+
+def _by_setting(report: Grouped) -> dict[Hashable, list[Group]]:
+    settings: dict[Hashable, list[Group]] = {}
+    for group in report.groups:
+        settings.setdefault(group.setting, []).append(group)
+    return settings
+
+
+def _section(group: Group, *, summary: bool, marked: bool) -> Table:
+    family, about = judged(group.rows) if marked else None, _about(group)
+    return table_of(
+        group.rows,
+        report_columns(group.rows, family=family, summary=summary),
+        title=group.name,
+        caption=about if family is None else f"{about} {family.note}.",
+        settings=[row.config for row in group.rows],
+    )
+
+
+def _about(group: Group) -> str:
+    """Say what all records of a group have in common."""
+    first = group.first
+    records = [record for row in group.rows for record in row.records]
+    golden = sorted({record.golden_images for record in records if record.golden_images})
+    seeds = [str(record.seed) for record in group.rows[0].records]
+    unknown = uncounted(*records)
+    return (
+        f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
+        f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "
+        f"{first.device_name}, {first.device}, {first.dtype}, "
+        f"{counted(first.threads, 'thread')}, torch {first.torch}, timm {first.timm}, "
+        f"weights {first.weights_sha256[:12]}; agreement on "
+        f"{', '.join(map(str, golden)) or 'no'} images.{f' {unknown}.' if unknown else ''}"
+    )
+
+
+def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> Sequence[Table]:
+    """Return a table per group, the model first in each row; a summary lacks details."""
+    return [_time_section(group, summary=summary) for group in groups]
+
+
+def _time_section(group: TimedGroup, *, summary: bool) -> Table:
+    cells = timed_columns_of(group.rows)
+    heads = ["model", *(head for head in cells if head != "model")]
+    if summary:
+        heads = [head for head in heads if head not in DETAILS]
+    more = PREPARED if "off" in cells and not summary else ""
+    return Table(
+        title=group.name,
+        caption=f"{CAPTION[0].upper()}{CAPTION[1:]}{more}.",
+        columns=[Column(heading=head, left=head == "model") for head in heads],
+        rows=[
+            [Cell(cells[head](row), _value(row, head, cells[head](row))) for head in heads]
+            for row in group.rows
+        ],
+        models=[row.model for row in group.rows],
+        notes=notes(group.rows),
+    )
+
+
+def _value(row: LatencyRecord, head: str, text: str) -> float | str | None:
+    if head in _SORTED_BY:
+        value: float | None = getattr(row, _SORTED_BY[head])
+        return value
+    return None if head == "verdict" and row.verdict is None else text
+
+
+def time_rows(times: Sequence[tuple[str, LatencyRecord]]) -> list[dict[str, Any]]:
+    """Return a row of every field per time, each time with the run that it is from."""
+    rows = []
+    for run, record in times:
+        values = asdict(record)
+        inner = {name: values.pop(name) for name in ("machine", "surroundings")}
+        flat = {f"{name}_{key}": value for name, own in inner.items() for key, value in own.items()}
+        rows.append({"run": run} | values | flat)
+    return rows

@@ -3,20 +3,19 @@
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
+from harness.measure.times import LatencyRecord
 from harness.records.averages import Average, Judged, judged, labels, tower_of
 from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import Latency
+from harness.records.record import METRICS, Latency
 from harness.records.statistics import (
     Interval,
     minimum_detectable_difference,
     paired_p,
     together,
 )
-from harness.report.groups import Group, Grouped, counted
-from harness.report.sections import shot_columns
+from harness.report.groups import Group, Grouped, counted, shot_columns
 
 Verdict = Literal["front", "open", "beaten"]
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
@@ -32,15 +31,10 @@ _CONDITIONS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What rows may cost: multiply-adds, time over dense's, or milliseconds per image.
-
-    Attributes:
-        kind: which of them.
-        batch: size of the batch that was timed; None of multiply-adds.
-    """
+    """What rows may cost: multiply-adds, time over dense's, or milliseconds per image."""
 
     kind: Literal["gflops", "ratio", "ms"]
-    batch: int | None = None
+    batch: int | None = None  # size of the one that was timed; None of multiply-adds
 
     @property
     def name(self) -> str:
@@ -50,25 +44,28 @@ class Cost:
     @property
     def heading(self) -> str:
         """What a column of it is called."""
-        return "GFLOPs" if self.batch is None else f"time, batch {self.batch}"
+        return METRICS["gflops"].heading if self.batch is None else f"time, batch {self.batch}"
 
     def of(self, row: Average) -> Interval | None:
         """Return a row's cost with its interval; None where it wasn't measured."""
         if self.kind == "gflops":
-            return _exact(row.mean("gflops"))
+            gflops = row.mean("gflops")
+            return None if gflops is None else exact(gflops)
         timed = next((each for each in row.latency if each.batch == self.batch), None)
         if timed is None:
             return None
         if self.kind == "ms":
             return Interval(*(n / timed.batch for n in (timed.median_ms, timed.q1_ms, timed.q3_ms)))
-        return _exact(1.0) if row.method == DENSE else _ratio(timed)
+        return exact(1.0) if row.method == DENSE else ratio_of(timed)
 
 
-def _exact(value: float | None) -> Interval | None:
-    return None if value is None else Interval(value, value, value)
+def exact(value: float) -> Interval:
+    """Return a value as an interval of no width."""
+    return Interval(value, value, value)
 
 
-def _ratio(timed: Latency) -> Interval | None:
+def ratio_of(timed: Latency | LatencyRecord) -> Interval | None:
+    """Return the ratio to dense with its interval; None where it wasn't measured."""
     ends = (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
     return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
 
@@ -78,8 +75,6 @@ class Standing:
     """Where a row stands.
 
     Attributes:
-        row: which.
-        cost: of it.
         verdict: ``beaten``: another row costs no more, within 1 %, intervals taken at their worse
             ends, and is clearly more accurate. ``front``: it isn't, and by the estimates no row is
             as cheap and as accurate and better in one of the two. ``open``: neither; the images or
@@ -95,44 +90,26 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """Rows of a group by one cost.
-
-    Attributes:
-        cost: by what.
-        standings: of each row that has the cost; at least two.
-    """
+    """Rows of a group by one cost: standings of each row that has it, at least two."""
 
     cost: Cost
     standings: Sequence[Standing]
 
     def of(self, row: Average) -> Standing | None:
         """Return where a row stands; None where it lacks the cost."""
-        return self._by_identity.get(row.identity)
-
-    @cached_property
-    def _by_identity(self) -> dict[str, Standing]:
-        return {one.row.identity: one for one in self.standings}
+        return next((one for one in self.standings if one.row.identity == row.identity), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Highlights:
-    """A group in short.
-
-    Attributes:
-        group: which.
-        conditions: what it was measured on.
-        saving: about the row that costs least of those without a clear loss to dense.
-        winners: about rows on the Pareto fronts and those that are clearly beaten, a cost each.
-        least: the row that `saving` is about; None where there is none.
-        fronts: by GFLOPs and by the ratio of time at each batch size.
-    """
+    """A group in short."""
 
     group: Group
     conditions: str
-    saving: str
-    winners: Sequence[str]
-    least: Average | None
-    fronts: Sequence[Front]
+    saving: str  # about the row that costs least of those without a clear loss to dense
+    winners: Sequence[str]  # on the fronts, and those that are clearly beaten; a cost each
+    least: Average | None  # what `saving` is about
+    fronts: Sequence[Front]  # by GFLOPs and by the ratio of time at each batch size
 
 
 def standings(
@@ -142,10 +119,6 @@ def standings(
 
     Clearly more accurate is what the exact test of `averages.row_p` says on the same images, at 5 %
     by Holm over all pairs that are asked about.
-
-    Args:
-        rows: of one group.
-        cost: of a row, with its interval; None where it wasn't measured.
     """
     costs = [(row, price) for row in rows if (price := cost(row)) is not None]
     hits = [row.hits for row, _ in costs]
@@ -192,17 +165,13 @@ def _front_of(points: Sequence[tuple[float, float]]) -> set[int]:
 def fronts(group: Group, kinds: Sequence[str] = ("gflops", "ratio")) -> list[Front]:
     """Return where rows stand by each cost that at least two of them have."""
     batches = sorted({timed.batch for row in group.rows for timed in row.latency})
-    costs = [
-        Cost("gflops"),
-        *(Cost("ratio", b) for b in batches),
-        *(Cost("ms", b) for b in batches),
-    ]
-    judged_by = [
+    costs = [Cost("gflops"), *(Cost(kind, b) for kind in ("ratio", "ms") for b in batches)]
+    every = [
         Front(cost=cost, standings=standings(group.rows, cost.of))
         for cost in costs
         if cost.kind in kinds
     ]
-    return [front for front in judged_by if len(front.standings) > 1]
+    return [front for front in every if len(front.standings) > 1]
 
 
 def highlights(group: Group) -> Highlights:
@@ -230,14 +199,12 @@ def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str
     for verdict, words in (("front", "On the front"), ("open", "Beside it, not clearly")):
         if rows := [one.row for one in ordered if one.verdict == verdict]:
             notes.append(f"{words}: {row_names(rows, names)}.")
-    beaten = [
+    losers = [
         f"{row_name(one.row, names)} (by {row_name(one.by, names)})"
         for one in ordered
         if one.by is not None
     ]
-    if beaten:
-        notes.append(f"Clearly beaten: {', '.join(beaten)}.")
-    return notes
+    return [*notes, f"Clearly beaten: {', '.join(losers)}."] if losers else notes
 
 
 def row_name(row: Average, names: Mapping[str, str]) -> str:
@@ -272,22 +239,20 @@ def _saving(rows: Sequence[Average], names: Mapping[str, str]) -> tuple[Average 
     ]
     if not cheaper:
         return None, "No row with a difference to dense has fewer GFLOPs."
-    without_loss = [row for row in cheaper if not _lost(row, family)]
+    without_loss = [row for row in cheaper if not _loses(row, family)]
     if not without_loss:
-        return (
-            None,
-            "Every row with fewer GFLOPs is less accurate than dense by its interval or the test.",
-        )
+        words = "Every row with fewer GFLOPs is less accurate than dense by its interval or the"
+        return None, f"{words} test."
     fewest = min(row.mean("gflops") for row in without_loss)
     alike = [row for row in without_loss if row.mean("gflops") <= SAME * fewest]
     least = max(alike, key=lambda row: row.top1.estimate)
     return least, _about(least, dense, family, row_name(least, names))
 
 
-def _lost(row: Average, family: Judged) -> bool:
+def _loses(row: Average, family: Judged) -> bool:
     """Tell a row that is less accurate by all rows judged together, or by its interval alone.
 
-    The second finds more, as a loss that goes unseen is the worse mistake here.
+    The second finds more: to overlook a loss is the worse mistake here.
     """
     assert row.to_dense is not None
     return row.to_dense.high < 0 or (bool(family.mark(row)) and row.to_dense.estimate < 0)
@@ -329,63 +294,40 @@ def _hidden_loss(row: Average, dense: Average, family: Judged) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A plot that records lack the figures for.
-
-    Attributes:
-        title: what would be shown.
-        groups: headings of the groups that lack it.
-        why: what they lack.
-        command: what measures it.
-    """
+    """A plot that records lack the figures for."""
 
     title: str
-    groups: Sequence[str]
+    groups: Sequence[str]  # headings of those that lack it
     why: str
-    command: str
+    command: str  # what measures it
 
 
-def missing(found: Grouped, *, traced: bool) -> list[Missing]:
-    """Return what none of a group's rows has, one entry per subject.
-
-    Args:
-        found: the groups.
-        traced: pictures were drawn from traces.
-    """
-    groups = list(found.groups)
-    lacking: tuple[tuple[str, str, list[Group], list[str]], ...] = (
-        (
-            "Top-1 against GFLOPs",
-            "multiply-adds weren't counted",
-            [g for g in groups if not _any(g, "gflops")],
-            [],
-        ),
+def missing(report: Grouped, *, traced: bool) -> list[Missing]:
+    """Return what none of a group's rows has, one entry per subject."""
+    groups = report.groups
+    no_rankings = "there were no golden rankings, or no methods that rank"
+    no_traces = "no traces lie beside the records"
+    one_number = [] if shot_columns(report) else groups
+    shots = ["--shots", "0", "1", "2", "4", "8", "16"]
+    lacking: tuple[tuple[str, str, Sequence[Group], list[str]], ...] = (
+        ("Top-1 against GFLOPs", "multiply-adds weren't counted", _without(groups, "gflops"), []),
         (
             "Top-1 against time",
             "nothing was timed",
-            [g for g in groups if not any(row.latency for row in g.rows)],
+            [group for group in groups if not any(row.latency for row in group.rows)],
             ["--batches", "1", "32"],
         ),
         (
             "Kendall τ against keep rate",
-            "there were no golden rankings, or no methods that rank",
-            [g for g in groups if not _any(g, "tau")],
+            no_rankings,
+            _without(groups, "tau"),
             ["--methods", GOLDEN, *_methods(groups)],
         ),
-        (
-            "Tokens per block",
-            "they weren't recorded",
-            [g for g in groups if not _any(g, "tokens_per_block")],
-            [],
-        ),
-        (
-            "Top-1 by shots",
-            "there is one number of shots only",
-            [] if shot_columns(found) else groups,
-            ["--shots", "0", "1", "2", "4", "8", "16"],
-        ),
+        ("Tokens per block", "they weren't recorded", _without(groups, "tokens_per_block"), []),
+        ("Top-1 by shots", "there is one number of shots only", one_number, shots),
         (
             "Agreement of rankings, and kept patches",
-            "no traces lie beside the records",
+            no_traces,
             [] if traced else groups,
             ["--fresh"],
         ),
@@ -402,8 +344,13 @@ def missing(found: Grouped, *, traced: bool) -> list[Missing]:
     ]
 
 
-def _any(group: Group, field: str) -> bool:
-    return any(getattr(r, field) is not None for row in group.rows for r in row.records)
+def _without(groups: Sequence[Group], field: str) -> list[Group]:
+    """Return the groups in which no record has a measurement."""
+    return [
+        group
+        for group in groups
+        if all(getattr(r, field) is None for row in group.rows for r in row.records)
+    ]
 
 
 def _methods(groups: Sequence[Group]) -> list[str]:

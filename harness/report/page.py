@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -14,72 +15,67 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.console.table import Table
-from harness.report.drawing import INK, Picture, Plot, Style
-from harness.report.groups import Grouped, counted
+from harness.report.drawing import INK, Picture, Plot, Style, styles_of
+from harness.report.groups import Grouped, TimedGroup, counted, sections, time_sections
 from harness.report.highlights import Highlights, Missing
-from harness.report.sections import sections
 
 _HERE = Path(__file__).parent
 
 
-def page(
-    found: Grouped,
-    title: str,
-    *,
-    short: Sequence[Highlights],
-    plots: Sequence[Plot] = (),
-    styles: Mapping[str, Style],
-    pictures: Sequence[Picture] = (),
-    times: Sequence[Table] = (),
-    missing: Sequence[Missing] = (),
-    left_out: Sequence[str] = (),
-) -> str:
-    """Return the page.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a report is made from, and where it is."""
 
-    Args:
-        found: what it is of.
-        title: heading.
-        short: each group in short.
-        plots: in order.
-        styles: of their series.
-        pictures: more figures, drawn already.
-        times: tables of what `latency` timed.
-        missing: what was not measured.
-        left_out: why files beside the records are not in it.
-    """
-    tables = list(sections(found, marked=True))
-    named = {re.sub(r"[^A-Za-z0-9_-]", "-", picture.name): picture for picture in pictures}
+    records: Grouped  # no groups if there are only times
+    short: Sequence[Highlights] = ()
+    times: Sequence[TimedGroup] = ()
+    plots: Sequence[Plot] = ()  # of records and times
+    pictures: Sequence[Picture] = ()  # of traces
+    agreement: Sequence[dict[str, Any]] = ()  # of rankings, a pair a row
+    missing: Sequence[Missing] = ()
+    left_out: Sequence[str] = ()  # why files beside the records are not in it
+    files: Sequence[Path] = ()  # the page first
+
+    @property
+    def styles(self) -> dict[str, Style]:
+        """Of the series of all plots."""
+        return styles_of(n for plot in self.plots for panel in plot.panels for n in panel.names)
+
+
+def page(report: Report, title: str) -> str:
+    """Return the page, under this heading."""
+    tables = list(sections(report.records, marked=True))
+    times = time_sections(report.times)
+    pictures = {re.sub(r"[^A-Za-z0-9_-]", "-", one.name): one for one in report.pictures}
     chapters = {
-        ("tables", "Tables"): [(f"table-{at}", one.title) for at, one in enumerate(tables, 1)],
-        ("times", "Times"): [(f"times-{at}", one.title) for at, one in enumerate(times, 1)],
-        ("plots", "Plots"): [(plot.name, plot.title) for plot in plots],
-        ("rankings", "Rankings and kept patches"): [(k, each.title) for k, each in named.items()],
-        ("missing", "Not measured"): [
-            (f"missing-{at}", one.title) for at, one in enumerate(missing, 1)
-        ],
+        ("tables", "Tables"): _numbered("table", tables),
+        ("times", "Times"): _numbered("times", times),
+        ("plots", "Plots"): [(plot.name, plot.title) for plot in report.plots],
+        ("rankings", "Rankings and kept patches"): [(k, p.title) for k, p in pictures.items()],
+        ("missing", "Not measured"): _numbered("missing", report.missing),
     }
-    script = _asset("sort.js")
+    script, styles = _asset("sort.js"), report.styles
     return _template().render(
-        found=found,
+        report=report,
         title=title,
-        short=short,
         tables=tables,
-        anchor_of={one.title: f"table-{at}" for at, one in enumerate(tables, 1)},
+        anchor_of={name: anchor for anchor, name in _numbered("table", tables)},
         times=times,
-        plots=plots,
-        drawings={plot.name: plot.draw_each(styles) for plot in plots},
-        pictures=named,
-        missing=missing,
-        left_out=left_out,
+        drawings={plot.name: plot.draw_each(styles) for plot in report.plots},
+        pictures=pictures,
         contents=[
-            (*chapter, [(*entry, ()) for entry in inner])
-            for chapter, inner in chapters.items()
-            if inner
+            (*chapter, [(*entry, ()) for entry in entries])
+            for chapter, entries in chapters.items()
+            if entries
         ],
         style=Markup(_asset("style.css")),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _numbered(kind: str, parts: Sequence[Table | Missing]) -> list[tuple[str, str]]:
+    return [(f"{kind}-{at}", part.title) for at, part in enumerate(parts, 1)]
 
 
 @cache
@@ -113,15 +109,10 @@ def _settings(settings: Mapping[str, object]) -> str:
 
 
 def inline(svg: bytes, name: str, alt: str) -> Markup:
-    """Return a drawing as an element that is told as a picture.
+    """Return matplotlib's SVG as an element with the role and the words of a picture.
 
-    No prolog, document type or metadata; ink has the colour of the page's text; no id of it is
-    another drawing's.
-
-    Args:
-        svg: as matplotlib writes it.
-        name: of the drawing on its page.
-        alt: what it shows.
+    No prolog, document type or metadata; ink has the colour of the page's text; ids begin with the
+    drawing's name, so that no other drawing on the page has them.
     """
     text = svg.decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

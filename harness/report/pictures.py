@@ -3,13 +3,12 @@
 import base64
 import io
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from harness.records.averages import protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import Record, differing, in_words
 from harness.report.drawing import OPTIONS, Picture, saved
-from harness.report.sheet import IMAGE, Row, Sheet, draw
+from harness.report.show import IMAGE, Row, Sheet, draw
 
 CELL = (0.98, 0.62)  # inches
 COLOURS = "PuOr_r"  # diverging, its ends told apart with any colour vision
@@ -75,16 +74,12 @@ Matrix = tuple[Sequence[RowTraces], Mapping[tuple[int, int], Agreement]]
 class TracedGroup:
     """Rows of one dataset, tower and tuning, on the same images.
 
-    Attributes:
-        rows: the dense one first if it is there, then the golden ranking, then methods by name,
-            keep rates falling.
-        thumbnails: small copies of some of the images.
-        apart: what tells it from a group that would be called the same.
+    The dense row comes first, then the golden ranking, then methods by name, keep rates falling.
     """
 
     rows: Sequence[RowTraces]
-    thumbnails: Thumbnails
-    apart: str = ""
+    thumbnails: Thumbnails  # of some of the images
+    apart: str = ""  # what tells it from a group that would be called the same
 
     @classmethod
     def of(cls, rows: Sequence[RowTraces], thumbnails: Thumbnails) -> "TracedGroup":
@@ -93,8 +88,8 @@ class TracedGroup:
         Raises:
             ValueError: conditions or patch grids differ.
         """
-        told = ((row.facts.model, row.facts.conditions | {"grid": row.grid}) for row in rows)
-        if mixed := differing(told):
+        conditions = ((row.facts.model, row.facts.conditions | {"grid": row.grid}) for row in rows)
+        if mixed := differing(conditions):
             raise ValueError(
                 f"traces of different {', '.join(mixed)} cannot stand side by side: "
                 f"{in_words(mixed)}"
@@ -138,31 +133,25 @@ class TracedGroup:
         each one's highest, then each one's second.
         """
         rows = [row for row in self.rows if not row.golden and row.facts.method != DENSE]
-        own = Counter(row.facts.method for row in rows)
+        methods: dict[str, list[RowTraces]] = {}
+        for row in sorted(rows, key=lambda row: -row.facts.keep):
+            methods.setdefault(row.facts.method, []).append(row)
+        most = max(map(len, methods.values()), default=0)
         rates = sorted({row.facts.keep for row in rows}, reverse=True)
-        if len(rates) <= max(own.values(), default=0):
+        if len(rates) <= most:
             return [[row for row in rows if row.facts.keep == rate] for rate in rates]
-        found: list[list[RowTraces]] = [[] for _ in range(max(own.values()))]
-        for method in own:
-            of_it = [row for row in rows if row.facts.method == method]
-            for level, row in enumerate(sorted(of_it, key=lambda row: -row.facts.keep)):
-                found[level].append(row)
-        return found
+        names = dict.fromkeys(row.facts.method for row in rows)
+        return [[methods[n][at] for n in names if at < len(methods[n])] for at in range(most)]
 
     @cached_property
     def matrices(self) -> list[Matrix]:
         """Rows whose rankings stand in one matrix, at least two, golden ones first; by level."""
-        found: list[Matrix] = []
-        for level in self.levels:
-            # A row that prunes by the golden ranking is left out: the ranking itself is there.
-            rows = [
-                row
-                for row in (*self.golden, *level)
-                if row.ranked.any() and row.facts.method != GOLDEN
-            ]
-            if len(rows) > 1:
-                found.append((rows, pairs(rows)))
-        return found
+        # A row that prunes by the golden ranking is left out: the ranking itself is there.
+        ranked = [
+            [r for r in (*self.golden, *level) if r.ranked.any() and r.facts.method != GOLDEN]
+            for level in self.levels
+        ]
+        return [(rows, pairs(rows)) for rows in ranked if len(rows) > 1]
 
 
 def traced_groups(
@@ -175,47 +164,47 @@ def traced_groups(
     Args:
         runs: folders of records, or the files of records in them. A row that several runs have
             counts once, as the last has it.
-        records: rows that are wanted, with the golden rankings beside them; groups come in their
+        records: rows that are in it, with the golden rankings beside them; groups come in their
             order. None for all, by name.
-        left_out: told of each file that can't be read, which is then left out; None to raise.
+        left_out: called with why a file can't be read, which is then left out; None to raise.
 
     Raises:
         ValueError: a file is torn, somebody else's, or of a newer version.
         OSError: one can't be opened.
     """
-    found: dict[str, tuple[RowTraces, Path]] = {}
+    newest: dict[str, tuple[RowTraces, Path]] = {}
     for folder in dict.fromkeys(run.parent if run.is_file() else run for run in map(Path, runs)):
         if (folder / TRACES).is_dir():
             rows = read_traces(folder, records, left_out)
-            found |= {row.facts.name: (row, folder) for row in rows}
-    shares: dict[str, list[RowTraces]] = {}
+            newest |= {row.facts.name: (row, folder) for row in rows}
+    shares: dict[str, list[tuple[RowTraces, Path]]] = {}
     for record in records or ():
         shares.setdefault(digest_of(Facts.of(record).conditions), [])
-    for row, _ in found.values():
-        shares.setdefault(digest_of(row.facts.conditions), []).append(row)
-    folders = {name: folder for name, (_, folder) in found.items()}
-    made = []
-    for rows in filter(None, shares.values()):
+    for row, folder in newest.values():
+        shares.setdefault(digest_of(row.facts.conditions), []).append((row, folder))
+    groups = []
+    for share in filter(None, shares.values()):
         jpeg: dict[str, bytes] = {}
-        for folder in dict.fromkeys(folders[row.facts.name] for row in rows):
+        for folder in dict.fromkeys(folder for _, folder in share):
             try:
-                jpeg |= read_thumbnails(folder, rows[0].facts).jpeg
+                jpeg |= read_thumbnails(folder, share[0][0].facts).jpeg
             except (ValueError, OSError) as error:
                 if left_out is None:
                     raise
                 left_out(str(error))
-        made.append(TracedGroup.of(sorted(rows, key=order), Thumbnails(jpeg=jpeg)))
-    return _named([group for group in made if group.image_ids])
+        rows = sorted((row for row, _ in share), key=order)
+        groups.append(TracedGroup.of(rows, Thumbnails(jpeg=jpeg)))
+    return _named([group for group in groups if group.image_ids])
 
 
-def _named(found: Sequence[TracedGroup]) -> list[TracedGroup]:
+def _named(groups: Sequence[TracedGroup]) -> list[TracedGroup]:
     """Tell groups apart that would be called the same."""
     named = []
-    for group in found:
-        same = [other for other in found if other.title == group.title]
+    for group in groups:
+        same = [other for other in groups if other.title == group.title]
         varying = differing((other.slug, other.facts.conditions) for other in same)
-        told = [f"{name} {getattr(group.facts, name)}" for name in varying]
-        named.append(replace(group, apart=f" ({', '.join(told)})" if told else ""))
+        words = ", ".join(f"{name} {getattr(group.facts, name)}" for name in varying)
+        named.append(replace(group, apart=f" ({words})" if words else ""))
     return named
 
 
@@ -223,31 +212,22 @@ def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:
     """Name a row, telling from the others its keep rate and, if need be, a hash of its settings."""
     if row.golden:
         return RANKING
-    words = row.facts.method
+    words, place = row.facts.method, (row.facts.method, row.facts.keep)
     if len({other.facts.keep for other in rows if not other.golden}) > 1:
         words += f" {100 * row.facts.keep:.3g} %"
-    same = [other for other in rows if _place(other) == _place(row)]
+    same = [other for other in rows if (other.facts.method, other.facts.keep) == place]
     return words if len(same) == 1 else f"{words} {digest_of(row.facts.method_config)[:4]}"
 
 
 def keeps(rows: Sequence[RowTraces]) -> str:
     """Say the keep rates of a level."""
     rates = sorted({100 * row.facts.keep for row in rows if not row.golden})
-    if len(rates) == 1:
-        return f"{rates[0]:.3g} % of the patch tokens kept"
-    return f"{rates[0]:.3g} to {rates[-1]:.3g} % of the patch tokens kept"
-
-
-def _place(row: RowTraces) -> tuple[str, float]:
-    return row.facts.method, row.facts.keep
+    ends = dict.fromkeys(f"{rate:.3g}" for rate in (rates[0], rates[-1]))
+    return f"{' to '.join(ends)} % of the patch tokens kept"
 
 
 def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
     """Return Kendall's tau-b of each image's two rankings, NaN where one is missing or all ties.
-
-    Args:
-        one: a row, n images.
-        other: another on the same images.
 
     Returns:
         (n,) in [-1, 1].
@@ -257,10 +237,10 @@ def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
     """
     if one.image_ids != other.image_ids:
         raise ValueError(f"{one.facts.model} and {other.facts.model} are of different images")
-    known = one.ranked & other.ranked
-    found = np.full(len(one), np.nan)
-    found[known] = kendall_tau(one.importance[known], other.importance[known])
-    return found
+    both = one.ranked & other.ranked
+    values = np.full(len(one), np.nan)
+    values[both] = kendall_tau(one.importance[both], other.importance[both])
+    return values
 
 
 def pairs(rows: Sequence[RowTraces]) -> dict[tuple[int, int], Agreement]:
@@ -383,16 +363,8 @@ def _panel(
     return mesh
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Images of a gallery.
-
-    Attributes:
-        name: short, for the file.
-        title: what they are.
-        rule: how they were chosen, a sentence.
-        image_ids: which.
-    """
+class Choice(NamedTuple):
+    """Images of a gallery: a short name for its file, what they are, and the rule they follow."""
 
     name: str
     title: str
@@ -409,35 +381,30 @@ def galleries(traced: Sequence[TracedGroup]) -> list[Picture]:
     return [
         _gallery(group, choice)
         for group in traced
-        if group.levels and any(name in group.thumbnails for name in group.image_ids)
+        if group.levels and any(name in group.thumbnails.jpeg for name in group.image_ids)
         for choice in choices(group)
     ]
 
 
 def choices(group: TracedGroup) -> list[Choice]:
-    """Return the images that are shown, and why these."""
-    shown = [name for name in group.image_ids if name in group.thumbnails]
-    first = shown[:IMAGES]
-    told = {"count": len(first), "images": len(shown)}
-    found = [Choice(name="first", title="first images", rule=FIRST.format(**told), image_ids=first)]
+    """Return the images of galleries, and why these."""
+    names = [name for name in group.image_ids if name in group.thumbnails.jpeg]
+    rule = FIRST.format(count=len(names[:IMAGES]), images=len(names))
+    first = Choice("first", "first images", rule, names[:IMAGES])
     rows, agreed = disagreement(group)
-    place = {name: i for i, name in enumerate(group.image_ids)}
-    ranked = [name for name in shown if not np.isnan(agreed[place[name]])]
-    if len(rows) > 1 and len(ranked) > IMAGES:
-        ranked.sort(key=lambda name: agreed[place[name]])
-        least = ranked[:IMAGES]
-        values = [agreed[place[name]] for name in least]
-        names = ", ".join(label(row, rows) for row in rows)
-        rule = APART.format(
-            images=len(shown),
-            rows=names,
-            low=min(values),
-            high=max(values),
-            every=float(np.mean([agreed[place[name]] for name in ranked])),
-        )
-        title = "where rankings disagree most"
-        found.append(Choice(name="disagreeing", title=title, rule=rule, image_ids=least))
-    return found
+    means = dict(zip(group.image_ids, agreed.tolist(), strict=True))
+    ranked = sorted((name for name in names if not np.isnan(means[name])), key=means.__getitem__)
+    if len(rows) < 2 or len(ranked) <= IMAGES:
+        return [first]
+    rule = APART.format(
+        images=len(names),
+        rows=", ".join(label(row, rows) for row in rows),
+        low=means[ranked[0]],
+        high=means[ranked[IMAGES - 1]],
+        every=float(np.mean([means[name] for name in ranked])),
+    )
+    least = Choice("disagreeing", "where rankings disagree most", rule, ranked[:IMAGES])
+    return [first, least]
 
 
 def disagreement(group: TracedGroup) -> tuple[list[RowTraces], NDArray[np.float64]]:
@@ -448,31 +415,26 @@ def disagreement(group: TracedGroup) -> tuple[list[RowTraces], NDArray[np.float6
     level = [row for row in group.levels[-1] if row.facts.method not in (RANDOM, GOLDEN)]
     rows = [row for row in (*group.golden, *level) if row.ranked.any()]
     every = [taus(one, other) for i, one in enumerate(rows) for other in rows[:i]]
-    if not every:
-        return rows, np.full(len(group.image_ids), np.nan)
-    return rows, np.mean(every, axis=0)
+    return rows, np.mean(every, axis=0) if every else np.full(len(group.image_ids), np.nan)
 
 
 def _gallery(group: TracedGroup, choice: Choice) -> Picture:
-    level = group.levels[-1]
-    ids = choice.image_ids
+    level, ids = group.levels[-1], choice.image_ids
     rows = [row.take(ids) for row in (*group.golden, *level)]
     dense = [row.take(ids) for row in group.rows if row.facts.method == DENSE]
-    merging = [label(row, rows) for row in rows if _merges(row)]
-    columns = {label(row, rows): _head(row, rows) for row in rows}
+    merging = ", ".join(label(row, rows) for row in rows if _merges(row))
     sheet = Sheet(
         rows=[_row(group, rows, dense, i) for i in range(len(ids))],
         grid=rows[0].grid,
-        columns=columns,
-        notes=(),
+        columns={label(row, rows): _head(row, rows) for row in rows},
     )
-    drawn = draw(sheet, SCALE, vector=True)
+    drawing = draw(sheet, SCALE, vector=True)
     about = GALLERY.format(
         count=len(ids),
         split=group.facts.split,
         keeps=keeps(level),
         rule=choice.rule,
-        merging=MERGING.format(names=", ".join(merging)) if merging else "",
+        merging=MERGING.format(names=merging) if merging else "",
         right=RIGHT,
         wrong=WRONG,
         golden=RANKED if group.golden else "",
@@ -482,8 +444,8 @@ def _gallery(group: TracedGroup, choice: Choice) -> Picture:
         title=f"Kept patches, {choice.title}: {group.title}",
         about=about,
         alt=_gallery_alt(rows, dense),
-        svg=lighter(drawn.svg),
-        png=fewer_colours(drawn.png),
+        svg=lighter(drawing.svg),
+        png=fewer_colours(drawing.png),
     )
 
 
@@ -524,15 +486,15 @@ def _head(row: RowTraces, rows: Sequence[RowTraces]) -> str:
 
 def _gallery_alt(rows: Sequence[RowTraces], dense: Sequence[RowTraces]) -> str:
     """Say which images these are and how many of them each row gets right."""
-    told = [
-        f"{'dense' if row in dense else label(row, rows)} {sum(map(bool, row.correct))}"
+    right = [
+        f"{DENSE if row in dense else label(row, rows)} {sum(map(bool, row.correct))}"
         for row in (*dense, *rows)
         if not row.golden
     ]
     count = len(rows[0].image_ids)
     return (
         f"{count} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
-        f"answers of {count}: {', '.join(told)}."
+        f"answers of {count}: {', '.join(right)}."
     )
 
 
@@ -543,13 +505,13 @@ def lighter(svg: bytes) -> bytes:
         def again(match: re.Match[bytes], quality: int = quality) -> bytes:
             content = base64.b64decode(re.sub(rb"\s", b"", match[1]))
             with Image.open(io.BytesIO(content)) as image:
-                made = _bytes(image.convert("RGB"), "JPEG", quality=quality, subsampling=0)
-            return b"data:image/jpeg;base64," + base64.b64encode(made)
+                jpeg = _bytes(image.convert("RGB"), "JPEG", quality=quality, subsampling=0)
+            return b"data:image/jpeg;base64," + base64.b64encode(jpeg)
 
-        found = re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", again, svg)
-        if len(found) <= LIMIT:
+        light = re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", again, svg)
+        if len(light) <= LIMIT:
             break
-    return found
+    return light
 
 
 def fewer_colours(png: bytes) -> bytes:

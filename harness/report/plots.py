@@ -1,17 +1,33 @@
 """Plots of records and times: which rows they show, and the words that go with them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TypeVar
 
 from harness.measure.times import VERDICTS, LatencyRecord, short_name
 from harness.records.averages import Average, labels, learned, shots_of, tower_of
 from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import METRICS
 from harness.records.statistics import Interval
-from harness.report.drawing import Chart, Line, Plot, Point, Steps
-from harness.report.groups import Group, Grouped, TimedGroup
-from harness.report.highlights import Cost, Front, Highlights, front_notes, fronts, row_names
-from harness.report.sections import shot_columns
+from harness.report.drawing import Chart, Line, Panel, Plot, Point, Steps
+from harness.report.groups import Group, Grouped, TimedGroup, shot_columns
+from harness.report.highlights import (
+    Cost,
+    Front,
+    Highlights,
+    exact,
+    front_notes,
+    fronts,
+    ratio_of,
+    row_names,
+)
 
-_APART = 0.07  # between rows at one number of shots, and between models at one batch size
+T = TypeVar("T")
+
+_SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
+_TOP1 = f"{METRICS['top1'].short}, %"
+_TAU = METRICS["tau"].heading
+_RATIO = "time, × dense"
 _FRONT = (
     "Hollow rows are clearly beaten: another costs no more, within 1 %, and is clearly more "
     "accurate. The line is the Pareto front of the rest by the estimates: no row is as cheap and "
@@ -22,13 +38,13 @@ _BARS = "Vertical bars are 95 % intervals of top-1"
 # Title, label of the axis, and how to read it, by kind of cost.
 _ACCURACY = {
     "gflops": (
-        "Top-1 against GFLOPs",
-        "GFLOPs per image",
+        f"Top-1 against {METRICS['gflops'].heading}",
+        f"{METRICS['gflops'].heading} per image",
         f"Multiply-adds are counted, so they have no interval. {_BARS}. {_FRONT}",
     ),
     "ratio": (
         "Top-1 against time at batch {}, ratio to dense",
-        "time, × dense",
+        _RATIO,
         "Below 1 is faster than dense, timed in turns with it. Horizontal bars are the "
         f"ratios' intervals. {_BARS}. {_FRONT}",
     ),
@@ -42,22 +58,22 @@ _ACCURACY = {
 
 
 def plots_of(
-    found: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = ()
+    report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = ()
 ) -> list[Plot]:
-    """Return the plots that there are figures for.
-
-    Args:
-        found: groups of records.
-        short: each group in short, with its fronts.
-        times: groups of what `latency` timed.
-    """
+    """Return the plots that there are figures for, of records in groups and of times."""
     others = (
-        tau_plot(found.groups),
-        tokens_plot(found.groups),
-        shots_plot(shot_columns(found)),
+        tau_plot(report.groups),
+        tokens_plot(report.groups),
+        shots_plot(shot_columns(report)),
         batches_plot(times),
     )
     return [*accuracy_plots(short), *filter(None, others)]
+
+
+def _plot(name: str, title: str, about: str, panels: Sequence[Panel | None]) -> Plot | None:
+    """Return a plot of the panels that there are; None without any."""
+    drawn = [panel for panel in panels if panel is not None]
+    return Plot(name=name, title=title, about=about, panels=drawn) if drawn else None
 
 
 def accuracy_plots(short: Sequence[Highlights]) -> list[Plot]:
@@ -80,67 +96,70 @@ def accuracy_plots(short: Sequence[Highlights]) -> list[Plot]:
 
 
 def _accuracy_panel(group: Group, front: Front) -> Chart:
-    stood, names = front.standings, labels(group.rows)
+    rows, names = front.standings, labels(group.rows)
     title, x_label, _ = _ACCURACY[front.cost.kind]
-    series: dict[str, list[Point]] = {}
-    for one in sorted(
-        stood, key=lambda s: (s.row.method != DENSE, names[s.row.identity], s.row.keep)
-    ):
-        point = Point(x=one.cost, y=_percent(one.row.top1), hollow=one.verdict == "beaten")
-        series.setdefault(names[one.row.identity], []).append(point)
-    corners = sorted(
-        (one for one in stood if one.verdict == "front"), key=lambda s: s.cost.estimate
+    ordered = sorted(
+        rows, key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep)
     )
-    notes = front_notes(stood, names)
-    judged = {one.row.identity for one in stood}
-    if left := [row for row in group.rows if row.identity not in judged]:
-        notes.append(f"Without this cost: {row_names(left, names)}.")
-    dense = [one.row.top1.estimate for one in stood if one.row.method == DENSE]
+    series = _series(
+        ordered,
+        lambda one: names[one.row.identity],
+        lambda one: Point(x=one.cost, y=_percent(one.row.top1), hollow=one.verdict == "beaten"),
+    )
+    notes = front_notes(rows, names)
+    if absent := [row for row in group.rows if front.of(row) is None]:
+        notes.append(f"Without this cost: {row_names(absent, names)}.")
+    dense = [one.row.top1.estimate for one in rows if one.row.method == DENSE]
     return Chart(
         title=group.name,
-        alt=f"{title.format(front.cost.batch)}, {group.name}: {len(stood)} rows. {notes[0]}",
+        alt=f"{title.format(front.cost.batch)}, {group.name}: {len(rows)} rows. {notes[0]}",
         x_label=x_label,
-        y_label="top-1, %",
+        y_label=_TOP1,
         series=series,
         level=100 * dense[0] if dense else None,
-        front=[(one.cost.estimate, 100 * one.row.top1.estimate) for one in corners],
+        front=sorted(
+            (one.cost.estimate, 100 * one.row.top1.estimate)
+            for one in rows
+            if one.verdict == "front"
+        ),
         notes=notes,
     )
 
 
 def tau_plot(groups: Sequence[Group]) -> Plot | None:
     """Return Kendall tau against keep, a panel per group that has it."""
-    panels = [panel for group in groups if (panel := _tau_panel(group)) is not None]
-    if not panels:
-        return None
     about = (
         "Mean over images of Kendall τ between a method's ranking of the patches and the golden "
         "one: 1 is the same order, 0 (dotted) is no relation. Bars are 95 % bootstrap intervals "
         "over images. The golden row is left out, as it agrees with itself. High agreement isn't "
         "high accuracy: look at both."
     )
-    return Plot(name="tau_keep", title="Kendall τ against keep rate", about=about, panels=panels)
+    return _plot("tau_keep", f"{_TAU} against keep rate", about, list(map(_tau_panel, groups)))
 
 
 def _tau_panel(group: Group) -> Chart | None:
     names = labels(group.rows)
-    series: dict[str, list[Point]] = {}
-    for row in sorted(group.rows, key=lambda row: (names[row.identity], row.keep)):
-        tau = row.interval("tau", "tau_low", "tau_high")
-        if tau is not None and row.method != GOLDEN:
-            point = Point(x=_exact(100 * row.keep), y=tau)
-            series.setdefault(names[row.identity], []).append(point)
-    if not series:
+    taus = [
+        (row, tau)
+        for row in sorted(group.rows, key=lambda row: (names[row.identity], row.keep))
+        if row.method != GOLDEN and (tau := row.interval("tau", "tau_low", "tau_high")) is not None
+    ]
+    if not taus:
         return None
+    series = _series(
+        taus,
+        lambda one: names[one[0].identity],
+        lambda one: Point(x=exact(100 * one[0].keep), y=one[1]),
+    )
     means = {name: sum(p.y.estimate for p in own) / len(own) for name, own in series.items()}
     best = max(means, key=lambda name: means[name])
-    ticks = sorted({point.x.estimate for own in series.values() for point in own})
+    ticks = sorted({100 * row.keep for row, _ in taus})
     return Chart(
         title=group.name,
-        alt=f"Kendall τ against keep rate, {group.name}: {len(series)} methods; "
+        alt=f"{_TAU} against keep rate, {group.name}: {len(series)} methods; "
         f"{best} agrees most with the golden ranking, {means[best]:.2f} on average.",
         x_label="keep rate, %",
-        y_label="Kendall τ to golden",
+        y_label=f"{_TAU} to golden",
         series=series,
         level=0.0,
         ticks={tick: f"{tick:.3g}" for tick in ticks} if len(ticks) <= 6 else None,
@@ -153,15 +172,13 @@ def tokens_plot(groups: Sequence[Group]) -> Plot | None:
     for group in groups:
         if lines := _token_lines(group.rows):
             panels.setdefault(lines, []).append(group.name)
-    if not panels:
-        return None
     about = (
         "Tokens that leave each block, class token and learned tokens included; the area below a "
         "line is about what the blocks cost. At its right end stands the keep rate. Methods that "
         "share a line have it in their colours by turns."
     )
     steps = [_token_panel(lines, names) for lines, names in panels.items()]
-    return Plot(name="tokens_per_block", title="Tokens per block", about=about, panels=steps)
+    return _plot("tokens_per_block", "Tokens per block", about, steps)
 
 
 def _token_lines(rows: Sequence[Average]) -> tuple[Line, ...]:
@@ -189,35 +206,19 @@ def _token_panel(lines: tuple[Line, ...], groups: Sequence[str]) -> Steps:
 
 def _runs(counts: Sequence[float]) -> str:
     """Say numbers of tokens, equal ones in a row once."""
-    parts: list[tuple[float, int]] = []
-    for count in counts:
-        if parts and parts[-1][0] == count:
-            parts[-1] = (count, parts[-1][1] + 1)
-        else:
-            parts.append((count, 1))
-    return ", ".join(f"{count} × {many}" if many > 1 else str(count) for count, many in parts)
+    runs = ((count, len(list(same))) for count, same in groupby(counts))
+    return ", ".join(f"{count} × {length}" if length > 1 else str(count) for count, length in runs)
 
 
 def shots_plot(tables: Sequence[Sequence[Sequence[Average]]]) -> Plot | None:
-    """Return top-1 by shots, a panel for each table of shots and keep rate.
-
-    Args:
-        tables: what `sections.shot_columns` returns.
-    """
-    panels = [
-        panel
-        for columns in tables
-        for keep in _keeps(columns)
-        if (panel := _shot_panel(columns, keep)) is not None
-    ]
-    if not panels:
-        return None
+    """Return top-1 by shots, a panel for each table of `shot_columns` and keep rate."""
     about = (
         "Numbers of labelled images per class, evenly spaced; 0 is by text. Bars are 95 % "
         "intervals: Wilson's for one seed, Student's over several. Rows at one number stand "
         "side by side so that bars don't hide each other."
     )
-    return Plot(name="shots", title="Top-1 by shots", about=about, panels=panels)
+    panels = [_shot_panel(columns, keep) for columns in tables for keep in _keeps(columns)]
+    return _plot("shots", "Top-1 by shots", about, panels)
 
 
 def _keeps(columns: Sequence[Sequence[Average]]) -> list[float]:
@@ -238,7 +239,7 @@ def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | No
         return None
     series = {
         name: [
-            Point(x=_exact(_beside(at, nth, len(curves))), y=_percent(top1))
+            Point(x=_beside(at, nth, len(curves)), y=_percent(top1))
             for at, top1 in sorted(values.items())
         ]
         for nth, (name, values) in enumerate(curves.items())
@@ -254,7 +255,7 @@ def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | No
         alt=f"Top-1 by shots, {title}. At the most shots of each, {shots_of(first)} at most: "
         f"{', '.join(f'{name} {value:.1f} %' for name, value in last.items())}.",
         x_label="shots per class",
-        y_label="top-1, %",
+        y_label=_TOP1,
         series=series,
         ticks={float(at): str(count) for at, count in enumerate(shots)},
     )
@@ -262,30 +263,28 @@ def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | No
 
 def batches_plot(groups: Sequence[TimedGroup]) -> Plot | None:
     """Return the ratio to dense by batch size, a panel for each table that has some."""
-    panels = [panel for group in groups if (panel := _batch_panel(group)) is not None]
-    if not panels:
-        return None
     about = (
         "Time over the dense model's in the same round, as the subcommand latency timed them: "
         "below 1 (dotted) is faster. Bars are 95 % intervals; one that reaches across 1 shows no "
         "difference. Batch sizes are evenly spaced, and models at one size stand side by side so "
         "that bars don't hide each other."
     )
-    return Plot(name="ratio_batches", title="Time against batch size", about=about, panels=panels)
+    panels = list(map(_batch_panel, groups))
+    return _plot("ratio_batches", "Time against batch size", about, panels)
 
 
 def _batch_panel(group: TimedGroup) -> Chart | None:
-    timed = [(row, ratio) for row in group.rows if (ratio := _ratio(row)) is not None]
+    timed = [(row, ratio) for row in group.rows if (ratio := ratio_of(row)) is not None]
     if not timed:
         return None
-    batches = sorted({row.batch for row, _ in timed})
-    series: dict[str, list[Point]] = {short_name(row): [] for row, _ in timed}
-    names = list(series)
-    for row, ratio in timed:
-        name = short_name(row)
-        at = _beside(batches.index(row.batch), names.index(name), len(names))
-        series[name].append(Point(x=_exact(at), y=ratio))
     rows = [row for row, _ in timed]
+    batches = sorted({row.batch for row in rows})
+    names = list(dict.fromkeys(map(short_name, rows)))
+
+    def point(one: tuple[LatencyRecord, Interval]) -> Point:
+        place, nth = batches.index(one[0].batch), names.index(short_name(one[0]))
+        return Point(x=_beside(place, nth, len(names)), y=one[1])
+
     notes = [note for verdict in VERDICTS if (note := _verdicts(verdict, rows))]
     if doubtful := sum(bool(row.warnings) for row in rows):
         notes.append(f"{doubtful} of these {len(rows)} times have warnings: see the table.")
@@ -293,18 +292,12 @@ def _batch_panel(group: TimedGroup) -> Chart | None:
         title=group.name,
         alt=f"Time over dense's by batch size, {group.name}: {len(names)} models. {notes[0]}",
         x_label="batch size",
-        y_label="time, × dense",
-        series=series,
+        y_label=_RATIO,
+        series=_series(timed, lambda one: short_name(one[0]), point),
         level=1.0,
         ticks={float(at): str(batch) for at, batch in enumerate(batches)},
         notes=notes,
     )
-
-
-def _ratio(row: LatencyRecord) -> Interval | None:
-    if row.ratio_to_dense is None or row.ratio_low is None or row.ratio_high is None:
-        return None
-    return Interval(row.ratio_to_dense, row.ratio_low, row.ratio_high)
 
 
 def _verdicts(verdict: str, rows: Sequence[LatencyRecord]) -> str:
@@ -317,13 +310,19 @@ def _verdicts(verdict: str, rows: Sequence[LatencyRecord]) -> str:
     return f"{verdict.capitalize()}: {models}." if models else ""
 
 
-def _beside(at: float, nth: int, count: int) -> float:
+def _series(
+    rows: Sequence[T], name: Callable[[T], str], point: Callable[[T], Point]
+) -> dict[str, list[Point]]:
+    """Return a point per row, by the name of its series."""
+    series: dict[str, list[Point]] = {}
+    for row in rows:
+        series.setdefault(name(row), []).append(point(row))
+    return series
+
+
+def _beside(at: float, nth: int, count: int) -> Interval:
     """Return where the nth of some rows stands that would all be at one place."""
-    return at + _APART * (nth - (count - 1) / 2)
-
-
-def _exact(value: float) -> Interval:
-    return Interval(value, value, value)
+    return exact(at + _SPREAD * (nth - (count - 1) / 2))
 
 
 def _percent(top1: Interval) -> Interval:

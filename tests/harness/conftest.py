@@ -19,6 +19,7 @@ from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings
 from harness.measure import bench
 from harness.measure.rows import Variant
+from harness.measure.traces import Facts
 from harness.measure.tuning import Tuned
 from harness.models.towers import Tower
 from zoo.clip import Clip, ClipParts
@@ -232,3 +233,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     real = bench.outcomes
     monkeypatch.setattr(bench, "outcomes", counted)
     return calls
+
+
+@pytest.fixture(scope="session")
+def facts() -> Facts:
+    """What traces of a dense row rest on."""
+    return Facts(
+        version="0.1.0", model=ARCH, method="dense", keep=1.0, method_config={}, tag=TAG,
+        weights_sha256="ab" * 32, dataset="toy", dataset_revision="0123456789ab", split="test",
+        shots=0, tuning=None, prompt_tokens=None, seed=0, image_count=250, device="cpu",
+        device_name="a processor", dtype="float32", threads=2, torch="2.13", timm="1.0.31",
+    )  # fmt: skip

@@ -1,24 +1,24 @@
-"""The report in a browser: at a desk and on a phone, light and dark, offline and by keyboard."""
+"""The report in a browser: desk and phone, light and dark, offline, by keyboard and sorted."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+keys = pytest.importorskip("selenium.webdriver.common.keys", reason="tox -e clients has selenium")
+Keys = keys.Keys
 # What selenium and its dependencies warn of.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_nothing_is_fetched_and_nothing_goes_wrong(page: Any, report: Path):
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    asked = {
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    }
-    ours = {url for url in asked if not url.startswith(("chrome:", "data:"))}
+    requests = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    urls = {request["request"]["url"] for request in requests}
+    ours = {url for url in urls if not url.startswith(("chrome", "data:"))}
     assert ours == {report.as_uri()}
     assert page.get_log("browser") == []
 
@@ -29,8 +29,8 @@ def test_the_policy_forbids_the_network(page: Any):
     fetch("http://127.0.0.1:9/").then(() => done("fetched"), (error) => done("refused"));
     """
     assert page.execute_async_script(script) == "refused"
-    told = " ".join(entry["message"] for entry in page.get_log("browser"))
-    assert "Content Security Policy" in told
+    messages = " ".join(entry["message"] for entry in page.get_log("browser"))
+    assert "Content Security Policy" in messages
 
 
 def resize(page: Any, width: int) -> None:
@@ -49,9 +49,9 @@ def test_only_tables_and_pictures_scroll_sideways(page: Any):
 
 
 def test_text_has_contrast(page: Any, script: Callable[[str], str]):
-    found = page.execute_script(script("contrast.js"))
-    assert len(found) > 500
-    assert min(found)[0] >= 4.5, sorted(found)[:5]
+    contrasts = page.execute_script(script("contrast.js"))
+    assert len(contrasts) > 500
+    assert min(contrasts)[0] >= 4.5, sorted(contrasts)[:5]
 
 
 def test_the_scheme_is_the_readers(page: Any, request: pytest.FixtureRequest):
@@ -69,30 +69,24 @@ def test_what_assistive_technology_needs_is_there(page: Any, script: Callable[[s
 def test_every_control_is_reached_by_tab_and_seen_to_be(
     least: int, page: Any, script: Callable[[str], str]
 ):
-    from selenium.webdriver.common.keys import Keys
-
     own = page.execute_script("return innerWidth")
     resize(page, own if own > 400 else least)
     page.refresh()
-    wanted = page.execute_script(
+    count = page.execute_script(
         "window.seen = new Set(); const controls = \"a[href], button, summary, [tabindex='0']\";"
         "return document.querySelectorAll(controls).length"
     )
-    assert wanted > 30
+    assert count > 30
     for key in (Keys.TAB, Keys.SHIFT + Keys.TAB):  # back again, too: what is fixed could cover it
-        for _ in range(wanted - 1 if key != Keys.TAB else wanted):
+        for _ in range(count - (key != Keys.TAB)):
             page.switch_to.active_element.send_keys(key)
-            found = page.execute_script(script("focus.js"))
-            assert found | {"text": ""} == {
-                "outline": True, "sight": True, "free": True, "text": ""
-            }, found  # fmt: skip
-        assert page.execute_script("return window.seen.size") == wanted
+            focus = page.execute_script(script("focus.js"))
+            assert all(focus[name] is True for name in ("outline", "sight", "free")), focus
+        assert page.execute_script("return window.seen.size") == count
     resize(page, own)
 
 
 def test_the_skip_link_shows_when_focused_and_leads_to_the_report(page: Any):
-    from selenium.webdriver.common.keys import Keys
-
     page.refresh()
     page.find_element("css selector", "body").send_keys(Keys.TAB)
     link = page.switch_to.active_element
@@ -103,8 +97,6 @@ def test_the_skip_link_shows_when_focused_and_leads_to_the_report(page: Any):
 
 
 def test_settings_open_by_keyboard(page: Any):
-    from selenium.webdriver.common.keys import Keys
-
     page.refresh()
     summary = page.find_element("css selector", "summary")
     assert not page.find_element("css selector", ".settings").is_displayed()
@@ -155,3 +147,58 @@ def test_on_paper_it_is_black_on_white_without_what_one_clicks(
             "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
         )
         assert colours == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+
+
+COLUMN = """
+const [table, column] = arguments;
+return [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
+"""
+
+
+def figures(cells: list[str]) -> list[float]:
+    return [float(re.split(r"[* \u00a0]", cell)[0]) for cell in cells if cell != "–"]
+
+
+@pytest.mark.parametrize("way", ["click", "Enter", "Space"])
+def test_headings_sort_by_figures_and_dashes_stay_last(page: Any, way: str):
+    page.refresh()
+    table = page.find_element("css selector", "table[data-sortable]")
+    heads = [head.text for head in table.find_elements("css selector", "thead th")]
+    column = next(at for at, head in enumerate(heads) if head.startswith("To dense"))
+    head = table.find_elements("css selector", "thead th")[column]
+    button = head.find_element("css selector", "button")
+    before = page.execute_script(COLUMN, table, column)
+
+    def act() -> list[str]:
+        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        if way == "click":
+            page.execute_script("arguments[0].click()", button)
+        else:
+            button.send_keys({"Enter": Keys.ENTER, "Space": Keys.SPACE}[way])
+        return page.execute_script(COLUMN, table, column)
+
+    rising = act()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert figures(rising) == sorted(figures(before))
+    assert figures(rising) != figures(before)
+    assert rising[-1] == "–"
+    falling = act()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert figures(falling) == sorted(figures(before), reverse=True)
+    assert falling[-1] == "–"
+    said = page.find_element("css selector", "[role=status]").get_attribute("textContent")
+    assert said == "To dense: descending"
+    assert act() == before
+    assert head.get_attribute("aria-sort") is None
+
+
+def test_numbers_sort_as_numbers_and_names_as_names(page: Any):
+    page.refresh()
+    table = page.find_element("css selector", "table[data-sortable]")
+    for column, key in ((0, str), (1, lambda cell: float(cell.split("\u00a0")[0]))):
+        button = table.find_elements("css selector", "thead button")[column]
+        page.execute_script("arguments[0].click()", button)
+        cells = page.execute_script(COLUMN, table, column)
+        assert cells == sorted(cells, key=key)
+        heads = table.find_elements("css selector", "[aria-sort]")
+        assert len(heads) == 1

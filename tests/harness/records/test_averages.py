@@ -12,7 +12,7 @@ from scipy import stats
 from harness.records.averages import averages, matched
 from harness.records.record import Latency, Record, names_of, pack_correct, read_records
 from harness.records.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
-from harness.report.sections import markdown_table
+from harness.report.groups import markdown_table
 from harness.report.tables import comparison_table, matched_table, shot_tables
 
 IMAGES = 60

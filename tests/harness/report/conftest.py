@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.measure.times import LatencyRecord
 from harness.records.record import Latency, Record, pack_correct
-from harness.report.drawing import styles_of
 from harness.report.groups import grouped
 from harness.report.highlights import highlights, missing
-from harness.report.page import page
+from harness.report.page import Report, page
 from harness.report.plots import plots_of
 
 Make = Callable[..., Record]
@@ -26,47 +26,25 @@ def make_row(
 ) -> Record:
     """Return a record that is right on the first images."""
     values: dict[str, Any] = {
-        "created": "2026-01-02T03:04:05+00:00",
-        "version": "0.1.0",
+        "created": "2026-01-02T03:04:05+00:00", "version": "0.1.0",
         "model": "clip_vit_s14" + (f"_{method}{round(100 * keep)}" if keep < 1 else ""),
-        "method": method,
-        "keep": keep,
-        "method_config": {"reduce_at": [3]},
-        "tag": "saliency",
-        "weights_sha256": "ab" * 32,
-        "dataset": "fashion",
-        "dataset_revision": "12ab34cd",
-        "split": "test",
-        "shots": 16,
-        "tuning": "probe",
-        "seed": 0,
-        "image_count": IMAGES,
-        "correct_bits": pack_correct(np.arange(IMAGES) < right),
-        "top1": right / IMAGES,
-        "top1_low": max(0.0, right / IMAGES - 0.08),
-        "top1_high": min(1.0, right / IMAGES + 0.07),
-        "gflops": gflops,
-        "device": "cpu",
-        "device_name": "a processor",
-        "dtype": "float32",
-        "threads": 2,
-        "torch": "2.13.0",
-        "timm": "1.0.31",
-    }
+        "method": method, "keep": keep, "method_config": {"reduce_at": [3]}, "tag": "saliency",
+        "weights_sha256": "ab" * 32, "dataset": "fashion", "dataset_revision": "12ab34cd",
+        "split": "test", "shots": 16, "tuning": "probe", "seed": 0, "image_count": IMAGES,
+        "correct_bits": pack_correct(np.arange(IMAGES) < right), "top1": right / IMAGES,
+        "top1_low": max(0.0, right / IMAGES - 0.08), "top1_high": min(1.0, right / IMAGES + 0.07),
+        "gflops": gflops, "device": "cpu", "device_name": "a processor", "dtype": "float32",
+        "threads": 2, "torch": "2.13.0", "timm": "1.0.31",
+    }  # fmt: skip
     return Record(**(values | more))
 
 
 def make_timed(batch: int, ratio: float) -> Latency:
+    times = (40.04 * ratio * batch, 39.0 * ratio * batch, 42.0 * ratio * batch)
     return Latency(
-        batch=batch,
-        median_ms=40.04 * ratio * batch,
-        q1_ms=39.0 * ratio * batch,
-        q3_ms=42.0 * ratio * batch,
-        ratio_to_dense=ratio,
-        ratio_low=ratio - 0.01,
-        ratio_high=ratio + 0.02,
-        images_per_s=25.0 / ratio,
-    )
+        batch=batch, median_ms=times[0], q1_ms=times[1], q3_ms=times[2], images_per_s=25.0 / ratio,
+        ratio_to_dense=ratio, ratio_low=ratio - 0.01, ratio_high=ratio + 0.02,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +94,18 @@ def records(dense: Record, random: list[Record], patchrank: Record) -> list[Reco
     by_text = {"dataset": "emoji", "shots": 0, "tuning": None}
     emoji = [replace(record, **by_text) for record in (dense, *random)]
     return [*random, patchrank, dense, *emoji]
+
+
+@pytest.fixture
+def reduced_time(latency_record: Callable[..., LatencyRecord]) -> Callable[..., LatencyRecord]:
+    """Return what makes the time of a reduced model, some factor of the dense one's."""
+    dense = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
+
+    def make(method: str, factor: float, **more: Any) -> LatencyRecord:
+        own = {"model": f"clip_vit_b16_{method}60", "method": method, "keep": 0.6}
+        return latency_record(tuple(factor * ms for ms in dense), dense, **own, **more)
+
+    return make
 
 
 class Page(HTMLParser):
@@ -169,12 +159,16 @@ class Page(HTMLParser):
 
 
 def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
-    found = grouped(records)
-    short = [highlights(group) for group in found.groups]
-    plots = plots_of(found, short)
-    styles = styles_of(name for plot in plots for panel in plot.panels for name in panel.names)
-    lacking = missing(found, traced=bool(more.get("pictures")))
-    text = page(found, title, short=short, plots=plots, styles=styles, missing=lacking, **more)
+    groups = grouped(records)
+    short = [highlights(group) for group in groups.groups]
+    report = Report(
+        records=groups,
+        short=short,
+        plots=plots_of(groups, short),
+        missing=missing(groups, traced=bool(more.get("pictures"))),
+        **more,
+    )
+    text = page(report, title)
     return text, Page(text)
 
 

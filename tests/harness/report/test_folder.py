@@ -22,10 +22,9 @@ from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
 from harness.report.changes import read_run
 from harness.report.folder import latencies_in, once, records_in, run_report, write_report
-from harness.report.groups import grouped
+from harness.report.groups import grouped, sections
 from harness.report.highlights import highlights
 from harness.report.plots import plots_of
-from harness.report.sections import sections
 from harness.report.writers import markdown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -75,16 +74,14 @@ def test_a_committed_run_has_all_files_and_its_own_tables(
 
 
 def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Record):
-    found, _ = reported
-    data = json.loads(json.dumps(found.data, allow_nan=False))
-    assert found.code == 0
-    assert data["records"] == 7
-    assert [Path(name).exists() for name in data["files"]] == [True] * len(data["files"])
+    shown, _ = reported
+    data = json.loads(json.dumps(shown.data, allow_nan=False))
+    assert (shown.code, data["records"]) == (0, 7)
+    assert all(Path(name).exists() for name in data["files"])
     assert data["groups"][0]["conditions"]["device_name"] == patchrank.device_name
     rows = {row["model"]: row for row in data["groups"][0]["rows"]}
     row = rows[patchrank.model]
-    assert row["top1_fraction"]["estimate"] == patchrank.top1
-    assert row["gflops"] == patchrank.gflops
+    assert (row["top1_fraction"]["estimate"], row["gflops"]) == (patchrank.top1, patchrank.gflops)
     assert row["latency"][0]["median_ms"] == patchrank.latency[0].median_ms
     assert row["pareto"]["gflops"] == {"verdict": "front", "beaten_by": None}
     assert rows["clip_vit_s14_random30"]["pareto"]["gflops"]["verdict"] in {"front", "open"}
@@ -95,14 +92,9 @@ def test_several_runs_are_one_report(
 ):
     monkeypatch.setattr("harness.report.folder.plots_of", lambda *groups: [])
     other = tmp_path / "other.jsonl"
-    later = "2026-03-01T00:00:00+00:00"
-    write_records(
-        other,
-        [
-            *(replace(record, device_name="another processor") for record in records[:4]),
-            replace(records[0], created=later),
-        ],
-    )
+    others = [replace(record, device_name="another processor") for record in records[:4]]
+    later = replace(records[0], created="2026-03-01T00:00:00+00:00")
+    write_records(other, [*others, later])
     data = shown(str(run), str(other), "--output", str(tmp_path / "out")).data
     assert (data["records"], data["replaced"]) == (12, 1)
     names = [group["name"] for group in data["groups"]]
@@ -128,66 +120,48 @@ def test_compare_draws_only_what_is_asked_for(tmp_path: Path, records: list[Reco
 
 
 @pytest.mark.parametrize(
-    ("given", "match"),
+    ("name", "match"),
     [
         ("gone", "run 'gone': there is no such file or folder"),
         ("empty", "run 'empty': it holds no records.jsonl"),
         ("empty.jsonl", "run 'empty.jsonl': empty.jsonl holds no records"),
         ("bad.jsonl", "bad.jsonl, line 1: "),
+        ("run", "is a file; expected a folder for the report"),
     ],
 )
-def test_runs_that_cannot_be_read(
-    given: str,
-    match: str,
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_refusals(
+    name: str, match: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
+):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("run").symlink_to(run)
     Path("empty").mkdir()
     Path("empty.jsonl").touch()
     Path("bad.jsonl").write_text('{"schema_version": 1}\n')
-    assert main(["report", "run", given, "--output", "out"]) == 2
+    out = "empty.jsonl" if name == "run" else "out"
+    assert main(["report", "run", name, "--output", out]) == 2
     assert match in capsys.readouterr().err
     assert not Path("out").exists()
-
-
-def test_an_output_that_is_a_file_is_refused(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    (tmp_path / "out").touch()
-    assert main(["report", str(run), "--output", str(tmp_path / "out")]) == 2
-    assert "is a file; expected a folder for the report" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem
 )
 def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
-
-    from harness.report.groups import grouped
-
     records = read_run(path)
-    found = grouped(records)
-    rows = [record for group in found.groups for row in group.rows for record in row.records]
-    assert len(rows) + found.replaced == len(records)
-    assert len({group.name for group in found.groups}) == len(found.groups)
-    assert markdown(list(sections(found))).count("### ") >= len(found.groups)
+    report = grouped(records)
+    rows = [record for group in report.groups for row in group.rows for record in row.records]
+    assert len(rows) + report.replaced == len(records)
+    assert len({group.name for group in report.groups}) == len(report.groups)
+    assert markdown(list(sections(report))).count("### ") >= len(report.groups)
 
 
 Make = Callable[..., LatencyRecord]
 
 
 @pytest.fixture
-def times(latency_record: Make) -> list[LatencyRecord]:
-    reduced = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
-    faster = tuple(0.7 * ms for ms in (10.0, 11.0, 10.5, 10.2, 10.1, 10.3))
-    return [
-        latency_record(),
-        latency_record(faster, (10.0, 11.0, 10.5, 10.2, 10.1, 10.3), **reduced),
-    ]
+def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
+    return [latency_record(), reduced_time("tome", 0.7)]
 
 
 @pytest.fixture
@@ -209,33 +183,28 @@ def test_a_run_is_once_there_as_a_folder_or_as_its_file(timed_run: Path, tmp_pat
 def test_times_lie_beside_the_records_or_are_the_run(timed_run: Path, tmp_path: Path, times):
     away = tmp_path / "gpu_times.jsonl"
     away.write_bytes((timed_run / "latency.jsonl").read_bytes())
-    told: list[str] = []
-    for given in (timed_run, timed_run / "records.jsonl", timed_run / "latency.jsonl", away):
-        assert latencies_in([given], told.append) == [(str(given), time) for time in times]
-    assert len(latencies_in([timed_run, timed_run / "latency.jsonl"], told.append)) == 2
+    reasons: list[str] = []
+    for run in (timed_run, timed_run / "records.jsonl", timed_run / "latency.jsonl", away):
+        assert latencies_in([run], reasons.append) == [(str(run), time) for time in times]
+    assert len(latencies_in([timed_run, timed_run / "latency.jsonl"], reasons.append)) == 2
     assert records_in(away) == records_in(timed_run / "latency.jsonl") == []
-    assert len(records_in(timed_run)) == 2
-    assert told == []
+    assert (len(records_in(timed_run)), reasons) == (2, [])
 
 
-def test_torn_times_beside_records_are_told_and_alone_refused(timed_run: Path):
+def test_torn_times_beside_records_are_named_and_alone_refused(timed_run: Path):
     file = timed_run / "latency.jsonl"
     file.write_bytes(file.read_bytes()[:-20])
-    told: list[str] = []
-    assert latencies_in([timed_run], told.append) == []
-    assert "latency.jsonl" in told[0]
+    reasons: list[str] = []
+    assert latencies_in([timed_run], reasons.append) == []
+    assert "latency.jsonl" in reasons[0]
     with pytest.raises(ValueError, match=r"latency\.jsonl"):
-        latencies_in([file], told.append)
+        latencies_in([file], reasons.append)
     (timed_run / "records.jsonl").unlink()
     with pytest.raises(ValueError, match=r"latency\.jsonl"):
-        latencies_in([timed_run], told.append)
-
-
-def test_times_that_are_none_are_refused(timed_run: Path):
-    (timed_run / "records.jsonl").unlink()
-    (timed_run / "latency.jsonl").write_text("")
+        latencies_in([timed_run], reasons.append)
+    file.write_text("")
     with pytest.raises(ValueError, match=r"latency\.jsonl holds no times"):
-        latencies_in([timed_run], print)
+        latencies_in([timed_run], reasons.append)
 
 
 def test_a_run_of_times_alone_is_a_report(
@@ -275,8 +244,6 @@ def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path
 def test_what_is_left_out_is_told_on_the_page_and_beside_it(
     timed_run: Path, tmp_path: Path, records: list[Record]
 ):
-    from rich.console import Console
-
     (timed_run / "latency.jsonl").write_text('{"torn')
     console = Console(record=True, width=300)
     written = write_report(records, tmp_path / "out", Progress(console), runs=[timed_run], drawn=())
@@ -316,11 +283,12 @@ def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: P
 
 def test_the_plots_are_those_that_are_drawn(records: list[Record], dense: Record, row: Any):
     shots = [row(m, 0.6, 50, 2.0, shots=n) for m in ("random", "evit") for n in (16, 4)]
-    found = grouped([*records, *shots])
-    plots = [plot.name for plot in plots_of(found, [highlights(group) for group in found.groups])]
-    told = [name for name in first_cells("The plots") if not name.endswith("_...")]
+    report = grouped([*records, *shots])
+    short = [highlights(group) for group in report.groups]
+    plots = [plot.name for plot in plots_of(report, short)]
+    names = [name for name in first_cells("The plots") if not name.endswith("_...")]
     drawn = [name for name in plots if not name.endswith("_batch32")]
-    assert told == [*drawn, "ratio_batches"]  # of times, in test_plots.py
+    assert names == [*drawn, "ratio_batches"]  # of times, in test_plots.py
 
 
 def test_the_python_runs(records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

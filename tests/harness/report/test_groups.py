@@ -8,8 +8,7 @@ import pytest
 
 from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import CONDITIONS, Record
-from harness.report.groups import grouped, timed_groups
-from harness.report.sections import markdown_table, time_sections
+from harness.report.groups import grouped, markdown_table, time_sections, timed_groups
 from harness.report.writers import latex, markdown
 
 # Of each condition another value, and what a heading says of it.
@@ -48,47 +47,40 @@ def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
     name: str, dense: Record, patchrank: Record
 ):
     known: dict[str, Any] = {"images_sha256": "ab" * 32, "image_size": (196, 196)}
-    change, told = OTHERS[name]
+    change, words = OTHERS[name]
     if name == "seed":  # with shots it would be averaged over
         known |= {"shots": 0, "tuning": None}
     ours = [replace(record, **known) for record in (dense, patchrank)]
     theirs = [replace(record, **(known | change)) for record in (dense, patchrank)]
-    found = grouped([ours[0], theirs[0], ours[1], theirs[1]])
-    first, second = found.groups
+    first, second = grouped([ours[0], theirs[0], ours[1], theirs[1]]).groups
     assert [row.first for row in first.rows] == ours
     assert [row.first for row in second.rows] == theirs
     assert first.name != second.name
-    assert told in second.name
-    assert told not in first.name
+    assert words in second.name
+    assert words not in first.name
     assert markdown_table([*ours, *theirs]).count("### ") >= 2
 
 
-def test_one_condition_needs_no_words(records: list[Record]):
+def test_one_condition_needs_no_words_and_other_settings_are_another_row(
+    records: list[Record], row: Any
+):
     assert [group.name for group in grouped(records).groups] == [
         "fashion test, 16 shots, linear probe, clip_vit_s14.saliency",
         "emoji test, by text, clip_vit_s14.saliency",
     ]
+    one = row("evit", 0.6, 50)
+    other = replace(one, method_config={"reduce_at": [4]})
+    assert len(grouped([one, other]).groups[0].rows) == 2
 
 
 def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
     old = row("random", 0.6, 50)
     new = replace(row("random", 0.6, 60), created="2026-05-01T00:00:00+00:00")
-    for given in ([old, new], [new, old]):
-        found = grouped(given)
-        assert [each.first for each in found.groups[0].rows] == [new]
-        assert found.replaced == 1
-    assert grouped([new]).replaced == 0
-
-
-def test_of_equally_old_ones_the_later_line_stands(row: Any):
-    one, other = row("random", 0.6, 50), row("random", 0.6, 60)
-    assert grouped([one, other]).groups[0].rows[0].first == other
-
-
-def test_other_settings_are_another_row(row: Any):
-    one = row("evit", 0.6, 50)
-    other = replace(one, method_config={"reduce_at": [4]})
-    assert len(grouped([one, other]).groups[0].rows) == 2
+    equal = row("random", 0.6, 70)
+    for records, newest in (([old, new], new), ([new, old], new), ([old, equal], equal)):
+        report = grouped(records)
+        assert [each.first for each in report.groups[0].rows] == [newest]
+        assert report.replaced == 1
 
 
 def test_which_images_is_named_only_where_nothing_else_differs(dense: Record):
@@ -114,39 +106,34 @@ def test_nothing_to_report_is_refused():
 
 
 Make = Callable[..., LatencyRecord]
-DENSE_MS = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
-TOME = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
 
 
 @pytest.fixture
-def times(latency_record: Make) -> list[LatencyRecord]:
+def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
     """The model before its dense tower, the larger batch before the smaller."""
-    found = []
-    for batch in (8, 1):
-        faster = tuple(0.7 * ms for ms in DENSE_MS)
-        warnings = ("wide spread",) if batch == 8 else ()
-        told = {"batch": batch, "warnings": warnings, "peak_mib": 9.5, "saved_gflops": 0.3}
-        found.append(latency_record(faster, DENSE_MS, **TOME, **told))
-        found.append(latency_record(batch=batch))
-    return found
+    own = {"peak_mib": 9.5, "saved_gflops": 0.3}
+    return [
+        reduced_time("tome", 0.7, batch=8, warnings=("wide spread",), **own),
+        latency_record(batch=8),
+        reduced_time("tome", 0.7, batch=1, **own),
+        latency_record(batch=1),
+    ]
 
 
 def test_a_table_has_ratio_interval_verdict_and_memory(times: list[LatencyRecord]):
     [section] = time_sections(timed_groups(times))
-    assert section.name == table_of(times[0])
-    found = [dict(zip(section.heads, row, strict=True)) for row in section.rows]
-    assert [(row["model"], row["batch"]) for row in found] == [
+    assert section.title == table_of(times[0])
+    rows = [dict(zip(section.heads, row, strict=True)) for row in section.rows]
+    assert [(row["model"], row["batch"]) for row in rows] == [
         ("dense", "1"), ("tome60", "1"), ("dense", "8"), ("tome60", "8"),
     ]  # fmt: skip
-    row = times[2]
-    assert found[1]["ratio"] == (
-        f"{row.ratio_to_dense:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
-    )
-    assert found[1]["ratio"].value == row.ratio_to_dense
-    assert (found[1]["verdict"], found[3]["verdict"]) == ("faster", "faster !")
-    assert found[1]["MiB"] == "2 + 9.5"
-    assert found[0]["ratio"].value is None
-    assert found[0]["verdict"].value is None
+    time = times[2]
+    ratio = f"{time.ratio_to_dense:.3f} [{time.ratio_low:.3f}, {time.ratio_high:.3f}]"
+    assert (rows[1]["ratio"], rows[1]["ratio"].value) == (ratio, time.ratio_to_dense)
+    assert (rows[1]["verdict"], rows[3]["verdict"]) == ("faster", "faster !")
+    assert rows[1]["MiB"] == "2 + 9.5"
+    assert rows[0]["ratio"].value is None
+    assert rows[0]["verdict"].value is None
     assert section.notes == ["batch 8, tome60: wide spread"]
 
 
@@ -168,8 +155,8 @@ def test_tables_of_one_title_are_told_apart_by_their_machines(times, change: dic
 
 def test_the_newest_time_counts_wherever_it_stands(times: list[LatencyRecord]):
     later = replace(times[0], created="2027-01-01T00:00:00+00:00", ratio_to_dense=0.5)
-    for given in ([later, *times], [*times, later]):
-        [group] = timed_groups(given)
+    for records in ([later, *times], [*times, later]):
+        [group] = timed_groups(records)
         assert [row.ratio_to_dense for row in group.rows if row.batch == 8] == [None, 0.5]
 
 
@@ -185,7 +172,8 @@ def test_markdown_and_latex_have_the_table(times: list[LatencyRecord]):
 
 
 def test_what_failed_is_said(latency_record: Make):
-    failed = latency_record((), failed="out of memory", **TOME)
+    tome = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
+    failed = latency_record((), failed="out of memory", **tome)
     [section] = time_sections(timed_groups([latency_record(), failed]))
     row = dict(zip(section.heads, section.rows[1], strict=True))
     assert (row["verdict"], row["ms"], row["ms"].value) == ("not timed", "–", None)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,36 +44,13 @@ from harness.report.pictures import (
 )
 
 IMAGES, SIDE = 12, 6
-FACTS = Facts(
-    version="0.1.0",
-    model="clip_vit_b16",
-    method="dense",
-    keep=1.0,
-    method_config={},
-    tag="openai",
-    weights_sha256="ab" * 32,
-    dataset="toy",
-    dataset_revision="0123456789ab",
-    split="test",
-    shots=0,
-    tuning=None,
-    prompt_tokens=None,
-    seed=0,
-    image_count=250,
-    device="cpu",
-    device_name="a processor",
-    dtype="float32",
-    threads=2,
-    torch="2.13",
-    timm="1.0.31",
-)
 
 
 class Written:
     """Writes rows of a run as `compare` would."""
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, facts: Facts) -> None:
+        self.run, self.facts = run, facts
         self.ids = tuple(f"toy/test-{i}" for i in range(IMAGES))
 
     def row(self, method: str, keep: float, *, seed: int = 0, **changes: Any) -> RowTraces:
@@ -84,11 +62,10 @@ class Written:
         if method == "dense":
             importance[:] = -1
         token = np.where(left == -1, np.arange(cells), -1).astype(np.int16)
-        name = "clip_vit_b16"
-        name += "" if method == "dense" else f"_{method}{round(100 * keep)}"
-        told = {"model": name, "method": method, "keep": keep, "method_config": {"keep": keep}}
+        name = "clip_vit_b16" + ("" if method == "dense" else f"_{method}{round(100 * keep)}")
+        own = {"model": name, "method": method, "keep": keep, "method_config": {"keep": keep}}
         row = RowTraces(
-            facts=replace(FACTS, **{**told, **changes}),
+            facts=replace(self.facts, **(own | changes)),
             grid=(SIDE, SIDE),
             image_ids=self.ids,
             labels=tuple("cat" if i % 2 else "dog" for i in range(IMAGES)),
@@ -101,8 +78,8 @@ class Written:
 
     def golden(self, **changes: Any) -> RowTraces:
         """Write a golden ranking."""
-        told = {"model": "clip_vit_b16", "method_config": {"score": "preservation"}} | changes
-        row = self.row(RANKING, 1.0, **told)
+        own = {"model": "clip_vit_b16", "method_config": {"score": "preservation"}}
+        row = self.row(RANKING, 1.0, **(own | changes))
         return self.put(replace(row, predicted=(None,) * IMAGES))
 
     @property
@@ -123,24 +100,23 @@ class Written:
 
     def thumbnails(self, grain: int = 8, side: int = 48) -> None:
         """Write small copies of the images, the finer the grain the larger."""
-        made = []
+        jpegs = []
         for i in range(IMAGES):
             drawn = np.random.default_rng(i).integers(0, 256, (side // grain, side // grain, 3))
             pixels = drawn.repeat(grain, axis=0).repeat(grain, axis=1).astype(np.uint8)
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
-            made.append(buffer.getvalue())
-        path = thumbnails_path(self.run, FACTS)
+            jpegs.append(buffer.getvalue())
+        path = thumbnails_path(self.run, self.facts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(
-            seal(pa.table({"image_id": list(self.ids), "jpeg": made}), "thumbnails", 1)
-        )
+        table = pa.table({"image_id": list(self.ids), "jpeg": jpegs})
+        path.write_bytes(seal(table, "thumbnails", {}))
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Callable[..., Written]:
+def written(tmp_path: Path, facts: Facts) -> Callable[..., Written]:
     """Return what writes into a folder."""
-    return lambda name="run": Written(tmp_path / name)
+    return lambda name="run": Written(tmp_path / name, facts)
 
 
 @pytest.fixture
@@ -158,20 +134,13 @@ def run(written: Callable[..., Written]) -> Written:
 
 def test_a_pair_has_the_mean_over_images_with_its_interval(run):
     rows = {row.facts.model: row for row in read_traces(run.run) if not row.golden}
-    [found] = [
-        pair
-        for pair in run.pairs
-        if (pair["a_model"], pair["b_model"]) == ("clip_vit_b16_evit50", "clip_vit_b16_patchrank50")
-    ]
-    values = kendall_tau(
-        rows["clip_vit_b16_evit50"].importance, rows["clip_vit_b16_patchrank50"].importance
-    )
-    wanted = over_images(values)
-    assert (found["tau"], found["tau_low"], found["tau_high"]) == (
-        wanted.mean, wanted.low, wanted.high,
+    names = ("clip_vit_b16_evit50", "clip_vit_b16_patchrank50")
+    [pair] = [pair for pair in run.pairs if (pair["a_model"], pair["b_model"]) == names]
+    mean = over_images(kendall_tau(*(rows[name].importance for name in names)))
+    assert (pair["tau"], pair["tau_low"], pair["tau_high"]) == (mean.mean, mean.low, mean.high)
+    assert (pair["a"], pair["b"], pair["dataset"], pair["images"]) == (
+        "evit", "patchrank", "toy", 12,
     )  # fmt: skip
-    assert found["images"] == 12
-    assert (found["a"], found["b"], found["dataset"]) == ("evit", "patchrank", "toy")
 
 
 def test_every_pair_of_a_keep_rate_is_there_golden_first(run):
@@ -189,20 +158,16 @@ def test_a_ranking_agrees_with_itself_and_opposes_its_reverse(run):
     assert taus(row, back).tolist() == pytest.approx([-1.0] * 12)
 
 
-def test_images_without_one_of_the_rankings_do_not_count(run):
-    golden = run.golden()
+def test_images_without_a_ranking_or_with_ties_throughout_do_not_count(run):
+    golden, flat = run.golden(), run.row("evit", 0.5)
     golden.importance[:5] = -1
-    run.put(golden)
-    counts = {pair["a"]: pair["images"] for pair in run.pairs}
-    assert counts == {"golden ranking": 7, "evit": 12, "patchrank": 12}
-
-
-def test_rankings_that_tie_throughout_are_undefined_not_zero(run):
-    flat = run.row("evit", 0.5)
     flat.importance[:3] = 7
+    run.put(golden)
     run.put(flat)
-    [found] = [p for p in run.pairs if p["a_model"] == "clip_vit_b16_evit50"][:1]
-    assert (found["images"], found["undefined"]) == (9, 3)
+    counts = {(p["a"], p["b"]): (p["images"], p["undefined"]) for p in run.pairs[:6]}
+    assert counts["golden ranking", "random"] == (7, 0)
+    assert counts["patchrank", "random"] == (12, 0)
+    assert counts["evit", "patchrank"] == (9, 3)
 
 
 def test_one_image_has_no_mean(written):
@@ -231,23 +196,19 @@ def test_images_that_a_row_lacks_are_left_out_of_all(run):
 def test_rows_of_other_conditions_never_stand_side_by_side(name: str, value: str, run):
     other = run.row("evit", 0.5, **{name: value})
     run.row("patchrank", 0.5, **{name: value})
-    found = run.groups
-    assert len(found) == 2
-    assert all(len({getattr(row.facts, name) for row in group.rows}) == 1 for group in found)
-    assert len({group.title for group in found}) == len({group.slug for group in found}) == 2
-    assert f"({name} {value})" in found[1].title + found[0].title
+    groups = run.groups
+    assert len(groups) == 2
+    assert all(len({getattr(row.facts, name) for row in group.rows}) == 1 for group in groups)
+    assert len({group.title for group in groups}) == len({group.slug for group in groups}) == 2
+    assert f"({name} {value})" in groups[1].title + groups[0].title
     with pytest.raises(ValueError, match=f"traces of different {name} cannot stand side by side"):
         TracedGroup.of([other, run.row("random", 0.5)], Thumbnails(jpeg={}))
 
 
-def test_another_patch_grid_is_refused(run):
+def test_other_patch_grids_and_other_images_are_refused(run):
     row = run.row("evit", 0.5)
     with pytest.raises(ValueError, match="different grid"):
         TracedGroup.of([row, replace(run.row("random", 0.5), grid=(4, 9))], Thumbnails(jpeg={}))
-
-
-def test_other_images_are_refused(run):
-    row = run.row("evit", 0.5)
     with pytest.raises(ValueError, match="are of different images"):
         taus(row, row.take(run.ids[:3]))
 
@@ -276,8 +237,8 @@ def test_methods_with_keep_rates_of_their_own_stand_by_their_order(written):
         for keep in keeps:
             made.row(method, keep)
     [group] = made.groups
-    found = [[label(row, level) for row in level] for level in group.levels]
-    assert found == [["evit 61 %", "tome 55 %"], ["evit 31 %", "tome 28 %"]]
+    labels = [[label(row, level) for row in level] for level in group.levels]
+    assert labels == [["evit 61 %", "tome 55 %"], ["evit 31 %", "tome 28 %"]]
     assert "Kendall τ-b with 55 to 61 % of the patch tokens kept" in matrices(made.groups)[0].alt
 
 
@@ -288,24 +249,22 @@ def test_rows_of_one_method_and_keep_are_told_apart_by_their_settings(run):
     assert all(name.startswith("evit ") for name in names)
 
 
-def shown(tau: float) -> str:
+def rounded(tau: float) -> str:
     return f"{tau:.2f}".replace("-0.00", "0.00")
 
 
 def test_every_number_is_in_the_drawing_and_what_counts_in_its_words(run):
     [picture] = matrices(run.groups)
-    texts = [e.text for e in ElementTree.fromstring(picture.svg).iter() if e.tag.endswith("text")]
+    words = texts(picture.svg)
     for pair in run.pairs:
-        told = [shown(pair[name]) for name in ("tau", "tau_low", "tau_high")]
-        assert told[0] in texts
-        assert f"{told[1]} to {told[2]}" in texts
+        tau, low, high = (rounded(pair[name]) for name in ("tau", "tau_low", "tau_high"))
+        assert {tau, f"{low} to {high}"} <= set(words)
         if pair["a"] == "golden ranking":
-            assert f"golden ranking and {pair['b']} {told[0]}" in picture.alt
+            assert f"golden ranking and {pair['b']} {tau}" in picture.alt
     others = [pair for pair in run.pairs[:6] if pair["a"] != "golden ranking"]
     most = max(others, key=lambda pair: pair["tau"])
-    assert (
-        f"{most['a']} and {most['b']} agree most of the others, {shown(most['tau'])}" in picture.alt
-    )
+    best = f"{most['a']} and {most['b']} agree most of the others, {rounded(most['tau'])}"
+    assert best in picture.alt
     assert "12 traced images" in picture.about
     assert "golden ranking comes first" in picture.about
     assert picture.title == "Agreement of rankings: toy test, by text, clip_vit_b16.openai"
@@ -333,9 +292,8 @@ def test_agreement_shows_on_a_scale_with_unrelated_in_its_middle(run):
     run.put(same)
     run.put(back)
     [picture] = matrices(run.groups)
-    pixels = (
-        np.asarray(Image.open(io.BytesIO(picture.png)).convert("RGB")).reshape(-1, 3).astype(int)
-    )
+    image = Image.open(io.BytesIO(picture.png)).convert("RGB")
+    pixels = np.asarray(image, dtype=int).reshape(-1, 3)
     brown, violet = np.array([127, 59, 8]), np.array([45, 0, 75])
     for colour in (brown, violet):
         assert (np.abs(pixels - colour).max(axis=1) < 4).sum() > 1000
@@ -351,6 +309,11 @@ def bitmaps(svg: bytes) -> list[Image.Image]:
     return [ImageOps.flip(Image.open(io.BytesIO(base64.b64decode(each)))) for each in found]
 
 
+def panels(svg: bytes) -> list[Image.Image]:
+    """Return the bitmaps that are panels and no colour bar, column by column."""
+    return [image for image in bitmaps(svg) if image.width == image.height]
+
+
 def test_there_is_one_of_the_first_images_and_one_of_those_rankings_disagree_on(run):
     first, other = galleries(run.groups)
     assert first.name.startswith("gallery_first_toy_test")
@@ -363,18 +326,12 @@ def test_there_is_one_of_the_first_images_and_one_of_those_rankings_disagree_on(
 
 def test_those_disagreed_on_are_the_least_by_a_slow_mean(run):
     [group] = run.groups
-    rows = [row for row in group.rows if row.golden or row.facts.model in (
-        "clip_vit_b16_evit25", "clip_vit_b16_patchrank25",
-    )]  # fmt: skip
+    names = ("clip_vit_b16_evit25", "clip_vit_b16_patchrank25")
+    rows = [row for row in group.rows if row.golden or row.facts.model in names]
     values = {}
     for i, name in enumerate(group.image_ids):
-        found = [
-            kendall_tau(a.importance[i : i + 1], b.importance[i : i + 1])[0]
-            for a in rows
-            for b in rows
-            if a.facts.name < b.facts.name
-        ]
-        values[name] = sum(found) / len(found)
+        pairs = combinations([row.importance[i : i + 1] for row in rows], 2)
+        values[name] = np.mean([kendall_tau(a, b)[0] for a, b in pairs])
     chosen = choices(group)[1]
     assert list(chosen.image_ids) == sorted(values, key=values.__getitem__)[:6]
     assert len(disagreement(group)[0]) == 3
@@ -390,18 +347,15 @@ def test_panels_are_an_image_a_golden_ranking_and_a_method_each(run):
     assert found.count("9 tokens") == 3
     assert found.count("✓ cat") == found.count("✗ cat") == 3 * 4  # dense and three methods
     assert [image for image in run.ids if image in found] == list(run.ids[:6])
-    panels = [image for image in bitmaps(first.svg) if image.width == image.height]
-    assert len(panels) == 6 * 5
+    assert len(panels(first.svg)) == 6 * 5
 
 
 def test_dropped_patches_are_hatched_and_kept_ones_as_they_are(run):
     first, _ = galleries(run.groups)
     [group] = run.groups
     [row] = [row for row in group.rows if row.facts.model == "clip_vit_b16_evit25"]
-    panels = [image for image in bitmaps(first.svg) if image.width == image.height]
-    original, shown = (
-        np.asarray(panel.convert("RGB"), dtype=float) for panel in (panels[0], panels[2 * 6])
-    )
+    columns = panels(first.svg)[::6]
+    original, shown = (np.asarray(columns[at].convert("RGB"), dtype=float) for at in (0, 2))
     side = original.shape[0] // 6
     for patch, kept in enumerate(row.kept[0]):
         y, x = (side * place for place in divmod(patch, 6))
@@ -424,24 +378,16 @@ def test_merging_is_said_and_shown_by_one_colour(run):
     first, _ = galleries(run.groups)
     assert "Where a method merges (tome), patches that share a token" in first.about
     assert "nothing is dropped" in first.about
-    panels = [image for image in bitmaps(first.svg) if image.width == image.height]
-    shown = np.asarray(panels[5 * 6].convert("RGB"), dtype=float)
+    shown = np.asarray(panels(first.svg)[5 * 6].convert("RGB"), dtype=float)
     side = shown.shape[0] // 6
     merged = shown[3 : 4 * side - 3, 3 : 3 * side - 3]
     assert merged.std(axis=(0, 1)).max() < 4
-    without = galleries(run.groups)[0].about.replace("Where a method merges", "")
-    assert without != first.about
-
-
-def test_without_small_copies_there_is_no_gallery(written):
-    made = written()
-    made.row("evit", 0.5)
-    assert galleries(made.groups) == []
 
 
 def test_few_images_or_one_ranking_make_the_first_gallery_alone(written):
     made = written()
     made.row("evit", 0.5)
+    assert galleries(made.groups) == []  # without small copies
     made.thumbnails()
     [only] = galleries(made.groups)
     assert only.name.startswith("gallery_first")
@@ -485,47 +431,33 @@ def path_of(run, method: str) -> Path:
     return run.run / "traces" / row.facts.name
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [(b"PAR1 torn", "is broken"), (b"", "is broken"), (b"PAR1 not of ours PAR1", "is broken")],
-)
-def test_a_torn_row_is_told_and_the_others_are_drawn(content: bytes, why: str, run):
+@pytest.mark.parametrize("content", [b"PAR1 torn", b"", b"PAR1 not of ours PAR1"])
+def test_a_torn_row_is_named_and_the_others_are_drawn(content: bytes, run):
     path = path_of(run, "evit")
     path.write_bytes(content)
-    told: list[str] = []
-    traced = traced_groups([run.run], None, told.append)
-    [reason] = told
-    assert str(path) in reason
-    assert why in reason
+    reasons: list[str] = []
+    traced = traced_groups([run.run], None, reasons.append)
+    [reason] = reasons
+    assert f"{str(path)!r} is broken" in reason
     assert [row.facts.method for row in traced[0].levels[-1]] == ["patchrank", "random"]
-    assert len(matrices(traced)) == 1
-    assert len(galleries(traced)) == 2
-    assert {p["b"] for p in agreement_rows(traced)} >= {"patchrank", "random"}
-    with pytest.raises(ValueError, match=why):
+    assert (len(matrices(traced)), len(galleries(traced))) == (1, 2)
+    with pytest.raises(ValueError, match="is broken"):
         traced_groups([run.run])
 
 
-def test_a_file_of_somebody_else_s_and_one_that_was_renamed_are_told(run):
+def test_files_of_others_are_named_and_without_thumbnails_there_is_a_matrix_alone(run):
     foreign, renamed = path_of(run, "evit"), path_of(run, "patchrank")
-    small = next((run.run / "thumbnails").glob("*.parquet"))
-    content = foreign.read_bytes()
-    foreign.write_bytes(small.read_bytes())
-    renamed.write_bytes(content)
-    told: list[str] = []
-    [group] = traced_groups([run.run], None, told.append)
-    assert len(told) == 2
-    assert any("a Parquet file, but not of traces" in reason for reason in told)
-    assert any("holds traces of another row" in reason for reason in told)
-    assert [row.facts.method for row in group.levels[-1]] == ["random"]
-
-
-def test_without_thumbnails_that_can_be_read_there_is_a_matrix_and_no_gallery(run):
     [small] = (run.run / "thumbnails").glob("*.parquet")
+    renamed.write_bytes(foreign.read_bytes())
+    foreign.write_bytes(small.read_bytes())
     small.write_bytes(small.read_bytes()[:-5])
-    told: list[str] = []
-    traced = traced_groups([run.run], None, told.append)
-    assert [str(small) in reason for reason in told] == [True]
-    assert (len(matrices(traced)), galleries(traced)) == (1, [])
+    reasons: list[str] = []
+    [group] = traced_groups([run.run], None, reasons.append)
+    assert len(reasons) == 3
+    for words in ("a Parquet file, but not of traces", "traces of another row", str(small)):
+        assert any(words in reason for reason in reasons)
+    assert [row.facts.method for row in group.levels[-1]] == ["random"]
+    assert (len(matrices([group])), galleries([group])) == (1, [])
 
 
 def test_groups_come_in_the_order_of_the_records(written):
@@ -535,23 +467,22 @@ def test_groups_come_in_the_order_of_the_records(written):
         for dataset in ("aardvark", "zebra")
         for method in ("evit", "patchrank")
     ]
-    for given in (rows, rows[::-1]):
-        records = [SimpleNamespace(**vars(row.facts)) for row in given]
-        wanted = list(dict.fromkeys(record.dataset for record in records))
-        assert [group.facts.dataset for group in traced_groups([made.run], records)] == wanted
+    for order in (rows, rows[::-1]):
+        records = [SimpleNamespace(**vars(row.facts)) for row in order]
+        datasets = list(dict.fromkeys(record.dataset for record in records))
+        assert [group.facts.dataset for group in traced_groups([made.run], records)] == datasets
     assert [group.facts.dataset for group in made.groups] == ["aardvark", "zebra"]
 
 
 def test_a_run_given_twice_is_read_once(run, monkeypatch: pytest.MonkeyPatch):
-
-    read = []
+    calls = []
     monkeypatch.setattr(
-        module, "read_traces", lambda *given: read.append(given[0]) or read_traces(*given)
+        module, "read_traces", lambda *args: calls.append(args) or read_traces(*args)
     )
     file = run.run / "records.jsonl"
     file.touch()
     assert len(traced_groups([run.run, file, run.run])) == 1
-    assert len(read) == 1
+    assert len(calls) == 1
 
 
 def test_facts_without_traces_make_no_group(run):

@@ -12,10 +12,9 @@ from harness.measure.times import LatencyRecord
 from harness.records.record import Record
 from harness.report.changes import read_run
 from harness.report.drawing import FRONT, INK, LINES, STYLES, Chart, Plot, Point, Steps, styles_of
-from harness.report.groups import Grouped, grouped, timed_groups
+from harness.report.groups import Grouped, grouped, shot_columns, timed_groups
 from harness.report.highlights import fronts, highlights
 from harness.report.plots import batches_plot, plots_of, shots_plot, tau_plot, tokens_plot
-from harness.report.sections import shot_columns
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
@@ -26,7 +25,7 @@ def committed() -> list[Record]:
 
 
 @pytest.fixture(scope="session")
-def found(committed: list[Record]) -> Grouped:
+def report(committed: list[Record]) -> Grouped:
     return grouped(committed)
 
 
@@ -42,9 +41,9 @@ def with_shots(committed: list[Record]) -> Grouped:
     return grouped([*committed, *learned])
 
 
-def plots(found: Grouped) -> dict[str, Plot]:
-    short = [highlights(group) for group in found.groups]
-    return {plot.name: plot for plot in plots_of(found, short)}
+def plots(report: Grouped) -> dict[str, Plot]:
+    short = [highlights(group) for group in report.groups]
+    return {plot.name: plot for plot in plots_of(report, short)}
 
 
 def points(plot: Plot | None, at: int = 0) -> dict[str, Sequence[Point]]:
@@ -60,10 +59,10 @@ def of(committed: list[Record], dataset: str) -> list[Record]:
 
 @pytest.mark.parametrize(("at", "dataset"), [(0, "fashion"), (1, "emoji")])
 def test_accuracy_against_cost_has_every_row_with_its_intervals(
-    at: int, dataset: str, found: Grouped, committed: list[Record]
+    at: int, dataset: str, report: Grouped, committed: list[Record]
 ):
     own = {(r.method, r.keep): r for r in of(committed, dataset) if r.gflops is not None}
-    shown = points(plots(found)["accuracy_gflops"], at)
+    shown = points(plots(report)["accuracy_gflops"], at)
     assert sum(map(len, shown.values())) == len(own) == 11
     for name, series in shown.items():
         rows = sorted((r for r in own.values() if r.method == name), key=lambda r: r.keep)
@@ -74,24 +73,24 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(
             )
 
 
-def test_times_are_ratios_or_milliseconds_of_one_image(found: Grouped, committed: list[Record]):
-    named = plots(found)
-    ratios = [named[f"accuracy_ratio_batch{batch}"] for batch in (1, 32)]
-    times = [named[f"accuracy_ms_batch{batch}"] for batch in (1, 32)]
+def test_times_are_ratios_or_milliseconds_of_one_image(report: Grouped, committed: list[Record]):
+    named = plots(report)
     row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_tome60")
-    for plot_ratio, plot_time, timed in zip(ratios, times, row.latency, strict=True):
-        ratio, time = (points(plot)["tome"][1].x for plot in (plot_ratio, plot_time))
-        assert ratio == (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
-        expected = [n / timed.batch for n in (timed.median_ms, timed.q1_ms, timed.q3_ms)]
-        assert list(time) == expected
-        assert points(plot_ratio)["dense"][0].x == (1, 1, 1)
+    for timed in row.latency:
+        ratio, time = (
+            points(named[f"accuracy_{kind}_batch{timed.batch}"]) for kind in ("ratio", "ms")
+        )
+        assert ratio["tome"][1].x == (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
+        ms = (timed.median_ms, timed.q1_ms, timed.q3_ms)
+        assert time["tome"][1].x == tuple(n / timed.batch for n in ms)
+        assert ratio["dense"][0].x == (1, 1, 1)
 
 
-def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(found: Grouped):
-    plot = plots(found)["accuracy_gflops"]
+def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Grouped):
+    plot = plots(report)["accuracy_gflops"]
     panel = plot.panels[0]
     assert isinstance(panel, Chart)
-    stood = fronts(found.groups[0])[0].standings
+    stood = fronts(report.groups[0])[0].standings
     on = sorted(
         (s.row.first.gflops, 100 * s.row.top1.estimate) for s in stood if s.verdict == "front"
     )
@@ -104,8 +103,8 @@ def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(found: Gro
     assert hollow == {"random"}
 
 
-def test_tau_against_keep_leaves_golden_out(found: Grouped, committed: list[Record]):
-    shown = points(tau_plot(found.groups))
+def test_tau_against_keep_leaves_golden_out(report: Grouped, committed: list[Record]):
+    shown = points(tau_plot(report.groups))
     assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "tome"]
     row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_evit30")
     assert shown["evit"][0] == Point(
@@ -114,14 +113,14 @@ def test_tau_against_keep_leaves_golden_out(found: Grouped, committed: list[Reco
     assert shown["evit"][0].x.estimate == 30
 
 
-def test_methods_that_share_a_course_share_a_line(found: Grouped):
-    plot = tokens_plot(found.groups)
+def test_methods_that_share_a_course_share_a_line(report: Grouped):
+    plot = tokens_plot(report.groups)
     assert plot is not None
     [panel] = plot.panels  # both datasets have the same
     assert isinstance(panel, Steps)
-    told = {(line.end, tuple(line.names)): tuple(line.counts) for line in panel.lines}
-    assert told["60 %", ("clsattn", "patchrank", "random")] == (197,) * 3 + (119,) * 6
-    assert told["30 %", ("tome",)] == (182, 167, 151, 136, 121, 106, 90, 75, 60)
+    counts = {(line.end, tuple(line.names)): tuple(line.counts) for line in panel.lines}
+    assert counts["60 %", ("clsattn", "patchrank", "random")] == (197,) * 3 + (119,) * 6
+    assert counts["30 %", ("tome",)] == (182, 167, 151, 136, 121, 106, 90, 75, 60)
     assert "clsattn, patchrank, random 60 %: 197 × 3, 119 × 6" in panel.notes[0]
 
 
@@ -162,11 +161,11 @@ def test_settings_of_one_method_are_series_of_their_own(committed: list[Record])
     assert [len(series) for series in shown.values()] == [1, 2, 2]
 
 
-def test_every_plot_is_an_svg_of_its_words_and_a_png(found: Grouped, with_shots: Grouped):
+def test_every_plot_is_an_svg_of_its_words_and_a_png(report: Grouped, with_shots: Grouped):
     """That of shots needs six groups; of the others two panels each show as much."""
     shots = shots_plot(shot_columns(with_shots))
     assert shots is not None
-    for plot in (*plots(found).values(), shots):
+    for plot in (*plots(report).values(), shots):
         styles = styles_of(name for panel in plot.panels for name in panel.names)
         words = "".join(ET.fromstring(plot.draw(styles, "svg")).itertext())
         for panel in plot.panels:
@@ -203,24 +202,17 @@ def test_a_group_of_one_row_has_no_accuracy_plot(committed: list[Record]):
 
 
 Make = Callable[..., LatencyRecord]
-DENSE_MS = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
 
 
-def model(make: Make, method: str, factor: float, **more) -> LatencyRecord:
-    name = f"clip_vit_b16_{method}60"
-    samples = tuple(factor * ms for ms in DENSE_MS)
-    return make(samples, DENSE_MS, model=name, method=method, keep=0.6, **more)
-
-
-def test_a_panel_per_condition_with_every_ratio(latency_record: Make):
+def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_time: Make):
     times = [
         record
         for dtype in ("float32", "bfloat16")
         for batch in (1, 32)
         for record in (
             latency_record(batch=batch, dtype=dtype),
-            model(latency_record, "tome", 0.7, batch=batch, dtype=dtype),
-            model(latency_record, "evit", 1.2, batch=batch, dtype=dtype, warnings=("drift",)),
+            reduced_time("tome", 0.7, batch=batch, dtype=dtype),
+            reduced_time("evit", 1.2, batch=batch, dtype=dtype, warnings=("drift",)),
         )
     ]
     plot = batches_plot(timed_groups(times))
@@ -243,10 +235,9 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make):
     ]
 
 
-def test_what_shows_no_difference_is_called_so(latency_record: Make):
-    row = replace(
-        model(latency_record, "tome", 0.9), ratio_low=0.8, ratio_high=1.1, verdict="not shown"
-    )
+def test_what_shows_no_difference_is_called_so(latency_record: Make, reduced_time: Make):
+    unclear = {"ratio_low": 0.8, "ratio_high": 1.1, "verdict": "not shown"}
+    row = replace(reduced_time("tome", 0.9), **unclear)
     plot = batches_plot(timed_groups([latency_record(), row]))
     assert plot is not None
     assert list(plot.panels[0].notes) == ["Not shown: tome60 at batch 1."]

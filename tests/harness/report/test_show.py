@@ -1,13 +1,16 @@
-"""Which images a figure is asked for, and what it shows beside them."""
+"""Which images a figure is asked for, what it shows beside them, and where, pixel by pixel."""
 
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
+from numpy.typing import NDArray
 from PIL import Image
 
 from harness.cli import main
@@ -17,11 +20,295 @@ from harness.datasets.base import Dataset
 from harness.golden.maps import method_maps, most_important, reduced
 from harness.models.towers import Tower
 from harness.report import show as module
-from harness.report.sheet import heat_panel, kept_panel
-from harness.report.show import Figure, ShowConfig, find_pictures, show
-from zoo.clip import ClipParts, class_features
+from harness.report.show import (
+    BORDER,
+    HATCH,
+    Drawn,
+    Figure,
+    Row,
+    Sheet,
+    ShowConfig,
+    draw,
+    find_pictures,
+    fit,
+    hatch,
+    heat_panel,
+    image_panel,
+    kept_panel,
+    merged_panel,
+    ranks,
+    short,
+    show,
+    width_of,
+    wrapped,
+)
+from zoo.clip import class_features
 from zoo.golden import SCORES, GoldenConfig, golden_importance
 from zoo.reducer import METHODS
+
+GRID = (4, 6)
+CELLS = 24
+VIRIDIS = colormaps["viridis"]
+
+
+View = NDArray[np.float64]
+
+
+@pytest.fixture
+def view() -> View:
+    """A picture 40 high and 60 wide, neither dark nor light."""
+    return np.random.default_rng(0).uniform(0.4, 0.6, (40, 60, 3))
+
+
+def sheet(view: View, rows: int = 2, columns: int = 3) -> Sheet:
+    """A figure whose last row lacks the first ranking."""
+    drawn = np.random.default_rng(1).random((rows, columns, CELLS))
+    names = [f"ranking {j}" for j in range(columns)]
+    return Sheet(
+        rows=[
+            Row(
+                name=f"a rather long file name {i}.jpeg",
+                label="ankle boot" if i else "",
+                view=view,
+                importance={
+                    name: drawn[i, j] for j, name in enumerate(names) if (i, j) != (rows - 1, 0)
+                },
+                kept={"kept 50": np.arange(CELLS) % 2 == 0},
+            )
+            for i in range(rows)
+        ],
+        grid=GRID,
+        columns={name: name.replace(" ", "\n") for name in names} | {"kept 50": "50 % kept"},
+        notes=["What this rests on.", "What is left out: " + "words " * 60],
+    )
+
+
+def pixels(drawn: Drawn) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(drawn.png)).convert("RGB"))
+
+
+def test_ranks_equal_a_slow_count():
+    values = np.random.default_rng(2).integers(0, 8, 20).astype(np.float32)
+    for value, rank in zip(values, ranks(values), strict=True):
+        below, tied = (values < value).sum(), (values == value).sum() - 1
+        assert rank == pytest.approx((below + tied / 2) / 19)
+    assert ranks(np.full(9, 3.0)).tolist() == [0.5] * 9
+    assert ranks(np.array([2.0, -np.inf, np.inf])).tolist() == [0.5, 0.0, 1.0]
+
+
+def test_the_most_important_patch_is_the_brightest(view: View):
+    importance = np.linspace(0, 1, CELLS)
+    importance[15] = 7.0  # row 2, column 3
+    importance[4] = -9.0  # row 0, column 4
+    panel = heat_panel(view, importance, GRID, (80, 120))
+    cells = panel.reshape(4, 20, 6, 20, 3).mean(axis=(1, 3))
+    assert cells[2, 3] == pytest.approx(VIRIDIS(1.0)[:3], abs=0.02)
+    assert cells[0, 4] == pytest.approx(VIRIDIS(0.0)[:3], abs=0.02)
+    light = cells @ np.array([0.299, 0.587, 0.114])
+    assert np.unravel_index(light.argmax(), GRID) == (2, 3)
+    assert np.unravel_index(light.argmin(), GRID) == (0, 4)
+
+
+def test_a_patch_has_the_colour_of_its_rank_be_the_image_dark_or_light(view: View):
+    importance = np.random.default_rng(3).random(CELLS)
+    wanted = VIRIDIS(ranks(importance).reshape(GRID))[..., :3]
+    inner = slice(4, 20)  # the colours of either end leave no room for the image's detail
+    for image in (view - 0.35, view, view + 0.35):
+        cells = heat_panel(image, importance, GRID, (80, 120)).reshape(4, 20, 6, 20, 3)
+        off = np.abs(cells.mean(axis=(1, 3)) - wanted).reshape(CELLS, 3)
+        assert off[np.argsort(importance)[inner]].max() < 0.01
+        assert cells.std(axis=(1, 3)).mean() > 0.005  # and yet the image shows
+
+
+def test_kept_patches_are_as_they_were_and_dropped_ones_hatched(view: View):
+    kept = np.random.default_rng(4).random(CELLS) < 0.5
+    panel = kept_panel(view, kept, GRID, (80, 120)).reshape(4, 20, 6, 20, 3)
+    image = image_panel(view, (80, 120)).reshape(4, 20, 6, 20, 3)
+    for cell, stays in enumerate(kept):
+        row, column = divmod(cell, 6)
+        inner = panel[row, 1:, column, 1:]
+        if stays:
+            assert (inner == image[row, 1:, column, 1:]).all()
+        else:
+            assert set(np.unique(inner)) == set(HATCH)
+            assert (inner == inner[..., :1]).all()  # grey: no colour vision is asked for
+    assert (panel[1:, 0] == BORDER).all()
+    assert (panel[:, :, 1:, 0] == BORDER).all()
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (4, 6), (7, 3), (1, 1), (37, 37)])
+@pytest.mark.parametrize("width", [150, 231.7, 480])
+def test_every_patch_has_as_many_pixels(grid: tuple[int, int], width: float):
+    height, across = fit((grid[0] * 16, grid[1] * 16), grid, width)
+    assert height % grid[0] == across % grid[1] == 0
+    assert height // grid[0] == across // grid[1]
+    assert abs(across - width) <= grid[1] / 2
+
+
+def test_panels_are_where_the_figure_says(view: View):
+    figure = sheet(view)
+    drawn = draw(figure)
+    page = pixels(drawn)
+    assert set(drawn.boxes) == {(i, c) for i in range(2) for c in ("image", *figure.columns)}
+    for (i, column), box in drawn.boxes.items():
+        row = figure.rows[i]
+        if column == "image":
+            panel = image_panel(view, box.size)
+        elif column == "kept 50":
+            panel = kept_panel(view, row.kept[column], GRID, box.size)
+        elif column in row.importance:
+            panel = heat_panel(view, row.importance[column], GRID, box.size)
+        else:
+            assert (i, column) == (1, "ranking 0")
+            continue
+        found = page[box.top : box.bottom, box.left : box.right]
+        assert np.abs(found - panel * 255).max() <= 0.51
+
+
+def test_what_is_missing_is_a_dash(view: View):
+    drawn = draw(sheet(view))
+    box = drawn.boxes[1, "ranking 0"]
+    panel = pixels(drawn)[box.top : box.bottom, box.left : box.right]
+    dark = np.argwhere(panel.max(axis=2) < 120)
+    assert len(dark) > 5
+    assert np.abs(dark.mean(axis=0) / panel.shape[:2] - 0.5).max() < 0.1
+    assert (panel[:40] == panel[0, 0]).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 6), (2, 11), (4, 3)])
+def test_figures_are_wide_enough_and_nothing_overlaps(rows: int, columns: int, view: View):
+    drawn = draw(sheet(view, rows, columns))
+    height, width = pixels(drawn).shape[:2]
+    assert 1500 <= width <= 2400
+    boxes = list(drawn.boxes.values())
+    assert len(boxes) == rows * (columns + 2)
+    for i, one in enumerate(boxes):
+        assert 0 < one.left < one.right < width
+        assert 0 < one.top < one.bottom < height
+        for other in boxes[:i]:
+            apart = one.left >= other.right or other.left >= one.right
+            assert apart or one.top >= other.bottom or other.top >= one.bottom
+
+
+def test_text_stays_inside_and_below_the_panels(view: View):
+    """Nothing is written over a panel or cut off at the edge."""
+    drawn = draw(sheet(view, rows=3))
+    page = pixels(drawn).copy()
+    below = max(box.bottom for box in drawn.boxes.values())
+    assert (page[-10:] == 255).all()
+    assert (page[:, :10] == 255).all()
+    assert (page[:, -10:] == 255).all()
+    assert (page[below + 30 :].min(axis=(1, 2)) < 100).any()
+
+
+def test_the_same_bytes_every_time_and_smaller_with_scale(view: View):
+    once = draw(sheet(view))
+    assert draw(sheet(view)).png == once.png
+    height, width = pixels(once).shape[:2]
+    half = pixels(draw(sheet(view), scale=0.5)).shape
+    assert half[1] == pytest.approx(width / 2, rel=0.02)
+    assert half[0] == pytest.approx(height / 2, rel=0.05)
+
+
+def test_names_in_any_script_are_taken_as_they_are(view: View):
+    plain = sheet(view, rows=1)
+    named = replace(plain.rows[0], name="猫 $x_1$ " + "name" * 20 + ".png")
+    drawn = draw(replace(plain, rows=[named], notes=["$"]))
+    box = drawn.boxes[0, "image"]
+    strip = pixels(drawn)[:, : box.left].min(axis=(1, 2)) < 100
+    assert strip[box.top : box.bottom].any()
+    assert not strip[: box.top - 2].any()
+    assert not strip[box.bottom + 2 : box.bottom + 40].any()  # the notes are further down
+
+
+def test_lines_fit():
+    text = "What is left out: " + "www iii mmm " * 40
+    lines = wrapped(text, 19, 300)
+    assert " ".join(lines) == text.strip()
+    assert max(width_of(line, 19) for line in lines) <= 300
+    nexts = [following.split()[0] for following in lines[1:]]
+    joined = [f"{line} {word}" for line, word in zip(lines, nexts, strict=False)]
+    assert min(width_of(line, 19) for line in joined) > 300
+    assert wrapped("", 19, 300) == []
+    assert wrapped("unbreakable", 19, 5) == ["unbreakable"]
+
+
+def test_names_keep_their_ends():
+    name = "IMG_2024_" + "m" * 50 + "_0042.jpeg"
+    found = short(name, 21, 200)
+    assert width_of(found, 21) <= 200
+    start, end = found.split("…")
+    assert name.startswith(start)
+    assert name.endswith(end)
+    assert 0 <= len(start) - len(end) <= 1
+    assert short("fine.png", 21, 200) == "fine.png"
+
+
+def test_an_svg_is_as_large_as_the_bitmap_and_has_its_panels(view: View):
+    drawn = draw(sheet(view), 0.5, vector=True)
+    height, width, _ = pixels(drawn).shape
+    head = drawn.svg[: drawn.svg.index(b">", drawn.svg.index(b"<svg"))].decode()
+    assert f'width="{width}px" height="{height}px" viewBox="0 0 {width} {height}"' in head
+    assert drawn.svg.count(b"<image ") == 2 * 5 + 1  # the colour bar
+    assert draw(sheet(view), 0.5).svg == b""
+
+
+def test_captions_stand_below_their_panels(view: View):
+    plain = sheet(view)
+    rows = [replace(row, captions={"image": "right"}) for row in plain.rows]
+    without, with_captions = draw(plain), draw(replace(plain, rows=rows))
+    assert with_captions.boxes[0, "image"] == without.boxes[0, "image"]
+    below = with_captions.boxes[0, "image"].bottom
+    assert with_captions.boxes[1, "image"].top - below > without.boxes[1, "image"].top - below
+    left, right = with_captions.boxes[0, "image"].left, with_captions.boxes[0, "image"].right
+    strip = pixels(with_captions)[below : with_captions.boxes[1, "image"].top, left:right]
+    assert strip.min() < 100  # ink
+
+
+def test_patches_that_share_a_token_have_their_mean_colour(view: View):
+    token = np.arange(CELLS)
+    token[[0, 1, 7]] = 7  # rows 0 and 1
+    token[20] = -1
+    panel = merged_panel(view, token, GRID, (80, 120)).reshape(4, 20, 6, 20, 3)
+    image = image_panel(view, (80, 120)).reshape(4, 20, 6, 20, 3)
+    mean = np.mean([image[0, :, 0], image[0, :, 1], image[1, :, 1]], axis=(0, 1, 2))
+    for row, column in ((0, 0), (0, 1), (1, 1)):
+        assert panel[row, 2:, column, 2:] == pytest.approx(np.broadcast_to(mean, (18, 18, 3)))
+    assert (panel[0, 1:, 1, 0] != BORDER).any()  # no line within a token
+    assert (panel[0, :, 2, 0] == BORDER).all()
+    assert (panel[2, 1:, 4, 1:] == image[2, 1:, 4, 1:]).all()
+    hatched = hatch(GRID, (80, 120)).reshape(4, 20, 6, 20, 3)
+    assert (panel[3, 1:, 2, 1:] == hatched[3, 1:, 2, 1:]).all()  # dropped
+
+
+def test_hatching_is_told_from_white_and_from_black_images():
+    for grey in HATCH:
+        light = 0.05 + ((grey + 0.055) / 1.055) ** 2.4  # luminance of sRGB, as WCAG defines it
+        assert min(1.05 / light, light / 0.05) >= 3
+
+
+@pytest.mark.parametrize("ground", [0.0, 0.25, 0.38, 0.47, 0.56, 0.75, 1.0])
+@pytest.mark.parametrize("size", [(24, 36), (80, 120)])
+def test_a_dropped_patch_looks_like_no_kept_one_on_any_plain_image(
+    ground: float, size: tuple[int, int]
+):
+    view, kept = np.full((40, 60, 3), ground), np.arange(CELLS) % 2 == 0
+    own = np.where(kept, np.arange(CELLS), -1)
+    side = size[0] // 4
+    for panel in (kept_panel(view, kept, GRID, size), merged_panel(view, own, GRID, size)):
+        cells = panel.reshape(4, side, 6, side, 3).transpose(0, 2, 1, 3, 4).reshape(CELLS, -1)
+        inner = cells.reshape(CELLS, side, side, 3)[:, 1:-1, 1:-1]
+        assert np.abs(inner[kept] - ground).max() < 0.005
+        off = np.abs(inner[~kept] - ground).max(axis=3)
+        assert ((off > 0.08).mean(axis=(1, 2)) > 0.35).all()
+
+
+@pytest.mark.parametrize("side", [3, 6, 11, 40])
+def test_stripes_are_wide_enough_and_several_to_a_patch(side: int):
+    row = hatch((4, 6), (4 * side, 6 * side))[0, :, 0]
+    changes = np.flatnonzero(np.diff(row))
+    assert np.diff(changes).min() >= 2
+    assert len(changes) >= 6 * side / max(2, side / 4) - 2
 
 
 @pytest.fixture
@@ -45,26 +332,25 @@ def test_a_place_in_a_dataset():
     assert picture.templates == fashion.templates
 
 
-def test_a_file_alone(here: Path):
+def test_files_alone(here: Path):
     [red, blue] = find_pictures([str(here / "red.png"), "blue.png"])
     assert (red.name, red.label, red.classes) == ("red.png", None, ())
-    assert red.image.size == (30, 20)
-    assert red.image.getpixel((5, 5)) == (255, 0, 0)
+    assert (red.image.size, red.image.getpixel((5, 5))) == ((30, 20), (255, 0, 0))
     assert blue.image.mode == "RGB"
 
 
 def test_files_beside_places_have_the_classes_that_are_named(here: Path):
     places = ["emoji:val:2", "red.png", "fashion:test:0", "blue.png"]
-    found = find_pictures(places, dataset="fashion", labels=["bag", "coat"])
-    assert [picture.name for picture in found] == places
-    labels = [picture.classes[picture.label] for picture in found]
+    pictures = find_pictures(places, dataset="fashion", labels=["bag", "coat"])
+    assert [picture.name for picture in pictures] == places
+    labels = [picture.classes[picture.label] for picture in pictures]
     assert labels == ["smiley or emotion", "bag", "t-shirt", "coat"]
-    assert found[1].templates == get_dataset("fashion").templates
+    assert pictures[1].templates == get_dataset("fashion").templates
 
 
 def test_one_label_serves_all_files_and_one_file_may_have_several(here: Path):
-    found = find_pictures(["red.png", "blue.png"], classes=["cat", "dog"], labels=["dog"])
-    assert [picture.label for picture in found] == [1, 1]
+    pictures = find_pictures(["red.png", "blue.png"], classes=["cat", "dog"], labels=["dog"])
+    assert [picture.label for picture in pictures] == [1, 1]
     twice = find_pictures(["red.png"] * 2, classes=["cat", "dog"], labels=["dog", "cat"])
     assert [picture.label for picture in twice] == [1, 0]
     [unlabelled] = find_pictures(["red.png"], classes=["cat", "dog"])
@@ -86,7 +372,7 @@ def test_files_that_are_not_there(place: str, here: Path):
 
 
 @pytest.mark.parametrize(
-    ("places", "told", "match"),
+    ("places", "names", "match"),
     [
         (["words.txt"], {}, r"image 'words.txt' can't be read .* or leave it out$"),
         (["fasion:val:3"], {}, "no dataset is called 'fasion'. Did you mean 'fashion'?"),
@@ -97,26 +383,18 @@ def test_files_that_are_not_there(place: str, here: Path):
         (["fashion:val:"], {}, "index '': fashion val has images 0 to"),
         (["emoji-names:val:0"], {}, "emoji-names val has no images"),
         (["red.png"], {"labels": ["bag"]}, "--label 'bag': a label needs the classes"),
-        (
-            ["red.png"],
-            {"labels": ["bga"], "dataset": "fashion"},
-            "--label 'bga': did you mean 'bag'",
-        ),
+        (["red.png"], {"labels": ["bga"], "dataset": "fashion"}, "'bga': did you mean 'bag'"),
         (["red.png"], {"dataset": "fashoin"}, "no dataset is called 'fashoin'"),
         (["red.png"], {"dataset": "fashion", "classes": ["a"]}, "both name classes"),
         (["red.png"], {"classes": ["a", "b", "a"]}, "--classes 'a,b,a': expected names, each once"),
         (["red.png"], {"classes": ["a", ""]}, "--classes 'a,': expected names"),
         (["fashion:val:3"], {"dataset": "emoji"}, "are for image files, and there is none among"),
-        (
-            ["red.png"] * 3,
-            {"classes": ["a", "b"], "labels": ["a", "b"]},
-            "2 labels for 3 files; give one, or one each",
-        ),
+        (["red.png"] * 3, {"classes": ["a", "b"], "labels": ["a", "b"]}, "2 labels for 3 files"),
     ],
 )
-def test_refusals(places: list[str], told: dict, match: str, here: Path):
+def test_refusals(places: list[str], names: dict, match: str, here: Path):
     with pytest.raises(ValueError, match=match):
-        find_pictures(places, **told)
+        find_pictures(places, **names)
 
 
 GOLDEN = GoldenConfig(window=2, stride=2)
@@ -125,29 +403,22 @@ Show = Callable[..., Figure]
 
 
 @pytest.fixture
-def tower(parts: ClipParts) -> Tower:
-    return Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
-
-
-@pytest.fixture
-def draw(
-    tower: Tower,
-    toy: Dataset,
-    predictor_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def figure_of(
+    tower: Tower, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> Show:
+) -> Show:  # fmt: skip
     """Draw toy images, of classes that the text tower has words for, with the miniature tower."""
     monkeypatch.setattr(type(toy), "classes", ("cat", "dog", "house", "dog house"))
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
 
     def call(places: tuple[str, ...] = ("toy:test:5", "toy:test:6"), **config: object) -> Figure:
-        told = {"golden": GOLDEN, "scale": 0.5} | config
-        files = {key: told.pop(key) for key in ("dataset", "classes", "labels") if key in told}
-        found = find_pictures([str(place) for place in places], **files)
+        settings = {"golden": GOLDEN, "scale": 0.5} | config
+        names = ("dataset", "classes", "labels")
+        files = {key: settings.pop(key) for key in names if key in settings}
+        pictures = find_pictures([str(place) for place in places], **files)
         out = tmp_path / "show.png"
-        return show("any", found, ShowConfig(**told), out, progress=Progress())
+        return show("any", pictures, ShowConfig(**settings), out, progress=Progress())
 
     return call
 
@@ -159,30 +430,30 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def page(shown: Figure) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(shown.path.read_bytes())).convert("RGB"))
+def page(figure: Figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(figure.path.read_bytes())).convert("RGB"))
 
 
-def panel(shown: Figure, row: int, column: str) -> np.ndarray:
-    left, top, right, bottom = shown.boxes[row, column]
-    return page(shown)[top:bottom, left:right] / 255
+def panel(figure: Figure, row: int, column: str) -> np.ndarray:
+    left, top, right, bottom = figure.boxes[row, column]
+    return page(figure)[top:bottom, left:right] / 255
 
 
-def test_all_rankings_stand_beside_the_image(draw: Show):
-    shown = draw(scale=1.0)
-    assert shown.columns == (*ALWAYS, "kept 60")
-    assert set(shown.boxes) == {(i, column) for i in (0, 1) for column in shown.columns}
-    height, width, _ = page(shown).shape
+def test_all_rankings_stand_beside_the_image(figure_of: Show):
+    figure = figure_of(scale=1.0)
+    assert figure.columns == (*ALWAYS, "kept 60")
+    assert set(figure.boxes) == {(i, column) for i in (0, 1) for column in figure.columns}
+    height, width, _ = page(figure).shape
     assert 1600 <= width <= 2400
     assert 500 <= height <= 1200
-    [conditions] = shown.notes
+    [conditions] = figure.notes
     assert conditions.startswith("clip_vit_b16.openai. Golden scores: windows of 2 × 2 patches")
     assert "rank of a patch within its image" in conditions
 
 
-def test_panels_hold_what_the_model_computes(draw: Show, tower: Tower, toy: Dataset):
+def test_panels_hold_what_the_model_computes(figure_of: Show, tower: Tower, toy: Dataset):
     """Every heat map and every kept patch, against the same things computed one by one."""
-    shown = draw(keeps=(0.6, 0.25))
+    figure = figure_of(keeps=(0.6, 0.25))
     examples = [toy.split("test")[i] for i in (5, 6)]
     images = torch.stack([tower.preprocess(example.image) for example in examples])
     model, _, tokenizer = tower.clip
@@ -206,27 +477,26 @@ def test_panels_hold_what_the_model_computes(draw: Show, tower: Tower, toy: Data
             maps[method], kept[method, keep] = method_maps(vit, images)
     for i, example in enumerate(examples):
         view = np.asarray(example.image) / 255
-        size = panel(shown, i, "image").shape[:2]
+        size = panel(figure, i, "image").shape[:2]
         for column, importance in maps.items():
             wanted = heat_panel(view, importance[i].numpy(), (8, 8), size)
-            assert np.abs(panel(shown, i, column) - wanted).max() < 0.005
+            assert np.abs(panel(figure, i, column) - wanted).max() < 0.005
         for percent, keep in ((60, 0.6), (25, 0.25)):
             wanted = kept_panel(view, kept["patchrank", keep][i].numpy(), (8, 8), size)
-            assert np.abs(panel(shown, i, f"kept {percent}") - wanted).max() < 0.005
+            assert np.abs(panel(figure, i, f"kept {percent}") - wanted).max() < 0.005
 
 
 @pytest.mark.parametrize("by", ["golden", "confidence", "predictor", "random", "evit"])
 def test_any_ranking_may_decide_what_is_kept(
-    by: str, draw: Show, tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+    by: str, figure_of: Show, tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
-    sheets = []
-    real = module.draw
+    sheets: list[Sheet] = []
     monkeypatch.setattr(
-        module, "draw", lambda sheet, scale: sheets.append(sheet) or real(sheet, scale)
+        module, "draw", lambda sheet, scale: sheets.append(sheet) or draw(sheet, scale)
     )
-    draw(by=by, keeps=(0.3,))
+    figure_of(by=by, keeps=(0.3,))
     [sheet] = sheets
-    name = {"golden": "preservation", "predictor": "patchrank"}.get(by, by)
+    name = module.ALIASES.get(by, by)
     for i, row in enumerate(sheet.rows):
         importance = torch.from_numpy(row.importance[name])[None]
         assert row.kept["kept 30"].sum() == round(0.3 * 64)
@@ -235,50 +505,44 @@ def test_any_ranking_may_decide_what_is_kept(
     assert sheet.columns["kept 30"] == f"30 % kept\nby {title}"
 
 
-def test_every_registered_method_can_have_a_column(draw: Show):
-    shown = draw(places=("toy:val:0",), methods=tuple(METHODS))
-    assert set(shown.columns) == {*ALWAYS, *METHODS, "kept 60"}
-    assert len(shown.columns) == len(set(shown.columns))
+def test_every_registered_method_can_have_a_column(figure_of: Show):
+    figure = figure_of(places=("toy:val:0",), methods=tuple(METHODS))
+    assert set(figure.columns) == {*ALWAYS, *METHODS, "kept 60"}
+    assert len(figure.columns) == len(set(figure.columns))
 
 
-def test_a_file_without_label_leaves_its_panels_empty(draw: Show, photo: Path):
-    shown = draw(places=("toy:test:5", photo))
-    assert shown.columns == (*ALWAYS, "kept 60")
-    assert shown.notes[1:] == (
+def test_a_file_without_label_leaves_its_panels_empty(figure_of: Show, photo: Path):
+    figure = figure_of(places=("toy:test:5", photo))
+    assert figure.columns == (*ALWAYS, "kept 60")
+    assert figure.notes[1:] == (
         "Left out: golden label and golden confidence of photo.png: its classes are not known "
         '(--dataset NAME or --classes "a,b,c" names them).',
     )
-    assert np.ptp(panel(shown, 1, "label")[:20]) == 0
-    assert np.ptp(panel(shown, 0, "label")[:20]) > 0.1
+    assert np.ptp(panel(figure, 1, "label")[:20]) == 0
+    assert np.ptp(panel(figure, 0, "label")[:20]) > 0.1
 
 
-def test_classes_give_confidence_and_a_label_gives_all(draw: Show, photo: Path):
-    shown = draw(places=(photo,), classes=["cat", "dog"])
-    assert shown.columns == (
-        "image",
-        "preservation",
-        "confidence",
-        "patchrank",
-        "clsattn",
-        "kept 60",
-    )
+def test_classes_give_confidence_and_a_label_gives_all(figure_of: Show, photo: Path):
+    figure = figure_of(places=(photo,), classes=["cat", "dog"])
+    scores = ("preservation", "confidence")
+    assert figure.columns == ("image", *scores, "patchrank", "clsattn", "kept 60")
     note = "Left out: golden label: its true class is not known (--label CLASS names it)."
-    assert shown.notes[1:] == (note,)
-    shown = draw(places=(photo,), classes=["cat", "dog"], labels=["dog"])
-    assert (shown.columns, shown.notes[1:]) == ((*ALWAYS, "kept 60"), ())
-    shown = draw(places=(photo,), classes=["cat", "zebra"], labels=["cat"])
-    assert shown.columns == ("image", "preservation", "patchrank", "clsattn", "kept 60")
-    assert "golden label and golden confidence: class 'zebra': " in shown.notes[1]
+    assert figure.notes[1:] == (note,)
+    figure = figure_of(places=(photo,), classes=["cat", "dog"], labels=["dog"])
+    assert (figure.columns, figure.notes[1:]) == ((*ALWAYS, "kept 60"), ())
+    figure = figure_of(places=(photo,), classes=["cat", "zebra"], labels=["cat"])
+    assert figure.columns == ("image", "preservation", "patchrank", "clsattn", "kept 60")
+    assert "golden label and golden confidence: class 'zebra': " in figure.notes[1]
 
 
 def test_towers_without_text_or_predictor(
-    draw: Show, tower: Tower, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
+    figure_of: Show, tower: Tower, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
     predictor_file.unlink()
     monkeypatch.setattr(module, "load_tower", lambda name: tower._replace(clip=None))
-    shown = draw(places=("toy:val:0",))
-    assert shown.columns == ("image", "preservation", "clsattn", "kept 60")
-    first, second = sorted(shown.notes[1:])
+    figure = figure_of(places=("toy:val:0",))
+    assert figure.columns == ("image", "preservation", "clsattn", "kept 60")
+    first, second = sorted(figure.notes[1:])
     text = (
         "Left out: golden label and golden confidence: clip_vit_b16.openai has no text tower here."
     )
@@ -287,41 +551,41 @@ def test_towers_without_text_or_predictor(
         "Left out: predictor: no predictor for .* python -m harness fit .* NAME.", second
     )
     with pytest.raises(FileNotFoundError, match="no predictor for clip_vit_b16"):
-        draw(by="predictor")
+        figure_of(by="predictor")
     with pytest.raises(ValueError, match=r"--by 'label' can't be had: .* has no text tower"):
-        draw(by="label")
+        figure_of(by="label")
 
 
-def test_a_predictor_of_another_block_is_left_out(draw: Show):
-    shown = draw(places=("toy:val:0",), golden=GoldenConfig(block=2, stride=2))
-    assert shown.columns == ("image", *SCORES, "clsattn", "kept 60")
+def test_a_predictor_of_another_block_is_left_out(figure_of: Show):
+    figure = figure_of(places=("toy:val:0",), golden=GoldenConfig(block=2, stride=2))
+    assert figure.columns == ("image", *SCORES, "clsattn", "kept 60")
     assert (
-        "Left out: predictor: no predictor for clip_vit_b16.openai at block 2: " in shown.notes[1]
+        "Left out: predictor: no predictor for clip_vit_b16.openai at block 2: " in figure.notes[1]
     )
-    assert "removed before block 2" in shown.notes[0]
+    assert "removed before block 2" in figure.notes[0]
 
 
-def test_a_figure_is_written_whole_or_not_at_all(draw: Show, monkeypatch: pytest.MonkeyPatch):
-    shown = draw(places=("toy:val:0",))
-    before = shown.path.read_bytes()
+def test_a_figure_is_written_whole_or_not_at_all(figure_of: Show, monkeypatch: pytest.MonkeyPatch):
+    figure = figure_of(places=("toy:val:0",))
+    before = figure.path.read_bytes()
 
     def stop(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", stop)
     with pytest.raises(OSError, match="No space left"):
-        draw(places=("toy:val:1",))
-    assert shown.path.read_bytes() == before
-    assert list(shown.path.parent.iterdir()) == [shown.path]
+        figure_of(places=("toy:val:1",))
+    assert figure.path.read_bytes() == before
+    assert list(figure.path.parent.iterdir()) == [figure.path]
 
 
-def test_the_command(draw: Show, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command(
+    figure_of: Show, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "new" / "figure.png"
     command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keep", "0.5", "0.25"]
-    assert (
-        main([*command, "--stride", "2", "--methods", "tome", "--by", "tome", "--out", str(out)])
-        == 0
-    )
+    command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--out", str(out)]
+    assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     reason = "its true class is not known (--label CLASS names it)"
     assert lines[1:] == [f"Left out: golden label of photo.png: {reason}.", f"wrote {out}"]

@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 
 from harness.records.record import Latency, Record, declared
-from harness.report.groups import grouped
-from harness.report.sections import sections
+from harness.report.groups import grouped, sections
 from harness.report.tables import records_csv
 from harness.report.writers import latex, latex_text
 
