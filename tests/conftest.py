@@ -115,8 +115,7 @@ def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
     monkeypatch.setattr(factory, "_MODEL_CONFIGS", configs)
     monkeypatch.setattr(pretrained, "_PRETRAINED", dict(pretrained._PRETRAINED))
     for name in SmallClip.NAMES:
-        parts = zoo.MODELS[name]
-        offer(name, "b32", parts.method, {"keep": parts.percent / 100} if parts.method else {})
+        offer(zoo.MODELS[name])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return SmallClip(tmp_path)

@@ -19,13 +19,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 
 
 class Tag(NamedTuple):
-    """Weights of a size.
-
-    Attributes:
-        quick_gelu: trained with QuickGELU instead of GELU.
-        license: SPDX-like identifier.
-        open_clip: open_clip's tag of the same weights, text tower included; None if it has none.
-    """
+    """Weights of a size: activation, SPDX-like license, open_clip's tag of the same weights."""
 
     quick_gelu: bool
     license: str
@@ -37,9 +31,8 @@ class Size:
     """One size of tower: its geometry as arguments of timm's class, and its weights.
 
     Attributes:
-        vit_args: arguments of timm's VisionTransformer.
         features: width of the joint image-text space, what ``forward`` returns.
-        weights: timm's model whose weights on the hub are meant, None for embedded ones.
+        weights: timm's model with these weights on the hub, None for embedded ones.
         open_clip: open_clip's architecture of both towers, None if it has none.
         tags: the weights by tag, the default first.
         image: input height and width in pixels.
@@ -151,10 +144,7 @@ def weights_cfg(size: str, tag: str) -> dict[str, Any]:
 class ModelName:
     """The parts of a model's name: ``clip_vit_{size}`` or ``clip_vit_{size}_{method}{percent}``.
 
-    Attributes:
-        size: a key of ``SIZES``.
-        method: a registered method, None for the dense tower.
-        percent: keep rate in percent of the patch tokens.
+    ``percent`` is the keep rate, ``method`` is None for the dense tower.
     """
 
     size: str

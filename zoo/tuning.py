@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.adopt import sharing
-from zoo.checkpoint import FitState
 from zoo.clip import ClipParts
+from zoo.files import FitState
 from zoo.prompt_learner import PromptLearner, TuneConfig, mean_patches
 from zoo.prompts import CosineHead
 from zoo.vit import ReducedViT

@@ -31,9 +31,8 @@ from harness.datasets.fashion import CLASSES, Fashion, sample
 from harness.embedded import build_fashion
 from zoo.clip import image_transform
 from zoo.files import write_whole
-from zoo.lit import LitConfig, LitModel, train
 from zoo.sizes import EMBEDDED
-from zoo.text import CompactText, tokenizer
+from zoo.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
 from zoo.weights import cache_folder
 
 log = logging.getLogger(__name__)
@@ -169,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         if step % 50 == 0:
             log.info("step %d of %d, loss %.3f", step, config.steps, loss)
 
-    train(
+    train_lit(
         model,
         images,
         captions,

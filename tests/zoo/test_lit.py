@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo import lit
-from zoo.lit import LitConfig, LitModel, train
-from zoo.text import CompactText, tokenizer
+from zoo import text as lit
+from zoo.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
 
 TEXTS = ["a cat", "a photo of a cat", "a dog", "a photo of a dog", "an animal", "a tree"]
 CAPTIONS = [[0, 1, 4], [2, 3, 4], [5]]  # of cats, dogs and trees
@@ -58,7 +57,7 @@ def run(
         seen.append((step, loss))
 
     weights = torch.ones(len(job.images))
-    train(
+    train_lit(
         model,
         job.images,
         job.captions,
