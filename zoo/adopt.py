@@ -153,13 +153,8 @@ def reduced_vit(
             model.expect(shape, classify=classify, device=device, dtype=dtype)
         return model
 
+    kwargs["feature_cfg"] = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
     model: ReducedViT = build_model_with_cfg(
-        build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **with_features(kwargs)
+        build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs
     )
     return model
-
-
-def with_features(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Tell timm, in its arguments, how ``features_only`` takes feature maps from our class."""
-    maps = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    return {**kwargs, "feature_cfg": maps}

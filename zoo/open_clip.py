@@ -167,9 +167,9 @@ FOLDER, HUB = "local-dir:", "hf-hub:"
 
 
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
-    """Load an open_clip model and convert its image tower.
+    """Load an open_clip model and convert its image tower; ``read_weights`` reads its files.
 
-    ``read_weights`` reads files. A tag gets the activation that it was trained with (OpenAI,
+    A tag gets the activation that it was trained with (OpenAI,
     MetaCLIP, DFN: QuickGELU); a file gets the architecture's activation and preprocessing, so that
     QuickGELU needs ``ViT-B-16-quickgelu/FILE``.
 
@@ -197,10 +197,10 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     except UNUSABLE as error:
         raise unusable(spec, error, "give a file: open_clip:ARCH/FILE") from error
     try:
-        visual = from_open_clip(model).eval()
+        visual = from_open_clip(model)
     except ValueError as error:
         raise ValueError(f"open_clip model {spec!r}: {error}") from error
-    logit_scale = model.logit_scale.item()
+    logit_scale = model.logit_scale.item()  # before the text side drops it
     clip = Clip(visual, OpenClipText(model), logit_scale).eval()
     name = spec
     if spec.startswith(FOLDER):
@@ -362,4 +362,4 @@ def _text_side(text: Any) -> dict[str, Tensor]:
     rows = weights["token_embedding.weight"]
     table = rows.new_full((VOCABULARY, rows.shape[1]), torch.nan)
     table[text.token_ids] = rows
-    return {**weights, "token_embedding.weight": table}
+    return weights | {"token_embedding.weight": table}

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo.patchrank  # noqa: F401  (registers the method)
-from zoo.adopt import add_prompts, with_features
+from zoo.adopt import add_prompts
 from zoo.predictor import PredictorFile
 from zoo.prompts import PromptFile
 from zoo.reducer import METHODS, expected, on_method
@@ -40,21 +40,13 @@ class UnknownArgumentError(TypeError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """Sources of a model's weights.
-
-    Attributes:
-        cfg: timm's description of the tower's weights.
-        tag: their weight tag.
-        predictors: files of the method's predictors, the first block's first.
-        options: the method's options, with the shape of these predictors.
-        tower: weights that we read ourselves because timm can't; None where timm loads them.
-    """
+    """Sources of a model's weights, with timm's description of them."""
 
     cfg: PretrainedCfg
     tag: str
-    predictors: tuple[PredictorFile, ...]
-    options: dict[str, Any]
-    tower: dict[str, Tensor] | None
+    predictors: tuple[PredictorFile, ...]  # the first block's first
+    options: dict[str, Any]  # of the method, with the shape of these predictors
+    tower: dict[str, Tensor] | None  # what timm can't read; None where timm loads the weights
 
 
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
@@ -154,6 +146,7 @@ def _assemble(
         args["pretrained_cfg_overlay"] = {**overlay, "state_dict": weights.tower}
     if name.method is not None:
         args |= {"method": name.method, "reduction": weights.options}
+    args["feature_cfg"] = {"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"}
     own = own_path(f"{name.dense}.{tag}")
     with loading(f"{name}.{tag}", weights.cfg, own) if pretrained else nullcontext():
         model: ReducedViT = build_model_with_cfg(
@@ -161,7 +154,7 @@ def _assemble(
             str(name),
             pretrained,
             pretrained_filter_fn=partial(filter_weights, predictors=weights.predictors),
-            **with_features(args),
+            **args,
         )
     for part in model.modules():
         # timm keeps the whole state dict in the model's description, and would save it with that.

@@ -55,6 +55,14 @@ _METACLIP = {
     "metaclip_2pt5b": Tag(True, _NC, "metaclip_fullcc"),
 }
 _DFN2B = Tag(True, _APPLE, "dfn2b")
+
+
+def _published(laion2b: str) -> dict[str, Tag]:
+    """Return the weights that every size of open_clip has, with its tag of LAION-2B."""
+    tags = {"openai": _OPENAI, "laion2b": Tag(False, "mit", laion2b), "laion400m_e32": _LAION400M}
+    return {**tags, "datacompxl": _DATACOMP, **_METACLIP}
+
+
 _CLIP_ARGS = {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12, **_CLIP_ARGS}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16, **_CLIP_ARGS}
@@ -66,42 +74,23 @@ SIZES = {
         features=512,
         weights="vit_base_patch32_clip_224",
         open_clip="ViT-B-32",
-        tags={
-            "openai": _OPENAI,
-            "laion2b": Tag(False, "mit", "laion2b_s34b_b79k"),
-            "laion400m_e32": _LAION400M._replace(quick_gelu=True),
-            "datacompxl": _DATACOMP,
-            **_METACLIP,
-        },
+        tags=_published("laion2b_s34b_b79k")
+        | {"laion400m_e32": _LAION400M._replace(quick_gelu=True)},
     ),
     "b16": Size(
         vit_args={"patch_size": 16, **_BASE},
         features=512,
         weights="vit_base_patch16_clip_224",
         open_clip="ViT-B-16",
-        tags={
-            "openai": _OPENAI,
-            "laion2b": Tag(False, "mit", "laion2b_s34b_b88k"),
-            "laion400m_e32": _LAION400M,
-            "datacompxl": _DATACOMP,
-            **_METACLIP,
-            "dfn2b": _DFN2B,
-        },
+        tags=_published("laion2b_s34b_b88k") | {"dfn2b": _DFN2B},
     ),
     "l14": Size(
         vit_args={"patch_size": 14, **_LARGE},
         features=768,
         weights="vit_large_patch14_clip_224",
         open_clip="ViT-L-14",
-        tags={
-            "openai": _OPENAI,
-            "laion2b": Tag(False, "mit", "laion2b_s32b_b82k"),
-            "laion400m_e32": _LAION400M,
-            "datacompxl": _DATACOMP,
-            **_METACLIP,
-            "dfn2b": _DFN2B,
-            "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b"),
-        },
+        tags=_published("laion2b_s32b_b82k")
+        | {"dfn2b": _DFN2B, "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b")},
     ),
     "s14": Size(
         vit_args={"patch_size": 14, **_SMALL},

@@ -30,8 +30,8 @@ class CompactText(nn.Module):
     """A CLIP text tower that stores table rows only for known tokens.
 
     Args:
-        token_ids: (V,) ids of open_clip's tokenizer that the table holds, ascending; 0 (padding)
-            and the end-of-text id are among them.
+        token_ids: (V,) ids of open_clip's tokenizer that the table holds, ascending, with 0
+            (padding) and the end-of-text id.
         geometry: ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of
             open_clip's TextTransformer.
     """
@@ -39,7 +39,6 @@ class CompactText(nn.Module):
     token_ids: Tensor
 
     def __init__(self, token_ids: Sequence[int], **geometry: Any) -> None:
-        """Build with random weights."""
         super().__init__()
         if list(token_ids) != sorted(set(token_ids)):
             raise ValueError("token_ids: expected ascending ids, each once")
@@ -86,7 +85,7 @@ class OpenClipText(nn.Module):
 
 
 def embedded_geometry() -> dict[str, int]:
-    """Return the embedded text tower's geometry, as arguments of open_clip's TextTransformer."""
+    """Return the embedded tower's arguments of open_clip's TextTransformer."""
     with safe_open(EMBEDDED / _FILE, framework="pt") as file:
         geometry: dict[str, int] = json.loads(file.metadata()["text"])["geometry"]
     return geometry

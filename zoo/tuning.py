@@ -25,12 +25,9 @@ CHUNK = 32  # images at a time where nothing is learnt
 
 
 class Labelled(NamedTuple):
-    """Images with their classes.
+    """Preprocessed images (n, C, H, W), or for ``t`` alone their unit features (n, D), and labels.
 
-    Attributes:
-        images: (n, C, H, W) preprocessed, in any floating dtype; or for ``t`` alone their unit
-            features (n, D).
-        labels: (n,) int64.
+    Images may have any floating dtype; labels are (n,) int64.
     """
 
     images: Tensor
@@ -51,21 +48,21 @@ def tune(
 ) -> PromptLearner:
     """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
 
-    Both towers and a reducer's own weights stay as they are, bit for bit, and so do their
+    Both towers and a reducer's own weights stay the same, bit for bit, and so does their
     ``requires_grad``. The same data, recipe, machine and number of threads give the same tokens,
     whether or not the run was stopped in between.
 
     Args:
         vit: image tower, dense or reduced, whose head is the projection to the joint space.
-        parts: its text tower, logit scale and tokenizer; their image tower isn't looked at.
-        classes: names, to which labels are positions.
-        templates: see ``PromptLearner``.
+        parts: its text tower, logit scale and tokenizer; their image tower isn't used.
+        classes: names, in the order of the labels.
+        templates: prompts of untuned text features.
         train: images to learn from.
         val: other images, for early stopping only.
         config: recipe.
         on_round: called with round, training loss and validation loss.
         checkpoint: file that keeps the state after each round, and from which the run goes on if
-            it is there; it stays at the end.
+            it exists; it stays at the end.
 
     Raises:
         ValueError: no images, a tower that is tuned already, a loss that is NaN, a checkpoint of
@@ -80,13 +77,13 @@ def tune(
     patches = None
     if "v" in config.tokens:
         like = next(vit.blocks.parameters())
-        patches = mean_patches(
-            tower, train.images[:CHUNK].to(like.device, like.dtype), config.depth
-        )
+        some = train.images[:CHUNK].to(like.device, like.dtype)
+        patches = mean_patches(tower, some, config.depth)
     learner = PromptLearner(vit, parts, classes, templates, config, patches)
     tower.prompts = learner.visual
+    tower.grad_checkpointing |= config.checkpointing
     scale = parts.model.logit_scale.detach().exp()
-    with frozen(vit, parts.model.text), _checkpointed(tower, config):
+    with frozen(vit, parts.model.text):
         if config.tokens == "t":
             train, val = (
                 Labelled(encode(tower, data.images, config), data.labels) for data in (train, val)
@@ -115,7 +112,8 @@ def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
     if images.ndim == 2:
         return images
     like = next(tower.blocks.parameters())
-    with _precision(like.device, config):
+    bfloat16 = config.dtype == "bfloat16"
+    with torch.autocast(like.device.type, torch.bfloat16, enabled=bfloat16):
         features = tower(images.to(like.device, like.dtype))
     return F.normalize(features.float(), dim=-1)
 
@@ -127,10 +125,6 @@ def _logits(
     return scale.to(features.device) * features @ classifier.T
 
 
-def _precision(device: torch.device, config: TuneConfig) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-
-
 def _begin(
     learner: PromptLearner,
     vit: ReducedViT,
@@ -139,12 +133,8 @@ def _begin(
     val: Labelled,
     config: TuneConfig,
 ) -> FitState:
-    recipe = [
-        asdict(config),
-        list(classes),
-        blocks_fingerprint(vit.state_dict()),
-        repr(vit.reducer),
-    ]
+    weights = blocks_fingerprint(vit.state_dict())
+    recipe = [asdict(config), list(classes), weights, repr(vit.reducer)]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for data in (train, val):
         sums = data.images.flatten(1).double().sum(dim=1)
@@ -230,13 +220,3 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _checkpointed(tower: ReducedViT, config: TuneConfig) -> Iterator[None]:
-    before = tower.grad_checkpointing
-    tower.grad_checkpointing = before or config.checkpointing
-    try:
-        yield
-    finally:
-        tower.grad_checkpointing = before

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,11 +61,7 @@ def unusable(
 ) -> MissingWeightsError | UnusableWeightsError:
     """Make the error that says in one line why weights couldn't be loaded, and what to do.
 
-    Args:
-        name: the model.
-        error: one of ``UNUSABLE``.
-        otherwise: a way that needs no hub.
-        file: the missing file with its repository.
+    ``otherwise`` is a way that needs no hub; ``file`` the missing file with its repository.
     """
     links = [error]
     while link := links[-1].__cause__ or links[-1].__context__:
@@ -88,12 +85,7 @@ def _in_one_line(error: BaseException) -> str:
 
 @contextmanager
 def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
-    """Say in one line why timm couldn't load the weights of ``name``, which has a tag.
-
-    Args:
-        name: the model.
-        cfg: where its weights are.
-        own: path in the user's cache for a file of them.
+    """Say in one line why timm couldn't load the weights ``cfg`` of ``name``, which has a tag.
 
     Raises:
         MissingWeightsError: they are neither cached nor to be had from the hub.
@@ -107,13 +99,9 @@ def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
         yield
     except UNUSABLE as error:
         # Errors of arguments and devices speak for themselves.
-        if isinstance(error, RuntimeError):
-            about_weights = "state_dict" in str(error) or "checkpoint" in str(error)
-        else:
-            about_weights = isinstance(error, OSError) or not isinstance(
-                error, (ValueError, TypeError)
-            )
-        if not about_weights:
+        if isinstance(error, RuntimeError) and not re.search("state_dict|checkpoint", str(error)):
+            raise
+        if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
             raise
         file = f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
         raise unusable(name, error, _OTHERWISE.format(own=own), file) from error
@@ -191,7 +179,7 @@ def with_predictors(
         model: dense timm name of the tower.
         tag: its weight tag.
         method: a registered method.
-        options: of the method, JSON-able.
+        options: of the method.
         depth: number of the tower's blocks.
         paths: files to read, one for each block at which the model scores, in any order.
 

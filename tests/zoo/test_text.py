@@ -39,10 +39,7 @@ def whole(compact: CompactText) -> TextTransformer:
 @torch.no_grad()
 def test_equals_open_clips_tower_with_the_same_rows(compact: CompactText, tokens: Tensor):
     full = whole(compact)
-    for texts in (
-        SEEN,
-        ["cats of a cat", "a", "", "two photo cats, of cats"],
-    ):
+    for texts in (SEEN, ["cats of a cat", "a", "", "two photo cats, of cats"]):
         ids = tokenizer(12)(texts)
         assert torch.allclose(compact(ids), full(ids), atol=1e-6)
     assert compact(tokens).shape == (3, 10)
