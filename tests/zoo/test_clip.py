@@ -53,17 +53,14 @@ def test_features_come_from_the_towers(model: Clip, text: CompactText, images: T
 
 @torch.no_grad()
 def test_a_class_is_the_mean_over_unit_prompts(model: Clip):
-    found = class_features(model, tokenizer(12), CLASSES, TEMPLATES)
-    for name, feature in zip(CLASSES, found, strict=True):
+    features = class_features(model, tokenizer(12), CLASSES, TEMPLATES)
+    for name, feature in zip(CLASSES, features, strict=True):
         total = torch.zeros(7)
         for template in TEMPLATES:
             prompt = model.text(tokenizer(12)([template.format(name)]))[0]
             total += prompt / prompt.norm()
         assert torch.allclose(feature, total / total.norm(), atol=1e-6)
-    assert torch.allclose(found.norm(dim=1), torch.ones(3))
-
-
-def test_words_without_a_row_are_told(model: Clip):
+    assert torch.allclose(features.norm(dim=1), torch.ones(3))
     with pytest.raises(ValueError, match="never saw 'horse'"):
         class_features(model, tokenizer(12), ("cat", "horse"), TEMPLATES)
 
@@ -109,7 +106,7 @@ def embedded() -> clip.ClipParts:
 
 
 @torch.no_grad()
-def test_the_embedded_image_tower_ends_in_its_projection(embedded: clip.ClipParts):
+def test_the_embedded_towers_are_those_of_the_file(embedded: clip.ClipParts):
     visual = embedded.model.visual
     stored = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
     assert torch.equal(visual.head.weight, stored["visual_projection"].float())
@@ -119,14 +116,10 @@ def test_the_embedded_image_tower_ends_in_its_projection(embedded: clip.ClipPart
     slow = token @ stored["visual_projection"].float().T + stored["visual_bias"].float()
     assert torch.allclose(embedded.model.encode_image(x), slow, atol=1e-4)
     assert not embedded.model.training
-
-
-def test_the_embedded_text_tower_speaks(embedded: clip.ClipParts):
-    tokens = embedded.tokenizer(["a photo of a dress.", "a photo of a sandal."])
-    assert tokens.shape[1] == embedded.model.text.tower.context_length
-    features = embedded.model.encode_text(tokens, normalize=True)
-    assert features.shape == (2, 256)
-    assert features[0] @ features[1] < 0.95
+    words = embedded.tokenizer(["a photo of a dress.", "a photo of a sandal."])
+    assert words.shape[1] == embedded.model.text.tower.context_length
+    first, second = embedded.model.encode_text(words, normalize=True)
+    assert first @ second < 0.95
     assert 1.0 < embedded.model.logit_scale.exp().item() <= 100.0
 
 

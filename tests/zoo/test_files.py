@@ -1,7 +1,6 @@
-"""Files are there whole or not at all."""
+"""Files are there whole or not at all, and a stopped fit goes on from one."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -86,37 +85,19 @@ def test_stopped_within_an_epoch(calls: int, whole: tuple[Predictor, list[Any]],
         fit_predictor(broken, VAL, CONFIG, on_epoch=lambda *f: said.append(f), checkpoint=path)
     assert len(said) == calls // 18
     assert path.is_file() == bool(said)
-    predictor = fit_predictor(
-        TRAIN, VAL, CONFIG, on_epoch=lambda *f: said.append(f), checkpoint=path
-    )
-    assert same(predictor, whole[0])
+    options: dict[str, Any] = {"on_epoch": lambda *f: said.append(f), "checkpoint": path}
+    assert same(fit_predictor(TRAIN, VAL, CONFIG, **options), whole[0])
     assert said == whole[1]  # every epoch once, with the same losses
     assert [file.name for file in tmp_path.iterdir()] == ["fit.pt"]
-
-
-def test_stopped_after_each_epoch(whole: tuple[Predictor, list[Any]], tmp_path: Path):
-    path = tmp_path / "fit.pt"
-    said: list[Any] = []
-
-    def stop(*facts: Any) -> None:
-        said.append(facts)
-        raise Stopped
-
-    for _ in whole[1]:
-        with pytest.raises(Stopped):
-            fit_predictor(TRAIN, VAL, CONFIG, on_epoch=stop, checkpoint=path)
-    assert same(fit_predictor(TRAIN, VAL, CONFIG, on_epoch=stop, checkpoint=path), whole[0])
-    assert said == whole[1]
+    nothing = replace(TRAIN, tokens=Breaking(TRAIN.tokens, 0))  # a finished fit is not done again
+    assert same(fit_predictor(nothing, VAL, CONFIG, checkpoint=path), whole[0])
 
 
 def test_early_stopping_counts_over_the_break(tmp_path: Path):
     """Nothing can be learnt, so that patience ends it: after the same epoch, with the same best."""
-    data = [
-        replace(
-            part, importance=torch.rand(len(part), 16, generator=torch.Generator().manual_seed(i))
-        )
-        for i, part in enumerate((TRAIN, VAL))
-    ]
+    chance = torch.rand(len(TRAIN) + len(VAL), 16, generator=torch.Generator().manual_seed(0))
+    parts = chance.split([len(TRAIN), len(VAL)])
+    data = [replace(d, importance=c) for d, c in zip((TRAIN, VAL), parts, strict=True)]
     config = replace(CONFIG, epochs=40)
     epochs: list[int] = []
     undisturbed = fit_predictor(*data, config, on_epoch=lambda epoch, *_: epochs.append(epoch))
@@ -142,7 +123,7 @@ def test_really_killed(tmp_path: Path):
         "import sys, torch; from pathlib import Path; from dataclasses import replace\n"
         "torch.set_num_threads(1)\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_checkpoint import CONFIG, TRAIN, VAL, fit_predictor\n"
+        "from test_files import CONFIG, TRAIN, VAL, fit_predictor\n"
         "config = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)\n"
         "fit_predictor(TRAIN, VAL, config, checkpoint=Path(sys.argv[1]))\n"
     )
@@ -156,33 +137,21 @@ def test_really_killed(tmp_path: Path):
     time.sleep(0.3)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    facts = torch.load(path, weights_only=True)
     config = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)
+    last = torch.load(path, weights_only=True)["epoch"] + 2
 
-    def until(last: int) -> Any:
-        def stop(epoch: int, *_: float) -> None:
-            if epoch >= last:
-                raise Stopped
+    def stop(epoch: int, *_: float) -> None:
+        if epoch >= last:
+            raise Stopped
 
-        return stop
-
-    last = facts["epoch"] + 2
-    for file in (path, tmp_path / "undisturbed.pt"):
+    files = (path, tmp_path / "undisturbed.pt")
+    for file in files:
         with pytest.raises(Stopped):
-            fit_predictor(TRAIN, VAL, config, on_epoch=until(last), checkpoint=file)
-    first, second = (
-        torch.load(tmp_path / f, weights_only=True) for f in ("fit.pt", "undisturbed.pt")
-    )
+            fit_predictor(TRAIN, VAL, config, on_epoch=stop, checkpoint=file)
+    first, second = (torch.load(file, weights_only=True) for file in files)
     assert first["epoch"] == second["epoch"] == last + 1
     assert all(torch.equal(first["model"][k], second["model"][k]) for k in second["model"])
     assert first["best"] == second["best"]
-
-
-def test_a_finished_fit_is_not_done_again(whole: tuple[Predictor, list[Any]], tmp_path: Path):
-    path = tmp_path / "fit.pt"
-    fit_predictor(TRAIN, VAL, CONFIG, checkpoint=path)
-    nothing = replace(TRAIN, tokens=Breaking(TRAIN.tokens, 0))
-    assert same(fit_predictor(nothing, VAL, CONFIG, checkpoint=path), whole[0])
 
 
 @pytest.mark.parametrize("what", ["recipe", "importance", "images for early stopping"])
@@ -197,15 +166,8 @@ def test_checkpoints_of_another_fit(what: str, tmp_path: Path):
         train = replace(TRAIN, importance=-TRAIN.importance)
     else:
         val = planted(25, 1)
-    with pytest.raises(ValueError, match=re.escape("is of another recipe or of other rankings")):
+    with pytest.raises(ValueError, match="is of another recipe or of other rankings"):
         fit_predictor(train, val, config, checkpoint=path)
-
-
-def test_damaged_checkpoints(tmp_path: Path):
-    path = tmp_path / "fit.pt"
-    fit_predictor(TRAIN, VAL, replace(CONFIG, epochs=1), checkpoint=path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(
-        ValueError, match=r"fit\.pt' can't be read .*; delete it, and the fit starts"
-    ):
-        fit_predictor(TRAIN, VAL, replace(CONFIG, epochs=1), checkpoint=path)
+    with pytest.raises(ValueError, match=r"fit\.pt' can't be read .*; delete it, and the fit"):
+        fit_predictor(train, val, config, checkpoint=path)

@@ -81,9 +81,9 @@ def load(name: str, file: Path, **options: object) -> nn.Module:
 def distances(model: nn.Module, source: Original) -> dict[bool, float]:
     """Return how far the features are from open_clip's: {with QuickGELU?: distance}."""
     with torch.no_grad():
-        found = model(source.images)
-    assert found.shape == source.features[True].shape
-    return {quick: (found - f).abs().max().item() for quick, f in source.features.items()}
+        features = model(source.images)
+    assert features.shape == source.features[True].shape
+    return {quick: (features - f).abs().max().item() for quick, f in source.features.items()}
 
 
 @pytest.mark.parametrize(("size", "tag"), PAIRS)
@@ -113,26 +113,6 @@ def test_features_are_open_clips(size: str, tag: str, original):
     assert far[not quick] > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("name", "tag"),
-    [("evit60", "openai"), ("tome30", "laion2b"), ("clsattn90", "openai"), ("random50", "laion2b")],
-)
-def test_reduced_names_load_the_same_weights(name: str, tag: str, original):
-    source = original("b32")
-    model = load(f"clip_vit_b32_{name}.{tag}", source.file, keep=1.0)
-    assert distances(model, source)[tag == "openai"] < 1e-4
-    shorter = load(f"clip_vit_b32_{name}.{tag}", source.file)
-    assert distances(shorter, source)[tag == "openai"] > 1e-3
-
-
-def test_the_activation_can_be_set_wrong_only_by_hand(original):
-    source = original("b32")
-    model = load("clip_vit_b32.openai", source.file, act_layer="gelu")
-    far = distances(model, source)
-    assert far[False] < 1e-4
-    assert far[True] > 1e-3
-
-
 def test_another_towers_weights_are_refused(original):
     with pytest.raises(
         ValueError, match=r"weights of clip_vit_b32.laion2b can.t be used: .*Unexpected key"
@@ -144,13 +124,8 @@ def test_another_towers_weights_are_refused(original):
 
 def test_open_clip_can_drive_our_tower():
     """A registered name serves as open_clip's ``timm_model_name``, CLS pooled and projected."""
-    vision = {
-        "timm_model_name": "clip_vit_b32_random50",
-        "timm_pool": "token",
-        "timm_proj": "linear",
-        "image_size": 224,
-    }
-    model = CLIP(512, vision, TEXT).eval()
+    vision = {"timm_model_name": "clip_vit_b32_random50", "timm_pool": "token"}
+    model = CLIP(512, {**vision, "timm_proj": "linear", "image_size": 224}, TEXT).eval()
     assert isinstance(model.visual.trunk, zoo.ReducedViT)
     with torch.no_grad():
         assert model.encode_image(torch.randn(1, 3, 224, 224)).shape == (1, 512)
@@ -243,6 +218,4 @@ def test_the_pages_example_runs_and_gives_our_features(
     images = torch.randn(2, 3, 196, 196)
     assert torch.equal(model.encode_image(images), ours.model.encode_image(images))
     assert repr(names["preprocess"]) == repr(ours.preprocess)
-    assert (
-        model.encode_text(tokenizer(["a zebra crossing"])).isnan().all()
-    )  # never seen, so never guessed
+    assert model.encode_text(tokenizer(["a zebra crossing"])).isnan().all()  # never seen
