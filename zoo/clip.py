@@ -55,9 +55,8 @@ class ClipParts(NamedTuple):
 def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) -> ClipParts:
     """Create a CLIP model around a registered image tower, its preprocessing and its tokenizer.
 
-    Both towers come from one file: the embedded one; or open_clip's on the Hugging Face hub, which
-    is downloaded once; or one that lies in the user's cache as ``weights/NAME.TAG.pt`` (or
-    ``.safetensors``).
+    Both towers come from one file: the embedded one; open_clip's on the Hugging Face hub; or one in
+    the user's cache, ``weights/NAME.TAG.pt`` (or ``.safetensors``).
 
     Args:
         name: a model's name, with weight tag or without, such as
@@ -68,8 +67,8 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
         kwargs: further arguments of ``timm.create_model``.
 
     Returns:
-        The model, in evaluation mode, with ``encode_image``, ``encode_text`` and ``logit_scale`` as
-        open_clip's have; open_clip's own preprocessing; and a callable from texts to token ids.
+        The model, in evaluation mode, with the interface of open_clip's; open_clip's own
+        preprocessing; and a callable from texts to token ids.
 
     Raises:
         ValueError: unknown name or tag, prompts, or a file of another architecture.

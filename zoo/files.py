@@ -71,23 +71,15 @@ def digest_of(*paths: Path) -> str:
 
 @dataclass(kw_only=True)
 class FitState:
-    """The state of a fit: all that decides how it goes on, and its best epoch.
+    """The state of a fit: all that decides how it goes on, and its best epoch."""
 
-    Attributes:
-        mark: digest of recipe and data; a checkpoint continues only its own fit.
-        generator: draws the order of the images.
-        epoch: epochs done.
-        since: epochs since the best one.
-        best: the best epoch's validation loss.
-    """
-
-    mark: str
+    mark: str  # digest of recipe and data; a checkpoint continues only its own fit
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    generator: torch.Generator
-    epoch: int = 0
-    since: int = 0
-    best: float = math.inf
+    generator: torch.Generator  # draws the order of the images
+    epoch: int = 0  # epochs done
+    since: int = 0  # epochs since the best one
+    best: float = math.inf  # the best epoch's validation loss
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def run(
@@ -108,8 +100,7 @@ class FitState:
             most: epochs at most.
             patience: epochs without a better validation loss before stopping.
             on_epoch: called with epoch, loss and validation loss.
-            checkpoint: file that keeps the state after each epoch, and from which the fit goes on
-                if it exists; it stays at the end.
+            checkpoint: file that keeps the state after each epoch, and from which the fit goes on.
 
         Raises:
             ValueError: a loss that is NaN, or a checkpoint of another fit.

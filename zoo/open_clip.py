@@ -50,9 +50,9 @@ _CROPS = {"shortest": "center", "squash": "squash"}
 def from_open_clip(model: nn.Module) -> ReducedViT:
     """Convert the image tower of an open_clip model to a dense tower whose head is the projection.
 
-    What it returns equals ``encode_image``. The weights of open_clip's own VisionTransformer are
-    copied, as float32; a timm trunk shares modules and weights with the result. The preprocessing
-    goes along as timm's ``pretrained_cfg``, if open_clip made the model.
+    Its output equals that of ``encode_image``. The weights of open_clip's own VisionTransformer are
+    copied, as float32; a timm trunk shares modules and weights with the result. Preprocessing that
+    open_clip attached to the model becomes timm's ``pretrained_cfg``.
 
     Args:
         model: open_clip's CLIP or CustomTextCLIP, or its ``.visual``.

@@ -95,15 +95,10 @@ class TuneConfig:
 
 
 class TextParts(NamedTuple):
-    """The parts of a causal text tower that embeddings go through.
+    """The parts of a causal text tower that embeddings go through."""
 
-    Attributes:
-        embed: from token ids (B, L) to embeddings (B, L, D).
-        tower: holds position table, blocks, final norm and projection, named as in open_clip.
-    """
-
-    embed: Callable[[Tensor], Tensor]
-    tower: Any
+    embed: Callable[[Tensor], Tensor]  # from token ids (B, L) to embeddings (B, L, D)
+    tower: Any  # position table, blocks, final norm and projection, named as in open_clip
 
 
 def text_parts(text: nn.Module) -> TextParts:
@@ -143,7 +138,6 @@ class PromptedText(nn.Module):
         depth: blocks that get context of their own at their input, from the first on.
         class_specific: every class has a context of its own.
         init: words to begin with, next to the name; None for small random numbers.
-        generator: draws the random numbers.
 
     Raises:
         ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
@@ -274,15 +268,8 @@ class PromptLearner(nn.Module):
         """Initialise by the recipe's seed.
 
         Visual tokens begin as the mean patch: small random ones, which normalisation makes large,
-        would change the features of a pretrained tower beyond repair by a few images.
-
-        Args:
-            vit: the image tower.
-            parts: text tower and tokenizer.
-            classes: names.
-            templates: prompts of untuned text features.
-            config: recipe.
-            patches: result of ``mean_patches``; None where no block gets visual tokens.
+        would change the features of a pretrained tower beyond repair by a few images. ``patches``
+        is the result of ``mean_patches``, None where no block gets visual tokens.
         """
         super().__init__()
         self.classes, self.config = tuple(classes), config
@@ -343,16 +330,9 @@ class PromptLearner(nn.Module):
         dataset: str,
         provenance: dict[str, Any] | None = None,
     ) -> PromptFile:
-        """Write the learned tokens with their provenance, whole or not at all.
+        """Write the learned tokens with the fields of ``PromptFile``, whole or not at all.
 
-        Args:
-            path: the file.
-            vit: the tower on which they were learned.
-            parts: as for ``zoo.tune``.
-            model: dense name of the tower.
-            tag: its weight tag.
-            dataset: source of classes and images.
-            provenance: further JSON-able facts.
+        ``vit`` and ``parts`` are those of ``zoo.tune``.
         """
         parameters = sum(parameter.numel() for parameter in self.parameters())
         return save_prompts(

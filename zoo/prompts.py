@@ -18,19 +18,12 @@ from zoo.tokens import Tokens
 
 
 class PromptShape(NamedTuple):
-    """What a tuned model is built from, as JSON values.
+    """What a tuned model is built from, as JSON values."""
 
-    Attributes:
-        tokens: learned visual tokens in the sequence, 0 where only the text was tuned.
-        depth: blocks that get visual tokens of their own at their input, from block 0 on.
-        classes: number of classes of the head.
-        features: width of the joint space of images and text.
-    """
-
-    tokens: int
-    depth: int
-    classes: int
-    features: int
+    tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
+    depth: int  # blocks that get visual tokens of their own at their input, from block 0 on
+    classes: int  # of the head
+    features: int  # width of the joint space of images and text
 
 
 def for_head(
@@ -144,28 +137,18 @@ class PromptFile:
     The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual``
     (depth, count, D_v) if visual tokens were learned; ``context`` (1 or classes, depth, count, D_t)
     if text tokens were.
-
-    Attributes:
-        model: dense name of the tower, also where a method reduced it.
-        tag: weight tag of that tower.
-        weights: ``blocks_fingerprint`` of that tower.
-        width: channels of its tokens.
-        classes: names in the order of the logits.
-        dataset: source of the classes and the labelled images.
-        recipe: fields of ``TuneConfig``.
-        provenance: further facts, such as shots and seed.
     """
 
     path: Path
-    model: str
-    tag: str
-    weights: str
-    width: int
-    classes: tuple[str, ...]
-    dataset: str
-    recipe: dict[str, Any]
+    model: str  # dense name of the tower, also where a method reduced it
+    tag: str  # its weight tag
+    weights: str  # its ``blocks_fingerprint``
+    width: int  # channels of its tokens
+    classes: tuple[str, ...]  # names in the order of the logits
+    dataset: str  # source of the classes and the labelled images
+    recipe: dict[str, Any]  # fields of ``TuneConfig``
     shape: PromptShape
-    provenance: dict[str, Any]
+    provenance: dict[str, Any]  # further facts, such as shots and seed
 
     @classmethod
     def read(cls, path: Path) -> "PromptFile":

@@ -28,22 +28,14 @@ class Tag(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One size of tower: its geometry as arguments of timm's class, and its weights.
-
-    Attributes:
-        features: width of the joint image-text space, what ``forward`` returns.
-        weights: timm's model with these weights on the hub, None for embedded ones.
-        open_clip: open_clip's architecture of both towers, None if it has none.
-        tags: the weights by tag, the default first.
-        image: input height and width in pixels.
-    """
+    """One size of tower: its geometry as arguments of timm's class, and its weights."""
 
     vit_args: dict[str, Any]
-    features: int
-    weights: str | None
-    open_clip: str | None
-    tags: dict[str, Tag]
-    image: int = 224
+    features: int  # width of the joint image-text space, what ``forward`` returns
+    weights: str | None  # timm's model with these weights on the hub, None for embedded ones
+    open_clip: str | None  # open_clip's architecture of both towers, None if it has none
+    tags: dict[str, Tag]  # the default first
+    image: int = 224  # input height and width in pixels
 
 
 _APPLE, _NC = "apple-ascl", "cc-by-nc-4.0"
@@ -116,15 +108,10 @@ def weights_cfg(size: str, tag: str) -> dict[str, Any]:
         source = {"file": str(EMBEDDED / f"clip_vit_{size}.safetensors")}
     return {
         **source,
+        **{"fixed_input_size": True, "crop_pct": 1.0, "interpolation": "bicubic"},
+        **{"first_conv": "patch_embed.proj", "classifier": "head", "mean": mean, "std": std},
         "num_classes": spec.features,
         "input_size": (3, spec.image, spec.image),
-        "fixed_input_size": True,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": mean,
-        "std": std,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
         "license": spec.tags[tag].license,
     }
 

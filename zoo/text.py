@@ -6,7 +6,7 @@ and text tower for a frozen image tower (arXiv 2111.07991).
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,25 +107,16 @@ def tokenizer(context_length: int) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class LitConfig:
-    """Recipe of locked-image tuning.
-
-    Attributes:
-        steps: optimiser steps.
-        batch: images per step.
-        learning_rate: AdamW's peak, cosine to zero after ``warmup`` steps of linear growth.
-        noise: standard deviation of feature noise, as a share of the features' own.
-        seed: of batches, captions and noise.
-        checkpoint_every: steps from one checkpoint to the next.
-    """
+    """Recipe of locked-image tuning."""
 
     steps: int = 2000
-    batch: int = 512
-    learning_rate: float = 1e-3
+    batch: int = 512  # images per step
+    learning_rate: float = 1e-3  # AdamW's peak, cosine to zero after the warm-up
     weight_decay: float = 0.05
-    warmup: int = 100
-    noise: float = 0.1
-    seed: int = 0
-    checkpoint_every: int = 200
+    warmup: int = 100  # steps of linear growth
+    noise: float = 0.1  # standard deviation of feature noise, as a share of the features' own
+    seed: int = 0  # of batches, captions and noise
+    checkpoint_every: int = 200  # steps
 
 
 class LitModel(nn.Module):
@@ -173,8 +164,10 @@ def train_lit(
     start = _resume(model, optimiser, config, checkpoint)
     spread = images.std(dim=0) * config.noise
     member = [torch.tensor(list(c)) for c in captions]
-    for step, rows in _batches(weights, config, start):
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    for step in range(start, config.steps):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step + 500_000)
+        rows = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
+        generator.manual_seed(config.seed * 1_000_003 + step)
         noise = torch.randn(len(rows), images.shape[1], generator=generator) * spread
         own = [member[int(row)] for row in rows]
         texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in own])
@@ -203,12 +196,6 @@ def train_lit(
 def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
     target = positive / positive.sum(dim=1, keepdim=True)
     return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
-
-
-def _batches(weights: Tensor, config: LitConfig, start: int) -> Iterator[tuple[int, Tensor]]:
-    for step in range(start, config.steps):
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step + 500_000)
-        yield step, torch.multinomial(weights, config.batch, replacement=True, generator=generator)
 
 
 def _schedule(step: int, config: LitConfig) -> float:

@@ -22,6 +22,7 @@ from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
 
 CHUNK = 32  # images at a time where nothing is learnt
+Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
 
 
 class Labelled(NamedTuple):
@@ -83,15 +84,25 @@ def tune(
     tower.prompts = learner.visual
     tower.grad_checkpointing |= config.checkpointing
     scale = parts.model.logit_scale.detach().exp()
+
+    def logits(classifier: Tensor, images: Tensor) -> Tensor:
+        features = _features(tower, images, config)
+        return scale.to(features.device) * features @ classifier.T
+
     with frozen(vit, parts.model.text):
         if config.tokens == "t":
             train, val = (
                 Labelled(encode(tower, data.images, config), data.labels) for data in (train, val)
             )
-        state = _begin(learner, vit, classes, train, val, config)
+        state = FitState(
+            mark=_mark(vit, classes, config, train, val),
+            model=learner,
+            optimiser=torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay),
+            generator=torch.Generator().manual_seed(config.seed),
+        )
         state.run(
-            lambda: _learn(state, tower, scale, train, config),
-            lambda: _validate(learner, tower, scale, val, config),
+            lambda: _learn(state, logits, train, config),
+            lambda: _validate(learner, logits, val),
             most=config.rounds,
             patience=config.patience,
             on_epoch=on_round,
@@ -118,38 +129,17 @@ def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-def _logits(
-    classifier: Tensor, tower: ReducedViT, scale: Tensor, images: Tensor, config: TuneConfig
-) -> Tensor:
-    features = _features(tower, images, config)
-    return scale.to(features.device) * features @ classifier.T
-
-
-def _begin(
-    learner: PromptLearner,
-    vit: ReducedViT,
-    classes: Sequence[str],
-    train: Labelled,
-    val: Labelled,
-    config: TuneConfig,
-) -> FitState:
+def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
     weights = blocks_fingerprint(vit.state_dict())
     recipe = [asdict(config), list(classes), weights, repr(vit.reducer)]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for data in (train, val):
+    for data in images:
         sums = data.images.flatten(1).double().sum(dim=1)
         digest.update(sums.cpu().numpy().tobytes() + data.labels.cpu().numpy().tobytes())
-    return FitState(
-        mark=digest.hexdigest(),
-        model=learner,
-        optimiser=torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay),
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    return digest.hexdigest()
 
 
-def _learn(
-    state: FitState, tower: ReducedViT, scale: Tensor, train: Labelled, config: TuneConfig
-) -> float:
+def _learn(state: FitState, logits: Logits, train: Labelled, config: TuneConfig) -> float:
     """Take the steps of a round; return the mean loss."""
     learner, total = state.model, 0.0
     assert isinstance(learner, PromptLearner)
@@ -161,8 +151,8 @@ def _learn(
         if config.augment and images.ndim == 4:
             images = augmented(images, state.generator)
         classifier = learner.classifier()
-        logits = _logits(classifier, tower, scale, images, config)
-        loss = F.cross_entropy(logits, train.labels[rows].to(logits.device))
+        scores = logits(classifier, images)
+        loss = F.cross_entropy(scores, train.labels[rows].to(scores.device))
         if config.anchor:
             loss = loss + config.anchor * (1 - (classifier * learner.fixed).sum(dim=1)).mean()
         state.optimiser.zero_grad()
@@ -198,14 +188,12 @@ def _batches(generator: torch.Generator, size: int, config: TuneConfig) -> Itera
 
 
 @torch.no_grad()
-def _validate(
-    learner: PromptLearner, tower: ReducedViT, scale: Tensor, val: Labelled, config: TuneConfig
-) -> float:
+def _validate(learner: PromptLearner, logits: Logits, val: Labelled) -> float:
     total, classifier = 0.0, learner.classifier()
     for rows in torch.arange(len(val.labels)).split(CHUNK):
-        logits = _logits(classifier, tower, scale, val.images[rows], config)
-        labels = val.labels[rows].to(logits.device)
-        total += float(F.cross_entropy(logits, labels, reduction="sum"))
+        scores = logits(classifier, val.images[rows])
+        labels = val.labels[rows].to(scores.device)
+        total += float(F.cross_entropy(scores, labels, reduction="sum"))
     return total / len(val.labels)
 
 

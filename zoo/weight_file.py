@@ -53,13 +53,10 @@ _STORAGES = {f"torch.{name.capitalize()}Storage": getattr(torch, name) for name 
 _STORAGES |= {"torch.ByteStorage": torch.uint8, "torch.CharStorage": torch.int8}
 _STORAGES["torch.BFloat16Storage"] = torch.bfloat16
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-_ALLOWED = {*_STORAGES, _TENSOR, _PARAMETER, "collections.OrderedDict", "torch.device"} | {
-    f"torch.jit._pickle.{name}"
-    for name in (
-        *("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist"),
-        *("build_tensor_from_id", "restore_type_tag"),
-    )
-}
+_ALLOWED = {*_STORAGES, _TENSOR, _PARAMETER, "collections.OrderedDict", "torch.device"}
+_LISTS = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist")
+_CALLS = (*_LISTS, "build_tensor_from_id", "restore_type_tag")
+_ALLOWED |= {f"torch.jit._pickle.{name}" for name in _CALLS}
 _CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  .*\n?)*)", re.M)
 _NAME_LISTS = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.M)
 
@@ -288,17 +285,6 @@ class _StubUnpickler(pickle.Unpickler):
         return _Stub("storage", pid if isinstance(pid, tuple) else ())
 
 
-def _unpickled(content: bytes) -> Any:
-    """Return what a pickle describes, made of stubs; refuse what TorchScript doesn't write."""
-    try:
-        _check_opcodes(content)
-        return _StubUnpickler(content).load()
-    except _RefusedError:
-        raise
-    except Exception as error:  # the unpickler raises whatever a damaged pickle leads it to
-        raise ValueError(f"has a damaged pickle ({error}); {_AGAIN}") from error
-
-
 def _check_opcodes(content: bytes) -> None:
     """Refuse what would make Python's unpickler fill the memory, crash, or compute for ever.
 
@@ -345,7 +331,14 @@ def _read_script(archive: _Archive) -> dict[str, Tensor]:
     """Return what ``torch.jit.load(path).state_dict()`` would, on the CPU."""
     if archive.records.get("byteorder") and archive.read("byteorder") != b"little":
         raise ValueError("was written on a big-endian machine; save it anew on another")
-    root = _unpickled(archive.read("data.pkl"))
+    content = archive.read("data.pkl")
+    try:
+        _check_opcodes(content)
+        root = _StubUnpickler(content).load()
+    except _RefusedError:
+        raise
+    except Exception as error:  # the unpickler raises whatever a damaged pickle leads it to
+        raise ValueError(f"has a damaged pickle ({error}); {_AGAIN}") from error
     if not isinstance(root, _Module):
         raise ValueError("holds no module")
     return _ScriptReader(archive).state_dict(root)

@@ -220,11 +220,7 @@ def filter_weights(
 ) -> dict[str, Any]:
     """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
 
-    Args:
-        state_dict: the checkpoint.
-        model: the model to be filled.
-        predictors: those of a patchrank model, the first block's first; none if they are in
-            ``state_dict``.
+    Predictors come the first block's first; none if they are in ``state_dict``.
 
     Raises:
         ValueError: weights of the model's predictor are missing, or one of ``predictors`` was
@@ -237,7 +233,8 @@ def filter_weights(
     embedded = str(facts.get("architecture")).startswith("clip_vit_s14")
     headless = not any(name.startswith("head.") for name in weights)
     if embedded and model.num_classes > 0 and headless:
-        weights |= load_projection()
+        text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
+        weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
     if model.reducer is None:
         return weights | reducer
     if predictors:
@@ -251,12 +248,6 @@ def filter_weights(
     if missing := sorted(needed - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer
-
-
-def load_projection() -> dict[str, Tensor]:
-    """Load the embedded tower's projection to the joint space, named as timm's head."""
-    text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
-    return {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
 
 
 def fingerprint(model: ReducedViT) -> str:
@@ -362,18 +353,15 @@ def own_path(name: str) -> str:
 def open_clip_text(
     size: str, tag: str, weights: Mapping[str, Tensor] | None = None
 ) -> tuple[OpenClipText, float, int]:
-    """Build the text tower of a size that has an architecture of open_clip.
+    """Build the text tower of a size of open_clip, with the activation of the tag.
 
     Args:
         size: a key of ``SIZES``.
-        tag: decides the activation.
+        tag: its weight tag.
         weights: of both towers, as open_clip and OpenAI name them; None for random ones.
 
     Returns:
         The tower, the log of the logit scale, and the context length in tokens.
-
-    Raises:
-        ValueError: weights of another architecture.
     """
     spec = SIZES[size]
     config = open_clip.get_model_config(spec.open_clip)
