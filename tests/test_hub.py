@@ -23,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """The hub's client: what it uploads lies in the cache, as if it had been downloaded."""
+    """The hub's client, which notes what it uploads."""
 
     uploads: ClassVar[list[list[str]]] = []
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import open_clip
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
@@ -22,7 +21,6 @@ import zoo
 from zoo.clip import class_features, image_transform
 from zoo.golden import SCORES, GoldenConfig, golden_importance
 from zoo.open_clip import from_open_clip, load_open_clip
-from zoo.text import OpenClipText
 from zoo.weights import fingerprint
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -137,17 +135,6 @@ def test_preprocessing_goes_along_if_timm_can_do_it(mode: str):
     assert torch.equal(ours, theirs)
 
 
-@torch.no_grad()
-def test_the_text_side_is_the_models_without_its_image_tower():
-    for kind in (CLIP, CustomTextCLIP):
-        model = build(B16, kind=kind)
-        tokens = torch.randint(1, 64, (3, 12))
-        wanted = model.encode_text(tokens)
-        text = OpenClipText(model)
-        assert torch.equal(text(tokens), wanted)
-        assert not any("visual" in name for name, _ in text.named_parameters())
-
-
 @pytest.mark.parametrize(
     ("vision", "match"),
     [
@@ -189,22 +176,6 @@ def test_other_norms_and_activations_are_refused():
         from_open_clip(model)
     with pytest.raises(ValueError, match="Linear is not a vision transformer of open_clip"):
         from_open_clip(torch.nn.Linear(2, 2))
-
-
-def test_timms_own_conversion_of_a_whole_checkpoint_gives_the_same_tower():
-    """The state dict that a user has on disk, and the model in memory: one tower."""
-    model = build(B16)
-    loaded = timm.create_model(
-        "clip_vit_b16.laion2b",
-        pretrained=True,
-        pretrained_cfg_overlay={"state_dict": model.state_dict(), "num_classes": 24},
-        **{"num_classes": 24, "img_size": 32, "patch_size": 8},
-        **{"embed_dim": 48, "depth": 3, "num_heads": 3},
-    )
-    ours = from_open_clip(model).state_dict()
-    theirs = loaded.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def slow_importance(

@@ -2,10 +2,9 @@
 
 import os
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import pytest
@@ -38,8 +37,7 @@ def published(size: str, tag: str) -> dict:
     return get_pretrained_cfg(MODELS[size], theirs)
 
 
-@dataclass(frozen=True)
-class Original:
+class Original(NamedTuple):
     """An open_clip model with random weights: its features per activation, and its file."""
 
     images: Tensor
@@ -111,15 +109,6 @@ def test_features_are_open_clips(size: str, tag: str, original):
     far = distances(model, source)
     assert far[quick] < 1e-4
     assert far[not quick] > 1e-3
-
-
-def test_another_towers_weights_are_refused(original):
-    with pytest.raises(
-        ValueError, match=r"weights of clip_vit_b32.laion2b can.t be used: .*Unexpected key"
-    ):
-        load("clip_vit_b32.laion2b", original("b32").file, depth=11)
-    with pytest.raises(ValueError, match=r"can.t be used: .*Missing key"):
-        load("clip_vit_b32.laion2b", original("b32").file, depth=13)
 
 
 def test_open_clip_can_drive_our_tower():

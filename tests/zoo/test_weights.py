@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import zoo
-from zoo.predictor import PredictorFile, predictor_name
+from zoo.predictor import PredictorFile
 from zoo.sizes import SIZES
 from zoo.weights import (
     SUFFIXES,
@@ -32,10 +32,9 @@ Build = Callable[..., nn.Module]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point the user's cache at an empty folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "clip-patchrank" / "predictors"
 
 
 @pytest.fixture
@@ -47,7 +46,6 @@ def tower(tiny: Build, tmp_path: Path) -> dict[str, Any]:
 
 
 def save_predictor(path: Path, source: zoo.ReducedViT, **facts: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     config = source.reducer.config
     facts = {"model": "clip_vit_b16", "tag": TAG, "block": 3, **facts}
     facts["options"] = {"arch": config.arch, "width": config.width}
@@ -68,19 +66,6 @@ def test_a_missing_predictor_is_an_error_with_the_command(tiny: Build, tower: di
 def same_predictor(model: nn.Module, source: nn.Module) -> bool:
     ours, theirs = model.reducer.state_dict(), source.reducer.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-@pytest.mark.parametrize("where", ["cache", "argument"])
-def test_a_predictor_is_found_and_shapes_the_network(
-    where: str, tiny: Build, tower: dict[str, Any], cache: Path, tmp_path: Path
-):
-    source = tiny(f"{NAME}.{TAG}", arch="mlp", width=24)
-    folder = cache if where == "cache" else tmp_path
-    path = save_predictor(folder / predictor_name("clip_vit_b16", TAG, 3), source)
-    file = {} if where == "cache" else {"predictor": str(path)}
-    model = tiny(f"{NAME}.{TAG}", pretrained=True, pretrained_cfg_overlay=tower, noise=0, **file)
-    assert (model.reducer.config.arch, model.reducer.config.width) == ("mlp", 24)
-    assert same_predictor(model, source)
 
 
 @pytest.mark.parametrize(
