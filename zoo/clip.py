@@ -88,6 +88,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
             "use timm.create_model"
         )
     name = f"{arch}.{tag}"
+    text: tuple[nn.Module, float, int]
     if SIZES[size].open_clip is None:
         if not isinstance(pretrained, bool):
             raise ValueError(

@@ -63,14 +63,8 @@ def test_weights_are_shared_not_copied(method: str, tiny: Callable[..., nn.Modul
         before = model(images)
         tower.head.bias.add_(1.0)
         assert torch.allclose(model(images), before + 1.0, atol=1e-5)
-
-
-def test_replacing_the_head_of_one_leaves_the_other(tiny: Callable[..., nn.Module], images: Tensor):
-    tower = tiny("deit_tiny_patch16_224.fb_in1k")
-    model = zoo.reduce(tower, method="random", keep=0.5)
     model.reset_classifier(0)
-    assert tower(images).shape == (3, 7)
-    assert model(images).shape == (3, 48)
+    assert (tower(images).shape, model(images).shape) == ((3, 7), (3, 48))
     assert (tower.num_classes, model.num_classes) == (7, 0)
 
 
@@ -224,21 +218,11 @@ def test_round_trip(
 
 
 @torch.no_grad()
-def test_round_trip_through_pickled_weights(
-    tiny: Callable[..., nn.Module], images: Tensor, tmp_path: Path
-):
-    model = tiny("clip_vit_b16_patchrank60.openai", arch="conv", width=8)
-    save_for_hf(model, tmp_path, safe_serialization=False)
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert torch.equal(again(images), model(images))
-
-
-@torch.no_grad()
 def test_settings_can_be_changed_on_the_way_back(
     tiny: Callable[..., nn.Module], images: Tensor, tmp_path: Path
 ):
     model = tiny("clip_vit_b16_evit60.openai", reduce_at=[1, 3])
-    save_for_hf(model, tmp_path, safe_serialization=True)
+    save_for_hf(model, tmp_path, safe_serialization=False)  # pickled weights
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, keep=0.25).eval()
     assert again.reducer.points == (1, 3)
     assert again.trace(images).final_tokens == 16
