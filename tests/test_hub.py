@@ -68,8 +68,8 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         exec(code, names)
     assert names["tensors"]["visual.conv1.weight"].dtype == torch.float16
     for state in (names["model"].state_dict(), names["again"].state_dict()):
-        wanted = names["timm"].create_model("clip_vit_s14_patchrank60", pretrained=True)
-        assert all(torch.equal(v, state[k]) for k, v in wanted.state_dict().items())
+        model = names["timm"].create_model("clip_vit_s14_patchrank60", pretrained=True)
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
     commands = re.findall(r"^python -m harness (.*)$", TEXT, re.M)
     assert len(commands) == 4

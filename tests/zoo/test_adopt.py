@@ -37,18 +37,18 @@ def test_every_kind_of_tower_is_reduced(kind: str, method: str, tiny: Callable[.
     size = tower.patch_embed.img_size
     images = torch.randn(2, 3, *size)
     state = {key: value.clone() for key, value in tower.state_dict().items()}
-    wanted = tower(images)
+    expected = tower(images)
     model = zoo.reduce(tower, method=method, keep=0.6)
     trace = model.trace(images)
     patches = tower.patch_embed.num_patches
     assert trace.final_tokens == round(0.6 * patches)
     assert trace.tokens_per_block[-1] == tower.num_prefix_tokens + round(0.6 * patches)
-    assert trace.output.shape == wanted.shape
-    assert not torch.allclose(trace.output, wanted, atol=1e-4)
+    assert trace.output.shape == expected.shape
+    assert not torch.allclose(trace.output, expected, atol=1e-4)
     assert type(tower) is VisionTransformer
     assert not hasattr(tower, "reducer")
     assert "method" not in getattr(tower, "_model_args", {})
-    assert torch.equal(tower(images), wanted)
+    assert torch.equal(tower(images), expected)
     assert tower.state_dict().keys() == state.keys()
     assert all(torch.equal(tower.state_dict()[key], state[key]) for key in state)
 

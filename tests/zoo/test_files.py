@@ -69,10 +69,10 @@ def same(first: Predictor, second: Predictor) -> bool:
 
 @pytest.fixture(scope="module")
 def whole() -> tuple[Predictor, list[Any]]:
-    """Fit without a break and without a checkpoint; also what each epoch said."""
-    said: list[Any] = []
-    predictor = fit_predictor(TRAIN, VAL, CONFIG, on_epoch=lambda *facts: said.append(facts))
-    return predictor, said
+    """Fit without a break and without a checkpoint; also the facts of each epoch."""
+    epochs: list[Any] = []
+    predictor = fit_predictor(TRAIN, VAL, CONFIG, on_epoch=lambda *facts: epochs.append(facts))
+    return predictor, epochs
 
 
 @pytest.mark.parametrize("calls", [0, 30, 51, 100])
@@ -80,14 +80,14 @@ def test_stopped_within_an_epoch(calls: int, whole: tuple[Predictor, list[Any]],
     """16 or more steps make an epoch: the one that broke off is done again, the others are not."""
     path = tmp_path / "fit.pt"
     broken = replace(TRAIN, tokens=Breaking(TRAIN.tokens, calls))
-    said: list[Any] = []
+    epochs: list[Any] = []
     with pytest.raises(Stopped):
-        fit_predictor(broken, VAL, CONFIG, on_epoch=lambda *f: said.append(f), checkpoint=path)
-    assert len(said) == calls // 18
-    assert path.is_file() == bool(said)
-    options: dict[str, Any] = {"on_epoch": lambda *f: said.append(f), "checkpoint": path}
+        fit_predictor(broken, VAL, CONFIG, on_epoch=lambda *f: epochs.append(f), checkpoint=path)
+    assert len(epochs) == calls // 18
+    assert path.is_file() == bool(epochs)
+    options: dict[str, Any] = {"on_epoch": lambda *f: epochs.append(f), "checkpoint": path}
     assert same(fit_predictor(TRAIN, VAL, CONFIG, **options), whole[0])
-    assert said == whole[1]  # every epoch once, with the same losses
+    assert epochs == whole[1]  # every epoch once, with the same losses
     assert [file.name for file in tmp_path.iterdir()] == ["fit.pt"]
     nothing = replace(TRAIN, tokens=Breaking(TRAIN.tokens, 0))  # a finished fit is not done again
     assert same(fit_predictor(nothing, VAL, CONFIG, checkpoint=path), whole[0])

@@ -79,9 +79,9 @@ def test_features_are_open_clips(name: str, quick: bool):
     model = build(vision, quick)
     tower = from_open_clip(model)
     images = images_for(vision)
-    wanted = model.encode_image(images)
-    assert torch.allclose(tower(images), wanted, atol=1e-5)
-    assert wanted.std() > 0.1
+    expected = model.encode_image(images)
+    assert torch.allclose(tower(images), expected, atol=1e-5)
+    assert expected.std() > 0.1
     assert tower.num_classes == (0 if name == "trunk without projection" else 24)
     assert tower.reducer is None
     assert not tower.training
@@ -91,9 +91,9 @@ def test_features_are_open_clips(name: str, quick: bool):
 def test_the_image_tower_alone_a_custom_text_model_and_no_projection():
     images = images_for(B16)
     model = build(B16, kind=CustomTextCLIP)
-    wanted = model.encode_image(images)
-    assert torch.allclose(from_open_clip(model)(images), wanted, atol=1e-5)
-    assert torch.allclose(from_open_clip(model.visual)(images), wanted, atol=1e-5)
+    expected = model.encode_image(images)
+    assert torch.allclose(from_open_clip(model)(images), expected, atol=1e-5)
+    assert torch.allclose(from_open_clip(model.visual)(images), expected, atol=1e-5)
     model.visual.proj = None
     tower = from_open_clip(model)
     assert torch.allclose(tower(images), model.encode_image(images), atol=1e-5)
@@ -237,11 +237,11 @@ def test_golden_scores_are_those_of_open_clips_own_transformer(
     text = model.encode_text(torch.randint(1, 64, (4, 12)), normalize=True)
     scale, labels = model.logit_scale.exp().item(), torch.tensor([1, 3])
     config = GoldenConfig(score=score, block=block, window=2, stride=1)
-    wanted = slow_importance(model, images, config, text, scale, labels)
+    expected = slow_importance(model, images, config, text, scale, labels)
     tower = from_open_clip(model)
-    found = golden_importance(tower, images, config, text=text, scale=scale, labels=labels)
-    assert torch.allclose(found, wanted, atol=1e-5)
-    assert wanted.std(dim=1).min() > 1e-4
+    importance = golden_importance(tower, images, config, text=text, scale=scale, labels=labels)
+    assert torch.allclose(importance, expected, atol=1e-5)
+    assert expected.std(dim=1).min() > 1e-4
 
 
 @pytest.fixture
@@ -289,8 +289,8 @@ def test_an_open_clip_file_gives_both_towers(
     classes = class_features(model, tokenizer, ["cat", "dog", "house"], ["a photo of a {}."])
     assert torch.allclose(classes.norm(dim=1), torch.ones(3))
     image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
-    wanted = open_clip.create_model_and_transforms("tiny")[2](image)
-    assert torch.equal(preprocess(image), wanted)
+    expected = open_clip.create_model_and_transforms("tiny")[2](image)
+    assert torch.equal(preprocess(image), expected)
     monkeypatch.chdir(tmp_path)
     again, _ = load_open_clip(f"tiny/{file.name}")
     assert fingerprint(again.model.visual) == fingerprint(model.visual)

@@ -1,4 +1,4 @@
-"""What is said of weights that can't be had, and files that stand for them."""
+"""What is message of weights that can't be had, and files that stand for them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,11 +47,11 @@ def half(model: CLIP) -> dict[str, Tensor]:
 def test_offline_with_nothing_cached(name: str, hub: Path):
     with pytest.raises(FileNotFoundError) as caught:
         timm.create_model(name, pretrained=True, **SMALL)
-    said = str(caught.value)
+    message = str(caught.value)
     assert type(caught.value) is MissingWeightsError
-    assert len(said.splitlines()) == 1
+    assert len(message.splitlines()) == 1
     full = f"{name.removesuffix('.openai')}.openai"
-    assert said.startswith(f"no weights of {full}: not in the Hugging Face cache (wanted: ")
+    assert message.startswith(f"no weights of {full}: not in the Hugging Face cache (wanted: ")
     for way in (
         f"{REPO}/model.safetensors",
         "run once where it can",
@@ -62,7 +62,7 @@ def test_offline_with_nothing_cached(name: str, hub: Path):
         "clip-patchrank/weights/clip_vit_b32.openai{.safetensors,.pt,.pth,.bin}",
         "HF_HUB_OFFLINE",
     ):
-        assert way in said
+        assert way in message
 
 
 def test_another_file_name_of_the_hub_is_the_one_wanted(hub: Path):
@@ -213,8 +213,8 @@ def test_a_saved_pruned_model_comes_back_from_the_cache(
         assert repr(again) == repr(model)
         assert torch.equal(again(images), model(images))
     fill("someone/empty", "config.json", (tmp_path / "saved" / "config.json").replace)
-    wanted = r"no weights of hf-hub:someone/empty: .* \(wanted: someone/empty/model.safetensors\)"
-    with pytest.raises(FileNotFoundError, match=wanted):
+    match = r"no weights of hf-hub:someone/empty: .* \(wanted: someone/empty/model.safetensors\)"
+    with pytest.raises(FileNotFoundError, match=match):
         timm.create_model("hf-hub:someone/empty", pretrained=True)
 
 

@@ -93,17 +93,17 @@ def with_pickle(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("make", [scripted, traced])
 def test_parameters_and_buffers_are_torchs_own(make: Callable[..., Any], tmp_path: Path):
     torch.jit.save(make(Clip()), tmp_path / "clip.pt")
-    wanted = torch.jit.load(tmp_path / "clip.pt").state_dict()
-    assert wanted.pop("input_resolution") == 224
-    found = read_weights(tmp_path / "clip.pt")
-    assert found.keys() == wanted.keys()
-    assert "blocks.0.attn_mask" not in found
-    for name, tensor in wanted.items():
-        assert torch.equal(found[name], tensor), name
-        assert found[name].dtype == tensor.dtype
-        assert found[name].stride() == tensor.stride()
-    assert found["positional_embedding"].dtype == torch.float16
-    assert found["tied.weight"].data_ptr() == found["blocks.0.mlp.0.weight"].data_ptr()
+    expected = torch.jit.load(tmp_path / "clip.pt").state_dict()
+    assert expected.pop("input_resolution") == 224
+    weights = read_weights(tmp_path / "clip.pt")
+    assert weights.keys() == expected.keys()
+    assert "blocks.0.attn_mask" not in weights
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), name
+        assert weights[name].dtype == tensor.dtype
+        assert weights[name].stride() == tensor.stride()
+    assert weights["positional_embedding"].dtype == torch.float16
+    assert weights["tied.weight"].data_ptr() == weights["blocks.0.mlp.0.weight"].data_ptr()
 
 
 def test_torch_jit_has_no_part_in_it(archive: Path, monkeypatch: pytest.MonkeyPatch):
@@ -116,11 +116,11 @@ def test_torch_jit_has_no_part_in_it(archive: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_without_source_every_tensor_of_a_module_counts(archive: Path):
-    wanted = torch.jit.load(archive).state_dict()
+    expected = torch.jit.load(archive).state_dict()
     repacked(archive, lambda name, c: b"" if name.startswith("code/") else c)
-    found = read_weights(archive)
-    assert "blocks.1.attn_mask" in found
-    assert found.keys() >= wanted.keys() - {"input_resolution"}
+    weights = read_weights(archive)
+    assert "blocks.1.attn_mask" in weights
+    assert weights.keys() >= expected.keys() - {"input_resolution"}
 
 
 @pytest.mark.parametrize(

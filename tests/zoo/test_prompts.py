@@ -102,9 +102,9 @@ def test_average_pooling_leaves_them_out(tiny: Build, images: Tensor):
 @torch.no_grad()
 def test_intermediates_count_them_as_prefix(tiny: Build, images: Tensor):
     model = prompted(tiny("clip_vit_b16_evit60.openai", reduce_at=[1, 3]))
-    found = model.forward_intermediates(images, return_prefix_tokens=True, intermediates_only=True)
-    assert [m.shape for m, _ in found] == [(3, 48, 8, 8)] * 6
-    assert [p.shape[1] for _, p in found] == [1 + COUNT] * 6
+    maps = model.forward_intermediates(images, return_prefix_tokens=True, intermediates_only=True)
+    assert [m.shape for m, _ in maps] == [(3, 48, 8, 8)] * 6
+    assert [p.shape[1] for _, p in maps] == [1 + COUNT] * 6
 
 
 def test_coupled_tokens_are_a_linear_image_of_the_text(tiny: Build):

@@ -31,8 +31,8 @@ def test_every_promised_name_is_there():
 
 def test_every_name_is_listed_with_its_tags():
     listed = set(timm.list_models("clip_vit_*", pretrained=True))
-    wanted = {f"{n}.{tag}" for n, parts in zoo.MODELS.items() for tag in SIZES[parts.size].tags}
-    assert listed == wanted
+    expected = {f"{n}.{tag}" for n, parts in zoo.MODELS.items() for tag in SIZES[parts.size].tags}
+    assert listed == expected
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

@@ -1,4 +1,4 @@
-"""Whatever CLIP's weights come in gives the same tensors; what is none of it is told apart."""
+"""Every format of weights gives the same tensors; other files are refused by what they are."""
 
 import json
 import pickle

@@ -95,15 +95,15 @@ def fitted(tiny: Build, tower: dict[str, Any], tmp_path: Path) -> Path:
     """A predictor that tells the weights of the tower in ``tower``."""
     source = tiny(f"{NAME}.{TAG}", arch="mlp", width=24)
     weights = blocks_fingerprint(load_file(tower["file"]))
-    return save_predictor(tmp_path / "told.safetensors", source, weights=weights)
+    return save_predictor(tmp_path / "fitted.safetensors", source, weights=weights)
 
 
 @pytest.mark.parametrize("overrides", [{}, {"num_classes": 0}, {"img_size": 96}], ids=str)
 def test_head_and_image_size_are_free(
     overrides: dict, tiny: Build, tower: dict[str, Any], fitted: Path
 ):
-    told = {"pretrained_cfg_overlay": tower, "predictor": str(fitted), "noise": 0, **overrides}
-    model = tiny(f"{NAME}.{TAG}", pretrained=True, **told)
+    options = {"pretrained_cfg_overlay": tower, "predictor": str(fitted), "noise": 0, **overrides}
+    model = tiny(f"{NAME}.{TAG}", pretrained=True, **options)
     assert model.reducer.config.arch == "mlp"
 
 
@@ -115,11 +115,11 @@ def test_a_predictor_of_other_weights_is_refused(
     state = load_file(tower["file"])
     state[where].view(-1)[0] += 1
     save_file(state, tower["file"])
-    match = r"told\.safetensors' was fitted to clip_vit_b16\.openai with weights \w{16}, these are"
-    told = {"pretrained_cfg_overlay": tower, "noise": 0}
+    match = r"' was fitted to clip_vit_b16\.openai with weights \w{16}, these are"
+    options = {"pretrained_cfg_overlay": tower, "noise": 0}
     with pytest.raises(ValueError, match=match):
-        tiny(f"{NAME}.{TAG}", pretrained=True, predictor=str(fitted), **told)
-    dense = tiny(f"clip_vit_b16.{TAG}", pretrained=True, **told)
+        tiny(f"{NAME}.{TAG}", pretrained=True, predictor=str(fitted), **options)
+    dense = tiny(f"clip_vit_b16.{TAG}", pretrained=True, **options)
     reduced = zoo.reduce(dense, method="patchrank", keep=0.6, arch="mlp", width=24)
     with pytest.raises(ValueError, match=match):
         load_predictor(reduced, PredictorFile.read(fitted))
@@ -204,10 +204,10 @@ def test_a_file_laid_into_the_cache_is_taken_before_the_hub(suffix: str, small_c
     write({k: v.contiguous() for k, v in own.state_dict().items()}, file)
     assert find_clip("b32", "openai") == file
     images = torch.randn(1, 3, 224, 224)
-    wanted = own.encode_image(images)
+    expected = own.encode_image(images)
     alone = timm.create_model("clip_vit_b32.openai", pretrained=True).eval()
     for visual in (zoo.create_clip("clip_vit_b32").model.visual, alone):
-        assert torch.allclose(visual(images), wanted, atol=1e-5)
+        assert torch.allclose(visual(images), expected, atol=1e-5)
 
 
 @torch.no_grad()
@@ -226,11 +226,11 @@ def test_the_tag_decides_the_activation_of_both_towers(small_clip, tmp_path: Pat
 
 
 def test_without_weights_anywhere_the_ways_to_supply_them_are_told(small_clip):
-    wanted = "no weights of clip_vit_b32.openai (timm/vit_base_patch32_clip_224.openai/open_clip_"
-    with pytest.raises(FileNotFoundError, match=re.escape(wanted)) as caught:
+    expected = "no weights of clip_vit_b32.openai (timm/vit_base_patch32_clip_224.openai/open_clip_"
+    with pytest.raises(FileNotFoundError, match=re.escape(expected)) as caught:
         zoo.create_clip("clip_vit_b32")
     assert str(small_clip.weights / "clip_vit_b32.openai") in str(caught.value)
-    with pytest.raises(RuntimeError, match=re.escape(wanted)):
+    with pytest.raises(RuntimeError, match=re.escape(expected)):
         open_clip.create_model("clip_vit_b32", pretrained="openai")
 
 
