@@ -28,7 +28,6 @@ from zoo.sizes import SIZES
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")
 
-
 SAMPLES = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)  # ms of a dense model
 
 
@@ -136,28 +135,12 @@ def latency_record() -> Callable[..., LatencyRecord]:
         if timing is not None:
             facts = time_fields(timing, reference, facts.get("saved_gflops")) | facts
         defaults: dict[str, Any] = {
-            "created": "2026-11-26T05:00:00+00:00",
-            "version": "0.1.0",
-            "model": "clip_vit_b16",
-            "method": "dense",
-            "keep": 1.0,
-            "method_config": {},
-            "tag": "openai",
-            "weights_sha256": "abc",
-            "random_weights": False,
-            "image_size": (64, 64),
-            "device": "cpu",
-            "dtype": "float32",
-            "way": "eager",
-            "batch": 1,
-            "threads": 1,
-            "stopwatch": "metronome",
-            "machine": machine,
-            "gflops": 2.0,
-            "params": 1000,
-            "tokens_per_block": (65,) * 6,
-            "final_tokens": 64,
-            "weights_mib": 1.5,
+            **{"created": "2026-11-26T05:00:00+00:00", "version": "0.1.0", "method": "dense"},
+            **{"model": "clip_vit_b16", "tag": "openai", "weights_sha256": "abc", "keep": 1.0},
+            **{"random_weights": False, "image_size": (64, 64), "device": "cpu", "batch": 1},
+            **{"dtype": "float32", "way": "eager", "threads": 1, "stopwatch": "metronome"},
+            **{"method_config": {}, "machine": machine, "gflops": 2.0, "params": 1000},
+            **{"tokens_per_block": (65,) * 6, "final_tokens": 64, "weights_mib": 1.5},
             "surroundings": Surroundings(load_1min=0.5, others_cores=0.1),
         }
         return LatencyRecord(**(defaults | facts))

@@ -1,7 +1,6 @@
 """Give a model that exists a reduction method or prompts, keeping its modules and weights."""
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,13 @@ def reduce(
     """Give any timm VisionTransformer with a class token a token reduction method.
 
     The new model shares modules and weights with ``model``, which stays as it is: nothing is
-    copied, and training one trains the other. Use ``copy.deepcopy`` first for two lives.
+    copied, and training one trains the other. Use ``copy.deepcopy`` first to separate them.
 
     Args:
         model: a timm VisionTransformer (DINOv2, DeiT, AugReg, CLIP towers, ...) of standard blocks.
         method: name of a registered method, None for the dense tower in our class.
-        predictor: for patchrank, the file that holds its predictor, or one for each block at which
-            it scores; None for random weights. Their shape need not be among the options.
+        predictor: for patchrank, the file of its predictor, or one for each block at which it
+            scores; None for random weights. The file determines the network's shape.
         options: the method's options, ``keep`` first of all.
 
     Raises:
@@ -75,7 +74,7 @@ def add_prompts(
     Args:
         model: the image tower, with its projection to the joint space as head.
         prompts: file of ``zoo.tune``'s result.
-        classify: map images to logits of the tuned classes; else to the joint space as before.
+        classify: map images to logits of the tuned classes, else to the joint space.
 
     Raises:
         ValueError: prompts of another tower, or not a file of prompts.
@@ -89,8 +88,7 @@ def add_prompts(
     like = next(model.blocks.parameters())
     shape = file.shape
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
-    weights = file.tensors(classify=classify)
-    tuned.load_state_dict(weights, strict=False)
+    tuned.load_state_dict(file.tensors(classify=classify), strict=False)
     tuned.train(model.training)
     facts = tuned.__dict__
     facts["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
@@ -101,14 +99,11 @@ def add_prompts(
 
 
 def sharing(model: VisionTransformer) -> ReducedViT:
-    """Return another model of the same modules and weights.
-
-    A module's state is its __dict__; registries are copied one level deep, so that replacing a
-    submodule of one (reset_classifier, say) leaves the other alone.
-    """
+    """Return another model of the same modules and weights."""
     other = ReducedViT.__new__(ReducedViT)
     nn.Module.__init__(other)
     for name, value in model.__dict__.items():
+        # Registries are copied one level deep: replacing a submodule of one leaves the other alone.
         other.__dict__[name] = value.copy() if isinstance(value, dict) else value
     if not isinstance(model, ReducedViT):
         other.prompts = None
@@ -131,24 +126,6 @@ def _describe(model: ReducedViT, method: str | None) -> None:
     facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
 
 
-def _rebuild(
-    *,
-    base: str,
-    method: str | None,
-    reduction: dict[str, Any],
-    prompts: dict[str, int] | None = None,
-    **vit_args: Any,
-) -> ReducedViT:
-    shape, classify = for_head(prompts, vit_args)
-    tower = timm.create_model(base, **vit_args)
-    assert isinstance(tower, VisionTransformer)
-    model = reduce(tower, method=method, **reduction)
-    if shape is not None:
-        new = {k: vit_args.get(k) for k in ("device", "dtype")}
-        model.expect(shape, classify=classify, **new)
-    return model
-
-
 @register_model
 def reduced_vit(
     pretrained: bool = False,
@@ -165,12 +142,19 @@ def reduced_vit(
     """
     if not base:
         raise ValueError(f"{REBUILT} needs base=NAME, a timm VisionTransformer")
+
+    def build(prompts: dict[str, int] | None = None, **vit_args: Any) -> ReducedViT:
+        shape, classify = for_head(prompts, vit_args)
+        tower = timm.create_model(base, **vit_args)
+        assert isinstance(tower, VisionTransformer)
+        model = reduce(tower, method=method, **(reduction or {}))
+        if shape is not None:
+            device, dtype = vit_args.get("device"), vit_args.get("dtype")
+            model.expect(shape, classify=classify, device=device, dtype=dtype)
+        return model
+
+    kwargs["feature_cfg"] = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
     model: ReducedViT = build_model_with_cfg(
-        partial(_rebuild, base=base, method=method, reduction=reduction or {}),
-        REBUILT,
-        pretrained,
-        pretrained_filter_fn=filter_weights,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **kwargs,
+        build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs
     )
     return model

@@ -1,6 +1,6 @@
 """An image tower and a text tower in one joint space, used like an open_clip model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,27 +16,14 @@ from zoo.sizes import MODELS, SIZES
 from zoo.text import load_text, tokenizer
 from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
-from zoo.weights import (
-    UnusableWeightsError,
-    find_clip,
-    first_mismatch,
-    image_side,
-    open_clip_text,
-    require_positions,
-)
+from zoo.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, open_clip_text
 
 
 class Clip(nn.Module):
-    """Image tower, text tower and logit scale.
-
-    Attributes:
-        visual: image tower; its head is the projection to the joint space.
-        text: text tower.
-        logit_scale: log of the factor on cosine similarities.
-    """
+    """Image tower, text tower and the log of the factor on their cosine similarities."""
 
     def __init__(self, visual: ReducedViT, text: nn.Module, logit_scale: float) -> None:
-        """Join two towers of equal output width."""
+        """Join two towers of equal output width; the image tower's head is the projection."""
         super().__init__()
         self.visual = visual
         self.text = text
@@ -68,9 +55,8 @@ class ClipParts(NamedTuple):
 def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) -> ClipParts:
     """Create a CLIP model around a registered image tower, its preprocessing and its tokenizer.
 
-    Both towers come from one file: the embedded one; or open_clip's on the Hugging Face hub, which
-    is downloaded once; or one that lies in the user's cache as ``weights/NAME.TAG.pt`` (or
-    ``.safetensors``).
+    Both towers come from one file: the embedded one; open_clip's on the Hugging Face hub; or one in
+    the user's cache, ``weights/NAME.TAG.pt`` (or ``.safetensors``).
 
     Args:
         name: a model's name, with weight tag or without, such as
@@ -81,8 +67,8 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
         kwargs: further arguments of ``timm.create_model``.
 
     Returns:
-        The model, in evaluation mode, with ``encode_image``, ``encode_text`` and ``logit_scale`` as
-        open_clip's have; open_clip's own preprocessing; and a callable from texts to token ids.
+        The model, in evaluation mode, with the interface of open_clip's; open_clip's own
+        preprocessing; and a callable from texts to token ids.
 
     Raises:
         ValueError: unknown name or tag, prompts, or a file of another architecture.
@@ -101,29 +87,38 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
             f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it needs no text; "
             "use timm.create_model"
         )
-    if SIZES[size].open_clip is not None:
-        return _from_file(arch, size, tag, pretrained, kwargs)
-    if not isinstance(pretrained, bool):
-        raise ValueError(
-            f"pretrained={str(pretrained)!r}: {arch} has no weights but the embedded ones"
-        )
-    visual = timm.create_model(f"{arch}.{tag}", pretrained=pretrained, **kwargs)
-    return _joined(visual, *load_text())
+    name = f"{arch}.{tag}"
+    text: tuple[nn.Module, float, int]
+    if SIZES[size].open_clip is None:
+        if not isinstance(pretrained, bool):
+            raise ValueError(
+                f"pretrained={str(pretrained)!r}: {arch} has no weights but the embedded ones"
+            )
+        visual, text = timm.create_model(name, pretrained, **kwargs), load_text()
+    elif pretrained is False:
+        visual, text = timm.create_model(name, **kwargs), open_clip_text(size, tag)
+    else:
+        file = find_clip(size, tag) if pretrained is True else Path(pretrained)
+        visual, text = _from_file(name, file, kwargs)
+    assert isinstance(visual, ReducedViT)
+    module, logit_scale, context = text
+    facts: Any = visual.pretrained_cfg
+    patches: Any = visual.patch_embed
+    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
+    settings["size"] = patches.img_size or facts["input_size"][1:]
+    preprocess = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    return ClipParts(Clip(visual, module, logit_scale).eval(), preprocess, tokenizer(context))
 
 
 def _from_file(
-    arch: str, size: str, tag: str, pretrained: bool | str | Path, kwargs: dict[str, Any]
-) -> ClipParts:
-    """Build both towers of open_clip's architecture from one file, or at random."""
-    name = f"{arch}.{tag}"
-    if pretrained is False:
-        visual = timm.create_model(name, pretrained=False, **kwargs)
-        return _joined(visual, *open_clip_text(size, tag))
-    file = find_clip(size, tag) if pretrained is True else Path(pretrained)
+    name: str, file: Path, kwargs: dict[str, Any]
+) -> tuple[nn.Module, tuple[nn.Module, float, int]]:
+    """Build the image tower ``name``, which has a tag, and its text side from one file."""
     weights = read_weights(file)
-    what = f"weights {str(file)!r} for {name}"
+    arch, tag = name.split(".")
+    size, what = MODELS[arch].size, f"weights {str(file)!r} for {name}"
     try:
-        require_positions(weights, size)
+        _require_positions(weights, size)
         text = open_clip_text(size, tag, weights)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
@@ -132,22 +127,18 @@ def _from_file(
         visual = timm.create_model(name, True, pretrained_cfg_overlay=overlay, **kwargs)
     except UnusableWeightsError as error:
         raise ValueError(f"{what}: {first_mismatch(error.__cause__ or error)}") from error
-    return _joined(visual, *text)
+    return visual, text
 
 
-def _joined(visual: nn.Module, text: nn.Module, logit_scale: float, context: int) -> ClipParts:
-    assert isinstance(visual, ReducedViT)
-    model = Clip(visual, text, logit_scale).eval()
-    return ClipParts(model, clip_transform(visual), tokenizer(context))
-
-
-def clip_transform(visual: ReducedViT) -> Any:
-    """Return open_clip's preprocessing for a tower: from PIL image to (C, H, W)."""
-    facts: Any = visual.pretrained_cfg
-    patches: Any = visual.patch_embed
-    size = patches.img_size or facts["input_size"][1:]
-    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
-    return image_transform_v2(PreprocessCfg(size=size, **settings), is_train=False)
+def _require_positions(weights: Mapping[str, Tensor], size: str) -> None:
+    """Refuse weights of another image size, which timm would resample without a word."""
+    table = weights.get("visual.positional_embedding")
+    if table is None:
+        raise ValueError("no image tower: 'visual.positional_embedding' is missing")
+    spec = SIZES[size]
+    positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
+    if len(table) != positions:
+        raise ValueError(f"trained with {len(table)} tokens, this size has {positions}")
 
 
 def image_transform(visual: nn.Module) -> Any:
@@ -159,13 +150,7 @@ def image_transform(visual: nn.Module) -> Any:
 def class_features(
     model: Clip, tokenize: Any, classes: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Encode class names by the mean over prompt templates.
-
-    Args:
-        model: the model.
-        tokenize: its tokenizer.
-        classes: names, e.g. ``("ankle boot", ...)``.
-        templates: prompts with one ``{}``.
+    """Encode class names by the mean over prompt templates with one ``{}``.
 
     Returns:
         (classes, D) float, unit length.

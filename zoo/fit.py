@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from zoo.checkpoint import FitState
-from zoo.files import write_whole
+from zoo.files import FitState, write_whole
 from zoo.predictor import Predictor, architecture
 from zoo.reducer import expected
 

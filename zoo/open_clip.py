@@ -50,16 +50,16 @@ _CROPS = {"shortest": "center", "squash": "squash"}
 def from_open_clip(model: nn.Module) -> ReducedViT:
     """Convert the image tower of an open_clip model to a dense tower whose head is the projection.
 
-    What it returns equals ``encode_image``. The weights of open_clip's own VisionTransformer are
-    copied, as float32; a timm trunk shares modules and weights with the result. The preprocessing
-    goes along as timm's ``pretrained_cfg``, if open_clip made the model.
+    Its output equals that of ``encode_image``. The weights of open_clip's own VisionTransformer are
+    copied, as float32; a timm trunk shares modules and weights with the result. Preprocessing that
+    open_clip attached to the model becomes timm's ``pretrained_cfg``.
 
     Args:
         model: open_clip's CLIP or CustomTextCLIP, or its ``.visual``.
 
     Raises:
-        ValueError: an image tower that has no exact counterpart, such as a ResNet, one without a
-            class token, or one with attentional pooling.
+        ValueError: an image tower without an exact counterpart: a ResNet, no class token,
+            attentional pooling.
     """
     visual: Any = getattr(model, "visual", model)
     if isinstance(visual, TimmModel):
@@ -90,7 +90,16 @@ def _from_trunk(visual: TimmModel) -> ReducedViT:
 
 def _from_native(visual: VisionTransformer) -> ReducedViT:
     """Build the same geometry in timm's terms and fill it through timm's own key conversion."""
-    _check_native(visual)
+    if visual.attn_pool is not None:
+        raise ValueError("attentional_pool: this tower pools by attention; expected 'tok' or 'avg'")
+    if visual.pool_type not in _POOLS:
+        raise ValueError(f"pool_type={visual.pool_type!r}: expected one of {', '.join(_POOLS)}")
+    if isinstance(visual.patch_dropout, PatchDropout):
+        raise ValueError("patch_dropout > 0 loses patch positions; set it to 0 for reduction")
+    # The weights' names don't show this one.
+    epsilons = {module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)}
+    if len(epsilons) != 1:
+        raise ValueError(f"norms of several eps: {sorted(epsilons)}")
     block = visual.transformer.resblocks[0]
     width, hidden = visual.conv1.out_channels, block.mlp.c_fc.out_features
     scaled = not isinstance(block.ls_1, nn.Identity)
@@ -129,19 +138,6 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
     return tower
 
 
-def _check_native(visual: VisionTransformer) -> None:
-    """Refuse what has no counterpart and wouldn't show in the weights' names."""
-    if visual.attn_pool is not None:
-        raise ValueError("attentional_pool: this tower pools by attention; expected 'tok' or 'avg'")
-    if visual.pool_type not in _POOLS:
-        raise ValueError(f"pool_type={visual.pool_type!r}: expected one of {', '.join(_POOLS)}")
-    if isinstance(visual.patch_dropout, PatchDropout):
-        raise ValueError("patch_dropout > 0 loses patch positions; set it to 0 for reduction")
-    norms = [m for m in visual.modules() if isinstance(m, nn.LayerNorm)]
-    if len({norm.eps for norm in norms}) != 1:
-        raise ValueError(f"norms of several eps: {sorted({norm.eps for norm in norms})}")
-
-
 def _activation(module: nn.Module) -> Any:
     """Return timm's constructor of open_clip's activation."""
     if isinstance(module, QuickGELU):
@@ -156,15 +152,13 @@ def _describe(tower: ReducedViT, preprocess: dict[str, Any]) -> None:
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
     facts = {
+        **{"first_conv": "patch_embed.proj", "classifier": "head", "crop_pct": 1.0},
         "input_size": (3, height, width),
         "mean": tuple(preprocess["mean"]),
         "std": tuple(preprocess["std"]),
         "interpolation": preprocess["interpolation"],
-        "crop_pct": 1.0,
         "crop_mode": _CROPS[preprocess["resize_mode"]],
         "num_classes": tower.num_classes,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
     }
     tower.__dict__["pretrained_cfg"] = tower.__dict__["default_cfg"] = facts
 
@@ -173,12 +167,11 @@ FOLDER, HUB = "local-dir:", "hf-hub:"
 
 
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
-    """Load an open_clip model and convert its image tower.
+    """Load an open_clip model and convert its image tower; ``read_weights`` reads its files.
 
-    Files are what ``read_weights`` reads, tensors and nothing else. A tag gets the activation that
-    it was trained with (OpenAI, MetaCLIP, DFN: QuickGELU); a file gets the architecture's
-    activation and preprocessing, so that QuickGELU has to be asked for:
-    ``ViT-B-16-quickgelu/FILE``.
+    A tag gets the activation that it was trained with (OpenAI,
+    MetaCLIP, DFN: QuickGELU); a file gets the architecture's activation and preprocessing, so that
+    QuickGELU needs ``ViT-B-16-quickgelu/FILE``.
 
     Args:
         spec: ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER`` and ``hf-hub:OWNER/NAME`` as
@@ -204,10 +197,10 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     except UNUSABLE as error:
         raise unusable(spec, error, "give a file: open_clip:ARCH/FILE") from error
     try:
-        visual = from_open_clip(model).eval()
+        visual = from_open_clip(model)
     except ValueError as error:
         raise ValueError(f"open_clip model {spec!r}: {error}") from error
-    logit_scale = model.logit_scale.item()
+    logit_scale = model.logit_scale.item()  # before the text side drops it
     clip = Clip(visual, OpenClipText(model), logit_scale).eval()
     name = spec
     if spec.startswith(FOLDER):
@@ -264,32 +257,25 @@ def _parts(spec: str) -> tuple[str, str | None, bool]:
 
 
 class Checkpoint(dict[str, Any]):
-    """What open_clip is told of weights; the file is made when it is asked for.
-
-    Args:
-        make: returns the file's path.
-        facts: preprocessing and activation, as open_clip words them.
-    """
+    """An entry of open_clip's list of weights, whose file ``make`` creates on the first access."""
 
     def __init__(self, make: Callable[[], str], **facts: Any) -> None:
         super().__init__(facts, file=None)
         self._make = make
 
     def __getitem__(self, key: str) -> Any:
-        """Return a fact; the file's path is made now."""
         return self._make() if key == "file" else super().__getitem__(key)
 
 
 def offer_models() -> None:
     """Make all registered models known to open_clip, and those of methods that come later."""
-    for name in [name for name in MODELS.values() if name.method is None]:
-        offer(name)
-    on_method(_offer_method)
 
+    def offer_method(method: str | None) -> None:
+        for name in [name for name in MODELS.values() if name.method == method]:
+            offer(name)
 
-def _offer_method(method: str) -> None:
-    for name in [name for name in MODELS.values() if name.method == method]:
-        offer(name)
+    offer_method(None)
+    on_method(offer_method)
 
 
 def offer(name: ModelName) -> None:
@@ -301,7 +287,9 @@ def offer(name: ModelName) -> None:
     for tag, facts in tags.items():
         full = f"{name}.{tag}"
         configs[full] = _config(name, tag)
-        preprocessing = _preprocessing(size, tag)
+        cfg = weights_cfg(size, tag)
+        settings = {key: cfg[key] for key in ("mean", "std", "interpolation")}
+        settings |= {"resize_mode": "shortest", "quick_gelu": facts.quick_gelu}
 
         def make(tag: str = tag) -> str:
             return str(checkpoint(name, tag))
@@ -314,8 +302,8 @@ def offer(name: ModelName) -> None:
             )
 
         same_activation = facts.quick_gelu == tags[default].quick_gelu
-        known[full] = {tag: Checkpoint(make, **preprocessing)}
-        known[str(name)][tag] = Checkpoint(make if same_activation else refuse, **preprocessing)
+        known[full] = {tag: Checkpoint(make, **settings)}
+        known[str(name)][tag] = Checkpoint(make if same_activation else refuse, **settings)
     configs[str(name)] = configs[f"{name}.{default}"]
 
 
@@ -327,51 +315,36 @@ def _config(name: ModelName, tag: str) -> dict[str, Any]:
     else:
         text = {**embedded_geometry(), "vocab_size": VOCABULARY}
         del text["output_dim"]
+    # The tower's own head projects.
+    vision = {"timm_pool": "token", "timm_proj": "", "image_size": spec.image}
     return {
         "embed_dim": spec.features,
         "quick_gelu": spec.tags[tag].quick_gelu,
-        "vision_cfg": {
-            "timm_model_name": f"{name}.{tag}",
-            "timm_pool": "token",
-            "timm_proj": "",  # the tower's own head projects
-            "image_size": spec.image,
-        },
+        "vision_cfg": {"timm_model_name": f"{name}.{tag}", **vision},
         "text_cfg": text,
     }
-
-
-def _preprocessing(size: str, tag: str) -> dict[str, Any]:
-    facts = weights_cfg(size, tag)
-    settings = {name: facts[name] for name in ("mean", "std", "interpolation")}
-    return {**settings, "resize_mode": "shortest", "quick_gelu": SIZES[size].tags[tag].quick_gelu}
 
 
 def checkpoint(name: ModelName, tag: str) -> Path:
     """Return a model's weights as a file in open_clip's layout, made if it isn't in the cache.
 
-    Models with the same weights share a file. The rows of word pieces that the embedded text tower
-    never saw are NaN, so that a text with one of them can't pass for a known one.
+    Models with the same weights share a file. Rows of word pieces that the embedded text tower
+    never saw are NaN, and so are the features of a text with one of them.
 
     Raises:
         FileNotFoundError: the weights or the predictor are missing; says how to supply them.
     """
-    spec, stem = SIZES[name.size], f"{name.dense}.{tag}"
-    source = EMBEDDED / f"{name.dense}.safetensors"
-    if spec.open_clip is not None:
-        source = find_clip(name.size, tag)
+    spec = SIZES[name.size]
+    embedded = EMBEDDED / f"{name.dense}.safetensors"
+    source = (embedded if spec.open_clip is None else find_clip(name.size, tag)).resolve()
     predictors: tuple[PredictorFile, ...] = ()
     if name.method is not None:
         depth = spec.vit_args["depth"]
         _, predictors = with_predictors(name.dense, tag, name.method, name.options, depth)
-    facts = source.resolve().stat()
-    content = [
-        source.resolve().name,
-        facts.st_size,
-        facts.st_mtime_ns,
-        digest_of(*(p.path for p in predictors)),
-    ]
+    facts, digest = source.stat(), digest_of(*(p.path for p in predictors))
+    content = [source.name, facts.st_size, facts.st_mtime_ns, digest]
     mark = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-    path = cache_folder() / "open_clip" / f"{stem}.{mark}.safetensors"
+    path = cache_folder() / "open_clip" / f"{name.dense}.{tag}.{mark}.safetensors"
     if not path.is_file():
         model = create_clip(f"{name}.{tag}").model
         tensors = {f"visual.trunk.{k}": v for k, v in model.visual.state_dict().items()}
@@ -389,4 +362,4 @@ def _text_side(text: Any) -> dict[str, Tensor]:
     rows = weights["token_embedding.weight"]
     table = rows.new_full((VOCABULARY, rows.shape[1]), torch.nan)
     table[text.token_ids] = rows
-    return {**weights, "token_embedding.weight": table}
+    return weights | {"token_embedding.weight": table}

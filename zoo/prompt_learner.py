@@ -40,19 +40,17 @@ class TuneConfig:
         class_specific: every class has text tokens of its own; not with coupled ones.
         init: words that the text tokens begin with, next to the name; None for small random ones.
         anchor: weight of the tuned text features' distance to those of the templates (1 - cosine,
-            mean over classes), lest a few images outweigh these (KgCoOp, 2303.13283); the paper
-            has none.
-        rounds: at most so many validations.
-        steps: between two of them.
+            mean over classes), as in KgCoOp (2303.13283); the paper has none.
+        rounds: validations at most.
+        steps: optimiser steps per round.
         patience: rounds without a better validation loss before stopping.
         batch: images per step.
         learning_rate: of text tokens; AdamW, cosine to zero.
-        visual_rate: of visual tokens, or of the map that makes them.
-        weight_decay: of AdamW.
+        visual_rate: of visual tokens, or of the map from text tokens.
         seed: of initial tokens, order and augmentation.
         augment: with visual tokens, mirror and shift the images to learn from at random.
         dtype: of the image tower's products; all else is float32.
-        checkpointing: compute blocks again for their gradients, for less memory.
+        checkpointing: recompute blocks for their gradients, which saves memory.
     """
 
     tokens: str = "vt"
@@ -80,58 +78,31 @@ class TuneConfig:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}={value!r}: {expected(value, known)}")
-        for name in ("count", "depth", "rounds", "steps", "patience", "batch"):
-            self._need(name, getattr(self, name) >= 1, "a number from 1")
+        counts = dict.fromkeys(("count", "depth", "rounds", "steps", "patience", "batch"), 1)
+        for name, least in (counts | {"weight_decay": 0, "anchor": 0}).items():
+            if not least <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}={value!r}: expected a number from {least}")
         for name in ("learning_rate", "visual_rate"):
-            self._need(name, 0 < getattr(self, name) < math.inf, "a number above 0")
-        for name in ("weight_decay", "anchor"):
-            self._need(name, 0 <= getattr(self, name) < math.inf, "a number from 0")
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}={value!r}: expected a number above 0")
         if self.class_specific and self.tokens == "vt" and self.coupled:
             raise ValueError(
-                "class_specific=True: an image's tokens can't come from those of a class that is "
-                "yet to be found; use coupled=False"
+                "class_specific=True: an image's tokens can't come from those of its class, which "
+                "is unknown; use coupled=False"
             )
         if self.tokens == "v" and (self.class_specific or self.init is not None):
             raise ValueError("class_specific and init are about text tokens; tokens='v' has none")
 
-    def _need(self, name: str, fine: bool, what: str) -> None:
-        if not fine:
-            raise ValueError(f"{name}={getattr(self, name)!r}: expected {what}")
-
 
 class TextParts(NamedTuple):
-    """The parts of a causal text tower that embeddings go through.
+    """The parts of a causal text tower that embeddings go through."""
 
-    Attributes:
-        embed: from token ids (B, L) to embeddings (B, L, D).
-        tower: holds position table, blocks, final norm and projection, named as in open_clip.
-    """
-
-    embed: Callable[[Tensor], Tensor]
-    tower: Any
-
-    @property
-    def context_length(self) -> int:
-        """Longest sequence, start and end included."""
-        return len(self.tower.positional_embedding)
-
-    @property
-    def width(self) -> int:
-        """Channels of a text token."""
-        return int(self.tower.positional_embedding.shape[1])
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.tower.transformer.resblocks)
+    embed: Callable[[Tensor], Tensor]  # from token ids (B, L) to embeddings (B, L, D)
+    tower: Any  # position table, blocks, final norm and projection, named as in open_clip
 
 
 def text_parts(text: nn.Module) -> TextParts:
-    """Take a text tower apart.
-
-    Raises:
-        ValueError: not open_clip's causal text transformer with a feature at the end of the text.
-    """
+    """Take a text tower apart; refuse all but open_clip's causal transformer."""
     if isinstance(text, CompactText):
         table = text.tower.token_embedding
         return TextParts(lambda ids: table(text.rows(ids)), text.tower)
@@ -152,12 +123,12 @@ class PromptedText(nn.Module):
 
     The context takes positions 1 to its length, the name those behind it. Where a sequence would
     be longer than the tower's position table, as many of the last context tokens as needed share
-    the last position that the longest name leaves: the tower's blocks take any length, and what a
-    learned token's own position is worth, it can learn.
+    the last position that the longest name leaves: the blocks take any length, and a learned token
+    can learn what its own position would add.
 
     Attributes:
         context: (1 or classes, depth, count, D) learned tokens.
-        checkpointing: compute each block again for its gradients, for less memory.
+        checkpointing: recompute each block for its gradients, which saves memory.
 
     Args:
         text: the text tower.
@@ -167,7 +138,6 @@ class PromptedText(nn.Module):
         depth: blocks that get context of their own at their input, from the first on.
         class_specific: every class has a context of its own.
         init: words to begin with, next to the name; None for small random numbers.
-        generator: draws them.
 
     Raises:
         ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
@@ -190,7 +160,6 @@ class PromptedText(nn.Module):
         init: str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Embed the names, which never change, and begin with a context."""
         super().__init__()
         self.checkpointing = False
         self.parts = text_parts(text)
@@ -198,11 +167,14 @@ class PromptedText(nn.Module):
             raise ValueError(
                 f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer"
             )
-        if depth > self.parts.depth:
-            raise ValueError(f"depth={depth}: the text tower has {self.parts.depth} blocks")
-        rows = 1 if not class_specific else len(classes)
-        context = 0.02 * torch.randn(rows, depth, count, self.parts.width, generator=generator)
-        device = self.parts.tower.positional_embedding.device
+        table, blocks = (
+            self.parts.tower.positional_embedding,
+            self.parts.tower.transformer.resblocks,
+        )
+        if depth > len(blocks):
+            raise ValueError(f"depth={depth}: the text tower has {len(blocks)} blocks")
+        rows, device = len(classes) if class_specific else 1, table.device
+        context = 0.02 * torch.randn(rows, depth, count, table.shape[1], generator=generator)
         with torch.no_grad():
             if init is not None:
                 begin = self._embedded(tokenize, [init], device)[0][0, 1:-1]
@@ -212,7 +184,7 @@ class PromptedText(nn.Module):
             words, ends = self._embedded(tokenize, [f"{name}." for name in classes], device)
         self.context = nn.Parameter(context.to(device))
         length = words.shape[1]
-        room = self.parts.context_length - length
+        room = len(table) - length
         last = min(count, max(room, 1))
         places = [0, *(min(i, last) for i in range(1, count + 1))]
         places += [min(last, room) + i for i in range(1, length)]
@@ -222,11 +194,10 @@ class PromptedText(nn.Module):
 
     def _embedded(self, tokenize: Any, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
         """Return embeddings (B, L, D) up to the longest text's end, and the place of each end."""
+        length = len(self.parts.tower.positional_embedding)
         for text in texts:
-            if len(tokenize.encode(text)) + 2 > self.parts.context_length:
-                raise ValueError(
-                    f"{text!r} is longer than the text tower's {self.parts.context_length} tokens"
-                )
+            if len(tokenize.encode(text)) + 2 > length:
+                raise ValueError(f"{text!r} is longer than the text tower's {length} tokens")
         ids = tokenize(texts).to(device)
         ends = ids.argmax(dim=1)
         ids = ids[:, : int(ends.max()) + 1]
@@ -249,8 +220,7 @@ class PromptedText(nn.Module):
             y = run(y, attn_mask=mask)
             x = y if stacked else y.transpose(0, 1)
         x = tower.ln_final(x[torch.arange(size, device=x.device), self.ends])
-        projection = tower.text_projection
-        if projection is not None:
+        if (projection := tower.text_projection) is not None:
             x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
         return F.normalize(x.float(), dim=-1)
 
@@ -260,15 +230,9 @@ NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
 
 @torch.no_grad()
 def mean_patches(vit: ReducedViT, images: Tensor, depth: int) -> Tensor:
-    """Return the mean patch token where visual tokens will join, (depth, D) float32.
+    """Return the mean patch token at the input of the first ``depth`` blocks, (depth, D) float32.
 
-    Args:
-        vit: the image tower, without learned tokens.
-        images: (n, C, H, W) some of those to learn from.
-        depth: blocks that get tokens, from block 0 on.
-
-    Raises:
-        ValueError: the tower has fewer blocks.
+    The tower has no learned tokens yet; ``images`` (n, C, H, W) are some of those to learn from.
     """
     if depth > len(vit.blocks):
         raise ValueError(f"depth={depth}: the image tower has {len(vit.blocks)} blocks")
@@ -282,14 +246,12 @@ def mean_patches(vit: ReducedViT, images: Tensor, depth: int) -> Tensor:
 
 
 class PromptLearner(nn.Module):
-    """Everything that is learnt; whatever else it needs is frozen and not part of its state.
+    """All learned parameters; everything else is frozen and not part of its state.
 
     Attributes:
         text: class names behind learned tokens, None where the text isn't tuned.
-        visual: learned visual tokens, None where the images aren't.
+        visual: learned visual tokens, None where there are none.
         fixed: (classes, D) unit text features of the templates.
-        classes: names.
-        config: recipe.
     """
 
     fixed: Tensor
@@ -303,22 +265,11 @@ class PromptLearner(nn.Module):
         config: TuneConfig,
         patches: Tensor | None,
     ) -> None:
-        """Begin, by the recipe's seed.
+        """Initialise by the recipe's seed.
 
         Visual tokens begin as the mean patch: small random ones, which normalisation makes large,
-        would change the features of a pretrained tower beyond repair by a few images.
-
-        Args:
-            vit: the image tower.
-            parts: text tower and tokenizer.
-            classes: names.
-            templates: prompts that untuned text features are made of.
-            config: recipe.
-            patches: (depth, D) mean patch token at the input of each block that gets visual
-                tokens, see ``mean_patches``; None where no block does.
-
-        Raises:
-            ValueError: what ``PromptedText`` refuses, or more depth than the image tower has.
+        would change the features of a pretrained tower beyond repair by a few images. ``patches``
+        is the result of ``mean_patches``, None where no block gets visual tokens.
         """
         super().__init__()
         self.classes, self.config = tuple(classes), config
@@ -331,11 +282,8 @@ class PromptLearner(nn.Module):
                 parts.model.text,
                 parts.tokenizer,
                 classes,
-                count=config.count,
-                depth=config.depth,
-                class_specific=config.class_specific,
-                init=config.init,
                 generator=generator,
+                **{k: getattr(config, k) for k in ("count", "depth", "class_specific", "init")},
             )
             self.text.checkpointing = config.checkpointing
         fixed = class_features(parts.model, parts.tokenizer, classes, templates)
@@ -361,18 +309,9 @@ class PromptLearner(nn.Module):
         pairs = ((text, self.config.learning_rate), (visual, self.config.visual_rate))
         return [{"params": group, "lr": rate, "most": rate} for group, rate in pairs if group]
 
-    @property
-    def parameter_count(self) -> int:
-        """How many numbers are learnt."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
     @torch.no_grad()
     def tensors(self, logit_scale: float) -> dict[str, Tensor]:
-        """Return what ``zoo.prompts.save_prompts`` writes.
-
-        Args:
-            logit_scale: log of the factor on cosine similarities.
-        """
+        """Return what ``save_prompts`` writes; ``logit_scale`` is the log of the factor."""
         tensors = {"classifier": self.classifier(), "logit_scale": torch.tensor(logit_scale)}
         if self.text is not None:
             tensors["context"] = self.text.context
@@ -391,17 +330,11 @@ class PromptLearner(nn.Module):
         dataset: str,
         provenance: dict[str, Any] | None = None,
     ) -> PromptFile:
-        """Write what was learned with what it belongs to, whole or not at all.
+        """Write the learned tokens with the fields of ``PromptFile``, whole or not at all.
 
-        Args:
-            path: the file.
-            vit: the tower that it was learned on.
-            parts: as for ``zoo.tune``.
-            model: dense name of the tower.
-            tag: its weight tag.
-            dataset: where classes and images are from.
-            provenance: further JSON-able facts.
+        ``vit`` and ``parts`` are those of ``zoo.tune``.
         """
+        parameters = sum(parameter.numel() for parameter in self.parameters())
         return save_prompts(
             path,
             self.tensors(parts.model.logit_scale.item()),
@@ -412,5 +345,5 @@ class PromptLearner(nn.Module):
             classes=self.classes,
             dataset=dataset,
             recipe=asdict(self.config),
-            provenance={"parameters": self.parameter_count, **(provenance or {})},
+            provenance={"parameters": parameters, **(provenance or {})},
         )

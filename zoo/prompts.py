@@ -18,28 +18,20 @@ from zoo.tokens import Tokens
 
 
 class PromptShape(NamedTuple):
-    """What a tuned model is built from, as JSON values.
+    """What a tuned model is built from, as JSON values."""
 
-    Attributes:
-        tokens: learned visual tokens in the sequence, 0 where only the text was tuned.
-        depth: blocks that get visual tokens of their own at their input, from block 0 on.
-        classes: what its head tells apart.
-        features: width of the joint space of images and text.
-    """
-
-    tokens: int
-    depth: int
-    classes: int
-    features: int
+    tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
+    depth: int  # blocks that get visual tokens of their own at their input, from block 0 on
+    classes: int  # of the head
+    features: int  # width of the joint space of images and text
 
 
 def for_head(
     prompts: dict[str, int] | None, vit_args: dict[str, Any]
 ) -> tuple[PromptShape | None, bool]:
-    """Read a tuned model's shape, and give ``vit_args`` the width that its projection has.
+    """Return a tuned model's shape, and whether the caller wants logits of its classes.
 
-    Returns:
-        The shape, None for a model that isn't tuned; and whether the tuned classes are asked for.
+    In that case ``num_classes`` of ``vit_args`` becomes the width of the projection.
     """
     if prompts is None:
         return None, False
@@ -51,16 +43,13 @@ def for_head(
 
 
 class Prompts(nn.Module):
-    """Learned prefix tokens: they are never reduced, and every block sees them.
+    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block.
 
-    Attributes:
-        count: how many are in the sequence.
-        depth: blocks with tokens of their own; the other blocks see what the last of these made of
-            its tokens.
+    The first ``depth`` blocks have tokens of their own, later ones those that the last of these
+    computed.
     """
 
     def __init__(self, depth: int, count: int) -> None:
-        """Remember how many there are."""
         super().__init__()
         self.depth, self.count = depth, count
 
@@ -70,10 +59,9 @@ class Prompts(nn.Module):
 
 
 class VisualPrompts(Prompts):
-    """Learned prefix tokens by themselves."""
+    """Learned prefix tokens by themselves, zeros at first."""
 
     def __init__(self, depth: int, count: int, dim: int, *, device: Any, dtype: Any) -> None:
-        """Begin with zeros, to be filled."""
         super().__init__(depth, count)
         self.tokens = nn.Parameter(torch.zeros(depth, count, dim, device=device, dtype=dtype))
 
@@ -83,19 +71,16 @@ class VisualPrompts(Prompts):
 
 
 class CoupledPrompts(Prompts):
-    """Visual tokens that follow the text's learned tokens, P_v = M P_t + p.
+    """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
 
-    Attributes:
-        context: (1, depth, count, D_t), shared with the text side.
-        projection: M, one for all depths; zeros at first.
-        begin: p, (depth, 1, D), fixed: what the tokens are at first. The paper has none; see
-            ``zoo.prompt_learner.PromptLearner`` for why there is one.
+    ``projection`` is M, one for all depths and zero at first. ``begin`` is p (depth, 1, D), the
+    fixed initial tokens, which the paper doesn't have; ``PromptLearner`` says why.
     """
 
     begin: Tensor
 
     def __init__(self, context: nn.Parameter, begin: Tensor) -> None:
-        """Couple ``context`` to tokens that begin as ``begin`` (depth, D), all of a depth alike."""
+        """Couple ``context`` (1, depth, count, D_t) to initial tokens ``begin`` (depth, D)."""
         super().__init__(context.shape[1], context.shape[2])
         self.context = context
         self.register_buffer("begin", begin[:, None], persistent=False)
@@ -109,22 +94,13 @@ class CoupledPrompts(Prompts):
 
 
 def insert(x: Tensor, prefix: int, prompts: Tensor) -> Tensor:
-    """Put learned tokens behind the other prefix tokens, position embeddings being added already.
-
-    Args:
-        x: (B, prefix + n, D).
-        prefix: number of prefix tokens in ``x``.
-        prompts: (count, D).
-
-    Returns:
-        (B, prefix + count + n, D).
-    """
+    """Put learned tokens (count, D) behind the prefix tokens of (B, prefix + n, D)."""
     every = prompts.to(x.dtype).expand(x.shape[0], -1, -1)
     return torch.cat((x[:, :prefix], every, x[:, prefix:]), dim=1)
 
 
 def renew(tokens: Tokens, prompts: Tensor) -> Tokens:
-    """Replace the last prefix tokens, which the block before left, by ``prompts`` (count, D)."""
+    """Replace the last prefix tokens by ``prompts`` (count, D)."""
     start = tokens.prefix - prompts.shape[0]
     rest = torch.cat((tokens.x[:, :start], tokens.x[:, tokens.prefix :]), dim=1)
     return tokens._replace(x=insert(rest, start, prompts))
@@ -135,13 +111,12 @@ class CosineHead(nn.Module):
 
     Attributes:
         projection: from pooled tokens to the joint space, the dense tower's head.
-        classes: linear, its weights (classes, D) being unit text features times the logit scale.
+        classes: linear; its weights (classes, D) are unit text features times the logit scale.
     """
 
     def __init__(
         self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any
     ) -> None:
-        """Take over the projection; the classes' weights are to be filled."""
         super().__init__()
         self.projection = projection
         self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
@@ -162,30 +137,18 @@ class PromptFile:
     The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual``
     (depth, count, D_v) if visual tokens were learned; ``context`` (1 or classes, depth, count, D_t)
     if text tokens were.
-
-    Attributes:
-        path: the file.
-        model: dense name of the tower, whatever method reduced it.
-        tag: weight tag of that tower.
-        weights: ``blocks_fingerprint`` of that tower.
-        width: channels of its tokens.
-        classes: names of what is told apart, in the order of the logits.
-        dataset: where the classes and the labelled images are from.
-        recipe: fields of ``TuneConfig``.
-        shape: what a model needs to hold them.
-        provenance: further facts, such as shots and seed.
     """
 
     path: Path
-    model: str
-    tag: str
-    weights: str
-    width: int
-    classes: tuple[str, ...]
-    dataset: str
-    recipe: dict[str, Any]
+    model: str  # dense name of the tower, also where a method reduced it
+    tag: str  # its weight tag
+    weights: str  # its ``blocks_fingerprint``
+    width: int  # channels of its tokens
+    classes: tuple[str, ...]  # names in the order of the logits
+    dataset: str  # source of the classes and the labelled images
+    recipe: dict[str, Any]  # fields of ``TuneConfig``
     shape: PromptShape
-    provenance: dict[str, Any]
+    provenance: dict[str, Any]  # further facts, such as shots and seed
 
     @classmethod
     def read(cls, path: Path) -> "PromptFile":
@@ -196,23 +159,11 @@ class PromptFile:
             ValueError: not a file of prompts.
         """
         facts = read_facts(path, _KIND)
-        fields = {
-            **facts,
-            "classes": tuple(facts["classes"]),
-            "shape": PromptShape(**facts["shape"]),
-        }
-        return cls(path=path, **fields)
+        facts |= {"classes": tuple(facts["classes"]), "shape": PromptShape(**facts["shape"])}
+        return cls(path=path, **facts)
 
     def require_tower(self, width: int, weights: str) -> None:
-        """Refuse another tower than the one that these were tuned on.
-
-        Args:
-            width: channels of the tower's tokens.
-            weights: the tower's ``blocks_fingerprint``.
-
-        Raises:
-            ValueError: one of them differs.
-        """
+        """Refuse, by ValueError, a tower of another ``width`` or ``blocks_fingerprint``."""
         named = f"prompts {str(self.path)!r} were tuned on {tower_name(self.model, self.tag)}"
         mend = f"tune some for this tower with: {tune_command(self)}"
         if width != self.width:
@@ -221,11 +172,7 @@ class PromptFile:
             raise ValueError(f"{named} with weights {self.weights}, these are {weights}; {mend}")
 
     def require_classes(self, classes: Sequence[str]) -> None:
-        """Refuse another list of classes.
-
-        Raises:
-            ValueError: the names or their order differ; names the first difference.
-        """
+        """Refuse, by ValueError, other names or another order; quote the first difference."""
         if self.classes == tuple(classes):
             return
         named = f"prompts {str(self.path)!r} are for {len(self.classes)} classes of {self.dataset}"
@@ -249,13 +196,7 @@ class PromptFile:
 
 
 def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> PromptFile:
-    """Write prompts whole or not at all.
-
-    Args:
-        path: the file.
-        tensors: see ``PromptFile``.
-        facts: the other fields of ``PromptFile``, ``path`` and ``shape`` excepted.
-    """
+    """Write prompts whole or not at all; ``facts`` are the fields of ``PromptFile`` but shape."""
     visual, classifier = tensors.get("visual"), tensors["classifier"]
     depth, count = (1, 0) if visual is None else visual.shape[:2]
     shape = PromptShape(

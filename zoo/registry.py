@@ -7,7 +7,6 @@ Methods may register before this module is imported (patchrank), after it (the e
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,32 +31,22 @@ from zoo.weights import filter_weights, image_side, loading, own_path, own_weigh
 
 PERCENTS = (90, 80, 70, 60, 50, 40, 30)
 METHOD_GROUP = "clip_patchrank.methods"
-
-
 default_cfgs: dict[str, Any] = {}
 
 
 class UnknownArgumentError(TypeError, ValueError):
-    """A TypeError to timm, as of any function; a ValueError as all else that is refused here."""
+    """A TypeError as of any function, and a ValueError as all other refusals here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """Sources of a model's weights.
-
-    Attributes:
-        cfg: timm's description of the tower's weights.
-        tag: their weight tag.
-        predictors: files of the method's predictors, the first block's first.
-        options: the method's options, with the shape of these predictors.
-        tower: weights that we read ourselves because timm can't; None where timm loads them.
-    """
+    """Sources of a model's weights, with timm's description of them."""
 
     cfg: PretrainedCfg
     tag: str
-    predictors: tuple[PredictorFile, ...]
-    options: dict[str, Any]
-    tower: dict[str, Tensor] | None
+    predictors: tuple[PredictorFile, ...]  # the first block's first
+    options: dict[str, Any]  # of the method, with the shape of these predictors
+    tower: dict[str, Tensor] | None  # what timm can't read; None where timm loads the weights
 
 
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
@@ -66,8 +55,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     Args:
         name: size, method and keep rate.
         pretrained: load the weights; False for random ones.
-        kwargs: those of ``timm.create_model``: the method's options, ``predictor`` and ``prompts``
-            among them.
+        kwargs: of ``timm.create_model``, with the method's options, ``predictor``, ``prompts``.
 
     Raises:
         UnknownArgumentError: an argument that neither the method nor timm has.
@@ -85,11 +73,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
 def _split_options(
     name: ModelName, kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split keyword arguments into the method's options and all others.
-
-    Raises:
-        UnknownArgumentError: an argument that neither the method nor timm has.
-    """
+    """Split keyword arguments into the method's options and all others; refuse unknown ones."""
     options: dict[str, Any] = {}
     fields: list[str] = []
     if name.method is not None:
@@ -117,15 +101,7 @@ def _find_weights(
 ) -> _Weights:
     """Find the tower's weights and the method's predictors; read only what timm can't.
 
-    Args:
-        name: size, method and keep rate.
-        pretrained: whether weights are loaded at all.
-        options: the method's options.
-        arguments: all others; ``predictor`` is taken out.
-
-    Raises:
-        ValueError: a predictor without weights of its tower, or one that doesn't fit.
-        FileNotFoundError: no predictor exists for the weights.
+    Takes ``predictor`` out of ``arguments``.
     """
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     cfg = resolve_pretrained_cfg(str(name), arguments.get("pretrained_cfg"), overlay)
@@ -148,28 +124,14 @@ def _find_weights(
         )
     tower = None
     if pretrained and not saved and not cfg.state_dict:
-        tower = _read_tower(name.size, tag, overlay.get("file"), cfg.file)
+        # timm reads no archives of OpenAI's, and judges the user's files by their suffix.
+        file = overlay.get("file") or (None if cfg.file else own_weights(name.size, tag))
+        if file is not None:
+            tensors = read_weights(file)
+            tower = (
+                image_side(tensors) or tensors
+            )  # a checkpoint in timm's names is the tower alone
     return _Weights(cfg=cfg, tag=tag, predictors=predictors, options=options, tower=tower)
-
-
-def _read_tower(
-    size: str, tag: str, path: str | None, embedded: str | None
-) -> dict[str, Tensor] | None:
-    """Read the tower from the user's file or cache; None where timm finds the weights itself.
-
-    timm reads no archives of OpenAI's, and judges files by their suffix.
-
-    Args:
-        size: a key of ``SIZES``.
-        tag: weight tag.
-        path: the file that the user named.
-        embedded: the file that comes with this package.
-    """
-    file = path or (own_weights(size, tag) if embedded is None else None)
-    if file is None:
-        return None
-    weights = read_weights(file)
-    return image_side(weights) or weights  # a checkpoint in timm's names is the tower alone
 
 
 def _assemble(
@@ -184,6 +146,7 @@ def _assemble(
         args["pretrained_cfg_overlay"] = {**overlay, "state_dict": weights.tower}
     if name.method is not None:
         args |= {"method": name.method, "reduction": weights.options}
+    args["feature_cfg"] = {"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"}
     own = own_path(f"{name.dense}.{tag}")
     with loading(f"{name}.{tag}", weights.cfg, own) if pretrained else nullcontext():
         model: ReducedViT = build_model_with_cfg(
@@ -191,7 +154,6 @@ def _assemble(
             str(name),
             pretrained,
             pretrained_filter_fn=partial(filter_weights, predictors=weights.predictors),
-            feature_cfg={"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"},
             **args,
         )
     for part in model.modules():
@@ -205,11 +167,7 @@ def _assemble(
 
 
 def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
-    """Build a pretrained model with the prompts of a file.
-
-    Raises:
-        ValueError: another number of classes than the prompts have, other than none.
-    """
+    """Build a pretrained model with the prompts of a file; ``num_classes=0`` gives features."""
     file = PromptFile.read(Path(prompts))
     classes = kwargs.pop("num_classes", file.shape.classes)
     if classes not in (0, file.shape.classes):
@@ -223,22 +181,19 @@ def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> Reduced
     return model
 
 
-def _entrypoint(name: ModelName) -> Callable[..., ReducedViT]:
+def _add(name: ModelName) -> None:
+    """Make a model known to timm, with the weight tags of its size."""
+
     def create(pretrained: bool = False, **kwargs: Any) -> ReducedViT:
         return build(name, pretrained, **kwargs)
 
     method = "dense" if name.method is None else f"{name.method}, keep rate {name.percent} %"
     create.__name__ = create.__qualname__ = str(name)
     create.__doc__ = f"CLIP ViT image tower, size {name.size}, {method}."
-    return create
-
-
-def _add(name: ModelName) -> None:
-    """Make a model known to timm, with the weight tags of its size."""
     cfgs: dict[str, Any] = {f"{name}.{t}": weights_cfg(name.size, t) for t in SIZES[name.size].tags}
     default_cfgs.update(generate_default_cfgs(cfgs))
     MODELS[str(name)] = name
-    register_model(_entrypoint(name))
+    register_model(create)
 
 
 def _add_method(method: str) -> None:

@@ -19,13 +19,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 
 
 class Tag(NamedTuple):
-    """Weights of a size.
-
-    Attributes:
-        quick_gelu: trained with QuickGELU instead of GELU.
-        license: SPDX-like identifier.
-        open_clip: open_clip's tag of the same weights, text tower included; None if it has none.
-    """
+    """Weights of a size: activation, SPDX-like license, open_clip's tag of the same weights."""
 
     quick_gelu: bool
     license: str
@@ -34,23 +28,14 @@ class Tag(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One size of tower: its geometry as arguments of timm's class, and its weights.
-
-    Attributes:
-        vit_args: arguments of timm's VisionTransformer.
-        features: width of the joint image-text space, what ``forward`` returns.
-        weights: timm's model whose weights on the hub are meant, None for embedded ones.
-        open_clip: open_clip's architecture of both towers, None if it has none.
-        tags: the weights by tag, the default first.
-        image: input height and width in pixels.
-    """
+    """One size of tower: its geometry as arguments of timm's class, and its weights."""
 
     vit_args: dict[str, Any]
-    features: int
-    weights: str | None
-    open_clip: str | None
-    tags: dict[str, Tag]
-    image: int = 224
+    features: int  # width of the joint image-text space, what ``forward`` returns
+    weights: str | None  # timm's model with these weights on the hub, None for embedded ones
+    open_clip: str | None  # open_clip's architecture of both towers, None if it has none
+    tags: dict[str, Tag]  # the default first
+    image: int = 224  # input height and width in pixels
 
 
 _APPLE, _NC = "apple-ascl", "cc-by-nc-4.0"
@@ -62,6 +47,14 @@ _METACLIP = {
     "metaclip_2pt5b": Tag(True, _NC, "metaclip_fullcc"),
 }
 _DFN2B = Tag(True, _APPLE, "dfn2b")
+
+
+def _published(laion2b: str) -> dict[str, Tag]:
+    """Return the weights that every size of open_clip has, with its tag of LAION-2B."""
+    tags = {"openai": _OPENAI, "laion2b": Tag(False, "mit", laion2b), "laion400m_e32": _LAION400M}
+    return {**tags, "datacompxl": _DATACOMP, **_METACLIP}
+
+
 _CLIP_ARGS = {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12, **_CLIP_ARGS}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16, **_CLIP_ARGS}
@@ -73,42 +66,23 @@ SIZES = {
         features=512,
         weights="vit_base_patch32_clip_224",
         open_clip="ViT-B-32",
-        tags={
-            "openai": _OPENAI,
-            "laion2b": Tag(False, "mit", "laion2b_s34b_b79k"),
-            "laion400m_e32": _LAION400M._replace(quick_gelu=True),
-            "datacompxl": _DATACOMP,
-            **_METACLIP,
-        },
+        tags=_published("laion2b_s34b_b79k")
+        | {"laion400m_e32": _LAION400M._replace(quick_gelu=True)},
     ),
     "b16": Size(
         vit_args={"patch_size": 16, **_BASE},
         features=512,
         weights="vit_base_patch16_clip_224",
         open_clip="ViT-B-16",
-        tags={
-            "openai": _OPENAI,
-            "laion2b": Tag(False, "mit", "laion2b_s34b_b88k"),
-            "laion400m_e32": _LAION400M,
-            "datacompxl": _DATACOMP,
-            **_METACLIP,
-            "dfn2b": _DFN2B,
-        },
+        tags=_published("laion2b_s34b_b88k") | {"dfn2b": _DFN2B},
     ),
     "l14": Size(
         vit_args={"patch_size": 14, **_LARGE},
         features=768,
         weights="vit_large_patch14_clip_224",
         open_clip="ViT-L-14",
-        tags={
-            "openai": _OPENAI,
-            "laion2b": Tag(False, "mit", "laion2b_s32b_b82k"),
-            "laion400m_e32": _LAION400M,
-            "datacompxl": _DATACOMP,
-            **_METACLIP,
-            "dfn2b": _DFN2B,
-            "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b"),
-        },
+        tags=_published("laion2b_s32b_b82k")
+        | {"dfn2b": _DFN2B, "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b")},
     ),
     "s14": Size(
         vit_args={"patch_size": 14, **_SMALL},
@@ -134,15 +108,10 @@ def weights_cfg(size: str, tag: str) -> dict[str, Any]:
         source = {"file": str(EMBEDDED / f"clip_vit_{size}.safetensors")}
     return {
         **source,
+        **{"fixed_input_size": True, "crop_pct": 1.0, "interpolation": "bicubic"},
+        **{"first_conv": "patch_embed.proj", "classifier": "head", "mean": mean, "std": std},
         "num_classes": spec.features,
         "input_size": (3, spec.image, spec.image),
-        "fixed_input_size": True,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": mean,
-        "std": std,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
         "license": spec.tags[tag].license,
     }
 
@@ -151,10 +120,7 @@ def weights_cfg(size: str, tag: str) -> dict[str, Any]:
 class ModelName:
     """The parts of a model's name: ``clip_vit_{size}`` or ``clip_vit_{size}_{method}{percent}``.
 
-    Attributes:
-        size: a key of ``SIZES``.
-        method: a registered method, None for the dense tower.
-        percent: keep rate in percent of the patch tokens.
+    ``percent`` is the keep rate, ``method`` is None for the dense tower.
     """
 
     size: str

@@ -14,23 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.adopt import sharing
-from zoo.checkpoint import FitState
 from zoo.clip import ClipParts
+from zoo.files import FitState
 from zoo.prompt_learner import PromptLearner, TuneConfig, mean_patches
 from zoo.prompts import CosineHead
 from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
 
 CHUNK = 32  # images at a time where nothing is learnt
+Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
 
 
 class Labelled(NamedTuple):
-    """Images with their classes.
+    """Preprocessed images (n, C, H, W), or for ``t`` alone their unit features (n, D), and labels.
 
-    Attributes:
-        images: (n, C, H, W) preprocessed, in any floating dtype; or for ``t`` alone their unit
-            features (n, D).
-        labels: (n,) int64.
+    Images may have any floating dtype; labels are (n,) int64.
     """
 
     images: Tensor
@@ -51,21 +49,21 @@ def tune(
 ) -> PromptLearner:
     """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
 
-    Both towers and a reducer's own weights stay as they are, bit for bit, and so do their
+    Both towers and a reducer's own weights stay the same, bit for bit, and so does their
     ``requires_grad``. The same data, recipe, machine and number of threads give the same tokens,
     whether or not the run was stopped in between.
 
     Args:
         vit: image tower, dense or reduced, whose head is the projection to the joint space.
-        parts: its text tower, logit scale and tokenizer; their image tower isn't looked at.
-        classes: names, to which labels are positions.
-        templates: see ``PromptLearner``.
+        parts: its text tower, logit scale and tokenizer; their image tower isn't used.
+        classes: names, in the order of the labels.
+        templates: prompts of untuned text features.
         train: images to learn from.
         val: other images, for early stopping only.
         config: recipe.
         on_round: called with round, training loss and validation loss.
         checkpoint: file that keeps the state after each round, and from which the run goes on if
-            it is there; it stays at the end.
+            it exists; it stays at the end.
 
     Raises:
         ValueError: no images, a tower that is tuned already, a loss that is NaN, a checkpoint of
@@ -80,21 +78,31 @@ def tune(
     patches = None
     if "v" in config.tokens:
         like = next(vit.blocks.parameters())
-        patches = mean_patches(
-            tower, train.images[:CHUNK].to(like.device, like.dtype), config.depth
-        )
+        some = train.images[:CHUNK].to(like.device, like.dtype)
+        patches = mean_patches(tower, some, config.depth)
     learner = PromptLearner(vit, parts, classes, templates, config, patches)
     tower.prompts = learner.visual
+    tower.grad_checkpointing |= config.checkpointing
     scale = parts.model.logit_scale.detach().exp()
-    with frozen(vit, parts.model.text), _checkpointed(tower, config):
+
+    def logits(classifier: Tensor, images: Tensor) -> Tensor:
+        features = _features(tower, images, config)
+        return scale.to(features.device) * features @ classifier.T
+
+    with frozen(vit, parts.model.text):
         if config.tokens == "t":
             train, val = (
                 Labelled(encode(tower, data.images, config), data.labels) for data in (train, val)
             )
-        state = _begin(learner, vit, classes, train, val, config)
+        state = FitState(
+            mark=_mark(vit, classes, config, train, val),
+            model=learner,
+            optimiser=torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay),
+            generator=torch.Generator().manual_seed(config.seed),
+        )
         state.run(
-            lambda: _learn(state, tower, scale, train, config),
-            lambda: _validate(learner, tower, scale, val, config),
+            lambda: _learn(state, logits, train, config),
+            lambda: _validate(learner, logits, val),
             most=config.rounds,
             patience=config.patience,
             on_epoch=on_round,
@@ -115,51 +123,23 @@ def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
     if images.ndim == 2:
         return images
     like = next(tower.blocks.parameters())
-    with _precision(like.device, config):
+    bfloat16 = config.dtype == "bfloat16"
+    with torch.autocast(like.device.type, torch.bfloat16, enabled=bfloat16):
         features = tower(images.to(like.device, like.dtype))
     return F.normalize(features.float(), dim=-1)
 
 
-def _logits(
-    classifier: Tensor, tower: ReducedViT, scale: Tensor, images: Tensor, config: TuneConfig
-) -> Tensor:
-    features = _features(tower, images, config)
-    return scale.to(features.device) * features @ classifier.T
-
-
-def _precision(device: torch.device, config: TuneConfig) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-
-
-def _begin(
-    learner: PromptLearner,
-    vit: ReducedViT,
-    classes: Sequence[str],
-    train: Labelled,
-    val: Labelled,
-    config: TuneConfig,
-) -> FitState:
-    recipe = [
-        asdict(config),
-        list(classes),
-        blocks_fingerprint(vit.state_dict()),
-        repr(vit.reducer),
-    ]
+def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
+    weights = blocks_fingerprint(vit.state_dict())
+    recipe = [asdict(config), list(classes), weights, repr(vit.reducer)]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for data in (train, val):
+    for data in images:
         sums = data.images.flatten(1).double().sum(dim=1)
         digest.update(sums.cpu().numpy().tobytes() + data.labels.cpu().numpy().tobytes())
-    return FitState(
-        mark=digest.hexdigest(),
-        model=learner,
-        optimiser=torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay),
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    return digest.hexdigest()
 
 
-def _learn(
-    state: FitState, tower: ReducedViT, scale: Tensor, train: Labelled, config: TuneConfig
-) -> float:
+def _learn(state: FitState, logits: Logits, train: Labelled, config: TuneConfig) -> float:
     """Take the steps of a round; return the mean loss."""
     learner, total = state.model, 0.0
     assert isinstance(learner, PromptLearner)
@@ -171,8 +151,8 @@ def _learn(
         if config.augment and images.ndim == 4:
             images = augmented(images, state.generator)
         classifier = learner.classifier()
-        logits = _logits(classifier, tower, scale, images, config)
-        loss = F.cross_entropy(logits, train.labels[rows].to(logits.device))
+        scores = logits(classifier, images)
+        loss = F.cross_entropy(scores, train.labels[rows].to(scores.device))
         if config.anchor:
             loss = loss + config.anchor * (1 - (classifier * learner.fixed).sum(dim=1)).mean()
         state.optimiser.zero_grad()
@@ -208,14 +188,12 @@ def _batches(generator: torch.Generator, size: int, config: TuneConfig) -> Itera
 
 
 @torch.no_grad()
-def _validate(
-    learner: PromptLearner, tower: ReducedViT, scale: Tensor, val: Labelled, config: TuneConfig
-) -> float:
+def _validate(learner: PromptLearner, logits: Logits, val: Labelled) -> float:
     total, classifier = 0.0, learner.classifier()
     for rows in torch.arange(len(val.labels)).split(CHUNK):
-        logits = _logits(classifier, tower, scale, val.images[rows], config)
-        labels = val.labels[rows].to(logits.device)
-        total += float(F.cross_entropy(logits, labels, reduction="sum"))
+        scores = logits(classifier, val.images[rows])
+        labels = val.labels[rows].to(scores.device)
+        total += float(F.cross_entropy(scores, labels, reduction="sum"))
     return total / len(val.labels)
 
 
@@ -230,13 +208,3 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _checkpointed(tower: ReducedViT, config: TuneConfig) -> Iterator[None]:
-    before = tower.grad_checkpointing
-    tower.grad_checkpointing = before or config.checkpointing
-    try:
-        yield
-    finally:
-        tower.grad_checkpointing = before

@@ -1,10 +1,10 @@
-"""Weights from a file, as tensors; nothing that a file names is imported or called.
+"""Read weights from a file as tensors, without importing or calling anything that the file names.
 
-State dicts are read by ``safetensors`` and by ``torch.load(weights_only=True)``. torch has no such
-way to read TorchScript archives, as which OpenAI published CLIP: these hold a pickle of the module
-tree, a record for each storage, and source code. An allow-list unpickler builds the tree from stubs
-here, and of the source code only the two lists are read that say which attributes of a class are
-parameters and buffers.
+``safetensors`` and ``torch.load(weights_only=True)`` read state dicts. torch has no such way to
+read TorchScript archives, the format in which OpenAI published CLIP: these hold a pickle of the
+module tree, a record for each storage, and source code. Here an allow-list unpickler builds the
+tree from stubs, and the source code only serves to look up two lists for each class: the names of
+its parameters and of its buffers.
 """
 
 import errno
@@ -27,10 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-# The state dict's place in what training scripts save, and what wrappers of modules put before
-# each name.
-_WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = ("state_dict", "model")  # keys of the state dict in training checkpoints
+_PREFIXES = ("module.", "_orig_mod.")  # put before each name by wrappers of modules
 # OpenAI's archives carry three settings of the model as buffers.
 _SETTINGS = ("input_resolution", "context_length", "vocab_size")
 
@@ -50,26 +48,15 @@ _MAX_PICKLE_BYTES = 64 * 2**20
 _MAX_MODULES = 100_000
 _MAX_DEPTH = 100
 _MAX_NUMBER = 2**48  # of elements, a stride or an offset
-_STORAGES = {
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.BoolStorage": torch.bool,
-    "torch.ByteStorage": torch.uint8,
-    "torch.CharStorage": torch.int8,
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.IntStorage": torch.int32,
-    "torch.LongStorage": torch.int64,
-    "torch.ShortStorage": torch.int16,
-}
+_DTYPES = ("bool", "double", "float", "half", "int", "long", "short")
+_STORAGES = {f"torch.{name.capitalize()}Storage": getattr(torch, name) for name in _DTYPES}
+_STORAGES |= {"torch.ByteStorage": torch.uint8, "torch.CharStorage": torch.int8}
+_STORAGES["torch.BFloat16Storage"] = torch.bfloat16
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-_ALLOWED = {*_STORAGES, _TENSOR, _PARAMETER, "collections.OrderedDict", "torch.device"} | {
-    f"torch.jit._pickle.{name}"
-    for name in (
-        *("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist"),
-        *("build_tensor_from_id", "restore_type_tag"),
-    )
-}
+_ALLOWED = {*_STORAGES, _TENSOR, _PARAMETER, "collections.OrderedDict", "torch.device"}
+_LISTS = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist")
+_CALLS = (*_LISTS, "build_tensor_from_id", "restore_type_tag")
+_ALLOWED |= {f"torch.jit._pickle.{name}" for name in _CALLS}
 _CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  .*\n?)*)", re.M)
 _NAME_LISTS = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.M)
 
@@ -85,11 +72,11 @@ _MAX_TUPLE = 10_000  # members of a tuple, with those of the tuples in it
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from whatever CLIP's weights come in; the content decides, not the suffix.
+    """Read a state dict from any format of CLIP's weights; the content decides, not the suffix.
 
-    These are safetensors; what ``torch.save`` writes, as a state dict or as a training checkpoint
-    with one in it (``state_dict``, names that start with ``module.``); and TorchScript archives,
-    such as OpenAI's. Nothing in a file is executed.
+    The formats are safetensors; a state dict or a training checkpoint with one (``state_dict``,
+    names that start with ``module.``) written by ``torch.save``; and TorchScript archives, such as
+    OpenAI's. Nothing in a file is executed.
 
     Returns:
         Tensors by name on the CPU, in the precision stored.
@@ -109,7 +96,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def _content(path: Path) -> Any:
     """Read what was saved, in the format that the first bytes show."""
-    size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(256)
     if start.startswith(_ZIP):
@@ -119,14 +105,9 @@ def _content(path: Path) -> Any:
         return _torch_load(path)
     if start.startswith(_OLD_TORCH):
         return _torch_load(path)
-    if start[8:9] == b"{":
-        return _safetensors(path, start, size)
-    raise ValueError(_foreign(start))
-
-
-def _safetensors(path: Path, start: bytes, size: int) -> dict[str, Tensor]:
-    (header,) = struct.unpack("<Q", start[:8])
-    if header + 8 > size:
+    if start[8:9] != b"{":
+        raise ValueError(_foreign(start))
+    if int.from_bytes(start[:8], "little") + 8 > path.stat().st_size:
         raise ValueError("is cut short: it ends within its header; get it again")
     try:
         return load_file(path)
@@ -190,11 +171,7 @@ class _Archive:
     records: dict[str, ZipInfo]
 
     def read(self, name: str) -> bytes:
-        """Return a record's content, which its checksum vouches for.
-
-        Raises:
-            ValueError: there is no such record.
-        """
+        """Return a record's content, verified by its checksum."""
         if name not in self.records:
             raise ValueError(f"lacks its record {name!r}: cut short or damaged; get it again")
         return self.zip.read(self.records[name])
@@ -202,11 +179,7 @@ class _Archive:
 
 @contextmanager
 def _open_archive(path: Path) -> Iterator[_Archive]:
-    """Open a zip file of torch's; nothing of it is ever written to disk.
-
-    Raises:
-        ValueError: not such a file; the message goes behind the file's name.
-    """
+    """Open a zip file of torch's; nothing of it is ever written to disk."""
     # Whatever zipfile raises over a damaged file.
     damaged = (BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, zlib.error)
     try:
@@ -222,8 +195,8 @@ def _open_archive(path: Path) -> Iterator[_Archive]:
 def _records(entries: list[ZipInfo], size: int) -> dict[str, ZipInfo]:
     """Check an archive's table of contents before anything is read.
 
-    torch stores tensors as they are. A record that is compressed, or records that sum up to more
-    than the file, can only be there to fill the memory; source code alone may be compressed.
+    torch compresses source code only. Other compressed records, and records that sum up to more
+    than the file, can only serve to fill the memory.
     """
     folders = {info.filename.partition("/")[:2] for info in entries}
     if len(folders) != 1 or not all(slash for _, slash in folders):
@@ -253,7 +226,7 @@ def _records(entries: list[ZipInfo], size: int) -> dict[str, ZipInfo]:
 
 
 class _Stub:
-    """What a pickle builds here in the place of anything that it names; it does nothing."""
+    """An inert stand-in for anything that a pickle names and calls."""
 
     __slots__ = ("args", "name")
 
@@ -261,7 +234,6 @@ class _Stub:
         self.name, self.args = name, args
 
     def __call__(self, *args: Any) -> "_Stub":
-        """Note a call."""
         return _Stub(self.name, args)
 
     def __setstate__(self, _state: Any) -> None:
@@ -270,13 +242,12 @@ class _Stub:
 
 
 class _Module:
-    """A module of an archive: a subclass bears the name of its class, ``attributes`` its state."""
+    """A module of an archive, with the name of its class and its attributes."""
 
     name = ""
     attributes: Any = None
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the attributes that the module was to have."""
         self.attributes = state
 
 
@@ -287,8 +258,8 @@ class _RefusedError(ValueError):
 class _StubUnpickler(pickle.Unpickler):
     """Build what a TorchScript pickle describes from stubs; see ``_check_opcodes`` for its bounds.
 
-    Whatever a pickle calls or changes is one of these stubs or a plain value: names are resolved
-    here and nowhere else, and each file has classes of its own.
+    A pickle can only call or change these stubs and plain values: names are resolved here and
+    nowhere else, and each file has classes of its own.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -310,32 +281,16 @@ class _StubUnpickler(pickle.Unpickler):
         return _Stub(full)
 
     def persistent_load(self, pid: Any) -> _Stub:
-        """Note a reference to a storage."""
+        """Return a stub for a storage."""
         return _Stub("storage", pid if isinstance(pid, tuple) else ())
-
-
-def _unpickled(content: bytes) -> Any:
-    """Return what a pickle describes, made of stubs.
-
-    Raises:
-        ValueError: it names something that isn't allowed, holds an instruction that TorchScript
-            doesn't write, or is damaged; the message goes behind the file's name.
-    """
-    try:
-        _check_opcodes(content)
-        return _StubUnpickler(content).load()
-    except _RefusedError:
-        raise
-    except Exception as error:  # the unpickler raises whatever a damaged pickle leads it to
-        raise ValueError(f"has a damaged pickle ({error}); {_AGAIN}") from error
 
 
 def _check_opcodes(content: bytes) -> None:
     """Refuse what would make Python's unpickler fill the memory, crash, or compute for ever.
 
-    Its memo is an array as long as the largest index. And the hash of a tuple goes through all of
-    its members: it takes a time of two to the depth where each tuple holds the one before twice.
-    So this follows how large the values on the stack are, counting shared tuples anew each time.
+    Its memo is an array as long as the largest index. And hashing a tuple visits all its members:
+    2**depth of them where each tuple holds the previous one twice. So this computes the size of
+    each value on the stack, counting shared tuples anew each time.
     """
     if len(content) > _MAX_PICKLE_BYTES:
         raise _RefusedError(f"has a pickle of {len(content)} bytes, too large for a module tree")
@@ -373,18 +328,17 @@ def _follow(opcode: pickletools.OpcodeInfo, stack: list[int]) -> None:
 
 
 def _read_script(archive: _Archive) -> dict[str, Tensor]:
-    """Read the parameters and buffers of a TorchScript archive, in the precision stored.
-
-    Returns:
-        What ``torch.jit.load(path).state_dict()`` would, on the CPU.
-
-    Raises:
-        ValueError: a damaged archive, or one with more than modules and tensors in it; the message
-            goes behind the file's name.
-    """
+    """Return what ``torch.jit.load(path).state_dict()`` would, on the CPU."""
     if archive.records.get("byteorder") and archive.read("byteorder") != b"little":
         raise ValueError("was written on a big-endian machine; save it anew on another")
-    root = _unpickled(archive.read("data.pkl"))
+    content = archive.read("data.pkl")
+    try:
+        _check_opcodes(content)
+        root = _StubUnpickler(content).load()
+    except _RefusedError:
+        raise
+    except Exception as error:  # the unpickler raises whatever a damaged pickle leads it to
+        raise ValueError(f"has a damaged pickle ({error}); {_AGAIN}") from error
     if not isinstance(root, _Module):
         raise ValueError("holds no module")
     return _ScriptReader(archive).state_dict(root)
@@ -399,14 +353,9 @@ class _ScriptReader:
         self.declared: dict[str, frozenset[str] | None] = {}
 
     def state_dict(self, root: _Module) -> dict[str, Tensor]:
-        """Return the tensors, named by their way from the root.
-
-        Raises:
-            ValueError: the tree has no end, or a tensor is damaged.
-        """
+        """Return the tensors, named by their path from the root."""
         tensors: dict[str, Tensor | None] = {}
-        stack = [("", root, 0)]
-        count = 0
+        stack, count = [("", root, 0)], 0
         while stack:
             prefix, module, depth = stack.pop()
             count += 1
@@ -436,11 +385,7 @@ class _ScriptReader:
         return self.declared[class_name]
 
     def tensor(self, stub: _Stub, name: str) -> Tensor | None:
-        """Make a tensor, whose values stay in its storage; None if it is something else.
-
-        Raises:
-            ValueError: it reaches beyond its storage.
-        """
+        """Return a view of a storage, None for a stub of something else than a tensor."""
         if stub.name == _PARAMETER and stub.args and isinstance(stub.args[0], _Stub):
             stub = stub.args[0]
         if stub.name != _TENSOR:
@@ -464,11 +409,7 @@ class _ScriptReader:
         return storage.as_strided(size, stride, offset if count else 0)
 
     def storage(self, facts: tuple[Any, ...], name: str) -> Tensor:
-        """Read a storage as a flat tensor.
-
-        Raises:
-            ValueError: its record is too short, or it has a type that weights don't have.
-        """
+        """Read a storage as a flat tensor."""
         match facts:
             case ("storage", _Stub(name=kind), str(key), str(), int(count)) if kind in _STORAGES:
                 dtype = _STORAGES[kind]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,25 +49,23 @@ _OTHERWISE = (
 
 
 class MissingWeightsError(FileNotFoundError):
-    """A model's weights are neither here nor to be had; the message says all that there is to."""
+    """A model's weights are neither here nor on the hub; the message stands by itself."""
 
 
 class UnusableWeightsError(ValueError):
-    """A model's weights don't fit it or can't be read; the message says all that there is to."""
+    """A model's weights don't fit it or can't be read; the message stands by itself."""
 
 
 def unusable(
     name: str, error: BaseException, otherwise: str, file: str = ""
 ) -> MissingWeightsError | UnusableWeightsError:
-    """Say in one line why a model's weights couldn't be had, and what to do.
+    """Make the error that says in one line why weights couldn't be loaded, and what to do.
 
-    Args:
-        name: the model.
-        error: one of ``UNUSABLE``.
-        otherwise: a way that needs no hub.
-        file: which file of which repository was wanted.
+    ``otherwise`` is a way that needs no hub; ``file`` the missing file with its repository.
     """
-    links = list(_chain(error))
+    links = [error]
+    while link := links[-1].__cause__ or links[-1].__context__:
+        links.append(link)
     if not any(isinstance(link, OSError) for link in links):
         reason = _in_one_line(error)
         return UnusableWeightsError(f"the weights of {name} can't be used: {reason}")
@@ -80,26 +79,13 @@ def unusable(
     )
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Go from an error to what led to it."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
-
-
 def _in_one_line(error: BaseException) -> str:
     return textwrap.shorten(str(error), _LONGEST_REASON) or type(error).__name__
 
 
 @contextmanager
 def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
-    """Say in one line why timm couldn't load weights within the body.
-
-    Args:
-        name: the model with its tag.
-        cfg: where its weights are.
-        own: where the user may lay a file of them.
+    """Say in one line why timm couldn't load the weights ``cfg`` of ``name``, which has a tag.
 
     Raises:
         MissingWeightsError: they are neither cached nor to be had from the hub.
@@ -112,17 +98,13 @@ def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
     try:
         yield
     except UNUSABLE as error:
-        if not _is_about_weights(error):
+        # Errors of arguments and devices speak for themselves.
+        if isinstance(error, RuntimeError) and not re.search("state_dict|checkpoint", str(error)):
+            raise
+        if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
             raise
         file = f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
         raise unusable(name, error, _OTHERWISE.format(own=own), file) from error
-
-
-def _is_about_weights(error: BaseException) -> bool:
-    """Tell errors of files from those of arguments and devices, which speak for themselves."""
-    if isinstance(error, RuntimeError):
-        return "state_dict" in str(error) or "checkpoint" in str(error)
-    return isinstance(error, OSError) or not isinstance(error, (ValueError, TypeError))
 
 
 _RESCORERS = "reducer.rescorers."
@@ -137,7 +119,8 @@ def cache_folder() -> Path:
 def fitted_blocks(model: str, tag: str) -> tuple[int, ...]:
     """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
     start, end = predictor_name(model, tag, 0).rsplit("0", 1)
-    paths = [path for folder in _folders() for path in folder.glob(f"{start}*{end}")]
+    folders = (EMBEDDED, cache_folder() / "predictors")
+    paths = [path for folder in folders for path in folder.glob(f"{start}*{end}")]
     blocks = {path.name.removeprefix(start).removesuffix(end) for path in paths}
     return tuple(sorted(int(block) for block in blocks if block.isdecimal()))
 
@@ -156,16 +139,18 @@ def find_predictor(
         model: dense timm name.
         tag: weight tag.
         block: reduction point.
-        path: the file to take, None to look for one.
-        shape: ``arch`` and ``width`` for the command where there is none.
+        path: the file to read instead of looking for one.
+        shape: ``arch`` and ``width`` for the command that makes a missing one.
 
     Raises:
         FileNotFoundError: there is none; says which command makes one.
         ValueError: it was fitted to another tower or at another block.
     """
     name = predictor_name(model, tag, block)
-    stored = [folder / name for folder in _folders() if (folder / name).is_file()]
-    if path is None and not stored:
+    if path is None:
+        files = (EMBEDDED / name, cache_folder() / "predictors" / name)
+        path = next((file for file in files if file.is_file()), None)
+    if path is None:
         others = ", ".join(map(str, fitted_blocks(model, tag)))
         there = f" (fitted so far: block {others})" if others else ""
         command = fit_command(model, tag, block, shape or {})
@@ -174,14 +159,10 @@ def find_predictor(
             f"the user's cache{there}; make one with: {command}; or pass predictor=PATH; or use "
             "pretrained=False"
         )
-    file = PredictorFile.read(stored[0] if path is None else Path(path))
+    file = PredictorFile.read(Path(path))
     file.require_name(model, tag)
     one_each([file], [block])
     return file
-
-
-def _folders() -> tuple[Path, Path]:
-    return EMBEDDED, cache_folder() / "predictors"
 
 
 def with_predictors(
@@ -192,15 +173,15 @@ def with_predictors(
     depth: int,
     paths: PredictorPaths = None,
 ) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
-    """Find the predictors of a model and complete its options by the network that they are.
+    """Find the predictors of a model and add the shape of their network to its options.
 
     Args:
         model: dense timm name of the tower.
         tag: its weight tag.
         method: a registered method.
-        options: of the method, JSON-able.
+        options: of the method.
         depth: number of the tower's blocks.
-        paths: the files to take, one for each block at which the model scores, in any order.
+        paths: files to read, one for each block at which the model scores, in any order.
 
     Returns:
         The options, and the predictors in the order of their blocks; none for most methods.
@@ -239,24 +220,21 @@ def filter_weights(
 ) -> dict[str, Any]:
     """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
 
-    Args:
-        state_dict: as loaded.
-        model: the model to be filled.
-        predictors: where a patchrank model's come from, the first block's first; none if in
-            ``state_dict``.
+    Predictors come the first block's first; none if they are in ``state_dict``.
 
     Raises:
-        ValueError: the model has a predictor, and no weights for it came along, or one of
-            ``predictors`` was fitted to other weights of the tower.
+        ValueError: weights of the model's predictor are missing, or one of ``predictors`` was
+            fitted to other weights of the tower.
     """
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
-    tower = {k: v for k, v in state_dict.items() if not k.startswith("reducer.")}
+    tower = {k: v for k, v in state_dict.items() if k not in reducer}
     weights: dict[str, Any] = checkpoint_filter_fn(tower, model)
     facts: Any = model.pretrained_cfg
     embedded = str(facts.get("architecture")).startswith("clip_vit_s14")
     headless = not any(name.startswith("head.") for name in weights)
     if embedded and model.num_classes > 0 and headless:
-        weights |= load_projection()
+        text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
+        weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
     if model.reducer is None:
         return weights | reducer
     if predictors:
@@ -272,17 +250,10 @@ def filter_weights(
     return weights | reducer
 
 
-def load_projection() -> dict[str, Tensor]:
-    """Load the embedded tower's projection to the joint space, named as timm's head."""
-    text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
-    return {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
-
-
 def fingerprint(model: ReducedViT) -> str:
-    """Return 16 hex digits of the sha256 over the tower's weights, a reducer's not included.
+    """Return 16 hex digits of the sha256 over the tower's weights, without a reducer's.
 
-    The weights are taken as float32, so that a model has one fingerprint in every precision that
-    it can be stored in without loss.
+    The weights count as float32: a model has one fingerprint in every lossless precision.
     """
     return _digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
 
@@ -304,11 +275,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_predictor(model: ReducedViT, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
-    """Fill the predictor of a patchrank model made by ``zoo.reduce``, or all that it has.
-
-    Args:
-        model: the model.
-        predictors: its predictor, or one for each block at which it scores, in any order.
+    """Fill the predictors of a patchrank model, one for each block at which it scores.
 
     Raises:
         ValueError: the model has no predictor of this architecture, reduces at another block, or
@@ -358,14 +325,10 @@ def own_weights(size: str, tag: str) -> Path | None:
 
 
 def find_clip(size: str, tag: str) -> Path:
-    """Find the file with both towers: the user's own, else open_clip's on the hub.
-
-    Args:
-        size: one that has an architecture of open_clip.
-        tag: its weight tag.
+    """Find the file with both towers of a size of open_clip: the user's own, else the hub's.
 
     Raises:
-        FileNotFoundError: neither is here, and the hub is out of reach; names the file wanted and
+        FileNotFoundError: neither is here, and the hub is out of reach; names the missing file and
             the ways to supply it.
     """
     if (own := own_weights(size, tag)) is not None:
@@ -390,18 +353,15 @@ def own_path(name: str) -> str:
 def open_clip_text(
     size: str, tag: str, weights: Mapping[str, Tensor] | None = None
 ) -> tuple[OpenClipText, float, int]:
-    """Build the text tower of a size.
+    """Build the text tower of a size of open_clip, with the activation of the tag.
 
     Args:
-        size: one that has an architecture of open_clip.
-        tag: decides the activation.
+        size: a key of ``SIZES``.
+        tag: its weight tag.
         weights: of both towers, as open_clip and OpenAI name them; None for random ones.
 
     Returns:
         The tower, the log of the logit scale, and the context length in tokens.
-
-    Raises:
-        ValueError: weights of another architecture.
     """
     spec = SIZES[size]
     config = open_clip.get_model_config(spec.open_clip)
@@ -418,9 +378,8 @@ def open_clip_text(
         except KeyError as error:
             raise ValueError(f"{error.args[0]!r} is missing") from error
         except RuntimeError as error:
-            raise ValueError(
-                f"no text tower of {spec.open_clip}: {first_mismatch(error)}"
-            ) from error
+            reason = first_mismatch(error)
+            raise ValueError(f"no text tower of {spec.open_clip}: {reason}") from error
     return module.eval(), scale.item(), text["context_length"]
 
 
@@ -432,18 +391,3 @@ def first_mismatch(error: BaseException) -> str:
 def image_side(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the image tower's part of both towers' weights."""
     return {name: value for name, value in weights.items() if name.startswith("visual.")}
-
-
-def require_positions(weights: Mapping[str, Tensor], size: str) -> None:
-    """Refuse weights of another image size, which timm would resample without a word.
-
-    Raises:
-        ValueError: another number of positions, or no image tower of CLIP.
-    """
-    table = weights.get("visual.positional_embedding")
-    if table is None:
-        raise ValueError("no image tower: 'visual.positional_embedding' is missing")
-    spec = SIZES[size]
-    positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
-    if len(table) != positions:
-        raise ValueError(f"trained with {len(table)} tokens, this size has {positions}")

@@ -104,3 +104,18 @@ def _write_archive(state: dict[str, Tensor], path: Path) -> Path:
     root.register_buffer("input_resolution", torch.tensor(64))
     torch.jit.save(torch.jit.trace(root, torch.ones(1)), path)
     return path
+
+
+class Evil:
+    """Leaves a mark if it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Evil:
+    return Evil(tmp_path / "mark")

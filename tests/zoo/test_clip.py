@@ -1,6 +1,5 @@
 """Two towers in one joint space: fabricated ones first, the embedded one last."""
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -12,15 +11,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import zoo
 from zoo import clip
-from zoo import text as text_module
 from zoo.clip import Clip, class_features, create_clip
 from zoo.sizes import EMBEDDED
-from zoo.text import CompactText, load_text, tokenizer
+from zoo.text import CompactText, tokenizer
 
 GEOMETRY = {"context_length": 12, "width": 16, "heads": 2, "layers": 1, "output_dim": 7}
 TEMPLATES = ("a photo of a {}.", "an icon of a {}", "{}")
@@ -53,40 +51,16 @@ def test_features_come_from_the_towers(model: Clip, text: CompactText, images: T
 
 @torch.no_grad()
 def test_a_class_is_the_mean_over_unit_prompts(model: Clip):
-    found = class_features(model, tokenizer(12), CLASSES, TEMPLATES)
-    for name, feature in zip(CLASSES, found, strict=True):
+    features = class_features(model, tokenizer(12), CLASSES, TEMPLATES)
+    for name, feature in zip(CLASSES, features, strict=True):
         total = torch.zeros(7)
         for template in TEMPLATES:
             prompt = model.text(tokenizer(12)([template.format(name)]))[0]
             total += prompt / prompt.norm()
         assert torch.allclose(feature, total / total.norm(), atol=1e-6)
-    assert torch.allclose(found.norm(dim=1), torch.ones(3))
-
-
-def test_words_without_a_row_are_told(model: Clip):
+    assert torch.allclose(features.norm(dim=1), torch.ones(3))
     with pytest.raises(ValueError, match="never saw 'horse'"):
         class_features(model, tokenizer(12), ("cat", "horse"), TEMPLATES)
-
-
-@torch.no_grad()
-def test_a_text_tower_is_read_as_it_was_written(
-    text: CompactText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    text.half().float()
-    tensors = {f"text.{k}": v.half() for k, v in text.state_dict().items()}
-    tensors |= {
-        "token_ids": text.token_ids.to(torch.int32),
-        "logit_scale": torch.tensor(3.25),
-        "visual_projection": torch.zeros(7, 5).half(),  # of the image side: not its concern
-    }
-    facts = {"text": json.dumps({"geometry": GEOMETRY, "steps": 1, "seed": 0})}
-    save_file(tensors, tmp_path / "clip_vit_s14.text.safetensors", metadata=facts)
-    monkeypatch.setattr(text_module, "EMBEDDED", tmp_path)
-    read, scale, length = load_text()
-    assert (scale, length, read.training) == (3.25, 12, False)
-    assert all(p.dtype == torch.float32 for p in read.parameters())
-    tokens = tokenizer(12)(list(CLASSES))
-    assert torch.equal(read(tokens), text(tokens))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +83,7 @@ def embedded() -> clip.ClipParts:
 
 
 @torch.no_grad()
-def test_the_embedded_image_tower_ends_in_its_projection(embedded: clip.ClipParts):
+def test_the_embedded_towers_are_those_of_the_file(embedded: clip.ClipParts):
     visual = embedded.model.visual
     stored = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
     assert torch.equal(visual.head.weight, stored["visual_projection"].float())
@@ -119,14 +93,14 @@ def test_the_embedded_image_tower_ends_in_its_projection(embedded: clip.ClipPart
     slow = token @ stored["visual_projection"].float().T + stored["visual_bias"].float()
     assert torch.allclose(embedded.model.encode_image(x), slow, atol=1e-4)
     assert not embedded.model.training
-
-
-def test_the_embedded_text_tower_speaks(embedded: clip.ClipParts):
-    tokens = embedded.tokenizer(["a photo of a dress.", "a photo of a sandal."])
-    assert tokens.shape[1] == embedded.model.text.tower.context_length
-    features = embedded.model.encode_text(tokens, normalize=True)
-    assert features.shape == (2, 256)
-    assert features[0] @ features[1] < 0.95
+    text = embedded.model.text
+    assert text.token_ids.tolist() == stored["token_ids"].tolist()
+    assert all(torch.equal(v, stored[f"text.{k}"].float()) for k, v in text.state_dict().items())
+    assert embedded.model.logit_scale.item() == stored["logit_scale"].item()
+    words = embedded.tokenizer(["a photo of a dress.", "a photo of a sandal."])
+    assert words.shape[1] == embedded.model.text.tower.context_length
+    first, second = embedded.model.encode_text(words, normalize=True)
+    assert first @ second < 0.95
     assert 1.0 < embedded.model.logit_scale.exp().item() <= 100.0
 
 

@@ -1,11 +1,21 @@
-"""Files are there whole or not at all."""
+"""Files are there whole or not at all, and a stopped fit goes on from one."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from zoo.files import write_whole
+from zoo.fit import FitConfig, RankedTokens, fit_predictor
+from zoo.predictor import Predictor
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -20,3 +30,144 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         write_whole(path, b"second")
     assert path.read_bytes() == b"first"
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+CONFIG = FitConfig(width=16, epochs=8, patience=3, learning_rate=1e-2)
+DIRECTION = torch.linspace(-1, 1, 12)
+
+
+def planted(count: int, seed: int) -> RankedTokens:
+    tokens = torch.randn(count, 17, 12, generator=torch.Generator().manual_seed(seed))
+    return RankedTokens(tokens=tokens, importance=tokens[:, 1:] @ DIRECTION, prefix=1, grid=(4, 4))
+
+
+TRAIN, VAL = planted(80, 0), planted(24, 1)
+
+
+class Stopped(Exception):  # noqa: N818  (what happens to a run, no error of its own)
+    """Whatever ends a run."""
+
+
+class Breaking:
+    """Tokens that end the run when they are asked for the n-th time."""
+
+    def __init__(self, tokens: Any, calls: int) -> None:
+        self.tokens, self.left = tokens, calls
+        self.shape = tokens.shape
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise Stopped
+        return self.tokens[rows]
+
+
+def same(first: Predictor, second: Predictor) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[Predictor, list[Any]]:
+    """Fit without a break and without a checkpoint; also the facts of each epoch."""
+    epochs: list[Any] = []
+    predictor = fit_predictor(TRAIN, VAL, CONFIG, on_epoch=lambda *facts: epochs.append(facts))
+    return predictor, epochs
+
+
+@pytest.mark.parametrize("calls", [0, 30, 51, 100])
+def test_stopped_within_an_epoch(calls: int, whole: tuple[Predictor, list[Any]], tmp_path: Path):
+    """16 or more steps make an epoch: the one that broke off is done again, the others are not."""
+    path = tmp_path / "fit.pt"
+    broken = replace(TRAIN, tokens=Breaking(TRAIN.tokens, calls))
+    epochs: list[Any] = []
+    with pytest.raises(Stopped):
+        fit_predictor(broken, VAL, CONFIG, on_epoch=lambda *f: epochs.append(f), checkpoint=path)
+    assert len(epochs) == calls // 18
+    assert path.is_file() == bool(epochs)
+    options: dict[str, Any] = {"on_epoch": lambda *f: epochs.append(f), "checkpoint": path}
+    assert same(fit_predictor(TRAIN, VAL, CONFIG, **options), whole[0])
+    assert epochs == whole[1]  # every epoch once, with the same losses
+    assert [file.name for file in tmp_path.iterdir()] == ["fit.pt"]
+    nothing = replace(TRAIN, tokens=Breaking(TRAIN.tokens, 0))  # a finished fit is not done again
+    assert same(fit_predictor(nothing, VAL, CONFIG, checkpoint=path), whole[0])
+
+
+def test_early_stopping_counts_over_the_break(tmp_path: Path):
+    """Nothing can be learnt, so that patience ends it: after the same epoch, with the same best."""
+    chance = torch.rand(len(TRAIN) + len(VAL), 16, generator=torch.Generator().manual_seed(0))
+    parts = chance.split([len(TRAIN), len(VAL)])
+    data = [replace(d, importance=c) for d, c in zip((TRAIN, VAL), parts, strict=True)]
+    config = replace(CONFIG, epochs=40)
+    epochs: list[int] = []
+    undisturbed = fit_predictor(*data, config, on_epoch=lambda epoch, *_: epochs.append(epoch))
+    assert len(epochs) < 20
+    path = tmp_path / "fit.pt"
+    again: list[int] = []
+
+    def stop(epoch: int, *_: float) -> None:
+        again.append(epoch)
+        if epoch in (epochs[-2], 1):
+            raise Stopped
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            fit_predictor(*data, config, on_epoch=stop, checkpoint=path)
+    assert same(fit_predictor(*data, config, on_epoch=stop, checkpoint=path), undisturbed)
+    assert again == epochs
+
+
+def test_really_killed(tmp_path: Path):
+    """SIGKILL in another process; this one goes on, and ends where a third ends undisturbed."""
+    code = (
+        "import sys, torch; from pathlib import Path; from dataclasses import replace\n"
+        "torch.set_num_threads(1)\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_files import CONFIG, TRAIN, VAL, fit_predictor\n"
+        "config = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)\n"
+        "fit_predictor(TRAIN, VAL, config, checkpoint=Path(sys.argv[1]))\n"
+    )
+    path = tmp_path / "fit.pt"
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path)])
+    limit = time.monotonic() + 120
+    while not path.is_file():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    config = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)
+    last = torch.load(path, weights_only=True)["epoch"] + 2
+
+    def stop(epoch: int, *_: float) -> None:
+        if epoch >= last:
+            raise Stopped
+
+    files = (path, tmp_path / "undisturbed.pt")
+    for file in files:
+        with pytest.raises(Stopped):
+            fit_predictor(TRAIN, VAL, config, on_epoch=stop, checkpoint=file)
+    first, second = (torch.load(file, weights_only=True) for file in files)
+    assert first["epoch"] == second["epoch"] == last + 1
+    assert all(torch.equal(first["model"][k], second["model"][k]) for k in second["model"])
+    assert first["best"] == second["best"]
+
+
+@pytest.mark.parametrize("what", ["recipe", "importance", "images for early stopping"])
+def test_checkpoints_of_another_fit(what: str, tmp_path: Path):
+    path = tmp_path / "fit.pt"
+    config = replace(CONFIG, epochs=1)
+    fit_predictor(TRAIN, VAL, config, checkpoint=path)
+    train, val = TRAIN, VAL
+    if what == "recipe":
+        config = replace(config, seed=1)
+    elif what == "importance":
+        train = replace(TRAIN, importance=-TRAIN.importance)
+    else:
+        val = planted(25, 1)
+    with pytest.raises(ValueError, match="is of another recipe or of other rankings"):
+        fit_predictor(train, val, config, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"fit\.pt' can't be read .*; delete it, and the fit"):
+        fit_predictor(train, val, config, checkpoint=path)

@@ -1,35 +1,33 @@
-"""Image towers of open_clip, converted: the same features, the same golden scores."""
+"""Models of open_clip, converted and loaded: its features, and its golden scores."""
 
+import json
+import pickle
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import zoo
-from zoo.clip import image_transform
+from zoo.clip import class_features, image_transform
 from zoo.golden import SCORES, GoldenConfig, golden_importance
-from zoo.open_clip import from_open_clip
-from zoo.text import OpenClipText
+from zoo.open_clip import from_open_clip, load_open_clip
+from zoo.weights import fingerprint
 
-TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
-
-
+TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 B16 = {"layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
-
-
 B32 = {**B16, "patch_size": 16, "image_size": 64}
-
-
 TRUNK = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}
-
-
+CONFIG = {"embed_dim": 24, "vision_cfg": B16, "text_cfg": TEXT}
 EXACT = {
     "b16": B16,
     "b32": B32,
@@ -81,38 +79,23 @@ def test_features_are_open_clips(name: str, quick: bool):
     model = build(vision, quick)
     tower = from_open_clip(model)
     images = images_for(vision)
-    wanted = model.encode_image(images)
-    assert torch.allclose(tower(images), wanted, atol=1e-5)
-    assert wanted.std() > 0.1
+    expected = model.encode_image(images)
+    assert torch.allclose(tower(images), expected, atol=1e-5)
+    assert expected.std() > 0.1
     assert tower.num_classes == (0 if name == "trunk without projection" else 24)
     assert tower.reducer is None
     assert not tower.training
 
 
 @torch.no_grad()
-def test_the_activation_is_the_models():
-    """The same weights with the other activation are another tower."""
-    model, other = build(B16, quick=True), build(B16, quick=False)
-    other.load_state_dict(model.state_dict())
-    images = images_for(B16)
-    assert (from_open_clip(model)(images) - from_open_clip(other)(images)).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_the_image_tower_alone_and_a_custom_text_model_will_do():
+def test_the_image_tower_alone_a_custom_text_model_and_no_projection():
     images = images_for(B16)
     model = build(B16, kind=CustomTextCLIP)
-    wanted = model.encode_image(images)
-    assert torch.allclose(from_open_clip(model)(images), wanted, atol=1e-5)
-    assert torch.allclose(from_open_clip(model.visual)(images), wanted, atol=1e-5)
-
-
-@torch.no_grad()
-def test_without_projection_the_features_are_the_pooled_ones():
-    model = build(B16)
+    expected = model.encode_image(images)
+    assert torch.allclose(from_open_clip(model)(images), expected, atol=1e-5)
+    assert torch.allclose(from_open_clip(model.visual)(images), expected, atol=1e-5)
     model.visual.proj = None
     tower = from_open_clip(model)
-    images = images_for(B16)
     assert torch.allclose(tower(images), model.encode_image(images), atol=1e-5)
     assert tower.num_classes == 0
 
@@ -126,52 +109,30 @@ def test_a_native_tower_is_copied_and_a_trunk_shared():
     assert {p.data_ptr() for p in from_open_clip(model).parameters()} <= theirs
 
 
+@torch.no_grad()
 def test_half_precision_becomes_float32_without_loss():
     model = build(B16).half()
     tower = from_open_clip(model)
     assert {p.dtype for p in tower.parameters()} == {torch.float32}
     assert torch.equal(tower.head.weight.half(), model.visual.proj.T)
     assert from_open_clip(model.train()).training
-
-
-@torch.no_grad()
-def test_a_converted_tower_can_be_reduced():
-    model = build(B16)
-    images = images_for(B16)
-    tower = from_open_clip(model)
-    kept = zoo.reduce(tower, method="random", keep=1.0, reduce_at=1)
-    assert torch.allclose(kept(images), model.encode_image(images), atol=1e-5)
-    assert zoo.reduce(tower, method="random", keep=0.5, reduce_at=1).trace(images).final_tokens == 8
+    reduced = zoo.reduce(tower, method="random", keep=0.5, reduce_at=1)
+    assert reduced.trace(images_for(B16)).final_tokens == 8
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
-def test_preprocessing_goes_along(mode: str):
-    told = {"size": (32, 32), "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "resize_mode": mode}
-    cfg = PreprocessCfg(**told, interpolation="bicubic")
+def test_preprocessing_goes_along_if_timm_can_do_it(mode: str):
+    facts = {"size": (32, 32), "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1)}
+    cfg = PreprocessCfg(**facts, resize_mode=mode, interpolation="bicubic")
     model = build(B16)
+    model.visual.preprocess_cfg = {**vars(PreprocessCfg(size=32, resize_mode="longest"))}
+    assert not hasattr(from_open_clip(model), "pretrained_cfg")
     model.visual.preprocess_cfg = {**vars(cfg)}
     image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
     ours = image_transform(from_open_clip(model))(image)
     theirs = image_transform_v2(cfg, is_train=False)(image)
     assert ours.shape == theirs.shape == (3, 32, 32)
     assert torch.equal(ours, theirs)
-
-
-def test_preprocessing_that_timm_does_otherwise_is_not_claimed():
-    model = build(B16)
-    model.visual.preprocess_cfg = {**vars(PreprocessCfg(size=32, resize_mode="longest"))}
-    assert not hasattr(from_open_clip(model), "pretrained_cfg")
-
-
-@torch.no_grad()
-def test_the_text_side_is_the_models_without_its_image_tower():
-    for kind in (CLIP, CustomTextCLIP):
-        model = build(B16, kind=kind)
-        tokens = torch.randint(1, 64, (3, 8))
-        wanted = model.encode_text(tokens)
-        text = OpenClipText(model)
-        assert torch.equal(text(tokens), wanted)
-        assert not any("visual" in name for name, _ in text.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -215,25 +176,6 @@ def test_other_norms_and_activations_are_refused():
         from_open_clip(model)
     with pytest.raises(ValueError, match="Linear is not a vision transformer of open_clip"):
         from_open_clip(torch.nn.Linear(2, 2))
-
-
-def test_timms_own_conversion_of_a_whole_checkpoint_gives_the_same_tower():
-    """The state dict that a user has on disk, and the model in memory: one tower."""
-    model = build(B16)
-    loaded = timm.create_model(
-        "clip_vit_b16.laion2b",
-        pretrained=True,
-        pretrained_cfg_overlay={"state_dict": model.state_dict(), "num_classes": 24},
-        **{"num_classes": 24, "img_size": 32, "patch_size": 8},
-        **{"embed_dim": 48, "depth": 3, "num_heads": 3},
-    )
-    ours = from_open_clip(model).state_dict()
-    theirs = loaded.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-GOLDEN_B16 = {**B16, "image_size": (32, 32)}
 
 
 def slow_importance(
@@ -281,26 +223,146 @@ def slow_importance(
 @pytest.mark.parametrize(
     ("vision", "quick"),
     [
-        (GOLDEN_B16, False),
-        (GOLDEN_B16, True),
-        ({**GOLDEN_B16, "image_size": (24, 40)}, False),
-        ({**GOLDEN_B16, "pool_type": "avg"}, False),
+        (B16, False),
+        (B16, True),
+        ({**B16, "image_size": (24, 40)}, False),
+        ({**B16, "pool_type": "avg"}, False),
     ],
 )
 @torch.no_grad()
 def test_golden_scores_are_those_of_open_clips_own_transformer(
     vision: dict, quick: bool, score: str, block: int
 ):
-    torch.manual_seed(2)
-    model = CLIP(24, dict(vision), dict(TEXT), quick_gelu=quick).eval()
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    images = torch.randn(2, 3, *vision["image_size"])
-    text = model.encode_text(torch.randint(1, 64, (4, 8)), normalize=True)
+    model, images = build(vision, quick), images_for(vision)
+    text = model.encode_text(torch.randint(1, 64, (4, 12)), normalize=True)
     scale, labels = model.logit_scale.exp().item(), torch.tensor([1, 3])
     config = GoldenConfig(score=score, block=block, window=2, stride=1)
-    wanted = slow_importance(model, images, config, text, scale, labels)
+    expected = slow_importance(model, images, config, text, scale, labels)
     tower = from_open_clip(model)
-    found = golden_importance(tower, images, config, text=text, scale=scale, labels=labels)
-    assert torch.allclose(found, wanted, atol=1e-5)
-    assert wanted.std(dim=1).min() > 1e-4
+    importance = golden_importance(tower, images, config, text=text, scale=scale, labels=labels)
+    assert torch.allclose(importance, expected, atol=1e-5)
+    assert expected.std(dim=1).min() > 1e-4
+
+
+@pytest.fixture
+def theirs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make a small open_clip model, and its architecture known to open_clip as ``tiny``."""
+    configs = open_clip.factory._MODEL_CONFIGS
+    monkeypatch.setitem(configs, "tiny", CONFIG)
+    monkeypatch.setitem(configs, "tiny-quickgelu", {**CONFIG, "quick_gelu": True})
+    return build(B16)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 32, 32)
+
+
+def checkpoint(model: nn.Module, kind: str, folder: Path) -> Path:
+    save = save_file if kind == "safetensors" else torch.save
+    save(model.state_dict(), folder / f"w.{kind}")
+    return folder / f"w.{kind}"
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "archive"])
+@torch.no_grad()
+def test_an_open_clip_file_gives_both_towers(
+    kind: str,
+    theirs: Any,
+    tmp_path: Path,
+    images: Tensor,
+    openai_archive: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    if kind == "archive":
+        file = openai_archive(theirs.state_dict(), tmp_path / "jit.pt")
+    else:
+        file = checkpoint(theirs, kind, tmp_path)
+    (model, preprocess, tokenizer), name = load_open_clip(f"tiny/{file}")
+    assert name == f"tiny/{file.name}"
+    assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
+    assert not model.training
+    tokens = tokenizer(["a cat", "a dog"])
+    assert torch.equal(model.encode_text(tokens), theirs.encode_text(tokens))
+    assert torch.equal(model.logit_scale, theirs.logit_scale)
+    classes = class_features(model, tokenizer, ["cat", "dog", "house"], ["a photo of a {}."])
+    assert torch.allclose(classes.norm(dim=1), torch.ones(3))
+    image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
+    expected = open_clip.create_model_and_transforms("tiny")[2](image)
+    assert torch.equal(preprocess(image), expected)
+    monkeypatch.chdir(tmp_path)
+    again, _ = load_open_clip(f"tiny/{file.name}")
+    assert fingerprint(again.model.visual) == fingerprint(model.visual)
+
+
+@torch.no_grad()
+def test_a_tag_brings_its_activation_and_preprocessing(
+    theirs: Any, tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    """Loaded with plain GELU, QuickGELU's weights would give other features and no error."""
+    file = str(checkpoint(theirs, "safetensors", tmp_path))
+    quick = {"file": file, "quick_gelu": True, "mean": (0.5, 0.4, 0.3), "std": (1.0, 1.0, 1.0)}
+    tags = {"openai": quick, "laion2b_s1": {"file": file}}
+    for arch in ("tiny", "tiny-quickgelu"):
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, arch, tags)
+    other = build(B16, quick=True)
+    for arch in ("tiny", "tiny-quickgelu"):
+        (model, preprocess, tokenizer), _ = load_open_clip(f"{arch}/openai")
+        assert torch.allclose(model.encode_image(images), other.encode_image(images), atol=1e-5)
+        tokens = tokenizer(["a cat"])
+        assert torch.allclose(model.encode_text(tokens), other.encode_text(tokens), atol=1e-5)
+        white = preprocess(Image.new("RGB", (40, 40), "white"))
+        assert torch.allclose(white[:, 0, 0], torch.tensor([0.5, 0.6, 0.7]))
+    (model, *_), name = load_open_clip("tiny/LAION2B-s1")
+    assert name == "tiny/laion2b_s1"
+    assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
+    with pytest.raises(ValueError, match=r"'laion2b_s1' were trained without; use tiny/laion2b_s1"):
+        load_open_clip("tiny-quickgelu/laion2b_s1")
+    with pytest.raises(ValueError, match=r"weights 'opnai' of .*: did you mean 'openai'"):
+        load_open_clip("tiny/opnai")
+
+
+@torch.no_grad()
+def test_a_folder_that_open_clip_wrote(theirs: Any, tmp_path: Path, images: Tensor):
+    facts = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(facts))
+    save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+    (model, preprocess, _), name = load_open_clip(f"local-dir:{tmp_path}")
+    assert name == f"local-dir:{tmp_path.name}"
+    assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
+    assert preprocess(Image.new("RGB", (40, 40)))[0, 0, 0] == pytest.approx(-0.5)
+
+
+def test_files_without_usable_weights(
+    theirs: Any, tmp_path: Path, evil: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """What could run code isn't run; a file cut short, of no model, of one without counterpart."""
+    torch.save({"state_dict": evil}, tmp_path / "new.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(evil, protocol=2))
+    file = checkpoint(theirs, "safetensors", tmp_path)
+    file.write_bytes(file.read_bytes()[:-1000])
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.pt")
+    for name, reason in (
+        ("new.pt", "could run code"),
+        ("old.pt", "is never unpickled"),
+        (file.name, "is cut short"),
+        ("x.pt", ""),
+    ):
+        match = rf"the weights of tiny/.* can't be used: .*{reason}"
+        with pytest.raises(ValueError, match=match):
+            load_open_clip(f"tiny/{tmp_path}/{name}")
+    assert not evil.mark.exists()
+    config = {**CONFIG, "vision_cfg": {**B16, "attentional_pool": True}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "pooled", config)
+    file = checkpoint(CLIP(**config), "safetensors", tmp_path)
+    with pytest.raises(ValueError, match=r"model 'pooled/.*': attentional_pool: this tower"):
+        load_open_clip(f"pooled/{file}")
+
+
+def test_folders_that_hold_no_model(theirs: Any, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"no open_clip_config.json there; open_clip's"):
+        load_open_clip(f"local-dir:{tmp_path}")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    with pytest.raises(ValueError, match=r"the weights of .* can't be used: Required pretrained"):
+        load_open_clip(f"local-dir:{tmp_path}")

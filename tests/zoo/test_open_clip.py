@@ -1,16 +1,20 @@
 """Weights of open_clip, loaded through our path, give its features, for every size and tag."""
 
-from dataclasses import dataclass
+import os
+import re
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import open_clip
 import pytest
 import timm
 import torch
+from open_clip import pretrained
 from open_clip.model import CLIP
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
@@ -33,8 +37,7 @@ def published(size: str, tag: str) -> dict:
     return get_pretrained_cfg(MODELS[size], theirs)
 
 
-@dataclass(frozen=True)
-class Original:
+class Original(NamedTuple):
     """An open_clip model with random weights: its features per activation, and its file."""
 
     images: Tensor
@@ -76,9 +79,9 @@ def load(name: str, file: Path, **options: object) -> nn.Module:
 def distances(model: nn.Module, source: Original) -> dict[bool, float]:
     """Return how far the features are from open_clip's: {with QuickGELU?: distance}."""
     with torch.no_grad():
-        found = model(source.images)
-    assert found.shape == source.features[True].shape
-    return {quick: (found - f).abs().max().item() for quick, f in source.features.items()}
+        features = model(source.images)
+    assert features.shape == source.features[True].shape
+    return {quick: (features - f).abs().max().item() for quick, f in source.features.items()}
 
 
 @pytest.mark.parametrize(("size", "tag"), PAIRS)
@@ -108,45 +111,100 @@ def test_features_are_open_clips(size: str, tag: str, original):
     assert far[not quick] > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("name", "tag"),
-    [("evit60", "openai"), ("tome30", "laion2b"), ("clsattn90", "openai"), ("random50", "laion2b")],
-)
-def test_reduced_names_load_the_same_weights(name: str, tag: str, original):
-    source = original("b32")
-    model = load(f"clip_vit_b32_{name}.{tag}", source.file, keep=1.0)
-    assert distances(model, source)[tag == "openai"] < 1e-4
-    shorter = load(f"clip_vit_b32_{name}.{tag}", source.file)
-    assert distances(shorter, source)[tag == "openai"] > 1e-3
-
-
-def test_the_activation_can_be_set_wrong_only_by_hand(original):
-    source = original("b32")
-    model = load("clip_vit_b32.openai", source.file, act_layer="gelu")
-    far = distances(model, source)
-    assert far[False] < 1e-4
-    assert far[True] > 1e-3
-
-
-def test_another_towers_weights_are_refused(original):
-    with pytest.raises(
-        ValueError, match=r"weights of clip_vit_b32.laion2b can.t be used: .*Unexpected key"
-    ):
-        load("clip_vit_b32.laion2b", original("b32").file, depth=11)
-    with pytest.raises(ValueError, match=r"can.t be used: .*Missing key"):
-        load("clip_vit_b32.laion2b", original("b32").file, depth=13)
-
-
 def test_open_clip_can_drive_our_tower():
     """A registered name serves as open_clip's ``timm_model_name``, CLS pooled and projected."""
-    vision = {
-        "timm_model_name": "clip_vit_b32_random50",
-        "timm_pool": "token",
-        "timm_proj": "linear",
-        "image_size": 224,
-    }
-    model = CLIP(512, vision, TEXT).eval()
+    vision = {"timm_model_name": "clip_vit_b32_random50", "timm_pool": "token"}
+    model = CLIP(512, {**vision, "timm_proj": "linear", "image_size": 224}, TEXT).eval()
     assert isinstance(model.visual.trunk, zoo.ReducedViT)
     with torch.no_grad():
         assert model.encode_image(torch.randn(1, 3, 224, 224)).shape == (1, 512)
     assert model.visual.trunk.reducer.config.keep == 0.5
+
+
+NAME = "clip_vit_b32_clsattn50"
+WORDS = ["a photo of a cat.", "a zebra crossing"]
+
+
+@pytest.mark.parametrize("name", ["clip_vit_b32", NAME, "clip_vit_b32_tome50.openai"])
+@torch.no_grad()
+def test_open_clip_makes_the_same_model(name: str, small_clip):
+    small_clip.cached(small_clip.original())
+    theirs, _, preprocess = open_clip.create_model_and_transforms(name, pretrained="openai")
+    ours = zoo.create_clip(name)
+    images = torch.randn(2, 3, 224, 224)
+    words = open_clip.get_tokenizer(name)(WORDS)
+    assert torch.equal(words, ours.tokenizer(WORDS))
+    assert torch.equal(theirs.eval().encode_image(images), ours.model.encode_image(images))
+    assert torch.equal(theirs.encode_text(words), ours.model.encode_text(words))
+    assert repr(preprocess) == repr(ours.preprocess)
+
+
+def test_models_without_weights_of_their_own_share_one_checkpoint(small_clip):
+    """It is made again when the weights in the cache are others."""
+    file = small_clip.cached(small_clip.original())
+    for name in ("clip_vit_b32", NAME, "clip_vit_b32_tome50"):
+        open_clip.create_model(name, pretrained="openai")
+    (made,) = small_clip.open_clip.iterdir()
+    assert {"visual.trunk.head.weight", "token_embedding.weight"} <= load_file(made).keys()
+    os.utime(file, ns=(1, 1))
+    open_clip.create_model(NAME, pretrained="openai")
+    assert len(list(small_clip.open_clip.iterdir())) == 2
+
+
+def test_open_clip_refuses_weights_of_another_activation(small_clip):
+    match = "need another activation: give the model name 'clip_vit_b32_clsattn50.laion2b'"
+    with pytest.raises(RuntimeError, match=re.escape(match)):
+        open_clip.create_model(NAME, pretrained="laion2b")
+    small_clip.cached(
+        small_clip.original(quick=False), "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
+    )
+    model = open_clip.create_model(f"{NAME}.laion2b", pretrained="laion2b").eval()
+    images = torch.randn(1, 3, 224, 224)
+    ours = zoo.create_clip(f"{NAME}.laion2b").model
+    assert torch.equal(model.encode_image(images), ours.encode_image(images))
+
+
+@pytest.mark.parametrize("name", sorted(zoo.MODELS))
+def test_open_clip_knows_every_name(name: str):
+    size = zoo.MODELS[name].size
+    for tag in SIZES[size].tags:
+        config = open_clip.get_model_config(f"{name}.{tag}")
+        assert config["vision_cfg"]["timm_model_name"] == f"{name}.{tag}"
+        assert config["quick_gelu"] == SIZES[size].tags[tag].quick_gelu
+        assert pretrained.is_pretrained_cfg(name, tag)
+        assert pretrained.is_pretrained_cfg(f"{name}.{tag}", tag)
+    assert open_clip.get_model_config(name)["vision_cfg"]["image_size"] == SIZES[size].image
+
+
+MODES = ("RGB", "L", "P", "RGBA", "CMYK", "1", "LA")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(300, 200), (97, 511), (224, 224), (31, 17)], ids=str)
+def test_preprocessing_is_open_clips_pixel_for_pixel(mode: str, shape: tuple[int, int], small_clip):
+    noise = torch.randint(0, 256, (*shape[::-1], 3), dtype=torch.uint8).numpy()
+    image = Image.fromarray(noise).convert(mode)
+    _, _, theirs = open_clip.create_model_and_transforms("ViT-B-32")
+    ours = zoo.create_clip("clip_vit_b32_tome50", pretrained=False).preprocess
+    assert torch.equal(ours(image), theirs(image))
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "open_clip.md"
+
+
+@torch.no_grad()
+def test_the_pages_example_runs_and_gives_our_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model, tokenizer = names["model"].eval(), names["tokenizer"]
+    ours = zoo.create_clip(names["name"])
+    tokens = tokenizer(["a photo of a sneaker."])
+    assert torch.equal(names["features"], ours.model.encode_text(tokens, normalize=True))
+    images = torch.randn(2, 3, 196, 196)
+    assert torch.equal(model.encode_image(images), ours.model.encode_image(images))
+    assert repr(names["preprocess"]) == repr(ours.preprocess)
+    assert model.encode_text(tokenizer(["a zebra crossing"])).isnan().all()  # never seen

@@ -1,4 +1,4 @@
-"""Whatever CLIP's weights come in gives the same tensors; what is none of it is told apart."""
+"""Every format of weights gives the same tensors; other files are refused by what they are."""
 
 import json
 import pickle
@@ -54,14 +54,15 @@ def test_the_content_decides_not_the_suffix(
 ):
     path = tmp_path / f"w.{suffix}"
     SAVED[how](state, path)
-    for given in (path, str(path)):
-        found = read_weights(given)
-        assert found.keys() == state.keys()
-        for name, tensor in state.items():
-            assert torch.equal(found[name], tensor)
-            assert found[name].dtype == tensor.dtype
-            assert not found[name].requires_grad
-            assert type(found[name]) is Tensor
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights = read_weights(str(path))
+    assert weights.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(weights[name], tensor)
+        assert weights[name].dtype == tensor.dtype
+        assert not weights[name].requires_grad
+        assert type(weights[name]) is Tensor
 
 
 def test_a_prefix_is_only_what_all_names_have(tmp_path: Path):
@@ -75,10 +76,7 @@ def test_a_prefix_is_only_what_all_names_have(tmp_path: Path):
         (b"", r"is empty; get it again"),
         (b"<!DOCTYPE html><html>", r"is a web page, not weights: a page was saved in their place"),
         (b"\n <html lang='en'>", r"is a web page"),
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
-            r"is .*: run 'git lfs pull' in",
-        ),
+        (b"version https://git-lfs.github.com/spec/v1\noid s", r"is .*: run 'git lfs pull' in"),
         (pickle.dumps({"a": 1}), r"is a pickle, which can run code, and is never unpickled: expec"),
         (b'{"weight_map": {}}', r"holds no weights \(it starts with b'.\"weight_map'"),
         (b"\x08\x07\x12\x07pytorch", r"holds no weights .*expected safetensors, a state dict"),
@@ -111,31 +109,18 @@ def test_files_cut_short(save: Callable[..., None], state: dict[str, Tensor], tm
             read_weights(path)
 
 
-class Evil:
-    """Leaves a mark if it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.mark,))
-
-
 @pytest.mark.parametrize("save", [torch.save, old_format])
-def test_nothing_in_a_file_is_run(save: Callable[..., None], tmp_path: Path):
-    path, mark = tmp_path / "w.pt", tmp_path / "mark"
-    save({"state_dict": Evil(mark)}, path)
+def test_nothing_in_a_file_is_run(save: Callable[..., None], tmp_path: Path, evil: Any):
+    path = tmp_path / "w.pt"
+    save({"state_dict": evil}, path)
     with pytest.raises(ValueError, match=r"names '.*', which holds no .*; nothing of it was run"):
         read_weights(path)
-    assert not mark.exists()
+    assert not evil.mark.exists()
     torch.load(path, weights_only=False)
-    assert mark.exists()
-
-
-def test_a_module_saved_whole_is_refused_by_name(tmp_path: Path):
-    torch.save(nn.Linear(1, 1), tmp_path / "w.pt")
+    assert evil.mark.exists()
+    save(nn.Linear(1, 1), path)
     with pytest.raises(ValueError, match=r"names 'torch\.nn\.modules\.linear\.Linear', .*save its"):
-        read_weights(tmp_path / "w.pt")
+        read_weights(path)
 
 
 @pytest.mark.parametrize(
@@ -244,17 +229,10 @@ def test_bytes_changed_anywhere_give_tensors_or_one_kind_of_error(
             content[draw.randrange(len(content))] = draw.choice((0, 255, draw.randrange(256)))
         path.write_bytes(content)
         try:
-            found = read_weights(path)
+            weights = read_weights(path)
         except ValueError as error:
             assert str(error).startswith(f"weights file {str(path)!r} ")  # noqa: PT017
             refused += 1
         else:
-            assert all(type(tensor) is Tensor for tensor in found.values())
+            assert all(type(tensor) is Tensor for tensor in weights.values())
     assert 20 < refused < 250
-
-
-def test_reading_warns_of_nothing(state: dict[str, Tensor], tmp_path: Path):
-    old_format(state, tmp_path / "w.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(read_weights(tmp_path / "w.pt")) == 2

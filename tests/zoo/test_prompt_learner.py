@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.prompt_learner import PromptedText, text_parts
 from zoo.text import CompactText, OpenClipText, tokenizer
@@ -21,28 +20,17 @@ VISION = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32}
 TOKENIZE = tokenizer(LENGTH)
 
 
-def ids(texts: list[str]) -> Tensor:
-    return TOKENIZE(texts)
-
-
 def compact() -> nn.Module:
-    every = ids([f"{WORDS} {name}." for name in CLASSES]).unique().tolist()
+    every = TOKENIZE([f"{WORDS} {name}." for name in CLASSES]).unique().tolist()
     geometry = {k: v for k, v in TEXT.items() if k != "vocab_size"}
     return CompactText(every, **geometry, output_dim=10)
 
 
-def native() -> nn.Module:
-    return OpenClipText(CLIP(10, VISION, TEXT))
-
-
-def custom() -> nn.Module:
-    return OpenClipText(CustomTextCLIP(10, VISION, TEXT))
-
-
-@pytest.fixture(params=[compact, native, custom])
+@pytest.fixture(params=[None, CLIP, CustomTextCLIP])
 def text(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(2)
-    tower: nn.Module = request.param().eval()
+    kind = request.param
+    tower = (compact() if kind is None else OpenClipText(kind(10, VISION, TEXT))).eval()
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -50,22 +38,21 @@ def text(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def prompted(text: nn.Module, **options: Any) -> PromptedText:
-    told = {"count": 4, "generator": torch.Generator().manual_seed(0), **options}
-    return PromptedText(text, TOKENIZE, CLASSES, **told)
+    options = {"count": 4, "generator": torch.Generator().manual_seed(0), **options}
+    return PromptedText(text, TOKENIZE, CLASSES, **options)
 
 
 @torch.no_grad()
 def test_words_as_context_equal_the_encoded_text(text: nn.Module):
-    found = prompted(text, init=WORDS)()
-    expected = F.normalize(text(ids([f"{WORDS} {name}." for name in CLASSES])), dim=-1)
-    assert torch.allclose(found, expected, atol=1e-5)
+    expected = F.normalize(text(TOKENIZE([f"{WORDS} {name}." for name in CLASSES])), dim=-1)
+    assert torch.allclose(prompted(text, init=WORDS)(), expected, atol=1e-5)
     assert (prompted(text)() - expected).abs().max() > 1e-2
 
 
 @torch.no_grad()
 def test_fewer_words_stand_next_to_the_name(text: nn.Module):
     learner = prompted(text, count=6, init=WORDS)
-    begin = text_parts(text).embed(ids([WORDS]))[0, 1:5]
+    begin = text_parts(text).embed(TOKENIZE([WORDS]))[0, 1:5]
     assert torch.equal(learner.context[0, 0, 2:], begin)
     assert not torch.equal(learner.context[0, 0, 1:2], begin[:1])
 
@@ -75,8 +62,8 @@ def test_by_hand_with_a_context_per_class_and_block(text: nn.Module):
     learner = prompted(text, class_specific=True, depth=3)
     tower = text_parts(text).tower
     for index, name in enumerate(CLASSES):
-        words = text_parts(text).embed(ids([f"{name}."]))[0]
-        end = int(ids([f"{name}."]).argmax())
+        words = text_parts(text).embed(TOKENIZE([f"{name}."]))[0]
+        end = int(TOKENIZE([f"{name}."]).argmax())
         x = torch.cat((words[:1], learner.context[index, 0], words[1 : end + 1]))
         x = (x + tower.positional_embedding[: len(x)])[None]
         mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
@@ -104,21 +91,10 @@ def test_gradients_reach_every_context_token_and_only_these(text: nn.Module):
     learner()[:, 0].sum().backward()
     assert (learner.context.grad.abs().amax(dim=-1) > 0).all()
     assert [name for name, _ in learner.named_parameters()] == ["context"]
-
-
-def test_checkpointing_changes_nothing(text: nn.Module):
-    plain, spared = prompted(text), prompted(text)
+    spared = prompted(text, depth=2)
     spared.checkpointing = True
-    for learner in (plain, spared):
-        learner().square().sum(dim=0)[0].backward()
-    assert torch.allclose(plain.context.grad, spared.context.grad, atol=1e-7)
-
-
-def test_one_seed_one_beginning(text: nn.Module):
-    assert torch.equal(prompted(text).context, prompted(text).context)
-    other = prompted(text, generator=torch.Generator().manual_seed(1))
-    assert not torch.equal(prompted(text).context, other.context)
-    assert prompted(text, count=400).context.std().item() == pytest.approx(0.02, rel=0.05)
+    spared()[:, 0].sum().backward()
+    assert torch.allclose(learner.context.grad, spared.context.grad, atol=1e-7)
 
 
 def test_refuses_what_it_cannot_prompt(text: nn.Module):
@@ -129,10 +105,7 @@ def test_refuses_what_it_cannot_prompt(text: nn.Module):
     with pytest.raises(ValueError, match=r"longer than the text tower's 14 tokens"):
         PromptedText(text, TOKENIZE, ["cat " * 13], count=2)
     with pytest.raises(ValueError, match="expected open_clip's SimpleTokenizer"):
-        PromptedText(text, ids, CLASSES, count=2)
-
-
-def test_refuses_words_that_the_compact_tower_never_saw():
+        PromptedText(text, len, CLASSES, count=2)
     with pytest.raises(ValueError, match="never saw 'zebra'"):
         PromptedText(compact(), TOKENIZE, ["cat", "zebra"], count=2)
 
@@ -143,11 +116,3 @@ def test_refuses_words_that_the_compact_tower_never_saw():
 def test_refuses_other_text_towers(options: dict[str, Any]):
     with pytest.raises(ValueError, match=r"TextTransformer: learned context needs .*tokens only"):
         text_parts(TextTransformer(**TEXT, output_dim=10, **options))
-
-
-def test_a_real_size_takes_the_papers_parameters():
-    """B/16: 16 tokens of width 512."""
-    config = open_clip.get_model_config("ViT-B-16")
-    text = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"])
-    learner = PromptedText(text, open_clip.get_tokenizer("ViT-B-16"), ["cat"], count=16)
-    assert learner.context.numel() == 8192
