@@ -29,7 +29,7 @@ def scores(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
     """Prune by golden rankings of three scores, and by predictors fitted to each."""
     for score in SCORES:
         golden = shop.golden(score=score)
-        truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+        truth = shop.truth(dataset, golden)
         fits = shop.fitted(shop.config.datasets, golden)
         for keep in keeps:
             oracle = shop.oracle(truth, keep, score)
@@ -46,7 +46,7 @@ def scores(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
 def transfer(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit on one dataset or on all, judge on another; the dataset's own predictor comes first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     others = [name for name in shop.config.datasets if name != dataset.name]
     sources: list[tuple[str, ...]] = [(dataset.name,), *((name,) for name in others)]
     if others:
@@ -67,7 +67,7 @@ def transfer(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterat
 def architectures(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit every architecture by one loss, the paper's full-width Mixer first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     full = int(shop.dense.embed_dim)
     shapes = [("mixer", full), *((arch, shop.config.fit.width) for arch in ARCHITECTURES)]
     for keep in keeps:
@@ -98,7 +98,7 @@ def _parameters(vit: ReducedViT) -> int:
 def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit one architecture by every loss, listnet first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     for keep in keeps:
         for loss in sorted(LOSSES, key=lambda name: (name != "listnet", name)):
             recipe = replace(shop.config.fit, loss=loss)
@@ -114,7 +114,7 @@ def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
 )
 def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit to golden rankings made in several ways; all are compared with the study's own."""
-    truth = shop.rankings(dataset.images_of, shop.config.split, shop.golden())
+    truth = shop.truth(dataset, shop.golden())
     ways = [shop.golden()]
     plain: dict[str, Any] = {"greedy": None, "approximate": None}
     ways += [way for change in TARGETS if (way := shop.golden(**plain | change)) not in ways]
@@ -139,7 +139,7 @@ def _described(way: GoldenConfig) -> str:
 def shots(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit on few ranked images per class; all of them come first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     most = min(shop.most_shots(name, golden) for name in shop.config.datasets)
     if too_many := [k for k in SHOTS if k > most]:
         shop.progress.say(

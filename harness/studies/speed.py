@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from rich.table import Table
 from torch import Tensor
 
-from harness.console.table import NOT_MEASURED, Forms, fewer
+from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Table
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
@@ -47,16 +46,13 @@ class SpeedConfig:
 
     Attributes:
         model: dense name, as for ``load_tower``.
-        random_weights: whether to do without weights; only for models of ours.
-        dataset: where images come from.
-        split: of the dataset.
-        images: how many.
+        random_weights: do without weights; only for models of ours.
+        images: number of images.
         golden: block and windows; preservation, one-shot, exact.
         precisions: of the engine.
         batches: sequences per forward pass; none for the engine's own choice.
-        compiled: whether to measure the compiled engine as well.
+        compiled: measure the compiled engine as well.
         rounds: samples of each way.
-        device: torch device.
     """
 
     model: str = "clip_vit_s14"
@@ -88,7 +84,6 @@ class Way:
 
     Attributes:
         name: ``straightforward``, or ``engine`` with its precision.
-        precision: of the patch tokens.
         batch: sequences per forward pass.
         samples_ms: for all images, one per round.
         windows_per_s: at the median time, at the third and at the first quartile.
@@ -144,14 +139,10 @@ class Plain:
 
     The blocks before the reduction point run once per image; all others, the last included, run for
     every token; attention weights are formed (timm's blocks without fused attention).
-
-    Args:
-        model: dense tower in float32, in evaluation mode.
-        config: block and windows.
     """
 
     def __init__(self, model: ReducedViT, config: GoldenConfig) -> None:
-        """Take a copy, as fused attention is turned off."""
+        """Copy a dense float32 tower in evaluation mode, as fused attention is turned off."""
         self.model = copy.deepcopy(model)
         self.config = config
         blocks: Any = self.model.blocks
@@ -183,7 +174,7 @@ class Plain:
 
 
 class _Runner(NamedTuple):
-    """A way to rank: from images (B, C, H, W) to importance (B, N), and what is known of it."""
+    """A way to rank, from images (B, C, H, W) to importance (B, N)."""
 
     name: str
     precision: str
@@ -197,9 +188,13 @@ def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> Iterator[_Runn
     golden, effort = config.golden, Effort.of(vit, config.golden.block)
     without = effort.tokens - golden.window**2  # tokens of an image without a window
     weights: Any = vit.patch_embed.proj.weight
-    once = effort.patches * weights.numel() + _blocks(effort, golden.block, effort.tokens)
-    work = _blocks(effort, effort.blocks, effort.tokens)
-    work += count * _blocks(effort, effort.blocks, without)
+
+    def blocks(number: int, tokens: int) -> int:
+        """Count blocks that are all run for every token; ``inner`` counts all but the last."""
+        return replace(effort, blocks=number + 1).inner(tokens, tokens)
+
+    once = effort.patches * weights.numel() + blocks(golden.block, effort.tokens)
+    work = blocks(effort.blocks, effort.tokens) + count * blocks(effort.blocks, without)
     yield _Runner(STRAIGHTFORWARD, "float32", count, Plain(vit, golden).importance, once + work)
     left = replace(effort, grid=(1, without - effort.prefix))
     work = once + effort.whole + count * left.whole
@@ -208,11 +203,6 @@ def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> Iterator[_Runn
         engine = GoldenEngine(vit, golden, precision=precision, compiled=compiled, batch=batch)
         name = f"engine, {precision}{', compiled' if compiled else ''}"
         yield _Runner(name, precision, engine.suffix.batch, engine.importance, work)
-
-
-def _blocks(effort: Effort, blocks: int, tokens: int) -> int:
-    """Count blocks that are all run for every token; ``inner`` counts all but the last."""
-    return replace(effort, blocks=blocks + 1).inner(tokens, tokens)
 
 
 def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
@@ -240,20 +230,23 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
     for runner, timing, scores in zip(runners, timings, importance, strict=True):
         median, fast, slow = timing.spread_ms
         taus = kendall_tau(scores, importance[0])
-        way = Way(
-            name=runner.name,
-            precision=runner.precision,
-            batch=runner.batch,
-            samples_ms=timing.samples_ms,
-            windows_per_s=Interval(*(1e3 * len(images) * count / t for t in (median, slow, fast))),
-            speed_up=timings[0].ratio_to(timing),
-            tau=float(taus.mean()),
-            tau_least=float(taus.min()),
-            same=float(same_ranking(scores, importance[0]).mean()),
-            multiply_adds=runner.multiply_adds,
-            multiply_adds_per_s=1000 * len(images) * runner.multiply_adds / median,
+        ways.append(
+            Way(
+                name=runner.name,
+                precision=runner.precision,
+                batch=runner.batch,
+                samples_ms=timing.samples_ms,
+                windows_per_s=Interval(
+                    *(1e3 * len(images) * count / t for t in (median, slow, fast))
+                ),
+                speed_up=timings[0].ratio_to(timing),
+                tau=float(taus.mean()),
+                tau_least=float(taus.min()),
+                same=float(same_ranking(scores, importance[0]).mean()),
+                multiply_adds=runner.multiply_adds,
+                multiply_adds_per_s=1000 * len(images) * runner.multiply_adds / median,
+            )
         )
-        ways.append(way)
     return Speed(
         created=utc_now(),
         git_commit=git_commit(),
@@ -273,15 +266,9 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
 
 
 def same_ranking(ours: ArrayLike, theirs: ArrayLike, tie: float = TIE) -> NDArray[np.bool_]:
-    """Tell of each image whether no two patches stand the other way round.
+    """Tell, (B,) bool, whether two importances (B, N) put no two patches the other way round.
 
-    Args:
-        ours: (B, N) importance.
-        theirs: (B, N) importance; where it differs by ``tie`` or less, either order is right.
-        tie: such a difference.
-
-    Returns:
-        (B,) bool.
+    Where ``theirs`` differ by ``tie`` or less, either order is right.
     """
     a, b = np.asarray(ours), np.asarray(theirs)
     ahead = b[:, :, None] - b[:, None, :] > tie
@@ -291,44 +278,32 @@ def same_ranking(ours: ArrayLike, theirs: ArrayLike, tie: float = TIE) -> NDArra
 
 def speed_table(speed: Speed) -> Table:
     """Lay out all ways, the straightforward one first."""
-    title = (
-        f"{speed.model}, before block {speed.block}, {speed.windows} windows (side {speed.window}, "
-        f"stride {speed.stride}), images of {speed.dataset}: {speed.images}"
-    )
     rounds = len(speed.ways[0].samples_ms)
     ends = "95 % intervals" if rounds >= LEAST_ROUNDS else "their range"
-    caption = (
-        f"{speed.device}, threads: {speed.threads}. {rounds} rounds: medians \\[quartiles], "
-        f"ratios with {ends}. same: share of rankings equal to the first row's up to scores "
-        f"within {TIE:g}. G: 1e9 multiply-adds of embedding and blocks."
-    )
-    table = Table(title=title, caption=caption, caption_justify="left")
-    heads = ("way", "batch", "windows/s", "speed-up", "tau (least)", "same", "G per image", "G/s")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "way" else "right", no_wrap=True)
+    rows = []
     for way in speed.ways:
-        # Without weights all patches are as good as each other.
-        agreement = [f"{way.tau:.3f} ({way.tau_least:.3f})", f"{100 * way.same:.0f} %"]
-        if speed.random_weights:
-            agreement = [NOT_MEASURED] * 2
-        table.add_row(
-            way.name,
-            str(way.batch),
-            _interval(way.windows_per_s, ".1f"),
-            _interval(way.speed_up, ".2f"),
-            *agreement,
-            f"{way.multiply_adds / 1e9:.1f}",
-            f"{way.multiply_adds_per_s / 1e9:.1f}",
-        )
-    return table
-
-
-def speed_forms(speed: Speed) -> Forms:
-    """Return the table as it is, and for a narrow terminal."""
-    table = speed_table(speed)
-    return Forms((table, fewer(table, DETAILS)))
-
-
-def _interval(value: Interval, form: str) -> str:
-    estimate, low, high = (format(number, form) for number in value)
-    return f"{estimate} \\[{low}, {high}]"
+        cells = {
+            "way": way.name,
+            "batch": str(way.batch),
+            "windows/s": "{:.1f} [{:.1f}, {:.1f}]".format(*way.windows_per_s),
+            "speed-up": "{:.2f} [{:.2f}, {:.2f}]".format(*way.speed_up),
+            "tau (least)": f"{way.tau:.3f} ({way.tau_least:.3f})",
+            "same": f"{100 * way.same:.0f} %",
+            "G per image": f"{way.multiply_adds / 1e9:.1f}",
+            "G/s": f"{way.multiply_adds_per_s / 1e9:.1f}",
+        }
+        if speed.random_weights:  # all patches are as good as each other
+            cells |= dict.fromkeys(("tau (least)", "same"), NOT_MEASURED)
+        rows.append(cells)
+    return Table(
+        title=f"{speed.model}, before block {speed.block}, {speed.windows} windows (side "
+        f"{speed.window}, stride {speed.stride}), images of {speed.dataset}: {speed.images}",
+        caption=f"{speed.device}, threads: {speed.threads}. {rounds} rounds: medians [quartiles], "
+        f"ratios with {ends}. same: share of rankings equal to the first row's up to scores "
+        f"within {TIE:g}. G: 1e9 multiply-adds of embedding and blocks.",
+        columns=[
+            Column(heading=head, left=head == "way", forms=FORMS[: 1 if head in DETAILS else 3])
+            for head in rows[0]
+        ],
+        rows=[list(map(Cell, cells.values())) for cells in rows],
+    )

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -47,13 +47,12 @@ STOPPED_TUNED = 100  # likewise of a tuned tower, which is slow to rank: its pre
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """On what a study is made. Fields that a study varies are not looked at by it.
+    """Conditions of a study, which ignores the fields that it varies.
 
     Attributes:
         model: dense tower, see ``harness.models.towers.load_tower``; it needs a text tower.
-        datasets: names of those that are judged by, and learnt from.
-        split: what is judged by.
-        limit: images of it per dataset, see ``sampling.subset``; None for all.
+        datasets: names of those to judge by and to learn from.
+        limit: images per dataset to judge by; None for all.
         train_limit: ranked images to learn from, per dataset; None for all.
         keeps: keep rates; None for the study's own.
         seeds: fits per predictor, and random orders.
@@ -65,8 +64,6 @@ class StudyConfig:
         own_predictors: a tuned model's predictor is fitted to the rankings of its dataset, as all
             others are; else it is the one that ships or is in the user's cache.
         batches: batch sizes to time models at; none to time nothing.
-        device: torch device.
-        dtype: of the models.
     """
 
     model: str = "clip_vit_s14"
@@ -95,7 +92,7 @@ class StudyConfig:
                 raise ValueError(f"--{flag} {value}: expected a number from 1")
 
     def described(self, *, tunes: bool = False) -> str:
-        """Return in words what models are made of, where a study doesn't vary it."""
+        """Describe what models are made of where a study doesn't vary it."""
         if tunes:
             one = self.tune
             predictors = "predictors that ship or are fitted as in the other studies"
@@ -104,12 +101,10 @@ class StudyConfig:
             kind = "" if one.tokens != "vt" else ", coupled" if one.coupled else ", independent"
             return (
                 f"Where nothing else is said: {predictors}; {one.count} tokens "
-                f"({one.tokens}{kind}), "
-                f"depth {one.depth}, anchor {one.anchor:g}, learned from {self.labelled} labelled "
-                f"images per class in at most {one.rounds} rounds of {one.steps} steps of "
-                f"{one.batch} images; "
-                f"{self.seeds} seeds, each with images of its own, stopped by up to 4 other "
-                "images per class."
+                f"({one.tokens}{kind}), depth {one.depth}, anchor {one.anchor:g}, learned from "
+                f"{self.labelled} labelled images per class in at most {one.rounds} rounds of "
+                f"{one.steps} steps of {one.batch} images; {self.seeds} seeds, each with images of "
+                "its own, stopped by up to 4 other images per class."
             )
         fit = self.fit
         images = "all" if self.train_limit is None else f"up to {self.train_limit}"
@@ -128,8 +123,8 @@ class Line:
     Attributes:
         labels: what distinguishes it, by column.
         rows: the same model from several seeds, or one.
-        group: lines are compared within it: a keep rate, maybe by equal cost, or a name.
-        prompts: what was tuned for each row; none where class captions classify.
+        group: a keep rate or a name; lines are compared within it.
+        prompts: of each row; none where class captions classify.
     """
 
     labels: dict[str, str]
@@ -143,13 +138,12 @@ class Study:
     """A question about methods, and what answers it.
 
     Attributes:
-        name: what it is called on the command line.
+        name: on the command line.
         title: of its tables.
         question: what it answers.
         keeps: usual keep rates.
         lines: from workshop, dataset and keep rates to the models that are judged on the dataset;
             the first of a group is what the others are compared with.
-        split: what is judged by unless another is asked for.
         tunes: it is about learned tokens, whose labelled images may come from val.
     """
 
@@ -158,29 +152,22 @@ class Study:
     question: str
     keeps: tuple[float, ...]
     lines: "Lines"
-    split: SplitName = "val"
     tunes: bool = False
+
+    @property
+    def split(self) -> SplitName:
+        """Split to judge by unless another is asked for."""
+        return "test" if self.tunes else "val"
 
 
 def study(
-    title: str, question: str, keeps: tuple[float, ...], *, name: str = "", tunes: bool = False
+    title: str, question: str, keeps: tuple[float, ...], *, tunes: bool = False
 ) -> Callable[["Lines"], Study]:
-    """Declare a study of a function's name, or another one, whose lines the function yields.
-
-    Studies of learned tokens are judged by test.
-    """
-    split: SplitName = "test" if tunes else "val"
+    """Declare a study of a function's name, whose lines the function yields."""
 
     def declare(lines: "Lines") -> Study:
-        return Study(
-            name=name or lines.__name__,
-            title=title,
-            question=question,
-            keeps=keeps,
-            lines=lines,
-            split=split,
-            tunes=tunes,
-        )
+        about = {"name": lines.__name__, "title": title, "question": question}
+        return Study(**about, keeps=keeps, lines=lines, tunes=tunes)
 
     return declare
 
@@ -188,7 +175,7 @@ def study(
 def find(
     model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]
 ) -> Rankings | None:
-    """Return the golden rankings that there are of some images: shipped, or the user's own.
+    """Find golden rankings of some images, shipped or the user's own.
 
     Returns:
         Rankings of those of the images that have one, in their order; None where nobody has made
@@ -211,38 +198,12 @@ def find(
     return None
 
 
-def find_or_rank(
-    model: str,
-    weights: str,
-    source: Source,
-    golden: GoldenConfig,
-    limit: int | None,
-    *,
-    device: str,
-    progress: Progress,
-) -> Rankings:
-    """Return the golden rankings of the first images of a split, in its order."""
-    image_ids = subset(source.images, limit).image_ids
-    rankings = find(model, weights, source, golden, image_ids)
-    if rankings is None or len(rankings) < len(image_ids):
-        job = Job(model=model, source=source, config=golden, limit=limit, dtype=AUTO, device=device)
-        rankings = Rankings.read(rank(job, progress).path)
-    return rankings.take(image_ids)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """A predictor that a study fitted.
-
-    Attributes:
-        file: where it is.
-        seed: of its fit.
-        images: ranked images that it learnt from.
-    """
+class Fitted(NamedTuple):
+    """A predictor that a study fitted."""
 
     file: PredictorFile
     seed: int
-    images: int
+    images: int  # number of ranked images that it learnt from
 
 
 class Workshop:
@@ -256,17 +217,9 @@ class Workshop:
         self._rankings: dict[tuple[str, str, GoldenConfig, int | None], Rankings] = {}
         self._solvers: dict[str, KeepSolver] = {}
 
-    def tuner(self, dataset: Dataset) -> Tuner:
-        """Return what tunes models of the tower on a dataset."""
-        assert self.tower.clip is not None
-        return Tuner(
-            self.tower.clip,
-            dataset,
-            model=self.tower.arch,
-            tag=self.tower.tag,
-            weights=self.weights,
-            progress=self.progress,
-        )
+    def tuned(self, tuner: Tuner, row: Variant, seed: int, recipe: TuneConfig) -> Tuned:
+        """Tune a row, or take the prompts of an earlier run."""
+        return tuner.tuned([row], self.config.labelled, seed, recipe)[row.key]
 
     def golden(self, **changes: Any) -> GoldenConfig:
         """Return the study's settings of golden rankings with some of them changed."""
@@ -280,26 +233,35 @@ class Workshop:
     def rankings(
         self, dataset: str, split: SplitName, golden: GoldenConfig, most: int | None = None
     ) -> Rankings:
-        """Find the golden rankings of the study's images of a split, or make them.
-
-        Args:
-            dataset: name of the dataset whose images these are.
-            split: train, or one to judge or stop by.
-            golden: how they are made.
-            most: images, where all are judged by and fewer will do.
-        """
+        """Find the golden rankings of the study's images of a split (at most ``most``), or make."""
         limit = self.limit(split, most)
-        if (dataset, split, golden, limit) not in self._rankings:
-            self._rankings[dataset, split, golden, limit] = find_or_rank(
-                self.tower.name,
-                self.weights,
-                Source.of(get_dataset(dataset), split),
-                golden,
-                limit,
+        key = (dataset, split, golden, limit)
+        if key not in self._rankings:
+            source = Source.of(get_dataset(dataset), split)
+            self._rankings[key] = self.rank(self.tower.name, self.weights, source, golden, limit)
+        return self._rankings[key]
+
+    def truth(self, dataset: Dataset, golden: GoldenConfig) -> Rankings:
+        """Return the golden rankings of the images that are judged."""
+        return self.rankings(dataset.images_of, self.config.split, golden)
+
+    def rank(
+        self, model: str, weights: str, source: Source, golden: GoldenConfig, limit: int | None
+    ) -> Rankings:
+        """Find the golden rankings of the first images of a source, or make them."""
+        image_ids = subset(source.images, limit).image_ids
+        rankings = find(model, weights, source, golden, image_ids)
+        if rankings is None or len(rankings) < len(image_ids):
+            job = Job(
+                model=model,
+                source=source,
+                config=golden,
+                limit=limit,
+                dtype=AUTO,
                 device=self.config.device,
-                progress=self.progress,
             )
-        return self._rankings[dataset, split, golden, limit]
+            rankings = Rankings.read(rank(job, self.progress).path)
+        return rankings.take(image_ids)
 
     def limit(self, split: SplitName, most: int | None) -> int | None:
         """Return how many images of a split are ranked, None for all."""
@@ -325,7 +287,7 @@ class Workshop:
         Args:
             datasets: names of those to learn from.
             golden: the target.
-            recipe: how; None for the study's.
+            recipe: None for the study's.
             shots: ranked images per class; None for the study's.
         """
         recipe = recipe or self.config.fit
@@ -335,11 +297,9 @@ class Workshop:
         images = sum(map(len, train))
         if shots is not None:
             images = sum(shots * len(get_dataset(name).classes) for name in datasets)
-        seeds = range(recipe.seed, recipe.seed + self.config.seeds)
-        files = [self.predictor(train, stop, replace(recipe, seed=seed), shots) for seed in seeds]
         return [
-            Fitted(file=file, seed=seed, images=images)
-            for file, seed in zip(files, seeds, strict=True)
+            Fitted(self.predictor(train, stop, replace(recipe, seed=seed), shots), seed, images)
+            for seed in range(recipe.seed, recipe.seed + self.config.seeds)
         ]
 
     def predictor(
@@ -354,7 +314,7 @@ class Workshop:
     def predictor_path(
         self, train: list[Rankings], stop: list[Rankings], recipe: FitConfig, shots: int | None
     ) -> Path:
-        """Return where a predictor is kept: by all that decides its weights."""
+        """Return where a predictor is kept: by a hash of all that decides its weights."""
         parts = [
             [asdict(r.provenance) | {"ids": r.image_ids} for r in part] for part in (train, stop)
         ]
@@ -385,12 +345,8 @@ class Workshop:
         """
         rows = []
         for one, *rest in zip(fits, *later, strict=True):
-            vit = zoo.reduce(
-                self.dense,
-                method=PREDICTED,
-                keep=keep,
-                **{"reduce_at": (one.file.block,), **one.file.options, **options},
-            )
+            settings = {"reduce_at": (one.file.block,), **one.file.options, **options}
+            vit = zoo.reduce(self.dense, method=PREDICTED, keep=keep, **settings)
             digest = self.load(vit, [one.file, *(other.file for other in rest)])
             rows.append(self._row(PREDICTED, vit, f"{what}, seed {one.seed}", truth, digest))
         return rows
@@ -402,8 +358,7 @@ class Workshop:
 
     def oracle(self, truth: Rankings, keep: float, what: str, **options: Any) -> list[Variant]:
         """Make a row that prunes by golden rankings."""
-        options = {"reduce_at": (truth.provenance.block,), **options}
-        config = ReducerConfig(keep=keep, **options)
+        config = ReducerConfig(keep=keep, **{"reduce_at": (truth.provenance.block,), **options})
         row = golden_row(self.dense, self._name("golden", keep), config)
         return [replace(row, what=what, rankings=truth)]
 
@@ -411,20 +366,22 @@ class Workshop:
         self, method: str, keep: float, truth: Rankings | None, what: str, **options: Any
     ) -> list[Variant]:
         """Make a row of a method without a predictor; several where it is random."""
-        seeded = method == "random"
+        if method != "random":
+            vit = zoo.reduce(self.dense, method=method, keep=keep, **options)
+            return [self._row(method, vit, what, truth)]
         rows = []
-        for seed in range(self.config.seeds if seeded else 1):
-            if seeded:
-                options["seed"] = seed
-            vit = zoo.reduce(self.dense, method=method, keep=keep, **options).eval()
-            rows.append(self._row(method, vit, f"{what}, seed {seed}" if seeded else what, truth))
+        for seed in range(self.config.seeds):
+            vit = zoo.reduce(self.dense, method=method, keep=keep, seed=seed, **options)
+            rows.append(self._row(method, vit, f"{what}, seed {seed}", truth))
         return rows
 
-    def at_cost(self, name: str, build: Callable[[float], Sequence[Variant]], goal: float) -> float:
-        """Return the keep rate at which a model costs as nearly as it can what another does."""
+    def at_cost(
+        self, name: str, build: Callable[[float], list[Variant]], goal: float
+    ) -> list[Variant]:
+        """Build a model at the keep rate at which it costs as nearly as it can ``goal`` GFLOPs."""
         if name not in self._solvers:
             self._solvers[name] = KeepSolver(self.dense, lambda keep: build(keep)[0].vit)
-        return self._solvers[name].nearest(goal)
+        return build(self._solvers[name].nearest(goal))
 
     def gflops(self, row: Variant) -> float:
         """Return what a row's model costs, 1e9 multiply-adds."""
@@ -434,12 +391,7 @@ class Workshop:
         return f"{self.tower.arch}_{method}{round(100 * keep)}"
 
     def _row(
-        self,
-        method: str,
-        vit: ReducedViT,
-        what: str,
-        truth: Rankings | None,
-        predictor: str = "",
+        self, method: str, vit: ReducedViT, what: str, truth: Rankings | None, predictor: str = ""
     ) -> Variant:
         assert vit.reducer is not None
         config = as_json(vit.reducer.config)
@@ -470,7 +422,15 @@ class TuningShop:
         """Tune nothing yet."""
         require_apart(dataset, shop.config.split)
         self.shop, self.dataset = shop, dataset
-        self.tuner = shop.tuner(dataset)
+        assert shop.tower.clip is not None
+        self.tuner = Tuner(
+            shop.tower.clip,
+            dataset,
+            model=shop.tower.arch,
+            tag=shop.tower.tag,
+            weights=shop.weights,
+            progress=shop.progress,
+        )
 
     def row(self, keep: float) -> Variant:
         """Return the dense model (keep rate 1), or Patch Ranking.
@@ -478,23 +438,22 @@ class TuningShop:
         Its predictor is the one that is found, or with ``own_predictors`` the dataset's own, that
         of the study's first seed.
         """
-        if keep < 1 and self.shop.config.own_predictors:
-            fits = self.shop.fitted([self.dataset.images_of], self.shop.golden())[:1]
-            (own,) = self.shop.predicted(fits, keep, None, "own predictor")
-            return own
+        shop = self.shop
+        if keep < 1 and shop.config.own_predictors:
+            fits = shop.fitted([self.dataset.images_of], shop.golden())[:1]
+            (row,) = shop.predicted(fits, keep, None, "own predictor")
+            return row
         pair = (DENSE, 1.0) if keep == 1 else (PREDICTED, keep)
-        tower = self.shop.tower
-        (row,) = rows_of(self.shop.dense, tower.arch, tower.tag, [pair])
+        (row,) = rows_of(shop.dense, shop.tower.arch, shop.tower.tag, [pair])
         return row
 
     def tuned(self, row: Variant, **changes: Any) -> list[Tuned]:
         """Tune a row once for each of the study's seeds, which draw images and initial tokens."""
-        config, tuned = replace(self.shop.config.tune, **changes), []
-        shots, seeds = self.shop.config.labelled, self.shop.config.seeds
-        for seed in range(config.seed, config.seed + seeds):
-            recipe = replace(config, seed=seed)
-            tuned.append(self.tuner.tuned([row], shots, seed, recipe)[row.key])
-        return tuned
+        recipe = replace(self.shop.config.tune, **changes)
+        return [
+            self.shop.tuned(self.tuner, row, seed, replace(recipe, seed=seed))
+            for seed in range(recipe.seed, recipe.seed + self.shop.config.seeds)
+        ]
 
     def moved(self, row: Variant, tuned: Sequence[Tuned]) -> list[Tuned]:
         """Give a row the prompts that were tuned on another one of the tower."""
@@ -509,8 +468,7 @@ class TuningShop:
     def ranked_after(self, one: Tuned, golden: GoldenConfig) -> Fitted:
         """Fit a predictor to golden rankings of a dense tower that was tuned before.
 
-        Returns:
-            The predictor, which needs the tower's learned tokens as well.
+        The predictor needs the tower's learned tokens as well.
         """
         shop, seed = self.shop, int(one.file.recipe["seed"])
         folder = cache_folder() / "studies" / f"{shop.tower.arch}-{one.digest}"
@@ -518,27 +476,19 @@ class TuningShop:
             dense = load_tower(shop.tower.name).vit
             save_for_hf(add_prompts(dense, one.file), str(folder), safe_serialization=True)
         path = folder / f"predictor-{golden.block}.safetensors"
-        name = f"local-dir:{folder}"
         if not path.is_file():
-            weights = fingerprint(one.vit)
-
-            def ranked(split: SplitName, limit: int | None) -> Rankings:
-                source = Source.of(self.dataset, split)
-                return find_or_rank(
-                    name,
-                    weights,
-                    source,
-                    golden,
-                    limit,
-                    device=shop.config.device,
-                    progress=shop.progress,
-                )
-
-            train, stop = ranked("train", shop.config.train_limit), ranked("val", STOPPED_TUNED)
+            name, weights = f"local-dir:{folder}", fingerprint(one.vit)
+            limits: dict[SplitName, int | None] = {
+                "train": shop.config.train_limit,
+                "val": STOPPED_TUNED,
+            }
+            train, stop = (
+                [shop.rank(name, weights, Source.of(self.dataset, split), golden, limit)]
+                for split, limit in limits.items()
+            )
             recipe = replace(shop.config.fit, seed=seed)
-            fit(name, [train], [stop], recipe, out=path, progress=shop.progress)
-        file = PredictorFile.read(path)
-        return Fitted(file=file, seed=seed, images=shop.config.train_limit or 0)
+            fit(name, train, stop, recipe, out=path, progress=shop.progress)
+        return Fitted(PredictorFile.read(path), seed, shop.config.train_limit or 0)
 
 
 Lines = Callable[[Workshop, Dataset, Sequence[float]], Iterator[Line]]

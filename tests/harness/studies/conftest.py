@@ -74,11 +74,10 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
 
     monkeypatch.setattr("harness.datasets.names_of", lambda given, **_: list(given))
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
-    for place in ("studies.run", "studies.workshop", "fit", "golden.rank"):
+    for place in ("studies.run", "studies.workshop", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("run", "workshop", "dry_run", "commands"):
-        monkeypatch.setattr(f"harness.studies.{place}.get_dataset", get)
-    monkeypatch.setattr("harness.golden.fit.get_dataset", get)
+    for place in ("studies.run", "studies.workshop", "studies.dry_run", "golden.fit", "cli.runs"):
+        monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets
 
 
