@@ -41,36 +41,29 @@ from zoo.suffix import PRECISIONS
 from zoo.weights import cache_folder, fingerprint
 
 TIMED_IMAGES = 2
-KEEPS = (0.6, 0.5, 0.3)
+KEEPS = (60, 50, 30)  # percent of the patches
 PART = 10  # images whose importance is kept as one file
 COARSE = ((2, 2), (3, 2), (4, 2), (3, 3), (4, 4), (5, 5))
 FOLLOWED = (0, 1, 2, 4, 8, 16, 32, 64)
 DIRECTIONS = (4, 8, 16)
 SHORTER = (3, 4)  # blocks that are left out at the end
 
-Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, else 0
+# By point and percent kept, for each dataset (images,) 1 where the answer is right, else 0.
+Hits = Mapping[tuple[Point, int], Sequence[NDArray[np.float64]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveConfig:
-    """What to measure, and how.
-
-    Attributes:
-        limit: images per dataset; None for all.
-        block: reduction point.
-        seeds: number of random orders.
-        rounds: timings of each way; 0 leaves time out.
-        dtype: of removed windows, the exact ranking excepted, which is float32.
-    """
+    """What to measure, and how."""
 
     model: str = "clip_vit_s14"
     datasets: tuple[str, ...] = ("fashion", "emoji")
     split: SplitName = "val"
-    limit: int | None = 60
-    block: int = GoldenConfig.block
-    seeds: int = 3
-    rounds: int = 3
-    dtype: str = "float32"
+    limit: int | None = 60  # images per dataset; None for all
+    block: int = GoldenConfig.block  # reduction point
+    seeds: int = 3  # number of random orders
+    rounds: int = 3  # timings of each way; 0 leaves time out
+    dtype: str = "float32"  # of removed windows, the exact ranking excepted, which is float32
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -161,60 +154,55 @@ class Ranker:
         timings = interleaved(calls, images, rounds, warmup=1).values()
         return {point: min(one.samples_ms) for point, one in zip(points, timings, strict=True)}
 
+    def hits(
+        self,
+        split: Split,
+        classifier: Tensor,
+        orders: Mapping[Point, Importance],
+        progress: Progress,
+    ) -> dict[tuple[Point, int], NDArray[np.float64]]:
+        """Judge the dense model pruned by each ranking.
+
+        Args:
+            split: n images.
+            classifier: (classes, D) unit features.
+            orders: (n, N) importance by each way, the exact one first.
+            progress: shows the images done.
+
+        Returns:
+            (point, percent kept) -> (n,) 1 where the answer is right; 100 % is the dense model.
+        """
+        vit = self.tower.vit
+        dense = Variant(model=self.tower.name, method=DENSE, keep=1.0, vit=vit, config={})
+        rows, importance = {(Point(), 100): dense}, {}
+        for number, (point, order) in enumerate(orders.items()):
+            for percent in KEEPS:
+                config = ReducerConfig(keep=percent / 100, reduce_at=(self.block,))
+                row = golden_row(vit, f"{number} at {percent}", config)
+                rows[point, percent], importance[row.key] = row, order
+        like = next(vit.parameters())
+        with progress.task("accuracy of pruned models", len(split)) as update:
+            results = outcomes(
+                list(rows.values()),
+                split,
+                self.tower.preprocess,
+                device=like.device,
+                dtype=like.dtype,
+                importance=importance,
+                on_batch=update,
+            )
+        return {
+            way: correct(results[row.key].features, classifier, split.labels).astype(np.float64)
+            for way, row in rows.items()
+        }
+
 
 def _digest(*lines: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def pruned_hits(
-    tower: Tower,
-    block: int,
-    split: Split,
-    classifier: Tensor,
-    orders: Mapping[Point, Importance],
-    progress: Progress,
-) -> dict[tuple[Point, float], Hits]:
-    """Judge the dense model pruned by each ranking.
-
-    Args:
-        tower: the dense tower.
-        block: reduction point.
-        split: n images.
-        classifier: (classes, D) unit features.
-        orders: (n, N) importance by each way, the exact one first.
-        progress: shows the images done.
-
-    Returns:
-        (point, keep rate) -> (images,) 1 where the answer is right; keep rate 1 is the dense model.
-    """
-    dense = Variant(model=tower.name, method=DENSE, keep=1.0, vit=tower.vit, config={})
-    rows, importance = {(next(iter(orders)), 1.0): dense}, {}
-    for number, (point, order) in enumerate(orders.items()):
-        for keep in KEEPS:
-            config = ReducerConfig(keep=keep, reduce_at=(block,))
-            row = golden_row(tower.vit, f"{number} at {keep:g}", config)
-            rows[point, keep], importance[row.key] = row, order
-    like = next(tower.vit.parameters())
-    with progress.task("accuracy of pruned models", len(split)) as update:
-        results = outcomes(
-            list(rows.values()),
-            split,
-            tower.preprocess,
-            device=like.device,
-            dtype=like.dtype,
-            importance=importance,
-            on_batch=update,
-        )
-    return {
-        way: correct(results[row.key].features, classifier, split.labels).astype(np.float64)
-        for way, row in rows.items()
-    }
-
-
 def agreement_facts(
-    members: Sequence[Sequence[NDArray[np.float32]]],
-    exact: Sequence[NDArray[np.float32]],
-    datasets: Iterable[str],
+    members: Sequence[Sequence[Importance]], exact: Sequence[Importance], datasets: Iterable[str]
 ) -> dict[str, Any]:
     """Compare rankings with the exact ones, as fields of ``Worth``; images and seeds averaged."""
     taus = [
@@ -223,10 +211,10 @@ def agreement_facts(
     ]
     truth = np.concatenate(exact)
     match = {}
-    for keep in KEEPS:
-        count = final_count(truth.shape[1], keep)
+    for percent in KEEPS:
+        count = final_count(truth.shape[1], percent / 100)
         shares = [match_at_k(truth, np.concatenate(member), count) for member in members]
-        match[_percent(keep)] = float(np.mean(shares))
+        match[str(percent)] = float(np.mean(shares))
     return {
         "tau": bootstrap_mean(np.concatenate(taus), seed=0),
         "tau_of": {name: float(tau.mean()) for name, tau in zip(datasets, taus, strict=True)},
@@ -234,23 +222,17 @@ def agreement_facts(
     }
 
 
-def accuracy_facts(
-    members: Sequence[Point], exact: Point, hits: Mapping[tuple[Point, float], list[Hits]]
-) -> dict[str, Any]:
+def accuracy_facts(members: Sequence[Point], hits: Hits) -> dict[str, Any]:
     """Compare accuracies with that of the exact ranking, as fields of ``Worth``."""
     if not hits:
         return {}
     top1, difference = {}, {}
-    for keep in KEEPS:
-        right = np.mean([np.concatenate(hits[point, keep]) for point in members], axis=0)
-        top1[_percent(keep)] = float(right.mean())
-        apart = right - np.concatenate(hits[exact, keep])
-        difference[_percent(keep)] = bootstrap_mean(apart, seed=0)
+    for percent in KEEPS:
+        right = np.mean([np.concatenate(hits[point, percent]) for point in members], axis=0)
+        top1[str(percent)] = float(right.mean())
+        apart = right - np.concatenate(hits[Point(), percent])
+        difference[str(percent)] = bootstrap_mean(apart, seed=0)
     return {"top1": top1, "difference": difference}
-
-
-def _percent(keep: float) -> str:
-    return f"{100 * keep:.0f}"
 
 
 def measure_curve(
@@ -272,9 +254,8 @@ def measure_curve(
     effort = Effort.of(tower.vit, config.block)
     usual = usual_points(effort, config.block, config.seeds)
     every = usual if points is None else [Point(), *points]
-    exact = every[0]
     orders_of: dict[Point, list[Importance]] = {point: [] for point in every}
-    hits: dict[tuple[Point, float], list[Hits]] = {}
+    hits: dict[tuple[Point, int], list[NDArray[np.float64]]] = {}
     images, nameable, sample = {}, {}, torch.empty(0)
     for name in config.datasets:
         dataset = get_dataset(name)
@@ -290,10 +271,9 @@ def measure_curve(
             known = np.flatnonzero(named(classifier)[split.labels])
             nameable[name] = len(known)
             orders = {point: orders_of[point][-1][known] for point in every}
-            judged = split.subset(known)
-            right = pruned_hits(tower, config.block, judged, classifier, orders, progress)
-            for pruned, answers in right.items():
-                hits.setdefault(pruned, []).append(answers)
+            right = ranker.hits(split.subset(known), classifier, orders, progress)
+            for way, answers in right.items():
+                hits.setdefault(way, []).append(answers)
     if sum(images.values()) < 2:
         raise ValueError("a curve needs at least two images")
     ways: dict[Point, list[Point]] = {}
@@ -302,12 +282,12 @@ def measure_curve(
     firsts = [members[0] for members in ways.values()]
     times = ranker.times(firsts, sample, config.rounds) if config.rounds else {}
     worths = []
-    for way, members in ways.items():
-        values = agreement_facts([orders_of[point] for point in members], orders_of[exact], images)
-        values |= accuracy_facts(members, exact, hits)
+    for point, members in ways.items():
+        values = agreement_facts([orders_of[one] for one in members], orders_of[Point()], images)
+        values |= accuracy_facts(members, hits)
         if times:
-            values["seconds"] = times[members[0]] / times[exact]
-        worths.append(Worth(point=way, passes=way.passes(effort, config.block), **values))
+            values["seconds"] = times[members[0]] / times[Point()]
+        worths.append(Worth(point=point, passes=point.passes(effort, config.block), **values))
     return Curve(
         model=tower.name,
         weights=fingerprint(tower.vit),
@@ -318,7 +298,7 @@ def measure_curve(
         images=images,
         named=nameable,
         effort=effort,
-        dense=float(np.concatenate(hits[exact, 1.0]).mean()) if hits else None,
+        dense=float(np.concatenate(hits[Point(), 100]).mean()) if hits else None,
         versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         worths=worths,
     )

@@ -49,23 +49,14 @@ CAPTION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Some work of one kind.
+    """Some work of one kind."""
 
-    Attributes:
-        kind: what is done.
-        of: to what, in words.
-        total: how many the table needs.
-        cached: how many of them are there already.
-        images: that are left.
-        passes: that are left, at most.
-    """
-
-    kind: str
-    of: str
-    total: int
-    cached: int
-    images: int
-    passes: int
+    kind: str  # what is done
+    of: str  # to what, in words
+    total: int  # how many the table needs
+    cached: int  # how many of them are there already
+    images: int  # that are left
+    passes: int  # that are left, at most
 
 
 class DryShop(Workshop):

@@ -37,20 +37,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectShare:
-    """How well a ranking finds objects; one value per image that has object and background.
+    """How well a ranking finds objects; one value per image that has object and background."""
 
-    Attributes:
-        used: (n,) bool, which images these are; k of n.
-        share: (k,) of an object's m patches, the share among the m most important ones. Patches
-            that tie at the border count by the share of object patches among them.
-        chance: (k,) m / N, what a random ranking gets on average.
-        auc: (k,) probability that an object patch ranks above a background patch, ties half.
-    """
-
-    used: NDArray[np.bool_]
+    used: NDArray[np.bool_]  # (n,) bool, which images these are; k of n
+    # (k,) of an object's m patches, the share among the m most important ones. Patches that tie
+    # at the border count by the share of object patches among them
     share: Floats
-    chance: Floats
-    auc: Floats
+    chance: Floats  # (k,) m / N, what a random ranking gets on average
+    auc: Floats  # (k,) probability that an object patch ranks above a background patch, ties half
 
     def intervals(self) -> dict[str, Interval]:
         """Return mean and 95 % bootstrap interval of share, (share - chance) and auc."""

@@ -40,19 +40,12 @@ PRUNED_GFLOPS = {90: 16.19, 80: 14.89, 70: 13.53, 60: 12.25, 50: 10.92}
 
 @dataclass(frozen=True, kw_only=True)
 class Printed:
-    """One row of the paper.
+    """One row of the paper."""
 
-    Attributes:
-        values: by dataset; those that we know.
-        mean: over ``columns`` as printed, None where we don't know it.
-        columns: datasets of the row's table.
-        source: table or figure.
-    """
-
-    values: dict[str, float]
-    mean: float | None
-    columns: tuple[str, ...]
-    source: str
+    values: dict[str, float]  # by dataset; those that we know
+    mean: float | None  # over ``columns`` as printed, None where we don't know it
+    columns: tuple[str, ...]  # datasets of the row's table
+    source: str  # table or figure
 
     def mean_over(self, datasets: Sequence[str]) -> float | None:
         """Return the mean over some of the paper's datasets, None unless each is known.
@@ -91,30 +84,22 @@ def printed(table: str) -> dict[str, Printed]:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row as the paper has it, or one of ours beside those.
+    """One row as the paper has it, or one of ours beside those."""
 
-    Attributes:
-        name: heading; the paper's figures go by it.
-        labels: of the study's line; the first line that has them is taken. ``{dataset}`` is the
-            judged dataset.
-        group: the line's; None for any.
-        method: the records'; ``dense`` with neither labels nor ``group`` is the dense model.
-        against: name of an earlier row that this one is compared with; None for none.
-        measure: what is read off: ``top1``, ``match``, ``gflops`` or ``latency``.
-        empty: why there is nothing of ours.
-        place: on a figure's axis; None for the share of the dense tower's multiply-adds.
-        paper_place: of the paper's point; None for no such point.
-    """
-
-    name: str
+    name: str  # heading; the paper's figures go by it
+    # of the study's line; the first line that has them is taken. ``{dataset}`` is the judged
+    # dataset
     labels: dict[str, str] = field(default_factory=dict)
-    group: float | str | None = None
+    group: float | str | None = None  # the line's; None for any
+    # the records'; ``dense`` with neither labels nor ``group`` is the dense model
     method: str | None = None
+    # name of an earlier row that this one is compared with; None for none
     against: str | None = None
-    measure: str = TOP1
-    empty: str = ""
+    measure: str = TOP1  # what is read off: ``top1``, ``match``, ``gflops`` or ``latency``
+    empty: str = ""  # why there is nothing of ours
+    # on a figure's axis; None for the share of the dense tower's multiply-adds
     place: float | None = None
-    paper_place: float | None = None
+    paper_place: float | None = None  # of the paper's point; None for no such point
 
     def fits(self, entry: Entry, dataset: str) -> bool:
         """Tell whether a study's line is this row."""
@@ -131,24 +116,18 @@ UNPRUNED = Row(name="unpruned", method="dense")
 
 @dataclass(frozen=True)
 class Reproduction:
-    """One table or figure of the paper: a study, and which of its lines is which row.
-
-    Attributes:
-        study: what measures it.
-        keeps: keep rates.
-        rows: from config and number of blocks to the rows, each after that it is compared with.
-        changes: fields of ``StudyConfig`` that are this table's.
-        joint: the study is made of all datasets at once, as lines learn from other datasets.
-        single: the first dataset will do.
-    """
+    """One table or figure of the paper: a study, and which of its lines is which row."""
 
     study: Study
     keeps: tuple[float, ...]
+    # from config and number of blocks to the rows, each after that it is compared with
     rows: Callable[[StudyConfig, int], Sequence[Row]]
     _: KW_ONLY
+    # fields of ``StudyConfig`` that are this table's
     changes: Mapping[str, Any] = field(default_factory=dict)
+    # the study is made of all datasets at once, as lines learn from other datasets
     joint: bool = False
-    single: bool = False
+    single: bool = False  # the first dataset will do
 
     @property
     def name(self) -> str:

@@ -8,9 +8,8 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import SHOTS
 from harness.studies.workshop import Line, Workshop, study
 from zoo.fit import LOSSES
-from zoo.golden import SCORES, GoldenConfig
+from zoo.golden import SCORES
 from zoo.predictor import ARCHITECTURES
-from zoo.vit import ReducedViT
 
 TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 3, "stride": 2},
@@ -76,18 +75,15 @@ def architectures(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> I
             recipe = replace(shop.config.fit, arch=arch, width=width)
             fits = shop.fitted(shop.config.datasets, golden, recipe)
             rows = shop.predicted(fits, keep, truth, f"{arch} {width}")
+            reducer = rows[0].vit.reducer
+            assert reducer is not None
             labels = {
                 "network": arch,
                 "width": str(width),
-                "parameters": f"{_parameters(rows[0].vit):,}",
+                "parameters": f"{sum(weight.numel() for weight in reducer.parameters()):,}",
                 "its GFLOPs": f"{shop.gflops(rows[0]) - without:.4f}",
             }
             yield Line(labels, rows, keep)
-
-
-def _parameters(vit: ReducedViT) -> int:
-    assert vit.reducer is not None
-    return sum(parameter.numel() for parameter in vit.reducer.parameters())
 
 
 @study(
@@ -114,21 +110,15 @@ def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
 )
 def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit to golden rankings made in several ways; all are compared with the study's own."""
-    truth = shop.truth(dataset, shop.golden())
-    ways = [shop.golden()]
-    plain: dict[str, Any] = {"greedy": None, "approximate": None}
-    ways += [way for change in TARGETS if (way := shop.golden(**plain | change)) not in ways]
+    own = shop.golden()
+    truth = shop.truth(dataset, own)
+    others = [replace(own, **{"greedy": None, "approximate": None, **way}) for way in TARGETS]
     for keep in keeps:
-        for way in ways:
-            fits = shop.fitted(shop.config.datasets, way)
-            rows = shop.predicted(fits, keep, truth, _described(way))
-            yield Line({"target": _described(way)}, rows, keep)
-
-
-def _described(way: GoldenConfig) -> str:
-    """Return windows and approximation of a way in words."""
-    how = "" if way.approximate is None else f", {way.approximate}"
-    return f"{way.window} x {way.window} by {way.stride}{how}"
+        for way in dict.fromkeys([own, *others]):
+            how = "" if way.approximate is None else f", {way.approximate}"
+            name = f"{way.window} x {way.window} by {way.stride}{how}"
+            rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, name)
+            yield Line({"target": name}, rows, keep)
 
 
 @study(

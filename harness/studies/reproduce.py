@@ -126,22 +126,15 @@ def mean_of(intervals: Sequence[Interval]) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was measured for a row.
-
-    Attributes:
-        row: the row.
-        ours: by dataset, those that were measured.
-        to: by dataset, against the row's reference.
-        paper: None where we know nothing of the row.
-        reference: the paper's row that this one is compared with, None likewise.
-        share: multiply-adds as share of the dense tower's; None where not counted.
-    """
+    """What was measured for a row."""
 
     row: Row
-    ours: dict[str, Interval] = field(default_factory=dict)
-    to: dict[str, Interval] = field(default_factory=dict)
-    paper: Printed | None = None
+    ours: dict[str, Interval] = field(default_factory=dict)  # by dataset, those that were measured
+    to: dict[str, Interval] = field(default_factory=dict)  # by dataset, against the row's reference
+    paper: Printed | None = None  # None where we know nothing of the row
+    # the paper's row that this one is compared with, None likewise
     reference: Printed | None = None
+    # multiply-adds as share of the dense tower's; None where not counted
     share: float | None = None
 
     def paper_to(self, datasets: Sequence[str]) -> float | None:
@@ -156,19 +149,12 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A table or figure of the paper with what we measured, on all datasets done so far.
-
-    Attributes:
-        recipe: the table or figure.
-        tower: name of the tower.
-        results: rows.
-        images: number of judged images by dataset, in order.
-    """
+    """A table or figure of the paper with what we measured, on all datasets done so far."""
 
     recipe: Reproduction
     tower: str
     results: tuple[Result, ...]
-    images: dict[str, int]
+    images: dict[str, int]  # number of judged images by dataset, in order
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -255,8 +241,8 @@ def _interval(value: Interval | None, form: str) -> str:
     """Show an estimate with its ends, unless they are the estimate."""
     if value is None:
         return NOT_MEASURED
-    text, low, high = (format(number, form) for number in value)
-    return text if low == text == high else f"{text} [{low}, {high}]"
+    text, *ends = (format(number, form) for number in value)
+    return text if {*ends} == {text} else f"{text} [{', '.join(ends)}]"
 
 
 def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
@@ -397,13 +383,6 @@ def under_its_conditions(recipe: Reproduction, config: StudyConfig) -> StudyConf
 def produce(
     recipe: Reproduction, config: StudyConfig, known: Sequence[Record], progress: Progress
 ) -> Iterator[tuple[Sheet, list[Record]]]:
-    """Measure what a table needs and ``known`` lacks.
-
-    Yields:
-        What the study measured on a dataset, and the records behind it.
-
-    Raises:
-        ValueError: an unknown name, a tower without text tower, or something that can't be made.
-    """
+    """Measure what a table needs and ``known`` lacks; see ``harness.studies.run.make``."""
     for part in recipe.groups(config):
         yield from make(recipe.study, part, known, progress)

@@ -83,27 +83,17 @@ def get_study(name: str) -> Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of a study with what was measured on one dataset.
+    """One line of a study with what was measured on one dataset."""
 
-    Attributes:
-        labels: what distinguishes it, by column.
-        group: lines are compared with the first of the same group.
-        records: one per seed.
-        to_dense: top-1, mean over seeds, minus that of the dense model.
-        to_first: the same against the first line; None for the first itself.
-        p_dense: exact p-value that it is as often right as the dense model.
-        p_first: the same against the first line; None for the first itself.
-        over_seeds: the difference to first with Student's t interval over seeds, where both lines
-            were tuned from the same seeds.
-    """
-
-    labels: dict[str, str]
-    group: float | str
-    records: Sequence[Record]
-    to_dense: Interval
-    to_first: Interval | None
-    p_dense: float
-    p_first: float | None
+    labels: dict[str, str]  # what distinguishes it, by column
+    group: float | str  # lines are compared with the first of the same group
+    records: Sequence[Record]  # one per seed
+    to_dense: Interval  # top-1, mean over seeds, minus that of the dense model
+    to_first: Interval | None  # the same against the first line; None for the first itself
+    p_dense: float  # exact p-value that it is as often right as the dense model
+    p_first: float | None  # the same against the first line; None for the first itself
+    # the difference to first with Student's t interval over seeds, where both lines were tuned
+    # from the same seeds
     over_seeds: Interval | None = None
 
     def mean(self, field: str) -> float | None:
@@ -271,12 +261,9 @@ def _number(value: float | None, form: str) -> Cell:
 def make(
     study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress
 ) -> Iterator[tuple[Sheet, list[Record]]]:
-    """Judge the lines of a study on each dataset.
+    """Judge the lines of a study on each dataset; yield its table, and the records behind it.
 
     Rankings and predictors that are missing are made first, and kept.
-
-    Yields:
-        The table of a dataset, and the records behind it.
 
     Raises:
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
@@ -298,11 +285,7 @@ def make(
 
 
 def lines(study: Study, shop: Workshop, dataset: Dataset) -> list[Line]:
-    """Return the lines of a study on a dataset.
-
-    Raises:
-        ValueError: a model that can't be made.
-    """
+    """Return the lines of a study on a dataset."""
     return list(study.lines(shop, dataset, shop.config.keeps or study.keeps))
 
 

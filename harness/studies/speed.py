@@ -42,29 +42,19 @@ DETAILS = ("batch", "tau (least)", "G per image", "G/s")  # columns for a wide t
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """What to measure, and how.
+    """What to measure, and how."""
 
-    Attributes:
-        model: dense name, as for ``load_tower``.
-        random_weights: do without weights; only for models of ours.
-        images: number of images.
-        golden: block and windows; preservation, one-shot, exact.
-        precisions: of the engine.
-        batches: sequences per forward pass; none for the engine's own choice.
-        compiled: measure the compiled engine as well.
-        rounds: samples of each way.
-    """
-
-    model: str = "clip_vit_s14"
-    random_weights: bool = False
+    model: str = "clip_vit_s14"  # dense name, as for ``load_tower``
+    random_weights: bool = False  # do without weights; only for models of ours
     dataset: str = "fashion"
     split: SplitName = "val"
-    images: int = 4
+    images: int = 4  # number of images
+    # block and windows; preservation, one-shot, exact
     golden: GoldenConfig = field(default_factory=GoldenConfig)
-    precisions: tuple[str, ...] = ("float32", "bfloat16")
-    batches: tuple[int, ...] = ()
-    compiled: bool = False
-    rounds: int = 5
+    precisions: tuple[str, ...] = ("float32", "bfloat16")  # of the engine
+    batches: tuple[int, ...] = ()  # sequences per forward pass; none for the engine's own choice
+    compiled: bool = False  # measure the compiled engine as well
+    rounds: int = 5  # samples of each way
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -80,32 +70,19 @@ class SpeedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How fast one way makes the rankings.
+    """How fast one way makes the rankings."""
 
-    Attributes:
-        name: ``straightforward``, or ``engine`` with its precision.
-        batch: sequences per forward pass.
-        samples_ms: for all images, one per round.
-        windows_per_s: at the median time, at the third and at the first quartile.
-        speed_up: time of the straightforward way by this one's, median over rounds.
-        tau: Kendall tau-b to the straightforward way's importance, mean over images.
-        tau_least: the same, least over images.
-        same: share of the images whose ranking is the straightforward way's, up to ties.
-        multiply_adds: per image, of embedding and blocks.
-        multiply_adds_per_s: at the median time.
-    """
-
-    name: str
+    name: str  # ``straightforward``, or ``engine`` with its precision
     precision: str
-    batch: int
-    samples_ms: tuple[float, ...]
-    windows_per_s: Interval
-    speed_up: Interval
-    tau: float
-    tau_least: float
-    same: float
-    multiply_adds: int
-    multiply_adds_per_s: float
+    batch: int  # sequences per forward pass
+    samples_ms: tuple[float, ...]  # for all images, one per round
+    windows_per_s: Interval  # at the median time, at the third and at the first quartile
+    speed_up: Interval  # time of the straightforward way by this one's, median over rounds
+    tau: float  # Kendall tau-b to the straightforward way's importance, mean over images
+    tau_least: float  # the same, least over images
+    same: float  # share of the images whose ranking is the straightforward way's, up to ties
+    multiply_adds: int  # per image, of embedding and blocks
+    multiply_adds_per_s: float  # at the median time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,39 +47,27 @@ STOPPED_TUNED = 100  # likewise of a tuned tower, which is slow to rank: its pre
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Conditions of a study, which ignores the fields that it varies.
+    """Conditions of a study, which ignores the fields that it varies."""
 
-    Attributes:
-        model: dense tower, see ``harness.models.towers.load_tower``; it needs a text tower.
-        datasets: names of those to judge by and to learn from.
-        limit: images per dataset to judge by; None for all.
-        train_limit: ranked images to learn from, per dataset; None for all.
-        keeps: keep rates; None for the study's own.
-        seeds: fits per predictor, and random orders.
-        golden: score, block and windows of the golden rankings.
-        fit: recipe of predictors; its seed is the first.
-        shots: ranked images per class to learn from; None for all.
-        tune: recipe of learned tokens; its seed is the first.
-        labelled: images per class that they are learned from.
-        own_predictors: a tuned model's predictor is fitted to the rankings of its dataset, as all
-            others are; else it is the one that ships or is in the user's cache.
-        batches: batch sizes to time models at; none to time nothing.
-    """
-
+    # dense tower, see ``harness.models.towers.load_tower``; it needs a text tower
     model: str = "clip_vit_s14"
-    datasets: tuple[str, ...] = ("fashion", "emoji")
+    datasets: tuple[str, ...] = ("fashion", "emoji")  # names of those to judge by and to learn from
     split: SplitName = "val"
-    limit: int | None = 300
-    train_limit: int | None = 500
-    keeps: tuple[float, ...] | None = None
-    seeds: int = 3
+    limit: int | None = 300  # images per dataset to judge by; None for all
+    train_limit: int | None = 500  # ranked images to learn from, per dataset; None for all
+    keeps: tuple[float, ...] | None = None  # keep rates; None for the study's own
+    seeds: int = 3  # fits per predictor, and random orders
+    # score, block and windows of the golden rankings
     golden: GoldenConfig = field(default_factory=lambda: GoldenConfig(window=3, stride=2))
-    fit: FitConfig = field(default_factory=FitConfig)
-    shots: int | None = None
+    fit: FitConfig = field(default_factory=FitConfig)  # recipe of predictors; its seed is the first
+    shots: int | None = None  # ranked images per class to learn from; None for all
+    # recipe of learned tokens; its seed is the first
     tune: TuneConfig = field(default_factory=TuneConfig)
-    labelled: int = 16
+    labelled: int = 16  # images per class that they are learned from
+    # a tuned model's predictor is fitted to the rankings of its dataset, as all others are;
+    # else it is the one that ships or is in the user's cache
     own_predictors: bool = False
-    batches: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -118,41 +106,26 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a study's table.
+    """One line of a study's table."""
 
-    Attributes:
-        labels: what distinguishes it, by column.
-        rows: the same model from several seeds, or one.
-        group: a keep rate or a name; lines are compared within it.
-        prompts: of each row; none where class captions classify.
-    """
-
-    labels: dict[str, str]
-    rows: Sequence[Variant]
-    group: float | str
-    prompts: Sequence[Tuned] = ()
+    labels: dict[str, str]  # what distinguishes it, by column
+    rows: Sequence[Variant]  # the same model from several seeds, or one
+    group: float | str  # a keep rate or a name; lines are compared within it
+    prompts: Sequence[Tuned] = ()  # of each row; none where class captions classify
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A question about methods, and what answers it.
+    """A question about methods, and what answers it."""
 
-    Attributes:
-        name: on the command line.
-        title: of its tables.
-        question: what it answers.
-        keeps: usual keep rates.
-        lines: from workshop, dataset and keep rates to the models that are judged on the dataset;
-            the first of a group is what the others are compared with.
-        tunes: it is about learned tokens, whose labelled images may come from val.
-    """
-
-    name: str
-    title: str
-    question: str
-    keeps: tuple[float, ...]
+    name: str  # on the command line
+    title: str  # of its tables
+    question: str  # what it answers
+    keeps: tuple[float, ...]  # usual keep rates
+    # from workshop, dataset and keep rates to the models that are judged on the dataset; the
+    # first of a group is what the others are compared with
     lines: "Lines"
-    tunes: bool = False
+    tunes: bool = False  # it is about learned tokens, whose labelled images may come from val
 
     @property
     def split(self) -> SplitName:
