@@ -164,11 +164,8 @@ class Comparison:
     @property
     def differences(self) -> list[str]:
         """Which of tower and data aren't the paper's; without any, figures may be compared."""
-        differs = {
-            "tower": self.tower != MODEL,
-            "data": not set(self.datasets) <= set(self.recipe.datasets),
-        }
-        return [name for name, true in differs.items() if true]
+        tower = [] if self.tower == MODEL else ["tower"]
+        return tower if set(self.datasets) <= set(self.recipe.datasets) else [*tower, "data"]
 
     @property
     def title(self) -> str:
@@ -179,7 +176,7 @@ class Comparison:
         return f"{text}; {OTHER.format(other)}" if other else text
 
     def mean(self, values: Mapping[str, Interval]) -> Interval | None:
-        """Return the mean over datasets, None unless there is a value of each."""
+        """Return the mean over datasets, None unless each has a value."""
         return mean_of(list(values.values())) if set(values) == set(self.datasets) else None
 
     def table(self) -> Table:
@@ -297,6 +294,26 @@ def _records(row: Row, sheets: Mapping[str, Sheet]) -> dict[str, Sequence[Record
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
     """Return rows by dataset and as mean, ours and the paper's, as JSON values."""
+    names, rows = comparison.datasets, []
+    for one in comparison.results:
+        mean = comparison.mean(one.ours)
+        paper = one.paper and {
+            "by_dataset": {name: one.paper.values.get(name) for name in names},
+            "mean": one.paper.mean_over(names),
+            "mean_compared": one.paper_to(names),
+            "source": one.paper.source,
+        }
+        row = {
+            "name": one.row.name,
+            "measure": one.row.measure,
+            "unit": MEASURES[one.row.measure].unit,
+            "compared_with": one.row.against,
+            "ours": {"by_dataset": one.ours, "mean": mean, "compared_by_dataset": one.to},
+            "paper": paper,
+            "gflops_share_of_dense": one.share,
+            "missing_because": one.row.empty or None,
+        }
+        rows.append(row)
     values: dict[str, Any] = json_values(
         {
             "name": comparison.recipe.name,
@@ -304,34 +321,10 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
             "tower": comparison.tower,
             "images_by_dataset": comparison.images,
             "comparable": not comparison.differences,
-            "rows": [_row_data(one, comparison) for one in comparison.results],
+            "rows": rows,
         }
     )
     return values
-
-
-def _row_data(one: Result, comparison: Comparison) -> dict[str, Any]:
-    paper = one.paper and {
-        "by_dataset": {name: one.paper.values.get(name) for name in comparison.datasets},
-        "mean": one.paper.mean_over(comparison.datasets),
-        "mean_compared": one.paper_to(comparison.datasets),
-        "source": one.paper.source,
-    }
-    ours = {
-        "by_dataset": one.ours,
-        "mean": comparison.mean(one.ours),
-        "compared_by_dataset": one.to,
-    }
-    return {
-        "name": one.row.name,
-        "measure": one.row.measure,
-        "unit": MEASURES[one.row.measure].unit,
-        "compared_with": one.row.against,
-        "ours": ours,
-        "paper": paper,
-        "gflops_share_of_dense": one.share,
-        "missing_because": one.row.empty or None,
-    }
 
 
 def series(comparison: Comparison) -> dict[str, list[Point]]:

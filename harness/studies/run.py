@@ -64,9 +64,9 @@ _FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | {"to dense": FORMS[:2]}
 @functools.cache
 def list_studies() -> dict[str, Study]:
     """Return all studies by name, sorted."""
-    rooms = (predictors, pruning, tuning)
-    studies = [one for room in rooms for one in vars(room).values() if isinstance(one, Study)]
-    return {one.name: one for one in sorted(studies, key=lambda one: one.name)}
+    values = vars(predictors) | vars(pruning) | vars(tuning)
+    studies = {one.name: one for one in values.values() if isinstance(one, Study)}
+    return dict(sorted(studies.items()))
 
 
 def get_study(name: str) -> Study:
@@ -182,20 +182,17 @@ class Sheet:
                 cells[head] = Cell(cells[head], cells[head].value, family.mark(at))
             lines.append(cells)
         heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
+        columns = [
+            Column(heading=head, left=head in labels, forms=_FORMS.get(head, FORMS))
+            for head in heads
+        ]
+        rows = [[line[head] for head in heads] for line in lines]
+        starts = frozenset(at for at, entry in enumerate(self.entries) if entry.to_first is None)
         several = any(len(entry.records) > 1 for entry in self.entries)
         note = mark_note(SIGN_FLIP if several else MCNEMAR, "all of a column")
         lacking = uncounted(self.dense, *(entry.records[0] for entry in self.entries))
-        starts = [at for at, entry in enumerate(self.entries) if entry.to_first is None]
-        return Table(
-            title=self.title,
-            caption=f"{NOTES} {note}.{f' {lacking}.' if lacking else ''}",
-            columns=[
-                Column(heading=head, left=head in labels, forms=_FORMS.get(head, FORMS))
-                for head in heads
-            ],
-            rows=[[line[head] for head in heads] for line in lines],
-            sections=frozenset(starts),
-        )
+        caption = f"{NOTES} {note}.{f' {lacking}.' if lacking else ''}"
+        return Table(title=self.title, caption=caption, columns=columns, rows=rows, sections=starts)
 
     def markdown(self) -> str:
         """Return it as a Markdown section, without marks and caption."""

@@ -226,13 +226,9 @@ class Workshop:
         rankings = find(model, weights, source, golden, image_ids)
         if rankings is None or len(rankings) < len(image_ids):
             job = Job(
-                model=model,
-                source=source,
-                config=golden,
-                limit=limit,
-                dtype=AUTO,
+                model=model, source=source, config=golden, limit=limit, dtype=AUTO,
                 device=self.config.device,
-            )
+            )  # fmt: skip
             rankings = Rankings.read(rank(job, self.progress).path)
         return rankings.take(image_ids)
 
@@ -257,11 +253,7 @@ class Workshop:
     ) -> list[Fitted]:
         """Fit a predictor from each of the study's seeds, or take those of an earlier run.
 
-        Args:
-            datasets: names of those to learn from.
-            golden: the target.
-            recipe: None for the study's.
-            shots: ranked images per class; None for the study's.
+        Without ``recipe`` and ``shots`` (ranked images per class) the study's are taken.
         """
         recipe = recipe or self.config.fit
         shots = shots or self.config.shots
@@ -306,15 +298,10 @@ class Workshop:
         later: Sequence[Sequence[Fitted]] = (),
         **options: Any,
     ) -> list[Variant]:
-        """Make a row of each predictor.
+        """Make a row of each predictor, one per seed, all of one shape and block.
 
-        Args:
-            fits: predictors of one shape and block, one per seed.
-            keep: keep rate.
-            truth: golden rankings to compare with.
-            what: tells these rows apart from others.
-            later: those of later reduction points, where each scores anew.
-            options: further ones of the method.
+        ``what`` tells these rows apart from others; ``later`` are predictors of later reduction
+        points, where each scores anew.
         """
         rows = []
         for one, *rest in zip(fits, *later, strict=True):
@@ -406,11 +393,7 @@ class TuningShop:
         )
 
     def row(self, keep: float) -> Variant:
-        """Return the dense model (keep rate 1), or Patch Ranking.
-
-        Its predictor is the one that is found, or with ``own_predictors`` the dataset's own, that
-        of the study's first seed.
-        """
+        """Return the dense model (keep rate 1), or Patch Ranking by ``own_predictors``."""
         shop = self.shop
         if keep < 1 and shop.config.own_predictors:
             fits = shop.fitted([self.dataset.images_of], shop.golden())[:1]
@@ -439,10 +422,7 @@ class TuningShop:
         return Line(labels, [row] * len(tuned), group, list(tuned))
 
     def ranked_after(self, one: Tuned, golden: GoldenConfig) -> Fitted:
-        """Fit a predictor to golden rankings of a dense tower that was tuned before.
-
-        The predictor needs the tower's learned tokens as well.
-        """
+        """Fit a predictor, which needs the learned tokens, to rankings of the tuned dense tower."""
         shop, seed = self.shop, int(one.file.recipe["seed"])
         folder = cache_folder() / "studies" / f"{shop.tower.arch}-{one.digest}"
         if not (folder / "config.json").is_file():
@@ -451,13 +431,11 @@ class TuningShop:
         path = folder / f"predictor-{golden.block}.safetensors"
         if not path.is_file():
             name, weights = f"local-dir:{folder}", fingerprint(one.vit)
-            limits: dict[SplitName, int | None] = {
-                "train": shop.config.train_limit,
-                "val": STOPPED_TUNED,
-            }
+            sources = [Source.of(self.dataset, "train"), Source.of(self.dataset, "val")]
+            limits = (shop.config.train_limit, STOPPED_TUNED)
             train, stop = (
-                [shop.rank(name, weights, Source.of(self.dataset, split), golden, limit)]
-                for split, limit in limits.items()
+                [shop.rank(name, weights, source, golden, limit)]
+                for source, limit in zip(sources, limits, strict=True)
             )
             recipe = replace(shop.config.fit, seed=seed)
             fit(name, train, stop, recipe, out=path, progress=shop.progress)
