@@ -271,7 +271,8 @@ def make(
     lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
     for dataset in datasets:
         own = lines_of[dataset.name]
-        (dense,), *others = records = _judged(bench_of(shop, dataset, own), dataset, own, known)
+        records = _judged(bench_of(shop, dataset, own), dataset, own, known)
+        (dense,), *others = records
         judged = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
         title = (
             f"{study.title}: {dense.dataset} ({dense.split}, {dense.image_count} images), "
