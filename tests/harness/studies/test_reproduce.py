@@ -126,7 +126,7 @@ def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
     from harness.cli.parser import build_parser
 
     def config(table: str, *flags: str) -> Any:
-        args = build_parser().parse_args(["reproduce", table, *flags])
+        args = build_parser().parse_args(["study", "reproduce", table, *flags])
         return study_config(args, get_reproduction(table))
 
     paper = config("table4", "--root", "data")

@@ -110,7 +110,7 @@ def test_the_command_prints_tables_and_leaves_a_record(
 ) -> None:
     out = tmp_path / "speed.json"
     flags = "--images 1 --window 7 --stride 7 --rounds 1 --precisions float32 --block 7"
-    assert main(["speed", *flags.split(), "--out", str(out)]) == 0
+    assert main(["study", "speed", *flags.split(), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "straightforward" in text
     assert "engine, float32" in text
@@ -133,5 +133,5 @@ def test_the_command_prints_tables_and_leaves_a_record(
 )
 def test_refusals(flags: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
 
-    assert main(["speed", *flags]) == 2
+    assert main(["study", "speed", *flags]) == 2
     assert re.search(text, capsys.readouterr().err)
