@@ -3,7 +3,7 @@
 import argparse
 import os
 import shlex
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from harness.console.terminal import Progress
 from harness.datasets import KINDS, get_dataset, list_datasets, root_of, shipped_facts
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.rooted import RootedDataset
-from harness.golden.budget import Curve
 from harness.golden.rank import AUTO, Job, Source, rank
 from harness.measure.latency import LatencyPlan, batches_for, measure_latency
 from harness.measure.times import (
@@ -56,7 +55,7 @@ from harness.studies.run import (
     make,
     tower_with_text,
 )
-from harness.studies.speed import SpeedConfig, measure_speed, speed_forms
+from harness.studies.speed import SpeedConfig, measure_speed, speed_table
 from harness.studies.workshop import StudyConfig
 from zoo.files import write_whole
 from zoo.fit import FitConfig
@@ -113,10 +112,6 @@ def tune_config(args: argparse.Namespace) -> TuneConfig:
     return TuneConfig(**flags, count=args.num_tokens, coupled=not args.independent)
 
 
-# Columns that a narrow terminal does without.
-OBJECTS = ("images", "chance", "lift")
-
-
 def run_show(args: argparse.Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
     check_device(args.device)
@@ -161,9 +156,8 @@ def run_objects(args: argparse.Namespace, status: Console) -> Shown:
     rankings = [{"ranking": name, **shares_data(shares)} for name, shares in found.items()]
     told = {"model": args.model, "dataset": args.dataset, "split": args.split}
     golden = {"block": config.block, "window": config.window, "stride": config.stride}
-    table = objects_table(found, title)
     return Shown(
-        parts=(two(table, OBJECTS),),
+        parts=(objects_table(found, title),),
         data={**told, "golden": golden, "rankings": rankings},
     )
 
@@ -180,14 +174,7 @@ def run_curve(args: argparse.Namespace, status: Console) -> Shown:
     found = measure_curve(config, Progress(status))
     write_curve(found, args.out)
     status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    return Shown(parts=(curve_forms(found),), data=json_values(found))
-
-
-def curve_forms(curve: Curve) -> Forms:
-    """Return the table of a curve as it is, and with tau and the last difference alone."""
-    table = curve_table(curve)
-    heads = [str(column.header) for column in table.columns]
-    return two(table, [head for head in heads if head.startswith(("time", "match", "top-1"))])
+    return Shown(parts=(curve_table(found),), data=json_values(found))
 
 
 def run_speed(args: argparse.Namespace, status: Console) -> Shown:
@@ -214,12 +201,7 @@ def run_speed(args: argparse.Namespace, status: Console) -> Shown:
     if args.out is not None:
         speed.write(args.out)
         status.print(f"wrote {args.out}", highlight=False, markup=False, soft_wrap=True)
-    return Shown(parts=(speed_forms(speed),), data=json_values(speed))
-
-
-def two(table: Table, heads: Collection[str]) -> Forms:
-    """Return a table as it is, and without some columns."""
-    return Forms((table, fewer(table, heads)))
+    return Shown(parts=(speed_table(speed),), data=json_values(speed))
 
 
 def run_rank(args: argparse.Namespace, status: Console) -> Shown:
@@ -338,8 +320,6 @@ USES: dict[SplitName, str] = {
     "val": "fits are stopped by",
     "test": "tables are judged by",
 }
-# Columns that a narrow terminal does without.
-WIDE_ONLY = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
 
 
 def run_study(args: argparse.Namespace, status: Console) -> Shown | Work:
@@ -383,7 +363,7 @@ def _made(args: argparse.Namespace, status: Console) -> Work:
             write_records(path, fresh)
         sections += [sheet.markdown()]
         sheets.append(sheet.data())
-        yield narrower(sheet.table())
+        yield sheet.table()
     path = path.with_suffix(".md")
     notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path, "\n".join([*sections, *notes, ""]).encode())
@@ -398,11 +378,6 @@ def without_output(argv: list[str]) -> list[str]:
         return argv
     at = argv.index("--output")
     return argv[:at] + argv[at + 2 :]
-
-
-def narrower(table: Table) -> Forms:
-    """Return a study's table as it is, and without some columns."""
-    return Forms((table, fewer(table, WIDE_ONLY), fewer(table, (*WIDE_ONLY, "to dense"))))
 
 
 def run_study_list() -> Shown:
@@ -445,8 +420,7 @@ def run_reproduce(args: argparse.Namespace, status: Console) -> Work:
             _write(comparison, config, args)
         assert comparison is not None
         data.append(comparison_data(comparison))
-        table = comparison.table()
-        yield Forms((table, fewer(table, comparison.datasets)))
+        yield comparison.table()
         text = f"records and table: {_path(args, recipe).with_suffix('')}.{{jsonl,md}}"
         status.print(text, highlight=False, markup=False, soft_wrap=True)
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
-from harness.console.table import json_values
+from harness.console.table import Cell, Column, Table, json_values
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
@@ -50,30 +49,14 @@ CAPTION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Some work of one kind.
+    """Some work of one kind."""
 
-    Attributes:
-        kind: what is done.
-        of: what, in words.
-        unit: what is counted.
-        total: how many of them the table needs.
-        cached: how many of them are there already.
-        images: that are left.
-        passes: that are left, at most.
-    """
-
-    kind: str
-    of: str
-    unit: str
-    total: int
-    cached: int
-    images: int
-    passes: int
-
-    @property
-    def missing(self) -> int:
-        """How many of ``total`` aren't there."""
-        return self.total - self.cached
+    kind: str  # what is done
+    of: str  # to what, in words
+    total: int  # how many the table needs
+    cached: int  # how many of them are there already
+    images: int  # that are left
+    passes: int  # that are left, at most
 
 
 class DryShop(Workshop):
@@ -83,24 +66,20 @@ class DryShop(Workshop):
         """Count nothing yet."""
         super().__init__(config, tower, Progress())
         self._solvers = solvers
-        self._counts: dict[tuple[str, str, str], Counter[str]] = {}
+        self._counts: dict[tuple[str, str], Counter[str]] = {}
         self._predictors: dict[Path, PredictorFile] = {}
 
     def count(
-        self, kind: str, of: str, unit: str, *, total: int, cached: int, images: int, passes: int
+        self, kind: str, of: str, *, total: int = 1, cached: int, images: int = 0, passes: int = 0
     ) -> None:
         """Add work to that of the same kind."""
         more = Counter(total=total, cached=cached, images=images, passes=passes)
-        self._counts.setdefault((kind, of, unit), Counter()).update(more)
+        self._counts.setdefault((kind, of), Counter()).update(more)
 
     @property
     def steps(self) -> list[Step]:
         """What was counted, in the order in which it is done first."""
-        names = ("total", "cached", "images", "passes")
-        return [
-            Step(kind=kind, of=of, unit=unit, **{name: counts[name] for name in names})
-            for (kind, of, unit), counts in self._counts.items()
-        ]
+        return [Step(kind=kind, of=of, **counts) for (kind, of), counts in self._counts.items()]
 
     def rankings(
         self, dataset: str, split: SplitName, golden: GoldenConfig, most: int | None = None
@@ -119,7 +98,6 @@ class DryShop(Workshop):
         self.count(
             "rank images",
             f"{dataset} {split}, {golden.score} before block {golden.block}",
-            "images",
             total=len(image_ids),
             cached=len(image_ids) - left,
             images=left,
@@ -148,8 +126,13 @@ class DryShop(Workshop):
         if path in self._predictors:
             return self._predictors[path]
         target = train[0].provenance
-        cached = path.is_file()
-        if cached:
+        names = " + ".join(one.provenance.dataset for one in train)
+        self.count(
+            "fit predictors",
+            f"{recipe.arch} {recipe.width} on {names}, {target.score} before block {target.block}",
+            cached=int(path.is_file()),
+        )
+        if path.is_file():
             file = PredictorFile.read(path)
         else:
             file = PredictorFile(
@@ -159,16 +142,6 @@ class DryShop(Workshop):
                 block=target.block,
                 options={"arch": recipe.arch, "width": recipe.width},
             )
-        names = " + ".join(one.provenance.dataset for one in train)
-        self.count(
-            "fit predictors",
-            f"{recipe.arch} {recipe.width} on {names}, {target.score} before block {target.block}",
-            "fits",
-            total=1,
-            cached=int(cached),
-            images=0,
-            passes=0,
-        )
         self._predictors[path] = file
         return file
 
@@ -178,65 +151,32 @@ class DryShop(Workshop):
             return super().load(vit, files)
         return MISSING
 
-    def tuner(self, dataset: Dataset) -> Tuner:
-        """Return what takes prompts that are cached, and counts others."""
-        return DryTuner(self, super().tuner(dataset))
-
-
-class DryTuner(Tuner):
-    """Take prompts that are cached; count others."""
-
-    def __init__(self, shop: DryShop, tuner: Tuner) -> None:
-        """Look at no prompts yet."""
-        super().__init__(
-            tuner.parts,
-            tuner.dataset,
-            model=tuner.model,
-            tag=tuner.tag,
-            weights=tuner.weights,
-            progress=Progress(),
+    def tuned(self, tuner: Tuner, row: Variant, seed: int, recipe: TuneConfig) -> Tuned:
+        """Return prompts that are cached, or a place holder whose file doesn't exist."""
+        few = draw(tuner.dataset, self.config.labelled, seed)
+        path = tuner.path(row, few, self.config.labelled, seed, recipe)
+        of = f"{recipe.tokens} for {row.model} on {tuner.dataset.name}"
+        if path.is_file():
+            self.count("tune tokens", of, cached=1)
+            return Tuned.of(row.vit, PromptFile.read(path))
+        images = len(few.train) + len(few.val)
+        passes = images  # of learned text tokens: features of images are computed once
+        if recipe.tokens != "t":
+            passes = recipe.rounds * (recipe.steps * recipe.batch + len(few.val))
+        self.count("tune tokens", of, cached=0, images=images, passes=passes)
+        file = PromptFile(
+            path=path,
+            model=self.tower.arch,
+            tag=self.tower.tag,
+            weights=self.weights,
+            width=int(row.vit.embed_dim),
+            classes=tuner.dataset.classes,
+            dataset=tuner.dataset.name,
+            recipe=asdict(recipe),
+            shape=NO_SHAPE,
+            provenance={},
         )
-        self.shop = shop
-
-    def tuned(
-        self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig
-    ) -> dict[str, Tuned]:
-        """Return prompts that are cached, and place holders whose file doesn't exist."""
-        few = draw(self.dataset, shots, seed)
-        tuned = {}
-        for row in rows:
-            path = self.path(row, few, shots, seed, config)
-            cached = path.is_file()
-            images = len(few.train) + len(few.val)
-            passes = images  # of learned text tokens: features of images are computed once
-            if config.tokens != "t":
-                passes = config.rounds * (config.steps * config.batch + len(few.val))
-            self.shop.count(
-                "tune tokens",
-                f"{config.tokens} for {row.model} on {self.dataset.name}",
-                "tunings",
-                total=1,
-                cached=int(cached),
-                images=0 if cached else images,
-                passes=0 if cached else passes,
-            )
-            if cached:
-                tuned[row.key] = Tuned.of(row.vit, PromptFile.read(path))
-            else:
-                file = PromptFile(
-                    path=path,
-                    model=self.model,
-                    tag=self.tag,
-                    weights=self.weights,
-                    width=int(row.vit.embed_dim),
-                    classes=self.dataset.classes,
-                    dataset=self.dataset.name,
-                    recipe=asdict(config),
-                    shape=NO_SHAPE,
-                    provenance={},
-                )
-                tuned[row.key] = Tuned(vit=row.vit, classifier=torch.empty(0), file=file)
-        return tuned
+        return Tuned(vit=row.vit, classifier=torch.empty(0), file=file)
 
 
 def remaining(
@@ -246,7 +186,7 @@ def remaining(
     known: Sequence[Record],
     progress: Progress,
 ) -> list[Step]:
-    """Return the steps of a table, those that are done already among them."""
+    """Return the steps of a table, with those that are done already."""
     if not datasets:
         return []
     by_name = {dataset.name: dataset for dataset in datasets}
@@ -271,28 +211,26 @@ def _count_judging(
     """Count the rows of lines that are to be judged: all without prompts, or none of them."""
     bench = bench_of(shop, dataset, lines)
     plain = plain_rows(bench, lines)
-    tuning = Tuning(seed=bench.plan.seed)
-    left = 0
-    if not known or bench.reusable(dataset, tuning, plain, {}, known) is None:
-        left += len(plain)
     prompted = [pair for one in lines for pair in zip(one.rows, one.prompts, strict=False)]
-    for row, own in prompted:
-        if (
-            not known
-            or not own.file.path.is_file()
-            or bench.reusable(dataset, tuning_of(own.file), [row], {row.key: own}, known) is None
-        ):
-            left += 1
+
+    def left(rows: Sequence[Variant], own: Tuned | None = None) -> int:
+        if not known or (own is not None and not own.file.path.is_file()):
+            return len(rows)
+        tuning = Tuning(seed=bench.plan.seed) if own is None else tuning_of(own.file)
+        prompts = {} if own is None else {rows[0].key: own}
+        there = bench.reusable(dataset, tuning, rows, prompts, known) is not None
+        return 0 if there else len(rows)
+
+    missing = left(plain) + sum(left([row], own) for row, own in prompted)
     images = len(subset(dataset.split(shop.config.split), shop.config.limit))
     total = len(plain) + len(prompted)
     shop.count(
         "judge rows",
         f"{dataset.name} {shop.config.split}, {images} images",
-        "rows",
         total=total,
-        cached=total - left,
-        images=images if left else 0,
-        passes=images * left,
+        cached=total - missing,
+        images=images if missing else 0,
+        passes=images * missing,
     )
 
 
@@ -300,16 +238,9 @@ def plan_data(
     recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return steps with their sums, and why datasets can't be read, as JSON values."""
-    values: dict[str, Any] = json_values(
-        {
-            "name": recipe.name,
-            "model": model,
-            "images": sum(step.images for step in steps),
-            "passes": sum(step.passes for step in steps),
-            "steps": list(steps),
-            "missing": missing,
-        }
-    )
+    sums = {name: sum(getattr(step, name) for step in steps) for name in ("images", "passes")}
+    about = {"name": recipe.name, "model": model, **sums}
+    values: dict[str, Any] = json_values({**about, "steps": list(steps), "missing": missing})
     return values
 
 
@@ -317,18 +248,19 @@ def plan_table(
     recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]
 ) -> Table:
     """Lay out steps with their sums, and datasets that can't be read with the reason."""
-    table = Table(title=f"{recipe.title}; {model}", caption=CAPTION)
-    for head in ("step", "of"):
-        table.add_column(head)
-    for head in ("cached", "missing", "images", "passes"):
-        table.add_column(head, justify="right", no_wrap=True)
+    rows = []
     for step in steps:
-        counts = (step.cached, step.missing, step.images, step.passes)
-        table.add_row(step.kind, step.of, *(f"{count:,}" if count else "–" for count in counts))
-    for name, reason in missing.items():
-        table.add_section()
-        table.add_row("missing", f"{name}: {reason}", "", "?", "?", "?")
-    table.add_section()
-    sums = [f"{sum(getattr(s, name) for s in steps):,}" for name in ("images", "passes")]
-    table.add_row("all", "but what is missing" if missing else "", "", "", *sums)
-    return table
+        counts = (step.cached, step.total - step.cached, step.images, step.passes)
+        rows.append([step.kind, step.of, *(f"{count:,}" if count else "–" for count in counts)])
+    rows += [["missing", f"{name}: {reason}", "", *"???"] for name, reason in missing.items()]
+    sums = [f"{sum(counts):,}" for counts in ([s.images for s in steps], [s.passes for s in steps])]
+    rows.append(["all", "but what is missing" if missing else "", "", "", *sums])
+    words = [Column(heading=head, left=True, fold=True) for head in ("step", "of")]
+    figures = [Column(heading=head) for head in ("cached", "missing", "images", "passes")]
+    return Table(
+        title=f"{recipe.title}; {model}",
+        caption=CAPTION,
+        columns=[*words, *figures],
+        rows=[list(map(Cell, row)) for row in rows],
+        sections=frozenset(range(len(steps), len(rows))),
+    )

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.table import Table
 from scipy.stats import rankdata
 from torch import Tensor
 
-from harness.console.table import json_values
+from harness.console.table import FORMS, Cell, Column, Table, json_values, points
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
@@ -38,28 +37,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectShare:
-    """How well a ranking finds objects; one value per image that has object and background.
+    """How well a ranking finds objects; one value per image that has object and background."""
 
-    Attributes:
-        used: (n,) bool, which images these are; k of n.
-        share: (k,) of an object's m patches, the share among the m most important ones. Patches
-            that tie at the border count by the share of object patches among them.
-        chance: (k,) m / N, what a random ranking gets on average.
-        auc: (k,) probability that an object patch ranks above a background patch, ties half.
-    """
-
-    used: NDArray[np.bool_]
+    used: NDArray[np.bool_]  # (n,) bool, which images these are; k of n
+    # (k,) of an object's m patches, the share among the m most important ones. Patches that tie
+    # at the border count by the share of object patches among them
     share: Floats
-    chance: Floats
-    auc: Floats
+    chance: Floats  # (k,) m / N, what a random ranking gets on average
+    auc: Floats  # (k,) probability that an object patch ranks above a background patch, ties half
 
     def intervals(self) -> dict[str, Interval]:
         """Return mean and 95 % bootstrap interval of share, (share - chance) and auc."""
-        values = {
-            "share": self.share,
-            "difference": self.share - self.chance,
-            "auc": self.auc,
-        }
+        values = {"share": self.share, "difference": self.share - self.chance, "auc": self.auc}
         return {name: bootstrap_mean(value, seed=0) for name, value in values.items()}
 
     @property
@@ -69,11 +58,7 @@ class ObjectShare:
 
 
 def object_share(importance: NDArray[np.floating], patches: NDArray[np.bool_]) -> ObjectShare:
-    """Compare rankings with the places of objects.
-
-    Args:
-        importance: (n, N), higher = more important.
-        patches: (n, N) bool, whether a patch is the object's.
+    """Compare importance (n, N), higher = keep, with which patches (n, N) are an object's.
 
     Raises:
         ValueError: shapes differ, importance is NaN, or no image has object and background.
@@ -113,18 +98,7 @@ def find_objects(
     progress: Progress,
     device: str = "cpu",
 ) -> dict[str, ObjectShare]:
-    """Measure golden scores and methods on the masks of a dataset.
-
-    Args:
-        model: dense timm name.
-        dataset_name: a dataset with masks.
-        split_of: its split.
-        limit: images, see ``evaluate.subset``; None for all.
-        scores: golden scores.
-        methods: registered methods.
-        config: block and windows.
-        progress: where to show how far things are.
-        device: torch device.
+    """Measure golden scores and registered methods on the masks of a dataset.
 
     Returns:
         "golden SCORE" or method -> its shares, all on the same images.
@@ -150,25 +124,25 @@ def find_objects(
     text = None if text is None else text.to(device)
     tower.vit.to(device)
     towers = {method: reduced(tower, method, keep=KEEP, block=config.block) for method in methods}
-    found: dict[str, list[NDArray[np.float32]]] = {}
+    importance: dict[str, list[NDArray[np.float32]]] = {}
     inside = []
     with progress.task(f"rankings of {dataset.name} {split_of}", len(split)) as update:
         for start in range(0, len(split), BATCH):
-            examples = [split[i] for i in range(start, min(start + BATCH, len(split)))]
+            examples = list(split[start : start + BATCH])
             images = torch.stack([tower.preprocess(example.image) for example in examples])
             images = images.to(device)
             labels = torch.tensor([example.label for example in examples], device=device)
             maps = golden_maps(
                 tower.vit, images, scores, config, text=text, scale=scale, labels=labels
             )
-            named = {f"golden {score}": value for score, value in maps.items()}
-            named |= {name: method_maps(vit, images)[0] for name, vit in towers.items()}
-            for name, value in named.items():
-                found.setdefault(name, []).append(value.cpu().numpy())
+            maps = {f"golden {score}": value for score, value in maps.items()}
+            maps |= {name: method_maps(vit, images)[0] for name, vit in towers.items()}
+            for name, value in maps.items():
+                importance.setdefault(name, []).append(value.cpu().numpy())
             inside.append(_patches(tower, examples))
             update(start + len(examples))
     patches = np.concatenate(inside)
-    return {name: object_share(np.concatenate(part), patches) for name, part in found.items()}
+    return {name: object_share(np.concatenate(own), patches) for name, own in importance.items()}
 
 
 def _text(tower: Tower, dataset: Dataset, scores: Sequence[str]) -> tuple[Tensor | None, float]:
@@ -185,14 +159,14 @@ def _text(tower: Tower, dataset: Dataset, scores: Sequence[str]) -> tuple[Tensor
 def _patches(tower: Tower, examples: Sequence[Example]) -> NDArray[np.bool_]:
     """Return the object patches of each image; masks go the way that images go, crop included."""
     masks = [Image.fromarray(np.asarray(example.mask)).convert("RGB") for example in examples]
-    seen = torch.stack([tower.preprocess(mask) for mask in masks])
-    inside = unprocessed(tower.preprocess, seen).mean(dim=1)
-    return np.asarray(object_patches(inside, patch_grid(tower.vit, seen)).numpy())
+    images = torch.stack([tower.preprocess(mask) for mask in masks])
+    inside = unprocessed(tower.preprocess, images).mean(dim=1)
+    return np.asarray(object_patches(inside, patch_grid(tower.vit, images)).numpy())
 
 
 def shares_data(shares: ObjectShare) -> dict[str, Any]:
     """Return means and intervals as JSON values; shares are fractions."""
-    found: dict[str, Any] = json_values(
+    values: dict[str, Any] = json_values(
         {
             "images": len(shares.share),
             "images_left_out": int((~shares.used).sum()),
@@ -201,36 +175,42 @@ def shares_data(shares: ObjectShare) -> dict[str, Any]:
             **shares.intervals(),
         }
     )
-    return found
+    return values
 
 
-def objects_table(found: Mapping[str, ObjectShare], title: str) -> Table:
+def objects_table(shares_of: Mapping[str, ObjectShare], title: str) -> Table:
     """Lay out how well rankings find objects."""
-    first = next(iter(found.values()))
-    left_out = int((~first.used).sum())
-    table = Table(
+    rows = []
+    for name, shares in shares_of.items():
+        intervals = shares.intervals()
+        cells = {
+            "ranking": name,
+            "images": str(len(shares.share)),
+            "share": _points(intervals["share"]),
+            "chance": f"{100 * float(shares.chance.mean()):.1f}",
+            "difference": points(intervals["difference"]),
+            "lift": f"{shares.lift:.2f}",
+            "AUC": "{:.3f} [{:.3f}, {:.3f}]".format(*intervals["auc"]),
+        }
+        rows.append(cells)
+    left_out = int((~next(iter(shares_of.values())).used).sum())
+    return Table(
         title=title,
         caption="of an object's m patches, the share among the m most important ones, in %; "
         "intervals: 95 % bootstrap over images, paired for the difference; AUC: how often an "
         f"object patch ranks above a background patch; {left_out} images without object or "
         "background left out",
+        columns=[
+            Column(
+                heading=head,
+                left=head == "ranking",
+                forms=FORMS[: 1 if head in ("images", "chance", "lift") else 3],
+            )
+            for head in rows[0]
+        ],
+        rows=[list(map(Cell, cells.values())) for cells in rows],
     )
-    for head in ("ranking", "images", "share", "chance", "difference", "lift", "AUC"):
-        table.add_column(head, justify="left" if head == "ranking" else "right")
-    for name, shares in found.items():
-        intervals = shares.intervals()
-        table.add_row(
-            name,
-            str(len(shares.share)),
-            _points(intervals["share"]),
-            f"{100 * float(shares.chance.mean()):.1f}",
-            _points(intervals["difference"], sign="+"),
-            f"{shares.lift:.2f}",
-            "{:.3f} [{:.3f}, {:.3f}]".format(*intervals["auc"]),
-        )
-    return table
 
 
-def _points(interval: Interval, sign: str = "") -> str:
-    estimate, low, high = (format(100 * value, f"{sign}.1f") for value in interval)
-    return f"{estimate} [{low}, {high}]"
+def _points(interval: Interval) -> str:
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in interval))

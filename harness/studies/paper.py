@@ -5,8 +5,10 @@ What isn't known of the paper is None, never guessed.
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ STAGED = {"evit": "EViT", "tome": "ToMe", "clsattn": "CLS attention", "random": 
 PATCHES = 196  # of ViT-B/16 at 224
 FOUR_STAGES = (PATCHES - 4 * 20) / PATCHES  # keep rate of Table 4, 20 dropped at each block
 TOP_100 = 0.51  # of PATCHES: 100
-TIMED = (1, 32)  # batch sizes of Table 3
-COUNTED = 64  # images of Table 3, which no accuracy is asked of
+# Table 3 reports no accuracy, so few images will do.
+COST = {"batches": (1, 32), "seeds": 1, "limit": 64, "train_limit": 64}
+OWN = {"own_predictors": True}
 # 1e9 multiply-adds of ViT-B/16 at 224, pruned before block 3, by our count.
 DENSE_GFLOPS = 17.58
 PRUNED_GFLOPS = {90: 16.19, 80: 14.89, 70: 13.53, 60: 12.25, 50: 10.92}
@@ -37,27 +40,19 @@ PRUNED_GFLOPS = {90: 16.19, 80: 14.89, 70: 13.53, 60: 12.25, 50: 10.92}
 
 @dataclass(frozen=True, kw_only=True)
 class Printed:
-    """One row of the paper.
+    """One row of the paper."""
 
-    Attributes:
-        values: by dataset; those that we know.
-        mean: over ``columns`` as printed, None where we don't know it.
-        columns: datasets of the row's table.
-        source: table or figure, and whatever else is to be known of it.
-    """
-
-    values: dict[str, float]
-    mean: float | None
-    columns: tuple[str, ...]
-    source: str
+    values: dict[str, float]  # by dataset; those that we know
+    mean: float | None  # over ``columns`` as printed, None where we don't know it
+    columns: tuple[str, ...]  # datasets of the row's table
+    source: str  # table or figure
 
     def mean_over(self, datasets: Sequence[str]) -> float | None:
-        """Return the mean over some datasets: printed for all of the table, else if each is known.
+        """Return the mean over some of the paper's datasets, None unless each is known.
 
-        Args:
-            datasets: names; none of them has to be the paper's.
+        With all of them, or with others, it is the printed mean.
         """
-        if set(datasets) == set(self.columns) and self.mean is not None:
+        if not set(datasets) < set(self.columns):
             return self.mean
         if not datasets or any(name not in self.values for name in datasets):
             return None
@@ -70,18 +65,15 @@ def _content() -> dict[str, Any]:
     return facts
 
 
-def paper_datasets() -> tuple[str, ...]:
-    """Return the names of the paper's seven datasets, in its order."""
-    return tuple(_content()["datasets"])
+def _columns(table: str) -> tuple[str, ...]:
+    return tuple(_content()["columns"][_content()["tables"][table]["columns"]])
 
 
 @functools.cache
 def printed(table: str) -> dict[str, Printed]:
-    """Return the rows of a table or figure that we know something of, by name."""
-    facts = _content()["tables"][table]
-    columns = tuple(_content()["columns"][facts["columns"]])
-    rows = {}
-    for name, row in facts["rows"].items():
+    """Return the known rows of a table or figure by name."""
+    columns, rows = _columns(table), {}
+    for name, row in _content()["tables"][table]["rows"].items():
         values = dict(zip(columns, row.get("values", ()), strict=False))
         mean = row.get("mean")
         if values and mean is None:
@@ -92,26 +84,22 @@ def printed(table: str) -> dict[str, Printed]:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row as the paper has it, or one of ours beside those.
+    """One row as the paper has it, or one of ours beside those."""
 
-    Attributes:
-        name: heading; the paper's figures go by it.
-        labels: of the study's line, as far as they decide; the first line that fits is taken.
-            ``{dataset}`` is the judged dataset.
-        group: the line's; None for any.
-        method: the records'; ``dense`` with neither labels nor ``group`` is the dense model.
-        against: name of an earlier row that this one is compared with; None for none.
-        measure: what is read off: ``top1``, ``match``, ``gflops`` or ``latency``.
-        empty: why there is nothing of ours.
-    """
-
-    name: str
+    name: str  # heading; the paper's figures go by it
+    # of the study's line; the first line that has them is taken. ``{dataset}`` is the judged
+    # dataset
     labels: dict[str, str] = field(default_factory=dict)
-    group: float | str | None = None
+    group: float | str | None = None  # the line's; None for any
+    # the records'; ``dense`` with neither labels nor ``group`` is the dense model
     method: str | None = None
+    # name of an earlier row that this one is compared with; None for none
     against: str | None = None
-    measure: str = TOP1
-    empty: str = ""
+    measure: str = TOP1  # what is read off: ``top1``, ``match``, ``gflops`` or ``latency``
+    empty: str = ""  # why there is nothing of ours
+    # on a figure's axis; None for the share of the dense tower's multiply-adds
+    place: float | None = None
+    paper_place: float | None = None  # of the paper's point; None for no such point
 
     def fits(self, entry: Entry, dataset: str) -> bool:
         """Tell whether a study's line is this row."""
@@ -122,65 +110,55 @@ class Row:
             and self.method in (None, entry.records[0].method)
         )
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether this is the dense model, which is a line of no study."""
-        return self.method == "dense" and not self.labels and self.group is None
-
 
 UNPRUNED = Row(name="unpruned", method="dense")
 
 
-def _nowhere(_row: Row, _share: float | None) -> float | None:
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Reproduction:
-    """One table or figure of the paper: a study, and which of its lines is which row.
+    """One table or figure of the paper: a study, and which of its lines is which row."""
 
-    Attributes:
-        name: of the table or figure.
-        title: what it shows.
-        study: what measures it.
-        keeps: keep rates.
-        rows: from config and number of blocks to the rows, each after that it is compared with.
-        datasets: the paper's, in its order.
-        changes: fields of ``StudyConfig`` that are this table's.
-        joint: the study is made of all datasets at once, as lines learn from other datasets.
-        single: the first dataset will do.
-        axis: what a figure is drawn along; empty for a table.
-        place: from a row and its multiply-adds as share of the dense tower's (None where not
-            counted) to its place on the axis; None for nowhere.
-        paper_place: the same for the paper's figure.
-    """
-
-    name: str
-    title: str
     study: Study
     keeps: tuple[float, ...]
+    # from config and number of blocks to the rows, each after that it is compared with
     rows: Callable[[StudyConfig, int], Sequence[Row]]
-    datasets: tuple[str, ...] = field(default_factory=paper_datasets)
-    changes: dict[str, Any] = field(default_factory=dict)
+    _: KW_ONLY
+    # fields of ``StudyConfig`` that are this table's
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    # the study is made of all datasets at once, as lines learn from other datasets
     joint: bool = False
-    single: bool = False
-    axis: str = ""
-    place: Callable[[Row, float | None], float | None] = _nowhere
-    paper_place: Callable[[Row, float | None], float | None] = _nowhere
+    single: bool = False  # the first dataset will do
+
+    @property
+    def name(self) -> str:
+        """Name of the table or figure."""
+        return self.rows.__name__
+
+    @property
+    def title(self) -> str:
+        """What it shows."""
+        return str(_content()["tables"][self.name]["title"])
+
+    @property
+    def axis(self) -> str:
+        """What a figure is drawn along; empty for a table."""
+        return str(_content()["tables"][self.name].get("axis", ""))
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks on the paper's figures, or on ours."""
+        return tuple(_content()["tables"][self.name]["notes"])
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The paper's datasets, in its order."""
+        return _columns(self.name)
 
     def groups(self, config: StudyConfig) -> list[StudyConfig]:
-        """Return what the study is made of at a time: one dataset, whose predictors are its own.
-
-        All at once where lines learn from other datasets, too.
-        """
+        """Split a study by dataset, each with its own predictors, unless it is joint."""
         if self.joint:
             return [config]
         return [replace(config, datasets=(name,)) for name in config.datasets]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is to be known of the paper's figures, or of ours."""
-        return tuple(_content()["tables"][self.name].get("notes", ()))
 
 
 def list_reproductions() -> dict[str, Reproduction]:
@@ -237,180 +215,127 @@ def cost(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[L
         yield Line({"model": rows[0].model}, rows, keep)
 
 
-def _figure1(_config: StudyConfig, _depth: int) -> list[Row]:
+def _pruned(name: str, labels: dict[str, str], group: float | None = None) -> Row:
+    """Return a row that is compared with the unpruned tower."""
+    return Row(name=name, labels=labels, group=group, against=UNPRUNED.name)
+
+
+@partial(Reproduction, baselines, (0.9, 0.8, 0.7, 0.6, 0.5))
+def figure1(_config: StudyConfig, _depth: int) -> list[Row]:
     """Patch Ranking first, then every other method at the same cost."""
-    return [
-        UNPRUNED,
-        *(
-            Row(
-                name=f"{method}, keep {100 * keep:g}",
-                labels={"for": f"{100 * keep:g}", "method": method},
-                against=UNPRUNED.name,
-            )
-            for method in (PREDICTED, *WITHOUT_PREDICTOR)
-            for keep in (0.9, 0.8, 0.7, 0.6, 0.5)
-        ),
+    rows = [
+        (_pruned(f"{method}, keep {keep}", {"for": str(keep), "method": method}), count)
+        for method in (PREDICTED, *WITHOUT_PREDICTOR)
+        for keep, count in PRUNED_GFLOPS.items()
     ]
+    return [UNPRUNED, *(replace(row, paper_place=count / DENSE_GFLOPS) for row, count in rows)]
 
 
-def _paper_share(row: Row, _share: float | None) -> float | None:
-    """Return the share of multiply-adds that a keep rate leaves of ViT-B/16."""
-    _, _, keep = row.name.partition("keep ")
-    return PRUNED_GFLOPS[int(keep)] / DENSE_GFLOPS if keep else None
-
-
-def _figure5(_config: StudyConfig, _depth: int) -> list[Row]:
+@partial(Reproduction, early, (0.6, 0.5))
+def figure5(_config: StudyConfig, _depth: int) -> list[Row]:
     """Both of the paper's rankings, then ours."""
     names = {"clsattn": "CLS attention", "golden": "golden"}
-    return [
-        UNPRUNED,
-        *(
-            Row(
-                name=f"{names.get(ranking, ranking)}, keep {100 * keep:g}",
-                labels={"ranking": ranking},
-                group=keep,
-                against=UNPRUNED.name,
-            )
-            for ranking in (*names, "predicted", "random")
-            for keep in (0.6, 0.5)
-        ),
-    ]
-
-
-def _percent(row: Row, _share: float | None) -> float | None:
-    return None if row.group is None else 100 * float(row.group)
-
-
-def _table1(_config: StudyConfig, _depth: int) -> list[Row]:
-    """Golden and predicted by score and keep rate, then the matching rates."""
-    pruned = [
-        Row(
-            name=f"{ranking}, {score}, keep {100 * keep:g}",
-            labels={"score": score, "ranking": ranking},
-            group=keep,
-            against=UNPRUNED.name,
-        )
-        for ranking in ("golden", "predicted")
-        for score in SCORES
-        for keep in (0.8, 0.7, 0.6, 0.5)
-    ]
-    matching = [
-        Row(
-            name=f"match at 100, {score}",
-            labels={"score": score, "ranking": "predicted"},
-            group=TOP_100,
-            measure=MATCH,
-        )
-        for score in SCORES
-    ]
-    return [UNPRUNED, *pruned, *matching]
-
-
-def _table2(config: StudyConfig, _depth: int) -> list[Row]:
-    """One row per dataset to learn from, each against the target's own predictor."""
-    own = Row(name="fitted on the target", labels={"fitted on": TARGET}, against=UNPRUNED.name)
-    sources = {f"fitted on {name}": name for name in config.datasets}
-    if len(config.datasets) > 1:
-        sources["fitted on all"] = " + ".join(config.datasets)
-    return [
-        UNPRUNED,
-        own,
-        *(
-            Row(name=name, labels={"fitted on": source}, against=own.name)
-            for name, source in sources.items()
-        ),
-        Row(name="golden", labels={"fitted on": "(golden)"}, against=UNPRUNED.name),
-    ]
-
-
-def _table3(_config: StudyConfig, _depth: int) -> list[Row]:
-    """Multiply-adds, then times; what they are compared by is the ratio."""
-    rows = []
-    for unit, measure in (("GFLOPs", GFLOPS), ("ms", LATENCY)):
-        dense = Row(name=f"unpruned, {unit}", method="dense", measure=measure)
-        rows += [
-            dense,
-            *(
-                Row(
-                    name=f"keep {100 * keep:g}, {unit}",
-                    method=PREDICTED,
-                    group=keep,
-                    against=dense.name,
-                    measure=measure,
-                )
-                for keep in cost.keeps
-            ),
-        ]
+    rows = [UNPRUNED]
+    for ranking, percent in product((*names, "predicted", "random"), (60, 50)):
+        name = f"{names.get(ranking, ranking)}, keep {percent}"
+        row = _pruned(name, {"ranking": ranking}, percent / 100)
+        rows.append(replace(row, place=percent, paper_place=percent))
     return rows
 
 
-def _table4(config: StudyConfig, _depth: int) -> list[Row]:
-    """The paper's rows, then CLS attention and random order, which it lacks."""
-    dense = UNPRUNED.name
-    others = {
-        method: Row(name=name, labels={"method": method}, against=dense)
-        for method, name in STAGED.items()
-    }
-    return [
-        UNPRUNED,
-        others["evit"],
-        Row(name="A-ViT", against=dense, empty="A-ViT is not built: as published it masks"),
-        others["tome"],
-        Row(
-            name="Patch Ranking",
-            labels={"method": PREDICTED, "fitted on": TARGET},
-            against=dense,
-        ),
-        Row(
-            name="Patch Ranking, ImageNet-trained",
-            labels={"method": PREDICTED, "fitted on": GENERAL},
-            against=dense,
-            empty="" if GENERAL in config.datasets else f"needs {GENERAL} among --datasets",
-        ),
-        others["clsattn"],
-        others["random"],
+@partial(Reproduction, scores, (0.8, 0.7, 0.6, TOP_100, 0.5))
+def table1(_config: StudyConfig, _depth: int) -> list[Row]:
+    """Golden and predicted by score and keep rate, then the matching rates."""
+    rows = [UNPRUNED]
+    for ranking, score, keep in product(("golden", "predicted"), SCORES, (0.8, 0.7, 0.6, 0.5)):
+        name = f"{ranking}, {score}, keep {100 * keep:g}"
+        rows.append(_pruned(name, {"score": score, "ranking": ranking}, keep))
+    for score in SCORES:
+        labels = {"score": score, "ranking": "predicted"}
+        name = f"match at 100, {score}"
+        rows.append(Row(name=name, labels=labels, group=TOP_100, measure=MATCH))
+    return rows
+
+
+@partial(Reproduction, transfer, (0.5,), joint=True)
+def table2(config: StudyConfig, _depth: int) -> list[Row]:
+    """One row per dataset to learn from, each against the target's own predictor."""
+    own = _pruned("fitted on the target", {"fitted on": TARGET})
+    sources = {f"fitted on {name}": name for name in config.datasets}
+    if len(config.datasets) > 1:
+        sources["fitted on all"] = " + ".join(config.datasets)
+    others = [
+        Row(name=name, labels={"fitted on": source}, against=own.name)
+        for name, source in sources.items()
     ]
+    return [UNPRUNED, own, *others, _pruned("golden", {"fitted on": "(golden)"})]
 
 
-def _table5(_config: StudyConfig, _depth: int) -> list[Row]:
+@partial(Reproduction, cost, cost.keeps, changes=COST, single=True)
+def table3(_config: StudyConfig, _depth: int) -> list[Row]:
+    """Multiply-adds, then times; rows are compared by their ratio."""
+    rows = []
+    for unit, measure in (("GFLOPs", GFLOPS), ("ms", LATENCY)):
+        dense = Row(name=f"unpruned, {unit}", method="dense", measure=measure)
+        rows.append(dense)
+        for keep in cost.keeps:
+            row = Row(name=f"keep {100 * keep:g}, {unit}", method=PREDICTED, group=keep)
+            rows.append(replace(row, against=dense.name, measure=measure))
+    return rows
+
+
+@partial(Reproduction, stages, stages.keeps, joint=True)
+def table4(config: StudyConfig, _depth: int) -> list[Row]:
+    """The paper's rows, then CLS attention and random order, which it lacks."""
+    evit, tome, *others = (_pruned(name, {"method": method}) for method, name in STAGED.items())
+    avit = Row(
+        name="A-ViT", against=UNPRUNED.name, empty="A-ViT is not built: as published it masks"
+    )
+    own = _pruned("Patch Ranking", {"method": PREDICTED, "fitted on": TARGET})
+    name = "Patch Ranking, ImageNet-trained"
+    general = _pruned(name, {"method": PREDICTED, "fitted on": GENERAL})
+    if GENERAL not in config.datasets:
+        general = replace(general, empty=f"needs {GENERAL} among --datasets")
+    return [UNPRUNED, evit, avit, tome, own, general, *others]
+
+
+@partial(Reproduction, tuning, (0.6,), changes=OWN)
+def table5(_config: StudyConfig, _depth: int) -> list[Row]:
     """The full tower and the pruned one for each way of tuning."""
     rows = []
     for way in WAYS:
         name = "no prompts" if way == "none" else way
         full = Row(name=f"{name}, full", labels={"tuned": way}, method="dense")
-        pruned = Row(
-            name=f"{name}, keep 60", labels={"tuned": way}, method=PREDICTED, against=full.name
-        )
+        pruned = replace(full, name=f"{name}, keep 60", method=PREDICTED, against=full.name)
         rows += [full, pruned]
     return rows
 
 
-def _table6(config: StudyConfig, _depth: int) -> list[Row]:
+@partial(Reproduction, architectures, (0.6,))
+def table6(config: StudyConfig, _depth: int) -> list[Row]:
     """The paper's three networks, then ours."""
     width = str(config.fit.width)
     names = {"mlp": "MLP", "transformer": "transformer"}
-    others = {arch: f"{arch} {width}" for arch in ARCHITECTURES if arch not in names}
-    shapes = [("Mixer", {"network": "mixer"})]
-    shapes += [(name, {"network": arch, "width": width}) for arch, name in (names | others).items()]
-    against = UNPRUNED.name
+    names |= {arch: f"{arch} {width}" for arch in ARCHITECTURES if arch not in names}
     return [
         UNPRUNED,
-        *(Row(name=name, labels=labels, group=0.6, against=against) for name, labels in shapes),
+        _pruned("Mixer", {"network": "mixer"}, 0.6),
+        *(_pruned(name, {"network": a, "width": width}, 0.6) for a, name in names.items()),
     ]
 
 
-def _table7(config: StudyConfig, depth: int) -> list[Row]:
+@partial(Reproduction, points, (0.6,), changes=OWN)
+def table7(config: StudyConfig, depth: int) -> list[Row]:
     """The paper's schedules, its best first, then all in one step."""
     others = ((2, 3, 4, 5), (4, 5, 6, 7), (1, 3, 5, 7))  # 1-based, as printed
-    rows: list[Row] = []
+    schedules = {}
     for at in four_points(depth):
-        printed_at = tuple(point + 1 for point in at)
-        name = f"before {_comma(printed_at if printed_at in others else (4, 6, 8, 10))}"
-        against = rows[0].name if rows else None
-        rows.append(Row(name=name, labels={"before blocks": _comma(at)}, against=against))
+        later = tuple(point + 1 for point in at)
+        schedules[f"before {_comma(later if later in others else (4, 6, 8, 10))}"] = at
     once = config.golden.block
-    labels = {"before blocks": str(once)}
-    return [*rows, Row(name=f"once, before {once + 1}", labels=labels, against=rows[0].name)]
+    schedules[f"once, before {once + 1}"] = (once,)
+    rows = [Row(name=name, labels={"before blocks": _comma(at)}) for name, at in schedules.items()]
+    return [rows[0], *(replace(row, against=rows[0].name) for row in rows[1:])]
 
 
 def _comma(blocks: Sequence[int]) -> str:
@@ -418,85 +343,5 @@ def _comma(blocks: Sequence[int]) -> str:
 
 
 REPRODUCTIONS = (
-    Reproduction(
-        name="figure1",
-        title="Figure 1: accuracy against multiply-adds",
-        study=baselines,
-        keeps=(0.9, 0.8, 0.7, 0.6, 0.5),
-        axis="multiply-adds, share of the unpruned tower's",
-        rows=_figure1,
-        place=lambda _row, share: share,
-        paper_place=_paper_share,
-    ),
-    Reproduction(
-        name="figure5",
-        title="Figure 5: pruning before block 1 (1-based), where nothing is attended to yet",
-        study=early,
-        keeps=(0.6, 0.5),
-        axis="keep rate, %",
-        rows=_figure5,
-        place=_percent,
-        paper_place=_percent,
-    ),
-    Reproduction(
-        name="table1",
-        title="Table 1: golden and predicted rankings, one-shot, no tuning",
-        study=scores,
-        keeps=(0.8, 0.7, 0.6, TOP_100, 0.5),
-        rows=_table1,
-    ),
-    Reproduction(
-        name="table2",
-        title="Table 2: predictors fitted on one dataset, judged on another, keep 50",
-        study=transfer,
-        keeps=(0.5,),
-        joint=True,
-        rows=_table2,
-    ),
-    Reproduction(
-        name="table3",
-        title="Table 3: cost",
-        study=cost,
-        keeps=cost.keeps,
-        changes={
-            "batches": TIMED,
-            "seeds": 1,
-            "limit": COUNTED,
-            "train_limit": COUNTED,
-        },
-        single=True,
-        rows=_table3,
-    ),
-    Reproduction(
-        name="table4",
-        title="Table 4: 20 of 196 tokens dropped at each of blocks 4, 6, 8, 10 (1-based)",
-        study=stages,
-        keeps=stages.keeps,
-        joint=True,
-        rows=_table4,
-        datasets=(*paper_datasets(), GENERAL),
-    ),
-    Reproduction(
-        name="table5",
-        title="Table 5: learned tokens, full tower and keep 60",
-        study=tuning,
-        keeps=(0.6,),
-        changes={"own_predictors": True},
-        rows=_table5,
-    ),
-    Reproduction(
-        name="table6",
-        title="Table 6: architecture of the predictor, keep 60",
-        study=architectures,
-        keeps=(0.6,),
-        rows=_table6,
-    ),
-    Reproduction(
-        name="table7",
-        title="Table 7: four reduction points of a tuned model, keep 60, V+T",
-        study=points,
-        keeps=(0.6,),
-        changes={"own_predictors": True},
-        rows=_table7,
-    ),
-)
+    figure1, figure5, table1, table2, table3, table4, table5, table6, table7,
+)  # fmt: skip

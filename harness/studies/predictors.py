@@ -8,9 +8,8 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import SHOTS
 from harness.studies.workshop import Line, Workshop, study
 from zoo.fit import LOSSES
-from zoo.golden import SCORES, GoldenConfig
+from zoo.golden import SCORES
 from zoo.predictor import ARCHITECTURES
-from zoo.vit import ReducedViT
 
 TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 3, "stride": 2},
@@ -29,7 +28,7 @@ def scores(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
     """Prune by golden rankings of three scores, and by predictors fitted to each."""
     for score in SCORES:
         golden = shop.golden(score=score)
-        truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+        truth = shop.truth(dataset, golden)
         fits = shop.fitted(shop.config.datasets, golden)
         for keep in keeps:
             oracle = shop.oracle(truth, keep, score)
@@ -46,7 +45,7 @@ def scores(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
 def transfer(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit on one dataset or on all, judge on another; the dataset's own predictor comes first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     others = [name for name in shop.config.datasets if name != dataset.name]
     sources: list[tuple[str, ...]] = [(dataset.name,), *((name,) for name in others)]
     if others:
@@ -67,7 +66,7 @@ def transfer(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterat
 def architectures(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit every architecture by one loss, the paper's full-width Mixer first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     full = int(shop.dense.embed_dim)
     shapes = [("mixer", full), *((arch, shop.config.fit.width) for arch in ARCHITECTURES)]
     for keep in keeps:
@@ -76,18 +75,15 @@ def architectures(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> I
             recipe = replace(shop.config.fit, arch=arch, width=width)
             fits = shop.fitted(shop.config.datasets, golden, recipe)
             rows = shop.predicted(fits, keep, truth, f"{arch} {width}")
+            reducer = rows[0].vit.reducer
+            assert reducer is not None
             labels = {
                 "network": arch,
                 "width": str(width),
-                "parameters": f"{_parameters(rows[0].vit):,}",
+                "parameters": f"{sum(weight.numel() for weight in reducer.parameters()):,}",
                 "its GFLOPs": f"{shop.gflops(rows[0]) - without:.4f}",
             }
             yield Line(labels, rows, keep)
-
-
-def _parameters(vit: ReducedViT) -> int:
-    assert vit.reducer is not None
-    return sum(parameter.numel() for parameter in vit.reducer.parameters())
 
 
 @study(
@@ -98,7 +94,7 @@ def _parameters(vit: ReducedViT) -> int:
 def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit one architecture by every loss, listnet first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     for keep in keeps:
         for loss in sorted(LOSSES, key=lambda name: (name != "listnet", name)):
             recipe = replace(shop.config.fit, loss=loss)
@@ -114,21 +110,15 @@ def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
 )
 def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit to golden rankings made in several ways; all are compared with the study's own."""
-    truth = shop.rankings(dataset.images_of, shop.config.split, shop.golden())
-    ways = [shop.golden()]
-    plain: dict[str, Any] = {"greedy": None, "approximate": None}
-    ways += [way for change in TARGETS if (way := shop.golden(**plain | change)) not in ways]
+    own = shop.golden()
+    truth = shop.truth(dataset, own)
+    others = [replace(own, **{"greedy": None, "approximate": None, **way}) for way in TARGETS]
     for keep in keeps:
-        for way in ways:
-            fits = shop.fitted(shop.config.datasets, way)
-            rows = shop.predicted(fits, keep, truth, _described(way))
-            yield Line({"target": _described(way)}, rows, keep)
-
-
-def _described(way: GoldenConfig) -> str:
-    """Return windows and approximation of a way in words."""
-    how = "" if way.approximate is None else f", {way.approximate}"
-    return f"{way.window} x {way.window} by {way.stride}{how}"
+        for way in dict.fromkeys([own, *others]):
+            how = "" if way.approximate is None else f", {way.approximate}"
+            name = f"{way.window} x {way.window} by {way.stride}{how}"
+            rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, name)
+            yield Line({"target": name}, rows, keep)
 
 
 @study(
@@ -139,7 +129,7 @@ def _described(way: GoldenConfig) -> str:
 def shots(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit on few ranked images per class; all of them come first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     most = min(shop.most_shots(name, golden) for name in shop.config.datasets)
     if too_many := [k for k in SHOTS if k > most]:
         shop.progress.say(

@@ -34,7 +34,7 @@ def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Itera
         yield Line({"for": percent, "method": PREDICTED}, rows, keep)
         for method in WITHOUT_PREDICTOR:
             build = partial(baseline, method, what)
-            rows = build(shop.at_cost(method, build, goal))
+            rows = shop.at_cost(method, build, goal)
             yield Line({"for": percent, "method": method}, rows, keep)
 
 
@@ -48,7 +48,7 @@ def blocks(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
     every = range(len(shop.dense.blocks))
     yield from _at_blocks(shop, dataset, every, keeps)
     goldens = [shop.golden(block=block) for block in every]
-    truth = [shop.rankings(dataset.images_of, shop.config.split, golden) for golden in goldens]
+    truth = [shop.truth(dataset, golden) for golden in goldens]
     fits = [shop.fitted(shop.config.datasets, golden) for golden in goldens]
 
     def predicted(block: int, what: str, keep: float) -> list[Variant]:
@@ -60,7 +60,7 @@ def blocks(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
         ranking = f"predicted, cost of block {own} at {100 * keep:g}"
         for block in every:
             build = partial(predicted, block, f"for {keep:g}")
-            rows = build(shop.at_cost(f"block {block}", build, goal))
+            rows = shop.at_cost(f"block {block}", build, goal)
             yield Line({"before block": str(block), "ranking": ranking}, rows, keep)
 
 
@@ -80,7 +80,7 @@ def _at_blocks(
     """Yield golden, predicted, class token's attention and random order at some blocks."""
     for block in at:
         golden = shop.golden(block=block)
-        truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+        truth = shop.truth(dataset, golden)
         fits = shop.fitted(shop.config.datasets, golden)
         for keep in keeps:
             what = f"block {block}"
@@ -112,7 +112,7 @@ def schedules(first: int, depth: int) -> list[tuple[int, ...]]:
 def schedule(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Prune in one step or in several, by one ranking made at the first."""
     golden = shop.golden()
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     fits = shop.fitted(shop.config.datasets, golden)
 
     def predicted(points: Sequence[int], what: str, keep: float) -> list[Variant]:
@@ -123,10 +123,10 @@ def schedule(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterat
         for points in schedules(golden.block, len(shop.dense.blocks)):
             what = f"at {points} for {keep:g}"
             build = partial(predicted, points, what)
-            same = shop.at_cost(f"at {points}", build, goal)
+            rows = shop.at_cost(f"at {points}", build, goal)
             labels = {"for": f"{100 * keep:g}", "before blocks": ", ".join(map(str, points))}
-            yield Line(labels | {"ranking": "predicted"}, build(same), keep)
-            rows = shop.oracle(truth, same, what, reduce_at=points)
+            yield Line(labels | {"ranking": "predicted"}, rows, keep)
+            rows = shop.oracle(truth, rows[0].keep, what, reduce_at=points)
             yield Line(labels | {"ranking": "golden"}, rows, keep)
 
 
@@ -143,7 +143,7 @@ def rescore(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterato
     golden = shop.golden()
     once = (golden.block,)
     points = tuple(range(golden.block, len(shop.dense.blocks), 2))[:3]
-    truth = shop.rankings(dataset.images_of, shop.config.split, golden)
+    truth = shop.truth(dataset, golden)
     fits = [shop.fitted(shop.config.datasets, shop.golden(block=block), recipe) for block in points]
 
     def predicted(what: str, anew: bool, at: tuple[int, ...], keep: float) -> list[Variant]:
@@ -169,4 +169,4 @@ def rescore(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterato
                 "scored": way,
                 "before blocks": ", ".join(map(str, once if way == "once" else points)),
             }
-            yield Line(labels, build(shop.at_cost(f"{by} {way}", build, goal)), keep)
+            yield Line(labels, shop.at_cost(f"{by} {way}", build, goal), keep)

@@ -1,15 +1,22 @@
 """Find studies by name and make them: judge their lines on each dataset, and lay out tables."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
-from harness.console.table import json_values
+from harness.console.table import (
+    FORMS,
+    UNMEASURED,
+    Cell,
+    Column,
+    Table,
+    json_values,
+    points,
+)
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
@@ -32,13 +39,12 @@ from harness.records.statistics import (
     paired_p,
     together,
 )
+from harness.report.writers import markdown
 from harness.studies import predictors, pruning, tuning
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop
 from zoo.reducer import expected
 
 LISTED = "python -m harness study list"  # shows all studies
-NOT_MEASURED = "–"
-_LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
 NOTES = (
     "Top-1 in %, mean over seeds (least to most); differences in points on the same images, with "
     "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
@@ -48,18 +54,19 @@ NOTES = (
 SEED_NOTES = (
     "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
 )
+_LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
+_MEANS = ("keep", "top1", "gflops", "cosine_to_dense", "tau", "match_at_k", "match_chance")
+# Columns that narrower terminals do without.
+_WIDE = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
+_FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | {"to dense": FORMS[:2]}
 
 
 @functools.cache
 def list_studies() -> dict[str, Study]:
     """Return all studies by name, sorted."""
-    studies = [
-        value
-        for module in (predictors, pruning, tuning)
-        for value in vars(module).values()
-        if isinstance(value, Study)
-    ]
-    return {one.name: one for one in sorted(studies, key=lambda one: one.name)}
+    values = vars(predictors) | vars(pruning) | vars(tuning)
+    studies = {one.name: one for one in values.values() if isinstance(one, Study)}
+    return dict(sorted(studies.items()))
 
 
 def get_study(name: str) -> Study:
@@ -76,28 +83,17 @@ def get_study(name: str) -> Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of a study with what was measured on one dataset.
+    """One line of a study with what was measured on one dataset."""
 
-    Attributes:
-        labels: what distinguishes it, by column.
-        group: what the line stands for; it is compared with the first of the same.
-        records: one per seed.
-        to_dense: top-1, mean over seeds, minus that of the dense model.
-        to_first: the same against the first line; None for the first itself.
-        p_dense: exact p-value that it is as often right as the dense model, see
-            `judging.paired_p`.
-        p_first: the same against the first line; None for the first itself.
-        over_seeds: the difference to first with Student's t interval over seeds, where both lines
-            were tuned from the same seeds.
-    """
-
-    labels: dict[str, str]
-    group: float | str
-    records: Sequence[Record]
-    to_dense: Interval
-    to_first: Interval | None
-    p_dense: float
-    p_first: float | None
+    labels: dict[str, str]  # what distinguishes it, by column
+    group: float | str  # lines are compared with the first of the same group
+    records: Sequence[Record]  # one per seed
+    to_dense: Interval  # top-1, mean over seeds, minus that of the dense model
+    to_first: Interval | None  # the same against the first line; None for the first itself
+    p_dense: float  # exact p-value that it is as often right as the dense model
+    p_first: float | None  # the same against the first line; None for the first itself
+    # the difference to first with Student's t interval over seeds, where both lines were tuned
+    # from the same seeds
     over_seeds: Interval | None = None
 
     def mean(self, field: str) -> float | None:
@@ -109,11 +105,7 @@ class Entry:
 def entries(
     lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]], dense: Record
 ) -> list[Entry]:
-    """Compare lines with the dense model and with the first line of their keep rate.
-
-    Args:
-        lines: labels, what they stand for and records, each in the order of its seeds.
-        dense: the dense model's record.
+    """Compare lines (labels, group, a record per seed) with the dense model and with the first.
 
     Raises:
         ValueError: conditions other than what was learned differ; see `records.refuse_mixed`.
@@ -122,26 +114,29 @@ def entries(
     first_of: dict[float | str, Sequence[Record]] = {}
     compared = []
     for labels, group, records in lines:
-        begins = group not in first_of
-        first = first_of.setdefault(group, records)
-        right, reference = _hits(records) / len(records), _hits(first) / len(first)
-        compared.append(
-            Entry(
-                labels=labels,
-                group=group,
-                records=records,
-                to_dense=bootstrap_mean(right - dense.correct, seed=0),
-                to_first=None if begins else bootstrap_mean(right - reference, seed=0),
-                p_dense=_p(records, [dense]),
-                p_first=None if begins else _p(records, first),
-                over_seeds=None if begins else _over_seeds(records, first),
-            )
+        right = _hits(records) / len(records)
+        entry = Entry(
+            labels=labels,
+            group=group,
+            records=records,
+            to_dense=bootstrap_mean(right - dense.correct, seed=0),
+            to_first=None,
+            p_dense=_p(records, [dense]),
+            p_first=None,
         )
+        if (first := first_of.setdefault(group, records)) is not records:
+            entry = replace(
+                entry,
+                to_first=bootstrap_mean(right - _hits(first) / len(first), seed=0),
+                p_first=_p(records, first),
+                over_seeds=_over_seeds(records, first),
+            )
+        compared.append(entry)
     return compared
 
 
 def _hits(records: Sequence[Record]) -> NDArray[np.int64]:
-    """(image_count,) for how many seeds each image was right."""
+    """Return (image_count,) for how many seeds each image was right."""
     counts: NDArray[np.int64] = np.sum([record.correct for record in records], axis=0)
     return counts
 
@@ -159,39 +154,11 @@ def _over_seeds(records: Sequence[Record], first: Sequence[Record]) -> Interval 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """The table of one study on one dataset.
+    """What a study measured on one dataset: the dense model's record, and an entry per line."""
 
-    Attributes:
-        study: name of the study.
-        title: what it is about, and on what.
-        dense: the dense model's record.
-        entries: its lines.
-    """
-
-    study: str
     title: str
     dense: Record
     entries: Sequence[Entry]
-
-    def cells(self, *, marked: bool = False) -> tuple[list[str], list[list[str]]]:
-        """Return heads and rows as text, columns that nothing was measured for left out.
-
-        ``marked``: differences that are clear with all of their column judged together are.
-        """
-        labels = list(dict.fromkeys(name for entry in self.entries for name in entry.labels))
-        columns: dict[str, Callable[[Entry], str]] = {
-            name: lambda entry, name=name: entry.labels.get(name, "")  # type: ignore[misc]
-            for name in labels
-        }
-        columns |= _COLUMNS
-        rows = [[show(entry) for show in columns.values()] for entry in self.entries]
-        for head, family in self.judged().items() if marked else ():
-            at = list(columns).index(head)
-            for number, row in enumerate(rows):
-                row[at] = row[at].replace(" ", family.mark(number) or " ", 1)
-        kept = [i for i in range(len(columns)) if any(row[i] != NOT_MEASURED for row in rows)]
-        heads = list(columns)
-        return [heads[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
     def judged(self) -> dict[str, Together[int]]:
         """Return the p-values of each column of differences, a family each, by line."""
@@ -202,27 +169,39 @@ class Sheet:
         }
 
     def table(self) -> Table:
-        """Lay it out for the terminal, with marks."""
+        """Lay it out; differences that are clear when their column is judged together have marks.
+
+        Columns of what wasn't measured are left out.
+        """
+        labels = list(dict.fromkeys(name for entry in self.entries for name in entry.labels))
+        families = self.judged()
+        lines = []
+        for at, entry in enumerate(self.entries):
+            cells = {name: Cell(entry.labels.get(name, "")) for name in labels} | _cells(entry)
+            for head, family in families.items():
+                cells[head] = Cell(cells[head], cells[head].value, family.mark(at))
+            lines.append(cells)
+        heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
+        columns = [
+            Column(heading=head, left=head in labels, forms=_FORMS.get(head, FORMS))
+            for head in heads
+        ]
+        rows = [[line[head] for head in heads] for line in lines]
+        starts = frozenset(at for at, entry in enumerate(self.entries) if entry.to_first is None)
         several = any(len(entry.records) > 1 for entry in self.entries)
         note = mark_note(SIGN_FLIP if several else MCNEMAR, "all of a column")
-        table = Table(title=self.title, caption=f"{NOTES} {note}.{self._uncounted()}")
-        heads, rows = self.cells(marked=True)
-        for head in heads:
-            table.add_column(head, justify="right" if head in _COLUMNS else "left", no_wrap=True)
-        for entry, row in zip(self.entries, rows, strict=True):
-            if entry.to_first is None:
-                table.add_section()
-            table.add_row(*row)
-        return table
+        lacking = uncounted(self.dense, *(entry.records[0] for entry in self.entries))
+        caption = f"{NOTES} {note}.{f' {lacking}.' if lacking else ''}"
+        return Table(title=self.title, caption=caption, columns=columns, rows=rows, sections=starts)
 
-    def _uncounted(self) -> str:
-        """Say which operators the multiply-adds lack."""
-        text = uncounted(self.dense, *(entry.records[0] for entry in self.entries))
-        return f" {text}." if text else ""
+    def markdown(self) -> str:
+        """Return it as a Markdown section, without marks and caption."""
+        table = self.table()
+        rows = [[Cell(cell) for cell in row] for row in table.rows]
+        return markdown([replace(table, caption="", rows=rows)])
 
     def data(self) -> dict[str, Any]:
-        """Return it as JSON values: what was measured, whether or not the table has a column."""
-        place = {"dataset": self.dense.dataset, "split": self.dense.split, "title": self.title}
+        """Return it as JSON values, with what was measured but has no column."""
         families = self.judged()
         lines = [
             {
@@ -240,70 +219,48 @@ class Sheet:
             }
             for at, entry in enumerate(self.entries)
         ]
-        dense = {name: getattr(self.dense, name) for name in _MEANS}
-        measured = {"images": self.dense.image_count, "dense": dense, "lines": lines}
-        values: dict[str, Any] = json_values(place | measured)
+        values: dict[str, Any] = json_values(
+            {
+                "dataset": self.dense.dataset,
+                "split": self.dense.split,
+                "title": self.title,
+                "images": self.dense.image_count,
+                "dense": {name: getattr(self.dense, name) for name in _MEANS},
+                "lines": lines,
+            }
+        )
         return values
 
-    def markdown(self) -> str:
-        """Return it as a Markdown section, without marks."""
-        heads, rows = self.cells()
-        line = ["---:" if head in _COLUMNS else "---" for head in heads]
-        body = ["| " + " | ".join(cells) + " |" for cells in (heads, line, *rows)]
-        return "\n".join([f"### {self.title}", "", *body, ""])
+
+def _cells(entry: Entry) -> dict[str, Cell]:
+    """Return a line's figures by heading."""
+    top1 = [100 * record.top1 for record in entry.records]
+    spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
+    match, chance = entry.mean("match_at_k"), entry.mean("match_chance")
+    unmatched = match is None or chance is None
+    return {
+        "keep": Cell(f"{100 * entry.records[0].keep:.3g}"),
+        "GFLOPs": _number(entry.mean("gflops"), ".3f"),
+        "top-1": Cell(f"{np.mean(top1):.1f}{spread}"),
+        "to dense": points(entry.to_dense),
+        "to first": points(entry.to_first),
+        "over seeds": points(entry.over_seeds),
+        "cosine": _number(entry.mean("cosine_to_dense"), ".4f"),
+        "tau": _number(entry.mean("tau"), ".3f"),
+        "match@k (chance)": UNMEASURED if unmatched else Cell(f"{match:.2f} ({chance:.2f})"),
+    }
 
 
-_MEANS = ("keep", "top1", "gflops", "cosine_to_dense", "tau", "match_at_k", "match_chance")
-
-
-def _top1(entry: Entry) -> str:
-    values = [100 * record.top1 for record in entry.records]
-    spread = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}"
-
-
-def _points(difference: Interval | None) -> str:
-    if difference is None:
-        return NOT_MEASURED
-    estimate, low, high = (100 * number for number in difference)
-    return f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _number(field: str, form: str) -> Callable[[Entry], str]:
-    def show(entry: Entry) -> str:
-        value = entry.mean(field)
-        return NOT_MEASURED if value is None else format(value, form)
-
-    return show
-
-
-def _match(entry: Entry) -> str:
-    value, chance = entry.mean("match_at_k"), entry.mean("match_chance")
-    return NOT_MEASURED if value is None or chance is None else f"{value:.2f} ({chance:.2f})"
-
-
-_COLUMNS: dict[str, Callable[[Entry], str]] = {
-    "keep": lambda entry: f"{100 * entry.records[0].keep:.3g}",
-    "GFLOPs": _number("gflops", ".3f"),
-    "top-1": _top1,
-    "to dense": lambda entry: _points(entry.to_dense),
-    "to first": lambda entry: _points(entry.to_first),
-    "over seeds": lambda entry: _points(entry.over_seeds),
-    "cosine": _number("cosine_to_dense", ".4f"),
-    "tau": _number("tau", ".3f"),
-    "match@k (chance)": _match,
-}
+def _number(value: float | None, form: str) -> Cell:
+    return UNMEASURED if value is None else Cell(format(value, form), value)
 
 
 def make(
     study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress
 ) -> Iterator[tuple[Sheet, list[Record]]]:
-    """Judge the lines of a study on each dataset.
+    """Judge the lines of a study on each dataset; yield its table, and the records behind it.
 
     Rankings and predictors that are missing are made first, and kept.
-
-    Yields:
-        The table of a dataset, and the records behind it.
 
     Raises:
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
@@ -313,18 +270,20 @@ def make(
     # All before the first is measured: predictors know their tower by the weights as loaded.
     lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
     for dataset in datasets:
-        bench = bench_of(shop, dataset, lines_of[dataset.name])
-        records = _judged(bench, dataset, lines_of[dataset.name], known)
-        sheet = _sheet(study, lines_of[dataset.name], records, shop)
+        own = lines_of[dataset.name]
+        records = _judged(bench_of(shop, dataset, own), dataset, own, known)
+        (dense,), *others = records
+        judged = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
+        title = (
+            f"{study.title}: {dense.dataset} ({dense.split}, {dense.image_count} images), "
+            f"{shop.tower.name}, {dense.dtype}; dense {100 * dense.top1:.1f} %"
+        )
+        sheet = Sheet(title=title, dense=dense, entries=entries(judged, dense))
         yield sheet, [record for group in records for record in group]
 
 
 def lines(study: Study, shop: Workshop, dataset: Dataset) -> list[Line]:
-    """Return the lines of a study on a dataset.
-
-    Raises:
-        ValueError: a model that can't be made.
-    """
+    """Return the lines of a study on a dataset."""
     return list(study.lines(shop, dataset, shop.config.keeps or study.keeps))
 
 
@@ -405,15 +364,3 @@ def _costs(bench: Bench, lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     first = costs(rows, plan.batches, plan.rounds, bench.progress)
     same = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     return {dense.key: first[dense.key]} | same
-
-
-def _sheet(
-    study: Study, lines: Sequence[Line], records: Sequence[Sequence[Record]], shop: Workshop
-) -> Sheet:
-    judged = [(one.labels, one.group, own) for one, own in zip(lines, records[1:], strict=True)]
-    first = records[0][0]
-    title = (
-        f"{study.title}: {first.dataset} ({first.split}, {first.image_count} images), "
-        f"{shop.tower.name}, {first.dtype}; dense {100 * first.top1:.1f} %"
-    )
-    return Sheet(study=study.name, title=title, dense=first, entries=entries(judged, first))

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from rich.table import Table
 from torch import Tensor
 
-from harness.console.table import NOT_MEASURED, Forms, fewer
+from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Table
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
@@ -43,32 +42,19 @@ DETAILS = ("batch", "tau (least)", "G per image", "G/s")  # columns for a wide t
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """What to measure, and how.
+    """What to measure, and how."""
 
-    Attributes:
-        model: dense name, as for ``load_tower``.
-        random_weights: whether to do without weights; only for models of ours.
-        dataset: where images come from.
-        split: of the dataset.
-        images: how many.
-        golden: block and windows; preservation, one-shot, exact.
-        precisions: of the engine.
-        batches: sequences per forward pass; none for the engine's own choice.
-        compiled: whether to measure the compiled engine as well.
-        rounds: samples of each way.
-        device: torch device.
-    """
-
-    model: str = "clip_vit_s14"
-    random_weights: bool = False
+    model: str = "clip_vit_s14"  # dense name, as for ``load_tower``
+    random_weights: bool = False  # do without weights; only for models of ours
     dataset: str = "fashion"
     split: SplitName = "val"
-    images: int = 4
+    images: int = 4  # number of images
+    # block and windows; preservation, one-shot, exact
     golden: GoldenConfig = field(default_factory=GoldenConfig)
-    precisions: tuple[str, ...] = ("float32", "bfloat16")
-    batches: tuple[int, ...] = ()
-    compiled: bool = False
-    rounds: int = 5
+    precisions: tuple[str, ...] = ("float32", "bfloat16")  # of the engine
+    batches: tuple[int, ...] = ()  # sequences per forward pass; none for the engine's own choice
+    compiled: bool = False  # measure the compiled engine as well
+    rounds: int = 5  # samples of each way
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -84,33 +70,19 @@ class SpeedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How fast one way makes the rankings.
+    """How fast one way makes the rankings."""
 
-    Attributes:
-        name: ``straightforward``, or ``engine`` with its precision.
-        precision: of the patch tokens.
-        batch: sequences per forward pass.
-        samples_ms: for all images, one per round.
-        windows_per_s: at the median time, at the third and at the first quartile.
-        speed_up: time of the straightforward way by this one's, median over rounds.
-        tau: Kendall tau-b to the straightforward way's importance, mean over images.
-        tau_least: the same, least over images.
-        same: share of the images whose ranking is the straightforward way's, up to ties.
-        multiply_adds: per image, of embedding and blocks.
-        multiply_adds_per_s: at the median time.
-    """
-
-    name: str
+    name: str  # ``straightforward``, or ``engine`` with its precision
     precision: str
-    batch: int
-    samples_ms: tuple[float, ...]
-    windows_per_s: Interval
-    speed_up: Interval
-    tau: float
-    tau_least: float
-    same: float
-    multiply_adds: int
-    multiply_adds_per_s: float
+    batch: int  # sequences per forward pass
+    samples_ms: tuple[float, ...]  # for all images, one per round
+    windows_per_s: Interval  # at the median time, at the third and at the first quartile
+    speed_up: Interval  # time of the straightforward way by this one's, median over rounds
+    tau: float  # Kendall tau-b to the straightforward way's importance, mean over images
+    tau_least: float  # the same, least over images
+    same: float  # share of the images whose ranking is the straightforward way's, up to ties
+    multiply_adds: int  # per image, of embedding and blocks
+    multiply_adds_per_s: float  # at the median time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +116,10 @@ class Plain:
 
     The blocks before the reduction point run once per image; all others, the last included, run for
     every token; attention weights are formed (timm's blocks without fused attention).
-
-    Args:
-        model: dense tower in float32, in evaluation mode.
-        config: block and windows.
     """
 
     def __init__(self, model: ReducedViT, config: GoldenConfig) -> None:
-        """Take a copy, as fused attention is turned off."""
+        """Copy a dense float32 tower in evaluation mode, as fused attention is turned off."""
         self.model = copy.deepcopy(model)
         self.config = config
         blocks: Any = self.model.blocks
@@ -183,7 +151,7 @@ class Plain:
 
 
 class _Runner(NamedTuple):
-    """A way to rank: from images (B, C, H, W) to importance (B, N), and what is known of it."""
+    """A way to rank, from images (B, C, H, W) to importance (B, N)."""
 
     name: str
     precision: str
@@ -197,9 +165,13 @@ def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> Iterator[_Runn
     golden, effort = config.golden, Effort.of(vit, config.golden.block)
     without = effort.tokens - golden.window**2  # tokens of an image without a window
     weights: Any = vit.patch_embed.proj.weight
-    once = effort.patches * weights.numel() + _blocks(effort, golden.block, effort.tokens)
-    work = _blocks(effort, effort.blocks, effort.tokens)
-    work += count * _blocks(effort, effort.blocks, without)
+
+    def blocks(number: int, tokens: int) -> int:
+        """Count blocks that are all run for every token; ``inner`` counts all but the last."""
+        return replace(effort, blocks=number + 1).inner(tokens, tokens)
+
+    once = effort.patches * weights.numel() + blocks(golden.block, effort.tokens)
+    work = blocks(effort.blocks, effort.tokens) + count * blocks(effort.blocks, without)
     yield _Runner(STRAIGHTFORWARD, "float32", count, Plain(vit, golden).importance, once + work)
     left = replace(effort, grid=(1, without - effort.prefix))
     work = once + effort.whole + count * left.whole
@@ -208,11 +180,6 @@ def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> Iterator[_Runn
         engine = GoldenEngine(vit, golden, precision=precision, compiled=compiled, batch=batch)
         name = f"engine, {precision}{', compiled' if compiled else ''}"
         yield _Runner(name, precision, engine.suffix.batch, engine.importance, work)
-
-
-def _blocks(effort: Effort, blocks: int, tokens: int) -> int:
-    """Count blocks that are all run for every token; ``inner`` counts all but the last."""
-    return replace(effort, blocks=blocks + 1).inner(tokens, tokens)
 
 
 def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
@@ -240,20 +207,23 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
     for runner, timing, scores in zip(runners, timings, importance, strict=True):
         median, fast, slow = timing.spread_ms
         taus = kendall_tau(scores, importance[0])
-        way = Way(
-            name=runner.name,
-            precision=runner.precision,
-            batch=runner.batch,
-            samples_ms=timing.samples_ms,
-            windows_per_s=Interval(*(1e3 * len(images) * count / t for t in (median, slow, fast))),
-            speed_up=timings[0].ratio_to(timing),
-            tau=float(taus.mean()),
-            tau_least=float(taus.min()),
-            same=float(same_ranking(scores, importance[0]).mean()),
-            multiply_adds=runner.multiply_adds,
-            multiply_adds_per_s=1000 * len(images) * runner.multiply_adds / median,
+        ways.append(
+            Way(
+                name=runner.name,
+                precision=runner.precision,
+                batch=runner.batch,
+                samples_ms=timing.samples_ms,
+                windows_per_s=Interval(
+                    *(1e3 * len(images) * count / t for t in (median, slow, fast))
+                ),
+                speed_up=timings[0].ratio_to(timing),
+                tau=float(taus.mean()),
+                tau_least=float(taus.min()),
+                same=float(same_ranking(scores, importance[0]).mean()),
+                multiply_adds=runner.multiply_adds,
+                multiply_adds_per_s=1000 * len(images) * runner.multiply_adds / median,
+            )
         )
-        ways.append(way)
     return Speed(
         created=utc_now(),
         git_commit=git_commit(),
@@ -273,15 +243,9 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
 
 
 def same_ranking(ours: ArrayLike, theirs: ArrayLike, tie: float = TIE) -> NDArray[np.bool_]:
-    """Tell of each image whether no two patches stand the other way round.
+    """Tell, (B,) bool, whether two importances (B, N) put no two patches the other way round.
 
-    Args:
-        ours: (B, N) importance.
-        theirs: (B, N) importance; where it differs by ``tie`` or less, either order is right.
-        tie: such a difference.
-
-    Returns:
-        (B,) bool.
+    Where ``theirs`` differ by ``tie`` or less, either order is right.
     """
     a, b = np.asarray(ours), np.asarray(theirs)
     ahead = b[:, :, None] - b[:, None, :] > tie
@@ -291,44 +255,32 @@ def same_ranking(ours: ArrayLike, theirs: ArrayLike, tie: float = TIE) -> NDArra
 
 def speed_table(speed: Speed) -> Table:
     """Lay out all ways, the straightforward one first."""
-    title = (
-        f"{speed.model}, before block {speed.block}, {speed.windows} windows (side {speed.window}, "
-        f"stride {speed.stride}), images of {speed.dataset}: {speed.images}"
-    )
     rounds = len(speed.ways[0].samples_ms)
     ends = "95 % intervals" if rounds >= LEAST_ROUNDS else "their range"
-    caption = (
-        f"{speed.device}, threads: {speed.threads}. {rounds} rounds: medians \\[quartiles], "
-        f"ratios with {ends}. same: share of rankings equal to the first row's up to scores "
-        f"within {TIE:g}. G: 1e9 multiply-adds of embedding and blocks."
-    )
-    table = Table(title=title, caption=caption, caption_justify="left")
-    heads = ("way", "batch", "windows/s", "speed-up", "tau (least)", "same", "G per image", "G/s")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "way" else "right", no_wrap=True)
+    rows = []
     for way in speed.ways:
-        # Without weights all patches are as good as each other.
-        agreement = [f"{way.tau:.3f} ({way.tau_least:.3f})", f"{100 * way.same:.0f} %"]
-        if speed.random_weights:
-            agreement = [NOT_MEASURED] * 2
-        table.add_row(
-            way.name,
-            str(way.batch),
-            _interval(way.windows_per_s, ".1f"),
-            _interval(way.speed_up, ".2f"),
-            *agreement,
-            f"{way.multiply_adds / 1e9:.1f}",
-            f"{way.multiply_adds_per_s / 1e9:.1f}",
-        )
-    return table
-
-
-def speed_forms(speed: Speed) -> Forms:
-    """Return the table as it is, and for a narrow terminal."""
-    table = speed_table(speed)
-    return Forms((table, fewer(table, DETAILS)))
-
-
-def _interval(value: Interval, form: str) -> str:
-    estimate, low, high = (format(number, form) for number in value)
-    return f"{estimate} \\[{low}, {high}]"
+        cells = {
+            "way": way.name,
+            "batch": str(way.batch),
+            "windows/s": "{:.1f} [{:.1f}, {:.1f}]".format(*way.windows_per_s),
+            "speed-up": "{:.2f} [{:.2f}, {:.2f}]".format(*way.speed_up),
+            "tau (least)": f"{way.tau:.3f} ({way.tau_least:.3f})",
+            "same": f"{100 * way.same:.0f} %",
+            "G per image": f"{way.multiply_adds / 1e9:.1f}",
+            "G/s": f"{way.multiply_adds_per_s / 1e9:.1f}",
+        }
+        if speed.random_weights:  # all patches are as good as each other
+            cells |= dict.fromkeys(("tau (least)", "same"), NOT_MEASURED)
+        rows.append(cells)
+    return Table(
+        title=f"{speed.model}, before block {speed.block}, {speed.windows} windows (side "
+        f"{speed.window}, stride {speed.stride}), images of {speed.dataset}: {speed.images}",
+        caption=f"{speed.device}, threads: {speed.threads}. {rounds} rounds: medians [quartiles], "
+        f"ratios with {ends}. same: share of rankings equal to the first row's up to scores "
+        f"within {TIE:g}. G: 1e9 multiply-adds of embedding and blocks.",
+        columns=[
+            Column(heading=head, left=head == "way", forms=FORMS[: 1 if head in DETAILS else 3])
+            for head in rows[0]
+        ],
+        rows=[list(map(Cell, cells.values())) for cells in rows],
+    )

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -47,42 +47,27 @@ STOPPED_TUNED = 100  # likewise of a tuned tower, which is slow to rank: its pre
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """On what a study is made. Fields that a study varies are not looked at by it.
+    """Conditions of a study, which ignores the fields that it varies."""
 
-    Attributes:
-        model: dense tower, see ``harness.models.towers.load_tower``; it needs a text tower.
-        datasets: names of those that are judged by, and learnt from.
-        split: what is judged by.
-        limit: images of it per dataset, see ``sampling.subset``; None for all.
-        train_limit: ranked images to learn from, per dataset; None for all.
-        keeps: keep rates; None for the study's own.
-        seeds: fits per predictor, and random orders.
-        golden: score, block and windows of the golden rankings.
-        fit: recipe of predictors; its seed is the first.
-        shots: ranked images per class to learn from; None for all.
-        tune: recipe of learned tokens; its seed is the first.
-        labelled: images per class that they are learned from.
-        own_predictors: a tuned model's predictor is fitted to the rankings of its dataset, as all
-            others are; else it is the one that ships or is in the user's cache.
-        batches: batch sizes to time models at; none to time nothing.
-        device: torch device.
-        dtype: of the models.
-    """
-
+    # dense tower, see ``harness.models.towers.load_tower``; it needs a text tower
     model: str = "clip_vit_s14"
-    datasets: tuple[str, ...] = ("fashion", "emoji")
+    datasets: tuple[str, ...] = ("fashion", "emoji")  # names of those to judge by and to learn from
     split: SplitName = "val"
-    limit: int | None = 300
-    train_limit: int | None = 500
-    keeps: tuple[float, ...] | None = None
-    seeds: int = 3
+    limit: int | None = 300  # images per dataset to judge by; None for all
+    train_limit: int | None = 500  # ranked images to learn from, per dataset; None for all
+    keeps: tuple[float, ...] | None = None  # keep rates; None for the study's own
+    seeds: int = 3  # fits per predictor, and random orders
+    # score, block and windows of the golden rankings
     golden: GoldenConfig = field(default_factory=lambda: GoldenConfig(window=3, stride=2))
-    fit: FitConfig = field(default_factory=FitConfig)
-    shots: int | None = None
+    fit: FitConfig = field(default_factory=FitConfig)  # recipe of predictors; its seed is the first
+    shots: int | None = None  # ranked images per class to learn from; None for all
+    # recipe of learned tokens; its seed is the first
     tune: TuneConfig = field(default_factory=TuneConfig)
-    labelled: int = 16
+    labelled: int = 16  # images per class that they are learned from
+    # a tuned model's predictor is fitted to the rankings of its dataset, as all others are;
+    # else it is the one that ships or is in the user's cache
     own_predictors: bool = False
-    batches: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -95,7 +80,7 @@ class StudyConfig:
                 raise ValueError(f"--{flag} {value}: expected a number from 1")
 
     def described(self, *, tunes: bool = False) -> str:
-        """Return in words what models are made of, where a study doesn't vary it."""
+        """Describe what models are made of where a study doesn't vary it."""
         if tunes:
             one = self.tune
             predictors = "predictors that ship or are fitted as in the other studies"
@@ -104,12 +89,10 @@ class StudyConfig:
             kind = "" if one.tokens != "vt" else ", coupled" if one.coupled else ", independent"
             return (
                 f"Where nothing else is said: {predictors}; {one.count} tokens "
-                f"({one.tokens}{kind}), "
-                f"depth {one.depth}, anchor {one.anchor:g}, learned from {self.labelled} labelled "
-                f"images per class in at most {one.rounds} rounds of {one.steps} steps of "
-                f"{one.batch} images; "
-                f"{self.seeds} seeds, each with images of its own, stopped by up to 4 other "
-                "images per class."
+                f"({one.tokens}{kind}), depth {one.depth}, anchor {one.anchor:g}, learned from "
+                f"{self.labelled} labelled images per class in at most {one.rounds} rounds of "
+                f"{one.steps} steps of {one.batch} images; {self.seeds} seeds, each with images of "
+                "its own, stopped by up to 4 other images per class."
             )
         fit = self.fit
         images = "all" if self.train_limit is None else f"up to {self.train_limit}"
@@ -123,64 +106,41 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a study's table.
+    """One line of a study's table."""
 
-    Attributes:
-        labels: what distinguishes it, by column.
-        rows: the same model from several seeds, or one.
-        group: lines are compared within it: a keep rate, maybe by equal cost, or a name.
-        prompts: what was tuned for each row; none where class captions classify.
-    """
-
-    labels: dict[str, str]
-    rows: Sequence[Variant]
-    group: float | str
-    prompts: Sequence[Tuned] = ()
+    labels: dict[str, str]  # what distinguishes it, by column
+    rows: Sequence[Variant]  # the same model from several seeds, or one
+    group: float | str  # a keep rate or a name; lines are compared within it
+    prompts: Sequence[Tuned] = ()  # of each row; none where class captions classify
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A question about methods, and what answers it.
+    """A question about methods, and what answers it."""
 
-    Attributes:
-        name: what it is called on the command line.
-        title: of its tables.
-        question: what it answers.
-        keeps: usual keep rates.
-        lines: from workshop, dataset and keep rates to the models that are judged on the dataset;
-            the first of a group is what the others are compared with.
-        split: what is judged by unless another is asked for.
-        tunes: it is about learned tokens, whose labelled images may come from val.
-    """
-
-    name: str
-    title: str
-    question: str
-    keeps: tuple[float, ...]
+    name: str  # on the command line
+    title: str  # of its tables
+    question: str  # what it answers
+    keeps: tuple[float, ...]  # usual keep rates
+    # from workshop, dataset and keep rates to the models that are judged on the dataset; the
+    # first of a group is what the others are compared with
     lines: "Lines"
-    split: SplitName = "val"
-    tunes: bool = False
+    tunes: bool = False  # it is about learned tokens, whose labelled images may come from val
+
+    @property
+    def split(self) -> SplitName:
+        """Split to judge by unless another is asked for."""
+        return "test" if self.tunes else "val"
 
 
 def study(
-    title: str, question: str, keeps: tuple[float, ...], *, name: str = "", tunes: bool = False
+    title: str, question: str, keeps: tuple[float, ...], *, tunes: bool = False
 ) -> Callable[["Lines"], Study]:
-    """Declare a study of a function's name, or another one, whose lines the function yields.
-
-    Studies of learned tokens are judged by test.
-    """
-    split: SplitName = "test" if tunes else "val"
+    """Declare a study of a function's name, whose lines the function yields."""
 
     def declare(lines: "Lines") -> Study:
-        return Study(
-            name=name or lines.__name__,
-            title=title,
-            question=question,
-            keeps=keeps,
-            lines=lines,
-            split=split,
-            tunes=tunes,
-        )
+        about = {"name": lines.__name__, "title": title, "question": question}
+        return Study(**about, keeps=keeps, lines=lines, tunes=tunes)
 
     return declare
 
@@ -188,7 +148,7 @@ def study(
 def find(
     model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]
 ) -> Rankings | None:
-    """Return the golden rankings that there are of some images: shipped, or the user's own.
+    """Find golden rankings of some images, shipped or the user's own.
 
     Returns:
         Rankings of those of the images that have one, in their order; None where nobody has made
@@ -211,38 +171,12 @@ def find(
     return None
 
 
-def find_or_rank(
-    model: str,
-    weights: str,
-    source: Source,
-    golden: GoldenConfig,
-    limit: int | None,
-    *,
-    device: str,
-    progress: Progress,
-) -> Rankings:
-    """Return the golden rankings of the first images of a split, in its order."""
-    image_ids = subset(source.images, limit).image_ids
-    rankings = find(model, weights, source, golden, image_ids)
-    if rankings is None or len(rankings) < len(image_ids):
-        job = Job(model=model, source=source, config=golden, limit=limit, dtype=AUTO, device=device)
-        rankings = Rankings.read(rank(job, progress).path)
-    return rankings.take(image_ids)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """A predictor that a study fitted.
-
-    Attributes:
-        file: where it is.
-        seed: of its fit.
-        images: ranked images that it learnt from.
-    """
+class Fitted(NamedTuple):
+    """A predictor that a study fitted."""
 
     file: PredictorFile
     seed: int
-    images: int
+    images: int  # number of ranked images that it learnt from
 
 
 class Workshop:
@@ -256,17 +190,9 @@ class Workshop:
         self._rankings: dict[tuple[str, str, GoldenConfig, int | None], Rankings] = {}
         self._solvers: dict[str, KeepSolver] = {}
 
-    def tuner(self, dataset: Dataset) -> Tuner:
-        """Return what tunes models of the tower on a dataset."""
-        assert self.tower.clip is not None
-        return Tuner(
-            self.tower.clip,
-            dataset,
-            model=self.tower.arch,
-            tag=self.tower.tag,
-            weights=self.weights,
-            progress=self.progress,
-        )
+    def tuned(self, tuner: Tuner, row: Variant, seed: int, recipe: TuneConfig) -> Tuned:
+        """Tune a row, or take the prompts of an earlier run."""
+        return tuner.tuned([row], self.config.labelled, seed, recipe)[row.key]
 
     def golden(self, **changes: Any) -> GoldenConfig:
         """Return the study's settings of golden rankings with some of them changed."""
@@ -280,26 +206,31 @@ class Workshop:
     def rankings(
         self, dataset: str, split: SplitName, golden: GoldenConfig, most: int | None = None
     ) -> Rankings:
-        """Find the golden rankings of the study's images of a split, or make them.
-
-        Args:
-            dataset: name of the dataset whose images these are.
-            split: train, or one to judge or stop by.
-            golden: how they are made.
-            most: images, where all are judged by and fewer will do.
-        """
+        """Find the golden rankings of the study's images of a split (at most ``most``), or make."""
         limit = self.limit(split, most)
-        if (dataset, split, golden, limit) not in self._rankings:
-            self._rankings[dataset, split, golden, limit] = find_or_rank(
-                self.tower.name,
-                self.weights,
-                Source.of(get_dataset(dataset), split),
-                golden,
-                limit,
+        key = (dataset, split, golden, limit)
+        if key not in self._rankings:
+            source = Source.of(get_dataset(dataset), split)
+            self._rankings[key] = self.rank(self.tower.name, self.weights, source, golden, limit)
+        return self._rankings[key]
+
+    def truth(self, dataset: Dataset, golden: GoldenConfig) -> Rankings:
+        """Return the golden rankings of the images that are judged."""
+        return self.rankings(dataset.images_of, self.config.split, golden)
+
+    def rank(
+        self, model: str, weights: str, source: Source, golden: GoldenConfig, limit: int | None
+    ) -> Rankings:
+        """Find the golden rankings of the first images of a source, or make them."""
+        image_ids = subset(source.images, limit).image_ids
+        rankings = find(model, weights, source, golden, image_ids)
+        if rankings is None or len(rankings) < len(image_ids):
+            job = Job(
+                model=model, source=source, config=golden, limit=limit, dtype=AUTO,
                 device=self.config.device,
-                progress=self.progress,
-            )
-        return self._rankings[dataset, split, golden, limit]
+            )  # fmt: skip
+            rankings = Rankings.read(rank(job, self.progress).path)
+        return rankings.take(image_ids)
 
     def limit(self, split: SplitName, most: int | None) -> int | None:
         """Return how many images of a split are ranked, None for all."""
@@ -322,11 +253,7 @@ class Workshop:
     ) -> list[Fitted]:
         """Fit a predictor from each of the study's seeds, or take those of an earlier run.
 
-        Args:
-            datasets: names of those to learn from.
-            golden: the target.
-            recipe: how; None for the study's.
-            shots: ranked images per class; None for the study's.
+        Without ``recipe`` and ``shots`` (ranked images per class) the study's are taken.
         """
         recipe = recipe or self.config.fit
         shots = shots or self.config.shots
@@ -335,11 +262,9 @@ class Workshop:
         images = sum(map(len, train))
         if shots is not None:
             images = sum(shots * len(get_dataset(name).classes) for name in datasets)
-        seeds = range(recipe.seed, recipe.seed + self.config.seeds)
-        files = [self.predictor(train, stop, replace(recipe, seed=seed), shots) for seed in seeds]
         return [
-            Fitted(file=file, seed=seed, images=images)
-            for file, seed in zip(files, seeds, strict=True)
+            Fitted(self.predictor(train, stop, replace(recipe, seed=seed), shots), seed, images)
+            for seed in range(recipe.seed, recipe.seed + self.config.seeds)
         ]
 
     def predictor(
@@ -354,7 +279,7 @@ class Workshop:
     def predictor_path(
         self, train: list[Rankings], stop: list[Rankings], recipe: FitConfig, shots: int | None
     ) -> Path:
-        """Return where a predictor is kept: by all that decides its weights."""
+        """Return where a predictor is kept: by a hash of all that decides its weights."""
         parts = [
             [asdict(r.provenance) | {"ids": r.image_ids} for r in part] for part in (train, stop)
         ]
@@ -373,24 +298,15 @@ class Workshop:
         later: Sequence[Sequence[Fitted]] = (),
         **options: Any,
     ) -> list[Variant]:
-        """Make a row of each predictor.
+        """Make a row of each predictor, one per seed, all of one shape and block.
 
-        Args:
-            fits: predictors of one shape and block, one per seed.
-            keep: keep rate.
-            truth: golden rankings to compare with.
-            what: tells these rows apart from others.
-            later: those of later reduction points, where each scores anew.
-            options: further ones of the method.
+        ``what`` tells these rows apart from others; ``later`` are predictors of later reduction
+        points, where each scores anew.
         """
         rows = []
         for one, *rest in zip(fits, *later, strict=True):
-            vit = zoo.reduce(
-                self.dense,
-                method=PREDICTED,
-                keep=keep,
-                **{"reduce_at": (one.file.block,), **one.file.options, **options},
-            )
+            settings = {"reduce_at": (one.file.block,), **one.file.options, **options}
+            vit = zoo.reduce(self.dense, method=PREDICTED, keep=keep, **settings)
             digest = self.load(vit, [one.file, *(other.file for other in rest)])
             rows.append(self._row(PREDICTED, vit, f"{what}, seed {one.seed}", truth, digest))
         return rows
@@ -402,8 +318,7 @@ class Workshop:
 
     def oracle(self, truth: Rankings, keep: float, what: str, **options: Any) -> list[Variant]:
         """Make a row that prunes by golden rankings."""
-        options = {"reduce_at": (truth.provenance.block,), **options}
-        config = ReducerConfig(keep=keep, **options)
+        config = ReducerConfig(keep=keep, **{"reduce_at": (truth.provenance.block,), **options})
         row = golden_row(self.dense, self._name("golden", keep), config)
         return [replace(row, what=what, rankings=truth)]
 
@@ -411,20 +326,22 @@ class Workshop:
         self, method: str, keep: float, truth: Rankings | None, what: str, **options: Any
     ) -> list[Variant]:
         """Make a row of a method without a predictor; several where it is random."""
-        seeded = method == "random"
+        if method != "random":
+            vit = zoo.reduce(self.dense, method=method, keep=keep, **options)
+            return [self._row(method, vit, what, truth)]
         rows = []
-        for seed in range(self.config.seeds if seeded else 1):
-            if seeded:
-                options["seed"] = seed
-            vit = zoo.reduce(self.dense, method=method, keep=keep, **options).eval()
-            rows.append(self._row(method, vit, f"{what}, seed {seed}" if seeded else what, truth))
+        for seed in range(self.config.seeds):
+            vit = zoo.reduce(self.dense, method=method, keep=keep, seed=seed, **options)
+            rows.append(self._row(method, vit, f"{what}, seed {seed}", truth))
         return rows
 
-    def at_cost(self, name: str, build: Callable[[float], Sequence[Variant]], goal: float) -> float:
-        """Return the keep rate at which a model costs as nearly as it can what another does."""
+    def at_cost(
+        self, name: str, build: Callable[[float], list[Variant]], goal: float
+    ) -> list[Variant]:
+        """Build a model at the keep rate at which it costs as nearly as it can ``goal`` GFLOPs."""
         if name not in self._solvers:
             self._solvers[name] = KeepSolver(self.dense, lambda keep: build(keep)[0].vit)
-        return self._solvers[name].nearest(goal)
+        return build(self._solvers[name].nearest(goal))
 
     def gflops(self, row: Variant) -> float:
         """Return what a row's model costs, 1e9 multiply-adds."""
@@ -434,12 +351,7 @@ class Workshop:
         return f"{self.tower.arch}_{method}{round(100 * keep)}"
 
     def _row(
-        self,
-        method: str,
-        vit: ReducedViT,
-        what: str,
-        truth: Rankings | None,
-        predictor: str = "",
+        self, method: str, vit: ReducedViT, what: str, truth: Rankings | None, predictor: str = ""
     ) -> Variant:
         assert vit.reducer is not None
         config = as_json(vit.reducer.config)
@@ -470,31 +382,34 @@ class TuningShop:
         """Tune nothing yet."""
         require_apart(dataset, shop.config.split)
         self.shop, self.dataset = shop, dataset
-        self.tuner = shop.tuner(dataset)
+        assert shop.tower.clip is not None
+        self.tuner = Tuner(
+            shop.tower.clip,
+            dataset,
+            model=shop.tower.arch,
+            tag=shop.tower.tag,
+            weights=shop.weights,
+            progress=shop.progress,
+        )
 
     def row(self, keep: float) -> Variant:
-        """Return the dense model (keep rate 1), or Patch Ranking.
-
-        Its predictor is the one that is found, or with ``own_predictors`` the dataset's own, that
-        of the study's first seed.
-        """
-        if keep < 1 and self.shop.config.own_predictors:
-            fits = self.shop.fitted([self.dataset.images_of], self.shop.golden())[:1]
-            (own,) = self.shop.predicted(fits, keep, None, "own predictor")
-            return own
+        """Return the dense model (keep rate 1), or Patch Ranking by ``own_predictors``."""
+        shop = self.shop
+        if keep < 1 and shop.config.own_predictors:
+            fits = shop.fitted([self.dataset.images_of], shop.golden())[:1]
+            (row,) = shop.predicted(fits, keep, None, "own predictor")
+            return row
         pair = (DENSE, 1.0) if keep == 1 else (PREDICTED, keep)
-        tower = self.shop.tower
-        (row,) = rows_of(self.shop.dense, tower.arch, tower.tag, [pair])
+        (row,) = rows_of(shop.dense, shop.tower.arch, shop.tower.tag, [pair])
         return row
 
     def tuned(self, row: Variant, **changes: Any) -> list[Tuned]:
         """Tune a row once for each of the study's seeds, which draw images and initial tokens."""
-        config, tuned = replace(self.shop.config.tune, **changes), []
-        shots, seeds = self.shop.config.labelled, self.shop.config.seeds
-        for seed in range(config.seed, config.seed + seeds):
-            recipe = replace(config, seed=seed)
-            tuned.append(self.tuner.tuned([row], shots, seed, recipe)[row.key])
-        return tuned
+        recipe = replace(self.shop.config.tune, **changes)
+        return [
+            self.shop.tuned(self.tuner, row, seed, replace(recipe, seed=seed))
+            for seed in range(recipe.seed, recipe.seed + self.shop.config.seeds)
+        ]
 
     def moved(self, row: Variant, tuned: Sequence[Tuned]) -> list[Tuned]:
         """Give a row the prompts that were tuned on another one of the tower."""
@@ -507,38 +422,24 @@ class TuningShop:
         return Line(labels, [row] * len(tuned), group, list(tuned))
 
     def ranked_after(self, one: Tuned, golden: GoldenConfig) -> Fitted:
-        """Fit a predictor to golden rankings of a dense tower that was tuned before.
-
-        Returns:
-            The predictor, which needs the tower's learned tokens as well.
-        """
+        """Fit a predictor, which needs the learned tokens, to rankings of the tuned dense tower."""
         shop, seed = self.shop, int(one.file.recipe["seed"])
         folder = cache_folder() / "studies" / f"{shop.tower.arch}-{one.digest}"
         if not (folder / "config.json").is_file():
             dense = load_tower(shop.tower.name).vit
             save_for_hf(add_prompts(dense, one.file), str(folder), safe_serialization=True)
         path = folder / f"predictor-{golden.block}.safetensors"
-        name = f"local-dir:{folder}"
         if not path.is_file():
-            weights = fingerprint(one.vit)
-
-            def ranked(split: SplitName, limit: int | None) -> Rankings:
-                source = Source.of(self.dataset, split)
-                return find_or_rank(
-                    name,
-                    weights,
-                    source,
-                    golden,
-                    limit,
-                    device=shop.config.device,
-                    progress=shop.progress,
-                )
-
-            train, stop = ranked("train", shop.config.train_limit), ranked("val", STOPPED_TUNED)
+            name, weights = f"local-dir:{folder}", fingerprint(one.vit)
+            sources = [Source.of(self.dataset, "train"), Source.of(self.dataset, "val")]
+            limits = (shop.config.train_limit, STOPPED_TUNED)
+            train, stop = (
+                [shop.rank(name, weights, source, golden, limit)]
+                for source, limit in zip(sources, limits, strict=True)
+            )
             recipe = replace(shop.config.fit, seed=seed)
-            fit(name, [train], [stop], recipe, out=path, progress=shop.progress)
-        file = PredictorFile.read(path)
-        return Fitted(file=file, seed=seed, images=shop.config.train_limit or 0)
+            fit(name, train, stop, recipe, out=path, progress=shop.progress)
+        return Fitted(PredictorFile.read(path), seed, shop.config.train_limit or 0)
 
 
 Lines = Callable[[Workshop, Dataset, Sequence[float]], Iterator[Line]]

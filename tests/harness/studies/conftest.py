@@ -41,6 +41,12 @@ def tiny() -> StudyConfig:
 
 
 @pytest.fixture
+def few(tiny: StudyConfig) -> StudyConfig:
+    """One dataset and one keep rate."""
+    return replace(tiny, keeps=(0.5,), datasets=("plain",))
+
+
+@pytest.fixture
 def paper_s(tiny: StudyConfig) -> StudyConfig:
     """Two datasets of the paper."""
     return replace(tiny, datasets=("caltech101", "dtd"), split="test")
@@ -72,13 +78,12 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
             raise ValueError(f"no dataset is called {name!r}")
         return datasets[name]
 
-    monkeypatch.setattr("harness.datasets.names_of", lambda given, **_: list(given))
+    monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names))
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
-    for place in ("studies.run", "studies.workshop", "fit", "golden.rank"):
+    for place in ("studies.run", "studies.workshop", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("run", "workshop", "dry_run", "commands"):
-        monkeypatch.setattr(f"harness.studies.{place}.get_dataset", get)
-    monkeypatch.setattr("harness.golden.fit.get_dataset", get)
+    for place in ("studies.run", "studies.workshop", "studies.dry_run", "golden.fit", "cli.runs"):
+        monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets
 
 
@@ -89,8 +94,8 @@ def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
     def call(
         name: str, config: StudyConfig, records: list[Record] | None = None
     ) -> dict[str, tuple[Sheet, list[Record]]]:
-        made = make(get_study(name), config, records or [], Progress())
-        return {sheet.dense.dataset: (sheet, found) for sheet, found in made}
+        sheets = make(get_study(name), config, records or [], Progress())
+        return {sheet.dense.dataset: (sheet, own) for sheet, own in sheets}
 
     return call
 

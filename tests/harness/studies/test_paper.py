@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.studies.paper import list_reproductions, paper_datasets, printed
+from harness.studies.paper import get_reproduction, list_reproductions, printed
 from harness.studies.workshop import StudyConfig
 
 TABLES = list(list_reproductions())
@@ -39,14 +39,29 @@ def test_the_means_of_the_method_are_those_of_table_1():
     assert printed("table5")["V+T, keep 60"].mean == 79.5
 
 
-def test_the_mean_over_some_datasets_needs_each_of_them():
+def test_a_mean_over_some_datasets_needs_each_of_them():
     rows = printed("table1")
-    assert rows["unpruned"].mean_over(paper_datasets()) == 67.9  # as printed
+    every = get_reproduction("table1").datasets
+    assert rows["unpruned"].mean_over(every) == 67.9  # as printed
     assert rows["unpruned"].mean_over(["dtd", "ucf101"]) == pytest.approx((45.1 + 67.0) / 2)
-    assert rows["unpruned"].mean_over(["dtd", "fashion"]) is None
+    assert rows["unpruned"].mean_over(["dtd", "fashion"]) == 67.9  # others: as printed
     assert rows["unpruned"].mean_over([]) is None
     assert rows["golden, preservation, keep 60"].mean_over(["dtd"]) is None
-    assert rows["golden, preservation, keep 60"].mean_over(paper_datasets()) == 67.0
+    assert rows["golden, preservation, keep 60"].mean_over(every) == 67.0
+
+
+def test_the_paper_s_points_of_figure_1_stand_at_our_multiply_adds():
+    rows = {row.name: row for row in get_reproduction("figure1").rows(StudyConfig(), 12)}
+    assert rows["patchrank, keep 60"].paper_place == pytest.approx(12.25 / 17.58)
+    assert rows["patchrank, keep 60"].place is None
+    assert rows["unpruned"].paper_place is None
+
+
+def test_without_imagenet_its_row_says_so():
+    recipe = get_reproduction("table4")
+    for datasets, empty in ((recipe.datasets, ""), (("dtd",), "needs imagenet among --datasets")):
+        rows = {row.name: row for row in recipe.rows(StudyConfig(datasets=datasets), 12)}
+        assert rows["Patch Ranking, ImageNet-trained"].empty == empty
 
 
 def test_of_table_2_no_pair_is_made_up():

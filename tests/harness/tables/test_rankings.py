@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from harness.cli import runs as studies
-from harness.cli.runs import OBJECTS, curve_forms, two
-from harness.console.table import Forms, Part, fewer
+from harness.console.table import Part
 from harness.golden.budget import Curve, Point, Worth
 from harness.records.record import Record
 from harness.records.statistics import Interval
+from harness.studies.curve import curve_table
 from harness.studies.dry_run import Step, plan_table
 from harness.studies.objects import ObjectShare, objects_table
 from harness.studies.paper import Row, get_reproduction
 from harness.studies.reproduce import Comparison, Result
 from harness.studies.run import Sheet, entries
-from harness.studies.speed import Speed, Way, speed_forms
+from harness.studies.speed import Speed, Way, speed_table
 from zoo.approximate import Effort
 
 PERCENT = Interval(57.1, 50.04, 64.06)
@@ -31,7 +31,7 @@ def _objects(records: list[Record]) -> list[Part]:
     values = np.linspace(0.1, 0.9, 7)
     share = ObjectShare(used=np.ones(7, bool), share=values, chance=values / 3, auc=values)
     names = ("golden preservation", "golden confidence", "patchrank")
-    return [two(objects_table(dict.fromkeys(names, share), f"objects of {LONG}"), OBJECTS)]
+    return [objects_table(dict.fromkeys(names, share), f"objects of {LONG}")]
 
 
 def _curve(records: list[Record]) -> list[Part]:
@@ -60,7 +60,7 @@ def _curve(records: list[Record]) -> list[Part]:
         versions={},
         worths=[worth, replace(worth, point=Point(window=3, stride=2), passes=36.0)],
     )
-    return [curve_forms(curve)]
+    return [curve_table(curve)]
 
 
 def _speed(records: list[Record]) -> list[Part]:
@@ -94,19 +94,18 @@ def _speed(records: list[Record]) -> list[Part]:
         versions={},
         ways=(way, replace(way, name="engine, compiled, bfloat16", precision="bfloat16")),
     )
-    return [speed_forms(speed)]
+    return [speed_table(speed)]
 
 
 def _study(records: list[Record]) -> list[Part]:
     dense, *others = records
     labels = {"score": "preservation", "ranking of": "the same images"}
     sheet = Sheet(
-        study="scores",
         title=f"Scores: emoji test, {LONG}",
         dense=dense,
         entries=entries([(labels, 0.6, [row, row]) for row in others[:3]], dense),
     )
-    return [studies.narrower(sheet.table()), *studies.run_study_list().parts]
+    return [sheet.table(), *studies.run_study_list().parts]
 
 
 def _reproduce(records: list[Record]) -> list[Part]:
@@ -116,22 +115,19 @@ def _reproduce(records: list[Record]) -> list[Part]:
     comparison = Comparison(
         recipe=recipe,
         tower="clip_vit_b16.openai",
-        datasets=tuple(recipe.datasets),
         results=tuple(Result(row=row, ours=ours, to=ours) for row in rows),
         images=dict.fromkeys(recipe.datasets, 50_000),
-        same=True,
     )
     step = Step(
         kind="fit predictors",
         of="pooledmixer 64 on emoji, preservation before block 3",
         total=1_281_167,
         cached=100,
-        unit="images",
         images=1_281_067,
         passes=216_500_323,
     )
     plan = plan_table(recipe, "clip_vit_b16.openai", [step] * 2, {"imagenet": LONG})
-    return [Forms((comparison.table(), fewer(comparison.table(), comparison.datasets))), plan]
+    return [comparison.table(), plan]
 
 
 MAKERS = (_objects, _curve, _speed, _study, _reproduce)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.golden.budget import Curve, Point, Worth, best_within
+from harness.golden.budget import SHIPPED, Curve, Point, Worth, best_within, recipe_for
 from harness.records.statistics import Interval
-from harness.studies.curve import undominated
 from zoo.approximate import Effort
+from zoo.golden import GoldenConfig
 
 
 def made(*ways: tuple[Point, float]) -> Curve:
@@ -72,10 +72,25 @@ def test_a_budget_below_the_cheapest_is_refused():
         best_within(made(*MADE), 0.5, Effort(grid=(14, 14), blocks=6), 3)
 
 
-def test_ways_that_others_beat_are_told_apart():
-    assert [w.point.label for w in undominated(made(*MADE))] == [
-        "clsattn", "follow:0", "shallow:4", "window 2, stride 1"
-    ]  # fmt: skip
+def test_the_shipped_curve_serves_every_budget():
+    shipped = Curve.read(SHIPPED)
+    exact = {"window": 2, "stride": 1, "approximate": None}
+    assert recipe_for(169) == exact
+    taus = {worth.point: worth.tau.estimate for worth in shipped.worths}
+    last = 0.0
+    for budget in (1.5, 5, 10, 25, 49, 100, 169):
+        recipe = recipe_for(budget)
+        point = Point(**recipe)
+        assert point.passes(shipped.effort, shipped.block) <= budget
+        assert taus[point] >= last
+        last = taus[point]
+        GoldenConfig(**recipe)
+    assert recipe_for(1e6, grid=(7, 7), depth=12, block=0, dim=768) == exact
+    for budget, shape in ((0.01, {}), (5, {"token_pooled": False})):
+        with pytest.raises(ValueError, match="the cheapest golden ranking"):
+            recipe_for(budget, **shape)
+    with pytest.raises(ValueError, match="block=12: this tower has blocks 0 to 11"):
+        recipe_for(10, depth=12, block=12)
 
 
 def test_another_schema_is_refused(tmp_path: Path):

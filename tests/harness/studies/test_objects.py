@@ -59,13 +59,13 @@ def ranked_images(draw: st.DrawFn) -> tuple[NDArray[np.float32], NDArray[np.bool
 @given(ranked_images())
 def test_equal_to_a_slow_count(images: tuple[NDArray[np.float32], NDArray[np.bool_]]):
     importance, inside = images
-    found = object_share(importance, inside)
+    shares = object_share(importance, inside)
     used = [any(row) and not all(row) for row in inside.tolist()]
-    assert found.used.tolist() == used
+    assert shares.used.tolist() == used
     pairs = list(zip(importance[used].tolist(), inside[used].tolist(), strict=True))
-    assert found.share == pytest.approx([slow_share(*pair) for pair in pairs])
-    assert found.auc == pytest.approx([slow_auc(*pair) for pair in pairs])
-    assert found.chance == pytest.approx([sum(row) / len(row) for _, row in pairs])
+    assert shares.share == pytest.approx([slow_share(*pair) for pair in pairs])
+    assert shares.auc == pytest.approx([slow_auc(*pair) for pair in pairs])
+    assert shares.chance == pytest.approx([sum(row) / len(row) for _, row in pairs])
 
 
 @given(ranked_images(), st.randoms(use_true_random=False))
@@ -94,14 +94,14 @@ def test_no_opinion_is_chance_and_the_mask_itself_is_perfect(images: tuple):
 
 def test_summary():
     inside = np.array([[True, False, False, False], [True, True, False, False]])
-    found = object_share(np.array([[9.0, 1, 2, 3], [9.0, 1, 2, 3]]), inside)
-    assert found.share.tolist() == [1.0, 0.5]
-    assert found.chance.tolist() == [0.25, 0.5]
-    intervals = found.intervals()
+    shares = object_share(np.array([[9.0, 1, 2, 3], [9.0, 1, 2, 3]]), inside)
+    assert shares.share.tolist() == [1.0, 0.5]
+    assert shares.chance.tolist() == [0.25, 0.5]
+    intervals = shares.intervals()
     assert intervals["share"].estimate == 0.75
     assert intervals["difference"].estimate == 0.375
     assert (intervals["difference"].low, intervals["difference"].high) == (0.0, 0.75)
-    assert found.lift == 2.0
+    assert shares.lift == 2.0
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_refusals(importance: NDArray, inside: NDArray, match: str):
 
 def test_a_patch_is_the_objects_if_half_of_its_pixels_are():
     inside = torch.rand(3, 12, 20) < 0.5
-    found = object_patches(inside, (3, 4))
+    shares = object_patches(inside, (3, 4))
     for i in range(3):
         for row in range(3):
             for column in range(4):
                 tile = inside[i, 4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
-                assert found[i, 4 * row + column] == (int(tile.sum()) >= 10)
+                assert shares[i, 4 * row + column] == (int(tile.sum()) >= 10)
     exactly_half = torch.zeros(1, 2, 2, dtype=torch.bool)
     exactly_half[0, 0] = True
     assert object_patches(exactly_half, (1, 1)).item()
@@ -164,11 +164,11 @@ def fashion() -> dict[str, ObjectShare]:
 
 @pytest.mark.parametrize("ranking", RANKINGS[:4])
 def test_rankings_find_the_item(ranking: str, fashion: dict[str, ObjectShare]):
-    found = fashion[ranking]
-    difference = found.intervals()["difference"]
+    shares = fashion[ranking]
+    difference = shares.intervals()["difference"]
     assert difference.low > 0.1
-    assert found.lift > 2.5
-    assert found.used.sum() == 12
+    assert shares.lift > 2.5
+    assert shares.used.sum() == 12
 
 
 def test_random_does_not(fashion: dict[str, ObjectShare]):
@@ -228,15 +228,15 @@ def test_datasets_without_masks(toy: object, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         module, "get_dataset", lambda name: toy if name == "toy" else get_dataset(name)
     )
-    told = {"limit": 2, "scores": [], "methods": ["random"], "config": GoldenConfig()}
+    options = {"limit": 2, "scores": [], "methods": ["random"], "config": GoldenConfig()}
     match = "dataset 'toy' has no object masks; expected one of emoji, emoji-names, .*fashion"
     with pytest.raises(ValueError, match=match):
-        find_objects("clip_vit_s14", "toy", "val", progress=Progress(), **told)
+        find_objects("clip_vit_s14", "toy", "val", progress=Progress(), **options)
 
 
 def test_classes_without_words(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(type(get_dataset("fashion")), "classes", ("bag", "xylophonist"))
-    told = {"limit": 2, "methods": [], "config": GoldenConfig(), "progress": Progress()}
+    options = {"limit": 2, "methods": [], "config": GoldenConfig(), "progress": Progress()}
     match = "score='label': class 'xylophonist': .* never saw .*; use --scores preservation"
     with pytest.raises(ValueError, match=match):
-        find_objects("clip_vit_s14", "fashion", "val", scores=["preservation", "label"], **told)
+        find_objects("clip_vit_s14", "fashion", "val", scores=["preservation", "label"], **options)

@@ -2,33 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.records.record import Record
 from harness.records.statistics import bootstrap_mean, mean_interval
-from harness.studies.run import Sheet, list_studies
 from harness.studies.tuning import four_points
 from harness.studies.workshop import StudyConfig
-from zoo.prompt_learner import TuneConfig
 
-Made = Callable[..., dict[str, tuple[Sheet, list[Record]]]]
+Studied = Callable[..., Any]
 
 
 @pytest.fixture
-def few(tiny: StudyConfig, predictor_file: Path) -> StudyConfig:
+def few(few: StudyConfig, predictor_file: Path) -> StudyConfig:
     assert predictor_file.is_file()
-    return replace(tiny, keeps=(0.5,), datasets=("plain",), split="test")
+    return replace(few, split="test")
 
 
-def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyConfig, studied: Made):
+def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(
+    few: StudyConfig, studied: Studied
+):
     sheet, records = studied("tuning", few)["plain"]
-    told = [(e.labels["tuned"], e.labels["model"].split("_")[-1]) for e in sheet.entries]
-    assert told == [
-        (how, which) for how in ("none", "T", "V+T") for which in ("b16", "patchrank50")
-    ]
+    lines = [(e.labels["tuned"], e.labels["model"].split("_")[-1]) for e in sheet.entries]
+    assert lines == list(product(("none", "T", "V+T"), ("b16", "patchrank50")))
     dense, pruned = sheet.entries[4:]
     for entry in (dense, pruned):
         assert [(r.tuning, r.shots, r.seed, r.prompt_tokens) for r in entry.records] == [
@@ -46,18 +45,18 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyCon
     assert plain.gflops is not None
     assert dense.mean("gflops") > plain.gflops
     assert sheet.entries[2].mean("gflops") == plain.gflops
-    assert "over seeds" in sheet.cells()[0]
+    assert "over seeds" in sheet.table().heads
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
 
 
-def test_more_tokens_cost_more(few: StudyConfig, studied: Made):
+def test_more_tokens_cost_more(few: StudyConfig, studied: Studied):
     sheet, _ = studied("count", few)["plain"]
     costs = {e.labels["tokens"]: e.mean("gflops") for e in sheet.entries}
     assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
     assert [e.records[0].prompt_tokens for e in sheet.entries] == [16, 4, 32, None]
 
 
-def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied: Made):
+def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied: Studied):
     sheet, _ = studied("order", few)["plain"]
     by = {e.labels["order"].split(",")[0] + "/" + e.labels["model"]: e for e in sheet.entries}
     used = {
@@ -87,23 +86,6 @@ def test_the_papers_four_points():
         four_points(4)
 
 
-def test_labelled_images_are_not_judged_by(few: StudyConfig, studied: Made):
+def test_labelled_images_are_not_judged_by(few: StudyConfig, studied: Studied):
     with pytest.raises(ValueError, match=r"--split val: .*judge them by --split test"):
         studied("kinds", replace(few, split="val"))
-
-
-def test_their_notes_say_what_was_learned(tiny: StudyConfig):
-    told = replace(tiny, tune=TuneConfig(count=7, coupled=False), labelled=3)
-    text = told.described(tunes=True)
-    assert "7 tokens (vt, independent), depth 1, anchor 8" in text
-    assert "3 labelled images per class" in text
-    assert "predictors that ship" in text
-    own = replace(told, own_predictors=True).described(tunes=True)
-    assert f"predictors fitted to {told.golden.described()}" in own
-    assert [n for n, s in list_studies().items() if s.tunes] == [
-        "count",
-        "kinds",
-        "order",
-        "points",
-        "tuning",
-    ]

@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from harness.cli import main
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.golden.budget import SHIPPED, Curve, Point, recipe_for
+from harness.golden.budget import Curve, Point
 from harness.models.towers import Tower, text_classifier
 from harness.records.agreement import kendall_tau
 from harness.records.statistics import Interval
 from harness.studies import curve as module
 from harness.studies.curve import (
     CurveConfig,
-    curve_markdown,
+    curve_table,
     draw_curve,
     measure_curve,
+    undominated,
     usual_points,
     write_curve,
 )
@@ -48,8 +49,8 @@ def measure(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "get_dataset", lambda name: toy)
 
     def call(points: tuple[Point, ...] | None = POINTS, **facts: Any) -> Curve:
-        told = {"datasets": ("toy",), "split": "test", "limit": 12, "rounds": 0}
-        return measure_curve(CurveConfig(**told | facts), Progress(), points)
+        facts = {"datasets": ("toy",), "split": "test", "limit": 12, "rounds": 0} | facts
+        return measure_curve(CurveConfig(**facts), Progress(), points)
 
     return call
 
@@ -57,17 +58,17 @@ def measure(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> 
 def test_measures_agreement_and_accuracy_of_each_way(
     measure: Measure, parts: ClipParts, toy: Dataset
 ):
-    found = measure()
-    assert [w.point.label for w in found.worths] == [
+    curve = measure()
+    assert [w.point.label for w in curve.worths] == [
         "window 2, stride 1", "window 3, stride 3", "follow:2", "random"
     ]  # fmt: skip
-    assert (found.images, found.named) == ({"toy": 12}, {"toy": 9})
+    assert (curve.images, curve.named) == ({"toy": 12}, {"toy": 9})
     split = module.subset(toy.split("test"), 12)
     images = torch.stack([parts.preprocess(example.image) for example in split])
     dense = parts.model.visual
     exact = golden_importance(dense, images, GoldenConfig())
     coarse = golden_importance(dense, images, GoldenConfig(window=3, stride=3))
-    worth = found.worths[1]
+    worth = curve.worths[1]
     # Batches of another size round differently, so that near ties may turn.
     tau = kendall_tau(coarse, exact).mean()
     assert worth.tau.estimate == pytest.approx(tau, abs=2e-3)
@@ -85,7 +86,7 @@ def test_measures_agreement_and_accuracy_of_each_way(
             right.append(cosines.nan_to_num(-1).argmax().item() == split.labels[i])
     assert worth.top1["30"] == pytest.approx(np.mean(right))
     assert worth.difference["30"].estimate == pytest.approx(
-        worth.top1["30"] - found.worths[0].top1["30"]
+        worth.top1["30"] - curve.worths[0].top1["30"]
     )
 
 
@@ -100,12 +101,12 @@ def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(mea
 
 
 def test_a_second_run_ranks_only_what_is_new(measure: Measure, monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple[Point, int]] = []
+    calls: list[tuple[Point, int]] = []
     importance = module.Ranker.importance
 
     def note(self: Any, point: Point, images: torch.Tensor, *args: Any) -> torch.Tensor:
-        asked.append((point, len(images)))
-        if len(asked) == 3:
+        calls.append((point, len(images)))
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return importance(self, point, images, *args)
 
@@ -113,11 +114,11 @@ def test_a_second_run_ranks_only_what_is_new(measure: Measure, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         measure()
     first = [Point(), Point()]  # ten images, then two
-    assert asked == [(first[0], 10), (first[1], 2), (POINTS[0], 10)]
-    found = measure()
-    assert asked[3:] == [(point, count) for point in POINTS for count in (10, 2)]
-    assert measure() == found
-    assert len(asked) == 11
+    assert calls == [(first[0], 10), (first[1], 2), (POINTS[0], 10)]
+    curve = measure()
+    assert calls[3:] == [(point, count) for point in POINTS for count in (10, 2)]
+    assert measure() == curve
+    assert len(calls) == 11
 
 
 def test_what_a_ranking_depends_on_tells_it_apart(
@@ -150,20 +151,20 @@ def test_a_tower_without_text_has_no_accuracy(
 ):
     tower = Tower(parts.model.visual, parts.preprocess, "local-dir:other")
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
-    found = measure(POINTS[:1])
-    assert (found.dense, found.named, found.worths[1].top1) == (None, {}, {})
-    assert "top-1" not in curve_markdown(found)
-    assert draw_curve(found, "png").startswith(b"\x89PNG")
+    curve = measure(POINTS[:1])
+    assert (curve.dense, curve.named, curve.worths[1].top1) == (None, {}, {})
+    assert not [head for head in curve_table(curve).heads if "top-1" in head]
+    assert draw_curve(curve, "png").startswith(b"\x89PNG")
 
 
 def test_files_hold_what_was_measured_and_are_the_same_every_time(measure: Measure, tmp_path: Path):
-    found = measure()
-    write_curve(found, tmp_path)
-    assert Curve.read(tmp_path / "curve.json") == replace(found, effort=found.effort)
+    curve = measure()
+    write_curve(curve, tmp_path)
+    assert Curve.read(tmp_path / "curve.json") == replace(curve, effort=curve.effort)
     table = (tmp_path / "curve.md").read_text()
     assert table.count("\n|") == 5
-    assert f"| {found.worths[1].tau.estimate:.3f} [" in table
-    assert (tmp_path / "curve.svg").read_bytes() == draw_curve(found, "svg")
+    assert f"| {curve.worths[1].tau.estimate:.3f} [" in table
+    assert (tmp_path / "curve.svg").read_bytes() == draw_curve(curve, "svg")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "curve.json", "curve.md", "curve.svg"
     ]  # fmt: skip
@@ -172,8 +173,8 @@ def test_files_hold_what_was_measured_and_are_the_same_every_time(measure: Measu
 def test_the_command_prints_the_table(
     measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    told = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
-    assert main(["study", "curve", *told.split()]) == 0
+    flags = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
+    assert main(["study", "curve", *flags.split()]) == 0
     printed = capsys.readouterr().out
     for label in ("window 2, stride 2", "follow:4", "jacobian:8", "clsattn", "random"):
         assert label in printed
@@ -206,22 +207,13 @@ def test_usual_points_are_what_the_tower_can_do():
     assert labels[-2:] == ["random", "random"]
 
 
-def test_the_shipped_curve_serves_every_budget():
-    shipped = Curve.read(SHIPPED)
-    exact = {"window": 2, "stride": 1, "approximate": None}
-    assert recipe_for(169) == exact
-    taus = {worth.point: worth.tau.estimate for worth in shipped.worths}
-    last = 0.0
-    for budget in (1.5, 5, 10, 25, 49, 100, 169):
-        recipe = recipe_for(budget)
-        point = Point(**recipe)
-        assert point.passes(shipped.effort, shipped.block) <= budget
-        assert taus[point] >= last
-        last = taus[point]
-        GoldenConfig(**recipe)
-    assert recipe_for(1e6, grid=(7, 7), depth=12, block=0, dim=768) == exact
-    for budget, shape in ((0.01, {}), (5, {"token_pooled": False})):
-        with pytest.raises(ValueError, match="the cheapest golden ranking"):
-            recipe_for(budget, **shape)
-    with pytest.raises(ValueError, match="block=12: this tower has blocks 0 to 11"):
-        recipe_for(10, depth=12, block=12)
+def test_ways_that_others_beat_are_told_apart(measure: Measure):
+    curve = measure()
+    exact, coarse, follow, random = curve.worths
+    passes_and_taus = ((exact, 49, 1.0), (coarse, 9, 0.8), (follow, 3, 0.85), (random, 0, 0.1))
+    worths = [
+        replace(worth, passes=passes, tau=Interval(tau, tau, tau))
+        for worth, passes, tau in passes_and_taus
+    ]
+    best = undominated(replace(curve, worths=worths))
+    assert [worth.point for worth in best] == [random.point, follow.point, exact.point]
