@@ -23,6 +23,7 @@ from PIL import Image
 from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor
+from zoo.lit import LitConfig, LitModel
 
 import zoo
 from harness.datasets.canvas import seeded
@@ -31,7 +32,6 @@ from harness.datasets.fashion import CLASSES, Fashion, sample
 from harness.embedded import build_fashion
 from zoo.clip import image_transform
 from zoo.files import write_whole
-from zoo.lit import LitConfig, LitModel, train
 from zoo.sizes import EMBEDDED
 from zoo.text import CompactText, tokenizer
 from zoo.weights import cache_folder
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
             log.info("step %d of %d, loss %.3f", step, config.steps, loss)
 
     where = {"checkpoint": args.cache / "train.pt", "on_step": report}
-    train(model, images, captions, tokens, config, weights=torch.tensor(share), **where)
+    train_lit(model, images, captions, tokens, config, weights=torch.tensor(share), **where)
     write(model, config, args.output)
     return 0
 

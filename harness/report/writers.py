@@ -1,14 +1,14 @@
-"""A `Table` as Markdown, LaTeX, HTML and CSV."""
+"""A `Table` as Markdown, LaTeX and CSV; `page.html` writes HTML."""
 
 import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from harness.console.table import NOT_MEASURED, Cell, Table
+from harness.console.table import NOT_MEASURED, Table
 
 
 def markdown(tables: Sequence[Table], level: int = 3) -> str:
@@ -110,28 +110,6 @@ def _latex_signed(text: str) -> str:
 def latex_text(text: str) -> str:
     """Return text in which nothing is a command of LaTeX's."""
     return " ".join(text.split()).translate(_ESCAPED)
-
-
-def html(table: Table, labelled_by: str) -> str:
-    """Return a ``table`` whose cells carry what sorting goes by; its heading has the id."""
-    head = "".join(f'<th scope="col">{html_text(heading)}</th>' for heading in table.heads)
-    rows = "".join(f"<tr>{''.join(_html_cells(row))}</tr>\n" for row in table.rows)
-    return (
-        f'<table data-sortable aria-labelledby="{labelled_by}">\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody>\n</table>"
-    )
-
-
-def _html_cells(row: Sequence[Cell]) -> Iterator[str]:
-    for at, cell in enumerate(row):
-        value = "" if cell.value is None else f' data-sort="{escape(str(cell.value))}"'
-        tag, scope = ("td", "") if at else ("th", ' scope="row"')
-        yield f"<{tag}{scope}{value}>{html_text(cell.marked)}</{tag}>"
-
-
-def html_text(text: str) -> str:
-    """Return text for a page; numbers stay with what follows them."""
-    return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", escape(text))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
