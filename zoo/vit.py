@@ -103,11 +103,7 @@ def straight_line(model: nn.Module) -> torch.fx.GraphModule:
 
 
 def refuse_mask(x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Return ``x`` (B, T, D) as it is.
-
-    Raises:
-        ValueError: there is a mask, of tokens that reduction moves.
-    """
+    """Return ``x`` as it is, or raise ValueError if there is a mask: reduction moves tokens."""
     if mask is not None or is_causal:
         raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
     return x
@@ -132,21 +128,14 @@ class ReducedViT(PromptedViT):
     """
 
     def __init__(
-        self,
-        *,
-        method: str | None = None,
-        reduction: dict[str, Any] | None = None,
-        **vit_args: Any,
+        self, *, method: str | None = None, reduction: dict[str, Any] | None = None, **vit_args: Any
     ) -> None:
         """Build tower and reducer with random weights."""
         super().__init__(**vit_args)
         self.reducer: Reducer | None = None
         if method is not None:
-            dtype_and_device = {k: vit_args.get(k) for k in ("device", "dtype")}
-            self.reducer = build_reducer(
-                method, reduction or {}, host_spec(self, **dtype_and_device)
-            )
-            self.reducer.train(self.training)
+            host = host_spec(self, device=vit_args.get("device"), dtype=vit_args.get("dtype"))
+            self.reducer = build_reducer(method, reduction or {}, host).train(self.training)
 
     def embed(self, images: Tensor) -> Tokens:
         """Turn images (B, C, H, W) into the tokens that enter block 0."""
@@ -277,11 +266,7 @@ class ReducedViT(PromptedViT):
         return straight_line(self)
 
     def trace(self, images: Tensor) -> Trace:
-        """Run the model and return what the reducer did, with the output; keeps no state.
-
-        Args:
-            images: (B, C, H, W) as for ``forward``.
-        """
+        """Run the model on images (B, C, H, W) and return what the reducer did, with the output."""
         tokens, each = self.advance(self.embed(images), taps=range(len(self.blocks)))
         return Trace.of(self.finish(tokens), each)
 
@@ -309,12 +294,11 @@ def host_spec(tower: VisionTransformer, device: Any, dtype: Any) -> HostSpec:
         )
     if isinstance(tower.patch_drop, PatchDropout):
         raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
-    grid = tower.patch_embed.grid_size
+    rows, columns = tower.patch_embed.grid_size
     return HostSpec(
         embed_dim=tower.embed_dim,
         depth=len(tower.blocks),
-        grid=(int(grid[0]), int(grid[1])),
-        prefix=tower.num_prefix_tokens,
+        grid=(int(rows), int(columns)),
         device=device,
         dtype=dtype,
     )

@@ -22,7 +22,7 @@ from zoo.reducer import HostSpec, build_reducer
 FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are
 
 
-HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4), prefix=1)
+HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
 
 
 def predictor(arch: str, grid: tuple[int, int] = (4, 4)) -> Predictor:

@@ -22,7 +22,7 @@ from zoo.reducer import (
     spread,
 )
 
-HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4), prefix=1)
+HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
 SCHEDULE = st.sampled_from(["geometric", "linear"])
 POINTS = st.sets(st.integers(0, 23), min_size=1, max_size=12).map(lambda s: tuple(sorted(s)))
 
