@@ -30,7 +30,6 @@ class ToMeConfig(ReducerConfig):
     instead_of_keep: ClassVar[tuple[str, ...]] = ("r",)
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         if self.r is not None:
             self.whole("r", 0)

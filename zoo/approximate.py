@@ -84,23 +84,6 @@ class Effort:
         return 2 * self.dim**2 * (tokens - 1) + self.linear + products * self.dim * visible
 
 
-class Whole(NamedTuple):
-    """What a whole image leaves behind on its way through the blocks.
-
-    Attributes:
-        keys: per block, (B, H, T, d) keys of all tokens.
-        values: per block, (B, H, T, d) values of all tokens.
-        features: (B, D) unit features.
-        carriers: (B, W, N) int64 patches, those that carry most of a window to CLS first and those
-            inside the window last.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    features: Tensor
-    carriers: Tensor
-
-
 def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Compute features without each window, recomputing only CLS and ``count`` patch tokens.
 
@@ -114,36 +97,37 @@ def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Te
     """
     targets, features = [], []
     for part in start.x.split(max(1, suffix.batch // 4)):
-        whole = run_whole(suffix, part, start.prefix, cells, choose=count > 0)
-        targets.append(whole.features)
+        target, pairs, every = run_whole(suffix, part, start.prefix, cells, choose=count > 0)
+        targets.append(target)
         per = max(1, suffix.batch * part.shape[1] // (2 * len(part) * (start.prefix + count)))
-        parts = [
-            _without(suffix, part, start.prefix, whole, some, carriers)
-            for some, carriers in zip(
-                cells.split(per), whole.carriers[..., :count].split(per, dim=1), strict=True
-            )
-        ]
+        chunks = zip(cells.split(per), every[..., :count].split(per, dim=1), strict=True)
+        parts = [_without(suffix, part, start.prefix, pairs, *chunk) for chunk in chunks]
         features.append(torch.cat(parts, dim=1))
     return torch.cat(targets), torch.cat(features)
 
 
-def run_whole(suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: bool) -> Whole:
-    """Run tokens (B, T, D) and note keys, values and, if ``choose``, who carries which window.
+def run_whole(
+    suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: bool
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
+    """Run whole images ``x`` (B, T, D) and, if ``choose``, find out who carries which window.
 
     A patch token carries a window to the class token by attending to it in one block and being
     attended to in a later one. What it carries is estimated by the product of both attentions, mean
     over heads, summed over all such pairs of blocks.
+
+    Returns:
+        Unit features (B, D); per block the keys and values (B, H, T, d) of all tokens; and patches
+        (B, W, N), those that carry most of a window first and those inside it last.
     """
     inside = members(cells, x.shape[1] - prefix).to(x.dtype)
-    keys, values = [], []
+    pairs = []
     # Per window and patch, over the blocks so far: attention of the patch to the window, and the
     # product of that with the class token's attention to the patch.
     reach = carried = x.new_zeros(len(x), len(inside), inside.shape[1])
     for index, block in enumerate(suffix.blocks):
         last = index == len(suffix.blocks) - 1
         attended = attend(block.attn, block.norm1(x))
-        keys.append(attended.key)
-        values.append(attended.value)
+        pairs.append((attended.key, attended.value))
         if choose:
             # In the last block only the class token's row is needed.
             queries = attended.query[:, :, : 1 if last else None] * attended.scale
@@ -157,11 +141,16 @@ def run_whole(suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: 
         x = x + block.ls2(block.mlp(block.norm2(x)))
     carried = carried.masked_fill(inside.bool(), -1)
     carriers = carried.argsort(dim=-1, descending=True, stable=True)
-    return Whole(keys, values, unit_features(suffix, x), carriers)
+    return unit_features(suffix, x), pairs, carriers
 
 
 def _without(
-    suffix: Suffix, x: Tensor, prefix: int, whole: Whole, cells: Tensor, carriers: Tensor
+    suffix: Suffix,
+    x: Tensor,
+    prefix: int,
+    pairs: list[tuple[Tensor, Tensor]],
+    cells: Tensor,
+    carriers: Tensor,
 ) -> Tensor:
     """Compute features of images ``x`` (B, T, D) without each of w windows, (B, w, D).
 
@@ -191,11 +180,11 @@ def _without(
         query = query * attn.scale
         shape = query.shape[2:4]
         # The old tokens' keys are one per image, so all windows' queries meet them in one product.
-        old_logits = query.flatten(2, 3) @ whole.keys[index].transpose(-2, -1)
+        old_logits = query.flatten(2, 3) @ pairs[index][0].transpose(-2, -1)
         new_logits = query @ key.transpose(-2, -1)
         logits = torch.cat((old_logits.unflatten(2, shape) + bias, new_logits), dim=-1)
         old, new = logits.softmax(dim=-1).split((x.shape[1], key.shape[3]), dim=-1)
-        out = (old.flatten(2, 3) @ whole.values[index]).unflatten(2, shape) + new @ value
+        out = (old.flatten(2, 3) @ pairs[index][1]).unflatten(2, shape) + new @ value
         out = out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2)
         y = y + block.ls1(project(attn, out, normed))
         y = y + block.ls2(block.mlp(block.norm2(y)))
@@ -285,16 +274,6 @@ def gated(suffix: Suffix, x: Tensor, gates: Tensor) -> Tensor:
         x = x + block.ls1(project(attn, out.transpose(1, 2).flatten(2), normed))
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return unit_features(suffix, x)
-
-
-def jacobian_effort(effort: Effort, count: int, windows: int) -> int:
-    """Count multiply-adds per image, the pass of the whole image left out."""
-    forward, backward = (
-        effort.inner(effort.tokens, effort.tokens, products)
-        + effort.last(effort.tokens, effort.tokens, products)
-        for products in (2, 5)
-    )
-    return follow_effort(effort, 0, windows) + forward + count * backward
 
 
 Run = Callable[[Suffix, Tokens, Tensor, int], tuple[Tensor, Tensor]]
@@ -407,5 +386,8 @@ def approximate_passes(spec: str | None, effort: Effort, block: int, windows: in
     if kind == "follow":
         return follow_effort(effort, number, windows) / effort.whole
     if kind == "jacobian":
-        return jacobian_effort(effort, number, windows) / effort.whole
+        passed = effort.tokens, effort.tokens
+        forward, backward = (effort.inner(*passed, n) + effort.last(*passed, n) for n in (2, 5))
+        slopes = forward + number * backward
+        return (follow_effort(effort, 0, windows) + slopes) / effort.whole
     return windows * replace(effort, blocks=number - block + 1).whole / effort.whole

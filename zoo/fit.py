@@ -165,7 +165,6 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Validate."""
         if self.loss not in LOSSES:
             raise ValueError(f"loss={self.loss!r}: {expected(self.loss, LOSSES)}")
         architecture(self.arch)

@@ -124,7 +124,6 @@ class GoldenConfig:
     approximate: str | None = None
 
     def __post_init__(self) -> None:
-        """Validate."""
         if self.score not in SCORES:
             raise ValueError(f"score={self.score!r}: {expected(self.score, SCORES)}")
         for field, low in (("block", 0), ("window", 1), ("stride", 1), ("greedy", 1)):
@@ -181,7 +180,6 @@ class GoldenEngine:
         compiled: bool = False,
         batch: int | None = None,
     ) -> None:
-        """Prepare the tower."""
         _check(model, config, text)
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: {expected(precision, PRECISIONS)}")

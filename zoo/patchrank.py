@@ -26,7 +26,6 @@ class PatchRankConfig(ReducerConfig):
     rescore: bool = False
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         architecture(self.arch)
         self.whole("width", 1)
@@ -46,7 +45,6 @@ class PatchRank(Pruner):
     config: PatchRankConfig
 
     def __init__(self, config: PatchRankConfig, host: HostSpec) -> None:
-        """Build the predictors with random weights."""
         super().__init__(config, host)
         _, *later = self.predictor_blocks(config, host.depth)
         if later:

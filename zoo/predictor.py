@@ -1,17 +1,6 @@
 """Small networks that predict importance from the tokens at the reduction point, and their files.
 
-====================  ==========  ===========  ====================================
-name                  free of N   any subset   what a patch's score depends on
-====================  ==========  ===========  ====================================
-linear                yes         yes          the token alone
-mlp                   yes         yes          token, class token, mean token
-transformer           yes         yes          all tokens, by attention
-conv                  yes         no           token, class token, mean token, neighbours
-mixer, pooledmixer    no          no           all tokens, by fixed weights per position
-====================  ==========  ===========  ====================================
-
-*Free of N* works on any grid (``dynamic_img_size``); *any subset* also on a sequence from which
-patches are gone already.
+Networks other than mixers work on any grid (``dynamic_img_size``).
 """
 
 import re
@@ -232,7 +221,6 @@ class Predictor(nn.Module):
     def __init__(
         self, arch: str, dim: int, width: int, grid: tuple[int, int], device: Any, dtype: Any
     ) -> None:
-        """Build architecture ``arch`` with random weights."""
         super().__init__()
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
         self.net = architecture(arch)(dim, width, grid, device=device, dtype=dtype)
@@ -270,12 +258,7 @@ class PredictorFile:
 
     @classmethod
     def read(cls, path: Path) -> "PredictorFile":
-        """Read the provenance of ``path``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a predictor of ours.
-        """
+        """Read the provenance of ``path``; raise as ``read_facts`` does."""
         facts = read_facts(path, "predictor")
         fields = {f: facts[f] for f in ("model", "tag", "block", "options")}
         return cls(path=path, weights=facts.get("weights"), **fields)

@@ -33,7 +33,6 @@ class PromptedViT(VisionTransformer):
     """
 
     def __init__(self, *, prompts: dict[str, int] | None = None, **vit_args: Any) -> None:
-        """Build with random weights, learned tokens excepted, which are zeros."""
         shape, classify = for_head(prompts, vit_args)
         super().__init__(**vit_args)
         self.prompts: Prompts | None = None
@@ -130,7 +129,6 @@ class ReducedViT(PromptedViT):
     def __init__(
         self, *, method: str | None = None, reduction: dict[str, Any] | None = None, **vit_args: Any
     ) -> None:
-        """Build tower and reducer with random weights."""
         super().__init__(**vit_args)
         self.reducer: Reducer | None = None
         if method is not None:

@@ -210,9 +210,7 @@ def test_low_precision_stays_near(fresh: bool, blocks: Any):
 
 
 @torch.inference_mode()
-def test_only_the_patches_that_the_class_token_sees_are_rounded(
-    tiny: Callable[..., nn.Module],
-):
+def test_only_the_patches_that_the_class_token_sees_are_rounded(tiny: Callable[..., nn.Module]):
     """With every patch token's keys and values 0, nothing that is rounded reaches it."""
     block = tiny("clip_vit_b16", noise=0.3).blocks[3]
     lean = LeanBlock(block, torch.bfloat16, Scratch())
