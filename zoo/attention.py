@@ -60,14 +60,8 @@ def project(attn: Any, out: Tensor, x: Tensor) -> Tensor:
 def cls_attention(query: Tensor, key: Tensor, scale: float, prefix: int) -> Tensor:
     """Return how much the class token attends to each patch token, mean over heads.
 
-    Args:
-        query: (B, H, T, d) queries, the class token's first.
-        key: (B, H, T, d) keys, prefix tokens first.
-        scale: factor on the logits.
-        prefix: number of prefix tokens.
-
-    Returns:
-        (B, T - prefix) float32; with the prefix tokens' share a row sums to 1.
+    From queries and keys (B, H, T, d), prefix tokens first, to (B, T - prefix) float32; with the
+    prefix tokens' share a row sums to 1.
     """
     logits = (query[:, :, :1] * scale) @ key.transpose(-2, -1)
     return _mean_share(logits.squeeze(2), prefix)

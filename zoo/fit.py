@@ -190,12 +190,8 @@ def fit_predictor(
     The same data, recipe, machine and number of threads give the same weights bit for bit, whether
     or not the fit was stopped in between.
 
-    Args:
-        train: images to learn from.
-        val: other images, for early stopping only.
-        config: recipe.
-        on_epoch: called with epoch, training loss and validation loss.
-        checkpoint: see ``FitState.run``.
+    ``val`` decides on early stopping only. ``on_epoch`` is called with epoch, training loss and
+    validation loss; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: no images, a loss that is NaN, or a checkpoint of another fit.
@@ -294,15 +290,9 @@ def save_predictor(
 ) -> None:
     """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
 
-    Args:
-        predictor: the network.
-        path: the file.
-        model: dense timm name of the tower.
-        tag: its weight tag.
-        block: reduction point.
-        config: recipe.
-        provenance: JSON-able facts about the rankings.
-        weights: ``zoo.weights.blocks_fingerprint`` of the tower; None: serves any of this name.
+    The tower goes by its dense timm name, weight ``tag`` and ``weights``, the
+    ``zoo.weights.blocks_fingerprint``, None for a file that serves any of this name. ``provenance``
+    is JSON-able facts about the rankings.
     """
     facts = {
         "model": model,

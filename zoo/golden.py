@@ -208,11 +208,7 @@ class GoldenEngine:
 
     @torch.inference_mode()
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score the patches of each image.
-
-        Args:
-            images: (B, C, H, W), moved to the tower's device as float32.
-            labels: (B,) int64 true classes; for ``label``.
+        """Score the patches of images (B, C, H, W), with labels (B,) for ``label``.
 
         Returns:
             (B, N) float32 importance on the CPU, higher = keep: minus the mean score of the windows
@@ -250,7 +246,7 @@ class GoldenEngine:
             raise ValueError("score='label' needs labels: (B,) class indices")
         assert self.text is not None
         if labels.min() < 0 or labels.max() >= len(self.text):
-            bad = next(int(k) for k in labels if not 0 <= k < len(self.text))
+            bad = int(labels[(labels < 0) | (labels >= len(self.text))][0])
             raise ValueError(f"label {bad}: there are classes 0 to {len(self.text) - 1}")
         return labels.to(self.suffix.device)
 

@@ -37,11 +37,8 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) ->
 class HostSpec:
     """What a reducer may know about the tower it works in.
 
-    Attributes:
-        embed_dim: width D of the tokens.
-        depth: number of blocks.
-        grid: (rows, columns) of patches at the tower's own image size.
-        device, dtype: of a reducer's own weights.
+    ``grid`` is (rows, columns) of patches at the tower's own image size; ``device`` and ``dtype``
+    are those of a reducer's own weights.
     """
 
     embed_dim: int
@@ -82,11 +79,7 @@ class ReducerConfig:
             self.within("keep", 0.0, 1.0)
 
     def points(self, depth: int) -> tuple[int, ...]:
-        """Return the reduction points in a tower of ``depth`` blocks, ascending.
-
-        Raises:
-            ValueError: one lies outside the tower.
-        """
+        """Return the reduction points, ascending; raise ValueError if one is beyond ``depth``."""
         points = tuple(range(depth)) if self.reduce_at is None else self.reduce_at
         if points[-1] >= depth:
             raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
@@ -265,13 +258,10 @@ class Pruner(Reducer):
 
     @abstractmethod
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
-        """Score the patch tokens, (B, n) float, higher = keep.
+        """Score the patch tokens that enter ``block`` number ``index``, (B, n), higher = keep.
 
-        Args:
-            index: the reduction point, a block's number from 0.
-            tokens: what enters the block; ``tokens.importance`` holds the scores that an earlier
-                reduction point gave those still here, None at the first.
-            block: the timm module whose input this is.
+        ``tokens.importance`` holds the scores that an earlier reduction point gave those still
+        here, None at the first.
         """
 
     def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:

@@ -265,15 +265,10 @@ class Suffix:
 
     @torch.inference_mode()
     def features(self, start: Tokens, rows: Tensor, keep_idx: Tensor) -> Tensor:
-        """Compute the features of sequences of which only some patch tokens are left.
+        """Compute unit features (S, D) of sequences of which only some patch tokens are left.
 
-        Args:
-            start: the tokens of B images that enter the first block.
-            rows: (S,) int64, the image of each sequence.
-            keep_idx: (S, k) int64, positions of the patch tokens that are left; k may be 0.
-
-        Returns:
-            (S, D) float32, of unit length.
+        Of the images in ``start``, which enter the first block, sequence s is number ``rows[s]``,
+        with its patch tokens at ``keep_idx[s]`` (k,) left; k may be 0.
         """
         parts = []
         # Whole sequences are few, and another length would be compiled for them alone.

@@ -67,12 +67,10 @@ class Tokens(NamedTuple):
         return self.x[:, self.prefix :]
 
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
-        """Keep the ``count`` patch tokens of highest importance, in their present order.
+        """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.
 
-        Args:
-            index: number of the block at which this happens, for the history.
-            importance: (B, n) float, higher = keep. Ties go to the lower position.
-            count: how many patch tokens stay, at least 1. With count >= n nothing is touched.
+        ``index`` is the block's number, for the history. Of equal importance (B, n) the lower
+        position is kept; with nothing to drop nothing is touched.
         """
         if count >= self.patch_count:
             return self
@@ -129,14 +127,10 @@ def _occupied(positions: Tensor, patches: int) -> Tensor:
 
 
 def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
-    """Order all patches of the grid by when they went, then by their importance at that time.
+    """Order all N patches of the grid by when they went, then by their importance at that time.
 
-    Args:
-        history: the reductions of one forward pass, oldest first, at least one.
-        patches: number N of patches in the grid.
-
-    Returns:
-        (B, N) float, higher = kept longer. Patches of equal fate tie.
+    ``history`` is that of one forward pass, oldest first, at least one. Returns (B, N), higher
+    = kept longer; patches of equal fate tie.
     """
     first = history[0].before
     scores = torch.zeros(first.shape[0], patches + 1, device=first.device)
@@ -153,8 +147,7 @@ def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
 def left_at(history: tuple[Reduction, ...], patches: int) -> Tensor:
     """Tell at which block each patch's own token went, dropped or merged into another.
 
-    Returns:
-        (B, N) int64 block, -1 for a patch whose token is there at the end.
+    Returns (B, N) int64 block, -1 for a patch whose token is there at the end.
     """
     first = history[0].before
     left = first.new_full((first.shape[0], patches + 1), -1)
@@ -164,12 +157,10 @@ def left_at(history: tuple[Reduction, ...], patches: int) -> Tensor:
 
 
 def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
-    """Tell in which token each patch is at the end.
+    """Tell in which token each patch is at the end, (B, N) int64.
 
-    Returns:
-        (B, N) int64 grid position of the token: its own, or that of the one that it was merged
-        into; -1 for a patch that was dropped. A fused token has no position, so what went into it
-        counts as dropped.
+    That is the grid position of its own token, or of the one that it was merged into; -1 for a
+    patch that was dropped. A fused token has no position, so what went into it counts as dropped.
     """
     first = history[0].before
     token = torch.arange(patches + 1, device=first.device).repeat(first.shape[0], 1)

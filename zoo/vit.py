@@ -155,18 +155,10 @@ class ReducedViT(PromptedViT):
         is_causal: bool = False,
         taps: Collection[int] = (),
     ) -> tuple[Tokens, list[Tokens]]:
-        """Run blocks ``start`` to ``stop`` - 1: the one forward loop.
+        """Run blocks ``start`` to ``stop`` - 1, None for all, on the tokens: the one forward loop.
 
-        Args:
-            tokens: what enters block ``start``.
-            start: first block, 0-based.
-            stop: one past the last block, None for all.
-            mask: attention mask for every block; dense towers only.
-            is_causal: causal attention in every block; dense towers only.
-            taps: blocks whose output is wanted as well.
-
-        Returns:
-            The tokens that leave the last block, and those that left each tapped block, in order.
+        ``mask`` and ``is_causal`` are timm's, for every block of a dense tower. The result is the
+        tokens that leave the last block, and those that left each block in ``taps``, in order.
         """
         tapped = []
         masked = self.reducer is None and (mask is not None or is_causal)
@@ -276,11 +268,7 @@ class ReducedViT(PromptedViT):
 
 
 def host_spec(tower: VisionTransformer, device: Any, dtype: Any) -> HostSpec:
-    """Describe ``tower`` to a reducer.
-
-    Raises:
-        ValueError: the tower lacks what reduction needs.
-    """
+    """Describe ``tower`` to a reducer; raise ValueError if it lacks what reduction needs."""
     block = tower.blocks[0]
     if not tower.has_class_token:
         raise ValueError("this tower has no class token; token reduction needs one")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import zoo
 from harness.models.cost import gflops
-from zoo.approximate import KINDS, Effort, follow, gate_slopes, gated, jacobian, parse, run_whole
+from zoo.approximate import Effort, follow, gate_slopes, gated, jacobian, run_whole
 from zoo.attention import attend_cls
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
 from zoo.suffix import Suffix
@@ -20,14 +20,8 @@ from zoo.tokens import Tokens
 from zoo.windows import members, outside, windows
 
 GRID = 8
-
-
 PATCHES = GRID * GRID
-
-
 SPECS = ("follow:0", "follow:5", "jacobian:3", "shallow:4")
-
-
 LABELS = torch.tensor([4, 0, 2])
 
 
@@ -38,21 +32,21 @@ def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
 
 
 @pytest.fixture
-def told() -> dict[str, Any]:
+def text() -> dict[str, Any]:
     """Five classes in the joint space of 7."""
-    text = torch.randn(5, 7, generator=torch.Generator().manual_seed(3))
-    return {"text": F.normalize(text, dim=-1), "scale": 5.0}
+    features = torch.randn(5, 7, generator=torch.Generator().manual_seed(3))
+    return {"text": F.normalize(features, dim=-1), "scale": 5.0}
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_the_last_block_or_all_patches_make_it_exact(
-    score: str, tower: zoo.ReducedViT, told: dict[str, Any]
+    score: str, tower: zoo.ReducedViT, text: dict[str, Any]
 ):
     images = torch.randn(3, 3, 64, 64)
-    exact = golden_importance(tower, images, GoldenConfig(score=score), labels=LABELS, **told)
+    exact = golden_importance(tower, images, GoldenConfig(score=score), labels=LABELS, **text)
     for spec in ("shallow:5", f"follow:{PATCHES - 4}"):
         config = GoldenConfig(score=score, approximate=spec)
-        found = golden_importance(tower, images, config, labels=LABELS, **told)
+        found = golden_importance(tower, images, config, labels=LABELS, **text)
         assert torch.allclose(found, exact, atol=1e-5)
 
 
@@ -71,14 +65,14 @@ def test_a_shallower_tower_is_one_that_ends_there(
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("score", SCORES)
 def test_images_do_not_touch_each_other_and_every_call_gives_the_same(
-    score: str, spec: str, tower: zoo.ReducedViT, told: dict[str, Any]
+    score: str, spec: str, tower: zoo.ReducedViT, text: dict[str, Any]
 ):
     images = torch.randn(3, 3, 64, 64)
     config = GoldenConfig(score=score, block=2, approximate=spec)
-    together = GoldenEngine(tower, config, batch=64, **told).importance(images, LABELS)
-    again = GoldenEngine(tower, config, batch=64, **told).importance(images, LABELS)
+    together = GoldenEngine(tower, config, batch=64, **text).importance(images, LABELS)
+    again = GoldenEngine(tower, config, batch=64, **text).importance(images, LABELS)
     assert torch.equal(together, again)
-    narrow = GoldenEngine(tower, config, batch=5, **told)
+    narrow = GoldenEngine(tower, config, batch=5, **text)
     for i in range(3):
         alone = narrow.importance(images[i : i + 1], LABELS[i : i + 1])
         assert alone.shape == (1, PATCHES)
@@ -139,20 +133,6 @@ def test_what_a_tower_can_not_do(
 ):
     with pytest.raises(ValueError, match=re.escape(match)):
         GoldenEngine(tiny("clip_vit_b16", **options), GoldenConfig(approximate=spec))
-
-
-def test_a_greedy_search_removes_for_real():
-    with pytest.raises(ValueError, match="greedy=4 with approximate='follow:4'"):
-        GoldenConfig(greedy=4, approximate="follow:4")
-
-
-def test_compiling_is_for_removals(tower: zoo.ReducedViT):
-    with pytest.raises(ValueError, match="compiled=True with approximate='follow:4': exact only"):
-        GoldenEngine(tower, GoldenConfig(approximate="follow:4"), compiled=True)
-
-
-def test_every_kind_is_tested_here():
-    assert {parse(spec)[0] for spec in SPECS} == set(KINDS)
 
 
 class Part(nn.Module):

@@ -13,7 +13,7 @@ import zoo
 from harness.records.agreement import kendall_tau
 from zoo import suffix as module
 from zoo.attention import attend_cls
-from zoo.golden import GoldenConfig, GoldenEngine, best_precision
+from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.suffix import LeanBlock, Scratch, Suffix, fitting_batch
 
 STYLES: list[dict[str, Any]] = [
@@ -114,16 +114,18 @@ def test_batch_from_memory(monkeypatch: pytest.MonkeyPatch):
     [
         ({"precision": "half"}, "precision='half': expected one of float32, bfloat16, float16"),
         ({"batch": 0}, "batch=0: expected an integer from 1"),
+        ({"greedy": 4, "compiled": True}, "compiled=True needs one sequence length; a greedy"),
+        (
+            {"approximate": "follow:4", "compiled": True},
+            "compiled=True with approximate='follow:4': exact only",
+        ),
     ],
 )
 def test_refused_engines(options: dict[str, Any], match: str, tower: nn.Module):
+    config = GoldenConfig(greedy=options.get("greedy"), approximate=options.get("approximate"))
+    settings = {k: v for k, v in options.items() if k not in ("greedy", "approximate")}
     with pytest.raises(ValueError, match=re.escape(match)):
-        GoldenEngine(tower, GoldenConfig(), **options)
-
-
-def test_a_search_can_not_be_compiled(tower: nn.Module):
-    with pytest.raises(ValueError, match="needs one sequence length; a greedy search has many"):
-        GoldenEngine(tower, GoldenConfig(greedy=4), compiled=True)
+        GoldenEngine(tower, config, **settings)
 
 
 def test_towers_that_are_not_ready(tower: nn.Module):
@@ -131,10 +133,6 @@ def test_towers_that_are_not_ready(tower: nn.Module):
         GoldenEngine(tower.train(), GoldenConfig())
     with pytest.raises(ValueError, match=r"need a float32 tower, this one has torch.bfloat16"):
         GoldenEngine(tower.eval().bfloat16(), GoldenConfig())
-
-
-def test_the_best_precision_is_one_that_works():
-    assert best_precision("cpu") in module.PRECISIONS
 
 
 @pytest.mark.cuda
@@ -149,12 +147,8 @@ def test_rankings_on_a_gpu_agree():
     assert kendall_tau(here.numpy(), there.numpy())[0] > 0.98
 
 
-BLOCK_STYLES: list[dict[str, Any]] = [
-    {},
-    {"init_values": 0.3},
-    {"qk_norm": True},
-    {"qkv_bias": False},
-    {"reg_tokens": 4},
+BLOCK_STYLES = [
+    *STYLES,
     {"proj_bias": False},
     {"scale_attn_norm": True},
     {"scale_mlp_norm": True},
