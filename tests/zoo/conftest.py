@@ -47,6 +47,12 @@ def half(method: str, tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
 
 
 @pytest.fixture
+def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
+    """Build a tower lively enough that every window of patches matters."""
+    return tiny("clip_vit_b16", noise=0.3)
+
+
+@pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, 64, 64)
 

@@ -19,16 +19,11 @@ from zoo.suffix import Suffix
 from zoo.tokens import Tokens
 from zoo.windows import members, outside, windows
 
+Build = Callable[..., nn.Module]
 GRID = 8
 PATCHES = GRID * GRID
 SPECS = ("follow:0", "follow:5", "jacobian:3", "shallow:4")
 LABELS = torch.tensor([4, 0, 2])
-
-
-@pytest.fixture
-def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
-    """A tower lively enough that every window matters."""
-    return tiny("clip_vit_b16", noise=0.3)
 
 
 @pytest.fixture
@@ -50,9 +45,7 @@ def test_the_last_block_or_all_patches_make_it_exact(
         assert torch.allclose(found, exact, atol=1e-5)
 
 
-def test_a_shallower_tower_is_one_that_ends_there(
-    tower: zoo.ReducedViT, tiny: Callable[..., nn.Module]
-):
+def test_a_shallower_tower_is_one_that_ends_there(tower: zoo.ReducedViT, tiny: Build):
     images = torch.randn(2, 3, 64, 64)
     short = tiny("clip_vit_b16", depth=4)
     weights = {k: v for k, v in tower.state_dict().items() if k in short.state_dict()}
@@ -86,7 +79,7 @@ def test_gradients_and_flags_of_the_tower_stay_as_they_are(spec: str, tower: zoo
     assert not torch.is_inference_mode_enabled()
 
 
-def test_costs_grow_from_about_one_pass_to_that_of_the_removals(tiny: Callable[..., nn.Module]):
+def test_costs_grow_from_about_one_pass_to_that_of_the_removals(tiny: Build):
     shape = {"img_size": 196, "patch_size": 14, "embed_dim": 384, "depth": 9, "num_heads": 6}
     tower = tiny("clip_vit_b16", **shape)
 
@@ -128,9 +121,7 @@ def test_refused_specs(spec: str, match: str):
         ("follow:4", {"global_pool": "avg"}, "this tower has global_pool='avg'"),
     ],
 )
-def test_what_a_tower_can_not_do(
-    spec: str, options: dict[str, Any], match: str, tiny: Callable[..., nn.Module]
-):
+def test_what_a_tower_can_not_do(spec: str, options: dict[str, Any], match: str, tiny: Build):
     with pytest.raises(ValueError, match=re.escape(match)):
         GoldenEngine(tiny("clip_vit_b16", **options), GoldenConfig(approximate=spec))
 
@@ -153,9 +144,7 @@ class Part(nn.Module):
 
 @pytest.mark.parametrize("block", [0, 3, 5])
 @pytest.mark.parametrize("prefix", [1, 4])
-def test_a_whole_pass_counts_what_fvcore_counts(
-    block: int, prefix: int, tiny: Callable[..., nn.Module]
-):
+def test_a_whole_pass_counts_what_fvcore_counts(block: int, prefix: int, tiny: Build):
     tower = tiny("clip_vit_b16", num_classes=0, reg_tokens=prefix - 1)
 
     def products(rest: bool) -> float:
@@ -193,7 +182,7 @@ def removed(suffix: Suffix, start: Tokens) -> Tensor:
 @pytest.mark.parametrize("block", [0, 3, 5])
 @torch.no_grad()
 def test_a_removal_followed_into_all_patches_is_the_removal(
-    options: dict[str, Any], block: int, tiny: Callable[..., nn.Module]
+    options: dict[str, Any], block: int, tiny: Build
 ):
     suffix = Suffix(tiny("clip_vit_b16", noise=0.3, **options), block, batch=9)
     start = entering(suffix.model, block)
@@ -206,9 +195,7 @@ def test_a_removal_followed_into_all_patches_is_the_removal(
 @pytest.mark.parametrize("count", [0, 1, 7])
 @pytest.mark.parametrize("prefix", [1, 3])
 @torch.no_grad()
-def test_followed_tokens_change_and_all_others_stay(
-    count: int, prefix: int, tiny: Callable[..., nn.Module]
-):
+def test_followed_tokens_change_and_all_others_stay(count: int, prefix: int, tiny: Build):
     """Run whole sequences with the window masked, and put back what may not change."""
     suffix = Suffix(tiny("clip_vit_b16", noise=0.3, reg_tokens=prefix - 1), 2, batch=3)
     start = entering(suffix.model, 2)

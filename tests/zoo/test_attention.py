@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize, prune
 
 from zoo.attention import attend, attend_cls, cls_attention, cls_attention_of, is_plain
 
+Build = Callable[..., nn.Module]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"qkv_bias": True},
     "without bias": {"qkv_bias": False},
@@ -112,9 +113,7 @@ CHANGES: dict[str, Callable[[Attention], None]] = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_the_layer_computes_counts_not_its_weights(
-    change: str, layer: Attention, tiny: Callable[..., nn.Module]
-):
+def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Attention, tiny: Build):
     x = torch.randn(2, 10, 24)
     assert is_plain(layer.qkv)
     before = cls_attention_of(layer, x, 1)
@@ -129,7 +128,7 @@ def test_what_the_layer_computes_counts_not_its_weights(
     assert torch.allclose(attend_cls(block, x), block(x)[:, :1], atol=1e-5)
 
 
-def test_the_whole_block_is_timms(tiny: Callable[..., nn.Module]):
+def test_the_whole_block_is_timms(tiny: Build):
     block = tiny("vit_small_patch14_dinov2.lvd142m").blocks[0]
     x = torch.randn(2, 10, 48)
     with torch.no_grad():

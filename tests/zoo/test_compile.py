@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.vit import straight_line
 
+Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
 CASES = [
     *((name, {}) for name in sorted(zoo.METHODS)),
@@ -30,7 +31,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.fixture(params=CASES, ids=str)
-def model(request: pytest.FixtureRequest, tiny: Callable[..., nn.Module]) -> nn.Module:
+def model(request: pytest.FixtureRequest, tiny: Build) -> nn.Module:
     """Every method in a tiny tower, and its options that change the graph."""
     name, options = request.param
     return tiny(f"clip_vit_b16_{name}50", **options)
@@ -55,7 +56,7 @@ def test_compiles_in_one_graph(model: nn.Module, images: Tensor):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiles_to_machine_code(tiny: Callable[..., nn.Module], images: Tensor):
+def test_compiles_to_machine_code(tiny: Build, images: Tensor):
     check_compiled(tiny("clip_vit_b16_tome50", depth=3, keep=0.6), images, "inductor")
 
 
@@ -97,7 +98,7 @@ def test_scripted(model: nn.Module):
         ("clip_vit_b16_random50", {"keep": 1.0}),
     ],
 )
-def test_scripted_with_less_to_do(name: str, options: dict, tiny: Callable[..., nn.Module]):
+def test_scripted_with_less_to_do(name: str, options: dict, tiny: Build):
     model = tiny(name, **options)
     check_same(torch.jit.script(model), model)
 

@@ -15,15 +15,10 @@ import zoo
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
 from zoo.windows import mean_over_windows, windows
 
+Build = Callable[..., nn.Module]
 GRID = 8
 LABELS = torch.tensor([4, 0, 2])
 SCALE = 5.0
-
-
-@pytest.fixture
-def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
-    """A tower lively enough that every window matters."""
-    return tiny("clip_vit_b16", noise=0.3)
 
 
 @pytest.fixture
@@ -41,44 +36,48 @@ def places(side: int, window: int, stride: int) -> list[int]:
     return [*starts, side - window]
 
 
-@torch.no_grad()
-def slow_importance(
-    tower: nn.Module, images: Tensor, config: GoldenConfig, text: Tensor, labels: Tensor
-) -> Tensor:
-    """Remove each window from each image alone, through timm's own blocks, norm and head."""
+class Remains:
+    """Score what is left of one image, through timm's own blocks, norm and head."""
 
-    def rest(x: Tensor) -> Tensor:
-        for block in tower.blocks[config.block :]:
-            x = block(x)
-        return F.normalize(tower.head(tower.norm(x)[:, 0])[0], dim=0)
-
-    result = torch.zeros(len(images), GRID * GRID)
-    for image in range(len(images)):
-        x = tower.patch_embed(images[image : image + 1])
-        x = tower.norm_pre(tower._pos_embed(x))
+    @torch.no_grad()
+    def __init__(
+        self, tower: nn.Module, image: Tensor, config: GoldenConfig, text: Tensor, label: int
+    ) -> None:
+        self.tower, self.config, self.text, self.label = tower, config, text, label
+        self.x = tower.norm_pre(tower._pos_embed(tower.patch_embed(image[None])))
         for block in tower.blocks[: config.block]:
+            self.x = block(self.x)
+        self.full = self.features(list(range(self.x.shape[1] - 1)))
+
+    @torch.no_grad()
+    def features(self, keep: list[int]) -> Tensor:
+        x = self.x[:, [0, *(1 + p for p in keep)]]
+        for block in self.tower.blocks[self.config.block :]:
             x = block(x)
-        full = rest(x)
-        scores: list[list[float]] = [[] for _ in range(GRID * GRID)]
-        for row in places(GRID, config.window, config.stride):
-            for column in places(GRID, config.window, config.stride):
-                inside = [
-                    r * GRID + c
-                    for r in range(row, row + config.window)
-                    for c in range(column, column + config.window)
-                ]
-                keep = [0] + [1 + p for p in range(GRID * GRID) if p not in inside]
-                features = rest(x[:, keep])
-                posterior = (SCALE * text @ features).softmax(dim=0)
-                score = {
-                    "preservation": features @ full,
-                    "label": posterior[labels[image]],
-                    "confidence": posterior.max(),
-                }[config.score]
-                for patch in inside:
-                    scores[patch].append(score.item())
-        result[image] = torch.tensor([-sum(s) / len(s) for s in scores])
-    return result
+        return F.normalize(self.tower.head(self.tower.norm(x)[:, 0])[0], dim=0)
+
+    def score(self, keep: list[int]) -> float:
+        features = self.features(keep)
+        posterior = (SCALE * self.text @ features).softmax(dim=0)
+        scores = {
+            "preservation": features @ self.full,
+            "label": posterior[self.label],
+            "confidence": posterior.max(),
+        }
+        return float(scores[self.config.score])
+
+
+def slow_importance(remains: Remains) -> list[float]:
+    """Remove each window alone."""
+    window, stride = remains.config.window, remains.config.stride
+    scores: list[list[float]] = [[] for _ in range(GRID * GRID)]
+    for row, column in product(places(GRID, window, stride), repeat=2):
+        steps = product(range(window), repeat=2)
+        inside = [(row + r) * GRID + column + c for r, c in steps]
+        score = remains.score([p for p in range(GRID * GRID) if p not in inside])
+        for patch in inside:
+            scores[patch].append(score)
+    return [-sum(s) / len(s) for s in scores]
 
 
 CASES = [  # score, block, window, stride, batch: none divides 3 images x windows, some exceed it
@@ -100,7 +99,10 @@ def test_equals_removing_one_window_at_a_time(case: tuple, tower: nn.Module, tex
     score, block, window, stride, batch = case
     images = torch.randn(3, 3, 64, 64)
     config = GoldenConfig(score=score, block=block, window=window, stride=stride)
-    slow = slow_importance(tower, images, config, text, LABELS)
+    pairs = zip(images, LABELS.tolist(), strict=True)
+    slow = torch.tensor(
+        [slow_importance(Remains(tower, image, config, text, label)) for image, label in pairs]
+    )
     engine = GoldenEngine(tower, config, batch=batch, text=text, scale=SCALE)
     fast = engine.importance(images, LABELS)
     assert fast.shape == (3, GRID * GRID)
@@ -152,7 +154,7 @@ def test_border_patches_are_divided_by_the_windows_that_cover_them():
     assert mean[0].tolist() == pytest.approx(expected)
 
 
-def test_prefix_tokens_stay(tiny: Callable[..., nn.Module]):
+def test_prefix_tokens_stay(tiny: Build):
     """A tower with registers loses patches only, so its features hardly depend on the count."""
     model = tiny("clip_vit_b16", reg_tokens=4)
     images, config = torch.randn(2, 3, 64, 64), GoldenConfig(block=2, stride=2)
@@ -220,46 +222,25 @@ TWO_LABELS = torch.tensor([4, 0])
 
 
 @pytest.fixture
-def small_tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
+def small_tower(tiny: Build) -> zoo.ReducedViT:
     """A small_tower of 16 patches, lively enough that every window matters."""
     return tiny("clip_vit_b16", noise=0.3, patch_size=16, depth=4)
 
 
-@torch.no_grad()
-def slow_order(
-    small_tower: nn.Module, image: Tensor, config: GoldenConfig, text: Tensor, label: int
-) -> list[int]:
-    """Return the patches in the order of removal, scoring each window by timm's own blocks."""
-
-    def rest(keep: list[int]) -> Tensor:
-        x = entering[:, [0, *(1 + p for p in keep)]]
-        for block in small_tower.blocks[config.block :]:
-            x = block(x)
-        return F.normalize(small_tower.head(small_tower.norm(x)[:, 0])[0], dim=0)
-
-    def score(keep: list[int]) -> float:
-        features = rest(keep)
-        if config.score == "preservation":
-            return float(features @ full)
-        posterior = (SCALE * text @ features).softmax(dim=0)
-        return float(posterior.max() if config.score == "confidence" else posterior[label])
-
-    entering = small_tower.norm_pre(small_tower._pos_embed(small_tower.patch_embed(image[None])))
-    for block in small_tower.blocks[: config.block]:
-        entering = block(entering)
-    left = list(range(SIDE * SIDE))
-    full = rest(left)
-    removed: list[int] = []
+def slow_order(remains: Remains) -> list[int]:
+    """Return the patches in the order of removal."""
+    window, stride = remains.config.window, remains.config.stride
+    left, removed = list(range(SIDE * SIDE)), []
     while left:
-        found: dict[int, list[float]] = {patch: [] for patch in left}
-        for corner in product(range(0, SIDE - config.window + 1, config.stride), repeat=2):
-            steps = product(range(config.window), repeat=2)
+        scores: dict[int, list[float]] = {patch: [] for patch in left}
+        for corner in product(range(0, SIDE - window + 1, stride), repeat=2):
+            steps = product(range(window), repeat=2)
             inside = {(corner[0] + r) * SIDE + corner[1] + c for r, c in steps} & set(left)
             for patch in inside:
-                found[patch].append(score([p for p in left if p not in inside]))
-        mean = {patch: sum(s) / len(s) for patch, s in found.items()}
+                scores[patch].append(remains.score([p for p in left if p not in inside]))
+        mean = {patch: sum(s) / len(s) for patch, s in scores.items()}
         # The most dispensable first; of equals the later patch.
-        going = sorted(left, key=lambda p: (mean[p], p), reverse=True)[: config.greedy]
+        going = sorted(left, key=lambda p: (mean[p], p), reverse=True)[: remains.config.greedy]
         removed += going
         left = [p for p in left if p not in going]
     return removed
@@ -286,7 +267,7 @@ def test_equals_the_slow_search(
     engine = GoldenEngine(small_tower, config, text=text, scale=SCALE, batch=batch)
     importance = engine.importance(images, TWO_LABELS)
     for i in range(2):
-        slow = slow_order(small_tower, images[i], config, text, int(TWO_LABELS[i]))
+        slow = slow_order(Remains(small_tower, images[i], config, text, int(TWO_LABELS[i])))
         assert importance[i].argsort().tolist() == slow
         assert sorted(importance[i].tolist()) == list(range(SIDE * SIDE))
 

@@ -16,6 +16,7 @@ from zoo.attention import attend_cls
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.suffix import LeanBlock, Scratch, Suffix, fitting_batch
 
+Build = Callable[..., nn.Module]
 STYLES: list[dict[str, Any]] = [
     {},
     {"init_values": 0.3},
@@ -23,11 +24,6 @@ STYLES: list[dict[str, Any]] = [
     {"qkv_bias": False},
     {"reg_tokens": 4},
 ]
-
-
-@pytest.fixture
-def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
-    return tiny("clip_vit_b16", noise=0.3)
 
 
 def random_sets(count: int, size: int) -> tuple[Tensor, Tensor]:
@@ -49,9 +45,7 @@ def alone(model: zoo.ReducedViT, start: Any, row: int, keep: Tensor) -> Tensor:
 @pytest.mark.parametrize("style", [*STYLES, {"global_pool": "avg"}], ids=str)
 @pytest.mark.parametrize("size", [0, 1, 60])
 @torch.no_grad()
-def test_equals_one_sequence_at_a_time(
-    style: dict[str, Any], size: int, tiny: Callable[..., nn.Module]
-):
+def test_equals_one_sequence_at_a_time(style: dict[str, Any], size: int, tiny: Build):
     """Where the tower pools patch tokens, its last block is run for all of them."""
     if style.get("global_pool") == "avg" and size == 0:
         pytest.skip("the mean of no patches is nothing")
@@ -160,7 +154,7 @@ BLOCK_STYLES = [
 
 
 @pytest.fixture(params=BLOCK_STYLES, ids=str)
-def blocks(request: pytest.FixtureRequest, tiny: Callable[..., nn.Module]) -> Any:
+def blocks(request: pytest.FixtureRequest, tiny: Build) -> Any:
     """The blocks of a small tower, in many styles."""
     return tiny("clip_vit_b16", noise=0.2, **request.param).blocks
 
@@ -204,7 +198,7 @@ def test_low_precision_stays_near(fresh: bool, blocks: Any):
 
 
 @torch.inference_mode()
-def test_only_the_patches_that_the_class_token_sees_are_rounded(tiny: Callable[..., nn.Module]):
+def test_only_the_patches_that_the_class_token_sees_are_rounded(tiny: Build):
     """With every patch token's keys and values 0, nothing that is rounded reaches it."""
     block = tiny("clip_vit_b16", noise=0.3).blocks[3]
     lean = LeanBlock(block, torch.bfloat16, Scratch())
@@ -225,7 +219,7 @@ def test_only_the_patches_that_the_class_token_sees_are_rounded(tiny: Callable[.
     assert not torch.allclose(mixed[:, 1:], exact[:, 1:], atol=1e-3)
 
 
-def test_weights_without_constants_are_not_copied(tiny: Callable[..., nn.Module]):
+def test_weights_without_constants_are_not_copied(tiny: Build):
     block = tiny("clip_vit_b16", act_layer="gelu").blocks[0]
     lean = LeanBlock(block, torch.float32, None)
     for mine, theirs in (
@@ -247,7 +241,7 @@ def test_scratch_gives_the_same_memory_for_the_same_use():
     assert large.data_ptr() not in [other.data_ptr() for other in others]
 
 
-def test_engines_leave_the_model_alone(tiny: Callable[..., nn.Module]):
+def test_engines_leave_the_model_alone(tiny: Build):
     model = tiny("clip_vit_b16", init_values=0.3, act_layer="quick_gelu")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = zoo.GoldenConfig(stride=2)

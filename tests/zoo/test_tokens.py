@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import zoo
 from zoo.tokens import Reduction, Tokens, left_at, rank_scores, tokens_of, top
 
+Build = Callable[..., nn.Module]
+
 
 def start(batch: int = 2, prefix: int = 1, grid: tuple[int, int] = (3, 4), dim: int = 5) -> Tokens:
     return Tokens.start(torch.randn(batch, prefix + grid[0] * grid[1], dim), prefix, grid)
@@ -214,9 +216,7 @@ def state(model: nn.Module) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_nothing_is_left_on_the_model(
-    name: str, options: dict, tiny: Callable[..., nn.Module], images: Tensor
-):
+def test_nothing_is_left_on_the_model(name: str, options: dict, tiny: Build, images: Tensor):
     model = tiny(f"clip_vit_b16_{name}50", **options)
     before = state(model)
     with torch.no_grad():
@@ -228,9 +228,7 @@ def test_nothing_is_left_on_the_model(
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 @torch.no_grad()
-def test_a_trace_is_consistent(
-    name: str, options: dict, tiny: Callable[..., nn.Module], images: Tensor
-):
+def test_a_trace_is_consistent(name: str, options: dict, tiny: Build, images: Tensor):
     model = tiny(f"clip_vit_b16_{name}50", **options)
     trace = model.trace(images)
     assert torch.equal(trace.output, model(images))
@@ -269,16 +267,14 @@ def test_a_trace_is_consistent(
 
 
 @torch.no_grad()
-def test_one_shot_ranking_is_the_importance(tiny: Callable[..., nn.Module], images: Tensor):
+def test_one_shot_ranking_is_the_importance(tiny: Build, images: Tensor):
     trace = tiny("clip_vit_b16_patchrank50").trace(images)
     [went] = trace.reductions
     assert torch.equal(trace.ranking, went.importance.argsort(dim=1, descending=True, stable=True))
 
 
 @torch.no_grad()
-def test_nothing_reduced_means_no_ranking(
-    method: str, tiny: Callable[..., nn.Module], images: Tensor
-):
+def test_nothing_reduced_means_no_ranking(method: str, tiny: Build, images: Tensor):
     for model in (tiny("clip_vit_b16"), tiny(f"clip_vit_b16_{method}50", keep=1.0)):
         trace = model.trace(images)
         assert trace.scores is trace.ranking is None
@@ -298,7 +294,7 @@ def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Ten
 
 
 @torch.no_grad()
-def test_printed_forms_are_short(tiny: Callable[..., nn.Module], images: Tensor):
+def test_printed_forms_are_short(tiny: Build, images: Tensor):
     trace = tiny("clip_vit_b16_evit50", reduce_at=[1, 3]).trace(images)
     assert repr(trace) == "Trace(3 images, 8 x 8 patches: 45 at block 1, 32 at block 3)"
     assert repr(trace.reductions[1]) == "Reduction(block 3: 45 to 32 patch tokens, 3 images)"
