@@ -29,7 +29,6 @@ def entering(tower: VisionTransformer, images: Tensor, block: int) -> Tensor:
 @pytest.mark.parametrize(
     ("source", "point", "judge"), [("input", 3, 3), ("previous", 3, 2), ("input", 0, 0)]
 )
-@torch.no_grad()
 def test_importance_is_the_softmax_row(
     source: str, point: int, judge: int, tower: VisionTransformer, images: Tensor
 ):
@@ -43,7 +42,6 @@ def test_importance_is_the_softmax_row(
 
 
 @pytest.mark.parametrize("source", ["input", "previous"])
-@torch.no_grad()
 def test_the_rest_of_the_tower_runs_on_what_is_left(
     source: str, tower: VisionTransformer, images: Tensor
 ):

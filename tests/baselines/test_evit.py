@@ -36,7 +36,6 @@ def slow_block(block: Block, x: Tensor, count: int, fuse: bool) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-@torch.no_grad()
 def test_stages_are_the_slow_ones(fuse: bool, tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 4], fuse=fuse)
     trace = model.trace(images)
@@ -59,7 +58,6 @@ def test_stages_are_the_slow_ones(fuse: bool, tower: VisionTransformer, images: 
 
 @pytest.mark.parametrize("rate", [0.5, 0.6, 0.7, 0.83, 0.9])
 @pytest.mark.parametrize("fuse", [False, True])
-@torch.no_grad()
 def test_stage_rate_counts_with_ceil(rate: float, fuse: bool, tower: VisionTransformer):
     """A fused token that arrives counts as a token; the one that is added isn't kept by rate."""
     model = zoo.reduce(tower, method="evit", stage_rate=rate, reduce_at=[0, 2, 4], fuse=fuse)
@@ -79,7 +77,6 @@ def test_the_papers_counts(tower: VisionTransformer):
     assert model.reducer.counts(196) == {1: 138, 3: 98, 5: 70}
 
 
-@torch.no_grad()
 def test_the_fused_token_has_no_place_in_the_grid(tower: VisionTransformer, images: Tensor):
     """``keep`` counts what attention keeps, so that the fused token comes on top."""
     model = zoo.reduce(tower, method="evit", keep=0.25, reduce_at=[1], fuse=True)
@@ -94,7 +91,6 @@ def test_the_fused_token_has_no_place_in_the_grid(tower: VisionTransformer, imag
         assert len(there) == 16
 
 
-@torch.no_grad()
 def test_the_class_token_of_the_same_block_decides(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=2)
     same = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=2)
@@ -104,7 +100,6 @@ def test_the_class_token_of_the_same_block_decides(tower: VisionTransformer, ima
     assert not torch.allclose(model(images), same(images), atol=1e-3)  # attention saw all tokens
 
 
-@torch.no_grad()
 def test_low_precision_keeps_its_type(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower.bfloat16(), method="evit", keep=0.5, fuse=True)
     assert model.forward_features(images.bfloat16()).dtype == torch.bfloat16

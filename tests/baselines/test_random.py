@@ -58,7 +58,6 @@ def test_neighbours_are_kept_independently():
     assert both == pytest.approx(expected, rel=0.02)
 
 
-@torch.no_grad()
 def test_one_order_serves_all_images_and_runs(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="random", keep=0.5)
     first = kept(model, images)
@@ -69,7 +68,6 @@ def test_one_order_serves_all_images_and_runs(tower: VisionTransformer, images: 
     assert len({tuple(kept(model, images)[0]) for model in models}) == 20
 
 
-@torch.no_grad()
 def test_lower_keep_rates_are_subsets(tower: VisionTransformer, images: Tensor):
     """One order: what stays at 30 % stays at 60 % as well, in one shot or in stages."""
     few = kept(zoo.reduce(tower, method="random", keep=0.3), images)[0]
@@ -79,7 +77,6 @@ def test_lower_keep_rates_are_subsets(tower: VisionTransformer, images: Tensor):
     assert kept(staged, images)[0] == few
 
 
-@torch.no_grad()
 def test_stored_order(tower: VisionTransformer, images: Tensor):
     """The same on every machine and in every release."""
     ranking = zoo.reduce(tower, method="random", keep=0.5).trace(images).ranking

@@ -1,7 +1,7 @@
 """Towers small enough for a test, with weights lively enough to tell methods apart."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +110,10 @@ def _write_archive(state: dict[str, Tensor], path: Path) -> Path:
     root.register_buffer("input_resolution", torch.tensor(64))
     torch.jit.save(torch.jit.trace(root, torch.ones(1)), path)
     return path
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """Run a test without gradients: ``pytestmark = pytest.mark.usefixtures("no_grad")``."""
+    with torch.no_grad():
+        yield

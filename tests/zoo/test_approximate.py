@@ -19,6 +19,7 @@ from zoo.suffix import Suffix
 from zoo.tokens import Tokens
 from zoo.windows import members, outside, windows
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
 GRID = 8
 PATCHES = GRID * GRID
@@ -159,13 +160,11 @@ def test_a_whole_pass_counts_what_fvcore_counts(block: int, prefix: int, tiny: B
 CELLS = windows((GRID, GRID), 3, 2)
 
 
-@torch.no_grad()
 def entering(tower: zoo.ReducedViT, block: int, count: int = 2) -> Tokens:
     start, _ = tower.advance(tower.embed(torch.randn(count, 3, 64, 64)), stop=block)
     return start
 
 
-@torch.no_grad()
 def removed(suffix: Suffix, start: Tokens) -> Tensor:
     """Features of images without each window, (B, W, D)."""
     images = len(start.x)
@@ -180,7 +179,6 @@ def removed(suffix: Suffix, start: Tokens) -> Tensor:
     ids=str,
 )
 @pytest.mark.parametrize("block", [0, 3, 5])
-@torch.no_grad()
 def test_a_removal_followed_into_all_patches_is_the_removal(
     options: dict[str, Any], block: int, tiny: Build
 ):
@@ -194,7 +192,6 @@ def test_a_removal_followed_into_all_patches_is_the_removal(
 
 @pytest.mark.parametrize("count", [0, 1, 7])
 @pytest.mark.parametrize("prefix", [1, 3])
-@torch.no_grad()
 def test_followed_tokens_change_and_all_others_stay(count: int, prefix: int, tiny: Build):
     """Run whole sequences with the window masked, and put back what may not change."""
     suffix = Suffix(tiny("clip_vit_b16", noise=0.3, reg_tokens=prefix - 1), 2, batch=3)
@@ -216,7 +213,6 @@ def test_followed_tokens_change_and_all_others_stay(count: int, prefix: int, tin
             assert torch.allclose(found[image, index], F.normalize(features[0], dim=0), atol=1e-5)
 
 
-@torch.no_grad()
 def test_carriers_attend_to_the_window_and_are_attended_to_later(tower: zoo.ReducedViT):
     suffix = Suffix(tower, 3)
     x = entering(tower, 3, count=1).x
@@ -244,7 +240,6 @@ def test_carriers_attend_to_the_window_and_are_attended_to_later(tower: zoo.Redu
 
 
 @pytest.mark.parametrize("block", [0, 4])
-@torch.no_grad()
 def test_gates_go_from_the_whole_image_to_one_without_the_window(block: int, tower: zoo.ReducedViT):
     suffix = Suffix(tower, block)
     start = entering(tower, block)
@@ -259,16 +254,14 @@ def test_gates_go_from_the_whole_image_to_one_without_the_window(block: int, tow
 
 def test_slopes_are_those_of_finite_differences(tower: zoo.ReducedViT):
     suffix = Suffix(tower.double(), 3)
-    with torch.no_grad():
-        start, _ = tower.advance(tower.embed(torch.randn(2, 3, 64, 64).double()), stop=3)
+    start, _ = tower.advance(tower.embed(torch.randn(2, 3, 64, 64).double()), stop=3)
     directions = torch.randn(2, 4, 7, dtype=torch.float64)
     slopes = gate_slopes(suffix, start, directions)
     assert slopes.shape == (2, 4, PATCHES)
     for patch in (0, 13, 63):
         step = torch.zeros(2, 1 + PATCHES, dtype=torch.float64)
         step[:, 1 + patch] = 1e-3
-        with torch.no_grad():
-            up, down = (gated(suffix, start.x, sign * step).double() for sign in (1, -1))
+        up, down = (gated(suffix, start.x, sign * step).double() for sign in (1, -1))
         slope = torch.einsum("bkd,bd->bk", directions, (up - down) / 2e-3)
         assert torch.allclose(slopes[:, :, patch], slope, rtol=1e-3, atol=1e-4)
 

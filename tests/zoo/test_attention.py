@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize, prune
 
 from zoo.attention import attend, attend_cls, cls_attention, cls_attention_of, is_plain
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"qkv_bias": True},
@@ -24,9 +25,8 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=KINDS)
 def layer(request: pytest.FixtureRequest) -> Attention:
     attention = Attention(24, num_heads=3, **KINDS[request.param]).eval()
-    with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    for parameter in attention.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return attention
 
 
@@ -41,7 +41,6 @@ def written_out(layer: Attention, x: Tensor) -> Tensor:
     return torch.stack(weights, dim=1)
 
 
-@torch.no_grad()
 def test_output_is_timms(layer: Attention):
     x = torch.randn(2, 10, 24)
     attended = attend(layer, x)
@@ -51,7 +50,6 @@ def test_output_is_timms(layer: Attention):
     assert torch.equal(attend(layer, x, bias).out, layer(x, attn_mask=bias))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("prefix", [1, 4])
 def test_cls_attention_is_the_first_row_of_the_softmax(layer: Attention, prefix: int):
     x = torch.randn(2, 10, 24)
@@ -63,14 +61,12 @@ def test_cls_attention_is_the_first_row_of_the_softmax(layer: Attention, prefix:
     assert torch.allclose(cls_attention_of(layer, x, prefix), wanted, atol=1e-6)
 
 
-@torch.no_grad()
 def test_shares_sum_to_one_with_the_prefix(layer: Attention):
     x = torch.randn(2, 10, 24)
     assert torch.allclose(cls_attention_of(layer, x, 0).sum(dim=1), torch.ones(2))
     assert (cls_attention_of(layer, x, 3).sum(dim=1) < 1).all()
 
 
-@torch.no_grad()
 def test_low_precision_gives_float32(layer: Attention):
     x = torch.randn(2, 10, 24).bfloat16()
     assert cls_attention_of(layer.bfloat16(), x, 1).dtype == torch.float32
@@ -111,7 +107,6 @@ CHANGES: dict[str, Callable[[Attention], None]] = {
 }
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Attention, tiny: Build):
     x = torch.randn(2, 10, 24)
@@ -131,6 +126,5 @@ def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Atte
 def test_the_whole_block_is_timms(tiny: Build):
     block = tiny("vit_small_patch14_dinov2.lvd142m").blocks[0]
     x = torch.randn(2, 10, 48)
-    with torch.no_grad():
-        y = x + block.ls1(attend(block.attn, block.norm1(x)).out)
-        assert torch.equal(y + block.ls2(block.mlp(block.norm2(y))), block(x))
+    y = x + block.ls1(attend(block.attn, block.norm1(x)).out)
+    assert torch.equal(y + block.ls2(block.mlp(block.norm2(y))), block(x))

@@ -19,6 +19,7 @@ from zoo.predictor import (
 )
 from zoo.reducer import HostSpec, build_reducer
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
 FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are
 HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
@@ -26,15 +27,13 @@ HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
 
 def predictor(arch: str, grid: tuple[int, int] = (4, 4)) -> Predictor:
     model = Predictor(arch, 12, 8, grid, None, None)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("prefix", [1, 5])
-@torch.no_grad()
 def test_scores_each_patch_of_each_image_alone(arch: str, prefix: int):
     model, x = predictor(arch), torch.randn(3, prefix + 16, 12)
     scores = model(x, prefix, (4, 4))
@@ -46,7 +45,6 @@ def test_scores_each_patch_of_each_image_alone(arch: str, prefix: int):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@torch.no_grad()
 def test_permuting_patches_permutes_the_importance_where_places_do_not_count(arch: str):
     model, x = predictor(arch), torch.randn(2, 17, 12)
     order = torch.randperm(16)
@@ -64,7 +62,6 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@torch.no_grad()
 def test_grids_of_other_sizes_or_with_holes(arch: str, tiny: Build):
     """After an earlier reduction fewer tokens come than the grid has cells."""
     model = tiny("clip_vit_b16_patchrank50", arch=arch, dynamic_img_size=True)
@@ -81,7 +78,6 @@ def test_grids_of_other_sizes_or_with_holes(arch: str, tiny: Build):
             model.reducer.predictor(holes, 1, (6, 3))
 
 
-@torch.no_grad()
 def test_conv_is_a_slow_neighbourhood_sum():
     """Check the first mixing step at each cell against a loop over its 5 x 5 neighbours."""
     net = predictor("conv").net
@@ -98,7 +94,6 @@ def test_conv_is_a_slow_neighbourhood_sum():
 
 
 @pytest.mark.parametrize("arch", ["mlp", "conv", "transformer"])
-@torch.no_grad()
 def test_classes_matter(arch: str):
     """The class token takes part: the same patches rank otherwise in another image."""
     model, x = predictor(arch), torch.randn(2, 17, 12)
@@ -113,7 +108,6 @@ def test_honours_device_and_dtype(arch: str):
     assert all(p.is_meta and p.dtype == torch.float16 for p in model.parameters())
 
 
-@torch.no_grad()
 def test_patchrank_drops_the_least_important(tiny: Build, images: Tensor):
     model = tiny("clip_vit_b16_patchrank50", reduce_at=2)
     entering, _ = model.advance(model.embed(images), stop=2)
@@ -125,7 +119,6 @@ def test_patchrank_drops_the_least_important(tiny: Build, images: Tensor):
         assert went.after[image].tolist() == sorted(best)
 
 
-@torch.no_grad()
 def test_patchrank_ranks_once(tiny: Build, images: Tensor):
     """With several points the first ranking serves all: survivors are its best."""
     model = tiny("clip_vit_b16_patchrank50", reduce_at=[1, 3, 5])
@@ -157,9 +150,8 @@ GRID = (2, 3)
 
 
 def lively(net: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    for parameter in net.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return net.eval()
 
 
@@ -172,7 +164,6 @@ def mlp(block: nn.Sequential, vector: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("width", [8, 12])
-@torch.no_grad()
 def test_the_mixer_vector_by_vector(width: int):
     """Channel MLP for each token, then token MLP for each channel, then the mean over channels."""
     net = lively(Mixer(12, width, GRID))
@@ -184,7 +175,6 @@ def test_the_mixer_vector_by_vector(width: int):
     assert torch.allclose(found, x.mean(dim=1), atol=1e-5)
 
 
-@torch.no_grad()
 def test_the_pooled_mixer_averages_channels_and_scores_linearly():
     net = lively(PooledMixer(12, 4, GRID))
     inside = Mixer(4, 4, GRID)
@@ -196,7 +186,6 @@ def test_the_pooled_mixer_averages_channels_and_scores_linearly():
     assert torch.allclose(net(tokens, cls, GRID), inside(averaged, cls, GRID), atol=1e-5)
 
 
-@torch.no_grad()
 def test_the_transformer_attends_to_class_token_and_patches():
     """One head of 16 channels, written out."""
     net = lively(TokenTransformer(12, 16, GRID))
@@ -210,7 +199,6 @@ def test_the_transformer_attends_to_class_token_and_patches():
     assert torch.allclose(net(tokens[None], cls[None], GRID)[0], slow, atol=1e-5)
 
 
-@torch.no_grad()
 def test_linear_is_one_product_per_token():
     net = lively(TokenLinear(12, 5, GRID))
     tokens = torch.randn(1, 4, 12)
@@ -224,7 +212,6 @@ def built(tiny: Build, **options: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@torch.no_grad()
 def test_with_one_point_nothing_changes(arch: str, tiny: Build, images: Tensor):
     plain = built(tiny, arch=arch)
     again = built(tiny, arch=arch, rescore=True)
@@ -234,7 +221,6 @@ def test_with_one_point_nothing_changes(arch: str, tiny: Build, images: Tensor):
 
 @pytest.mark.parametrize("arch", FREE)
 @pytest.mark.parametrize("points", [(1, 3, 5), (0, 1), (4,)], ids=str)
-@torch.no_grad()
 def test_each_point_keeps_the_best_of_its_own_predictor(
     arch: str, points: tuple[int, ...], tiny: Build, images: Tensor
 ):
@@ -261,7 +247,6 @@ def test_each_point_keeps_the_best_of_its_own_predictor(
         assert torch.allclose(output[image], slow, atol=1e-5)
 
 
-@torch.no_grad()
 def test_it_differs_from_one_ranking_carried_along(tiny: Build, images: Tensor):
     """The first stage is the same, and later ones know what the predictors of theirs say."""
     options = {"arch": "mlp", "reduce_at": (1, 3, 5)}
@@ -273,7 +258,6 @@ def test_it_differs_from_one_ranking_carried_along(tiny: Build, images: Tensor):
 
 
 @pytest.mark.parametrize("arch", FREE)
-@torch.no_grad()
 def test_permuting_patches_permutes_what_stays(arch: str, tiny: Build, images: Tensor):
     model = built(tiny, arch=arch, reduce_at=(0, 2, 4), rescore=True)
     tokens = model.embed(images)
@@ -288,13 +272,11 @@ def test_permuting_patches_permutes_what_stays(arch: str, tiny: Build, images: T
     assert torch.allclose(model.finish(permuted), model.finish(plain), atol=1e-5)
 
 
-@torch.no_grad()
 def test_keeping_all_is_the_dense_tower(tiny: Build, images: Tensor):
     model = built(tiny, arch="mlp", reduce_at=(1, 3), rescore=True, keep=1.0)
     assert torch.equal(model(images), zoo.reduce(model, method=None)(images))
 
 
-@torch.no_grad()
 def test_a_point_where_nothing_goes_leaves_the_next_its_own_predictor(tiny: Build, images: Tensor):
     model = built(tiny, arch="mlp", reduce_at=(1, 3, 5), rescore=True, keep=0.985)
     assert model.reducer.counts(64) == {1: 64, 3: 63, 5: 63}

@@ -230,17 +230,6 @@ def test_weights_without_constants_are_not_copied(tiny: Build):
         assert mine[0].data_ptr() == theirs.weight.data_ptr()
 
 
-def test_scratch_gives_the_same_memory_for_the_same_use():
-    scratch, like = Scratch(), torch.zeros(1, dtype=torch.bfloat16)
-    large = scratch("wide", like, 6, 5)
-    small = scratch("wide", like, 3, 4)
-    assert (large.shape, small.shape) == ((6, 5), (3, 4))
-    assert large.dtype == torch.bfloat16
-    assert large.data_ptr() == small.data_ptr()
-    others = [scratch("logits", like, 3, 4), scratch("wide", like.float(), 3, 4)]
-    assert large.data_ptr() not in [other.data_ptr() for other in others]
-
-
 def test_engines_leave_the_model_alone(tiny: Build):
     model = tiny("clip_vit_b16", init_values=0.3, act_layer="quick_gelu")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import zoo
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
 LEFT = 32  # of 64 patch tokens
 
@@ -32,7 +33,6 @@ def scattered(model: zoo.ReducedViT, images: Tensor) -> list[Tensor]:
     return maps
 
 
-@torch.no_grad()
 def test_features_and_head_make_the_forward(half: zoo.ReducedViT, images: Tensor):
     assert "keep=0.5" in repr(half.reducer)
     dense = zoo.reduce(half, method=None)
@@ -45,7 +45,6 @@ def test_features_and_head_make_the_forward(half: zoo.ReducedViT, images: Tensor
     assert torch.equal(half.head(pooled), half(images))
 
 
-@torch.no_grad()
 def test_reset_classifier(half: zoo.ReducedViT, images: Tensor):
     pooled = half.forward_head(half.forward_features(images), pre_logits=True)
     half.reset_classifier(0)
@@ -57,7 +56,6 @@ def test_reset_classifier(half: zoo.ReducedViT, images: Tensor):
     assert torch.allclose(half(images), features[:, 1:].mean(dim=1), atol=1e-6)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("norm", [False, True])
 def test_intermediates_hold_the_kept_tokens_in_their_places(
     half: zoo.ReducedViT, images: Tensor, norm: bool
@@ -78,7 +76,6 @@ def test_intermediates_hold_the_kept_tokens_in_their_places(
             assert there.all()
 
 
-@torch.no_grad()
 def test_intermediates_in_all_forms(half: zoo.ReducedViT, images: Tensor):
     lines = half.forward_intermediates(images, [1, 5], output_fmt="NLC", intermediates_only=True)
     planes = half.forward_intermediates(images, [1, 5], intermediates_only=True)
@@ -100,7 +97,6 @@ def test_intermediates_in_all_forms(half: zoo.ReducedViT, images: Tensor):
         half.forward_intermediates(images, output_fmt="NHWC")
 
 
-@torch.no_grad()
 def test_get_intermediate_layers(half: zoo.ReducedViT, images: Tensor):
     last = half.get_intermediate_layers(images, n=2, norm=True)
     wanted = half.forward_intermediates(images, 2, norm=True, output_fmt="NLC")[1]
@@ -109,7 +105,6 @@ def test_get_intermediate_layers(half: zoo.ReducedViT, images: Tensor):
     assert half.get_intermediate_layers(images, reshape=True)[0].shape == (3, 48, 8, 8)
 
 
-@torch.no_grad()
 def test_features_only(method: str, tiny: Build, images: Tensor):
     name, take = f"clip_vit_b16_{method}50", [1, 4]
     whole = tiny(name)
@@ -123,7 +118,6 @@ def test_features_only(method: str, tiny: Build, images: Tensor):
     assert all(torch.equal(a, b) for a, b in zip(part(images), wanted, strict=True))
 
 
-@torch.no_grad()
 def test_towers_cut_before_the_reduction_are_dense(tiny: Build, images: Tensor):
     model = tiny("clip_vit_b16_random50")
     dense = zoo.reduce(model, method=None)
@@ -132,7 +126,6 @@ def test_towers_cut_before_the_reduction_are_dense(tiny: Build, images: Tensor):
     assert torch.equal(model.forward_intermediates(images, 1, intermediates_only=True)[0], wanted)
 
 
-@torch.no_grad()
 def test_dynamic_image_size(method: str, tiny: Build):
     model = tiny(f"clip_vit_b16_{method}50", dynamic_img_size=True)
     for rows, columns in ((8, 8), (12, 12), (6, 10), (3, 5)):
@@ -147,7 +140,6 @@ def test_dynamic_image_size(method: str, tiny: Build):
     assert (trace.grid, trace.final_tokens) == ((8, 10), 40)
 
 
-@torch.no_grad()
 def test_set_input_size(half: zoo.ReducedViT):
     half.set_input_size(img_size=(96, 80))
     trace = half.trace(torch.randn(1, 3, 96, 80))
@@ -157,13 +149,11 @@ def test_set_input_size(half: zoo.ReducedViT):
     assert (trace.grid, trace.final_tokens) == ((4, 4), 8)
 
 
-@torch.no_grad()
 def test_other_image_sizes_are_refused_as_by_timm(half: zoo.ReducedViT):
     with pytest.raises(AssertionError, match="Input height"):
         half(torch.randn(1, 3, 96, 96))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"reduce_at": [1, 2, 4]}, {"schedule": "linear"}])
 def test_an_image_fares_the_same_alone_and_in_company(method: str, options: dict, tiny: Build):
     model = tiny(f"clip_vit_b16_{method}50", **options)
@@ -177,7 +167,6 @@ def test_an_image_fares_the_same_alone_and_in_company(method: str, options: dict
         assert torch.equal(alone.ranking[0], together.ranking[index])
 
 
-@torch.no_grad()
 def test_copies_live_their_own_life(half: zoo.ReducedViT, images: Tensor):
     twin = copy.deepcopy(half)
     assert torch.equal(twin(images), half(images))
@@ -204,10 +193,9 @@ RELATIVES: dict[str, dict[str, Any]] = {
 def test_keep_one_is_timm_bit_for_bit(relative: str, method: str, tiny: Build, images: Tensor):
     theirs = tiny(relative, **RELATIVES[relative])
     ours = zoo.reduce(theirs, method=method, keep=1.0)
-    with torch.no_grad():
-        assert torch.equal(ours.forward_features(images), theirs.forward_features(images))
-        assert torch.equal(ours(images), theirs(images))
-        assert torch.equal(ours.trace(images).output, theirs(images))
+    assert torch.equal(ours.forward_features(images), theirs.forward_features(images))
+    assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours.trace(images).output, theirs(images))
 
 
 @pytest.mark.parametrize(
@@ -221,8 +209,7 @@ def test_registered_names_at_keep_one_are_timm(
     theirs = tiny(f"{relative}.{tag}")
     weights = {k: v for k, v in ours.state_dict().items() if not k.startswith("reducer.")}
     theirs.load_state_dict(weights, strict=True)
-    with torch.no_grad():
-        assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours(images), theirs(images))
 
 
 @pytest.mark.parametrize(
@@ -237,17 +224,15 @@ def test_registered_names_at_keep_one_are_timm(
 def test_dense_names_are_timm(ours: str, theirs: str, tiny: Build, images: Tensor):
     model, stock = tiny(ours), tiny(theirs)
     stock.load_state_dict(model.state_dict(), strict=True)
-    with torch.no_grad():
-        assert torch.equal(model(images), stock(images))
+    assert torch.equal(model(images), stock(images))
 
 
 def test_full_size_b32_is_timm_with_every_method():
     theirs = timm.create_model("vit_base_patch32_clip_224.laion2b").eval()
     images = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
-        wanted = theirs(images)
-        for method in zoo.METHODS:
-            assert torch.equal(zoo.reduce(theirs, method=method, keep=1.0)(images), wanted), method
+    wanted = theirs(images)
+    for method in zoo.METHODS:
+        assert torch.equal(zoo.reduce(theirs, method=method, keep=1.0)(images), wanted), method
 
 
 @pytest.mark.parametrize(
@@ -264,8 +249,7 @@ def test_full_size_b32_is_timm_with_every_method():
 def test_other_ways_to_say_all(method: str, options: dict, tiny: Build, images: Tensor):
     theirs = tiny("deit_tiny_patch16_224.fb_in1k")
     ours = zoo.reduce(theirs, method=method, **options)
-    with torch.no_grad():
-        assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours(images), theirs(images))
 
 
 def test_training_draws_the_same_random_numbers(method: str, tiny: Build, images: Tensor):
@@ -286,10 +270,9 @@ def test_masks_reach_every_block_of_a_dense_tower(tiny: Build, images: Tensor):
     theirs = tiny("deit_tiny_patch16_224.fb_in1k")
     ours = zoo.reduce(theirs, method=None)
     mask = torch.ones(65, 65).tril().bool()
-    with torch.no_grad():
-        for mode in ({"attn_mask": mask}, {"is_causal": True}):
-            wanted = theirs.forward_features(images, **mode)
-            assert torch.equal(ours.forward_features(images, **mode), wanted)
+    for mode in ({"attn_mask": mask}, {"is_causal": True}):
+        wanted = theirs.forward_features(images, **mode)
+        assert torch.equal(ours.forward_features(images, **mode), wanted)
 
 
 def test_masks_are_refused_with_reduction(half: zoo.ReducedViT, images: Tensor):
@@ -306,6 +289,7 @@ def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tenso
     return output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@torch.enable_grad()
 def test_gradients_reach_all_but_the_scorer_of_a_hard_choice(half: zoo.ReducedViT, images: Tensor):
     _, grads = gradients(half.train(), images)
     without = {name for name, _ in half.named_parameters()} - grads.keys()
@@ -316,6 +300,7 @@ def test_gradients_reach_all_but_the_scorer_of_a_hard_choice(half: zoo.ReducedVi
     assert sum(bool(grad.any()) for grad in grads.values()) > 0.9 * len(grads)
 
 
+@torch.enable_grad()
 def test_checkpointing_changes_nothing(half: zoo.ReducedViT, images: Tensor):
     half.train()
     output, grads = gradients(half, images)
@@ -330,6 +315,7 @@ def test_checkpointing_changes_nothing(half: zoo.ReducedViT, images: Tensor):
     assert torch.equal(gradients(half, images)[0], output)
 
 
+@torch.enable_grad()
 def test_checkpointing_saves_activations(half: zoo.ReducedViT, images: Tensor):
     def saved() -> int:
         kept = []
@@ -374,7 +360,6 @@ def test_layer_decay_scales_the_rates(half: zoo.ReducedViT):
     create_optimizer_v2(half, "adamw", lr=0.1, weight_decay=0.1, layer_decay=0.5).step()
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions_and_layouts(half: zoo.ReducedViT, images: Tensor, dtype: torch.dtype):
     exact = half(images)
@@ -388,7 +373,6 @@ def test_other_precisions_and_layouts(half: zoo.ReducedViT, images: Tensor, dtyp
         assert torch.allclose(trace.output.float(), exact, atol=1e-4)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("method_", ["evit", "tome"])
 def test_bf16_stays_near_fp32(method_: str, tiny: Build, images: Tensor):
     """Near on average: a token at the threshold may be chosen differently."""
@@ -398,6 +382,7 @@ def test_bf16_stays_near_fp32(method_: str, tiny: Build, images: Tensor):
     assert torch.nn.functional.cosine_similarity(exact, rough).min() > 0.98
 
 
+@torch.enable_grad()
 def test_autocast(half: zoo.ReducedViT, images: Tensor):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert half.trace(images).final_tokens == 32
@@ -414,7 +399,6 @@ def test_built_in_the_dtype_asked_for(method: str, tiny: Build):
 
 
 @pytest.mark.cuda
-@torch.no_grad()
 def test_cuda_keeps_what_the_cpu_keeps(half: zoo.ReducedViT, images: Tensor):
     cpu = half.double().trace(images.double())
     gpu = half.cuda().trace(images.double().cuda())
