@@ -198,21 +198,12 @@ CASES = [
 
 def state(model: nn.Module) -> list[tuple[Any, ...]]:
     """List every attribute of every module by identity, and every tensor by value."""
-    attributes = [
-        (name, key, id(value))
-        for name, module in model.named_modules()
-        for key, value in sorted(module.__dict__.items())
-        if not isinstance(value, dict)
-    ]
-    entries = [
-        (name, key, inner, id(value))
-        for name, module in model.named_modules()
-        for key, holder in sorted(module.__dict__.items())
-        if isinstance(holder, dict)
-        for inner, value in holder.items()
-    ]
-    tensors = [(name, value.double().sum().item()) for name, value in model.state_dict().items()]
-    return [*attributes, *entries, *tensors]
+    entries: list[tuple[Any, ...]] = []
+    for name, module in model.named_modules():
+        for key, value in sorted(module.__dict__.items()):
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            entries += [(name, key, k, id(v)) for k, v in inner]
+    return entries + [(name, v.double().sum().item()) for name, v in model.state_dict().items()]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
