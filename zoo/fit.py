@@ -36,13 +36,9 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RankedTokens:
-    """What a predictor learns from.
+    """What a predictor learns from: n images at the reduction point.
 
-    Attributes:
-        tokens: (n, prefix + N, D) tokens that enter the reduction point, any float type.
-        importance: (n, N) golden importance, higher = keep.
-        prefix: number of prefix tokens.
-        grid: (rows, columns).
+    ``tokens`` (n, prefix + N, D) may have any float type; ``importance`` is (n, N), higher = keep.
     """
 
     tokens: Rows
@@ -51,7 +47,6 @@ class RankedTokens:
     grid: tuple[int, int]
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.importance)
 
     def take(self, rows: Tensor) -> "RankedTokens":
@@ -60,8 +55,6 @@ class RankedTokens:
 
 
 class _Chosen:
-    """Some of other rows."""
-
     def __init__(self, tokens: Rows, rows: Tensor) -> None:
         self._tokens, self._rows = tokens, rows
         self.shape = (len(rows), *tokens.shape[1:])

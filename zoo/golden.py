@@ -23,13 +23,9 @@ SCORES = ("preservation", "label", "confidence")
 class Judge:
     """Score what is left of some images; a high score says that what went was dispensable.
 
-    Attributes:
-        score: ``preservation`` (cosine with the whole image's features), ``label`` (posterior of
-            the true class), ``confidence`` (highest posterior of any class).
-        target: (B, D) unit features of the whole images.
-        text: (classes, D) unit class features, for ``label`` and ``confidence``.
-        scale: factor on cosines in the posterior.
-        labels: (B,) int64 true classes, for ``label``.
+    ``preservation`` is the cosine with ``target`` (B, D), unit features of the whole images.
+    ``label`` is the posterior of the true class in ``labels`` (B,), ``confidence`` the highest of
+    any class, from ``scale`` times the cosines with unit class features ``text`` (classes, D).
     """
 
     score: str
@@ -80,8 +76,7 @@ def greedy_importance(
 def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: Tensor) -> Tensor:
     """Score every window of every image on top of what is gone already, (B, W).
 
-    Windows with the same patches left are run once. Windows with none left get 0, which no patch
-    that is left ever sees.
+    Windows with the same patches left are run once; those with none left get 0, which nobody reads.
     """
     going = (inside & alive.unsqueeze(1)).flatten(0, 1)
     rows = torch.arange(len(alive), device=alive.device).repeat_interleave(len(inside))

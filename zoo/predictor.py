@@ -240,13 +240,9 @@ PredictorPaths = str | Path | Sequence[str | Path] | None
 class PredictorFile:
     """A saved predictor: weights in safetensors, provenance in its metadata.
 
-    Attributes:
-        path: the file.
-        model: dense timm name of the tower it was fitted to.
-        tag: weight tag of that tower.
-        block: reduction point it was fitted at.
-        options: method options that shape the network (``arch``, ``width``).
-        weights: ``blocks_fingerprint`` of that tower; None in files that don't tell.
+    It was fitted at reduction point ``block`` to the tower of dense timm name ``model``, weight
+    ``tag`` and ``blocks_fingerprint`` ``weights``, None in files that serve any of this name.
+    ``options`` are those that shape the network (``arch``, ``width``).
     """
 
     path: Path

@@ -66,8 +66,7 @@ class ReducerConfig:
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Validate, and turn JSON lists and single numbers into tuples."""
-        if self.reduce_at is not None:
+        if self.reduce_at is not None:  # JSON lists and single numbers become tuples
             object.__setattr__(self, "reduce_at", _points(self.reduce_at))
         self.choose("schedule", SCHEDULES)
         fields = ("keep", *self.instead_of_keep)
@@ -133,11 +132,7 @@ class Reducer(nn.Module):
     needs_predictor: ClassVar[bool] = False
 
     def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
-        """Check the settings against the tower.
-
-        Raises:
-            ValueError: a reduction point lies outside the tower, or the schedule can't be met.
-        """
+        """Check the settings against the tower; raise ValueError if it can't meet them."""
         super().__init__()
         self.config = config
         self.points = config.points(host.depth)

@@ -46,7 +46,6 @@ class LeanBlock:
     """
 
     def __init__(self, block: Any, dtype: torch.dtype, scratch: Scratch | None) -> None:
-        """Copy the weights in ``dtype``, constants folded in."""
         self.block = block
         self.scratch = scratch
         self.fp32 = _Weights(block, torch.float32)
@@ -231,12 +230,8 @@ class Suffix:
     residual stream, the class token's own path, and the last block where only the class token
     leaves it stay float32: rounding there would not average out, and costs little to avoid.
 
-    Args:
-        model: dense tower in float32.
-        index: number of the first block to run, from 0.
-        batch: sequences per forward pass, None for what the free memory allows.
-        precision: name in ``PRECISIONS``.
-        compiled: use torch.compile; batches then all have one size.
+    ``model`` is dense and in float32, ``index`` the first block to run, ``batch`` the sequences per
+    forward pass, None for what the free memory allows. ``compiled`` uses torch.compile.
     """
 
     def __init__(
@@ -250,7 +245,6 @@ class Suffix:
     ) -> None:
         """Prepare the blocks; later changes of the model's weights may go unnoticed."""
         self.model = model
-        self.precision = precision
         # Where more than the class token leaves the tower, the last block is run for all.
         self.token_pooled = model.global_pool == "token"
         blocks: Any = model.blocks

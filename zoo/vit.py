@@ -23,13 +23,9 @@ _FILES = ("predictor", "prompts")  # arguments that may name a file whose weight
 class PromptedViT(VisionTransformer):
     """A timm VisionTransformer that may carry learned visual tokens.
 
-    Attributes:
-        prompts: gives the learned tokens (depth, count, D) when called, None where there are none.
-
-    Args:
-        prompts: fields of ``PromptShape`` of a tuned model, to be filled; see ``zoo.add_prompts``.
-            Asked for another number of classes, the model gets timm's plain head instead.
-        vit_args: arguments of timm's VisionTransformer.
+    ``prompts=`` takes the fields of ``PromptShape`` of a tuned model, to be filled; see
+    ``zoo.add_prompts``. Asked for another number of classes, the model gets timm's plain head
+    instead. The module ``prompts`` gives the tokens (depth, count, D) when called, None without.
     """
 
     def __init__(self, *, prompts: dict[str, int] | None = None, **vit_args: Any) -> None:
