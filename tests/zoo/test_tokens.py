@@ -49,17 +49,6 @@ def test_prune_keeps_prefix_order_and_places(prefix: int):
     assert torch.equal(went.importance, importance)
 
 
-def test_pruning_twice_keeps_grid_positions():
-    tokens = start()
-    first = tokens.prune(1, torch.rand(2, 12), 8)
-    second = first.prune(2, torch.rand(2, 8), 3)
-    for image in range(2):
-        for place, position in enumerate(second.patch_idx[image].tolist()):
-            assert torch.equal(second.patches[image, place], tokens.patches[image, position])
-    assert [r.block for r in second.history] == [1, 2]
-    assert torch.equal(second.history[1].before, first.patch_idx)
-
-
 @pytest.mark.parametrize("count", [12, 13])
 def test_keeping_all_touches_nothing(count: int):
     tokens = start()
