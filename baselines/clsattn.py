@@ -23,7 +23,6 @@ class ClsAttentionConfig(ReducerConfig):
     source: str = "input"
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         self.choose("source", ("input", "previous"))
         if self.source == "previous" and (self.reduce_at is None or self.reduce_at[0] == 0):

@@ -28,7 +28,6 @@ class EViTConfig(ReducerConfig):
     instead_of_keep: ClassVar[tuple[str, ...]] = ("stage_rate",)
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         if self.stage_rate is not None:
             self.within("stage_rate", 0.0, 1.0)

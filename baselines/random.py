@@ -21,7 +21,6 @@ class RandomConfig(ReducerConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         self.whole("seed", 0)
 

@@ -30,7 +30,6 @@ class ToMeConfig(ReducerConfig):
     instead_of_keep: ClassVar[tuple[str, ...]] = ("r",)
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         if self.r is not None:
             self.whole("r", 0)
@@ -85,16 +84,11 @@ class ToMe(Reducer):
 
 
 def merge(index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
-    """Merge ``r`` patch tokens into their most similar partners by size-weighted mean.
+    """Merge ``r`` pairs, at most n // 2, of most similar patch tokens by size-weighted mean.
 
     Patch tokens alternate into set B (even places) and set A (odd places); each token of A looks
-    for its nearest in B. The order afterwards is prefix, unmerged A, B.
-
-    Args:
-        index: number of the block, for the history.
-        tokens: the sequence.
-        metric: (B, n, d) what similarity is measured on.
-        r: number of pairs, 1 <= r <= floor(n / 2).
+    for its nearest in B by the cosine of ``metric`` (B, n, d). The order afterwards is prefix,
+    unmerged A, B. ``index`` is the block's number, for the history.
     """
     metric = F.normalize(metric.float(), dim=-1)
     cosine = metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)
@@ -115,10 +109,9 @@ def merge(index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
     importance = importance.scatter(1, 2 * gone + 1, -similarity.gather(1, gone))
     after = torch.cat((idx[:, 1::2].gather(1, stay), idx[:, ::2]), dim=1)
     became = idx.scatter(1, 2 * gone + 1, idx[:, ::2].gather(1, into))
+    unmerged = x[:, 1::2].gather(1, _rows(stay, dim))
     return tokens._replace(
-        x=torch.cat(
-            (tokens.x[:, : tokens.prefix], x[:, 1::2].gather(1, _rows(stay, dim)), merged), 1
-        ),
+        x=torch.cat((tokens.x[:, : tokens.prefix], unmerged, merged), dim=1),
         patch_idx=after,
         patch_count=tokens.patch_count - r,
         size=torch.cat((size_a.gather(1, stay), sum_b), dim=1),

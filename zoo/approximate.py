@@ -23,15 +23,9 @@ from zoo.windows import members
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """Count multiply-adds of a tower from a block on, whose last block runs for CLS alone.
+    """Count multiply-adds of a tower's last ``blocks`` blocks, the very last one for CLS alone.
 
-    Attributes:
-        grid: (rows, columns) of patches.
-        blocks: number of blocks that are run.
-        prefix: prefix tokens.
-        dim: width D of the tokens.
-        hidden: width of the MLP's hidden layer.
-        heads: attention heads.
+    ``dim`` is the width D of the tokens, ``hidden`` that of the MLP's hidden layer.
     """
 
     grid: tuple[int, int]
@@ -80,34 +74,14 @@ class Effort:
     def inner(self, tokens: int, visible: int, products: int = 2) -> int:
         """Count all blocks but the last for ``tokens`` tokens, each attending to ``visible``.
 
-        Args:
-            tokens: tokens that go through linear layers.
-            visible: tokens that each of them attends to.
-            products: matrix products in attention: 2 forwards, 5 backwards where the weights are
-                computed anew, as fused attention does.
+        Attention takes 2 matrix ``products`` forwards, and 5 backwards where its weights are
+        computed anew, as fused attention does.
         """
         return (self.blocks - 1) * tokens * (self.linear + products * self.dim * visible)
 
     def last(self, tokens: int, visible: int, products: int = 2) -> int:
         """Count the last block: keys and values of ``tokens`` tokens, the rest for CLS alone."""
         return 2 * self.dim**2 * (tokens - 1) + self.linear + products * self.dim * visible
-
-
-class Whole(NamedTuple):
-    """What a whole image leaves behind on its way through the blocks.
-
-    Attributes:
-        keys: per block, (B, H, T, d) keys of all tokens.
-        values: per block, (B, H, T, d) values of all tokens.
-        features: (B, D) unit features.
-        carriers: (B, W, N) int64 patches, those that carry most of a window to CLS first and those
-            inside the window last; None without them.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    features: Tensor
-    carriers: Tensor | None
 
 
 def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -119,55 +93,41 @@ def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Te
     others stay as in the whole image, whose keys and values are computed once; with all patch
     tokens outside the window recomputed it is exact.
 
-    Args:
-        suffix: the tower from a block on, in float32 here whatever its precision.
-        start: the tokens of B images that enter the block.
-        cells: (W, r * r) windows.
-        count: patch tokens per window that are recomputed, 0 to N - r * r.
-
-    Returns:
-        (B, D) unit features of the whole images, and (B, W, D) of those without each window.
+    Arguments and results are those of ``Kind.run``.
     """
     targets, features = [], []
     for part in start.x.split(max(1, suffix.batch // 4)):
-        whole = run_whole(suffix, part, start.prefix, cells, choose=count > 0)
-        targets.append(whole.features)
+        target, pairs, every = run_whole(suffix, part, start.prefix, cells, choose=count > 0)
+        targets.append(target)
         per = max(1, suffix.batch * part.shape[1] // (2 * len(part) * (start.prefix + count)))
-        parts = []
-        for chunk in torch.arange(len(cells), device=cells.device).split(per):
-            if whole.carriers is None:
-                carriers = cells.new_empty(len(part), len(chunk), 0)
-            else:
-                carriers = whole.carriers[:, chunk, :count]
-            parts.append(_without(suffix, part, start.prefix, whole, cells[chunk], carriers))
+        chunks = zip(cells.split(per), every[..., :count].split(per, dim=1), strict=True)
+        parts = [_without(suffix, part, start.prefix, pairs, *chunk) for chunk in chunks]
         features.append(torch.cat(parts, dim=1))
     return torch.cat(targets), torch.cat(features)
 
 
-def run_whole(suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: bool) -> Whole:
-    """Run whole images and note keys, values and, if ``choose``, who carries which window.
+def run_whole(
+    suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: bool
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
+    """Run whole images ``x`` (B, T, D) and, if ``choose``, find out who carries which window.
 
     A patch token carries a window to the class token by attending to it in one block and being
     attended to in a later one. What it carries is estimated by the product of both attentions, mean
     over heads, summed over all such pairs of blocks.
 
-    Args:
-        suffix: the tower from a block on.
-        x: (B, T, D) tokens that enter it.
-        prefix: number of prefix tokens.
-        cells: (W, r * r) windows.
-        choose: whether the carriers are wanted.
+    Returns:
+        Unit features (B, D); per block the keys and values (B, H, T, d) of all tokens; and patches
+        (B, W, N), those that carry most of a window first and those inside it last.
     """
     inside = members(cells, x.shape[1] - prefix).to(x.dtype)
-    keys, values = [], []
+    pairs = []
     # Per window and patch, over the blocks so far: attention of the patch to the window, and the
     # product of that with the class token's attention to the patch.
     reach = carried = x.new_zeros(len(x), len(inside), inside.shape[1])
     for index, block in enumerate(suffix.blocks):
         last = index == len(suffix.blocks) - 1
         attended = attend(block.attn, block.norm1(x))
-        keys.append(attended.key)
-        values.append(attended.value)
+        pairs.append((attended.key, attended.value))
         if choose:
             # In the last block only the class token's row is needed.
             queries = attended.query[:, :, : 1 if last else None] * attended.scale
@@ -179,25 +139,22 @@ def run_whole(suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: 
         if last:
             x = x[:, :1]
         x = x + block.ls2(block.mlp(block.norm2(x)))
-    carriers = None
-    if choose:
-        carried = carried.masked_fill(inside.bool(), -1)
-        carriers = carried.argsort(dim=-1, descending=True, stable=True)
-    return Whole(keys, values, unit_features(suffix, x), carriers)
+    carried = carried.masked_fill(inside.bool(), -1)
+    carriers = carried.argsort(dim=-1, descending=True, stable=True)
+    return unit_features(suffix, x), pairs, carriers
 
 
 def _without(
-    suffix: Suffix, x: Tensor, prefix: int, whole: Whole, cells: Tensor, carriers: Tensor
+    suffix: Suffix,
+    x: Tensor,
+    prefix: int,
+    pairs: list[tuple[Tensor, Tensor]],
+    cells: Tensor,
+    carriers: Tensor,
 ) -> Tensor:
-    """Compute features of B images without each of w windows, (B, w, D).
+    """Compute features of images ``x`` (B, T, D) without each of w windows, (B, w, D).
 
-    Args:
-        suffix: the tower from a block on.
-        x: (B, T, D) tokens that enter it.
-        prefix: number of prefix tokens, which are recomputed for every window.
-        whole: keys and values of the whole images.
-        cells: (w, r * r) windows.
-        carriers: (B, w, n) int64 patches that are recomputed as well.
+    For every window the prefix tokens and ``carriers`` (B, w, n) are recomputed.
     """
     images, kinds, _ = carriers.shape
     own = torch.arange(prefix, device=x.device).expand(images, kinds, -1)
@@ -223,11 +180,11 @@ def _without(
         query = query * attn.scale
         shape = query.shape[2:4]
         # The old tokens' keys are one per image, so all windows' queries meet them in one product.
-        old_logits = query.flatten(2, 3) @ whole.keys[index].transpose(-2, -1)
+        old_logits = query.flatten(2, 3) @ pairs[index][0].transpose(-2, -1)
         new_logits = query @ key.transpose(-2, -1)
         logits = torch.cat((old_logits.unflatten(2, shape) + bias, new_logits), dim=-1)
         old, new = logits.softmax(dim=-1).split((x.shape[1], key.shape[3]), dim=-1)
-        out = (old.flatten(2, 3) @ whole.values[index]).unflatten(2, shape) + new @ value
+        out = (old.flatten(2, 3) @ pairs[index][1]).unflatten(2, shape) + new @ value
         out = out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2)
         y = y + block.ls1(project(attn, out, normed))
         y = y + block.ls2(block.mlp(block.norm2(y)))
@@ -263,14 +220,7 @@ def jacobian(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[
     the principal ones of how the features move when only the class token is recomputed (``follow``
     with no other token).
 
-    Args:
-        suffix: the tower from a block on, in float32 here whatever its precision.
-        start: the tokens of B images that enter the block.
-        cells: (W, r * r) windows.
-        count: directions, 1 to the smaller of W and D - 1.
-
-    Returns:
-        (B, D) unit features of the whole images, and (B, W, D) of those without each window.
+    Arguments and results are those of ``Kind.run``.
     """
     targets, features = [], []
     for x in start.x.split(max(1, suffix.batch // 16)):
@@ -288,16 +238,7 @@ def jacobian(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[
 
 
 def gate_slopes(suffix: Suffix, start: Tokens, directions: Tensor) -> Tensor:
-    """Differentiate unit features along directions by the gates of all patch tokens, at 1.
-
-    Args:
-        suffix: the tower from a block on.
-        start: the tokens of B images that enter the block.
-        directions: (B, K, D).
-
-    Returns:
-        (B, K, N) float32.
-    """
+    """Differentiate unit features along ``directions`` (B, K, D) by all gates at 1, (B, K, N)."""
     with torch.inference_mode(False), torch.enable_grad():
         # Tensors made in inference mode take no part in gradients; copies do.
         x, directions = start.x.clone(), directions.clone()
@@ -335,16 +276,6 @@ def gated(suffix: Suffix, x: Tensor, gates: Tensor) -> Tensor:
     return unit_features(suffix, x)
 
 
-def jacobian_effort(effort: Effort, count: int, windows: int) -> int:
-    """Count multiply-adds per image, the pass of the whole image left out."""
-    forward, backward = (
-        effort.inner(effort.tokens, effort.tokens, products)
-        + effort.last(effort.tokens, effort.tokens, products)
-        for products in (2, 5)
-    )
-    return follow_effort(effort, 0, windows) + forward + count * backward
-
-
 Run = Callable[[Suffix, Tokens, Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -354,9 +285,10 @@ class Kind(NamedTuple):
     Attributes:
         number: what the number is.
         low: least number.
-        run: from suffix, tokens at the block, windows and the number to unit features of whole
-            images (B, D) and of those without each window (B, W, D); None where windows are removed
-            for real, from a tower that ``shortened`` cut.
+        run: from suffix (in float32 whatever its precision), tokens at the block, windows
+            (W, r * r) and the number to unit features of whole images (B, D) and of those without
+            each window (B, W, D); None where windows are removed for real, from a tower that
+            ``shortened`` cut.
     """
 
     number: str
@@ -394,27 +326,19 @@ def parse(spec: str) -> tuple[str, int]:
 def fitting(spec: str, effort: Effort, block: int, window: int, windows: int) -> tuple[int, int]:
     """Return the least and the greatest number that a spec of this kind can have on a tower.
 
-    Args:
-        spec: such as ``follow:4``.
-        effort: of the tower from the reduction point on.
-        block: reduction point.
-        window: side of a window in patches.
-        windows: number of windows.
+    ``effort`` is the tower's from reduction point ``block`` on; ``windows`` of side ``window``.
     """
+    highest = {
+        "follow": effort.patches - window**2,
+        "jacobian": windows,
+        SHALLOW: block + effort.blocks - 1,
+    }
     kind, _ = parse(spec)
-    if kind == "follow":
-        return 0, effort.patches - window**2
-    if kind == "jacobian":
-        return 1, windows
-    return block, block + effort.blocks - 1
+    return block if kind == SHALLOW else KINDS[kind].low, highest[kind]
 
 
 def check(spec: str, model: ReducedViT, block: int, window: int, windows: int) -> None:
-    """Refuse what a tower can't do; arguments as for ``fitting``.
-
-    Raises:
-        ValueError: the number is out of range, or features aren't made from the class token alone.
-    """
+    """Raise ValueError for a number that doesn't fit, or features of more than the class token."""
     kind, number = parse(spec)
     low, high = fitting(spec, Effort.of(model, block), block, window, windows)
     if not low <= number <= high:
@@ -442,17 +366,7 @@ def shortened(model: ReducedViT, spec: str | None) -> ReducedViT:
 def quick_features(
     spec: str | None, suffix: Suffix, start: Tokens, cells: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Compute features without each window where a cheaper way than removal is asked for.
-
-    Args:
-        spec: such as ``follow:4``, or None.
-        suffix: the tower from the reduction point on.
-        start: the tokens of B images that enter it.
-        cells: (W, r * r) windows.
-
-    Returns:
-        (B, D) unit features of whole images and (B, W, D) of those without each window, or None.
-    """
+    """Return what ``Kind.run`` does, None where windows are removed for real."""
     if spec is None:
         return None
     kind, number = parse(spec)
@@ -464,13 +378,7 @@ def approximate_passes(spec: str | None, effort: Effort, block: int, windows: in
     """Return what the windows of an image cost, 1 being a pass of a whole image from the block on.
 
     As in ``GoldenEngine.passes`` a removed window counts as 1, and the whole image's own pass is
-    left out.
-
-    Args:
-        spec: such as ``follow:4``, or None for removal.
-        effort: of the whole tower from the reduction point on.
-        block: reduction point.
-        windows: number of windows.
+    left out. ``effort`` is the tower's from reduction point ``block`` on.
     """
     if spec is None:
         return windows
@@ -478,5 +386,8 @@ def approximate_passes(spec: str | None, effort: Effort, block: int, windows: in
     if kind == "follow":
         return follow_effort(effort, number, windows) / effort.whole
     if kind == "jacobian":
-        return jacobian_effort(effort, number, windows) / effort.whole
+        passed = effort.tokens, effort.tokens
+        forward, backward = (effort.inner(*passed, n) + effort.last(*passed, n) for n in (2, 5))
+        slopes = forward + number * backward
+        return (follow_effort(effort, 0, windows) + slopes) / effort.whole
     return windows * replace(effort, blocks=number - block + 1).whole / effort.whole

@@ -19,7 +19,6 @@ class Attended(NamedTuple):
         key: (B, H, T, d) keys after k-norm.
         value: (B, H, T, d) values.
         scale: factor on the logits.
-        bias: additive bias on the logits or None.
     """
 
     out: Tensor
@@ -27,7 +26,6 @@ class Attended(NamedTuple):
     key: Tensor
     value: Tensor
     scale: float
-    bias: Tensor | None
 
 
 def queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +45,7 @@ def attend(attn: Any, x: Tensor, bias: Tensor | None = None) -> Attended:
     dropout = attn.attn_drop.p if attn.training else 0.0
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     out = out.transpose(1, 2).reshape(x.shape[0], x.shape[1], attn.attn_dim)
-    return Attended(attn.proj_drop(project(attn, out, x)), q, k, v, attn.scale, bias)
+    return Attended(attn.proj_drop(project(attn, out, x)), q, k, v, attn.scale)
 
 
 def project(attn: Any, out: Tensor, x: Tensor) -> Tensor:
@@ -59,65 +57,39 @@ def project(attn: Any, out: Tensor, x: Tensor) -> Tensor:
     return projected
 
 
-def cls_attention(
-    query: Tensor, key: Tensor, scale: float, prefix: int, bias: Tensor | None = None
-) -> Tensor:
+def cls_attention(query: Tensor, key: Tensor, scale: float, prefix: int) -> Tensor:
     """Return how much the class token attends to each patch token, mean over heads.
 
-    Args:
-        query: (B, H, 1 or T, d) queries, the class token's first.
-        key: (B, H, T, d) keys, prefix tokens first.
-        scale: factor on the logits.
-        prefix: number of prefix tokens.
-        bias: additive bias of the same layer, broadcastable to (B, H, 1, T), or None.
-
-    Returns:
-        (B, T - prefix) float32; with the prefix tokens' share a row sums to 1.
+    From queries and keys (B, H, T, d), prefix tokens first, to (B, T - prefix) float32; with the
+    prefix tokens' share a row sums to 1.
     """
     logits = (query[:, :, :1] * scale) @ key.transpose(-2, -1)
-    if bias is not None:
-        logits = logits + bias
-    return logits.float().softmax(dim=-1).mean(dim=1).squeeze(1)[:, prefix:]
+    return _mean_share(logits.squeeze(2), prefix)
 
 
 def cls_attention_of(attn: Any, x: Tensor, prefix: int) -> Tensor:
-    """Return what ``cls_attention`` does, from the tokens that enter a layer and no more work.
-
-    Args:
-        attn: timm's Attention.
-        x: (B, T, D) normalised tokens, prefix tokens first.
-        prefix: number of prefix tokens.
-    """
-    if not is_plain(attn.qkv):
-        query, key, _ = queries_keys_values(attn, x)
-    elif isinstance(attn.k_norm, nn.Identity):
-        return _cls_logits(attn, x).float().softmax(dim=-1).mean(dim=1)[:, prefix:]
-    else:
-        query, key = attn.q_norm(_part(attn, x[:, :1], 0)), attn.k_norm(_part(attn, x, 1))
+    """Return what ``cls_attention`` does from the normalised tokens ``x`` that enter a layer."""
+    if _needs_no_keys(attn):
+        return _mean_share(_cls_logits(attn, x), prefix)
+    query, key, _ = queries_keys_values(attn, x)
     return cls_attention(query, key, attn.scale, prefix)
 
 
+def _mean_share(logits: Tensor, prefix: int) -> Tensor:
+    return logits.float().softmax(dim=-1).mean(dim=1)[:, prefix:]
+
+
 def attend_cls(block: Any, x: Tensor) -> Tensor:
-    """Run a whole block for the class token alone: exact where nothing else is read afterwards.
+    """Run timm's ``block`` for the class token alone, (B, T, D) to (B, 1, D).
 
-    Args:
-        block: timm's Block.
-        x: (B, T, D) tokens that enter it, class token first.
-
-    Returns:
-        (B, 1, D) the class token that leaves it.
+    Exact where nothing but the class token is read afterwards.
     """
     attn, normed = block.attn, block.norm1(x)
-    if not is_plain(attn.qkv):
-        query, key, value = queries_keys_values(attn, normed)
-        out = F.scaled_dot_product_attention(query[:, :, :1], key, value)
-    elif isinstance(attn.k_norm, nn.Identity):
+    if _needs_no_keys(attn):
         out = _attend_by_query(attn, normed)
     else:
-        query, key, value = (
-            _part(attn, t, i) for i, t in enumerate((normed[:, :1], normed, normed))
-        )
-        out = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
+        query, key, value = queries_keys_values(attn, normed)
+        out = F.scaled_dot_product_attention(query[:, :, :1], key, value)
     out = out.transpose(1, 2).reshape(len(x), 1, attn.attn_dim)
     cls = x[:, :1] + block.ls1(project(attn, out, normed[:, :1]))
     result: Tensor = cls + block.ls2(block.mlp(block.norm2(cls)))
@@ -133,22 +105,21 @@ def is_plain(layer: Any) -> bool:
     return type(layer) is nn.Linear and "weight" in layer._parameters
 
 
-def _part(attn: Any, x: Tensor, part: int) -> Tensor:
-    """Compute queries (0), keys (1) or values (2) of ``x`` by a plain qkv, (B, H, T, d)."""
-    rows = slice(part * attn.attn_dim, (part + 1) * attn.attn_dim)
-    bias = None if attn.qkv.bias is None else attn.qkv.bias[rows]
-    out = F.linear(x, attn.qkv.weight[rows], bias)
-    batch, count, _ = x.shape
-    return out.reshape(batch, count, attn.num_heads, attn.head_dim).transpose(1, 2)
+def _needs_no_keys(attn: Any) -> bool:
+    """Tell whether the class token's logits are a product of its query, weights and tokens."""
+    return is_plain(attn.qkv) and isinstance(attn.k_norm, nn.Identity)
 
 
 def _cls_logits(attn: Any, x: Tensor) -> Tensor:
-    """Return the class token's logits (B, H, T) up to a constant per head, by a plain qkv.
+    """Return the class token's logits (B, H, T) up to a constant per head.
 
     No key is formed: q (W x) = (q W) x, so the query goes through the keys' weights once instead of
     every token. The keys' bias adds the same to every logit of a head, which a softmax undoes.
     """
-    query = attn.q_norm(_part(attn, x[:, :1], 0)).squeeze(2) * attn.scale
+    rows = slice(0, attn.attn_dim)
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[rows]
+    query = F.linear(x[:, 0], attn.qkv.weight[rows], bias)
+    query = attn.q_norm(query.view(x.shape[0], attn.num_heads, attn.head_dim)) * attn.scale
     # Heads as the batch of the product: otherwise the weights are copied for every sequence.
     query = (query.transpose(0, 1) @ _weights(attn)[1]).transpose(0, 1)
     logits: Tensor = query @ x.transpose(1, 2)
@@ -156,7 +127,7 @@ def _cls_logits(attn: Any, x: Tensor) -> Tensor:
 
 
 def _attend_by_query(attn: Any, x: Tensor) -> Tensor:
-    """Return the class token's attended values (B, H, 1, d), by a plain qkv.
+    """Return the class token's attended values (B, H, 1, d).
 
     No value is formed either: their weights are applied to the attended mean of the tokens.
     """

@@ -3,7 +3,6 @@
 Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +23,9 @@ SCORES = ("preservation", "label", "confidence")
 class Judge:
     """Score what is left of some images; a high score says that what went was dispensable.
 
-    Attributes:
-        score: ``preservation`` (cosine with the whole image's features), ``label`` (posterior of
-            the true class), ``confidence`` (highest posterior of any class).
-        target: (B, D) unit features of the whole images.
-        text: (classes, D) unit class features, for ``label`` and ``confidence``.
-        scale: factor on cosines in the posterior.
-        labels: (B,) int64 true classes, for ``label``.
+    ``preservation`` is the cosine with ``target`` (B, D), unit features of the whole images.
+    ``label`` is the posterior of the true class in ``labels`` (B,), ``confidence`` the highest of
+    any class, from ``scale`` times the cosines with unit class features ``text`` (classes, D).
     """
 
     score: str
@@ -54,21 +49,11 @@ class Judge:
 def greedy_importance(
     suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor, step: int
 ) -> Tensor:
-    """Rank patches by when an iterative search removes them.
+    """Rank patches by when an iterative search removes them: 0 goes first, N - 1 last, (B, N).
 
-    In every round each window is removed together with all that went before, and what is left is
-    scored against the whole image; a patch's score is the mean over the windows that cover it. The
-    ``step`` patches of highest score then go for good.
-
-    Args:
-        suffix: the tower from the reduction point on.
-        start: the tokens of B images that enter it.
-        judge: the score.
-        cells: (W, r * r) windows.
-        step: patches that go in a round, at least 1.
-
-    Returns:
-        (B, N) float32 importance: 0 for the patch that goes first, N - 1 for the last.
+    In every round each window of ``cells`` (W, r * r) is removed together with all that went
+    before, and what is left is scored against the whole image; a patch's score is the mean over the
+    windows that cover it. The ``step`` patches of highest score then go for good.
     """
     count = start.patch_count
     inside = members(cells, count)
@@ -91,30 +76,23 @@ def greedy_importance(
 def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: Tensor) -> Tensor:
     """Score every window of every image on top of what is gone already, (B, W).
 
-    Windows with the same patches left are run once. Windows with none left get 0, which no patch
-    that is left ever sees.
+    Windows with the same patches left are run once; those with none left get 0, which nobody reads.
     """
-    images, kinds = len(alive), len(inside)
     going = (inside & alive.unsqueeze(1)).flatten(0, 1)
-    rows = torch.arange(images, device=alive.device).repeat_interleave(kinds)
+    rows = torch.arange(len(alive), device=alive.device).repeat_interleave(len(inside))
     keyed = torch.cat((rows.unsqueeze(1), going.long()), dim=1)
     unique, which = keyed.unique(dim=0, return_inverse=True)
     row, sets = unique[:, 0], unique[:, 1:].bool()
     kept = alive[row] & ~sets
-    found = torch.zeros(len(unique), device=alive.device)
+    scores = torch.zeros(len(unique), device=alive.device)
     sizes = kept.sum(dim=1)
     for size in sizes.unique().tolist():
         # Sequences of one length share batches, whatever image they come from.
         some = ((sizes == size) & sets.any(dim=1)).nonzero().squeeze(1)
         if len(some):
             keep_idx = kept[some].nonzero()[:, 1].reshape(len(some), size)
-            found[some] = judge(suffix.features(start, row[some], keep_idx), row[some])
-    return found[which].reshape(images, kinds)
-
-
-def greedy_passes(windows: int, patches: int, step: int) -> int:
-    """Return how many sequences a greedy ranking runs per image, at most."""
-    return windows * math.ceil(patches / step)
+            scores[some] = judge(suffix.features(start, row[some], keep_idx), row[some])
+    return scores[which].reshape(len(alive), len(inside))
 
 
 __all__ = ["SCORES", "GoldenConfig", "GoldenEngine", "best_precision", "golden_importance"]
@@ -125,8 +103,7 @@ class GoldenConfig:
     """How a golden ranking is made.
 
     Attributes:
-        score: ``preservation`` (cosine of features with and without the window), ``label``
-            (posterior of the true class), ``confidence`` (highest posterior).
+        score: see ``Judge``.
         block: patches go at the input of this block, 0-based.
         window: side of the square window, in patches.
         stride: step of the window, in patches; a last window touches the border.
@@ -142,7 +119,6 @@ class GoldenConfig:
     approximate: str | None = None
 
     def __post_init__(self) -> None:
-        """Validate."""
         if self.score not in SCORES:
             raise ValueError(f"score={self.score!r}: {expected(self.score, SCORES)}")
         for field, low in (("block", 0), ("window", 1), ("stride", 1), ("greedy", 1)):
@@ -166,22 +142,26 @@ class GoldenConfig:
     def described(self) -> str:
         """Return the settings in words."""
         way = f"greedy by {self.greedy}" if self.greedy else self.approximate or "exact"
-        return (
-            f"{self.score} before block {self.block}, windows of {self.window} x {self.window} "
-            f"by {self.stride}, {way}"
-        )
+        size = f"{self.window} x {self.window} by {self.stride}"
+        return f"{self.score} before block {self.block}, windows of {size}, {way}"
 
 
 class GoldenEngine:
     """Make golden rankings of many images with one tower.
 
-    Attributes:
-        model: the tower.
+    Args:
+        model: dense image tower in float32 whose head, if any, projects to the joint space.
         config: score, block, windows.
-        suffix: the tower from the block on, in the precision asked for; ``follow`` and ``jacobian``
-            run in float32 whatever it is.
-        text: (classes, D) unit class features or None.
+        text: (classes, D) unit class features; for ``label`` and ``confidence``.
         scale: factor on cosines in the posterior (CLIP's exp of the logit scale).
+        precision: of the patch tokens after the block, see ``Suffix``; ``best_precision`` knows
+            the fastest. ``follow`` and ``jacobian`` run in float32 whatever it is.
+        compiled: use torch.compile; one-shot only.
+        batch: sequences per forward pass, None for what the free memory allows.
+
+    Raises:
+        ValueError: the model reduces tokens itself or isn't float32, the block lies outside it, a
+            window is larger than the grid, text is missing, or a value is out of range.
     """
 
     def __init__(
@@ -195,22 +175,6 @@ class GoldenEngine:
         compiled: bool = False,
         batch: int | None = None,
     ) -> None:
-        """Prepare the tower.
-
-        Args:
-            model: dense image tower in float32 whose head, if any, projects to the joint space.
-            config: score, block, windows.
-            text: (classes, D) unit class features; for ``label`` and ``confidence``.
-            scale: factor on cosines in the posterior.
-            precision: of the patch tokens after the block, see ``Suffix``; ``best_precision`` knows
-                the fastest.
-            compiled: use torch.compile; one-shot only.
-            batch: sequences per forward pass, None for what the free memory allows.
-
-        Raises:
-            ValueError: the model reduces tokens itself or isn't float32, the block lies outside it,
-                a window is larger than the grid, text is missing, or a value is out of range.
-        """
         _check(model, config, text)
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: {expected(precision, PRECISIONS)}")
@@ -222,10 +186,8 @@ class GoldenEngine:
             raise ValueError(f"compiled=True with approximate={config.approximate!r}: exact only")
         self.model = model
         self.config = config
-        judged = shortened(model, config.approximate)
-        self.suffix = Suffix(
-            judged, config.block, batch=batch, precision=precision, compiled=compiled
-        )
+        tower = shortened(model, config.approximate)
+        self.suffix = Suffix(tower, config.block, batch, precision=precision, compiled=compiled)
         self.text = None if text is None else text.to(self.suffix.device)
         self.scale = scale
 
@@ -234,18 +196,14 @@ class GoldenEngine:
         """Passes per image through the tower from the block on, the whole image's left out."""
         grid = self.model.patch_embed.grid_size
         count = len(windows(grid, self.config.window, self.config.stride))
-        if self.config.greedy is not None:
-            return greedy_passes(count, grid[0] * grid[1], self.config.greedy)
+        if self.config.greedy is not None:  # at most: equal windows are run once
+            return float(count * -(-grid[0] * grid[1] // self.config.greedy))
         effort = Effort.of(self.model, self.config.block)
         return approximate_passes(self.config.approximate, effort, self.config.block, count)
 
     @torch.inference_mode()
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score the patches of each image.
-
-        Args:
-            images: (B, C, H, W), moved to the tower's device as float32.
-            labels: (B,) int64 true classes; for ``label``.
+        """Score the patches of images (B, C, H, W), with labels (B,) for ``label``.
 
         Returns:
             (B, N) float32 importance on the CPU, higher = keep: minus the mean score of the windows
@@ -254,27 +212,23 @@ class GoldenEngine:
         Raises:
             ValueError: labels are missing or out of range.
         """
+        config, suffix = self.config, self.suffix
         labels = self._labels(labels, len(images))
-        device = self.suffix.device
-        embedded = self.model.embed(images.to(device, torch.float32))
-        start, _ = self.model.advance(embedded, stop=self.config.block)
-        cells = windows(start.grid, self.config.window, self.config.stride).to(device)
-        rows = torch.arange(len(images), device=device)
-        every = rows.repeat_interleave(len(cells))
-        quick = quick_features(self.config.approximate, self.suffix, start, cells)
-        everything = torch.arange(start.patch_count, device=device).expand(len(images), -1)
+        embedded = self.model.embed(images.to(suffix.device, torch.float32))
+        start, _ = self.model.advance(embedded, stop=config.block)
+        cells = windows(start.grid, config.window, config.stride).to(suffix.device)
+        rows = torch.arange(len(images), device=suffix.device)
+        quick = quick_features(config.approximate, suffix, start, cells)
+        target = quick[0] if quick else suffix.features(start, rows, start.patch_idx)
         judge = Judge(
-            score=self.config.score,
-            target=quick[0] if quick else self.suffix.features(start, rows, everything),
-            text=self.text,
-            scale=self.scale,
-            labels=labels,
+            score=config.score, target=target, text=self.text, scale=self.scale, labels=labels
         )
-        if self.config.greedy is not None:
-            return greedy_importance(self.suffix, start, judge, cells, self.config.greedy).cpu()
+        if config.greedy is not None:
+            return greedy_importance(suffix, start, judge, cells, config.greedy).cpu()
+        every = rows.repeat_interleave(len(cells))
         if quick is None:
             kept = outside(members(cells, start.patch_count)).repeat(len(images), 1)
-            features = self.suffix.features(start, every, kept)
+            features = suffix.features(start, every, kept)
         else:
             features = quick[1].flatten(0, 1)
         scores = judge(features, every).reshape(len(images), len(cells))
@@ -287,7 +241,7 @@ class GoldenEngine:
             raise ValueError("score='label' needs labels: (B,) class indices")
         assert self.text is not None
         if labels.min() < 0 or labels.max() >= len(self.text):
-            bad = next(int(k) for k in labels if not 0 <= k < len(self.text))
+            bad = int(labels[(labels < 0) | (labels >= len(self.text))][0])
             raise ValueError(f"label {bad}: there are classes 0 to {len(self.text) - 1}")
         return labels.to(self.suffix.device)
 
@@ -301,22 +255,7 @@ def golden_importance(
     scale: float = 100.0,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Score the patches of some images once; ``GoldenEngine`` has more to choose.
-
-    Args:
-        model: dense image tower in float32.
-        images: (B, C, H, W).
-        config: score, block, windows.
-        text: (classes, D) unit class features; for ``label`` and ``confidence``.
-        scale: factor on cosines in the posterior.
-        labels: (B,) int64 true classes; for ``label``.
-
-    Returns:
-        (B, N) float32 importance, higher = keep.
-
-    Raises:
-        ValueError: what ``GoldenEngine`` refuses.
-    """
+    """Score the patches of images (B, C, H, W) once, by ``GoldenEngine.importance``."""
     return GoldenEngine(model, config, text=text, scale=scale).importance(images, labels)
 
 
@@ -330,12 +269,11 @@ def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None
         raise ValueError("golden rankings need the dense model: zoo.reduce(model, method=None)")
     if model.training:
         raise ValueError("golden rankings need the model in evaluation mode: model.eval()")
-    kinds = {parameter.dtype for parameter in model.parameters()}
-    if kinds != {torch.float32}:
-        found = ", ".join(sorted(str(kind) for kind in kinds))
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {torch.float32}:
         raise ValueError(
-            f"golden rankings need a float32 tower, this one has {found}; "
-            "precision='bfloat16' makes them fast"
+            f"golden rankings need a float32 tower, this one has "
+            f"{', '.join(sorted(map(str, dtypes)))}; precision='bfloat16' makes them fast"
         )
     if config.block >= len(model.blocks):
         raise ValueError(

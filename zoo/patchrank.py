@@ -26,7 +26,6 @@ class PatchRankConfig(ReducerConfig):
     rescore: bool = False
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         architecture(self.arch)
         self.whole("width", 1)
@@ -38,11 +37,7 @@ class PatchRank(Pruner):
     """Predict a ranking at the first reduction point and drop the least important patches.
 
     With several points the one ranking is used at each, or with ``rescore`` each has a predictor
-    of its own. All predictors of a model have one architecture and width.
-
-    Attributes:
-        predictor: that of the first reduction point.
-        rescorers: with ``rescore`` those of the later points, by block.
+    of its own: the first point's is ``predictor``, the others' are in ``rescorers`` by block.
     """
 
     Config = PatchRankConfig
@@ -50,12 +45,6 @@ class PatchRank(Pruner):
     config: PatchRankConfig
 
     def __init__(self, config: PatchRankConfig, host: HostSpec) -> None:
-        """Build the predictors with random weights.
-
-        Raises:
-            ValueError: the architecture can't score what is left at a later point, or what every
-                reducer refuses.
-        """
         super().__init__(config, host)
         _, *later = self.predictor_blocks(config, host.depth)
         if later:
@@ -72,10 +61,9 @@ class PatchRank(Pruner):
 
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Predict; without ``rescore`` only once, later the same ranking is taken along."""
-        predictor: nn.Module = self.predictor
-        if str(index) in self.rescorers:
-            predictor = self.rescorers[str(index)]
-        elif tokens.importance is not None:
+        own = str(index) in self.rescorers
+        if not own and tokens.importance is not None:
             return tokens.importance
+        predictor = self.rescorers[str(index)] if own else self.predictor
         scores: Tensor = predictor(tokens.x, tokens.prefix, tokens.grid)
         return scores

@@ -1,17 +1,6 @@
 """Small networks that predict importance from the tokens at the reduction point, and their files.
 
-====================  ==========  ===========  ====================================
-name                  free of N   any subset   what a patch's score depends on
-====================  ==========  ===========  ====================================
-linear                yes         yes          the token alone
-mlp                   yes         yes          token, class token, mean token
-transformer           yes         yes          all tokens, by attention
-conv                  yes         no           token, class token, mean token, neighbours
-mixer, pooledmixer    no          no           all tokens, by fixed weights per position
-====================  ==========  ===========  ====================================
-
-*Free of N* works on any grid (``dynamic_img_size``); *any subset* also on a sequence from which
-patches are gone already.
+Networks other than mixers work on any grid (``dynamic_img_size``).
 """
 
 import re
@@ -22,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
@@ -32,18 +20,9 @@ from zoo.reducer import expected
 
 
 def require_patches(patches: Tensor, count: int, refusal: str) -> Tensor:
-    """Return ``patches`` (B, n, D) as they are.
-
-    Args:
-        patches: what is checked.
-        count: wanted n.
-        refusal: what to say, with GOT for the n there is.
-
-    Raises:
-        ValueError: n isn't ``count``.
-    """
+    """Return ``patches`` (B, n, D); with another n raise ValueError of ``refusal``, {} being n."""
     if patches.shape[1] != count:
-        raise ValueError(refusal.replace("GOT", str(patches.shape[1])))
+        raise ValueError(refusal.format(patches.shape[1]))
     return patches
 
 
@@ -51,36 +30,36 @@ torch.fx.wrap("require_patches")  # one call in a graph: the shape is not known 
 
 
 class Network(nn.Module):
-    """What a predictor can be; ``any_subset`` tells if it scores grids with patches missing."""
+    """What a predictor can be.
+
+    Built from the tokens' width ``dim``, its own ``width`` and the ``grid`` of the tower, it maps
+    normalised patches (B, n, D), class token (B, 1, D) and the image's grid to importance (B, n).
+
+    Attributes:
+        any_subset: whether it scores grids with patches missing. Where it does, permuting the
+            patches permutes the importance: positions are in the tokens already.
+    """
 
     any_subset: ClassVar[bool] = True
 
 
 class TokenLinear(Network):
-    """Score each token by one linear function of it; the floor for all others.
-
-    Permuting the patches permutes the importance.
-    """
+    """Score each token by one linear function of it; the floor for all others."""
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
-        """Build for tokens of width ``dim``; ``width`` and ``grid`` aren't needed."""
         super().__init__()
         self.score = nn.Linear(dim, 1, **dd)
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Map patches (B, n, D) to importance (B, n); the class token isn't used."""
+        """Score the patches."""
         scores: Tensor = self.score(patches).squeeze(-1)
         return scores
 
 
 class TokenMlp(Network):
-    """Score each token from itself, the class token and the mean token.
-
-    Permuting the patches permutes the importance.
-    """
+    """Score each token from itself, the class token and the mean token."""
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
-        """Build for tokens of width ``dim``; ``grid`` isn't needed."""
         super().__init__()
         self.token = nn.Linear(dim, width, **dd)
         self.context = nn.Linear(2 * dim, width, **dd)
@@ -89,7 +68,7 @@ class TokenMlp(Network):
         self.act = nn.GELU()
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Map patches (B, n, D) and class token (B, 1, D), normalised, to importance (B, n)."""
+        """Score the patches."""
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
         scores: Tensor = self.score(self.act(self.hidden(x))).squeeze(-1)
@@ -99,11 +78,10 @@ class TokenMlp(Network):
 class TokenTransformer(Network):
     """Let patches and class token attend to one another in one encoder block, then score each.
 
-    Permuting the patches permutes the importance: positions are in the tokens already.
+    Its heads are 32 channels wide if that divides ``width``, else it has one.
     """
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
-        """Build a block of ``width`` channels, in heads of 32 if that divides it, else in one."""
         super().__init__()
         heads = width // 32 if width % 32 == 0 else 1
         self.token = nn.Linear(dim, width, **dd)
@@ -115,7 +93,7 @@ class TokenTransformer(Network):
         self.score = nn.Linear(width, 1, **dd)
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Map patches (B, n, D) and class token (B, 1, D), normalised, to importance (B, n)."""
+        """Score the patches."""
         x = self.token(torch.cat((cls, patches), dim=1))
         x = x + self.attn(self.norm1(x))
         x = x + self.mlp(self.norm2(x))
@@ -129,7 +107,6 @@ class GridConv(Network):
     any_subset = False
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
-        """Build for tokens of width ``dim``; works on every grid."""
         super().__init__()
         self.token = nn.Linear(dim, width, **dd)
         self.context = nn.Linear(2 * dim, width, **dd)
@@ -140,17 +117,12 @@ class GridConv(Network):
         self.act = nn.GELU()
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Map patches (B, N, D) in grid order and class token (B, 1, D) to importance (B, N).
-
-        Raises:
-            ValueError: patches of the grid are gone already.
-        """
-        patches = require_patches(
-            patches,
-            grid[0] * grid[1],
-            f"a conv predictor needs the whole grid of {grid[0]} x {grid[1]} patches, got GOT; "
-            "use arch='mlp', 'transformer' or 'linear' after a reduction",
+        """Score the patches, all N of them in grid order."""
+        refusal = (
+            f"a conv predictor needs the whole grid of {grid[0]} x {grid[1]} patches, got {{}}; "
+            "use arch='mlp', 'transformer' or 'linear' after a reduction"
         )
+        patches = require_patches(patches, grid[0] * grid[1], refusal)
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
         x = x + self._mix(self.mix1, x, grid)
@@ -161,8 +133,7 @@ class GridConv(Network):
 
     @staticmethod
     def _mix(conv: nn.Conv2d, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        planes = x.transpose(1, 2).unflatten(2, grid)
-        mixed: Tensor = conv(planes)
+        mixed: Tensor = conv(x.transpose(1, 2).unflatten(2, grid))
         return mixed.flatten(2).transpose(1, 2)
 
 
@@ -172,13 +143,12 @@ class Mixer(Network):
     With ``width`` the tower's own it is the paper's network; a narrower one projects the tokens
     first. An MLP is FC, LayerNorm, GELU, FC, four times as wide inside over channels and half the
     channels over tokens, as in MLP-Mixer: that gives the paper's 4.9M parameters. The score is the
-    mean over channels. The token MLP is made for one N.
+    mean over channels. The token MLP is made for the N of ``grid``.
     """
 
     any_subset = False
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
-        """Build for tokens of width ``dim`` on ``grid`` and no other."""
         super().__init__()
         self.patches = grid[0] * grid[1]
         self.token: nn.Module = nn.Identity() if width == dim else nn.Linear(dim, width, **dd)
@@ -186,18 +156,12 @@ class Mixer(Network):
         self.token_mlp = _mlp(self.patches, max(1, width // 2), **dd)
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Map patches (B, N, D) to importance (B, N); the class token isn't used.
-
-        Raises:
-            ValueError: N differs from the grid that the network was made for.
-        """
-        patches = require_patches(
-            patches,
-            self.patches,
-            f"this mixer was made for {self.patches} patches, got GOT; use a predictor with "
-            "arch='conv', 'mlp', 'transformer' or 'linear', which work on every grid",
+        """Score the patches, all N of them in grid order."""
+        refusal = (
+            f"this mixer was made for {self.patches} patches, got {{}}; use a predictor with "
+            "arch='conv', 'mlp', 'transformer' or 'linear', which work on every grid"
         )
-        x: Tensor = self.token(patches)
+        x: Tensor = self.token(require_patches(patches, self.patches, refusal))
         x = x + self.channel_mlp(x)
         x = x + self.token_mlp(x.transpose(1, 2)).transpose(1, 2)
         return self._score(x)
@@ -210,9 +174,8 @@ class PooledMixer(Mixer):
     """The form of the authors' released script: channels averaged to ``width``, linear score."""
 
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
-        """Build for tokens of width ``dim`` on ``grid`` and no other."""
         super().__init__(width, width, grid, **dd)
-        self.token = _AverageChannels(width)
+        self.token = nn.AdaptiveAvgPool1d(width)
         self.score = nn.Linear(width, 1, **dd)
 
     def _score(self, x: Tensor) -> Tensor:
@@ -220,24 +183,9 @@ class PooledMixer(Mixer):
         return scores
 
 
-class _AverageChannels(nn.Module):
-    """Average neighbouring channels, (B, N, D) to (B, N, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool1d(x, self.width)
-
-
 def _mlp(width: int, hidden: int, **dd: Any) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width, hidden, **dd),
-        nn.LayerNorm(hidden, **dd),
-        nn.GELU(),
-        nn.Linear(hidden, width, **dd),
-    )
+    first, last = nn.Linear(width, hidden, **dd), nn.Linear(hidden, width, **dd)
+    return nn.Sequential(first, nn.LayerNorm(hidden, **dd), nn.GELU(), last)
 
 
 ARCHITECTURES: dict[str, type[Network]] = {
@@ -251,22 +199,14 @@ ARCHITECTURES: dict[str, type[Network]] = {
 
 
 def architecture(arch: str) -> type[Network]:
-    """Return the network called ``arch``.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the network called ``arch``; raise ValueError if there is none."""
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch={arch!r}: {expected(arch, ARCHITECTURES)}")
     return ARCHITECTURES[arch]
 
 
 def require_any_subset(arch: str, block: int) -> None:
-    """Refuse an architecture that can't score before ``block``, where patches are gone already.
-
-    Raises:
-        ValueError: unknown architecture, or one that needs the whole grid.
-    """
+    """Refuse an architecture that can't score before ``block``, where patches are gone already."""
     if not architecture(arch).any_subset:
         able = ", ".join(name for name, network in ARCHITECTURES.items() if network.any_subset)
         raise ValueError(
@@ -281,15 +221,9 @@ class Predictor(nn.Module):
     def __init__(
         self, arch: str, dim: int, width: int, grid: tuple[int, int], device: Any, dtype: Any
     ) -> None:
-        """Build architecture ``arch`` with random weights.
-
-        Raises:
-            ValueError: unknown architecture.
-        """
         super().__init__()
-        network = architecture(arch)
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.net = network(dim, width, grid, device=device, dtype=dtype)
+        self.net = architecture(arch)(dim, width, grid, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
         """Map tokens x (B, prefix + n, D), class token first, to importance (B, n) float32."""
@@ -306,13 +240,9 @@ PredictorPaths = str | Path | Sequence[str | Path] | None
 class PredictorFile:
     """A saved predictor: weights in safetensors, provenance in its metadata.
 
-    Attributes:
-        path: the file.
-        model: dense timm name of the tower it was fitted to.
-        tag: weight tag of that tower.
-        block: reduction point it was fitted at.
-        options: method options that shape the network (``arch``, ``width``).
-        weights: ``blocks_fingerprint`` of that tower; None in files that don't tell.
+    It was fitted at reduction point ``block`` to the tower of dense timm name ``model``, weight
+    ``tag`` and ``blocks_fingerprint`` ``weights``, None in files that serve any of this name.
+    ``options`` are those that shape the network (``arch``, ``width``).
     """
 
     path: Path
@@ -324,12 +254,7 @@ class PredictorFile:
 
     @classmethod
     def read(cls, path: Path) -> "PredictorFile":
-        """Read the provenance of ``path``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a predictor of ours.
-        """
+        """Read the provenance of ``path``; raise as ``read_facts`` does."""
         facts = read_facts(path, "predictor")
         fields = {f: facts[f] for f in ("model", "tag", "block", "options")}
         return cls(path=path, weights=facts.get("weights"), **fields)
@@ -351,15 +276,7 @@ class PredictorFile:
                 )
 
     def require_name(self, model: str, tag: str) -> None:
-        """Refuse a tower of another name than the one that this was fitted to.
-
-        Args:
-            model: dense timm name.
-            tag: weight tag.
-
-        Raises:
-            ValueError: one of them differs.
-        """
+        """Raise ValueError unless this was fitted to the tower of this timm name and weight tag."""
         if (self.model, self.tag) != (model, tag):
             raise ValueError(
                 f"predictor {str(self.path)!r} was fitted to {tower_name(self.model, self.tag)}, "
@@ -367,14 +284,7 @@ class PredictorFile:
             )
 
     def require_weights(self, weights: str) -> None:
-        """Refuse a tower with other weights than the one that this was fitted to.
-
-        Args:
-            weights: the tower's ``blocks_fingerprint``.
-
-        Raises:
-            ValueError: they differ.
-        """
+        """Raise ValueError if this was fitted to a tower of another ``blocks_fingerprint``."""
         if self.weights not in (None, weights):
             raise ValueError(
                 f"the predictor {str(self.path)!r} was fitted to "
@@ -384,18 +294,12 @@ class PredictorFile:
             )
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Load the weights, named as in ``zoo.predictor.Predictor``, behind ``prefix``."""
+        """Load the weights, named as in ``Predictor``, behind ``prefix``."""
         return {prefix + name: tensor for name, tensor in load_file(self.path).items()}
 
 
 def predictor_name(model: str, tag: str, block: int) -> str:
-    """Return the file name of a predictor.
-
-    Args:
-        model: dense timm name of the tower.
-        tag: its weight tag.
-        block: reduction point.
-    """
+    """Return the file name of a predictor for a tower (dense timm name, weight tag) and block."""
     # Names of other libraries' towers may hold slashes and colons.
     tower = re.sub(r"[^\w.,-]+", "-", tower_name(model, tag))
     return f"{tower}.patchrank.block{block}.safetensors"
@@ -451,11 +355,6 @@ def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[Pre
 
 
 def read_predictors(paths: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
-    """Read what ``predictor=`` names: one file or several.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a predictor of ours.
-    """
+    """Read what ``predictor=`` names, one file or several, each as ``PredictorFile.read`` does."""
     several = [paths] if isinstance(paths, (str, Path)) else paths
     return [PredictorFile.read(Path(path)) for path in several]

@@ -22,46 +22,28 @@ def final_count(patches: int, keep: float) -> int:
 
 
 def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) -> dict[int, int]:
-    """Spread the reduction from N to ``final_count`` patch tokens over the reduction points.
-
-    Args:
-        patches: number N of patch tokens at the input.
-        keep: keep rate in (0, 1].
-        points: reduction points, ascending.
-        schedule: one of ``SCHEDULES``; see ``ReducerConfig``.
-
-    Returns:
-        Patch tokens left after each point.
-    """
-    last = final_count(patches, keep)
-    stages = len(points)
+    """Return the patch tokens left after each reduction point, from N to ``final_count``."""
+    last, stages = final_count(patches, keep), len(points)
     counts: dict[int, int] = {}
     for done, point in enumerate(points, start=1):
         if schedule == "linear":
-            left = patches - round((patches - last) * done / stages)
+            counts[point] = patches - round((patches - last) * done / stages)
         else:
-            left = final_count(patches, keep ** (done / stages))
-        counts[point] = last if done == stages else max(last, left)
-    return counts
+            counts[point] = max(last, final_count(patches, keep ** (done / stages)))
+    return counts | {points[-1]: last}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostSpec:
     """What a reducer may know about the tower it works in.
 
-    Attributes:
-        embed_dim: width D of the tokens.
-        depth: number of blocks.
-        grid: (rows, columns) of patches at the tower's own image size.
-        prefix: number of timm's prefix tokens.
-        device: of a reducer's own weights.
-        dtype: of a reducer's own weights.
+    ``grid`` is (rows, columns) of patches at the tower's own image size; ``device`` and ``dtype``
+    are those of a reducer's own weights.
     """
 
     embed_dim: int
     depth: int
     grid: tuple[int, int]
-    prefix: int
     device: Any = None
     dtype: Any = None
 
@@ -84,24 +66,19 @@ class ReducerConfig:
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Validate, and turn JSON lists and single numbers into tuples."""
-        if self.reduce_at is not None:
+        if self.reduce_at is not None:  # JSON lists and single numbers become tuples
             object.__setattr__(self, "reduce_at", _points(self.reduce_at))
         self.choose("schedule", SCHEDULES)
-        rates = [f for f in ("keep", *self.instead_of_keep) if getattr(self, f) is not None]
+        fields = ("keep", *self.instead_of_keep)
+        rates = [f"{f}={getattr(self, f)!r}" for f in fields if getattr(self, f) is not None]
         if len(rates) != 1:
-            names = " or ".join(("keep", *self.instead_of_keep))
-            values = ", ".join(f"{f}={getattr(self, f)!r}" for f in rates) or "none of them"
-            raise ValueError(f"expected exactly one of {names}, got {values}")
+            values = ", ".join(rates) or "none of them"
+            raise ValueError(f"expected exactly one of {' or '.join(fields)}, got {values}")
         if self.keep is not None:
             self.within("keep", 0.0, 1.0)
 
     def points(self, depth: int) -> tuple[int, ...]:
-        """Return the reduction points in a tower of ``depth`` blocks, ascending.
-
-        Raises:
-            ValueError: one lies outside the tower.
-        """
+        """Return the reduction points, ascending; raise ValueError if one is beyond ``depth``."""
         points = tuple(range(depth)) if self.reduce_at is None else self.reduce_at
         if points[-1] >= depth:
             raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
@@ -133,7 +110,7 @@ class ReducerConfig:
 
 
 def _points(value: Any) -> tuple[int, ...]:
-    """Turn one block index or several into a tuple; refuse what isn't."""
+    """Turn one block index or several into a tuple."""
     points = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
     if any(isinstance(p, bool) or not isinstance(p, int) or p < 0 for p in points):
         raise ValueError(f"reduce_at={value!r}: expected block indices, integers from 0")
@@ -148,10 +125,6 @@ class Reducer(nn.Module):
 
     A method subclasses this, names its settings class as ``Config`` and overrides one or both
     hooks. A reducer holds settings and weights, never anything about the images in flight.
-
-    Attributes:
-        config: the settings.
-        points: the reduction points, ascending.
     """
 
     Config: ClassVar[type[ReducerConfig]] = ReducerConfig
@@ -159,11 +132,7 @@ class Reducer(nn.Module):
     needs_predictor: ClassVar[bool] = False
 
     def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
-        """Check the settings against the tower.
-
-        Raises:
-            ValueError: a reduction point lies outside the tower, or the schedule can't be met.
-        """
+        """Check the settings against the tower; raise ValueError if it can't meet them."""
         super().__init__()
         self.config = config
         self.points = config.points(host.depth)
@@ -176,21 +145,12 @@ class Reducer(nn.Module):
 
     @classmethod
     def predictor_blocks(cls, config: Any, depth: int) -> tuple[int, ...]:
-        """Return the blocks before which a predictor scores, ascending; none for most methods.
-
-        Args:
-            config: the method's settings.
-            depth: number of the tower's blocks.
-        """
+        """Return the blocks before which a predictor scores, ascending; none for most methods."""
         points: tuple[int, ...] = config.points(depth)
         return points[:1] if cls.needs_predictor else ()
 
     def counts(self, patches: int) -> dict[int, int]:
-        """Return how many patch tokens are left after each reduction point.
-
-        Args:
-            patches: number N of patch tokens at the input, at least 1.
-        """
+        """Return how many of N >= 1 patch tokens are left after each reduction point."""
         assert self.config.keep is not None
         return spread(patches, self.config.keep, self.points, self.config.schedule)
 
@@ -265,7 +225,9 @@ def configure(method: str, options: dict[str, Any], depth: int) -> ReducerConfig
     for option in options:
         if option not in fields:
             raise ValueError(f"{method} has no option {option!r}: {expected(option, fields)}")
-    return config(**{**_default_points(config, depth), **options})
+    # Default reduction points that the tower doesn't have are left out.
+    points = tuple(p for p in config.reduce_at or () if p < depth)
+    return config(**({"reduce_at": points} if points else {}) | options)
 
 
 def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reducer:
@@ -274,14 +236,7 @@ def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reduc
     Raises:
         ValueError: what ``configure`` refuses, or settings that the tower can't meet.
     """
-    config = configure(method, options, host.depth)
-    return METHODS[method](config, host)
-
-
-def _default_points(config: type[ReducerConfig], depth: int) -> dict[str, Any]:
-    """Leave out the default reduction points that a tower of ``depth`` blocks doesn't have."""
-    there = tuple(p for p in config.reduce_at or () if p < depth)
-    return {"reduce_at": there} if there else {}
+    return METHODS[method](configure(method, options, host.depth), host)
 
 
 def expected(value: str, allowed: Any, *, shown_by: str = "python -m harness list") -> str:
@@ -298,13 +253,10 @@ class Pruner(Reducer):
 
     @abstractmethod
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
-        """Score the patch tokens, (B, n) float, higher = keep.
+        """Score the patch tokens that enter ``block`` number ``index``, (B, n), higher = keep.
 
-        Args:
-            index: the reduction point, a block's number from 0.
-            tokens: what enters the block; ``tokens.importance`` holds the scores that an earlier
-                reduction point gave those still here, None at the first.
-            block: the timm module whose input this is.
+        ``tokens.importance`` holds the scores that an earlier reduction point gave those still
+        here, None at the first.
         """
 
     def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:

@@ -6,6 +6,7 @@ takes half of its time in bfloat16 on a CPU, most of that in fresh memory; hence
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,22 +24,15 @@ class Scratch:
     """Memory that is reused, since fresh memory is slow; each use overwrites the one before."""
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def __call__(self, use: str, like: Tensor, *shape: int) -> Tensor:
-        """Return memory for ``use``, of the dtype and on the device of ``like``, with any values.
-
-        Args:
-            use: what for; the same word gives the same memory.
-            like: says dtype and device.
-            shape: wanted.
-        """
+        """Return memory of ``shape`` with any values, the same for the same ``use`` and dtype."""
         count = torch.Size(shape).numel()
-        held = self._held.get((use, like.dtype))
-        if held is None or held.numel() < count:
-            held = self._held[use, like.dtype] = like.new_empty(count)
-        return held[:count].view(shape)
+        memory = self._memory.get((use, like.dtype))
+        if memory is None or memory.numel() < count:
+            memory = self._memory[use, like.dtype] = like.new_empty(count)
+        return memory[:count].view(shape)
 
 
 class LeanBlock:
@@ -52,7 +46,6 @@ class LeanBlock:
     """
 
     def __init__(self, block: Any, dtype: torch.dtype, scratch: Scratch | None) -> None:
-        """Copy the weights in ``dtype``, constants folded in."""
         self.block = block
         self.scratch = scratch
         self.fp32 = _Weights(block, torch.float32)
@@ -71,9 +64,8 @@ class LeanBlock:
         # The class token's row is saved before the patch tokens' products overwrite it.
         cls_row = None if self.bf16 is None else x[:, 0].clone()
         cast = normed.to(weights.dtype)
-        query, key, value = self._heads(
-            weights, cast, x.shape[:2], self._wide(cast, weights.qkv[0])
-        )
+        wide = self._wide(cast, weights.qkv[0])
+        query, key, value = self._heads(weights, cast, x.shape[:2], wide)
         if cls_row is not None:
             # ``bmm`` copies what isn't contiguous, and would do so in each of its products.
             query, key, value = (t.contiguous() for t in (query, key, value))
@@ -89,9 +81,8 @@ class LeanBlock:
 
         qkv and the MLP's hidden layer share it: the queries, keys and values are used up by then.
         """
-        if self.scratch is None:
-            return None
-        return self.scratch("wide", rows, len(rows), len(weight))
+        scratch = self.scratch
+        return None if scratch is None else scratch("wide", rows, len(rows), len(weight))
 
     def _heads(
         self, weights: "_Weights", normed: Tensor, shape: Any, out: Tensor | None
@@ -136,16 +127,10 @@ class LeanBlock:
         _add_linear(rows, hidden, *weights.out)
 
     def _run_cls_row(self, cls_row: Tensor, normed: Tensor, key: Tensor, value: Tensor) -> None:
-        """Run the class tokens (S, D) in float32 and in place.
+        """Run the class tokens (S, D), also given normalised, in float32 and in place.
 
-        Only the patch tokens' keys and values are bfloat16 in it. The class token's own are
-        computed anew in float32, and their share is taken out of the bfloat16 product.
-
-        Args:
-            cls_row: the class tokens.
-            normed: the same, normalised.
-            key: (S, H, T, d) keys of all tokens in bfloat16.
-            value: values likewise.
+        Only the patch tokens' ``key`` and ``value`` (S, H, T, d) are bfloat16 in it. The class
+        token's own are computed anew, and their share is taken out of the bfloat16 product.
         """
         attn = self.block.attn
         q, k, v = self._heads(self.fp32, normed, (len(cls_row), 1), None)
@@ -161,72 +146,50 @@ class LeanBlock:
 
 
 class _Weights:
-    """The weights of a block in one dtype; the biases that are added to float32 stay float32.
+    """The weights and biases of a block in one dtype, LayerScale and other constants folded in.
 
-    Attributes:
-        dtype: of the matrix products.
-        act: the MLP's activation, in place where it can be.
-        scale: factor on the logits that is left to apply.
-        qkv: weight and bias of queries, keys and values.
-        proj: of the attention's projection, the first LayerScale folded in.
-        hidden: of the MLP's first layer.
-        out: of the MLP's second layer, the second LayerScale folded in.
+    Biases that are added to float32 stay float32. ``scale`` is the factor on the logits that is
+    left to apply; ``act`` is the MLP's activation, in place where it can be.
     """
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
         attn, mlp = block.attn, block.mlp
         self.dtype = dtype
-        # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
-        # take the factor, the second's its inverse.
-        quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
-        into, out = (QUICK, 1 / QUICK) if quick else (1.0, 1.0)
-        self.act = _silu if quick else _in_place(mlp.act)
-        first, second = _gamma(block.ls1), _gamma(block.ls2)
-        self.qkv, self.scale = _scaled(attn.qkv, None, 1.0, dtype), attn.scale
+        first, second = (getattr(scale, "gamma", None) for scale in (block.ls1, block.ls2))
+        self.scale, rows = attn.scale, None
         if dtype != torch.float32 and isinstance(attn.q_norm, nn.Identity):
             # The queries' scale goes into their weights, which saves a pass over the logits. In
             # float32 it would cost a copy of the weights instead.
-            rows = torch.ones_like(attn.qkv.weight[:, 0]).detach()
+            self.scale, rows = 1.0, torch.ones_like(attn.qkv.weight[:, 0])
             rows[: attn.attn_dim] = attn.scale
-            self.qkv, self.scale = _scaled(attn.qkv, rows, 1.0, dtype), 1.0
-        self.proj = _scaled(attn.proj, first, 1.0, dtype, bias=torch.float32)
-        self.hidden = _scaled(mlp.fc1, None, into, dtype)
-        weight, bias = _scaled(mlp.fc2, second, 1.0, torch.float32, bias=torch.float32)
-        self.out = ((weight * out).to(dtype), bias)
+        self.qkv = _scaled(attn.qkv, rows, dtype)
+        self.proj = _scaled(attn.proj, first, dtype, bias_dtype=torch.float32)
+        # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
+        # take the factor, the second's its inverse.
+        quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
+        rows = torch.full_like(mlp.fc1.weight[:, 0], QUICK) if quick else None
+        self.act = partial(F.silu, inplace=True) if quick else _in_place(mlp.act)
+        self.hidden = _scaled(mlp.fc1, rows, dtype)
+        weight, bias = _scaled(mlp.fc2, second, torch.float32)
+        self.out = ((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
 
 
 def _scaled(
-    linear: Any,
-    rows: Tensor | None,
-    factor: float,
-    dtype: torch.dtype,
-    bias: torch.dtype | None = None,
+    linear: Any, rows: Tensor | None, dtype: torch.dtype, bias_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of a linear layer whose outputs are scaled; unscaled, no copy."""
-    weight, added = linear.weight.detach(), linear.bias
-    added = None if added is None else added.detach()
+    """Return weight and bias of a linear layer, each output times its ``rows``; else no copy."""
+    weight, bias = linear.weight, linear.bias
     if rows is not None:
         weight = weight * rows.unsqueeze(1)
-        added = None if added is None else added * rows
-    if factor != 1.0:
-        weight = weight * factor
-        added = None if added is None else added * factor
-    return weight.to(dtype), None if added is None else added.to(bias or dtype)
-
-
-def _gamma(scale: Any) -> Tensor | None:
-    """Return the factors of a LayerScale, None where there is none."""
-    return None if isinstance(scale, nn.Identity) else scale.gamma.detach()
+        bias = None if bias is None else bias * rows
+    bias = None if bias is None else bias.detach().to(bias_dtype or dtype)
+    return weight.detach().to(dtype), bias
 
 
 def _in_place(act: Any) -> Any:
     """Return an activation that may use its argument's memory for the result."""
     exact = type(act).__name__ == "GELU" and getattr(act, "approximate", "none") == "none"
     return torch.ops.aten.gelu_ if exact else act
-
-
-def _silu(hidden: Tensor) -> Tensor:
-    return F.silu(hidden, inplace=True)
 
 
 def _linear(weight: Tensor, bias: Tensor | None, x: Tensor, out: Tensor | None) -> Tensor:
@@ -267,26 +230,21 @@ class Suffix:
     residual stream, the class token's own path, and the last block where only the class token
     leaves it stay float32: rounding there would not average out, and costs little to avoid.
 
-    Args:
-        model: dense tower in float32.
-        index: number of the first block to run, from 0.
-        batch: sequences per forward pass, None for what the free memory allows.
-        precision: name in ``PRECISIONS``.
-        compiled: use torch.compile; batches then all have one size.
+    ``model`` is dense and in float32, ``index`` the first block to run, ``batch`` the sequences per
+    forward pass, None for what the free memory allows. ``compiled`` uses torch.compile.
     """
 
     def __init__(
         self,
         model: ReducedViT,
         index: int,
-        *,
         batch: int | None = None,
+        *,
         precision: str = "float32",
         compiled: bool = False,
     ) -> None:
         """Prepare the blocks; later changes of the model's weights may go unnoticed."""
         self.model = model
-        self.precision = precision
         # Where more than the class token leaves the tower, the last block is run for all.
         self.token_pooled = model.global_pool == "token"
         blocks: Any = model.blocks
@@ -301,26 +259,21 @@ class Suffix:
 
     @torch.inference_mode()
     def features(self, start: Tokens, rows: Tensor, keep_idx: Tensor) -> Tensor:
-        """Compute the features of sequences of which only some patch tokens are left.
+        """Compute unit features (S, D) of sequences of which only some patch tokens are left.
 
-        Args:
-            start: the tokens of B images that enter the first block.
-            rows: (S,) int64, the image of each sequence.
-            keep_idx: (S, k) int64, positions of the patch tokens that are left; k may be 0.
-
-        Returns:
-            (S, D) float32, of unit length.
+        Of the images in ``start``, which enter the first block, sequence s is number ``rows[s]``,
+        with its patch tokens at ``keep_idx[s]`` (k,) left; k may be 0.
         """
         parts = []
         # Whole sequences are few, and another length would be compiled for them alone.
         fixed = self._compiled if keep_idx.shape[1] < start.patch_count else None
-        run = fixed or self._through
+        prefix = torch.arange(start.prefix, device=rows.device)
         for part in torch.arange(len(rows), device=rows.device).split(self.batch):
-            row, keep = rows[part], keep_idx[part]
-            if fixed and len(part) < self.batch:
-                row, keep = (_repeated(t, self.batch) for t in (row, keep))
-            idx = torch.cat((_prefix_idx(start, len(row)), keep + start.prefix), dim=1)
-            features = run(start.x[row.unsqueeze(1), idx])
+            # A last batch that is too short for what was compiled repeats its last sequence.
+            missing = self.batch - len(part) if fixed else 0
+            full = torch.cat((part, part[-1:].expand(missing)))
+            idx = torch.cat((prefix.expand(len(full), -1), keep_idx[full] + start.prefix), dim=1)
+            features = (fixed or self._through)(start.x[rows[full].unsqueeze(1), idx])
             parts.append(F.normalize(features[: len(part)].float(), dim=-1))
         return torch.cat(parts)
 
@@ -334,23 +287,8 @@ class Suffix:
         return output
 
 
-def _prefix_idx(start: Tokens, count: int) -> Tensor:
-    return torch.arange(start.prefix, device=start.x.device).expand(count, -1)
-
-
-def _repeated(rows: Tensor, count: int) -> Tensor:
-    """Repeat the last row until there are ``count``."""
-    return torch.cat((rows, rows[-1:].expand(count - len(rows), *rows.shape[1:])))
-
-
 def fitting_batch(dim: int, tokens: int, device: torch.device) -> int:
-    """Return how many sequences fit into a share of the memory that is free now.
-
-    Args:
-        dim: width D of the tokens.
-        tokens: tokens per sequence.
-        device: where they will be.
-    """
+    """Return how many sequences of ``tokens`` x ``dim`` fit into a share of the free memory."""
     # Residual stream twice, queries, keys, values, and the MLP's hidden layer before and after
     # its activation: about 14 D numbers per token, counted as float32.
     each = 14 * 4 * dim * tokens

@@ -27,12 +27,9 @@ class Reduction(NamedTuple):
     into: Tensor | None = None
 
     def __repr__(self) -> str:
-        """Show the counts, not the tensors."""
         images, arrived = self.before.shape
-        return (
-            f"Reduction(block {self.block}: {arrived} to {self.after.shape[1]} patch tokens, "
-            f"{images} images)"
-        )
+        counts = f"{arrived} to {self.after.shape[1]} patch tokens, {images} images"
+        return f"Reduction(block {self.block}: {counts})"
 
 
 class Tokens(NamedTuple):
@@ -60,7 +57,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def start(cls, x: Tensor, prefix: int, grid: tuple[int, int]) -> "Tokens":
-        """Wrap an embedded sequence ``x`` (B, prefix + rows * columns, D) that lost nothing yet."""
+        """Wrap an embedded sequence ``x`` (B, prefix + N, D) that lost nothing yet."""
         count = grid[0] * grid[1]
         return cls(x, prefix, grid, every_position(x, count), count)
 
@@ -70,12 +67,10 @@ class Tokens(NamedTuple):
         return self.x[:, self.prefix :]
 
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
-        """Keep the ``count`` patch tokens of highest importance, in their present order.
+        """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.
 
-        Args:
-            index: number of the block at which this happens, for the history.
-            importance: (B, n) float, higher = keep. Ties go to the lower position.
-            count: how many patch tokens stay, 1 <= count <= n. With count = n nothing is touched.
+        ``index`` is the block's number, for the history. Of equal importance (B, n) the lower
+        position is kept; with nothing to drop nothing is touched.
         """
         if count >= self.patch_count:
             return self
@@ -86,9 +81,8 @@ class Tokens(NamedTuple):
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
         after = self.patch_idx.gather(1, keep_idx)
         rows = keep_idx.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
-        kept = self.patches.gather(1, rows)
         return self._replace(
-            x=torch.cat((self.x[:, : self.prefix], kept), dim=1),
+            x=torch.cat((self.x[:, : self.prefix], self.patches.gather(1, rows)), dim=1),
             patch_idx=after,
             patch_count=keep_idx.shape[1],
             size=None if self.size is None else self.size.gather(1, keep_idx),
@@ -99,10 +93,9 @@ class Tokens(NamedTuple):
     def scatter_to_grid(self) -> Tensor:
         """Return the patch tokens at their grid positions, zeros elsewhere, (B, N, D)."""
         batch, _, dim = self.x.shape
-        cells = self.grid[0] * self.grid[1]
-        # One cell more than the grid has takes the fused tokens, which have no place in it.
-        idx = self.patch_idx.where(self.patch_idx >= 0, cells).unsqueeze(-1).expand(-1, -1, dim)
-        return self.x.new_zeros(batch, cells + 1, dim).scatter(1, idx, self.patches)[:, :cells]
+        count = self.grid[0] * self.grid[1]
+        idx = _cells(self.patch_idx, count).unsqueeze(-1).expand(-1, -1, dim)
+        return self.x.new_zeros(batch, count + 1, dim).scatter(1, idx, self.patches)[:, :count]
 
 
 def every_position(x: Tensor, count: int) -> Tensor:
@@ -122,15 +115,22 @@ def top(importance: Tensor, count: int) -> Tensor:
     return order[:, :count].sort(dim=1).values
 
 
+def _cells(positions: Tensor, patches: int) -> Tensor:
+    """Give fused tokens, which have no place in the grid, one cell more than it has."""
+    return positions.where(positions >= 0, patches)
+
+
+def _occupied(positions: Tensor, patches: int) -> Tensor:
+    """Return (B, N + 1) bool: the cells at ``positions`` (B, n)."""
+    empty = positions.new_zeros(len(positions), patches + 1, dtype=torch.bool)
+    return empty.scatter(1, _cells(positions, patches), True)
+
+
 def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
-    """Order all patches of the grid by when they went, then by their importance at that time.
+    """Order all N patches of the grid by when they went, then by their importance at that time.
 
-    Args:
-        history: the reductions of one forward pass, oldest first, at least one.
-        patches: number N of patches in the grid.
-
-    Returns:
-        (B, N) float, higher = kept longer. Patches of equal fate tie.
+    ``history`` is that of one forward pass, oldest first, at least one. Returns (B, N), higher
+    = kept longer; patches of equal fate tie.
     """
     first = history[0].before
     scores = torch.zeros(first.shape[0], patches + 1, device=first.device)
@@ -138,57 +138,37 @@ def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
         importance = reduction.importance.float()
         below = importance.unsqueeze(2) > importance.unsqueeze(1)
         share = below.sum(dim=2) / importance.shape[1]
-        idx = reduction.before.where(reduction.before >= 0, patches)
         # What goes on is overwritten by the next stage; what went keeps this stage's score.
-        scores = scores.scatter(1, idx, stage + share)
-        alive = reduction.after.where(reduction.after >= 0, patches)
-        scores = scores.scatter_add(1, alive, torch.ones_like(alive, dtype=scores.dtype))
+        scores = scores.scatter(1, _cells(reduction.before, patches), stage + share)
+        scores = scores + _occupied(reduction.after, patches)
     return scores[:, :patches]
 
 
 def left_at(history: tuple[Reduction, ...], patches: int) -> Tensor:
     """Tell at which block each patch's own token went, dropped or merged into another.
 
-    Args:
-        history: the reductions of one forward pass, oldest first, at least one.
-        patches: number N of patches in the grid.
-
-    Returns:
-        (B, N) int64 block, -1 for a patch whose token is there at the end.
+    Returns (B, N) int64 block, -1 for a patch whose token is there at the end.
     """
     first = history[0].before
     left = first.new_full((first.shape[0], patches + 1), -1)
     for index, before, after, *_ in history:
-        # One cell more than the grid has takes the fused tokens, which have no place in it.
-        gone = torch.zeros_like(left, dtype=torch.bool)
-        gone = gone.scatter(1, before.where(before >= 0, patches), True)
-        gone = gone.scatter(1, after.where(after >= 0, patches), False)
-        left = left.masked_fill(gone, index)
+        left = left.masked_fill(_occupied(before, patches) & ~_occupied(after, patches), index)
     return left[:, :patches]
 
 
 def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
-    """Tell in which token each patch is at the end.
+    """Tell in which token each patch is at the end, (B, N) int64.
 
-    Args:
-        history: the reductions of one forward pass, oldest first, at least one.
-        patches: number N of patches in the grid.
-
-    Returns:
-        (B, N) int64 grid position of the token: its own, or that of the one that it was merged
-        into; -1 for a patch that was dropped. A fused token has no position, so what went into it
-        counts as dropped.
+    That is the grid position of its own token, or of the one that it was merged into; -1 for a
+    patch that was dropped. A fused token has no position, so what went into it counts as dropped.
     """
     first = history[0].before
     token = torch.arange(patches + 1, device=first.device).repeat(first.shape[0], 1)
     for _, before, after, _, into in history:
-        became = torch.full_like(token, patches)
-        goal = before if into is None else into
-        became = became.scatter(1, before.where(before >= 0, patches), goal)
-        alive = torch.zeros_like(token, dtype=torch.bool)
-        alive = alive.scatter(1, after.where(after >= 0, patches), True)
-        token = became.where(became >= 0, patches).gather(1, token)
-        token = token.where(alive.gather(1, token), patches)
+        goal = _cells(before if into is None else into, patches)
+        became = torch.full_like(token, patches).scatter(1, _cells(before, patches), goal)
+        token = became.gather(1, token)
+        token = token.where(_occupied(after, patches).gather(1, token), patches)
     return token.where(token < patches, -1)[:, :patches]
 
 
@@ -218,13 +198,9 @@ class Trace:
     ranking: Tensor | None
 
     def __repr__(self) -> str:
-        """Show the counts, not the tensors."""
-        rows, columns = self.grid
-        reductions = ", ".join(f"{r.after.shape[1]} at block {r.block}" for r in self.reductions)
-        return (
-            f"Trace({len(self.output)} images, {rows} x {columns} patches: "
-            f"{reductions or 'none reduced'})"
-        )
+        counts = ", ".join(f"{r.after.shape[1]} at block {r.block}" for r in self.reductions)
+        size = f"{len(self.output)} images, {self.grid[0]} x {self.grid[1]} patches"
+        return f"Trace({size}: {counts or 'none reduced'})"
 
     @classmethod
     def of(cls, output: Tensor, each: list[Tokens]) -> "Trace":

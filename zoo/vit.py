@@ -23,17 +23,12 @@ _FILES = ("predictor", "prompts")  # arguments that may name a file whose weight
 class PromptedViT(VisionTransformer):
     """A timm VisionTransformer that may carry learned visual tokens.
 
-    Attributes:
-        prompts: gives the learned tokens (depth, count, D) when called, None where there are none.
-
-    Args:
-        prompts: fields of ``PromptShape`` of a tuned model, to be filled; see ``zoo.add_prompts``.
-            Asked for another number of classes, the model gets timm's plain head instead.
-        vit_args: arguments of timm's VisionTransformer.
+    ``prompts=`` takes the fields of ``PromptShape`` of a tuned model, to be filled; see
+    ``zoo.add_prompts``. Asked for another number of classes, the model gets timm's plain head
+    instead. The module ``prompts`` gives the tokens (depth, count, D) when called, None without.
     """
 
     def __init__(self, *, prompts: dict[str, int] | None = None, **vit_args: Any) -> None:
-        """Build with random weights, learned tokens excepted, which are zeros."""
         shape, classify = for_head(prompts, vit_args)
         super().__init__(**vit_args)
         self.prompts: Prompts | None = None
@@ -103,11 +98,7 @@ def straight_line(model: nn.Module) -> torch.fx.GraphModule:
 
 
 def refuse_mask(x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Return ``x`` (B, T, D) as it is.
-
-    Raises:
-        ValueError: there is a mask, of tokens that reduction moves.
-    """
+    """Return ``x`` as it is, or raise ValueError if there is a mask: reduction moves tokens."""
     if mask is not None or is_causal:
         raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
     return x
@@ -132,21 +123,13 @@ class ReducedViT(PromptedViT):
     """
 
     def __init__(
-        self,
-        *,
-        method: str | None = None,
-        reduction: dict[str, Any] | None = None,
-        **vit_args: Any,
+        self, *, method: str | None = None, reduction: dict[str, Any] | None = None, **vit_args: Any
     ) -> None:
-        """Build tower and reducer with random weights."""
         super().__init__(**vit_args)
         self.reducer: Reducer | None = None
         if method is not None:
-            dtype_and_device = {k: vit_args.get(k) for k in ("device", "dtype")}
-            self.reducer = build_reducer(
-                method, reduction or {}, host_spec(self, **dtype_and_device)
-            )
-            self.reducer.train(self.training)
+            host = host_spec(self, device=vit_args.get("device"), dtype=vit_args.get("dtype"))
+            self.reducer = build_reducer(method, reduction or {}, host).train(self.training)
 
     def embed(self, images: Tensor) -> Tokens:
         """Turn images (B, C, H, W) into the tokens that enter block 0."""
@@ -168,18 +151,10 @@ class ReducedViT(PromptedViT):
         is_causal: bool = False,
         taps: Collection[int] = (),
     ) -> tuple[Tokens, list[Tokens]]:
-        """Run blocks ``start`` to ``stop`` - 1: the one forward loop.
+        """Run blocks ``start`` to ``stop`` - 1, None for all, on the tokens: the one forward loop.
 
-        Args:
-            tokens: what enters block ``start``.
-            start: first block, 0-based.
-            stop: one past the last block, None for all.
-            mask: attention mask for every block; dense towers only.
-            is_causal: causal attention in every block; dense towers only.
-            taps: blocks whose output is wanted as well.
-
-        Returns:
-            The tokens that leave the last block, and those that left each tapped block, in order.
+        ``mask`` and ``is_causal`` are timm's, for every block of a dense tower. The result is the
+        tokens that leave the last block, and those that left each block in ``taps``, in order.
         """
         tapped = []
         masked = self.reducer is None and (mask is not None or is_causal)
@@ -277,11 +252,7 @@ class ReducedViT(PromptedViT):
         return straight_line(self)
 
     def trace(self, images: Tensor) -> Trace:
-        """Run the model and return what the reducer did, with the output; keeps no state.
-
-        Args:
-            images: (B, C, H, W) as for ``forward``.
-        """
+        """Run the model on images (B, C, H, W) and return what the reducer did, with the output."""
         tokens, each = self.advance(self.embed(images), taps=range(len(self.blocks)))
         return Trace.of(self.finish(tokens), each)
 
@@ -293,11 +264,7 @@ class ReducedViT(PromptedViT):
 
 
 def host_spec(tower: VisionTransformer, device: Any, dtype: Any) -> HostSpec:
-    """Describe ``tower`` to a reducer.
-
-    Raises:
-        ValueError: the tower lacks what reduction needs.
-    """
+    """Describe ``tower`` to a reducer; raise ValueError if it lacks what reduction needs."""
     block = tower.blocks[0]
     if not tower.has_class_token:
         raise ValueError("this tower has no class token; token reduction needs one")
@@ -309,12 +276,11 @@ def host_spec(tower: VisionTransformer, device: Any, dtype: Any) -> HostSpec:
         )
     if isinstance(tower.patch_drop, PatchDropout):
         raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
-    grid = tower.patch_embed.grid_size
+    rows, columns = tower.patch_embed.grid_size
     return HostSpec(
         embed_dim=tower.embed_dim,
         depth=len(tower.blocks),
-        grid=(int(grid[0]), int(grid[1])),
-        prefix=tower.num_prefix_tokens,
+        grid=(int(rows), int(columns)),
         device=device,
         dtype=dtype,
     )

@@ -5,16 +5,10 @@ from torch import Tensor
 
 
 def windows(grid: tuple[int, int], window: int, stride: int) -> Tensor:
-    """List the windows of a patch grid.
+    """List the square windows of a patch grid, (W, window * window) int64 patch positions.
 
-    Args:
-        grid: (rows, columns).
-        window: side in patches, at most the shorter side of the grid.
-        stride: step in patches; a last window touches the border.
-
-    Returns:
-        (W, window * window) int64 patch positions; with a stride of at most ``window`` every patch
-        is in at least one window.
+    A last window touches the border, so that with a stride of at most ``window``, both in patches,
+    every patch is in at least one window.
 
     Raises:
         ValueError: the window is larger than the grid.
@@ -34,11 +28,7 @@ def members(cells: Tensor, count: int) -> Tensor:
 
 
 def outside(inside: Tensor) -> Tensor:
-    """List the patches that each set leaves, (S, k) int64 ascending.
-
-    Args:
-        inside: (S, N) bool, sets of equally many patches.
-    """
+    """List the patches that sets (S, N) bool of one size leave, (S, k) int64 ascending."""
     return (~inside).nonzero()[:, 1].reshape(len(inside), -1)
 
 

@@ -1,5 +1,7 @@
 """Towers and tokens for the baselines' tests."""
 
+from collections.abc import Iterator
+
 import pytest
 import timm
 import torch
@@ -21,3 +23,9 @@ def tower() -> VisionTransformer:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, 64, 64)
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield

@@ -36,7 +36,6 @@ def slow_block(block: Block, x: Tensor, count: int, fuse: bool) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-@torch.no_grad()
 def test_stages_are_the_slow_ones(fuse: bool, tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 4], fuse=fuse)
     trace = model.trace(images)
@@ -59,7 +58,6 @@ def test_stages_are_the_slow_ones(fuse: bool, tower: VisionTransformer, images: 
 
 @pytest.mark.parametrize("rate", [0.5, 0.6, 0.7, 0.83, 0.9])
 @pytest.mark.parametrize("fuse", [False, True])
-@torch.no_grad()
 def test_stage_rate_counts_with_ceil(rate: float, fuse: bool, tower: VisionTransformer):
     """A fused token that arrives counts as a token; the one that is added isn't kept by rate."""
     model = zoo.reduce(tower, method="evit", stage_rate=rate, reduce_at=[0, 2, 4], fuse=fuse)
@@ -72,26 +70,21 @@ def test_stage_rate_counts_with_ceil(rate: float, fuse: bool, tower: VisionTrans
     assert trace.tokens_per_block == tuple(wanted)
 
 
-def test_the_papers_counts(tower: VisionTransformer):
-    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5])
-    assert model.reducer.counts(196) == {1: 138, 3: 97, 5: 68}
-    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5], fuse=True)
-    assert model.reducer.counts(196) == {1: 138, 3: 98, 5: 70}
+@pytest.mark.parametrize(
+    ("fuse", "counts"), [(False, {1: 138, 3: 97, 5: 68}), (True, {1: 138, 3: 98, 5: 70})]
+)
+def test_the_papers_counts(fuse: bool, counts: dict[int, int], tower: VisionTransformer):
+    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5], fuse=fuse)
+    assert model.reducer.counts(196) == counts
 
 
-@torch.no_grad()
-def test_keep_counts_what_attention_keeps(tower: VisionTransformer, images: Tensor):
-    plain = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=[1, 3]).trace(images)
-    fused = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=[1, 3], fuse=True).trace(images)
-    assert plain.final_tokens == 32
-    assert fused.final_tokens == 33
-    assert (fused.reductions[-1].after[:, -1] == -1).all()
-
-
-@torch.no_grad()
 def test_the_fused_token_has_no_place_in_the_grid(tower: VisionTransformer, images: Tensor):
+    """``keep`` counts what attention keeps, so that the fused token comes on top."""
     model = zoo.reduce(tower, method="evit", keep=0.25, reduce_at=[1], fuse=True)
-    after = model.trace(images).reductions[0].after
+    trace = model.trace(images)
+    after = trace.reductions[0].after
+    assert trace.final_tokens == 17
+    assert (after[:, -1] == -1).all()
     last = model.forward_intermediates(images, 1, output_fmt="NLC", intermediates_only=True)[0]
     for image in range(3):
         there = last[image].abs().sum(dim=-1).nonzero().flatten().tolist()
@@ -99,7 +92,6 @@ def test_the_fused_token_has_no_place_in_the_grid(tower: VisionTransformer, imag
         assert len(there) == 16
 
 
-@torch.no_grad()
 def test_the_class_token_of_the_same_block_decides(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=2)
     same = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=2)
@@ -109,7 +101,6 @@ def test_the_class_token_of_the_same_block_decides(tower: VisionTransformer, ima
     assert not torch.allclose(model(images), same(images), atol=1e-3)  # attention saw all tokens
 
 
-@torch.no_grad()
 def test_low_precision_keeps_its_type(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower.bfloat16(), method="evit", keep=0.5, fuse=True)
     assert model.forward_features(images.bfloat16()).dtype == torch.bfloat16

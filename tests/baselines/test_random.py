@@ -31,6 +31,7 @@ def test_the_hash_is_32_bit_arithmetic(seed: int):
     found = hashed(positions[None], seed)[0]
     assert found.dtype == torch.float32
     assert found.tolist() == [slow_hash(p, seed) for p in range(576)]
+    assert found.unique().numel() >= 575
 
 
 def test_every_patch_is_kept_equally_often():
@@ -57,30 +58,16 @@ def test_neighbours_are_kept_independently():
     assert both == pytest.approx(expected, rel=0.02)
 
 
-def test_values_do_not_collide():
-    for seed in range(50):
-        assert hashed(torch.arange(576)[None], seed).unique().numel() >= 575
-
-
-@torch.no_grad()
 def test_one_order_serves_all_images_and_runs(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="random", keep=0.5)
     first = kept(model, images)
     torch.manual_seed(99)
     assert first == kept(model, torch.randn(3, 3, 64, 64))
     assert first[0] == first[1] == first[2] == kept(model.train(), images[:1])[0]
+    models = (zoo.reduce(tower, method="random", keep=0.5, seed=seed) for seed in range(20))
+    assert len({tuple(kept(model, images)[0]) for model in models}) == 20
 
 
-@torch.no_grad()
-def test_seeds_differ(tower: VisionTransformer, images: Tensor):
-    orders = {
-        tuple(kept(zoo.reduce(tower, method="random", keep=0.5, seed=s), images)[0])
-        for s in range(20)
-    }
-    assert len(orders) == 20
-
-
-@torch.no_grad()
 def test_lower_keep_rates_are_subsets(tower: VisionTransformer, images: Tensor):
     """One order: what stays at 30 % stays at 60 % as well, in one shot or in stages."""
     few = kept(zoo.reduce(tower, method="random", keep=0.3), images)[0]
@@ -90,7 +77,6 @@ def test_lower_keep_rates_are_subsets(tower: VisionTransformer, images: Tensor):
     assert kept(staged, images)[0] == few
 
 
-@torch.no_grad()
 def test_stored_order(tower: VisionTransformer, images: Tensor):
     """The same on every machine and in every release."""
     ranking = zoo.reduce(tower, method="random", keep=0.5).trace(images).ranking

@@ -89,7 +89,6 @@ def test_the_size_weighted_sum_is_conserved(n: int, share: float, prefix: int, s
     assert after.patch_count == n - r
 
 
-@torch.no_grad()
 def test_sizes_always_add_up_to_the_grid(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="tome", keep=0.3)
     _, each = model.advance(model.embed(images), taps=range(6))
@@ -104,7 +103,6 @@ def test_merged_first_ranks_last():
     assert went.importance[0, [0, 2, 4, 5]].isinf().all()
 
 
-@torch.no_grad()
 def test_a_token_of_size_two_attends_as_two(tower: VisionTransformer):
     """Token 3 stands for two patches: as if it were in the sequence twice."""
     model = zoo.reduce(tower, method="tome", keep=0.5)
@@ -121,7 +119,6 @@ def test_a_token_of_size_two_attends_as_two(tower: VisionTransformer):
     assert not torch.allclose(attend(block.attn, block.norm1(tokens.x)).out, wanted, atol=1e-4)
 
 
-@torch.no_grad()
 def test_merging_twins_changes_nothing(tower: VisionTransformer):
     """Every patch comes twice and places don't matter: half the tokens say the same."""
     tower.pos_embed.zero_()
@@ -136,7 +133,6 @@ def test_merging_twins_changes_nothing(tower: VisionTransformer):
     assert lost.reducer.attention_bias(Tokens.start(images.new_ones(1, 3, 4), 1, (1, 2))) is None
 
 
-@torch.no_grad()
 def test_sizes_reach_blocks_that_do_not_merge(tower: VisionTransformer, images: Tensor):
     """Slowly: blocks 0 and 1, merge in 1, then attention with log sizes in all later blocks."""
     model = zoo.reduce(tower, method="tome", keep=0.6, reduce_at=[1])
@@ -156,7 +152,6 @@ def test_sizes_reach_blocks_that_do_not_merge(tower: VisionTransformer, images: 
 
 
 @pytest.mark.parametrize("r", [1, 8, 13, 40])
-@torch.no_grad()
 def test_r_per_block_and_at_most_half(r: int, tower: VisionTransformer, images: Tensor):
     trace = zoo.reduce(tower, method="tome", r=r).trace(images)
     left, wanted = 64, []
@@ -171,7 +166,6 @@ def test_the_papers_counts(tower: VisionTransformer):
     assert list(counts.values()) == [188, 180, 172, 164, 156, 148]
 
 
-@torch.no_grad()
 def test_more_than_half_is_refused_on_small_images_too(tower: VisionTransformer):
     with pytest.raises(ValueError, match="asks block 0 to merge 39 of 64 patch tokens"):
         zoo.reduce(tower, method="tome", keep=0.39, reduce_at=0)

@@ -4,8 +4,8 @@ What a method does beside the tower's blocks is written down here; a method with
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -20,36 +20,27 @@ ALL = ("dense", *sorted(zoo.METHODS))
 LEARNED = 1  # class token
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tower:
+class Tower(NamedTuple):
     """Geometry of a tower, from its size's description alone."""
 
-    size: str
-    narrow: bool
+    width: int
+    heads: int
+    depth: int
+    patches: int
+    patch: int
+    pre_norm: bool
+    features: int
 
-    @property
-    def args(self) -> dict:
-        return {**SIZES[self.size].vit_args, **(NARROW if self.narrow else {})}
-
-    @property
-    def width(self) -> int:
-        return self.args["embed_dim"]
-
-    @property
-    def heads(self) -> int:
-        return self.args["num_heads"]
-
-    @property
-    def depth(self) -> int:
-        return self.args["depth"]
-
-    @property
-    def patches(self) -> int:
-        return (SIZES[self.size].image // self.args["patch_size"]) ** 2
+    @classmethod
+    def of(cls, size: str, narrow: bool) -> "Tower":
+        args = {**SIZES[size].vit_args, **(NARROW if narrow else {})}
+        patch = args["patch_size"]
+        shape = (args["embed_dim"], args["num_heads"], args["depth"])
+        count = (SIZES[size].image // patch) ** 2
+        return cls(*shape, count, patch, bool(args.get("pre_norm")), SIZES[size].features)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extra:
+class Extra(NamedTuple):
     """What a method does in one place beside the blocks: products, their results, LayerNorms."""
 
     products: int = 0
@@ -57,33 +48,31 @@ class Extra:
     normed: int = 0  # elements
 
 
-Counts = dict[int, int]  # patch tokens left, by the block where they go
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
+class Form(NamedTuple):
     """A method as its paper, or our docs, have it.
 
     Attributes:
-        points: where tokens go, in a tower so deep.
+        extra: work at a point, where so many patch tokens arrive and so many are left.
+        points: blocks where tokens go, those that the tower has; None for all.
         linear: whether the counts fall evenly; else by equal shares.
         inside: whether they go between attention and MLP; else at the block's input.
-        extra: work at a point, where so many patch tokens arrive.
     """
 
-    points: Callable[[int], tuple[int, ...]]
+    extra: Callable[[Tower, int, int], Extra]
+    points: tuple[int, ...] | None = (3,)
     linear: bool = False
     inside: bool = False
-    extra: Callable[[Tower, int, int], Extra]
 
-    def counts(self, patches: int, depth: int, keep: float) -> Counts:
-        points, last = self.points(depth), max(1, round(keep * patches))
-        found = {}
+    def counts(self, tower: Tower, keep: float) -> dict[int, int]:
+        """Patch tokens left, by the block where they go."""
+        depth, patches, last = tower.depth, tower.patches, max(1, round(keep * tower.patches))
+        points = range(depth) if self.points is None else [p for p in self.points if p < depth]
+        counts = {}
         for done, point in enumerate(points, start=1):
             share = done / len(points)
             even = patches - round((patches - last) * share)
-            found[point] = even if self.linear else max(last, round(patches * keep**share))
-        return found | {points[-1]: last}
+            counts[point] = even if self.linear else max(last, round(patches * keep**share))
+        return counts | {points[-1]: last}
 
 
 def conv_predictor(tower: Tower, arrived: int, _left: int, channels: int = 64) -> Extra:
@@ -91,48 +80,33 @@ def conv_predictor(tower: Tower, arrived: int, _left: int, channels: int = 64) -
     n, d, w = arrived, tower.width, channels
     products = n * d * w + 2 * d * w + 2 * 25 * n * w + n * w * w + n * w
     results = n * w + w + 2 * n * w + n * w + n
-    return Extra(products=products, results=results, normed=(n + LEARNED) * d)
+    return Extra(products, results, normed=(n + LEARNED) * d)
 
 
 def own_row(tower: Tower, arrived: int, _left: int) -> Extra:
     """Norm, the class token's query, the keys' weights times it, and its product with tokens."""
     t, d, h = arrived + LEARNED, tower.width, tower.heads
-    products = d * d + d * d + h * t * d
-    return Extra(products=products, results=d + h * d + h * t, normed=t * d)
+    return Extra(d * d + d * d + h * t * d, results=d + h * d + h * t, normed=t * d)
 
 
 def row_of_attention(tower: Tower, arrived: int, _left: int) -> Extra:
     """The class token's query times the keys, once more."""
     t = arrived + LEARNED
-    return Extra(products=t * tower.width, results=tower.heads * t)
+    return Extra(t * tower.width, results=tower.heads * t)
 
 
 def matching(tower: Tower, arrived: int, left: int) -> Extra:
     """Odd places times even ones, in the width of a head; nothing where none is merged."""
     pairs = (arrived // 2) * (arrived - arrived // 2) if left < arrived else 0
-    return Extra(products=pairs * (tower.width // tower.heads), results=pairs)
-
-
-def nothing(_tower: Tower, _arrived: int, _left: int) -> Extra:
-    return Extra()
-
-
-def at_3(_depth: int) -> tuple[int, ...]:
-    return (3,)
+    return Extra(pairs * (tower.width // tower.heads), results=pairs)
 
 
 FORMS = {
-    "patchrank": Form(points=at_3, extra=conv_predictor),
-    "random": Form(points=at_3, extra=nothing),
-    "clsattn": Form(points=at_3, extra=own_row),
-    "evit": Form(
-        points=lambda depth: tuple(p for p in (3, 6, 9) if p < depth),
-        inside=True,
-        extra=row_of_attention,
-    ),
-    "tome": Form(
-        points=lambda depth: tuple(range(depth)), linear=True, inside=True, extra=matching
-    ),
+    "patchrank": Form(conv_predictor),
+    "random": Form(lambda *_: Extra()),
+    "clsattn": Form(own_row),
+    "evit": Form(row_of_attention, points=(3, 6, 9), inside=True),
+    "tome": Form(matching, points=None, linear=True, inside=True),
 }
 LACKING = (
     "has no closed form: write one into FORMS of tests/harness/test_closed_forms.py, where tokens "
@@ -140,38 +114,29 @@ LACKING = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """A model's cost by closed form."""
+def costs(tower: Tower, form: Form | None, keep: float) -> tuple[int, int, tuple[int, ...]]:
+    """Go through the tower block by block; LayerNorm is 5 per element, as fvcore counts.
 
-    products: int
-    results: int
-    tokens: tuple[int, ...]
-
-
-def expected(tower: Tower, form: Form | None, keep: float) -> Expected:
-    """Go through the tower block by block; LayerNorm is 5 per element, as fvcore counts."""
-    d, h, out = tower.width, tower.heads, SIZES[tower.size].features
-    counts = {} if form is None else form.counts(tower.patches, tower.depth, keep)
-    n, patch = tower.patches, tower.args["patch_size"]
-    products, results, tokens = n * 3 * patch**2 * d, n * d, []
-    normed = (n + LEARNED) * d if tower.args.get("pre_norm") else 0
+    Returns:
+        Multiply-adds, activations and tokens per block.
+    """
+    d, h = tower.width, tower.heads
+    counts = {} if form is None else form.counts(tower, keep)
+    n = tower.patches
+    products, results, tokens = n * 3 * tower.patch**2 * d, n * d, []
+    normed = (n + LEARNED) * d if tower.pre_norm else 0
     for block in range(tower.depth):
-        arrived = n
-        n = counts.get(block, n)
-        extra = Extra()
+        arrived, n, extra = n, counts.get(block, n), Extra()
         if form is not None and block in counts:
             extra = form.extra(tower, arrived, n)
-        attends, thinks = (
-            (arrived if form is not None and form.inside else n) + LEARNED,
-            n + LEARNED,
-        )
+        attends = (arrived if form is not None and form.inside else n) + LEARNED
+        thinks = n + LEARNED
         products += 4 * attends * d * d + 2 * attends**2 * d + 8 * thinks * d * d + extra.products
         results += 5 * attends * d + h * attends**2 + 5 * thinks * d + extra.results
         normed += (attends + thinks) * d + extra.normed
         tokens.append(thinks)
-    products += 5 * (normed + (n + LEARNED) * d) + d * out
-    return Expected(products=products, results=results + out, tokens=tuple(tokens))
+    products += 5 * (normed + (n + LEARNED) * d) + d * tower.features
+    return products, results + tower.features, tuple(tokens)
 
 
 @cache
@@ -179,22 +144,19 @@ def dense_of(size: str, narrow: bool) -> zoo.ReducedViT:
     return timm.create_model(f"clip_vit_{size}", **(NARROW if narrow else {})).eval()
 
 
-def check(size: str, method: str, keep: float, *, narrow: bool) -> None:
-    """Compare the model with its closed form: 0.5 % is promised, and nothing at all is off."""
+def check(size: str, method: str, keep: float, *, narrow: bool) -> float:
+    """Compare the model with its closed form, exactly; return its GFLOPs."""
     assert method == "dense" or method in FORMS, f"method {method!r} {LACKING}"
-    tower, form = Tower(size=size, narrow=narrow), FORMS.get(method)
-    model = dense_of(size, narrow)
+    form, model, side = FORMS.get(method), dense_of(size, narrow), SIZES[size].image
     if form is not None:
         model = zoo.reduce(model, method=method, keep=keep).eval()
-    wanted, side = expected(tower, form, keep), SIZES[size].image
+    products, results, tokens = costs(Tower.of(size, narrow), form, keep)
     cost = gflops(model, side)
     assert cost.unsupported == (), f"{method} runs operators that nobody counts"
-    assert 1e9 * cost.gflops == pytest.approx(wanted.products, rel=0.005)
-    assert round(1e9 * cost.gflops) == wanted.products
-    assert cost.activations == wanted.results
+    assert (round(1e9 * cost.gflops), cost.activations) == (products, results)
     with torch.inference_mode():
-        trace = model.trace(torch.zeros(1, 3, side, side))
-    assert trace.tokens_per_block == wanted.tokens
+        assert model.trace(torch.zeros(1, 3, side, side)).tokens_per_block == tokens
+    return cost.gflops
 
 
 def test_every_method_has_a_closed_form():
@@ -202,28 +164,19 @@ def test_every_method_has_a_closed_form():
     assert [name for name in FORMS if name not in zoo.METHODS] == []
 
 
-@pytest.mark.parametrize(
-    ("method", "keep"),
-    [
-        ("dense", 1.0),
-        *((method, keep) for method in sorted(zoo.METHODS) for keep in (0.9, 0.6, 0.3)),
-    ],
-)
+@pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_with_every_method_on_a_narrow_tower(size: str, method: str, keep: float):
     check(size, method, keep, narrow=True)
 
 
 @pytest.mark.parametrize("method", ALL)
-@pytest.mark.parametrize("size", ["b32", "b16", "s14"])
+@pytest.mark.parametrize("size", ["b32", "b16", "s14", pytest.param("l14", marks=pytest.mark.slow)])
 def test_full_towers_of_random_weights(size: str, method: str):
-    check(size, method, 0.6, narrow=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ALL)
-def test_the_large_tower_of_random_weights(method: str):
-    check("l14", method, 0.6, narrow=False)
+    cost = check(size, method, 0.6, narrow=False)
+    if (size, method) == ("b16", "clsattn"):
+        assert cost == pytest.approx(12.27, abs=0.01)  # no keys are formed to rank
 
 
 def test_a_method_without_a_closed_form_fails_with_what_to_do(monkeypatch: pytest.MonkeyPatch):

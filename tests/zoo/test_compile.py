@@ -1,4 +1,4 @@
-"""torch.compile without a graph break, torch.export with a free batch size, for every method."""
+"""torch.compile, torch.export, torch.fx and TorchScript of every method."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 import zoo
 from zoo.vit import straight_line
 
+Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
-OPTIONS = [
+CASES = [
+    *((name, {}) for name in sorted(zoo.METHODS)),
     ("evit", {"fuse": True, "reduce_at": [1, 3]}),
     ("tome", {"proportional": False}),
     ("clsattn", {"source": "previous"}),
@@ -28,138 +30,84 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.fixture(params=CASES, ids=str)
+def model(request: pytest.FixtureRequest, tiny: Build) -> nn.Module:
+    """Every method in a tiny tower, and its options that change the graph."""
+    name, options = request.param
+    return tiny(f"clip_vit_b16_{name}50", **options)
+
+
 def check_compiled(model: nn.Module, images: Tensor, backend: str) -> None:
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend=backend)
         assert torch.allclose(compiled(images), model(images), atol=1e-4)
 
 
-def check_exported(model: nn.Module, images: Tensor) -> None:
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},)).module()
-    with torch.no_grad():
-        for count in (1, 2, 7):
-            others = torch.randn(count, *images.shape[1:])
-            assert torch.allclose(program(others), model(others), atol=1e-5)
-
-
-def test_compiles_in_one_graph(half: zoo.ReducedViT, images: Tensor):
-    check_compiled(half, images, "aot_eager")
-
-
-@pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_compiles_with_options(
-    name: str, options: dict, tiny: Callable[..., nn.Module], images: Tensor
-):
-    check_compiled(tiny(f"clip_vit_b16_{name}50", **options), images, "aot_eager")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiles_to_machine_code(tiny: Callable[..., nn.Module], images: Tensor):
-    check_compiled(tiny("clip_vit_b16_tome50", depth=3, keep=0.6), images, "inductor")
-
-
-def test_compiled_training_step(half: zoo.ReducedViT, images: Tensor):
-    half.train()
-    half(images).square().sum().backward()
-    wanted = half.blocks[0].attn.qkv.weight.grad.clone()
-    half.zero_grad()
-    torch.compile(half, fullgraph=True, backend="aot_eager")(images).square().sum().backward()
-    assert torch.allclose(half.blocks[0].attn.qkv.weight.grad, wanted, atol=1e-4)
-
-
-def test_exports_with_a_free_batch_size(half: zoo.ReducedViT, images: Tensor):
-    check_exported(half, images)
-
-
-@pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_exports_with_options(
-    name: str, options: dict, tiny: Callable[..., nn.Module], images: Tensor
-):
-    check_exported(tiny(f"clip_vit_b16_{name}50", **options), images)
-
-
-# torch warns of an annotation in its own GraphModule.
-
-
-TRACED_OPTIONS = [
-    ("evit", {"fuse": True, "reduce_at": [1, 3]}),
-    ("tome", {"proportional": False}),
-    ("clsattn", {"source": "previous"}),
-    ("patchrank", {"arch": "mlp", "reduce_at": [1, 3], "rescore": True}),
-    ("patchrank", {"arch": "mixer"}),
-    ("patchrank", {"arch": "transformer"}),
-    ("random", {"keep": 1.0}),
-]
-
-
 @torch.no_grad()
-def check(recorded: Callable[[Tensor], Tensor], model: nn.Module) -> None:
-    for count in (1, 3):
+def check_same(recorded: Callable[[Tensor], Tensor], model: nn.Module) -> None:
+    for count in (1, 2, 7):
         images = torch.randn(count, 3, 64, 64)
         assert torch.allclose(recorded(images), model(images), atol=1e-5)
 
 
-def test_recorded_by_fx(half: zoo.ReducedViT):
-    recorded = straight_line(half)
-    check(recorded, half)
-    assert dict(recorded.named_parameters()).keys() == dict(half.named_parameters()).keys()
-    assert recorded.head.weight is half.head.weight
+def test_compiles_in_one_graph(model: nn.Module, images: Tensor):
+    check_compiled(model, images, "aot_eager")
 
 
-def test_scripted(half: zoo.ReducedViT):
-    check(torch.jit.script(half), half)
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiles_to_machine_code(tiny: Build, images: Tensor):
+    check_compiled(tiny("clip_vit_b16_tome50", depth=3, keep=0.6), images, "inductor")
 
 
-@pytest.mark.parametrize(("name", "options"), TRACED_OPTIONS)
-def test_scripted_with_options(name: str, options: dict, tiny: Callable[..., nn.Module]):
-    model = tiny(f"clip_vit_b16_{name}50", **options)
-    check(torch.jit.script(model), model)
-
-
-def test_scripted_dense(tiny: Callable[..., nn.Module]):
-    model = tiny("clip_vit_b16")
-    check(torch.jit.script(model), model)
-
-
-def test_the_recording_is_short_of_the_history(half: zoo.ReducedViT):
-    """Nothing is recorded whose result nobody reads."""
-    nodes = straight_line(half).graph.nodes
-    assert all(node.users or node.op in ("placeholder", "output") for node in nodes)
-
-
-def test_a_recorded_model_trains(half: zoo.ReducedViT, images: Tensor):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_trains_compiled_or_recorded(compiled: bool, half: zoo.ReducedViT, images: Tensor):
     half.train()
     half(images).square().sum().backward()
     wanted = half.blocks[0].attn.qkv.weight.grad.clone()
     half.zero_grad()
-    straight_line(half)(images).square().sum().backward()
-    assert torch.allclose(half.blocks[0].attn.qkv.weight.grad, wanted, atol=1e-5)
+    options = {"fullgraph": True, "backend": "aot_eager"}
+    other = torch.compile(half, **options) if compiled else straight_line(half)
+    other(images).square().sum().backward()
+    assert torch.allclose(half.blocks[0].attn.qkv.weight.grad, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("given", [{"attn_mask": torch.ones(65, 65)}, {"is_causal": True}])
-def test_a_recorded_reduced_model_refuses_masks(half: zoo.ReducedViT, images: Tensor, given: dict):
+def test_exports_with_a_free_batch_size(model: nn.Module, images: Tensor):
+    batch = torch.export.Dim("batch", min=1, max=64)
+    check_same(torch.export.export(model, (images,), dynamic_shapes=({0: batch},)).module(), model)
+
+
+def test_recorded_by_fx(half: zoo.ReducedViT):
+    recorded = straight_line(half)
+    check_same(recorded, half)
+    assert dict(recorded.named_parameters()).keys() == dict(half.named_parameters()).keys()
+    assert recorded.head.weight is half.head.weight
+    # Nothing is recorded whose result nobody reads, such as the history.
+    assert all(n.users or n.op in ("placeholder", "output") for n in recorded.graph.nodes)
+
+
+def test_scripted(model: nn.Module):
+    check_same(torch.jit.script(model), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("clip_vit_b16", {}),
+        ("clip_vit_b16_patchrank50", {"arch": "transformer"}),
+        ("clip_vit_b16_random50", {"keep": 1.0}),
+    ],
+)
+def test_scripted_with_less_to_do(name: str, options: dict, tiny: Build):
+    model = tiny(name, **options)
+    check_same(torch.jit.script(model), model)
+
+
+@pytest.mark.parametrize("options", [{"attn_mask": torch.ones(65, 65)}, {"is_causal": True}])
+def test_a_recorded_reduced_model_refuses_masks(
+    half: zoo.ReducedViT, images: Tensor, options: dict
+):
     with pytest.raises(ValueError, match="need all tokens in place"):
-        straight_line(half)(images, **given)
+        straight_line(half)(images, **options)
     with pytest.raises(torch.jit.Error, match="need all tokens in place"):
-        torch.jit.script(half)(images, **given)
-
-
-def test_the_count_of_patches_follows_the_sequence(half: zoo.ReducedViT, images: Tensor):
-    tokens, each = half.advance(half.embed(images), taps=range(6))
-    for passed in (tokens, *each):
-        assert passed.patch_count == passed.patch_idx.shape[1] == passed.patches.shape[1]
-    assert tokens.patch_count == 32
-
-
-def test_the_fused_token_is_counted(tiny: Callable[..., nn.Module], images: Tensor):
-    model = tiny("clip_vit_b16_evit50", fuse=True, reduce_at=[1, 3])
-    tokens, _ = model.advance(model.embed(images))
-    assert tokens.patch_count == tokens.patches.shape[1] == 33
-
-
-def test_picking_positions_counts_them(half: zoo.ReducedViT, images: Tensor):
-    start = half.embed(images)
-    picked = start.select(0, torch.zeros(3, 64), torch.tensor([[0, 5], [1, 9], [2, 3]]))
-    assert picked.patch_count == picked.patches.shape[1] == 2
+        torch.jit.script(half)(images, **options)

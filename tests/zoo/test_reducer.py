@@ -22,7 +22,7 @@ from zoo.reducer import (
     spread,
 )
 
-HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4), prefix=1)
+HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
 SCHEDULE = st.sampled_from(["geometric", "linear"])
 POINTS = st.sets(st.integers(0, 23), min_size=1, max_size=12).map(lambda s: tuple(sorted(s)))
 
@@ -35,12 +35,7 @@ def test_final_count_is_the_rounded_share(patches: int, percent: int):
     assert abs(left - exact) <= Fraction(1, 2) or left == 1
 
 
-@given(
-    patches=st.integers(1, 1024),
-    keep=st.floats(0.01, 1.0),
-    points=POINTS,
-    schedule=SCHEDULE,
-)
+@given(patches=st.integers(1, 1024), keep=st.floats(0.01, 1.0), points=POINTS, schedule=SCHEDULE)
 def test_counts_fall_and_end_where_promised(
     patches: int, keep: float, points: tuple[int, ...], schedule: str
 ):

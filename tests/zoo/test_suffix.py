@@ -13,9 +13,10 @@ import zoo
 from harness.records.agreement import kendall_tau
 from zoo import suffix as module
 from zoo.attention import attend_cls
-from zoo.golden import GoldenConfig, GoldenEngine, best_precision
+from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.suffix import LeanBlock, Scratch, Suffix, fitting_batch
 
+Build = Callable[..., nn.Module]
 STYLES: list[dict[str, Any]] = [
     {},
     {"init_values": 0.3},
@@ -23,11 +24,6 @@ STYLES: list[dict[str, Any]] = [
     {"qkv_bias": False},
     {"reg_tokens": 4},
 ]
-
-
-@pytest.fixture
-def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
-    return tiny("clip_vit_b16", noise=0.3)
 
 
 def random_sets(count: int, size: int) -> tuple[Tensor, Tensor]:
@@ -49,9 +45,7 @@ def alone(model: zoo.ReducedViT, start: Any, row: int, keep: Tensor) -> Tensor:
 @pytest.mark.parametrize("style", [*STYLES, {"global_pool": "avg"}], ids=str)
 @pytest.mark.parametrize("size", [0, 1, 60])
 @torch.no_grad()
-def test_equals_one_sequence_at_a_time(
-    style: dict[str, Any], size: int, tiny: Callable[..., nn.Module]
-):
+def test_equals_one_sequence_at_a_time(style: dict[str, Any], size: int, tiny: Build):
     """Where the tower pools patch tokens, its last block is run for all of them."""
     if style.get("global_pool") == "avg" and size == 0:
         pytest.skip("the mean of no patches is nothing")
@@ -114,16 +108,18 @@ def test_batch_from_memory(monkeypatch: pytest.MonkeyPatch):
     [
         ({"precision": "half"}, "precision='half': expected one of float32, bfloat16, float16"),
         ({"batch": 0}, "batch=0: expected an integer from 1"),
+        ({"greedy": 4, "compiled": True}, "compiled=True needs one sequence length; a greedy"),
+        (
+            {"approximate": "follow:4", "compiled": True},
+            "compiled=True with approximate='follow:4': exact only",
+        ),
     ],
 )
 def test_refused_engines(options: dict[str, Any], match: str, tower: nn.Module):
+    config = GoldenConfig(greedy=options.get("greedy"), approximate=options.get("approximate"))
+    settings = {k: v for k, v in options.items() if k not in ("greedy", "approximate")}
     with pytest.raises(ValueError, match=re.escape(match)):
-        GoldenEngine(tower, GoldenConfig(), **options)
-
-
-def test_a_search_can_not_be_compiled(tower: nn.Module):
-    with pytest.raises(ValueError, match="needs one sequence length; a greedy search has many"):
-        GoldenEngine(tower, GoldenConfig(greedy=4), compiled=True)
+        GoldenEngine(tower, config, **settings)
 
 
 def test_towers_that_are_not_ready(tower: nn.Module):
@@ -131,10 +127,6 @@ def test_towers_that_are_not_ready(tower: nn.Module):
         GoldenEngine(tower.train(), GoldenConfig())
     with pytest.raises(ValueError, match=r"need a float32 tower, this one has torch.bfloat16"):
         GoldenEngine(tower.eval().bfloat16(), GoldenConfig())
-
-
-def test_the_best_precision_is_one_that_works():
-    assert best_precision("cpu") in module.PRECISIONS
 
 
 @pytest.mark.cuda
@@ -149,12 +141,8 @@ def test_rankings_on_a_gpu_agree():
     assert kendall_tau(here.numpy(), there.numpy())[0] > 0.98
 
 
-BLOCK_STYLES: list[dict[str, Any]] = [
-    {},
-    {"init_values": 0.3},
-    {"qk_norm": True},
-    {"qkv_bias": False},
-    {"reg_tokens": 4},
+BLOCK_STYLES = [
+    *STYLES,
     {"proj_bias": False},
     {"scale_attn_norm": True},
     {"scale_mlp_norm": True},
@@ -166,7 +154,7 @@ BLOCK_STYLES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(params=BLOCK_STYLES, ids=str)
-def blocks(request: pytest.FixtureRequest, tiny: Callable[..., nn.Module]) -> Any:
+def blocks(request: pytest.FixtureRequest, tiny: Build) -> Any:
     """The blocks of a small tower, in many styles."""
     return tiny("clip_vit_b16", noise=0.2, **request.param).blocks
 
@@ -210,9 +198,7 @@ def test_low_precision_stays_near(fresh: bool, blocks: Any):
 
 
 @torch.inference_mode()
-def test_only_the_patches_that_the_class_token_sees_are_rounded(
-    tiny: Callable[..., nn.Module],
-):
+def test_only_the_patches_that_the_class_token_sees_are_rounded(tiny: Build):
     """With every patch token's keys and values 0, nothing that is rounded reaches it."""
     block = tiny("clip_vit_b16", noise=0.3).blocks[3]
     lean = LeanBlock(block, torch.bfloat16, Scratch())
@@ -233,7 +219,7 @@ def test_only_the_patches_that_the_class_token_sees_are_rounded(
     assert not torch.allclose(mixed[:, 1:], exact[:, 1:], atol=1e-3)
 
 
-def test_weights_without_constants_are_not_copied(tiny: Callable[..., nn.Module]):
+def test_weights_without_constants_are_not_copied(tiny: Build):
     block = tiny("clip_vit_b16", act_layer="gelu").blocks[0]
     lean = LeanBlock(block, torch.float32, None)
     for mine, theirs in (
@@ -244,18 +230,7 @@ def test_weights_without_constants_are_not_copied(tiny: Callable[..., nn.Module]
         assert mine[0].data_ptr() == theirs.weight.data_ptr()
 
 
-def test_scratch_gives_the_same_memory_for_the_same_use():
-    scratch, like = Scratch(), torch.zeros(1, dtype=torch.bfloat16)
-    large = scratch("wide", like, 6, 5)
-    small = scratch("wide", like, 3, 4)
-    assert (large.shape, small.shape) == ((6, 5), (3, 4))
-    assert large.dtype == torch.bfloat16
-    assert large.data_ptr() == small.data_ptr()
-    others = [scratch("logits", like, 3, 4), scratch("wide", like.float(), 3, 4)]
-    assert large.data_ptr() not in [other.data_ptr() for other in others]
-
-
-def test_engines_leave_the_model_alone(tiny: Callable[..., nn.Module]):
+def test_engines_leave_the_model_alone(tiny: Build):
     model = tiny("clip_vit_b16", init_values=0.3, act_layer="quick_gelu")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = zoo.GoldenConfig(stride=2)

@@ -8,12 +8,13 @@ import pytest
 import timm
 import torch
 from timm.models import group_parameters
-from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import Tensor, nn
 
 import zoo
 
+pytestmark = pytest.mark.usefixtures("no_grad")
+Build = Callable[..., nn.Module]
 LEFT = 32  # of 64 patch tokens
 
 
@@ -32,8 +33,10 @@ def scattered(model: zoo.ReducedViT, images: Tensor) -> list[Tensor]:
     return maps
 
 
-@torch.no_grad()
 def test_features_and_head_make_the_forward(half: zoo.ReducedViT, images: Tensor):
+    assert "keep=0.5" in repr(half.reducer)
+    dense = zoo.reduce(half, method=None)
+    assert not torch.allclose(half(images), dense(images), atol=1e-3)
     features = half.forward_features(images)
     assert features.shape == (3, 1 + LEFT, 48)
     assert torch.equal(half.forward_head(features), half(images))
@@ -42,13 +45,6 @@ def test_features_and_head_make_the_forward(half: zoo.ReducedViT, images: Tensor
     assert torch.equal(half.head(pooled), half(images))
 
 
-@torch.no_grad()
-def test_reduction_changes_the_output(half: zoo.ReducedViT, images: Tensor):
-    dense = zoo.reduce(half, method=None)
-    assert not torch.allclose(half(images), dense(images), atol=1e-3)
-
-
-@torch.no_grad()
 def test_reset_classifier(half: zoo.ReducedViT, images: Tensor):
     pooled = half.forward_head(half.forward_features(images), pre_logits=True)
     half.reset_classifier(0)
@@ -60,7 +56,6 @@ def test_reset_classifier(half: zoo.ReducedViT, images: Tensor):
     assert torch.allclose(half(images), features[:, 1:].mean(dim=1), atol=1e-6)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("norm", [False, True])
 def test_intermediates_hold_the_kept_tokens_in_their_places(
     half: zoo.ReducedViT, images: Tensor, norm: bool
@@ -81,7 +76,6 @@ def test_intermediates_hold_the_kept_tokens_in_their_places(
             assert there.all()
 
 
-@torch.no_grad()
 def test_intermediates_in_all_forms(half: zoo.ReducedViT, images: Tensor):
     lines = half.forward_intermediates(images, [1, 5], output_fmt="NLC", intermediates_only=True)
     planes = half.forward_intermediates(images, [1, 5], intermediates_only=True)
@@ -103,7 +97,6 @@ def test_intermediates_in_all_forms(half: zoo.ReducedViT, images: Tensor):
         half.forward_intermediates(images, output_fmt="NHWC")
 
 
-@torch.no_grad()
 def test_get_intermediate_layers(half: zoo.ReducedViT, images: Tensor):
     last = half.get_intermediate_layers(images, n=2, norm=True)
     wanted = half.forward_intermediates(images, 2, norm=True, output_fmt="NLC")[1]
@@ -112,8 +105,7 @@ def test_get_intermediate_layers(half: zoo.ReducedViT, images: Tensor):
     assert half.get_intermediate_layers(images, reshape=True)[0].shape == (3, 48, 8, 8)
 
 
-@torch.no_grad()
-def test_features_only(method: str, tiny: Callable[..., nn.Module], images: Tensor):
+def test_features_only(method: str, tiny: Build, images: Tensor):
     name, take = f"clip_vit_b16_{method}50", [1, 4]
     whole = tiny(name)
     part = tiny(name, features_only=True, out_indices=take)
@@ -126,8 +118,7 @@ def test_features_only(method: str, tiny: Callable[..., nn.Module], images: Tens
     assert all(torch.equal(a, b) for a, b in zip(part(images), wanted, strict=True))
 
 
-@torch.no_grad()
-def test_towers_cut_before_the_reduction_are_dense(tiny: Callable[..., nn.Module], images: Tensor):
+def test_towers_cut_before_the_reduction_are_dense(tiny: Build, images: Tensor):
     model = tiny("clip_vit_b16_random50")
     dense = zoo.reduce(model, method=None)
     wanted = dense.forward_intermediates(images, [2], intermediates_only=True)[0]
@@ -135,8 +126,7 @@ def test_towers_cut_before_the_reduction_are_dense(tiny: Callable[..., nn.Module
     assert torch.equal(model.forward_intermediates(images, 1, intermediates_only=True)[0], wanted)
 
 
-@torch.no_grad()
-def test_dynamic_image_size(method: str, tiny: Callable[..., nn.Module]):
+def test_dynamic_image_size(method: str, tiny: Build):
     model = tiny(f"clip_vit_b16_{method}50", dynamic_img_size=True)
     for rows, columns in ((8, 8), (12, 12), (6, 10), (3, 5)):
         trace = model.trace(torch.randn(2, 3, 8 * rows, 8 * columns))
@@ -145,16 +135,11 @@ def test_dynamic_image_size(method: str, tiny: Callable[..., nn.Module]):
         assert int(trace.reductions[-1].after.max()) < rows * columns
         features = model.forward_intermediates(torch.randn(1, 3, 8 * rows, 8 * columns))[1]
         assert features[-1].shape == (1, 48, rows, columns)
-
-
-@torch.no_grad()
-def test_dynamic_padding(method: str, tiny: Callable[..., nn.Module]):
-    model = tiny(f"clip_vit_b16_{method}50", dynamic_img_size=True, dynamic_img_pad=True)
-    trace = model.trace(torch.randn(1, 3, 60, 77))
+    padded = tiny(f"clip_vit_b16_{method}50", dynamic_img_size=True, dynamic_img_pad=True)
+    trace = padded.trace(torch.randn(1, 3, 60, 77))
     assert (trace.grid, trace.final_tokens) == ((8, 10), 40)
 
 
-@torch.no_grad()
 def test_set_input_size(half: zoo.ReducedViT):
     half.set_input_size(img_size=(96, 80))
     trace = half.trace(torch.randn(1, 3, 96, 80))
@@ -164,17 +149,13 @@ def test_set_input_size(half: zoo.ReducedViT):
     assert (trace.grid, trace.final_tokens) == ((4, 4), 8)
 
 
-@torch.no_grad()
 def test_other_image_sizes_are_refused_as_by_timm(half: zoo.ReducedViT):
     with pytest.raises(AssertionError, match="Input height"):
         half(torch.randn(1, 3, 96, 96))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"reduce_at": [1, 2, 4]}, {"schedule": "linear"}])
-def test_an_image_fares_the_same_alone_and_in_company(
-    method: str, options: dict, tiny: Callable[..., nn.Module]
-):
+def test_an_image_fares_the_same_alone_and_in_company(method: str, options: dict, tiny: Build):
     model = tiny(f"clip_vit_b16_{method}50", **options)
     images = torch.randn(5, 3, 64, 64)
     together = model.trace(images)
@@ -186,17 +167,12 @@ def test_an_image_fares_the_same_alone_and_in_company(
         assert torch.equal(alone.ranking[0], together.ranking[index])
 
 
-@torch.no_grad()
 def test_copies_live_their_own_life(half: zoo.ReducedViT, images: Tensor):
     twin = copy.deepcopy(half)
     assert torch.equal(twin(images), half(images))
     before = half(images)
     twin.blocks[0].mlp.fc1.weight.zero_()
     assert torch.equal(half(images), before)
-
-
-def test_the_settings_are_printed(half: zoo.ReducedViT):
-    assert "keep=0.5" in repr(half.reducer)
 
 
 # Names of timm's own towers and what makes each of them different.
@@ -214,61 +190,49 @@ RELATIVES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("relative", RELATIVES)
-def test_keep_one_is_timm_bit_for_bit(
-    relative: str, method: str, tiny: Callable[..., nn.Module], images: Tensor
-):
+def test_keep_one_is_timm_bit_for_bit(relative: str, method: str, tiny: Build, images: Tensor):
     theirs = tiny(relative, **RELATIVES[relative])
     ours = zoo.reduce(theirs, method=method, keep=1.0)
-    with torch.no_grad():
-        assert torch.equal(ours.forward_features(images), theirs.forward_features(images))
-        assert torch.equal(ours(images), theirs(images))
-        assert torch.equal(ours.trace(images).output, theirs(images))
+    assert torch.equal(ours.forward_features(images), theirs.forward_features(images))
+    assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours.trace(images).output, theirs(images))
 
 
 @pytest.mark.parametrize(
     ("tag", "relative"),
     [("openai", "vit_base_patch16_clip_quickgelu_224"), ("laion2b", "vit_base_patch16_clip_224")],
 )
-@pytest.mark.parametrize("percent", [90, 30])
 def test_registered_names_at_keep_one_are_timm(
-    tag: str,
-    relative: str,
-    percent: int,
-    method: str,
-    tiny: Callable[..., nn.Module],
-    images: Tensor,
+    tag: str, relative: str, method: str, tiny: Build, images: Tensor
 ):
-    ours = tiny(f"clip_vit_b16_{method}{percent}.{tag}", keep=1.0)
+    ours = tiny(f"clip_vit_b16_{method}30.{tag}", keep=1.0)
     theirs = tiny(f"{relative}.{tag}")
     weights = {k: v for k, v in ours.state_dict().items() if not k.startswith("reducer.")}
     theirs.load_state_dict(weights, strict=True)
-    with torch.no_grad():
-        assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours(images), theirs(images))
 
 
-@pytest.mark.parametrize("size", ["b32", "b16", "l14", "s14"])
-def test_dense_names_are_timm(size: str, tiny: Callable[..., nn.Module], images: Tensor):
-    tag = "laion2b" if size != "s14" else "lvd142m"
-    relatives = {
-        "b32": "vit_base_patch32_clip_224",
-        "b16": "vit_base_patch16_clip_224",
-        "l14": "vit_large_patch14_clip_224",
-        "s14": "vit_small_patch14_dinov2",
-    }
-    ours = tiny(f"clip_vit_{size}.{tag}" if size != "s14" else "clip_vit_s14")
-    theirs = tiny(f"{relatives[size]}.{tag}")
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    with torch.no_grad():
-        assert torch.equal(ours(images), theirs(images))
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("clip_vit_b32.laion2b", "vit_base_patch32_clip_224.laion2b"),
+        ("clip_vit_b16.laion2b", "vit_base_patch16_clip_224.laion2b"),
+        ("clip_vit_l14.laion2b", "vit_large_patch14_clip_224.laion2b"),
+        ("clip_vit_s14", "vit_small_patch14_dinov2.lvd142m"),
+    ],
+)
+def test_dense_names_are_timm(ours: str, theirs: str, tiny: Build, images: Tensor):
+    model, stock = tiny(ours), tiny(theirs)
+    stock.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(model(images), stock(images))
 
 
 def test_full_size_b32_is_timm_with_every_method():
     theirs = timm.create_model("vit_base_patch32_clip_224.laion2b").eval()
     images = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
-        wanted = theirs(images)
-        for method in zoo.METHODS:
-            assert torch.equal(zoo.reduce(theirs, method=method, keep=1.0)(images), wanted), method
+    wanted = theirs(images)
+    for method in zoo.METHODS:
+        assert torch.equal(zoo.reduce(theirs, method=method, keep=1.0)(images), wanted), method
 
 
 @pytest.mark.parametrize(
@@ -282,18 +246,13 @@ def test_full_size_b32_is_timm_with_every_method():
         ("patchrank", {"keep": 1.0, "arch": "mixer", "width": 8}),
     ],
 )
-def test_other_ways_to_say_all(
-    method: str, options: dict, tiny: Callable[..., nn.Module], images: Tensor
-):
+def test_other_ways_to_say_all(method: str, options: dict, tiny: Build, images: Tensor):
     theirs = tiny("deit_tiny_patch16_224.fb_in1k")
     ours = zoo.reduce(theirs, method=method, **options)
-    with torch.no_grad():
-        assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours(images), theirs(images))
 
 
-def test_training_draws_the_same_random_numbers(
-    method: str, tiny: Callable[..., nn.Module], images: Tensor
-):
+def test_training_draws_the_same_random_numbers(method: str, tiny: Build, images: Tensor):
     """Dropout and stochastic depth stay in place and in order."""
     kinds = ("proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "drop_path_rate")
     rates = dict.fromkeys(kinds, 0.2)
@@ -307,14 +266,13 @@ def test_training_draws_the_same_random_numbers(
     assert torch.equal(*outputs)
 
 
-def test_masks_reach_every_block_of_a_dense_tower(tiny: Callable[..., nn.Module], images: Tensor):
+def test_masks_reach_every_block_of_a_dense_tower(tiny: Build, images: Tensor):
     theirs = tiny("deit_tiny_patch16_224.fb_in1k")
     ours = zoo.reduce(theirs, method=None)
     mask = torch.ones(65, 65).tril().bool()
-    with torch.no_grad():
-        for mode in ({"attn_mask": mask}, {"is_causal": True}):
-            wanted = theirs.forward_features(images, **mode)
-            assert torch.equal(ours.forward_features(images, **mode), wanted)
+    for mode in ({"attn_mask": mask}, {"is_causal": True}):
+        wanted = theirs.forward_features(images, **mode)
+        assert torch.equal(ours.forward_features(images, **mode), wanted)
 
 
 def test_masks_are_refused_with_reduction(half: zoo.ReducedViT, images: Tensor):
@@ -331,6 +289,7 @@ def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tenso
     return output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@torch.enable_grad()
 def test_gradients_reach_all_but_the_scorer_of_a_hard_choice(half: zoo.ReducedViT, images: Tensor):
     _, grads = gradients(half.train(), images)
     without = {name for name, _ in half.named_parameters()} - grads.keys()
@@ -341,10 +300,13 @@ def test_gradients_reach_all_but_the_scorer_of_a_hard_choice(half: zoo.ReducedVi
     assert sum(bool(grad.any()) for grad in grads.values()) > 0.9 * len(grads)
 
 
+@torch.enable_grad()
 def test_checkpointing_changes_nothing(half: zoo.ReducedViT, images: Tensor):
     half.train()
     output, grads = gradients(half, images)
+    maps = half.forward_intermediates(images, [5], intermediates_only=True)
     half.set_grad_checkpointing()
+    assert torch.equal(half.forward_intermediates(images, [5], intermediates_only=True)[0], maps[0])
     again, same = gradients(half, images)
     assert torch.equal(again, output)
     assert same.keys() == grads.keys()
@@ -353,6 +315,7 @@ def test_checkpointing_changes_nothing(half: zoo.ReducedViT, images: Tensor):
     assert torch.equal(gradients(half, images)[0], output)
 
 
+@torch.enable_grad()
 def test_checkpointing_saves_activations(half: zoo.ReducedViT, images: Tensor):
     def saved() -> int:
         kept = []
@@ -365,13 +328,6 @@ def test_checkpointing_saves_activations(half: zoo.ReducedViT, images: Tensor):
     everything = saved()
     half.set_grad_checkpointing()
     assert saved() < everything / 2
-
-
-def test_checkpointed_intermediates(half: zoo.ReducedViT, images: Tensor):
-    wanted = half.forward_intermediates(images, [5], intermediates_only=True)[0]
-    half.set_grad_checkpointing()
-    found = half.forward_intermediates(images, [5], intermediates_only=True)[0]
-    assert torch.equal(found, wanted)
 
 
 def test_every_parameter_has_one_group(half: zoo.ReducedViT):
@@ -398,32 +354,16 @@ def test_layer_decay_scales_the_rates(half: zoo.ReducedViT):
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert scale[id(half.head.weight)] == 1.0
     assert scale[id(half.patch_embed.proj.weight)] == pytest.approx(0.5**7)
-    create_optimizer_v2(half, "adamw", lr=0.1, weight_decay=0.1, layer_decay=0.5).step()
-
-
-def test_no_weight_decay_is_timms(half: zoo.ReducedViT):
-    assert half.no_weight_decay() == VisionTransformer.no_weight_decay(half)
-    groups = param_groups_layer_decay(
-        half, weight_decay=0.1, no_weight_decay_list=half.no_weight_decay(), layer_decay=1.0
-    )
     free = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
     assert {id(half.pos_embed), id(half.cls_token)} <= free
     assert id(half.blocks[0].mlp.fc1.weight) not in free
+    create_optimizer_v2(half, "adamw", lr=0.1, weight_decay=0.1, layer_decay=0.5).step()
 
 
-@torch.no_grad()
-def test_channels_last(half: zoo.ReducedViT, images: Tensor):
-    wanted = half(images)
-    model = half.to(memory_format=torch.channels_last)
-    found = model(images.to(memory_format=torch.channels_last))
-    assert torch.allclose(found, wanted, atol=1e-5)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions(half: zoo.ReducedViT, images: Tensor, dtype: torch.dtype):
+def test_other_precisions_and_layouts(half: zoo.ReducedViT, images: Tensor, dtype: torch.dtype):
     exact = half(images)
-    half.to(dtype)
+    half.to(dtype=dtype, memory_format=torch.channels_last)
     trace = half.trace(images.to(dtype))
     assert trace.output.dtype == dtype
     assert trace.output.isfinite().all()
@@ -433,9 +373,8 @@ def test_other_precisions(half: zoo.ReducedViT, images: Tensor, dtype: torch.dty
         assert torch.allclose(trace.output.float(), exact, atol=1e-4)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("method_", ["evit", "tome"])
-def test_bf16_stays_near_fp32(method_: str, tiny: Callable[..., nn.Module], images: Tensor):
+def test_bf16_stays_near_fp32(method_: str, tiny: Build, images: Tensor):
     """Near on average: a token at the threshold may be chosen differently."""
     model = tiny(f"clip_vit_b16_{method_}90")
     exact = model(images)
@@ -443,22 +382,16 @@ def test_bf16_stays_near_fp32(method_: str, tiny: Callable[..., nn.Module], imag
     assert torch.nn.functional.cosine_similarity(exact, rough).min() > 0.98
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def test_autocast(half: zoo.ReducedViT, images: Tensor):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        trace = half.trace(images)
-    assert trace.final_tokens == 32
-    assert trace.output.isfinite().all()
-
-
-def test_autocast_trains(half: zoo.ReducedViT, images: Tensor):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert half.trace(images).final_tokens == 32
         loss = half.train()(images).float().square().sum()
     loss.backward()
     assert half.blocks[0].attn.qkv.weight.grad.isfinite().all()
 
 
-def test_built_in_the_dtype_asked_for(method: str, tiny: Callable[..., nn.Module]):
+def test_built_in_the_dtype_asked_for(method: str, tiny: Build):
     model = tiny(f"clip_vit_b16_{method}50", dtype=torch.float64)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     wide = zoo.reduce(model, method=method, keep=0.5)
@@ -466,7 +399,6 @@ def test_built_in_the_dtype_asked_for(method: str, tiny: Callable[..., nn.Module
 
 
 @pytest.mark.cuda
-@torch.no_grad()
 def test_cuda_keeps_what_the_cpu_keeps(half: zoo.ReducedViT, images: Tensor):
     cpu = half.double().trace(images.double())
     gpu = half.cuda().trace(images.double().cuda())
