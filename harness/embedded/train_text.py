@@ -23,7 +23,6 @@ from PIL import Image
 from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor
-from zoo.lit import LitConfig, LitModel
 
 import zoo
 from harness.datasets.canvas import seeded
@@ -33,7 +32,7 @@ from harness.embedded import build_fashion
 from zoo.clip import image_transform
 from zoo.files import write_whole
 from zoo.sizes import EMBEDDED
-from zoo.text import CompactText, tokenizer
+from zoo.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
 from zoo.weights import cache_folder
 
 log = logging.getLogger(__name__)

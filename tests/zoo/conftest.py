@@ -1,7 +1,7 @@
 """Towers small enough for a test, with weights lively enough to tell methods apart."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,19 @@ def method(request: pytest.FixtureRequest) -> str:
 def half(method: str, tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
     """Build a tiny tower that ends with 32 of its 64 patch tokens, by each method in turn."""
     return tiny(f"clip_vit_b16_{method}50")
+
+
+@pytest.fixture
+def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
+    """Build a tower lively enough that every window of patches matters."""
+    return tiny("clip_vit_b16", noise=0.3)
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """Run a test without gradients: ``pytestmark = pytest.mark.usefixtures("no_grad")``."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture
