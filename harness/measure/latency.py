@@ -65,34 +65,21 @@ PREPARED = ("failed", "first_call_s", "deviation", "peak_mib")  # fields of both
 class LatencyPlan:
     """What to time.
 
-    Attributes:
-        models: names, dense or reduced; each is timed beside its dense tower.
-        methods: further reductions of each model's dense tower.
-        keeps: their keep rates.
-        batches: images per call.
-        dtypes: names in ``harness.plan.DTYPES``.
-        ways: of ``ways.WAYS``.
-        threads: torch's threads.
-        rounds: calls of each model, at least.
-        seconds: rounds go on for so long.
-        device: torch device.
-        random_weights: whether to do without weights; only for models of ours.
-
     Raises:
         ValueError: a value out of range, or a way that the device hasn't.
     """
 
-    models: tuple[str, ...]
-    methods: tuple[str, ...] = ()
-    keeps: tuple[float, ...] = (0.6,)
+    models: tuple[str, ...]  # dense or reduced; each is timed beside its dense tower
+    methods: tuple[str, ...] = ()  # further reductions of each model's dense tower
+    keeps: tuple[float, ...] = (0.6,)  # their keep rates
     batches: tuple[int, ...] = CPU_BATCHES
-    dtypes: tuple[str, ...] = ("float32",)
-    ways: tuple[str, ...] = (EAGER,)
-    threads: tuple[int, ...]
-    rounds: int = 9
-    seconds: float = 5.0
+    dtypes: tuple[str, ...] = ("float32",)  # of `DTYPES`
+    ways: tuple[str, ...] = (EAGER,)  # of `ways.WAYS`
+    threads: tuple[int, ...]  # torch's
+    rounds: int = 9  # calls of each model, at least
+    seconds: float = 5.0  # rounds go on for so long
     device: str = "cpu"
-    random_weights: bool = False
+    random_weights: bool = False  # only for models of ours
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -107,10 +94,8 @@ class LatencyPlan:
         check_ways(self.ways, torch.device(self.device))
 
     def _check_numbers(self) -> None:
-        for flag, values, most in (
-            ("batches", self.batches, math.inf),
-            ("threads", self.threads, MOST_THREADS),
-        ):
+        numbers = (("batches", self.batches, math.inf), ("threads", self.threads, MOST_THREADS))
+        for flag, values, most in numbers:
             if not values:
                 raise ValueError(f"--{flag} without a number: expected numbers from 1")
             upper = "" if most == math.inf else f" to {most}"
@@ -142,9 +127,8 @@ class LatencyPlan:
             if dense.partition(".")[0] in MODELS:
                 dense = ".".join(split_name(dense))
             pairs = [] if method is None else [(method, keep)]
-            pairs += [(method, keep) for method in self.methods for keep in self.keeps]
-            group = groups.setdefault(dense, [])
-            group += [pair for pair in dict.fromkeys(pairs) if pair not in group]
+            pairs += product(self.methods, self.keeps)
+            groups[dense] = list(dict.fromkeys([*groups.get(dense, ()), *pairs]))
         return groups
 
 
@@ -171,31 +155,18 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One dense tower and its reductions, in float32 on the CPU.
+    """One dense tower and its reductions, in float32 on the CPU."""
 
-    Attributes:
-        tag: of the tower's weights.
-        weights: their fingerprint.
-        rows: variants, the dense one first; all share its weights.
-        counts: by the row's key.
-    """
-
-    tag: str
-    weights: str
-    rows: list[Variant]
-    counts: dict[str, Counts]
+    tag: str  # of the tower's weights
+    weights: str  # their fingerprint
+    rows: list[Variant]  # the dense one first; all share its weights
+    counts: dict[str, Counts]  # by the row's key
 
 
 def load_family(
     dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress
 ) -> Family:
-    """Load a dense tower and reduce it.
-
-    Args:
-        dense: the tower's name.
-        pairs: methods with keep rates.
-        random_weights: whether to do without weights.
-        progress: where to show how far things are.
+    """Load a dense tower, or build it without weights, and reduce it.
 
     Raises:
         ValueError: an unknown name, or a tower that can't be reduced.
@@ -210,7 +181,11 @@ def load_family(
                 "one of them"
             )
         vit, (arch, tag) = random_tower(dense).vit, split_name(dense)
-        rows = rows_of(vit, arch, tag, whole) + [_random(vit, arch, *pair) for pair in pairs]
+        rows = rows_of(vit, arch, tag, whole)
+        for method, keep in pairs:
+            with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
+                torch.manual_seed(0)
+                rows.append(_row(arch, zoo.reduce(vit, method=method, keep=keep)))
     else:
         tower = load_tower(dense)
         vit, (arch, _, tag) = tower.vit, tower.name.partition(".")
@@ -218,18 +193,9 @@ def load_family(
     return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=counts(rows, progress))
 
 
-def _random(vit: ReducedViT, arch: str, method: str, keep: float) -> Variant:
-    """Reduce a tower without weights; what a method learns is random, too."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return _row(arch, zoo.reduce(vit, method=method, keep=keep))
-
-
 def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
     """Return the model of a folder or the hub if it was saved with a reduction method."""
-    if not name.startswith((FOLDER, HUB)):
-        return []
-    saved = create_pretrained(name)
+    saved = create_pretrained(name) if name.startswith((FOLDER, HUB)) else None
     if not isinstance(saved, ReducedViT) or saved.reducer is None:
         return []
     model = zoo.reduce(vit, method=None)
@@ -239,28 +205,19 @@ def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
 
 def _row(arch: str, vit: ReducedViT) -> Variant:
     assert vit.reducer is not None
-    config, patches = vit.reducer.config, vit.patch_embed.num_patches
+    method, config, patches = vit.reducer.method, vit.reducer.config, vit.patch_embed.num_patches
     keep = config.keep
     if keep is None:  # settings that stand instead of it
         keep = list(vit.reducer.counts(patches).values())[-1] / patches
-    return Variant(
-        model=f"{arch}_{vit.reducer.method}{round(100 * keep)}",
-        method=vit.reducer.method,
-        keep=keep,
-        vit=vit.float().eval(),
-        config=as_json(config),
-    )
+    name = f"{arch}_{method}{round(100 * keep)}"
+    vit = vit.float().eval()
+    return Variant(model=name, method=method, keep=keep, vit=vit, config=as_json(config))
 
 
 def measure_latency(
     plan: LatencyPlan, known: Sequence[LatencyRecord], progress: Progress
 ) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
-    """Time all models in all cells.
-
-    Args:
-        plan: what to time.
-        known: records of earlier runs; one that fits is used again.
-        progress: where to show how far things are.
+    """Time all models in all cells, but use ``known`` records that fit again.
 
     Yields:
         For each cell the records of all its models, the dense one first, and those of them, or the
@@ -301,16 +258,13 @@ class _FamilyRun:
                         f"{record.model}: {cell.label}: {record.failed} in an earlier run, so it "
                         "isn't tried again; --fresh does"
                     )
-            # The dense model is timed with whatever is missing.
-            missing = [i for i, one in enumerate(known) if one is None]
-            if missing and missing[0] != 0:
-                missing = [0, *missing]
             new: dict[int, LatencyRecord] = {}
-            if missing:
+            if missing := {i for i, one in enumerate(known) if one is None}:
                 if dtype != cell.dtype:
                     vits.clear()  # before there are others
                     dtype, vits = cell.dtype, self._placed(cell.dtype)
-                new = self._timed(cell, {i: (blanks[i], vits[i]) for i in missing})
+                # The dense model is timed with whatever is missing.
+                new = self._timed(cell, {i: (blanks[i], vits[i]) for i in sorted(missing | {0})})
             both = [new.get(i, one) for i, one in enumerate(known)]
             yield [one for one in both if one is not None], list(new.values())
 
@@ -402,16 +356,10 @@ def time_cell(
     watch: Stopwatch,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[str, Prepared], dict[str, Timing], Surroundings]:
-    """Prepare models and time those that can be timed in turn on the same images.
+    """Prepare models and time those that can be timed in turn on the same images (B, C, H, W).
 
-    Args:
-        models: in evaluation mode, on the images' device, in the way's memory format.
-        images: (B, C, H, W) in the way's memory format.
-        way: of ``ways.WAYS``.
-        rounds: calls of each, at least.
-        seconds: rounds go on for so long.
-        watch: what times a call.
-        tick: called with the number of finished rounds.
+    Models are in evaluation mode on the images' device, both in the memory format of ``way``;
+    ``rounds``, ``seconds`` and ``tick`` are those of `interleaved`.
 
     Returns:
         How preparing each went, timings of those that did not fail, how busy the machine was.

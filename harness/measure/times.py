@@ -3,15 +3,11 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
-from harness.console.table import NOT_MEASURED, Forms, Part, fewer
+from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Part, Table
 from harness.console.terminal import Progress
 from harness.measure.timing import Machine, Surroundings, Timing
 from harness.measure.ways import EAGER
@@ -97,21 +93,17 @@ class LatencyRecord:
 def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> dict[str, Any]:
     """Return the fields of a record that follow from timed calls.
 
-    Args:
-        timing: a model's.
-        dense: the dense model's, of the same rounds; None if this is it, or if it has none.
-        saved: share of the dense model's multiply-adds that isn't done.
+    ``dense`` is None for the dense model and where that has no time; ``saved`` is the share of its
+    multiply-adds that isn't done.
     """
-    latency = timing.latency(dense)
-    fields = {"samples_ms": timing.samples_ms, **vars(latency)}
-    ratio, low, high = latency.ratio_to_dense, latency.ratio_low, latency.ratio_high
-    if ratio is None or low is None or high is None:
+    fields = {"samples_ms": timing.samples_ms, **vars(timing.latency(dense))}
+    if dense is None:
         return fields
-    saves = saved is not None and saved >= LEAST_SAVED
+    ratio, low, high = timing.ratio_to(dense)
     return fields | {
         "verdict": FASTER if high < 1 else SLOWER if low > 1 else OPEN,
         "saved_time": 1 - ratio,
-        "arrived": (1 - ratio) / saved if saves and saved is not None else None,
+        "arrived": (1 - ratio) / saved if saved is not None and saved >= LEAST_SAVED else None,
     }
 
 
@@ -119,8 +111,8 @@ def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
     """Append records as JSON lines, all or none.
 
     Raises:
-        ValueError: a value is no JSON (NaN included); nothing is written.
-        OSError: the file can't be written to; nothing is added to it.
+        ValueError: a value is no JSON (NaN included).
+        OSError: the file can't be written to.
     """
     lines = [json.dumps(asdict(record), allow_nan=False) + "\n" for record in records]
     append(path, "".join(lines).encode())
@@ -133,18 +125,16 @@ def read_latencies(path: Path) -> list[LatencyRecord]:
         FileNotFoundError: no such file.
         ValueError: names the file, the line and what is wrong with it, or the last line is torn.
     """
-    return parsed_lines(path, _record)
 
+    def record(line: bytes) -> LatencyRecord:
+        value: LatencyRecord = parsed(LatencyRecord, json.loads(line), "record")
+        return value
 
-def _record(line: bytes) -> LatencyRecord:
-    record: LatencyRecord = parsed(LatencyRecord, json.loads(line), "record")
-    return record
+    return parsed_lines(path, record)
 
 
 def earlier_times(path: Path, progress: Progress, *, fresh: bool) -> list[LatencyRecord]:
-    """Return what an earlier run wrote, none if it is to be timed afresh.
-
-    A torn last line is dropped, so that a command that was killed goes on from there.
+    """Return what an earlier run wrote, none if ``fresh``; drop a torn last line.
 
     Raises:
         ValueError: another line is no record.
@@ -163,7 +153,6 @@ def fitting(
     return None
 
 
-Cell = Callable[[LatencyRecord], str]
 DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "of time", "MiB", "first, s", "off")
 WORDS = ("model", "verdict")  # columns of them
 CAPTION = (
@@ -178,44 +167,48 @@ PREPARED = (
 )
 
 
-def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
-    """Lay records out, and say below each table what makes its times hard to trust.
+def latency_table(rows: Sequence[LatencyRecord]) -> Table:
+    """Lay out records of one title, those of a batch together, with what makes them doubtful."""
+    columns = columns_of(rows)
+    return Table(
+        title=table_of(rows[0]),
+        caption=CAPTION + (PREPARED if "off" in columns else ""),
+        columns=[
+            Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS)
+            for h in columns
+        ],
+        rows=[[Cell(text(row)) for text in columns.values()] for row in rows],
+        sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),
+        notes=notes(rows),
+    )
 
-    Args:
-        records: those of a cell together.
-    """
+
+def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
+    """Return a table per title, each followed by its notes."""
     parts: list[Part] = []
-    for title, group in _grouped(records):
-        columns = columns_of(group)
-        caption = CAPTION + (PREPARED if "off" in columns else "")
-        table = Table(title=escape(title), caption=escape(caption), caption_justify="left")
-        for head in columns:
-            table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
-        for _, rows in groupby(group, key=lambda row: row.batch):
-            for row in rows:
-                table.add_row(*(Text(cell(row)) for cell in columns.values()))
-            table.add_section()
-        parts += [Forms((table, fewer(table, DETAILS))), *notes(group)]
+    for _, rows in groupby(records, key=table_of):
+        table = latency_table(list(rows))
+        parts += [table, *table.notes]
     return parts
 
 
 def latency_markdown(records: Sequence[LatencyRecord]) -> str:
     """Return the same tables as Markdown."""
     lines = ["# Latency", "", f"{CAPTION[0].upper()}{CAPTION[1:]}{PREPARED}.", ""]
-    for title, group in _grouped(records):
-        columns = columns_of(group)
-        rule = ("---" if head in WORDS else "---:" for head in columns)
-        lines += [f"## {title}", "", _line(columns), _line(rule)]
-        lines += [_line(cell(row) for cell in columns.values()) for row in group]
-        lines += ["", *(f"- {note}" for note in notes(group)), ""]
+    for _, rows in groupby(records, key=table_of):
+        table = latency_table(list(rows))
+        rule = ["---" if column.left else "---:" for column in table.columns]
+        cells = (table.heads, rule, *table.rows)
+        lines += [f"## {table.title}", "", *(f"| {' | '.join(line)} |" for line in cells)]
+        lines += ["", *(f"- {note}" for note in table.notes), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def notes(group: Sequence[LatencyRecord]) -> list[str]:
+def notes(rows: Sequence[LatencyRecord]) -> list[str]:
     """Return what failed, what to be wary of, and what can't be concluded."""
     lines = []
-    for batch, rows in groupby(group, key=lambda row: row.batch):
-        together = list(rows)
+    for batch, group in groupby(rows, key=lambda row: row.batch):
+        together = list(group)
         names: dict[str, list[str]] = {}  # by warning
         for row in together:
             for text in [f"not timed: {row.failed}"] if row.failed else row.warnings:
@@ -223,21 +216,10 @@ def notes(group: Sequence[LatencyRecord]) -> list[str]:
         for text, some in names.items():
             who = "" if len(some) == len(together) else f", {', '.join(some)}"
             lines.append(f"batch {batch}{who}: {text}")
-    unclear = [f"{short_name(row)} at batch {row.batch}" for row in group if row.verdict == OPEN]
-    if unclear:
-        lines.append(
-            f"no difference to dense can be concluded, as the interval of the ratio includes 1: "
-            f"{', '.join(unclear)}"
-        )
+    if unclear := [f"{short_name(r)} at batch {r.batch}" for r in rows if r.verdict == OPEN]:
+        reason = "as the interval of the ratio includes 1"
+        lines.append(f"no difference to dense can be concluded, {reason}: {', '.join(unclear)}")
     return lines
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _grouped(records: Sequence[LatencyRecord]) -> list[tuple[str, list[LatencyRecord]]]:
-    return [(title, list(group)) for title, group in groupby(records, key=table_of)]
 
 
 def table_of(row: LatencyRecord) -> str:
@@ -256,39 +238,38 @@ def short_name(row: LatencyRecord) -> str:
     return row.method if row.method == DENSE else row.model.rpartition("_")[2]
 
 
-def columns_of(group: Sequence[LatencyRecord]) -> dict[str, Cell]:
+def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyRecord], str]]:
     """Return what fills the columns of a table, by heading."""
-    columns: dict[str, Cell] = {
+    columns: dict[str, Callable[[LatencyRecord], str]] = {
         "batch": lambda row: str(row.batch),
         "model": short_name,
         "tokens": lambda row: str(row.final_tokens),
         "GFLOPs": lambda row: f"{row.gflops:.2f}",
         "ms": _time,
         "images/s": lambda row: _number(row.images_per_s, ".1f"),
-        "ratio": _ratio,
+        "ratio": lambda row: _interval((row.ratio_to_dense, row.ratio_low, row.ratio_high), ".3f"),
         "verdict": _verdict,
         "saved": lambda row: _percent(row.saved_gflops),
         "of time": lambda row: _percent(row.saved_time),
         "arrived": lambda row: _percent(row.arrived),
         "MiB": lambda row: f"{row.weights_mib:.0f} + {_number(row.peak_mib, '.1f')}",
     }
-    if any(row.way != EAGER for row in group):
+    if any(row.way != EAGER for row in rows):
         columns["first, s"] = lambda row: _number(row.first_call_s, ".1f")
         columns["off"] = lambda row: _number(row.deviation, ".0e")
     return columns
 
 
+def _interval(values: Sequence[float | None], form: str) -> str:
+    if None in values:
+        return NOT_MEASURED
+    estimate, low, high = (format(value, form) for value in values)
+    return f"{estimate} [{low}, {high}]"
+
+
 def _time(row: LatencyRecord) -> str:
-    if row.median_ms is None or row.q1_ms is None or row.q3_ms is None:
-        return NOT_MEASURED
-    form = ".2f" if row.median_ms < 100 else ".0f"
-    return f"{row.median_ms:{form}} [{row.q1_ms:{form}}, {row.q3_ms:{form}}]"
-
-
-def _ratio(row: LatencyRecord) -> str:
-    if row.ratio_to_dense is None:
-        return NOT_MEASURED
-    return f"{row.ratio_to_dense:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
+    short = row.median_ms is not None and row.median_ms < 100
+    return _interval((row.median_ms, row.q1_ms, row.q3_ms), ".2f" if short else ".0f")
 
 
 def _verdict(row: LatencyRecord) -> str:

@@ -20,14 +20,13 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings
 from harness.measure.evaluate import (
-    Outcome,
     OutcomeCache,
     correct,
     linear_probe,
     margin,
     outcomes,
 )
-from harness.measure.rows import variants
+from harness.measure.rows import Outcome, variants
 from harness.models.towers import text_classifier
 from zoo.clip import ClipParts, class_features
 

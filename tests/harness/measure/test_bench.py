@@ -6,7 +6,7 @@ import torch
 from scipy.stats import kendalltau, weightedtau
 
 from harness.measure.bench import agreement
-from harness.measure.evaluate import Outcome
+from harness.measure.rows import Outcome
 from harness.records.conditions import device_name
 
 N, KEPT = 20, 8

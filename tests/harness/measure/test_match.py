@@ -134,7 +134,7 @@ def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture
 def group() -> list[Record]:
     """Records of the main job, whose rows aren't at equal cost; any would do."""
-    path = Path(__file__).parents[2] / "docs" / "results" / "records.jsonl"
+    path = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
     return [record for record in read_records(path) if record.dataset == "fashion"]
 
 
