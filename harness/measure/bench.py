@@ -40,14 +40,7 @@ from harness.records.agreement import (
     weighted_tau,
 )
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
-from harness.records.record import (
-    Record,
-    fitting,
-    git_commit,
-    images_digest,
-    pack_correct,
-    utc_now,
-)
+from harness.records.record import Record, fitting, git_commit, images_digest, pack_correct, utc_now
 from harness.records.statistics import paired_difference, wilson_interval
 from zoo.clip import ClipParts
 from zoo.predictor import tower_name

@@ -118,8 +118,7 @@ def floor(
     dense, rows = bench.rows[0], bench.rows[1:]
     goldens: dict[str, Rankings] = {}
     if GOLDEN in methods:  # what is missing is reported before hours are spent
-        for name in plan.datasets:
-            goldens[name] = _rankings(bench, get_dataset(name), rankings)
+        goldens = {n: _rankings(bench, get_dataset(n), rankings) for n in plan.datasets}
     orders = _random_orders(dense.vit, seeds, plan.keeps)
     for name in plan.datasets:
         view = bench.view_of(get_dataset(name))
@@ -173,11 +172,7 @@ def _random_orders(dense: ReducedViT, seeds: int, keeps: Sequence[float]) -> lis
 
 
 def _rankings(bench: Bench, dataset: Dataset, own: Sequence[Rankings]) -> Rankings:
-    """Find the rankings of a split among the user's own, else where they usually are.
-
-    Raises:
-        ValueError: there are none, or they are of another tower, block or dataset.
-    """
+    """Find the rankings of a split among the user's own, else where they usually are."""
     model, split = tower_name(bench.rows[0].model, bench.tag), bench.plan.split
     images_of = dataset.images_of
     of = [r for r in own if (r.provenance.dataset, r.provenance.split) == (images_of, split)]

@@ -64,10 +64,10 @@ def outcomes(
     importance: Mapping[str, Importance] | None = None,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Outcome]:
-    """Run all rows over a split; their model must be on ``device`` in ``dtype`` already.
+    """Run variants of one dense tower, which is on ``device`` in ``dtype``, over a split.
 
     Args:
-        rows: variants of one dense tower; golden ones have rankings or ``importance``.
+        rows: golden ones have rankings or ``importance``.
         split: the images.
         preprocess: from PIL image to (C, H, W).
         device: where to compute.
@@ -104,14 +104,9 @@ def _golden(row: Variant, image_ids: Sequence[str]) -> Importance:
 
 
 def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
-    """Return the best class of each image, (n,).
+    """Return the best class of each image, (n,), by features (n, D) and a classifier (classes, D).
 
-    Args:
-        features: (n, D) of images.
-        classifier: (classes, D); rows of NaN are classes that can't win.
-
-    Raises:
-        ValueError: a feature is not a finite number.
+    Rows of NaN are classes that can't win. Raises ValueError for features that aren't finite.
     """
     if not features.isfinite().all():
         raise ValueError("image features overflowed; use --dtype bfloat16 or float32")

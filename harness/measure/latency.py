@@ -103,9 +103,9 @@ class LatencyPlan:
                 if not 1 <= value <= most:
                     raise ValueError(f"--{flag} {value}: expected a number from 1{upper}")
         if self.rounds < LEAST_ROUNDS:
+            why = "of fewer rounds no median has a 95 % interval"
             raise ValueError(
-                f"--rounds {self.rounds}: expected a number from {LEAST_ROUNDS}; of fewer rounds "
-                "no median has a 95 % interval, so nothing could be concluded"
+                f"--rounds {self.rounds}: expected a number from {LEAST_ROUNDS}; {why}"
             )
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"--seconds {self.seconds:g}: expected a number from 0")
@@ -166,19 +166,13 @@ class Family:
 def load_family(
     dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress
 ) -> Family:
-    """Load a dense tower, or build it without weights, and reduce it.
-
-    Raises:
-        ValueError: an unknown name, or a tower that can't be reduced.
-        FileNotFoundError: weights or a predictor are out of reach.
-    """
+    """Load a dense tower, or build it without weights, and reduce it."""
     whole: list[MethodRate] = [(DENSE, 1.0)]
     if random_weights:
         if dense.partition(".")[0] not in MODELS:
             raise ValueError(
                 f"--random-weights with model {dense!r}: only models of `python -m harness list`, "
-                "such as clip_vit_b16, can be built without weights; leave the flag out, or name "
-                "one of them"
+                "such as clip_vit_b16, can be built without; name one or leave the flag out"
             )
         vit, (arch, tag) = random_tower(dense).vit, split_name(dense)
         rows = rows_of(vit, arch, tag, whole)
@@ -232,19 +226,18 @@ def measure_latency(
         yield from _FamilyRun(plan, family, known, progress).cells()
 
 
+@dataclass
 class _FamilyRun:
     """One dense tower and its reductions on their way through the cells."""
 
-    def __init__(
-        self,
-        plan: LatencyPlan,
-        family: Family,
-        known: Sequence[LatencyRecord],
-        progress: Progress,
-    ) -> None:
-        self.plan, self.family, self.known, self.progress = plan, family, known, progress
-        self.dense = family.rows[0]
-        self.device = torch.device(plan.device)
+    plan: LatencyPlan
+    family: Family
+    known: Sequence[LatencyRecord]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.dense = self.family.rows[0]
+        self.device = torch.device(self.plan.device)
         self.machine = Machine.here(self.device)
 
     def cells(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:

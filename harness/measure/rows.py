@@ -78,24 +78,19 @@ def known_methods() -> tuple[str, ...]:
 
 
 def variants(
-    dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Iterable[float]
+    dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]
 ) -> list[Variant]:
     """Make the rows for a dense tower; all share its weights.
 
     Raises:
         ValueError: unknown method, keep rates of one name, or one that a method can't do.
     """
-    rates = tuple(keeps)
-    pairs = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else rates)]
+    pairs = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else keeps)]
     return rows_of(dense, arch, tag, pairs)
 
 
 def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate]) -> list[Variant]:
-    """Make the rows for a dense tower, each method with keep rates of its own.
-
-    Raises:
-        ValueError: as in ``variants``.
-    """
+    """Make the rows for a dense tower, each method with keep rates of its own."""
     rows: list[Variant] = []
     for method, keep in pairs:
         if method not in known_methods():
@@ -285,9 +280,6 @@ def matched_rows(
 
     Costs are fvcore's of the model itself. Two keep rates of the target may share a method's row;
     rows further off than `TOLERANCE` are reported.
-
-    Raises:
-        ValueError: as in `rows_of`.
     """
 
     def solver(method: str) -> KeepSolver:

@@ -51,11 +51,7 @@ class Tower(NamedTuple):
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a dense model's name into its architecture and weight tag (the default if not given).
-
-    Raises:
-        ValueError: not a dense model of ours, or no such tag.
-    """
+    """Split the name of a dense model of ours into architecture and weight tag, or the default."""
     arch, _, tag = name.partition(".")
     dense = _dense_names()
     if arch not in dense:
@@ -255,11 +251,7 @@ def _dense(model: Any, name: str) -> ReducedViT:
 
 
 def random_tower(name: str) -> Tower:
-    """Build a dense model of ours without weights; time doesn't depend on them, rankings do.
-
-    Raises:
-        ValueError: not a dense model of ours.
-    """
+    """Build a dense model of ours without weights; time doesn't depend on them, rankings do."""
     arch, _ = split_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

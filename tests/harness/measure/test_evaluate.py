@@ -19,13 +19,7 @@ from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings
-from harness.measure.evaluate import (
-    OutcomeCache,
-    correct,
-    linear_probe,
-    margin,
-    outcomes,
-)
+from harness.measure.evaluate import OutcomeCache, correct, linear_probe, margin, outcomes
 from harness.measure.rows import Outcome, variants
 from harness.models.towers import text_classifier
 from zoo.clip import ClipParts, class_features

@@ -94,10 +94,7 @@ def test_wrong_use_is_refused_before_anything_is_loaded(
 
 @pytest.mark.parametrize("where", ["file", "file/below", "folder"])
 def test_an_output_that_takes_no_lines_is_refused_before_anything_is_loaded(
-    where: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     monkeypatch.setattr("harness.measure.latency.load_tower", None)
     (tmp_path / "file").touch()
@@ -106,12 +103,6 @@ def test_an_output_that_takes_no_lines_is_refused_before_anything_is_loaded(
     said = " ".join(capsys.readouterr().err.split())
     assert f"--output '{tmp_path / where}'" in said
     assert "expected a folder" in said or "name another folder" in said
-
-
-def test_a_model_that_nobody_knows_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    argv = ["latency", "clip_vit_s14_tomme60", "--output", str(tmp_path), "--batches", "1"]
-    assert main(argv) == 2
-    assert "did you mean 'clip_vit_s14_tome60'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_each_device_has_its_usual_batches():

@@ -186,10 +186,7 @@ def test_the_command_writes_and_reports(
     ],
 )
 def test_the_command_refuses(
-    command: Callable[..., int],
-    words: list[str],
-    told: str,
-    capsys: pytest.CaptureFixture[str],
+    command: Callable[..., int], words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ):
     assert command(*words) == 2
     assert told in capsys.readouterr().err
