@@ -14,39 +14,12 @@ from torch import Tensor
 
 import zoo
 from harness.console.terminal import Progress
+from harness.measure import timing, ways
 from harness.measure.cost import Counts, counts
 from harness.measure.rows import MethodRate, Variant, as_json, known_methods, rows_of
 from harness.measure.times import LatencyRecord, fitting, time_fields
-from harness.measure.timing import (
-    LEAST_ROUNDS,
-    Machine,
-    Stopwatch,
-    Surroundings,
-    Timing,
-    Watch,
-    interleaved,
-    random_images,
-    stopwatch,
-    warnings_of,
-)
-from harness.measure.ways import (
-    COMPILED,
-    EAGER,
-    OUT_OF_MEMORY,
-    Prepared,
-    check_ways,
-    is_out_of_memory,
-    memory_format,
-    prepare,
-    weights_mib,
-)
-from harness.models.towers import (
-    create_pretrained,
-    load_tower,
-    random_tower,
-    split_method,
-    split_name,
-)
+from harness.measure.ways import EAGER
+from harness.models import towers
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import git_commit, utc_now
 from zoo.open_clip import FOLDER, HUB
@@ -91,7 +64,7 @@ class LatencyPlan:
         for method in self.methods:
             if method not in real:
                 raise ValueError(f"--methods {method!r}: {expected(method, real)}")
-        check_ways(self.ways, torch.device(self.device))
+        ways.check_ways(self.ways, torch.device(self.device))
 
     def _check_numbers(self) -> None:
         numbers = (("batches", self.batches, math.inf), ("threads", self.threads, MOST_THREADS))
@@ -102,10 +75,10 @@ class LatencyPlan:
             for value in values:
                 if not 1 <= value <= most:
                     raise ValueError(f"--{flag} {value}: expected a number from 1{upper}")
-        if self.rounds < LEAST_ROUNDS:
+        if self.rounds < timing.LEAST_ROUNDS:
             why = "of fewer rounds no median has a 95 % interval"
             raise ValueError(
-                f"--rounds {self.rounds}: expected a number from {LEAST_ROUNDS}; {why}"
+                f"--rounds {self.rounds}: expected a number from {timing.LEAST_ROUNDS}; {why}"
             )
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"--seconds {self.seconds:g}: expected a number from 0")
@@ -123,9 +96,9 @@ class LatencyPlan:
         """Methods with keep rates, by dense tower."""
         groups: dict[str, list[MethodRate]] = {}
         for name in self.models:
-            dense, method, keep = split_method(name)
+            dense, method, keep = towers.split_method(name)
             if dense.partition(".")[0] in MODELS:
-                dense = ".".join(split_name(dense))
+                dense = ".".join(towers.split_name(dense))
             pairs = [] if method is None else [(method, keep)]
             pairs += product(self.methods, self.keeps)
             groups[dense] = list(dict.fromkeys([*groups.get(dense, ()), *pairs]))
@@ -174,14 +147,14 @@ def load_family(
                 f"--random-weights with model {dense!r}: only models of `python -m harness list`, "
                 "such as clip_vit_b16, can be built without; name one or leave the flag out"
             )
-        vit, (arch, tag) = random_tower(dense).vit, split_name(dense)
+        vit, (arch, tag) = towers.random_tower(dense).vit, towers.split_name(dense)
         rows = rows_of(vit, arch, tag, whole)
         for method, keep in pairs:
             with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
                 torch.manual_seed(0)
                 rows.append(_row(arch, zoo.reduce(vit, method=method, keep=keep)))
     else:
-        tower = load_tower(dense)
+        tower = towers.load_tower(dense)
         vit, (arch, _, tag) = tower.vit, tower.name.partition(".")
         rows = rows_of(vit, arch, tag, whole + list(pairs)) + _saved(dense, vit, arch)
     return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=counts(rows, progress))
@@ -189,7 +162,7 @@ def load_family(
 
 def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
     """Return the model of a folder or the hub if it was saved with a reduction method."""
-    saved = create_pretrained(name) if name.startswith((FOLDER, HUB)) else None
+    saved = towers.create_pretrained(name) if name.startswith((FOLDER, HUB)) else None
     if not isinstance(saved, ReducedViT) or saved.reducer is None:
         return []
     model = zoo.reduce(vit, method=None)
@@ -238,7 +211,7 @@ class _FamilyRun:
     def __post_init__(self) -> None:
         self.dense = self.family.rows[0]
         self.device = torch.device(self.plan.device)
-        self.machine = Machine.here(self.device)
+        self.machine = timing.Machine.here(self.device)
 
     def cells(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
         dtype, vits = "", list[ReducedViT]()
@@ -274,18 +247,18 @@ class _FamilyRun:
         vits = {str(index): vit for index, (_, vit) in models.items()}
         with (
             _threads(cell.threads),
-            memory_format(list(vits.values()), cell.way) as form,
+            ways.memory_format(list(vits.values()), cell.way) as form,
             self.progress.task(label, self.plan.rounds) as tick,
         ):
             try:
                 size, dtype = self.dense.vit.patch_embed.img_size, DTYPES[cell.dtype]
-                images = random_images(cell.batch, size, self.device, dtype)
+                images = timing.random_images(cell.batch, size, self.device, dtype)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if not ways.is_out_of_memory(error):
                     raise
-                reason = f"{OUT_OF_MEMORY}, for the images alone"
-                ready, timings = dict.fromkeys(vits, Prepared(failed=reason)), dict[str, Timing]()
-                around = Surroundings()
+                reason = f"{ways.OUT_OF_MEMORY}, for the images alone"
+                timings, around = dict[str, timing.Timing](), timing.Surroundings()
+                ready = dict.fromkeys(vits, ways.Prepared(failed=reason))
             else:
                 ready, timings, around = time_cell(
                     vits,
@@ -293,10 +266,10 @@ class _FamilyRun:
                     cell.way,
                     rounds=self.plan.rounds,
                     seconds=self.plan.seconds,
-                    watch=stopwatch(self.device, cell.threads),
+                    watch=timing.stopwatch(self.device, cell.threads),
                     tick=lambda done: tick(min(done, self.plan.rounds)),
                 )
-        if cell.way in COMPILED:
+        if cell.way in ways.COMPILED:
             torch._dynamo.reset()
         new = {}
         for index, (blank, _) in models.items():
@@ -305,7 +278,7 @@ class _FamilyRun:
             if name in timings:
                 dense = timings.get("0") if index else None
                 fields |= time_fields(timings[name], dense, blank.saved_gflops)
-                fields["warnings"] = warnings_of(timings[name], around, self.machine.cores)
+                fields["warnings"] = timing.warnings_of(timings[name], around, self.machine.cores)
             new[index] = replace(blank, created=utc_now(), surroundings=around, **fields)
         self.progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
         return new
@@ -329,13 +302,13 @@ class _FamilyRun:
             image_size=tuple(row.vit.patch_embed.img_size),
             device=self.plan.device,
             **cell._asdict(),
-            stopwatch=stopwatch(self.device, cell.threads).name,
+            stopwatch=timing.stopwatch(self.device, cell.threads).name,
             machine=self.machine,
             failed="not timed",
             **counts,
             saved_gflops=None if row is self.dense else saved,
-            weights_mib=weights_mib(row.vit, DTYPES[cell.dtype]),
-            surroundings=Surroundings(),
+            weights_mib=ways.weights_mib(row.vit, DTYPES[cell.dtype]),
+            surroundings=timing.Surroundings(),
         )
 
 
@@ -346,24 +319,24 @@ def time_cell(
     *,
     rounds: int,
     seconds: float,
-    watch: Stopwatch,
+    watch: timing.Stopwatch,
     tick: Callable[[int], object] = lambda _: None,
-) -> tuple[dict[str, Prepared], dict[str, Timing], Surroundings]:
+) -> tuple[dict[str, ways.Prepared], dict[str, timing.Timing], timing.Surroundings]:
     """Prepare models and time those that can be timed in turn on the same images (B, C, H, W).
 
     Models are in evaluation mode on the images' device, both in the memory format of ``way``;
-    ``rounds``, ``seconds`` and ``tick`` are those of `interleaved`.
+    ``rounds``, ``seconds`` and ``tick`` are those of `timing.interleaved`.
 
     Returns:
         How preparing each went, timings of those that did not fail, how busy the machine was.
     """
-    ready = {name: prepare(vit, way, images) for name, vit in models.items()}
+    ready = {name: ways.prepare(vit, way, images) for name, vit in models.items()}
     calls = {name: one.call for name, one in ready.items() if one.call is not None}
     if not calls:
-        return ready, {}, Surroundings()
-    meanwhile = Watch()
+        return ready, {}, timing.Surroundings()
+    meanwhile = timing.Watch()
     try:
-        timings = interleaved(
+        timings = timing.interleaved(
             calls,
             images,
             rounds,
@@ -374,9 +347,9 @@ def time_cell(
             tick=tick,
         )
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not ways.is_out_of_memory(error):
             raise
-        reason, timings = f"{OUT_OF_MEMORY}, with all of them prepared", {}
+        reason, timings = f"{ways.OUT_OF_MEMORY}, with all of them prepared", {}
         ready |= {name: replace(ready[name], failed=reason) for name in calls}
     return ready, timings, meanwhile.surroundings()
 

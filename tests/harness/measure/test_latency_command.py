@@ -87,7 +87,7 @@ def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.Captur
 def test_wrong_use_is_refused_before_anything_is_loaded(
     flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("harness.measure.latency.load_tower", None)
+    monkeypatch.setattr("harness.models.towers.load_tower", None)
     assert main(["latency", "clip_vit_s14_tome60", *flags.split()]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 
@@ -96,7 +96,7 @@ def test_wrong_use_is_refused_before_anything_is_loaded(
 def test_an_output_that_takes_no_lines_is_refused_before_anything_is_loaded(
     where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    monkeypatch.setattr("harness.measure.latency.load_tower", None)
+    monkeypatch.setattr("harness.models.towers.load_tower", None)
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "latency.jsonl").mkdir(parents=True)  # so that none can be opened
     assert main([*RANDOM.split(), "--output", str(tmp_path / where)]) == 2
