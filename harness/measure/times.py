@@ -23,11 +23,7 @@ CONDITIONS = (
 )  # fmt: skip
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
-VERDICTS = {
-    FASTER: "the interval of the ratio to dense lies below 1",
-    SLOWER: "it lies above 1",
-    OPEN: "it includes 1: no difference can be concluded",
-}
+VERDICTS = (FASTER, SLOWER, OPEN)  # the ratio's interval lies below 1, above it, includes it
 
 
 @dataclass(frozen=True, kw_only=True)

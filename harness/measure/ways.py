@@ -26,13 +26,9 @@ from zoo.vit import ReducedViT
 
 EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
 CUDA_GRAPHS, CHANNELS_LAST = "cuda-graphs", "channels-last"
-WAYS = {
-    EAGER: "as it is",
-    COMPILE: "torch.compile",
-    REDUCE_OVERHEAD: "torch.compile with mode='reduce-overhead', which replays CUDA graphs",
-    CUDA_GRAPHS: "the eager model's launches captured once and replayed",
-    CHANNELS_LAST: "eager, images and convolution weights in channels_last",
-}
+# As it is; torch.compile; the same in the mode that replays CUDA graphs; the eager model's launches
+# captured once and replayed; eager with images and convolution weights in channels_last.
+WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, CHANNELS_LAST)
 ON_CUDA = (REDUCE_OVERHEAD, CUDA_GRAPHS)
 COMPILED = (COMPILE, REDUCE_OVERHEAD)
 OUT_OF_MEMORY = "out of memory"

@@ -192,11 +192,6 @@ def test_the_command_refuses(
     assert told in capsys.readouterr().err
 
 
-def test_models_without_a_text_tower_are_refused(capsys: pytest.CaptureFixture[str]):
-    assert main(["fit", "prompts", "--model", "nothing", "--dataset", "emoji"]) == 2
-    assert "model 'nothing'" in capsys.readouterr().err
-
-
 def test_judged_by_text_and_by_what_was_learned(tuner: Tuner, rows: list[Variant], named: Dataset):
     one = tuner.tuned(rows[:1], 1, 0, TuneConfig(**QUICK))[rows[0].key]
     split = named.split("test")
