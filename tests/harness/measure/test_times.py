@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.console.table import Forms, fitted
+from harness.console.table import Table, fitted
 from harness.console.terminal import Progress
 from harness.measure.times import (
     CONDITIONS,
@@ -199,7 +199,7 @@ def records(latency_record: Make) -> list[LatencyRecord]:
 def shown(records: list[LatencyRecord], width: int) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
     for part in latency_tables(records):
-        laid = fitted(part.forms, width) if isinstance(part, Forms) else part
+        laid = fitted(part.forms(), width) if isinstance(part, Table) else part
         console.print(laid, soft_wrap=isinstance(part, str), markup=False)
     return console.export_text()
 
