@@ -345,7 +345,7 @@ def test_random_50():
 
 
 def test_clsattn_60_pays_for_its_row():
-    """The class token's query, by head times the keys' weights, times all tokens: no key is formed."""
+    """The class token's query times the keys' weights times all tokens: no key is formed."""
     _, plain = counted("b16_clsattn60")
     counts = [196] * 3 + [118] * 9
     row = (2 * 768**2 + 12 * 197 * 768) / 1e9
