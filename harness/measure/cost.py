@@ -67,10 +67,9 @@ def costs(
         facts[key] = dict(vars(counted))
         del facts[key]["final_tokens"]  # the images' own say that
     latencies: dict[str, list[Latency]] = {row.key: [] for row in real}
-    dense = next(row for row in real if row.method == DENSE)
-    weight = next(dense.vit.parameters())
+    dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     for batch in batches:
-        size = dense.vit.patch_embed.img_size
+        weight, size = next(real[0].vit.parameters()), real[0].vit.patch_embed.img_size
         images = random_images(batch, size, weight.device, weight.dtype)
         # Small batches are quick and noisy, so they get more rounds.
         count = rounds * (4 if batch < 8 else 1)
@@ -78,8 +77,7 @@ def costs(
             timings = interleaved({row.key: row.vit for row in real}, images, count, warmup=1)
             update(1)
         for key, timing in timings.items():
-            reference = None if key == dense.key else timings[dense.key]
-            latencies[key].append(timing.latency(reference))
+            latencies[key].append(timing.latency(None if key == dense else timings.get(dense)))
     for key, entries in latencies.items():
         facts[key]["latency"] = tuple(entries)
     return facts
