@@ -255,7 +255,7 @@ def measure(
         batches=case.batches,
         rounds=rounds,
     )
-    bench = Bench.around(plan, parts, list(variants.values()), tag, fingerprint(dense), progress)
+    bench = Bench(plan, parts, list(variants.values()), tag, fingerprint(dense), progress)
     for where, rows in case.rows.items():
         dataset = get_dataset(where)
         bench.plan, bench.view = _enough(plan, parts, dataset), None

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +19,6 @@ from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
 from harness.measure.evaluate import (
     Importance,
-    Outcome,
     OutcomeCache,
     linear_probe,
     margin,
@@ -27,7 +26,7 @@ from harness.measure.evaluate import (
     predicted,
 )
 from harness.measure.plan import Plan
-from harness.measure.rows import BLOCK, Variant, matched_rows, rows_of, variants
+from harness.measure.rows import BLOCK, Outcome, Variant, matched_rows, rows_of, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import load_clip, nameable, named, text_classifier
@@ -41,14 +40,7 @@ from harness.records.agreement import (
     weighted_tau,
 )
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
-from harness.records.record import (
-    Record,
-    fitting,
-    git_commit,
-    images_digest,
-    pack_correct,
-    utc_now,
-)
+from harness.records.record import Record, fitting, git_commit, images_digest, pack_correct, utc_now
 from harness.records.statistics import paired_difference, wilson_interval
 from zoo.clip import ClipParts
 from zoo.predictor import tower_name
@@ -62,58 +54,35 @@ PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # 
 
 @dataclass
 class Bench:
-    """One dense tower with its rows, the dense one first, and their costs.
-
-    Attributes:
-        plan: conditions of the measurement.
-        tag: the tower's weight tag.
-        parts: the tower with its text tower.
-        weights: fingerprint of its weights as they were loaded.
-        rows: variants of the tower, on their device.
-        progress: where to show how far things are.
-        costs: of rows, measured once.
-        prompted_costs: the same with learned visual tokens.
-        view: of the dataset that was measured last.
-        tracer: stores traces of the first seed's rows.
-    """
+    """One dense tower with its rows, the dense one first, and their costs."""
 
     plan: Plan
-    tag: str
     parts: ClipParts
-    weights: str
-    rows: list[Variant]
+    rows: list[Variant]  # brought to the plan's device and precision
+    tag: str  # of the tower's weights
+    weights: str  # their fingerprint
     progress: Progress
-    costs: Costs = field(default_factory=dict)
-    prompted_costs: Costs = field(default_factory=dict)
-    view: "View | None" = None
-    tracer: Tracer | None = None
+    costs: Costs = field(default_factory=dict)  # measured once
+    prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
+    view: "View | None" = None  # of the dataset that was measured last
+    tracer: Tracer | None = None  # stores traces of the first seed's rows
+
+    def __post_init__(self) -> None:
+        """Place the rows."""
+        for row in self.rows:
+            row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
     def build(cls, plan: Plan, name: str, progress: Progress) -> "Bench":
         """Load the tower ``name`` and make the rows."""
         parts, arch, tag = load_clip(name)
         dense = parts.model.visual
-        methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
         if plan.match is None:
+            methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
             rows = variants(dense, arch, tag, methods, plan.keeps)
         else:
             rows = rows_of(dense, arch, tag, matched_rows(dense, arch, tag, plan, progress))
-        return cls.around(plan, parts, rows, tag, fingerprint(dense), progress)
-
-    @classmethod
-    def around(
-        cls,
-        plan: Plan,
-        parts: ClipParts,
-        rows: list[Variant],
-        tag: str,
-        weights: str,
-        progress: Progress,
-    ) -> "Bench":
-        """Take rows that are made already, the dense one first, and bring them to their device."""
-        for row in rows:
-            row.vit.to(plan.device, DTYPES[plan.dtype])
-        return cls(plan, tag, parts, weights, rows, progress)
+        return cls(plan, parts, rows, tag, fingerprint(dense), progress)
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
         """Return the records of all rows on a dataset, seed by seed."""
@@ -132,20 +101,13 @@ class Bench:
         prompts: Mapping[str, Tuned],
         known: Sequence[Record] = (),
     ) -> list[Record]:
-        """Return the records of rows on a dataset, measuring only if one is missing.
+        """Return the records of some rows on a dataset, measuring only if ``known`` lacks one.
 
-        Args:
-            dataset: where.
-            tuning: what classifies the images.
-            rows: some of the bench's.
-            prompts: what was learned for them, by key, if tokens were; golden rows, which have
-                none of their own, take the dense row's.
-            known: records of earlier runs.
+        ``prompts`` are what was learned for the rows, by key; golden rows, which have none of their
+        own, take the dense row's.
         """
+        split, rows, blanks = self._rows(dataset, tuning, rows, prompts)
         view = self.view_of(dataset)
-        split = view.split(tuning)
-        rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
-        blanks = [self._blank(row, dataset, tuning, split) for row in rows]
         tracer = self.tracer if tuning.seed == self.plan.seed else None
         chosen = view.traced(tuning, tracer.images if tracer is not None else 0)
         if (records := self._again(rows, blanks, known)) is not None:
@@ -169,18 +131,18 @@ class Bench:
                 golden=rows[0].rankings,
                 preprocess=self.parts.preprocess,
             )
-        costs = self._costs(rows)
-        dense = answers.get(self.rows[0].key)
-        return [
-            replace(
-                filled(record, answers[row.key], dense, costs[row.key], importance(row, split)),
-                # A probe's weights have no length that a cosine could go by.
-                margin=None
-                if tuning.kind == PROBE
-                else margin(results[row.key].features, classifiers[self._judge(row)], split.labels),
-            )
-            for row, record in zip(rows, blanks, strict=True)
-        ]
+        costs, dense = self._costs(rows), answers.get(self.rows[0].key)
+        records = []
+        for row, record in zip(rows, blanks, strict=True):
+            truth = None if row.rankings is None else row.rankings.of(split.image_ids)
+            facts = costs[row.key] | measurements(answers[row.key], truth)
+            if row.method != DENSE and dense is not None:
+                facts |= beside(answers[row.key], dense)
+            if tuning.kind != PROBE:  # a probe's weights have no length that a cosine could go by
+                text = classifiers[self._judge(row)]
+                facts["margin"] = margin(results[row.key].features, text, split.labels)
+            records.append(replace(record, **facts))
+        return records
 
     def reusable(
         self,
@@ -191,10 +153,7 @@ class Bench:
         known: Sequence[Record],
     ) -> list[Record] | None:
         """Return what ``judged`` would take from earlier records; None if it would measure."""
-        view = self.view_of(dataset)
-        split = view.split(tuning)
-        rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
-        blanks = [self._blank(row, dataset, tuning, split) for row in rows]
+        _, rows, blanks = self._rows(dataset, tuning, rows, prompts)
         return self._again(rows, blanks, known)
 
     def view_of(self, dataset: Dataset) -> "View":
@@ -203,6 +162,28 @@ class Bench:
             self.view = View(self, dataset)
         return self.view
 
+    def _rows(
+        self,
+        dataset: Dataset,
+        tuning: Tuning,
+        rows: Sequence[Variant],
+        prompts: Mapping[str, Tuned],
+    ) -> tuple[Split, list[Variant], list[Record]]:
+        """Return the images that are judged, the rows that can be, and their blank records."""
+        view = self.view_of(dataset)
+        split = view.split(tuning)
+        rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
+        blanked = partial(
+            blank,
+            dataset=dataset,
+            tuning=tuning,
+            image_ids=split.image_ids,
+            plan=self.plan,
+            tag=self.tag,
+            weights=self.weights,
+        )
+        return split, rows, [blanked(row) for row in rows]
+
     def _again(
         self, rows: Sequence[Variant], blanks: Sequence[Record], known: Sequence[Record]
     ) -> list[Record] | None:
@@ -210,17 +191,6 @@ class Bench:
         records = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blanks]
         present = [record for record in records if record is not None]
         return present if len(present) == len(records) else None
-
-    def _blank(self, row: Variant, dataset: Dataset, tuning: Tuning, split: Split) -> Record:
-        return blank(
-            row,
-            dataset,
-            tuning,
-            split.image_ids,
-            plan=self.plan,
-            tag=self.tag,
-            weights=self.weights,
-        )
 
     def _judge(self, row: Variant) -> str:
         """Return the key of the row whose classifier judges a row.
@@ -242,10 +212,8 @@ class Bench:
         if not prompts:
             return row
         own = prompts[self._judge(row)]
-        config = row.config | {"prompts": own.digest}
-        if row.method == GOLDEN or own.vit.prompts is None:
-            return replace(row, config=config)
-        return replace(row, config=config, vit=own.vit)
+        vit = row.vit if row.method == GOLDEN or own.vit.prompts is None else own.vit
+        return replace(row, config=row.config | {"prompts": own.digest}, vit=vit)
 
     def _classifiers(
         self, view: "View", tuning: Tuning, prompts: Mapping[str, Tuned]
@@ -259,25 +227,21 @@ class Bench:
         train = draw_train(dataset, tuning.shots, tuning.seed)
         rows = [row for row in self.rows if row.method != GOLDEN]
         features = view.outcomes(rows, train, f"{tuning.shots} shots of {dataset.name}")
-        answer = torch.from_numpy(train.labels)
-        return {
-            name: linear_probe(f.features, answer, len(dataset.classes))
-            for name, f in features.items()
-        }
+        labels, count = torch.from_numpy(train.labels), len(dataset.classes)
+        return {key: linear_probe(f.features, labels, count) for key, f in features.items()}
 
     def _costs(self, rows: Sequence[Variant]) -> Costs:
         """Measure what rows cost, once; learned visual tokens cost the same whatever they are."""
         prompted = any(row.prompted for row in rows)
         known = self.prompted_costs if prompted else self.costs
         if not known:
-            plan = self.plan
             every = rows if prompted else self.rows
-            known |= costs(every, plan.batches, plan.rounds, self.progress)
+            known |= costs(every, self.plan.batches, self.plan.rounds, self.progress)
         return known
 
 
 class View:
-    """A dataset as the rows of a bench see it: what no tuning changes is found once."""
+    """A dataset as the rows of a bench see it: what no tuning changes is computed once."""
 
     def __init__(self, bench: Bench, dataset: Dataset) -> None:
         """Look at nothing yet."""
@@ -300,29 +264,17 @@ class View:
     @cached_property
     def tuner(self) -> Tuner:
         """What learns tokens; it keeps the labelled images' features."""
-        bench = self.bench
-        return Tuner(
-            bench.parts,
-            self.dataset,
-            model=bench.rows[0].model,
-            tag=bench.tag,
-            weights=bench.weights,
-            progress=bench.progress,
-        )
+        bench, model = self.bench, self.bench.rows[0].model
+        origin = {"model": model, "tag": bench.tag, "weights": bench.weights}
+        return Tuner(bench.parts, self.dataset, progress=bench.progress, **origin)
 
     def split(self, tuning: Tuning) -> Split:
-        """Return the images that are judged: without a probe, only those of nameable classes.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """Return the images that are judged: without a probe, only those of nameable classes."""
         whole = subset(self.dataset.split(self.plan.split), self.plan.limit)
         judged = whole if tuning.kind == PROBE else nameable(whole, self.text)
         if not len(judged):
-            reason = (
-                ", whose class or prompts the text tower knows the words of" if len(whole) else ""
-            )
-            raise ValueError(f"{self.dataset.name} has no {self.plan.split} images{reason}")
+            why = ", whose class or prompts the text tower knows the words of" if len(whole) else ""
+            raise ValueError(f"{self.dataset.name} has no {self.plan.split} images{why}")
         return judged
 
     def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
@@ -340,11 +292,7 @@ class View:
 
     @cached_property
     def rankings(self) -> Rankings | None:
-        """Golden rankings of the split, if there are any.
-
-        Raises:
-            ValueError: they are of other weights or images.
-        """
+        """Golden rankings of the split; ValueError if they are of other weights or images."""
         rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
         if rankings is None:
             self._say(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
@@ -379,21 +327,14 @@ class View:
         """
         if any(row.prompted for row in rows):
             return self._run(rows, split, label)
-        ids, keys = split.image_ids, [row.key for row in rows]
-        if new := self._outcomes.missing(keys, ids):
-            self._outcomes.add(self._run(rows, split.subset(new), label), [ids[i] for i in new])
-        return {key: self._outcomes.of(key, ids) for key in keys}
+        keys = [row.key for row in rows]
+        return self._outcomes.whole(keys, split, lambda rest: self._run(rows, rest, label))
 
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
+        device, dtype = torch.device(self.plan.device), DTYPES[self.plan.dtype]
+        preprocess = self.bench.parts.preprocess
         with self.bench.progress.task(label, len(split)) as update:
-            return outcomes(
-                rows,
-                split,
-                self.bench.parts.preprocess,
-                device=torch.device(self.plan.device),
-                dtype=DTYPES[self.plan.dtype],
-                on_batch=update,
-            )
+            return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_batch=update)
 
     @property
     def _tower(self) -> str:
@@ -403,22 +344,14 @@ class View:
     def _command(self) -> str:
         own = self.dataset.images_of == self.dataset.name
         dataset = self.dataset.asked_as if own else self.dataset.images_of
-        flags = shlex.join((dataset, *self.dataset.asked_with))
-        return (
-            f"python -m harness rank --model {self._tower} --dataset {flags} "
-            f"--split {self.plan.split} --full"
-        )
+        flags = shlex.join((dataset, *self.dataset.asked_with, "--split", self.plan.split))
+        return f"python -m harness rank --model {self._tower} --dataset {flags} --full"
 
     def _say(self, text: str) -> None:
         """Report it once, however many tunings it holds for."""
         if text not in self._reports:
             self._reports.add(text)
             self.bench.progress.say(text)
-
-
-def importance(row: Variant, split: Split) -> Importance | None:
-    """Return the golden importance that a row is compared with, None if there is none."""
-    return None if row.rankings is None else row.rankings.of(split.image_ids)
 
 
 def blank(
@@ -468,25 +401,11 @@ def blank(
     )
 
 
-def filled(
-    record: Record,
-    answers: Answers,
-    dense: Answers | None,
-    costs: Mapping[str, Any],
-    truth: Importance | None,
-) -> Record:
-    """Complete a record with everything measured.
-
-    Args:
-        record: a blank one.
-        answers: the row's.
-        dense: those of the dense row on the same images; None if it isn't there.
-        costs: fields of ``Record``.
-        truth: golden importance of the images, None if there is none.
-    """
+def measurements(answers: Answers, truth: Importance | None) -> dict[str, Any]:
+    """Return a row's own fields of ``Record``; ``truth`` is golden importance, if there is any."""
     outcome, hits = answers
     low, high = wilson_interval(int(hits.sum()), len(hits))
-    facts: dict[str, Any] = {
+    return {
         "created": utc_now(),
         "git_commit": git_commit(),
         "correct_bits": pack_correct(hits),
@@ -494,28 +413,30 @@ def filled(
         "top1_low": low,
         "top1_high": high,
         "final_tokens": outcome.final_tokens,
-        **costs,
         **agreement(outcome, truth),
     }
-    if record.method != DENSE and dense is not None:
-        facts |= fidelity(outcome, dense[0])
-        difference = paired_difference(hits, dense[1], seed=0)
-        facts |= dict(zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True))
-    return replace(record, **facts)
+
+
+def beside(answers: Answers, dense: Answers) -> dict[str, float | None]:
+    """Return the fields of ``Record`` that say how a row differs from the dense one."""
+    cosine = over_images((answers[0].features * dense[0].features).sum(dim=1).numpy())
+    difference = paired_difference(answers[1], dense[1], seed=0)
+    return {
+        "cosine_to_dense": cosine.mean,
+        "cosine_low": cosine.low,
+        "cosine_high": cosine.high,
+        **dict(zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True)),
+    }
 
 
 def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:
-    """Compare a row's ranking with the golden one, image by image.
+    """Compare a row's ranking with the golden one, image by image, as fields of ``Record``.
+
+    k is the number of tokens that the row keeps. Nothing if fewer than two images have a tau.
 
     Args:
         outcome: the row's.
         golden: (n, N) golden importance, NaN rows where there is none; or None.
-
-    Returns:
-        Fields of ``Record``: mean Kendall tau-b, plain and top-weighted; the share of the golden
-        top k that the row has in its own top k, k being the number of tokens it keeps; and the
-        share of the patches around this border that are on golden's side. Nothing if fewer than
-        two images have a tau.
     """
     if outcome.scores is None or golden is None:
         return {}
@@ -526,39 +447,20 @@ def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:
         return {}
     cells = golden.shape[1]
     k = min(outcome.final_tokens, cells)
-    weighted = over_images(weighted_tau(truth, scores))
-    match = over_images(match_at_k(truth, scores, k))
-    facts = {
-        "tau": tau.mean,
-        "tau_low": tau.low,
-        "tau_high": tau.high,
-        "weighted_tau": weighted.mean,
-        "weighted_tau_low": weighted.low,
-        "weighted_tau_high": weighted.high,
-        "match_at_k": match.mean,
-        "match_low": match.low,
-        "match_high": match.high,
+    facts: dict[str, Any] = {
         "match_k": k,
         "match_chance": match_chance(k, cells),
         "golden_images": tau.counted,
         "tau_undefined": tau.undefined,
     }
-    if k == cells:  # no border
-        return facts
-    border = over_images(border_overlap(truth, scores, k))
-    return facts | {
-        "border_overlap": border.mean,
-        "border_low": border.low,
-        "border_high": border.high,
-        "border_chance": border_chance(k, cells),
+    means = {
+        ("tau", "tau"): tau,
+        ("weighted_tau", "weighted_tau"): over_images(weighted_tau(truth, scores)),
+        ("match_at_k", "match"): over_images(match_at_k(truth, scores, k)),
     }
-
-
-def fidelity(outcome: Outcome, dense: Outcome) -> dict[str, Any]:
-    """Return the mean cosine of a row's features with the dense ones, as fields of ``Record``."""
-    cosine = over_images((outcome.features * dense.features).sum(dim=1).numpy())
-    return {
-        "cosine_to_dense": cosine.mean,
-        "cosine_low": cosine.low,
-        "cosine_high": cosine.high,
-    }
+    if k < cells:  # else there is no border
+        means["border_overlap", "border"] = over_images(border_overlap(truth, scores, k))
+        facts["border_chance"] = border_chance(k, cells)
+    for (name, prefix), mean in means.items():
+        facts |= {name: mean.mean, f"{prefix}_low": mean.low, f"{prefix}_high": mean.high}
+    return facts

@@ -28,19 +28,13 @@ from zoo.vit import ReducedViT
 
 RANDOM = "random"
 
-Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, else 0
+Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not, NaN if unknown
 
 
 def compare(
     plan: Plan, known: Sequence[Record], progress: Progress, tracer: Tracer | None = None
 ) -> Iterator[list[Record]]:
-    """Measure what the plan asks for and ``known`` lacks.
-
-    Args:
-        plan: what to compare.
-        known: records of earlier runs; one that fits is used again.
-        progress: where to show how far things are.
-        tracer: stores what rows do to single images; None to store nothing.
+    """Measure what the plan asks for and ``known`` lacks; ``tracer`` stores single images.
 
     Yields:
         For each model and dataset and number of shots the records of all rows, known ones included;
@@ -91,31 +85,17 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """A method beside random pruning on the same images.
-
-    Attributes:
-        dataset: name.
-        split: its split.
-        method: registered method or ``golden``.
-        keep: keep rate.
-        image_count: images behind the row; ``golden`` has only those with a ranking.
-        top1: the method's accuracy on them, a fraction.
-        random_top1: mean accuracy of the random orders on them.
-        difference: mean over images of (method right) - (share of random orders right), with its
-            95 % bootstrap interval.
-        p_value: of the sign-flip test that the method is as often right as the orders are on
-            average.
-    """
+    """A method beside random pruning on the same images."""
 
     dataset: str
     split: str
-    method: str
+    method: str  # registered method or ``golden``
     keep: float
-    image_count: int
-    top1: float
-    random_top1: float
-    difference: Interval
-    p_value: float
+    image_count: int  # ``golden`` has only those with a ranking
+    top1: float  # the method's accuracy on them, a fraction
+    random_top1: float  # mean accuracy of the random orders on them
+    difference: Interval  # mean over images of (method right) - (share of orders right)
+    p_value: float  # of the sign-flip test that both are right as often
 
 
 def floor(
@@ -123,11 +103,7 @@ def floor(
 ) -> Iterator[list[Floor]]:
     """Measure the plan's methods against ``seeds`` random orders, on its first model.
 
-    Args:
-        plan: model, datasets, methods, keep rates, split and conditions.
-        seeds: number of random orders, at least 3.
-        progress: where to show how far things are.
-        rankings: golden rankings to use instead of the shipped ones.
+    Golden rankings are searched among ``rankings`` first, then among those that ship.
 
     Yields:
         The rows of each dataset.
@@ -142,8 +118,7 @@ def floor(
     dense, rows = bench.rows[0], bench.rows[1:]
     goldens: dict[str, Rankings] = {}
     if GOLDEN in methods:  # what is missing is reported before hours are spent
-        for name in plan.datasets:
-            goldens[name] = _rankings(bench, get_dataset(name), rankings)
+        goldens = {n: _rankings(bench, get_dataset(n), rankings) for n in plan.datasets}
     orders = _random_orders(dense.vit, seeds, plan.keeps)
     for name in plan.datasets:
         view = bench.view_of(get_dataset(name))
@@ -152,25 +127,20 @@ def floor(
         oracles = [replace(r, rankings=goldens[name]) for r in rows if r.method == GOLDEN]
         known = ranked(split, goldens[name]) if oracles else np.arange(0)
         hits: dict[str, Hits] = {}
-        among: dict[str, NDArray[np.int64]] = {}
         for part, places in ((everywhere, np.arange(len(split))), (oracles, known)):
             images = split.subset(places)
-            label = f"{len(part)} rows on {name}"
-            results = view.outcomes(part, images, label) if part else {}
+            results = view.outcomes(part, images, f"{len(part)} rows on {name}") if part else {}
             for key, result in results.items():
-                right = correct(result.features, view.text, images.labels)
-                hits[key], among[key] = right.astype(np.float64), places
-        yield [_floor_row(row, name, plan.split, hits, among[row.key], orders) for row in rows]
+                hits[key] = np.full(len(split), np.nan)
+                hits[key][places] = correct(result.features, view.text, images.labels)
+        yield [_floor_row(row, name, plan.split, hits, orders) for row in rows]
 
 
 def _floor_row(
-    row: Variant,
-    dataset: str,
-    split: str,
-    hits: Mapping[str, Hits],
-    among: NDArray[np.int64],
-    orders: Sequence[Variant],
+    row: Variant, dataset: str, split: str, hits: Mapping[str, Hits], orders: Sequence[Variant]
 ) -> Floor:
+    among = ~np.isnan(hits[row.key])
+    right = hits[row.key][among]
     beside = [hits[order.key][among] for order in orders if order.keep == row.keep]
     random = np.mean(beside, axis=0)
     return Floor(
@@ -178,11 +148,11 @@ def _floor_row(
         split=split,
         method=row.method,
         keep=row.keep,
-        image_count=len(among),
-        top1=float(hits[row.key].mean()),
+        image_count=len(right),
+        top1=float(right.mean()),
         random_top1=float(random.mean()),
-        difference=bootstrap_mean(hits[row.key] - random, seed=0),
-        p_value=paired_p(hits[row.key], np.sum(beside, axis=0), 1, len(beside)),
+        difference=bootstrap_mean(right - random, seed=0),
+        p_value=paired_p(right, np.sum(beside, axis=0), 1, len(beside)),
     )
 
 
@@ -202,19 +172,11 @@ def _random_orders(dense: ReducedViT, seeds: int, keeps: Sequence[float]) -> lis
 
 
 def _rankings(bench: Bench, dataset: Dataset, own: Sequence[Rankings]) -> Rankings:
-    """Find the rankings of a split among the user's own, else where they usually are.
-
-    Raises:
-        ValueError: there are none, or they are of another tower, block or dataset.
-    """
+    """Find the rankings of a split among the user's own, else where they usually are."""
     model, split = tower_name(bench.rows[0].model, bench.tag), bench.plan.split
     images_of = dataset.images_of
-    for one in own:
-        if (one.provenance.dataset, one.provenance.split) == (images_of, split):
-            rankings: Rankings | None = one
-            break
-    else:
-        rankings = find_rankings(model, images_of, split)
+    of = [r for r in own if (r.provenance.dataset, r.provenance.split) == (images_of, split)]
+    rankings = of[0] if of else find_rankings(model, images_of, split)
     if rankings is None:
         raise ValueError(
             f"no golden rankings of {dataset.name} {split}; make them with: python -m harness rank "

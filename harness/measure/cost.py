@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
+from harness.console.table import Cell, Column, Table
 from harness.console.terminal import Progress
 from harness.measure.rows import Variant
 from harness.measure.timing import Call, interleaved, random_images
@@ -21,35 +21,18 @@ from zoo.vit import ReducedViT
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Carry what can be counted of a row, regardless of images.
+    """Carry what can be counted of a row, regardless of images."""
 
-    Attributes:
-        gflops: 1e9 multiply-adds per image.
-        uncounted_operators: whose cost is unknown and missing from ``gflops``.
-        activations: elements that products give per image.
-        params: number of parameters.
-        tokens_per_block: leaving each block, prefix tokens included.
-        final_tokens: patch tokens left at the end.
-    """
-
-    gflops: float
-    uncounted_operators: tuple[str, ...] = ()
-    activations: int
+    gflops: float  # 1e9 multiply-adds per image
+    uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
+    activations: int  # elements that products give per image
     params: int
-    tokens_per_block: tuple[int, ...]
-    final_tokens: int
+    tokens_per_block: tuple[int, ...]  # leaving each block, prefix tokens included
+    final_tokens: int  # patch tokens left at the end
 
 
 def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
-    """Count every row's multiply-adds, activations, parameters and tokens.
-
-    Args:
-        rows: variants that can be run, on any device in any precision.
-        progress: where to show how far things are, and which operators aren't counted.
-
-    Returns:
-        Counts by the row's key.
-    """
+    """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
     counted = {}
     with progress.task("multiply-adds", len(rows)) as update:
         for done, row in enumerate(rows, start=1):
@@ -74,12 +57,9 @@ def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
 def costs(
     rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Measure multiply-adds, activations, parameters, tokens and latency of every row.
+    """Measure what every row costs, latency included, as fields of ``Record`` by the row's key.
 
     A golden row is no model one could run, so it has none of them.
-
-    Returns:
-        Fields of ``Record`` by the row's key.
     """
     real = [row for row in rows if row.method != GOLDEN]
     facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
@@ -87,10 +67,9 @@ def costs(
         facts[key] = dict(vars(counted))
         del facts[key]["final_tokens"]  # the images' own say that
     latencies: dict[str, list[Latency]] = {row.key: [] for row in real}
-    dense = next((row for row in real if row.method == DENSE), real[0])
-    weight = next(dense.vit.parameters())
+    dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     for batch in batches:
-        size = dense.vit.patch_embed.img_size
+        weight, size = next(real[0].vit.parameters()), real[0].vit.patch_embed.img_size
         images = random_images(batch, size, weight.device, weight.dtype)
         # Small batches are quick and noisy, so they get more rounds.
         count = rounds * (4 if batch < 8 else 1)
@@ -98,8 +77,7 @@ def costs(
             timings = interleaved({row.key: row.vit for row in real}, images, count, warmup=1)
             update(1)
         for key, timing in timings.items():
-            reference = None if key == dense.key else timings[dense.key]
-            latencies[key].append(timing.latency(reference))
+            latencies[key].append(timing.latency(None if key == dense else timings.get(dense)))
     for key, entries in latencies.items():
         facts[key]["latency"] = tuple(entries)
     return facts
@@ -107,25 +85,15 @@ def costs(
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """What one predictor costs beside the dense tower that it serves.
-
-    Attributes:
-        arch: architecture.
-        width: channels inside.
-        params: number of parameters.
-        gflops: 1e9 multiply-adds per image, fvcore's.
-        share: of the dense tower's.
-        uncounted: operators of unknown cost, which ``gflops`` lacks.
-        latency: time by the dense tower's, median over rounds in which both were timed.
-    """
+    """What one predictor costs beside the dense tower that it serves."""
 
     arch: str
-    width: int
+    width: int  # channels inside
     params: int
-    gflops: float
-    share: float
-    uncounted: tuple[str, ...]
-    latency: Interval
+    gflops: float  # 1e9 multiply-adds per image, fvcore's
+    share: float  # of the dense tower's
+    uncounted: tuple[str, ...]  # operators of unknown cost, which ``gflops`` lacks
+    latency: Interval  # time by the dense tower's, median over rounds in which both were timed
 
 
 class _Alone(nn.Module):
@@ -152,13 +120,7 @@ def overhead(
 ) -> list[Overhead]:
     """Count and time predictors with random weights, which cost what fitted ones do.
 
-    Args:
-        vit: the dense tower, on its device.
-        shapes: architecture and width of each.
-        batch: images per call.
-        rounds: timed calls of each, in turn.
-        dtype: of tower and predictors.
-        progress: where to show how far things are.
+    ``shapes`` are their architectures and widths, ``vit`` the dense tower on its device.
     """
     vit = vit.to(dtype=DTYPES[dtype])
     weight, size = next(vit.parameters()), vit.patch_embed.img_size
@@ -173,8 +135,12 @@ def overhead(
         shape = (arch, vit.embed_dim, width, grid)
         predictor = Predictor(*shape, weight.device, weight.dtype).eval()
         nets[arch, width] = _Alone(predictor, prefix, grid)
+
+    def on_tokens(net: nn.Module) -> Call:
+        return lambda _images: net(tokens)
+
     calls: dict[str, Call] = {DENSE: vit}
-    calls |= {f"{arch} {width}": _on(tokens, net) for (arch, width), net in nets.items()}
+    calls |= {f"{arch} {width}": on_tokens(net) for (arch, width), net in nets.items()}
     with progress.task(f"latency at batch {batch}", 1) as update:
         timings = interleaved(calls, images, rounds)
         update(1)
@@ -194,29 +160,20 @@ def overhead(
     return rows
 
 
-def _on(tokens: Tensor, net: nn.Module) -> Call:
-    """Return a predictor that runs on these tokens, whatever images it is called with."""
-    return lambda _images: net(tokens)
-
-
 def overhead_table(rows: Sequence[Overhead], title: str) -> Table:
     """Lay predictors out beside the tower."""
     lack = lacking(dict.fromkeys(name for row in rows for name in row.uncounted))
-    table = Table(
-        title=title,
-        caption="share: of the dense tower's multiply-adds; time: ratio to the dense tower's, "
-        f"median \\[interval] of rounds in turn{'; ' if lack else ''}{lack}",
-    )
-    for head in ("network", "width", "parameters", "GFLOPs", "share, %", "time, %"):
-        table.add_column(head, justify="left" if head == "network" else "right", no_wrap=True)
+    heads = ("network", "width", "parameters", "GFLOPs", "share, %", "time, %")
+    cells = []
     for row in rows:
         ratio, low, high = (100 * value for value in row.latency)
-        table.add_row(
-            row.arch,
-            str(row.width),
-            f"{row.params:,}",
-            f"{row.gflops:.4f}",
-            f"{100 * row.share:.2f}",
-            f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
-        )
-    return table
+        time = f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+        size, share = (str(row.width), f"{row.params:,}"), f"{100 * row.share:.2f}"
+        cells.append([*map(Cell, (row.arch, *size, f"{row.gflops:.4f}", share, time))])
+    return Table(
+        title=title,
+        caption="share: of the dense tower's multiply-adds; time: ratio to the dense tower's, "
+        f"median [interval] of rounds in turn{'; ' if lack else ''}{lack}",
+        columns=[Column(heading=head, left=head == "network") for head in heads],
+        rows=cells,
+    )

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,47 +11,10 @@ from torch import Tensor
 
 from harness.datasets.base import Split
 from harness.datasets.few_shot import batches
-from harness.measure.rows import Output, Variant, run
+from harness.measure.rows import Outcome, Variant, run
 from harness.records.conditions import GOLDEN
 
-PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
 Importance = NDArray[np.float32]  # (n, N), higher = keep, NaN where unknown
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A variant on a set of images, in image order.
-
-    Attributes:
-        features: (n, D) unit image features.
-        scores: (n, N) float, higher = kept longer, or None.
-        final_tokens: patch tokens left at the end.
-        left: (n, N) int16 block at which a patch's own token went, -1 where it stayed; or None.
-        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it
-            was dropped; or None.
-    """
-
-    features: Tensor
-    scores: NDArray[np.float32] | None = None
-    final_tokens: int
-    left: NDArray[np.int16] | None = None
-    token: NDArray[np.int16] | None = None
-
-    def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
-        """Return the outcome on the images at these positions, in this order."""
-        chosen = np.array(positions, dtype=np.int64)
-        patchwise = {name: values[chosen] for name, values in self.patchwise.items()}
-        return Outcome(
-            features=self.features[torch.from_numpy(chosen)],
-            final_tokens=self.final_tokens,
-            **patchwise,
-        )
-
-    @property
-    def patchwise(self) -> dict[str, Any]:
-        """What there is a value per patch of, by its name in ``PATCHWISE``."""
-        values = {name: getattr(self, name) for name in PATCHWISE}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 class OutcomeCache:
@@ -75,22 +37,21 @@ class OutcomeCache:
             new = [i for i, name in enumerate(image_ids) if name not in places]
             places |= {image_ids[i]: len(places) + place for place, i in enumerate(new)}
             known = [self._outcomes[key]] if key in self._outcomes else []
-            self._outcomes[key] = _joined([*known, outcome.part(new)])
+            self._outcomes[key] = Outcome.joined([*known, outcome.part(new)])
+
+    def whole(
+        self, keys: Sequence[str], split: Split, run: Callable[[Split], Mapping[str, Outcome]]
+    ) -> dict[str, Outcome]:
+        """Return the outcomes of rows on a split, by key; ``run`` them on what is missing."""
+        ids = split.image_ids
+        if new := self.missing(keys, ids):
+            self.add(run(split.subset(new)), [ids[i] for i in new])
+        return {key: self.of(key, ids) for key in keys}
 
     def of(self, key: str, image_ids: Sequence[str]) -> Outcome:
         """Return a row's outcome on these images, in their order; it was run on all of them."""
         places = self._places[key]
         return self._outcomes[key].part([places[name] for name in image_ids])
-
-
-def _joined(parts: Sequence[Outcome]) -> Outcome:
-    names = set.intersection(*(set(part.patchwise) for part in parts))
-    patchwise = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
-    return Outcome(
-        features=torch.cat([part.features for part in parts]),
-        final_tokens=parts[0].final_tokens,
-        **patchwise,
-    )
 
 
 def outcomes(
@@ -103,19 +64,16 @@ def outcomes(
     importance: Mapping[str, Importance] | None = None,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Outcome]:
-    """Run all rows over a split; their model must be on ``device`` in ``dtype`` already.
+    """Run variants of one dense tower, which is on ``device`` in ``dtype``, over a split.
 
     Args:
-        rows: variants of one dense tower; golden ones have rankings or ``importance``.
+        rows: golden ones have rankings or ``importance``.
         split: the images.
         preprocess: from PIL image to (C, H, W).
         device: where to compute.
         dtype: of the computation.
         importance: by the key of a golden row, what it prunes by instead of its rankings.
         on_batch: called with the number of images done.
-
-    Returns:
-        What came out, by the key of the row.
 
     Raises:
         ValueError: a golden row, and an image without golden ranking; nothing was drawn.
@@ -129,18 +87,14 @@ def outcomes(
     for examples, images in batches(split, preprocess):
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
         for key, output in run(rows, images.to(device, dtype), batch).items():
-            parts[key].append(_on_cpu(output))
+            parts[key].append(output)
         done += len(examples)
         on_batch(done)
-    return {key: _joined(part) for key, part in parts.items()}
+    return {key: Outcome.joined(part) for key, part in parts.items()}
 
 
 def _golden(row: Variant, image_ids: Sequence[str]) -> Importance:
-    """Return the golden importance of some images, (n, N).
-
-    Raises:
-        ValueError: an image has none.
-    """
+    """Return the golden importance of some images, (n, N)."""
     assert row.rankings is not None
     importance = row.rankings.of(image_ids)
     if (unranked := np.isnan(importance).any(axis=1)).any():
@@ -149,21 +103,10 @@ def _golden(row: Variant, image_ids: Sequence[str]) -> Importance:
     return importance
 
 
-def _on_cpu(output: Output) -> Outcome:
-    patchwise = {name: getattr(output, name) for name in PATCHWISE}
-    arrays = {name: None if one is None else one.cpu().numpy() for name, one in patchwise.items()}
-    return Outcome(features=output.features.cpu(), final_tokens=output.final_tokens, **arrays)
-
-
 def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
-    """Return the best class of each image, (n,).
+    """Return the best class of each image, (n,), by features (n, D) and a classifier (classes, D).
 
-    Args:
-        features: (n, D) image features.
-        classifier: (classes, D); rows of NaN are classes that can't win.
-
-    Raises:
-        ValueError: a feature is not a finite number.
+    Rows of NaN are classes that can't win. Raises ValueError for features that aren't finite.
     """
     if not features.isfinite().all():
         raise ValueError("image features overflowed; use --dtype bfloat16 or float32")
@@ -172,26 +115,15 @@ def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
 
 
 def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell for each image whether the best class, as in `predicted`, is its own, ``labels`` (n,).
-
-    Raises:
-        ValueError: as in `predicted`.
-    """
+    """Tell for each image whether the class of `predicted` is its own, ``labels`` (n,)."""
     return np.asarray(predicted(features, classifier) == labels)
 
 
 def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> float | None:
     """Return the mean cosine with an image's own class minus that with the best other class.
 
-    It moves with every feature, of images and of text, long before an answer flips.
-
-    Args:
-        features: (n, D) unit image features.
-        classifier: (classes, D) unit text features; rows of NaN are classes that can't win.
-        labels: (n,) true classes, none of a row of NaN.
-
-    Returns:
-        The mean over images; None where there is only one class.
+    It moves with every feature, of images and of text, long before an answer flips. None where
+    there is only one class. Shapes are those of `correct`; features of images and text are unit.
     """
     cosines = (features @ classifier.T).nan_to_num(nan=-torch.inf)
     own = torch.from_numpy(labels).unsqueeze(1)
@@ -201,16 +133,9 @@ def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> f
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
-    """Fit a multinomial logistic regression without bias on unit features.
+    """Fit a multinomial logistic regression without bias, (classes, D), on unit features (n, D).
 
-    Args:
-        features: (n, D) unit features of the labelled images.
-        labels: (n,) int64.
-        classes: number of classes.
-        decay: weight of the squared weights in the loss.
-
-    Returns:
-        (classes, D) weights.
+    ``decay`` is the weight of the squared weights in the loss.
     """
     weights = torch.zeros(classes, features.shape[1], requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")

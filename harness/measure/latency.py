@@ -14,39 +14,12 @@ from torch import Tensor
 
 import zoo
 from harness.console.terminal import Progress
+from harness.measure import timing, ways
 from harness.measure.cost import Counts, counts
 from harness.measure.rows import MethodRate, Variant, as_json, known_methods, rows_of
 from harness.measure.times import LatencyRecord, fitting, time_fields
-from harness.measure.timing import (
-    LEAST_ROUNDS,
-    Machine,
-    Stopwatch,
-    Surroundings,
-    Timing,
-    Watch,
-    interleaved,
-    random_images,
-    stopwatch,
-    warnings_of,
-)
-from harness.measure.ways import (
-    COMPILED,
-    EAGER,
-    OUT_OF_MEMORY,
-    Prepared,
-    check_ways,
-    is_out_of_memory,
-    memory_format,
-    prepare,
-    weights_mib,
-)
-from harness.models.towers import (
-    create_pretrained,
-    load_tower,
-    random_tower,
-    split_method,
-    split_name,
-)
+from harness.measure.ways import EAGER
+from harness.models import towers
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import git_commit, utc_now
 from zoo.open_clip import FOLDER, HUB
@@ -65,34 +38,21 @@ PREPARED = ("failed", "first_call_s", "deviation", "peak_mib")  # fields of both
 class LatencyPlan:
     """What to time.
 
-    Attributes:
-        models: names, dense or reduced; each is timed beside its dense tower.
-        methods: further reductions of each model's dense tower.
-        keeps: their keep rates.
-        batches: images per call.
-        dtypes: names in ``harness.plan.DTYPES``.
-        ways: of ``ways.WAYS``.
-        threads: torch's threads.
-        rounds: calls of each model, at least.
-        seconds: rounds go on for so long.
-        device: torch device.
-        random_weights: whether to do without weights; only for models of ours.
-
     Raises:
         ValueError: a value out of range, or a way that the device hasn't.
     """
 
-    models: tuple[str, ...]
-    methods: tuple[str, ...] = ()
-    keeps: tuple[float, ...] = (0.6,)
+    models: tuple[str, ...]  # dense or reduced; each is timed beside its dense tower
+    methods: tuple[str, ...] = ()  # further reductions of each model's dense tower
+    keeps: tuple[float, ...] = (0.6,)  # their keep rates
     batches: tuple[int, ...] = CPU_BATCHES
-    dtypes: tuple[str, ...] = ("float32",)
-    ways: tuple[str, ...] = (EAGER,)
-    threads: tuple[int, ...]
-    rounds: int = 9
-    seconds: float = 5.0
+    dtypes: tuple[str, ...] = ("float32",)  # of `DTYPES`
+    ways: tuple[str, ...] = (EAGER,)  # of `ways.WAYS`
+    threads: tuple[int, ...]  # torch's
+    rounds: int = 9  # calls of each model, at least
+    seconds: float = 5.0  # rounds go on for so long
     device: str = "cpu"
-    random_weights: bool = False
+    random_weights: bool = False  # only for models of ours
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -104,23 +64,21 @@ class LatencyPlan:
         for method in self.methods:
             if method not in real:
                 raise ValueError(f"--methods {method!r}: {expected(method, real)}")
-        check_ways(self.ways, torch.device(self.device))
+        ways.check_ways(self.ways, torch.device(self.device))
 
     def _check_numbers(self) -> None:
-        for flag, values, most in (
-            ("batches", self.batches, math.inf),
-            ("threads", self.threads, MOST_THREADS),
-        ):
+        numbers = (("batches", self.batches, math.inf), ("threads", self.threads, MOST_THREADS))
+        for flag, values, most in numbers:
             if not values:
                 raise ValueError(f"--{flag} without a number: expected numbers from 1")
             upper = "" if most == math.inf else f" to {most}"
             for value in values:
                 if not 1 <= value <= most:
                     raise ValueError(f"--{flag} {value}: expected a number from 1{upper}")
-        if self.rounds < LEAST_ROUNDS:
+        if self.rounds < timing.LEAST_ROUNDS:
+            why = "of fewer rounds no median has a 95 % interval"
             raise ValueError(
-                f"--rounds {self.rounds}: expected a number from {LEAST_ROUNDS}; of fewer rounds "
-                "no median has a 95 % interval, so nothing could be concluded"
+                f"--rounds {self.rounds}: expected a number from {timing.LEAST_ROUNDS}; {why}"
             )
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"--seconds {self.seconds:g}: expected a number from 0")
@@ -138,13 +96,12 @@ class LatencyPlan:
         """Methods with keep rates, by dense tower."""
         groups: dict[str, list[MethodRate]] = {}
         for name in self.models:
-            dense, method, keep = split_method(name)
+            dense, method, keep = towers.split_method(name)
             if dense.partition(".")[0] in MODELS:
-                dense = ".".join(split_name(dense))
+                dense = ".".join(towers.split_name(dense))
             pairs = [] if method is None else [(method, keep)]
-            pairs += [(method, keep) for method in self.methods for keep in self.keeps]
-            group = groups.setdefault(dense, [])
-            group += [pair for pair in dict.fromkeys(pairs) if pair not in group]
+            pairs += product(self.methods, self.keeps)
+            groups[dense] = list(dict.fromkeys([*groups.get(dense, ()), *pairs]))
         return groups
 
 
@@ -171,65 +128,41 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One dense tower and its reductions, in float32 on the CPU.
+    """One dense tower and its reductions, in float32 on the CPU."""
 
-    Attributes:
-        tag: of the tower's weights.
-        weights: their fingerprint.
-        rows: variants, the dense one first; all share its weights.
-        counts: by the row's key.
-    """
-
-    tag: str
-    weights: str
-    rows: list[Variant]
-    counts: dict[str, Counts]
+    tag: str  # of the tower's weights
+    weights: str  # their fingerprint
+    rows: list[Variant]  # the dense one first; all share its weights
+    counts: dict[str, Counts]  # by the row's key
 
 
 def load_family(
     dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress
 ) -> Family:
-    """Load a dense tower and reduce it.
-
-    Args:
-        dense: the tower's name.
-        pairs: methods with keep rates.
-        random_weights: whether to do without weights.
-        progress: where to show how far things are.
-
-    Raises:
-        ValueError: an unknown name, or a tower that can't be reduced.
-        FileNotFoundError: weights or a predictor are out of reach.
-    """
+    """Load a dense tower, or build it without weights, and reduce it."""
     whole: list[MethodRate] = [(DENSE, 1.0)]
     if random_weights:
         if dense.partition(".")[0] not in MODELS:
             raise ValueError(
                 f"--random-weights with model {dense!r}: only models of `python -m harness list`, "
-                "such as clip_vit_b16, can be built without weights; leave the flag out, or name "
-                "one of them"
+                "such as clip_vit_b16, can be built without; name one or leave the flag out"
             )
-        vit, (arch, tag) = random_tower(dense).vit, split_name(dense)
-        rows = rows_of(vit, arch, tag, whole) + [_random(vit, arch, *pair) for pair in pairs]
+        vit, (arch, tag) = towers.random_tower(dense).vit, towers.split_name(dense)
+        rows = rows_of(vit, arch, tag, whole)
+        for method, keep in pairs:
+            with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
+                torch.manual_seed(0)
+                rows.append(_row(arch, zoo.reduce(vit, method=method, keep=keep)))
     else:
-        tower = load_tower(dense)
+        tower = towers.load_tower(dense)
         vit, (arch, _, tag) = tower.vit, tower.name.partition(".")
         rows = rows_of(vit, arch, tag, whole + list(pairs)) + _saved(dense, vit, arch)
     return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=counts(rows, progress))
 
 
-def _random(vit: ReducedViT, arch: str, method: str, keep: float) -> Variant:
-    """Reduce a tower without weights; what a method learns is random, too."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return _row(arch, zoo.reduce(vit, method=method, keep=keep))
-
-
 def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
     """Return the model of a folder or the hub if it was saved with a reduction method."""
-    if not name.startswith((FOLDER, HUB)):
-        return []
-    saved = create_pretrained(name)
+    saved = towers.create_pretrained(name) if name.startswith((FOLDER, HUB)) else None
     if not isinstance(saved, ReducedViT) or saved.reducer is None:
         return []
     model = zoo.reduce(vit, method=None)
@@ -239,28 +172,19 @@ def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
 
 def _row(arch: str, vit: ReducedViT) -> Variant:
     assert vit.reducer is not None
-    config, patches = vit.reducer.config, vit.patch_embed.num_patches
+    method, config, patches = vit.reducer.method, vit.reducer.config, vit.patch_embed.num_patches
     keep = config.keep
     if keep is None:  # settings that stand instead of it
         keep = list(vit.reducer.counts(patches).values())[-1] / patches
-    return Variant(
-        model=f"{arch}_{vit.reducer.method}{round(100 * keep)}",
-        method=vit.reducer.method,
-        keep=keep,
-        vit=vit.float().eval(),
-        config=as_json(config),
-    )
+    name = f"{arch}_{method}{round(100 * keep)}"
+    vit = vit.float().eval()
+    return Variant(model=name, method=method, keep=keep, vit=vit, config=as_json(config))
 
 
 def measure_latency(
     plan: LatencyPlan, known: Sequence[LatencyRecord], progress: Progress
 ) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
-    """Time all models in all cells.
-
-    Args:
-        plan: what to time.
-        known: records of earlier runs; one that fits is used again.
-        progress: where to show how far things are.
+    """Time all models in all cells, but use ``known`` records that fit again.
 
     Yields:
         For each cell the records of all its models, the dense one first, and those of them, or the
@@ -275,20 +199,19 @@ def measure_latency(
         yield from _FamilyRun(plan, family, known, progress).cells()
 
 
+@dataclass
 class _FamilyRun:
     """One dense tower and its reductions on their way through the cells."""
 
-    def __init__(
-        self,
-        plan: LatencyPlan,
-        family: Family,
-        known: Sequence[LatencyRecord],
-        progress: Progress,
-    ) -> None:
-        self.plan, self.family, self.known, self.progress = plan, family, known, progress
-        self.dense = family.rows[0]
-        self.device = torch.device(plan.device)
-        self.machine = Machine.here(self.device)
+    plan: LatencyPlan
+    family: Family
+    known: Sequence[LatencyRecord]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.dense = self.family.rows[0]
+        self.device = torch.device(self.plan.device)
+        self.machine = timing.Machine.here(self.device)
 
     def cells(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
         dtype, vits = "", list[ReducedViT]()
@@ -301,16 +224,13 @@ class _FamilyRun:
                         f"{record.model}: {cell.label}: {record.failed} in an earlier run, so it "
                         "isn't tried again; --fresh does"
                     )
-            # The dense model is timed with whatever is missing.
-            missing = [i for i, one in enumerate(known) if one is None]
-            if missing and missing[0] != 0:
-                missing = [0, *missing]
             new: dict[int, LatencyRecord] = {}
-            if missing:
+            if missing := {i for i, one in enumerate(known) if one is None}:
                 if dtype != cell.dtype:
                     vits.clear()  # before there are others
                     dtype, vits = cell.dtype, self._placed(cell.dtype)
-                new = self._timed(cell, {i: (blanks[i], vits[i]) for i in missing})
+                # The dense model is timed with whatever is missing.
+                new = self._timed(cell, {i: (blanks[i], vits[i]) for i in sorted(missing | {0})})
             both = [new.get(i, one) for i, one in enumerate(known)]
             yield [one for one in both if one is not None], list(new.values())
 
@@ -327,18 +247,18 @@ class _FamilyRun:
         vits = {str(index): vit for index, (_, vit) in models.items()}
         with (
             _threads(cell.threads),
-            memory_format(list(vits.values()), cell.way) as form,
+            ways.memory_format(list(vits.values()), cell.way) as form,
             self.progress.task(label, self.plan.rounds) as tick,
         ):
             try:
                 size, dtype = self.dense.vit.patch_embed.img_size, DTYPES[cell.dtype]
-                images = random_images(cell.batch, size, self.device, dtype)
+                images = timing.random_images(cell.batch, size, self.device, dtype)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if not ways.is_out_of_memory(error):
                     raise
-                reason = f"{OUT_OF_MEMORY}, for the images alone"
-                ready, timings = dict.fromkeys(vits, Prepared(failed=reason)), dict[str, Timing]()
-                around = Surroundings()
+                reason = f"{ways.OUT_OF_MEMORY}, for the images alone"
+                timings, around = dict[str, timing.Timing](), timing.Surroundings()
+                ready = dict.fromkeys(vits, ways.Prepared(failed=reason))
             else:
                 ready, timings, around = time_cell(
                     vits,
@@ -346,10 +266,10 @@ class _FamilyRun:
                     cell.way,
                     rounds=self.plan.rounds,
                     seconds=self.plan.seconds,
-                    watch=stopwatch(self.device, cell.threads),
+                    watch=timing.stopwatch(self.device, cell.threads),
                     tick=lambda done: tick(min(done, self.plan.rounds)),
                 )
-        if cell.way in COMPILED:
+        if cell.way in ways.COMPILED:
             torch._dynamo.reset()
         new = {}
         for index, (blank, _) in models.items():
@@ -358,7 +278,7 @@ class _FamilyRun:
             if name in timings:
                 dense = timings.get("0") if index else None
                 fields |= time_fields(timings[name], dense, blank.saved_gflops)
-                fields["warnings"] = warnings_of(timings[name], around, self.machine.cores)
+                fields["warnings"] = timing.warnings_of(timings[name], around, self.machine.cores)
             new[index] = replace(blank, created=utc_now(), surroundings=around, **fields)
         self.progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
         return new
@@ -382,13 +302,13 @@ class _FamilyRun:
             image_size=tuple(row.vit.patch_embed.img_size),
             device=self.plan.device,
             **cell._asdict(),
-            stopwatch=stopwatch(self.device, cell.threads).name,
+            stopwatch=timing.stopwatch(self.device, cell.threads).name,
             machine=self.machine,
             failed="not timed",
             **counts,
             saved_gflops=None if row is self.dense else saved,
-            weights_mib=weights_mib(row.vit, DTYPES[cell.dtype]),
-            surroundings=Surroundings(),
+            weights_mib=ways.weights_mib(row.vit, DTYPES[cell.dtype]),
+            surroundings=timing.Surroundings(),
         )
 
 
@@ -399,30 +319,24 @@ def time_cell(
     *,
     rounds: int,
     seconds: float,
-    watch: Stopwatch,
+    watch: timing.Stopwatch,
     tick: Callable[[int], object] = lambda _: None,
-) -> tuple[dict[str, Prepared], dict[str, Timing], Surroundings]:
-    """Prepare models and time those that can be timed in turn on the same images.
+) -> tuple[dict[str, ways.Prepared], dict[str, timing.Timing], timing.Surroundings]:
+    """Prepare models and time those that can be timed in turn on the same images (B, C, H, W).
 
-    Args:
-        models: in evaluation mode, on the images' device, in the way's memory format.
-        images: (B, C, H, W) in the way's memory format.
-        way: of ``ways.WAYS``.
-        rounds: calls of each, at least.
-        seconds: rounds go on for so long.
-        watch: what times a call.
-        tick: called with the number of finished rounds.
+    Models are in evaluation mode on the images' device, both in the memory format of ``way``;
+    ``rounds``, ``seconds`` and ``tick`` are those of `timing.interleaved`.
 
     Returns:
         How preparing each went, timings of those that did not fail, how busy the machine was.
     """
-    ready = {name: prepare(vit, way, images) for name, vit in models.items()}
+    ready = {name: ways.prepare(vit, way, images) for name, vit in models.items()}
     calls = {name: one.call for name, one in ready.items() if one.call is not None}
     if not calls:
-        return ready, {}, Surroundings()
-    meanwhile = Watch()
+        return ready, {}, timing.Surroundings()
+    meanwhile = timing.Watch()
     try:
-        timings = interleaved(
+        timings = timing.interleaved(
             calls,
             images,
             rounds,
@@ -433,9 +347,9 @@ def time_cell(
             tick=tick,
         )
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not ways.is_out_of_memory(error):
             raise
-        reason, timings = f"{OUT_OF_MEMORY}, with all of them prepared", {}
+        reason, timings = f"{ways.OUT_OF_MEMORY}, with all of them prepared", {}
         ready |= {name: replace(ready[name], failed=reason) for name in calls}
     return ready, timings, meanwhile.surroundings()
 

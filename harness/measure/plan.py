@@ -14,46 +14,25 @@ TRACED = 64  # images of a dataset whose rankings and kept patches `compare` sto
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to compare.
+    """What to compare."""
 
-    Attributes:
-        models: dense timm names, with weight tag or without.
-        methods: from ``variants.known_methods``; ``dense`` is always there.
-        keeps: keep rates.
-        datasets: names.
-        shots: labelled training images per class; 0 takes the text classifier.
-        tokens: what is learned from shots, of ``TUNINGS``.
-        num_tokens: learned tokens.
-        seeds: how many times it is learned from other shots, counted on from ``seed``.
-        limit: images per dataset, None for the whole split.
-        split: test or val.
-        seed: of the choice of shots, the first.
-        device: torch device.
-        dtype: name in ``DTYPES``.
-        batches: batch sizes for latency, none to skip it.
-        rounds: latency samples.
-        match: what each keep rate's rows have in common: None for the keep rate itself, ``gflops``
-            for the cost, the other methods' keep rates being solved for it.
-        match_to: the method that has the keep rates asked for, and whose cost the others meet.
-    """
-
-    models: tuple[str, ...] = ("clip_vit_s14",)
-    methods: tuple[str, ...]
+    models: tuple[str, ...] = ("clip_vit_s14",)  # dense timm names, with weight tag or without
+    methods: tuple[str, ...]  # of `rows.known_methods`; dense is always there
     keeps: tuple[float, ...] = (0.6, 0.3)
     datasets: tuple[str, ...] = ("fashion", "emoji")
-    shots: tuple[int, ...] = (0,)
-    tokens: str = "t"
+    shots: tuple[int, ...] = (0,)  # labelled images per class; 0 takes the text classifier
+    tokens: str = "t"  # what is learned from shots, of `TUNINGS`
     num_tokens: int = TuneConfig.count
-    seeds: int = 3
-    limit: int | None = 250
+    seeds: int = 3  # how often it is learned from other shots, counted on from ``seed``
+    limit: int | None = 250  # images per dataset, None for the whole split
     split: SplitName = "test"
-    seed: int = 0
+    seed: int = 0  # of the choice of shots, the first
     device: str = "cpu"
-    dtype: str = "float32"
-    batches: tuple[int, ...] = (1, 32)
-    rounds: int = 5
-    match: str | None = None
-    match_to: str = "patchrank"
+    dtype: str = "float32"  # of `DTYPES`
+    batches: tuple[int, ...] = (1, 32)  # for latency, none to skip it
+    rounds: int = 5  # latency samples
+    match: str | None = None  # what rows of a keep rate have in common instead of it: ``gflops``
+    match_to: str = "patchrank"  # the method that has the keep rates, and whose cost others meet
 
     def tunings(self, shots: int) -> list[Tuning]:
         """Return one tuning per seed; at 0 shots one, since nothing is drawn."""
@@ -83,11 +62,7 @@ def tuning_of(file: PromptFile) -> Tuning:
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse what can't be measured, whatever the tower and the data.
-
-    Raises:
-        ValueError: unknown tokens, a number out of range, or what ``match`` can't do.
-    """
+    """Raise ValueError for what can't be measured, whatever the tower and the data."""
     _check_match(plan)
     if plan.tokens not in TUNINGS:
         raise ValueError(f"--tokens {plan.tokens!r}: {expected(plan.tokens, TUNINGS)}")
@@ -100,11 +75,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def _check_match(plan: Plan) -> None:
-    """Refuse a plan whose rows can't be at equal cost.
-
-    Raises:
-        ValueError: unknown ``match``; a target that has no cost, no keep rate, or isn't measured.
-    """
+    """Raise ValueError for a plan whose rows can't be at equal cost."""
     if plan.match is None:
         if plan.match_to != Plan.match_to:
             raise ValueError(f"match_to={plan.match_to!r} does nothing without --match gflops")

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.polynomial import Polynomial
+from numpy.typing import NDArray
 from torch import Tensor
 
 import zoo
@@ -27,6 +28,7 @@ from zoo.vit import ReducedViT, host_spec
 from zoo.weights import load_predictor, with_predictors
 
 BLOCK = GoldenConfig.block
+PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
 TOLERANCE = 0.01  # of the target's GFLOPs; a row further off is reported
 MethodRate = tuple[str, float]  # a method and its keep rate
 
@@ -44,25 +46,15 @@ class Oracle(Pruner):
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row of a comparison.
+    """One row of a comparison."""
 
-    Attributes:
-        model: timm name; for ``golden`` a name that no model has, since it needs the answer.
-        method: registered method, ``dense`` or ``golden``.
-        keep: keep rate.
-        vit: the model.
-        config: the method's settings as JSON values, with the hash of its predictor if it has one.
-        what: tells rows of the same name apart.
-        rankings: golden rankings that a golden row prunes by and others are compared with.
-    """
-
-    model: str
-    method: str
+    model: str  # timm name; for ``golden`` a name that no model has, since it needs the answer
+    method: str  # registered method, ``dense`` or ``golden``
     keep: float
     vit: ReducedViT
-    config: dict[str, Any]
-    what: str = ""
-    rankings: Rankings | None = None
+    config: dict[str, Any]  # settings as JSON values, with the digest of a predictor
+    what: str = ""  # tells rows of the same name apart
+    rankings: Rankings | None = None  # that a golden row prunes by and others are compared with
 
     @property
     def key(self) -> str:
@@ -86,24 +78,19 @@ def known_methods() -> tuple[str, ...]:
 
 
 def variants(
-    dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Iterable[float]
+    dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]
 ) -> list[Variant]:
     """Make the rows for a dense tower; all share its weights.
 
     Raises:
         ValueError: unknown method, keep rates of one name, or one that a method can't do.
     """
-    rates = tuple(keeps)
-    pairs = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else rates)]
+    pairs = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else keeps)]
     return rows_of(dense, arch, tag, pairs)
 
 
 def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate]) -> list[Variant]:
-    """Make the rows for a dense tower, each method with keep rates of its own.
-
-    Raises:
-        ValueError: as in ``variants``.
-    """
+    """Make the rows for a dense tower, each method with keep rates of its own."""
     rows: list[Variant] = []
     for method, keep in pairs:
         if method not in known_methods():
@@ -131,9 +118,8 @@ def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
     vit = zoo.reduce(dense, method=None)
     vit.reducer = Oracle(config, host_spec(dense, device=like.device, dtype=like.dtype))
     assert config.keep is not None
-    return Variant(
-        model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=as_json(config)
-    )
+    facts = as_json(config)
+    return Variant(model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=facts)
 
 
 def as_json(config: ReducerConfig) -> dict[str, Any]:
@@ -156,10 +142,7 @@ def reduced_row(
     options: dict[str, Any],
     what: str = "",
 ) -> Variant:
-    """Make a row of a registered method, with its predictor; raises what ``variants`` does.
-
-    ``name`` and ``what`` are the row's own, ``options`` the method's, ``keep`` among them.
-    """
+    """Make a row of a registered method with its ``options``, ``keep`` among them."""
     options, predictors = with_predictors(arch, tag, method, options, len(dense.blocks))
     vit = zoo.reduce(dense, method=method, **options)
     assert vit.reducer is not None
@@ -172,55 +155,71 @@ def reduced_row(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
-    """What a variant says about a batch.
+class Outcome:
+    """A variant on a set of images, in image order; None where nothing was reduced.
 
     Attributes:
-        features: (B, D) unit image features, float32.
-        scores: (B, N) float, higher = kept longer; None when nothing was reduced.
+        features: (n, D) unit image features, float32, on the CPU.
+        scores: (n, N) float, higher = kept longer.
         final_tokens: patch tokens left at the end.
-        left: (B, N) int16, see ``zoo.tokens.left_at``; None when nothing was reduced.
-        token: (B, N) int16, see ``zoo.tokens.tokens_of``; None when nothing was reduced.
+        left: (n, N) int16 block at which a patch's own token went, -1 where it stayed.
+        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it
+            was dropped.
     """
 
     features: Tensor
-    scores: Tensor | None
+    scores: NDArray[np.float32] | None = None
     final_tokens: int
-    left: Tensor | None = None
-    token: Tensor | None = None
+    left: NDArray[np.int16] | None = None
+    token: NDArray[np.int16] | None = None
+
+    def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
+        """Return the outcome on the images at these positions, in this order."""
+        chosen = np.array(positions, dtype=np.int64)
+        patchwise = {name: values[chosen] for name, values in self.patchwise.items()}
+        features = self.features[torch.from_numpy(chosen)]
+        return Outcome(features=features, final_tokens=self.final_tokens, **patchwise)
+
+    @property
+    def patchwise(self) -> dict[str, Any]:
+        """What there is a value per patch of, by its name in ``PATCHWISE``."""
+        values = {name: getattr(self, name) for name in PATCHWISE}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def joined(cls, parts: Sequence["Outcome"]) -> "Outcome":
+        """Join outcomes of one variant on one set of images after the other."""
+        names = set.intersection(*(set(part.patchwise) for part in parts))
+        patchwise = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+        features = torch.cat([part.features for part in parts])
+        return cls(features=features, final_tokens=parts[0].final_tokens, **patchwise)
 
 
 @torch.inference_mode()
 def run(
     rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
-) -> dict[str, Output]:
+) -> dict[str, Outcome]:
     """Run all rows on a batch; what rows without learned visual tokens share is computed once.
 
-    Args:
-        rows: variants of one dense tower.
-        images: (B, C, H, W).
-        golden: (B, N) golden importance by the key of a golden row.
-
-    Returns:
-        What each row says, by its key.
+    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key.
     """
     shared = _shared([row for row in rows if not row.prompted], images)
-    outputs = {}
+    outcomes = {}
     for row in rows:
         start = 0 if row.prompted else row.first_block
         tokens = row.vit.embed(images) if row.prompted else shared[start]
         if row.method == GOLDEN:
             tokens = tokens._replace(importance=golden[row.key])
         tokens, _ = row.vit.advance(tokens, start)
-        cells = tokens.grid[0] * tokens.grid[1]
-        outputs[row.key] = Output(
-            features=F.normalize(row.vit.finish(tokens).float(), dim=-1),
-            scores=rank_scores(tokens.history, cells) if tokens.history else None,
-            final_tokens=tokens.patch_count,
-            left=left_at(tokens.history, cells).short() if tokens.history else None,
-            token=tokens_of(tokens.history, cells).short() if tokens.history else None,
-        )
-    return outputs
+        cells, patchwise = tokens.grid[0] * tokens.grid[1], {}
+        if tokens.history:
+            scores = rank_scores(tokens.history, cells)
+            left, token = (f(tokens.history, cells).short() for f in (left_at, tokens_of))
+            every = zip(PATCHWISE, (scores, left, token), strict=True)
+            patchwise = {name: values.cpu().numpy() for name, values in every}
+        features = F.normalize(row.vit.finish(tokens).float(), dim=-1).cpu()
+        outcomes[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
+    return outcomes
 
 
 def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
@@ -236,15 +235,10 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
 
 
 class KeepSolver:
-    """Count one kind of model at several keep rates, each once.
-
-    Args:
-        dense: the tower.
-        build: makes the model for a keep rate; raises ValueError for one that it can't do.
-    """
+    """Count one kind of model at several keep rates, each once."""
 
     def __init__(self, dense: ReducedViT, build: Callable[[float], ReducedViT]) -> None:
-        """Count nothing yet."""
+        """Take what makes the model for a keep rate, or raises ValueError where it can't."""
         self.build = build
         self.patches = int(dense.patch_embed.num_patches)
         self._size = dense.patch_embed.img_size
@@ -257,29 +251,17 @@ class KeepSolver:
         return self._counts[keep]
 
     def nearest(self, goal: float) -> float:
-        """Return the keep rate whose cost is nearest to ``goal`` GFLOPs.
-
-        The cost rises with the number of patch tokens at the end, very nearly as a square: three
-        counts and a parabola say about where, and from there single steps lead to the two
-        neighbours of the goal.
-        """
-        last = self.patches - 1
+        """Return the keep rate whose cost, which rises with it, is nearest to ``goal`` GFLOPs."""
         self.build(1.0)  # a method that can't do even this says why
+        last = self.patches - 1
         least = 1 + bisect_left(range(1, last), True, key=self._able)
 
         def cost(count: int) -> float:
             return self.gflops(count / self.patches)
 
-        sampled = sorted({least, (least + last) // 2, last})
-        parabola = Polynomial.fit(sampled, [cost(count) for count in sampled], len(sampled) - 1)
-        here = min(range(least, last + 1), key=lambda count: abs(float(parabola(count)) - goal))
-        low = cost(here) < goal
-        step = 1 if low else -1
-        while least <= here + step <= last and (cost(here + step) < goal) == low:
-            here += step
-        beside = min(max(here + step, least), last)
+        above = least + bisect_left(range(least, last), goal, key=cost)
         # Apart from the rest, as keeping all spares the method's own work too.
-        counts = (here, beside, self.patches)
+        counts = (above, max(above - 1, least), self.patches)
         return min(counts, key=lambda count: abs(cost(count) - goal)) / self.patches
 
     def _able(self, count: int) -> bool:
@@ -296,17 +278,8 @@ def matched_rows(
 ) -> list[MethodRate]:
     """Solve each method's keep rate for the target's GFLOPs at each of the plan's.
 
-    Costs are fvcore's of the model itself. Two keep rates of the target may share a method's row.
-
-    Args:
-        dense: the tower, where fvcore can trace it.
-        arch: its timm name.
-        tag: its weight tag.
-        plan: one that `check_plan` lets pass.
-        progress: where to report rows further off than `TOLERANCE`.
-
-    Raises:
-        ValueError: as in `rows_of`.
+    Costs are fvcore's of the model itself. Two keep rates of the target may share a method's row;
+    rows further off than `TOLERANCE` are reported.
     """
 
     def solver(method: str) -> KeepSolver:

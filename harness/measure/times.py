@@ -23,11 +23,7 @@ CONDITIONS = (
 )  # fmt: skip
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
-VERDICTS = {
-    FASTER: "the interval of the ratio to dense lies below 1",
-    SLOWER: "it lies above 1",
-    OPEN: "it includes 1: no difference can be concluded",
-}
+VERDICTS = (FASTER, SLOWER, OPEN)  # the ratio's interval lies below 1, above it, includes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +96,10 @@ def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> di
     if dense is None:
         return fields
     ratio, low, high = timing.ratio_to(dense)
-    saves = saved is not None and saved >= LEAST_SAVED
     return fields | {
         "verdict": FASTER if high < 1 else SLOWER if low > 1 else OPEN,
         "saved_time": 1 - ratio,
-        "arrived": (1 - ratio) / saved if saves else None,
+        "arrived": (1 - ratio) / saved if saved is not None and saved >= LEAST_SAVED else None,
     }
 
 
@@ -186,8 +181,11 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
 
 def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
     """Return a table per title, each followed by its notes."""
-    tables = [latency_table(list(rows)) for _, rows in groupby(records, key=table_of)]
-    return [part for table in tables for part in (table, *table.notes)]
+    parts: list[Part] = []
+    for _, rows in groupby(records, key=table_of):
+        table = latency_table(list(rows))
+        parts += [table, *table.notes]
+    return parts
 
 
 def latency_markdown(records: Sequence[LatencyRecord]) -> str:
@@ -245,7 +243,7 @@ def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyReco
         "GFLOPs": lambda row: f"{row.gflops:.2f}",
         "ms": _time,
         "images/s": lambda row: _number(row.images_per_s, ".1f"),
-        "ratio": _ratio,
+        "ratio": lambda row: _interval((row.ratio_to_dense, row.ratio_low, row.ratio_high), ".3f"),
         "verdict": _verdict,
         "saved": lambda row: _percent(row.saved_gflops),
         "of time": lambda row: _percent(row.saved_time),
@@ -258,17 +256,16 @@ def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyReco
     return columns
 
 
+def _interval(values: Sequence[float | None], form: str) -> str:
+    if None in values:
+        return NOT_MEASURED
+    estimate, low, high = (format(value, form) for value in values)
+    return f"{estimate} [{low}, {high}]"
+
+
 def _time(row: LatencyRecord) -> str:
-    if row.median_ms is None or row.q1_ms is None or row.q3_ms is None:
-        return NOT_MEASURED
-    form = ".2f" if row.median_ms < 100 else ".0f"
-    return f"{row.median_ms:{form}} [{row.q1_ms:{form}}, {row.q3_ms:{form}}]"
-
-
-def _ratio(row: LatencyRecord) -> str:
-    if row.ratio_to_dense is None:
-        return NOT_MEASURED
-    return f"{row.ratio_to_dense:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
+    short = row.median_ms is not None and row.median_ms < 100
+    return _interval((row.median_ms, row.q1_ms, row.q3_ms), ".2f" if short else ".0f")
 
 
 def _verdict(row: LatencyRecord) -> str:

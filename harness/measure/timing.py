@@ -34,26 +34,16 @@ class Stopwatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Carry every sample of one model: sample i of all models comes from the same round.
+    """Carry every sample of one model: sample i of all models comes from the same round."""
 
-    Attributes:
-        batch: Images per call.
-        samples_ms: One whole call per round, in milliseconds.
-    """
-
-    batch: int
-    samples_ms: tuple[float, ...]
-
-    @property
-    def median_ms(self) -> float:
-        """Return the median over rounds, milliseconds per batch."""
-        return float(np.median(self.samples_ms))
+    batch: int  # images per call
+    samples_ms: tuple[float, ...]  # one whole call per round
 
     @property
     def spread_ms(self) -> Interval:
         """Return the median with the first and third quartile, milliseconds per batch."""
-        first, third = np.quantile(self.samples_ms, [0.25, 0.75])
-        return Interval(self.median_ms, float(first), float(third))
+        first, median, third = np.quantile(self.samples_ms, [0.25, 0.5, 0.75])
+        return Interval(float(median), float(first), float(third))
 
     def ratio_to(self, reference: Self) -> Interval:
         """Return the median over rounds of this time by the reference's time in the same round.
@@ -71,11 +61,7 @@ class Timing:
         return median_interval([sample / other for sample, other in pairs])
 
     def latency(self, dense: Self | None = None) -> Latency:
-        """Summarise the samples as records do.
-
-        Args:
-            dense: the dense model's, of the same rounds; None if this is it, or if it has none.
-        """
+        """Summarise the samples as records do; ``dense`` is of the same rounds, if there is one."""
         median, first, third = self.spread_ms
         ratio = (None, None, None) if dense is None else self.ratio_to(dense)
         return Latency(
@@ -114,12 +100,9 @@ def interleaved(
         seconds: Rounds go on until so much time has gone since the first, up to ``MOST_ROUNDS``.
         warmup: Untimed calls of each callable before the first round, at least.
         warmup_s: Untimed calls in turn go on until so much time has gone.
-        stopwatch: What times a call; by default the wall clock, which waits for the images' device.
+        stopwatch: By default the wall clock, which waits for the images' device.
         now: Seconds, for ``seconds`` and ``warmup_s``.
         tick: Called with the number of finished rounds.
-
-    Returns:
-        Name to timing, in the order of ``callables``.
 
     Raises:
         ValueError: No callables, rounds below 1, or warmup or seconds below 0.
@@ -181,12 +164,7 @@ def stopwatch(device: torch.device, threads: int) -> Stopwatch:
 def wall_clock(
     wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns
 ) -> Stopwatch:
-    """Return a stopwatch that times a single call between two waits for the device.
-
-    Args:
-        wait: blocks until the device is done.
-        clock: nanoseconds.
-    """
+    """Return a stopwatch that times a call, in ``clock``'s nanoseconds, between two waits."""
 
     def time_ms(call: Call, images: Tensor) -> float:
         wait()
@@ -199,13 +177,9 @@ def wall_clock(
 
 
 def torch_timer(threads: int, clock: Callable[[], float] = time.perf_counter) -> Stopwatch:
-    """Return a stopwatch that lets torch's benchmark timer call twice before the call that counts.
+    """Return a stopwatch, of ``clock``'s seconds, that leaves the caches to the model.
 
-    So the model has the caches to itself.
-
-    Args:
-        threads: of torch.
-        clock: seconds.
+    Torch's benchmark timer calls it twice before the call that counts.
     """
 
     def time_ms(call: Call, images: Tensor) -> float:
@@ -282,15 +256,10 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """Carry how busy the machine was while models were timed. None means not known.
+    """Carry how busy the machine was while models were timed. None means not known."""
 
-    Attributes:
-        load_1min: load average of the minute before.
-        others_cores: CPU time of all other processes by the wall's, so 1 is one core kept busy.
-    """
-
-    load_1min: float | None = None
-    others_cores: float | None = None
+    load_1min: float | None = None  # of the minute before
+    others_cores: float | None = None  # CPU time of all other processes by the wall's
 
 
 class Watch:
@@ -311,33 +280,23 @@ class Watch:
 
 
 def warnings_of(timing: Timing, around: Surroundings, cores: int) -> tuple[str, ...]:
-    """Return what makes times hard to trust, nothing if nothing does.
-
-    Args:
-        timing: of a model.
-        around: what happened meanwhile.
-        cores: that the process may use.
-    """
+    """Return what makes times hard to trust; ``cores`` is how many the process may use."""
     warnings = []
     median, first, third = timing.spread_ms
     share = round((third - first) / median, 2)  # as it is printed
     if share > SPREAD:
-        warnings.append(
-            f"wide spread: quartiles {100 * share:.0f} % of the median apart, more than "
-            f"{100 * SPREAD:.0f} %"
-        )
-    if around.others_cores is not None and around.others_cores > OTHERS * cores:
-        warnings.append(
-            f"other processes kept {around.others_cores:.1f} of {cores} cores busy meanwhile"
-        )
+        apart = f"quartiles {100 * share:.0f} % of the median apart"
+        warnings.append(f"wide spread: {apart}, more than {100 * SPREAD:.0f} %")
+    others = around.others_cores
+    if others is not None and others > OTHERS * cores:
+        warnings.append(f"other processes kept {others:.1f} of {cores} cores busy meanwhile")
     return tuple(warnings)
 
 
 def cores() -> int:
     """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
 
 
 def load_1min() -> float | None:

@@ -33,8 +33,8 @@ from harness.golden.store import (
     lists,
     reading,
 )
-from harness.measure.evaluate import Outcome
 from harness.measure.plan import TRACED
+from harness.measure.rows import Outcome
 from harness.records.conditions import DENSE
 from harness.records.record import Record, parsed
 from zoo.files import write_whole

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import FewShot, draw
 from harness.measure.evaluate import OutcomeCache, correct, outcomes
-from harness.measure.rows import Variant
+from harness.measure.rows import Outcome, Variant
 from harness.models.towers import text_classifier
 from zoo.adopt import add_prompts
 from zoo.clip import ClipParts
@@ -28,16 +27,10 @@ from zoo.weights import cache_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A model with the prompts that were tuned on it.
+    """A model with the prompts that were tuned on it."""
 
-    Attributes:
-        vit: maps images to the joint space, with learned visual tokens if there are any.
-        classifier: (classes, D) unit text features.
-        file: where the prompts are.
-    """
-
-    vit: ReducedViT
-    classifier: Tensor
+    vit: ReducedViT  # maps images to the joint space, with learned visual tokens if there are any
+    classifier: Tensor  # (classes, D) unit text features
     file: PromptFile
 
     @classmethod
@@ -56,22 +49,20 @@ class Tuned:
         return digest_of(self.file.path)
 
 
+@dataclass
 class Tuner:
     """Tune models of one tower on labelled images of one dataset."""
 
-    def __init__(
-        self,
-        parts: ClipParts,
-        dataset: Dataset,
-        *,
-        model: str,
-        tag: str,
-        weights: str,
-        progress: Progress,
-    ) -> None:
+    parts: ClipParts
+    dataset: Dataset
+    _: KW_ONLY
+    model: str
+    tag: str  # of the tower's weights
+    weights: str  # their fingerprint
+    progress: Progress
+
+    def __post_init__(self) -> None:
         """Look at no image yet."""
-        self.parts, self.dataset, self.progress = parts, dataset, progress
-        self.model, self.tag, self.weights = model, tag, weights
         self._outcomes = OutcomeCache()
         self._pixels: dict[str, Tensor] = {}
 
@@ -80,11 +71,7 @@ class Tuner:
     ) -> dict[str, Tuned]:
         """Tune each row on ``shots`` labelled images per class, or take what was tuned before.
 
-        Args:
-            rows: variants of the tower, on one device in one dtype; golden ones can't be tuned.
-            shots: labelled images per class to learn from.
-            seed: draws them; the recipe has its own.
-            config: recipe.
+        Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own.
 
         Returns:
             Tuned models, by the key of the row.
@@ -96,39 +83,30 @@ class Tuner:
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
         missing = [row for row in rows if not paths[row.key].is_file()]
         if missing and config.tokens == "t":
-            self._encode(missing, few)
+            for split in few:  # common blocks once
+                keys = [row.key for row in missing]
+                self._outcomes.whole(keys, split, lambda rest: self._outcomes_of(missing, rest))
         for row in missing:
-            train, val = (self._labelled(row, split, config) for split in few)
-            self.tune(row, train, val, config, paths[row.key], {"shots": shots, "draw": seed})
+            self._tune(row, few, shots, seed, config, paths[row.key])
         return {row.key: Tuned.of(row.vit, PromptFile.read(paths[row.key])) for row in rows}
 
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
         """Return top-1 on some images of a row as it is, by text, and tuned."""
-        like = next(row.vit.blocks.parameters())
-        text, _ = text_classifier(self.parts, self.dataset)
 
         def top1(one: Variant, classifier: Tensor) -> float:
-            outcome = outcomes(
-                [one], split, self.parts.preprocess, device=like.device, dtype=like.dtype
-            )[row.key]
+            outcome = self._outcomes_of([one], split)[one.key]
             return float(correct(outcome.features, classifier, split.labels).mean())
 
+        text, _ = text_classifier(self.parts, self.dataset)
         return top1(row, text), top1(replace(row, vit=tuned.vit), tuned.classifier)
 
-    def tune(
-        self,
-        row: Variant,
-        train: Labelled,
-        val: Labelled,
-        config: TuneConfig,
-        path: Path,
-        provenance: dict[str, Any],
-    ) -> PromptFile:
+    def _tune(
+        self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path
+    ) -> None:
         """Tune one row and write the result; go on where a stopped run was."""
         checkpoint = path.with_suffix(".pt")
-        what = f"{config.tokens} for {row.key}, {self.dataset.name}"
-        if (shots := provenance.get("shots")) is not None:
-            what += f", {shots} shots, draw {provenance.get('draw')}"
+        what = f"{config.tokens} for {row.key}, {self.dataset.name}, {shots} shots, draw {seed}"
+        train, val = (self._labelled(row, split, config) for split in few)
         with self.progress.task(what, config.rounds) as update:
             learner = tune(
                 row.vit,
@@ -141,22 +119,23 @@ class Tuner:
                 on_round=lambda done, *_: update(done + 1),
                 checkpoint=checkpoint,
             )
-        origin = {
+        provenance = {
             "tuned_on": row.model,
             "method": row.config,
             "dataset_revision": self.dataset.condition,
+            "shots": shots,
+            "draw": seed,
         }
-        file = learner.save(
+        learner.save(
             path,
             row.vit,
             self.parts,
             model=self.model,
             tag=self.tag,
             dataset=self.dataset.name,
-            provenance=origin | provenance,
+            provenance=provenance,
         )
         checkpoint.unlink(missing_ok=True)
-        return file
 
     def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
         """Return where prompts are kept: by all that decides them."""
@@ -169,23 +148,11 @@ class Tuner:
         digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "prompts" / f"{digest[:20]}.safetensors"
 
-    def _encode(self, rows: Sequence[Variant], splits: Iterable[Split]) -> None:
-        """Compute the features of images that some of the rows haven't met; common blocks once."""
-        for split in splits:
-            ids = split.image_ids
-            if not (new := self._outcomes.missing([row.key for row in rows], ids)):
-                continue
-            like = next(rows[0].vit.blocks.parameters())
-            with self.progress.task(f"labelled images of {self.dataset.name}", len(new)) as update:
-                results = outcomes(
-                    rows,
-                    split.subset(new),
-                    self.parts.preprocess,
-                    device=like.device,
-                    dtype=like.dtype,
-                    on_batch=update,
-                )
-            self._outcomes.add(results, [ids[i] for i in new])
+    def _outcomes_of(self, rows: Sequence[Variant], split: Split) -> dict[str, Outcome]:
+        like = next(rows[0].vit.blocks.parameters())
+        device, dtype, preprocess = like.device, like.dtype, self.parts.preprocess
+        with self.progress.task(f"images of {self.dataset.name}", len(split)) as update:
+            return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_batch=update)
 
     def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:
         """Return a split as features of a row, or as images where these must be run anew."""

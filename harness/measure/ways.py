@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,9 @@ from zoo.vit import ReducedViT
 
 EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
 CUDA_GRAPHS, CHANNELS_LAST = "cuda-graphs", "channels-last"
-WAYS = {
-    EAGER: "as it is",
-    COMPILE: "torch.compile",
-    REDUCE_OVERHEAD: "torch.compile with mode='reduce-overhead', which replays CUDA graphs",
-    CUDA_GRAPHS: "the eager model's launches captured once and replayed",
-    CHANNELS_LAST: "eager, images and convolution weights in channels_last",
-}
+# As it is; torch.compile; the same in the mode that replays CUDA graphs; the eager model's launches
+# captured once and replayed; eager with images and convolution weights in channels_last.
+WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, CHANNELS_LAST)
 ON_CUDA = (REDUCE_OVERHEAD, CUDA_GRAPHS)
 COMPILED = (COMPILE, REDUCE_OVERHEAD)
 OUT_OF_MEMORY = "out of memory"
@@ -44,25 +41,17 @@ _FULL = ("can't allocate memory", "not enough memory", OUT_OF_MEMORY)
 
 
 class SkippedGraphsError(RuntimeError):
-    """The compiler left out CUDA graphs, so that a model would be timed in another way."""
+    """The compiler left out CUDA graphs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A model as a way runs it. None means not measured.
+    """A model as a way runs it. None means not measured."""
 
-    Attributes:
-        call: from images to features; None if it failed.
-        failed: why it can't be timed.
-        first_call_s: preparing and the first call.
-        deviation: of its features from eager's, largest over images.
-        peak_mib: see ``peak_mib``.
-    """
-
-    call: Call | None = field(default=None, repr=False)
-    failed: str | None = None
-    first_call_s: float | None = None
-    deviation: float | None = None
+    call: Call | None = field(default=None, repr=False)  # None if it failed
+    failed: str | None = None  # why it can't be timed
+    first_call_s: float | None = None  # preparing and the first call
+    deviation: float | None = None  # of its features from eager's, largest over images
     peak_mib: float | None = None
 
 
@@ -90,8 +79,7 @@ def _require_compiler(device: torch.device) -> None:
         if find_spec("triton") is None:
             raise ValueError("--ways compile on a CUDA device needs triton: pip install triton")
         return
-    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    name = os.environ.get("CXX", usual)
+    name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
     if shutil.which(name) is None:
         raise ValueError(
             f"--ways compile on a CPU needs a C++ compiler, and {name!r} isn't there: install it "
@@ -103,36 +91,25 @@ def _require_compiler(device: torch.device) -> None:
 def memory_format(models: Sequence[nn.Module], way: str) -> Iterator[torch.memory_format]:
     """Bring weights into the way's memory format while the body runs; yield it for the images.
 
-    Args:
-        models: they may share weights, as the format changes in place.
-        way: of ``WAYS``.
+    The format changes in place, so models may share weights.
     """
-    if way != CHANNELS_LAST:
-        yield torch.contiguous_format
-        return
+    form = torch.channels_last if way == CHANNELS_LAST else torch.contiguous_format
+    modules: Sequence[Any] = models if way == CHANNELS_LAST else ()
     try:
-        yield _into(models, torch.channels_last)
+        for module in modules:
+            module.to(memory_format=form)
+        yield form
     finally:
-        _into(models, torch.contiguous_format)
-
-
-def _into(models: Sequence[nn.Module], form: torch.memory_format) -> torch.memory_format:
-    for model in models:
-        module: Any = model
-        module.to(memory_format=form)
-    return form
+        for module in modules:
+            module.to(memory_format=torch.contiguous_format)
 
 
 def prepare(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled or captured, or whose features aren't
-    the eager model's, has a reason instead of a call.
-
-    Args:
-        vit: in evaluation mode, on the images' device, in the way's memory format.
-        way: of ``WAYS``.
-        images: (B, C, H, W) in the way's memory format.
+    the eager model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device
+    of ``images`` (B, C, H, W), both in the way's memory format.
     """
     ready: Prepared | None = None
     try:
@@ -150,22 +127,20 @@ def prepare(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
             torch.cuda.empty_cache()
         return Prepared(failed=reason)
     most, typical, allowed = float(apart.max()), float(apart.median()), ALLOWED[images.dtype]
+    deviation = most if math.isfinite(most) else None
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
         return Prepared(failed="features aren't finite, so they can't be compared with eager's")
-    deviation = most if math.isfinite(most) else None
     if typical > allowed:
-        reason = (
-            f"features differ from eager's by {typical:.2g} of their length, allowed {allowed:g}"
-        )
-        return Prepared(failed=reason, deviation=deviation)
+        size = f"{typical:.2g} of their length, allowed {allowed:g}"
+        return Prepared(failed=f"features differ from eager's by {size}", deviation=deviation)
     return replace(ready, deviation=deviation)
 
 
 def _first(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = waiting(images.device)
-    skipped = skipped_graphs() if way == REDUCE_OVERHEAD else 0
+    skipped = _skipped_graphs() if way == REDUCE_OVERHEAD else 0
     calls: list[Call] = []
 
     def first(batch: Tensor) -> None:
@@ -177,15 +152,13 @@ def _first(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
     begun, peak = time.perf_counter(), None
     with warnings.catch_warnings():
         # The compiler's advice on TF32; what precision products have is part of the record.
-        warnings.filterwarnings(
-            "ignore", message="TensorFloat32 tensor cores", category=UserWarning
-        )
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         if way == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
             peak = peak_mib(first, images)
         else:
             first(images)
     first_call_s = time.perf_counter() - begun
-    if way == REDUCE_OVERHEAD and skipped_graphs() > skipped:
+    if way == REDUCE_OVERHEAD and _skipped_graphs() > skipped:
         raise SkippedGraphsError("the compiler left out CUDA graphs, so this would be compile")
     if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD):
         peak = peak_mib(calls[0], images)
@@ -209,12 +182,9 @@ def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
 
 
 def as_run(model: nn.Module, way: str, images: Tensor) -> Call:
-    """Return a model as the way runs it; compiling and capturing may wait for the first call.
+    """Return a model as the way runs it on images like these, (B, C, H, W).
 
-    Args:
-        model: in evaluation mode, on the images' device.
-        way: of ``WAYS``.
-        images: (B, C, H, W) like those of each call.
+    Compiling and capturing may wait for the first call.
     """
     if way == CUDA_GRAPHS:
         return _captured(model, images)
@@ -272,7 +242,7 @@ def _captured(model: nn.Module, images: Tensor) -> Call:
     return replay
 
 
-def skipped_graphs() -> int:
+def _skipped_graphs() -> int:
     """Return how often the compiler has left out the CUDA graphs that it was asked for."""
     from torch._dynamo.utils import counters
 
@@ -324,13 +294,11 @@ def peak_mib(call: Call, images: Tensor) -> float | None:
     On CUDA the caching allocator's peak; on a CPU the peak of what torch's allocator gives out,
     so that scratch memory of MKL and oneDNN isn't in it. None on other devices.
     """
-    if images.is_cuda:
-        return _cuda_peak(call, images)
-    return _cpu_peak(call, images) if images.device.type == "cpu" else None
-
-
-def _cuda_peak(call: Call, images: Tensor) -> float:
     device = images.device
+    if device.type == "cpu":
+        return _cpu_peak(call, images)
+    if device.type != "cuda":
+        return None
     gc.collect()
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
@@ -345,19 +313,13 @@ def _cpu_peak(call: Call, images: Tensor) -> float:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
+    cpu = [ProfilerActivity.CPU]
+    with profile(activities=cpu, profile_memory=True, acc_events=True) as profiler:
         call(images)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text("utf-8"))["traceEvents"]
-    moves = sorted(
-        (event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"
-    )
-    held = most = 0
-    for _, count in moves:
-        held += count
-        most = max(most, held)
+    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    most: int = max(accumulate((count for _, count in moves), initial=0))
     return most / MIB

@@ -47,20 +47,15 @@ _ACTIVATIONS = "activations"  # beside operators' names in what the handles retu
 class Cost:
     """Carry what one image costs a model.
 
-    Attributes:
-        gflops: 1e9 multiply-adds per image, attention included.
-        by_operator: The same per operator name without "aten::"; sums to `gflops`.
-        unsupported: Operators whose cost is unknown and missing from `gflops`, sorted.
-        params: Number of parameters, trained or not.
-        activations: Elements that products give per image: results of convolutions, linear maps
-            and matrix products (fvcore's definition). Of attention both its weights and its
-            result, fused or not, though a fused kernel never writes the weights down.
+    Activations are elements that products give per image: results of convolutions, linear maps and
+    matrix products (fvcore's definition). Of attention both its weights and its result, fused or
+    not, though a fused kernel never writes the weights down.
     """
 
-    gflops: float
-    by_operator: Mapping[str, float]
-    unsupported: tuple[str, ...]
-    params: int
+    gflops: float  # 1e9 multiply-adds per image, attention included
+    by_operator: Mapping[str, float]  # the same per operator name without "aten::"
+    unsupported: tuple[str, ...]  # operators whose cost is unknown and missing, sorted
+    params: int  # trained or not
     activations: int
 
 
@@ -76,8 +71,7 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
         channels: Input channels.
 
     Raises:
-        ValueError: The size is not positive, or the model has no parameter to place input by, or
-            only ones on the meta device (torch's tracer fails there).
+        ValueError: The size is not positive, or the model has no parameter to place input by.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width, channels) < 1:
@@ -97,7 +91,8 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
         totals = dict(analysis.by_operator())
         activations = int(totals.pop(_ACTIVATIONS, 0))
         counts = {name: count / 1e9 for name, count in totals.items()}
-        unknown = {name for name in analysis.unsupported_ops() if not _is_free(name)}
+        free = {form for name in FREE_OPERATORS for form in (name, f"{name}_")}  # or in place
+        unknown = set(analysis.unsupported_ops()) - free
     return Cost(
         gflops=sum(counts.values()),
         by_operator=counts,
@@ -105,11 +100,6 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
         params=sum(p.numel() for p in model.parameters()),
         activations=activations,
     )
-
-
-def _is_free(operator: str) -> bool:
-    """Tell whether an operator, or the one it is the in-place form of, is free."""
-    return operator in FREE_OPERATORS or operator.removesuffix("_") in FREE_OPERATORS
 
 
 def _attention(inputs: list[Any], _outputs: list[Any]) -> int:
@@ -130,11 +120,6 @@ def _bmm(inputs: list[Any], _outputs: list[Any]) -> int:
     return prod(left) * right[-1]
 
 
-def _added(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count a product that is added to something, the first input."""
-    return _bmm(inputs[1:], outputs)
-
-
 def _cdist(inputs: list[Any], _outputs: list[Any]) -> int:
     """Count pairwise distances as the product of matrices that they hide."""
     left, right = (_shape(argument) for argument in inputs[:2])
@@ -144,11 +129,6 @@ def _cdist(inputs: list[Any], _outputs: list[Any]) -> int:
 def _dot(inputs: list[Any], _outputs: list[Any]) -> int:
     """Count a matrix or vector times a vector."""
     return prod(_shape(inputs[0]))
-
-
-def _bicubic(_inputs: list[Any], outputs: list[Any]) -> int:
-    """Count 4 x 4 weights for each resized value (position tables of another image size)."""
-    return 16 * prod(_shape(outputs[0]))
 
 
 def _shape(value: Any) -> list[int]:
@@ -161,16 +141,23 @@ def _elements(_inputs: list[Any], outputs: list[Any]) -> int:
     return prod(_shape(outputs[0]))
 
 
+def _bicubic(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count 4 x 4 weights for each resized value (position tables of another image size)."""
+    return 16 * _elements(inputs, outputs)
+
+
+def _added(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count a product that is added to something, the first input."""
+    return _bmm(inputs[1:], outputs)
+
+
 # Products that fvcore doesn't know, or counts wrongly.
 _PRODUCTS = {
     "scaled_dot_product_attention": _attention,
-    "addmm_": _added,
-    "baddbmm": _added,
-    "addbmm": _added,
+    **dict.fromkeys(("addmm_", "baddbmm", "addbmm"), _added),
     "bmm": _bmm,
     "cdist": _cdist,
-    "dot": _dot,
-    "mv": _dot,
+    **dict.fromkeys(("dot", "mv"), _dot),
 }
 _RESIZED = {f"aten::{name}": _bicubic for name in ("upsample_bicubic2d", "_upsample_bicubic2d_aa")}
 
@@ -178,6 +165,17 @@ _RESIZED = {f"aten::{name}": _bicubic for name in ("upsample_bicubic2d", "_upsam
 def _handles() -> dict[str, Handle]:
     """Return what counts products, their activations along, so that one trace gives both."""
     from fvcore.nn import jit_handles as known
+
+    def both(name: str, count: Handle) -> Handle:
+        elements = _attended if count is _attention else _elements
+
+        def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+            counted = count(inputs, outputs)
+            if not isinstance(counted, Counter):
+                counted = Counter({name: counted})
+            return counted + Counter({_ACTIVATIONS: elements(inputs, outputs)})
+
+        return handle
 
     products = {
         "_convolution": known.conv_flop_jit,
@@ -188,20 +186,7 @@ def _handles() -> dict[str, Handle]:
         "mm": known.matmul_flop_jit,
         **_PRODUCTS,
     }
-    return _RESIZED | {f"aten::{name}": _both(name, count) for name, count in products.items()}
-
-
-def _both(name: str, count: Handle) -> Handle:
-    """Return a handle that gives multiply-adds under the operator's name, and activations."""
-    elements = _attended if count is _attention else _elements
-
-    def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        counted = count(inputs, outputs)
-        if not isinstance(counted, Counter):
-            counted = Counter({name: counted})
-        return counted + Counter({_ACTIVATIONS: elements(inputs, outputs)})
-
-    return handle
+    return _RESIZED | {f"aten::{name}": both(name, count) for name, count in products.items()}
 
 
 @contextmanager
@@ -215,11 +200,12 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     logger = logging.getLogger("fvcore")
     disabled = logger.disabled
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         logger.disabled = True
         model.eval()
-        with torch.random.fork_rng(devices=_cuda_devices(model)), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -227,7 +213,3 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, was_training in training:
             module.training = was_training
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    return list({p.device for p in model.parameters() if p.device.type == "cuda"})

@@ -32,19 +32,12 @@ KINDS = (
 
 
 class Tower(NamedTuple):
-    """A dense image tower, in evaluation mode and float32, and what belongs to it.
+    """A dense image tower, in evaluation mode and float32, and what belongs to it."""
 
-    Attributes:
-        vit: the tower; what its head gives is compared by golden scores.
-        preprocess: from PIL image to (C, H, W).
-        name: the name with its weight tag; free of folders.
-        clip: model, preprocessing and tokenizer if there is a text tower, else None.
-    """
-
-    vit: ReducedViT
-    preprocess: Any
-    name: str
-    clip: ClipParts | None = None
+    vit: ReducedViT  # what its head gives is compared by golden scores
+    preprocess: Any  # from PIL image to (C, H, W)
+    name: str  # with its weight tag; free of folders
+    clip: ClipParts | None = None  # None without a text tower
 
     @property
     def arch(self) -> str:
@@ -58,11 +51,7 @@ class Tower(NamedTuple):
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a dense model's name into its architecture and weight tag (the default if not given).
-
-    Raises:
-        ValueError: not a dense model of ours, or no such tag.
-    """
+    """Split the name of a dense model of ours into architecture and weight tag, or the default."""
     arch, _, tag = name.partition(".")
     dense = _dense_names()
     if arch not in dense:
@@ -74,11 +63,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def split_method(name: str) -> tuple[str, str | None, float]:
-    """Split a model's name into its dense tower's, its method and its keep rate.
-
-    Args:
-        name: a model of ours, with weight tag or without, or any dense tower of ``load_tower``,
-            which has no method.
+    """Split a model's name into its dense tower's, its method (None if dense) and its keep rate.
 
     Raises:
         ValueError: it looks like a model of ours and is none.
@@ -97,8 +82,7 @@ def load_tower(name: str) -> Tower:
 
     A classifier's logits are no features, so a classifier is dropped; see ``has_projection``. Of a
     model that was saved with a reduction method, the dense tower is taken, and of a tuned one the
-    projection; learned visual tokens stay. Files are read as
-    tensors, never unpickled.
+    projection; learned visual tokens stay. Files are read as tensors, never unpickled.
 
     Args:
         name: a dense name of ours (``clip_vit_b16.openai``), a ViT of timm
@@ -131,8 +115,7 @@ def load_clip(name: str) -> tuple[ClipParts, str, str]:
         Model, preprocessing and tokenizer; the name without its weight tag; the tag, or "".
 
     Raises:
-        ValueError: as in ``load_tower``, or no text tower belongs to it.
-        FileNotFoundError: as in ``load_tower``.
+        ValueError: no text tower belongs to it; and what ``load_tower`` raises.
     """
     tower = load_tower(name)
     if tower.clip is None:
@@ -192,12 +175,7 @@ def _dense_names() -> list[str]:
 
 
 def _full_name(name: str) -> str:
-    """Check a name of ours or timm's and complete it with its tag.
-
-    Raises:
-        ValueError: nobody knows it, or its tag.
-        FileNotFoundError: not a folder that ``save_for_hf`` wrote.
-    """
+    """Check a name of ours or timm's and complete it with its tag."""
     if name.startswith(HUB):
         return name
     if name.startswith(FOLDER):
@@ -205,10 +183,8 @@ def _full_name(name: str) -> str:
         if (folder / "open_clip_config.json").is_file():
             raise ValueError(f"model {name!r} was saved by open_clip: use {OPEN_CLIP}{name}")
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"model {name!r}: no config.json there; timm.models.save_for_hf(model, FOLDER) "
-                "writes one"
-            )
+            way = "timm.models.save_for_hf(model, FOLDER) writes one"
+            raise FileNotFoundError(f"model {name!r}: no config.json there; {way}")
         return name
     arch, _, tag = name.partition(".")
     if arch in MODELS:
@@ -243,12 +219,7 @@ def _tags(arch: str) -> list[str]:
 
 
 def create_pretrained(name: str) -> Any:
-    """Create timm's model ``name`` with its weights.
-
-    Raises:
-        ValueError: they can't be read, or are of another model.
-        FileNotFoundError: they are neither here nor cached, and the hub is out of reach.
-    """
+    """Create timm's model ``name`` with its weights; raises what ``load_tower`` does."""
     try:
         return timm.create_model(name, pretrained=True)
     except (MissingWeightsError, UnusableWeightsError):
@@ -280,11 +251,7 @@ def _dense(model: Any, name: str) -> ReducedViT:
 
 
 def random_tower(name: str) -> Tower:
-    """Build a dense model of ours without weights; time doesn't depend on them, rankings do.
-
-    Raises:
-        ValueError: not a dense model of ours.
-    """
+    """Build a dense model of ours without weights; time doesn't depend on them, rankings do."""
     arch, _ = split_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

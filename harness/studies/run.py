@@ -319,7 +319,7 @@ def bench_of(shop: Workshop, dataset: Dataset, lines: Sequence[Line]) -> Bench:
         batches=config.batches,
     )
     rows = [dense, *(row for line in lines for row in line.rows)]
-    return Bench.around(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress)
+    return Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress)
 
 
 def plain_rows(bench: Bench, lines: Sequence[Line]) -> list[Variant]:

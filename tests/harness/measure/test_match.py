@@ -12,18 +12,14 @@ from rich.console import Console
 import zoo
 from harness.cli import main
 from harness.console.terminal import Progress
-from harness.datasets.base import Dataset
-from harness.measure import compare as module
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import matched_rows, rows_of
-from harness.models import towers
 from harness.models.cost import gflops
 from harness.records.averages import matched
 from harness.records.record import Record, pack_correct, read_records, write_records
 from harness.records.statistics import mcnemar_exact, paired_difference
 from harness.report.tables import matched_table
-from zoo.clip import ClipParts
 
 ARCH, TAG = "clip_vit_b16", "openai"
 METHODS = ("random", "evit", "patchrank", "tome", "clsattn")
@@ -31,12 +27,7 @@ WHERE = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "batches": ()}
 PLAN = Plan(**WHERE, methods=METHODS, keeps=(0.7, 0.4), match="gflops")
 
 
-@pytest.fixture(autouse=True)
-def _miniature(
-    parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
-    monkeypatch.setattr(module, "get_dataset", lambda name: toy)
+pytestmark = pytest.mark.usefixtures("benchmark", "predictor_file")
 
 
 def solved(dense: zoo.ReducedViT, plan: Plan, said: Console | None = None) -> dict[str, list]:

@@ -3,22 +3,30 @@
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from harness.measure import timing as machine
 from harness.measure.timing import (
     LEAST_ROUNDS,
     MOST_ROUNDS,
+    Machine,
     Stopwatch,
+    Surroundings,
     Timing,
+    Watch,
+    busy_s,
+    cores,
     cuda_events,
     interleaved,
     stopwatch,
     torch_timer,
     wall_clock,
+    warnings_of,
 )
 from harness.records.statistics import median_interval
 
@@ -115,13 +123,6 @@ def test_a_failing_model_gives_garbage_collection_back():
     assert gc.isenabled()
 
 
-def test_real_models_give_one_positive_sample_per_round():
-    models = {"one": nn.Conv2d(3, 2, 1), "two": nn.Sequential(nn.Flatten(), nn.Linear(192, 3))}
-    timings = interleaved(models, IMAGES, rounds=3, warmup=1)
-    assert [len(timing.samples_ms) for timing in timings.values()] == [3, 3]
-    assert all(sample > 0 for timing in timings.values() for sample in timing.samples_ms)
-
-
 def test_rounds_go_on_until_the_time_is_up_but_never_end_early():
     for seconds, count in ((0.0, 3), (0.02, 3), (0.051, 6), (9.0, MOST_ROUNDS)):
         shop, ticks = Workshop(), []
@@ -191,11 +192,7 @@ def test_torchs_timer_sets_the_threads_and_gives_them_back():
 
 @pytest.mark.parametrize(
     ("device", "name"),
-    [
-        ("cpu", "torch.utils.benchmark.Timer"),
-        ("cuda:0", "CUDA events"),
-        ("meta", "wall clock"),
-    ],
+    [("cpu", "torch.utils.benchmark.Timer"), ("cuda:0", "CUDA events"), ("meta", "wall clock")],
 )
 def test_each_device_has_its_stopwatch(device: str, name: str):
     assert stopwatch(torch.device(device), 1).name == name
@@ -216,3 +213,66 @@ def test_events_time_what_the_device_does():
         watch.time_ms(call, matrix)
     one = min(watch.time_ms(lambda images: images @ matrix, matrix) for _ in range(5))
     assert 0 < 10 * one < watch.time_ms(many, matrix)
+
+
+QUIET = Surroundings(load_1min=0.1, others_cores=0.1)
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    for name in ("GOVERNOR", "STAT"):
+        monkeypatch.setattr(machine, name, tmp_path / name)
+    return tmp_path
+
+
+def test_facts_of_this_machine(files: Path):
+    facts = Machine.here(torch.device("cpu"))
+    assert facts.torch_version == torch.__version__
+    assert (facts.cuda, facts.cudnn, facts.governor) == (None,) * 3
+    assert facts.cores == cores() >= 1
+    assert facts == Machine.here(torch.device("cpu"))
+    (files / "GOVERNOR").write_text("powersave\n")
+    assert Machine.here(torch.device("cpu")).governor == "powersave"
+
+
+def test_a_gpu_has_its_own_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "device_name", lambda device: f"named {device}")
+    assert Machine.here(torch.device("cuda:0")).device_name == "named cuda:0"
+
+
+def test_busy_is_all_but_idling_and_waiting(files: Path, monkeypatch: pytest.MonkeyPatch):
+    assert busy_s() is None
+    assert Watch().surroundings().others_cores is None
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: 100)
+    (files / "STAT").write_text("cpu  100 20 30 5000 600 7 8 9 0 0\ncpu0 1 2 3\n")
+    assert busy_s() == pytest.approx((100 + 20 + 30 + 7 + 8 + 9) / 100)
+
+
+def test_others_are_what_all_did_without_this_process(monkeypatch: pytest.MonkeyPatch):
+    busy, own, now = iter([100.0, 118.0]), iter([5.0, 13.0]), iter([50.0, 60.0])
+    monkeypatch.setattr(machine, "busy_s", lambda: next(busy))
+    monkeypatch.setattr(machine, "_own_s", lambda: next(own))
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(now))
+    assert Watch().surroundings().others_cores == pytest.approx((18 - 8) / 10)
+
+
+@pytest.mark.parametrize(
+    ("samples", "around", "warnings"),
+    [
+        ((100.0, 101.0) * 6, QUIET, []),
+        ((100.0, 101.0) * 6, Surroundings(), []),  # what isn't known is no reason to warn
+        ((100.0, 104.0) * 6, QUIET, []),
+        ((100.0, 110.8) * 6, QUIET, []),  # that's 10.2 % of their median, printed as 10 %
+        ((100.0, 130.0) * 6, QUIET, ["wide spread: quartiles 26 % of the median apart"]),
+        ((100.0,) * 6, Surroundings(others_cores=0.2), []),
+        (
+            (100.0,) * 6,
+            Surroundings(others_cores=0.7),
+            ["other processes kept 0.7 of 2 cores busy"],
+        ),
+    ],
+)
+def test_warnings(samples: tuple[float, ...], around: Surroundings, warnings: list[str]):
+    found = warnings_of(Timing(batch=1, samples_ms=samples), around, 2)
+    assert len(found) == len(warnings)
+    assert all(text.startswith(start) for text, start in zip(found, warnings, strict=True))

@@ -14,17 +14,14 @@ from rich.console import Console
 import zoo
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.golden.store import Rankings, own_store
+from harness.golden.store import Rankings
 from harness.measure import bench
-from harness.measure import compare as module
 from harness.measure.compare import compare
 from harness.measure.evaluate import linear_probe, outcomes, predicted
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
-from harness.models import towers
 from harness.records.record import Record, read_records, refuse_mixed, write_records
 from zoo.clip import ClipParts, class_features
-from zoo.golden import GoldenConfig
 
 ARCH, CPU = "clip_vit_b16", torch.device("cpu")
 PLAN = Plan(
@@ -38,22 +35,12 @@ PLAN = Plan(
 )
 
 
-@pytest.fixture(autouse=True)
-def _miniature(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
-    monkeypatch.setattr(module, "get_dataset", lambda name: toy)
+pytestmark = pytest.mark.usefixtures("benchmark")
 
 
 @pytest.fixture
-def ranked_test(ranked: Callable[..., Rankings]) -> Rankings:
-    return write(ranked())
-
-
-def write(rankings: Rankings) -> Rankings:
-    split = rankings.provenance.split
-    store = own_store(f"{ARCH}.openai", "toy", split, GoldenConfig())
-    rankings.write(store.with_name(f"{store.name}.parquet"))
-    return rankings
+def ranked_test(shipped: Callable[..., Rankings]) -> Rankings:
+    return shipped()
 
 
 def one_group(plan: Plan, known: list[Record], console: Console | None = None) -> list[Record]:
@@ -159,16 +146,16 @@ def test_without_golden_rankings_the_row_is_missing_and_the_command_told(toy: Da
 
 
 def test_rankings_made_since_are_looked_at(
-    ranked: Callable[..., Rankings], request: pytest.FixtureRequest
+    shipped: Callable[..., Rankings], request: pytest.FixtureRequest
 ):
     """A known record without agreement, or of other golden rankings, isn't the answer any more."""
     plan = replace(PLAN, methods=("random",))
     known = one_group(plan, [])
-    write(ranked())
+    shipped()
     known += one_group(plan, known)
     assert [record.golden_images for record in known] == [None, None, None, 16]
     known += one_group(PLAN, known)
-    write(ranked(window=3, score="label"))
+    shipped(window=3, score="label")
     golden = one_group(PLAN, known)[2]
     assert (golden.method_config["score"], golden.method_config["window"]) == ("label", 3)
     assert golden not in known
@@ -176,8 +163,8 @@ def test_rankings_made_since_are_looked_at(
     assert one_group(plan, known) == known[4:6]
 
 
-def test_with_some_golden_rankings_those_images_count(ranked: Callable[..., Rankings]):
-    write(ranked(count=8))
+def test_with_some_golden_rankings_those_images_count(shipped: Callable[..., Rankings]):
+    shipped(count=8)
     console = Console(record=True, width=300)
     records = one_group(PLAN, [], console)
     assert [record.method for record in records] == ["dense", "random", "evit"]
@@ -186,8 +173,8 @@ def test_with_some_golden_rankings_those_images_count(ranked: Callable[..., Rank
 
 
 @pytest.mark.parametrize("facts", [{"weights": "0" * 16}, {"revision": "old"}], ids=str)
-def test_rankings_of_something_else_are_refused(facts: dict, ranked: Callable[..., Rankings]):
-    write(ranked(**facts))
+def test_rankings_of_something_else_are_refused(facts: dict, shipped: Callable[..., Rankings]):
+    shipped(**facts)
     [(field, value)] = facts.items()
     match = f"these rankings were made with {field}={value!r}, wanted .*: python -m harness rank"
     with pytest.raises(ValueError, match=match):
@@ -229,11 +216,11 @@ def test_few_shots_by_a_probe_on_each_models_own_features(
 
 
 def test_a_validation_split_has_its_own_rankings(
-    ranked_test: Rankings, ranked: Callable[..., Rankings]
+    ranked_test: Rankings, shipped: Callable[..., Rankings]
 ):
     plan = replace(PLAN, split="val")
     assert "golden" not in {record.method for record in one_group(plan, [])}
-    write(ranked("val"))
+    shipped("val")
     found = {record.method: record for record in one_group(plan, [])}
     assert (found["golden"].split, found["golden"].image_count) == ("val", 7)
 

@@ -50,14 +50,18 @@ class Applied(nn.Module):
         return self.function(images * self.weight)
 
 
-def closed_form_vit(
-    *, tokens: int, patch: int, width: int, depth: int, mlp: int, out: int, norms: int
+def closed_form(
+    into: list[int], out: list[int], patch: int = 16, width: int = 768, features: int = 512
 ) -> float:
-    embed = (tokens - 1) * 3 * patch**2 * width
-    attention = tokens * width * 3 * width + 2 * tokens**2 * width + tokens * width**2
-    block = attention + 2 * tokens * width * mlp
-    layer_norm = 5 * norms * tokens * width  # fvcore's figure: 5 per element
-    return (embed + depth * block + layer_norm + width * out) / 1e9
+    """Return 1e9 multiply-adds of a tower of 196 patches, no LayerNorm.
+
+    Its blocks' attention sees ``into`` tokens, prefix tokens left out, and their MLP ``out``.
+    """
+    blocks = sum(
+        4 * (1 + a) * width**2 + 2 * (1 + a) ** 2 * width + 8 * (1 + b) * width**2
+        for a, b in zip(into, out, strict=True)
+    )
+    return (196 * 3 * patch**2 * width + blocks + width * features) / 1e9
 
 
 def test_vit_b16_equals_the_closed_form_and_the_published_figure() -> None:
@@ -65,9 +69,7 @@ def test_vit_b16_equals_the_closed_form_and_the_published_figure() -> None:
     cost = gflops(model, 224)
     assert cost.gflops == pytest.approx(17.58, abs=0.03)
     # norms: one before the blocks, two in each, one after
-    expected = closed_form_vit(
-        tokens=197, patch=16, width=768, depth=12, mlp=3072, out=512, norms=26
-    )
+    expected = closed_form([196] * 12, [196] * 12) + 26 * 5 * 197 * 768 / 1e9  # 5 per element
     assert cost.gflops == pytest.approx(expected, rel=1e-9)
     assert cost.by_operator["scaled_dot_product_attention"] == pytest.approx(
         12 * 2 * 197**2 * 768 / 1e9
@@ -282,20 +284,15 @@ def test_rescoring_costs_a_predictor_on_what_is_left():
     assert anew.unsupported == ()
 
 
-WIDTH, DEPTH, MLP, FEATURES, CLASSES, LEARNED = 384, 9, 1536, 256, 10, 16
+WIDTH, FEATURES, CLASSES, LEARNED = 384, 256, 10, 16
 
 
-def block(tokens: int) -> float:
-    attention = tokens * WIDTH * 3 * WIDTH + 2 * tokens**2 * WIDTH + tokens * WIDTH**2
-    return attention + 2 * tokens * WIDTH * MLP + 2 * 5 * tokens * WIDTH
-
-
-def prompted_form(learned: int, kept: int, before: int) -> float:
-    """Count a tower of 196 patches that prunes before a block; LayerNorm is 5 per element."""
-    whole, rest = 1 + learned + 196, 1 + learned + kept
-    embed = 196 * 3 * 14**2 * WIDTH
-    blocks = before * block(whole) + (DEPTH - before) * block(rest)
-    return (embed + blocks + 5 * rest * WIDTH + WIDTH * FEATURES) / 1e9
+def prompted_form(learned: int, kept: int) -> float:
+    """Count a tower that prunes before block 3."""
+    tokens = [learned + 196] * 3 + [learned + kept] * 6
+    norms = 2 * sum(1 + count for count in tokens) + 1 + learned + kept
+    plain = closed_form(tokens, tokens, patch=14, width=WIDTH, features=FEATURES)
+    return plain + 5 * norms * WIDTH / 1e9
 
 
 @pytest.mark.parametrize(("name", "kept"), [("clip_vit_s14", 196), ("clip_vit_s14_random60", 118)])
@@ -312,11 +309,74 @@ def test_learned_tokens_are_counted(name: str, kept: int, tmp_path):
     file = save_prompts(tmp_path / "p.safetensors", tensors, classes=classes, **facts)
     tuned = zoo.add_prompts(tower, file)
     plain, cost = gflops(tower, 196), gflops(tuned, 196)
-    assert plain.gflops == pytest.approx(prompted_form(0, kept, 3), rel=1e-6)
-    expected = prompted_form(LEARNED, kept, 3) + FEATURES * CLASSES / 1e9
+    assert plain.gflops == pytest.approx(prompted_form(0, kept), rel=1e-6)
+    expected = prompted_form(LEARNED, kept) + FEATURES * CLASSES / 1e9
     assert cost.gflops == pytest.approx(expected, rel=1e-6)
     assert cost.unsupported == ()
     assert cost.params == plain.params + LEARNED * WIDTH + CLASSES * FEATURES
     with torch.no_grad():
         trace = tuned.trace(torch.zeros(1, 3, 196, 196))
     assert trace.tokens_per_block == (213,) * 3 + (1 + LEARNED + kept,) * 6
+
+
+def counted(name: str, **options: object) -> tuple[float, float]:
+    """Return what fvcore counts with and without LayerNorm."""
+    found = gflops(timm.create_model(f"clip_vit_{name}", **options), 224)
+    assert found.unsupported == ()
+    return found.gflops, found.gflops - found.by_operator["layer_norm"]
+
+
+def test_patchrank_60():
+    """One shot before block 3, and what the predictor adds."""
+    found, plain = counted("b16_patchrank60")
+    counts = [196] * 3 + [118] * 9
+    # conv predictor, width 64: tokens, context, two 5 x 5 depthwise, hidden, score; LayerNorm
+    predictor = 196 * 64 * (768 + 25 + 64 + 25 + 1) / 1e9 + 2 * 768 * 64 / 1e9
+    assert predictor < 0.02
+    assert found - predictor == pytest.approx(12.27, rel=0.015)
+    assert plain == pytest.approx(closed_form(counts, counts) + predictor, rel=1e-4)
+
+
+def test_random_50():
+    found, plain = counted("b16_random50")
+    counts = [196] * 3 + [98] * 9
+    assert found == pytest.approx(10.94, rel=0.01)
+    assert plain == pytest.approx(closed_form(counts, counts), rel=1e-4)
+
+
+def test_clsattn_60_pays_for_its_row():
+    """The class token's query times the keys' weights times all tokens: no key is formed."""
+    _, plain = counted("b16_clsattn60")
+    counts = [196] * 3 + [118] * 9
+    row = (2 * 768**2 + 12 * 197 * 768) / 1e9
+    assert plain == pytest.approx(closed_form(counts, counts) + row, rel=1e-6)
+
+
+def test_evit_with_stage_rate():
+    """As published, with the fused token; without it the keep rate is met exactly, for less."""
+    found, plain = counted("b16_evit60", stage_rate=0.7, fuse=True)
+    into = [196] * 4 + [139] * 3 + [99] * 3 + [71] * 2
+    out = [196] * 3 + [139] * 3 + [99] * 3 + [71] * 3
+    assert found == pytest.approx(11.63, rel=0.01)
+    assert plain == pytest.approx(closed_form(into, out), rel=1e-3)
+    assert counted("b16_evit60", stage_rate=0.7)[0] == pytest.approx(11.50, abs=0.01)
+
+
+def test_tome_with_r_13():
+    """The matching is counted too: cosine similarities by matrix product."""
+    found, plain = counted("b16_tome60", r=13)
+    into = [196 - 13 * i for i in range(12)]
+    out = [196 - 13 * i for i in range(1, 13)]
+    matching = sum((n // 2) * (n - n // 2) * 64 for n in into) / 1e9
+    assert found == pytest.approx(10.39, rel=0.01)
+    assert plain == pytest.approx(closed_form(into, out) + matching, rel=2e-3)
+    assert closed_form(into, out) == pytest.approx(10.37, abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["patchrank", "clsattn", "evit", "tome", "random"])
+def test_fewer_tokens_cost_less(method: str):
+    args = {"embed_dim": 96, "num_heads": 4, "depth": 6}
+    names = ["b32", f"b32_{method}60", f"b32_{method}30"]
+    ladder = [gflops(timm.create_model(f"clip_vit_{name}", **args), 224).gflops for name in names]
+    assert ladder == sorted(ladder, reverse=True)
+    assert ladder[-1] < 0.8 * ladder[0]

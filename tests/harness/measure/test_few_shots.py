@@ -14,15 +14,13 @@ import zoo
 from harness.cli import main
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.golden.store import Rankings, own_store
+from harness.golden.store import Rankings
 from harness.measure import bench
-from harness.measure import compare as module
 from harness.measure.compare import compare, judge
 from harness.measure.plan import Plan, tuning_of
 from harness.models import towers
 from harness.records.record import Record, read_records, write_records
 from zoo.clip import ClipParts
-from zoo.golden import GoldenConfig
 from zoo.prompt_learner import TuneConfig
 
 ARCH = "clip_vit_b16"
@@ -40,13 +38,8 @@ PLAN = Plan(
 
 
 @pytest.fixture(autouse=True)
-def _miniature(
-    parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch, ranked: Callable[..., Rankings]
-) -> None:
-    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
-    monkeypatch.setattr(module, "get_dataset", lambda name: toy)
-    store = own_store(f"{ARCH}.openai", "toy", "test", GoldenConfig())
-    ranked().write(store.with_name(f"{store.name}.parquet"))
+def _ranked(benchmark: None, shipped: Callable[..., Rankings]) -> None:
+    shipped()
 
 
 def all_of(plan: Plan, known: Sequence[Record] = (), said: Console | None = None) -> list[Record]:

@@ -124,5 +124,5 @@ def test_a_row_per_shape_in_this_order(dense: zoo.ReducedViT):
     ],
 )
 def test_refused(flags: str, said: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["overhead", *flags.split()]) == 2
+    assert main(["study", "overhead", *flags.split()]) == 2
     assert said in capsys.readouterr().err

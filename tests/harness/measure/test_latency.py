@@ -14,13 +14,14 @@ from torch import Tensor
 
 import zoo
 from harness.console.terminal import Progress
-from harness.measure import latency
+from harness.measure import latency, ways
 from harness.measure.cost import counts
 from harness.measure.latency import Family, LatencyPlan, load_family, measure_latency, time_cell
 from harness.measure.rows import variants
 from harness.measure.times import LatencyRecord, read_latencies, write_latencies
 from harness.measure.timing import Stopwatch, Surroundings, Timing
 from harness.measure.ways import EAGER, Prepared
+from harness.models import towers
 from harness.models.towers import Tower
 from zoo.weights import fingerprint
 
@@ -44,7 +45,7 @@ def loaded(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return tower._replace(name=name)
 
-    monkeypatch.setattr(latency, "load_tower", load)
+    monkeypatch.setattr(towers, "load_tower", load)
     return names
 
 
@@ -101,7 +102,7 @@ def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_pat
 def test_without_weights_nothing_is_loaded_and_predictors_are_random(
     monkeypatch: pytest.MonkeyPatch, tower: Tower
 ):
-    monkeypatch.setattr(latency, "random_tower", lambda name: tower._replace(name=name))
+    monkeypatch.setattr(towers, "random_tower", lambda name: tower._replace(name=name))
     models = ("clip_vit_b16_patchrank50", "clip_vit_b16_evit50")
     first, second = (families(*models, random_weights=True)[0] for _ in range(2))
     assert [row.model for row in first.rows] == ["clip_vit_b16", *models]
@@ -164,16 +165,16 @@ def test_all_models_of_a_cell_are_timed(dense: zoo.ReducedViT):
 def test_a_model_that_fails_is_left_out_and_the_rest_go_on(
     dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
 ):
-    real, failed = latency.prepare, Prepared(failed="out of memory")
+    real, failed = ways.prepare, Prepared(failed="out of memory")
 
     def prepare(vit: zoo.ReducedViT, *how: Any) -> Prepared:
         return failed if vit is dense else real(vit, *how)
 
-    monkeypatch.setattr(latency, "prepare", prepare)
+    monkeypatch.setattr(ways, "prepare", prepare)
     ready, timings, _ = in_a_cell(dense, Metronome().time_ms)
     assert ready["dense"] == failed
     assert list(timings) == ["short"]
-    monkeypatch.setattr(latency, "prepare", lambda *_: failed)
+    monkeypatch.setattr(ways, "prepare", lambda *_: failed)
     assert in_a_cell(dense, None)[1] == {}
 
 

@@ -87,31 +87,22 @@ def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.Captur
 def test_wrong_use_is_refused_before_anything_is_loaded(
     flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("harness.measure.latency.load_tower", None)
+    monkeypatch.setattr("harness.models.towers.load_tower", None)
     assert main(["latency", "clip_vit_s14_tome60", *flags.split()]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "folder"])
 def test_an_output_that_takes_no_lines_is_refused_before_anything_is_loaded(
-    where: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    monkeypatch.setattr("harness.measure.latency.load_tower", None)
+    monkeypatch.setattr("harness.models.towers.load_tower", None)
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "latency.jsonl").mkdir(parents=True)  # so that none can be opened
     assert main([*RANDOM.split(), "--output", str(tmp_path / where)]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"--output '{tmp_path / where}'" in said
     assert "expected a folder" in said or "name another folder" in said
-
-
-def test_a_model_that_nobody_knows_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    argv = ["latency", "clip_vit_s14_tomme60", "--output", str(tmp_path), "--batches", "1"]
-    assert main(argv) == 2
-    assert "did you mean 'clip_vit_s14_tome60'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_each_device_has_its_usual_batches():

@@ -6,8 +6,7 @@ import torch
 from scipy.stats import kendalltau, weightedtau
 
 from harness.measure.bench import agreement
-from harness.measure.evaluate import Outcome
-from harness.records.conditions import device_name
+from harness.measure.rows import Outcome
 
 N, KEPT = 20, 8
 
@@ -93,7 +92,3 @@ def test_nothing_to_compare_is_not_zero(golden: np.ndarray):
     assert agreement(outcome(golden), None) == {}
     assert agreement(outcome(golden), np.full_like(golden, np.nan)) == {}
     assert agreement(outcome(np.zeros_like(golden)), golden) == {}  # all tied: no tau
-
-
-def test_the_device_has_a_name():
-    assert device_name("cpu").strip()

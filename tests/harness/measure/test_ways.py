@@ -289,9 +289,7 @@ def test_an_error_of_our_own_is_not_swallowed(prepare_changed: Callable[..., Pre
         prepare_changed(failing(RuntimeError("shapes cannot be multiplied")))
 
 
-def test_a_graph_that_keeps_its_first_images_is_found_out(
-    prepare_changed: Callable[..., Prepared],
-):
+def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed: Callable[..., Prepared]):
     kept: list[Tensor] = []
 
     def first(features: Tensor) -> Tensor:
@@ -317,9 +315,7 @@ def test_a_token_that_ties_in_one_image_is_reported_and_no_reason_to_refuse(
     assert sum(calls[2:]) == CHECKED
 
 
-def test_graphs_that_the_compiler_leaves_out_are_a_reason(
-    prepare_changed: Callable[..., Prepared],
-):
+def test_graphs_that_the_compiler_leaves_out_are_a_reason(prepare_changed: Callable[..., Prepared]):
     def skip(features: Tensor) -> Tensor:
         counters["inductor"]["cudagraph_skips"] += 1
         return features
