@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from pkgutil import resolve_name
+from typing import Any, NoReturn
 
+from rich.console import Console
+
+from harness.console.table import Shown, Work
 from harness.console.terminal import WHENS
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown, Work
-
+Run = Callable[[argparse.Namespace, Console], Shown | Work]
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
 WIDEST = 100  # columns of help
@@ -57,9 +57,9 @@ class Command:
 
     path: str
     what: str
-    flags: Callable[["CommandParser"], None]
-    run: Callable[[argparse.Namespace, "Console"], "Shown | Work"]
+    run: Run
     examples: tuple[tuple[str, str], ...]
+    flags: Callable[["CommandParser"], None] = lambda _parser: None
     output: str = "a table on standard output"
     problems: str | None = None
 
@@ -71,6 +71,16 @@ class Command:
         codes = EXIT_CODES | {1: self.problems or ""}
         meanings = "; ".join(f"{code} {text}" for code, text in codes.items() if text)
         return "\n".join([*lines, "", f"output: {self.output}", "", f"exit codes: {meanings}"])
+
+
+def imported(place: str) -> Run:
+    """Return a function that imports another one, ``module:name``, once it is called."""
+
+    def run(args: argparse.Namespace, status: Console) -> Shown | Work:
+        outcome: Shown | Work = resolve_name(place)(args, status)
+        return outcome
+
+    return run
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -102,13 +102,13 @@ def _no_empty_folders(args: Namespace) -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    from harness.cli.runs import check_device
+    from harness.cli.flags import check_device
     from harness.datasets import forget
 
     status, output, flags = notes(args), results(args), vars(args)
     try:
-        if flags.get("device") is not None and flags.get("workers", 1) == 1:
-            check_device(args.device)  # that of many workers may be elsewhere
+        if flags.get("device") is not None and flags.get("workers") is None:
+            check_device(args.device)  # that of workers may be elsewhere
         _name_datasets(args, status)
         outcome = args.run(args, status)
         if isinstance(outcome, Generator):
@@ -116,7 +116,7 @@ def _run(args: Namespace) -> int:
         if not args.json:
             for part in outcome.parts:
                 _print(part, output)
-        elif outcome.data is not None:
+        else:
             print(_document(args.command, outcome.data))
     finally:
         forget()

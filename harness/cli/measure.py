@@ -1,18 +1,20 @@
 """Subcommands that measure models: ``compare``, ``eval``, ``latency``."""
 
+import os
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rich.console import Console
+
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
+from harness.console.table import Shown, Work, json_values
 from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown, Work
     from harness.records.averages import Average
     from harness.records.record import Record
 
@@ -44,7 +46,9 @@ def _compare_flags(parser: CommandParser) -> None:
     flags.data(parser)
     how = flags.conditions(parser)
     flags.rounds(how, Plan.rounds, "latency samples")
-    flags.batches(how, list(Plan.batches), "for latency")
+    flags.number(
+        how, "--batches", list(Plan.batches), "for latency", kind=flags.positive, nargs="*"
+    )
     files = parser.add_argument_group("files")
     flags.fresh(files)
     flags.output(files, "results", "folder of the run")
@@ -63,18 +67,15 @@ def _learned(group: Any) -> None:
     flags.fields(group, Plan, num_tokens="learned tokens")
 
 
-def run_compare(args: Namespace, status: "Console") -> "Shown | Work":
+def run_compare(args: Namespace, status: Console) -> Shown | Work:
     """Measure side by side, or tell what changed between two runs."""
-    if args.runs:
-        from harness.report.changes import run_changes
+    from harness.report.changes import run_changes
 
-        return run_changes(args, status)
-    return _side_by_side(args, status)
+    return run_changes(args, status) if args.runs else _side_by_side(args, status)
 
 
-def _side_by_side(args: Namespace, status: "Console") -> "Work":
+def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.console.table import Shown, json_values
     from harness.measure.compare import compare
     from harness.measure.plan import Plan
     from harness.measure.traces import Tracer
@@ -121,17 +122,10 @@ def _side_by_side(args: Namespace, status: "Console") -> "Work":
         if group[0].shots == plan.shots[-1]:
             yield from shot_tables(groups)
             groups = []
-    write_report(
-        records,
-        args.output,
-        progress,
-        runs=[args.output],
-        sources=[str(args.output)] * len(records),
-        # The page has all plots; `report` writes them as files, too.
-        drawn=("accuracy_gflops.svg",),
-    )
-    text = f"records: {path}; report: {args.output / 'report.html'}"
-    status.print(text, highlight=False, markup=False, soft_wrap=True)
+    sources = [str(args.output)] * len(records)
+    drawn = ("accuracy_gflops.svg",)  # the page has all plots; `report` writes them as files, too
+    write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
+    progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     return Shown(parts=(), data={"records": json_values(records)})
 
 
@@ -159,16 +153,15 @@ def _eval_flags(parser: CommandParser) -> None:
     flags.conditions(parser)
 
 
-def run_eval(args: Namespace, status: "Console") -> "Shown":
+def run_eval(args: Namespace, status: Console) -> Shown:
     """Measure one model."""
-    from harness.console.table import Shown, json_values
     from harness.report.tables import comparison_table
 
     records = evaluated(args, status)
     return Shown(parts=(comparison_table(records),), data={"records": json_values(records)})
 
 
-def evaluated(args: Namespace, status: "Console") -> "list[Record]":
+def evaluated(args: Namespace, status: Console) -> "list[Record]":
     """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
     from harness.measure.compare import compare, judge
     from harness.measure.plan import Plan
@@ -213,8 +206,7 @@ def _latency_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is timed")
     flags.methods(what, [], "of each dense tower, too")
     flags.keeps(what, list(LatencyPlan.keeps), "of --methods", float)
-    text = "none are loaded; times don't depend on them"
-    what.add_argument("--random-weights", action="store_true", help=text)
+    flags.random_weights(what, "none are loaded; times don't depend on them")
     how = parser.add_argument_group("conditions")
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
     text = f"images per call; default: {usual}, on CUDA {on_cuda}"
@@ -235,10 +227,64 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.output(where, "results", "folder")
 
 
-def _run_latency(args: Namespace, status: "Console") -> "Work":
-    from harness.cli.runs import run_latency
+def run_latency(args: Namespace, status: Console) -> Work:
+    """Time models in turn with their dense towers, and write records and tables."""
+    import torch
 
-    return run_latency(args, status)
+    from harness.measure.latency import LatencyPlan, batches_for, measure_latency
+    from harness.measure.times import (
+        LATENCIES,
+        LatencyRecord,
+        earlier_times,
+        latency_markdown,
+        latency_tables,
+        table_of,
+        write_latencies,
+    )
+    from harness.measure.timing import load_1min
+    from harness.records.record import require_appendable
+    from zoo.files import write_whole
+
+    progress = Progress(status)
+    plan = LatencyPlan(
+        models=_once(args.models),
+        methods=_once(args.methods),
+        keeps=_once(args.keeps),
+        batches=batches_for(args.device, args.batches),
+        dtypes=_once(args.dtypes),
+        ways=_once(args.ways),
+        threads=_once(args.threads or [torch.get_num_threads()]),
+        rounds=args.rounds,
+        seconds=args.seconds,
+        device=args.device,
+        random_weights=args.random_weights,
+    )
+    if args.batches is None:
+        progress.say(f"batches {' '.join(map(str, plan.batches))}; --batches names others")
+    load, cores = load_1min(), os.cpu_count() or 1
+    if load is not None and load > cores / 2:
+        progress.say(
+            f"this machine is busy: a load of {load:.1f} on {cores} cores in the last minute; "
+            "times will be longer and spread wider"
+        )
+    path, markdown = args.output / LATENCIES, args.output / "latency.md"
+    require_appendable(path)
+    known = earlier_times(path, progress, fresh=args.fresh)
+
+    def timed() -> Iterator[LatencyRecord]:
+        for cell, new in measure_latency(plan, known, progress):
+            if new:
+                write_latencies(path, new)
+            yield from cell
+
+    records: list[LatencyRecord] = []
+    for _, group in groupby(timed(), key=table_of):
+        table = list(group)
+        yield from latency_tables(table)
+        records += table
+    write_whole(markdown, latency_markdown(records).encode())
+    progress.say(f"records: {path}; tables: {markdown}")
+    return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 
 
 COMMANDS = (
@@ -276,7 +322,7 @@ COMMANDS = (
         path="latency",
         what="Time models in turn with their dense towers, and say what can be concluded.",
         flags=_latency_flags,
-        run=_run_latency,
+        run=run_latency,
         examples=(
             ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
             (

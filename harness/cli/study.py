@@ -1,17 +1,43 @@
 """Research tools: ``study floor``, ``curve``, ``speed``, ``reproduce``, ..., and ``study NAME``."""
 
+import shlex
 from argparse import Namespace
+from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
 
 from harness.cli import flags
 from harness.cli.command import ANY, Command, CommandParser
+from harness.console.table import Forms, Shown, Work, fewer, json_values
 from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown, Work
+    from harness.datasets.base import Dataset, SplitName
+    from harness.golden.budget import Curve
     from harness.measure.compare import Floor
+    from harness.studies.paper import Reproduction
+    from harness.studies.reproduce import Comparison
+    from harness.studies.workshop import StudyConfig
+
+# Columns that a narrow terminal does without.
+OBJECTS = ("images", "chance", "lift")
+WIDE_ONLY = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
+# `study reproduce` without a root: what ships.
+EMBEDDED_MODEL, EMBEDDED, LIMIT = "clip_vit_s14", ("fashion", "emoji"), 300
+WINDOWS = {True: (2, 2), False: (3, 2)}  # side and stride: the released code's; those that ship
+USES: "dict[SplitName, str]" = {
+    "train": "predictors learn from",
+    "val": "fits are stopped by",
+    "test": "tables are judged by",
+}
+
+
+def two(table: Table, heads: Collection[str]) -> Forms:
+    """Return a table as it is, and without some columns."""
+    return Forms((table, fewer(table, heads)))
 
 
 def _floor_flags(parser: CommandParser) -> None:
@@ -22,20 +48,14 @@ def _floor_flags(parser: CommandParser) -> None:
     flags.keeps(what, [0.6, 0.5, 0.3])
     flags.datasets(what)
     flags.seeds(what, 3, "random orders")
-    _paths(what, "--rankings", "other golden files")
+    text = "other golden files"
+    what.add_argument("--rankings", nargs="*", type=Path, metavar="PATH", default=[], help=text)
     flags.data(parser)
     flags.conditions(parser)
 
 
-def _paths(group: Any, flag: str, text: str) -> None:
-    from pathlib import Path
-
-    group.add_argument(flag, nargs="*", type=Path, metavar="PATH", default=[], help=text)
-
-
-def run_floor(args: Namespace, status: "Console") -> "Work":
+def run_floor(args: Namespace, status: Console) -> Work:
     """Measure methods against random pruning, and show a table per dataset."""
-    from harness.console.table import Shown, json_values
     from harness.golden.store import Rankings
     from harness.measure.compare import floor
     from harness.measure.plan import Plan
@@ -53,11 +73,11 @@ def run_floor(args: Namespace, status: "Console") -> "Work":
         dtype=args.dtype,
     )
     rankings = [Rankings.read(path) for path in args.rankings]
-    found: list[Floor] = []
+    every: list[Floor] = []
     for rows in floor(plan, args.seeds, Progress(status), rankings):
-        found += rows
+        every += rows
         yield floor_table(rows, args.seeds)
-    return Shown(parts=(), data={"random_orders": args.seeds, "rows": json_values(found)})
+    return Shown(parts=(), data={"random_orders": args.seeds, "rows": json_values(every)})
 
 
 def _overhead_flags(parser: CommandParser) -> None:
@@ -65,7 +85,7 @@ def _overhead_flags(parser: CommandParser) -> None:
 
     what = parser.add_argument_group("what is measured")
     flags.model(what)
-    what.add_argument("--random-weights", action="store_true", help="where none can be had")
+    flags.random_weights(what)
     text = "default: all, and the paper's Mixer"
     what.add_argument("--archs", nargs="+", metavar="ARCH", help=text)
     flags.fields(what, FitConfig, width="channels inside")
@@ -75,9 +95,8 @@ def _overhead_flags(parser: CommandParser) -> None:
     flags.machine(how)
 
 
-def run_overhead(args: Namespace, status: "Console") -> "Shown":
+def run_overhead(args: Namespace, status: Console) -> Shown:
     """Measure predictors beside their tower."""
-    from harness.console.table import Shown, json_values
     from harness.measure.cost import overhead, overhead_table
     from harness.models.towers import find_tower
     from harness.records.conditions import device_name
@@ -124,10 +143,34 @@ def _objects_flags(parser: CommandParser) -> None:
     flags.device(how)
 
 
-def _run_objects(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_objects
+def run_objects(args: Namespace, status: Console) -> Shown:
+    """Measure how well rankings find objects."""
+    from harness.studies.objects import find_objects, objects_table, shares_data
 
-    return run_objects(args, status)
+    config = flags.golden_config(args)
+    shares = find_objects(
+        args.model,
+        args.dataset,
+        args.split,
+        limit=flags.limit_of(args),
+        scores=args.scores,
+        methods=args.methods,
+        config=config,
+        device=args.device,
+        progress=Progress(status),
+    )
+    title = (
+        f"objects of {args.dataset} ({args.split}), {args.model}; golden: {config.window} x "
+        f"{config.window} patches, stride {config.stride}, before block {config.block}"
+    )
+    data = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "split": args.split,
+        "golden": {"block": config.block, "window": config.window, "stride": config.stride},
+        "rankings": [{"ranking": name, **shares_data(share)} for name, share in shares.items()],
+    }
+    return Shown(parts=(two(objects_table(shares, title), OBJECTS),), data=data)
 
 
 def _curve_flags(parser: CommandParser) -> None:
@@ -144,16 +187,41 @@ def _curve_flags(parser: CommandParser) -> None:
     flags.output(how, "results/curve", "folder", dest="out")
 
 
-def _run_curve(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_curve
+def run_curve(args: Namespace, status: Console) -> Shown:
+    """Measure cheaper golden rankings and write JSON, Markdown and plot."""
+    from harness.studies.curve import CurveConfig, measure_curve, write_curve
 
-    return run_curve(args, status)
+    config = CurveConfig(
+        model=args.model,
+        datasets=tuple(args.datasets),
+        split=args.split,
+        limit=flags.limit_of(args),
+        block=args.block,
+        seeds=args.seeds,
+        rounds=args.rounds,
+        dtype=args.dtype,
+        device=args.device,
+    )
+    progress = Progress(status)
+    curve = measure_curve(config, progress)
+    write_curve(curve, args.out)
+    progress.say(f"wrote {args.out}")
+    return Shown(parts=(curve_forms(curve),), data=json_values(curve))
+
+
+def curve_forms(curve: "Curve") -> Forms:
+    """Return the table of a curve as it is, and with tau and the last difference alone."""
+    from harness.studies.curve import curve_table
+
+    table = curve_table(curve)
+    heads = [str(column.header) for column in table.columns]
+    return two(table, [head for head in heads if head.startswith(("time", "match", "top-1"))])
 
 
 def _speed_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.model(what)
-    what.add_argument("--random-weights", action="store_true", help="where none can be had")
+    flags.random_weights(what)
     flags.dataset(what, default="fashion", help="where images are from")
     what.add_argument("--split", default="val", choices=flags.SPLITS, help="of the dataset")
     flags.number(what, "--images", 4, "how many")
@@ -170,10 +238,33 @@ def _speed_flags(parser: CommandParser) -> None:
     flags.output(how, None, "JSON file for the record", "FILE", dest="out")
 
 
-def _run_speed(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_speed
+def run_speed(args: Namespace, status: Console) -> Shown:
+    """Measure how fast golden rankings are made and write a record."""
+    import torch
 
-    return run_speed(args, status)
+    from harness.studies.speed import SpeedConfig, measure_speed, speed_forms
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    config = SpeedConfig(
+        model=args.model,
+        random_weights=args.random_weights,
+        dataset=args.dataset,
+        split=args.split,
+        images=args.images,
+        golden=flags.golden_config(args),
+        precisions=tuple(args.precisions),
+        batches=tuple(args.batches),
+        compiled=args.compile,
+        rounds=args.rounds,
+        device=args.device,
+    )
+    progress = Progress(status)
+    speed = measure_speed(config, progress)
+    if args.out is not None:
+        speed.write(args.out)
+        progress.say(f"wrote {args.out}")
+    return Shown(parts=(speed_forms(speed),), data=json_values(speed))
 
 
 def _reproduce_flags(parser: CommandParser) -> None:
@@ -181,12 +272,12 @@ def _reproduce_flags(parser: CommandParser) -> None:
     text = "tell what is cached, what is missing and what is left to do, and stop"
     parser.add_argument("--dry-run", action="store_true", help=text)
     what = parser.add_argument_group("what is measured")
-    flags.datasets(what, None, "default: the paper's with a root, else the embedded ones")
+    text = "default: the paper's with a root, else the embedded ones"
+    flags.datasets(what, None, help=text)
     text = "needs a text tower; default: the paper's with a root, else the embedded"
     what.add_argument("--model", help=text)
     text = "test images per dataset; default: all with a root, else 300"
-    flags.number(what, "--limit", None, text, kind=flags.limit)
-    flags.full(what)
+    flags.limits(what, None, text)
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
     flags.seeds(what, 3, "fits, tunings and random orders")
     flags.data(parser)
@@ -214,16 +305,146 @@ def _few_shots(parser: CommandParser) -> None:
     flags.fields(tokens, TuneConfig, rounds="of tuning, at most")
 
 
-def _run_reproduce(args: Namespace, status: "Console") -> "Work":
-    from harness.cli.runs import run_reproduce
+def run_reproduce(args: Namespace, status: Console) -> Work:
+    """Measure tables and figures, or tell what that would take; show a table for each."""
+    from harness.records.record import earlier, write_records
+    from harness.studies.dry_run import plan_data, plan_table, remaining
+    from harness.studies.paper import get_reproduction
+    from harness.studies.reproduce import compared, comparison_data, produce, under_its_conditions
+    from harness.studies.run import Sheet, tower_with_text
 
-    return run_reproduce(args, status)
+    data: list[dict[str, Any]] = []
+    progress = Progress(status)
+    for recipe in [get_reproduction(name) for name in dict.fromkeys(args.names)]:
+        config = under_its_conditions(recipe, study_config(args, recipe))
+        path: Path = args.output / f"{recipe.name}.jsonl"
+        known = earlier(path, progress, fresh=args.fresh)
+        if args.dry_run:
+            datasets, missing = _readable(config.datasets)
+            steps = remaining(recipe, config, datasets, known, progress)
+            data.append(plan_data(recipe, config.model, steps, missing))
+            yield plan_table(recipe, config.model, steps, missing)
+            continue
+        for name in config.datasets:
+            readable(name)  # refuses at once what would fail after the work
+        sheets: list[Sheet] = []
+        tower = tower_with_text(config.model)
+        comparison: Comparison | None = None
+        for sheet, records in produce(recipe, config, known, progress):
+            if fresh := [record for record in records if record not in known]:
+                write_records(path, fresh)
+            sheets.append(sheet)
+            comparison = compared(recipe, config, len(tower.vit.blocks), tower.name, sheets)
+            _write(comparison, config, args.argv, path)
+        assert comparison is not None
+        data.append(comparison_data(comparison))
+        yield two(comparison.table(), comparison.datasets)
+        progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
+    return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
-def _run_list(_args: Namespace, _status: "Console") -> "Shown":
-    from harness.cli.runs import run_study_list
+def study_config(args: Namespace, recipe: "Reproduction") -> "StudyConfig":
+    """Return what the flags ask for: the paper's conditions below a root, else the embedded."""
+    from harness.studies.reproduce import MODEL
+    from harness.studies.workshop import StudyConfig
+    from zoo.golden import GoldenConfig
 
-    return run_study_list()
+    rooted = _rooted(args)
+    datasets = args.datasets or (recipe.datasets if rooted else EMBEDDED)
+    limit = args.limit or (None if rooted else LIMIT)
+    window, stride = WINDOWS[rooted]
+    return StudyConfig(
+        model=args.model or (MODEL if rooted else EMBEDDED_MODEL),
+        datasets=tuple(dict.fromkeys(datasets)),
+        split="test",
+        limit=None if args.full else limit,
+        train_limit=args.train_limit,
+        seeds=args.seeds,
+        golden=GoldenConfig(
+            block=args.block,
+            window=window if args.window is None else args.window,
+            stride=stride if args.stride is None else args.stride,
+        ),
+        fit=flags.fit_config(args),
+        tune=flags.tune_config(args),
+        labelled=args.labelled,
+        device=args.device,
+        dtype=args.dtype,
+    )
+
+
+def _rooted(args: Namespace) -> bool:
+    """Tell whether it is about datasets below a root, which are under the paper's conditions."""
+    from harness.datasets import list_datasets, root_of, shipped_facts
+    from harness.datasets.rooted import RootedDataset
+
+    if not args.datasets:
+        return root_of(args.root) is not None
+    named = set(args.datasets) & set(list_datasets())
+    return any(isinstance(shipped_facts(name), RootedDataset) for name in named)
+
+
+def _readable(names: tuple[str, ...]) -> "tuple[list[Dataset], dict[str, str]]":
+    """Return the datasets that can be read, and what is wrong with others."""
+    datasets, missing = [], {}
+    for name in names:
+        try:
+            datasets.append(readable(name))
+        except (OSError, ValueError) as error:
+            missing[name] = str(error)
+    return datasets, missing
+
+
+def readable(name: str) -> "Dataset":
+    """Return a dataset that has images to learn from, to stop by and to judge by.
+
+    Raises:
+        ValueError: no such dataset, or a split of it is empty.
+        FileNotFoundError: its files are missing.
+    """
+    from harness.datasets import get_dataset
+
+    dataset = get_dataset(name)
+    for split, what in USES.items():
+        if not len(dataset.split(split)):
+            raise ValueError(f"dataset {name!r} has no {split} images, which {what}")
+    return dataset
+
+
+def _write(comparison: "Comparison", config: "StudyConfig", argv: list[str], path: Path) -> None:
+    """Write what is known so far: a stopped run leaves the datasets that are done."""
+    from harness.studies.reproduce import draw
+    from zoo.files import write_whole
+
+    recipe = comparison.recipe
+    conditions = f"- {config.described(tunes=recipe.study.tunes)}\n"
+    text = "\n".join([_command(argv), comparison.markdown() + conditions])
+    write_whole(path.with_suffix(".md"), text.encode())
+    if recipe.axis:
+        write_whole(path.with_suffix(".svg"), draw(comparison))
+
+
+def _command(argv: list[str]) -> str:
+    """Return what makes a table as Markdown, without where results went and ``--fresh``."""
+    words = [word for word in argv if word != "--fresh"]
+    if "--output" in words:
+        at = words.index("--output")
+        del words[at : at + 2]
+    return f"```\npython -m harness {shlex.join(words)}\n```\n"
+
+
+def run_study_list(*_: Any) -> Shown:
+    """Show the studies and their questions."""
+    from harness.studies.run import list_studies
+
+    table = Table("name", "question", "keep rates", title="studies")
+    for name, study in list_studies().items():
+        table.add_row(name, study.question, " ".join(f"{keep:g}" for keep in study.keeps))
+    studies = [
+        {"name": name, "question": study.question, "keeps": list(study.keeps)}
+        for name, study in list_studies().items()
+    ]
+    return Shown(parts=(table,), data={"studies": studies})
 
 
 def _study_flags(parser: CommandParser) -> None:
@@ -235,8 +456,7 @@ def _study_flags(parser: CommandParser) -> None:
     flags.seeds(what, 3, "fits, and random orders")
     text = "to judge by; test for learned tokens, else val"
     what.add_argument("--split", choices=("val", "test"), help=text)
-    flags.number(what, "--limit", 300, "images per dataset", kind=flags.limit)
-    flags.full(what)
+    flags.limits(what, 300)
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
     flags.number(what, "--shots", None, "of them per class; default: all", metavar="K")
     flags.data(parser)
@@ -251,16 +471,62 @@ def _study_flags(parser: CommandParser) -> None:
     flags.output(how, "results/studies", "folder")
 
 
-def _run_study(args: Namespace, status: "Console") -> "Shown | Work":
-    from harness.cli.runs import run_study
-    from harness.studies.run import list_studies
+def run_study(args: Namespace, status: Console) -> Work:
+    """Make a study; write its records and a Markdown table, and show a table per dataset."""
+    from harness.records.record import earlier, write_records
+    from harness.studies.run import NOTES, SEED_NOTES, list_studies, make
+    from harness.studies.workshop import StudyConfig
+    from zoo.files import write_whole
+    from zoo.golden import GoldenConfig
     from zoo.reducer import expected
 
-    if args.name not in list_studies():
-        names = [*list_studies(), *(command.path.split()[1] for command in COMMANDS[:-1])]
+    studies, progress = list_studies(), Progress(status)
+    if args.name not in studies:
+        names = [*studies, *(command.path.split()[1] for command in COMMANDS[:-1])]
         near = expected(args.name, names, shown_by="patchrank study --help")
         raise ValueError(f"study {args.name!r}: {near}")
-    return run_study(args, status)
+    study = studies[args.name]
+    config = StudyConfig(
+        model=args.model,
+        datasets=tuple(args.datasets),
+        split=args.split or study.split,
+        limit=flags.limit_of(args),
+        train_limit=args.train_limit,
+        keeps=None if args.keeps is None else tuple(args.keeps),
+        seeds=args.seeds,
+        golden=GoldenConfig(
+            score=args.score,
+            block=args.block,
+            window=args.window,
+            stride=args.stride,
+            approximate=args.approx,
+        ),
+        fit=flags.fit_config(args),
+        shots=args.shots,
+        tune=flags.tune_config(args),
+        labelled=args.labelled,
+        device=args.device,
+        dtype=args.dtype,
+    )
+    path = args.output / f"{study.name}.jsonl"
+    known = earlier(path, progress, fresh=args.fresh)
+    sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
+    sheets = []
+    for sheet, records in make(study, config, known, progress):
+        if fresh := [record for record in records if record not in known]:
+            write_records(path, fresh)
+        sections += [sheet.markdown()]
+        sheets.append(sheet.data())
+        yield narrower(sheet.table())
+    notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
+    write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
+    progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
+    return Shown(parts=(), data={"study": study.name, "tables": sheets})
+
+
+def narrower(table: Table) -> Forms:
+    """Return a study's table as it is, and without some columns."""
+    return Forms((table, fewer(table, WIDE_ONLY), fewer(table, (*WIDE_ONLY, "to dense"))))
 
 
 COMMANDS = (
@@ -296,7 +562,7 @@ COMMANDS = (
         path="study objects",
         what="Measure how well rankings find the object, where a dataset knows its mask.",
         flags=_objects_flags,
-        run=_run_objects,
+        run=run_objects,
         examples=(
             ("study objects --dataset fashion --split val --limit 60 --stride 2", "60 images"),
         ),
@@ -307,7 +573,7 @@ COMMANDS = (
         what="Measure what cheaper golden rankings cost and are worth; `rank --budget` picks from "
         "it.",
         flags=_curve_flags,
-        run=_run_curve,
+        run=run_curve,
         examples=(("study curve --dataset fashion emoji --split val --limit 60", "two datasets"),),
         output="a table on standard output; curve.json, curve.md and curve.svg in --output. The "
         "same command goes on where it stopped",
@@ -316,7 +582,7 @@ COMMANDS = (
         path="study speed",
         what="Measure how fast golden rankings are made, against the straightforward way.",
         flags=_speed_flags,
-        run=_run_speed,
+        run=run_speed,
         examples=(
             ("study speed --images 2 --stride 2 --output speed.json", "on the tower that ships"),
             (
@@ -330,7 +596,7 @@ COMMANDS = (
         path="study reproduce",
         what="Measure a table or figure of the paper and print our figures beside the paper's.",
         flags=_reproduce_flags,
-        run=_run_reproduce,
+        run=run_reproduce,
         examples=(
             (
                 "study reproduce table1 --limit 60 --train-limit 100 --dry-run",
@@ -344,15 +610,14 @@ COMMANDS = (
     Command(
         path="study list",
         what="Show the questions that studies answer.",
-        flags=lambda _parser: None,
-        run=_run_list,
+        run=run_study_list,
         examples=(("study list", "the questions"),),
     ),
     Command(
         path=f"study {ANY}",
         what="Answer one of these questions about pruning by golden and predicted rankings.",
         flags=_study_flags,
-        run=_run_study,
+        run=run_study,
         examples=(
             (
                 "study scores --dataset fashion --keeps 0.6 0.5 --limit 100",

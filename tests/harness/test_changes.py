@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from harness.cli import main
-from harness.cli import runs as commands
+from harness.cli import measure as commands
 from harness.console.table import fitted
 from harness.records.record import (
     METRICS,
@@ -599,7 +599,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def fail(*args: object) -> None:
         raise AssertionError("measures")
 
-    monkeypatch.setattr(commands, "side_by_side", fail)
+    monkeypatch.setattr(commands, "_side_by_side", fail)
     return tmp_path
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 import zoo
-from harness.cli import runs as module
-from harness.cli.runs import list_tables
+from harness.cli import data as module
+from harness.cli.data import list_tables
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
 from zoo.sizes import SIZES

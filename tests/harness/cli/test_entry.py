@@ -14,12 +14,10 @@ import pytest
 from rich.table import Table
 
 from harness.cli import main
-from harness.cli import runs as rank_command
 from harness.cli.entry import BROKEN_PIPE, own_words
+from harness.cli.parser import COMMANDS
 from harness.console.table import PIPE_WIDTH, Shown
 from harness.datasets.base import Dataset
-from harness.measure import bench
-from harness.measure import compare as compare_module
 from harness.models.towers import Tower
 from harness.records.record import Record, read_records, write_records
 from zoo.clip import ClipParts
@@ -70,8 +68,8 @@ def test_a_second_run_reuses_all_of_it(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     before = (results / "records.jsonl").read_text("utf-8")
-    for name in ("view.outcomes", "bench.costs"):
-        monkeypatch.setattr(f"harness.{name}", fail)
+    for name in ("bench.outcomes", "bench.costs"):
+        monkeypatch.setattr(f"harness.measure.{name}", fail)
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     assert (results / "records.jsonl").read_text("utf-8") == before
     out, err = capsys.readouterr()
@@ -175,7 +173,7 @@ def test_stopping(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rank_command, "rank", stop)
+    monkeypatch.setattr("harness.golden.rank.rank", stop)
     assert main(["rank", "--dataset", "emoji", "--limit", "1"]) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
 
@@ -190,8 +188,8 @@ def test_the_whole_benchmark_in_miniature(
 ):
     """All methods, two numbers of shots, ranked first: what the plain command does, only small."""
     monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
-    for module in (bench, compare_module, rank_command):
-        monkeypatch.setattr(module, "get_dataset", lambda name: toy, raising=False)
+    for module in ("harness.datasets", "harness.measure.bench", "harness.measure.compare"):
+        monkeypatch.setattr(f"{module}.get_dataset", lambda name: toy, raising=False)
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     for name in ("harness.golden.rank.load_tower", "harness.golden.fit.load_tower"):
         monkeypatch.setattr(name, lambda name: tower)
@@ -225,7 +223,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let `list` run something else."""
 
     def put(run: Any) -> None:
-        monkeypatch.setattr("harness.cli.runs.run_list", run)
+        monkeypatch.setitem(COMMANDS, "list", replace(COMMANDS["list"], run=run))
 
     return put
 
@@ -315,12 +313,6 @@ def test_long_work_shows_parts_as_they_come_and_its_data_at_the_end(command, cap
     assert capsys.readouterr().out.endswith("last\n")
     assert main(["list", "--json"]) == 1
     assert (seen[1], document(capsys)) == ("", {"n": 2})
-
-
-def test_one_of_many_processes_may_have_nothing_to_say(command, capsys):
-    command(lambda args, status: Shown(parts=(), data=None))
-    assert main(["list", "--json"]) == 0
-    assert capsys.readouterr().out == ""
 
 
 def test_a_problem_is_1_and_its_table_is_shown(command, capsys):

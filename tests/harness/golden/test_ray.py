@@ -164,7 +164,6 @@ def test_workers_that_can_not_be_had(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr("harness.cli.runs.check_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main([*small.command, *flags.split()]) == 2

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.cli import runs as studies
-from harness.cli.runs import OBJECTS, curve_forms, two
+from harness.cli import study as studies
+from harness.cli.study import OBJECTS, curve_forms, two
 from harness.console.table import Forms, Part, fewer
 from harness.golden.budget import Curve, Point, Worth
 from harness.records.record import Record
