@@ -1,18 +1,22 @@
 """Flags that several subcommands share, types of their values, and settings made of them."""
 
+import dataclasses
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.cli.command import CommandParser
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from harness.datasets.base import SplitName
     from zoo.fit import FitConfig
     from zoo.golden import GoldenConfig
     from zoo.prompt_learner import TuneConfig
 
+C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
 DENSE = "clip_vit_s14"
 FASHION_AND_EMOJI = ["fashion", "emoji"]
@@ -150,6 +154,25 @@ def limit_of(args: Namespace) -> int | None:
     return None if args.full else args.limit
 
 
+def settings(config: type[C], args: Namespace, /, **others: Any) -> C:
+    """Make settings of the flags that are called like their fields, and of others.
+
+    A flag that has no value leaves the field's default; lists become tuples without repeats.
+
+    Raises:
+        ValueError: what the settings refuse.
+    """
+    flags = vars(args)
+    names = [field.name for field in dataclasses.fields(config)]
+    values = {name: flags[name] for name in names if flags.get(name) is not None}
+    if "limit" in names and "full" in flags:
+        values["limit"] = limit_of(args)
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(dict.fromkeys(value))
+    return config(**values | others)
+
+
 def conditions(parser: CommandParser) -> Any:
     """Add the conditions of a measurement and return their group."""
     from harness.measure.plan import Plan
@@ -205,20 +228,10 @@ def block(group: Any) -> None:
 
 
 def golden_config(args: Namespace) -> "GoldenConfig":
-    """Return the settings that the flags of `golden_windows` ask for."""
+    """Return the settings of golden rankings that the flags ask for."""
     from zoo.golden import GoldenConfig
 
-    return GoldenConfig(block=args.block, window=args.window, stride=args.stride)
-
-
-def seeds(group: Any, default: int, text: str) -> None:
-    """Add how many seeds."""
-    number(group, "--seeds", default, text)
-
-
-def rounds(group: Any, default: int, text: str, kind: Callable[[str], int] = positive) -> None:
-    """Add how many rounds of timing."""
-    number(group, "--rounds", default, text, kind=kind)
+    return settings(GoldenConfig, args, approximate=vars(args).get("approx"))
 
 
 def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **more: Any) -> None:
@@ -255,8 +268,7 @@ def fit_config(args: Namespace) -> "FitConfig":
     """Return the recipe that the flags of a predictor ask for."""
     from zoo.fit import FitConfig
 
-    names = ("arch", "width", "loss", "epochs", "patience", "batch", "learning_rate", "seed")
-    return FitConfig(**{name: getattr(args, name) for name in names})
+    return settings(FitConfig, args)
 
 
 def tuning_recipe(parser: CommandParser) -> Any:

@@ -58,37 +58,22 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.golden.rank import AUTO, Job, Source, rank
     from harness.records.conditions import DTYPES
-    from zoo.golden import GoldenConfig
     from zoo.reducer import expected
 
     if args.dtype not in (AUTO, *DTYPES):
         raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")
-    names = {"window": "window", "stride": "stride", "greedy": "greedy", "approx": "approximate"}
-    ways = {flag: vars(args)[flag] for flag in names if vars(args)[flag] is not None}
-    if args.budget is not None and ways:
-        raise ValueError(
-            f"--budget {args.budget:g} with --{next(iter(ways))}: a budget picks window, stride "
-            "and approximation itself; give one of the two"
-        )
-    settings = {names[flag]: value for flag, value in ways.items()}
+    for name in ("window", "stride", "greedy", "approx"):
+        if args.budget is not None and vars(args)[name] is not None:
+            raise ValueError(
+                f"--budget {args.budget:g} with --{name}: a budget picks window, stride and "
+                "approximation itself; give one of the two"
+            )
+    config = flags.golden_config(args)
     if args.images is None:
         source = Source.of(get_dataset(args.dataset), args.split)
     else:
         source = Source.folder(args.images)
-    job = Job(
-        model=args.model,
-        source=source,
-        config=GoldenConfig(score=args.score, block=args.block, **settings),
-        budget=args.budget,
-        limit=flags.limit_of(args),
-        out=args.out,
-        shard_size=args.shard_size,
-        batch=args.batch,
-        dtype=args.dtype,
-        compiled=args.compile,
-        device=args.device,
-        workers=args.workers,
-    )
+    job = flags.settings(Job, args, source=source, config=config, compiled=args.compile)
     path, images, total = rank(job, Progress(status))
     text = f"wrote {path}: {images} of {total} images"
     data = {"path": str(path), "images": images, "images_there": total}
@@ -122,13 +107,8 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     pictures = find_pictures(args.images, dataset=args.dataset, classes=classes, labels=args.label)
-    config = ShowConfig(
-        keeps=tuple(args.keep),
-        by=args.by,
-        methods=tuple(args.methods),
-        golden=flags.golden_config(args),
-        scale=args.scale,
-    )
+    keeps, golden = tuple(args.keep), flags.golden_config(args)
+    config = flags.settings(ShowConfig, args, keeps=keeps, golden=golden)
     progress = Progress(status)
     figure = show(args.model, pictures, config, args.out, device=args.device, progress=progress)
     data = {"path": str(figure.path), "columns": figure.columns, "notes": figure.notes}

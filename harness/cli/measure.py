@@ -2,10 +2,10 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,8 +17,6 @@ from harness.console.terminal import Progress
 if TYPE_CHECKING:
     from harness.records.averages import Average
     from harness.records.record import Record
-
-T = TypeVar("T")
 
 
 def _compare_flags(parser: CommandParser) -> None:
@@ -42,10 +40,10 @@ def _compare_flags(parser: CommandParser) -> None:
     text = "labelled images per class; 0: text classifier"
     flags.number(what, "--shots", list(Plan.shots), text, nargs="+", metavar="K")
     _learned(what)
-    flags.seeds(what, Plan.seeds, "with shots; from --seed on")
+    flags.fields(what, Plan, seeds="with shots; from --seed on")
     flags.data(parser)
     how = flags.conditions(parser)
-    flags.rounds(how, Plan.rounds, "latency samples")
+    flags.number(how, "--rounds", Plan.rounds, "latency samples", kind=flags.positive)
     flags.number(
         how, "--batches", list(Plan.batches), "for latency", kind=flags.positive, nargs="*"
     )
@@ -86,25 +84,8 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)
-    plan = Plan(
-        models=_once(args.models),
-        methods=tuple(args.methods or _all_methods(args.match)),
-        keeps=tuple(args.keeps),
-        datasets=_once(args.datasets),
-        shots=_once(args.shots),
-        tokens=args.tokens,
-        num_tokens=args.num_tokens,
-        seeds=args.seeds,
-        limit=flags.limit_of(args),
-        split=args.split,
-        seed=args.seed,
-        device=args.device,
-        dtype=args.dtype,
-        batches=tuple(args.batches),
-        rounds=args.rounds,
-        match=args.match,
-        match_to=args.match_to,
-    )
+    methods = tuple(args.methods or _all_methods(args.match))
+    plan = flags.settings(Plan, args, methods=methods)
     known = earlier(path, progress, fresh=args.fresh)
     tracer = Tracer(
         run=args.output, images=args.traces, thumbnails=args.thumbnails, progress=progress
@@ -127,11 +108,6 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     return Shown(parts=(), data={"records": json_values(records)})
-
-
-def _once(values: Iterable[T]) -> tuple[T, ...]:
-    """Leave out repeats, each of which would be measured twice."""
-    return tuple(dict.fromkeys(values))
 
 
 def _all_methods(match: str | None) -> tuple[str, ...]:
@@ -169,20 +145,15 @@ def evaluated(args: Namespace, status: Console) -> "list[Record]":
     from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(args.model)
-    plan = Plan(
+    plan = flags.settings(
+        Plan,
+        args,
         models=(dense,),
         methods=(method or DENSE,),
         keeps=(keep,),
         datasets=(args.dataset,),
         shots=(args.shots,),
-        tokens=args.tokens,
-        num_tokens=args.num_tokens,
         seeds=1,
-        limit=flags.limit_of(args),
-        split=args.split,
-        seed=args.seed,
-        device=args.device,
-        dtype=args.dtype,
         batches=(),
     )
     if args.prompts is None:
@@ -220,7 +191,7 @@ def _latency_flags(parser: CommandParser) -> None:
     )
     flags.number(how, "--threads", None, "torch's; default: as many as it takes", nargs="+")
     flags.device(how)
-    flags.rounds(how, LatencyPlan.rounds, "calls of each model, in turn, at least", int)
+    flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least")
     flags.number(how, "--seconds", LatencyPlan.seconds, "rounds go on for so long", metavar="S")
     where = parser.add_argument_group("files")
     flags.fresh(where, "time again what is known")
@@ -246,19 +217,9 @@ def run_latency(args: Namespace, status: Console) -> Work:
     from zoo.files import write_whole
 
     progress = Progress(status)
-    plan = LatencyPlan(
-        models=_once(args.models),
-        methods=_once(args.methods),
-        keeps=_once(args.keeps),
-        batches=batches_for(args.device, args.batches),
-        dtypes=_once(args.dtypes),
-        ways=_once(args.ways),
-        threads=_once(args.threads or [torch.get_num_threads()]),
-        rounds=args.rounds,
-        seconds=args.seconds,
-        device=args.device,
-        random_weights=args.random_weights,
-    )
+    batches = batches_for(args.device, args.batches)
+    threads = tuple(dict.fromkeys(args.threads or [torch.get_num_threads()]))
+    plan = flags.settings(LatencyPlan, args, batches=batches, threads=threads)
     if args.batches is None:
         progress.say(f"batches {' '.join(map(str, plan.batches))}; --batches names others")
     load, cores = load_1min(), os.cpu_count() or 1

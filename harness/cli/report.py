@@ -44,7 +44,8 @@ def _check_flags(parser: CommandParser) -> None:
     flags.number(bounds, "--slower", Bounds.slower, text, metavar="FACTOR")
     how = parser.add_argument_group("how it is measured")
     flags.device(how, None, "default: the expectation's, or cpu")
-    flags.rounds(how, 2, "latency samples, four times as many below batch 8")
+    text = "latency samples, four times as many below batch 8"
+    flags.number(how, "--rounds", 2, text, kind=flags.positive)
     how.add_argument("--no-latency", action="store_true", help="time nothing")
     new = parser.add_argument_group("a new expectation")
     new.add_argument("--update", action="store_true", help="write anew, tell what changed")

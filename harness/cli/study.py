@@ -47,7 +47,7 @@ def _floor_flags(parser: CommandParser) -> None:
     flags.methods(what, ["golden", "patchrank", "clsattn"], text)
     flags.keeps(what, [0.6, 0.5, 0.3])
     flags.datasets(what)
-    flags.seeds(what, 3, "random orders")
+    flags.number(what, "--seeds", 3, "random orders")
     text = "other golden files"
     what.add_argument("--rankings", nargs="*", type=Path, metavar="PATH", default=[], help=text)
     flags.data(parser)
@@ -61,17 +61,7 @@ def run_floor(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan
     from harness.report.tables import floor_table
 
-    plan = Plan(
-        models=(args.model,),
-        methods=tuple(args.methods),
-        keeps=tuple(args.keeps),
-        datasets=tuple(args.datasets),
-        limit=flags.limit_of(args),
-        split=args.split,
-        seed=args.seed,
-        device=args.device,
-        dtype=args.dtype,
-    )
+    plan = flags.settings(Plan, args, models=(args.model,))
     rankings = [Rankings.read(path) for path in args.rankings]
     every: list[Floor] = []
     for rows in floor(plan, args.seeds, Progress(status), rankings):
@@ -91,7 +81,7 @@ def _overhead_flags(parser: CommandParser) -> None:
     flags.fields(what, FitConfig, width="channels inside")
     how = parser.add_argument_group("conditions")
     flags.number(how, "--batch", 32, "images per call", kind=flags.positive)
-    flags.rounds(how, 11, "samples of each, in turn")
+    flags.number(how, "--rounds", 11, "samples of each, in turn", kind=flags.positive)
     flags.machine(how)
 
 
@@ -178,11 +168,11 @@ def _curve_flags(parser: CommandParser) -> None:
     flags.model(what)
     flags.datasets(what)
     flags.block(what)
-    flags.seeds(what, 3, "random orders")
+    flags.number(what, "--seeds", 3, "random orders")
     flags.data(parser)
     how = parser.add_argument_group("conditions and files")
     flags.images(how, 60, "val")
-    flags.rounds(how, 3, "timings; 0: none", int)
+    flags.number(how, "--rounds", 3, "timings; 0: none")
     flags.machine(how, "of removed windows, exact excepted")
     flags.output(how, "results/curve", "folder", dest="out")
 
@@ -191,17 +181,7 @@ def run_curve(args: Namespace, status: Console) -> Shown:
     """Measure cheaper golden rankings and write JSON, Markdown and plot."""
     from harness.studies.curve import CurveConfig, measure_curve, write_curve
 
-    config = CurveConfig(
-        model=args.model,
-        datasets=tuple(args.datasets),
-        split=args.split,
-        limit=flags.limit_of(args),
-        block=args.block,
-        seeds=args.seeds,
-        rounds=args.rounds,
-        dtype=args.dtype,
-        device=args.device,
-    )
+    config = flags.settings(CurveConfig, args)
     progress = Progress(status)
     curve = measure_curve(config, progress)
     write_curve(curve, args.out)
@@ -232,7 +212,7 @@ def _speed_flags(parser: CommandParser) -> None:
     flags.data(parser)
     flags.golden_windows(parser)
     how = parser.add_argument_group("conditions and files")
-    flags.rounds(how, 5, "samples of each way", int)
+    flags.number(how, "--rounds", 5, "samples of each way")
     flags.number(how, "--threads", None, "default: torch's choice", kind=flags.positive)
     flags.device(how)
     flags.output(how, None, "JSON file for the record", "FILE", dest="out")
@@ -246,19 +226,8 @@ def run_speed(args: Namespace, status: Console) -> Shown:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    config = SpeedConfig(
-        model=args.model,
-        random_weights=args.random_weights,
-        dataset=args.dataset,
-        split=args.split,
-        images=args.images,
-        golden=flags.golden_config(args),
-        precisions=tuple(args.precisions),
-        batches=tuple(args.batches),
-        compiled=args.compile,
-        rounds=args.rounds,
-        device=args.device,
-    )
+    golden = flags.golden_config(args)
+    config = flags.settings(SpeedConfig, args, golden=golden, compiled=args.compile)
     progress = Progress(status)
     speed = measure_speed(config, progress)
     if args.out is not None:
@@ -279,7 +248,7 @@ def _reproduce_flags(parser: CommandParser) -> None:
     text = "test images per dataset; default: all with a root, else 300"
     flags.limits(what, None, text)
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
-    flags.seeds(what, 3, "fits, tunings and random orders")
+    flags.number(what, "--seeds", 3, "fits, tunings and random orders")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.block(golden)
@@ -353,13 +322,13 @@ def study_config(args: Namespace, recipe: "Reproduction") -> "StudyConfig":
     datasets = args.datasets or (recipe.datasets if rooted else EMBEDDED)
     limit = args.limit or (None if rooted else LIMIT)
     window, stride = WINDOWS[rooted]
-    return StudyConfig(
+    return flags.settings(
+        StudyConfig,
+        args,
         model=args.model or (MODEL if rooted else EMBEDDED_MODEL),
         datasets=tuple(dict.fromkeys(datasets)),
         split="test",
         limit=None if args.full else limit,
-        train_limit=args.train_limit,
-        seeds=args.seeds,
         golden=GoldenConfig(
             block=args.block,
             window=window if args.window is None else args.window,
@@ -367,9 +336,6 @@ def study_config(args: Namespace, recipe: "Reproduction") -> "StudyConfig":
         ),
         fit=flags.fit_config(args),
         tune=flags.tune_config(args),
-        labelled=args.labelled,
-        device=args.device,
-        dtype=args.dtype,
     )
 
 
@@ -453,7 +419,7 @@ def _study_flags(parser: CommandParser) -> None:
     flags.model(what, "needs a text tower")
     flags.datasets(what)
     flags.keeps(what, None, "default: the study's own")
-    flags.seeds(what, 3, "fits, and random orders")
+    flags.number(what, "--seeds", 3, "fits, and random orders")
     text = "to judge by; test for learned tokens, else val"
     what.add_argument("--split", choices=("val", "test"), help=text)
     flags.limits(what, 300)
@@ -477,7 +443,6 @@ def run_study(args: Namespace, status: Console) -> Work:
     from harness.studies.run import NOTES, SEED_NOTES, list_studies, make
     from harness.studies.workshop import StudyConfig
     from zoo.files import write_whole
-    from zoo.golden import GoldenConfig
     from zoo.reducer import expected
 
     studies, progress = list_studies(), Progress(status)
@@ -486,27 +451,13 @@ def run_study(args: Namespace, status: Console) -> Work:
         near = expected(args.name, names, shown_by="patchrank study --help")
         raise ValueError(f"study {args.name!r}: {near}")
     study = studies[args.name]
-    config = StudyConfig(
-        model=args.model,
-        datasets=tuple(args.datasets),
+    config = flags.settings(
+        StudyConfig,
+        args,
         split=args.split or study.split,
-        limit=flags.limit_of(args),
-        train_limit=args.train_limit,
-        keeps=None if args.keeps is None else tuple(args.keeps),
-        seeds=args.seeds,
-        golden=GoldenConfig(
-            score=args.score,
-            block=args.block,
-            window=args.window,
-            stride=args.stride,
-            approximate=args.approx,
-        ),
+        golden=flags.golden_config(args),
         fit=flags.fit_config(args),
-        shots=args.shots,
         tune=flags.tune_config(args),
-        labelled=args.labelled,
-        device=args.device,
-        dtype=args.dtype,
     )
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
