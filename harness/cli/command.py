@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
@@ -42,26 +41,15 @@ ALIASES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A subcommand.
+    """A subcommand. Its functions import what they need, so that help comes at once."""
 
-    Attributes:
-        path: its words, such as ``fit predictor``.
-        what: one sentence.
-        flags: adds its flags to a parser; may import what their defaults come from.
-        run: called with the parsed arguments and the console for progress and notes. It imports
-            what it needs, so that help comes at once.
-        examples: command lines without the program's name, each with its purpose.
-        output: where results go.
-        problems: the meaning of exit code 1; None where there is none.
-    """
-
-    path: str
-    what: str
-    run: Run
-    examples: tuple[tuple[str, str], ...]
-    flags: Callable[["CommandParser"], None] = lambda _parser: None
+    path: str  # its words, such as "fit predictor"
+    what: str  # one sentence
+    run: Run  # called with the parsed arguments and the console for progress and notes
+    examples: tuple[tuple[str, str], ...]  # lines without the program's name, and their purpose
+    flags: Callable[["CommandParser"], None] = lambda _parser: None  # adds them to a parser
     output: str = "a table on standard output"
-    problems: str | None = None
+    problems: str | None = None  # the meaning of exit code 1
 
     def epilog(self) -> str:
         """Return the end of the help: examples, where results go, exit codes."""
@@ -250,22 +238,13 @@ def default_text(action: argparse.Action) -> str | None:
     if action.nargs == 0 or default in (None, argparse.SUPPRESS) or default == []:
         return None
     values: Sequence[object] = default if isinstance(default, list | tuple) else [default]
-    return " ".join(
-        f"{value:g}"
-        if isinstance(value, float)
-        else value.as_posix()
-        if isinstance(value, Path)
-        else str(value)
-        for value in values
-    )
+    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def add_shared(group: Any, default: Any = None) -> None:
     """Add the flags that every command takes, before its name or after it.
 
-    Args:
-        group: of arguments.
-        default: ``argparse.SUPPRESS`` after the name, so that what stood before it stays.
+    After it ``default`` is ``argparse.SUPPRESS``, so that what stood before stays.
     """
     off = False if default is None else default
     text = "print one JSON document for programs instead of tables"
