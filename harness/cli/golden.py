@@ -297,10 +297,7 @@ COMMANDS = (
         flags=_rank_flags,
         run=run_rank,
         examples=(
-            (
-                "rank --dataset fashion --split train --limit 100 --stride 2",
-                "100 training images, as many of each class",
-            ),
+            ("rank --dataset fashion --split train --limit 100 --stride 2", "100 training images"),
             ("rank --images photos --output ranked --full", "any folder of images"),
             ("rank --dataset emoji --budget 20", "the best way within 20 passes per image"),
         ),
@@ -325,11 +322,7 @@ COMMANDS = (
         run=run_fit_prompts,
         examples=(
             ("fit prompts --dataset emoji --shots 16 --tokens t", "text tokens"),
-            (
-                "fit prompts --model clip_vit_s14 --dataset emoji --tokens vt "
-                "--output vt.safetensors",
-                "visual ones as well, for the dense model",
-            ),
+            ("fit prompts --model clip_vit_s14 --dataset emoji --tokens vt", "visual ones, too"),
         ),
         output="what it took and gave, on standard output; the tokens in --output",
     ),

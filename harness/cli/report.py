@@ -98,10 +98,7 @@ COMMANDS = (
             ("check", "the expectation that ships"),
             ("check --methods tome --no-latency", "some of its rows"),
             ("check --update", "write it anew, in a checkout"),
-            (
-                "check mine.jsonl --update --model clip_vit_b16.openai --methods patchrank",
-                "write one of your own, which `check mine.jsonl` then compares with",
-            ),
+            ("check mine.jsonl --update --methods patchrank", "write one of your own"),
         ),
         output="what moved, and by how much, on standard output; the same as Markdown in "
         "--markdown",
@@ -119,10 +116,7 @@ COMMANDS = (
                 "push clip_vit_s14_patchrank60 --to OWNER/NAME --records results/records.jsonl",
                 "with measured figures",
             ),
-            (
-                "push clip_vit_s14_patchrank60 --to OWNER/NAME --folder model",
-                "a folder that timm loads",
-            ),
+            ("push clip_vit_s14_patchrank60 --to OWNER/NAME --folder model", "for timm"),
         ),
         output="what was written, on standard output; the model at --to or in --folder",
     ),

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ from harness.golden.store import (
     Provenance,
     Shard,
     claimed,
+    golden_flags,
     missing,
     own_store,
     ranked_revision,
@@ -117,12 +118,7 @@ class Job:
 
     def command(self, out: Path) -> str:
         """Return the command line of this job."""
-        config = self.config
-        parts = ["--model", self.model, *self.source.flags]
-        for flag in ("score", "block", "window", "stride", "greedy"):
-            if (value := getattr(config, flag)) is not None:
-                parts += [f"--{flag}", str(value)]
-        parts += ["--approx", config.approximate] if config.approximate else []
+        parts = ["--model", self.model, *self.source.flags, *golden_flags(self.config)]
         parts += ["--full"] if self.limit is None else ["--limit", str(self.limit)]
         parts += ["--out", str(out), "--shard-size", str(self.shard_size)]
         parts += ["--batch", str(self.batch)] if self.batch else []
@@ -228,14 +224,9 @@ class ShardMaker:
             dataset=source.name,
             revision=revision,
             split=source.split,
-            score=config.score,
-            block=config.block,
-            window=config.window,
-            stride=config.stride,
             dtype=precision,
             batch=self.engine.suffix.batch,
-            greedy=config.greedy,
-            approximate=config.approximate,
+            **asdict(config),
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
 

@@ -108,12 +108,16 @@ class Provenance:
             source = f"--dataset {prefix}:PATH --split {self.split}"
         if self.split == FOLDER_SPLIT:
             source = "--images FOLDER"
-        text = (
-            f"python -m harness rank --model {self.model} {source} --score {self.score} "
-            f"--block {self.block} --window {self.window} --stride {self.stride}"
-        )
-        text += f" --greedy {self.greedy}" if self.greedy is not None else ""
-        return text + (f" --approx {self.approximate}" if self.approximate is not None else "")
+        flags = " ".join(golden_flags(self))
+        return f"python -m harness rank --model {self.model} {source} {flags}"
+
+
+def golden_flags(settings: GoldenConfig | Provenance) -> list[str]:
+    """Return the flags of ``rank`` that ask for these settings."""
+    names = {"approximate": "approx"}
+    values = [(entry.name, getattr(settings, entry.name)) for entry in fields(GoldenConfig)]
+    flags = [(names.get(name, name), str(value)) for name, value in values if value is not None]
+    return [word for name, value in flags for word in (f"--{name}", value)]
 
 
 def ranked_revision(dataset: Dataset, score: str) -> str:
