@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from harness import git_commit
 from harness.console.table import Shown, Work
 from harness.console.terminal import WHENS
 
@@ -266,8 +267,6 @@ class Version(argparse.Action):
 
     def __call__(self, parser: Any, *args: Any) -> None:
         """Print them."""
-        from harness.records.record import git_commit
-
         package = f"{PACKAGE} {metadata.version(PACKAGE)}"
         if (commit := git_commit()) is not None:
             package += f", commit {commit}"

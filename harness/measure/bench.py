@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness import git_commit
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
@@ -44,7 +45,6 @@ from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, dev
 from harness.records.record import (
     Record,
     fitting,
-    git_commit,
     images_digest,
     pack_correct,
     utc_now,

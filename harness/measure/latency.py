@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from harness import git_commit
 from harness.console.terminal import Progress
 from harness.measure.cost import Counts, counts
 from harness.measure.rows import MethodRate, Variant, as_json, known_methods, rows_of
@@ -48,7 +49,7 @@ from harness.models.towers import (
     split_name,
 )
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
-from harness.records.record import git_commit, utc_now
+from harness.records.record import utc_now
 from zoo.open_clip import FOLDER, HUB
 from zoo.reducer import expected
 from zoo.sizes import MODELS

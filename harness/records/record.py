@@ -2,14 +2,12 @@
 
 import contextlib
 import difflib
-import functools
 import hashlib
 import json
 import math
 import os
 import re
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -35,24 +33,6 @@ from harness.console.table import NOT_MEASURED
 from harness.console.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS
 from zoo.reducer import expected
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """Return the commit this package is run from, "-dirty" if changed; None if not from a checkout.
-
-    Only a checkout whose top holds this very package counts, not one that an environment lies in.
-    """
-    top = Path(__file__).parents[2]
-    if not (top / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    try:
-        done = subprocess.run(command, cwd=top, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
 
 try:
     import fcntl

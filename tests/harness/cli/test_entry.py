@@ -16,7 +16,7 @@ from rich.table import Table
 from harness.cli import main
 from harness.cli.entry import BROKEN_PIPE, own_words
 from harness.cli.parser import COMMANDS
-from harness.console.table import PIPE_WIDTH, Shown
+from harness.console.table import Shown
 from harness.datasets.base import Dataset
 from harness.models.towers import Tower
 from harness.records.record import Record, read_records, write_records
@@ -98,20 +98,6 @@ def test_eval_shows_one_model_beside_the_dense_one(capsys: pytest.CaptureFixture
     assert "emoji (test, 2 images; text classifier" in title
     assert re.search(r"│ tome +│ +50 │.*│ +98 │", out)
     assert re.search(r"│ dense +│ +100 │.*│ +196 │", out)
-
-
-def test_list(capsys: pytest.CaptureFixture[str]):
-    assert main(["list"]) == 0
-    out = capsys.readouterr().out
-    for word in (
-        "imgfocus_lit",
-        "patchrank",
-        "clip_vit_b16_evit60",
-        "emoji-names",
-        "Fashion-MNIST",
-    ):
-        assert word in out
-    assert max(len(line) for line in out.splitlines()) <= PIPE_WIDTH
 
 
 @pytest.mark.parametrize(
@@ -403,9 +389,6 @@ def test_a_failed_command_leaves_no_empty_folder(
 @pytest.mark.parametrize(
     ("command", "flag"),
     [
-        ("compare --dataset emojis", "--output"),
-        ("rank --dataset emoji --score lable", "--out"),
-        ("fit predictor --rankings gone", "--output"),
         ("fit prompts --dataset emojis", "--output"),
         ("latency clip_vit_s41", "--output"),
         ("report gone", "--output"),
