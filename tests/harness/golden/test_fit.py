@@ -140,40 +140,26 @@ def test_images_may_not_judge_their_own_training(write: Write):
         fit(MODEL, *files, QUICK, out=None, progress=Progress())
 
 
-@pytest.mark.parametrize("form", ["rankings", "store"])
-def test_stores_and_rankings_do_as_well_as_files(form: str, write: Write, tmp_path: Path):
+def test_stores_and_rankings_do_as_well_as_files(write: Write, tmp_path: Path):
     files = [write("train"), write("val")]
+    learn, stop = map(Rankings.read, files)
+    for index in range(0, len(learn), 4):
+        rows = slice(index, index + 4)
+        shard = Shard.from_importance(
+            learn.importance[rows].astype(np.float32),
+            learn.labels[rows],
+            first=index,
+            size=4,
+            image_ids=learn.image_ids[rows],
+            provenance=learn.provenance,
+        )
+        (tmp_path / "store").mkdir(exist_ok=True)
+        shard_path(tmp_path / "store", index // 4).write_bytes(shard.encode())
     first, tau = fit(MODEL, files[:1], files[1:], QUICK, out=None, progress=Progress())
-    tensors = load_file(first)
-    given: list[Any] = []
-    for i, rankings in enumerate(map(Rankings.read, files)):
-        if form == "rankings":
-            given.append(rankings)
-            continue
-        store = tmp_path / f"store{i}"
-        store.mkdir()
-        for index in range(0, len(rankings.image_ids), 4):
-            rows = slice(index, index + 4)
-            shard = Shard.from_importance(
-                rankings.importance[rows].astype(np.float32),
-                rankings.labels[rows],
-                first=index,
-                size=4,
-                image_ids=rankings.image_ids[rows],
-                provenance=rankings.provenance,
-            )
-            shard_path(store, index // 4).write_bytes(shard.encode())
-        given.append(store)
-    again, same = fit(MODEL, given[:1], given[1:], QUICK, out=None, progress=Progress())
+    again, same = fit(MODEL, [tmp_path / "store"], [stop], QUICK, out=None, progress=Progress())
     # A shard's importance counts from the least, which rounds otherwise.
     assert same == pytest.approx(tau, abs=0.02)
-    assert load_file(again).keys() == tensors.keys()
-
-
-def test_missing_files(tmp_path: Path):
-    gone = [tmp_path / "gone.parquet"]
-    with pytest.raises(FileNotFoundError, match=re.escape("gone.parquet' do not exist")):
-        fit(MODEL, gone, gone, QUICK, out=None, progress=Progress())
+    assert load_file(again).keys() == load_file(first).keys()
 
 
 def test_the_second_fit_runs_no_tower(write: Write, monkeypatch: pytest.MonkeyPatch):
@@ -187,15 +173,6 @@ def test_the_second_fit_runs_no_tower(write: Write, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(zoo.ReducedViT, "embed", never)
     other = replace(QUICK, arch="linear", loss="bce")
     fit(MODEL, *files, other, out=None, progress=Progress(), shots=2)
-
-
-def test_the_same_command_writes_the_same_bytes(write: Write, tmp_path: Path):
-    files = [write("train")], [write("val")]
-    a, b, c = (tmp_path / f"{name}.safetensors" for name in "abc")
-    for out, config in ((a, QUICK), (b, QUICK), (c, replace(QUICK, seed=1))):
-        fit(MODEL, *files, config, out=out, progress=Progress())
-    assert a.read_bytes() == b.read_bytes()
-    assert not torch.equal(load_file(a)["net.token.weight"], load_file(c)["net.token.weight"])
 
 
 def test_stopped_and_asked_again_it_goes_on(
@@ -222,11 +199,11 @@ def test_stopped_and_asked_again_it_goes_on(
         fit(MODEL, *files, QUICK, out=stopped, progress=Watched())
     assert not stopped.exists()
     [kept] = (cache_folder() / "fits").iterdir()
-    fit(MODEL, *files, replace(QUICK, seed=5), out=None, progress=Progress())  # another's
+    other, _ = fit(MODEL, *files, replace(QUICK, seed=5), out=None, progress=Progress())
     assert kept.is_file()
     fit(MODEL, *files, QUICK, out=stopped, progress=Watched())
     assert epochs == [1, 2, 3]
-    assert stopped.read_bytes() == whole.read_bytes()
+    assert stopped.read_bytes() == whole.read_bytes() != other.read_bytes()
     assert list((cache_folder() / "fits").iterdir()) == []
 
 
@@ -305,20 +282,6 @@ def compute(parts: ClipParts, toy: Dataset, ranked: Callable[..., Rankings]) -> 
 
 def files() -> list[Path]:
     return sorted((cache_folder() / "tokens").iterdir())
-
-
-@pytest.mark.parametrize("block", [0, 2])
-@torch.no_grad()
-def test_tokens_are_the_towers(
-    block: int, compute: Compute, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset
-):
-    found = compute(block=block)
-    assert found.tokens.dtype == torch.float16
-    assert found.labels.tolist() == [0, 1, 2, 3, 0]
-    for example, tokens in zip(toy.split("val"), found.tokens, strict=False):
-        image = parts.preprocess(example.image)[None]
-        slow, _ = dense.advance(dense.embed(image), stop=block)
-        assert torch.allclose(tokens.float(), slow.x[0], atol=2e-3, rtol=2e-3)
 
 
 def test_batches_are_strung_together(
