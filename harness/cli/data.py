@@ -14,23 +14,8 @@ from harness.console.table import Forms, Shown, fewer
 
 def run_list(*_: Any) -> Shown:
     """Show models, weights, methods and datasets."""
-    from zoo import METHODS
-    from zoo.registry import PERCENTS
-    from zoo.sizes import SIZES
-
-    towers = [
-        {"size": size, "tags": list(spec.tags), "predictors": _fitted(size)}
-        for size, spec in SIZES.items()
-    ]
-    methods = [{"method": name, "what": _what(cls)} for name, cls in sorted(METHODS.items())]
-    data = {
-        "towers": towers,
-        "methods": methods,
-        "keep_percents": list(PERCENTS),
-        "datasets": datasets_data(),
-    }
     *others, datasets = list_tables()
-    return Shown(parts=(*others, fitting(datasets)), data=data)
+    return Shown(parts=(*others, fitting(datasets)), data=list_data())
 
 
 def run_datasets(args: Namespace, _status: Console) -> Shown:
@@ -66,29 +51,52 @@ def fitting(datasets: Table) -> Forms:
     return Forms((datasets, *(fewer(datasets, heads) for heads in narrow)))
 
 
-def list_tables() -> list[Table]:
-    """Lay out what there is: towers with their weights, methods, datasets."""
+def list_data() -> dict[str, Any]:
+    """Return what there is as JSON values."""
     from zoo import METHODS
     from zoo.registry import PERCENTS
     from zoo.sizes import SIZES
+    from zoo.weights import fitted_blocks
 
+    def fitted(size: str, tag: str) -> list[int]:
+        return list(fitted_blocks(f"clip_vit_{size}", tag))
+
+    towers = [
+        {
+            "size": size,
+            "tags": list(spec.tags),
+            "predictors": {tag: blocks for tag in spec.tags if (blocks := fitted(size, tag))},
+        }
+        for size, spec in SIZES.items()
+    ]
+    methods = [
+        {"method": name, "what": (method.__doc__ or "").split("\n")[0]}
+        for name, method in sorted(METHODS.items())
+    ]
+    rates = {"keep_percents": list(PERCENTS)}
+    return {"towers": towers, "methods": methods, **rates, "datasets": datasets_data()}
+
+
+def list_tables() -> list[Table]:
+    """Lay out what there is: towers with their weights, methods, datasets."""
+    data = list_data()
     towers = Table(
         "size",
         "weight tags (the first is the default)",
         "predictor for patchrank",
         title="towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}",
     )
-    for size, spec in SIZES.items():
+    for tower in data["towers"]:
         fitted = "; ".join(
-            f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in _fitted(size).items()
+            f"{tag} at block {', '.join(map(str, blocks))}"
+            for tag, blocks in tower["predictors"].items()
         )
-        towers.add_row(size, ", ".join(spec.tags), fitted or "none yet")
-    rates = ", ".join(map(str, PERCENTS))
-    methods = Table(
-        "method", "what it does", "example", title=f"methods; keep rates in names: {rates}"
-    )
-    for name, cls in sorted(METHODS.items()):
-        methods.add_row(name, _what(cls), f"clip_vit_b16_{name}60")
+        towers.add_row(tower["size"], ", ".join(tower["tags"]), fitted or "none yet")
+    rates = ", ".join(map(str, data["keep_percents"]))
+    title = f"methods; keep rates in names: {rates}"
+    methods = Table("method", "what it does", "example", title=title)
+    for one in data["methods"]:
+        methods.add_row(one["method"], one["what"], f"clip_vit_b16_{one['method']}60")
     return [towers, methods, datasets_table()]
 
 
@@ -139,19 +147,6 @@ def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
             facts |= {"there": True, "accuracy_by_text_is": captions(name)}
         rows.append(facts)
     return rows
-
-
-def _what(method: type) -> str:
-    return (method.__doc__ or "").split("\n")[0]
-
-
-def _fitted(size: str) -> dict[str, list[int]]:
-    """Return the weights of a size that have predictors, with the blocks that these serve."""
-    from zoo.sizes import SIZES
-    from zoo.weights import fitted_blocks
-
-    blocks_of = {tag: list(fitted_blocks(f"clip_vit_{size}", tag)) for tag in SIZES[size].tags}
-    return {tag: blocks for tag, blocks in blocks_of.items() if blocks}
 
 
 def _check_flags(parser: CommandParser) -> None:
