@@ -366,10 +366,14 @@ class _RayWorker:
     Errors that a user can mend come back as text, not as Ray's tracebacks.
     """
 
-    def __init__(self, job: Job, provenance: Provenance, folder: str) -> None:
+    def __init__(self, task: Any) -> None:
+        import ray
+
+        self.job: Job
+        self.provenance: Provenance
+        self.job, self.provenance, folder = ray.get(task)
         with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
             os.chdir(folder)  # what relative paths start from
-        self.job, self.provenance = job, provenance
         self.maker: ShardMaker | None = None
 
     def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
@@ -492,11 +496,13 @@ def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
         ray.util.register_serializer(
             Progress, serializer=lambda _: None, deserializer=lambda _: Progress()
         )
+        # By reference: Ray Data logs what it is given, item by item, and would decode all images.
+        task = ray.put((settled, provenance, str(Path.cwd())))
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
             _RayWorker,
-            fn_constructor_args=(settled, provenance, str(Path.cwd())),
+            fn_constructor_args=(task,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
