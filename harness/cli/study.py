@@ -288,14 +288,15 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
         config = under_its_conditions(recipe, study_config(args, recipe))
         path: Path = args.output / f"{recipe.name}.jsonl"
         known = earlier(path, progress, fresh=args.fresh)
+        datasets, failures = _readable(config.datasets)
         if args.dry_run:
-            datasets, missing = _readable(config.datasets)
+            missing = {name: str(error) for name, error in failures.items()}
             steps = remaining(recipe, config, datasets, known, progress)
             data.append(plan_data(recipe, config.model, steps, missing))
             yield plan_table(recipe, config.model, steps, missing)
             continue
-        for name in config.datasets:
-            readable(name)  # refuses at once what would fail after the work
+        for error in failures.values():
+            raise error  # at once, not after the work on others
         sheets: list[Sheet] = []
         tower = tower_with_text(config.model)
         comparison: Comparison | None = None
@@ -350,31 +351,22 @@ def _rooted(args: Namespace) -> bool:
     return any(isinstance(shipped_facts(name), RootedDataset) for name in named)
 
 
-def _readable(names: tuple[str, ...]) -> "tuple[list[Dataset], dict[str, str]]":
-    """Return the datasets that can be read, and what is wrong with others."""
-    datasets, missing = [], {}
-    for name in names:
-        try:
-            datasets.append(readable(name))
-        except (OSError, ValueError) as error:
-            missing[name] = str(error)
-    return datasets, missing
-
-
-def readable(name: str) -> "Dataset":
-    """Return a dataset that has images to learn from, to stop by and to judge by.
-
-    Raises:
-        ValueError: no such dataset, or a split of it is empty.
-        FileNotFoundError: its files are missing.
-    """
+def _readable(names: tuple[str, ...]) -> "tuple[list[Dataset], dict[str, Exception]]":
+    """Return the datasets that can be read and lack no split, and what is wrong with others."""
     from harness.datasets import get_dataset
 
-    dataset = get_dataset(name)
-    for split, what in USES.items():
-        if not len(dataset.split(split)):
-            raise ValueError(f"dataset {name!r} has no {split} images, which {what}")
-    return dataset
+    datasets: list[Dataset] = []
+    failures: dict[str, Exception] = {}
+    for name in names:
+        try:
+            dataset = get_dataset(name)
+            for split, what in USES.items():
+                if not len(dataset.split(split)):
+                    raise ValueError(f"dataset {name!r} has no {split} images, which {what}")
+            datasets.append(dataset)
+        except (OSError, ValueError) as error:
+            failures[name] = error
+    return datasets, failures
 
 
 def _write(comparison: "Comparison", config: "StudyConfig", argv: list[str], path: Path) -> None:
