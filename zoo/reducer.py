@@ -284,7 +284,7 @@ def _default_points(config: type[ReducerConfig], depth: int) -> dict[str, Any]:
     return {"reduce_at": there} if there else {}
 
 
-def expected(value: str, allowed: Any, *, shown_by: str = "python -m harness list") -> str:
+def expected(value: str, allowed: Any, *, shown_by: str = "patchrank list") -> str:
     """Phrase what was allowed instead of ``value``, the nearest first, and what shows the rest."""
     names = list(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)

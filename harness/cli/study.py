@@ -388,7 +388,7 @@ def _command(argv: list[str]) -> str:
     if "--output" in words:
         at = words.index("--output")
         del words[at : at + 2]
-    return f"```\npython -m harness {shlex.join(words)}\n```\n"
+    return f"```\npatchrank {shlex.join(words)}\n```\n"
 
 
 def run_study_list(*_: Any) -> Shown:

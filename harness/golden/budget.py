@@ -110,7 +110,7 @@ class Curve:
         if facts.pop("schema_version", None) != SCHEMA_VERSION:
             raise ValueError(
                 f"{str(path)!r} is no curve of schema version {SCHEMA_VERSION}; make one with: "
-                "python -m harness study curve"
+                "patchrank study curve"
             )
         effort = facts.pop("effort")
         effort = Effort(**effort | {"grid": tuple(effort["grid"])})

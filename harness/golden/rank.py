@@ -125,7 +125,7 @@ class Job:
         parts += ["--compile"] if self.compiled else []
         parts += ["--dtype", self.dtype, "--device", self.device]
         parts += ["--workers", str(self.workers)] if self.workers else []
-        return f"python -m harness rank {shlex.join(parts)}"
+        return f"patchrank rank {shlex.join(parts)}"
 
 
 class Ranked(NamedTuple):

@@ -109,7 +109,7 @@ class Provenance:
         if self.split == FOLDER_SPLIT:
             source = "--images FOLDER"
         flags = " ".join(golden_flags(self))
-        return f"python -m harness rank --model {self.model} {source} {flags}"
+        return f"patchrank rank --model {self.model} {source} {flags}"
 
 
 def golden_flags(settings: GoldenConfig | Provenance) -> list[str]:

@@ -405,7 +405,7 @@ class View:
         dataset = self.dataset.asked_as if own else self.dataset.images_of
         flags = shlex.join((dataset, *self.dataset.asked_with))
         return (
-            f"python -m harness rank --model {self._tower} --dataset {flags} "
+            f"patchrank rank --model {self._tower} --dataset {flags} "
             f"--split {self.plan.split} --full"
         )
 

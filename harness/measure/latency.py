@@ -206,7 +206,7 @@ def load_family(
     if random_weights:
         if dense.partition(".")[0] not in MODELS:
             raise ValueError(
-                f"--random-weights with model {dense!r}: only models of `python -m harness list`, "
+                f"--random-weights with model {dense!r}: only models of `patchrank list`, "
                 "such as clip_vit_b16, can be built without weights; leave the flag out, or name "
                 "one of them"
             )

@@ -398,7 +398,7 @@ def read_run(path: Path) -> list[Record]:
         what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
         raise FileNotFoundError(
             f"run {str(path)!r}: {what}; expected a file of records, or the folder that "
-            "python -m harness compare --output wrote"
+            "patchrank compare --output wrote"
         )
     if records := read_records(file):
         return records
@@ -426,8 +426,8 @@ def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> No
     if mixed := differing(owners):
         raise ValueError(
             f"records of different {', '.join(mixed)} cannot be compared: {in_words(mixed)}; "
-            "measure them alike with python -m harness compare --fresh, or keep each in a file of "
-            "its own and see both by python -m harness compare RUN_A RUN_B"
+            "measure them alike with patchrank compare --fresh, or keep each in a file of "
+            "its own and see both by patchrank compare RUN_A RUN_B"
         )
 
 

@@ -36,7 +36,7 @@ from harness.studies import predictors, pruning, tuning
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop
 from zoo.reducer import expected
 
-LISTED = "python -m harness study list"  # shows all studies
+LISTED = "patchrank study list"  # shows all studies
 NOT_MEASURED = "–"
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
 NOTES = (

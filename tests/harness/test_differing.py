@@ -72,7 +72,7 @@ def test_all_that_differs_is_told_with_the_command_that_shows_both() -> None:
         refuse_mixed([DENSE, *others])
     told = str(no.value)
     assert "'another' (m0, m1, m2 and 2 more); torch '2.13.0+cpu' (clip_vit_s14, m3) and" in told
-    assert told.endswith("see both by python -m harness compare RUN_A RUN_B")
+    assert told.endswith("see both by patchrank compare RUN_A RUN_B")
 
 
 def test_what_varies_by_intention_is_let_pass_and_nothing_else() -> None:

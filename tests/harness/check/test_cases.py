@@ -59,7 +59,7 @@ def test_rows_that_learned_from_shots_are_refused(record: Make):
 
 
 def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"harness check .*my file\.jsonl' --update"):
+    with pytest.raises(FileNotFoundError, match=r"patchrank check .*my file\.jsonl' --update"):
         read_expectation(tmp_path / "my file.jsonl")
 
 
@@ -100,7 +100,7 @@ def test_rows_that_are_no_method_have_no_options(name: str):
 
 
 def test_the_shipped_expectation_has_every_row_and_nothing_more():
-    """A method without rows fails here: python -m harness check --update enters them."""
+    """A method without rows fails here: patchrank check --update enters them."""
     records = [one for file in shipped_files() for one in read_expectation(file)]
     [case] = cases_of(records, "harness/expected")
     assert case == completed(case)

@@ -414,7 +414,9 @@ def test_writing_to_tokens_leaves_the_file_alone(compute: Compute):
 
 def test_images_that_are_not_there(compute: Compute, ranked: Callable[..., Rankings]):
     ids = [*ranked("val", 3).image_ids, "toy/val-98", "toy/val-99"]
-    match = r"2 ranked images are not in toy val, such as 'toy/val-98'; make rankings with: python"
+    match = (
+        r"2 ranked images are not in toy val, such as 'toy/val-98'; make rankings with: patchrank"
+    )
     with pytest.raises(ValueError, match=match):
         compute(ids=ids)
     assert not (cache_folder() / "tokens").exists()

@@ -279,7 +279,7 @@ def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
     [line] = re.findall(r"^patchrank: error: .+$", errors, re.MULTILINE)
     assert "/store/part-00002.parquet': files this large are not allowed; " in line
     assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. Finished shards are kept; ", line)
-    assert " go on with: python -m harness rank --model local-dir:" in line
+    assert " go on with: patchrank rank --model local-dir:" in line
     assert small.shards(out) == before
 
 

@@ -44,7 +44,7 @@ Make = Callable[..., Rankings]
 COLUMNS = ("labels", "importance", "least", "ranking")
 MODEL = "clip_vit_s14.imgfocus_lit"
 COMMAND = (
-    f"python -m harness rank --model {MODEL} --dataset fashion --split test "
+    f"patchrank rank --model {MODEL} --dataset fashion --split test "
     "--score preservation --block 3 --window 2 --stride 1"
 )
 
@@ -327,10 +327,10 @@ def test_no_room_is_told_with_the_way_on(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(NoRoomError, match=why) as error:
-        write_shard(store, 3, make_shard(3), "python -m harness rank --again")
+        write_shard(store, 3, make_shard(3), "patchrank rank --again")
     assert f"can't write {str(shard_path(store, 3))!r}" in str(error.value)
     assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. ", str(error.value))
-    assert str(error.value).endswith("go on with: python -m harness rank --again")
+    assert str(error.value).endswith("go on with: patchrank rank --again")
     assert len(list(store.iterdir())) == 3
 
 
@@ -467,7 +467,7 @@ def test_another_provenance_is_refused_with_the_command(
     options = ["model", "dataset", "split", "score", "block", "window", "stride"]
     command = " ".join(f"--{option} {facts[option]}" for option in options)
     command += {"greedy": " --greedy 7", "approximate": " --approx val"}.get(field, "")
-    assert str(error.value).endswith(f"python -m harness rank {command}")
+    assert str(error.value).endswith(f"patchrank rank {command}")
 
 
 def test_files_that_hold_no_rankings(tmp_path: Path):

@@ -24,7 +24,7 @@ def test_table_and_records(
     assert text.startswith(
         "## Predictors fitted on one dataset, judged on another (paper: Table 2)"
     )
-    assert f"```\npython -m harness study transfer {FLAGS}\n```" in text
+    assert f"```\npatchrank study transfer {FLAGS}\n```" in text
     assert "predictors mlp of width 8, bce, 2 seeds, up to 9 ranked training images" in text
     records = read_records(tmp_path / "transfer.jsonl")
     assert [record.method for record in records] == ["dense", "patchrank", "patchrank", "golden"]

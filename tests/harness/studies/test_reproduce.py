@@ -46,7 +46,7 @@ def test_ours_stand_beside_the_paper_s(
     shown = capsys.readouterr().out
     assert "Figure 5: pruning before block 1" in shown
     text = (tmp_path / "figure5.md").read_text()
-    assert text.startswith(f"```\npython -m harness reproduce {command[0]} {FLAGS}\n```\n")
+    assert text.startswith(f"```\npatchrank reproduce {command[0]} {FLAGS}\n```\n")
     assert "NOT the paper's" not in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]]
             for line in text.splitlines() if line.startswith("|")]  # fmt: skip
