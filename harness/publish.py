@@ -147,7 +147,7 @@ class Publishable:
             dataset, recipe = prompts["dataset"], prompts["recipe"]
             shots = f" --shots {prompts['provenance'].get('shots')} --tokens {recipe.get('tokens')}"
         return (
-            f"python -m harness compare --models clip_vit_{known.size}.{self.tag} --methods "
+            f"patchrank compare --models clip_vit_{known.size}.{self.tag} --methods "
             f"{self.method}{keeps} --datasets {dataset}{shots} --output results"
         )
 
@@ -202,7 +202,7 @@ def _saved(name: str) -> Publishable:
     if name.startswith(FOLDER) and not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"model {name!r}: no config.json there; timm.models.save_for_hf(model, FOLDER) or "
-            "python -m harness push --folder FOLDER writes one"
+            "patchrank push --folder FOLDER writes one"
         )
     vit = create_pretrained(name)
     if not isinstance(vit, ReducedViT):

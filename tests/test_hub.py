@@ -71,7 +71,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         model = names["timm"].create_model("clip_vit_s14_patchrank60", pretrained=True)
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
-    commands = re.findall(r"^python -m harness (.*)$", TEXT, re.M)
+    commands = re.findall(r"^patchrank (.*)$", TEXT, re.M)
     assert len(commands) == 4
     for command in commands:
         assert main(shlex.split(command)) == 0, command

@@ -149,9 +149,9 @@ def test_the_commands_of_the_answers_run(tmp_path: Path, monkeypatch: pytest.Mon
     commands = commands_of("faq.md")
     assert len(commands) == 2
     for command in commands:
-        assert command[:4] == ["python", "-m", "harness", "compare"]
+        assert command[:2] == ["patchrank", "compare"]
         fewer = ["--limit", "4", "--rounds", "1", "--batches"]
-        assert main([*command[3:], *fewer]) == 0
+        assert main([*command[1:], *fewer]) == 0
 
 
 def lay_out(folder: Path) -> None:
@@ -180,9 +180,9 @@ def test_the_tutorial_runs(
     assert len(commands) == 11
     briefly = ["--rounds", "6", "--seconds", "0"]
     for command in commands:
-        assert command[:3] == ["python", "-m", "harness"]
-        more = briefly if command[3] == "latency" else []
-        assert main([*command[3:], *more]) == 0, command
+        assert command[0] == "patchrank"
+        more = briefly if command[1] == "latency" else []
+        assert main([*command[1:], *more]) == 0, command
     assert Path("results", "report.html").is_file()
     capsys.readouterr()
 

@@ -313,7 +313,7 @@ def tower_name(model: str, tag: str) -> str:
 def fit_command(model: str, tag: str, block: int, shape: Mapping[str, Any]) -> str:
     """Return the command that fits a predictor; what ``shape`` leaves out is the default."""
     flags = "".join(f" --{key} {shape[key]}" for key in ("arch", "width") if key in shape)
-    fit = "python -m harness fit predictor"
+    fit = "patchrank fit predictor"
     return f"{fit} --model {tower_name(model, tag)} --block {block}{flags} --dataset NAME"
 
 

@@ -213,6 +213,6 @@ def tune_command(like: PromptFile) -> str:
     """Return the command that tunes prompts of the same kind."""
     fields = {"tokens": "vt", "count": 16, **like.recipe}
     return (
-        f"python -m harness fit prompts --model MODEL --dataset {like.dataset} --tokens "
+        f"patchrank fit prompts --model MODEL --dataset {like.dataset} --tokens "
         f"{fields['tokens']} --num-tokens {fields['count']} --out PATH"
     )

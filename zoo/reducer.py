@@ -239,7 +239,7 @@ def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reduc
     return METHODS[method](configure(method, options, host.depth), host)
 
 
-def expected(value: str, allowed: Any, *, shown_by: str = "python -m harness list") -> str:
+def expected(value: str, allowed: Any, *, shown_by: str = "patchrank list") -> str:
     """Phrase what was allowed instead of ``value``, the nearest first, and what shows the rest."""
     names = list(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)

@@ -84,7 +84,7 @@ def read_expectation(file: Path) -> list[Record]:
     """
     if not file.exists():
         raise FileNotFoundError(
-            f"no expectation at {str(file)!r}; write one with: python -m harness check "
+            f"no expectation at {str(file)!r}; write one with: patchrank check "
             f"{shlex.quote(str(file))} --update"
         )
     return read_run(file)
@@ -219,8 +219,8 @@ def shipped_files() -> list[Path]:
     files = sorted(FOLDER.glob("*.jsonl"))
     if not files:
         raise FileNotFoundError(
-            "harness/expected/ holds no expectation; in a checkout, write it with: python -m "
-            "harness check --update"
+            "harness/expected/ holds no expectation; in a checkout, write it with: "
+            "patchrank check --update"
         )
     return files
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from harness import git_commit
 from harness.check.cases import (
     BATCHES,
     FOLDER,
@@ -35,7 +36,7 @@ from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row
 from harness.models.towers import load_clip, split_name, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
-from harness.records.record import git_commit, record_lines, require_appendable
+from harness.records.record import record_lines, require_appendable
 from zoo.clip import ClipParts
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig

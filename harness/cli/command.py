@@ -8,16 +8,16 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from pkgutil import resolve_name
+from typing import Any, NoReturn
 
+from rich.console import Console
+
+from harness import git_commit
+from harness.console.table import Shown, Work
 from harness.console.terminal import WHENS
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown, Work
-
+Run = Callable[[argparse.Namespace, Console], Shown | Work]
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
 WIDEST = 100  # columns of help
@@ -42,26 +42,15 @@ ALIASES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A subcommand.
+    """A subcommand. Its functions import what they need, so that help comes at once."""
 
-    Attributes:
-        path: its words, such as ``fit predictor``.
-        what: one sentence.
-        flags: adds its flags to a parser; may import what their defaults come from.
-        run: called with the parsed arguments and the console for progress and notes. It imports
-            what it needs, so that help comes at once.
-        examples: command lines without the program's name, each with its purpose.
-        output: where results go.
-        problems: the meaning of exit code 1; None where there is none.
-    """
-
-    path: str
-    what: str
-    flags: Callable[["CommandParser"], None]
-    run: Callable[[argparse.Namespace, "Console"], "Shown | Work"]
-    examples: tuple[tuple[str, str], ...]
+    path: str  # its words, such as "fit predictor"
+    what: str  # one sentence
+    run: Run  # called with the parsed arguments and the console for progress and notes
+    examples: tuple[tuple[str, str], ...]  # lines without the program's name, and their purpose
+    flags: Callable[["CommandParser"], None] = lambda _parser: None  # adds them to a parser
     output: str = "a table on standard output"
-    problems: str | None = None
+    problems: str | None = None  # the meaning of exit code 1
 
     def epilog(self) -> str:
         """Return the end of the help: examples, where results go, exit codes."""
@@ -71,6 +60,16 @@ class Command:
         codes = EXIT_CODES | {1: self.problems or ""}
         meanings = "; ".join(f"{code} {text}" for code, text in codes.items() if text)
         return "\n".join([*lines, "", f"output: {self.output}", "", f"exit codes: {meanings}"])
+
+
+def imported(place: str) -> Run:
+    """Return a function that imports another one, ``module:name``, once it is called."""
+
+    def run(args: argparse.Namespace, status: Console) -> Shown | Work:
+        outcome: Shown | Work = resolve_name(place)(args, status)
+        return outcome
+
+    return run
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -240,22 +239,13 @@ def default_text(action: argparse.Action) -> str | None:
     if action.nargs == 0 or default in (None, argparse.SUPPRESS) or default == []:
         return None
     values: Sequence[object] = default if isinstance(default, list | tuple) else [default]
-    return " ".join(
-        f"{value:g}"
-        if isinstance(value, float)
-        else value.as_posix()
-        if isinstance(value, Path)
-        else str(value)
-        for value in values
-    )
+    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def add_shared(group: Any, default: Any = None) -> None:
     """Add the flags that every command takes, before its name or after it.
 
-    Args:
-        group: of arguments.
-        default: ``argparse.SUPPRESS`` after the name, so that what stood before it stays.
+    After it ``default`` is ``argparse.SUPPRESS``, so that what stood before stays.
     """
     off = False if default is None else default
     text = "print one JSON document for programs instead of tables"
@@ -277,8 +267,6 @@ class Version(argparse.Action):
 
     def __call__(self, parser: Any, *args: Any) -> None:
         """Print them."""
-        from harness.records.record import git_commit
-
         package = f"{PACKAGE} {metadata.version(PACKAGE)}"
         if (commit := git_commit()) is not None:
             package += f", commit {commit}"

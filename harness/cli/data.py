@@ -1,31 +1,152 @@
-"""Subcommands that show what there is: ``list``, ``datasets``, ``completion``."""
+"""Subcommands that show what there is: ``list``, ``datasets list``, ``datasets check``."""
 
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from harness.cli import flags
-from harness.cli.command import Command, CommandParser
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown
+from harness.cli.command import Command, CommandParser, imported
+from harness.console.table import Forms, Shown, fewer
 
 
-def _no_flags(parser: CommandParser) -> None:
-    """Add nothing."""
+def run_list(*_: Any) -> Shown:
+    """Show models, weights, methods and datasets."""
+    *others, datasets = list_tables()
+    return Shown(parts=(*others, fitting(datasets)), data=list_data())
 
 
-def _run_list(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_list
+def run_datasets(args: Namespace, _status: Console) -> Shown:
+    """Show datasets, and how others are named by their path.
 
-    return run_list(args, status)
+    Raises:
+        FileNotFoundError: a root that isn't there.
+        NotADirectoryError: a root that is a file.
+    """
+    from harness.datasets import KINDS
+
+    _require_root(args.root)
+    by_path = [f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()]
+    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
+    data = {"datasets": datasets_data(args.root), "by_path": kinds}
+    return Shown(parts=(fitting(datasets_table(args.root)), *by_path), data=data)
 
 
-def _run_datasets_list(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_datasets
+def _require_root(root: Path | None) -> None:
+    if root is None or root.is_dir():
+        return
+    flag = f"--root {str(root)!r}"
+    if root.exists():
+        raise NotADirectoryError(f"{flag} is a file; give a folder")
+    raise FileNotFoundError(
+        f"{flag}: there is no such folder; give the one that datasets lie below"
+    )
 
-    return run_datasets(args, status)
+
+def fitting(datasets: Table) -> Forms:
+    """Return the table of datasets in three forms."""
+    narrow = ("accuracy by text is",), ("accuracy by text is", "what", "chance", "licence")
+    return Forms((datasets, *(fewer(datasets, heads) for heads in narrow)))
+
+
+def list_data() -> dict[str, Any]:
+    """Return what there is as JSON values."""
+    from zoo import METHODS
+    from zoo.registry import PERCENTS
+    from zoo.sizes import SIZES
+    from zoo.weights import fitted_blocks
+
+    def fitted(size: str, tag: str) -> list[int]:
+        return list(fitted_blocks(f"clip_vit_{size}", tag))
+
+    towers = [
+        {
+            "size": size,
+            "tags": list(spec.tags),
+            "predictors": {tag: blocks for tag in spec.tags if (blocks := fitted(size, tag))},
+        }
+        for size, spec in SIZES.items()
+    ]
+    methods = [
+        {"method": name, "what": (method.__doc__ or "").split("\n")[0]}
+        for name, method in sorted(METHODS.items())
+    ]
+    rates = {"keep_percents": list(PERCENTS)}
+    return {"towers": towers, "methods": methods, **rates, "datasets": datasets_data()}
+
+
+def list_tables() -> list[Table]:
+    """Lay out what there is: towers with their weights, methods, datasets."""
+    data = list_data()
+    towers = Table(
+        "size",
+        "weight tags (the first is the default)",
+        "predictor for patchrank",
+        title="towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}",
+    )
+    for tower in data["towers"]:
+        fitted = "; ".join(
+            f"{tag} at block {', '.join(map(str, blocks))}"
+            for tag, blocks in tower["predictors"].items()
+        )
+        towers.add_row(tower["size"], ", ".join(tower["tags"]), fitted or "none yet")
+    rates = ", ".join(map(str, data["keep_percents"]))
+    title = f"methods; keep rates in names: {rates}"
+    methods = Table("method", "what it does", "example", title=title)
+    for one in data["methods"]:
+        methods.add_row(one["method"], one["what"], f"clip_vit_b16_{one['method']}60")
+    return [towers, methods, datasets_table()]
+
+
+def datasets_table(root: Path | None = None) -> Table:
+    """Lay out the datasets that have names; ``root`` is where those lie that aren't shipped."""
+    table = Table(title="datasets")
+    for head in ("name", "what"):
+        table.add_column(head, no_wrap=head == "name")
+    for head in ("classes", *flags.SPLITS, "chance"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for head in ("shipped, or in --root", "accuracy by text is", "licence"):
+        table.add_column(head)
+    for facts in datasets_data(root):
+        place = "shipped"
+        if not facts["shipped"]:
+            place = f"{facts['folder']}, {'there' if facts['there'] else 'not there'}"
+        table.add_row(
+            facts["name"],
+            facts["what"],
+            *(str(facts[name]) for name in ("classes", *flags.SPLITS)),
+            f"{100 / facts['classes']:.3g} %",
+            place,
+            facts["accuracy_by_text_is"] or "not known",
+            facts["license"],
+        )
+    return table
+
+
+def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
+    """Return the datasets that have names as JSON values; sizes are numbers of images."""
+    from harness.datasets import list_datasets, root_of, shipped_facts
+    from harness.datasets.rooted import RootedDataset
+    from harness.records.averages import captions
+
+    where = root_of(root)
+    rows = []
+    for name in list_datasets():
+        dataset = shipped_facts(name)
+        facts: dict[str, Any] = {"name": name, "what": dataset.title, "license": dataset.license}
+        if isinstance(dataset, RootedDataset):
+            facts |= {"classes": dataset.class_count, "shipped": False, "folder": dataset.folder}
+            facts |= {split: dataset.counts.get(split, 0) for split in flags.SPLITS}
+            facts["there"] = where is not None and (where / dataset.folder).is_dir()
+            facts["accuracy_by_text_is"] = None
+        else:
+            facts |= {"classes": len(dataset.classes), "shipped": True, "folder": None}
+            facts |= {split: len(dataset.split(split)) for split in flags.SPLITS}
+            facts |= {"there": True, "accuracy_by_text_is": captions(name)}
+        rows.append(facts)
+    return rows
 
 
 def _check_flags(parser: CommandParser) -> None:
@@ -35,25 +156,19 @@ def _check_flags(parser: CommandParser) -> None:
     parser.add_argument("--fast", action="store_true", help="decode no image")
 
 
-def _run_datasets_check(args: Namespace, status: "Console") -> "Shown":
-    from harness.check.datasets import run_check
-
-    return run_check(args, status)
-
-
 COMMANDS = (
     Command(
         path="datasets list",
         what="Show what datasets there are, and where.",
         flags=flags.root,
-        run=_run_datasets_list,
+        run=run_datasets,
         examples=(("datasets list", "those that ship or lie below CLIP_PATCHRANK_DATA"),),
     ),
     Command(
         path="datasets check",
         what="Verify a local copy before hours are spent on it: counts, checksums, every image.",
         flags=_check_flags,
-        run=_run_datasets_check,
+        run=imported("harness.check.datasets:run_check"),
         examples=(
             ("datasets check emoji", "a dataset that ships"),
             ("datasets check folder:photos --fast", "your own images, by their names alone"),
@@ -64,8 +179,7 @@ COMMANDS = (
     Command(
         path="list",
         what="Show models, methods, weights and datasets.",
-        flags=_no_flags,
-        run=_run_list,
+        run=run_list,
         examples=(("list", "all there is"), ("list --json", "for a program")),
         output="tables on standard output",
     ),

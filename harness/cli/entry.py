@@ -9,30 +9,21 @@ import textwrap
 from argparse import Namespace
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
 
 from harness.cli.command import PROGRAM
+from harness.cli.flags import check_device
 from harness.cli.parser import build_parser
+from harness.console.table import Forms, Part, Shown, Table, fitted, whole
 from harness.console.terminal import Progress, errors, has_width, notes, results
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Part, Shown
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand.
-
-    Args:
-        argv: arguments, those of the process if None.
-
-    Returns:
-        Exit code, of `EXIT_CODES`.
+    """Run a subcommand and return its exit code, of `EXIT_CODES`.
 
     Raises:
         SystemExit: after help or version.
@@ -102,29 +93,29 @@ def _no_empty_folders(args: Namespace) -> Iterator[None]:
 
 
 def _run(args: Namespace) -> int:
-    from harness.cli.runs import check_device
     from harness.datasets import forget
 
-    status, output, flags = notes(args), results(args), vars(args)
+    status, flags = notes(args), vars(args)
+    output = None if args.json else results(args)
     try:
-        if flags.get("device") is not None and flags.get("workers", 1) == 1:
-            check_device(args.device)  # that of many workers may be elsewhere
+        if flags.get("device") is not None and flags.get("workers") is None:
+            check_device(args.device)  # that of workers may be elsewhere
         _name_datasets(args, status)
         outcome = args.run(args, status)
         if isinstance(outcome, Generator):
-            outcome = _through(outcome, None if args.json else output)
-        if not args.json:
+            outcome = _through(outcome, output)
+        if output is None:
+            print(_document(args.command, outcome))
+        else:
             for part in outcome.parts:
                 _print(part, output)
-        elif outcome.data is not None:
-            print(_document(args.command, outcome.data))
     finally:
         forget()
     code: int = outcome.code
     return code
 
 
-def _name_datasets(args: Namespace, status: "Console") -> None:
+def _name_datasets(args: Namespace, status: Console) -> None:
     """Put names where datasets are given by a path, and say how all of them are taken.
 
     Raises:
@@ -149,14 +140,14 @@ def _name_datasets(args: Namespace, status: "Console") -> None:
         setattr(args, option, names[0] if isinstance(datasets, str) else names)
 
 
-def _document(command: str, data: Any) -> str:
+def _document(command: str, outcome: Shown) -> str:
     try:
-        return json.dumps(data, allow_nan=False, ensure_ascii=False, indent=1)
+        return json.dumps(outcome.data, allow_nan=False, ensure_ascii=False, indent=1)
     except ValueError as error:  # ours, and no wrong use
         raise AssertionError(f"{command}: {error}") from error
 
 
-def _through(work: "Generator[Part, None, Shown]", output: "Console | None") -> "Shown":
+def _through(work: Generator[Part, None, Shown], output: Console | None) -> Shown:
     """Print parts as they come, unless there is nowhere to, and return what is left to show."""
     while True:
         try:
@@ -168,9 +159,7 @@ def _through(work: "Generator[Part, None, Shown]", output: "Console | None") -> 
             _print(part, output)
 
 
-def _print(part: "Part", output: "Console") -> None:
-    from harness.console.table import Forms, Table, fitted, whole
-
+def _print(part: Part, output: Console) -> None:
     if isinstance(part, str):
         # A line is wrapped between words, for paths to stay whole; several are someone's own.
         if has_width() and "\n" not in part:

@@ -1,13 +1,23 @@
-"""Flags that several subcommands share, and the types of their values."""
+"""Flags that several subcommands share, types of their values, and settings made of them."""
 
+import dataclasses
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.cli.command import CommandParser
 
-SPLITS = ("train", "val", "test")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from harness.datasets.base import SplitName
+    from zoo.fit import FitConfig
+    from zoo.golden import GoldenConfig
+    from zoo.prompt_learner import TuneConfig
+
+C = TypeVar("C", bound="DataclassInstance")
+SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
 DENSE = "clip_vit_s14"
 FASHION_AND_EMOJI = ["fashion", "emoji"]
 
@@ -52,11 +62,6 @@ def dtype(text: str) -> str:
     return text
 
 
-def limit_of(args: Namespace) -> int | None:
-    """Return how many images ``--limit`` asks for, None for all."""
-    return None if args.full else args.limit
-
-
 def number(
     group: Any,
     flag: str,
@@ -67,16 +72,9 @@ def number(
     metavar: str | None = None,
     **more: Any,
 ) -> None:
-    """Add a flag for a number, or with ``nargs`` for several.
+    """Add a flag for a number; without ``kind`` the default says whether it is an int or a float.
 
-    Args:
-        group: of arguments.
-        flag: with its dashes.
-        default: a float's flag takes floats, another one ints, unless ``kind`` reads the value.
-        text: for the help.
-        kind: reads a value; None for what the default says.
-        metavar: N for an int and X for a float if None.
-        more: for ``add_argument``.
+    With ``nargs`` it takes several.
     """
     kind = kind or (float if isinstance(default, float) else int)
     metavar = metavar or ("X" if kind is float else "N")
@@ -104,9 +102,11 @@ def keeps(
     default: list[float] | None,
     text: str = "in (0, 1]",
     kind: Callable[[str], float] = keep_rate,
+    **more: Any,
 ) -> None:
     """Add keep rates."""
-    group.add_argument("--keeps", nargs="+", type=kind, metavar="RATE", default=default, help=text)
+    more |= {"nargs": "+", "type": kind, "metavar": "RATE"}
+    group.add_argument("--keeps", default=default, help=text, **more)
 
 
 def dataset(group: Any, **more: Any) -> None:
@@ -115,15 +115,9 @@ def dataset(group: Any, **more: Any) -> None:
     group.add_argument("--dataset", **{"metavar": "NAME", "help": text} | more)
 
 
-def datasets(
-    group: Any,
-    default: list[str] | None = FASHION_AND_EMOJI,
-    text: str = "see `datasets list`; or PREFIX:PATH",
-) -> None:
+def datasets(group: Any, default: list[str] | None = FASHION_AND_EMOJI, **more: Any) -> None:
     """Add several datasets, by default those that ship."""
-    group.add_argument(
-        "--dataset", dest="datasets", nargs="+", metavar="NAME", default=default, help=text
-    )
+    dataset(group, dest="datasets", nargs="+", default=default, **more)
 
 
 def root(group: Any) -> None:
@@ -146,13 +140,37 @@ def data(parser: CommandParser) -> None:
 def images(group: Any, count: int, split: str, text: str = "images per dataset") -> None:
     """Add which images, and how many."""
     group.add_argument("--split", default=split, choices=SPLITS, help="of the dataset")
+    limits(group, count, text)
+
+
+def limits(group: Any, count: int | None, text: str = "images per dataset") -> None:
+    """Add how many images: ``--limit`` and ``--full``."""
     number(group, "--limit", count, text, kind=limit)
-    full(group)
-
-
-def full(group: Any) -> None:
-    """Add ``--full``."""
     group.add_argument("--full", action="store_true", help="all images, whatever --limit says")
+
+
+def limit_of(args: Namespace) -> int | None:
+    """Return how many images ``--limit`` and ``--full`` ask for, None for all."""
+    return None if args.full else args.limit
+
+
+def settings(config: type[C], args: Namespace, /, **others: Any) -> C:
+    """Make settings of the flags that are called like their fields, and of others.
+
+    A flag that has no value leaves the field's default; lists become tuples without repeats.
+
+    Raises:
+        ValueError: what the settings refuse.
+    """
+    flags = vars(args)
+    names = [field.name for field in dataclasses.fields(config)]
+    values = {name: flags[name] for name in names if flags.get(name) is not None}
+    if "limit" in names and "full" in flags:
+        values["limit"] = limit_of(args)
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(dict.fromkeys(value))
+    return config(**values | others)
 
 
 def conditions(parser: CommandParser) -> Any:
@@ -178,6 +196,21 @@ def device(group: Any, default: str | None = "cpu", text: str = "such as cuda:0"
     group.add_argument("--device", default=default, help=f"torch device, {text}")
 
 
+def random_weights(group: Any, text: str = "where none can be had") -> None:
+    """Add ``--random-weights``."""
+    group.add_argument("--random-weights", action="store_true", help=text)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that isn't there with a ValueError that names it."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name!r} can't be used here: {error}") from error
+
+
 def golden_windows(parser: CommandParser, *, window: int = 2, stride: int = 1) -> Any:
     """Add block, window and stride of golden rankings and return their group."""
     group = parser.add_argument_group("golden rankings")
@@ -194,21 +227,11 @@ def block(group: Any) -> None:
     fields(group, GoldenConfig, block="patches go before this block")
 
 
-def seeds(group: Any, default: int, text: str) -> None:
-    """Add how many seeds."""
-    number(group, "--seeds", default, text)
+def golden_config(args: Namespace) -> "GoldenConfig":
+    """Return the settings of golden rankings that the flags ask for."""
+    from zoo.golden import GoldenConfig
 
-
-def rounds(group: Any, default: int, text: str, kind: Callable[[str], int] = positive) -> None:
-    """Add how many rounds of timing."""
-    number(group, "--rounds", default, text, kind=kind)
-
-
-def batches(group: Any, default: list[int] | None, text: str, nargs: str = "*") -> None:
-    """Add batch sizes."""
-    group.add_argument(
-        "--batches", nargs=nargs, type=positive, metavar="N", default=default, help=text
-    )
+    return settings(GoldenConfig, args, approximate=vars(args).get("approx"))
 
 
 def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **more: Any) -> None:
@@ -241,6 +264,13 @@ def predictor_recipe(parser: CommandParser) -> None:
     )
 
 
+def fit_config(args: Namespace) -> "FitConfig":
+    """Return the recipe that the flags of a predictor ask for."""
+    from zoo.fit import FitConfig
+
+    return settings(FitConfig, args)
+
+
 def tuning_recipe(parser: CommandParser) -> Any:
     """Add what is learned from a few labelled images and return its group."""
     from zoo.prompt_learner import TuneConfig
@@ -256,3 +286,18 @@ def tuning_recipe(parser: CommandParser) -> Any:
     group.add_argument("--init", metavar="WORDS", help="that text tokens begin with")
     fields(group, TuneConfig, anchor="weight of the distance to the templates' features")
     return group
+
+
+def tune_config(args: Namespace) -> "TuneConfig":
+    """Return the recipe that the flags of learned tokens ask for.
+
+    Studies have flags of the same names for predictors; there the rest is the default.
+    """
+    from zoo.prompt_learner import TuneConfig
+
+    names = ["tokens", "depth", "class_specific", "init", "anchor", "rounds", "seed"]
+    if args.command == "fit prompts":
+        names += ["patience", "batch", "learning_rate", "visual_rate"]
+        names += ["augment", "dtype", "checkpointing"]
+    recipe = {name: getattr(args, name) for name in names}
+    return TuneConfig(**recipe, count=args.num_tokens, coupled=not args.independent)

@@ -2,18 +2,17 @@
 
 import time
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
+from harness.console.table import Shown, json_values
 from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown
     from harness.datasets.base import SplitName
     from harness.measure.rows import Variant
     from zoo.clip import ClipParts
@@ -42,13 +41,8 @@ def _rank_flags(parser: CommandParser) -> None:
     text = "best way within N passes"
     flags.number(how, "--budget", None, text, kind=float, metavar="N")
     where = parser.add_argument_group("conditions")
-    flags.number(
-        where,
-        "--workers",
-        None,
-        "Ray actors that share the work; default: this process",
-        kind=flags.positive,
-    )
+    text = "Ray actors that share the work; default: this process"
+    flags.number(where, "--workers", None, text, kind=flags.positive)
     flags.number(where, "--batch", None, "sequences per pass; default: from free memory")
     where.add_argument("--compile", action="store_true", help="use torch.compile")
     flags.device(where, text="of each worker")
@@ -59,25 +53,38 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.number(files, "--shard-size", 64, "images per file")
 
 
-def _run_rank(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_rank
+def run_rank(args: Namespace, status: Console) -> Shown:
+    """Make golden rankings and say where they are."""
+    from harness.datasets import get_dataset
+    from harness.golden.rank import AUTO, Job, Source, rank
+    from harness.records.conditions import DTYPES
+    from zoo.reducer import expected
 
-    return run_rank(args, status)
+    if args.dtype not in (AUTO, *DTYPES):
+        raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")
+    for name in ("window", "stride", "greedy", "approx"):
+        if args.budget is not None and vars(args)[name] is not None:
+            raise ValueError(
+                f"--budget {args.budget:g} with --{name}: a budget picks window, stride and "
+                "approximation itself; give one of the two"
+            )
+    config = flags.golden_config(args)
+    if args.images is None:
+        source = Source.of(get_dataset(args.dataset), args.split)
+    else:
+        source = Source.folder(args.images)
+    job = flags.settings(Job, args, source=source, config=config, compiled=args.compile)
+    path, images, total = rank(job, Progress(status))
+    text = f"wrote {path}: {images} of {total} images"
+    data = {"path": str(path), "images": images, "images_there": total}
+    return Shown(parts=(text,), data=data)
 
 
 def _show_flags(parser: CommandParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, or dataset:split:index")
     what = parser.add_argument_group("what is drawn")
     flags.model(what)
-    what.add_argument(
-        "--keeps",
-        dest="keep",
-        nargs="+",
-        type=float,
-        metavar="RATE",
-        default=[0.6],
-        help="in (0, 1)",
-    )
+    flags.keeps(what, [0.6], "in (0, 1)", float, dest="keep")
     text = "that decides what is kept; default: the predictor"
     what.add_argument("--by", metavar="RANKING", help=text)
     flags.methods(what, [], "more columns; see `list`", "*")
@@ -94,10 +101,18 @@ def _show_flags(parser: CommandParser) -> None:
     flags.device(where)
 
 
-def _run_show(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_show
+def run_show(args: Namespace, status: Console) -> Shown:
+    """Draw images beside the importance of their patches."""
+    from harness.report.show import ShowConfig, find_pictures, show
 
-    return run_show(args, status)
+    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
+    pictures = find_pictures(args.images, dataset=args.dataset, classes=classes, labels=args.label)
+    keeps, golden = tuple(args.keep), flags.golden_config(args)
+    config = flags.settings(ShowConfig, args, keeps=keeps, golden=golden)
+    progress = Progress(status)
+    figure = show(args.model, pictures, config, args.out, device=args.device, progress=progress)
+    data = {"path": str(figure.path), "columns": figure.columns, "notes": figure.notes}
+    return Shown(parts=(*figure.notes, f"wrote {figure.path}"), data=json_values(data))
 
 
 def _predictor_flags(parser: CommandParser) -> None:
@@ -120,10 +135,8 @@ def _predictor_flags(parser: CommandParser) -> None:
     flags.output(files, None, "default: the user's cache", "FILE")
 
 
-def run_fit_predictor(args: Namespace, status: "Console") -> "Shown":
+def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
-    from harness.cli.runs import fit_config
-    from harness.console.table import Shown, json_values
     from harness.datasets import get_dataset
     from harness.golden.fit import fit
     from harness.golden.rank import Job, Source, rank
@@ -131,7 +144,7 @@ def run_fit_predictor(args: Namespace, status: "Console") -> "Shown":
     from harness.models.towers import load_tower
     from zoo.golden import GoldenConfig
 
-    config, progress = fit_config(args), Progress(status)
+    config, progress = flags.fit_config(args), Progress(status)
     block = GoldenConfig.block if args.block is None else args.block
     train, val = list(args.rankings), list(args.val)
     tower = load_tower(args.model).name if args.dataset else ""
@@ -195,58 +208,22 @@ def _prompts_flags(parser: CommandParser) -> None:
     flags.output(how, None, "default: the user's cache", "FILE")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """What tuning gave and took.
-
-    Attributes:
-        path: the file.
-        parameters: numbers learned.
-        seconds: time taken, near 0 if these prompts were there already.
-        memory_mib: most memory of this process so far; on CUDA, of its tensors.
-        train: number of images learned from.
-        val: number of images for early stopping.
-        top1: on these, tuned.
-        untuned: on these, by the templates.
-    """
-
-    path: Path
-    parameters: int
-    seconds: float
-    memory_mib: float
-    train: int
-    val: int
-    top1: float
-    untuned: float
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        return (
-            f"wrote {self.path}: {self.parameters:,} learned parameters, {self.train} images, "
-            f"{self.seconds:.1f} s, {self.memory_mib:,.0f} MiB at most; top-1 on the {self.val} "
-            f"validation images {100 * self.top1:.1f} % (untuned {100 * self.untuned:.1f} %)"
-        )
-
-
-def run_fit_prompts(args: Namespace, status: "Console") -> "Shown":
+def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
-    from harness.cli.runs import tune_config
-    from harness.console.table import Shown, json_values
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.measure.tuning import Tuner
     from zoo.files import write_whole
     from zoo.weights import fingerprint
 
-    config = tune_config(args)
+    config = flags.tune_config(args)
     dataset = get_dataset(args.dataset)
     drawn = draw(dataset, args.shots, args.seed)  # refuses before anything is loaded
     parts, row, tag = load_row(args.model)
     weights = fingerprint(row.vit)
     parts.model.to(args.device)
-    tuner = Tuner(
-        parts, dataset, model=dense_name(row), tag=tag, weights=weights, progress=Progress(status)
-    )
+    progress, dense = Progress(status), dense_name(row)
+    tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress)
     begin = time.perf_counter()
     tuned = tuner.tuned([row], args.shots, args.seed, config)[row.key]
     seconds = time.perf_counter() - begin
@@ -256,30 +233,30 @@ def run_fit_prompts(args: Namespace, status: "Console") -> "Shown":
         write_whole(args.output, path.read_bytes())
         path = args.output
     untuned, top1 = tuner.judge(row, tuned, drawn.val)
-    outcome = Tuning(
-        path=path,
-        parameters=tuned.file.provenance["parameters"],
-        seconds=seconds,
-        memory_mib=_memory_mib(args.device),
-        train=len(drawn.train),
-        val=len(drawn.val),
-        top1=top1,
-        untuned=untuned,
+    parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
+    text = (
+        f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "
+        f"{seconds:.1f} s, {memory_mib:,.0f} MiB at most; top-1 on the {len(drawn.val)} "
+        f"validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
-    return Shown(parts=(str(outcome),), data=json_values(outcome))
+    data = {
+        "path": path,
+        "parameters": parameters,
+        "seconds": seconds,
+        "memory_mib": memory_mib,
+        "train": len(drawn.train),
+        "val": len(drawn.val),
+        "top1": top1,
+        "untuned": untuned,
+    }
+    return Shown(parts=(text,), data=json_values(data))
 
 
 def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
-    """Load a model with its text tower, dense or reduced.
-
-    Args:
-        name: one of our models, or any dense tower of ``load_clip`` that has a text tower.
+    """Load a model with its text tower: one of ours, or any dense tower of ``load_clip``.
 
     Returns:
         The towers, the model as a row, and the weight tag.
-
-    Raises:
-        ValueError: unknown name, or no text tower here.
     """
     from harness.measure.rows import rows_of
     from harness.models.towers import load_clip, split_method
@@ -301,6 +278,7 @@ def dense_name(row: "Variant") -> str:
 
 
 def _memory_mib(device: str) -> float:
+    """Return the most memory of this process so far; on CUDA, of its tensors."""
     import resource
     import sys
 
@@ -317,12 +295,9 @@ COMMANDS = (
         path="rank",
         what="Make golden rankings of images; the same command goes on where it stopped.",
         flags=_rank_flags,
-        run=_run_rank,
+        run=run_rank,
         examples=(
-            (
-                "rank --dataset fashion --split train --limit 100 --stride 2",
-                "100 training images, as many of each class",
-            ),
+            ("rank --dataset fashion --split train --limit 100 --stride 2", "100 training images"),
             ("rank --images photos --output ranked --full", "any folder of images"),
             ("rank --dataset emoji --budget 20", "the best way within 20 passes per image"),
         ),
@@ -347,11 +322,7 @@ COMMANDS = (
         run=run_fit_prompts,
         examples=(
             ("fit prompts --dataset emoji --shots 16 --tokens t", "text tokens"),
-            (
-                "fit prompts --model clip_vit_s14 --dataset emoji --tokens vt "
-                "--output vt.safetensors",
-                "visual ones as well, for the dense model",
-            ),
+            ("fit prompts --model clip_vit_s14 --dataset emoji --tokens vt", "visual ones, too"),
         ),
         output="what it took and gave, on standard output; the tokens in --output",
     ),
@@ -359,7 +330,7 @@ COMMANDS = (
         path="show",
         what="Draw images beside the importance of their patches by several rankings, as PNG.",
         flags=_show_flags,
-        run=_run_show,
+        run=run_show,
         examples=(
             ("show fashion:val:3 --keeps 0.6 0.3", "an image of a dataset"),
             ("show photo.jpg --dataset fashion --label bag", "a file of a known class"),

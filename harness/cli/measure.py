@@ -1,22 +1,22 @@
 """Subcommands that measure models: ``compare``, ``eval``, ``latency``."""
 
+import os
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
+from harness.console.table import Shown, Work, json_values
 from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown, Work
     from harness.records.averages import Average
     from harness.records.record import Record
-
-T = TypeVar("T")
 
 
 def _compare_flags(parser: CommandParser) -> None:
@@ -40,11 +40,13 @@ def _compare_flags(parser: CommandParser) -> None:
     text = "labelled images per class; 0: text classifier"
     flags.number(what, "--shots", list(Plan.shots), text, nargs="+", metavar="K")
     _learned(what)
-    flags.seeds(what, Plan.seeds, "with shots; from --seed on")
+    flags.fields(what, Plan, seeds="with shots; from --seed on")
     flags.data(parser)
     how = flags.conditions(parser)
-    flags.rounds(how, Plan.rounds, "latency samples")
-    flags.batches(how, list(Plan.batches), "for latency")
+    flags.number(how, "--rounds", Plan.rounds, "latency samples", kind=flags.positive)
+    flags.number(
+        how, "--batches", list(Plan.batches), "for latency", kind=flags.positive, nargs="*"
+    )
     files = parser.add_argument_group("files")
     flags.fresh(files)
     flags.output(files, "results", "folder of the run")
@@ -63,18 +65,15 @@ def _learned(group: Any) -> None:
     flags.fields(group, Plan, num_tokens="learned tokens")
 
 
-def run_compare(args: Namespace, status: "Console") -> "Shown | Work":
+def run_compare(args: Namespace, status: Console) -> Shown | Work:
     """Measure side by side, or tell what changed between two runs."""
-    if args.runs:
-        from harness.report.changes import run_changes
+    from harness.report.changes import run_changes
 
-        return run_changes(args, status)
-    return _side_by_side(args, status)
+    return run_changes(args, status) if args.runs else _side_by_side(args, status)
 
 
-def _side_by_side(args: Namespace, status: "Console") -> "Work":
+def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.console.table import Shown, json_values
     from harness.measure.compare import compare
     from harness.measure.plan import Plan
     from harness.measure.traces import Tracer
@@ -85,25 +84,8 @@ def _side_by_side(args: Namespace, status: "Console") -> "Work":
 
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)
-    plan = Plan(
-        models=_once(args.models),
-        methods=tuple(args.methods or _all_methods(args.match)),
-        keeps=tuple(args.keeps),
-        datasets=_once(args.datasets),
-        shots=_once(args.shots),
-        tokens=args.tokens,
-        num_tokens=args.num_tokens,
-        seeds=args.seeds,
-        limit=flags.limit_of(args),
-        split=args.split,
-        seed=args.seed,
-        device=args.device,
-        dtype=args.dtype,
-        batches=tuple(args.batches),
-        rounds=args.rounds,
-        match=args.match,
-        match_to=args.match_to,
-    )
+    methods = tuple(args.methods or _all_methods(args.match))
+    plan = flags.settings(Plan, args, methods=methods)
     known = earlier(path, progress, fresh=args.fresh)
     tracer = Tracer(
         run=args.output, images=args.traces, thumbnails=args.thumbnails, progress=progress
@@ -121,23 +103,11 @@ def _side_by_side(args: Namespace, status: "Console") -> "Work":
         if group[0].shots == plan.shots[-1]:
             yield from shot_tables(groups)
             groups = []
-    write_report(
-        records,
-        args.output,
-        progress,
-        runs=[args.output],
-        sources=[str(args.output)] * len(records),
-        # The page has all plots; `report` writes them as files, too.
-        drawn=("accuracy_gflops.svg",),
-    )
-    text = f"records: {path}; report: {args.output / 'report.html'}"
-    status.print(text, highlight=False, markup=False, soft_wrap=True)
+    sources = [str(args.output)] * len(records)
+    drawn = ("accuracy_gflops.svg",)  # the page has all plots; `report` writes them as files, too
+    write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
+    progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     return Shown(parts=(), data={"records": json_values(records)})
-
-
-def _once(values: Iterable[T]) -> tuple[T, ...]:
-    """Leave out repeats, each of which would be measured twice."""
-    return tuple(dict.fromkeys(values))
 
 
 def _all_methods(match: str | None) -> tuple[str, ...]:
@@ -159,16 +129,15 @@ def _eval_flags(parser: CommandParser) -> None:
     flags.conditions(parser)
 
 
-def run_eval(args: Namespace, status: "Console") -> "Shown":
+def run_eval(args: Namespace, status: Console) -> Shown:
     """Measure one model."""
-    from harness.console.table import Shown, json_values
     from harness.report.tables import comparison_table
 
     records = evaluated(args, status)
     return Shown(parts=(comparison_table(records),), data={"records": json_values(records)})
 
 
-def evaluated(args: Namespace, status: "Console") -> "list[Record]":
+def evaluated(args: Namespace, status: Console) -> "list[Record]":
     """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
     from harness.measure.compare import compare, judge
     from harness.measure.plan import Plan
@@ -176,20 +145,15 @@ def evaluated(args: Namespace, status: "Console") -> "list[Record]":
     from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(args.model)
-    plan = Plan(
+    plan = flags.settings(
+        Plan,
+        args,
         models=(dense,),
         methods=(method or DENSE,),
         keeps=(keep,),
         datasets=(args.dataset,),
         shots=(args.shots,),
-        tokens=args.tokens,
-        num_tokens=args.num_tokens,
         seeds=1,
-        limit=flags.limit_of(args),
-        split=args.split,
-        seed=args.seed,
-        device=args.device,
-        dtype=args.dtype,
         batches=(),
     )
     if args.prompts is None:
@@ -213,8 +177,7 @@ def _latency_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is timed")
     flags.methods(what, [], "of each dense tower, too")
     flags.keeps(what, list(LatencyPlan.keeps), "of --methods", float)
-    text = "none are loaded; times don't depend on them"
-    what.add_argument("--random-weights", action="store_true", help=text)
+    flags.random_weights(what, "none are loaded; times don't depend on them")
     how = parser.add_argument_group("conditions")
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
     text = f"images per call; default: {usual}, on CUDA {on_cuda}"
@@ -228,17 +191,61 @@ def _latency_flags(parser: CommandParser) -> None:
     )
     flags.number(how, "--threads", None, "torch's; default: as many as it takes", nargs="+")
     flags.device(how)
-    flags.rounds(how, LatencyPlan.rounds, "calls of each model, in turn, at least", int)
+    flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least")
     flags.number(how, "--seconds", LatencyPlan.seconds, "rounds go on for so long", metavar="S")
     where = parser.add_argument_group("files")
     flags.fresh(where, "time again what is known")
     flags.output(where, "results", "folder")
 
 
-def _run_latency(args: Namespace, status: "Console") -> "Work":
-    from harness.cli.runs import run_latency
+def run_latency(args: Namespace, status: Console) -> Work:
+    """Time models in turn with their dense towers, and write records and tables."""
+    import torch
 
-    return run_latency(args, status)
+    from harness.measure.latency import LatencyPlan, batches_for, measure_latency
+    from harness.measure.times import (
+        LATENCIES,
+        LatencyRecord,
+        earlier_times,
+        latency_markdown,
+        latency_tables,
+        table_of,
+        write_latencies,
+    )
+    from harness.measure.timing import load_1min
+    from harness.records.record import require_appendable
+    from zoo.files import write_whole
+
+    progress = Progress(status)
+    batches = batches_for(args.device, args.batches)
+    threads = tuple(dict.fromkeys(args.threads or [torch.get_num_threads()]))
+    plan = flags.settings(LatencyPlan, args, batches=batches, threads=threads)
+    if args.batches is None:
+        progress.say(f"batches {' '.join(map(str, plan.batches))}; --batches names others")
+    load, cores = load_1min(), os.cpu_count() or 1
+    if load is not None and load > cores / 2:
+        progress.say(
+            f"this machine is busy: a load of {load:.1f} on {cores} cores in the last minute; "
+            "times will be longer and spread wider"
+        )
+    path, markdown = args.output / LATENCIES, args.output / "latency.md"
+    require_appendable(path)
+    known = earlier_times(path, progress, fresh=args.fresh)
+
+    def timed() -> Iterator[LatencyRecord]:
+        for cell, new in measure_latency(plan, known, progress):
+            if new:
+                write_latencies(path, new)
+            yield from cell
+
+    records: list[LatencyRecord] = []
+    for _, group in groupby(timed(), key=table_of):
+        table = list(group)
+        yield from latency_tables(table)
+        records += table
+    write_whole(markdown, latency_markdown(records).encode())
+    progress.say(f"records: {path}; tables: {markdown}")
+    return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 
 
 COMMANDS = (
@@ -276,18 +283,11 @@ COMMANDS = (
         path="latency",
         what="Time models in turn with their dense towers, and say what can be concluded.",
         flags=_latency_flags,
-        run=_run_latency,
+        run=run_latency,
         examples=(
             ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
-            (
-                "latency clip_vit_b16_evit60 --random-weights --ways eager compile --threads 1 2",
-                "compiled, too",
-            ),
-            (
-                "latency clip_vit_b16_tome60 --random-weights --device cuda --dtypes float16 "
-                "--ways eager cuda-graphs",
-                "on a GPU",
-            ),
+            ("latency clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
+            ("latency clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
         ),
         output="a table per condition on standard output; latency.jsonl and latency.md in "
         "--output. The same command goes on where it stopped",

@@ -1,6 +1,6 @@
-"""Every subcommand and flag as a list that a test holds still, and as a page of docs/.
+"""The generated part of docs/commands.md: every subcommand and flag.
 
-``python -m harness.cli.reference`` in a checkout writes both anew.
+``python -m harness.cli.reference`` in a checkout writes it anew; a test holds it still.
 """
 
 import argparse
@@ -12,41 +12,9 @@ from harness.cli.command import ALIASES, EXIT_CODES, PROGRAM, CommandParser, def
 from harness.cli.parser import COMMANDS, build_parser
 from zoo.files import write_whole
 
-LIST = Path("tests/harness/commands.txt")
 PAGE = Path("docs/commands.md")
 REWRITE = "python -m harness.cli.reference"
 BEGIN, END = f"<!-- generated: {REWRITE} -->", "<!-- end of what is generated -->"
-
-
-def frozen() -> str:
-    """Return a line per argument of each subcommand: its name, and all that parsing rests on."""
-    parser = build_parser()
-    lines = [_line("", action) for action in parser._actions if action.option_strings]
-    for path, leaf in leaves(parser).items():
-        lines += [_line(path, action) for action in leaf._actions]
-        lines += [
-            f"{path} one of: {', '.join(action.dest for action in group._group_actions)}"
-            for group in leaf._mutually_exclusive_groups
-        ]
-    return "".join(f"{line}\n" for line in sorted(lines))
-
-
-def _line(path: str, action: argparse.Action) -> str:
-    words = [path, *(action.option_strings or [action.dest])]
-    facts = {
-        "action": type(action).__name__.strip("_").removesuffix("Action").lower(),
-        "nargs": action.nargs,
-        "type": getattr(action.type, "__name__", None),
-        "default": None if action.default is argparse.SUPPRESS else action.default,
-        "choices": None if action.choices is None else list(action.choices),
-        "required": action.required or None,
-    }
-    told = [f"{name}={_value(value)}" for name, value in facts.items() if value is not None]
-    return " ".join(filter(None, [*words, *told]))
-
-
-def _value(value: object) -> str:
-    return repr(value.as_posix()) if isinstance(value, Path) else str(value).replace(" ", "")
 
 
 def page() -> str:
@@ -106,18 +74,6 @@ def spliced(text: str) -> str:
     return before + page() + after
 
 
-def rewrite(root: Path) -> list[Path]:
-    """Write list and page anew below a checkout's root, and return where.
-
-    Raises:
-        FileNotFoundError: it is no checkout.
-        ValueError: the page has no place for what is generated.
-    """
-    content = {root / LIST: frozen(), root / PAGE: spliced((root / PAGE).read_text("utf-8"))}
-    for path, text in content.items():
-        write_whole(path, text.encode())
-    return list(content)
-
-
 if __name__ == "__main__":
-    sys.stdout.writelines(f"wrote {path}\n" for path in rewrite(Path.cwd()))
+    write_whole(PAGE, spliced(PAGE.read_text("utf-8")).encode())
+    sys.stdout.write(f"wrote {PAGE}\n")

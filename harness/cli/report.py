@@ -1,16 +1,9 @@
 """Subcommands that pass results on: ``report``, ``check``, ``push``."""
 
-from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.cli import flags
-from harness.cli.command import Command, CommandParser
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown
+from harness.cli.command import Command, CommandParser, imported
 
 
 def _report_flags(parser: CommandParser) -> None:
@@ -20,12 +13,6 @@ def _report_flags(parser: CommandParser) -> None:
     flags.output(files, "report", "folder of the report")
     title = "Token reduction for CLIP, side by side"
     files.add_argument("--title", default=title, help="of the page")
-
-
-def _run_report(args: Namespace, status: "Console") -> "Shown":
-    from harness.report.folder import run_report
-
-    return run_report(args, status)
 
 
 def _check_flags(parser: CommandParser) -> None:
@@ -42,7 +29,7 @@ def _check_flags(parser: CommandParser) -> None:
     rows.add_argument("--model", dest="models", nargs="+", metavar="MODEL", help="dense names")
     flags.methods(rows, None, "or METHOD:OPTION=VALUE,... with JSON values")
     flags.keeps(rows, None)
-    flags.datasets(rows, None, "or PREFIX:PATH")
+    flags.datasets(rows, None, help="or PREFIX:PATH")
     flags.data(parser)
     bounds = parser.add_argument_group("how far things may move")
     flags.fields(
@@ -57,23 +44,17 @@ def _check_flags(parser: CommandParser) -> None:
     flags.number(bounds, "--slower", Bounds.slower, text, metavar="FACTOR")
     how = parser.add_argument_group("how it is measured")
     flags.device(how, None, "default: the expectation's, or cpu")
-    flags.rounds(how, 2, "latency samples, four times as many below batch 8")
+    text = "latency samples, four times as many below batch 8"
+    flags.number(how, "--rounds", 2, text, kind=flags.positive)
     how.add_argument("--no-latency", action="store_true", help="time nothing")
     new = parser.add_argument_group("a new expectation")
     new.add_argument("--update", action="store_true", help="write anew, tell what changed")
     new.add_argument("--split", choices=flags.SPLITS, help="default: test")
-    flags.number(new, "--limit", None, "images judged; default: 48", kind=flags.limit)
-    flags.full(new)
+    flags.limits(new, None, "images judged; default: 48")
     new.add_argument("--dtype", type=flags.dtype, help="default: float32")
-    flags.batches(new, None, "timed; default: 1")
+    flags.number(new, "--batches", None, "timed; default: 1", kind=flags.positive, nargs="*")
     files = parser.add_argument_group("files")
     files.add_argument("--markdown", type=Path, metavar="FILE", help="the outcome as Markdown")
-
-
-def _run_check(args: Namespace, status: "Console") -> "Shown":
-    from harness.check.check import run_check
-
-    return run_check(args, status)
 
 
 def _push_flags(parser: CommandParser) -> None:
@@ -95,18 +76,12 @@ def _push_flags(parser: CommandParser) -> None:
     what.add_argument("--accept-license", metavar="ID", help=text)
 
 
-def _run_push(args: Namespace, status: "Console") -> "Shown":
-    from harness.publish import run_push
-
-    return run_push(args, status)
-
-
 COMMANDS = (
     Command(
         path="report",
         what="Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
         flags=_report_flags,
-        run=_run_report,
+        run=imported("harness.report.folder:run_report"),
         examples=(
             ("report results", "what `compare` and `latency` measured"),
             ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
@@ -118,15 +93,12 @@ COMMANDS = (
         path="check",
         what="Measure a reduced benchmark again and tell what moved.",
         flags=_check_flags,
-        run=_run_check,
+        run=imported("harness.check.check:run_check"),
         examples=(
             ("check", "the expectation that ships"),
             ("check --methods tome --no-latency", "some of its rows"),
             ("check --update", "write it anew, in a checkout"),
-            (
-                "check mine.jsonl --update --model clip_vit_b16.openai --methods patchrank",
-                "write one of your own, which `check mine.jsonl` then compares with",
-            ),
+            ("check mine.jsonl --update --methods patchrank", "write one of your own"),
         ),
         output="what moved, and by how much, on standard output; the same as Markdown in "
         "--markdown",
@@ -137,17 +109,14 @@ COMMANDS = (
         what="Publish a model with a generated card on the Hugging Face hub, or write it to a "
         "folder.",
         flags=_push_flags,
-        run=_run_push,
+        run=imported("harness.publish:run_push"),
         examples=(
             ("push clip_vit_s14_patchrank60 --to OWNER/NAME --dry-run", "see the card first"),
             (
                 "push clip_vit_s14_patchrank60 --to OWNER/NAME --records results/records.jsonl",
                 "with measured figures",
             ),
-            (
-                "push clip_vit_s14_patchrank60 --to OWNER/NAME --folder model",
-                "a folder that timm loads",
-            ),
+            ("push clip_vit_s14_patchrank60 --to OWNER/NAME --folder model", "for timm"),
         ),
         output="what was written, on standard output; the model at --to or in --folder",
     ),

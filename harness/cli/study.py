@@ -1,17 +1,33 @@
 """Research tools: ``study floor``, ``curve``, ``speed``, ``reproduce``, ..., and ``study NAME``."""
 
+import shlex
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
 
 from harness.cli import flags
 from harness.cli.command import ANY, Command, CommandParser
+from harness.console.table import Shown, Work, json_values
 from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from harness.console.table import Shown, Work
+    from harness.datasets.base import Dataset, SplitName
     from harness.measure.compare import Floor
+    from harness.studies.paper import Reproduction
+    from harness.studies.reproduce import Comparison
+    from harness.studies.workshop import StudyConfig
+
+# `study reproduce` without a root: what ships.
+EMBEDDED_MODEL, EMBEDDED, LIMIT = "clip_vit_s14", ("fashion", "emoji"), 300
+WINDOWS = {True: (2, 2), False: (3, 2)}  # side and stride: the released code's; those that ship
+USES: "dict[SplitName, str]" = {
+    "train": "predictors learn from",
+    "val": "fits are stopped by",
+    "test": "tables are judged by",
+}
 
 
 def _floor_flags(parser: CommandParser) -> None:
@@ -21,43 +37,27 @@ def _floor_flags(parser: CommandParser) -> None:
     flags.methods(what, ["golden", "patchrank", "clsattn"], text)
     flags.keeps(what, [0.6, 0.5, 0.3])
     flags.datasets(what)
-    flags.seeds(what, 3, "random orders")
-    _paths(what, "--rankings", "other golden files")
+    flags.number(what, "--seeds", 3, "random orders")
+    text = "other golden files"
+    what.add_argument("--rankings", nargs="*", type=Path, metavar="PATH", default=[], help=text)
     flags.data(parser)
     flags.conditions(parser)
 
 
-def _paths(group: Any, flag: str, text: str) -> None:
-    from pathlib import Path
-
-    group.add_argument(flag, nargs="*", type=Path, metavar="PATH", default=[], help=text)
-
-
-def run_floor(args: Namespace, status: "Console") -> "Work":
+def run_floor(args: Namespace, status: Console) -> Work:
     """Measure methods against random pruning, and show a table per dataset."""
-    from harness.console.table import Shown, json_values
     from harness.golden.store import Rankings
     from harness.measure.compare import floor
     from harness.measure.plan import Plan
     from harness.report.tables import floor_table
 
-    plan = Plan(
-        models=(args.model,),
-        methods=tuple(args.methods),
-        keeps=tuple(args.keeps),
-        datasets=tuple(args.datasets),
-        limit=flags.limit_of(args),
-        split=args.split,
-        seed=args.seed,
-        device=args.device,
-        dtype=args.dtype,
-    )
+    plan = flags.settings(Plan, args, models=(args.model,))
     rankings = [Rankings.read(path) for path in args.rankings]
-    found: list[Floor] = []
+    every: list[Floor] = []
     for rows in floor(plan, args.seeds, Progress(status), rankings):
-        found += rows
+        every += rows
         yield floor_table(rows, args.seeds)
-    return Shown(parts=(), data={"random_orders": args.seeds, "rows": json_values(found)})
+    return Shown(parts=(), data={"random_orders": args.seeds, "rows": json_values(every)})
 
 
 def _overhead_flags(parser: CommandParser) -> None:
@@ -65,19 +65,18 @@ def _overhead_flags(parser: CommandParser) -> None:
 
     what = parser.add_argument_group("what is measured")
     flags.model(what)
-    what.add_argument("--random-weights", action="store_true", help="where none can be had")
+    flags.random_weights(what)
     text = "default: all, and the paper's Mixer"
     what.add_argument("--archs", nargs="+", metavar="ARCH", help=text)
     flags.fields(what, FitConfig, width="channels inside")
     how = parser.add_argument_group("conditions")
     flags.number(how, "--batch", 32, "images per call", kind=flags.positive)
-    flags.rounds(how, 11, "samples of each, in turn")
+    flags.number(how, "--rounds", 11, "samples of each, in turn", kind=flags.positive)
     flags.machine(how)
 
 
-def run_overhead(args: Namespace, status: "Console") -> "Shown":
+def run_overhead(args: Namespace, status: Console) -> Shown:
     """Measure predictors beside their tower."""
-    from harness.console.table import Shown, json_values
     from harness.measure.cost import overhead, overhead_table
     from harness.models.towers import find_tower
     from harness.records.conditions import device_name
@@ -124,10 +123,34 @@ def _objects_flags(parser: CommandParser) -> None:
     flags.device(how)
 
 
-def _run_objects(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_objects
+def run_objects(args: Namespace, status: Console) -> Shown:
+    """Measure how well rankings find objects."""
+    from harness.studies.objects import find_objects, objects_table, shares_data
 
-    return run_objects(args, status)
+    config = flags.golden_config(args)
+    shares = find_objects(
+        args.model,
+        args.dataset,
+        args.split,
+        limit=flags.limit_of(args),
+        scores=args.scores,
+        methods=args.methods,
+        config=config,
+        device=args.device,
+        progress=Progress(status),
+    )
+    title = (
+        f"objects of {args.dataset} ({args.split}), {args.model}; golden: {config.window} x "
+        f"{config.window} patches, stride {config.stride}, before block {config.block}"
+    )
+    data = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "split": args.split,
+        "golden": {"block": config.block, "window": config.window, "stride": config.stride},
+        "rankings": [{"ranking": name, **shares_data(share)} for name, share in shares.items()],
+    }
+    return Shown(parts=(objects_table(shares, title),), data=data)
 
 
 def _curve_flags(parser: CommandParser) -> None:
@@ -135,25 +158,31 @@ def _curve_flags(parser: CommandParser) -> None:
     flags.model(what)
     flags.datasets(what)
     flags.block(what)
-    flags.seeds(what, 3, "random orders")
+    flags.number(what, "--seeds", 3, "random orders")
     flags.data(parser)
     how = parser.add_argument_group("conditions and files")
     flags.images(how, 60, "val")
-    flags.rounds(how, 3, "timings; 0: none", int)
+    flags.number(how, "--rounds", 3, "timings; 0: none")
     flags.machine(how, "of removed windows, exact excepted")
     flags.output(how, "results/curve", "folder", dest="out")
 
 
-def _run_curve(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_curve
+def run_curve(args: Namespace, status: Console) -> Shown:
+    """Measure cheaper golden rankings and write JSON, Markdown and plot."""
+    from harness.studies.curve import CurveConfig, curve_table, measure_curve, write_curve
 
-    return run_curve(args, status)
+    config = flags.settings(CurveConfig, args)
+    progress = Progress(status)
+    curve = measure_curve(config, progress)
+    write_curve(curve, args.out)
+    progress.say(f"wrote {args.out}")
+    return Shown(parts=(curve_table(curve),), data=json_values(curve))
 
 
 def _speed_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.model(what)
-    what.add_argument("--random-weights", action="store_true", help="where none can be had")
+    flags.random_weights(what)
     flags.dataset(what, default="fashion", help="where images are from")
     what.add_argument("--split", default="val", choices=flags.SPLITS, help="of the dataset")
     flags.number(what, "--images", 4, "how many")
@@ -164,16 +193,28 @@ def _speed_flags(parser: CommandParser) -> None:
     flags.data(parser)
     flags.golden_windows(parser)
     how = parser.add_argument_group("conditions and files")
-    flags.rounds(how, 5, "samples of each way", int)
+    flags.number(how, "--rounds", 5, "samples of each way")
     flags.number(how, "--threads", None, "default: torch's choice", kind=flags.positive)
     flags.device(how)
     flags.output(how, None, "JSON file for the record", "FILE", dest="out")
 
 
-def _run_speed(args: Namespace, status: "Console") -> "Shown":
-    from harness.cli.runs import run_speed
+def run_speed(args: Namespace, status: Console) -> Shown:
+    """Measure how fast golden rankings are made and write a record."""
+    import torch
 
-    return run_speed(args, status)
+    from harness.studies.speed import SpeedConfig, measure_speed, speed_table
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    golden = flags.golden_config(args)
+    config = flags.settings(SpeedConfig, args, golden=golden, compiled=args.compile)
+    progress = Progress(status)
+    speed = measure_speed(config, progress)
+    if args.out is not None:
+        speed.write(args.out)
+        progress.say(f"wrote {args.out}")
+    return Shown(parts=(speed_table(speed),), data=json_values(speed))
 
 
 def _reproduce_flags(parser: CommandParser) -> None:
@@ -181,14 +222,14 @@ def _reproduce_flags(parser: CommandParser) -> None:
     text = "tell what is cached, what is missing and what is left to do, and stop"
     parser.add_argument("--dry-run", action="store_true", help=text)
     what = parser.add_argument_group("what is measured")
-    flags.datasets(what, None, "default: the paper's with a root, else the embedded ones")
+    text = "default: the paper's with a root, else the embedded ones"
+    flags.datasets(what, None, help=text)
     text = "needs a text tower; default: the paper's with a root, else the embedded"
     what.add_argument("--model", help=text)
     text = "test images per dataset; default: all with a root, else 300"
-    flags.number(what, "--limit", None, text, kind=flags.limit)
-    flags.full(what)
+    flags.limits(what, None, text)
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
-    flags.seeds(what, 3, "fits, tunings and random orders")
+    flags.number(what, "--seeds", 3, "fits, tunings and random orders")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.block(golden)
@@ -214,16 +255,135 @@ def _few_shots(parser: CommandParser) -> None:
     flags.fields(tokens, TuneConfig, rounds="of tuning, at most")
 
 
-def _run_reproduce(args: Namespace, status: "Console") -> "Work":
-    from harness.cli.runs import run_reproduce
+def run_reproduce(args: Namespace, status: Console) -> Work:
+    """Measure tables and figures, or tell what that would take; show a table for each."""
+    from harness.records.record import earlier, write_records
+    from harness.studies.dry_run import plan_data, plan_table, remaining
+    from harness.studies.paper import get_reproduction
+    from harness.studies.reproduce import compared, comparison_data, produce, under_its_conditions
+    from harness.studies.run import Sheet, tower_with_text
 
-    return run_reproduce(args, status)
+    data: list[dict[str, Any]] = []
+    progress = Progress(status)
+    for recipe in [get_reproduction(name) for name in dict.fromkeys(args.names)]:
+        config = under_its_conditions(recipe, study_config(args, recipe))
+        path: Path = args.output / f"{recipe.name}.jsonl"
+        known = earlier(path, progress, fresh=args.fresh)
+        datasets, failures = _readable(config.datasets)
+        if args.dry_run:
+            missing = {name: str(error) for name, error in failures.items()}
+            steps = remaining(recipe, config, datasets, known, progress)
+            data.append(plan_data(recipe, config.model, steps, missing))
+            yield plan_table(recipe, config.model, steps, missing)
+            continue
+        for error in failures.values():
+            raise error  # at once, not after the work on others
+        sheets: list[Sheet] = []
+        tower = tower_with_text(config.model)
+        comparison: Comparison | None = None
+        for sheet, records in produce(recipe, config, known, progress):
+            if fresh := [record for record in records if record not in known]:
+                write_records(path, fresh)
+            sheets.append(sheet)
+            comparison = compared(recipe, config, len(tower.vit.blocks), tower.name, sheets)
+            _write(comparison, config, args.argv, path)
+        assert comparison is not None
+        data.append(comparison_data(comparison))
+        yield comparison.table()
+        progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
+    return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
-def _run_list(_args: Namespace, _status: "Console") -> "Shown":
-    from harness.cli.runs import run_study_list
+def study_config(args: Namespace, recipe: "Reproduction") -> "StudyConfig":
+    """Return what the flags ask for: the paper's conditions below a root, else the embedded."""
+    from harness.studies.reproduce import MODEL
+    from harness.studies.workshop import StudyConfig
+    from zoo.golden import GoldenConfig
 
-    return run_study_list()
+    rooted = _rooted(args)
+    datasets = args.datasets or (recipe.datasets if rooted else EMBEDDED)
+    limit = args.limit or (None if rooted else LIMIT)
+    window, stride = WINDOWS[rooted]
+    return flags.settings(
+        StudyConfig,
+        args,
+        model=args.model or (MODEL if rooted else EMBEDDED_MODEL),
+        datasets=tuple(dict.fromkeys(datasets)),
+        split="test",
+        limit=None if args.full else limit,
+        golden=GoldenConfig(
+            block=args.block,
+            window=window if args.window is None else args.window,
+            stride=stride if args.stride is None else args.stride,
+        ),
+        fit=flags.fit_config(args),
+        tune=flags.tune_config(args),
+    )
+
+
+def _rooted(args: Namespace) -> bool:
+    """Tell whether it is about datasets below a root, which are under the paper's conditions."""
+    from harness.datasets import list_datasets, root_of, shipped_facts
+    from harness.datasets.rooted import RootedDataset
+
+    if not args.datasets:
+        return root_of(args.root) is not None
+    named = set(args.datasets) & set(list_datasets())
+    return any(isinstance(shipped_facts(name), RootedDataset) for name in named)
+
+
+def _readable(names: tuple[str, ...]) -> "tuple[list[Dataset], dict[str, Exception]]":
+    """Return the datasets that can be read and lack no split, and what is wrong with others."""
+    from harness.datasets import get_dataset
+
+    datasets: list[Dataset] = []
+    failures: dict[str, Exception] = {}
+    for name in names:
+        try:
+            dataset = get_dataset(name)
+            for split, what in USES.items():
+                if not len(dataset.split(split)):
+                    raise ValueError(f"dataset {name!r} has no {split} images, which {what}")
+            datasets.append(dataset)
+        except (OSError, ValueError) as error:
+            failures[name] = error
+    return datasets, failures
+
+
+def _write(comparison: "Comparison", config: "StudyConfig", argv: list[str], path: Path) -> None:
+    """Write what is known so far: a stopped run leaves the datasets that are done."""
+    from harness.studies.reproduce import draw
+    from zoo.files import write_whole
+
+    recipe = comparison.recipe
+    conditions = f"- {config.described(tunes=recipe.study.tunes)}\n"
+    text = "\n".join([_command(argv), comparison.markdown() + conditions])
+    write_whole(path.with_suffix(".md"), text.encode())
+    if recipe.axis:
+        write_whole(path.with_suffix(".svg"), draw(comparison))
+
+
+def _command(argv: list[str]) -> str:
+    """Return what makes a table as Markdown, without where results went and ``--fresh``."""
+    words = [word for word in argv if word != "--fresh"]
+    if "--output" in words:
+        at = words.index("--output")
+        del words[at : at + 2]
+    return f"```\npatchrank {shlex.join(words)}\n```\n"
+
+
+def run_study_list(*_: Any) -> Shown:
+    """Show the studies and their questions."""
+    from harness.studies.run import list_studies
+
+    table = Table("name", "question", "keep rates", title="studies")
+    for name, study in list_studies().items():
+        table.add_row(name, study.question, " ".join(f"{keep:g}" for keep in study.keeps))
+    studies = [
+        {"name": name, "question": study.question, "keeps": list(study.keeps)}
+        for name, study in list_studies().items()
+    ]
+    return Shown(parts=(table,), data={"studies": studies})
 
 
 def _study_flags(parser: CommandParser) -> None:
@@ -232,11 +392,10 @@ def _study_flags(parser: CommandParser) -> None:
     flags.model(what, "needs a text tower")
     flags.datasets(what)
     flags.keeps(what, None, "default: the study's own")
-    flags.seeds(what, 3, "fits, and random orders")
+    flags.number(what, "--seeds", 3, "fits, and random orders")
     text = "to judge by; test for learned tokens, else val"
     what.add_argument("--split", choices=("val", "test"), help=text)
-    flags.number(what, "--limit", 300, "images per dataset", kind=flags.limit)
-    flags.full(what)
+    flags.limits(what, 300)
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
     flags.number(what, "--shots", None, "of them per class; default: all", metavar="K")
     flags.data(parser)
@@ -251,16 +410,42 @@ def _study_flags(parser: CommandParser) -> None:
     flags.output(how, "results/studies", "folder")
 
 
-def _run_study(args: Namespace, status: "Console") -> "Shown | Work":
-    from harness.cli.runs import run_study
-    from harness.studies.run import list_studies
+def run_study(args: Namespace, status: Console) -> Work:
+    """Make a study; write its records and a Markdown table, and show a table per dataset."""
+    from harness.records.record import earlier, write_records
+    from harness.studies.run import NOTES, SEED_NOTES, list_studies, make
+    from harness.studies.workshop import StudyConfig
+    from zoo.files import write_whole
     from zoo.reducer import expected
 
-    if args.name not in list_studies():
-        names = [*list_studies(), *(command.path.split()[1] for command in COMMANDS[:-1])]
+    studies, progress = list_studies(), Progress(status)
+    if args.name not in studies:
+        names = [*studies, *(command.path.split()[1] for command in COMMANDS[:-1])]
         near = expected(args.name, names, shown_by="patchrank study --help")
         raise ValueError(f"study {args.name!r}: {near}")
-    return run_study(args, status)
+    study = studies[args.name]
+    config = flags.settings(
+        StudyConfig,
+        args,
+        split=args.split or study.split,
+        golden=flags.golden_config(args),
+        fit=flags.fit_config(args),
+        tune=flags.tune_config(args),
+    )
+    path = args.output / f"{study.name}.jsonl"
+    known = earlier(path, progress, fresh=args.fresh)
+    sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
+    sheets = []
+    for sheet, records in make(study, config, known, progress):
+        if fresh := [record for record in records if record not in known]:
+            write_records(path, fresh)
+        sections += [sheet.markdown()]
+        sheets.append(sheet.data())
+        yield sheet.table()
+    notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
+    write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
+    progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
+    return Shown(parts=(), data={"study": study.name, "tables": sheets})
 
 
 COMMANDS = (
@@ -269,13 +454,7 @@ COMMANDS = (
         what="Measure how far methods are above random pruning, over several random orders.",
         flags=_floor_flags,
         run=run_floor,
-        examples=(
-            (
-                "study floor --methods golden patchrank clsattn --keeps 0.6 0.5 0.3 --split val "
-                "--full",
-                "all images of a split",
-            ),
-        ),
+        examples=(("study floor --methods golden patchrank --split val --full", "all of a split"),),
         output="a table per dataset on standard output; no files",
     ),
     Command(
@@ -285,10 +464,7 @@ COMMANDS = (
         run=run_overhead,
         examples=(
             ("study overhead", "all architectures, on the tower that ships"),
-            (
-                "study overhead --model clip_vit_b16 --random-weights --archs conv mlp --batch 8",
-                "two, on another tower",
-            ),
+            ("study overhead --model clip_vit_b16 --random-weights --archs conv", "another tower"),
         ),
         output="a table on standard output; no files",
     ),
@@ -296,7 +472,7 @@ COMMANDS = (
         path="study objects",
         what="Measure how well rankings find the object, where a dataset knows its mask.",
         flags=_objects_flags,
-        run=_run_objects,
+        run=run_objects,
         examples=(
             ("study objects --dataset fashion --split val --limit 60 --stride 2", "60 images"),
         ),
@@ -307,7 +483,7 @@ COMMANDS = (
         what="Measure what cheaper golden rankings cost and are worth; `rank --budget` picks from "
         "it.",
         flags=_curve_flags,
-        run=_run_curve,
+        run=run_curve,
         examples=(("study curve --dataset fashion emoji --split val --limit 60", "two datasets"),),
         output="a table on standard output; curve.json, curve.md and curve.svg in --output. The "
         "same command goes on where it stopped",
@@ -316,13 +492,10 @@ COMMANDS = (
         path="study speed",
         what="Measure how fast golden rankings are made, against the straightforward way.",
         flags=_speed_flags,
-        run=_run_speed,
+        run=run_speed,
         examples=(
             ("study speed --images 2 --stride 2 --output speed.json", "on the tower that ships"),
-            (
-                "study speed --model clip_vit_b16 --random-weights --stride 2 --images 1",
-                "on another one, whose weights don't change the time",
-            ),
+            ("study speed --model clip_vit_b16 --random-weights --images 1", "another tower"),
         ),
         output="a table on standard output; the record in --output",
     ),
@@ -330,12 +503,9 @@ COMMANDS = (
         path="study reproduce",
         what="Measure a table or figure of the paper and print our figures beside the paper's.",
         flags=_reproduce_flags,
-        run=_run_reproduce,
+        run=run_reproduce,
         examples=(
-            (
-                "study reproduce table1 --limit 60 --train-limit 100 --dry-run",
-                "what is cached, and what is left to do",
-            ),
+            ("study reproduce table1 --limit 60 --dry-run", "what is left to do"),
             ("study reproduce table1 figure1 --root data", "on the paper's datasets"),
         ),
         output="a table each on standard output; records, table and figure in --output. The same "
@@ -344,21 +514,15 @@ COMMANDS = (
     Command(
         path="study list",
         what="Show the questions that studies answer.",
-        flags=lambda _parser: None,
-        run=_run_list,
+        run=run_study_list,
         examples=(("study list", "the questions"),),
     ),
     Command(
         path=f"study {ANY}",
         what="Answer one of these questions about pruning by golden and predicted rankings.",
         flags=_study_flags,
-        run=_run_study,
-        examples=(
-            (
-                "study scores --dataset fashion --keeps 0.6 0.5 --limit 100",
-                "which score to rank by",
-            ),
-        ),
+        run=run_study,
+        examples=(("study scores --dataset fashion --limit 100", "which score to rank by"),),
         output="a table per dataset on standard output; records and table in --output. The same "
         "command goes on where it stopped",
     ),

@@ -148,7 +148,7 @@ def _unknown(name: str) -> str:
     made = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
     return (
         f"no dataset is called {name!r}.{hint} Choose from {', '.join(_classes())}; "
-        f"`python -m harness list` shows them. {made}."
+        f"`patchrank list` shows them. {made}."
     )
 
 

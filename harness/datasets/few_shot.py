@@ -96,7 +96,7 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
         way = f", or folder-parted:{place}, which makes splits" if prefix == "folder" else ""
         raise ValueError(
             f"{shots} shots asked for, but {dataset.name!r} has no {dataset.shots_from} images: it "
-            "is for testing only, or they are missing, which `python -m harness datasets check "
+            "is for testing only, or they are missing, which `patchrank datasets check "
             f"{dataset.asked_as}` tells; take 0 shots or another dataset{way}"
         )
     poorest, count = _poorest(dataset, split.labels)

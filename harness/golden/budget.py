@@ -21,21 +21,13 @@ HEAD = 64  # dimensions of an attention head in every CLIP ViT
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A way to rank the patches of an image.
+    """A way to rank the patches of an image."""
 
-    Attributes:
-        method: ``golden``, or a registered method that ranks at the reduction point.
-        window: side of the window in patches, None for other methods.
-        stride: step of the window in patches, None for other methods.
-        approximate: see ``zoo.approximate``; None for removing every window.
-        seed: of ``random``.
-    """
-
-    method: str = GOLDEN
-    window: int | None = EXACT[0]
-    stride: int | None = EXACT[1]
-    approximate: str | None = None
-    seed: int | None = None
+    method: str = GOLDEN  # or a registered method that ranks at the reduction point
+    window: int | None = EXACT[0]  # side in patches, None for other methods
+    stride: int | None = EXACT[1]  # in patches, None for other methods
+    approximate: str | None = None  # see `zoo.approximate`; None for removing every window
+    seed: int | None = None  # of random
 
     @property
     def label(self) -> str:
@@ -68,61 +60,38 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Worth:
-    """What a way to rank costs and is worth. None means not measured.
+    """What a way to rank costs and is worth; without a value: not measured.
 
-    Attributes:
-        point: the way.
-        passes: cost per image, in passes of a whole image from the block on.
-        seconds: measured time per image, in that of the exact ranking.
-        tau: Kendall tau-b to the exact ranking, mean over images, with its 95 % interval.
-        tau_of: the same by dataset.
-        match: keep rate in percent -> share of the exact ranking's kept patches that are kept.
-        top1: keep rate in percent -> accuracy of the dense model pruned by this ranking.
-        difference: keep rate in percent -> top1 minus that of the exact ranking, with its paired
-            95 % interval.
+    Mappings from keep rates in percent say so; those to `Interval` have 95 % intervals.
     """
 
     point: Point
-    passes: float
-    seconds: float | None = None
-    tau: Interval
-    tau_of: Mapping[str, float]
-    match: Mapping[str, float]
-    top1: Mapping[str, float] = field(default_factory=dict)
+    passes: float  # per image, in passes of a whole image from the block on
+    seconds: float | None = None  # per image, in those of the exact ranking
+    tau: Interval  # Kendall tau-b to the exact ranking, mean over images
+    tau_of: Mapping[str, float]  # the same by dataset
+    match: Mapping[str, float]  # keep rate -> share of the exact ranking's kept patches
+    top1: Mapping[str, float] = field(default_factory=dict)  # keep rate -> of the pruned model
+    # Keep rate -> top1 minus that of the exact ranking, paired.
     difference: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Ways to rank, measured on the same images.
+    """Ways to rank, measured on the same images."""
 
-    Attributes:
-        model: name of the dense tower, with its weight tag.
-        weights: fingerprint of the tower's weights.
-        block: reduction point.
-        split: of the datasets.
-        dtype: of removed windows, the exact ranking excepted, which is float32.
-        device: where the time was measured.
-        images: dataset -> how many images are behind tau.
-        named: dataset -> how many of them have a class with a caption; they are behind accuracy.
-        effort: of the tower from the block on.
-        dense: top-1 of the dense model, None if not measured.
-        versions: of the packages that computed it.
-        worths: the ways, the exact one first.
-    """
-
-    model: str
-    weights: str
-    block: int
-    split: str
-    dtype: str
-    device: str
-    images: Mapping[str, int]
-    named: Mapping[str, int]
-    effort: Effort
-    dense: float | None
-    versions: Mapping[str, str]
-    worths: Sequence[Worth]
+    model: str  # of the dense tower, with its weight tag
+    weights: str  # fingerprint of the tower's weights
+    block: int  # reduction point
+    split: str  # of the datasets
+    dtype: str  # of removed windows; the exact ranking is float32
+    device: str  # where the time was measured
+    images: Mapping[str, int]  # dataset -> number of images behind tau
+    named: Mapping[str, int]  # dataset -> those of a class with a caption, behind accuracy
+    effort: Effort  # of the tower from the block on
+    dense: float | None  # top-1 of the dense model, None if not measured
+    versions: Mapping[str, str]  # of the packages that computed it
+    worths: Sequence[Worth]  # the exact one first
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -141,7 +110,7 @@ class Curve:
         if facts.pop("schema_version", None) != SCHEMA_VERSION:
             raise ValueError(
                 f"{str(path)!r} is no curve of schema version {SCHEMA_VERSION}; make one with: "
-                "python -m harness study curve"
+                "patchrank study curve"
             )
         effort = facts.pop("effort")
         effort = Effort(**effort | {"grid": tuple(effort["grid"])})
@@ -162,12 +131,8 @@ def best_within(
 ) -> Point:
     """Choose the golden way of highest tau that a tower can do within a number of passes.
 
-    Args:
-        curve: what was measured, maybe on another tower.
-        budget: passes per image.
-        effort: of the tower from the reduction point on.
-        block: reduction point.
-        removal_only: whether windows have to be removed for real.
+    ``effort`` is the tower's from the reduction point on; ``removal_only`` tells that windows have
+    to be removed for real.
 
     Raises:
         ValueError: the budget is below the cheapest way; names it.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -43,19 +43,12 @@ _PACKAGES = ("torch", "torchvision", "timm", "pillow")
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """Ranked images of one tower with the tokens that enter the reduction point.
-
-    Attributes:
-        data: tokens and importance.
-        image_ids: n ids, in the order of ``data``.
-        rankings: where the importance is from.
-        blocks: ``blocks_fingerprint`` of the tower.
-    """
+    """Ranked images of one tower with the tokens that enter the reduction point."""
 
     data: RankedTokens
-    image_ids: tuple[str, ...]
+    image_ids: tuple[str, ...]  # in the order of `data`
     rankings: tuple[Rankings, ...]
-    blocks: str
+    blocks: str  # `blocks_fingerprint` of the tower
 
 
 def gather(
@@ -67,15 +60,10 @@ def gather(
     seed: int = 0,
     folders: Sequence[Path] = (),
 ) -> Gathered:
-    """Find the tokens that enter the reduction point for all ranked images.
+    """Find the tokens that enter the reduction point of a dense tower for all ranked images.
 
-    Args:
-        tower: the dense tower.
-        stores: rankings, or the stores or files that hold them.
-        progress: where to show how far things are.
-        shots: images per class, of each store; None for all.
-        seed: of the choice of shots.
-        folders: where the images are that rankings of folders are of.
+    ``shots`` are images per class of each store, chosen by ``seed``; None for all. ``folders`` are
+    where the images are that rankings of folders are of.
 
     Raises:
         ValueError: rankings of another tower or of other images, a class with too few of them, or
@@ -84,17 +72,16 @@ def gather(
     if shots is not None and shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1, or nothing for all images")
     weights = fingerprint(tower.vit)
-    tokens, importance, every = [], [], []
+    tokens, importance, chosen = [], [], []
     ids: list[str] = []
-    chosen: list[NDArray[np.int64]] = []
-    for rankings in map(read_rankings, stores):
-        rankings.require(model=tower.name, weights=weights)
-        dataset, split = _images(rankings.provenance, folders)
+    rankings = tuple(map(read_rankings, stores))
+    for one in rankings:
+        one.require(model=tower.name, weights=weights)
+        facts = one.provenance
+        dataset, split = _images(facts, folders)
         if dataset is not None:
-            revision = ranked_revision(dataset, rankings.provenance.score)
-            rankings.require(revision=revision)
-        facts = rankings.provenance
-        part = entering(facts, split, rankings.image_ids, tower.vit, tower.preprocess, progress)
+            one.require(revision=ranked_revision(dataset, facts.score))
+        part = entering(facts, split, one.image_ids, tower.vit, tower.preprocess, progress)
         rows = np.arange(len(part.image_ids))
         if shots is not None:
             if dataset is None:
@@ -106,8 +93,7 @@ def gather(
         chosen.append(rows + len(ids))
         ids += part.image_ids
         tokens.append(part.tokens)
-        importance.append(rankings.of(part.image_ids))
-        every.append(rankings)
+        importance.append(one.of(part.image_ids))
     data = RankedTokens(
         tokens=Joined(tokens),
         importance=torch.from_numpy(np.concatenate(importance)),
@@ -118,17 +104,13 @@ def gather(
     return Gathered(
         data=data if shots is None else data.take(torch.from_numpy(kept)),
         image_ids=tuple(ids[i] for i in kept),
-        rankings=tuple(every),
+        rankings=rankings,
         blocks=blocks_fingerprint(tower.vit.state_dict()),
     )
 
 
 def _images(facts: Provenance, folders: Sequence[Path]) -> tuple[Dataset | None, Split]:
-    """Find the images that rankings are of; those of a folder have no dataset.
-
-    Raises:
-        ValueError: unknown dataset, or a folder that isn't among ``folders``.
-    """
+    """Find the images that rankings are of; those of a folder have no dataset."""
     if facts.split != FOLDER_SPLIT:
         dataset = get_dataset(facts.dataset)
         return dataset, dataset.split(cast(SplitName, facts.split))
@@ -173,19 +155,12 @@ def held_out(every: Sequence[Rankings]) -> list[list[Rankings]]:
     return parts
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entering:
-    """Tokens of a dataset's images, in the order of the dataset.
+class Entering(NamedTuple):
+    """Tokens of a dataset's images, in the order of the dataset."""
 
-    Attributes:
-        tokens: (n, prefix + N, D) float16, read from disk where they are asked for.
-        image_ids: n ids.
-        labels: (n,) int64, the dataset's.
-    """
-
-    tokens: Tensor
+    tokens: Tensor  # (n, prefix + N, D) float16, read from disk where they are asked for
     image_ids: tuple[str, ...]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64]  # (n,)
 
 
 def entering(
@@ -198,14 +173,8 @@ def entering(
 ) -> Entering:
     """Return the tokens of some images of a split, from disk if they were computed before.
 
-    Args:
-        facts: of rankings of these images: tower, weights, dataset, revision, split and block are
-            what the tokens go by.
-        split: where the images are.
-        image_ids: of which images; their order doesn't matter.
-        vit: the dense tower.
-        preprocess: from PIL image to (C, H, W).
-        progress: where to show how far things are.
+    Tower, weights, dataset, revision, split and block of ``facts`` are what they go by; the order
+    of ``image_ids`` doesn't matter.
 
     Raises:
         ValueError: the split lacks an image, or a token is beyond float16.
@@ -287,11 +256,7 @@ def _advance(vit: ReducedViT, images: Tensor, block: int) -> NDArray[np.float16]
 
 
 class Joined:
-    """Tokens of several sets as one, without bringing them into memory.
-
-    Args:
-        parts: (n_i, T, D) each.
-    """
+    """Tokens of several sets, (n_i, T, D) each, as one, without bringing them into memory."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         """Note where each part starts."""
@@ -327,22 +292,20 @@ def fit(
     Args:
         model: dense tower, see ``harness.models.towers.load_tower``.
         train: rankings to learn from, or the stores or files that hold them.
-        val: the same for early stopping; of other images. Without them a fifth of each of
-            ``train`` is held out.
+        val: the same of other images, for early stopping; empty: a fifth of each of ``train``.
         config: recipe; its seed also chooses the shots.
         out: result; None for the user's cache.
         progress: where to show how far things are.
-        shots: ranked images per class to learn from, of each store; None for all.
+        shots: see `gather`; of ``train`` alone.
         block: reduction point that the rankings must be of; None for whichever they are of.
-        folders: where the images are that rankings of folders are of.
+        folders: see `gather`.
 
     Returns:
         Path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
-        ValueError: rankings of another tower, of several reduction points or scores, images that
-            are in both, classes with too few of them, or a folder that isn't
-            given.
+        ValueError: rankings of several reduction points or scores, images that are in both, or
+            what `gather` refuses.
     """
     tower = load_tower(model)
     rankings = [[read_rankings(one) for one in part] for part in (train, val)]
@@ -383,11 +346,7 @@ def fit(
 
 
 def _agreed(facts: list[dict[str, Any]], block: int | None) -> int:
-    """Return the one reduction point of all rankings.
-
-    Raises:
-        ValueError: they have several, or another than ``block``, or several scores.
-    """
+    """Return the one reduction point of all rankings; they must have one score, too."""
     for field, what in (("block", "reduction points"), ("score", "scores")):
         values = sorted({fact[field] for fact in facts})
         if len(values) != 1:

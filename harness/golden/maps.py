@@ -43,9 +43,6 @@ def golden_maps(
 
     Returns:
         Score -> (B, N) float32 importance, higher = keep, as ``golden_importance`` gives it.
-
-    Raises:
-        ValueError: what ``GoldenEngine`` refuses.
     """
     assert (config.greedy, config.approximate) == (None, None), "each score has its own removals"
     engines = [GoldenEngine(dense, replace(config, score=score), text=text) for score in scores]
@@ -60,23 +57,18 @@ def golden_maps(
     kept = outside(members(cells, start.patch_count)).repeat(len(images), 1)
     every = rows.repeat_interleave(len(cells))
     features = suffix.features(start, every, kept)
-    found = {}
+    maps = {}
     for score in scores:
         judge = Judge(score=score, target=target, text=text, scale=scale, labels=labels)
         removal = judge(features, every).reshape(len(images), len(cells))
-        found[score] = -mean_over_windows(removal, cells, start.patch_count).cpu()
-    return found
+        maps[score] = -mean_over_windows(removal, cells, start.patch_count).cpu()
+    return maps
 
 
 def class_text(
     tower: Tower, classes: Sequence[str], templates: Sequence[str]
 ) -> tuple[Tensor, float]:
-    """Encode class names for ``label`` and ``confidence``.
-
-    Args:
-        tower: the tower, with its text tower if there is one.
-        classes: names.
-        templates: prompts with one ``{}``.
+    """Encode class names for ``label`` and ``confidence``; templates have one ``{}``.
 
     Returns:
         (classes, D) unit features, and the factor on cosines in the posterior.
@@ -97,13 +89,9 @@ def class_text(
 
 
 def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT:
-    """Give a tower a method, with its predictor where it has one.
+    """Give a dense tower a registered method, with its predictor where it has one.
 
-    Args:
-        tower: the dense tower.
-        method: a registered method.
-        keep: keep rate.
-        block: where methods prune that rank at a block's input; others keep their own points.
+    Methods that rank at a block's input prune at ``block``; others keep their own points.
 
     Raises:
         FileNotFoundError: the method needs a predictor and there is none for this block.
@@ -114,23 +102,19 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
     options: dict[str, Any] = {"keep": keep}
     if issubclass(METHODS[method], Pruner):
         options["reduce_at"] = (block,)
-    found: tuple[PredictorFile, ...] = ()
+    files: tuple[PredictorFile, ...] = ()
     if METHODS[method].needs_predictor:
         arch, _, tag = tower.name.partition(".")
-        options, found = with_predictors(arch, tag, method, options, len(tower.vit.blocks))
+        options, files = with_predictors(arch, tag, method, options, len(tower.vit.blocks))
     vit = zoo.reduce(tower.vit, method=method, **options)
-    if found:
-        load_predictor(vit, found)
+    if files:
+        load_predictor(vit, files)
     return vit.eval()
 
 
 @torch.inference_mode()
 def method_maps(vit: ReducedViT, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Run a reduced tower and say what it ranked how, and what it kept.
-
-    Args:
-        vit: with a reducer.
-        images: (B, C, H, W).
+    """Run a reduced tower on (B, C, H, W) images and say what it ranked how, and what it kept.
 
     Returns:
         (B, N) float importance: when a patch went, then how it was ranked at that time; and
@@ -158,14 +142,7 @@ def unprocessed(preprocess: Any, images: Tensor) -> Tensor:
     """Take the normalisation out of preprocessed images: what the model sees, as colours.
 
     Every preprocessing that ends in an affine map per channel is undone, whatever its constants:
-    they are read off a black and a white image.
-
-    Args:
-        preprocess: from PIL image to (C, H, W).
-        images: (B, C, H, W), preprocessed.
-
-    Returns:
-        (B, C, H, W) float32 in [0, 1].
+    they are read off a black and a white image. Images are (B, C, H, W), the result in [0, 1].
     """
     from PIL import Image
 
@@ -185,14 +162,9 @@ def patch_grid(dense: ReducedViT, images: Tensor) -> tuple[int, int]:
 
 
 def object_patches(inside: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tell which patches are an object's: those with at least half of their pixels inside.
+    """Tell which patches are an object's, (B, N): those with half or more of their pixels inside.
 
-    Args:
-        inside: (B, H, W) bool or float, whether a pixel is the object's.
-        grid: rows and columns of patches, divisors of H and W.
-
-    Returns:
-        (B, N) bool.
+    ``inside`` is (B, H, W), whether a pixel is the object's; ``grid`` divides H and W.
     """
     pixels = (inside.float() >= 0.5).float()
     height, width = pixels.shape[1] // grid[0], pixels.shape[2] // grid[1]

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ from harness.golden.store import (
     Provenance,
     Shard,
     claimed,
+    golden_flags,
     missing,
     own_store,
     ranked_revision,
@@ -40,6 +41,7 @@ from harness.golden.store import (
     write_shard,
 )
 from harness.models.towers import Tower, load_tower, text_classifier
+from zoo.files import PARTIAL
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision
 from zoo.weights import fingerprint
 from zoo.windows import windows
@@ -50,19 +52,14 @@ AUTO = "auto"
 SHARD_SIZE = 64
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
 MOST_THREADS = 8  # that load images beside a GPU
+MOST_DEATHS = 3  # of workers on one shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Images to rank.
+    """Images to rank: a dataset's split, or a folder, which has no dataset and the split ``all``.
 
-    Attributes:
-        name: of the dataset or folder.
-        revision: of the dataset or folder.
-        split: train, val or test; ``all`` for a folder.
-        images: the images.
-        dataset: where the classes are from; None for a folder.
-        flags: how the command line names them.
+    ``flags`` are how the command line names them.
     """
 
     name: str
@@ -86,56 +83,29 @@ class Source:
 
     @classmethod
     def folder(cls, path: Path) -> "Source":
-        """Take all images below a folder.
-
-        Raises:
-            FileNotFoundError: no such folder.
-            ValueError: no images in it.
-        """
+        """Take all images below a folder."""
         images = folder_images(path)
-        return cls(
-            name=images.name,
-            revision=images.revision,
-            split=FOLDER_SPLIT,
-            images=images.split,
-            dataset=None,
-            flags=("--images", str(path)),
-        )
+        facts = {"name": images.name, "revision": images.revision, "split": FOLDER_SPLIT}
+        return cls(images=images.split, dataset=None, flags=("--images", str(path)), **facts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to rank, and how.
+    """What to rank, and how."""
 
-    Attributes:
-        model: dense tower, see ``harness.models.towers.load_tower``.
-        source: the images.
-        config: score, block, windows.
-        budget: passes per image that window, stride and approximation are picked for; None to
-            take those of ``config``.
-        limit: images, None for all. A smaller limit's images are the first of a larger one's.
-        out: the store; None for the user's cache, where ``compare`` looks.
-        shard_size: images per shard.
-        batch: sequences per forward pass; None for that of the store, else for what the free
-            memory allows.
-        dtype: precision, or ``auto``: that of the store, else the fastest of the device.
-        compiled: use torch.compile.
-        device: torch device.
-        workers: Ray actors that share the work; None for this process alone.
-    """
-
-    model: str
+    model: str  # dense tower, see `harness.models.towers.load_tower`
     source: Source
     config: GoldenConfig = field(default_factory=GoldenConfig)
+    # Passes per image that window, stride and approximation are picked for; None: the config's.
     budget: float | None = None
-    limit: int | None = None
-    out: Path | None = None
-    shard_size: int = SHARD_SIZE
-    batch: int | None = None
-    dtype: str = "float32"
+    limit: int | None = None  # images; those of a smaller one are the first of a larger one's
+    out: Path | None = None  # the store; None for the user's cache, where `compare` looks
+    shard_size: int = SHARD_SIZE  # images per shard
+    batch: int | None = None  # sequences per pass; None: the store's, else by the free memory
+    dtype: str = "float32"  # or auto: that of the store, else the fastest of the device
     compiled: bool = False
     device: str = "cpu"
-    workers: int | None = None
+    workers: int | None = None  # Ray actors that share the work; None: this process alone
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -148,29 +118,18 @@ class Job:
 
     def command(self, out: Path) -> str:
         """Return the command line of this job."""
-        config = self.config
-        parts = ["--model", self.model, *self.source.flags]
-        for flag in ("score", "block", "window", "stride", "greedy"):
-            if (value := getattr(config, flag)) is not None:
-                parts += [f"--{flag}", str(value)]
-        parts += ["--approx", config.approximate] if config.approximate else []
+        parts = ["--model", self.model, *self.source.flags, *golden_flags(self.config)]
         parts += ["--full"] if self.limit is None else ["--limit", str(self.limit)]
         parts += ["--out", str(out), "--shard-size", str(self.shard_size)]
         parts += ["--batch", str(self.batch)] if self.batch else []
         parts += ["--compile"] if self.compiled else []
         parts += ["--dtype", self.dtype, "--device", self.device]
         parts += ["--workers", str(self.workers)] if self.workers else []
-        return f"python -m harness rank {shlex.join(parts)}"
+        return f"patchrank rank {shlex.join(parts)}"
 
 
 class Ranked(NamedTuple):
-    """What came out.
-
-    Attributes:
-        path: the store.
-        images: how many of the images of the job it holds: all of them.
-        total: images that the dataset's split or the folder has.
-    """
+    """A store with the images of a job, and how many images the split or folder has in all."""
 
     path: Path
     images: int
@@ -181,10 +140,6 @@ def rank(job: Job, progress: Progress) -> Ranked:
     """Rank images and write a store; go on where an earlier call with the same job stopped.
 
     Whenever and however a process ends, at most the shards in work are lost.
-
-    Args:
-        job: what to rank, and how.
-        progress: where to show how far things are.
 
     Raises:
         ValueError: a setting that doesn't fit, a store that was made with other settings, or a
@@ -209,23 +164,21 @@ def rank(job: Job, progress: Progress) -> Ranked:
                 f"{maker.provenance.dtype}, {maker.provenance.batch} at a time"
             )
             title = f"golden rankings of {source.name} {source.split}"
+            here = (count for index in todo for count in maker.make(index))
             with progress.long(title, total, begun, passes) as show:
-                made_by = _made_here if job.workers is None else _made_by_ray
-                done = begun
-                for images in made_by(maker, todo):
-                    done += images
-                    show(done)
+                for count in here if job.workers is None else _made_by_ray(maker, todo):
+                    begun += count
+                    show(begun)
         if gone := [index for index in todo if not shard_path(maker.out, index).is_file()]:
             raise ValueError(f"{len(gone)} shards have vanished from {str(maker.out)!r} meanwhile")
     return Ranked(maker.out, total, len(source.images))
 
 
 class ShardMaker:
-    """A tower that makes any shard of a job.
+    """A tower, on the job's device, that makes any shard of a job.
 
     Attributes:
-        job: what to rank; its budget is spent, so that ``config`` says all.
-        tower: the dense tower, on the job's device.
+        job: its budget is spent, so that ``config`` says all.
         split: the images in the order of the store.
         out: the store.
         engine: what ranks.
@@ -248,11 +201,7 @@ class ShardMaker:
         self.settle(None)
 
     def settle(self, stored: Provenance | None) -> None:
-        """Choose precision and batch: the job's, else those of the store, else the device's best.
-
-        Args:
-            stored: provenance of a shard that is there, None if there is none.
-        """
+        """Choose precision and batch: the job's, else the store's, else the device's best."""
         job, config, source = self.job, self.job.config, self.job.source
         precision = job.dtype
         if precision == AUTO:
@@ -275,14 +224,9 @@ class ShardMaker:
             dataset=source.name,
             revision=revision,
             split=source.split,
-            score=config.score,
-            block=config.block,
-            window=config.window,
-            stride=config.stride,
             dtype=precision,
             batch=self.engine.suffix.batch,
-            greedy=config.greedy,
-            approximate=config.approximate,
+            **asdict(config),
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
 
@@ -292,10 +236,7 @@ class ShardMaker:
         return range(index * size, min((index + 1) * size, len(self.split)))
 
     def make(self, index: int) -> Iterator[int]:
-        """Rank the images of a shard and write it.
-
-        Yields:
-            The number of images of each call of the engine.
+        """Rank the images of a shard and write it; yield the number of images of each call.
 
         Raises:
             ValueError: an image can't be read, or the device has too little memory for the batch.
@@ -320,7 +261,7 @@ class ShardMaker:
             np.array(labels),
             first=positions.start,
             size=self.job.shard_size,
-            image_ids=tuple(image_ids),
+            image_ids=image_ids,
             provenance=self.provenance,
         )
         write_shard(self.out, index, shard, self.job.command(self.out))
@@ -348,11 +289,7 @@ class ShardMaker:
 
 
 def within_budget(job: Job, tower: Tower) -> Job:
-    """Return the job with the window, stride and approximation that its budget allows.
-
-    Raises:
-        ValueError: the budget is below the cheapest way.
-    """
+    """Return the job with the window, stride and approximation that its budget allows."""
     if job.budget is None:
         return job
     from harness.golden.budget import recipe_for
@@ -371,10 +308,9 @@ def within_budget(job: Job, tower: Tower) -> Job:
 
 
 def classes(job: Job, tower: Tower) -> tuple[Tensor | None, float]:
-    """Encode the classes for scores that need them.
+    """Encode the classes: (classes, D) unit features and the factor on cosines.
 
-    Returns:
-        (classes, D) unit features, or None for a score without classes; and the factor on cosines.
+    The features are None for a score without classes.
 
     Raises:
         ValueError: there are no classes or no text tower, or it lacks words for a class.
@@ -421,12 +357,6 @@ def ahead(
                 value.cancel()
 
 
-def _made_here(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
-    """Make shards in this process; yield the number of images that are done since the last."""
-    for index in todo:
-        yield from maker.make(index)
-
-
 # Ray --------------------------------------------------------------------------------------------
 
 
@@ -436,18 +366,26 @@ class _RayWorker:
     Errors that a user can mend come back as text, not as Ray's tracebacks.
     """
 
-    def __init__(self, job: Job, provenance: Provenance, folder: str) -> None:
+    def __init__(self, task: Any) -> None:
+        import ray
+
+        self.job: Job
+        self.provenance: Provenance
+        self.job, self.provenance, folder = ray.get(task)
         with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
             os.chdir(folder)  # what relative paths start from
-        self.job, self.provenance = job, provenance
         self.maker: ShardMaker | None = None
 
     def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
+        (index,) = rows["shard"]
+        count, text = 0, ""
         try:
-            counts, error = [self._make(int(index)) for index in rows["shard"]], ""
-        except (ValueError, OSError) as failure:
-            counts, error = [0], str(failure)
-        return {"images": counts, "error": [error] * len(counts)}
+            assert self.job.out is not None
+            with attempt(self.job.out, int(index)):
+                count = self._make(int(index))
+        except (ValueError, OSError) as error:
+            text = str(error)
+        return {"images": [count], "error": [text]}
 
     def _make(self, index: int) -> int:
         if self.maker is None:
@@ -458,6 +396,32 @@ class _RayWorker:
                     "every machine needs the same weights and files"
                 )
         return sum(self.maker.make(index))
+
+
+@contextlib.contextmanager
+def attempt(folder: Path, index: int) -> Iterator[None]:
+    """Note in a file beside a shard that a worker begins it; only its sudden end leaves the file.
+
+    Ray starts a worker anew whenever it dies, and gives it the same shard: here that has an end.
+
+    Raises:
+        ValueError: the shard has ended as many workers as may die of one.
+    """
+    path = shard_path(folder, index)
+    note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # `survey` removes it
+    with note.open("ab") as file:
+        file.write(b".")
+    deaths = note.stat().st_size - 1
+    try:
+        if deaths >= MOST_DEATHS:
+            raise ValueError(
+                f"shard {index}, {path.name}, ended {deaths} workers without a message: too "
+                "little memory, or an image that breaks its decoder? Finished shards are kept; "
+                "without --workers the same command may say more"
+            )
+        yield
+    finally:
+        note.unlink(missing_ok=True)
 
 
 def _check_workers(workers: int, device: str) -> None:
@@ -514,8 +478,6 @@ def _ray_running(workers: int) -> Iterator[None]:
 def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
     """Make shards by Ray's actors; yield the number of images of each that is done.
 
-    Ray starts a worker anew that dies, and gives its shard to another.
-
     Raises:
         ValueError: a worker says why it can't go on, or Ray does.
     """
@@ -528,18 +490,19 @@ def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
     torch.cuda.empty_cache()
     assert job.workers is not None
     settled = replace(job, out=maker.out.absolute(), dtype=provenance.dtype, batch=provenance.batch)
+    shards = [{"shard": index} for index in todo]
     with _ray_running(job.workers):
         # A dataset may hold a console to show its downloads on.
         ray.util.register_serializer(
             Progress, serializer=lambda _: None, deserializer=lambda _: Progress()
         )
+        # By reference: Ray Data logs what it is given, item by item, and would decode all images.
+        task = ray.put((settled, provenance, str(Path.cwd())))
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        made = ray.data.from_items(
-            [{"shard": index} for index in todo], override_num_blocks=len(todo)
-        ).map_batches(
+        made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
             _RayWorker,
-            fn_constructor_args=(settled, provenance, str(Path.cwd())),
+            fn_constructor_args=(task,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
@@ -547,10 +510,10 @@ def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
         )
         try:
             for block in made.iter_batches(batch_size=None, prefetch_batches=0):
-                for images, error in zip(block["images"], block["error"], strict=True):
+                for count, error in zip(block["images"], block["error"], strict=True):
                     if error:
                         raise ValueError(str(error))
-                    yield int(images)
+                    yield int(count)
         except RayError as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(

@@ -49,38 +49,22 @@ class NoRoomError(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a set of rankings was made from, and how. Two are equal whatever their versions.
+    """What a set of rankings was made from, and how. Two are equal whatever their versions."""
 
-    Attributes:
-        model: name of the dense tower, with its weight tag.
-        weights: fingerprint of the tower's weights, see ``zoo.weights.fingerprint``.
-        dataset: name of the dataset or of the folder of images.
-        revision: revision of the dataset or folder.
-        split: train, val or test; ``all`` for a folder.
-        score: preservation, label or confidence.
-        block: reduction point, 0-based.
-        window: side of the window in patches.
-        stride: step of the window in patches.
-        dtype: of the computation.
-        batch: sequences per forward pass, which decide the last bits; None in the files that ship.
-        greedy: patches removed per round; None = one-shot.
-        approximate: how the score was approximated; None = exact.
-        versions: of the packages that computed it.
-    """
-
-    model: str
-    weights: str
-    dataset: str
-    revision: str
-    split: str
-    score: str
-    block: int
-    window: int
-    stride: int
-    dtype: str
-    batch: int | None = None
-    greedy: int | None = None
-    approximate: str | None = None
+    model: str  # of the dense tower, with its weight tag
+    weights: str  # `zoo.weights.fingerprint` of the tower
+    dataset: str  # its name, or that of the folder of images
+    revision: str  # of the dataset or folder
+    split: str  # train, val or test; `FOLDER_SPLIT` for a folder
+    score: str  # preservation, label or confidence
+    block: int  # reduction point, 0-based
+    window: int  # side in patches
+    stride: int  # in patches
+    dtype: str  # of the computation
+    batch: int | None = None  # sequences per pass decide the last bits; None in the files that ship
+    greedy: int | None = None  # patches removed per round; None = one-shot
+    approximate: str | None = None  # how the score was approximated; None = exact
+    # Of the packages that computed it.
     versions: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -91,11 +75,9 @@ class Provenance:
             ValueError: not JSON, an unknown field, or a missing one without a default.
         """
         facts = json.loads(text)
-        known = {entry.name for entry in fields(cls)}
-        if not isinstance(facts, dict) or not facts.keys() <= known:
-            raise ValueError(
-                f"provenance {facts!r}: expected the fields {', '.join(sorted(known))}"
-            )
+        known = sorted(entry.name for entry in fields(cls))
+        if not isinstance(facts, dict) or not facts.keys() <= set(known):
+            raise ValueError(f"provenance {facts!r}: expected the fields {', '.join(known)}")
         try:
             return cls(**facts)
         except TypeError as error:
@@ -107,12 +89,12 @@ class Provenance:
 
     def differences(self, other: "Provenance") -> list[str]:
         """List the fields in which ``other`` differs, versions aside, with both values."""
-        names = [entry.name for entry in fields(self) if entry.compare]
-        return [
-            f"{name}={getattr(self, name)!r} there, {getattr(other, name)!r} wanted"
-            for name in names
-            if getattr(self, name) != getattr(other, name)
+        pairs = [
+            (entry.name, getattr(self, entry.name), getattr(other, entry.name))
+            for entry in fields(self)
+            if entry.compare
         ]
+        return [f"{name}={a!r} there, {b!r} wanted" for name, a, b in pairs if a != b]
 
     def described(self) -> str:
         """Return the settings in words."""
@@ -126,12 +108,16 @@ class Provenance:
             source = f"--dataset {prefix}:PATH --split {self.split}"
         if self.split == FOLDER_SPLIT:
             source = "--images FOLDER"
-        text = (
-            f"python -m harness rank --model {self.model} {source} --score {self.score} "
-            f"--block {self.block} --window {self.window} --stride {self.stride}"
-        )
-        text += f" --greedy {self.greedy}" if self.greedy is not None else ""
-        return text + (f" --approx {self.approximate}" if self.approximate is not None else "")
+        flags = " ".join(golden_flags(self))
+        return f"patchrank rank --model {self.model} {source} {flags}"
+
+
+def golden_flags(settings: GoldenConfig | Provenance) -> list[str]:
+    """Return the flags of ``rank`` that ask for these settings."""
+    names = {"approximate": "approx"}
+    values = [(entry.name, getattr(settings, entry.name)) for entry in fields(GoldenConfig)]
+    flags = [(names.get(name, name), str(value)) for name, value in values if value is not None]
+    return [word for name, value in flags for word in (f"--{name}", value)]
 
 
 def ranked_revision(dataset: Dataset, score: str) -> str:
@@ -141,17 +127,16 @@ def ranked_revision(dataset: Dataset, score: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rankings:
-    """Golden rankings of some images.
+    """Golden rankings of n images of N patches.
 
     Attributes:
-        image_ids: n ids, as the dataset gives them.
-        importance: (n, N) float16, higher = keep, distance to the image's least.
-        provenance: where it comes from.
-        labels: (n,) int32, ``UNKNOWN`` where there is none.
-        least: (n,) float32, importance of the image's least important patch: the golden score is
-            minus (importance + least). NaN where unknown.
-        ranking: (n, N) int16, patch positions, most important first. Of the exact importance in a
-            store; the small file leaves it out, and it is made from the float16 values.
+        image_ids: as the dataset gives them.
+        importance: (n, N), higher = keep, distance to the image's least.
+        labels: (n,), ``UNKNOWN`` where there is none.
+        least: (n,) importance of the image's least important patch: the golden score is minus
+            (importance + least). NaN where unknown.
+        ranking: (n, N) patch positions, most important first. Of the exact importance in a store;
+            the small file leaves it out, and it is made from the float16 values.
     """
 
     image_ids: tuple[str, ...]
@@ -212,13 +197,10 @@ class Rankings:
         )
 
     def require(self, **expected: Any) -> None:
-        """Refuse rankings made from something else.
-
-        Args:
-            expected: fields of ``Provenance`` with the values that they must have.
+        """Refuse rankings of which a field of ``Provenance`` has another value.
 
         Raises:
-            ValueError: a value differs; names both and the command that makes fitting rankings.
+            ValueError: names both values and the command that makes fitting rankings.
         """
         for name, value in expected.items():
             stored = getattr(self.provenance, name)
@@ -231,11 +213,8 @@ class Rankings:
     def of(self, image_ids: Sequence[str]) -> NDArray[np.float32]:
         """Return the importance of these images, (len(image_ids), N) float32, NaN where unknown."""
         row = {image_id: i for i, image_id in enumerate(self.image_ids)}
-        result = np.full((len(image_ids), self.importance.shape[1]), np.nan, dtype=np.float32)
-        for i, image_id in enumerate(image_ids):
-            if image_id in row:
-                result[i] = self.importance[row[image_id]]
-        return result
+        rows = np.array([row.get(image_id, -1) for image_id in image_ids], dtype=np.int64)
+        return np.where(rows[:, None] < 0, np.nan, self.importance[rows]).astype(np.float32)
 
     def take(self, image_ids: Sequence[str]) -> "Rankings":
         """Return the rankings of these images alone, in this order.
@@ -259,15 +238,10 @@ def ranked(split: Split, rankings: Rankings) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shard(Rankings):
-    """Golden rankings of consecutive images as one Parquet file with a checksum.
+    """Golden rankings of consecutive images as one Parquet file with a checksum."""
 
-    Attributes:
-        first: position of the first image in the order of the store.
-        size: images in a full shard of the store.
-    """
-
-    first: int
-    size: int
+    first: int  # position of the first image in the order of the store
+    size: int  # images in a full shard of the store
 
     @classmethod
     def from_importance(
@@ -277,7 +251,7 @@ class Shard(Rankings):
         *,
         first: int,
         size: int,
-        image_ids: tuple[str, ...],
+        image_ids: Sequence[str],
         provenance: Provenance,
     ) -> Self:
         """Make a shard from exact importance, (n, N) float32.
@@ -292,19 +266,16 @@ class Shard(Rankings):
             )
         half = to_half(importance)
         if not np.isfinite(half).all():
-            raise ValueError(
-                f"importance spreads over {np.ptp(importance):g}, above float16's 65504"
-            )
-        return cls(
-            first=first,
-            size=size,
-            image_ids=image_ids,
-            provenance=provenance,
-            labels=np.asarray(labels, dtype=np.int32),
-            importance=half,
-            least=importance.min(axis=1),
-            ranking=np.argsort(-importance, axis=1, kind="stable").astype(np.int16),
-        )
+            spread = np.ptp(importance)
+            raise ValueError(f"importance spreads over {spread:g}, above float16's 65504")
+        columns: dict[str, Any] = {
+            "labels": np.asarray(labels, dtype=np.int32),
+            "importance": half,
+            "least": importance.min(axis=1),
+            "ranking": np.argsort(-importance, axis=1, kind="stable").astype(np.int16),
+        }
+        ids = tuple(image_ids)
+        return cls(first=first, size=size, image_ids=ids, provenance=provenance, **columns)
 
     def encode(self) -> bytes:
         """Return the file; the same shard gives the same bytes with the same pyarrow."""
@@ -488,7 +459,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def survey(folder: Path) -> tuple[dict[int, ShardFacts], list[str]]:
-    """Check every shard of a folder that is claimed; remove broken ones and half-written files.
+    """Check every shard of a claimed folder; remove broken ones and half-written files.
 
     Returns:
         The whole shards by index, and a line for each that was removed.
@@ -513,13 +484,6 @@ def missing(
 ) -> list[int]:
     """Return the shards that must be made so that the folder holds the first ``total`` images.
 
-    Args:
-        folder: the store.
-        present: its whole shards, by index.
-        provenance: of what is to be made.
-        size: images in a full shard.
-        total: images that the store should hold.
-
     Raises:
         ValueError: a shard was made with other settings; names them and what to do.
     """
@@ -540,13 +504,7 @@ def missing(
 
 
 def write_shard(folder: Path, index: int, shard: Shard, resume: str) -> None:
-    """Write a shard whole or not at all.
-
-    Args:
-        folder: the store.
-        index: which shard.
-        shard: what is in it.
-        resume: the command that goes on from here.
+    """Write a shard whole or not at all; ``resume`` is the command that goes on from here.
 
     Raises:
         NoRoomError: no room; says how much is needed and free, and how to go on.
@@ -603,11 +561,7 @@ def store_name(model: str, dataset: str, split: str, score: str = "preservation"
 def shipped_rankings(model: str, dataset: str, split: str, block: int) -> Path | None:
     """Return the file that ships with the rankings by preservation, None if there is none.
 
-    Args:
-        model: dense timm name with its weight tag.
-        dataset: name of the dataset.
-        split: train, val or test.
-        block: reduction point that they are for, 0-based.
+    ``model`` is a dense timm name with its weight tag; ``block`` the reduction point, 0-based.
     """
     path = DATA_DIR / f"{store_name(model, dataset, split)}.parquet"
     if path.is_file() and Rankings.read(path).provenance.block == block:
@@ -629,26 +583,14 @@ def find_rankings(
 ) -> Rankings | None:
     """Find the golden rankings by preservation: shipped ones or, of more images, the user's own.
 
-    Args:
-        model: dense timm name with its weight tag.
-        dataset: name of the dataset.
-        split: train, val or test.
-        block: reduction point that they are for, 0-based.
-
-    Returns:
-        The rankings, None if there are none.
+    ``model`` is a dense timm name with its weight tag; ``block`` the reduction point, 0-based.
 
     Raises:
         ValueError: the user's own are broken.
     """
     name = store_name(model, dataset, split)
     paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-*"))]
-    found = [Rankings.read(path) for path in paths if _holds_something(path)]
-    fitting = [rankings for rankings in found if rankings.provenance.block == block]
-    # Of equally many the first, so the shipped ones.
-    return max(fitting, key=lambda rankings: len(rankings.image_ids), default=None)
-
-
-def _holds_something(path: Path) -> bool:
-    """Tell a store whose first shard is still in work from one that can be read."""
-    return bool(shard_paths(path)) if path.is_dir() else path.is_file()
+    # The first shard of a store may still be in work.
+    paths = [path for path in paths if (shard_paths(path) if path.is_dir() else path.is_file())]
+    fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == block]
+    return max(fitting, key=len, default=None)  # of equally many the first, so the shipped ones

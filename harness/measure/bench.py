@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness import git_commit
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
@@ -40,7 +41,7 @@ from harness.records.agreement import (
     weighted_tau,
 )
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
-from harness.records.record import Record, fitting, git_commit, images_digest, pack_correct, utc_now
+from harness.records.record import Record, fitting, images_digest, pack_correct, utc_now
 from harness.records.statistics import paired_difference, wilson_interval
 from zoo.clip import ClipParts
 from zoo.predictor import tower_name
@@ -345,7 +346,7 @@ class View:
         own = self.dataset.images_of == self.dataset.name
         dataset = self.dataset.asked_as if own else self.dataset.images_of
         flags = shlex.join((dataset, *self.dataset.asked_with, "--split", self.plan.split))
-        return f"python -m harness rank --model {self._tower} --dataset {flags} --full"
+        return f"patchrank rank --model {self._tower} --dataset {flags} --full"
 
     def _say(self, text: str) -> None:
         """Report it once, however many tunings it holds for."""

@@ -179,7 +179,7 @@ def _rankings(bench: Bench, dataset: Dataset, own: Sequence[Rankings]) -> Rankin
     rankings = of[0] if of else find_rankings(model, images_of, split)
     if rankings is None:
         raise ValueError(
-            f"no golden rankings of {dataset.name} {split}; make them with: python -m harness rank "
+            f"no golden rankings of {dataset.name} {split}; make them with: patchrank rank "
             f"--model {model} --dataset {get_dataset(images_of).asked_as} --split {split}"
         )
     revision = ranked_revision(dataset, rankings.provenance.score)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from harness import git_commit
 from harness.console.terminal import Progress
 from harness.measure import timing, ways
 from harness.measure.cost import Counts, counts
@@ -21,7 +22,7 @@ from harness.measure.times import LatencyRecord, fitting, time_fields
 from harness.measure.ways import EAGER
 from harness.models import towers
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
-from harness.records.record import git_commit, utc_now
+from harness.records.record import utc_now
 from zoo.open_clip import FOLDER, HUB
 from zoo.reducer import expected
 from zoo.sizes import MODELS
@@ -144,7 +145,7 @@ def load_family(
     if random_weights:
         if dense.partition(".")[0] not in MODELS:
             raise ValueError(
-                f"--random-weights with model {dense!r}: only models of `python -m harness list`, "
+                f"--random-weights with model {dense!r}: only models of `patchrank list`, "
                 "such as clip_vit_b16, can be built without; name one or leave the flag out"
             )
         vit, (arch, tag) = towers.random_tower(dense).vit, towers.split_name(dense)

@@ -26,7 +26,7 @@ from zoo.weights import UNUSABLE, MissingWeightsError, UnusableWeightsError, unu
 
 OPEN_CLIP = "open_clip:"
 KINDS = (
-    "a dense name of `python -m harness list`, a ViT of timm.list_models(), "
+    "a dense name of `patchrank list`, a ViT of timm.list_models(), "
     "local-dir:FOLDER, hf-hub:OWNER/NAME, or open_clip:ARCH/PRETRAINED"
 )
 

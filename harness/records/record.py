@@ -2,14 +2,12 @@
 
 import contextlib
 import difflib
-import functools
 import hashlib
 import json
 import math
 import os
 import re
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -301,23 +299,6 @@ def lacking(operators: Iterable[str]) -> str:
     return f"GFLOPs lack operators of unknown cost: {named}" if named else ""
 
 
-@functools.cache
-def git_commit() -> str | None:
-    """Return the commit this package is run from, "-dirty" if changed; None if not from a checkout.
-
-    Only a checkout whose top holds this very package counts, not one that an environment lies in.
-    """
-    top = Path(__file__).parents[2]
-    if not (top / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    try:
-        done = subprocess.run(command, cwd=top, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
 def utc_now() -> str:
     """Return the present moment as `created` wants it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -365,7 +346,7 @@ def read_run(path: Path) -> list[Record]:
         what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
         raise FileNotFoundError(
             f"run {str(path)!r}: {what}; expected a file of records, or the folder that "
-            "python -m harness compare --output wrote"
+            "patchrank compare --output wrote"
         )
     if records := read_records(file):
         return records
@@ -391,8 +372,8 @@ def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> No
     if mixed := differing(owners):
         raise ValueError(
             f"records of different {', '.join(mixed)} cannot be compared: {in_words(mixed)}; "
-            "measure them alike with python -m harness compare --fresh, or keep each in a file of "
-            "its own and see both by python -m harness compare RUN_A RUN_B"
+            "measure them alike with patchrank compare --fresh, or keep each in a file of "
+            "its own and see both by patchrank compare RUN_A RUN_B"
         )
 
 

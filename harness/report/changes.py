@@ -477,8 +477,8 @@ def run_changes(args: argparse.Namespace, status: Console) -> Shown:
         )
     if len(args.runs) != 2:
         raise ValueError(
-            f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, python "
-            "-m harness compare RUN_A RUN_B, or none, to measure"
+            f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
+            "patchrank compare RUN_A RUN_B, or none, to measure"
         )
     a, b = args.runs
     return compare_runs(a, b, args.output if flags else None, status)

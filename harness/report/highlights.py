@@ -373,4 +373,4 @@ def _command(groups: Sequence[Group], flags: Sequence[str]) -> str:
         values = {str(getattr(record, field)) for record in first}
         if len(values) == 1 and values != {usual}:
             words += [flag, *values]
-    return f"python -m harness compare {shlex.join([*words, *flags])}"
+    return f"patchrank compare {shlex.join([*words, *flags])}"

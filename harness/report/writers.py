@@ -37,7 +37,7 @@ def markdown_text(text: str) -> str:
     return plain.replace("|", "&#124;").replace("](", "]&#40;")
 
 
-_HEAD = r"""% Needs \usepackage{booktabs}. Written by python -m harness report.
+_HEAD = r"""% Needs \usepackage{booktabs}. Written by patchrank report.
 % Square brackets are 95 % intervals; those of times and of Kendall tau are in table.csv.
 """
 _BARE = ("× dense", "Kendall τ")  # headings of columns without intervals, so that a page holds all

@@ -44,7 +44,7 @@ from harness.studies import predictors, pruning, tuning
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop
 from zoo.reducer import expected
 
-LISTED = "python -m harness study list"  # shows all studies
+LISTED = "patchrank study list"  # shows all studies
 NOTES = (
     "Top-1 in %, mean over seeds (least to most); differences in points on the same images, with "
     "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "

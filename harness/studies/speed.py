@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from harness import git_commit
 from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Table
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
@@ -24,7 +25,7 @@ from harness.measure.timing import LEAST_ROUNDS, interleaved
 from harness.models.towers import find_tower
 from harness.records.agreement import kendall_tau
 from harness.records.conditions import device_name
-from harness.records.record import git_commit, utc_now
+from harness.records.record import utc_now
 from harness.records.statistics import Interval
 from zoo.approximate import Effort
 from zoo.files import write_whole

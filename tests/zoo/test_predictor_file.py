@@ -92,7 +92,7 @@ def test_predictors_of_several_blocks_lie_side_by_side(
         model = tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(block,), **tower)
         weight = model.reducer.predictor.net.score.weight
         assert torch.equal(weight, saved[block].net.score.weight)
-    match = r"at block 2: .* \(fitted so far: block 3, 5\); make one with: python .* --block 2 "
+    match = r"at block 2: .* \(fitted so far: block 3, 5\); make one with: patchrank .* --block 2 "
     with pytest.raises(FileNotFoundError, match=match):
         tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(2,), **tower)
 
@@ -170,7 +170,7 @@ def test_the_command_for_one_of_several_makes_what_can_rescore(tiny: Build, towe
     [
         ([], "no predictor was given; expected one for blocks 1, 3, 5"),
         ([1, 3], "scores before blocks 1, 3, 5, and none of the given predictors was fitted at "),
-        ([1, 3], "block 5; fit one with: python -m harness fit predictor --model clip_vit_b16.op"),
+        ([1, 3], "block 5; fit one with: patchrank fit predictor --model clip_vit_b16.op"),
         ([1, 3], "--block 5 --arch mlp --width 24 --dataset NAME"),
         ([1, 3, 4], "fitted at block 4, this model scores before blocks 1, 3, 5; fit one with: "),
         ([1, 3, 5, 2], "fitted at block 2, this model scores before blocks 1, 3, 5; leave it out"),
@@ -228,7 +228,7 @@ def test_every_block_means_the_first(tmp_path: Path):
 
 def test_a_file_under_the_name_of_another_block(tmp_path: Path):
     save(tmp_path / "packaged" / predictor_name(NAME, TAG, 5), block=3)
-    match = "fitted at block 3, this model scores before block 5; fit one with: python -m harness"
+    match = "fitted at block 3, this model scores before block 5; fit one with: patchrank"
     with pytest.raises(ValueError, match=re.escape(match)):
         find_predictor(NAME, TAG, 5)
 

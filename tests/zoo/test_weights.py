@@ -57,7 +57,7 @@ def save_predictor(path: Path, source: zoo.ReducedViT, **facts: Any) -> Path:
 def test_a_missing_predictor_is_an_error_with_the_command(tiny: Build, tower: dict[str, Any]):
     with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai") as error:
         tiny(f"{NAME}.{TAG}", pretrained=True, pretrained_cfg_overlay=tower)
-    command = "python -m harness fit predictor --model clip_vit_b16.openai --block 3"
+    command = "patchrank fit predictor --model clip_vit_b16.openai --block 3"
     assert command in str(error.value)
     assert "predictor=PATH" in str(error.value)
     assert "pretrained=False" in str(error.value)

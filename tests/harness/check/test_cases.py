@@ -107,7 +107,7 @@ def shipped() -> Case:
 
 
 def test_the_shipped_expectation_has_every_row_and_nothing_more(shipped: Case):
-    """A method without rows fails here: python -m harness check --update enters them."""
+    """A method without rows fails here: patchrank check --update enters them."""
     assert shipped == completed(shipped)
     assert {name: sorted(row.name for row in rows) for name, rows in shipped.rows.items()} == {
         name: sorted(row.name for row in rows)

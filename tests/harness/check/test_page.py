@@ -19,12 +19,12 @@ PAGE = (Path(__file__).parents[3] / "docs" / "check.md").read_text(encoding="utf
 [WORKFLOW] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S)
 JOB: dict[str, Any] = yaml.safe_load(WORKFLOW)["jobs"]["check"]
 STEPS = {step["name"]: step for step in JOB["steps"] if "name" in step}
-COMMANDS = re.findall(r"^(?: +run: )?(python -m harness .*?)(?: +#.*)?$", PAGE, re.M)
+COMMANDS = re.findall(r"^(?: +run: )?(patchrank .*?)(?: +#.*)?$", PAGE, re.M)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_page_is_taken_by_the_parser(command: str):
-    args = build_parser().parse_args(shlex.split(command)[3:])
+    args = build_parser().parse_args(shlex.split(command)[1:])
     assert args.command == "check"
 
 
@@ -47,7 +47,7 @@ def test_the_number_of_images_and_the_batch_of_the_page_are_those_that_ship():
 
 
 def test_the_workflow_hands_on_the_file_that_it_writes():
-    args = build_parser().parse_args(shlex.split(STEPS["check"]["run"])[3:])
+    args = build_parser().parse_args(shlex.split(STEPS["check"]["run"])[1:])
     for step in ("summary", "comment"):
         assert f"hashFiles('{args.markdown}')" in STEPS[step]["if"]
         assert f"cat {args.markdown}" in STEPS[step]["run"]
@@ -78,10 +78,10 @@ def test_the_workflow_posts_one_comment_and_changes_it_the_next_time(
     subprocess.run(command, cwd=tmp_path, env=env, check=True)
     asked, posted, _ = (tmp_path / "calls").read_text().split("--end--\n")
     assert asked.splitlines()[:3] == ["api", "repos/me/it/issues/7/comments", "--paginate"]
-    assert 'startswith("<!-- python -m harness check -->")' in asked
+    assert 'startswith("<!-- patchrank check -->")' in asked
     assert posted.split() == ["api", *expected.split(), "-F", "body=@comment.md"]
     body = (tmp_path / "comment.md").read_text()
-    assert body == "<!-- python -m harness check -->\n### check passed\n"
+    assert body == "<!-- patchrank check -->\n### check passed\n"
 
 
 def test_the_summary_is_added_to_the_jobs(tmp_path: Path):

@@ -36,7 +36,7 @@ def test_a_new_file_is_a_new_dataset(tmp_path, monkeypatch):
 
 
 def test_unknown_names_get_the_nearest_one():
-    with pytest.raises(ValueError, match=r"'fasion'.*Did you mean 'fashion'.*harness list"):
+    with pytest.raises(ValueError, match=r"'fasion'.*Did you mean 'fashion'.*patchrank list"):
         get_dataset("fasion")
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
         get_dataset("fashion").split("dev")

@@ -302,7 +302,7 @@ def test_the_command_of_a_job_says_all_of_it(toy: Dataset):
         device="cuda",
     )
     assert job.command(Path("my store")) == (
-        "python -m harness rank --model clip_vit_b16 --dataset toy --split val "
+        "patchrank rank --model clip_vit_b16 --dataset toy --split val "
         "--score preservation --block 3 --window 3 --stride 1 --greedy 4 --limit 5 "
         "--out 'my store' --shard-size 64 --batch 8 --compile --dtype auto --device cuda"
     )

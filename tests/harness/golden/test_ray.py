@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,13 @@ import pytest
 import torch
 
 from harness.cli import main
+from harness.console.terminal import Progress
+from harness.datasets.base import Split
+from harness.datasets.few_shot import turns
 from harness.golden import rank as module
+from harness.golden.rank import Job, Source, rank
 from harness.golden.store import shard_path, shard_paths
+from zoo.golden import GoldenConfig
 
 # At most two blocks, 1 or 2 KiB by the kind of shell; the smallest shard has more.
 SMALL_FILES = ("sh", "-c", 'ulimit -f 2 && exec "$@"', "sh")
@@ -164,7 +170,6 @@ def test_workers_that_can_not_be_had(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr("harness.cli.runs.check_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main([*small.command, *flags.split()]) == 2
@@ -243,11 +248,11 @@ def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < limit, "workers outlive their driver"
         time.sleep(0.05)
-    done = small.shards(out)
+    whole = small.shards(small.whole)
+    done = {name: content for name, content in small.shards(out).items() if name in whole}
     assert killed < 20
     assert len(done) < 30
-    whole = small.shards(small.whole)
-    assert {name: done[name] for name in done if name in whole}.items() <= whole.items()
+    assert done.items() <= whole.items()
 
     assert main([*small.command, "--out", str(out), "--workers", "2"]) == 0
     output, errors = capsys.readouterr()
@@ -271,10 +276,10 @@ def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
     output, errors = process.communicate()
     assert process.returncode == 2, errors
     assert output == ""
-    [line] = re.findall(r"^error: .+$", errors, re.MULTILINE)
+    [line] = re.findall(r"^patchrank: error: .+$", errors, re.MULTILINE)
     assert "/store/part-00002.parquet': files this large are not allowed; " in line
     assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. Finished shards are kept; ", line)
-    assert " go on with: python -m harness rank --model local-dir:" in line
+    assert " go on with: patchrank rank --model local-dir:" in line
     assert small.shards(out) == before
 
 
@@ -292,7 +297,38 @@ def test_workers_say_in_one_message_why_they_can_not_go_on(
     output, errors = process.communicate()
     assert process.returncode == 2, errors
     assert output == ""
-    [line] = re.findall(r"^error: .+$", errors, re.MULTILINE)
+    [line] = re.findall(r"^patchrank: error: .+$", errors, re.MULTILINE)
     assert "7.png' can't be read" in line
     assert "Traceback" not in errors
     assert len(small.shards(out)) < 30
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_shard_that_always_kills_its_worker_ends_the_run(small: Any, tmp_path: Path):
+    """Ray alone would start workers for it without end."""
+    model, pictures = small.command[2], small.command[4]
+    source = Source.folder(Path(pictures))
+    draw, deadly = source.images._render, int(turns(source.images.labels)[9])
+
+    def render(index: int, variant: int) -> Any:
+        if index == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw(index, variant)
+
+    images = Split(source.images.labels, source.images._name, render)
+    job = Job(
+        model=model,
+        source=replace(source, images=images),
+        config=GoldenConfig(block=0),
+        shard_size=2,
+        limit=12,
+        batch=8,
+        out=tmp_path / "store",
+        workers=2,
+    )
+    with pytest.raises(ValueError, match=r"shard 4, part-00004\.parquet, ended 3 workers"):
+        rank(job, Progress())
+    done = {name: (small.whole / name).read_bytes() for name in small.shards(tmp_path / "store")}
+    assert small.shards(tmp_path / "store") == done
+    assert "part-00004.parquet" not in done

@@ -137,7 +137,7 @@ def test_without_golden_rankings_the_row_is_missing_and_the_command_told(toy: Da
     records = one_group(PLAN, [], console)
     assert [record.method for record in records] == ["dense", "random", "evit"]
     assert all(record.tau is None for record in records)
-    command = "make them with: python -m harness rank --model clip_vit_b16.openai --dataset toy"
+    command = "make them with: patchrank rank --model clip_vit_b16.openai --dataset toy"
     said = console.export_text()
     assert "no golden rankings of toy" in said
     assert command in said
@@ -176,7 +176,7 @@ def test_with_some_golden_rankings_those_images_count(shipped: Callable[..., Ran
 def test_rankings_of_something_else_are_refused(facts: dict, shipped: Callable[..., Rankings]):
     shipped(**facts)
     [(field, value)] = facts.items()
-    match = f"these rankings were made with {field}={value!r}, wanted .*: python -m harness rank"
+    match = f"these rankings were made with {field}={value!r}, wanted .*: patchrank rank"
     with pytest.raises(ValueError, match=match):
         one_group(PLAN, [])
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from harness.cli import main
-from harness.cli import runs as command
 from harness.console.terminal import Progress
 from harness.measure.latency import (
     CPU_BATCHES,
@@ -118,9 +117,9 @@ def test_a_busy_machine_is_reported_before(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(command, "load_1min", lambda: load)
-    monkeypatch.setattr(command.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(command, "measure_latency", lambda *_: iter([]))
+    monkeypatch.setattr("harness.measure.timing.load_1min", lambda: load)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("harness.measure.latency.measure_latency", lambda *_: iter([]))
     assert main([*RANDOM.split(), "--output", "out"]) == 0
     assert ("this machine is busy: a load of 1.9 on 2 cores" in capsys.readouterr().err) is busy
 

@@ -167,5 +167,5 @@ def test_refused_rows(methods: list, keeps: list, match: str, dense: zoo.Reduced
 
 
 def test_patchrank_needs_a_predictor(dense: zoo.ReducedViT):
-    with pytest.raises(FileNotFoundError, match="python -m harness fit predictor --model clip_vit"):
+    with pytest.raises(FileNotFoundError, match="patchrank fit predictor --model clip_vit"):
         variants(dense, ARCH, TAG, ["patchrank"], [0.5])

@@ -202,7 +202,7 @@ def test_an_open_clip_name_brings_both_towers(
 # --- refused
 
 
-NOWHERE = "expected a dense name of `python -m harness list`, a ViT of timm.list_models(), local-"
+NOWHERE = "expected a dense name of `patchrank list`, a ViT of timm.list_models(), local-"
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_all_that_differs_is_named_with_the_command_that_shows_both() -> None:
         refuse_mixed([DENSE, *others])
     text = str(no.value)
     assert "'another' (m0, m1, m2 and 2 more); torch '2.13.0+cpu' (clip_vit_s14, m3) and" in text
-    assert text.endswith("see both by python -m harness compare RUN_A RUN_B")
+    assert text.endswith("see both by patchrank compare RUN_A RUN_B")
 
 
 def test_what_varies_by_intention_is_let_pass_and_nothing_else() -> None:

@@ -528,7 +528,7 @@ def test_output_is_a_folder_for_the_same_in_markdown(
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        ("a", "compare 'a': expected two runs, python -m harness compare RUN_A RUN_B, or none"),
+        ("a", "compare 'a': expected two runs, patchrank compare RUN_A RUN_B, or none"),
         ("a b a", "compare 'a' 'b' 'a': expected two runs"),
         ("a gone", "run 'gone': there is no such file or folder; expected a file of records"),
         (". b", "run '.': it holds no records.jsonl; expected a file of records, or the folder"),

@@ -272,8 +272,8 @@ def test_the_commands_parse():
     commands = [shlex.split(line) for line in block("sh").splitlines()]
     assert len(commands) == 2
     for command in commands:
-        assert command[:4] == ["python", "-m", "harness", "report"]
-        assert build_parser().parse_args(command[3:]).runs
+        assert command[:2] == ["patchrank", "report"]
+        assert build_parser().parse_args(command[1:]).runs
 
 
 def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: Path):

@@ -226,8 +226,8 @@ def lacking(records: list[Record]) -> dict[str, Missing]:
 
 def parsed(one: Missing) -> Any:
     words = shlex.split(one.command)
-    assert words[:3] == ["python", "-m", "harness"]
-    return build_parser().parse_args(words[3:])
+    assert words[0] == "patchrank"
+    return build_parser().parse_args(words[1:])
 
 
 def test_a_bare_record_lacks_every_plot(row: Any):

@@ -547,9 +547,7 @@ def test_towers_without_text_or_predictor(
         "Left out: golden label and golden confidence: clip_vit_b16.openai has no text tower here."
     )
     assert first == text
-    assert re.fullmatch(
-        "Left out: predictor: no predictor for .* python -m harness fit .* NAME.", second
-    )
+    assert re.fullmatch("Left out: predictor: no predictor for .* patchrank fit .* NAME.", second)
     with pytest.raises(FileNotFoundError, match="no predictor for clip_vit_b16"):
         figure_of(by="predictor")
     with pytest.raises(ValueError, match=r"--by 'label' can't be had: .* has no text tower"):

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.cli.runs import study_config
 
 from harness.cli import main
-from harness.cli.runs import study_config
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.records.record import Record, read_records
@@ -45,7 +45,7 @@ def test_ours_stand_beside_the_paper_s(
     assert run(*command) == 0
     assert "Figure 5: pruning before block 1" in capsys.readouterr().out
     text = (tmp_path / "figure5.md").read_text()
-    assert text.startswith(f"```\npython -m harness study reproduce {command[0]} {FLAGS}\n```\n")
+    assert text.startswith(f"```\npatchrank study reproduce {command[0]} {FLAGS}\n```\n")
     assert "NOT the paper's" not in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]]
             for line in text.splitlines() if line.startswith("|")]  # fmt: skip

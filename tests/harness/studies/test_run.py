@@ -152,7 +152,7 @@ def test_the_command_writes_a_table_and_records_that_a_second_run_reads(
     assert "Predictors fitted on one dataset" in capsys.readouterr().out
     text = (tmp_path / "transfer.md").read_text()
     assert text.startswith("## Predictors fitted on one dataset, judged on another")
-    assert f"```\npython -m harness study transfer {FLAGS}\n```" in text
+    assert f"```\npatchrank study transfer {FLAGS}\n```" in text
     assert "predictors mlp of width 8, bce, 2 seeds, up to 9 ranked training images" in text
     records = read_records(tmp_path / "transfer.jsonl")
     assert [record.method for record in records] == ["dense", "patchrank", "patchrank", "golden"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harness.check.datasets import Checked, class_table
-from harness.cli.runs import datasets_table, fitting, list_tables
+from harness.cli.data import datasets_table, fitting, list_tables
 from harness.console.table import Part
 from harness.measure.compare import Floor
 from harness.measure.cost import Overhead, overhead_table

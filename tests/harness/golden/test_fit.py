@@ -1,6 +1,7 @@
-"""Fitting from rankings: tokens meet their own importance, fits go on, mixed files are refused."""
+"""Fitting from rankings: tokens meet their own importance, are computed once, fits go on."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from scipy.stats import kendalltau
 
 import zoo
 from harness.console.terminal import Progress
-from harness.datasets.base import Dataset
-from harness.golden.fit import fit, gather, tau_of
+from harness.datasets import few_shot as sampling
+from harness.datasets.base import Dataset, Split
+from harness.golden import fit as module
+from harness.golden.fit import Entering, Joined, entering, fit, gather, held_out, tau_of
 from harness.golden.store import Rankings, Shard, shard_path
 from harness.measure.rows import variants
 from harness.models.towers import Tower
@@ -30,6 +33,7 @@ from zoo.weights import blocks_fingerprint, cache_folder, find_predictor
 MODEL = "clip_vit_b16.openai"
 QUICK = FitConfig(arch="mlp", width=16, epochs=3)
 Write = Callable[..., Path]
+Compute = Callable[..., Entering]
 pytestmark = pytest.mark.usefixtures("miniature")
 
 
@@ -136,40 +140,26 @@ def test_images_may_not_judge_their_own_training(write: Write):
         fit(MODEL, *files, QUICK, out=None, progress=Progress())
 
 
-@pytest.mark.parametrize("form", ["rankings", "store"])
-def test_stores_and_rankings_do_as_well_as_files(form: str, write: Write, tmp_path: Path):
+def test_stores_and_rankings_do_as_well_as_files(write: Write, tmp_path: Path):
     files = [write("train"), write("val")]
+    learn, stop = map(Rankings.read, files)
+    for index in range(0, len(learn), 4):
+        rows = slice(index, index + 4)
+        shard = Shard.from_importance(
+            learn.importance[rows].astype(np.float32),
+            learn.labels[rows],
+            first=index,
+            size=4,
+            image_ids=learn.image_ids[rows],
+            provenance=learn.provenance,
+        )
+        (tmp_path / "store").mkdir(exist_ok=True)
+        shard_path(tmp_path / "store", index // 4).write_bytes(shard.encode())
     first, tau = fit(MODEL, files[:1], files[1:], QUICK, out=None, progress=Progress())
-    tensors = load_file(first)
-    given: list[Any] = []
-    for i, rankings in enumerate(map(Rankings.read, files)):
-        if form == "rankings":
-            given.append(rankings)
-            continue
-        store = tmp_path / f"store{i}"
-        store.mkdir()
-        for index in range(0, len(rankings.image_ids), 4):
-            rows = slice(index, index + 4)
-            shard = Shard.from_importance(
-                rankings.importance[rows].astype(np.float32),
-                rankings.labels[rows],
-                first=index,
-                size=4,
-                image_ids=rankings.image_ids[rows],
-                provenance=rankings.provenance,
-            )
-            shard_path(store, index // 4).write_bytes(shard.encode())
-        given.append(store)
-    again, same = fit(MODEL, given[:1], given[1:], QUICK, out=None, progress=Progress())
+    again, same = fit(MODEL, [tmp_path / "store"], [stop], QUICK, out=None, progress=Progress())
     # A shard's importance counts from the least, which rounds otherwise.
     assert same == pytest.approx(tau, abs=0.02)
-    assert load_file(again).keys() == tensors.keys()
-
-
-def test_missing_files(tmp_path: Path):
-    gone = [tmp_path / "gone.parquet"]
-    with pytest.raises(FileNotFoundError, match=re.escape("gone.parquet' do not exist")):
-        fit(MODEL, gone, gone, QUICK, out=None, progress=Progress())
+    assert load_file(again).keys() == load_file(first).keys()
 
 
 def test_the_second_fit_runs_no_tower(write: Write, monkeypatch: pytest.MonkeyPatch):
@@ -183,15 +173,6 @@ def test_the_second_fit_runs_no_tower(write: Write, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(zoo.ReducedViT, "embed", never)
     other = replace(QUICK, arch="linear", loss="bce")
     fit(MODEL, *files, other, out=None, progress=Progress(), shots=2)
-
-
-def test_the_same_command_writes_the_same_bytes(write: Write, tmp_path: Path):
-    files = [write("train")], [write("val")]
-    a, b, c = (tmp_path / f"{name}.safetensors" for name in "abc")
-    for out, config in ((a, QUICK), (b, QUICK), (c, replace(QUICK, seed=1))):
-        fit(MODEL, *files, config, out=out, progress=Progress())
-    assert a.read_bytes() == b.read_bytes()
-    assert not torch.equal(load_file(a)["net.token.weight"], load_file(c)["net.token.weight"])
 
 
 def test_stopped_and_asked_again_it_goes_on(
@@ -218,11 +199,11 @@ def test_stopped_and_asked_again_it_goes_on(
         fit(MODEL, *files, QUICK, out=stopped, progress=Watched())
     assert not stopped.exists()
     [kept] = (cache_folder() / "fits").iterdir()
-    fit(MODEL, *files, replace(QUICK, seed=5), out=None, progress=Progress())  # another's
+    other, _ = fit(MODEL, *files, replace(QUICK, seed=5), out=None, progress=Progress())
     assert kept.is_file()
     fit(MODEL, *files, QUICK, out=stopped, progress=Watched())
     assert epochs == [1, 2, 3]
-    assert stopped.read_bytes() == whole.read_bytes()
+    assert stopped.read_bytes() == whole.read_bytes() != other.read_bytes()
     assert list((cache_folder() / "fits").iterdir()) == []
 
 
@@ -253,3 +234,226 @@ def test_the_file_tells_what_it_was_fitted_to(write: Write, dense: zoo.ReducedVi
     assert facts["recipe"] == asdict(QUICK)
     assert (facts["provenance"]["images"], facts["provenance"]["shots"]) == (4, 1)
     assert [r["split"] for r in facts["provenance"]["rankings"]] == ["train", "val"]
+
+
+def test_a_fifth_is_held_out_whatever_the_order(ranked: Callable[..., Rankings]):
+    whole = ranked("train", 12)
+    [learn], [stop] = held_out([whole])
+    assert (len(learn), len(stop)) == (10, 2)
+    assert {*learn.image_ids, *stop.image_ids} == set(whole.image_ids)
+    turned = whole.take(whole.image_ids[::-1])
+    assert {*held_out([turned])[1][0].image_ids} == {*stop.image_ids}
+    assert np.array_equal(stop.of(stop.image_ids), whole.of(stop.image_ids))
+    with pytest.raises(ValueError, match="4 ranked images of 'toy' are too few to hold one in 5"):
+        held_out([replace(whole.take(whole.image_ids[:4]))])
+    with pytest.raises(ValueError, match="1 images have no ranking, such as 'nowhere'"):
+        whole.take(["nowhere"])
+
+
+# Tokens on disk
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the images that go through the tower, batch by batch."""
+    calls: list[int] = []
+    advance = module._advance
+
+    def counted(vit: Any, images: torch.Tensor, block: int) -> Any:
+        calls.append(len(images))
+        return advance(vit, images, block)
+
+    monkeypatch.setattr(module, "_advance", counted)
+    return calls
+
+
+@pytest.fixture
+def compute(parts: ClipParts, toy: Dataset, ranked: Callable[..., Rankings]) -> Compute:
+    def call(count: int = 5, ids: list[str] | None = None, **facts: Any) -> Entering:
+        rankings = ranked("val", count)
+        facts_of = replace(rankings.provenance, **facts)
+        names = rankings.image_ids if ids is None else ids
+        return entering(
+            facts_of, toy.split("val"), names, parts.model.visual, parts.preprocess, Progress()
+        )
+
+    return call
+
+
+def files() -> list[Path]:
+    return sorted((cache_folder() / "tokens").iterdir())
+
+
+def test_batches_are_strung_together(
+    compute: Compute, passes: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    whole = compute().tokens.clone()
+    for file in files():
+        file.unlink()
+    monkeypatch.setattr(sampling, "BATCH", 2)
+    assert torch.allclose(compute().tokens.float(), whole.float(), atol=2e-3, rtol=2e-3)
+    assert passes == [5, 2, 2, 1]
+
+
+def test_computed_once_whatever_the_order(compute: Compute, passes: list[int]):
+    first = compute()
+    again = compute(ids=list(first.image_ids[::-1]))
+    assert passes == [5]
+    assert torch.equal(first.tokens, again.tokens)
+    assert (first.image_ids, first.labels.tolist()) == (again.image_ids, again.labels.tolist())
+    names = [file.name for file in files()]
+    assert re.fullmatch(r"(toy-val-b3-\w{16})\.json \1\.npy", " ".join(names))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect the ids of the images that are drawn."""
+    ids: list[str] = []
+    draw = Split.__getitem__
+
+    def noted(self: Split, index: Any) -> Any:
+        example = draw(self, index)
+        ids.append(example.image_id)
+        return example
+
+    monkeypatch.setattr(Split, "__getitem__", noted)
+    return ids
+
+
+def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, drawn: list[str]):
+    ids = ["toy/val-6", "toy/val-1", "toy/val-4"]
+    with pytest.raises(ValueError, match="1 ranked images are not"):
+        compute(count=0, ids=[*ids, "toy/val-98"])
+    assert drawn == []
+    first, again = compute(count=0, ids=ids), compute(count=0, ids=ids)
+    assert drawn == ["toy/val-1", "toy/val-4", "toy/val-6"]
+    assert first.image_ids == again.image_ids == tuple(drawn)
+    assert first.labels.tolist() == again.labels.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"weights": "0" * 16},
+        {"model": "clip_vit_b16.laion2b"},
+        {"block": 2},
+        {"revision": "0" * 12},
+        {"split": "train"},
+        {"count": 4},
+    ],
+    ids=str,
+)
+def test_other_tokens_for_anything_else(facts: dict, compute: Compute, passes: list[int]):
+    compute()
+    compute(**facts)
+    assert passes == [5, facts.get("count", 5)]
+    assert len(files()) == 4
+
+
+@pytest.mark.parametrize("facts", [{"score": "label"}, {"stride": 2}, {"greedy": 4}], ids=str)
+def test_how_rankings_were_made_does_not_matter(facts: dict, compute: Compute, passes: list[int]):
+    compute()
+    compute(**facts)
+    assert passes == [5]
+
+
+def test_another_release_of_a_package_computes_again(
+    compute: Compute, passes: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    compute()
+    monkeypatch.setattr(module.metadata, "version", lambda name: f"{name} of tomorrow")
+    compute()
+    assert passes == [5, 5]
+
+
+def _cut(tokens: Path, facts: Path) -> None:
+    tokens.write_bytes(tokens.read_bytes()[:-1])
+
+
+def _without_facts(tokens: Path, facts: Path) -> None:
+    facts.unlink()
+
+
+def _half_facts(tokens: Path, facts: Path) -> None:
+    facts.write_bytes(facts.read_bytes()[:-5])
+
+
+def _other_ids(tokens: Path, facts: Path) -> None:
+    told = json.loads(facts.read_text())
+    facts.write_text(json.dumps({**told, "image_ids": [*told["image_ids"][1:], "toy/val-77"]}))
+
+
+def _other_shape(tokens: Path, facts: Path) -> None:
+    np.save(tokens, np.load(tokens)[:, 1:])
+
+
+def _other_type(tokens: Path, facts: Path) -> None:
+    np.save(tokens, np.load(tokens).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "harm", [_cut, _without_facts, _half_facts, _other_ids, _other_shape, _other_type]
+)
+def test_damaged_files_are_made_again(
+    harm: Callable[[Path, Path], None], compute: Compute, passes: list[int]
+):
+    whole = compute().tokens.clone()
+    facts, tokens = files()
+    harm(tokens, facts)
+    assert torch.equal(compute().tokens, whole)
+    assert passes == [5, 5]
+    assert files() == [facts, tokens]
+
+
+def test_writing_to_tokens_leaves_the_file_alone(compute: Compute):
+    first = compute()
+    before = first.tokens.clone()
+    first.tokens.zero_()
+    assert torch.equal(compute().tokens, before)
+
+
+def test_images_that_are_not_there(compute: Compute, ranked: Callable[..., Rankings]):
+    ids = [*ranked("val", 3).image_ids, "toy/val-98", "toy/val-99"]
+    match = (
+        r"2 ranked images are not in toy val, such as 'toy/val-98'; make rankings with: patchrank"
+    )
+    with pytest.raises(ValueError, match=match):
+        compute(ids=ids)
+    assert not (cache_folder() / "tokens").exists()
+
+
+def test_tokens_beyond_float16(compute: Compute, dense: zoo.ReducedViT):
+    with torch.no_grad():
+        dense.blocks[0].mlp.fc2.bias.fill_(1e6)
+    with pytest.raises(ValueError, match="tokens that enter block 3 are beyond float16's 65504"):
+        compute()
+    assert files() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "error"),
+    [
+        (os, "fsync", OSError(28, "No space left on device")),
+        (module, "_advance", KeyboardInterrupt()),
+    ],
+    ids=["full disk", "interrupted"],
+)
+def test_what_ends_a_computation_leaves_nothing(
+    place: Any, name: str, error: BaseException, compute: Compute, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(place, name, stop)
+    with pytest.raises(type(error)):
+        compute()
+    assert files() == []
+
+
+def test_several_sets_read_as_one():
+    parts = [torch.randn(n, 3, 2).half() for n in (4, 1, 5)]
+    whole, joined = torch.cat(parts), Joined(parts)
+    assert joined.shape == whole.shape
+    for rows in ([], [0], [9, 0, 4, 4, 3, 5], list(range(10))):
+        index = torch.tensor(rows, dtype=torch.int64)
+        assert torch.equal(joined[index], whole[index])

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zoo
-from harness.cli import runs as module
-from harness.cli.runs import list_tables
+from harness.cli.data import list_data, list_tables
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
 from zoo.sizes import SIZES
@@ -52,6 +51,7 @@ def test_methods_say_what_they_do():
 def test_predictors_are_listed_where_there_are_some(
     monkeypatch: pytest.MonkeyPatch, predictor_file: Path
 ):
-    assert module._fitted("b16") == {"openai": [3]}
-    assert module._fitted("l14") == {}
-    assert module._fitted("s14") == {"imgfocus_lit": [3]}  # packaged
+    predictors = {tower["size"]: tower["predictors"] for tower in list_data()["towers"]}
+    assert predictors["b16"] == {"openai": [3]}
+    assert predictors["l14"] == {}
+    assert predictors["s14"] == {"imgfocus_lit": [3]}  # packaged

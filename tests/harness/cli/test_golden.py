@@ -1,0 +1,212 @@
+"""`fit predictor` and `show` from the command line: what they take, reach and refuse."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors import safe_open
+from timm.models import save_for_hf
+
+import zoo
+from harness.cli import main
+from harness.datasets.base import DATA_DIR, Dataset
+from harness.golden.store import shipped_rankings
+from harness.models.towers import Tower, load_tower
+from zoo.clip import ClipParts
+from zoo.predictor import PredictorFile
+from zoo.weights import cache_folder
+
+EMBEDDED = "clip_vit_s14.imgfocus_lit"
+
+
+@pytest.mark.parametrize("dataset", ["fashion", "emoji"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_rankings_ship_for_the_embedded_model_at_one_block(dataset: str, split: str):
+    file = DATA_DIR / f"golden-{EMBEDDED}-{dataset}-{split}.parquet"
+    assert shipped_rankings(EMBEDDED, dataset, split, 3) == file
+    assert shipped_rankings(EMBEDDED, dataset, split, 2) is None
+    assert shipped_rankings("clip_vit_b16.openai", dataset, split, 3) is None
+
+
+def test_shipped_rankings_are_taken_and_nothing_is_ranked(monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, Any] = {}
+
+    def fit(model: str, train: list[Path], val: list[Path], config: Any, **told: Any) -> Any:
+        asked.update(told, train=train, val=val, config=config)
+        return Path("out"), 0.5
+
+    monkeypatch.setattr("harness.golden.fit.fit", fit)
+    monkeypatch.setattr("harness.golden.rank.rank", None)
+    flags = "--dataset fashion emoji --arch mixer --width 384 --loss ranknet --epochs 7 --seed 3"
+    more = "--patience 2 --batch 8 --learning-rate 0.001 --shots 4 --rankings a --val b c"
+    assert main(["fit", "predictor", *flags.split(), *more.split()]) == 0
+    names = {
+        split: [f"golden-{EMBEDDED}-{dataset}-{split}.parquet" for dataset in ("fashion", "emoji")]
+        for split in ("train", "val")
+    }
+    assert [path.name for path in asked["train"]] == ["a", *names["train"]]
+    assert [path.name for path in asked["val"]] == ["b", "c", *names["val"]]
+    found = asked["config"]
+    assert (found.arch, found.width, found.loss, found.epochs) == ("mixer", 384, "ranknet", 7)
+    assert (found.seed, found.patience, found.batch, found.learning_rate) == (3, 2, 8, 0.001)
+    assert (asked["shots"], asked["block"], asked["out"]) == (4, None, None)
+
+
+@pytest.fixture
+def miniature_command(
+    miniature: None, parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let ``rank`` use the miniature tower as well, and commands the toy dataset."""
+    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+    monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
+    monkeypatch.setattr("harness.models.towers.load_tower", lambda name: tower)
+    monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
+
+
+@pytest.mark.usefixtures("miniature_command")
+def test_without_shipped_rankings_images_are_ranked_first(capsys: pytest.CaptureFixture[str]):
+    command = "fit predictor --model clip_vit_b16 --dataset toy --limit 6 --block 4"
+    command += " --arch linear --loss bce --epochs 1 --shots 1"
+    assert main(command.split()) == 0
+    path, _, said = capsys.readouterr().out.strip().removeprefix("wrote ").partition("; ")
+    assert said.startswith("Kendall tau on the validation images ")
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["predictor"])
+    assert (facts["block"], facts["recipe"]["loss"], facts["options"]["arch"]) == (
+        4,
+        "bce",
+        "linear",
+    )
+    assert (facts["provenance"]["images"], facts["provenance"]["shots"]) == (4, 1)
+    stores = sorted((cache_folder() / "rankings").iterdir())
+    assert len(stores) == 2  # train and val
+    # The stores that it made are there for another fit.
+    again = f"fit predictor --model clip_vit_b16 --rankings {stores[0]} --val {stores[1]}"
+    assert main([*again.split(), "--arch", "mlp", "--epochs", "1"]) == 0
+    assert main([*again.split(), "--block", "3"]) == 2
+    assert "--block 3: these rankings are of block 4" in capsys.readouterr().err
+
+
+FIT = "--arch mlp --width 8 --epochs 2"
+
+
+@pytest.fixture(scope="module")
+def ranked_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """A saved tower of timm's, a folder of 20 pictures, and the store of their rankings."""
+    folder = tmp_path_factory.mktemp("small")
+    shape = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
+    torch.manual_seed(15)
+    save_for_hf(timm.create_model("deit_small_patch16_224", **shape), folder / "tower")
+    (folder / "pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(20):
+        pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
+    model, store = f"local-dir:{folder / 'tower'}", folder / "rankings"
+    command = f"rank --model {model} --images {folder / 'pictures'} --full --window 4 --stride 4"
+    assert main([*command.split(), "--out", str(store)]) == 0
+    return model, folder / "pictures", store
+
+
+def test_from_a_folder_to_a_pruned_model_of_another_library(
+    ranked_folder: tuple[str, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model, pictures, store = ranked_folder
+    out = tmp_path / "p.safetensors"
+    command = f"fit predictor --model {model} --rankings {store} --images {pictures} --out {out}"
+    assert main([*command.split(), *FIT.split()]) == 0
+    said = capsys.readouterr()
+    assert f"wrote {out}" in said.out
+    assert "held out for early stopping: 4 ranked images" in said.err
+    vit = load_tower(model).vit
+    pruned = zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out).eval()
+    assert pruned.reducer.config.arch == "mlp"
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        trace = pruned.trace(images)
+        entering, _ = vit.advance(vit.embed(images), stop=3)
+        scores = pruned.reducer.predictor(entering.x, 1, (8, 8))
+    assert trace.final_tokens == 32
+    assert torch.equal(trace.ranking, scores.argsort(dim=1, descending=True, stable=True))
+    stored = PredictorFile.read(out).tensors("reducer.predictor.")
+    assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in stored.items())
+
+
+def test_a_predictor_of_another_block_or_tower_is_refused_by_reduce(
+    ranked_folder: tuple[str, Path, Path], tmp_path: Path
+):
+    model, pictures, store = ranked_folder
+    out = tmp_path / "p.safetensors"
+    command = f"fit predictor --model {model} --rankings {store} --images {pictures} --out {out}"
+    assert main([*command.split(), *FIT.split()]) == 0
+    vit = load_tower(model).vit
+    with pytest.raises(ValueError, match="was fitted at block 3, this model scores before block 2"):
+        zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out, reduce_at=2)
+    with pytest.raises(ValueError, match="arch='conv'"):
+        zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out, arch="conv")
+    with torch.no_grad():
+        vit.blocks[0].mlp.fc1.weight[0, 0] += 1
+    with pytest.raises(ValueError, match="these are"):
+        zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        zoo.reduce(vit, method="patchrank", keep=0.5, predictor=tmp_path / "none")
+    with pytest.raises(ValueError, match="isn't reduced by patchrank"):
+        zoo.reduce(vit, method="random", keep=0.5, predictor=[])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "of the folder 'pictures', revision .*, which is not at hand; say where it is with"),
+        ("--images {other}", "not at hand .'.*' is of revision .*; say where it is with --images"),
+        ("--images {pictures} --shots 2", "--shots 2: the images of folder 'pictures' have no cl"),
+        ("--images {pictures}/none", "there is no such folder"),
+    ],
+)
+def test_a_folder_that_is_not_at_hand(
+    flags: str,
+    said: str,
+    ranked_folder: tuple[str, Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    model, pictures, store = ranked_folder
+    Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
+    where = flags.format(other=tmp_path, pictures=pictures)
+    assert main(f"fit predictor --model {model} --rankings {store} {FIT} {where}".split()) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [
+        ("fit predictor --loss lisnet", "loss='lisnet': did you mean 'listnet'?"),
+        ("fit predictor --width 0", "width=0: expected a number from 1"),
+        ("fit predictor --dataset fashion --shots 0", "--shots 0: expected a number from 1"),
+        ("show gone.png", "image 'gone.png' does not exist; expected an image file"),
+        ("show fashion:val:99999", "index '99999': fashion val has images 0 to"),
+        ("show fashion:val:3 --keep 0.5 1.5", "--keep 1.5: expected fractions in (0, 1)"),
+        ("show fashion:val:3 --keep 1", "--keep 1: expected fractions"),
+        ("show fashion:val:3 --keep nan", "--keep nan: expected fractions"),
+        ("show fashion:val:3 --keep 0.5 0.5", "expected at least one rate, each once"),
+        ("show fashion:val:3 --by predicter", "--by 'predicter': did you mean 'predictor'"),
+        ("show fashion:val:3 --methods evti", "--methods 'evti': did you mean 'evit'"),
+        ("show fashion:val:3 --scale 0", "--scale 0: expected a number in [0.25, 8]"),
+        ("show fashion:val:3 --stride 3", "stride=3: more than window=2 leaves patches out"),
+        ("show fashion:val:3 --out show.svg", "--out 'show.svg': expected a file's name"),
+        ("show fashion:val:3 --model clip_vit_s41", "'clip_vit_s41': did you mean 'clip_vit_s14'"),
+        ("show fashion:val:3 --device nonsense", "--device 'nonsense' can't be used here"),
+        ("show fashion:val:3 --label bag", "there is none among fashion:val:3"),
+    ],
+)
+def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str]):
+    assert main(command.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert match in err
