@@ -236,7 +236,8 @@ def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reduc
     Raises:
         ValueError: what ``configure`` refuses, or settings that the tower can't meet.
     """
-    return METHODS[method](configure(method, options, host.depth), host)
+    config = configure(method, options, host.depth)
+    return METHODS[method](config, host)
 
 
 def expected(value: str, allowed: Any, *, shown_by: str = "patchrank list") -> str:
