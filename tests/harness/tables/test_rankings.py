@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.cli import runs as studies
+from harness.cli import study as studies
 from harness.console.table import Part
 from harness.golden.budget import Curve, Point, Worth
 from harness.records.record import Record
