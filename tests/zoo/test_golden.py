@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import zoo
-from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.windows import mean_over_windows, windows
 
 Build = Callable[..., nn.Module]
@@ -114,17 +114,6 @@ def test_equals_removing_one_window_at_a_time(case: tuple, tower: nn.Module, tex
     assert apart.float().mean() > 0.25  # of at most a half: the comparison isn't empty
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_images_do_not_touch_each_other(score: str, tower: nn.Module, text: Tensor):
-    """Sharing a batch of windows, or being the only one, gives the same."""
-    images, config = torch.randn(3, 3, 64, 64), GoldenConfig(score=score, block=2)
-    engine = GoldenEngine(tower, config, text=text, scale=SCALE)
-    together = engine.importance(images, LABELS)
-    for i in range(3):
-        alone = engine.importance(images[i : i + 1], LABELS[i : i + 1])
-        assert torch.allclose(together[i : i + 1], alone, atol=1e-5)
-
-
 def test_windows_of_a_small_grid():
     assert windows((2, 3), 2, 1).tolist() == [[0, 1, 3, 4], [1, 2, 4, 5]]
     assert len(windows((14, 14), 2, 1)) == 169  # the paper's
@@ -152,20 +141,6 @@ def test_border_patches_are_divided_by_the_windows_that_cover_them():
     mean = mean_over_windows(scores, cells, 9)
     expected = [0.1, 0.15, 0.2, 0.2, 0.3, 0.4, 0.3, 0.45, 0.6]
     assert mean[0].tolist() == pytest.approx(expected)
-
-
-def test_prefix_tokens_stay(tiny: Build):
-    """A tower with registers loses patches only, so its features hardly depend on the count."""
-    model = tiny("clip_vit_b16", reg_tokens=4)
-    images, config = torch.randn(2, 3, 64, 64), GoldenConfig(block=2, stride=2)
-    found = golden_importance(model, images, config)
-    with torch.no_grad():
-        x, _ = model.advance(model.embed(images), stop=2)
-        full = F.normalize(model(images), dim=-1)
-        keep = [0, 1, 2, 3, 4, *(5 + p for p in range(64) if p not in (0, 1, 8, 9))]
-        rest, _ = model.advance(x._replace(x=x.x[:, keep]), 2)
-        score = (F.normalize(model.finish(rest), dim=-1) * full).sum(dim=-1)
-    assert torch.allclose(found[:, 0], -score, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -270,27 +245,6 @@ def test_equals_the_slow_search(
         slow = slow_order(Remains(small_tower, images[i], config, text, int(TWO_LABELS[i])))
         assert importance[i].argsort().tolist() == slow
         assert sorted(importance[i].tolist()) == list(range(SIDE * SIDE))
-
-
-@pytest.mark.parametrize("score", SCORES)
-def test_one_round_for_all_patches_is_one_shot(score: str, small_tower: nn.Module, text: Tensor):
-    images = torch.randn(2, 3, 64, 64)
-    orders = []
-    for step in (None, SIDE * SIDE):
-        config = GoldenConfig(score=score, block=1, greedy=step)
-        engine = GoldenEngine(small_tower, config, text=text, scale=SCALE)
-        orders.append(engine.importance(images, TWO_LABELS).argsort(dim=1, stable=True))
-    assert torch.equal(orders[0], orders[1])
-
-
-def test_scoring_anew_changes_the_ranking(small_tower: nn.Module):
-    """Else the search would be a slow way of doing one-shot."""
-    images = torch.randn(2, 3, 64, 64)
-    once, anew = (
-        GoldenEngine(small_tower, GoldenConfig(block=1, greedy=step)).importance(images)
-        for step in (16, 2)
-    )
-    assert not torch.equal(once, anew)
 
 
 def test_the_cost_told_is_never_less_than_the_cost(

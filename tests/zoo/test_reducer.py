@@ -1,7 +1,6 @@
 """Keep arithmetic, settings and the register of methods."""
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -16,7 +15,6 @@ from zoo.reducer import (
     Reducer,
     ReducerConfig,
     build_reducer,
-    expected,
     final_count,
     register_method,
     spread,
@@ -143,31 +141,3 @@ def test_names_of_methods_are_not_taken_twice():
     with pytest.raises(ValueError, match="method name 'random' is taken by RandomPrune"):
         register_method("random")(Other)
     assert zoo.METHODS["random"].__name__ == "RandomPrune"
-
-
-def test_a_method_may_have_its_own_settings():
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ReducerConfig):
-        strength: int = 1
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.whole("strength", 1)
-
-    assert Config(keep=0.5).strength == 1
-    with pytest.raises(ValueError, match="strength=0: expected an integer from 1"):
-        Config(keep=0.5, strength=0)
-    with pytest.raises(ValueError, match=r"strength=1.5: expected an integer from 1"):
-        Config(keep=0.5, strength=1.5)
-
-
-@pytest.mark.parametrize(
-    ("value", "wanted"),
-    [
-        ("evitt", "did you mean 'evit'? expected one of evit, tome"),
-        ("xyz", "expected one of evit, tome"),
-        (3, "expected one of evit, tome"),
-    ],
-)
-def test_expected_names_the_nearest(value: Any, wanted: str):
-    assert expected(value, ("evit", "tome")) == wanted

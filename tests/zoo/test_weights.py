@@ -18,13 +18,7 @@ from torch import nn
 import zoo
 from zoo.predictor import PredictorFile
 from zoo.sizes import SIZES
-from zoo.weights import (
-    SUFFIXES,
-    blocks_fingerprint,
-    find_clip,
-    fingerprint,
-    load_predictor,
-)
+from zoo.weights import SUFFIXES, blocks_fingerprint, find_clip, fingerprint, load_predictor
 
 NAME, TAG = "clip_vit_b16_patchrank60", "openai"
 WORDS = ["a photo of a cat.", "a zebra crossing"]
