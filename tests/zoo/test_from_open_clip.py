@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from zoo.clip import class_features, image_transform
 from zoo.golden import GoldenConfig, golden_importance
 from zoo.open_clip import from_open_clip, load_open_clip
 
+Patch = pytest.MonkeyPatch
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 B16 = {"layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
 B32 = {**B16, "patch_size": 16, "image_size": 64}
@@ -211,9 +211,7 @@ def slow_importance(visual: Any, image: Tensor, first: int) -> Tensor:
     ],
 )
 @torch.no_grad()
-def test_golden_scores_are_those_of_open_clips_own_transformer(
-    vision: dict, quick: bool, block: int
-):
+def test_golden_scores_are_open_clips(vision: dict, quick: bool, block: int):
     model, images = build(vision, quick), images_for(vision)
     expected = torch.stack([slow_importance(model.visual, image, block) for image in images])
     config = GoldenConfig(block=block, window=2, stride=1)
@@ -223,7 +221,7 @@ def test_golden_scores_are_those_of_open_clips_own_transformer(
 
 
 @pytest.fixture
-def theirs(monkeypatch: pytest.MonkeyPatch) -> Any:
+def theirs(monkeypatch: Patch) -> Any:
     """Make a small open_clip model, and its architecture known to open_clip as ``tiny``."""
     configs = open_clip.factory._MODEL_CONFIGS
     monkeypatch.setitem(configs, "tiny", CONFIG)
@@ -245,8 +243,8 @@ def checkpoint(model: nn.Module, kind: str, folder: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "archive"])
 @torch.no_grad()
-def test_an_open_clip_file_gives_both_towers(
-    kind: str, theirs: Any, tmp_path: Path, images: Tensor, openai_archive: Callable[..., Path]
+def test_a_file_gives_both_towers(
+    kind: str, theirs: Any, tmp_path: Path, images: Tensor, openai_archive: Any
 ):
     if kind == "archive":
         file = openai_archive(theirs.state_dict(), tmp_path / "jit.pt")
@@ -267,8 +265,8 @@ def test_an_open_clip_file_gives_both_towers(
 
 
 @torch.no_grad()
-def test_a_tag_brings_its_activation_and_preprocessing(
-    theirs: Any, tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+def test_a_tag_brings_its_activation(
+    theirs: Any, tmp_path: Path, images: Tensor, monkeypatch: Patch
 ):
     """Loaded with plain GELU, QuickGELU's weights would give other features and no error."""
     file = str(checkpoint(theirs, "safetensors", tmp_path))
@@ -304,9 +302,7 @@ def test_a_folder_that_open_clip_wrote(theirs: Any, tmp_path: Path, images: Tens
     assert preprocess(Image.new("RGB", (40, 40)))[0, 0, 0] == pytest.approx(-0.5)
 
 
-def test_files_without_usable_weights(
-    theirs: Any, tmp_path: Path, evil: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any, monkeypatch: Patch):
     """What could run code isn't run; a file cut short, of no model, of one without counterpart."""
     torch.save({"state_dict": evil}, tmp_path / "new.pt")
     (tmp_path / "old.pt").write_bytes(pickle.dumps(evil, protocol=2))

@@ -20,6 +20,7 @@ REPO = "timm/vit_base_patch32_clip_224.openai"
 SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 VISION = {"layers": 4, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 64}
 TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
+Build = Callable[..., nn.Module]
 Fill = Callable[[str, str, Callable[[Path], Any]], Path]
 
 
@@ -100,13 +101,8 @@ def test_errors_of_arguments_keep_their_own_words(hub: Path):
 @pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 @pytest.mark.parametrize("form", ["open_clip", "OpenAI"])
 @torch.no_grad()
-def test_a_file_in_any_form_stands_for_the_hubs(
-    form: str,
-    original: CLIP,
-    images: Tensor,
-    hub: Path,
-    tmp_path: Path,
-    openai_archive: Callable[..., Path],
+def test_a_file_in_any_form(
+    form: str, original: CLIP, images: Tensor, hub: Path, tmp_path: Path, openai_archive: Any
 ):
     path = tmp_path / "ViT-B-32.pt"
     if form == "OpenAI":
@@ -153,23 +149,20 @@ LAYOUTS: dict[str, tuple[str, Callable[[CLIP, Path], Any]]] = {
 }
 
 
-@pytest.fixture(params=LAYOUTS)
-def cached(request: pytest.FixtureRequest, fill: Fill, original: CLIP) -> str:
-    name, write = LAYOUTS[request.param]
-    fill(REPO, name, lambda path: write(original, path))
-    return request.param
-
-
+@pytest.mark.parametrize(("name", "write"), LAYOUTS.values(), ids=LAYOUTS)
 @torch.no_grad()
-def test_the_dense_tower_gives_open_clips_features(cached: str, original: CLIP, images: Tensor):
+def test_every_layout_gives_open_clips_features(
+    name: str, write: Callable[..., Any], fill: Fill, original: CLIP, images: Tensor
+):
+    fill(REPO, name, lambda path: write(original, path))
     model = timm.create_model("clip_vit_b32.openai", pretrained=True, **SMALL).eval()
     assert torch.allclose(model(images), original.encode_image(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("method_", ["evit", "patchrank"])
 @torch.no_grad()
-def test_a_saved_pruned_model_comes_back_from_the_cache(
-    method_: str, tiny: Callable[..., nn.Module], fill: Fill, images: Tensor, tmp_path: Path
+def test_a_saved_model_in_the_cache(
+    method_: str, tiny: Build, fill: Fill, images: Tensor, tmp_path: Path
 ):
     model = tiny(f"clip_vit_b16_{method_}50.openai", reduce_at=[1])
     save_for_hf(model, tmp_path / "saved", safe_serialization=True)
@@ -186,18 +179,10 @@ def test_a_saved_pruned_model_comes_back_from_the_cache(
         timm.create_model("hf-hub:someone/empty", pretrained=True)
 
 
-@pytest.fixture(scope="module")
-def dense() -> zoo.ReducedViT:
-    return timm.create_model("clip_vit_s14", pretrained=True).eval()
-
-
-@pytest.fixture
-def picture() -> Tensor:
-    return torch.randn(1, 3, 196, 196)
-
-
 @torch.no_grad()
-def test_other_heads_and_sizes(dense: zoo.ReducedViT, picture: Tensor):
+def test_other_heads_and_sizes():
+    dense = timm.create_model("clip_vit_s14", pretrained=True).eval()
+    picture = torch.randn(1, 3, 196, 196)
     pooled = dense.forward_head(dense.forward_features(picture), pre_logits=True)
     headless = timm.create_model("clip_vit_s14", pretrained=True, num_classes=0).eval()
     assert torch.equal(headless(picture), pooled)

@@ -75,16 +75,6 @@ def test_features_are_open_clips(size: str, tag: str, tmp_path: Path):
     assert (features - other.encode_image(images)).abs().max() > 1e-3
 
 
-def test_open_clip_can_drive_our_tower():
-    """A registered name serves as open_clip's ``timm_model_name``, CLS pooled and projected."""
-    vision = {"timm_model_name": "clip_vit_b32_random50", "timm_pool": "token"}
-    model = CLIP(512, {**vision, "timm_proj": "linear", "image_size": 224}, TEXT).eval()
-    assert isinstance(model.visual.trunk, zoo.ReducedViT)
-    with torch.no_grad():
-        assert model.encode_image(torch.randn(1, 3, 224, 224)).shape == (1, 512)
-    assert model.visual.trunk.reducer.config.keep == 0.5
-
-
 NAME = "clip_vit_b32_clsattn50"
 WORDS = ["a photo of a cat.", "a zebra crossing"]
 
@@ -157,9 +147,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "open_clip.md"
 
 
 @torch.no_grad()
-def test_the_pages_example_runs_and_gives_our_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     names: dict[str, Any] = {}

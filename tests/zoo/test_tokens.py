@@ -49,12 +49,6 @@ def test_prune_keeps_prefix_order_and_places(prefix: int):
     assert torch.equal(went.importance, importance)
 
 
-@pytest.mark.parametrize("count", [12, 13])
-def test_keeping_all_touches_nothing(count: int):
-    tokens = start()
-    assert tokens.prune(0, torch.rand(2, 12), count) is tokens
-
-
 def test_sizes_go_along():
     tokens = start()._replace(size=torch.arange(24.0).reshape(2, 12))
     kept = tokens.select(0, torch.zeros(2, 12), torch.tensor([[0, 5], [1, 11]]))
