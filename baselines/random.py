@@ -12,11 +12,7 @@ from zoo.tokens import Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class RandomConfig(ReducerConfig):
-    """Settings of random pruning.
-
-    Attributes:
-        seed: which of the random orders, from 0. One order serves all images.
-    """
+    """Settings of random pruning: which of the random orders, from 0, serves all images."""
 
     seed: int = 0
 

@@ -11,21 +11,13 @@ from torch import Tensor, nn
 
 
 class Attended(NamedTuple):
-    """Result of one attention layer.
+    """Result of one attention layer; queries, keys and values are (B, H, T, d)."""
 
-    Attributes:
-        out: (B, T, D) output of the layer, after projection.
-        query: (B, H, T, d) queries after q-norm, not yet scaled.
-        key: (B, H, T, d) keys after k-norm.
-        value: (B, H, T, d) values.
-        scale: factor on the logits.
-    """
-
-    out: Tensor
-    query: Tensor
-    key: Tensor
+    out: Tensor  # (B, T, D), after projection
+    query: Tensor  # after q-norm, not yet scaled
+    key: Tensor  # after k-norm
     value: Tensor
-    scale: float
+    scale: float  # factor on the logits
 
 
 def queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """An image tower and a text tower in one joint space, used like an open_clip model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +118,13 @@ def _from_file(
     arch, tag = name.split(".")
     size, what = MODELS[arch].size, f"weights {str(file)!r} for {name}"
     try:
-        _require_positions(weights, size)
+        table = weights.get("visual.positional_embedding")
+        if table is None:
+            raise ValueError("no image tower: 'visual.positional_embedding' is missing")
+        spec = SIZES[size]
+        positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
+        if len(table) != positions:  # timm would resample without a word
+            raise ValueError(f"trained with {len(table)} tokens, this size has {positions}")
         text = open_clip_text(size, tag, weights)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
@@ -130,17 +136,6 @@ def _from_file(
     return visual, text
 
 
-def _require_positions(weights: Mapping[str, Tensor], size: str) -> None:
-    """Refuse weights of another image size, which timm would resample without a word."""
-    table = weights.get("visual.positional_embedding")
-    if table is None:
-        raise ValueError("no image tower: 'visual.positional_embedding' is missing")
-    spec = SIZES[size]
-    positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
-    if len(table) != positions:
-        raise ValueError(f"trained with {len(table)} tokens, this size has {positions}")
-
-
 def image_transform(visual: nn.Module) -> Any:
     """Return timm's preprocessing of any image tower: from PIL image to (C, H, W)."""
     return create_transform(**resolve_data_config({}, model=visual))
@@ -150,11 +145,7 @@ def image_transform(visual: nn.Module) -> Any:
 def class_features(
     model: Clip, tokenize: Any, classes: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Encode class names by the mean over prompt templates with one ``{}``.
-
-    Returns:
-        (classes, D) float, unit length.
-    """
+    """Encode class names by the unit mean over templates with one ``{}``, (classes, D) float."""
     rows = []
     for name in classes:
         prompts = tokenize([template.format(name) for template in templates])

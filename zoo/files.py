@@ -94,13 +94,8 @@ class FitState:
     ) -> None:
         """Learn and validate in turn; leave the model with the weights of its best epoch.
 
-        Args:
-            learn: trains for an epoch and returns the mean loss.
-            validate: returns the validation loss.
-            most: epochs at most.
-            patience: epochs without a better validation loss before stopping.
-            on_epoch: called with epoch, loss and validation loss.
-            checkpoint: file that keeps the state after each epoch, and from which the fit goes on.
+        It stops after ``patience`` epochs without a better validation loss. ``checkpoint`` keeps
+        the state after each epoch, and the fit goes on from it.
 
         Raises:
             ValueError: a loss that is NaN, or a checkpoint of another fit.

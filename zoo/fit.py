@@ -133,13 +133,10 @@ class FitConfig:
 
     Attributes:
         arch: a key of ``zoo.predictor.ARCHITECTURES``.
-        width: channels inside.
         loss: a key of ``LOSSES``.
-        epochs: most epochs.
         steps: least steps per epoch: images that make fewer are gone through again in it, so that
             a few of them are learnt from as long as many.
         patience: epochs without a better validation loss before stopping.
-        batch: images per step.
         learning_rate: of AdamW, cosine to zero.
         weight_decay: of AdamW.
         seed: of initial weights and order.

@@ -151,7 +151,6 @@ class GoldenEngine:
 
     Args:
         model: dense image tower in float32 whose head, if any, projects to the joint space.
-        config: score, block, windows.
         text: (classes, D) unit class features; for ``label`` and ``confidence``.
         scale: factor on cosines in the posterior (CLIP's exp of the logit scale).
         precision: of the patch tokens after the block, see ``Suffix``; ``best_precision`` knows

@@ -52,10 +52,8 @@ def from_open_clip(model: nn.Module) -> ReducedViT:
 
     Its output equals that of ``encode_image``. The weights of open_clip's own VisionTransformer are
     copied, as float32; a timm trunk shares modules and weights with the result. Preprocessing that
-    open_clip attached to the model becomes timm's ``pretrained_cfg``.
-
-    Args:
-        model: open_clip's CLIP or CustomTextCLIP, or its ``.visual``.
+    open_clip attached to the model becomes timm's ``pretrained_cfg``. ``model`` is open_clip's CLIP
+    or CustomTextCLIP, or its ``.visual``.
 
     Raises:
         ValueError: an image tower without an exact counterpart: a ResNet, no class token,
@@ -169,16 +167,11 @@ FOLDER, HUB = "local-dir:", "hf-hub:"
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     """Load an open_clip model and convert its image tower; ``read_weights`` reads its files.
 
-    A tag gets the activation that it was trained with (OpenAI,
-    MetaCLIP, DFN: QuickGELU); a file gets the architecture's activation and preprocessing, so that
-    QuickGELU needs ``ViT-B-16-quickgelu/FILE``.
-
-    Args:
-        spec: ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER`` and ``hf-hub:OWNER/NAME`` as
-            open_clip's ``push_to_hf_hub`` writes them.
-
-    Returns:
-        Model, preprocessing and tokenizer; and the spec without folders.
+    A tag gets the activation that it was trained with (OpenAI, MetaCLIP, DFN: QuickGELU); a file
+    gets the architecture's activation and preprocessing, so that QuickGELU needs
+    ``ViT-B-16-quickgelu/FILE``. ``spec`` is ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER``
+    and ``hf-hub:OWNER/NAME`` as open_clip's ``push_to_hf_hub`` writes them; it is also returned,
+    without folders.
 
     Raises:
         ValueError: unknown architecture or tag, unreadable weights, or what ``from_open_clip``

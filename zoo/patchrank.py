@@ -15,8 +15,6 @@ class PatchRankConfig(ReducerConfig):
     """Settings of Patch Ranking.
 
     Attributes:
-        arch: predictor architecture.
-        width: channels inside the predictor.
         rescore: score the patches that are left anew at each reduction point, by a predictor of
             its own; else the first point's ranking is carried along.
     """

@@ -44,7 +44,6 @@ class TuneConfig:
         rounds: validations at most.
         steps: optimiser steps per round.
         patience: rounds without a better validation loss before stopping.
-        batch: images per step.
         learning_rate: of text tokens; AdamW, cosine to zero.
         visual_rate: of visual tokens, or of the map from text tokens.
         seed: of initial tokens, order and augmentation.
@@ -126,18 +125,8 @@ class PromptedText(nn.Module):
     the last position that the longest name leaves: the blocks take any length, and a learned token
     can learn what its own position would add.
 
-    Attributes:
-        context: (1 or classes, depth, count, D) learned tokens.
-        checkpointing: recompute each block for its gradients, which saves memory.
-
-    Args:
-        text: the text tower.
-        tokenize: its tokenizer, open_clip's byte-pair encoding.
-        classes: names.
-        count: context tokens.
-        depth: blocks that get context of their own at their input, from the first on.
-        class_specific: every class has a context of its own.
-        init: words to begin with, next to the name; None for small random numbers.
+    ``depth``, ``class_specific`` and ``init`` are those of ``TuneConfig``; ``context`` is (1 or
+    classes, depth, count, D).
 
     Raises:
         ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
@@ -167,10 +156,8 @@ class PromptedText(nn.Module):
             raise ValueError(
                 f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer"
             )
-        table, blocks = (
-            self.parts.tower.positional_embedding,
-            self.parts.tower.transformer.resblocks,
-        )
+        tower = self.parts.tower
+        table, blocks = tower.positional_embedding, tower.transformer.resblocks
         if depth > len(blocks):
             raise ValueError(f"depth={depth}: the text tower has {len(blocks)} blocks")
         rows, device = len(classes) if class_specific else 1, table.device

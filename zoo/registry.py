@@ -52,11 +52,6 @@ class _Weights:
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
     """Build a model in three steps: split its options off, find its weights, assemble it.
 
-    Args:
-        name: size, method and keep rate.
-        pretrained: load the weights; False for random ones.
-        kwargs: of ``timm.create_model``, with the method's options, ``predictor``, ``prompts``.
-
     Raises:
         UnknownArgumentError: an argument that neither the method nor timm has.
         ValueError: a value out of range, or a file of weights that don't fit.
@@ -127,10 +122,8 @@ def _find_weights(
         # timm reads no archives of OpenAI's, and judges the user's files by their suffix.
         file = overlay.get("file") or (None if cfg.file else own_weights(name.size, tag))
         if file is not None:
-            tensors = read_weights(file)
-            tower = (
-                image_side(tensors) or tensors
-            )  # a checkpoint in timm's names is the tower alone
+            tensors = read_weights(file)  # in timm's names they are the tower's alone
+            tower = image_side(tensors) or tensors
     return _Weights(cfg=cfg, tag=tag, predictors=predictors, options=options, tower=tower)
 
 

@@ -39,7 +39,6 @@ class LeanBlock:
     """A timm Block of standard attention and MLP, without what only training needs.
 
     Args:
-        block: the block, in float32.
         dtype: of the matrix products: float32, bfloat16 or float16. The class token's row stays
             float32 in all of them.
         scratch: memory to use again, None for fresh memory (what a compiler wants).

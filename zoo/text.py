@@ -49,9 +49,8 @@ class CompactText(nn.Module):
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to rows of the table; refuse, by ValueError, what has no row."""
-        rows = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(
-            max=len(self.token_ids) - 1
-        )
+        last = len(self.token_ids) - 1
+        rows = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=last)
         unseen = tokens[self.token_ids[rows] != tokens]
         if unseen.numel():
             pieces = sorted({SimpleTokenizer().decoder[int(t)] for t in unseen})
@@ -145,16 +144,9 @@ def train_lit(
 
     In a batch, an image and a caption are a positive pair whenever the caption is one of the
     image's, not only where they were drawn together; targets are spread evenly over positives.
-
-    Args:
-        model: trained in place.
-        images: (n, D) float32 class tokens after the final norm.
-        captions: for each image the rows of ``tokens`` that describe it.
-        tokens: (m, L) token ids, one row per distinct caption.
-        config: recipe.
-        weights: (n,) how often an image is drawn, relative.
-        checkpoint: file that is written as training goes and resumed from if it exists.
-        on_step: called with the step and its loss.
+    ``images`` are (n, D) float32 class tokens after the final norm, ``captions`` for each image the
+    rows of ``tokens`` (m, L) that describe it, ``weights`` (n,) how often it is drawn, relative.
+    ``checkpoint`` is written as training goes and resumed from if it exists.
 
     Raises:
         ValueError: the checkpoint was made with another recipe.

@@ -53,17 +53,10 @@ def tune(
     ``requires_grad``. The same data, recipe, machine and number of threads give the same tokens,
     whether or not the run was stopped in between.
 
-    Args:
-        vit: image tower, dense or reduced, whose head is the projection to the joint space.
-        parts: its text tower, logit scale and tokenizer; their image tower isn't used.
-        classes: names, in the order of the labels.
-        templates: prompts of untuned text features.
-        train: images to learn from.
-        val: other images, for early stopping only.
-        config: recipe.
-        on_round: called with round, training loss and validation loss.
-        checkpoint: file that keeps the state after each round, and from which the run goes on if
-            it exists; it stays at the end.
+    ``vit`` is dense or reduced, its head the projection to the joint space; the image tower of
+    ``parts`` isn't used. ``templates`` make the untuned text features, ``val`` serves early
+    stopping only. ``on_round`` is called with round, training loss and validation loss;
+    ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: no images, a tower that is tuned already, a loss that is NaN, a checkpoint of

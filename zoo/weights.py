@@ -135,12 +135,7 @@ def find_predictor(
 ) -> PredictorFile:
     """Find the predictor for a tower: ``path``, else the packaged one, else the user's own.
 
-    Args:
-        model: dense timm name.
-        tag: weight tag.
-        block: reduction point.
-        path: the file to read instead of looking for one.
-        shape: ``arch`` and ``width`` for the command that makes a missing one.
+    ``shape`` holds ``arch`` and ``width`` for the command that makes a missing one.
 
     Raises:
         FileNotFoundError: there is none; says which command makes one.
@@ -173,18 +168,9 @@ def with_predictors(
     depth: int,
     paths: PredictorPaths = None,
 ) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
-    """Find the predictors of a model and add the shape of their network to its options.
+    """Find the predictors of a model, in the order of blocks; add their network's shape to options.
 
-    Args:
-        model: dense timm name of the tower.
-        tag: its weight tag.
-        method: a registered method.
-        options: of the method.
-        depth: number of the tower's blocks.
-        paths: files to read, one for each block at which the model scores, in any order.
-
-    Returns:
-        The options, and the predictors in the order of their blocks; none for most methods.
+    ``paths`` are files, one for each block at which the model scores, in any order.
 
     Raises:
         FileNotFoundError: one is missing; says which command makes it.
@@ -353,15 +339,10 @@ def own_path(name: str) -> str:
 def open_clip_text(
     size: str, tag: str, weights: Mapping[str, Tensor] | None = None
 ) -> tuple[OpenClipText, float, int]:
-    """Build the text tower of a size of open_clip, with the activation of the tag.
+    """Build a text tower of open_clip; also return the log of the logit scale and its context.
 
-    Args:
-        size: a key of ``SIZES``.
-        tag: its weight tag.
-        weights: of both towers, as open_clip and OpenAI name them; None for random ones.
-
-    Returns:
-        The tower, the log of the logit scale, and the context length in tokens.
+    ``weights`` are those of both towers, as open_clip and OpenAI name them; None for random ones.
+    The context is in tokens.
     """
     spec = SIZES[size]
     config = open_clip.get_model_config(spec.open_clip)

@@ -29,7 +29,7 @@ def entering(tower: VisionTransformer, images: Tensor, block: int) -> Tensor:
 @pytest.mark.parametrize(
     ("source", "point", "judge"), [("input", 3, 3), ("previous", 3, 2), ("input", 0, 0)]
 )
-def test_importance_is_the_softmax_row(
+def test_importance_is_softmax(
     source: str, point: int, judge: int, tower: VisionTransformer, images: Tensor
 ):
     model = zoo.reduce(tower, method="clsattn", keep=0.4, source=source, reduce_at=point)
@@ -42,9 +42,7 @@ def test_importance_is_the_softmax_row(
 
 
 @pytest.mark.parametrize("source", ["input", "previous"])
-def test_the_rest_of_the_tower_runs_on_what_is_left(
-    source: str, tower: VisionTransformer, images: Tensor
-):
+def test_the_rest_runs_on_what_is_left(source: str, tower: VisionTransformer, images: Tensor):
     """Slowly: dense blocks, pick tokens by hand, dense blocks."""
     model = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=[2, 4], source=source)
     x, judged = entering(tower, images, 1), None

@@ -70,14 +70,6 @@ def test_stage_rate_counts_with_ceil(rate: float, fuse: bool, tower: VisionTrans
     assert trace.tokens_per_block == tuple(wanted)
 
 
-@pytest.mark.parametrize(
-    ("fuse", "counts"), [(False, {1: 138, 3: 97, 5: 68}), (True, {1: 138, 3: 98, 5: 70})]
-)
-def test_the_papers_counts(fuse: bool, counts: dict[int, int], tower: VisionTransformer):
-    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5], fuse=fuse)
-    assert model.reducer.counts(196) == counts
-
-
 def test_the_fused_token_has_no_place_in_the_grid(tower: VisionTransformer, images: Tensor):
     """``keep`` counts what attention keeps, so that the fused token comes on top."""
     model = zoo.reduce(tower, method="evit", keep=0.25, reduce_at=[1], fuse=True)

@@ -89,13 +89,6 @@ def test_the_size_weighted_sum_is_conserved(n: int, share: float, prefix: int, s
     assert after.patch_count == n - r
 
 
-def test_sizes_always_add_up_to_the_grid(tower: VisionTransformer, images: Tensor):
-    model = zoo.reduce(tower, method="tome", keep=0.3)
-    _, each = model.advance(model.embed(images), taps=range(6))
-    for tokens in each:
-        assert torch.equal(tokens.size.sum(dim=1), torch.full((3,), 64.0))
-
-
 def test_merged_first_ranks_last():
     metric = torch.tensor([[[1.0, 0], [1, 0.1], [0, 1], [0.3, 1], [1, 1], [-1, -1]]])
     went = merge(0, some_tokens(6, batch=1), metric, 2).history[0]
@@ -159,11 +152,6 @@ def test_r_per_block_and_at_most_half(r: int, tower: VisionTransformer, images: 
         left -= min(r, left // 2)
         wanted.append(1 + left)
     assert trace.tokens_per_block == tuple(wanted)
-
-
-def test_the_papers_counts(tower: VisionTransformer):
-    counts = zoo.reduce(tower, method="tome", r=8).reducer.counts(196)
-    assert list(counts.values()) == [188, 180, 172, 164, 156, 148]
 
 
 def test_more_than_half_is_refused_on_small_images_too(tower: VisionTransformer):

@@ -35,9 +35,7 @@ def text() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_the_last_block_or_all_patches_make_it_exact(
-    score: str, tower: zoo.ReducedViT, text: dict[str, Any]
-):
+def test_the_last_block_or_all_patches_make_it_exact(score: str, tower: zoo.ReducedViT, text: dict):
     images = torch.randn(3, 3, 64, 64)
     exact = golden_importance(tower, images, GoldenConfig(score=score), labels=LABELS, **text)
     for spec in ("shallow:5", f"follow:{PATCHES - 4}"):
@@ -58,9 +56,7 @@ def test_a_shallower_tower_is_one_that_ends_there(tower: zoo.ReducedViT, tiny: B
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("score", SCORES)
-def test_images_do_not_touch_each_other_and_every_call_gives_the_same(
-    score: str, spec: str, tower: zoo.ReducedViT, text: dict[str, Any]
-):
+def test_images_and_calls_are_independent(score: str, spec: str, tower: zoo.ReducedViT, text: dict):
     images = torch.randn(3, 3, 64, 64)
     config = GoldenConfig(score=score, block=2, approximate=spec)
     together = GoldenEngine(tower, config, batch=64, **text).importance(images, LABELS)
@@ -122,7 +118,7 @@ def test_refused_specs(spec: str, match: str):
         ("follow:4", {"global_pool": "avg"}, "this tower has global_pool='avg'"),
     ],
 )
-def test_what_a_tower_can_not_do(spec: str, options: dict[str, Any], match: str, tiny: Build):
+def test_what_a_tower_can_not_do(spec: str, options: dict, match: str, tiny: Build):
     with pytest.raises(ValueError, match=re.escape(match)):
         GoldenEngine(tiny("clip_vit_b16", **options), GoldenConfig(approximate=spec))
 
@@ -179,9 +175,7 @@ def removed(suffix: Suffix, start: Tokens) -> Tensor:
     ids=str,
 )
 @pytest.mark.parametrize("block", [0, 3, 5])
-def test_a_removal_followed_into_all_patches_is_the_removal(
-    options: dict[str, Any], block: int, tiny: Build
-):
+def test_a_removal_followed_into_all_patches_is_the_removal(options: dict, block: int, tiny: Build):
     suffix = Suffix(tiny("clip_vit_b16", noise=0.3, **options), block, batch=9)
     start = entering(suffix.model, block)
     target, found = follow(suffix, start, CELLS, PATCHES - 9)

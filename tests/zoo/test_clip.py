@@ -86,8 +86,12 @@ def embedded() -> clip.ClipParts:
 def test_the_embedded_towers_are_those_of_the_file(embedded: clip.ClipParts):
     visual = embedded.model.visual
     stored = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
-    assert torch.equal(visual.head.weight, stored["visual_projection"].float())
-    assert torch.equal(visual.head.bias, stored["visual_bias"].float())
+    image = load_file(EMBEDDED / "clip_vit_s14.safetensors")
+    image |= {"head.weight": stored["visual_projection"], "head.bias": stored["visual_bias"]}
+    state = visual.state_dict()
+    assert state.keys() == image.keys()
+    assert all(torch.equal(state[name], image[name].float()) for name in state)
+    assert visual.pretrained_cfg["tag"] == "imgfocus_lit"
     x = torch.randn(1, 3, 196, 196)
     token = visual.forward_features(x)[:, 0]
     slow = token @ stored["visual_projection"].float().T + stored["visual_bias"].float()

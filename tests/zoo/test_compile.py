@@ -20,6 +20,8 @@ CASES = [
     ("patchrank", {"arch": "mlp", "reduce_at": [1, 3]}),
     ("patchrank", {"arch": "mlp", "reduce_at": [1, 3], "rescore": True}),
     ("patchrank", {"arch": "mixer"}),
+    ("patchrank", {"arch": "transformer"}),
+    ("random", {"keep": 1.0}),
 ]
 
 
@@ -90,23 +92,13 @@ def test_scripted(model: nn.Module):
     check_same(torch.jit.script(model), model)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("clip_vit_b16", {}),
-        ("clip_vit_b16_patchrank50", {"arch": "transformer"}),
-        ("clip_vit_b16_random50", {"keep": 1.0}),
-    ],
-)
-def test_scripted_with_less_to_do(name: str, options: dict, tiny: Build):
-    model = tiny(name, **options)
+def test_the_dense_tower_scripted(tiny: Build):
+    model = tiny("clip_vit_b16")
     check_same(torch.jit.script(model), model)
 
 
 @pytest.mark.parametrize("options", [{"attn_mask": torch.ones(65, 65)}, {"is_causal": True}])
-def test_a_recorded_reduced_model_refuses_masks(
-    half: zoo.ReducedViT, images: Tensor, options: dict
-):
+def test_a_recorded_model_refuses_masks(half: zoo.ReducedViT, images: Tensor, options: dict):
     with pytest.raises(ValueError, match="need all tokens in place"):
         straight_line(half)(images, **options)
     with pytest.raises(torch.jit.Error, match="need all tokens in place"):

@@ -3,7 +3,7 @@
 import json
 import pickle
 import re
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.clip import class_features, image_transform
-from zoo.golden import SCORES, GoldenConfig, golden_importance
+from zoo.golden import GoldenConfig, golden_importance
 from zoo.open_clip import from_open_clip, load_open_clip
-from zoo.weights import fingerprint
 
+Patch = pytest.MonkeyPatch
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 B16 = {"layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
 B32 = {**B16, "patch_size": 16, "image_size": 64}
@@ -178,48 +178,29 @@ def test_other_norms_and_activations_are_refused():
         from_open_clip(torch.nn.Linear(2, 2))
 
 
-def slow_importance(
-    model: Any, images: Tensor, config: GoldenConfig, text: Tensor, scale: float, labels: Tensor
-) -> Tensor:
-    """Remove one window after the other inside open_clip's own transformer."""
-    visual = model.visual
+def slow_importance(visual: Any, image: Tensor, first: int) -> Tensor:
+    """Remove one 2 x 2 window after the other inside open_clip's own transformer."""
     rows, columns = visual.grid_size
-    window = config.window
 
     def features(x: Tensor) -> Tensor:
-        for block in visual.transformer.resblocks[config.block :]:
+        for block in visual.transformer.resblocks[first:]:
             x = block(x)
         return F.normalize(visual._pool(x)[0] @ visual.proj, dim=-1)
 
-    result = torch.zeros(len(images), rows * columns)
-    for row in range(len(images)):
-        x = visual._embeds(images[row : row + 1])
-        for block in visual.transformer.resblocks[: config.block]:
-            x = block(x)
-        whole = features(x)
-        covered = torch.zeros(rows * columns)
-        for top in range(rows - window + 1):
-            for left in range(columns - window + 1):
-                gone = {
-                    (top + i) * columns + left + j for i in range(window) for j in range(window)
-                }
-                kept = [0, *(1 + p for p in range(rows * columns) if p not in gone)]
-                pruned = features(x[:, kept])
-                posterior = (scale * pruned @ text.T).softmax(dim=-1)[0]
-                score = {
-                    "preservation": (whole * pruned).sum(),
-                    "label": posterior[labels[row]],
-                    "confidence": posterior.max(),
-                }[config.score]
-                for patch in gone:
-                    result[row, patch] += score
-                    covered[patch] += 1
-        result[row] /= covered
-    return -result
+    x = visual._embeds(image[None])
+    for block in visual.transformer.resblocks[:first]:
+        x = block(x)
+    whole = features(x)
+    scores: list[list[Tensor]] = [[] for _ in range(rows * columns)]
+    for top, left in product(range(rows - 1), range(columns - 1)):
+        gone = [(top + i) * columns + left + j for i, j in product(range(2), repeat=2)]
+        kept = [0, *(1 + p for p in range(rows * columns) if p not in gone)]
+        for patch in gone:
+            scores[patch].append((whole * features(x[:, kept])).sum())
+    return torch.stack([-torch.stack(each).mean() for each in scores])
 
 
 @pytest.mark.parametrize("block", [0, 2])
-@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize(
     ("vision", "quick"),
     [
@@ -230,22 +211,17 @@ def slow_importance(
     ],
 )
 @torch.no_grad()
-def test_golden_scores_are_those_of_open_clips_own_transformer(
-    vision: dict, quick: bool, score: str, block: int
-):
+def test_golden_scores_are_open_clips(vision: dict, quick: bool, block: int):
     model, images = build(vision, quick), images_for(vision)
-    text = model.encode_text(torch.randint(1, 64, (4, 12)), normalize=True)
-    scale, labels = model.logit_scale.exp().item(), torch.tensor([1, 3])
-    config = GoldenConfig(score=score, block=block, window=2, stride=1)
-    expected = slow_importance(model, images, config, text, scale, labels)
-    tower = from_open_clip(model)
-    importance = golden_importance(tower, images, config, text=text, scale=scale, labels=labels)
+    expected = torch.stack([slow_importance(model.visual, image, block) for image in images])
+    config = GoldenConfig(block=block, window=2, stride=1)
+    importance = golden_importance(from_open_clip(model), images, config)
     assert torch.allclose(importance, expected, atol=1e-5)
     assert expected.std(dim=1).min() > 1e-4
 
 
 @pytest.fixture
-def theirs(monkeypatch: pytest.MonkeyPatch) -> Any:
+def theirs(monkeypatch: Patch) -> Any:
     """Make a small open_clip model, and its architecture known to open_clip as ``tiny``."""
     configs = open_clip.factory._MODEL_CONFIGS
     monkeypatch.setitem(configs, "tiny", CONFIG)
@@ -267,13 +243,8 @@ def checkpoint(model: nn.Module, kind: str, folder: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "archive"])
 @torch.no_grad()
-def test_an_open_clip_file_gives_both_towers(
-    kind: str,
-    theirs: Any,
-    tmp_path: Path,
-    images: Tensor,
-    openai_archive: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_file_gives_both_towers(
+    kind: str, theirs: Any, tmp_path: Path, images: Tensor, openai_archive: Any
 ):
     if kind == "archive":
         file = openai_archive(theirs.state_dict(), tmp_path / "jit.pt")
@@ -291,14 +262,11 @@ def test_an_open_clip_file_gives_both_towers(
     image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
     expected = open_clip.create_model_and_transforms("tiny")[2](image)
     assert torch.equal(preprocess(image), expected)
-    monkeypatch.chdir(tmp_path)
-    again, _ = load_open_clip(f"tiny/{file.name}")
-    assert fingerprint(again.model.visual) == fingerprint(model.visual)
 
 
 @torch.no_grad()
-def test_a_tag_brings_its_activation_and_preprocessing(
-    theirs: Any, tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+def test_a_tag_brings_its_activation(
+    theirs: Any, tmp_path: Path, images: Tensor, monkeypatch: Patch
 ):
     """Loaded with plain GELU, QuickGELU's weights would give other features and no error."""
     file = str(checkpoint(theirs, "safetensors", tmp_path))
@@ -334,9 +302,7 @@ def test_a_folder_that_open_clip_wrote(theirs: Any, tmp_path: Path, images: Tens
     assert preprocess(Image.new("RGB", (40, 40)))[0, 0, 0] == pytest.approx(-0.5)
 
 
-def test_files_without_usable_weights(
-    theirs: Any, tmp_path: Path, evil: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any, monkeypatch: Patch):
     """What could run code isn't run; a file cut short, of no model, of one without counterpart."""
     torch.save({"state_dict": evil}, tmp_path / "new.pt")
     (tmp_path / "old.pt").write_bytes(pickle.dumps(evil, protocol=2))

@@ -45,16 +45,14 @@ def save(path: Path, seed: int = 0, arch: str = "conv", **facts: Any) -> Predict
     torch.manual_seed(seed)
     config = FitConfig(arch=arch, width=24)
     predictor = Predictor(arch, 48, 24, (8, 8), None, None)
-    told = {"model": NAME, "tag": TAG, "block": 3, "provenance": {"images": 9}} | facts
-    save_predictor(predictor, path, config=config, **told)
+    named = {"model": NAME, "tag": TAG, "block": 3, "provenance": {"images": 9}} | facts
+    save_predictor(predictor, path, config=config, **named)
     return copy.deepcopy(predictor).half().float()
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @torch.no_grad()
-def test_a_saved_predictor_ranks_in_the_model(
-    arch: str, tiny: Build, tower: dict[str, Any], images: Tensor, tmp_path: Path
-):
+def test_saved_predictors_rank(arch: str, tiny: Build, tower: dict, images: Tensor, tmp_path: Path):
     path = tmp_path / "new" / "p.safetensors"
     saved = save(path, arch=arch)
     assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
@@ -79,9 +77,7 @@ def test_the_packaged_predictor_comes_before_the_users(tmp_path: Path):
     assert find_predictor(NAME, TAG, 3).path == tmp_path / "packaged" / name
 
 
-def test_predictors_of_several_blocks_lie_side_by_side(
-    tiny: Build, tower: dict[str, Any], tmp_path: Path
-):
+def test_predictors_of_several_blocks(tiny: Build, tower: dict, tmp_path: Path):
     folders = {3: tmp_path / "packaged", 5: cache_folder() / "predictors"}
     saved = {
         block: save(folder / predictor_name(NAME, TAG, block), seed=block, block=block)
@@ -113,18 +109,20 @@ def save_each(folder: Path) -> dict[int, Predictor]:
     }
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_each_point_has_the_predictor_of_its_block(
-    given: bool, tiny: Build, tower: dict[str, Any], images: Tensor, tmp_path: Path
+@pytest.mark.parametrize("named", [False, True])
+@torch.no_grad()
+def test_each_point_has_its_predictor(
+    named: bool, tiny: Build, tower: dict, images: Tensor, tmp_path: Path
 ):
-    """Found in the cache, or given in any order; created by name, or filled after ``reduce``."""
-    folder = tmp_path / "here" if given else cache_folder() / "predictors"
+    """In the cache or named in any order; created, filled after ``reduce``, or saved with them."""
+    folder = tmp_path / "here" if named else cache_folder() / "predictors"
     saved = save_each(folder)
     paths = [str(folder / predictor_name(NAME, TAG, block)) for block in (3, 5, 1)]
-    told = {"predictor": paths} if given else {}
-    created = tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, **told)
-    asked = {"keep": 0.6, **RESCORE}
-    options, found = with_predictors(NAME, TAG, "patchrank", asked, 6, told.get("predictor"))
+    source = {"predictor": paths} if named else {}
+    created = tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, **source)
+    options = {"keep": 0.6, **RESCORE}
+    files = source.get("predictor")
+    options, found = with_predictors(NAME, TAG, "patchrank", options, 6, files)
     assert [one.block for one in found] == [1, 3, 5]
     reduced = zoo.reduce(created, method="patchrank", **options)
     load_predictor(reduced, found[::-1])
@@ -133,29 +131,15 @@ def test_each_point_has_the_predictor_of_its_block(
         assert list(model.reducer.rescorers) == ["3", "5"]
         assert all(same(net, saved[int(b)]) for b, net in model.reducer.rescorers.items())
     assert torch.equal(created(images), reduced(images))
-
-
-@pytest.mark.parametrize("given", [False, True])
-@torch.no_grad()
-def test_what_files_said_is_saved_with_the_model(
-    given: bool, tiny: Build, tower: dict[str, Any], images: Tensor, tmp_path: Path
-):
-    """The network's shape, but not the need for the files."""
-    folder = cache_folder() / "predictors"
-    save_each(folder)
-    paths = [str(folder / predictor_name(NAME, TAG, block)) for block in (1, 3, 5)]
-    told = {"predictor": paths} if given else {}
-    model = tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, **told)
-    save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    save_for_hf(created, tmp_path / "saved", safe_serialization=True)
     shutil.rmtree(folder)
-    again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
-    assert again.reducer.config == model.reducer.config
-    assert torch.equal(again(images), model(images))
-    blank = timm.create_model(f"local-dir:{tmp_path / 'saved'}")
-    assert blank.reducer.config == model.reducer.config
+    for pretrained in (True, False):
+        again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=pretrained).eval()
+        assert again.reducer.config == created.reducer.config
+        assert torch.equal(again(images), created(images)) == pretrained
 
 
-def test_the_command_for_one_of_several_makes_what_can_rescore(tiny: Build, tower: dict[str, Any]):
+def test_the_command_for_one_of_several_makes_what_can_rescore(tiny: Build, tower: dict):
     save_each(cache_folder() / "predictors")
     match = "at block 0: .* --block 0 --arch mlp --dataset NAME"
     with pytest.raises(FileNotFoundError, match=match):
@@ -177,9 +161,7 @@ def test_the_command_for_one_of_several_makes_what_can_rescore(tiny: Build, towe
         ([1, 3, 3, 5], "were both fitted at block 3; expected one for blocks 1, 3, 5"),
     ],
 )
-def test_predictors_of_other_blocks(
-    blocks: list[int], match: str, tiny: Build, tower: dict[str, Any], tmp_path: Path
-):
+def test_other_blocks(blocks: list[int], match: str, tiny: Build, tower: dict, tmp_path: Path):
     save_each(tmp_path)
     paths = [tmp_path / predictor_name(NAME, TAG, block) for block in blocks]
     with pytest.raises(ValueError, match=re.escape(match)):
@@ -190,9 +172,7 @@ def test_predictors_of_other_blocks(
         load_predictor(reduced, found)
 
 
-def test_predictors_of_several_networks_do_not_make_one_model(
-    tiny: Build, tower: dict[str, Any], tmp_path: Path
-):
+def test_predictors_of_several_networks(tiny: Build, tower: dict, tmp_path: Path):
     save(tmp_path / "a", arch="mlp", block=1)
     save(tmp_path / "b", arch="linear", block=3)
     save(tmp_path / "c", arch="conv", block=1)
@@ -224,13 +204,6 @@ def test_every_block_means_the_first(tmp_path: Path):
         NAME, TAG, "patchrank", {"keep": 0.6, "reduce_at": None}, 6, tmp_path / "p.safetensors"
     )
     assert (found.block, options["arch"]) == (0, "conv")
-
-
-def test_a_file_under_the_name_of_another_block(tmp_path: Path):
-    save(tmp_path / "packaged" / predictor_name(NAME, TAG, 5), block=3)
-    match = "fitted at block 3, this model scores before block 5; fit one with: patchrank"
-    with pytest.raises(ValueError, match=re.escape(match)):
-        find_predictor(NAME, TAG, 5)
 
 
 def test_a_file_that_is_no_safetensors_at_all(tmp_path: Path):

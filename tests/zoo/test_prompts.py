@@ -132,9 +132,7 @@ def file_for(tower: nn.Module, folder: Path) -> PromptFile:
 
 @pytest.mark.parametrize("method", [None, *sorted(zoo.METHODS)])
 @torch.no_grad()
-def test_a_tuned_model_gives_class_logits(
-    tiny: Build, images: Tensor, tmp_path: Path, method: str | None
-):
+def test_class_logits(tiny: Build, images: Tensor, tmp_path: Path, method: str | None):
     options = {} if method is None else {"keep": 0.5}
     tower = zoo.reduce(tiny("clip_vit_b16.openai"), method=method, **options)
     file = file_for(tower, tmp_path)
@@ -186,9 +184,7 @@ def test_compiles_and_exports(tiny: Build, images: Tensor, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("depth", "block", "fine"), [(1, 0, True), (3, 3, True), (3, 2, False)])
-def test_golden_rankings_of_a_tuned_tower(
-    tiny: Build, images: Tensor, depth: int, block: int, fine: bool
-):
+def test_golden_rankings(tiny: Build, images: Tensor, depth: int, block: int, fine: bool):
     model = prompted(tiny("clip_vit_b16.openai"), depth)
     config = zoo.GoldenConfig(window=4, stride=4, block=block)
     if not fine:

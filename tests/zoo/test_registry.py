@@ -6,9 +6,7 @@ from fractions import Fraction
 import pytest
 import timm
 import torch
-from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 import zoo
 from zoo.registry import PERCENTS, default_cfgs
@@ -121,16 +119,6 @@ def test_no_clip_tag_is_forgotten(size: str):
     assert {t for t in theirs if "_ft_" not in t} - other == set(SIZES[size].tags)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("end", ["", "_tome50"])
-def test_the_tag_decides_the_activation(size: str, end: str):
-    for tag, (quick, *_) in SIZES[size].tags.items():
-        model = timm.create_model(f"clip_vit_{size}{end}.{tag}", embed_dim=16, num_heads=2, depth=4)
-        kind = QuickGELU if quick else nn.GELU
-        assert all(type(block.mlp.act) is kind for block in model.blocks), tag
-        assert model.pretrained_cfg["tag"] == tag
-
-
 @pytest.mark.parametrize(
     ("name", "kwargs", "match"),
     [
@@ -152,9 +140,3 @@ def test_refusals(name: str, kwargs: dict, match: str):
     with pytest.raises(error, match=re.escape(match)) as caught:
         timm.create_model(f"clip_vit_{name}", device="meta", **kwargs)
     assert isinstance(caught.value, ValueError)
-
-
-@pytest.mark.parametrize("name", ["clip_vit_b16_patchrank65", "clip_vit_b16_evit", "clip_vit_b8"])
-def test_unknown_names_are_timms_to_refuse(name: str):
-    with pytest.raises(RuntimeError, match="Unknown model"):
-        timm.create_model(name)

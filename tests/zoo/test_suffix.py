@@ -131,8 +131,6 @@ def test_towers_that_are_not_ready(tower: nn.Module):
 
 @pytest.mark.cuda
 def test_rankings_on_a_gpu_agree():
-    if not torch.cuda.is_available():
-        pytest.skip("needs CUDA")
     model = zoo.create_clip("clip_vit_s14").model.visual
     images = torch.rand(1, 3, 196, 196, generator=torch.Generator().manual_seed(0))
     config = GoldenConfig(window=4, stride=4)

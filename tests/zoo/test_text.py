@@ -165,9 +165,7 @@ def test_the_loss_counts_every_positive():
     assert text._spread_loss(logits, positive).item() == pytest.approx(total / 4, rel=1e-5)
 
 
-def test_an_image_matches_each_of_its_captions_in_the_batch(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_image_matches_its_captions(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Redo the first batch's targets by hand from what the loss is given."""
     targets: list[Tensor] = []
 
@@ -207,10 +205,8 @@ def test_only_matrices_decay(job: Job):
     model = fresh(job)
     decayed, plain = text._groups(model, 0.05)
     names = {id(p): name for name, p in model.named_parameters()}
-    shrinking = {names[id(p)] for p in decayed["params"]}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
-    assert len(shrinking) + len(plain["params"]) == len(names)
-    assert "project.weight" in shrinking
-    assert "text.tower.text_projection" in shrinking
-    for name in set(names.values()) - shrinking:
-        assert re.search(r"bias|ln_|embedding|logit_scale", name), name
+    spared = {names.pop(id(p)) for p in plain["params"]}
+    assert names.keys() == {id(p) for p in decayed["params"]}
+    assert {"project.weight", "text.tower.text_projection"} <= set(names.values())
+    assert all(re.search(r"bias|ln_|embedding|logit_scale", name) for name in spared)

@@ -49,12 +49,6 @@ def test_prune_keeps_prefix_order_and_places(prefix: int):
     assert torch.equal(went.importance, importance)
 
 
-@pytest.mark.parametrize("count", [12, 13])
-def test_keeping_all_touches_nothing(count: int):
-    tokens = start()
-    assert tokens.prune(0, torch.rand(2, 12), count) is tokens
-
-
 def test_sizes_go_along():
     tokens = start()._replace(size=torch.arange(24.0).reshape(2, 12))
     kept = tokens.select(0, torch.zeros(2, 12), torch.tensor([[0, 5], [1, 11]]))
@@ -118,13 +112,6 @@ def test_ranking_leaves_out_fused_tokens():
     scores = rank_scores(history, 4)
     assert scores.shape == (1, 4)
     assert scores.argsort(dim=1, descending=True).tolist() == [[0, 2, 3, 1]]
-
-
-def test_equal_fates_tie():
-    tokens = start(batch=1).prune(0, torch.tensor([[0.0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]]), 9)
-    scores = rank_scores(tokens.history, 12)[0]
-    assert scores.unique().numel() == 2
-    assert (scores[:3] < scores[3:].min()).all()
 
 
 @pytest.mark.parametrize("counts", [[7], [10, 6, 2], [11, 10, 9, 1]])
@@ -247,13 +234,6 @@ def test_a_trace_is_consistent(name: str, options: dict, tiny: Build, images: Te
 
 
 @torch.no_grad()
-def test_one_shot_ranking_is_the_importance(tiny: Build, images: Tensor):
-    trace = tiny("clip_vit_b16_patchrank50").trace(images)
-    [went] = trace.reductions
-    assert torch.equal(trace.ranking, went.importance.argsort(dim=1, descending=True, stable=True))
-
-
-@torch.no_grad()
 def test_nothing_reduced_means_no_ranking(method: str, tiny: Build, images: Tensor):
     for model in (tiny("clip_vit_b16"), tiny(f"clip_vit_b16_{method}50", keep=1.0)):
         trace = model.trace(images)
@@ -271,11 +251,3 @@ def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Ten
     shared, _ = dense.advance(dense.embed(images), stop=half.reducer.first_block)
     tokens, _ = half.advance(shared, start=half.reducer.first_block)
     assert torch.equal(half.finish(tokens), half(images))
-
-
-@torch.no_grad()
-def test_printed_forms_are_short(tiny: Build, images: Tensor):
-    trace = tiny("clip_vit_b16_evit50", reduce_at=[1, 3]).trace(images)
-    assert repr(trace) == "Trace(3 images, 8 x 8 patches: 45 at block 1, 32 at block 3)"
-    assert repr(trace.reductions[1]) == "Reduction(block 3: 45 to 32 patch tokens, 3 images)"
-    assert "none reduced" in repr(tiny("clip_vit_b16").trace(images))

@@ -18,13 +18,7 @@ from torch import nn
 import zoo
 from zoo.predictor import PredictorFile
 from zoo.sizes import SIZES
-from zoo.weights import (
-    SUFFIXES,
-    blocks_fingerprint,
-    find_clip,
-    fingerprint,
-    load_predictor,
-)
+from zoo.weights import SUFFIXES, blocks_fingerprint, find_clip, fingerprint, load_predictor
 
 NAME, TAG = "clip_vit_b16_patchrank60", "openai"
 WORDS = ["a photo of a cat.", "a zebra crossing"]
@@ -54,7 +48,7 @@ def save_predictor(path: Path, source: zoo.ReducedViT, **facts: Any) -> Path:
     return path
 
 
-def test_a_missing_predictor_is_an_error_with_the_command(tiny: Build, tower: dict[str, Any]):
+def test_a_missing_predictor_is_an_error_with_the_command(tiny: Build, tower: dict):
     with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai") as error:
         tiny(f"{NAME}.{TAG}", pretrained=True, pretrained_cfg_overlay=tower)
     command = "patchrank fit predictor --model clip_vit_b16.openai --block 3"
@@ -80,8 +74,8 @@ def same_predictor(model: nn.Module, source: nn.Module) -> bool:
         ({}, {"width": 7}, "--block 3 --arch mlp --width 7 --dataset NAME --out PATH, and give"),
     ],
 )
-def test_predictors_that_do_not_fit(
-    facts: dict, options: dict, match: str, tiny: Build, tower: dict[str, Any], tmp_path: Path
+def test_refused_predictors(
+    facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path
 ):
     source = tiny(f"{NAME}.{TAG}", arch="mlp")
     path = save_predictor(tmp_path / "p.safetensors", source, **facts)
@@ -91,7 +85,7 @@ def test_predictors_that_do_not_fit(
 
 
 @pytest.fixture
-def fitted(tiny: Build, tower: dict[str, Any], tmp_path: Path) -> Path:
+def fitted(tiny: Build, tower: dict, tmp_path: Path) -> Path:
     """A predictor that tells the weights of the tower in ``tower``."""
     source = tiny(f"{NAME}.{TAG}", arch="mlp", width=24)
     weights = blocks_fingerprint(load_file(tower["file"]))
@@ -99,18 +93,14 @@ def fitted(tiny: Build, tower: dict[str, Any], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("overrides", [{}, {"num_classes": 0}, {"img_size": 96}], ids=str)
-def test_head_and_image_size_are_free(
-    overrides: dict, tiny: Build, tower: dict[str, Any], fitted: Path
-):
+def test_head_and_image_size_are_free(overrides: dict, tiny: Build, tower: dict, fitted: Path):
     options = {"pretrained_cfg_overlay": tower, "predictor": str(fitted), "noise": 0, **overrides}
     model = tiny(f"{NAME}.{TAG}", pretrained=True, **options)
     assert model.reducer.config.arch == "mlp"
 
 
 @pytest.mark.parametrize("where", ["blocks.0.attn.qkv.bias", "blocks.5.mlp.fc2.weight"])
-def test_a_predictor_of_other_weights_is_refused(
-    where: str, tiny: Build, tower: dict[str, Any], fitted: Path
-):
+def test_predictors_of_other_weights(where: str, tiny: Build, tower: dict, fitted: Path):
     """The name is the same, one number in one block isn't: created by name, or by reduce."""
     state = load_file(tower["file"])
     state[where].view(-1)[0] += 1
@@ -133,9 +123,7 @@ def test_a_predictor_of_other_weights_is_refused(
         ({"arch": "linear"}, "has another architecture"),
     ],
 )
-def test_models_that_a_predictor_does_not_fill(
-    options: dict, match: str, tiny: Build, fitted: Path
-):
+def test_unfilled_models(options: dict, match: str, tiny: Build, fitted: Path):
     with pytest.raises(ValueError, match=match):
         load_predictor(tiny(f"{NAME}.{TAG}", **options), PredictorFile.read(fitted))
     with pytest.raises(ValueError, match=r"predictor='.+' without .* add pretrained=True"):
@@ -143,9 +131,7 @@ def test_models_that_a_predictor_does_not_fill(
 
 
 @torch.no_grad()
-def test_another_predictor_for_a_saved_model(
-    tiny: Build, tower: dict[str, Any], fitted: Path, tmp_path: Path
-):
+def test_another_predictor(tiny: Build, tower: dict, fitted: Path, tmp_path: Path):
     """``local-dir:`` carries its predictor; ``predictor=PATH`` replaces it."""
     own = tiny(f"{NAME}.{TAG}", arch="mlp", width=24, noise=0)
     own.load_state_dict(load_file(tower["file"]), strict=False)
