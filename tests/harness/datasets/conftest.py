@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from harness.datasets import get_dataset
+from harness.datasets import forget, get_dataset
 from harness.datasets.archives import Archive
 from harness.datasets.imagenet import DEVKIT, ImageNet
 
@@ -223,6 +223,13 @@ def made(name: str) -> Copy:
     if name in ZHOU or name in SYNSETS:
         return zhou_copy(name) if name in ZHOU else synset_copy(name)
     return imagenet_copy() if name == "imagenet" else aircraft_copy()
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """Forget the datasets that a test gives by path."""
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import io
 import re
 import shlex
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -12,7 +12,7 @@ import pytest
 
 from harness.cli import main
 from harness.cli.measure import evaluated
-from harness.datasets import forget, get_dataset
+from harness.datasets import get_dataset
 from harness.datasets.base import Example
 from harness.datasets.few_shot import subset
 from harness.datasets.folder import FolderDataset
@@ -21,12 +21,6 @@ from harness.records.record import Record, read_records
 
 ROOT = Path(__file__).parents[3]
 COUNT = 10  # images of fashion
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    forget()
 
 
 def fashion_images() -> list[Example]:
@@ -171,29 +165,22 @@ def test_a_command_to_repeat_holds_the_flags(
     assert f"--dataset folder:{folder} --templates 'an {{}}' --skip-bad --split test" in err
 
 
-@pytest.mark.parametrize(
-    ("flags", "match"),
-    [
-        ("--templates 'a photo'", "template 'a photo': expected one {} where the class goes"),
-        ("--root x", "--root: none of folder:"),
-        ("--download", "--download: none of folder:"),
-        ("--split train", "no train images"),
-    ],
-)
+@pytest.mark.parametrize(("flags", "match"), [
+    ("--templates 'a photo'", "template 'a photo': expected one {} where the class goes"),
+    ("--root x", "--root: none of folder:"),
+    ("--download", "--download: none of folder:"),
+    ("--split train", "no train images"),
+    *((f"--images . {flag}", f"{flag.split()[0]} with --images: it is for datasets")
+      for flag in ("--skip-bad", "--download", "--templates x{}", "--root x")),
+])  # fmt: skip
 def test_mistakes(flags: str, match: str, folder: Path, capsys: pytest.CaptureFixture[str]):
-    command = ["eval", "clip_vit_s14", "--dataset", f"folder:{folder}"]
-    assert main([*command, *shlex.split(flags)]) == 2
-    assert match in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flag", ["--skip-bad", "--download", "--templates x{}", "--root x"])
-def test_flags_of_datasets_are_not_for_mere_images(
-    flag: str, folder: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert main(["rank", "--images", str(folder), *flag.split()]) == 2
-    assert (
-        f"{flag.split(maxsplit=1)[0]} with --images: it is for datasets" in capsys.readouterr().err
+    own = (
+        ["rank"]
+        if "--images" in flags
+        else ["eval", "clip_vit_s14", "--dataset", f"folder:{folder}"]
     )
+    assert main([*own, *shlex.split(flags)]) == 2
+    assert match in capsys.readouterr().err
 
 
 def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.CaptureFixture[str]):
