@@ -11,6 +11,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -229,13 +230,19 @@ def test_one_of_something_else(tmp_path: Path):
     refused(file, "doesn't hold 'top', so", strip="other")
 
 
-def test_no_room_is_said_before_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tar_of(tmp_path / "x.tgz")
+def test_no_room_and_a_stop_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    file, goal = tar_of(tmp_path / "x.tgz"), tmp_path / "goal"
+    with pytest.raises(KeyboardInterrupt):
+        unpack(of(file), file, goal, stop)
+    assert not any(goal.iterdir())
     full = shutil._ntuple_diskusage(100, 90, 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(OSError, match=r"x.tgz' needs [\d,]+ bytes, and '.*goal' has 10 free; make"):
-        unpack(of(file), file, tmp_path / "goal")
-    assert not any((tmp_path / "goal").iterdir())
+        unpack(of(file), file, goal)
+    assert not any(goal.iterdir())
 
 
 def test_what_a_killed_run_left_goes(tmp_path: Path):
@@ -245,17 +252,6 @@ def test_what_a_killed_run_left_goes(tmp_path: Path):
     unpack(of(file), file, goal)
     assert content(goal) == FILES
     assert [path.name for path in goal.iterdir()] == ["top"]
-
-
-def test_a_stop_leaves_nothing(tmp_path: Path):
-    file = tar_of(tmp_path / "x.tgz")
-
-    def stop(_: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        unpack(of(file), file, tmp_path / "goal", stop)
-    assert not any((tmp_path / "goal").iterdir())
 
 
 @pytest.mark.parametrize("kind", ["x.tar", "x.tgz", "x.zip"])
@@ -277,18 +273,16 @@ def test_truncated_ones(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("junk", [b"", b"<html>no such file</html>", b"PK\3\4", b"\x1f\x8b\x08"])
 def test_what_is_no_archive(junk: bytes, tmp_path: Path):
-    file = tmp_path / "x.tgz"
-    file.write_bytes(junk)
-    refused(file, f"x.tgz' is truncated or damaged: {len(junk)} bytes")
+    (tmp_path / "x.tgz").write_bytes(junk)
+    refused(tmp_path / "x.tgz", f"x.tgz' is truncated or damaged: {len(junk)} bytes")
 
 
 @pytest.mark.parametrize("kind", ["x.tgz", "x.zip"])
 def test_a_flipped_bit_is_seen(kind: str, tmp_path: Path):
-    file = pack(tmp_path / kind)
-    content = bytearray(file.read_bytes())
+    content = bytearray(pack(tmp_path / kind).read_bytes())
     content[len(content) // 2] ^= 4
-    file.write_bytes(content)
-    refused(file, f"{kind}' is truncated or damaged")
+    (tmp_path / kind).write_bytes(content)
+    refused(tmp_path / kind, f"{kind}' is truncated or damaged")
 
 
 @dataclass
@@ -347,11 +341,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     handler = type("Handler", (_Handler,), {"served": facts})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         facts.address = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+        threading.Thread(target=server.serve_forever).start()
         yield facts
         server.shutdown()
-        thread.join()
 
 
 CONTENT = os.urandom(300_000)
@@ -407,21 +399,23 @@ def test_another_sum_is_refused_and_nothing_is_kept(served: Served, tmp_path: Pa
     download(archive_of(served, checksums=(wanted[1], *own)), tmp_path / "x.tgz")
 
 
-def test_a_page_instead_of_the_file_is_refused(served: Served, tmp_path: Path):
-    served.files["/x.tgz"], served.kind = b"<html>quota exceeded</html>", "text/html; charset=utf-8"
-    match = rf"answered with a web page instead of 'x.tgz'; open {PAGE} in a browser and put .*tgz'"
-    with pytest.raises(ValueError, match=match):
-        download(archive_of(served), tmp_path / "x.tgz")
-    assert not any(tmp_path.iterdir())
-
-
-def test_what_a_server_says_is_passed_on(served: Served, tmp_path: Path):
-    match = rf"'x.tgz' from http://127.* failed: it answered 404 Not Found; .*or get it from {PAGE}"
-    with pytest.raises(OSError, match=match):
-        download(archive_of(served), tmp_path / "x.tgz")
-    with pytest.raises(OSError, match=r"'x.tgz' from http://127.0.0.1:9/x failed: .*refused"):
-        download(archive_of(served, url="http://127.0.0.1:9/x"), tmp_path / "x.tgz")
-    assert not any(tmp_path.iterdir())
+def test_downloads_that_fail(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By a web page, a missing file, a closed port or a silent server; nothing is kept."""
+    served.files["/page"], served.kind = b"<html>quota exceeded</html>", "text/html; charset=utf-8"
+    monkeypatch.setattr(module, "TIMEOUT_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for url, error, match in (
+            (f"{served.address}/page", ValueError, rf"answered with a web page instead of 'x.tgz'; "
+             rf"open {PAGE} in a browser and put .*tgz'"),
+            (f"{served.address}/gone", OSError, rf"'x.tgz' from http://127.* failed: it answered "
+             rf"404 Not Found; .*or get it from {PAGE}"),
+            ("http://127.0.0.1:9/x", OSError, r"from http://127.0.0.1:9/x failed: .*refused"),
+            (f"http://127.0.0.1:{port}/x", OSError, r"failed: .*timed out"),
+        ):  # fmt: skip
+            with pytest.raises(error, match=match):
+                download(archive_of(served, url=url), tmp_path / "x.tgz")
+            assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("url", ["http://example.org/x", "ftp://example.org/x", "file:///etc/x"])
@@ -434,17 +428,8 @@ def test_only_https_is_trusted(url: str, served: Served, tmp_path: Path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_silent_server_is_given_up(served, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
-        with pytest.raises(OSError, match=r"failed: .*timed out"):
-            download(archive_of(served, url=url), tmp_path / "x.tgz")
-
-
 def tar_gz(name: str, data: bytes) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+    with tarfile.open(fileobj=(file := io.BytesIO()), mode="w:gz") as tar:
         add(name, data)(tar)
     return file.getvalue()
 
@@ -534,18 +519,15 @@ def test_of_many_that_start_together_one_unpacks(tmp_path: Path, monkeypatch: py
     (tmp_path / "data" / "images.tar.gz").write_bytes(INNER)
     archives, calls, unpack = nested()[:1], [], module.unpack
 
-    def slow(*told: object) -> None:
-        calls.append(told)
+    def slow(*args: object) -> None:
+        calls.append(args)
         threading.Event().wait(0.2)
-        unpack(*told)
+        unpack(*args)
 
     monkeypatch.setattr(module, "unpack", slow)
     provider = Provider(dataset="x", folder=tmp_path / "data", archives=archives)
-    threads = [threading.Thread(target=provider.provide) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: provider.provide(), range(4)))
     assert len(calls) == 1
     names = sorted(path.name for path in (tmp_path / "data").iterdir())
     assert names == [".lock", "images", "images.tar.gz"]

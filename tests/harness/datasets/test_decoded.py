@@ -44,13 +44,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(self, name):
         split = real(self, name)
-        render = split._render
-
-        def noted(index, variant):
-            seen.append(split.image_ids[index])
-            return render(index, variant)
-
-        split._render = noted
+        render, ids = split._render, split.image_ids
+        split._render = lambda index, variant: seen.append(ids[index]) or render(index, variant)
         return split
 
     monkeypatch.setattr(FolderDataset, "_split", counted)

@@ -187,33 +187,24 @@ def test_a_kept_listing_is_used_until_a_name_changes(folder: Path, monkeypatch: 
     os.utime(folder / "a", ns=(2, 2))
     assert names(folder) == {"a": [], "b": ["10.png", "2.JPEG"]}
     assert names(folder, fresh=True) == names(folder)
-
-
-def test_a_fresh_one_sees_what_was_overwritten(folder: Path):
-    class_folders(folder)
-    (folder / "a" / "1.jpg").write_bytes(b"longer than before")
-    assert class_folders(folder)["a"].sizes == [7]
-    assert class_folders(folder, fresh=True)["a"].sizes == [18]
-    assert class_folders(folder)["a"].sizes == [18]
+    for name, error in (("none", FileNotFoundError), ("top.jpg", NotADirectoryError)):
+        with pytest.raises(error, match=name):
+            class_folders(folder / name)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\4", b"[]", b'{"a": 0}', b'{"a": [1]}'])
-def test_what_can_not_be_understood_is_listed_anew(content: bytes, folder: Path):
+def test_what_can_not_be_understood_or_was_overwritten_is_listed_anew(content, folder: Path):
     first = class_folders(folder)
     [file] = (folder.parent / "cache").rglob("*.json")
     assert set(json.loads(file.read_bytes())) == {"a", "b"}
     file.write_bytes(content)
     assert class_folders(folder) == first
+    (folder / "a" / "1.jpg").write_bytes(b"longer than before")
+    sizes = [class_folders(folder, fresh=fresh)["a"].sizes for fresh in (False, True, False)]
+    assert sizes == [[7], [18], [18]]
 
 
 def test_a_cache_that_can_not_be_written_costs_only_time(folder: Path, monkeypatch):
     (folder.parent / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "file"))
     assert names(folder) == {"a": ["1.jpg"], "b": ["10.png", "2.JPEG"]}
-
-
-def test_no_folder_is_said(folder: Path):
-    with pytest.raises(FileNotFoundError, match="none"):
-        class_folders(folder / "none")
-    with pytest.raises(NotADirectoryError, match=r"top.jpg"):
-        class_folders(folder / "top.jpg")

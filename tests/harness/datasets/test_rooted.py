@@ -153,18 +153,15 @@ def test_unpacked_by_hand_does_as_well(name: str, ship: Ship, tmp_path: Path):
     assert (second.revision, second.split("test").image_ids) == facts
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "match"),
-    [
-        ("variants.txt", b"707-320\n707-320\n", r"variants.txt' names a variant twice"),
-        ("variants.txt", b"\n", r"variants.txt' is empty"),
-        ("variants.txt", b"707\xff", r"variants.txt' is no text"),
-        ("images_variant_val.txt", b"1000000 MiG\n", r"val.txt', line 1: '1000000 MiG' isn't"),
-        ("images_variant_val.txt", b"../x 707-320\n", r"line 1: '../x 707-320' isn't the number"),
-        ("images_variant_test.txt", b"0000000 707-320\n", r"image 0000000 is in images_.*train"),
-        ("images_variant_test.txt", b"\x80\4\x95", r"test.txt' is no text"),
-    ],
-)
+@pytest.mark.parametrize(("file", "content", "match"), [
+    ("variants.txt", b"707-320\n707-320\n", r"variants.txt' names a variant twice"),
+    ("variants.txt", b"\n", r"variants.txt' is empty"),
+    ("variants.txt", b"707\xff", r"variants.txt' is no text"),
+    ("images_variant_val.txt", b"1000000 MiG\n", r"val.txt', line 1: '1000000 MiG' isn't"),
+    ("images_variant_val.txt", b"../x 707-320\n", r"line 1: '../x 707-320' isn't the number"),
+    ("images_variant_test.txt", b"0000000 707-320\n", r"image 0000000 is in images_.*train"),
+    ("images_variant_test.txt", b"\x80\4\x95", r"test.txt' is no text"),
+])  # fmt: skip
 def test_lists_that_lie(file: str, content: bytes, match: str, ship: Ship, tmp_path: Path):
     ship("fgvc-aircraft")
     found = get_dataset("fgvc-aircraft").at(tmp_path)
