@@ -143,10 +143,8 @@ class Provider:
             how = "by hand only" if by_hand else "by --download, or by hand"
             out_of = "" if files == repr(path) else f", which is in {files}"
             lines.append(f"  {path!r} is missing{out_of}; get that {how}, from {pages}")
-        lines.append(
-            f"Put files into {str(self.folder)!r} as they are; archives are unpacked there."
-        )
-        return "\n".join(lines)
+        put = f"Put files into {str(self.folder)!r} as they are; archives are unpacked there."
+        return "\n".join([*lines, put])
 
     def _holding(self, path: str) -> list[Archive]:
         """Return the archives that hold a path, and those that hold these."""
@@ -313,9 +311,8 @@ def unpack(
             (tree / archive.into).parent.mkdir(parents=True, exist_ok=True)
             (whole / archive.strip).rename(tree / archive.into)
         if not (tree / archive.holds).exists():
-            raise ValueError(
-                f"{what} doesn't hold {archive.holds!r}, so it isn't the one of {archive.page}"
-            )
+            holds = f"doesn't hold {archive.holds!r}"
+            raise ValueError(f"{what} {holds}, so it isn't the one of {archive.page}")
         _merge(tree, folder, PurePosixPath(archive.holds).parts)
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -407,9 +404,8 @@ class _Unpacking:
                     else:
                         tar.extract(info, goal, set_attrs=False, filter="data")
                 except tarfile.FilterError as error:
-                    raise ValueError(
-                        f"{self.what} holds {info.name!r}: {error}{_REFUSED}"
-                    ) from error
+                    member = f"{self.what} holds {info.name!r}"
+                    raise ValueError(f"{member}: {error}{_REFUSED}") from error
             # tarfile takes a damaged header for the end, whose mark are blocks of zeros.
             content.seek(tar.offset)
         end = content.read(tarfile.BLOCKSIZE)
@@ -425,9 +421,8 @@ class _Unpacking:
         start = "." if link.islnk() else PurePosixPath(link.name).parent
         target = normpath(f"{start}/{link.linkname}")
         if not (goal / target).is_file():
-            raise ValueError(
-                f"{self.what} holds {link.name!r}, a link to {target!r}, which is no file of it"
-            )
+            what = f"{self.what} holds {link.name!r}"
+            raise ValueError(f"{what}, a link to {target!r}, which is no file of it")
         self.count(link.name, (goal / target).stat().st_size)
         (goal / link.name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(goal / target, goal / link.name)

@@ -56,14 +56,11 @@ class SplitFile:
 
     def images(self, name: SplitName, root: Path, *, prefix: str, dataset: str) -> ImageList:
         """List the images of a split, whose paths are relative to ``root``; see ``ImageList``."""
-        entries = self.entries[name]
+        entries, listed = self.entries[name], self.listed(name)
+        labels = np.array([entry.label for entry in entries], dtype=np.int64)
+        paths = [str(entry.path) for entry in entries]
         return ImageList(
-            root=root,
-            paths=[str(entry.path) for entry in entries],
-            labels=np.array([entry.label for entry in entries], dtype=np.int64),
-            prefix=prefix,
-            dataset=dataset,
-            listed=self.listed(name),
+            root=root, paths=paths, labels=labels, prefix=prefix, dataset=dataset, listed=listed
         )
 
 
@@ -444,9 +441,8 @@ class FGVCAircraft(ZhouDataset):
                 if image in files:
                     raise ValueError(f"{where}: image {image} is in {files[image]}, too")
                 files[image] = file
-                entries[split].append(
-                    Entry(PurePosixPath(f"{image}.jpg"), labels[variant], variant)
-                )
+                path = PurePosixPath(f"{image}.jpg")
+                entries[split].append(Entry(path, labels[variant], variant))
         names = (self.class_list, *map(self.image_list.format, SPLITS))
         source = b"\0".join((self.place / name).read_bytes() for name in names)
         by = self.image_list.format

@@ -52,10 +52,14 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     path, state = _state(dataset)
     if not known and sum(digests.count("") for digests in state.digests.values()) == len(state.bad):
         state = _nothing(dataset)
-    chunks = [
-        (name, chunk)
+    unread = {
+        name: [place for place, digest in enumerate(digests) if not digest]
         for name, digests in state.digests.items()
-        for chunk in _chunks([place for place, digest in enumerate(digests) if not digest])
+    }
+    chunks = [
+        (name, places[start : start + CHUNK])
+        for name, places in unread.items()
+        for start in range(0, len(places), CHUNK)
     ]
     splits = {name: dataset.split(name) for name in SPLITS}
     total, done, saved = sum(len(chunk) for _, chunk in chunks), 0, time.monotonic()
@@ -73,16 +77,11 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     return state
 
 
-def _chunks(places: list[int]) -> list[list[int]]:
-    return [places[start : start + CHUNK] for start in range(0, len(places), CHUNK)]
-
-
 def require_readable(dataset: Dataset) -> None:
     """Refuse a dataset of which it is known that it has images that can't be read."""
     if lines := dataset.differences():
-        raise FileNotFoundError(
-            f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad"
-        )
+        mend = "Put them there, or leave them out with --skip-bad"
+        raise FileNotFoundError(f"{'. '.join(lines)}. {mend}")
     path, state = _state(dataset)
     if not state.bad:
         return

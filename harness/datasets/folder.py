@@ -136,10 +136,8 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
         if split is None or not _folders(path) or _own_images(path):
             continue
         if split in roots:
-            raise ValueError(
-                f"{where}: {roots[split].name} and {path.name} would both be the {split} split; "
-                "leave one"
-            )
+            both = f"{roots[split].name} and {path.name}"
+            raise ValueError(f"{where}: {both} would both be the {split} split; leave one")
         roots[split] = path
     if not roots:
         return {"test": folder}

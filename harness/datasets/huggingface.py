@@ -41,8 +41,6 @@ SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
 SEVERAL = ("Config name is missing", "specify which configuration")  # in its messages
 INSTALL = f"python -m pip install 'datasets>={OLDEST}'"
-
-
 # What may follow "#", as in #image=img,test=validation: the config of a dataset that has several,
 # columns, and splits that are so here; to name one split leaves those that aren't named empty.
 CHOICES = ("config", "image", "label", *SPLITS)
@@ -127,9 +125,8 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
                 raise FileNotFoundError(
                     f"{place.what} is not in the cache of `datasets`, {cache!r}; {_way(place)}"
                 ) from error
-            text = _text(error)
             hint = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE and download else ""
-            raise OSError(f"{place.what} can't be opened: {text}{hint}") from error
+            raise OSError(f"{place.what} can't be opened: {_text(error)}{hint}") from error
         except OSError:
             raise
         except Exception as error:  # the library raises whatever it stumbles over
@@ -242,9 +239,8 @@ def _column(features: Mapping[str, Any], kind: str, choice: str | None, key: str
         if choice not in types:
             raise ValueError(f"{what}: {key}={choice}: {expected(choice, fitting or types)}")
         if choice not in fitting:
-            raise ValueError(
-                f"{what}: {key}={choice}: it is of type {types[choice]}, expected {kind}"
-            )
+            own = types[choice]
+            raise ValueError(f"{what}: {key}={choice}: it is of type {own}, expected {kind}")
         return choice
     if not fitting:
         listed = ", ".join(f"{name} ({own})" for name, own in types.items())
@@ -381,9 +377,8 @@ class HfDataset(OwnDataset):
         self.title = f"Images of {source.name}"
         tables = load(source, download=download)
         chosen = _chosen(tables, choice, where)
-        columns = {
-            own: find_columns(tables[own].features, choice, where) for own in chosen.values()
-        }
+        names = chosen.values()
+        columns = {own: find_columns(tables[own].features, choice, where) for own in names}
         first, *others = columns
         for own in others:
             if columns[own] != columns[first]:

@@ -130,18 +130,13 @@ class SynsetDataset(RootedDataset):
     def _class_images(self, images: str) -> ImageList:
         """List the images of all classes, class by class."""
         listing = self._listing(images)
-        present = [
-            (label, folder, listing[folder])
-            for label, folder in enumerate(self.class_folders)
-            if folder in listing
-        ]
+        folders = dict(enumerate(self.class_folders))
+        present = [(i, name, listing[name]) for i, name in folders.items() if name in listing]
+        labels = np.array([label for label, _, _ in present], dtype=np.int64)
         return ImageList(
             root=self.place / images,
             paths=[f"{folder}/{name}" for _, folder, inner in present for name in inner.names],
-            labels=np.repeat(
-                np.array([label for label, _, _ in present], dtype=np.int64),
-                [len(inner.names) for _, _, inner in present],
-            ),
+            labels=np.repeat(labels, [len(inner.names) for _, _, inner in present]),
             prefix=f"{self.name}/{images}",
             dataset=repr(self.name),
             known_sizes=np.array([n for _, _, inner in present for n in inner.sizes], np.int64),
@@ -273,9 +268,7 @@ class ImageNet(SynsetDataset):
         return whole.subset(np.flatnonzero(~carved)), whole.subset(np.flatnonzero(carved))
 
     def _images(self, name: SplitName) -> ImageList:
-        if name == "test":
-            return self._tested
-        return self._trained[name == "val"]
+        return self._tested if name == "test" else self._trained[name == "val"]
 
     def problems(self, progress: Progress | None = None) -> list[str]:
         """See ``SynsetDataset.problems``; the folders to train on are compared, too."""
@@ -290,13 +283,11 @@ def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
         raise FileNotFoundError(f"{str(file)!r} is missing; it is in {DEVKIT.file!r}")
     try:
         rows = loadmat(str(file), squeeze_me=True)["synsets"]
-        synset_of = {
-            str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in np.atleast_1d(rows)
-        }
+        pairs = [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in np.atleast_1d(rows)]
     except Exception as error:  # the reader raises whatever it stumbles over
         raise ValueError(f"{str(file)!r} isn't the devkit's list of classes: {error}") from error
     labels = {synset: label for label, synset in enumerate(synsets)}
-    return {number: labels[synset] for number, synset in synset_of.items() if synset in labels}
+    return {str(number): labels[synset] for number, synset in pairs if synset in labels}
 
 
 # fmt: off

@@ -155,7 +155,7 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
             # Between one and two times the limit PIL only warns.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            rgb = _to_rgb(image)
+            return _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"image {where} is too large to be trusted ({error}); make it smaller, or {way}"
@@ -163,7 +163,6 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
     except Exception as error:  # decoders raise whatever they stumble over
         why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"image {where} can't be read ({why}); replace it, or {way}") from error
-    return rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -217,9 +216,8 @@ class ImageList:
         def render(index: int, _variant: int) -> Rendered:
             path = self.root / self.paths[index]
             if not path.is_file():
-                raise FileNotFoundError(
-                    f"image {str(path)!r} of {self.dataset} is missing; {self.listed}"
-                )
+                what = f"image {str(path)!r} of {self.dataset}"
+                raise FileNotFoundError(f"{what} is missing; {self.listed}")
             return read_image(path), None
 
         return Split(self.labels, lambda index: f"{self.prefix}/{names[index]}", render)
@@ -240,11 +238,9 @@ class ImageList:
         """Say which images are missing or empty."""
         for size, what in ((MISSING, "missing"), (0, "empty")):
             if (where := np.flatnonzero(self.sizes == size)).size:
-                names = [self.paths[index] for index in where[: SHOWN + 1]]
-                yield (
-                    f"{how_many(where.size, what)} in {str(self.root)!r}: {shortened(names)}; "
-                    f"{self.listed}"
-                )
+                names = shortened([self.paths[index] for index in where[: SHOWN + 1]])
+                count = how_many(where.size, what)
+                yield f"{count} in {str(self.root)!r}: {names}; {self.listed}"
 
 
 def shortened(names: Sequence[str], most: int = SHOWN) -> str:

@@ -116,9 +116,8 @@ class RootedDataset(Dataset):
             counts = np.bincount(self.labels(split), minlength=len(self.classes))
             names = [self.classes[label] for label in np.flatnonzero(counts == 0)]
             if self.counts[split] and names:
-                problems.append(
-                    f"{split}: no image of {len(names):,} classes, such as {shortened(names)}"
-                )
+                few = shortened(names)
+                problems.append(f"{split}: no image of {len(names):,} classes, such as {few}")
         problems += self.differences()
         for archive in self.archives:
             if (file := archive.find(self.place)) is not None:

@@ -105,11 +105,10 @@ class TarDataset(OwnDataset):
             shard = shards[sample.shard]
             with shard.open("rb") as file:
                 content = os.pread(file.fileno(), sample.size, sample.offset)
+            tar = f"tar {str(shard)!r}"
             if len(content) != sample.size:
-                what = f"tar {str(shard)!r} ends within {sample.key!r}"
-                raise ValueError(f"{what}; it was cut meanwhile")
-            where = f"{sample.key}.{sample.extension} of tar {str(shard)!r}"
-            return decode_image(content, where), None
+                raise ValueError(f"{tar} ends within {sample.key!r}; it was cut meanwhile")
+            return decode_image(content, f"{sample.key}.{sample.extension} of {tar}"), None
 
         return Split(labels, lambda index: f"{self.name}/{name}/{samples[index].key}", render)
 
@@ -208,10 +207,9 @@ def _samples(number: int, shard: Path) -> list[Sample]:
     what = f"tar {str(shard)!r}"
     keys: dict[str, _Fields] = {}
     with shard.open("rb") as file:
-        handle = file.fileno()
-        length = os.fstat(handle).st_size
+        length = os.fstat(file.fileno()).st_size
         for member in _members(file, what):
-            _take(handle, member, length, keys, what)
+            _take(file.fileno(), member, length, keys, what)
     return [_sample(number, key, fields, what) for key, fields in keys.items()]
 
 

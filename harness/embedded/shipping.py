@@ -46,9 +46,8 @@ def read_known(path: Path, sha256: str, command: str) -> bytes:
         ValueError: its sha256 is another.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.name!r} is not in {str(path.parent)!r}; `{command}` gets it"
-        )
+        place = str(path.parent)
+        raise FileNotFoundError(f"{path.name!r} is not in {place!r}; `{command}` gets it")
     content = path.read_bytes()
     require_sha256(content, sha256, repr(path.name), command)
     return content

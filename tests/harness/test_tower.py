@@ -19,18 +19,12 @@ def test_the_command_that_the_missing_predictor_names_makes_one(small_clip):
     with pytest.raises(FileNotFoundError, match=r"fit predictor --model clip_vit_b32\.openai"):
         zoo.create_clip("clip_vit_b32_patchrank60")
     dataset = get_dataset("emoji")
-    files = [
-        rank(
-            Job(
-                model="clip_vit_b32",
-                source=Source.of(dataset, split),
-                config=GoldenConfig(window=3, stride=3, score="confidence"),
-                limit=3,
-            ),
-            Progress(),
-        ).path
-        for split in ("train", "val")
-    ]
+    golden = GoldenConfig(window=3, stride=3, score="confidence")
+    files = []
+    for split in ("train", "val"):
+        source = Source.of(dataset, split)
+        job = Job(model="clip_vit_b32", source=source, config=golden, limit=3)
+        files.append(rank(job, Progress()).path)
     config = FitConfig(arch="mlp", width=8, epochs=1)
     fit("clip_vit_b32", files[:1], files[1:], config, out=None, progress=Progress())
     model = zoo.create_clip("clip_vit_b32_patchrank60").model.visual

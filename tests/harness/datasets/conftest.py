@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from harness.datasets import get_dataset
+from harness.datasets import forget, get_dataset
 from harness.datasets.archives import Archive
 from harness.datasets.imagenet import DEVKIT, ImageNet
 
@@ -24,12 +24,32 @@ SPLITS = ("train", "val", "test")
 IN_TURN = ("train", "train", "train", "val", "test", "test")  # splits of a class's images
 
 
-def photo(key: str) -> bytes:
+def pixels_of(key: str) -> np.ndarray:
     """Noise that belongs to a key, of a size that belongs to it, too."""
     drawn = np.random.default_rng(list(key.encode()))
-    pixels = drawn.integers(0, 256, (*drawn.integers(8, 20, 2), 3), dtype=np.uint8)
+    return drawn.integers(0, 256, (*drawn.integers(9, 20, 2), 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def pixels() -> Callable[[str], np.ndarray]:
+    return pixels_of
+
+
+@pytest.fixture
+def write_images() -> Callable[[Path, Iterable[str]], None]:
+    """Write images at paths below a folder."""
+
+    def call(folder: Path, paths: Iterable[str]) -> None:
+        for path in paths:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels_of(path)).save(folder / path)
+
+    return call
+
+
+def photo(key: str) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG")
+    Image.fromarray(pixels_of(key)).save(content, "JPEG")
     return content.getvalue()
 
 
@@ -46,6 +66,11 @@ def tarred(files: Files, kind: str = "w:gz") -> bytes:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return content.getvalue()
+
+
+@pytest.fixture(name="tarred")
+def _tarred() -> Callable[..., bytes]:
+    return tarred
 
 
 def zipped(files: Files) -> bytes:
@@ -158,34 +183,28 @@ def aircraft_copy() -> Copy:
     return Copy({"fgvc-aircraft-2013b.tar.gz": tarred(packed)}, examples)
 
 
-# Archive, folder in it, folder of the images, class folders by label, file, kind of packing.
-SYNSETS: dict[str, tuple[str, str, str, dict[int, str], str, Callable[[Files], bytes]]] = {
+# Archive, folder in it, folder of the images, class folders by label, file.
+SYNSETS: dict[str, tuple[str, str, str, dict[int, str], str]] = {
     "imagenetv2": (
         "imagenetv2-matched-frequency.tar.gz", "imagenetv2-matched-frequency-format-val",
         "imagenetv2-matched-frequency-format-val", {0: "0", 2: "2", 10: "10"}, "{i}ab.jpeg",
-        lambda f: tarred(f, "w"),  # so it is, whatever it is called
-    ),
-    "imagenet-sketch": (
-        "ImageNet-Sketch.zip", "sketch", "images", {0: "n01440764", 999: "n15075141"},
-        "sketch_{i}.JPEG", zipped,
-    ),
-    "imagenet-a": (
-        "imagenet-a.tar", "imagenet-a", "imagenet-a", {0: "n01498041", 199: "n12267677"},
-        "0.0{i}_digital clock _ acorn_0.86.jpg", lambda f: tarred(f, "w"),
-    ),
-    "imagenet-r": (
-        "imagenet-r.tar", "imagenet-r", "imagenet-r", {0: "n01443537", 199: "n12267677"},
-        "art_{i}.jpg", lambda f: tarred(f, "w"),
-    ),
+    ),  # a plain tar, whatever it is called
+    "imagenet-sketch": ("ImageNet-Sketch.zip", "sketch", "images",
+                        {0: "n01440764", 999: "n15075141"}, "sketch_{i}.JPEG"),
+    "imagenet-a": ("imagenet-a.tar", "imagenet-a", "imagenet-a",
+                   {0: "n01498041", 199: "n12267677"}, "0.0{i}_digital clock _ acorn_0.86.jpg"),
+    "imagenet-r": ("imagenet-r.tar", "imagenet-r", "imagenet-r",
+                   {0: "n01443537", 199: "n12267677"}, "art_{i}.jpg"),
 }  # fmt: skip
 
 
 def synset_copy(name: str) -> Copy:
-    file, top, folder, classes, pattern, pack = SYNSETS[name]
+    file, top, folder, classes, pattern = SYNSETS[name]
     images = {f"{c}/{pattern.format(i=i)}": label for label, c in classes.items() for i in (0, 1)}
     packed = {f"{top}/{path}": photo(path) for path in images} | {f"{top}/README.txt": b"x"}
     test = [(f"{name}/{folder}/{path}", label, photo(path)) for path, label in images.items()]
-    return Copy({file: pack(packed)}, {"train": [], "val": [], "test": test})
+    content = zipped(packed) if file.endswith(".zip") else tarred(packed, "w")
+    return Copy({file: content}, {"train": [], "val": [], "test": test})
 
 
 def imagenet_copy() -> Copy:
@@ -223,6 +242,13 @@ def made(name: str) -> Copy:
     if name in ZHOU or name in SYNSETS:
         return zhou_copy(name) if name in ZHOU else synset_copy(name)
     return imagenet_copy() if name == "imagenet" else aircraft_copy()
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """Forget the datasets that a test gives by path."""
+    yield
+    forget()
 
 
 @pytest.fixture

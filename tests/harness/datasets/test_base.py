@@ -14,23 +14,19 @@ NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
 MEBIBYTE = 2**20
 
 
-def test_the_folder_is_walked():
+def test_a_file_of_the_folder_is_a_dataset(tmp_path, monkeypatch):
     assert set(NAMES) >= {"fashion", "emoji", "emoji-subcategory", "emoji-names"}
     assert list(NAMES) == sorted(NAMES)
     assert get_dataset("fashion") is get_dataset("fashion")
-
-
-def test_a_new_file_is_a_new_dataset(tmp_path, monkeypatch):
-    (tmp_path / "toy.py").write_text(
-        'from harness.datasets.fashion import Fashion\nclass Toy(Fashion):\n    name = "toy"\n'
-    )
-    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+    text = 'from harness.datasets.fashion import Fashion\nclass Toy(Fashion):\n    name = "toy"\n'
+    (tmp_path / "toy.py").write_text(text)
     datasets._classes.cache_clear()
     try:
-        assert "toy" in list_datasets()
-        assert get_dataset("toy").name == "toy"
+        with monkeypatch.context() as patch:
+            patch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+            assert "toy" in list_datasets()
+            assert get_dataset("toy").name == "toy"
     finally:
-        monkeypatch.undo()
         datasets._classes.cache_clear()
         sys.modules.pop("harness.datasets.toy")
 
@@ -51,23 +47,19 @@ def test_contract(name):
     assert len(dataset.templates) >= 3
     assert all(template.count("{}") == 1 for template in dataset.templates)
     assert all(caption == caption.lower().strip() for caption in dataset.classes)
-    assert dataset.license
-    assert dataset.source
-    assert dataset.title
+    assert all((dataset.license, dataset.source, dataset.title))
     assert len(dataset.revision) == 12
     ids: set[str] = set()
     for split_name in SPLITS:
         split = dataset.split(split_name)
         labels = dataset.labels(split_name)
-        assert labels.shape == (len(split),)
-        assert labels.dtype == np.int64
+        assert (labels.shape, labels.dtype) == ((len(split),), np.int64)
         if len(split):
             assert 0 <= labels.min() <= labels.max() < len(dataset.classes)
             example = split[len(split) - 1]
             assert example.label == labels[-1]
             assert example.image.mode == "RGB"
-            assert example.mask.shape == example.image.size[::-1]
-            assert example.mask.dtype == np.bool_
+            assert (example.mask.shape, example.mask.dtype) == (example.image.size[::-1], np.bool_)
         ids |= set(split.image_ids)
     assert len(ids) == sum(len(dataset.split(split)) for split in SPLITS)
     assert len(np.unique(dataset.labels("test"))) == len(dataset.classes)
@@ -77,28 +69,24 @@ def test_contract(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_are_the_drawn_examples_ids(name, split_name):
     split = get_dataset(name).split(split_name)
-    whole = split.image_ids
-    assert len(whole) == len(set(whole)) == len(split)
+    assert len(split.image_ids) == len(set(split.image_ids)) == len(split)
     chosen = np.arange(len(split))[::-61]
     few = split.subset(chosen)
-    assert few.image_ids == tuple(whole[i] for i in chosen) == tuple(e.image_id for e in few)
     other = few.variant(3)
+    assert few.image_ids == tuple(split.image_ids[i] for i in chosen)
+    for part in (few, other):
+        assert part.image_ids == tuple(example.image_id for example in part)
     assert other.image_ids == tuple(f"{name}/3" for name in few.image_ids)
-    assert other.image_ids == tuple(example.image_id for example in other)
     assert other.variant(0).image_ids == few[:].image_ids == few.image_ids
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_and_labels_need_no_image(name, monkeypatch):
     module = sys.modules[type(get_dataset(name)).__module__]
-
-    def refuse(*_args):
-        raise AssertionError("drawn")
-
-    monkeypatch.setattr(module, "compose", refuse)
+    monkeypatch.setattr(module, "compose", lambda *_: pytest.fail("drawn"))
     split = get_dataset(name).split("test")
     assert len(split.image_ids) == len(split.labels) == len(split)
-    with pytest.raises(AssertionError, match="drawn"):
+    with pytest.raises(pytest.fail.Exception, match="drawn"):
         split[0]
 
 

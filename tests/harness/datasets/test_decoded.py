@@ -1,8 +1,8 @@
 """Images decoded once: what is found, kept, gone on with and tried again."""
 
+import itertools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from harness.console.terminal import Progress
-from harness.datasets import Dataset, forget, get_dataset, names_of
+from harness.datasets import Dataset, get_dataset, names_of
 from harness.datasets import decoded as module
 from harness.datasets.decoded import bad_images, decode_all, require_readable
 from harness.datasets.folder import FolderDataset
@@ -21,22 +21,13 @@ BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
 QUIET = Progress()
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    forget()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three images of two classes in train and in test; one of each is damaged."""
     folder = tmp_path / "pets"
-    for seed, name in enumerate(
-        f"{split}/{kind}/{i}.png"
-        for split in ("train", "test")
-        for kind in ("cat", "dog")
-        for i in range(3)
-    ):
+    places = itertools.product(("train", "test"), ("cat", "dog"), range(3))
+    for seed, (split, kind, i) in enumerate(places):
+        name = f"{split}/{kind}/{i}.png"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / name)
@@ -53,13 +44,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(self, name):
         split = real(self, name)
-        render = split._render
-
-        def noted(index, variant):
-            seen.append(split.image_ids[index])
-            return render(index, variant)
-
-        split._render = noted
+        render, ids = split._render, split.image_ids
+        split._render = lambda index, variant: seen.append(ids[index]) or render(index, variant)
         return split
 
     monkeypatch.setattr(FolderDataset, "_split", counted)
@@ -70,12 +56,10 @@ def test_what_cannot_be_read_is_found(folder: Path):
     found = decode_all(FolderDataset(folder), QUIET)
     assert set(found.bad) == set(BAD)
     assert all("can't be read" in why for why in found.bad.values())
-    lost = {name: [not digest for digest in found.digests[name]] for name in found.digests}
-    assert lost == {
-        "train": [False, True, False, False, False, False],
-        "val": [],
-        "test": [False, False, False, False, False, True],
+    lost = {
+        name: [i for i, digest in enumerate(d) if not digest] for name, d in found.digests.items()
     }
+    assert lost == {"train": [1], "val": [], "test": [5]}
 
 
 def test_digests_are_of_pixels(folder: Path):
@@ -148,6 +132,8 @@ def test_bad_images_are_counted_listed_and_left_out(folder: Path):
     listed = Path(re.search(r"listed in (\S+)", said)[1])
     assert len(listed.read_text().splitlines()) == 2
     dataset, whole = get_dataset(name), FolderDataset(folder)
+    assert whole.revision != dataset.revision == skipped(folder).revision
+    assert dataset.without(()).revision == dataset.revision
     assert dataset.left_out == set(BAD)
     assert dataset.asked_with == ("--skip-bad",)
     for split in ("train", "test"):
@@ -158,12 +144,6 @@ def test_bad_images_are_counted_listed_and_left_out(folder: Path):
     assert dataset.split("test").variant(2).image_ids[0] == "folder-pets/test/cat/0.png/2"
 
 
-def test_left_out_images_make_another_revision(folder: Path):
-    whole, less = FolderDataset(folder), skipped(folder)
-    assert whole.revision != less.revision == skipped(folder).revision
-    assert less.without(()).revision == less.revision
-
-
 def test_nothing_is_left_out_of_a_whole_dataset(folder: Path):
     (folder / "test" / "dog" / "2.png").unlink()
     (folder / "train" / "cat" / "1.png").unlink()
@@ -172,26 +152,22 @@ def test_nothing_is_left_out_of_a_whole_dataset(folder: Path):
     require_readable(FolderDataset(folder))
 
 
-def test_a_class_without_readable_images(folder: Path):
-    for i in range(3):
-        (folder / "test" / "dog" / f"{i}.png").write_text("no")
-    with pytest.raises(ValueError, match="class 'dog' of 'folder-pets' has no images left in test"):
-        skipped(folder)
-
-
-def test_no_readable_image_at_all(folder: Path):
-    for path in folder.rglob("*.png"):
-        path.write_text("no")
-    with pytest.raises(ValueError, match="none of the 12 images of folder-pets can be read"):
-        skipped(folder)
+def test_too_few_readable_images(folder: Path):
+    for pattern, match in (
+        ("test/dog/*.png", "class 'dog' of 'folder-pets' has no images left in test"),
+        ("*/*/*.png", "none of the 12 images of folder-pets can be read"),
+    ):
+        for path in folder.glob(pattern):
+            path.write_text("no")
+        with pytest.raises(ValueError, match=match):
+            skipped(folder)
 
 
 def test_what_was_found_before_is_refused_at_once(folder: Path):
     assert names_of([f"folder:{folder}"], skip_bad=False) == ["folder-pets"]  # nobody looked yet
     decode_all(FolderDataset(folder), QUIET)
-    with pytest.raises(
-        ValueError, match="that can't be read, as was found before: 2; the first: i"
-    ):
+    match = "that can't be read, as was found before: 2; the first: i"
+    with pytest.raises(ValueError, match=match):
         names_of([f"folder:{folder}"], skip_bad=False)
     assert names_of([f"folder:{folder}"]) == ["folder-pets"]
     Image.new("RGB", (9, 9)).save(folder / "train" / "cat" / "1.png")

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from harness.datasets import forget, get_dataset, names_of
+from harness.datasets import get_dataset, names_of
 
 ROOT = Path(__file__).parents[3]
 SHA = "a" * 40
@@ -43,19 +43,16 @@ def files(tmp_path: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the library's cache in a folder, and let it go to the network."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("socket.socket.connect", pytest.fail)
-    yield tmp_path / "cache"
-    forget()
+    return tmp_path / "cache"
 
 
-def test_what_the_cache_holds_is_read_without_a_network(
-    tmp_path: Path, files: dict[str, bytes], cache: Path
-):
+def test_what_the_cache_holds_is_read_without_a_network(tmp_path: Path, files, cache: Path):
     local = get_dataset(f"hfds:{tmp_path / 'pets'}")
     (cache / "pets").rename(cache / "ann___pets")  # as the library names what is from the hub
     shutil.rmtree(tmp_path / "pets")
@@ -63,28 +60,24 @@ def test_what_the_cache_holds_is_read_without_a_network(
     assert (dataset.name, dataset.asked_as) == ("hfds-ann-pets", "hfds:ann/pets")
     assert dataset.revision == local.revision
     assert [e.image.getpixel((0, 0)) for e in dataset.split("test")] == [(2, 0, 0)] * 2
-    assert not datasets.config.HF_HUB_OFFLINE
-    assert not constants.HF_HUB_OFFLINE
+    assert not datasets.config.HF_HUB_OFFLINE | constants.HF_HUB_OFFLINE
     with pytest.raises(ValueError, match=r"can't be read: .*config 'x'.*\['default'\].*--download"):
         get_dataset("hfds:ann/pets#config=x")
 
 
-def test_what_it_lacks_is_told_with_ways_to_get_it(cache: Path):
+def test_what_it_lacks_is_told_with_ways_to_get_it(cache: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FileNotFoundError) as caught:
         names_of(["hfds:ann/pets#config=small"])
-    text = str(caught.value)
-    assert f"dataset 'ann/pets' of the hub is not in the cache of `datasets`, '{cache}'" in text
-    assert "--download gets it" in text
-    command = "datasets.load_dataset('ann/pets', 'small')"
-    assert f'python -c "import datasets; {command}"' in text
-
-
-def test_asked_to_download_while_offline(monkeypatch: pytest.MonkeyPatch, cache: Path):
+    for text in (
+        f"dataset 'ann/pets' of the hub is not in the cache of `datasets`, '{cache}'",
+        "--download gets it",
+        "python -c \"import datasets; datasets.load_dataset('ann/pets', 'small')\"",
+    ):
+        assert text in str(caught.value)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        OSError, match=r"'ann/pets' of the hub can't be opened: .*HF_HUB_OFFLINE is"
-    ):
+    match = r"'ann/pets' of the hub can't be opened: .*HF_HUB_OFFLINE is"
+    with pytest.raises(OSError, match=match):
         names_of(["hfds:ann/pets"], download=True)
 
 
@@ -128,8 +121,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)
-        told = {"X-Repo-Commit": SHA, "Content-Length": str(len(content)), **headers}
-        for name, value in told.items():
+        headers |= {"X-Repo-Commit": SHA, "Content-Length": str(len(content))}
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
@@ -141,15 +134,17 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(files: dict[str, bytes]) -> Iterator[Hub]:
-    server = Hub(files)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Hub(files) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, hub: Hub) -> Callable[..., tuple[int, str]]:
+def run(tmp_path: Path, hub: Hub) -> Run:
     """Run the command in a process of its own, since the hub's address is read at import."""
     own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
 
@@ -162,9 +157,7 @@ def run(tmp_path: Path, hub: Hub) -> Callable[..., tuple[int, str]]:
     return call
 
 
-def test_only_download_goes_to_the_network(
-    run: Callable[..., tuple[int, str]], hub: Hub, tmp_path: Path
-):
+def test_only_download_goes_to_the_network(run: Run, hub: Hub, tmp_path: Path):
     code, text = run("hfds:ann/pets", "--fast")
     assert (code, hub.asked) == (2, [])
     assert f"is not in the cache of `datasets`, '{tmp_path / 'hf' / 'datasets'}'" in text
@@ -177,9 +170,7 @@ def test_only_download_goes_to_the_network(
     assert "images that are in two classes, pixel for pixel: 2" in text
 
 
-def test_a_dataset_with_a_script_is_refused(
-    run: Callable[..., tuple[int, str]], files: dict[str, bytes], tmp_path: Path
-):
+def test_a_dataset_with_a_script_is_refused(run: Run, files: dict[str, bytes], tmp_path: Path):
     files["pets.py"] = f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
     code, text = run("hfds:ann/pets", "--download")
     assert (code, (tmp_path / "ran").exists()) == (2, False)

@@ -13,14 +13,9 @@ from timm.data import ImageNetInfo
 
 from harness.datasets import get_dataset
 from harness.datasets import imagenet as module
-from harness.datasets.imagenet import META, TRUTH, class_folders, synsets_of
+from harness.datasets.imagenet import DEVKIT, META, TRUTH, class_folders, synsets_of
 
 Ship = Callable[..., object]
-
-
-@pytest.fixture(autouse=True)
-def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def filled(place: Path, folders: tuple[str, ...], images: int = 1) -> Path:
@@ -43,13 +38,9 @@ def test_classes_are_those_of_imagenet_in_its_order():
         assert len(dataset.classes) == dataset.class_count == 200
         assert list(dataset.synsets) == sorted(dataset.synsets)
         assert dataset.classes == tuple(captions[synset] for synset in dataset.synsets)
-
-
-def test_two_names_stand_for_two_classes_each():
+        assert len(set(dataset.classes)) == 200
     names, counts = np.unique(get_dataset("imagenet").classes, return_counts=True)
-    assert names[counts > 1].tolist() == ["missile", "sunglasses"]
-    for name in ("imagenet-a", "imagenet-r"):
-        assert len(set(get_dataset(name).classes)) == 200
+    assert names[counts > 1].tolist() == ["missile", "sunglasses"]  # of two classes each
 
 
 def test_folders_of_imagenetv2_are_numbers(tmp_path: Path):
@@ -81,8 +72,8 @@ def test_val_is_carved_by_name_alone(tmp_path: Path):
 
 
 def test_unsorted_validation_images_need_the_devkit(ship: Ship, tmp_path: Path):
-    ship("imagenet", without=("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar"))
-    with pytest.raises(FileNotFoundError, match=r"which is in 'ILSVRC2012_devkit_t12.tar.gz'; get"):
+    ship("imagenet", without=(DEVKIT.file, "ILSVRC2012_img_train.tar"))
+    with pytest.raises(FileNotFoundError, match=f"which is in '{DEVKIT.file}'; get"):
         get_dataset("imagenet").at(tmp_path)
 
 
@@ -96,23 +87,18 @@ def test_sorted_validation_images_are_the_same_dataset(ship: Ship, tmp_path: Pat
         (val / folder).mkdir(exist_ok=True)
         (val / name).rename(val / folder / name)
     shutil.rmtree(flat.place / "ILSVRC2012_devkit_t12")
-    (flat.place / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    (flat.place / DEVKIT.file).unlink()
     found = get_dataset("imagenet").at(tmp_path)
     assert (found.revision, found.split("test").image_ids, found.labels("test").tolist()) == facts
     assert found.split("test")[0].image.mode == "RGB"
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "match"),
-    [
-        (META, b"\x80\4junk", r"meta.mat' isn't the devkit's list of classes"),
-        (TRUTH, b"2\n77\n", r"knows no class of number '77'"),
-        (TRUTH, b"2\n", r"val_0000000\d.JPEG': .* has 1 classes"),
-    ],
-)
-def test_a_devkit_that_lies_is_named(
-    file: str, content: bytes, match: str, ship: Ship, tmp_path: Path
-):
+@pytest.mark.parametrize(("file", "content", "match"), [
+    (META, b"\x80\4junk", r"meta.mat' isn't the devkit's list of classes"),
+    (TRUTH, b"2\n77\n", r"knows no class of number '77'"),
+    (TRUTH, b"2\n", r"val_0000000\d.JPEG': .* has 1 classes"),
+])  # fmt: skip
+def test_a_devkit_that_lies_is_named(file, content, match, ship: Ship, tmp_path: Path):
     ship("imagenet")
     found = get_dataset("imagenet").at(tmp_path)
     (found.place / file).write_bytes(content)
@@ -153,17 +139,14 @@ def test_one_missing_and_one_unknown_folder_are_named(whole: Path, tmp_path: Pat
     assert found.labels("test").tolist() == list(range(199))
 
 
-def test_other_class_names_are_told_and_not_used(whole: Path, tmp_path: Path):
+def test_other_class_names_and_empty_images_are_told(whole: Path, tmp_path: Path):
     (whole.parent / "classnames.txt").write_text("n12267677 oak fruit\nn01498041 stingray\nx\n")
+    (whole / "n12267677" / "n12267677_0.JPEG").write_bytes(b"")
     found = get_dataset("imagenet-a").at(tmp_path)
     [line] = [line for line in found.problems() if "classnames.txt" in line]
     assert "has 1 other names: n12267677 is 'oak fruit' there and 'acorn' here" in line
-    assert found.classes[-1] == "acorn"
-
-
-def test_empty_images_are_told(whole: Path, tmp_path: Path):
-    (whole / "n12267677" / "n12267677_0.JPEG").write_bytes(b"")
-    [line] = [p for p in get_dataset("imagenet-a").at(tmp_path).problems() if "empty" in p]
+    assert found.classes[-1] == "acorn"  # the names there aren't used
+    [line] = [line for line in found.problems() if "empty" in line]
     assert "1 empty image" in line
     assert "n12267677/n12267677_0.JPEG" in line
 
@@ -185,30 +168,13 @@ def names(folder: Path, **how: bool) -> dict[str, list[str]]:
     return {name: listed.names for name, listed in class_folders(folder, **how).items()}
 
 
-def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    scanned, scan = [], os.scandir
-
-    def note(path: Path) -> object:
-        scanned.append(Path(path).name)
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", note)
-    return scanned
-
-
-def kept(folder: Path) -> list[Path]:
-    return list((folder.parent / "cache").rglob("*.json"))
-
-
-def test_images_are_listed_in_order(folder: Path):
-    assert names(folder) == {"a": ["1.jpg"], "b": ["10.png", "2.JPEG"]}
-    assert list(class_folders(folder)) == ["a", "b"]
-    assert class_folders(folder)["b"].sizes == [8, 8]
-
-
 def test_a_kept_listing_is_used_until_a_name_changes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     first = class_folders(folder)
-    scanned = count_scans(monkeypatch)
+    assert list(first) == ["a", "b"]
+    assert names(folder) == {"a": ["1.jpg"], "b": ["10.png", "2.JPEG"]}
+    assert first["b"].sizes == [8, 8]
+    scanned, scan = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(Path(path).name) or scan(path))
     assert class_folders(folder) == first
     assert scanned == ["images"]
     os.utime(folder / "b", ns=(1, 1))
@@ -221,35 +187,24 @@ def test_a_kept_listing_is_used_until_a_name_changes(folder: Path, monkeypatch: 
     os.utime(folder / "a", ns=(2, 2))
     assert names(folder) == {"a": [], "b": ["10.png", "2.JPEG"]}
     assert names(folder, fresh=True) == names(folder)
-
-
-def test_a_fresh_one_sees_what_was_overwritten(folder: Path):
-    class_folders(folder)
-    (folder / "a" / "1.jpg").write_bytes(b"longer than before")
-    assert class_folders(folder)["a"].sizes == [7]
-    assert class_folders(folder, fresh=True)["a"].sizes == [18]
-    assert class_folders(folder)["a"].sizes == [18]
+    for name, error in (("none", FileNotFoundError), ("top.jpg", NotADirectoryError)):
+        with pytest.raises(error, match=name):
+            class_folders(folder / name)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\4", b"[]", b'{"a": 0}', b'{"a": [1]}'])
-def test_what_can_not_be_understood_is_listed_anew(content: bytes, folder: Path):
+def test_what_can_not_be_understood_or_was_overwritten_is_listed_anew(content, folder: Path):
     first = class_folders(folder)
-    [file] = kept(folder)
+    [file] = (folder.parent / "cache").rglob("*.json")
     assert set(json.loads(file.read_bytes())) == {"a", "b"}
     file.write_bytes(content)
     assert class_folders(folder) == first
+    (folder / "a" / "1.jpg").write_bytes(b"longer than before")
+    sizes = [class_folders(folder, fresh=fresh)["a"].sizes for fresh in (False, True, False)]
+    assert sizes == [[7], [18], [18]]
 
 
-def test_a_cache_that_can_not_be_written_costs_nothing_but_time(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_cache_that_can_not_be_written_costs_only_time(folder: Path, monkeypatch):
     (folder.parent / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "file"))
     assert names(folder) == {"a": ["1.jpg"], "b": ["10.png", "2.JPEG"]}
-
-
-def test_no_folder_is_said(folder: Path):
-    with pytest.raises(FileNotFoundError, match="none"):
-        class_folders(folder / "none")
-    with pytest.raises(NotADirectoryError, match=r"top.jpg"):
-        class_folders(folder / "top.jpg")

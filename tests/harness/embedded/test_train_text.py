@@ -18,12 +18,12 @@ def emoji() -> train_text.Source:
 def words(captions: list[str], templates: tuple[str, ...]) -> set[str]:
     """Return what stands in the templates' holes, in whatever template."""
     cut = [t.split("{}") for t in (*templates, *sum(train_text.STYLE_TEMPLATES, ()))]
-    found = set()
-    for caption in captions:
-        for before, after in cut:
-            if caption.startswith(before) and caption.endswith(after):
-                found.add(caption[len(before) : len(caption) - len(after)])
-    return found
+    return {
+        caption[len(before) : len(caption) - len(after)]
+        for caption in captions
+        for before, after in cut
+        if caption.startswith(before) and caption.endswith(after)
+    }
 
 
 def test_every_emoji_image_is_a_training_image(emoji):
