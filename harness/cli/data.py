@@ -104,8 +104,8 @@ def datasets_table(root: Path | None = None) -> Table:
         sizes = (str(facts[name]) for name in ("classes", *flags.SPLITS))
         chance = f"{100 / facts['classes']:.3g} %"
         captions = facts["accuracy_by_text_is"] or "not known"
-        words = (place, captions, facts["license"])
-        rows.append((facts["name"], facts["what"], *sizes, chance, *words))
+        prose = (place, captions, facts["license"])
+        rows.append((facts["name"], facts["what"], *sizes, chance, *prose))
     words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
     heads = (*words[:2], "classes", *flags.SPLITS, "chance", *words[2:])
     roomy = ("what", "chance", "licence")
