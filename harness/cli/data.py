@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, imported
-from harness.console.table import Forms, Shown, fewer
+from harness.console.table import Shown, Table
 
 
 def run_list(*_: Any) -> Shown:
     """Show models, weights, methods and datasets."""
-    *others, datasets = list_tables()
-    return Shown(parts=(*others, fitting(datasets)), data=list_data())
+    return Shown(parts=tuple(list_tables()), data=list_data())
 
 
 def run_datasets(args: Namespace, _status: Console) -> Shown:
@@ -31,7 +29,7 @@ def run_datasets(args: Namespace, _status: Console) -> Shown:
     by_path = [f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items()]
     kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
     data = {"datasets": datasets_data(args.root), "by_path": kinds}
-    return Shown(parts=(fitting(datasets_table(args.root)), *by_path), data=data)
+    return Shown(parts=(datasets_table(args.root), *by_path), data=data)
 
 
 def _require_root(root: Path | None) -> None:
@@ -43,12 +41,6 @@ def _require_root(root: Path | None) -> None:
     raise FileNotFoundError(
         f"{flag}: there is no such folder; give the one that datasets lie below"
     )
-
-
-def fitting(datasets: Table) -> Forms:
-    """Return the table of datasets in three forms."""
-    narrow = ("accuracy by text is",), ("accuracy by text is", "what", "chance", "licence")
-    return Forms((datasets, *(fewer(datasets, heads) for heads in narrow)))
 
 
 def list_data() -> dict[str, Any]:
@@ -80,49 +72,44 @@ def list_data() -> dict[str, Any]:
 def list_tables() -> list[Table]:
     """Lay out what there is: towers with their weights, methods, datasets."""
     data = list_data()
-    towers = Table(
-        "size",
-        "weight tags (the first is the default)",
-        "predictor for patchrank",
-        title="towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}",
-    )
+    towers = []
     for tower in data["towers"]:
         fitted = "; ".join(
             f"{tag} at block {', '.join(map(str, blocks))}"
             for tag, blocks in tower["predictors"].items()
         )
-        towers.add_row(tower["size"], ", ".join(tower["tags"]), fitted or "none yet")
-    rates = ", ".join(map(str, data["keep_percents"]))
-    title = f"methods; keep rates in names: {rates}"
-    methods = Table("method", "what it does", "example", title=title)
-    for one in data["methods"]:
-        methods.add_row(one["method"], one["what"], f"clip_vit_b16_{one['method']}60")
-    return [towers, methods, datasets_table()]
+        towers.append((tower["size"], ", ".join(tower["tags"]), fitted or "none yet"))
+    methods = [
+        (one["method"], one["what"], f"clip_vit_b16_{one['method']}60") for one in data["methods"]
+    ]
+    tags = "weight tags (the first is the default)"
+    tower_heads = ("size", tags, "predictor for patchrank")
+    method_heads = ("method", "what it does", "example")
+    title = "towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}"
+    rates = f"methods; keep rates in names: {', '.join(map(str, data['keep_percents']))}"
+    return [
+        Table.of(title, tower_heads, towers, words=tower_heads),
+        Table.of(rates, method_heads, methods, words=method_heads),
+        datasets_table(),
+    ]
 
 
 def datasets_table(root: Path | None = None) -> Table:
     """Lay out the datasets that have names; ``root`` is where those lie that aren't shipped."""
-    table = Table(title="datasets")
-    for head in ("name", "what"):
-        table.add_column(head, no_wrap=head == "name")
-    for head in ("classes", *flags.SPLITS, "chance"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for head in ("shipped, or in --root", "accuracy by text is", "licence"):
-        table.add_column(head)
+    rows = []
     for facts in datasets_data(root):
         place = "shipped"
         if not facts["shipped"]:
             place = f"{facts['folder']}, {'there' if facts['there'] else 'not there'}"
-        table.add_row(
-            facts["name"],
-            facts["what"],
-            *(str(facts[name]) for name in ("classes", *flags.SPLITS)),
-            f"{100 / facts['classes']:.3g} %",
-            place,
-            facts["accuracy_by_text_is"] or "not known",
-            facts["license"],
-        )
-    return table
+        sizes = (str(facts[name]) for name in ("classes", *flags.SPLITS))
+        chance = f"{100 / facts['classes']:.3g} %"
+        captions = facts["accuracy_by_text_is"] or "not known"
+        prose = (place, captions, facts["license"])
+        rows.append((facts["name"], facts["what"], *sizes, chance, *prose))
+    words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
+    heads = (*words[:2], "classes", *flags.SPLITS, "chance", *words[2:])
+    roomy = ("what", "chance", "licence")
+    return Table.of("datasets", heads, rows, words=words, wide=words[3:4], roomy=roomy)
 
 
 def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from harness.cli.command import PROGRAM
 from harness.cli.flags import check_device
 from harness.cli.parser import build_parser
-from harness.console.table import Forms, Part, Shown, Table, fitted, whole
+from harness.console.table import Part, Shown, Table, fitted, whole
 from harness.console.terminal import Progress, errors, has_width, notes, results
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
@@ -166,10 +166,7 @@ def _print(part: Part, output: Console) -> None:
             part = textwrap.fill(part, output.width, break_long_words=False, break_on_hyphens=False)
         print(part)
         return
-    if isinstance(part, Table):
-        forms = part.forms()
-    else:
-        forms = part.forms if isinstance(part, Forms) else (part,)
+    forms = part.forms() if isinstance(part, Table) else (part,)
     if has_width():
         output.print(fitted(forms, output.width))
     else:

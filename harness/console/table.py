@@ -43,15 +43,6 @@ def fitted(forms: Sequence[RichTable], width: int) -> RichTable | Group:
     return _stacked(forms[0])
 
 
-def fewer(table: RichTable, heads: Collection[str]) -> RichTable:
-    """Return a copy without these columns, whose caption says so."""
-    narrow = copy.copy(table)
-    narrow.columns = [column for column in table.columns if column.header not in heads]
-    before = f"{table.caption}".removesuffix(".") + "; " if table.caption else ""
-    narrow.caption = f"{before}{ALL_COLUMNS}"
-    return narrow
-
-
 def whole(table: RichTable) -> tuple[RichTable, int]:
     """Lay a table out for a pipe or a file, which have no width: every figure on its row's line.
 
@@ -281,14 +272,7 @@ class Table:
         return [at for at, column in enumerate(self.columns) if form in column.forms]
 
 
-@dataclass(frozen=True)
-class Forms:
-    """One table in several forms, the fullest first; people get the first that fits."""
-
-    forms: tuple[RichTable, ...]
-
-
-Part = Table | RichTable | Forms | str
+Part = Table | RichTable | str
 
 
 @dataclass(frozen=True, kw_only=True)

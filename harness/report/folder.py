@@ -103,14 +103,9 @@ def write_report(
     Traces and times beside the records that can't be read are named and left out: measuring may
     have taken hours.
 
-    Args:
-        records: each in the CSV, the newest of a row in the rest. None of runs of times alone.
-        folder: where to; made if it isn't there.
-        progress: shows how far it is, and names what is left out.
-        runs: where the records come from; their traces and times are in it, if they have some.
-        sources: which run each record is from, for the CSV; none to leave it out.
-        title: of the page.
-        drawn: files of plots and pictures to write, those that there are; None for all.
+    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in
+    the rest. Traces and times are those of ``runs``. ``drawn`` are the files of plots and pictures
+    to write, None for all.
 
     Raises:
         ValueError: no records and no times, or a run of times alone that can't be read.

@@ -161,12 +161,9 @@ def traced_groups(
 ) -> list[TracedGroup]:
     """Share the traces of runs out to groups; runs without traces have none.
 
-    Args:
-        runs: folders of records, or the files of records in them. A row that several runs have
-            counts once, as the last has it.
-        records: rows that are in it, with the golden rankings beside them; groups come in their
-            order. None for all, by name.
-        left_out: called with why a file can't be read, which is then left out; None to raise.
+    A run is a folder of records, or its file; of a row that several have the last counts. Groups
+    are of the rows of ``records``, in their order, with the golden rankings beside them; None for
+    all, by name. ``left_out`` is called with why a file can't be read; None to raise.
 
     Raises:
         ValueError: a file is torn, somebody else's, or of a newer version.
@@ -227,10 +224,7 @@ def keeps(rows: Sequence[RowTraces]) -> str:
 
 
 def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
-    """Return Kendall's tau-b of each image's two rankings, NaN where one is missing or all ties.
-
-    Returns:
-        (n,) in [-1, 1].
+    """Return Kendall's tau-b of each image's two rankings, (n,); NaN: one is missing or all ties.
 
     Raises:
         ValueError: the images differ.
@@ -254,11 +248,8 @@ def pairs(rows: Sequence[RowTraces]) -> dict[tuple[int, int], Agreement]:
 def agreement_rows(traced: Sequence[TracedGroup]) -> list[dict[str, Any]]:
     """Return the agreement matrices as rows of numbers, a pair each.
 
-    Returns:
-        ``group`` (heading), ``dataset``, ``split``, ``tag``, ``shots``; ``a`` and ``b``, the rows;
-        ``a_model``, ``b_model``; ``tau`` with ``tau_low`` and ``tau_high``, its 95 % bootstrap
-        interval over images, None for fewer than two; ``images`` behind it; ``undefined``, images
-        without a tau, as one of the rankings is all ties.
+    ``tau_low`` and ``tau_high`` are None for fewer than two images; ``undefined`` counts images
+    without a tau, as one of the rankings is all ties.
     """
     return [
         {
@@ -291,7 +282,7 @@ def _matrix_picture(group: TracedGroup) -> Picture:
         name=f"agreement_{group.slug}",
         title=f"Agreement of rankings: {group.title}",
         about=AGREEMENT.format(images=len(group.image_ids), golden=golden),
-        alt=" ".join(_matrix_alt(rows, agreements) for rows, agreements in group.matrices),
+        alt=" ".join(_matrix_alt(*matrix) for matrix in group.matrices),
         svg=_draw(group.matrices, "svg"),
         png=_draw(group.matrices, "png"),
     )

@@ -352,7 +352,7 @@ NAMES = {score: f"golden {score}" for score in SCORES}
 NAMES |= {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Subject:
     """One RGB image with what is known about it; the label is a position in its classes."""
 
@@ -370,14 +370,9 @@ def find_pictures(
     classes: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> list[Subject]:
-    """Load the images.
+    """Load images from paths of files, or ``dataset:split:index``; a file of that name goes first.
 
-    Args:
-        places: paths of files, or ``dataset:split:index``, where the dataset may be
-            ``PREFIX:PATH``. A file of that name goes first.
-        dataset: whose classes the files have.
-        classes: names instead of a dataset.
-        labels: class names of the files, one for all or one each.
+    Files have the classes of ``dataset``, or ``classes``; ``labels`` are one for all or one each.
 
     Raises:
         FileNotFoundError: no such file.
@@ -393,13 +388,7 @@ def find_pictures(
         )
     positions = iter(_labels(labels, names, len(files)))
     return [
-        Subject(
-            name=Path(place).name,
-            image=_image(place),
-            label=next(positions),
-            classes=names,
-            templates=templates,
-        )
+        Subject(Path(place).name, _image(place), next(positions), names, templates)
         if _is_file(place)
         else _from_dataset(place)
         for place in places
@@ -407,14 +396,12 @@ def find_pictures(
 
 
 def _is_file(place: str) -> bool:
-    """Tell files from places in datasets."""
     return Path(place).exists() or not PLACE.fullmatch(place)
 
 
 def _classes(
     dataset: str | None, classes: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return class names, maybe none, and prompt templates."""
     if dataset is None:
         if len(set(classes)) < len(classes) or not all(classes):
             raise ValueError(f"--classes {','.join(classes)!r}: expected names, each once")
@@ -426,7 +413,6 @@ def _classes(
 
 
 def _labels(labels: Sequence[str], classes: tuple[str, ...], files: int) -> list[int | None]:
-    """Return the label of each file."""
     if not labels:
         return [None] * files
     if not classes:
@@ -468,13 +454,8 @@ def _from_dataset(place: str) -> Subject:
             f"{len(split) - 1}"
         )
     example = split[int(index)]
-    return Subject(
-        name=f"{dataset.name}:{match['split']}:{index}",
-        image=example.image,
-        label=example.label,
-        classes=dataset.classes,
-        templates=dataset.templates,
-    )
+    name = f"{dataset.name}:{match['split']}:{index}"
+    return Subject(name, example.image, example.label, dataset.classes, dataset.templates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -683,7 +664,6 @@ def _titles(maps: Maps, by: str) -> dict[str, str]:
 
 
 def _conditions(model: str, golden: GoldenConfig) -> str:
-    """Say what the figure rests on."""
     return (
         f"{model}. Golden scores: windows of {golden.window} × {golden.window} patches, stride "
         f"{golden.stride}, removed before block {golden.block}. Colours show the rank of a patch "

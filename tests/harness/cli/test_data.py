@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.table import Table
 
 import zoo
 from harness.cli.data import list_data, list_tables
+from harness.console.table import Table
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
 from zoo.sizes import SIZES

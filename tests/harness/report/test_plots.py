@@ -147,6 +147,9 @@ def test_plots_without_figures_are_left_out(committed: list[Record]):
     assert plots(grouped([replace(record, **bare, **no_tau) for record in committed])) == {}
     timed = [replace(record, gflops=None, latency=()) for record in committed]
     assert list(plots(grouped(timed))) == ["tau_keep", "tokens_per_block"]
+    [dense] = [r for r in of(committed, "fashion") if r.method == "dense"]
+    assert "accuracy_gflops" not in plots(grouped([dense]))  # of one row
+    assert fronts(grouped([dense]).groups[0]) == []
 
 
 def test_settings_of_one_method_are_series_of_their_own(committed: list[Record]):
@@ -195,12 +198,6 @@ def test_dense_and_text_are_told_from_any_method(paper: Any):
         assert sum(abs(a - b) for a, b in zip(rgb, paper, strict=True)) > 150
 
 
-def test_a_group_of_one_row_has_no_accuracy_plot(committed: list[Record]):
-    [dense] = [r for r in of(committed, "fashion") if r.method == "dense"]
-    assert "accuracy_gflops" not in plots(grouped([dense]))
-    assert fronts(grouped([dense]).groups[0]) == []
-
-
 Make = Callable[..., LatencyRecord]
 
 
@@ -241,8 +238,5 @@ def test_what_shows_no_difference_is_called_so(latency_record: Make, reduced_tim
     plot = batches_plot(timed_groups([latency_record(), row]))
     assert plot is not None
     assert list(plot.panels[0].notes) == ["Not shown: tome60 at batch 1."]
-
-
-def test_without_ratios_there_is_none(latency_record: Make):
     assert batches_plot(timed_groups([latency_record()])) is None
     assert batches_plot([]) is None

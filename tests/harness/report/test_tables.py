@@ -90,19 +90,14 @@ def cells(lines: list[str], start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
-def test_a_row_with_everything():
+def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     lines = shown(comparison_table([DENSE, FULL]))
     assert cells(lines, "evit") == [
         *("evit", "30", "75.0 [40.9, 92.9]", "-12.5 [-25.0, 0.0]", "0.988", "1.23"),
         *("10 [9, 12] 0.55x", "320 [288, 384] 0.55x", "132"),
         *("0.43", "0.57", "0.61 (0.30)", "0.64 (0.50)", "59"),
     ]
-
-
-def test_what_was_not_measured_is_a_dash_not_a_zero():
-    lines = shown(comparison_table([DENSE, FULL]))
-    assert cells(lines, "dense")[:3] == ["dense", "100", "75.0 [40.9, 92.9]"]
-    assert cells(lines, "dense")[3:] == ["–"] * 11
+    assert cells(lines, "dense") == ["dense", "100", "75.0 [40.9, 92.9]", *["–"] * 11]
 
 
 def test_the_narrow_form_explains_what_it_shows_and_says_that_there_is_more():
@@ -158,10 +153,8 @@ def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Reco
 
 def marked(records: list[Record], *, wide: bool = True) -> list[str]:
     """Return the keep rates whose row has a mark."""
-    lines = [
-        line.split() for line in shown(comparison_table(records), "wide" if wide else "narrow")
-    ]
-    at = 3 if wide else 1
+    form, at = ("wide", 3) if wide else ("narrow", 1)
+    lines = [line.split() for line in shown(comparison_table(records), form)]
     return [line[at] for line in lines if "evit" in line and any("*[" in word for word in line)]
 
 
@@ -188,9 +181,6 @@ def test_the_caption_says_what_the_mark_is_and_what_the_rest_would_show():
         f"without *: 400 images show {100 * least:.1f} points with power 80 %, in one comparison, "
         "where just one of two models is right on 4.0 % of them (the most here)"
     ) in text
-
-
-def test_the_caption_tells_when_no_difference_would_be_found():
     text = prose_of(compared({70: (1, 2), 50: (0, 0)}))
     assert "too few images that just one of two models gets right to show any difference" in text
     text = prose_of(compared({30: (90, 3)}))

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from harness.console.table import Forms, Part, Table, fitted, whole
+from harness.console.table import Part, Table, fitted, whole
 from harness.records.record import Record, read_records
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
@@ -24,10 +24,7 @@ def fit() -> Callable[[Part, int | None], None]:
     """Check that no line is longer than a terminal and no figure cut; None for a pipe."""
 
     def check(part: Part, width: int | None) -> None:
-        if isinstance(part, Table):
-            forms = part.forms()
-        else:
-            forms = part.forms if isinstance(part, Forms) else (part,)
+        forms = part.forms() if isinstance(part, Table) else (part,)
         if width is None:
             shown, width = whole(forms[0])
             assert len(shown.columns) == len(forms[0].columns)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harness.check.datasets import Checked, class_table
-from harness.cli.data import datasets_table, fitting, list_tables
+from harness.cli.data import datasets_table, list_tables
 from harness.console.table import Part
 from harness.measure.compare import Floor
 from harness.measure.cost import Overhead, overhead_table
@@ -62,8 +62,7 @@ def _floor(records: list[Record]) -> list[Part]:
 
 
 def _list(records: list[Record]) -> list[Part]:
-    *others, datasets = list_tables()
-    return [*others, fitting(datasets), fitting(datasets_table())]
+    return [*list_tables(), datasets_table()]
 
 
 def _classes(records: list[Record]) -> list[Part]:
