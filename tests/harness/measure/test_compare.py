@@ -96,7 +96,7 @@ def test_what_a_record_says(ranked_test: Rankings, toy: Dataset):
     assert (dense.tag, dense.split, dense.shots, dense.dtype) == ("openai", "test", 0, "float32")
 
 
-def test_records_that_went_through_a_file_are_used_again(
+def test_records_from_a_file_are_used_again(
     ranked_test: Rankings, tmp_path: Path, predictor_file: Path, request: pytest.FixtureRequest
 ):
     plan = replace(PLAN, methods=("clsattn", "evit", "golden", "patchrank", "random", "tome"))
@@ -207,6 +207,6 @@ def test_a_validation_split_has_its_own_rankings(shipped: Callable[..., Rankings
         ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
     ],
 )
-def test_refusals_before_anything_is_run(change: dict, match: str, no_run: None):
+def test_refusals_before_any_run(change: dict, match: str, no_run: None):
     with pytest.raises(ValueError, match=re.escape(match)):
         one_group(replace(PLAN, **change), [])

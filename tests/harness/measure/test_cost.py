@@ -42,7 +42,7 @@ def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT):
     assert [entry.ratio_to_dense for entry in plain["latency"]] == [None, None]
 
 
-def test_activations_and_operators_of_unknown_cost_are_told(
+def test_activations_and_unknown_operators_are_reported(
     dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
 ):
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random"], [0.5])

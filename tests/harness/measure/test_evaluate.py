@@ -74,7 +74,7 @@ def test_the_default_subset_of_every_dataset_is_balanced(name: str):
 
 
 @pytest.mark.parametrize("batch", [4, 32])
-def test_outcomes_are_the_models_own_features_in_image_order(
+def test_outcomes_are_the_models_own_features_in_order(
     batch: int, toy: Dataset, parts: ClipParts, ranked: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sampling, "BATCH", batch)

@@ -124,7 +124,7 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
         ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
     ],
 )
-def test_refusals_before_anything_is_run(
+def test_refusals_before_any_run(
     change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(towers, "create_clip", None)
@@ -132,7 +132,7 @@ def test_refusals_before_anything_is_run(
         all_of(replace(PLAN, **change))
 
 
-def test_the_command_shows_means_and_shots_side_by_side(
+def test_the_command_shows_means_and_shots(
     tuner: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     command = f"compare --models {ARCH} --datasets toy --keeps 0.5 --methods random golden"

@@ -1,6 +1,7 @@
 """From a plan to records: whose dense tower is whose, what shares a round, what isn't redone."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,7 @@ def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_pat
         assert torch.equal(saved.vit(images), model.eval()(images))
 
 
-def test_without_weights_nothing_is_loaded_and_predictors_are_random(
-    monkeypatch: pytest.MonkeyPatch, tower: Tower
-):
+def test_without_weights_predictors_are_random(monkeypatch: pytest.MonkeyPatch, tower: Tower):
     monkeypatch.setattr(towers, "random_tower", lambda name: tower._replace(name=name))
     models = ("clip_vit_b16_patchrank50", "clip_vit_b16_evit50")
     first, second = (families(*models, random_weights=True)[0] for _ in range(2))
@@ -127,16 +126,10 @@ def test_a_predictor_that_is_missing_is_named(loaded: list[str]):
         families("clip_vit_b16_patchrank50")
 
 
-class Metronome:
+def metronome() -> Callable[[Any, Tensor], float]:
     """Take 10 ms for the first model, 5 for the second and so on, whatever they do."""
-
-    def __init__(self) -> None:
-        self.order: list[Any] = []
-
-    def time_ms(self, call: Any, images: Tensor) -> float:
-        if call not in self.order:
-            self.order.append(call)
-        return 10 / (1 + self.order.index(call))
+    times: dict[Any, float] = {}
+    return lambda call, images: times.setdefault(call, 10 / (1 + len(times)))
 
 
 def in_a_cell(dense: zoo.ReducedViT, time_ms: Any, **options: Any) -> Any:
@@ -147,7 +140,7 @@ def in_a_cell(dense: zoo.ReducedViT, time_ms: Any, **options: Any) -> Any:
 
 def test_all_models_of_a_cell_are_timed(dense: zoo.ReducedViT):
     ticks: list[int] = []
-    ready, timings, around = in_a_cell(dense, Metronome().time_ms, tick=ticks.append)
+    ready, timings, around = in_a_cell(dense, metronome(), tick=ticks.append)
     assert [one.failed for one in ready.values()] == [None, None]
     samples = {name: timing.samples_ms for name, timing in timings.items()}
     assert samples == {"dense": (10,) * 6, "short": (5,) * 6}
@@ -155,12 +148,10 @@ def test_all_models_of_a_cell_are_timed(dense: zoo.ReducedViT):
     assert ticks == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_model_that_fails_is_left_out_and_the_rest_go_on(
-    dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_model_that_fails_is_left_out(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
     real, failed = ways.prepare, Prepared(failed="out of memory")
     monkeypatch.setattr(ways, "prepare", lambda v, *how: failed if v is dense else real(v, *how))
-    ready, timings, _ = in_a_cell(dense, Metronome().time_ms)
+    ready, timings, _ = in_a_cell(dense, metronome())
     assert ready["dense"] == failed
     assert list(timings) == ["short"]
     monkeypatch.setattr(ways, "prepare", lambda *_: failed)

@@ -21,7 +21,7 @@ from harness.measure.ways import ALLOWED, CHECKED, COMPILE, WAYS
 RANDOM = "latency clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
 
 
-def test_a_run_writes_what_it_shows_and_a_second_reuses_it(
+def test_a_run_writes_what_it_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     argv = [*RANDOM.split(), "--output", str(tmp_path / "out")]
@@ -74,7 +74,7 @@ def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.Captur
         ("--device cudda", "--device 'cudda' can't be used here"),
     ],
 )
-def test_wrong_use_is_refused_before_anything_is_loaded(
+def test_wrong_use_is_refused(
     flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("harness.models.towers.load_tower", None)

@@ -58,7 +58,7 @@ def test_what_follows_from_times(latency_record: Make):
         ((1.0,) * 6, times.OPEN),
     ],
 )
-def test_a_verdict_needs_an_interval_of_paired_rounds_on_one_side_of_one(
+def test_a_verdict_needs_an_interval_on_one_side_of_one(
     latency_record: Make, factors: tuple[float, ...], verdict: str
 ):
     noise = (1.0, 3.0, 1.5, 2.5, 1.2, 2.0)
@@ -96,7 +96,7 @@ def test_nan_is_not_written(latency_record: Make, tmp_path: Path):
         ({"schema_version": 9}, r"line 2: schema_version must be 1, got 9"),
     ],
 )
-def test_a_line_that_is_no_record_is_named(
+def test_a_line_that_is_no_record(
     latency_record: Make, tmp_path: Path, change: dict[str, Any], said: str
 ):
     path = tmp_path / "latency.jsonl"
@@ -212,9 +212,7 @@ def test_what_holds_for_all_models_of_a_batch_is_said_once(records: list[times.L
 
 
 @pytest.mark.parametrize("width", [80, 100])
-def test_a_narrow_terminal_gets_the_most_telling_columns_whole(
-    records: list[times.LatencyRecord], width: int
-):
+def test_a_narrow_terminal_gets_the_best_columns(records: list[times.LatencyRecord], width: int):
     text = shown(records, width)
     assert not any(part in text for part in ("…", "images/s"))
     for part in ("0.800 [0.800, 0.800]", "8.12 [8.08, 8.16]", "not shown !"):

@@ -118,9 +118,7 @@ def test_what_is_written_is_read(tmp_path: Path, some: Some):
     assert len(some(64, 14).encode()) < 64_000
 
 
-def test_pandas_and_polars_read_a_folder_as_one_table(
-    tmp_path: Path, some: Some, facts: traces.Facts
-):
+def test_pandas_and_polars_read_a_folder(tmp_path: Path, some: Some, facts: traces.Facts):
     row = some()
     row.importance[2] = -1
     nothing = np.full_like(row.importance, -1)
@@ -233,7 +231,7 @@ def test_what_is_stored_is_what_the_model_does(
             assert (row.token[i, ~kept] == -1).all()
 
 
-def test_answers_and_agreement_are_those_of_the_records(
+def test_answers_and_agreement_are_the_records(
     measure: Measure, golden: Rankings, toy: Dataset, tmp_path: Path
 ):
     """All images are traced, so the means are of the same images."""
@@ -264,7 +262,7 @@ def test_answers_and_agreement_are_those_of_the_records(
     assert traces.read_traces(tmp_path / "run", others) == []
 
 
-def test_images_without_a_golden_ranking_have_none(
+def test_images_without_a_golden_ranking(
     measure: Measure, shipped: Callable[..., Rankings], tmp_path: Path
 ):
     shipped(count=10)
@@ -332,7 +330,7 @@ def test_the_same_run_gives_the_same_bytes(measure: Measure, golden: Rankings, t
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_a_golden_ranking_made_otherwise_takes_the_others_place(
+def test_a_new_golden_ranking_takes_the_others_place(
     measure: Measure, shipped: Callable[..., Rankings], golden: Rankings, tmp_path: Path
 ):
     measure(methods=("random",))
@@ -390,9 +388,7 @@ def test_traced_images_have_small_copies(measure: Measure, toy: Dataset, tmp_pat
         assert np.abs(off).mean() < 3  # JPEG's error
 
 
-def test_a_copy_is_the_preprocessed_image_of_at_most_224_pixels(
-    measure: Measure, toy: Dataset, tmp_path: Path
-):
+def test_a_copy_is_the_preprocessed_image(measure: Measure, toy: Dataset, tmp_path: Path):
     measure(images=2, thumbnails=False, **RANDOM)
     run = tmp_path / "run"
     split = toy.split("test").subset([5])

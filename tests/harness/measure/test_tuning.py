@@ -73,7 +73,7 @@ def test_each_row_gets_its_own_and_keeps_it(
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
-def test_learned_from_the_drawn_images_and_no_others(
+def test_learned_from_the_drawn_images(
     tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch
 ):
     calls, whole = [], module.tune
@@ -88,7 +88,7 @@ def test_learned_from_the_drawn_images_and_no_others(
         assert torch.allclose(data.images, expected, atol=1e-5)
 
 
-def test_features_of_labelled_images_are_computed_once(
+def test_features_are_computed_once(
     tuner: Tuner, rows: list[Variant], monkeypatch: pytest.MonkeyPatch
 ):
     counts, whole = [], module.outcomes
@@ -174,9 +174,7 @@ def test_the_command_refuses(
     assert told in capsys.readouterr().err
 
 
-def test_refuses_a_word_that_the_text_tower_never_saw(
-    tuner: Tuner, toy: Dataset, rows: list[Variant]
-):
+def test_refuses_an_unknown_word(tuner: Tuner, toy: Dataset, rows: list[Variant]):
     tuner.dataset = toy
     with pytest.raises(ValueError, match="never saw 'zebra'"):
         fresh(tuner).tuned(rows, 1, 0, TuneConfig(**QUICK, tokens="t"))
@@ -199,7 +197,7 @@ CONFIG = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
 
 
 @pytest.mark.parametrize("tokens", ["t", "v", "vt"])
-def test_open_clips_towers_are_tuned_and_loaded(
+def test_open_clips_towers_are_tuned(
     named: Dataset, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", CONFIG)

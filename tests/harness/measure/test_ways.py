@@ -1,10 +1,9 @@
 """Ways to run a model: each computes what eager does, and what can't be run says why."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -73,9 +72,7 @@ def test_the_memory_format_is_given_back_and_weights_stay_shared(dense: zoo.Redu
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_channels_last_computes_what_eager_does(
-    dense: zoo.ReducedViT, images: Tensor, method: str | None
-):
+def test_channels_last_is_eager(dense: zoo.ReducedViT, images: Tensor, method: str | None):
     vit = reduced(dense, method)
     assert ways.as_run(vit, ways.EAGER, images) is vit
     with torch.inference_mode():
@@ -87,9 +84,7 @@ def test_channels_last_computes_what_eager_does(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_models_compute_what_eager_does(
-    dense: zoo.ReducedViT, images: Tensor, dtype: torch.dtype
-):
+def test_compiled_models_are_eager(dense: zoo.ReducedViT, images: Tensor, dtype: torch.dtype):
     dense, images = dense.to(dtype), images.to(dtype)
     for method in (None, "clsattn", "tome"):
         vit = reduced(dense, method)
@@ -125,51 +120,24 @@ def test_deviations_are_lengths_by_eagers_length():
     assert ways.deviations(features, eager).tolist() == pytest.approx([0.1, 0.0, 2.0])
 
 
-class FakeCuda:
-    """Stand in for ``torch.cuda``: remember devices and streams in the order they are entered."""
-
-    def __init__(self) -> None:
-        self.entered: list[tuple[str, Any]] = []
-        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: self.entered.append(("replay", 0)))
-
-    def Stream(self) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(wait_stream=lambda other: None)
-
-    def current_stream(self) -> SimpleNamespace:
-        return self.Stream()
-
-    def device(self, device: torch.device) -> Any:
-        return self._inside("device", device)
-
-    def stream(self, stream: Any) -> Any:
-        return self._inside("warming up", stream)
-
-    def graph(self, graph: Any, stream: Any) -> Any:
-        return self._inside("capturing", stream)
-
-    @contextmanager
-    def _inside(self, what: str, place: Any) -> Iterator[None]:
-        self.entered.append((what, place))
-        yield
-        self.entered.append((f"not {what}", place))
-
-
-def test_a_graph_is_captured_on_its_device_and_on_the_stream_that_warmed_up(
+def test_a_graph_is_captured_on_its_device_and_warm_stream(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Streams are made on the current device, which is the first one, whatever images are on."""
-    fake, model = FakeCuda(), nn.Linear(4, 2)
+    fake, model, images = MagicMock(), nn.Linear(4, 2), torch.randn(3, 4)
     monkeypatch.setattr(torch, "cuda", fake)
-    images = torch.randn(3, 4)
     call = ways.as_run(model, ways.CUDA_GRAPHS, images)
-    assert [what for what, _ in fake.entered] == [
-        "device", "warming up", "not warming up", "capturing", "not capturing", "not device",
+    stages = [name for name, _, _ in fake.mock_calls if name.endswith("__")]
+    assert stages == [
+        "device().__enter__", "stream().__enter__", "stream().__exit__",
+        "graph().__enter__", "graph().__exit__", "device().__exit__",
     ]  # fmt: skip
-    (_, device), (_, warm), _, (_, capturing), *_ = fake.entered
-    assert device == images.device
-    assert capturing is warm
+    fake.device.assert_called_once_with(images.device)
+    fake.Stream.assert_called_once_with()
+    fake.stream.assert_called_once_with(fake.Stream())
+    assert fake.graph.call_args.kwargs == {"stream": fake.Stream()}
     features = call(torch.zeros(3, 4))
-    assert fake.entered[-1] == ("replay", 0)
+    fake.CUDAGraph().replay.assert_called_once_with()
     assert torch.equal(features, model(images))  # as nothing was replayed for real
 
 
@@ -177,7 +145,7 @@ def test_a_graph_is_captured_on_its_device_and_on_the_stream_that_warmed_up(
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", [ways.CUDA_GRAPHS, ways.REDUCE_OVERHEAD, ways.COMPILE])
-def test_graphs_compute_what_eager_does_on_new_images(
+def test_graphs_are_eager_on_new_images(
     dense: zoo.ReducedViT, images: Tensor, method: str | None, way: str
 ):
     vit, images = reduced(dense.cuda(), method), images.cuda()
@@ -244,9 +212,7 @@ NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 
         (lambda features: float("inf") * features, "features aren't finite"),
     ],
 )
-def test_a_model_that_cannot_be_timed_says_why(
-    prepare_changed: Prepare, change: Change, reason: str
-):
+def test_a_model_that_cannot_be_timed(prepare_changed: Prepare, change: Change, reason: str):
     ready = prepare_changed(change)
     assert ready.call is None
     assert reason in ready.failed

@@ -106,9 +106,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("name", PLAIN)
 @torch.no_grad()
-def test_a_plain_vit_gives_its_pooled_features_not_its_logits(
-    name: str, saved: Saved, images: Tensor
-):
+def test_a_plain_vit_gives_its_pooled_features(name: str, saved: Saved, images: Tensor):
     model = lively(timm.create_model(name, **{**SMALL, **PLAIN[name]}))
     tower = load_tower(saved(model))
     wanted = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -157,7 +155,7 @@ def test_of_a_reduced_model_the_dense_tower_is_taken(saved: Saved, images: Tenso
 
 
 @torch.no_grad()
-def test_an_open_clip_name_brings_both_towers(
+def test_open_clip_brings_both_towers(
     tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ):
     vision = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
