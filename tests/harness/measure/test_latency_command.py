@@ -103,7 +103,7 @@ def test_each_device_has_its_usual_batches():
 
 @pytest.mark.parametrize(("load", "busy"), [(1.9, True), (0.4, False), (None, False)])
 def test_a_busy_machine_is_reported_before(
-    load: Any, busy: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    load: Any, busy: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     monkeypatch.setattr("harness.measure.timing.load_1min", lambda: load)
     monkeypatch.setattr("os.cpu_count", lambda: 2)

@@ -45,7 +45,6 @@ def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them():
     slow = shop.worker("slow", iter([900, 10, 20, 30]))
     fast = shop.worker("fast", iter([900, 5, 5, 6]))
     timings = shop.time({"slow": slow, "fast": fast}, rounds=3, warmup=1)
-    assert list(timings) == ["slow", "fast"]
     assert timings["slow"].samples_ms == pytest.approx((10, 20, 30))
     assert timings["fast"].samples_ms == pytest.approx((5, 5, 6))
     assert timings["slow"].spread_ms == pytest.approx((20, 15, 25))

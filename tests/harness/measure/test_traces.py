@@ -326,13 +326,12 @@ def test_a_new_golden_ranking_takes_the_others_place(
     measure: Measure, shipped: Callable[..., Rankings], golden: Rankings, tmp_path: Path
 ):
     measure(methods=("random",))
-    before = by_model(tmp_path / "run")["clip_vit_b16 golden"]
+    before = by_model(tmp_path / "run")["clip_vit_b16 golden"].facts
     shipped(window=3)
     records = measure(methods=("random",))
-    after = by_model(tmp_path / "run")["clip_vit_b16 golden"]
-    assert before.facts.method_config["window"] == 2
-    assert after.facts.method_config["window"] == 3
-    assert before.facts.name == after.facts.name
+    after = by_model(tmp_path / "run")["clip_vit_b16 golden"].facts
+    assert (before.method_config["window"], after.method_config["window"]) == (2, 3)
+    assert before.name == after.name
     assert len(traces.read_traces(tmp_path / "run")) == len(records) + 1
 
 
