@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -31,15 +31,7 @@ from harness.measure.rows import BLOCK, Outcome, Variant, matched_rows, rows_of,
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import load_clip, nameable, named, text_classifier
-from harness.records.agreement import (
-    border_chance,
-    border_overlap,
-    kendall_tau,
-    match_at_k,
-    match_chance,
-    over_images,
-    weighted_tau,
-)
+from harness.records import agreement as ranks
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
 from harness.records.record import Record, fitting, images_digest, pack_correct, utc_now
 from harness.records.statistics import paired_difference, wilson_interval
@@ -49,6 +41,9 @@ from zoo.prompt_learner import TuneConfig
 from zoo.weights import fingerprint
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
+Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
+Rows = Sequence[Variant]
+Known = Sequence[Record]
 Answers = tuple[Outcome, NDArray[np.bool_]]  # a row's outcome, and whether it was right
 PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
@@ -95,12 +90,7 @@ class Bench:
         return records
 
     def judged(
-        self,
-        dataset: Dataset,
-        tuning: Tuning,
-        rows: Sequence[Variant],
-        prompts: Mapping[str, Tuned],
-        known: Sequence[Record] = (),
+        self, dataset: Dataset, tuning: Tuning, rows: Rows, prompts: Prompts, known: Known = ()
     ) -> list[Record]:
         """Return the records of some rows on a dataset, measuring only if ``known`` lacks one.
 
@@ -124,14 +114,9 @@ class Bench:
             answers[row.key] = (result, answer == split.labels)
             traces.append(Answered.of(record, result, answer, chosen))
         if tracer is not None and len(chosen):
-            tracer.write(
-                traces,
-                split.subset(chosen),
-                dataset.classes,
-                grid=self.rows[0].vit.patch_embed.grid_size,
-                golden=rows[0].rankings,
-                preprocess=self.parts.preprocess,
-            )
+            how = {"preprocess": self.parts.preprocess, "golden": rows[0].rankings}
+            grid = self.rows[0].vit.patch_embed.grid_size
+            tracer.write(traces, split.subset(chosen), dataset.classes, grid=grid, **how)
         costs, dense = self._costs(rows), answers.get(self.rows[0].key)
         records = []
         for row, record in zip(rows, blanks, strict=True):
@@ -146,12 +131,7 @@ class Bench:
         return records
 
     def reusable(
-        self,
-        dataset: Dataset,
-        tuning: Tuning,
-        rows: Sequence[Variant],
-        prompts: Mapping[str, Tuned],
-        known: Sequence[Record],
+        self, dataset: Dataset, tuning: Tuning, rows: Rows, prompts: Prompts, known: Known
     ) -> list[Record] | None:
         """Return what ``judged`` would take from earlier records; None if it would measure."""
         _, rows, blanks = self._rows(dataset, tuning, rows, prompts)
@@ -164,30 +144,16 @@ class Bench:
         return self.view
 
     def _rows(
-        self,
-        dataset: Dataset,
-        tuning: Tuning,
-        rows: Sequence[Variant],
-        prompts: Mapping[str, Tuned],
+        self, dataset: Dataset, tuning: Tuning, rows: Rows, prompts: Prompts
     ) -> tuple[Split, list[Variant], list[Record]]:
         """Return the images that are judged, the rows that can be, and their blank records."""
         view = self.view_of(dataset)
         split = view.split(tuning)
         rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
-        blanked = partial(
-            blank,
-            dataset=dataset,
-            tuning=tuning,
-            image_ids=split.image_ids,
-            plan=self.plan,
-            tag=self.tag,
-            weights=self.weights,
-        )
-        return split, rows, [blanked(row) for row in rows]
+        own: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
+        return split, rows, [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
 
-    def _again(
-        self, rows: Sequence[Variant], blanks: Sequence[Record], known: Sequence[Record]
-    ) -> list[Record] | None:
+    def _again(self, rows: Rows, blanks: Known, known: Known) -> list[Record] | None:
         ranked = any(row.rankings is not None for row in rows)
         records = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blanks]
         present = [record for record in records if record is not None]
@@ -208,7 +174,7 @@ class Bench:
         rows = [row for row in self.rows if row.method != GOLDEN]
         return self.view_of(dataset).tuner.tuned(rows, tuning.shots, tuning.seed, config)
 
-    def _prompted(self, row: Variant, prompts: Mapping[str, Tuned]) -> Variant:
+    def _prompted(self, row: Variant, prompts: Prompts) -> Variant:
         """Return a row as its prompts make it."""
         if not prompts:
             return row
@@ -216,9 +182,7 @@ class Bench:
         vit = row.vit if row.method == GOLDEN or own.vit.prompts is None else own.vit
         return replace(row, config=row.config | {"prompts": own.digest}, vit=vit)
 
-    def _classifiers(
-        self, view: "View", tuning: Tuning, prompts: Mapping[str, Tuned]
-    ) -> dict[str, Tensor]:
+    def _classifiers(self, view: "View", tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
         """Return each row's classifier: the text's, tuned or not, or a linear probe."""
         if prompts:
             return {key: own.classifier.cpu() for key, own in prompts.items()}
@@ -420,7 +384,7 @@ def measurements(answers: Answers, truth: Importance | None) -> dict[str, Any]:
 
 def beside(answers: Answers, dense: Answers) -> dict[str, float | None]:
     """Return the fields of ``Record`` that say how a row differs from the dense one."""
-    cosine = over_images((answers[0].features * dense[0].features).sum(dim=1).numpy())
+    cosine = ranks.over_images((answers[0].features * dense[0].features).sum(dim=1).numpy())
     difference = paired_difference(answers[1], dense[1], seed=0)
     return {
         "cosine_to_dense": cosine.mean,
@@ -433,35 +397,34 @@ def beside(answers: Answers, dense: Answers) -> dict[str, float | None]:
 def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:
     """Compare a row's ranking with the golden one, image by image, as fields of ``Record``.
 
-    k is the number of tokens that the row keeps. Nothing if fewer than two images have a tau.
-
-    Args:
-        outcome: the row's.
-        golden: (n, N) golden importance, NaN rows where there is none; or None.
+    k is the number of tokens that the row keeps; ``golden`` is (n, N) importance, NaN rows where
+    there is none. Nothing if fewer than two images have a tau.
     """
     if outcome.scores is None or golden is None:
         return {}
     ranked = ~np.isnan(golden).any(axis=1)
     truth, scores = golden[ranked], outcome.scores[ranked]
-    tau = over_images(kendall_tau(truth, scores))
+    tau = ranks.over_images(ranks.kendall_tau(truth, scores))
     if tau.mean is None:
         return {}
     cells = golden.shape[1]
     k = min(outcome.final_tokens, cells)
     facts: dict[str, Any] = {
         "match_k": k,
-        "match_chance": match_chance(k, cells),
+        "match_chance": ranks.match_chance(k, cells),
         "golden_images": tau.counted,
         "tau_undefined": tau.undefined,
     }
     means = {
         ("tau", "tau"): tau,
-        ("weighted_tau", "weighted_tau"): over_images(weighted_tau(truth, scores)),
-        ("match_at_k", "match"): over_images(match_at_k(truth, scores, k)),
+        ("weighted_tau", "weighted_tau"): ranks.over_images(ranks.weighted_tau(truth, scores)),
+        ("match_at_k", "match"): ranks.over_images(ranks.match_at_k(truth, scores, k)),
     }
     if k < cells:  # else there is no border
-        means["border_overlap", "border"] = over_images(border_overlap(truth, scores, k))
-        facts["border_chance"] = border_chance(k, cells)
+        means["border_overlap", "border"] = ranks.over_images(
+            ranks.border_overlap(truth, scores, k)
+        )
+        facts["border_chance"] = ranks.border_chance(k, cells)
     for (name, prefix), mean in means.items():
         facts |= {name: mean.mean, f"{prefix}_low": mean.low, f"{prefix}_high": mean.high}
     return facts

@@ -147,16 +147,10 @@ def overhead(
     whole, rows = gflops(vit, size).gflops, []
     for (arch, width), net in nets.items():
         cost = gflops(net, (count, 1), channels=vit.embed_dim)
-        row = Overhead(
-            arch=arch,
-            width=width,
-            params=cost.params,
-            gflops=cost.gflops,
-            share=cost.gflops / whole,
-            uncounted=cost.unsupported,
-            latency=timings[f"{arch} {width}"].ratio_to(timings[DENSE]),
-        )
-        rows.append(row)
+        facts: dict[str, Any] = {"arch": arch, "width": width, "params": cost.params}
+        facts |= {"gflops": cost.gflops, "share": cost.gflops / whole}
+        latency = timings[f"{arch} {width}"].ratio_to(timings[DENSE])
+        rows.append(Overhead(**facts, uncounted=cost.unsupported, latency=latency))
     return rows
 
 

@@ -66,14 +66,8 @@ def outcomes(
 ) -> dict[str, Outcome]:
     """Run variants of one dense tower, which is on ``device`` in ``dtype``, over a split.
 
-    Args:
-        rows: golden ones have rankings or ``importance``.
-        split: the images.
-        preprocess: from PIL image to (C, H, W).
-        device: where to compute.
-        dtype: of the computation.
-        importance: by the key of a golden row, what it prunes by instead of its rankings.
-        on_batch: called with the number of images done.
+    ``preprocess`` maps a PIL image to (C, H, W). ``importance`` is, by the key of a golden row,
+    what it prunes by instead of its rankings. ``on_batch`` takes the number of images done.
 
     Raises:
         ValueError: a golden row, and an image without golden ranking; nothing was drawn.

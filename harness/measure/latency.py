@@ -261,15 +261,11 @@ class _FamilyRun:
                 timings, around = dict[str, timing.Timing](), timing.Surroundings()
                 ready = dict.fromkeys(vits, ways.Prepared(failed=reason))
             else:
-                ready, timings, around = time_cell(
-                    vits,
-                    images.contiguous(memory_format=form),
-                    cell.way,
-                    rounds=self.plan.rounds,
-                    seconds=self.plan.seconds,
-                    watch=timing.stopwatch(self.device, cell.threads),
-                    tick=lambda done: tick(min(done, self.plan.rounds)),
-                )
+                how: dict[str, Any] = {"rounds": self.plan.rounds, "seconds": self.plan.seconds}
+                how["tick"] = lambda done: tick(min(done, self.plan.rounds))
+                how["watch"] = timing.stopwatch(self.device, cell.threads)
+                images = images.contiguous(memory_format=form)
+                ready, timings, around = time_cell(vits, images, cell.way, **how)
         if cell.way in ways.COMPILED:
             torch._dynamo.reset()
         new = {}
@@ -337,16 +333,8 @@ def time_cell(
         return ready, {}, timing.Surroundings()
     meanwhile = timing.Watch()
     try:
-        timings = timing.interleaved(
-            calls,
-            images,
-            rounds,
-            seconds=seconds,
-            warmup=WARMUP,
-            warmup_s=WARMUP_S,
-            stopwatch=watch,
-            tick=tick,
-        )
+        how: dict[str, Any] = {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": watch}
+        timings = timing.interleaved(calls, images, rounds, seconds=seconds, tick=tick, **how)
     except (RuntimeError, MemoryError) as error:
         if not ways.is_out_of_memory(error):
             raise

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -64,16 +64,10 @@ class Timing:
         """Summarise the samples as records do; ``dense`` is of the same rounds, if there is one."""
         median, first, third = self.spread_ms
         ratio = (None, None, None) if dense is None else self.ratio_to(dense)
-        return Latency(
-            batch=self.batch,
-            median_ms=median,
-            q1_ms=first,
-            q3_ms=third,
-            ratio_to_dense=ratio[0],
-            ratio_low=ratio[1],
-            ratio_high=ratio[2],
-            images_per_s=1000 * self.batch / median,
-        )
+        times: dict[str, Any] = {"median_ms": median, "q1_ms": first, "q3_ms": third}
+        names = ("ratio_to_dense", "ratio_low", "ratio_high")
+        times |= dict(zip(names, ratio, strict=True))
+        return Latency(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
 
 
 def interleaved(
@@ -91,18 +85,10 @@ def interleaved(
     """Time every callable once per round, the order rotating by one from round to round.
 
     Runs in inference mode with garbage collection off. Models must be in eval mode and on the
-    images' device already.
-
-    Args:
-        callables: Name to function of the images.
-        images: (batch, ...) the one input of all.
-        rounds: Samples per callable, at least.
-        seconds: Rounds go on until so much time has gone since the first, up to ``MOST_ROUNDS``.
-        warmup: Untimed calls of each callable before the first round, at least.
-        warmup_s: Untimed calls in turn go on until so much time has gone.
-        stopwatch: By default the wall clock, which waits for the images' device.
-        now: Seconds, for ``seconds`` and ``warmup_s``.
-        tick: Called with the number of finished rounds.
+    device of ``images`` (batch, ...) already. Each is called ``warmup`` times untimed and for
+    ``warmup_s`` seconds, at least, then for ``rounds`` rounds and ``seconds`` seconds, at least,
+    but after the former in no more than ``MOST_ROUNDS``. The wall clock, which waits for the
+    images' device, is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished rounds.
 
     Raises:
         ValueError: No callables, rounds below 1, or warmup or seconds below 0.

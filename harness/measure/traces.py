@@ -23,16 +23,8 @@ from scipy.stats import rankdata
 from harness.console.terminal import Progress
 from harness.datasets.base import Split
 from harness.datasets.few_shot import batches
+from harness.golden import store
 from harness.golden.maps import unprocessed
-from harness.golden.store import (
-    MAGIC,
-    BrokenShardError,
-    Rankings,
-    encode_table,
-    flat,
-    lists,
-    reading,
-)
 from harness.measure.plan import TRACED
 from harness.measure.rows import Outcome
 from harness.records.conditions import DENSE
@@ -201,8 +193,8 @@ class RowTraces:
             "predicted": pa.array(self.predicted, pa.string()),
             "correct": pa.array(self.correct, pa.bool_()),
             "importance": pa.array(ranks, pa.list_(pa.int16(), width)),
-            "left": lists(self.left, width),
-            "token": lists(self.token, width),
+            "left": store.lists(self.left, width),
+            "token": store.lists(self.token, width),
         }
         return seal(pa.table(content), TRACES, {"facts": asdict(self.facts), "grid": self.grid})
 
@@ -215,7 +207,7 @@ class RowTraces:
             ValueError: a file of somebody else's, or of a newer version.
         """
         table, metadata = unseal(content, TRACES)
-        left = flat(table, "left")
+        left = store.flat(table, "left")
         none = [UNRANKED] * left.shape[1]
         ranks = [none if row is None else row for row in table["importance"].to_pylist()]
         return cls(
@@ -226,7 +218,7 @@ class RowTraces:
             predicted=tuple(table["predicted"].to_pylist()),
             importance=np.array(ranks, dtype=np.int16),
             left=left,
-            token=flat(table, "token"),
+            token=store.flat(table, "token"),
         )
 
 
@@ -238,7 +230,7 @@ def seal(table: Any, kind: str, metadata: Mapping[str, Any]) -> bytes:
     values: dict[str, Any] = json.loads(json.dumps(metadata))  # as it will be read
     values |= {"version": VERSION, "sha256": _digest(table, values)}
     text = json.dumps(values, sort_keys=True)
-    return encode_table(table.replace_schema_metadata({kind.encode(): text.encode()}))
+    return store.encode_table(table.replace_schema_metadata({kind.encode(): text.encode()}))
 
 
 def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
@@ -248,22 +240,22 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
         BrokenShardError: something in it isn't as ``seal`` wrote it.
         ValueError: a file of another kind, or of a version that this package doesn't know.
     """
-    if content[:4] != MAGIC or content[-4:] != MAGIC:
-        raise BrokenShardError("cut off, or no Parquet file")
-    with reading():
+    if content[:4] != store.MAGIC or content[-4:] != store.MAGIC:
+        raise store.BrokenShardError("cut off, or no Parquet file")
+    with store.reading():
         file = pq.ParquetFile(pa.BufferReader(content))
         texts = file.metadata.metadata or {}
     if kind.encode() not in texts:
         raise ValueError(f"a Parquet file, but not of {kind}")
-    with reading():
+    with store.reading():
         metadata = json.loads(texts[kind.encode()])
         version, digest = metadata.pop("version"), metadata.pop("sha256")
     if version != VERSION:
         raise ValueError(f"{kind} of version {version!r}; this package reads {VERSION}, update it")
-    with reading():
+    with store.reading():
         table = file.read(use_threads=False)
         if _digest(table, metadata) != digest:
-            raise BrokenShardError("content and checksum differ")
+            raise store.BrokenShardError("content and checksum differ")
     return table, metadata
 
 
@@ -279,7 +271,7 @@ def _naming(path: Path) -> Iterator[None]:
     """Put a file's path into errors, and of a broken one the way out."""
     try:
         yield
-    except BrokenShardError as error:
+    except store.BrokenShardError as error:
         raise ValueError(
             f"{str(path)!r} is broken ({error}): delete it, or make it again by the same "
             "`compare` command with --fresh"
@@ -295,10 +287,8 @@ def read_traces(
 ) -> list[RowTraces]:
     """Read the traces of a run, the dense row of each dataset and tower first.
 
-    Args:
-        run: the folder of its records.
-        records: rows to read, with the golden rankings beside them; None for all.
-        left_out: called with why a file can't be read, which is then left out; None to raise.
+    ``records`` are the rows to read, with the golden rankings beside them; None for all.
+    ``left_out`` is called with why a file can't be read, which is then left out; None to raise.
 
     Raises:
         FileNotFoundError: the run has none.
@@ -395,7 +385,7 @@ def keep_thumbnails(
     with _naming(path):
         try:
             jpegs = _read_jpegs(path)
-        except BrokenShardError:
+        except store.BrokenShardError:
             jpegs = {}
     absent = [i for i, name in enumerate(split.image_ids) if name not in jpegs]
     if not absent:
@@ -464,18 +454,13 @@ class Tracer:
         classes: Sequence[str],
         *,
         grid: tuple[int, int],
-        golden: Rankings | None,
+        golden: store.Rankings | None,
         preprocess: Any,
     ) -> None:
-        """Store what rows did, each whole or not at all; what was stored of them is replaced.
+        """Store what rows of one tower did, each whole or not at all, in place of earlier traces.
 
-        Args:
-            rows: of one tower on one dataset, at least one.
-            split: the images that are traced.
-            classes: names of the dataset's classes.
-            grid: rows and columns of the patch grid.
-            golden: rankings that some of the images have.
-            preprocess: the tower's, from PIL image to (C, H, W).
+        ``split`` are the images, ``classes`` names of the dataset's, ``grid`` rows and columns of
+        the patch grid, ``golden`` rankings that some images have; ``preprocess`` is the tower's.
         """
         folder = self.run / TRACES
         folder.mkdir(parents=True, exist_ok=True)
@@ -520,16 +505,11 @@ class Tracer:
 def _patchwise(outcome: Outcome, count: int, cells: int) -> dict[str, Any]:
     """Return what a row did to each patch; nothing where it reduces nothing."""
     if outcome.scores is None or outcome.left is None or outcome.token is None:
-        return {
-            "importance": np.full((count, cells), UNRANKED, dtype=np.int16),
-            "left": np.full((count, cells), STAYED, dtype=np.int16),
-            "token": np.tile(np.arange(cells, dtype=np.int16), (count, 1)),
-        }
-    return {
-        "importance": _places(outcome.scores),
-        "left": outcome.left.astype(np.int16),
-        "token": outcome.token.astype(np.int16),
-    }
+        unranked, stayed = (np.full((count, cells), v, dtype=np.int16) for v in (UNRANKED, STAYED))
+        own = np.tile(np.arange(cells, dtype=np.int16), (count, 1))
+        return {"importance": unranked, "left": stayed, "token": own}
+    left, token = outcome.left.astype(np.int16), outcome.token.astype(np.int16)
+    return {"importance": _places(outcome.scores), "left": left, "token": token}
 
 
 def _places(scores: NDArray[np.float32]) -> NDArray[np.int16]:
@@ -540,14 +520,10 @@ def _places(scores: NDArray[np.float32]) -> NDArray[np.int16]:
     return places
 
 
-def _golden(like: RowTraces, rankings: Rankings) -> RowTraces:
+def _golden(like: RowTraces, rankings: store.Rankings) -> RowTraces:
     """Return the golden ranking as a row beside the dense one, ``like``."""
     provenance = asdict(rankings.provenance)
     del provenance["versions"]
     facts = replace(like.facts, method=RANKING, keep=1.0, method_config=provenance)
-    return replace(
-        like,
-        facts=facts,
-        predicted=(None,) * len(like),
-        importance=_places(rankings.of(like.image_ids)),
-    )
+    importance = _places(rankings.of(like.image_ids))
+    return replace(like, facts=facts, predicted=(None,) * len(like), importance=importance)

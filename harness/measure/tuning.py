@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,34 +108,14 @@ class Tuner:
         checkpoint = path.with_suffix(".pt")
         what = f"{config.tokens} for {row.key}, {self.dataset.name}, {shots} shots, draw {seed}"
         train, val = (self._labelled(row, split, config) for split in few)
+        model = (row.vit, self.parts, self.dataset.classes, self.dataset.templates)
         with self.progress.task(what, config.rounds) as update:
-            learner = tune(
-                row.vit,
-                self.parts,
-                self.dataset.classes,
-                self.dataset.templates,
-                train,
-                val,
-                config,
-                on_round=lambda done, *_: update(done + 1),
-                checkpoint=checkpoint,
-            )
-        provenance = {
-            "tuned_on": row.model,
-            "method": row.config,
-            "dataset_revision": self.dataset.condition,
-            "shots": shots,
-            "draw": seed,
-        }
-        learner.save(
-            path,
-            row.vit,
-            self.parts,
-            model=self.model,
-            tag=self.tag,
-            dataset=self.dataset.name,
-            provenance=provenance,
-        )
+            how: dict[str, Any] = {"on_round": lambda done, *_: update(done + 1)}
+            learner = tune(*model, train, val, config, checkpoint=checkpoint, **how)
+        provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed}
+        provenance["dataset_revision"] = self.dataset.condition
+        facts = {"model": self.model, "tag": self.tag, "dataset": self.dataset.name}
+        learner.save(path, row.vit, self.parts, provenance=provenance, **facts)
         checkpoint.unlink(missing_ok=True)
 
     def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:

@@ -62,13 +62,8 @@ class Cost:
 def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> Cost:
     """Trace one image through the model in eval mode and count with fvcore.
 
-    The model stays on its device and in its dtype; training flags, random state and the attention
-    fast path are restored.
-
-    Args:
-        model: Maps (1, channels, height, width) to a tensor.
-        image_size: Side or (height, width) in pixels.
-        channels: Input channels.
+    The model maps (1, channels, height, width) to a tensor. It stays on its device and in its
+    dtype; training flags, random state and the attention fast path are restored.
 
     Raises:
         ValueError: The size is not positive, or the model has no parameter to place input by.
@@ -126,11 +121,6 @@ def _cdist(inputs: list[Any], _outputs: list[Any]) -> int:
     return prod(left) * right[-2]
 
 
-def _dot(inputs: list[Any], _outputs: list[Any]) -> int:
-    """Count a matrix or vector times a vector."""
-    return prod(_shape(inputs[0]))
-
-
 def _shape(value: Any) -> list[int]:
     sizes: list[int] = value.type().sizes()
     return sizes
@@ -157,7 +147,7 @@ _PRODUCTS = {
     **dict.fromkeys(("addmm_", "baddbmm", "addbmm"), _added),
     "bmm": _bmm,
     "cdist": _cdist,
-    **dict.fromkeys(("dot", "mv"), _dot),
+    **dict.fromkeys(("dot", "mv"), lambda inputs, _: prod(_shape(inputs[0]))),
 }
 _RESIZED = {f"aten::{name}": _bicubic for name in ("upsample_bicubic2d", "_upsample_bicubic2d_aa")}
 
@@ -177,15 +167,9 @@ def _handles() -> dict[str, Handle]:
 
         return handle
 
-    products = {
-        "_convolution": known.conv_flop_jit,
-        "addmm": known.addmm_flop_jit,
-        "einsum": known.einsum_flop_jit,
-        "linear": known.linear_flop_jit,
-        "matmul": known.matmul_flop_jit,
-        "mm": known.matmul_flop_jit,
-        **_PRODUCTS,
-    }
+    names = ("addmm", "einsum", "linear", "matmul")
+    products = {name: getattr(known, f"{name}_flop_jit") for name in names}
+    products |= {"_convolution": known.conv_flop_jit, "mm": known.matmul_flop_jit, **_PRODUCTS}
     return _RESIZED | {f"aten::{name}": both(name, count) for name, count in products.items()}
 
 

@@ -27,10 +27,6 @@ from zoo.clip import ClipParts, class_features
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
-def ids(split: Split) -> list[str]:
-    return list(split.image_ids)
-
-
 def unbalanced() -> Split:
     """Forty images: 25 of class 0, 12 of class 1, 3 of class 2, in a mixed order."""
     labels = np.random.default_rng(0).permutation([0] * 25 + [1] * 12 + [2] * 3)
@@ -59,18 +55,13 @@ def test_classes_give_in_turn(limit: int):
 
 def test_smaller_subsets_are_parts_of_larger_ones():
     split = unbalanced()
-    chosen = [ids(subset(split, limit)) for limit in range(1, 41)]
+    chosen = [list(subset(split, limit).image_ids) for limit in range(1, 41)]
     for smaller, larger in itertools.pairwise(chosen):
         assert set(smaller) < set(larger)
         assert larger == sorted(larger)
-    assert chosen[19] == ids(subset(unbalanced(), 20))
-    assert chosen[19] != ids(split)[:20]
-
-
-@pytest.mark.parametrize("limit", [None, 40, 1000])
-def test_all_there_is(limit: int | None):
-    split = unbalanced()
-    assert subset(split, limit) is split
+    assert chosen[19] == list(subset(unbalanced(), 20).image_ids)
+    assert chosen[19] != list(split.image_ids)[:20]
+    assert all(subset(split, limit) is split for limit in (None, 40, 1000))
 
 
 @pytest.mark.parametrize("name", [n for n in list_datasets() if get_dataset(n).files])
@@ -83,15 +74,11 @@ def test_the_default_subset_of_every_dataset_is_balanced(name: str):
 
 
 @pytest.mark.parametrize("batch", [4, 32])
-def test_outcomes_are_the_models_own_features_in_image_order(
-    batch: int,
-    dense: zoo.ReducedViT,
-    toy: Dataset,
-    parts: ClipParts,
-    ranked: Callable[..., Rankings],
-    monkeypatch: pytest.MonkeyPatch,
+def test_outcomes_are_the_models_own_features_in_order(
+    batch: int, toy: Dataset, parts: ClipParts, ranked: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sampling, "BATCH", batch)
+    dense = parts.model.visual
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
     rows[2] = replace(rows[2], rankings=ranked())
@@ -131,14 +118,11 @@ def test_text_classifier_leaves_out_what_it_can_not_name(parts: ClipParts, toy: 
     assert classifier[3].isnan().all()
 
 
-def test_the_best_class_by_hand():
+def test_the_best_class_by_hand_and_a_class_left_out_never_wins():
+    """Not even where every other cosine is negative; its images count as wrong."""
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])
     classifier = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     assert correct(features, classifier, np.array([0, 1, 2, 0])).tolist() == [True] * 3 + [False]
-
-
-def test_a_class_left_out_never_wins():
-    """Not even where every other cosine is negative; its images count as wrong."""
     features = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
     classifier = torch.tensor([[torch.nan, torch.nan], [1.0, 0.0], [0.8, 0.6]])
     assert correct(features, classifier, np.array([2, 1])).tolist() == [True, True]
@@ -172,9 +156,7 @@ def test_the_margin_is_the_own_class_less_the_best_other():
         own = cosines.pop(int(label))
         gaps.append(own - max(cosines.values()))
     assert margin(features, classes, labels) == pytest.approx(np.mean(gaps), abs=1e-6)
-
-
-def test_one_class_alone_has_no_margin():
+    # One class alone has no margin.
     assert margin(torch.ones(2, 1), torch.ones(1, 1), np.array([0, 0])) is None
 
 
@@ -211,14 +193,8 @@ def test_parts_make_the_whole_in_any_order(scored: bool):
 def test_an_image_lacks_if_one_of_the_rows_was_not_run_on_it():
     cache = OutcomeCache()
     cache.add({"one": said("ab"), "other": said("ab")}, "ab")
-    cache.add({"one": said("c")}, "c")
+    cache.add({"one": said("bc", more=0.5)}, "bc")  # what is known of b stays
+    assert cache.of("one", "abc").features[:, 0].tolist() == [0, 1, 2.5]
     assert cache.missing(["one"], "abc") == []
     assert cache.missing(["one", "other"], "abc") == [2]
     assert cache.missing(["one", "new"], "abc") == [0, 1, 2]
-
-
-def test_what_is_known_of_an_image_stays():
-    cache = OutcomeCache()
-    cache.add({"row": said("ab")}, "ab")
-    cache.add({"row": said("bc", more=0.5)}, "bc")
-    assert cache.of("row", "abc").features[:, 0].tolist() == [0, 1, 2.5]

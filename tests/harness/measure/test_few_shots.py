@@ -24,17 +24,9 @@ from zoo.clip import ClipParts
 from zoo.prompt_learner import TuneConfig
 
 ARCH = "clip_vit_b16"
-PLAN = Plan(
-    models=(ARCH,),
-    methods=("random", "golden"),
-    keeps=(0.5,),
-    datasets=("toy",),
-    limit=None,
-    batches=(),
-    shots=(0, 1, 2),
-    seeds=2,
-    num_tokens=4,
-)
+WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}
+SHOTS: dict[str, Any] = {"shots": (0, 1, 2), "seeds": 2, "num_tokens": 4}
+PLAN = Plan(**WHERE, **SHOTS, methods=("random", "golden"), batches=())
 
 
 @pytest.fixture(autouse=True)
@@ -52,20 +44,18 @@ def told(records: Sequence[Record]) -> list[tuple[Any, ...]]:
 
 def test_a_record_per_row_shots_and_seed_and_the_test_images_are_run_once(tuner: Any, runs: list):
     groups = list(compare(replace(PLAN, seed=5), [], Progress()))
-    assert [told(group) for group in groups] == [
-        [(m, 0, 5, None, None) for m in ("dense", "random", "golden")],
-        [(m, 1, s, "t", 4) for s in (5, 6) for m in ("dense", "random", "golden")],
-        [(m, 2, s, "t", 4) for s in (5, 6) for m in ("dense", "random", "golden")],
-    ]
-    assert runs == [(["dense", "random", "golden"], 16)]  # for all five
-    assert [(c["shots"], c["seed"], c["config"].seed) for c in tuner.calls] == [
-        (1, 5, 5), (1, 6, 6), (2, 5, 5), (2, 6, 6),
-    ]  # fmt: skip
+    rows = ["dense", "random", "golden"]
+    assert told(groups[0]) == [(m, 0, 5, None, None) for m in rows]
+    for k in (1, 2):
+        assert told(groups[k]) == [(m, k, s, "t", 4) for s in (5, 6) for m in rows]
+    assert runs == [(rows, 16)]  # for all five
+    seeds = [(c["shots"], c["seed"], c["config"].seed) for c in tuner.calls]
+    assert seeds == [(1, 5, 5), (1, 6, 6), (2, 5, 5), (2, 6, 6)]
     for call in tuner.calls:
         assert call["rows"] == [ARCH, f"{ARCH}_random50"]
         assert (call["config"].tokens, call["config"].count) == ("t", 4)
-    facts = {name: tuner.facts[name] for name in ("model", "tag", "weights")}
-    assert facts == {"model": ARCH, "tag": "openai", "weights": groups[0][0].weights_sha256}
+    expected = {"model": ARCH, "tag": "openai", "weights": groups[0][0].weights_sha256}
+    assert expected.items() <= tuner.facts.items()
 
 
 def by_hand(vit: zoo.ReducedViT, words: torch.Tensor, parts: ClipParts, toy: Dataset) -> list:
@@ -134,7 +124,7 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
         ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
     ],
 )
-def test_refusals_before_anything_is_run(
+def test_refusals_before_any_run(
     change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(towers, "create_clip", None)
@@ -142,7 +132,7 @@ def test_refusals_before_anything_is_run(
         all_of(replace(PLAN, **change))
 
 
-def test_the_command_shows_means_and_shots_side_by_side(
+def test_the_command_shows_means_and_shots(
     tuner: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     command = f"compare --models {ARCH} --datasets toy --keeps 0.5 --methods random golden"
@@ -150,11 +140,11 @@ def test_the_command_shows_means_and_shots_side_by_side(
     assert main([*command.split(), str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.count("mean of 2 seeds") == 2
-    assert out.count("toy test, top-1 by shots, learned text tokens (16)") == 1
+    heading = "toy test, top-1 by shots, learned text tokens (16)"
+    assert out.count(heading) == 1
     assert len(read_records(tmp_path / "records.jsonl")) == 3 * (1 + 2 * 2)
     for name in ("table.md", "summary.md", "report.html"):
         shown = (tmp_path / name).read_text("utf-8")
-        heading = "toy test, top-1 by shots, learned text tokens (16)"
         named = 2 if name == "report.html" else 1  # its contents name it, too
         assert shown.count(heading) == named
         assert "mean of seeds 0, 1" in shown
@@ -169,8 +159,7 @@ def test_learned_visual_tokens_are_run_and_counted(
     tokens: str, tuner: Any, runs: list, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
-    counted: list[list[str]] = []
-    real = bench.costs
+    counted, real = [], bench.costs
     monkeypatch.setattr(
         bench, "costs", lambda rows, *a: counted.append([r.key for r in rows]) or real(rows, *a)
     )
@@ -205,9 +194,8 @@ def test_learned_visual_tokens_are_run_and_counted(
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
 def test_a_file_of_prompts_is_judged_alone(
-    tokens: str, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset, tuner: Any,
-    capsys: pytest.CaptureFixture[str],
-):  # fmt: skip
+    tokens: str, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset, tuner: Any, capsys: Any
+):
     random = zoo.reduce(dense, method="random", keep=0.5).eval()
     own = tuner.one(random, f"{ARCH}_random50", 2, 7, TuneConfig(tokens=tokens, count=4))
     [record] = judge(replace(PLAN, methods=("random",)), own.file.path, Progress())

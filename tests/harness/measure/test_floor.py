@@ -27,10 +27,7 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
     """Right and wrong are planted: golden is right everywhere, the orders on known images."""
 
     def right(model, classifier, labels):
-        if "random" in model:
-            seed = int(model[-1])
-            return np.arange(len(labels)) % 3 == seed
-        return np.ones(len(labels), dtype=bool)
+        return np.arange(len(labels)) % 3 == int(model[-1]) if "random" in model else labels >= 0
 
     class Named(str):
         features = property(str)
@@ -40,29 +37,20 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
     )
     monkeypatch.setattr(floor_module, "correct", right)
     plan = Plan(methods=("golden",), keeps=(0.5,), datasets=("emoji",), limit=9, split="test")
-    (rows,) = floor(plan, 3, Progress())
-    assert rows[0].image_count == 9
-    assert rows[0].top1 == 1
-    assert rows[0].random_top1 == pytest.approx(1 / 3)
-    assert rows[0].difference.estimate == pytest.approx(2 / 3)
-
-
-def test_too_few_orders_are_refused():
+    ((row,),) = floor(plan, 3, Progress())
+    assert (row.image_count, row.top1, row.random_top1) == (9, 1, pytest.approx(1 / 3))
+    assert row.difference.estimate == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="--seeds 2: expected at least 3"):
         next(floor(PLAN, 2, Progress()))
 
 
 def test_golden_without_rankings_names_the_command_before_anything_is_measured(monkeypatch, capsys):
-    def measured(*_args, **_kwargs):
-        raise AssertionError("measured before what is missing was told")
-
     find = floor_module.find_rankings
-    there = {"fashion"}  # the first dataset has rankings, the second one none
-    monkeypatch.setattr(
-        floor_module, "find_rankings", lambda m, d, s: find(m, d, s) if d in there else None
+    monkeypatch.setattr(  # the first dataset has rankings, the second one none
+        floor_module, "find_rankings", lambda m, d, s: find(m, d, s) if d == "fashion" else None
     )
     for name in ("text_classifier", "outcomes"):
-        monkeypatch.setattr(bench, name, measured)
+        monkeypatch.setattr(bench, name, None)  # nothing is measured before
     arguments = "study floor --methods golden --datasets fashion emoji-names --limit 4 --keeps 0.3"
     assert main(arguments.split()) == 2
     # The images are those of `emoji`, and so are their rankings.

@@ -12,13 +12,8 @@ import torch
 
 from harness.cli import main
 from harness.console.terminal import Progress
-from harness.measure.latency import (
-    CPU_BATCHES,
-    CUDA_BATCHES,
-    LatencyPlan,
-    batches_for,
-    measure_latency,
-)
+from harness.measure import latency
+from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
 from harness.measure.times import CONDITIONS, VERDICTS, LatencyRecord, read_latencies
 from harness.measure.timing import LEAST_ROUNDS, MOST_ROUNDS, OTHERS, SPREAD, Machine, Surroundings
 from harness.measure.ways import ALLOWED, CHECKED, COMPILE, WAYS
@@ -26,29 +21,25 @@ from harness.measure.ways import ALLOWED, CHECKED, COMPILE, WAYS
 RANDOM = "latency clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
 
 
-def test_a_run_writes_what_it_shows_and_a_second_reuses_it(
+def test_a_run_writes_what_it_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     argv = [*RANDOM.split(), "--output", str(tmp_path / "out")]
     assert main(argv) == 0
     said = capsys.readouterr()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "latency.jsonl",
-        "latency.md",
-    ]
-    before = (tmp_path / "out" / "latency.jsonl").read_bytes()
-    dense, random = read_latencies(tmp_path / "out" / "latency.jsonl")
+    file, page = sorted((tmp_path / "out").iterdir())
+    assert (file.name, page.name) == ("latency.jsonl", "latency.md")
+    before = file.read_bytes()
+    dense, random = read_latencies(file)
     assert (dense.model, random.model) == ("clip_vit_s14", "clip_vit_s14_random60")
     assert (random.final_tokens, len(random.samples_ms)) == (118, 6)
     assert f"{random.ratio_to_dense:.3f} [" in said.out
     assert "clip_vit_s14: float32, eager, threads 1, batch 1: 2 of 2 models timed" in said.err
-    assert f"| 1 | random60 | 118 | {random.gflops:.2f} |" in (
-        tmp_path / "out" / "latency.md"
-    ).read_text("utf-8")
+    assert f"| 1 | random60 | 118 | {random.gflops:.2f} |" in page.read_text("utf-8")
 
     monkeypatch.setattr("harness.measure.latency.time_cell", None)
     assert main(argv) == 0
-    assert (tmp_path / "out" / "latency.jsonl").read_bytes() == before
+    assert file.read_bytes() == before
     assert capsys.readouterr().out == said.out
 
     with pytest.raises(TypeError, match="not callable"):
@@ -83,7 +74,7 @@ def test_what_programs_get_are_the_records(tmp_path: Path, capsys: pytest.Captur
         ("--device cudda", "--device 'cudda' can't be used here"),
     ],
 )
-def test_wrong_use_is_refused_before_anything_is_loaded(
+def test_wrong_use_is_refused(
     flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("harness.models.towers.load_tower", None)
@@ -105,17 +96,14 @@ def test_an_output_that_takes_no_lines_is_refused_before_anything_is_loaded(
 
 
 def test_each_device_has_its_usual_batches():
-    assert batches_for("cpu", None) == CPU_BATCHES
-    assert batches_for("cuda:1", None) == CUDA_BATCHES
-    assert batches_for("cuda", [4, 2, 4]) == (4, 2)
+    assert latency.batches_for("cpu", None) == CPU_BATCHES
+    assert latency.batches_for("cuda:1", None) == CUDA_BATCHES
+    assert latency.batches_for("cuda", [4, 2, 4]) == (4, 2)
 
 
 @pytest.mark.parametrize(("load", "busy"), [(1.9, True), (0.4, False), (None, False)])
 def test_a_busy_machine_is_reported_before(
-    load: float | None,
-    busy: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    load: Any, busy: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
     monkeypatch.setattr("harness.measure.timing.load_1min", lambda: load)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
@@ -131,16 +119,12 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_embedded_model_is_timed_in_every_way_that_a_cpu_has():
-    plan = LatencyPlan(
-        models=("clip_vit_s14_patchrank60",),
-        batches=(1,),
-        dtypes=("float32", "bfloat16"),
-        ways=("eager", COMPILE, "channels-last"),
-        threads=(1,),
-        rounds=6,
-        seconds=0.0,
-    )
-    records = [record for cell, _ in measure_latency(plan, [], Progress()) for record in cell]
+    how = {"dtypes": ("float32", "bfloat16"), "ways": ("eager", COMPILE, "channels-last")}
+    how |= {"batches": (1,), "threads": (1,), "rounds": 6, "seconds": 0.0}
+    plan = LatencyPlan(models=("clip_vit_s14_patchrank60",), **how)
+    records = [
+        record for cell, _ in latency.measure_latency(plan, [], Progress()) for record in cell
+    ]
     assert [record.failed for record in records] == [None] * 12
     for record in records:
         assert record.deviation < (1e-4 if record.dtype == "float32" else 0.2)
@@ -190,32 +174,21 @@ def json_name(kind: Any) -> str:
     ("heading", "kind"),
     [("Fields", LatencyRecord), ("Of `machine`", Machine), ("Of `surroundings`", Surroundings)],
 )
-def test_every_field_is_there_in_order_with_its_type(heading: str, kind: Any):
+def test_every_field_is_there_in_order_with_its_type_and_its_unit(heading: str, kind: Any):
     types = get_type_hints(kind)
     expected = {field.name: json_name(types[field.name]) for field in fields(kind)}
     documented = {name: row[0] for name, row in rows(heading).items()}
     assert list(documented.items()) == list(expected.items())
-
-
-@pytest.mark.parametrize("heading", ["Fields", "Of `machine`", "Of `surroundings`"])
-def test_units_in_names_are_the_units_of_the_table(heading: str):
-    units = {
-        "_ms": "ms", "_s": "s", "_mib": "MiB", "_per_s": "images per second",
-    }  # fmt: skip
+    units = {"_per_s": "images per second", "_ms": "ms", "_s": "s", "_mib": "MiB"}
     for name, (_, unit) in rows(heading).items():
-        [*_, end] = [e for e in sorted(units, key=len) if name.endswith(e)] or [None]
-        if end is not None:
-            assert unit == units[end], name
+        assert unit == next((units[end] for end in units if name.endswith(end)), unit), name
 
 
-def test_the_conditions_are_those_that_the_page_says():
+def test_conditions_ways_and_verdicts_are_those_that_the_page_says():
     names = list(rows("Fields"))
     between = names[names.index("version") : names.index("machine") + 1]
     assert tuple(name for name in between if name != "git_commit") == CONDITIONS
     assert "from `version` to `machine`, without `git_commit`, are the conditions" in TEXT
-
-
-def test_every_way_and_every_verdict_is_explained():
     assert re.findall(r"^- `([\w-]+)`: ", TEXT, re.M) == list(WAYS)
     for word in VERDICTS:
         assert f"**{word}**" in TEXT
@@ -232,9 +205,6 @@ def test_bounds_and_defaults_are_the_codes():
         f"{CHECKED} images",
         " ".join(map(str, CPU_BATCHES)),
         " ".join(map(str, CUDA_BATCHES)),
-        *(
-            f"{allowed:g} in {str(dtype).removeprefix('torch.')}"
-            for dtype, allowed in ALLOWED.items()
-        ),
+        *(f"{most:g} in {str(dtype).removeprefix('torch.')}" for dtype, most in ALLOWED.items()),
     ):
         assert text in " ".join(TEXT.split()), text

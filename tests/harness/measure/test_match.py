@@ -25,8 +25,6 @@ ARCH, TAG = "clip_vit_b16", "openai"
 METHODS = ("random", "evit", "patchrank", "tome", "clsattn")
 WHERE = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "batches": ()}
 PLAN = Plan(**WHERE, methods=METHODS, keeps=(0.7, 0.4), match="gflops")
-
-
 pytestmark = pytest.mark.usefixtures("benchmark", "predictor_file")
 
 
@@ -99,7 +97,6 @@ def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.M
     [group] = compare(plan, [], Progress())
     assert [r.method for r in group] == ["dense", *(m for m in plan.methods for _ in "ab")]
     for record in group[1:]:
-        assert record.model == f"{ARCH}_{record.method}{round(100 * record.keep)}"
         assert record.final_tokens == round(64 * record.keep)
         assert record.method_config["keep"] == record.keep
     assert all(abs(row.off) < 0.01 for row in matched(group, "patchrank"))
@@ -155,7 +152,7 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record]):
         ["patchrank 70", "patchrank", "70.0", "2.000", "–", "75.0", "–", "–"],
         ["", "evit", "50.0", "2.010", "+0.50 %", "56.2", "-18.8 [-37.5, +0.0]", "0.250"],
     ]
-    assert text.splitlines()[0].strip().startswith("at equal GFLOPs: fashion (test, 16 images;")
+    assert text.strip().startswith("at equal GFLOPs: fashion (test, 16 images;")
 
 
 @pytest.mark.parametrize(
@@ -175,15 +172,11 @@ def test_refusals(change: dict[str, Any], match: str):
         next(compare(replace(PLAN, **change), [], Progress()))
 
 
-def test_the_command_prints_it_and_leaves_out_the_oracle(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_leaves_out_the_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command = "compare --models clip_vit_b16 --datasets toy --keeps 0.5 --batches --limit 8"
     output = ["--output", str(tmp_path)]
     assert main([*command.split(), "--match", "gflops", *output]) == 0
-    out = capsys.readouterr().out
-    assert "at equal GFLOPs: toy (test" in out
-    assert "patchrank 50" in out
+    assert "at equal GFLOPs: toy (test" in capsys.readouterr().out
     records = read_records(tmp_path / "records.jsonl")
     assert {record.method for record in records} == {"dense", *METHODS}
     assert main([*command.split(), "--match", "tokens", *output]) == 2

@@ -12,24 +12,11 @@ from rich.console import Console
 
 from harness.console.table import Table, fitted
 from harness.console.terminal import Progress
-from harness.measure.times import (
-    CONDITIONS,
-    FASTER,
-    OPEN,
-    SLOWER,
-    LatencyRecord,
-    earlier_times,
-    fitting,
-    latency_markdown,
-    latency_tables,
-    notes,
-    read_latencies,
-    write_latencies,
-)
+from harness.measure import times
 from harness.measure.timing import Surroundings
 from harness.records.record import Latency
 
-Make = Callable[..., LatencyRecord]
+Make = Callable[..., times.LatencyRecord]
 
 
 def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
@@ -40,25 +27,21 @@ def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
         dense=(20.0,) * 6, saved_gflops=0.25, method_config={"keep": 0.5, "points": [3]},
         warnings=("a", "b"), deviation=1e-6, peak_mib=3.25,
     )  # fmt: skip
-    write_latencies(path, [latency_record(), failed])
-    write_latencies(path, [short])
-    assert read_latencies(path) == [latency_record(), failed, short]
-
-
-def test_the_schema_version_is_first_in_a_line(latency_record: Make, tmp_path: Path):
-    write_latencies(tmp_path / "x", [latency_record()])
-    assert (tmp_path / "x").read_text("utf-8").startswith('{"schema_version": 1, ')
+    times.write_latencies(path, [latency_record(), failed])
+    times.write_latencies(path, [short])
+    assert times.read_latencies(path) == [latency_record(), failed, short]
+    assert path.read_text("utf-8").startswith('{"schema_version": 1, ')
 
 
 def test_a_record_has_all_that_the_latency_of_a_record_of_accuracy_has():
-    names = [field.name for field in fields(LatencyRecord)]
+    names = [field.name for field in fields(times.LatencyRecord)]
     assert [field.name for field in fields(Latency) if field.name not in names] == []
 
 
 def test_what_follows_from_times(latency_record: Make):
     samples, dense = (6.0, 6.6, 6.0, 6.0, 6.0, 6.0), (10.0, 11.0) + (10.0,) * 4
     short = latency_record(samples, dense, saved_gflops=0.5)
-    assert (short.ratio_to_dense, short.verdict) == (pytest.approx(0.6), FASTER)
+    assert (short.ratio_to_dense, short.verdict) == (pytest.approx(0.6), times.FASTER)
     assert short.saved_time == pytest.approx(0.4)
     assert short.arrived == pytest.approx(0.8)
     assert short.images_per_s == pytest.approx(1000 / 6)
@@ -67,15 +50,15 @@ def test_what_follows_from_times(latency_record: Make):
 @pytest.mark.parametrize(
     ("factors", "verdict"),
     [
-        ((0.9, 0.99) * 3, FASTER),
-        ((1.01, 1.3) * 3, SLOWER),
-        ((0.9, 1.0) * 3, OPEN),
-        ((1.0, 1.3) * 3, OPEN),
-        ((0.5, 1.4) * 3, OPEN),
-        ((1.0,) * 6, OPEN),
+        ((0.9, 0.99) * 3, times.FASTER),
+        ((1.01, 1.3) * 3, times.SLOWER),
+        ((0.9, 1.0) * 3, times.OPEN),
+        ((1.0, 1.3) * 3, times.OPEN),
+        ((0.5, 1.4) * 3, times.OPEN),
+        ((1.0,) * 6, times.OPEN),
     ],
 )
-def test_a_verdict_needs_an_interval_of_paired_rounds_on_one_side_of_one(
+def test_a_verdict_needs_an_interval_on_one_side_of_one(
     latency_record: Make, factors: tuple[float, ...], verdict: str
 ):
     noise = (1.0, 3.0, 1.5, 2.5, 1.2, 2.0)
@@ -90,12 +73,7 @@ def test_where_nothing_was_saved_nothing_could_arrive(latency_record: Make, save
 
 @pytest.mark.parametrize(
     "facts",
-    [
-        {"samples": ()},
-        {"failed": "out of memory"},
-        {"median_ms": None},
-        {"samples": (), "failed": None, "median_ms": 3.0},
-    ],
+    [{"samples": ()}, {"failed": "no"}, {"median_ms": None}, {"samples": (), "median_ms": 3.0}],
 )
 def test_a_record_has_times_or_says_why_not(latency_record: Make, facts: dict[str, Any]):
     with pytest.raises(ValueError, match="clip_vit_b16 must have times or say why it failed"):
@@ -105,7 +83,7 @@ def test_a_record_has_times_or_says_why_not(latency_record: Make, facts: dict[st
 def test_nan_is_not_written(latency_record: Make, tmp_path: Path):
     path = tmp_path / "latency.jsonl"
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_latencies(path, [latency_record(), latency_record(peak_mib=float("nan"))])
+        times.write_latencies(path, [latency_record(), latency_record(peak_mib=float("nan"))])
     assert not path.exists()
 
 
@@ -118,53 +96,48 @@ def test_nan_is_not_written(latency_record: Make, tmp_path: Path):
         ({"schema_version": 9}, r"line 2: schema_version must be 1, got 9"),
     ],
 )
-def test_a_line_that_is_no_record_is_named(
+def test_a_line_that_is_no_record(
     latency_record: Make, tmp_path: Path, change: dict[str, Any], said: str
 ):
     path = tmp_path / "latency.jsonl"
-    write_latencies(path, [latency_record()])
+    times.write_latencies(path, [latency_record()])
     line = path.read_text("utf-8")
     path.write_text(line + json.dumps(json.loads(line) | change) + "\n", "utf-8")
     with pytest.raises(ValueError, match=said):
-        read_latencies(path)
+        times.read_latencies(path)
 
 
 def test_a_torn_line_is_dropped_by_the_command_that_goes_on(latency_record: Make, tmp_path: Path):
     path = tmp_path / "latency.jsonl"
-    write_latencies(path, [latency_record(), latency_record(batch=8)])
+    times.write_latencies(path, [latency_record(), latency_record(batch=8)])
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
     with pytest.raises(ValueError, match=r"line 2: torn, .*mend"):
-        read_latencies(path)
-    assert earlier_times(path, Progress(), fresh=False) == [latency_record()]
+        times.read_latencies(path)
+    assert times.earlier_times(path, Progress(), fresh=False) == [latency_record()]
     assert path.read_bytes() == whole.splitlines(keepends=True)[0]
-    assert earlier_times(path, Progress(), fresh=True) == []
-    assert earlier_times(tmp_path / "none", Progress(), fresh=False) == []
+    assert times.earlier_times(path, Progress(), fresh=True) == []
+    assert times.earlier_times(tmp_path / "none", Progress(), fresh=False) == []
 
 
-def test_the_newest_of_equal_conditions_fits(latency_record: Make):
+def test_the_newest_of_equal_conditions_with_enough_rounds_or_a_failure_fits(latency_record: Make):
     blank = latency_record(samples=(), failed="not timed")
     old, new = latency_record(created="2026-01-01T00:00:00+00:00"), latency_record(gflops=2.5)
-    assert fitting(blank, [old, new, latency_record(batch=8)], 6) is new
-    assert fitting(blank, [], 6) is None
-
-
-def test_too_few_rounds_do_not_fit_and_a_failure_does(latency_record: Make):
-    blank = latency_record(samples=(), failed="not timed")
-    assert fitting(blank, [latency_record()], 7) is None
+    assert times.fitting(blank, [old, new, latency_record(batch=8)], 6) is new
+    assert times.fitting(blank, [], 6) is None
+    assert times.fitting(blank, [latency_record()], 7) is None  # too few rounds
     failed = latency_record(samples=(), failed="out of memory")
-    assert fitting(blank, [failed], 7) is failed
+    assert times.fitting(blank, [failed], 7) is failed
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize("name", times.CONDITIONS)
 def test_another_condition_does_not_fit(latency_record: Make, name: str):
     known = latency_record()
     values = {str: "another", float: 0.5, int: 77, bool: True, dict: {"a": 1}, tuple: (8, 8)}
     old = getattr(known, name)
     new = replace(old, governor="powersave") if name == "machine" else values[type(old)]
-    assert (
-        fitting(latency_record(samples=(), failed="not timed", **{name: new}), [known], 6) is None
-    )
+    blank = latency_record(samples=(), failed="not timed", **{name: new})
+    assert times.fitting(blank, [known], 6) is None
 
 
 WIDE = 200
@@ -173,8 +146,8 @@ DENSE = (10.0, 10.2, 10.1, 10.3, 10.2, 10.1)
 
 
 @pytest.fixture
-def records(latency_record: Make) -> list[LatencyRecord]:
-    def row(method: str, factor: float, **facts: object) -> LatencyRecord:
+def records(latency_record: Make) -> list[times.LatencyRecord]:
+    def row(method: str, factor: float, **facts: object) -> times.LatencyRecord:
         samples = tuple(factor * time for time in DENSE)
         names = {"model": f"clip_vit_b16_{method}50", "method": method, "keep": 0.5}
         costs = {"gflops": 1.5, "saved_gflops": 0.25, "final_tokens": 32}
@@ -196,15 +169,15 @@ def records(latency_record: Make) -> list[LatencyRecord]:
     ]  # fmt: skip
 
 
-def shown(records: list[LatencyRecord], width: int) -> str:
+def shown(records: list[times.LatencyRecord], width: int) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    for part in latency_tables(records):
+    for part in times.latency_tables(records):
         laid = fitted(part.forms(), width) if isinstance(part, Table) else part
         console.print(laid, soft_wrap=isinstance(part, str), markup=False)
     return console.export_text()
 
 
-def test_a_table_per_condition_with_batches_in_it(records: list[LatencyRecord]):
+def test_a_table_per_condition_with_batches_in_it(records: list[times.LatencyRecord]):
     text = shown(records, WIDE)
     title = "clip_vit_b16 (openai, 64x64 px), float32, {}, cpu: A CPU, threads: 1, by metronome"
     assert [text.count(title.format(way)) for way in ("eager", "compile")] == [1, 1]
@@ -217,57 +190,40 @@ def test_a_table_per_condition_with_batches_in_it(records: list[LatencyRecord]):
         "8.12", "[8.08,", "8.16]", "123.2", "0.800", "[0.800,", "0.800]", "faster", "!", "25", "%",
         "20", "%", "80", "%", "2", "+", "–",
     ]  # fmt: skip
-    assert "…" not in text
-
-
-def test_a_slower_and_a_failed_model_are_told(records: list[LatencyRecord]):
-    lines = [line.replace("│", " ").split() for line in shown(records, WIDE).splitlines()]
     [slower] = [line for line in lines if line[:2] == ["8", "tome50"]]
     assert slower[slower.index("slower") :][:6] == ["slower", "25", "%", "-50", "%", "-200"]
     [failed] = [line for line in lines if line[:2] == ["8", "evit50"]]
     assert failed[4:9] == ["–", "–", "–", "not", "timed"]
-
-
-def test_compiling_has_its_time_and_its_deviation(records: list[LatencyRecord]):
-    eager, _, compiled = shown(records, WIDE).partition("float32, compile")
+    eager, _, compiled = text.partition("float32, compile")
+    assert "…" not in text
     assert "first, s" not in eager
-    for text in ("first, s", "27.6", "2e-06"):
-        assert text in compiled
+    assert all(part in compiled for part in ("first, s", "27.6", "2e-06"))
 
 
-def test_what_holds_for_all_models_of_a_batch_is_said_once(records: list[LatencyRecord]):
-    assert notes(records[:6]) == [
+def test_what_holds_for_all_models_of_a_batch_is_said_once(records: list[times.LatencyRecord]):
+    assert times.notes(records[:6]) == [
         "batch 1: other processes kept 1.0 of 2 cores busy meanwhile",
         "batch 1, tome50: wide spread: quartiles 30 % apart",
         "batch 8, evit50: not timed: out of memory",
         "no difference to dense can be concluded, as the interval of the ratio includes 1: "
         "evit50 at batch 1",
     ]
-    assert notes(records[3:5]) == []
+    assert times.notes(records[3:5]) == []
 
 
 @pytest.mark.parametrize("width", [80, 100])
-def test_a_narrow_terminal_gets_the_most_telling_columns_whole(
-    records: list[LatencyRecord], width: int
-):
+def test_a_narrow_terminal_gets_the_best_columns(records: list[times.LatencyRecord], width: int):
     text = shown(records, width)
-    assert "…" not in text
-    assert "0.800 [0.800, 0.800]" in text
-    assert "8.12 [8.08, 8.16]" in text
-    assert "not shown !" in text
-    assert "images/s" not in text
+    assert not any(part in text for part in ("…", "images/s"))
+    for part in ("0.800 [0.800, 0.800]", "8.12 [8.08, 8.16]", "not shown !"):
+        assert part in text
     assert "all columns: a wider terminal, or --json" in " ".join(text.split())
     table = text.partition("\nbatch 1: ")[0]  # warnings are lines that nobody breaks
     assert max(map(len, table.splitlines())) <= width
 
 
-def test_names_in_brackets_are_no_markup(latency_record: Make):
-    text = shown([latency_record(tag="[bold]x[/bold]")], WIDE)
-    assert "[bold]x[/bold]" in text
-
-
-def test_markdown_has_the_same_rows(records: list[LatencyRecord]):
-    text = latency_markdown(records)
+def test_markdown_has_the_same_rows(records: list[times.LatencyRecord]):
+    text = times.latency_markdown(records)
     assert text.count("\n## ") == 2
     assert text.endswith("|\n")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
@@ -277,5 +233,12 @@ def test_markdown_has_the_same_rows(records: list[LatencyRecord]):
     assert {row.count("|") for row in rows} == {13, 15}
 
 
-def test_random_weights_are_said_to_be(latency_record: Make):
-    assert "(random weights, 64x64 px)" in shown([latency_record(random_weights=True)], WIDE)
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"tag": "[bold]x[/bold]"}, "[bold]x[/bold]"),  # no markup
+        ({"random_weights": True}, "(random weights, 64x64 px)"),
+    ],
+)
+def test_titles_say_whose_weights_were_timed(latency_record: Make, facts: dict, said: str):
+    assert said in shown([latency_record(**facts)], WIDE)

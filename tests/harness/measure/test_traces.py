@@ -22,29 +22,13 @@ import zoo
 from harness.cli.parser import build_parser
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.golden.store import BrokenShardError, Rankings, own_store
-from harness.measure import compare as compare_module
+from harness.golden.store import BrokenShardError, Rankings
 from harness.measure import traces
 from harness.measure.compare import compare
 from harness.measure.plan import TRACED, Plan
-from harness.measure.traces import (
-    RANKING,
-    SIDE,
-    UNRANKED,
-    Facts,
-    RowTraces,
-    Tracer,
-    keep_thumbnails,
-    read_thumbnails,
-    read_traces,
-    seal,
-    thumbnails_path,
-)
-from harness.models import towers
 from harness.records.agreement import kendall_tau
 from harness.records.record import Record
 from zoo.clip import ClipParts
-from zoo.golden import GoldenConfig
 
 ARCH = "clip_vit_b16"
 PLAN = Plan(
@@ -58,56 +42,45 @@ PLAN = Plan(
 
 
 Measure = Callable[..., list[Record]]
-Some = Callable[..., RowTraces]
+Some = Callable[..., traces.RowTraces]
 RANDOM: dict[str, Any] = {"methods": ("random",), "keeps": (0.5,)}
 
 
-@pytest.fixture(autouse=True)
-def _miniature(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
-    monkeypatch.setattr(compare_module, "get_dataset", lambda name: toy)
+pytestmark = pytest.mark.usefixtures("benchmark")
 
 
 @pytest.fixture
-def golden(ranked: Callable[..., Rankings]) -> Rankings:
+def golden(shipped: Callable[..., Rankings]) -> Rankings:
     """Random golden rankings of all images, where they are looked for."""
-    rankings = ranked()
-    store = own_store(f"{ARCH}.openai", "toy", "test", GoldenConfig())
-    rankings.write(store.with_name(f"{store.name}.parquet"))
-    return rankings
+    return shipped()
 
 
 @pytest.fixture
 def measure(tmp_path: Path) -> Callable[..., list[Record]]:
     """Measure into a folder, other fields of the plan or of the tracer as they are given."""
 
-    def call(
-        *,
-        known: list[Record] | None = None,
-        console: Console | None = None,
-        run: Path = tmp_path / "run",
-        images: int = 64,
-        thumbnails: bool = True,
-        **changes: Any,
-    ) -> list[Record]:
-        progress = Progress(console)
-        tracer = Tracer(run=run, progress=progress, images=images, thumbnails=thumbnails)
-        found = compare(replace(PLAN, **changes), known or [], progress, tracer)
+    def call(known: Any = (), console: Console | None = None, **changes: Any) -> list[Record]:
+        facts = {"run": tmp_path / "run", "images": 64, "progress": Progress(console)}
+        facts |= {
+            name: changes.pop(name) for name in ("run", "images", "thumbnails") & changes.keys()
+        }
+        tracer = traces.Tracer(**facts)
+        found = compare(replace(PLAN, **changes), known, tracer.progress, tracer)
         return [record for group in found for record in group]
 
     return call
 
 
 @pytest.fixture
-def some(facts: Facts) -> Callable[..., RowTraces]:
+def some(facts: traces.Facts) -> Callable[..., traces.RowTraces]:
     """Make traces of a few images by EViT."""
     own = {"model": "clip_vit_b16_evit60", "method": "evit", "keep": 0.6}
     evit = replace(facts, **own, method_config={"keep": 0.6, "reduce_at": [3, 6, 9]})
 
-    def make(images: int = 5, side: int = 4, **changes: Any) -> RowTraces:
+    def make(images: int = 5, side: int = 4, **changes: Any) -> traces.RowTraces:
         drawn = np.random.default_rng(0)
         shape = (images, side**2)
-        row = RowTraces(
+        row = traces.RowTraces(
             facts=evit,
             grid=(side, side),
             image_ids=tuple(f"image/{i}" for i in range(images)),
@@ -122,7 +95,7 @@ def some(facts: Facts) -> Callable[..., RowTraces]:
     return make
 
 
-def put(run: Path, row: RowTraces, content: bytes | None = None) -> Path:
+def put(run: Path, row: traces.RowTraces, content: bytes | None = None) -> Path:
     path = run / "traces" / row.facts.name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(row.encode() if content is None else content)
@@ -133,7 +106,7 @@ def test_what_is_written_is_read(tmp_path: Path, some: Some):
     row = some()
     row.importance[2] = -1
     put(tmp_path, row)
-    [copy] = read_traces(str(tmp_path))
+    [copy] = traces.read_traces(str(tmp_path))
     for name in ("facts", "grid", "image_ids", "labels", "predicted"):
         assert getattr(copy, name) == getattr(row, name)
     for name in ("importance", "left", "token"):
@@ -145,7 +118,7 @@ def test_what_is_written_is_read(tmp_path: Path, some: Some):
     assert len(some(64, 14).encode()) < 64_000
 
 
-def test_pandas_and_polars_read_a_folder_as_one_table(tmp_path: Path, some: Some, facts: Facts):
+def test_pandas_and_polars_read_a_folder(tmp_path: Path, some: Some, facts: traces.Facts):
     row = some()
     row.importance[2] = -1
     nothing = np.full_like(row.importance, -1)
@@ -164,7 +137,7 @@ def test_pandas_and_polars_read_a_folder_as_one_table(tmp_path: Path, some: Some
     assert set(found["grid_rows"]) == {4}
 
 
-def test_a_name_has_no_blanks_and_another_for_other_facts(facts: Facts):
+def test_a_name_has_no_blanks_and_another_for_other_facts(facts: traces.Facts):
     facts = replace(facts, dataset="folder-my cats/and dogs", method_config={"keep": 0.6})
     name = r"folder-my-cats-and-dogs-test-\w+-[0-9a-f]{12}\.parquet"
     assert re.fullmatch(name, facts.name)
@@ -186,7 +159,7 @@ def test_taking_images_keeps_their_order(some: Some):
 def test_torn_files_are_refused_with_what_makes_them_again(length: int, some: Some, tmp_path: Path):
     path = put(tmp_path, some(), some().encode()[:length])
     with pytest.raises(ValueError, match=rf"{path.name}' is broken \(cut off.*with --fresh"):
-        read_traces(tmp_path)
+        traces.read_traces(tmp_path)
 
 
 def test_changed_bytes_are_never_taken_for_traces(some: Some):
@@ -196,44 +169,39 @@ def test_changed_bytes_are_never_taken_for_traces(some: Some):
         changed = bytearray(content)
         changed[place] ^= 0x55
         try:
-            found = RowTraces.decode(bytes(changed))
+            found = traces.RowTraces.decode(bytes(changed))
         except ValueError:
             continue
         assert found.encode() == content  # a byte that says nothing, such as of a statistic
 
 
-def test_changed_content_under_the_old_checksum_is_refused(some: Some):
+def test_changed_content_or_unknown_facts_are_refused(some: Some):
     table = pq.read_table(pa.BufferReader(some().encode()))
     other = table.set_column(table.column_names.index("label"), "label", pa.array(["dog"] * 5))
     sink = pa.BufferOutputStream()
     pq.write_table(other, sink)
     with pytest.raises(BrokenShardError, match="content and checksum differ"):
-        RowTraces.decode(sink.getvalue().to_pybytes())
+        traces.RowTraces.decode(sink.getvalue().to_pybytes())
+    facts = json.loads(table.schema.metadata[b"traces"])["facts"] | {"colour": "blue"}
+    with pytest.raises(ValueError, match="unknown field 'colour'"):
+        traces.RowTraces.decode(traces.seal(table, "traces", {"facts": facts, "grid": [4, 4]}))
 
 
 def test_files_of_others_are_refused(some: Some, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = put(tmp_path, some(), seal(pa.table({"image_id": ["a"]}), "thumbnails", {}))
+    path = put(tmp_path, some(), traces.seal(pa.table({"image_id": ["a"]}), "thumbnails", {}))
     with pytest.raises(ValueError, match="a Parquet file, but not of traces"):
-        read_traces(tmp_path)
+        traces.read_traces(tmp_path)
     put(tmp_path, some())
     path.rename(path.with_name("other.parquet"))
     with pytest.raises(ValueError, match=r"other.parquet' holds traces of another row"):
-        read_traces(tmp_path)
+        traces.read_traces(tmp_path)
     monkeypatch.setattr(traces, "VERSION", 2)
     with pytest.raises(ValueError, match="traces of version 1; this package reads 2, update it"):
-        read_traces(tmp_path)
+        traces.read_traces(tmp_path)
 
 
-def test_unknown_facts_are_refused(some: Some):
-    row = some()
-    table = pq.read_table(pa.BufferReader(row.encode()))
-    facts = json.loads(table.schema.metadata[b"traces"])["facts"] | {"colour": "blue"}
-    with pytest.raises(ValueError, match="unknown field 'colour'"):
-        RowTraces.decode(seal(table, "traces", {"facts": facts, "grid": [4, 4]}))
-
-
-def by_model(run: Path) -> dict[str, RowTraces]:
-    return {row.facts.model + " golden" * row.golden: row for row in read_traces(run)}
+def by_model(run: Path) -> dict[str, traces.RowTraces]:
+    return {row.facts.model + " golden" * row.golden: row for row in traces.read_traces(run)}
 
 
 @pytest.mark.parametrize("method", ["evit", "tome", "random"])
@@ -263,7 +231,7 @@ def test_what_is_stored_is_what_the_model_does(
             assert (row.token[i, ~kept] == -1).all()
 
 
-def test_answers_and_agreement_are_those_of_the_records(
+def test_answers_and_agreement_are_the_records(
     measure: Measure, golden: Rankings, toy: Dataset, tmp_path: Path
 ):
     """All images are traced, so the means are of the same images."""
@@ -275,7 +243,6 @@ def test_answers_and_agreement_are_those_of_the_records(
     assert set(truth.correct) == {None}
     assert dense.kept.all()
     assert (dense.token == np.arange(64)).all()
-    assert (dense.importance == UNRANKED).all()
     assert not dense.ranked.any()
     ids, labels = toy.split("test").image_ids, toy.labels("test")
     judged = [name for name, label in zip(ids, labels, strict=True) if label < 3]
@@ -288,17 +255,16 @@ def test_answers_and_agreement_are_those_of_the_records(
             tau = kendall_tau(truth.importance, own).mean()
             assert tau == pytest.approx(record.tau, abs=1e-12)
     chosen = [record for record in records if record.method == "tome"]
-    methods = [row.facts.method for row in read_traces(tmp_path / "run", chosen)]
-    assert methods == [RANKING, "tome", "tome"]
+    methods = [row.facts.method for row in traces.read_traces(tmp_path / "run", chosen)]
+    assert methods == [traces.RANKING, "tome", "tome"]
     others = [replace(record, weights_sha256="0" * 64) for record in chosen]
-    assert read_traces(tmp_path / "run", others) == []
+    assert traces.read_traces(tmp_path / "run", others) == []
 
 
-def test_images_without_a_golden_ranking_have_none(
-    measure: Measure, ranked: Callable[..., Rankings], golden: Rankings, tmp_path: Path
+def test_images_without_a_golden_ranking(
+    measure: Measure, shipped: Callable[..., Rankings], tmp_path: Path
 ):
-    store = own_store("clip_vit_b16.openai", "toy", "test", GoldenConfig())
-    ranked(count=10).write(store.with_name(f"{store.name}.parquet"))
+    shipped(count=10)
     measure(methods=("random",))
     truth = by_model(tmp_path / "run")["clip_vit_b16 golden"]
     some = [int(name.rpartition("-")[2]) < 10 for name in truth.image_ids]
@@ -325,9 +291,7 @@ def test_a_second_run_writes_nothing_and_says_nothing(measure: Measure, golden: 
     assert "traces" not in console.export_text()
 
 
-def test_records_used_again_without_traces_are_told_with_what_makes_them(
-    measure: Measure, tmp_path: Path
-):
+def test_records_without_traces_are_told_with_what_makes_them(measure: Measure, tmp_path: Path):
     known = measure(images=0)
     assert not (tmp_path / "run").exists()
     console = Console(record=True, width=300)
@@ -341,18 +305,10 @@ def test_records_used_again_without_traces_are_told_with_what_makes_them(
     assert "no traces of 5 images" in console.export_text()
 
 
-def test_other_conditions_are_other_files(measure: Measure, tmp_path: Path):
-    for change in ({}, {"dtype": "bfloat16"}, {"limit": 9}):
-        measure(**RANDOM, **change)
-    rows = read_traces(tmp_path / "run")
-    assert len({row.facts.name for row in rows}) == len(rows) == 6
-
-
-def test_only_the_first_seed_is_traced_and_each_number_of_shots(
-    measure: Measure, tuner: object, tmp_path: Path
-):
+@pytest.mark.usefixtures("tuner")
+def test_only_the_first_seed_is_traced_and_each_number_of_shots(measure: Measure, tmp_path: Path):
     measure(shots=(0, 1), seeds=2, tokens="vt", num_tokens=2, seed=3, **RANDOM)
-    rows = read_traces(tmp_path / "run")
+    rows = traces.read_traces(tmp_path / "run")
     assert [(row.facts.shots, row.facts.seed) for row in rows] == [(0, 3)] * 2 + [(1, 3)] * 2
     assert [row.facts.tuning for row in rows] == [None, None, "vt", "vt"]
 
@@ -360,51 +316,46 @@ def test_only_the_first_seed_is_traced_and_each_number_of_shots(
 def test_the_same_run_gives_the_same_bytes(measure: Measure, golden: Rankings, tmp_path: Path):
     measure(run=tmp_path / "a")
     measure(run=tmp_path / "b")
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.parquet"))
+    files = list((tmp_path / "a").rglob("*.parquet"))
     assert len(files) == 9 + 1 + 1
     for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
 
 
-def test_a_golden_ranking_made_otherwise_takes_the_others_place(
-    measure: Measure, ranked: Callable[..., Rankings], golden: Rankings, tmp_path: Path
+def test_a_new_golden_ranking_takes_the_others_place(
+    measure: Measure, shipped: Callable[..., Rankings], golden: Rankings, tmp_path: Path
 ):
     measure(methods=("random",))
-    before = by_model(tmp_path / "run")["clip_vit_b16 golden"]
-    store = own_store("clip_vit_b16.openai", "toy", "test", GoldenConfig())
-    ranked(window=3).write(store.with_name(f"{store.name}.parquet"))
+    before = by_model(tmp_path / "run")["clip_vit_b16 golden"].facts
+    shipped(window=3)
     records = measure(methods=("random",))
-    after = by_model(tmp_path / "run")["clip_vit_b16 golden"]
-    assert before.facts.method_config["window"] == 2
-    assert after.facts.method_config["window"] == 3
-    assert before.facts.name == after.facts.name
-    assert len(read_traces(tmp_path / "run")) == len(records) + 1
+    after = by_model(tmp_path / "run")["clip_vit_b16 golden"].facts
+    assert (before.method_config["window"], after.method_config["window"]) == (2, 3)
+    assert before.name == after.name
+    assert len(traces.read_traces(tmp_path / "run")) == len(records) + 1
 
 
 def test_a_torn_file_of_another_row_does_not_matter(measure: Measure, tmp_path: Path):
     records = measure(methods=("random", "evit"), keeps=(0.5,))
     [torn] = [record for record in records if record.method == "evit"]
-    path = tmp_path / "run" / "traces" / Facts.of(torn).name
+    path = tmp_path / "run" / "traces" / traces.Facts.of(torn).name
     path.write_bytes(path.read_bytes()[:50])
     others = [record for record in records if record is not torn]
-    assert len(read_traces(tmp_path / "run", others)) == 2
+    assert len(traces.read_traces(tmp_path / "run", others)) == 2
     with pytest.raises(ValueError, match="delete it, or make it again by the same `compare`"):
-        read_traces(tmp_path / "run", records)
+        traces.read_traces(tmp_path / "run", records)
 
 
-def test_a_number_of_images_below_zero_is_refused(tmp_path: Path):
+def test_a_number_below_zero_and_a_run_without_traces_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="--traces -1: expected a number of images, 0 for none"):
-        Tracer(run=tmp_path, progress=Progress(), images=-1)
-
-
-def test_a_run_without_traces_says_what_makes_them(tmp_path: Path):
+        traces.Tracer(run=tmp_path, progress=Progress(), images=-1)
     words = f"run '{tmp_path}' has no folder 'traces'; `compare --fresh --output {tmp_path}`"
     with pytest.raises(FileNotFoundError, match=re.escape(words)):
-        read_traces(tmp_path)
+        traces.read_traces(tmp_path)
 
 
-def facts_of(run: Path) -> Facts:
-    return read_traces(run)[0].facts
+def facts_of(run: Path) -> traces.Facts:
+    return traces.read_traces(run)[0].facts
 
 
 def preprocess_wide(image: Image.Image) -> torch.Tensor:
@@ -413,16 +364,14 @@ def preprocess_wide(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy((pixels - 0.3) / np.array([0.1, 0.2, 0.4], np.float32)).permute(2, 0, 1)
 
 
-def test_traced_images_have_small_copies_unless_none_are_wanted(
-    measure: Measure, toy: Dataset, tmp_path: Path
-):
+def test_traced_images_have_small_copies(measure: Measure, toy: Dataset, tmp_path: Path):
     run = tmp_path / "run"
     measure(images=7, thumbnails=False, **RANDOM)
     assert [path.name for path in run.iterdir()] == ["traces"]
-    row = read_traces(run)[0]
-    assert read_thumbnails(run, row.facts).jpeg == {}
+    row = traces.read_traces(run)[0]
+    assert traces.read_thumbnails(run, row.facts).jpeg == {}
     measure(images=7, **RANDOM)
-    thumbnails = read_thumbnails(run, row.facts)
+    thumbnails = traces.read_thumbnails(run, row.facts)
     assert sorted(thumbnails.jpeg) == sorted(row.image_ids)
     images = {example.image_id: example.image for example in toy.split("test")}
     for name in row.image_ids:
@@ -430,14 +379,12 @@ def test_traced_images_have_small_copies_unless_none_are_wanted(
         assert np.abs(off).mean() < 3  # JPEG's error
 
 
-def test_a_copy_is_the_preprocessed_image_of_at_most_224_pixels(
-    measure: Measure, toy: Dataset, tmp_path: Path
-):
+def test_a_copy_is_the_preprocessed_image(measure: Measure, toy: Dataset, tmp_path: Path):
     measure(images=2, thumbnails=False, **RANDOM)
     run = tmp_path / "run"
     split = toy.split("test").subset([5])
-    keep_thumbnails(run, facts_of(run), split, preprocess_wide, lambda done: None)
-    [content] = read_thumbnails(run, facts_of(run)).jpeg.values()
+    traces.keep_thumbnails(run, facts_of(run), split, preprocess_wide, lambda done: None)
+    [content] = traces.read_thumbnails(run, facts_of(run)).jpeg.values()
     with Image.open(io.BytesIO(content)) as image:
         assert image.size == (224, 112)
         off = np.asarray(image, dtype=np.float32) - np.asarray(split[0].image.resize((224, 112)))
@@ -448,28 +395,22 @@ def test_images_that_are_there_are_not_drawn_again(measure: Measure, tmp_path: P
                                                    monkeypatch: pytest.MonkeyPatch):  # fmt: skip
     run = tmp_path / "run"
     measure(images=4, **RANDOM)
-    drawn: list[int] = []
-
-    def counted(split: Dataset, *args: object) -> object:
-        drawn.append(len(split))
-        return real(split, *args)
-
-    real = traces.batches
-    monkeypatch.setattr(traces, "batches", counted)
+    drawn, real = [], traces.batches
+    monkeypatch.setattr(traces, "batches", lambda s, *how: drawn.append(len(s)) or real(s, *how))
     measure(images=7, methods=("evit",), keeps=(0.5,))
     measure(images=5, **RANDOM)
     assert drawn == [3]
-    assert len(read_thumbnails(run, facts_of(run)).jpeg) == 7
+    assert len(traces.read_thumbnails(run, facts_of(run)).jpeg) == 7
 
 
 def test_a_torn_file_is_named_and_made_again(measure: Measure, tmp_path: Path):
     measure(**RANDOM)
     run = tmp_path / "run"
-    path = thumbnails_path(run, facts_of(run))
+    path = traces.thumbnails_path(run, facts_of(run))
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     with pytest.raises(ValueError, match=r"is broken \(cut off.*with --fresh"):
-        read_thumbnails(run, facts_of(run))
+        traces.read_thumbnails(run, facts_of(run))
     measure(**RANDOM)
     assert path.read_bytes() == whole
 
@@ -478,10 +419,10 @@ def test_other_images_or_another_tower_are_another_file(measure: Measure, tmp_pa
     measure(**RANDOM)
     facts = facts_of(tmp_path / "run")
     changes = ({"dataset_revision": "other"}, {"weights_sha256": "0" * 64}, {"split": "val"})
-    others = [thumbnails_path(tmp_path, replace(facts, **change)) for change in changes]
-    assert len({thumbnails_path(tmp_path, facts), *others}) == 4
+    others = [traces.thumbnails_path(tmp_path, replace(facts, **change)) for change in changes]
+    assert len({traces.thumbnails_path(tmp_path, facts), *others}) == 4
     same = replace(facts, method="tome", model="clip_vit_b16_tome50", keep=0.5, dtype="bfloat16")
-    assert thumbnails_path(tmp_path, same) == thumbnails_path(tmp_path, facts)
+    assert traces.thumbnails_path(tmp_path, same) == traces.thumbnails_path(tmp_path, facts)
 
 
 PAGE = (Path(__file__).parents[3] / "docs" / "traces.md").read_text(encoding="utf-8")
@@ -491,7 +432,7 @@ def test_columns_are_those_of_a_file(measure: Callable[..., list[Record]], tmp_p
     measure(methods=("evit",), keeps=(0.5,))
     columns = re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
     assert list(pd.read_parquet(tmp_path / "run" / "traces").columns) == columns
-    assert len(read_traces(tmp_path / "run")) == 2
+    assert len(traces.read_traces(tmp_path / "run")) == 2
 
 
 def test_the_examples_run(
@@ -513,9 +454,8 @@ def test_the_examples_run(
 
 
 def test_flags_and_numbers_are_those_of_the_command():
-    defaults = vars(build_parser().parse_args(["compare"]))
-    assert (defaults["traces"], defaults["thumbnails"]) == (TRACED, True)
+    for flags, values in (("", (TRACED, True)), ("--traces 5 --no-thumbnails", (5, False))):
+        options = build_parser().parse_args(["compare", *flags.split()])
+        assert (options.traces, options.thumbnails) == values
     assert f"the first {TRACED} images" in PAGE
-    assert f"at most {SIDE} pixels" in PAGE
-    given = vars(build_parser().parse_args(["compare", "--traces", "5", "--no-thumbnails"]))
-    assert (given["traces"], given["thumbnails"]) == (5, False)
+    assert f"at most {traces.SIDE} pixels" in PAGE
