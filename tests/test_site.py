@@ -126,7 +126,7 @@ def test_figures_in_the_answers_are_those_of_the_table():
 
 
 @pytest.mark.parametrize("page", ["index.md", "methods.md", "faq.md"])
-def test_the_python_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_python_of_a_page_runs(page: str, monkeypatch):
     """Without generating code when compiled; tests/zoo/test_compile.py does."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     names: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def test_the_python_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_answers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands_of_the_answers_run(tmp_path, monkeypatch):
     """On fewer images and in smaller batches than they ask for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -168,9 +168,7 @@ def lay_out(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     """Every command and every block of Python, in order, as it stands; models are timed briefly."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -64,9 +64,7 @@ def test_compare_writes_what_it_measured(results: Path):
     assert "<svg" in (results / "accuracy_gflops.svg").read_text("utf-8")
 
 
-def test_a_second_run_reuses_all_of_it(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_second_run_reuses_all_of_it(results: Path, monkeypatch, capsys):
     before = (results / "records.jsonl").read_text("utf-8")
     for name in ("bench.outcomes", "bench.costs"):
         monkeypatch.setattr(f"harness.measure.{name}", fail)
@@ -85,13 +83,13 @@ def test_a_second_run_reuses_all_of_it(
         assert "…" not in row
 
 
-def test_fresh_measures_again(results: Path, monkeypatch: pytest.MonkeyPatch):
+def test_fresh_measures_again(results: Path, monkeypatch):
     monkeypatch.setattr("harness.measure.bench.outcomes", fail)
     with pytest.raises(AssertionError, match="measured again"):
         main([*RANDOM.split(), "--fresh", "--output", str(results)])
 
 
-def test_eval_shows_one_model_beside_the_dense_one(capsys: pytest.CaptureFixture[str]):
+def test_eval_shows_one_model_beside_the_dense_one(capsys):
     assert main(["eval", "clip_vit_s14_tome50", "--dataset", "emoji", "--limit", "2"]) == 0
     out = capsys.readouterr().out
     [title, *_] = [line for line in out.splitlines() if line.strip()]
@@ -132,7 +130,7 @@ def test_eval_shows_one_model_beside_the_dense_one(capsys: pytest.CaptureFixture
         ("fit predictor --rankings gone --val gone", "rankings 'gone' do not exist"),
     ],
 )
-def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_mistakes(command: str, match: str, capsys, tmp_path):
     place = [] if command.startswith("eval") else ["--output", str(tmp_path / "deep" / "out")]
     assert main([*command.split(), *place]) == 2
     out, err = capsys.readouterr()
@@ -142,20 +140,20 @@ def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str], 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_output_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_output_must_be_a_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main([*RANDOM.split(), "--output", str(tmp_path / "file")]) == 2
     assert "is a file, or lies in one; expected a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_records_that_can_not_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_records_that_can_not_be_read(tmp_path, capsys):
     (tmp_path / "records.jsonl").write_text("{}\n")
     assert main([*RANDOM.split(), "--output", str(tmp_path)]) == 2
     assert "records.jsonl, line 1: " in capsys.readouterr().err
 
 
-def test_stopping(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_stopping(monkeypatch, capsys):
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
@@ -165,12 +163,7 @@ def test_stopping(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 def test_the_whole_benchmark_in_miniature(
-    parts: ClipParts,
-    toy: Dataset,
-    predictor_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch, tmp_path, capsys
 ):
     """All methods, two numbers of shots, ranked first: what the plain command does, only small."""
     monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
@@ -197,7 +190,7 @@ def test_the_whole_benchmark_in_miniature(
     assert {r.method_config.get("predictor") is None for r in records} == {True, False}
 
 
-def document(capsys: pytest.CaptureFixture[str]) -> Any:
+def document(capsys) -> Any:
     def no_constant(name: str) -> None:
         raise AssertionError(name)
 
@@ -205,7 +198,7 @@ def document(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+def command(monkeypatch) -> Any:
     """Let `list` run something else."""
 
     def put(run: Any) -> None:
@@ -230,7 +223,7 @@ def test_a_document_has_the_fields_that_are_told(words: str, capsys):
         assert f"`{field}`" in documented(names)
 
 
-def test_two_runs_as_numbers(tmp_path: Path, capsys):
+def test_two_runs_as_numbers(tmp_path, capsys):
     rows = [row for row in read_records(RESULTS) if row.dataset == "emoji"][:3]
     write_records(tmp_path / "a.jsonl", rows)
     write_records(tmp_path / "b.jsonl", [replace(row, torch="9.9") for row in rows[1:]])
@@ -382,6 +375,6 @@ def test_a_failed_command_leaves_no_empty_folder(
         ("study reproduce table9", "--output"),
     ],
 )
-def test_wrong_input_leaves_nothing(command: str, flag: str, tmp_path: Path):
+def test_wrong_input_leaves_nothing(command: str, flag: str, tmp_path):
     assert main([*command.split(), flag, str(tmp_path / "new" / "out")]) == 2
     assert list(tmp_path.iterdir()) == []

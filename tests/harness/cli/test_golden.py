@@ -34,7 +34,7 @@ def test_rankings_ship_for_the_embedded_model_at_one_block(dataset: str, split: 
     assert shipped_rankings("clip_vit_b16.openai", dataset, split, 3) is None
 
 
-def test_shipped_rankings_are_taken_and_nothing_is_ranked(monkeypatch: pytest.MonkeyPatch):
+def test_shipped_rankings_are_taken_and_nothing_is_ranked(monkeypatch):
     asked: dict[str, Any] = {}
 
     def fit(model: str, train: list[Path], val: list[Path], config: Any, **told: Any) -> Any:
@@ -59,9 +59,7 @@ def test_shipped_rankings_are_taken_and_nothing_is_ranked(monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def miniature_command(
-    miniature: None, parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def miniature_command(miniature: None, parts: ClipParts, toy: Dataset, monkeypatch) -> None:
     """Let ``rank`` use the miniature tower as well, and commands the toy dataset."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
@@ -70,7 +68,7 @@ def miniature_command(
 
 
 @pytest.mark.usefixtures("miniature_command")
-def test_without_shipped_rankings_images_are_ranked_first(capsys: pytest.CaptureFixture[str]):
+def test_without_shipped_rankings_images_are_ranked_first(capsys):
     command = "fit predictor --model clip_vit_b16 --dataset toy --limit 6 --block 4"
     command += " --arch linear --loss bce --epochs 1 --shots 1"
     assert main(command.split()) == 0
@@ -115,7 +113,7 @@ def ranked_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, 
 
 
 def test_from_a_folder_to_a_pruned_model_of_another_library(
-    ranked_folder: tuple[str, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ranked_folder: tuple[str, Path, Path], tmp_path, capsys
 ):
     model, pictures, store = ranked_folder
     out = tmp_path / "p.safetensors"
@@ -139,7 +137,7 @@ def test_from_a_folder_to_a_pruned_model_of_another_library(
 
 
 def test_a_predictor_of_another_block_or_tower_is_refused_by_reduce(
-    ranked_folder: tuple[str, Path, Path], tmp_path: Path
+    ranked_folder: tuple[str, Path, Path], tmp_path
 ):
     model, pictures, store = ranked_folder
     out = tmp_path / "p.safetensors"
@@ -170,11 +168,7 @@ def test_a_predictor_of_another_block_or_tower_is_refused_by_reduce(
     ],
 )
 def test_a_folder_that_is_not_at_hand(
-    flags: str,
-    said: str,
-    ranked_folder: tuple[str, Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    flags: str, said: str, ranked_folder: tuple[str, Path, Path], tmp_path, capsys
 ):
     model, pictures, store = ranked_folder
     Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
@@ -205,7 +199,7 @@ def test_a_folder_that_is_not_at_hand(
         ("show fashion:val:3 --label bag", "there is none among fashion:val:3"),
     ],
 )
-def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str]):
+def test_mistakes(command: str, match: str, capsys):
     assert main(command.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -51,7 +51,7 @@ def test_every_example_parses_as_its_command(path: str, example: str):
 @pytest.mark.parametrize(
     "example", ["list", "list --json", "datasets list", "study list", "push", "compare"]
 )
-def test_cheap_examples_run(example: str, monkeypatch, tmp_path: Path, capsys):
+def test_cheap_examples_run(example: str, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     words = {
         "push": next(line for path, line in EXAMPLES if path == "push"),
@@ -216,7 +216,7 @@ def test_defaults_are_those_of_the_settings():
 
 
 @pytest.fixture
-def count(monkeypatch: pytest.MonkeyPatch) -> None:
+def count(monkeypatch) -> None:
     """Put the subcommand of docs/extend.md where the page says."""
     page = (ROOT / "docs" / "extend.md").read_text("utf-8")
     section = page.partition("\n## A subcommand\n")[2]
@@ -228,7 +228,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("count")
-def test_a_new_command_is_one_like_the_others(capsys: pytest.CaptureFixture[str]):
+def test_a_new_command_is_one_like_the_others(capsys):
     assert "Count the images of each class." in build_parser().format_help()
     dataset = shipped_facts("emoji")
     counts = [(dataset.labels("val") == label).sum() for label in range(len(dataset.classes))]

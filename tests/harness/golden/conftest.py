@@ -64,7 +64,7 @@ def make_shard() -> MakeShard:
 
 
 @pytest.fixture
-def store(tmp_path: Path, make_shard: MakeShard) -> Path:
+def store(tmp_path, make_shard: MakeShard) -> Path:
     """Write a store of ten images in shards of four."""
     folder = tmp_path / "store"
     folder.mkdir()
@@ -115,7 +115,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 @pytest.fixture
-def run(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(parts: ClipParts, toy: Dataset, monkeypatch) -> Run:
     """Rank ten toy images with the miniature tower, in shards of four."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
@@ -131,13 +131,13 @@ def run(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
-def named(toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def named(toy: Dataset, monkeypatch) -> None:
     """Give the toy images classes that the text tower has words for."""
     monkeypatch.setattr(type(toy), "classes", ("cat", "dog", "house", "dog house"))
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def counted(monkeypatch) -> list[int]:
     """Count the images of each call of the engine."""
     calls: list[int] = []
     importance = GoldenEngine.importance

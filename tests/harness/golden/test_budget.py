@@ -1,7 +1,6 @@
 """What a budget buys, on curves made up for it."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -93,7 +92,7 @@ def test_the_shipped_curve_serves_every_budget():
         recipe_for(10, depth=12, block=12)
 
 
-def test_another_schema_is_refused(tmp_path: Path):
+def test_another_schema_is_refused(tmp_path):
     path = tmp_path / "curve.json"
     path.write_text(json.dumps({"schema_version": 0}))
     with pytest.raises(ValueError, match="is no curve of schema version 1; make one with"):

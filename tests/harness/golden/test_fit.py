@@ -92,7 +92,7 @@ def test_the_result_serves_the_comparison(write: Write, dense: zoo.ReducedViT):
     assert (row.config["arch"], row.config["width"]) == ("mlp", 16)
 
 
-def test_another_place_for_the_result(write: Write, tmp_path: Path):
+def test_another_place_for_the_result(write: Write, tmp_path):
     out = tmp_path / "sub" / "p.safetensors"
     files = [write("train", 6, block=1)], [write("val", 4, block=1)]
     path, _ = fit("clip_vit_b16", *files, QUICK, out=out, progress=Progress())
@@ -140,7 +140,7 @@ def test_images_may_not_judge_their_own_training(write: Write):
         fit(MODEL, *files, QUICK, out=None, progress=Progress())
 
 
-def test_stores_and_rankings_do_as_well_as_files(write: Write, tmp_path: Path):
+def test_stores_and_rankings_do_as_well_as_files(write: Write, tmp_path):
     files = [write("train"), write("val")]
     learn, stop = map(Rankings.read, files)
     for index in range(0, len(learn), 4):
@@ -162,7 +162,7 @@ def test_stores_and_rankings_do_as_well_as_files(write: Write, tmp_path: Path):
     assert load_file(again).keys() == load_file(first).keys()
 
 
-def test_the_second_fit_runs_no_tower(write: Write, monkeypatch: pytest.MonkeyPatch):
+def test_the_second_fit_runs_no_tower(write: Write, monkeypatch):
     files = [write("train")], [write("val")]
     fit(MODEL, *files, QUICK, out=None, progress=Progress())
 
@@ -175,9 +175,7 @@ def test_the_second_fit_runs_no_tower(write: Write, monkeypatch: pytest.MonkeyPa
     fit(MODEL, *files, other, out=None, progress=Progress(), shots=2)
 
 
-def test_stopped_and_asked_again_it_goes_on(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_stopped_and_asked_again_it_goes_on(write: Write, tmp_path, monkeypatch):
     """The second epoch is broken off; the same call does it and the third, to the same bytes."""
     files = [write("train")], [write("val")]
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
@@ -207,9 +205,7 @@ def test_stopped_and_asked_again_it_goes_on(
     assert list((cache_folder() / "fits").iterdir()) == []
 
 
-def test_shots_are_ranked_images_of_each_class(
-    tower: Tower, write: Write, toy: Dataset, tmp_path: Path
-):
+def test_shots_are_ranked_images_of_each_class(tower: Tower, write: Write, toy: Dataset, tmp_path):
     """Of each store; what is left is as if the others had never been ranked."""
     gathered = gather(tower, [write("train"), write("test")], Progress(), shots=2, seed=4)
     labels = {e.image_id: e.label for split in ("train", "test") for e in toy.split(split)}
@@ -254,7 +250,7 @@ def test_a_fifth_is_held_out_whatever_the_order(ranked: Callable[..., Rankings])
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def passes(monkeypatch) -> list[int]:
     """Count the images that go through the tower, batch by batch."""
     calls: list[int] = []
     advance = module._advance
@@ -284,9 +280,7 @@ def files() -> list[Path]:
     return sorted((cache_folder() / "tokens").iterdir())
 
 
-def test_batches_are_strung_together(
-    compute: Compute, passes: list[int], monkeypatch: pytest.MonkeyPatch
-):
+def test_batches_are_strung_together(compute: Compute, passes: list[int], monkeypatch):
     whole = compute().tokens.clone()
     for file in files():
         file.unlink()
@@ -306,7 +300,7 @@ def test_computed_once_whatever_the_order(compute: Compute, passes: list[int]):
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def drawn(monkeypatch) -> list[str]:
     """Collect the ids of the images that are drawn."""
     ids: list[str] = []
     draw = Split.__getitem__
@@ -358,7 +352,7 @@ def test_how_rankings_were_made_does_not_matter(facts: dict, compute: Compute, p
 
 
 def test_another_release_of_a_package_computes_again(
-    compute: Compute, passes: list[int], monkeypatch: pytest.MonkeyPatch
+    compute: Compute, passes: list[int], monkeypatch
 ):
     compute()
     monkeypatch.setattr(module.metadata, "version", lambda name: f"{name} of tomorrow")
@@ -439,7 +433,7 @@ def test_tokens_beyond_float16(compute: Compute, dense: zoo.ReducedViT):
     ids=["full disk", "interrupted"],
 )
 def test_what_ends_a_computation_leaves_nothing(
-    place: Any, name: str, error: BaseException, compute: Compute, monkeypatch: pytest.MonkeyPatch
+    place: Any, name: str, error: BaseException, compute: Compute, monkeypatch
 ):
     def stop(*_: Any) -> None:
         raise error

@@ -68,7 +68,7 @@ def test_provenance(run: Run, toy: Dataset, dense: zoo.ReducedViT):
     assert found.provenance.versions["torch"] == version("torch")
 
 
-def test_lands_where_compare_looks(run: Run, tmp_path: Path):
+def test_lands_where_compare_looks(run: Run, tmp_path):
     done = run()
     assert done == (done.path, 10, 21)
     found = find_rankings("clip_vit_b16.openai", "toy", "test")
@@ -81,9 +81,7 @@ class StoppedError(Exception):
     """Somebody pulled the plug."""
 
 
-def test_goes_on_where_it_stopped(
-    run: Run, counted: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_goes_on_where_it_stopped(run: Run, counted: list[int], monkeypatch, tmp_path):
     """Ten images are shards of 4, 4 and 2: what is done isn't done again."""
     whole = run(out=tmp_path / "whole").path
     counted.clear()
@@ -106,7 +104,7 @@ def test_goes_on_where_it_stopped(
         assert (tmp_path / "r" / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int], tmp_path: Path):
+def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int], tmp_path):
     run(out=tmp_path / "r", limit=6)
     assert counted == [4, 2]
     first = shard_path(tmp_path / "r", 0).stat().st_mtime_ns
@@ -133,7 +131,7 @@ def test_any_number_of_first_images_is_class_balanced(toy: Dataset):
     assert set(part[1].image_ids) == set(images.subset(turns(images.labels)[:9]).image_ids)
 
 
-def test_a_broken_shard_is_found_told_and_made_again(run: Run, counted: list[int], tmp_path: Path):
+def test_a_broken_shard_is_found_told_and_made_again(run: Run, counted: list[int], tmp_path):
     run(out=tmp_path / "r")
     whole = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
     broken = shard_path(tmp_path / "r", 1)
@@ -163,7 +161,7 @@ def test_a_broken_shard_is_found_told_and_made_again(run: Run, counted: list[int
     ],
     ids=str,
 )
-def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path: Path):
+def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path):
     """Not in one folder, which keeps what it has; in another folder they give something else."""
     first = run(out=tmp_path / "r").path
     before = {path.name: path.read_bytes() for path in first.iterdir()}
@@ -178,9 +176,7 @@ def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path: 
         assert not np.array_equal(again.importance, Rankings.read(first).importance)
 
 
-def test_auto_is_the_precision_of_the_store_else_the_fastest(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_auto_is_the_precision_of_the_store_else_the_fastest(run: Run, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "best_precision", lambda device: "bfloat16")
     run(out=tmp_path / "new", dtype="auto")
     assert Rankings.read(tmp_path / "new").provenance.dtype == "bfloat16"
@@ -189,7 +185,7 @@ def test_auto_is_the_precision_of_the_store_else_the_fastest(
     assert Rankings.read(tmp_path / "old").provenance.dtype == "float32"
 
 
-def test_a_resumed_run_has_the_batch_of_the_store(run: Run, tmp_path: Path):
+def test_a_resumed_run_has_the_batch_of_the_store(run: Run, tmp_path):
     """Whatever the memory that is free now would allow, so that shards stay byte-equal."""
     whole = run(out=tmp_path / "whole", batch=5).path
     run(out=tmp_path / "r", batch=5, limit=4)
@@ -201,9 +197,7 @@ def test_a_resumed_run_has_the_batch_of_the_store(run: Run, tmp_path: Path):
         run(out=tmp_path / "r", batch=16)
 
 
-def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(
-    run: Run, tmp_path: Path
-):
+def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(run: Run, tmp_path):
     (tmp_path / "holiday").mkdir()
     for i in range(9):
         Image.new("RGB", (64, 64), (20 * i, 0, 0)).save(tmp_path / "holiday" / f"{i}.png")
@@ -214,7 +208,7 @@ def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(
     assert sorted(shard_paths(tmp_path / "r")) == [0, 1]
 
 
-def test_too_little_memory_names_a_smaller_batch(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_memory_names_a_smaller_batch(run: Run, monkeypatch):
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -240,9 +234,7 @@ def test_classes_without_words_leave_no_holes_in_rankings(score: str, run: Run):
         run(GoldenConfig(score=score))
 
 
-def test_scores_with_classes_need_a_text_tower(
-    run: Run, parts: ClipParts, monkeypatch: pytest.MonkeyPatch
-):
+def test_scores_with_classes_need_a_text_tower(run: Run, parts: ClipParts, monkeypatch):
     tower = Tower(parts.model.visual, parts.preprocess, "vit.some", None)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
     with pytest.raises(ValueError, match=r"'label' needs a text tower.*--model open_clip:ARCH"):
@@ -250,7 +242,7 @@ def test_scores_with_classes_need_a_text_tower(
     assert run().images == 10
 
 
-def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path: Path):
+def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path):
     generator = np.random.default_rng(0)
     (tmp_path / "holiday").mkdir()
     for i in range(5):
@@ -272,7 +264,7 @@ def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path: Path):
         (GoldenConfig(window=9), "window=9: larger than the 8 x 8 patch grid"),
     ],
 )
-def test_refusals_leave_no_folder(config: GoldenConfig, match: str, run: Run, tmp_path: Path):
+def test_refusals_leave_no_folder(config: GoldenConfig, match: str, run: Run, tmp_path):
     with pytest.raises(ValueError, match=re.escape(match)):
         run(config, out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
@@ -308,9 +300,7 @@ def test_the_command_of_a_job_says_all_of_it(toy: Dataset):
     )
 
 
-def test_a_budget_picks_by_the_tower_at_hand(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_a_budget_picks_by_the_tower_at_hand(run: Run, monkeypatch, tmp_path):
     asked = {}
 
     def recipe(budget: float, **shape: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(
-    small: Any, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+    small: Any, tmp_path, start: Start, capsys
 ):
     """SIGKILL, then SIGINT, then three kinds of damage; each time the command goes on."""
     out = tmp_path / "store"
@@ -116,7 +116,7 @@ def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[..., None]]:
+def disk(tmp_path) -> Iterator[Callable[..., None]]:
     """Mount a disk of a given size at ``tmp_path / "disk"``; or grow it."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -135,7 +135,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., None]]:
 
 
 def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(
-    small: Any, tmp_path: Path, disk: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    small: Any, tmp_path, disk: Callable[..., None], capsys
 ):
     disk("64k")
     out = tmp_path / "disk" / "store"
@@ -163,25 +163,14 @@ def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(
         ("--workers 0", "--workers 0: expected a number from 1"),
     ],
 )
-def test_workers_that_can_not_be_had(
-    flags: str,
-    match: str,
-    small: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_workers_that_can_not_be_had(flags: str, match: str, small: Any, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main([*small.command, *flags.split()]) == 2
     assert match in capsys.readouterr().err
 
 
-def test_without_ray_the_error_names_the_extra(
-    small: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_without_ray_the_error_names_the_extra(small: Any, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     out = tmp_path / "store"
     assert main([*small.command, "--out", str(out), "--workers", "2"]) == 2
@@ -229,7 +218,7 @@ def workers_of(parent: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds workers in /proc")
 def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
-    small: Any, tmp_path: Path, start: Start, cluster: str, capsys: pytest.CaptureFixture[str]
+    small: Any, tmp_path, start: Start, cluster: str, capsys
 ):
     """The first driver starts a Ray of its own, the second goes on in the one that runs here."""
     out = tmp_path / "store"
@@ -264,7 +253,7 @@ def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
 
 @pytest.mark.slow
 def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
-    small: Any, tmp_path: Path, start: Start
+    small: Any, tmp_path, start: Start
 ):
     """What a full disk does; needs no rights to bring about."""
     out = tmp_path / "store"
@@ -285,7 +274,7 @@ def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
 
 @pytest.mark.slow
 def test_workers_say_in_one_message_why_they_can_not_go_on(
-    small: Any, tmp_path: Path, start: Start, cluster: str
+    small: Any, tmp_path, start: Start, cluster: str
 ):
     """The driver finds the cluster by RAY_ADDRESS."""
     pictures = tmp_path / "pictures"
@@ -305,7 +294,7 @@ def test_workers_say_in_one_message_why_they_can_not_go_on(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_shard_that_always_kills_its_worker_ends_the_run(small: Any, tmp_path: Path):
+def test_a_shard_that_always_kills_its_worker_ends_the_run(small: Any, tmp_path):
     """Ray alone would start workers for it without end."""
     model, pictures = small.command[2], small.command[4]
     source = Source.folder(Path(pictures))

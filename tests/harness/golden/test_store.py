@@ -265,7 +265,7 @@ def test_a_shard_under_another_name_is_broken(store: Path):
     assert "part-00001.parquet is broken (starts at image 0, not at 4)" in line
 
 
-def test_somebody_elses_parquet_is_refused_and_kept(tmp_path: Path):
+def test_somebody_elses_parquet_is_refused_and_kept(tmp_path):
     """Broken shards are removed; other people's data must not be."""
     pq.write_table(pa.table({"a": [1]}), tmp_path / "part-00000.parquet")
     before = (tmp_path / "part-00000.parquet").read_bytes()
@@ -302,7 +302,7 @@ def test_other_settings_are_refused_by_name_with_both_values(store: Path, proven
     )
 
 
-def test_two_runs_can_not_write_to_one_folder(tmp_path: Path):
+def test_two_runs_can_not_write_to_one_folder(tmp_path):
     with claimed(tmp_path / "new"):
         with pytest.raises(ValueError, match=r"another run is writing to .*new"):
             claimed(tmp_path / "new").__enter__()
@@ -320,7 +320,7 @@ def test_two_runs_can_not_write_to_one_folder(tmp_path: Path):
     ],
 )
 def test_no_room_is_told_with_the_way_on(
-    code: int, why: str, store: Path, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+    code: int, why: str, store: Path, make_shard: MakeShard, monkeypatch
 ):
     def full(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
@@ -335,7 +335,7 @@ def test_no_room_is_told_with_the_way_on(
 
 
 def test_other_errors_of_the_disk_stay_what_they_are(
-    store: Path, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+    store: Path, make_shard: MakeShard, monkeypatch
 ):
     def broken(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -425,7 +425,7 @@ def test_shards_of_one_store_agree_in_all_but_versions(
     assert "stride=2 there, 1 wanted; approximate='sketch:16' there, None" in str(error.value)
 
 
-def test_a_store_shrinks_to_a_small_file(store: Path, tmp_path: Path):
+def test_a_store_shrinks_to_a_small_file(store: Path, tmp_path):
     """The small file ships: ids, importance and provenance, the ranking made from importance."""
     whole, path = Rankings.read(store), tmp_path / "new" / "small.parquet"
     whole.write(path)
@@ -470,7 +470,7 @@ def test_another_provenance_is_refused_with_the_command(
     assert str(error.value).endswith(f"patchrank rank {command}")
 
 
-def test_files_that_hold_no_rankings(tmp_path: Path):
+def test_files_that_hold_no_rankings(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape("none.parquet' do not exist")):
         Rankings.read(tmp_path / "none.parquet")
     with pytest.raises(ValueError, match="holds no golden rankings: no part-00000"):
@@ -487,7 +487,7 @@ def test_files_that_hold_no_rankings(tmp_path: Path):
 
 
 @pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shipped(tmp_path, monkeypatch) -> Path:
     """Point data folder and user's cache at empty folders; return the file that would ship."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "DATA_DIR", tmp_path / "data")
@@ -595,7 +595,7 @@ def test_every_reader_has_its_example():
 
 
 @pytest.mark.parametrize("reader", CHECKS)
-def test_the_example_reads_the_store(reader: str, store: Path, tmp_path: Path):
+def test_the_example_reads_the_store(reader: str, store: Path, tmp_path):
     """In a process of its own: these libraries are large, and one has a cache."""
     if importlib.util.find_spec(reader) is None:
         pytest.skip(f"{reader} is not installed")
