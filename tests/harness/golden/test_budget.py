@@ -14,19 +14,12 @@ def made(*ways: tuple[Point, float]) -> Curve:
     """Make a curve from ways and their tau, on a tower of 14 x 14 patches and 9 blocks."""
     effort = Effort(grid=(14, 14), blocks=6)
     worths = [
-        Worth(
-            point=point,
-            passes=point.passes(effort, 3),
-            tau=Interval(tau, tau, tau),
-            tau_of={},
-            match={"30": tau},
-        )
+        Worth(point=point, passes=0, tau=Interval(tau, tau, tau), tau_of={}, match={})
         for point, tau in ways
     ]
-    return Curve(
-        model="m", weights="w", block=3, split="val", dtype="float32", device="d", images={},
-        named={}, effort=effort, dense=None, versions={}, worths=worths,
-    )  # fmt: skip
+    names = {"model": "m", "weights": "w", "split": "val", "dtype": "float32", "device": "d"}
+    facts = {"images": {}, "named": {}, "dense": None, "versions": {}}
+    return Curve(block=3, effort=effort, worths=worths, **names, **facts)
 
 
 MADE = (
@@ -41,12 +34,8 @@ MADE = (
 @pytest.mark.parametrize(
     ("budget", "label"),
     [
-        (1e9, "window 2, stride 1"),
-        (169, "window 2, stride 1"),
-        (168, "shallow:4"),
-        (49, "shallow:4"),
-        (30, "follow:0"),
-        (1.1, "follow:0"),
+        *((1e9, "window 2, stride 1"), (169, "window 2, stride 1"), (168, "shallow:4")),
+        *((49, "shallow:4"), (30, "follow:0"), (1.1, "follow:0")),
     ],
 )
 def test_a_budget_buys_the_closest_ranking_within_it(budget: float, label: str):
