@@ -286,19 +286,12 @@ def fit(
 
     A fit that was stopped goes on where it was when it is asked for again.
 
-    Args:
-        model: dense tower, see ``harness.models.towers.load_tower``.
-        train: rankings to learn from, or the stores or files that hold them.
-        val: the same of other images, for early stopping; empty: a fifth of each of ``train``.
-        config: recipe; its seed also chooses the shots.
-        out: result; None for the user's cache.
-        progress: where to show how far things are.
-        shots: see `gather`; of ``train`` alone.
-        block: reduction point that the rankings must be of; None for whichever they are of.
-        folders: see `gather`.
+    ``train`` and ``val`` are rankings, or the stores or files that hold them; without ``val`` a
+    fifth of each of ``train`` is for early stopping. `gather` says what ``shots`` (of ``train``
+    alone, chosen by the seed of ``config``) and ``folders`` are; ``block`` is the reduction point
+    that the rankings must be of, and ``out`` None is for the user's cache.
 
-    Returns:
-        Path of the result, and the mean Kendall tau of predicted and golden on ``val``.
+    Return the path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
         ValueError: rankings of several reduction points or scores, images that are in both, or

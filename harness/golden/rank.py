@@ -384,14 +384,12 @@ def _check_workers(workers: int, device: str) -> None:
         raise ValueError(f"--workers {workers} needs Ray: pip install 'clip-patchrank[ray]'")
     kind, _, number = device.partition(":")
     if number:
-        raise ValueError(
-            f"--device {device!r} with --workers: say {kind}; each worker takes its own"
-        )
-    if kind == "cuda" and not _cluster() and workers > torch.cuda.device_count():
-        raise ValueError(
-            f"--workers {workers} on a machine with {torch.cuda.device_count()} GPUs: "
-            "each worker takes one"
-        )
+        text = f"--device {device!r} with --workers: say {kind}; each worker takes its own"
+        raise ValueError(text)
+    count = torch.cuda.device_count()
+    if kind == "cuda" and not _cluster() and workers > count:
+        text = f"--workers {workers} on a machine with {count} GPUs: each worker takes one"
+        raise ValueError(text)
 
 
 def _cluster() -> str | None:

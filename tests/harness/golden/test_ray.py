@@ -1,8 +1,4 @@
-"""Processes that are really killed, disks that are really full: nothing is lost but work in hand.
-
-The job is the fixture ``small``: 30 shards; the undisturbed run in one process is the reference,
-byte for byte.
-"""
+"""Processes really killed and disks really full: nothing is lost but the work in hand."""
 
 import os
 import re

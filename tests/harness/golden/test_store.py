@@ -472,9 +472,6 @@ def test_names_of_stores_are_names_of_folders(facts: tuple[str, ...], name: str)
     assert module.store_name(*facts) == name
 
 
-# Other readers, as docs/rankings.md says: its examples run as they stand
-
-
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "rankings.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text("utf-8"), re.M | re.S)
 CHECKS = {
