@@ -78,9 +78,8 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *, command: Command | None = None, **kwargs: Any) -> None:
         """Prepare; the flags of ``command`` are added when it is filled."""
         # A command's --help stands with the flags that every command takes.
-        super().__init__(
-            allow_abbrev=False, add_help=command is None, formatter_class=Formatter, **kwargs
-        )
+        own: dict[str, Any] = {"add_help": command is None, "formatter_class": Formatter}
+        super().__init__(allow_abbrev=False, **own, **kwargs)
         self.command = command
         self._positionals.title, self._optionals.title = "arguments", "flags"
 
@@ -138,20 +137,16 @@ class CommandParser(argparse.ArgumentParser):
         if rest:
             from zoo.reducer import expected
 
-            flag, shown_by = rest[0].partition("=")[0], f"{self.prog} --help"
+            flag = rest[0].partition("=")[0]
             if flag.startswith("-"):
                 flags = [name for action in self._actions for name in action.option_strings]
-                near = expected(flag, flags, shown_by=shown_by)
+                near = expected(flag, flags, shown_by=f"{self.prog} --help")
                 self.error(f"no flag {flag!r}: {near}")
             self.error(f"no argument {rest[0]!r} is expected here")
         return values, rest
 
     def error(self, message: str) -> NoReturn:
-        """Raise a mistake.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raise a mistake as a ValueError."""
         hint = f"{self.prog} --help"
         raise ValueError(message if hint in message else f"{message}; see {hint}")
 
@@ -253,9 +248,8 @@ def add_shared(group: Any, default: Any = None) -> None:
     text = "no progress and no notes; results and errors stay"
     group.add_argument("--quiet", "-q", action="store_true", default=off, help=text)
     text = f"{', '.join(WHENS)}; auto: on a terminal; NO_COLOR and FORCE_COLOR are honoured"
-    group.add_argument(
-        "--color", metavar="WHEN", choices=WHENS, default=default or "auto", help=text
-    )
+    when = default or "auto"
+    group.add_argument("--color", metavar="WHEN", choices=WHENS, default=when, help=text)
 
 
 class Version(argparse.Action):
@@ -272,7 +266,6 @@ class Version(argparse.Action):
             package += f", commit {commit}"
         names = ("torch", "timm", "open_clip_torch")
         others = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-        parser._print_message(
-            f"{package}\npython {platform.python_version()}, {others}\n", sys.stdout
-        )
+        python = f"python {platform.python_version()}"
+        parser._print_message(f"{package}\n{python}, {others}\n", sys.stdout)
         parser.exit()

@@ -76,13 +76,8 @@ def own_words(words: Sequence[str]) -> list[str]:
 def _no_empty_folders(args: Namespace) -> Iterator[None]:
     """Remove what the body leaves of a new output but empty folders."""
     outputs = [vars(args).get(name) for name in ("output", "out", "folder")]
-    new = [
-        place
-        for output in outputs
-        if output is not None
-        for place in (output, *output.parents)
-        if not place.exists()
-    ]
+    places = [place for output in outputs if output for place in (output, *output.parents)]
+    new = [place for place in places if not place.exists()]
     try:
         yield
     finally:
@@ -124,9 +119,8 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     from harness.datasets import names_of
 
     flags = vars(args)
-    how = {
-        name: flags[name] for name in ("root", "download", "templates", "skip_bad") if name in flags
-    }
+    ways = ("root", "download", "templates", "skip_bad")
+    how = {name: flags[name] for name in ways if name in flags}
     if isinstance(flags.get("images"), Path) and any(how.values()):
         flag = next(name for name, value in how.items() if value).replace("_", "-")
         raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset folder:PATH")

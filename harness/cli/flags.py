@@ -252,16 +252,9 @@ def predictor_recipe(parser: CommandParser) -> None:
     group = parser.add_argument_group("predictor")
     group.add_argument("--arch", default=FitConfig.arch, help="see zoo/predictor.py")
     group.add_argument("--loss", default=FitConfig.loss, help="see zoo/fit.py")
-    fields(
-        group,
-        FitConfig,
-        width="channels inside the predictor",
-        epochs="at most",
-        patience="epochs without a better one",
-        batch="images per step",
-        seed="of weights, order and shots",
-        learning_rate="of AdamW",
-    )
+    fields(group, FitConfig, width="channels inside the predictor", epochs="at most")
+    fields(group, FitConfig, patience="epochs without a better one", batch="images per step")
+    fields(group, FitConfig, seed="of weights, order and shots", learning_rate="of AdamW")
 
 
 def fit_config(args: Namespace) -> "FitConfig":

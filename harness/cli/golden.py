@@ -151,30 +151,16 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
         for split, files in splits:
-            shipped = shipped_rankings(tower, dataset, split, block)
-            if shipped is not None:
-                files.append(shipped)
-                continue
-            job = Job(
-                model=args.model,
-                source=Source.of(get_dataset(dataset), split),
-                config=GoldenConfig(block=block),
-                limit=args.limit,
-            )
-            files.append(rank(job, progress).path)
+            path = shipped_rankings(tower, dataset, split, block)
+            if path is None:
+                source, way = Source.of(get_dataset(dataset), split), GoldenConfig(block=block)
+                job = Job(model=args.model, source=source, config=way, limit=args.limit)
+                path = rank(job, progress).path
+            files.append(path)
     if not train:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
-    path, tau = fit(
-        args.model,
-        train,
-        val,
-        config,
-        progress=progress,
-        shots=args.shots,
-        block=args.block,
-        out=args.output,
-        folders=args.images,
-    )
+    limits = {"shots": args.shots, "block": args.block, "folders": args.images}
+    path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
 
@@ -189,15 +175,9 @@ def _prompts_flags(parser: CommandParser) -> None:
     flags.fields(what, TuneConfig, seed="of the images and of the recipe")
     flags.data(parser)
     tokens = flags.tuning_recipe(parser)
-    flags.fields(
-        tokens,
-        TuneConfig,
-        rounds="at most",
-        patience="rounds without a better one",
-        batch="images per step",
-        learning_rate="of text tokens",
-        visual_rate="of visual ones",
-    )
+    flags.fields(tokens, TuneConfig, rounds="at most", patience="rounds without a better one")
+    flags.fields(tokens, TuneConfig, batch="images per step", learning_rate="of text tokens")
+    flags.fields(tokens, TuneConfig, visual_rate="of visual ones")
     text = "take the images as they are"
     tokens.add_argument("--no-augment", dest="augment", action="store_false", help=text)
     how = parser.add_argument_group("conditions and files")
@@ -240,24 +220,14 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
         f"validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
     data = {
-        "path": path,
-        "parameters": parameters,
-        "seconds": seconds,
-        "memory_mib": memory_mib,
-        "train": len(drawn.train),
-        "val": len(drawn.val),
-        "top1": top1,
-        "untuned": untuned,
+        **{"path": path, "parameters": parameters, "seconds": seconds, "memory_mib": memory_mib},
+        **{"train": len(drawn.train), "val": len(drawn.val), "top1": top1, "untuned": untuned},
     }
     return Shown(parts=(text,), data=json_values(data))
 
 
 def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
-    """Load a model with its text tower: one of ours, or any dense tower of ``load_clip``.
-
-    Returns:
-        The towers, the model as a row, and the weight tag.
-    """
+    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
     from harness.measure.rows import rows_of
     from harness.models.towers import load_clip, split_method
     from harness.records.conditions import DENSE

@@ -28,9 +28,8 @@ def _compare_flags(parser: CommandParser) -> None:
     runs.required = False
     what = parser.add_argument_group("what is compared")
     text = "dense names"
-    what.add_argument(
-        "--model", dest="models", nargs="+", metavar="MODEL", default=list(Plan.models), help=text
-    )
+    several: dict[str, Any] = {"dest": "models", "nargs": "+", "metavar": "MODEL"}
+    what.add_argument("--model", default=list(Plan.models), help=text, **several)
     flags.methods(what, None, "default: all; see `list`")
     flags.keeps(what, list(Plan.keeps))
     what.add_argument("--match", metavar="WHAT", help="gflops: rows of equal cost, not keep")
@@ -44,9 +43,8 @@ def _compare_flags(parser: CommandParser) -> None:
     flags.data(parser)
     how = flags.conditions(parser)
     flags.number(how, "--rounds", Plan.rounds, "latency samples", kind=flags.positive)
-    flags.number(
-        how, "--batches", list(Plan.batches), "for latency", kind=flags.positive, nargs="*"
-    )
+    sizes = list(Plan.batches)
+    flags.number(how, "--batches", sizes, "for latency", kind=flags.positive, nargs="*")
     files = parser.add_argument_group("files")
     flags.fresh(files)
     flags.output(files, "results", "folder of the run")
@@ -76,20 +74,23 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
     from harness.measure.compare import compare
     from harness.measure.plan import Plan
+    from harness.measure.rows import known_methods
     from harness.measure.traces import Tracer
     from harness.records.averages import averages, matched
+    from harness.records.conditions import GOLDEN
     from harness.records.record import earlier, require_appendable, write_records
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table, matched_table, shot_tables
 
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)
-    methods = tuple(args.methods or _all_methods(args.match))
+    # Where cost counts, all but the oracle, which has none.
+    every = [name for name in known_methods() if args.match is None or name != GOLDEN]
+    methods = tuple(args.methods or every)
     plan = flags.settings(Plan, args, methods=methods)
     known = earlier(path, progress, fresh=args.fresh)
-    tracer = Tracer(
-        run=args.output, images=args.traces, thumbnails=args.thumbnails, progress=progress
-    )
+    stored = {"images": args.traces, "thumbnails": args.thumbnails}
+    tracer = Tracer(run=args.output, progress=progress, **stored)
     records: list[Record] = []
     groups: list[list[Average]] = []  # of one dataset and tower
     for group in compare(plan, known, progress, tracer):
@@ -108,14 +109,6 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     return Shown(parts=(), data={"records": json_values(records)})
-
-
-def _all_methods(match: str | None) -> tuple[str, ...]:
-    """Return every method; where cost counts, not the oracle, which has none."""
-    from harness.measure.rows import known_methods
-    from harness.records.conditions import GOLDEN
-
-    return tuple(name for name in known_methods() if match is None or name != GOLDEN)
 
 
 def _eval_flags(parser: CommandParser) -> None:
@@ -145,17 +138,9 @@ def evaluated(args: Namespace, status: Console) -> "list[Record]":
     from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(args.model)
-    plan = flags.settings(
-        Plan,
-        args,
-        models=(dense,),
-        methods=(method or DENSE,),
-        keeps=(keep,),
-        datasets=(args.dataset,),
-        shots=(args.shots,),
-        seeds=1,
-        batches=(),
-    )
+    row = {"models": (dense,), "methods": (method or DENSE,), "keeps": (keep,)}
+    data = {"datasets": (args.dataset,), "shots": (args.shots,), "seeds": 1, "batches": ()}
+    plan = flags.settings(Plan, args, **row, **data)
     if args.prompts is None:
         return next(compare(plan, [], Progress(status)))
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
@@ -171,9 +156,8 @@ def _latency_flags(parser: CommandParser) -> None:
     from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
     from harness.measure.ways import WAYS
 
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="a reduced or dense model's name; see `list`"
-    )
+    text = "a reduced or dense model's name; see `list`"
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=text)
     what = parser.add_argument_group("what is timed")
     flags.methods(what, [], "of each dense tower, too")
     flags.keeps(what, list(LatencyPlan.keeps), "of --methods", float)
@@ -183,12 +167,9 @@ def _latency_flags(parser: CommandParser) -> None:
     text = f"images per call; default: {usual}, on CUDA {on_cuda}"
     flags.number(how, "--batches", None, text, nargs="+")
     text = "float32, bfloat16 or float16"
-    how.add_argument(
-        "--dtypes", nargs="+", metavar="DTYPE", default=list(LatencyPlan.dtypes), help=text
-    )
-    how.add_argument(
-        "--ways", nargs="+", metavar="WAY", default=list(LatencyPlan.ways), help=", ".join(WAYS)
-    )
+    dtypes, ways = list(LatencyPlan.dtypes), list(LatencyPlan.ways)
+    how.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=dtypes, help=text)
+    how.add_argument("--ways", nargs="+", metavar="WAY", default=ways, help=", ".join(WAYS))
     flags.number(how, "--threads", None, "torch's; default: as many as it takes", nargs="+")
     flags.device(how)
     flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least")
@@ -202,16 +183,8 @@ def run_latency(args: Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
 
+    from harness.measure import times
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
-    from harness.measure.times import (
-        LATENCIES,
-        LatencyRecord,
-        earlier_times,
-        latency_markdown,
-        latency_tables,
-        table_of,
-        write_latencies,
-    )
     from harness.measure.timing import load_1min
     from harness.records.record import require_appendable
     from zoo.files import write_whole
@@ -228,22 +201,22 @@ def run_latency(args: Namespace, status: Console) -> Work:
             f"this machine is busy: a load of {load:.1f} on {cores} cores in the last minute; "
             "times will be longer and spread wider"
         )
-    path, markdown = args.output / LATENCIES, args.output / "latency.md"
+    path, markdown = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
-    known = earlier_times(path, progress, fresh=args.fresh)
+    known = times.earlier_times(path, progress, fresh=args.fresh)
 
-    def timed() -> Iterator[LatencyRecord]:
+    def timed() -> Iterator[times.LatencyRecord]:
         for cell, new in measure_latency(plan, known, progress):
             if new:
-                write_latencies(path, new)
+                times.write_latencies(path, new)
             yield from cell
 
-    records: list[LatencyRecord] = []
-    for _, group in groupby(timed(), key=table_of):
+    records: list[times.LatencyRecord] = []
+    for _, group in groupby(timed(), key=times.table_of):
         table = list(group)
-        yield from latency_tables(table)
+        yield from times.latency_tables(table)
         records += table
-    write_whole(markdown, latency_markdown(records).encode())
+    write_whole(markdown, times.latency_markdown(records).encode())
     progress.say(f"records: {path}; tables: {markdown}")
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 

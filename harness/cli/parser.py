@@ -81,26 +81,14 @@ def build_parser() -> CommandParser:
     for path, command in COMMANDS.items():
         first, _, second = path.rpartition(" ")
         if first not in places:
-            what = FAMILIES[first]
-            family = places[""].add_parser(
-                first, help=what, description=what, prog=f"{PROGRAM} {first}"
-            )
+            what, prog = FAMILIES[first], f"{PROGRAM} {first}"
+            family = places[""].add_parser(first, help=what, description=what, prog=prog)
             places[first] = _subcommands(family, "WHAT")
-        places[first].add_parser(
-            second,
-            help=command.what,
-            description=command.what,
-            command=command,
-            prog=f"{PROGRAM} {path}",
-        )
+        text = {"help": command.what, "description": command.what, "prog": f"{PROGRAM} {path}"}
+        places[first].add_parser(second, command=command, **text)
     return parser
 
 
 def _subcommands(parser: CommandParser, metavar: str) -> Any:
-    return parser.add_subparsers(
-        action=Subcommands,
-        required=True,
-        parser_class=CommandParser,
-        title="commands",
-        metavar=metavar,
-    )
+    kinds: dict[str, Any] = {"action": Subcommands, "parser_class": CommandParser}
+    return parser.add_subparsers(required=True, title="commands", metavar=metavar, **kinds)

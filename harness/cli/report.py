@@ -1,6 +1,7 @@
 """Subcommands that pass results on: ``report``, ``check``, ``push``."""
 
 from pathlib import Path
+from typing import Any
 
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, imported
@@ -19,27 +20,21 @@ def _check_flags(parser: CommandParser) -> None:
     from harness.check.verdict import Bounds
 
     text = "expectations, which are files of records; default: the one that ships"
-    expectations = parser.add_argument(
+    files = parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", default=[], help=text
     )
-    expectations.required = False  # not "*": see `compare`
-    rows = parser.add_argument_group(
-        "which rows", "a check takes these alone, --update of a FILE measures these"
-    )
+    files.required = False  # not "*": see `compare`
+    text = "a check takes these alone, --update of a FILE measures these"
+    rows = parser.add_argument_group("which rows", text)
     rows.add_argument("--model", dest="models", nargs="+", metavar="MODEL", help="dense names")
     flags.methods(rows, None, "or METHOD:OPTION=VALUE,... with JSON values")
     flags.keeps(rows, None)
     flags.datasets(rows, None, help="or PREFIX:PATH")
     flags.data(parser)
     bounds = parser.add_argument_group("how far things may move")
-    flags.fields(
-        bounds,
-        Bounds,
-        images="right answers, net",
-        flips="images whose answer flips",
-        cosine="mean cosines, to dense and between classes",
-        tau="in its expected interval besides",
-    )
+    flags.fields(bounds, Bounds, images="right answers, net", flips="images whose answer flips")
+    flags.fields(bounds, Bounds, cosine="mean cosines, to dense and between classes")
+    flags.fields(bounds, Bounds, tau="in its expected interval besides")
     text = "on the expected ratio of time to dense"
     flags.number(bounds, "--slower", Bounds.slower, text, metavar="FACTOR")
     how = parser.add_argument_group("how it is measured")
@@ -53,8 +48,8 @@ def _check_flags(parser: CommandParser) -> None:
     flags.limits(new, None, "images judged; default: 48")
     new.add_argument("--dtype", type=flags.dtype, help="default: float32")
     flags.number(new, "--batches", None, "timed; default: 1", kind=flags.positive, nargs="*")
-    files = parser.add_argument_group("files")
-    files.add_argument("--markdown", type=Path, metavar="FILE", help="the outcome as Markdown")
+    outcome = parser.add_argument_group("files")
+    outcome.add_argument("--markdown", type=Path, metavar="FILE", help="the outcome as Markdown")
 
 
 def _push_flags(parser: CommandParser) -> None:
@@ -68,14 +63,14 @@ def _push_flags(parser: CommandParser) -> None:
     where.add_argument("--dry-run", action="store_true", help=text)
     what = parser.add_argument_group("what goes with it")
     what.add_argument("--records", type=Path, metavar="FILE", help="what a run measured of it")
-    what.add_argument(
-        "--predictor", type=Path, nargs="+", default=[], metavar="FILE", help="for patchrank"
-    )
+    several: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "FILE"}
+    what.add_argument("--predictor", type=Path, help="for patchrank", **several)
     what.add_argument("--prompts", type=Path, metavar="FILE", help="learned tokens")
     text = "confirm that the weights' licence allows it"
     what.add_argument("--accept-license", metavar="ID", help=text)
 
 
+PUSH = "push clip_vit_s14_patchrank60 --to OWNER/NAME"
 COMMANDS = (
     Command(
         path="report",
@@ -111,12 +106,9 @@ COMMANDS = (
         flags=_push_flags,
         run=imported("harness.publish:run_push"),
         examples=(
-            ("push clip_vit_s14_patchrank60 --to OWNER/NAME --dry-run", "see the card first"),
-            (
-                "push clip_vit_s14_patchrank60 --to OWNER/NAME --records results/records.jsonl",
-                "with measured figures",
-            ),
-            ("push clip_vit_s14_patchrank60 --to OWNER/NAME --folder model", "for timm"),
+            (f"{PUSH} --dry-run", "see the card first"),
+            (f"{PUSH} --records results/records.jsonl", "with measured figures"),
+            (f"{PUSH} --folder model", "for timm"),
         ),
         output="what was written, on standard output; the model at --to or in --folder",
     ),

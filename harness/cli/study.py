@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # `study reproduce` without a root: what ships.
 EMBEDDED_MODEL, EMBEDDED, LIMIT = "clip_vit_s14", ("fashion", "emoji"), 300
 WINDOWS = {True: (2, 2), False: (3, 2)}  # side and stride: the released code's; those that ship
+AGAIN = "The same command goes on where it stopped"
 USES: "dict[SplitName, str]" = {
     "train": "predictors learn from",
     "val": "fits are stopped by",
@@ -89,24 +90,13 @@ def run_overhead(args: Namespace, status: Console) -> Shown:
         shapes.append(("mixer", int(tower.vit.embed_dim)))
     for arch, _ in shapes:
         FitConfig(arch=arch, width=args.width)  # refuses what can't be built
-    rows = overhead(
-        tower.vit.to(args.device),
-        shapes,
-        batch=args.batch,
-        rounds=args.rounds,
-        dtype=args.dtype,
-        progress=Progress(status),
-    )
+    how = {name: vars(args)[name] for name in ("batch", "rounds", "dtype")}
+    rows = overhead(tower.vit.to(args.device), shapes, progress=Progress(status), **how)
     machine = device_name(args.device)
     title = f"predictors beside {tower.name}, batch {args.batch}, {args.dtype}, {machine}"
-    data = {
-        "model": tower.name,
-        "batch": args.batch,
-        "dtype": args.dtype,
-        "device_name": machine,
-        "predictors": json_values(rows),
-    }
-    return Shown(parts=(overhead_table(rows, title),), data=data)
+    data = {"model": tower.name, "batch": args.batch, "dtype": args.dtype, "device_name": machine}
+    table = overhead_table(rows, title)
+    return Shown(parts=(table,), data={**data, "predictors": json_values(rows)})
 
 
 def _objects_flags(parser: CommandParser) -> None:
@@ -127,27 +117,16 @@ def run_objects(args: Namespace, status: Console) -> Shown:
     """Measure how well rankings find objects."""
     from harness.studies.objects import find_objects, objects_table, shares_data
 
-    config = flags.golden_config(args)
-    shares = find_objects(
-        args.model,
-        args.dataset,
-        args.split,
-        limit=flags.limit_of(args),
-        scores=args.scores,
-        methods=args.methods,
-        config=config,
-        device=args.device,
-        progress=Progress(status),
-    )
-    title = (
-        f"objects of {args.dataset} ({args.split}), {args.model}; golden: {config.window} x "
-        f"{config.window} patches, stride {config.stride}, before block {config.block}"
-    )
+    config, limit = flags.golden_config(args), flags.limit_of(args)
+    what = {name: vars(args)[name] for name in ("scores", "methods", "device")}
+    images = args.model, args.dataset, args.split
+    shares = find_objects(*images, limit=limit, config=config, progress=Progress(status), **what)
+    side, stride = config.window, config.stride
+    golden = f"golden: {side} x {side} patches, stride {stride}, before block {config.block}"
+    title = f"objects of {args.dataset} ({args.split}), {args.model}; {golden}"
     data = {
-        "model": args.model,
-        "dataset": args.dataset,
-        "split": args.split,
-        "golden": {"block": config.block, "window": config.window, "stride": config.stride},
+        **{"model": args.model, "dataset": args.dataset, "split": args.split},
+        "golden": {"block": config.block, "window": side, "stride": stride},
         "rankings": [{"ranking": name, **shares_data(share)} for name, share in shares.items()],
     }
     return Shown(parts=(objects_table(shares, title),), data=data)
@@ -247,7 +226,6 @@ def _reproduce_flags(parser: CommandParser) -> None:
 
 
 def _few_shots(parser: CommandParser) -> None:
-    """Add what tokens learn from, and what they are."""
     from zoo.prompt_learner import TuneConfig
 
     tokens = flags.tuning_recipe(parser)
@@ -377,12 +355,10 @@ def run_study_list(*_: Any) -> Shown:
     from harness.studies.run import list_studies
 
     table = Table("name", "question", "keep rates", title="studies")
+    studies = []
     for name, study in list_studies().items():
         table.add_row(name, study.question, " ".join(f"{keep:g}" for keep in study.keeps))
-    studies = [
-        {"name": name, "question": study.question, "keeps": list(study.keeps)}
-        for name, study in list_studies().items()
-    ]
+        studies.append({"name": name, "question": study.question, "keeps": list(study.keeps)})
     return Shown(parts=(table,), data={"studies": studies})
 
 
@@ -424,14 +400,9 @@ def run_study(args: Namespace, status: Console) -> Work:
         near = expected(args.name, names, shown_by="patchrank study --help")
         raise ValueError(f"study {args.name!r}: {near}")
     study = studies[args.name]
-    config = flags.settings(
-        StudyConfig,
-        args,
-        split=args.split or study.split,
-        golden=flags.golden_config(args),
-        fit=flags.fit_config(args),
-        tune=flags.tune_config(args),
-    )
+    recipes = {"fit": flags.fit_config(args), "tune": flags.tune_config(args)}
+    split, golden = args.split or study.split, flags.golden_config(args)
+    config = flags.settings(StudyConfig, args, split=split, golden=golden, **recipes)
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
@@ -485,8 +456,8 @@ COMMANDS = (
         flags=_curve_flags,
         run=run_curve,
         examples=(("study curve --dataset fashion emoji --split val --limit 60", "two datasets"),),
-        output="a table on standard output; curve.json, curve.md and curve.svg in --output. The "
-        "same command goes on where it stopped",
+        output="a table on standard output; curve.json, curve.md and curve.svg in --output. "
+        + AGAIN,
     ),
     Command(
         path="study speed",
@@ -508,8 +479,7 @@ COMMANDS = (
             ("study reproduce table1 --limit 60 --dry-run", "what is left to do"),
             ("study reproduce table1 figure1 --root data", "on the paper's datasets"),
         ),
-        output="a table each on standard output; records, table and figure in --output. The same "
-        "command goes on where it stopped",
+        output=f"a table each on standard output; records, table and figure in --output. {AGAIN}",
     ),
     Command(
         path="study list",
@@ -523,7 +493,6 @@ COMMANDS = (
         flags=_study_flags,
         run=run_study,
         examples=(("study scores --dataset fashion --limit 100", "which score to rank by"),),
-        output="a table per dataset on standard output; records and table in --output. The same "
-        "command goes on where it stopped",
+        output=f"a table per dataset on standard output; records and table in --output. {AGAIN}",
     ),
 )

@@ -34,9 +34,7 @@ class Point:
         """Return its name in tables."""
         if self.method != GOLDEN:
             return self.method
-        if self.approximate is None:
-            return f"window {self.window}, stride {self.stride}"
-        return self.approximate
+        return self.approximate or f"window {self.window}, stride {self.stride}"
 
     def fits(self, effort: Effort, block: int) -> bool:
         """Tell whether a tower can do it."""
@@ -118,12 +116,9 @@ class Curve:
 
 
 def _worth(facts: dict[str, Any]) -> Worth:
-    typed = {
-        "point": Point(**facts["point"]),
-        "tau": Interval(*facts["tau"]),
-        "difference": {keep: Interval(*value) for keep, value in facts["difference"].items()},
-    }
-    return Worth(**facts | typed)
+    point, tau = Point(**facts["point"]), Interval(*facts["tau"])
+    difference = {keep: Interval(*value) for keep, value in facts["difference"].items()}
+    return Worth(**facts | {"point": point, "tau": tau, "difference": difference})
 
 
 def best_within(
@@ -169,17 +164,10 @@ def recipe_for(
 ) -> dict[str, Any]:
     """Pick the most faithful golden ranking within a budget, by the curve that ships.
 
-    Args:
-        budget: passes per image from the block on, that of the whole image left out.
-        grid: (rows, columns) of patches of the tower at hand.
-        depth: its number of blocks.
-        block: reduction point.
-        dim: width of its tokens; that of the MLP is taken to be four times it.
-        token_pooled: whether its features come from the class token, which ``follow`` and
-            ``jacobian`` need.
-
-    Returns:
-        ``window``, ``stride`` and ``approximate`` for ``GoldenConfig``.
+    ``budget`` is in passes per image from ``block`` on, that of the whole image left out; the
+    others are of the tower: (rows, columns) of patches, blocks, width of tokens (the MLP's is taken
+    to be four times it), and whether features come from the class token, which ``follow`` and
+    ``jacobian`` need. Return ``window``, ``stride`` and ``approximate`` for ``GoldenConfig``.
 
     Raises:
         ValueError: the budget is below the cheapest way, or the block outside the tower.

@@ -1,7 +1,4 @@
-"""What a predictor is fitted to: ranked images with the tokens that enter the reduction point.
-
-Tokens are computed once per image and kept on disk, in the user's cache.
-"""
+"""Predictors' fits to ranked images; the tokens are computed once and kept in the user's cache."""
 
 import bisect
 import contextlib
@@ -94,12 +91,9 @@ def gather(
         ids += part.image_ids
         tokens.append(part.tokens)
         importance.append(one.of(part.image_ids))
-    data = RankedTokens(
-        tokens=Joined(tokens),
-        importance=torch.from_numpy(np.concatenate(importance)),
-        prefix=tower.vit.num_prefix_tokens,
-        grid=tower.vit.patch_embed.grid_size,
-    )
+    joined, golden = Joined(tokens), torch.from_numpy(np.concatenate(importance))
+    prefix, grid = tower.vit.num_prefix_tokens, tower.vit.patch_embed.grid_size
+    data = RankedTokens(tokens=joined, importance=golden, prefix=prefix, grid=grid)
     kept = np.concatenate(chosen)
     return Gathered(
         data=data if shots is None else data.take(torch.from_numpy(kept)),
@@ -183,8 +177,7 @@ def entering(
     images = _subset(split, set(image_ids), facts)
     key_facts: dict[str, Any] = {name: getattr(facts, name) for name in _KEY}
     key_facts["versions"] = {name: metadata.version(name) for name in _PACKAGES}
-    text = json.dumps([key_facts, sorted(image_ids)], sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = _digest([key_facts, sorted(image_ids)])
     name = f"{facts.dataset}-{facts.split}-b{facts.block}-{key}"
     path = cache_folder() / "tokens" / f"{name}.npy"
     cells = vit.patch_embed.grid_size[0] * vit.patch_embed.grid_size[1]
@@ -203,6 +196,10 @@ def entering(
         tokens = _read(path, shape, images.image_ids)
         assert tokens is not None
     return Entering(tokens=tokens, image_ids=images.image_ids, labels=images.labels)
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _subset(split: Split, image_ids: set[str], facts: Provenance) -> Split:
@@ -289,19 +286,12 @@ def fit(
 
     A fit that was stopped goes on where it was when it is asked for again.
 
-    Args:
-        model: dense tower, see ``harness.models.towers.load_tower``.
-        train: rankings to learn from, or the stores or files that hold them.
-        val: the same of other images, for early stopping; empty: a fifth of each of ``train``.
-        config: recipe; its seed also chooses the shots.
-        out: result; None for the user's cache.
-        progress: where to show how far things are.
-        shots: see `gather`; of ``train`` alone.
-        block: reduction point that the rankings must be of; None for whichever they are of.
-        folders: see `gather`.
+    ``train`` and ``val`` are rankings, or the stores or files that hold them; without ``val`` a
+    fifth of each of ``train`` is for early stopping. `gather` says what ``shots`` (of ``train``
+    alone, chosen by the seed of ``config``) and ``folders`` are; ``block`` is the reduction point
+    that the rankings must be of, and ``out`` None is for the user's cache.
 
-    Returns:
-        Path of the result, and the mean Kendall tau of predicted and golden on ``val``.
+    Return the path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
         ValueError: rankings of several reduction points or scores, images that are in both, or
@@ -321,7 +311,10 @@ def fit(
         )
     learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
     stop = gather(tower, rankings[1], progress, folders=folders)
-    checkpoint = _checkpoint(config, learn, stop, facts)
+    # By all that decides the result.
+    images = [learn.image_ids, stop.image_ids]
+    key = _digest([asdict(config), facts, images, learn.blocks, torch.__version__])
+    checkpoint = cache_folder() / "fits" / f"{key}.pt"
     with progress.task(f"predictor {config.arch}", config.epochs) as update:
         predictor = fit_predictor(
             learn.data,
@@ -331,16 +324,9 @@ def fit(
             checkpoint=checkpoint,
         )
     result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed)
-    save_predictor(
-        predictor,
-        result,
-        model=tower.arch,
-        tag=tower.tag,
-        block=agreed,
-        config=config,
-        provenance={"rankings": facts, "images": len(learn.data), "shots": shots},
-        weights=learn.blocks,
-    )
+    provenance = {"rankings": facts, "images": len(learn.data), "shots": shots}
+    made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": learn.blocks}
+    save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
     checkpoint.unlink(missing_ok=True)
     return result, float(np.nanmean(tau_of(predictor, stop.data)))
 
@@ -355,16 +341,6 @@ def _agreed(facts: list[dict[str, Any]], block: int | None) -> int:
     if block is not None and agreed != block:
         raise ValueError(f"--block {block}: these rankings are of block {agreed}; leave it out")
     return agreed
-
-
-def _checkpoint(
-    config: FitConfig, learn: Gathered, stop: Gathered, facts: list[dict[str, Any]]
-) -> Path:
-    """Return where a fit keeps its state: by all that decides its result."""
-    images = [learn.image_ids, stop.image_ids]
-    conditions = [asdict(config), facts, images, learn.blocks, torch.__version__]
-    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "fits" / f"{digest[:16]}.pt"
 
 
 def tau_of(predictor: Predictor, data: RankedTokens) -> NDArray[np.float64]:

@@ -1,8 +1,4 @@
-"""Make golden rankings of images, shard by shard and resumable, in this process or on Ray.
-
-``Job`` says what to rank, a ``ShardMaker`` makes any shard of it, and ``rank`` decides which shards
-are missing and who makes them.
-"""
+"""Make golden rankings of images, shard by shard and resumable, in this process or on Ray."""
 
 import contextlib
 import logging
@@ -27,19 +23,8 @@ from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import turns
 from harness.datasets.images import folder_images
-from harness.golden.store import (
-    FOLDER_SPLIT,
-    Provenance,
-    Shard,
-    claimed,
-    golden_flags,
-    missing,
-    own_store,
-    ranked_revision,
-    shard_path,
-    survey,
-    write_shard,
-)
+from harness.golden import store
+from harness.golden.store import FOLDER_SPLIT, Provenance, Shard, own_store, ranked_revision
 from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.files import PARTIAL
 from zoo.golden import GoldenConfig, GoldenEngine, best_precision
@@ -72,14 +57,9 @@ class Source:
     @classmethod
     def of(cls, dataset: Dataset, split: SplitName) -> "Source":
         """Take a split of a dataset."""
-        return cls(
-            name=dataset.name,
-            revision=dataset.revision,
-            split=split,
-            images=dataset.split(split),
-            dataset=dataset,
-            flags=("--dataset", dataset.asked_as, *dataset.asked_with, "--split", split),
-        )
+        flags = ("--dataset", dataset.asked_as, *dataset.asked_with, "--split", split)
+        facts = {"name": dataset.name, "revision": dataset.revision, "split": split}
+        return cls(images=dataset.split(split), dataset=dataset, flags=flags, **facts)
 
     @classmethod
     def folder(cls, path: Path) -> "Source":
@@ -118,7 +98,7 @@ class Job:
 
     def command(self, out: Path) -> str:
         """Return the command line of this job."""
-        parts = ["--model", self.model, *self.source.flags, *golden_flags(self.config)]
+        parts = ["--model", self.model, *self.source.flags, *store.golden_flags(self.config)]
         parts += ["--full"] if self.limit is None else ["--limit", str(self.limit)]
         parts += ["--out", str(out), "--shard-size", str(self.shard_size)]
         parts += ["--batch", str(self.batch)] if self.batch else []
@@ -149,13 +129,13 @@ def rank(job: Job, progress: Progress) -> Ranked:
     """
     maker = ShardMaker(job)
     job, source, total = maker.job, job.source, len(maker.split)
-    with claimed(maker.out):
-        present, removed = survey(maker.out)
+    with store.claimed(maker.out):
+        present, removed = store.survey(maker.out)
         for line in removed:
             progress.say(line)
         stored = [shard.provenance for shard in present.values()]
         maker.settle(stored[0] if stored else None)
-        todo = missing(maker.out, present, maker.provenance, job.shard_size, total)
+        todo = store.missing(maker.out, present, maker.provenance, job.shard_size, total)
         begun = total - sum(len(maker.positions(index)) for index in todo)
         if todo:
             passes = maker.engine.passes
@@ -169,24 +149,19 @@ def rank(job: Job, progress: Progress) -> Ranked:
                 for count in here if job.workers is None else _made_by_ray(maker, todo):
                     begun += count
                     show(begun)
-        if gone := [index for index in todo if not shard_path(maker.out, index).is_file()]:
+        if gone := [index for index in todo if not store.shard_path(maker.out, index).is_file()]:
             raise ValueError(f"{len(gone)} shards have vanished from {str(maker.out)!r} meanwhile")
     return Ranked(maker.out, total, len(source.images))
 
 
 class ShardMaker:
-    """A tower, on the job's device, that makes any shard of a job.
+    """A tower, on the job's device, that makes any shard of a job and writes it to ``out``.
 
-    Attributes:
-        job: its budget is spent, so that ``config`` says all.
-        split: the images in the order of the store.
-        out: the store.
-        engine: what ranks.
-        provenance: of the shards.
+    The budget of ``job`` is spent, so that ``config`` says all; ``split`` has the store's order.
     """
 
     engine: GoldenEngine
-    provenance: Provenance
+    provenance: Provenance  # of the shards
 
     def __init__(self, job: Job) -> None:
         """Load the tower and encode the classes; refuse what can't be done."""
@@ -206,27 +181,18 @@ class ShardMaker:
         precision = job.dtype
         if precision == AUTO:
             precision = stored.dtype if stored else best_precision(job.device)
-        self.engine = GoldenEngine(
-            self.tower.vit,
-            config,
-            text=self._text,
-            scale=self._scale,
-            precision=precision,
-            compiled=job.compiled,
-            batch=stored.batch if stored and job.batch is None else job.batch,
-        )
+        batch = stored.batch if stored and job.batch is None else job.batch
+        how: dict[str, Any] = {"precision": precision, "compiled": job.compiled, "batch": batch}
+        vit, text, scale = self.tower.vit, self._text, self._scale
+        self.engine = GoldenEngine(vit, config, text=text, scale=scale, **how)
         revision = source.revision
         if source.dataset is not None:
             revision = ranked_revision(source.dataset, config.score)
+        images = {"dataset": source.name, "revision": revision, "split": source.split}
         self.provenance = Provenance(
-            model=self.tower.name,
-            weights=self._weights,
-            dataset=source.name,
-            revision=revision,
-            split=source.split,
+            **{"model": self.tower.name, "weights": self._weights, **images, **asdict(config)},
             dtype=precision,
             batch=self.engine.suffix.batch,
-            **asdict(config),
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
 
@@ -256,18 +222,12 @@ class ShardMaker:
             image_ids += ids
             labels += truth
             yield len(group)
-        shard = Shard.from_importance(
-            torch.cat(importance).numpy(),
-            np.array(labels),
-            first=positions.start,
-            size=self.job.shard_size,
-            image_ids=image_ids,
-            provenance=self.provenance,
-        )
-        write_shard(self.out, index, shard, self.job.command(self.out))
+        place = {"first": positions.start, "size": self.job.shard_size}
+        facts: dict[str, Any] = {"image_ids": image_ids, "provenance": self.provenance, **place}
+        shard = Shard.from_importance(torch.cat(importance).numpy(), np.array(labels), **facts)
+        store.write_shard(self.out, index, shard, self.job.command(self.out))
 
     def _load(self, position: int) -> tuple[str, int, Tensor]:
-        """Draw or decode an image."""
         example = self.split[position]
         return example.image_id, example.label, self.tower.preprocess(example.image)
 
@@ -295,15 +255,10 @@ def within_budget(job: Job, tower: Tower) -> Job:
     from harness.golden.budget import recipe_for
 
     vit = tower.vit
-    recipe = recipe_for(
-        job.budget,
-        block=job.config.block,
-        # Of the ways that it can pick, two need features made from the class token alone.
-        token_pooled=vit.global_pool == "token",
-        grid=vit.patch_embed.grid_size,
-        depth=len(vit.blocks),
-        dim=vit.embed_dim,
-    )
+    shape = {"grid": vit.patch_embed.grid_size, "depth": len(vit.blocks), "dim": vit.embed_dim}
+    # Of the ways that it can pick, two need features made from the class token alone.
+    pooled = vit.global_pool == "token"
+    recipe = recipe_for(job.budget, block=job.config.block, token_pooled=pooled, **shape)
     return replace(job, config=replace(job.config, **recipe), budget=None)
 
 
@@ -357,9 +312,6 @@ def ahead(
                 value.cancel()
 
 
-# Ray --------------------------------------------------------------------------------------------
-
-
 class _RayWorker:
     """What an actor of Ray runs: it loads the tower at its first shard, then makes whole shards.
 
@@ -378,14 +330,12 @@ class _RayWorker:
 
     def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
         (index,) = rows["shard"]
-        count, text = 0, ""
+        assert self.job.out is not None
         try:
-            assert self.job.out is not None
             with attempt(self.job.out, int(index)):
-                count = self._make(int(index))
+                return {"images": [self._make(int(index))], "error": [""]}
         except (ValueError, OSError) as error:
-            text = str(error)
-        return {"images": [count], "error": [text]}
+            return {"images": [0], "error": [str(error)]}
 
     def _make(self, index: int) -> int:
         if self.maker is None:
@@ -407,7 +357,7 @@ def attempt(folder: Path, index: int) -> Iterator[None]:
     Raises:
         ValueError: the shard has ended as many workers as may die of one.
     """
-    path = shard_path(folder, index)
+    path = store.shard_path(folder, index)
     note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # `survey` removes it
     with note.open("ab") as file:
         file.write(b".")
@@ -434,14 +384,12 @@ def _check_workers(workers: int, device: str) -> None:
         raise ValueError(f"--workers {workers} needs Ray: pip install 'clip-patchrank[ray]'")
     kind, _, number = device.partition(":")
     if number:
-        raise ValueError(
-            f"--device {device!r} with --workers: say {kind}; each worker takes its own"
-        )
-    if kind == "cuda" and not _cluster() and workers > torch.cuda.device_count():
-        raise ValueError(
-            f"--workers {workers} on a machine with {torch.cuda.device_count()} GPUs: "
-            "each worker takes one"
-        )
+        text = f"--device {device!r} with --workers: say {kind}; each worker takes its own"
+        raise ValueError(text)
+    count = torch.cuda.device_count()
+    if kind == "cuda" and not _cluster() and workers > count:
+        text = f"--workers {workers} on a machine with {count} GPUs: each worker takes one"
+        raise ValueError(text)
 
 
 def _cluster() -> str | None:
@@ -462,11 +410,10 @@ def _ray_running(workers: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if (address := _cluster()) is not None:
-        ray.init(address=address, **quiet)
-    else:
-        # Workers that took all logical CPUs would leave none for Ray's own tasks.
-        ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)
+    # Workers that took all logical CPUs would leave none for Ray's own tasks.
+    own = {"num_cpus": workers + 1, "include_dashboard": False}
+    address = _cluster()
+    ray.init(**quiet, **({"address": address} if address else own))
     try:
         # Ray tells on standard output of workers that die; that is for results.
         with contextlib.redirect_stdout(sys.stderr):

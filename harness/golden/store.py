@@ -89,11 +89,8 @@ class Provenance:
 
     def differences(self, other: "Provenance") -> list[str]:
         """List the fields in which ``other`` differs, versions aside, with both values."""
-        pairs = [
-            (entry.name, getattr(self, entry.name), getattr(other, entry.name))
-            for entry in fields(self)
-            if entry.compare
-        ]
+        names = [entry.name for entry in fields(self) if entry.compare]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [f"{name}={a!r} there, {b!r} wanted" for name, a, b in pairs if a != b]
 
     def described(self) -> str:
@@ -103,9 +100,9 @@ class Provenance:
 
     def command(self) -> str:
         """Return the command that makes such rankings."""
-        source = f"--dataset {self.dataset} --split {self.split}"
-        if (prefix := kind_of(self.dataset)) is not None:
-            source = f"--dataset {prefix}:PATH --split {self.split}"
+        prefix = kind_of(self.dataset)
+        name = self.dataset if prefix is None else f"{prefix}:PATH"
+        source = f"--dataset {name} --split {self.split}"
         if self.split == FOLDER_SPLIT:
             source = "--images FOLDER"
         flags = " ".join(golden_flags(self))
@@ -287,12 +284,10 @@ class Shard(Rankings):
             "least": pa.array(self.least, pa.float32()),
             "ranking": lists(self.ranking, width),
         }
-        place = {"first": self.first, "count": len(self), "size": self.size}
         provenance = self.provenance.json().encode()
-        metadata = {
-            PROVENANCE_KEY: provenance,
-            SHARD_KEY: json.dumps({**place, "sha256": self._digest(provenance)}).encode(),
-        }
+        place = {"first": self.first, "count": len(self), "size": self.size}
+        shard = json.dumps({**place, "sha256": self._digest(provenance)}).encode()
+        metadata = {PROVENANCE_KEY: provenance, SHARD_KEY: shard}
         return encode_table(pa.table(content).replace_schema_metadata(metadata))
 
     @classmethod
@@ -339,9 +334,8 @@ class Shard(Rankings):
 
     def _check(self) -> None:
         if not 1 <= len(self) <= self.size or self.first % self.size:
-            raise BrokenShardError(
-                f"holds {len(self)} images from {self.first}, of {self.size} per shard"
-            )
+            text = f"holds {len(self)} images from {self.first}, of {self.size} per shard"
+            raise BrokenShardError(text)
         if not np.isfinite(self.importance).all() or not np.isfinite(self.least).all():
             raise BrokenShardError("importance is not finite")
         if (np.sort(self.ranking, axis=1) != np.arange(self.ranking.shape[1])).any():
@@ -372,24 +366,18 @@ def to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
 def encode_table(table: Any) -> bytes:
     """Return a table of rankings as a Parquet file, small: byte planes apart, then zstd."""
     split = [name for name in ("importance", "ranking") if name in table.column_names]
+    apart = [f"{name}.list.element" for name in split]
+    zstd: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
+    plain = {"use_dictionary": False, "write_statistics": False}
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=False,
-        write_statistics=False,
-        use_byte_stream_split=[f"{name}.list.element" for name in split],
-    )
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    pq.write_table(table, sink, use_byte_stream_split=apart, **plain, **zstd)
+    return bytes(sink.getvalue())
 
 
 def flat(table: Any, column: str) -> NDArray[Any]:
     """Return a column of equally long lists as an array (n, N)."""
-    values: NDArray[Any] = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(table), -1)
+    values = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values).reshape(len(table), -1)
 
 
 def lists(values: NDArray[Any], width: int) -> Any:
@@ -447,9 +435,8 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"another run is writing to {str(folder)!r}: wait for its end, or use another --out"
-        ) from None
+        text = f"another run is writing to {str(folder)!r}: wait for its end, or use another --out"
+        raise ValueError(text) from None
     except NotImplementedError:
         pass  # a file system without locks: two runs there would only do the same work twice
     try:
@@ -461,8 +448,7 @@ def claimed(folder: Path) -> Iterator[None]:
 def survey(folder: Path) -> tuple[dict[int, ShardFacts], list[str]]:
     """Check every shard of a claimed folder; remove broken ones and half-written files.
 
-    Returns:
-        The whole shards by index, and a line for each that was removed.
+    Return the whole shards by index, and a line for each that was removed.
     """
     for path in folder.glob(f".*{PARTIAL}"):
         path.unlink(missing_ok=True)

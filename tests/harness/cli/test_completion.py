@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -27,20 +28,18 @@ WORDS = [
 ]
 
 
-def _completed() -> CommandParser:
+def _completed() -> dict[str, CommandParser]:
     parser = build_parser()
     complete(parser)
-    return parser
+    return leaves(parser)
 
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("completion")
-    found = {}
     for shell in SHELLS:
         (folder / shell).write_text(script(shell, build_parser()))
-        found[shell] = str(folder / shell)
-    return found
+    return {shell: str(folder / shell) for shell in SHELLS}
 
 
 def run(*command: str) -> str:
@@ -70,9 +69,8 @@ def test_fish_completes(words: str, expected: set[str], scripts: dict[str, str])
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh isn't installed")
 def test_zsh_takes_the_script(scripts: dict[str, str]):
     assert run("zsh", "-fn", scripts["zsh"]) == ""
-    code = (
-        f'autoload -U compinit; compinit -D; eval "$(<{scripts["zsh"]})"; print $_comps[patchrank]'
-    )
+    load = f'eval "$(<{scripts["zsh"]})"'
+    code = f"autoload -U compinit; compinit -D; {load}; print $_comps[patchrank]"
     assert run("zsh", "-fc", code).strip() == "_shtab_patchrank"
 
 
@@ -82,9 +80,9 @@ def test_tcsh_takes_the_script(scripts: dict[str, str]):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_script_knows_every_command_and_flag(shell: str):
-    text = script(shell, build_parser())
-    for path, parser in leaves(_completed()).items():
+def test_a_script_knows_every_command_and_flag(shell: str, scripts: dict[str, str]):
+    text = Path(scripts[shell]).read_text()
+    for path, parser in _completed().items():
         assert path.split()[-1] in text.replace("scores", "NAME")
         for action in parser._actions:
             for name in action.option_strings:
@@ -92,22 +90,17 @@ def test_a_script_knows_every_command_and_flag(shell: str):
 
 
 def test_names_are_those_of_the_registries():
-    found = leaves(_completed())
-
-    def choices(path: str, name: str) -> list[str]:
-        (action,) = [a for a in found[path]._actions if a.dest == name]
-        return list(action.choices)
-
-    assert set(choices("eval", "model")) == set(MODELS)
-    assert set(choices("compare", "models")) < set(MODELS)
-    assert "clip_vit_b16_tome60" not in choices("compare", "models")
-    assert "golden" in choices("compare", "methods")
-    assert "golden" not in choices("show", "methods")
-    assert choices("study reproduce", "names") == list(list_reproductions())
+    choices = {(path, a.dest): a.choices for path, p in _completed().items() for a in p._actions}
+    assert set(choices["eval", "model"]) == set(MODELS)
+    assert set(choices["compare", "models"]) < set(MODELS)
+    assert "clip_vit_b16_tome60" not in choices["compare", "models"]
+    assert "golden" in choices["compare", "methods"]
+    assert "golden" not in choices["show", "methods"]
+    assert choices["study reproduce", "names"] == list(list_reproductions())
 
 
 def test_what_is_named_is_an_argument_of_a_command():
-    known = {(path, a.dest) for path, p in leaves(_completed()).items() for a in p._actions}
+    known = {(path, a.dest) for path, p in _completed().items() for a in p._actions}
     for name in NAMES:
         path, _, dest = name.rpartition(" ")
         assert path in ("", *COMMANDS)

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -34,34 +34,25 @@ def test_rankings_ship_for_the_embedded_model_at_one_block(dataset: str, split: 
     assert shipped_rankings("clip_vit_b16.openai", dataset, split, 3) is None
 
 
-def test_shipped_rankings_are_taken_and_nothing_is_ranked(monkeypatch: pytest.MonkeyPatch):
-    asked: dict[str, Any] = {}
-
-    def fit(model: str, train: list[Path], val: list[Path], config: Any, **told: Any) -> Any:
-        asked.update(told, train=train, val=val, config=config)
-        return Path("out"), 0.5
-
+def test_shipped_rankings_are_taken_and_nothing_is_ranked(monkeypatch):
+    fit = Mock(return_value=(Path("out"), 0.5))
     monkeypatch.setattr("harness.golden.fit.fit", fit)
     monkeypatch.setattr("harness.golden.rank.rank", None)
     flags = "--dataset fashion emoji --arch mixer --width 384 --loss ranknet --epochs 7 --seed 3"
     more = "--patience 2 --batch 8 --learning-rate 0.001 --shots 4 --rankings a --val b c"
     assert main(["fit", "predictor", *flags.split(), *more.split()]) == 0
-    names = {
-        split: [f"golden-{EMBEDDED}-{dataset}-{split}.parquet" for dataset in ("fashion", "emoji")]
-        for split in ("train", "val")
-    }
-    assert [path.name for path in asked["train"]] == ["a", *names["train"]]
-    assert [path.name for path in asked["val"]] == ["b", "c", *names["val"]]
-    found = asked["config"]
+    _, train, val, found = fit.call_args.args
+    for split, paths, others in (("train", train, ["a"]), ("val", val, ["b", "c"])):
+        names = [f"golden-{EMBEDDED}-{name}-{split}.parquet" for name in ("fashion", "emoji")]
+        assert [path.name for path in paths] == [*others, *names]
     assert (found.arch, found.width, found.loss, found.epochs) == ("mixer", 384, "ranknet", 7)
     assert (found.seed, found.patience, found.batch, found.learning_rate) == (3, 2, 8, 0.001)
-    assert (asked["shots"], asked["block"], asked["out"]) == (4, None, None)
+    flags = fit.call_args.kwargs
+    assert (flags["shots"], flags["block"], flags["out"]) == (4, None, None)
 
 
 @pytest.fixture
-def miniature_command(
-    miniature: None, parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def miniature_command(miniature: None, parts: ClipParts, toy: Dataset, monkeypatch) -> None:
     """Let ``rank`` use the miniature tower as well, and commands the toy dataset."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
@@ -70,7 +61,7 @@ def miniature_command(
 
 
 @pytest.mark.usefixtures("miniature_command")
-def test_without_shipped_rankings_images_are_ranked_first(capsys: pytest.CaptureFixture[str]):
+def test_without_shipped_rankings_images_are_ranked_first(capsys):
     command = "fit predictor --model clip_vit_b16 --dataset toy --limit 6 --block 4"
     command += " --arch linear --loss bce --epochs 1 --shots 1"
     assert main(command.split()) == 0
@@ -78,11 +69,8 @@ def test_without_shipped_rankings_images_are_ranked_first(capsys: pytest.Capture
     assert said.startswith("Kendall tau on the validation images ")
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["predictor"])
-    assert (facts["block"], facts["recipe"]["loss"], facts["options"]["arch"]) == (
-        4,
-        "bce",
-        "linear",
-    )
+    assert facts["block"] == 4
+    assert (facts["recipe"]["loss"], facts["options"]["arch"]) == ("bce", "linear")
     assert (facts["provenance"]["images"], facts["provenance"]["shots"]) == (4, 1)
     stores = sorted((cache_folder() / "rankings").iterdir())
     assert len(stores) == 2  # train and val
@@ -114,13 +102,17 @@ def ranked_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, 
     return model, folder / "pictures", store
 
 
-def test_from_a_folder_to_a_pruned_model_of_another_library(
-    ranked_folder: tuple[str, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def fit_to(ranked_folder: tuple[str, Path, Path], folder: Path) -> tuple[str, Path]:
+    """Fit a predictor to the rankings of the folder; return its tower's name and its file."""
     model, pictures, store = ranked_folder
-    out = tmp_path / "p.safetensors"
+    out = folder / "p.safetensors"
     command = f"fit predictor --model {model} --rankings {store} --images {pictures} --out {out}"
     assert main([*command.split(), *FIT.split()]) == 0
+    return model, out
+
+
+def test_from_a_folder_to_a_pruned_model_of_another_library(ranked_folder, tmp_path, capsys):
+    model, out = fit_to(ranked_folder, tmp_path)
     said = capsys.readouterr()
     assert f"wrote {out}" in said.out
     assert "held out for early stopping: 4 ranked images" in said.err
@@ -138,26 +130,21 @@ def test_from_a_folder_to_a_pruned_model_of_another_library(
     assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in stored.items())
 
 
-def test_a_predictor_of_another_block_or_tower_is_refused_by_reduce(
-    ranked_folder: tuple[str, Path, Path], tmp_path: Path
-):
-    model, pictures, store = ranked_folder
-    out = tmp_path / "p.safetensors"
-    command = f"fit predictor --model {model} --rankings {store} --images {pictures} --out {out}"
-    assert main([*command.split(), *FIT.split()]) == 0
-    vit = load_tower(model).vit
-    with pytest.raises(ValueError, match="was fitted at block 3, this model scores before block 2"):
-        zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out, reduce_at=2)
-    with pytest.raises(ValueError, match="arch='conv'"):
-        zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out, arch="conv")
+def test_a_predictor_of_another_block_or_tower_is_refused_by_reduce(ranked_folder, tmp_path):
+    model, out = fit_to(ranked_folder, tmp_path)
+    vit, patchrank = load_tower(model).vit, {"method": "patchrank", "predictor": out}
+    other = load_tower(model).vit
     with torch.no_grad():
-        vit.blocks[0].mlp.fc1.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="these are"):
-        zoo.reduce(vit, method="patchrank", keep=0.5, predictor=out)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        zoo.reduce(vit, method="patchrank", keep=0.5, predictor=tmp_path / "none")
-    with pytest.raises(ValueError, match="isn't reduced by patchrank"):
-        zoo.reduce(vit, method="random", keep=0.5, predictor=[])
+        other.blocks[0].mlp.fc1.weight[0, 0] += 1
+    for tower, options, error, match in (
+        (vit, {"reduce_at": 2}, ValueError, "was fitted at block 3, this model scores before b"),
+        (vit, {"arch": "conv"}, ValueError, "arch='conv'"),
+        (other, {}, ValueError, "these are"),
+        (vit, {"predictor": tmp_path / "none"}, FileNotFoundError, "does not exist"),
+        (vit, {"method": "random", "predictor": []}, ValueError, "isn't reduced by patchrank"),
+    ):
+        with pytest.raises(error, match=match):
+            zoo.reduce(tower, keep=0.5, **patchrank | options)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +156,7 @@ def test_a_predictor_of_another_block_or_tower_is_refused_by_reduce(
         ("--images {pictures}/none", "there is no such folder"),
     ],
 )
-def test_a_folder_that_is_not_at_hand(
-    flags: str,
-    said: str,
-    ranked_folder: tuple[str, Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_a_folder_that_is_not_at_hand(flags: str, said: str, ranked_folder, tmp_path, capsys):
     model, pictures, store = ranked_folder
     Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
     where = flags.format(other=tmp_path, pictures=pictures)
@@ -205,7 +186,7 @@ def test_a_folder_that_is_not_at_hand(
         ("show fashion:val:3 --label bag", "there is none among fashion:val:3"),
     ],
 )
-def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str]):
+def test_mistakes(command: str, match: str, capsys):
     assert main(command.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,7 +1,7 @@
 """Shards and stores of random rankings, and a job small enough to be run again and again."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,20 +23,10 @@ from harness.models.towers import Tower
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig, GoldenEngine
 
-PROVENANCE = Provenance(
-    model="clip_vit_s14.imgfocus_lit",
-    weights="0123456789abcdef",
-    dataset="fashion",
-    revision="feedbeef0000",
-    split="test",
-    score="preservation",
-    block=3,
-    window=2,
-    stride=1,
-    dtype="float32",
-    batch=8,
-    versions={"torch": "2.6"},
-)
+TOWER = {"model": "clip_vit_s14.imgfocus_lit", "weights": "0123456789abcdef"}
+SOURCE = {"dataset": "fashion", "revision": "feedbeef0000", "split": "test"}
+WAY: dict[str, Any] = {**asdict(GoldenConfig()), "dtype": "float32", "batch": 8}
+PROVENANCE = Provenance(**TOWER, **SOURCE, **WAY, versions={"torch": "2.6"})
 MakeShard = Callable[..., Shard]
 Run = Callable[..., Ranked]
 SPARSE = GoldenConfig(window=2, stride=2)
@@ -52,9 +42,8 @@ def make_shard() -> MakeShard:
     """Make a shard of random rankings; every third image has no label."""
 
     def make(index: int = 0, count: int = 4, size: int = 4, **facts: Any) -> Shard:
-        generator = np.random.default_rng(index)
         first = index * size
-        importance = generator.normal(size=(count, 6)).astype(np.float32)
+        importance = np.random.default_rng(index).normal(size=(count, 6)).astype(np.float32)
         labels = np.where(np.arange(count) % 3 == 2, -1, np.arange(count) + first)
         place = {"first": first, "size": size, "provenance": PROVENANCE}
         ids = tuple(f"fashion/ü-{first + i}" for i in range(count))
@@ -64,7 +53,7 @@ def make_shard() -> MakeShard:
 
 
 @pytest.fixture
-def store(tmp_path: Path, make_shard: MakeShard) -> Path:
+def store(tmp_path, make_shard: MakeShard) -> Path:
     """Write a store of ten images in shards of four."""
     folder = tmp_path / "store"
     folder.mkdir()
@@ -74,17 +63,11 @@ def store(tmp_path: Path, make_shard: MakeShard) -> Path:
 
 
 class Small(NamedTuple):
-    """A command that ranks 60 random pictures with a random tower, and where it runs.
+    """A command that ranks 60 random pictures with a random tower, and where it runs."""
 
-    Attributes:
-        command: arguments without ``--out``; 30 shards.
-        folder: where relative paths in it hold.
-        whole: the store that an undisturbed run in one process wrote.
-    """
-
-    command: list[str]
-    folder: Path
-    whole: Path
+    command: list[str]  # without `--out`; 30 shards
+    folder: Path  # where relative paths in it hold
+    whole: Path  # the store that an undisturbed run in one process wrote
 
     def shards(self, out: Path) -> dict[str, bytes]:
         """Return the content of a store's files by name, whatever they are but its lock."""
@@ -93,17 +76,27 @@ class Small(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+def draw_pictures() -> Callable[[Path, int], None]:
+    """Fill a new folder with random pictures, ``0.png`` on."""
+
+    def draw(folder: Path, count: int) -> None:
+        folder.mkdir()
+        generator = np.random.default_rng(0)
+        for i in range(count):
+            pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Any) -> Small:
     folder = tmp_path_factory.mktemp("small")
     shape = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
     torch.manual_seed(15)
     tower = timm.create_model("clip_vit_b16.openai", num_classes=7, **shape)
     save_for_hf(tower, folder / "tower", safe_serialization=True)
-    (folder / "pictures").mkdir()
-    generator = np.random.default_rng(0)
-    for i in range(60):
-        pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
+    draw_pictures(folder / "pictures", 60)
     paths = ["--model", f"local-dir:{folder / 'tower'}", "--images", str(folder / "pictures")]
     flags = "--full --block 0 --shard-size 2 --batch 8 --dtype float32"
     command = ["rank", *paths, *flags.split()]
@@ -115,7 +108,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 @pytest.fixture
-def run(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(parts: ClipParts, toy: Dataset, monkeypatch) -> Run:
     """Rank ten toy images with the miniature tower, in shards of four."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
@@ -131,13 +124,13 @@ def run(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
-def named(toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def named(toy: Dataset, monkeypatch) -> None:
     """Give the toy images classes that the text tower has words for."""
     monkeypatch.setattr(type(toy), "classes", ("cat", "dog", "house", "dog house"))
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def counted(monkeypatch) -> list[int]:
     """Count the images of each call of the engine."""
     calls: list[int] = []
     importance = GoldenEngine.importance
@@ -155,11 +148,9 @@ def rankings(provenance: Provenance) -> Callable[..., Rankings]:
     """Make rankings of six patches that know no more than the small file."""
 
     def make(count: int = 3, **facts: Any) -> Rankings:
-        generator = np.random.default_rng(0)
-        return Rankings(
-            image_ids=tuple(f"fashion/ü-{i}" for i in range(count)),
-            importance=generator.random((count, 6)).astype(np.float16),
-            provenance=replace(provenance, **facts),
-        )
+        ids = tuple(f"fashion/ü-{i}" for i in range(count))
+        importance = np.random.default_rng(0).random((count, 6)).astype(np.float16)
+        made = replace(provenance, **facts)
+        return Rankings(image_ids=ids, importance=importance, provenance=made)
 
     return make

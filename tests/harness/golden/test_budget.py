@@ -1,7 +1,6 @@
 """What a budget buys, on curves made up for it."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -15,19 +14,12 @@ def made(*ways: tuple[Point, float]) -> Curve:
     """Make a curve from ways and their tau, on a tower of 14 x 14 patches and 9 blocks."""
     effort = Effort(grid=(14, 14), blocks=6)
     worths = [
-        Worth(
-            point=point,
-            passes=point.passes(effort, 3),
-            tau=Interval(tau, tau, tau),
-            tau_of={},
-            match={"30": tau},
-        )
+        Worth(point=point, passes=0, tau=Interval(tau, tau, tau), tau_of={}, match={})
         for point, tau in ways
     ]
-    return Curve(
-        model="m", weights="w", block=3, split="val", dtype="float32", device="d", images={},
-        named={}, effort=effort, dense=None, versions={}, worths=worths,
-    )  # fmt: skip
+    names = {"model": "m", "weights": "w", "split": "val", "dtype": "float32", "device": "d"}
+    facts = {"images": {}, "named": {}, "dense": None, "versions": {}}
+    return Curve(block=3, effort=effort, worths=worths, **names, **facts)
 
 
 MADE = (
@@ -42,12 +34,8 @@ MADE = (
 @pytest.mark.parametrize(
     ("budget", "label"),
     [
-        (1e9, "window 2, stride 1"),
-        (169, "window 2, stride 1"),
-        (168, "shallow:4"),
-        (49, "shallow:4"),
-        (30, "follow:0"),
-        (1.1, "follow:0"),
+        *((1e9, "window 2, stride 1"), (169, "window 2, stride 1"), (168, "shallow:4")),
+        *((49, "shallow:4"), (30, "follow:0"), (1.1, "follow:0")),
     ],
 )
 def test_a_budget_buys_the_closest_ranking_within_it(budget: float, label: str):
@@ -93,7 +81,7 @@ def test_the_shipped_curve_serves_every_budget():
         recipe_for(10, depth=12, block=12)
 
 
-def test_another_schema_is_refused(tmp_path: Path):
+def test_another_schema_is_refused(tmp_path):
     path = tmp_path / "curve.json"
     path.write_text(json.dumps({"schema_version": 0}))
     with pytest.raises(ValueError, match="is no curve of schema version 1; make one with"):

@@ -1,5 +1,6 @@
 """Importance for figures: what the model itself computes, golden, predicted or attended."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +12,20 @@ from torch import Tensor
 
 import zoo
 from harness.datasets.base import Dataset
-from harness.golden.maps import (
-    class_text,
-    golden_maps,
-    method_maps,
-    most_important,
-    patch_grid,
-    reduced,
-    unprocessed,
-)
+from harness.golden import maps
+from harness.golden.maps import class_text, golden_maps, method_maps, most_important, reduced
 from harness.models.towers import Tower
 from zoo.clip import ClipParts, class_features, image_transform
 from zoo.golden import SCORES, GoldenConfig, golden_importance
 from zoo.reducer import METHODS
 
 CONFIG = GoldenConfig(window=2, stride=2)
+MODEL = "clip_vit_b16.openai"
 
 
 @pytest.fixture
 def tower(parts: ClipParts, predictor_file: Path) -> Tower:
-    return Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+    return Tower(parts.model.visual, parts.preprocess, MODEL, parts)
 
 
 @pytest.fixture
@@ -39,18 +34,13 @@ def images(toy: Dataset, parts: ClipParts) -> Tensor:
 
 
 @pytest.mark.parametrize("config", [CONFIG, GoldenConfig(block=0, window=3, stride=1)], ids=str)
-def test_scores_that_share_their_passes_are_those_made_alone(
-    config: GoldenConfig, tower: Tower, images: Tensor
-):
+def test_scores_that_share_their_passes_are_those_made_alone(config: GoldenConfig, tower, images):
     text, scale = class_text(tower, ("cat", "dog", "house"), ("a photo of a {}.",))
-    told = {"text": text, "scale": scale, "labels": torch.tensor([2, 0, 1])}
-    found = golden_maps(tower.vit, images, SCORES, config, **told)
+    facts = {"text": text, "scale": scale, "labels": torch.tensor([2, 0, 1])}
+    found = golden_maps(tower.vit, images, SCORES, config, **facts)
     assert list(found) == list(SCORES)
     for score, importance in found.items():
-        one = GoldenConfig(
-            score=score, block=config.block, window=config.window, stride=config.stride
-        )
-        alone = golden_importance(tower.vit, images, one, **told)
+        alone = golden_importance(tower.vit, images, replace(config, score=score), **facts)
         assert torch.allclose(importance, alone, atol=1e-6)
         assert importance.std() > 1e-5
     assert golden_maps(tower.vit, images, [], config) == {}
@@ -109,25 +99,26 @@ def test_the_block_decides_where_patches_are_ranked(tower: Tower, images: Tensor
     )
     assert not torch.equal(early, late)
     assert reduced(tower, "clsattn", keep=0.5, block=4).reducer.points == (4,)
-    match = r"no predictor for clip_vit_b16\.openai at block 4: .* \(fitted so far: block 3\);"
-    with pytest.raises(FileNotFoundError, match=match):
-        reduced(tower, "patchrank", keep=0.5, block=4)
 
 
-def test_methods_that_can_not_be_had(tower: Tower):
-    with pytest.raises(ValueError, match="method 'clsatn': did you mean 'clsattn'"):
-        reduced(tower, "clsatn", keep=0.5, block=3)
-    with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.laion2b at"):
-        reduced(tower._replace(name="clip_vit_b16.laion2b"), "patchrank", keep=0.5, block=3)
-    foreign = tower._replace(name="open_clip:ViT-B-16/laion2b_s34b_b88k")
-    with pytest.raises(FileNotFoundError, match="no predictor for open_clip:ViT-B-16/laion2b"):
-        reduced(foreign, "patchrank", keep=0.5, block=3)
+@pytest.mark.parametrize(
+    ("method", "block", "name", "error", "match"),
+    [
+        ("clsatn", 3, MODEL, ValueError, "method 'clsatn': did you mean 'clsattn'"),
+        ("patchrank", 4, MODEL, FileNotFoundError, rf"{MODEL} at block 4: .* \(fitted so far: bl"),
+        ("patchrank", 3, "clip_vit_b16.laion2b", FileNotFoundError, r"clip_vit_b16\.laion2b at"),
+        ("patchrank", 3, "open_clip:ViT-B-16/x", FileNotFoundError, "no predictor for open_clip:"),
+    ],
+)
+def test_methods_that_can_not_be_had(method, block, name, error, match, tower: Tower):
+    with pytest.raises(error, match=match):
+        reduced(tower._replace(name=name), method, keep=0.5, block=block)
 
 
 def test_most_important_keeps_the_highest_and_of_equals_the_first():
     importance = torch.tensor([[1.0, 5.0, 5.0, 5.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
-    kept = most_important(importance, 0.4)
-    assert kept.tolist() == [[False, True, True, False, False], [True, True, False, False, False]]
+    kept = most_important(importance, 0.4).int().tolist()
+    assert kept == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
 
 
 def test_normalisation_is_undone_whatever_its_constants(parts: ClipParts):
@@ -137,9 +128,9 @@ def test_normalisation_is_undone_whatever_its_constants(parts: ClipParts):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     preprocess = image_transform(vit)
     image = preprocess(Image.fromarray(pixels))[None]
-    seen = unprocessed(preprocess, image)
+    seen = maps.unprocessed(preprocess, image)
     assert seen.shape == (1, 3, 48, 80)
     assert np.abs(seen[0].permute(1, 2, 0).numpy() * 255 - pixels).max() < 0.01
-    assert patch_grid(vit, image) == (3, 5)
+    assert maps.patch_grid(vit, image) == (3, 5)
     other = parts.preprocess(Image.fromarray(pixels))[None]
-    assert torch.allclose(unprocessed(parts.preprocess, other), seen, atol=1e-5)
+    assert torch.allclose(maps.unprocessed(parts.preprocess, other), seen, atol=1e-5)

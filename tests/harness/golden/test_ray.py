@@ -1,8 +1,4 @@
-"""Processes that are really killed, disks that are really full: nothing is lost but work in hand.
-
-The job is the fixture ``small``: 30 shards; the undisturbed run in one process is the reference,
-byte for byte.
-"""
+"""Processes really killed and disks really full: nothing is lost but the work in hand."""
 
 import os
 import re
@@ -13,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +37,24 @@ def start(small: Any) -> Iterator[Start]:
 
     def run(out: Path, *flags: str, before: tuple[str, ...] = (), **environment: str) -> Any:
         command = [*before, sys.executable, "-m", "harness", *small.command, "--out", str(out)]
-        process = subprocess.Popen(
-            [*command, *flags],
-            cwd=small.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
+        where = {"cwd": small.folder, "env": {**os.environ, "OMP_NUM_THREADS": "1", **environment}}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([*command, *flags], **where, **pipes))
+        return processes[-1]
 
     yield run
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def one_error(process: subprocess.Popen[str]) -> str:
+    """Return the only error line of a process that ends with code 2 and no results."""
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (2, ""), errors
+    assert "Traceback" not in errors
+    [line] = re.findall(r"^patchrank: error: .+$", errors, re.MULTILINE)
+    return line
 
 
 def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -68,7 +68,7 @@ def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(
-    small: Any, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+    small: Any, tmp_path, start: Start, capsys
 ):
     """SIGKILL, then SIGINT, then three kinds of damage; each time the command goes on."""
     out = tmp_path / "store"
@@ -77,11 +77,9 @@ def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    killed = shard_paths(out)
+    killed, whole = shard_paths(out), small.shards(small.whole)
     assert 3 <= len(killed) < 25
-    assert all(
-        path.read_bytes() == (small.whole / path.name).read_bytes() for path in killed.values()
-    )
+    assert all(path.read_bytes() == whole[path.name] for path in killed.values())
     times = {path: path.stat().st_mtime_ns for path in killed.values()}
 
     process = start(out)
@@ -102,43 +100,30 @@ def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(
     flipped = bytearray(second.read_bytes())
     flipped[200] ^= 1
     second.write_bytes(flipped)
-    third.write_bytes((small.whole / "part-00029.parquet").read_bytes())
+    third.write_bytes(whole["part-00029.parquet"])
     (out / ".part-00029.parquet.elsewhere-1.partial").write_bytes(b"PAR1 and no more")
     assert main([*small.command, "--out", str(out)]) == 0
     errors = capsys.readouterr().err
-    removed = re.findall(
-        r"^(part-\d+\.parquet) is broken \(.+\): removed, to be made again$", errors, re.M
-    )
-    assert removed == [first.name, second.name, third.name]
-    assert small.shards(out) == small.shards(small.whole)
+    line = r"^(part-\d+\.parquet) is broken \(.+\): removed, to be made again$"
+    assert re.findall(line, errors, re.M) == [first.name, second.name, third.name]
+    assert small.shards(out) == whole
     for path, when in times.items():
         assert (path.stat().st_mtime_ns == when) == (path not in (first, second, third))
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """Mount a disk of a given size at ``tmp_path / "disk"``; or grow it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(size: str, *more: str) -> None:
-        options = ",".join((f"size={size}", *more))
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no right to mount a small disk: {done.stderr.strip()}")
-
-    if shutil.which("mount") is None:
-        pytest.skip("no mount command here")
-    yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+def mount(folder: Path, options: str) -> None:
+    """Mount a small disk, or change it; skip where there is no right to."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("no right to mount a small disk")
 
 
 def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(
-    small: Any, tmp_path: Path, disk: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    small, tmp_path, capsys, request
 ):
-    disk("64k")
-    out = tmp_path / "disk" / "store"
+    mount(tmp_path, "size=64k")
+    request.addfinalizer(partial(subprocess.run, ["umount", str(tmp_path)], check=True))
+    out = tmp_path / "store"
     assert main([*small.command, "--out", str(out)]) == 2
     errors = capsys.readouterr().err
     assert errors.count("error: ") == 1
@@ -146,13 +131,10 @@ def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(
     done = small.shards(out)
     assert 3 <= len(done) < 30
     assert done.items() <= small.shards(small.whole).items()
-    disk("1m", "remount")
+    mount(tmp_path, "size=1m,remount")
     assert main([*small.command, "--out", str(out)]) == 0
     assert f"{2 * len(done)} of 60 images are there" in capsys.readouterr().err
     assert small.shards(out) == small.shards(small.whole)
-
-
-# Workers
 
 
 @pytest.mark.parametrize(
@@ -160,28 +142,16 @@ def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(
     [
         ("--workers 2 --device cuda:1", "--device 'cuda:1' with --workers: say cuda; each worker"),
         ("--workers 3 --device cuda", "--workers 3 on a machine with 2 GPUs: each worker takes"),
-        ("--workers 0", "--workers 0: expected a number from 1"),
     ],
 )
-def test_workers_that_can_not_be_had(
-    flags: str,
-    match: str,
-    small: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_workers_that_can_not_be_had(flags: str, match: str, small: Any, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main([*small.command, *flags.split()]) == 2
     assert match in capsys.readouterr().err
 
 
-def test_without_ray_the_error_names_the_extra(
-    small: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_without_ray_the_error_names_the_extra(small: Any, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     out = tmp_path / "store"
     assert main([*small.command, "--out", str(out), "--workers", "2"]) == 2
@@ -196,12 +166,9 @@ def cluster() -> Iterator[str]:
     ray = pytest.importorskip("ray")
     settings = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "OMP_NUM_THREADS": "1",  # as of the reference
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_BACKEND_LOG_LEVEL": "fatal",
-        }.items():
-            patch.setenv(name, value)
+        patch.setenv("OMP_NUM_THREADS", "1")  # as of the reference
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(num_cpus=3, **settings)
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
@@ -229,7 +196,7 @@ def workers_of(parent: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds workers in /proc")
 def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
-    small: Any, tmp_path: Path, start: Start, cluster: str, capsys: pytest.CaptureFixture[str]
+    small: Any, tmp_path, start: Start, cluster: str, capsys
 ):
     """The first driver starts a Ray of its own, the second goes on in the one that runs here."""
     out = tmp_path / "store"
@@ -263,20 +230,14 @@ def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
 
 
 @pytest.mark.slow
-def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
-    small: Any, tmp_path: Path, start: Start
-):
+def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(small, tmp_path, start):
     """What a full disk does; needs no rights to bring about."""
     out = tmp_path / "store"
     shutil.copytree(small.whole, out)
     for index in (2, 11):
         shard_path(out, index).unlink()
     before = small.shards(out)
-    process = start(out, before=SMALL_FILES)
-    output, errors = process.communicate()
-    assert process.returncode == 2, errors
-    assert output == ""
-    [line] = re.findall(r"^patchrank: error: .+$", errors, re.MULTILINE)
+    line = one_error(start(out, before=SMALL_FILES))
     assert "/store/part-00002.parquet': files this large are not allowed; " in line
     assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. Finished shards are kept; ", line)
     assert " go on with: patchrank rank --model local-dir:" in line
@@ -284,31 +245,22 @@ def test_where_no_file_may_grow_there_is_one_message_and_whole_shards_stay(
 
 
 @pytest.mark.slow
-def test_workers_say_in_one_message_why_they_can_not_go_on(
-    small: Any, tmp_path: Path, start: Start, cluster: str
-):
+def test_workers_say_in_one_message_why_they_can_not_go_on(small, tmp_path, start, cluster):
     """The driver finds the cluster by RAY_ADDRESS."""
     pictures = tmp_path / "pictures"
     shutil.copytree(small.folder / "pictures", pictures)
     (pictures / "7.png").write_bytes(b"no image")
     out = tmp_path / "store"
     flags = ("--images", str(pictures), "--workers", "2")
-    process = start(out, *flags, RAY_ADDRESS=cluster)
-    output, errors = process.communicate()
-    assert process.returncode == 2, errors
-    assert output == ""
-    [line] = re.findall(r"^patchrank: error: .+$", errors, re.MULTILINE)
-    assert "7.png' can't be read" in line
-    assert "Traceback" not in errors
+    assert "7.png' can't be read" in one_error(start(out, *flags, RAY_ADDRESS=cluster))
     assert len(small.shards(out)) < 30
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_shard_that_always_kills_its_worker_ends_the_run(small: Any, tmp_path: Path):
+def test_a_shard_that_always_kills_its_worker_ends_the_run(small: Any, tmp_path):
     """Ray alone would start workers for it without end."""
-    model, pictures = small.command[2], small.command[4]
-    source = Source.folder(Path(pictures))
+    source = Source.folder(Path(small.command[4]))
     draw, deadly = source.images._render, int(turns(source.images.labels)[9])
 
     def render(index: int, variant: int) -> Any:
@@ -317,16 +269,9 @@ def test_a_shard_that_always_kills_its_worker_ends_the_run(small: Any, tmp_path:
         return draw(index, variant)
 
     images = Split(source.images.labels, source.images._name, render)
-    job = Job(
-        model=model,
-        source=replace(source, images=images),
-        config=GoldenConfig(block=0),
-        shard_size=2,
-        limit=12,
-        batch=8,
-        out=tmp_path / "store",
-        workers=2,
-    )
+    what = {"model": small.command[2], "source": replace(source, images=images), "limit": 12}
+    how = {"config": GoldenConfig(block=0), "shard_size": 2, "batch": 8, "workers": 2}
+    job = Job(**what, **how, out=tmp_path / "store")
     with pytest.raises(ValueError, match=r"shard 4, part-00004\.parquet, ended 3 workers"):
         rank(job, Progress())
     done = {name: (small.whole / name).read_bytes() for name in small.shards(tmp_path / "store")}
