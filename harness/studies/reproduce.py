@@ -12,16 +12,7 @@ from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean
 from harness.report.drawing import STYLES, Chart, Plot, Point, Style
 from harness.report.writers import markdown
-from harness.studies.paper import (
-    GFLOPS,
-    LATENCY,
-    MATCH,
-    TOP1,
-    Printed,
-    Reproduction,
-    Row,
-    printed,
-)
+from harness.studies.paper import GFLOPS, LATENCY, MATCH, TOP1, Printed, Reproduction, Row, printed
 from harness.studies.run import Sheet, make
 from harness.studies.workshop import StudyConfig
 

@@ -26,7 +26,7 @@ from zoo.reducer import METHODS
 Make = Callable[..., Record]
 
 
-def test_the_first_row_of_a_name_says_the_defaults(record: Make, dense: Record):
+def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
     told = {"method_config": {"keep": 0.3, "reduce_at": [2, 4], "predictor": "abc"}}
     [case] = cases_of([record(), dense, record(**told)], "mine.jsonl")
     assert [row.name for row in case.rows["fashion"]] == [
@@ -37,12 +37,12 @@ def test_the_first_row_of_a_name_says_the_defaults(record: Make, dense: Record):
     assert (case.tower, case.image_count) == ("clip_vit_s14.imgfocus_lit", 40)
 
 
-def test_the_newest_record_of_a_row_counts(record: Make, dense: Record):
+def test_the_newest_record_of_a_row_counts(record, dense: Record):
     [case] = cases_of([dense, record(margin=0.1), record(margin=0.2)], "mine.jsonl")
     assert [row.record.margin for row in case.rows["fashion"] if row.record] == [0.05, 0.2]
 
 
-def test_other_numbers_of_images_are_other_cases(record: Make, dense: Record):
+def test_other_numbers_of_images_are_other_cases(record, dense: Record):
     other = replace(dense, image_count=8, correct_bits="fc", top1=0.75)
     assert len(cases_of([dense, record(), other], "mine.jsonl")) == 2
 
@@ -55,7 +55,7 @@ def test_other_numbers_of_images_are_other_cases(record: Make, dense: Record):
     ],
 )
 def test_rows_that_check_could_not_measure_are_refused(
-    record: Make, changed: dict[str, Any], complaint: str
+    record, changed: dict[str, Any], complaint: str
 ):
     with pytest.raises(ValueError, match=complaint):
         cases_of([record(**changed)], "mine.jsonl")
@@ -121,7 +121,7 @@ def test_the_shipped_expectation_has_every_row_and_nothing_more(shipped: Case):
 
 
 def test_a_method_of_ours_must_be_in_the_expectation_and_a_strangers_need_not(
-    shipped: Case, monkeypatch: pytest.MonkeyPatch
+    shipped: Case, monkeypatch
 ):
     ours = type("Ours", (METHODS["random"],), {"__module__": "baselines.ours"})
     theirs = type("Theirs", (METHODS["random"],), {"__module__": "elsewhere.theirs"})

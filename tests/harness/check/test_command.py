@@ -50,24 +50,24 @@ def test_an_expectation_is_a_file_of_records(file: Path):
     assert all(record.margin is not None for record in records)
 
 
-def test_what_was_written_is_found_again(run: Run, file: Path):
+def test_what_was_written_is_found_again(run, file: Path):
     shown = run(str(file), "--no-latency")
     assert (shown.code, shown.data["rows"], shown.data["moved"]) == (0, 5, [])
 
 
-def test_images_of_classes_that_cannot_be_named_are_left_out_alike(run: Run, file: Path, toy: Any):
+def test_images_of_classes_that_cannot_be_named_are_left_out_alike(run, file: Path, toy: Any):
     """The toy's last class has no word, so it takes more of its images to leave 12."""
     assert {record.image_count for record in read_records(file)} == {12}
     assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
 
 
-def test_flags_take_some_rows_and_the_dense_one(run: Run, file: Path):
+def test_flags_take_some_rows_and_the_dense_one(run, file: Path):
     assert run(str(file), "--no-latency", "--methods", "evit").data["rows"] == 3
     assert run(str(file), "--no-latency", "--keeps", "0.25").data["rows"] == 1
     assert run(str(file), "--no-latency", "--models", "anything").data["rows"] == 5
 
 
-def test_an_update_without_flags_measures_the_same_rows(run: Run, file: Path):
+def test_an_update_without_flags_measures_the_same_rows(run, file: Path):
     before = read_records(file)
     shown = run(str(file), "--update", "--rounds", "1")
     assert (shown.code, shown.data["moved"]) == (0, [])
@@ -75,7 +75,7 @@ def test_an_update_without_flags_measures_the_same_rows(run: Run, file: Path):
     assert [one.method_config for one in after] == [one.method_config for one in before]
 
 
-def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run: Run, file: Path):
+def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, file: Path):
     what = ("--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--limit", "12")
     shown = run(str(file), "--update", *what, "--methods", "random", "clsattn", "--no-latency")
     moved = {(one["row"], one["expected"], one["now"]) for one in shown.data["moved"]}
@@ -88,9 +88,7 @@ def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run: R
     assert [record.method for record in read_records(file)] == ["dense", "random", "clsattn"]
 
 
-def test_a_method_that_is_no_longer_registered_fails(
-    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_method_that_is_no_longer_registered_fails(run, file: Path, monkeypatch):
     text = file.read_text()
     file.write_text(text.replace('"tome"', '"oldone"').replace("_tome50", "_oldone50"))
     shown = run(str(file), "--no-latency")
@@ -99,15 +97,13 @@ def test_a_method_that_is_no_longer_registered_fails(
     assert (one["row"], one["quantity"], one["now"]) == ("oldone50", "row", None)
 
 
-def test_the_outcome_is_written_as_markdown(run: Run, file: Path, tmp_path: Path):
+def test_the_outcome_is_written_as_markdown(run, file: Path, tmp_path: Path):
     run(str(file), "--no-latency", "--markdown", str(tmp_path / "check.md"))
     text = (tmp_path / "check.md").read_text()
     assert text.startswith("### check passed: nothing moved in 5 rows\n")
 
 
-def test_a_failed_update_leaves_the_expectation_as_it_was(
-    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_failed_update_leaves_the_expectation_as_it_was(run, file: Path, monkeypatch):
     before = file.read_bytes()
 
     def full(*given: Any) -> None:
@@ -120,7 +116,7 @@ def test_a_failed_update_leaves_the_expectation_as_it_was(
     assert [path.name for path in file.parent.glob("*mine*")] == ["mine.jsonl"]
 
 
-def test_shuffled_answers_are_told_by_row(run: Run, file: Path):
+def test_shuffled_answers_are_told_by_row(run, file: Path):
     flags = read_records(file)[0].correct
     lines = file.read_text().splitlines()
     bits = np.packbits(~flags).tobytes().hex()
@@ -157,9 +153,7 @@ def test_shuffled_answers_are_told_by_row(run: Run, file: Path):
         ("--device cudda", "--device 'cudda' can't be used here"),
     ],
 )
-def test_wrong_use_is_refused_before_anything_is_measured(
-    words: str, message: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_wrong_use_is_refused_before_anything_is_measured(words: str, message: str, monkeypatch):
     monkeypatch.setattr("harness.check.check.measure", None)
     with pytest.raises(ValueError, match=message):
         run_check(build_parser().parse_args(["check", *words.split()]), Console(quiet=True))
@@ -175,7 +169,7 @@ def test_wrong_use_is_refused_before_anything_is_measured(
     ],
 )
 def test_what_can_not_be_written_is_told_before_anything_is_measured(
-    words: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    words: str, message: str, monkeypatch, tmp_path: Path
 ):
     (tmp_path / "file").touch()
     monkeypatch.setattr("harness.check.check.measure", None)
@@ -184,29 +178,25 @@ def test_what_can_not_be_written_is_told_before_anything_is_measured(
         run_check(args, Console(quiet=True))
 
 
-def test_what_a_tower_of_ours_is_called_takes_no_weights(
-    file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_a_tower_of_ours_is_called_takes_no_weights(file: Path, run, monkeypatch):
     monkeypatch.setattr("harness.check.check.load_clip", None)
     with pytest.raises(ValueError, match="--models: the expectation has no such row"):
         run(str(file), "--models", "clip_vit_l14.openai")
 
 
-def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(monkeypatch):
     monkeypatch.setattr("harness.check.check.git_commit", lambda: None)
     args = build_parser().parse_args(["check", "--update"])
     with pytest.raises(ValueError, match="takes a checkout; name a FILE for one of your own"):
         run_check(args, Console(quiet=True))
 
 
-def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run: Run):
+def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run):
     file.write_text(file.read_text().replace('"dataset": "toy"', '"dataset": "folder-photos"'))
     with pytest.raises(ValueError, match=r"records hold no path; say .*--datasets folder:PATH"):
         run(str(file))
 
 
-def test_wrong_use_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_wrong_use_exits_with_2(tmp_path: Path, capsys):
     assert main(["check", str(tmp_path / "none.jsonl")]) == 2
     assert "no expectation at" in capsys.readouterr().err

@@ -148,9 +148,7 @@ def test_a_bad_line_with_an_end_is_nobody_s_to_drop(tmp_path: Path):
     assert read_lines(path) == ([b'{"a": ', b'{"a": 2}'], False)
 
 
-def test_where_there_are_no_locks_nothing_is_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_where_there_are_no_locks_nothing_is_dropped(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(appending, "fcntl", None)
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"a": ')

@@ -10,14 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from harness.records.record import (
-    Latency,
-    Record,
-    declared,
-    metrics,
-    read_records,
-    write_records,
-)
+from harness.records.record import Latency, Record, declared, metrics, read_records, write_records
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "records.md").read_text("utf-8")
@@ -77,7 +70,7 @@ def test_directions_and_fractions_are_those_that_the_code_declares(heading: str,
         assert (unit == "fraction") == (declared(kind)[name].unit == "fraction"), name
 
 
-def test_pandas_reads_records_in_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pandas_reads_records_in_three_lines(tmp_path: Path, monkeypatch):
     [code] = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     assert sum(map(bool, code.splitlines())) == 3
     path = tmp_path / "results" / "records.jsonl"

@@ -51,7 +51,7 @@ NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config
 DENSE = replace(FULL, git_commit=None, **NOTHING, **NAMED)
 
 
-def test_records_round_trip_and_append(tmp_path: Path) -> None:
+def test_records_round_trip_and_append(tmp_path: Path):
     path = tmp_path / "new" / "records.jsonl"
     write_records(path, [DENSE, FULL])
     before = path.read_bytes()
@@ -61,7 +61,7 @@ def test_records_round_trip_and_append(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["records.jsonl"]
 
 
-def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path) -> None:
+def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path):
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
     assert path.read_text().startswith('{"schema_version": 6, ')
@@ -80,7 +80,7 @@ def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Pa
 )
 def test_nothing_is_written_when_a_record_is_no_json(
     tmp_path: Path, change: dict[str, Any], complaint: str
-) -> None:
+):
     with pytest.raises(ValueError, match=complaint):
         write_records(tmp_path / "records.jsonl", [FULL, replace(DENSE, **change)])
     assert not list(tmp_path.iterdir())
@@ -133,7 +133,7 @@ def changed(**changes: object) -> Callable[[dict[str, Any]], object]:
 )
 def test_reading_names_file_line_and_field(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], complaint: str
-) -> None:
+):
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
     values = asdict(FULL)
@@ -145,18 +145,18 @@ def test_reading_names_file_line_and_field(
 
 
 @pytest.mark.parametrize("line", ["[]", "3", '{"schema_version": 1, "created": "20'])
-def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str):
     path = tmp_path / "records.jsonl"
     path.write_text(line)
     with pytest.raises(ValueError, match=r"records\.jsonl, line 1: "):
         read_records(path)
 
 
-def test_the_clock_is_utc() -> None:
+def test_the_clock_is_utc():
     assert replace(DENSE, created=utc_now()).created.endswith("+00:00")
 
 
-def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path):
     path = tmp_path / "it's.jsonl"
     write_records(path, [DENSE, FULL])
     whole = path.read_bytes()
@@ -171,14 +171,14 @@ def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path
     assert path.read_bytes() == whole
 
 
-def test_a_bad_line_before_a_torn_one_is_not_called_torn(tmp_path: Path) -> None:
+def test_a_bad_line_before_a_torn_one_is_not_called_torn(tmp_path: Path):
     path = tmp_path / "records.jsonl"
     path.write_text('{"schema_version": 99}\n{"sche')
     with pytest.raises(ValueError, match="line 1: schema_version is 99"):
         read_records(path)
 
 
-def test_a_line_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_line_that_is_no_text_is_named(tmp_path: Path):
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
     path.write_bytes(path.read_bytes() + b'{"model": "\xff"}\n')
@@ -191,7 +191,7 @@ def types_of(kind: Any) -> dict[str, str]:
     return {name: hint.__name__ if isinstance(hint, type) else str(hint) for name, hint in hints}
 
 
-def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path) -> None:
+def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path):
     """Fields changed: raise SCHEMA_VERSION, and freeze a line and the fields of the new version."""
     text = (FROZEN / f"v{SCHEMA_VERSION}.jsonl").read_text()
     fields = json.loads((FROZEN / f"v{SCHEMA_VERSION}.json").read_text())
@@ -205,7 +205,7 @@ OTHER = {"tuning": "v", "images_sha256": "ef" * 32, "image_size": (224, 224)}
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_each_condition_is_refused_when_it_differs(name: str) -> None:
+def test_each_condition_is_refused_when_it_differs(name: str):
     change = getattr(FULL, name)
     change = change + 1 if isinstance(change, int) else f"other {change}"
     change = OTHER.get(name, change)
@@ -218,7 +218,7 @@ def test_each_condition_is_refused_when_it_differs(name: str) -> None:
     assert words in str(refused.value)
 
 
-def test_all_that_differs_is_named_with_the_command_that_shows_both() -> None:
+def test_all_that_differs_is_named_with_the_command_that_shows_both():
     assert conditions(DENSE) == conditions(FULL)
     refuse_mixed([])
     refuse_mixed([DENSE, FULL])
@@ -233,7 +233,7 @@ def test_all_that_differs_is_named_with_the_command_that_shows_both() -> None:
     assert text.endswith("see both by patchrank compare RUN_A RUN_B")
 
 
-def test_what_varies_by_intention_is_let_pass_and_nothing_else() -> None:
+def test_what_varies_by_intention_is_let_pass_and_nothing_else():
     other = replace(FULL, seed=1)
     refuse_mixed([DENSE, FULL, other], varying=("seed",))
     with pytest.raises(ValueError, match="different tuning"):
@@ -257,16 +257,16 @@ def test_only_what_differs_is_found_with_its_owners_once():
 
 
 @given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=1, max_dims=1, max_side=99)))
-def test_bits_round_trip(correct: np.ndarray) -> None:
+def test_bits_round_trip(correct: np.ndarray):
     np.testing.assert_array_equal(unpack_correct(pack_correct(correct), len(correct)), correct)
 
 
-def test_bits_are_in_image_order() -> None:
+def test_bits_are_in_image_order():
     assert pack_correct(CORRECT) == "b180"
     np.testing.assert_array_equal(unpack_correct("b180", 10), CORRECT)
 
 
-def test_bitmaps_are_of_bools() -> None:
+def test_bitmaps_are_of_bools():
     with pytest.raises(ValueError, match=r"\(n,\) bool, got \(2,\) int64"):
         pack_correct(np.array([1, 0]))
 

@@ -82,7 +82,7 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
     for place in ("studies.run", "studies.workshop", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("studies.run", "studies.workshop", "studies.dry_run", "golden.fit", "cli.runs"):
+    for place in ("studies.run", "studies.workshop", "studies.dry_run", "golden.fit", "datasets"):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets
 

@@ -55,9 +55,7 @@ def measure(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
-def test_measures_agreement_and_accuracy_of_each_way(
-    measure: Measure, parts: ClipParts, toy: Dataset
-):
+def test_measures_agreement_and_accuracy_of_each_way(measure, parts: ClipParts, toy: Dataset):
     curve = measure()
     assert [w.point.label for w in curve.worths] == [
         "window 2, stride 1", "window 3, stride 3", "follow:2", "random"
@@ -90,7 +88,7 @@ def test_measures_agreement_and_accuracy_of_each_way(
     )
 
 
-def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(measure: Measure):
+def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(measure):
     exact, *_, random = measure().worths
     assert (exact.tau, exact.passes) == (Interval(1.0, 1.0, 1.0), 49)
     assert exact.match == {"60": 1.0, "50": 1.0, "30": 1.0}
@@ -100,7 +98,7 @@ def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(mea
     assert random.match["50"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_second_run_ranks_only_what_is_new(measure: Measure, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_run_ranks_only_what_is_new(measure, monkeypatch):
     calls: list[tuple[Point, int]] = []
     importance = module.Ranker.importance
 
@@ -121,9 +119,7 @@ def test_a_second_run_ranks_only_what_is_new(measure: Measure, monkeypatch: pyte
     assert len(calls) == 11
 
 
-def test_what_a_ranking_depends_on_tells_it_apart(
-    measure: Measure, toy: Dataset, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_a_ranking_depends_on_tells_it_apart(measure, toy: Dataset, monkeypatch):
     one = [Point(window=3, stride=3)]
     before = measure(tuple(one))
     assert measure(tuple(one), block=1) != before
@@ -139,16 +135,14 @@ def test_what_a_ranking_depends_on_tells_it_apart(
     assert calls == [10, 2, 10, 2]
 
 
-def test_time_is_that_of_the_exact_ranking(measure: Measure):
+def test_time_is_that_of_the_exact_ranking(measure):
     worths = measure(POINTS[1:2], rounds=1).worths
     assert worths[0].seconds == 1
     assert worths[1].seconds is not None
     assert 0 < worths[1].seconds < 1
 
 
-def test_a_tower_without_text_has_no_accuracy(
-    measure: Measure, parts: ClipParts, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_tower_without_text_has_no_accuracy(measure, parts: ClipParts, monkeypatch):
     tower = Tower(parts.model.visual, parts.preprocess, "local-dir:other")
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
     curve = measure(POINTS[:1])
@@ -157,7 +151,7 @@ def test_a_tower_without_text_has_no_accuracy(
     assert draw_curve(curve, "png").startswith(b"\x89PNG")
 
 
-def test_files_hold_what_was_measured_and_are_the_same_every_time(measure: Measure, tmp_path: Path):
+def test_files_hold_what_was_measured_and_are_the_same_every_time(measure, tmp_path: Path):
     curve = measure()
     write_curve(curve, tmp_path)
     assert Curve.read(tmp_path / "curve.json") == replace(curve, effort=curve.effort)
@@ -170,9 +164,7 @@ def test_files_hold_what_was_measured_and_are_the_same_every_time(measure: Measu
     ]  # fmt: skip
 
 
-def test_the_command_prints_the_table(
-    measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_prints_the_table(measure, tmp_path: Path, capsys):
     flags = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
     assert main(["study", "curve", *flags.split()]) == 0
     printed = capsys.readouterr().out
@@ -190,7 +182,7 @@ def test_the_command_prints_the_table(
         ({"limit": 1}, "a curve needs at least two images"),
     ],
 )
-def test_refused(facts: dict[str, Any], match: str, measure: Measure):
+def test_refused(facts: dict[str, Any], match: str, measure):
     with pytest.raises(ValueError, match=re.escape(match)):
         measure(POINTS[:1], **facts)
 
@@ -207,7 +199,7 @@ def test_usual_points_are_what_the_tower_can_do():
     assert labels[-2:] == ["random", "random"]
 
 
-def test_ways_that_others_beat_are_told_apart(measure: Measure):
+def test_ways_that_others_beat_are_told_apart(measure):
     curve = measure()
     exact, coarse, follow, random = curve.worths
     passes_and_taus = ((exact, 49, 1.0), (coarse, 9, 0.8), (follow, 3, 0.85), (random, 0, 0.1))

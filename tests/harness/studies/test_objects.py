@@ -191,7 +191,7 @@ def test_rankings_go_with_their_images(fashion: dict[str, ObjectShare]):
     assert alone.chance == pytest.approx([patches.sum() / 196])
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]):
+def test_the_command(capsys):
     command = (
         "study objects --limit 2 --window 7 --stride 7 --scores label confidence --methods random"
     )
@@ -217,14 +217,14 @@ def test_the_command(capsys: pytest.CaptureFixture[str]):
         ("--block 2", "no predictor for clip_vit_s14.imgfocus_lit at block 2: .* --block 2 --data"),
     ],
 )
-def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str]):
+def test_mistakes(command: str, match: str, capsys):
     assert main(["study", "objects", "--limit", "2", *command.split()]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.search(match, err)
 
 
-def test_datasets_without_masks(toy: object, monkeypatch: pytest.MonkeyPatch):
+def test_datasets_without_masks(toy: object, monkeypatch):
     monkeypatch.setattr(
         module, "get_dataset", lambda name: toy if name == "toy" else get_dataset(name)
     )
@@ -234,7 +234,7 @@ def test_datasets_without_masks(toy: object, monkeypatch: pytest.MonkeyPatch):
         find_objects("clip_vit_s14", "toy", "val", progress=Progress(), **options)
 
 
-def test_classes_without_words(monkeypatch: pytest.MonkeyPatch):
+def test_classes_without_words(monkeypatch):
     monkeypatch.setattr(type(get_dataset("fashion")), "classes", ("bag", "xylophonist"))
     options = {"limit": 2, "methods": [], "config": GoldenConfig(), "progress": Progress()}
     match = "score='label': class 'xylophonist': .* never saw .*; use --scores preservation"

@@ -31,7 +31,7 @@ from zoo.golden import GoldenConfig, GoldenEngine
 SPARSE = GoldenConfig(block=2, window=2, stride=2)
 
 
-def test_straightforward_and_engine_rank_alike(dense: zoo.ReducedViT) -> None:
+def test_straightforward_and_engine_rank_alike(dense: zoo.ReducedViT):
     images = torch.randn(3, 3, 64, 64)
     plain = Plain(dense, SPARSE).importance(images)
     engine = GoldenEngine(dense, SPARSE).importance(images)
@@ -40,13 +40,13 @@ def test_straightforward_and_engine_rank_alike(dense: zoo.ReducedViT) -> None:
     assert kendall_tau(engine.numpy(), plain.numpy()).min() > 0.999
 
 
-def test_straightforward_forms_the_attention_weights_of_a_copy(dense: zoo.ReducedViT) -> None:
+def test_straightforward_forms_the_attention_weights_of_a_copy(dense: zoo.ReducedViT):
     plain = Plain(dense, SPARSE)
     assert not any(block.attn.fused_attn for block in plain.model.blocks)
     assert all(block.attn.fused_attn for block in dense.blocks)
 
 
-def test_rankings_are_the_same_up_to_ties() -> None:
+def test_rankings_are_the_same_up_to_ties():
     theirs = [[0.3, 0.2, 0.1]]
     assert same_ranking([[9, 8, 7]], theirs).tolist() == [True]
     assert same_ranking([[8, 9, 7]], theirs).tolist() == [False]
@@ -105,9 +105,7 @@ def noise(image: object) -> Tensor:
     return torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_command_prints_tables_and_leaves_a_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_tables_and_leaves_a_record(tmp_path: Path, capsys):
     out = tmp_path / "speed.json"
     flags = "--images 1 --window 7 --stride 7 --rounds 1 --precisions float32 --block 7"
     assert main(["study", "speed", *flags.split(), "--out", str(out)]) == 0
@@ -131,7 +129,7 @@ def test_the_command_prints_tables_and_leaves_a_record(
         (["--random-weights", "--model", "vit_tiny_patch16_224"], "did you mean|expected"),
     ],
 )
-def test_refusals(flags: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(flags: list[str], text: str, capsys):
 
     assert main(["study", "speed", *flags]) == 2
     assert re.search(text, capsys.readouterr().err)

@@ -22,9 +22,7 @@ def few(few: StudyConfig, predictor_file: Path) -> StudyConfig:
     return replace(few, split="test")
 
 
-def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(
-    few: StudyConfig, studied: Studied
-):
+def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyConfig, studied):
     sheet, records = studied("tuning", few)["plain"]
     lines = [(e.labels["tuned"], e.labels["model"].split("_")[-1]) for e in sheet.entries]
     assert lines == list(product(("none", "T", "V+T"), ("b16", "patchrank50")))
@@ -49,14 +47,14 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
 
 
-def test_more_tokens_cost_more(few: StudyConfig, studied: Studied):
+def test_more_tokens_cost_more(few: StudyConfig, studied):
     sheet, _ = studied("count", few)["plain"]
     costs = {e.labels["tokens"]: e.mean("gflops") for e in sheet.entries}
     assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
     assert [e.records[0].prompt_tokens for e in sheet.entries] == [16, 4, 32, None]
 
 
-def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied: Studied):
+def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied):
     sheet, _ = studied("order", few)["plain"]
     by = {e.labels["order"].split(",")[0] + "/" + e.labels["model"]: e for e in sheet.entries}
     used = {
@@ -86,6 +84,6 @@ def test_the_papers_four_points():
         four_points(4)
 
 
-def test_labelled_images_are_not_judged_by(few: StudyConfig, studied: Studied):
+def test_labelled_images_are_not_judged_by(few: StudyConfig, studied):
     with pytest.raises(ValueError, match=r"--split val: .*judge them by --split test"):
         studied("kinds", replace(few, split="val"))
