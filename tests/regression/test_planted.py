@@ -201,9 +201,7 @@ def test_rows_that_a_plant_does_not_touch_do_not_move(check, monkeypatch):
     assert {row for row, _ in found} == {FUSED}
 
 
-def test_an_update_takes_what_is_measured_for_right_and_tells_the_difference(
-    run, small: Path, tmp_path: Path, monkeypatch
-):
+def test_an_update_writes_and_tells_the_difference(run, small: Path, tmp_path: Path, monkeypatch):
     file = tmp_path / "mine.jsonl"
     kept = [line for line in small.read_text().splitlines() if "patchrank" in line]
     dense = small.read_text().splitlines()[0]

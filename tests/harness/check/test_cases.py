@@ -40,9 +40,7 @@ def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
 def test_the_newest_record_of_a_row_counts(record, dense: Record):
     [case] = cases_of([dense, record(margin=0.1), record(margin=0.2)], "mine.jsonl")
     assert [row.record.margin for row in case.rows["fashion"] if row.record] == [0.05, 0.2]
-
-
-def test_other_numbers_of_images_are_other_cases(record, dense: Record):
+    # Other numbers of images are other cases.
     other = replace(dense, image_count=8, correct_bits="fc", top1=0.75)
     assert len(cases_of([dense, record(), other], "mine.jsonl")) == 2
 
@@ -54,9 +52,7 @@ def test_other_numbers_of_images_are_other_cases(record, dense: Record):
         ({"shots": 16, "tuning": "probe"}, "is 16 shots, linear probe; check measures by text"),
     ],
 )
-def test_rows_that_check_could_not_measure_are_refused(
-    record, changed: dict[str, Any], complaint: str
-):
+def test_rows_that_check_could_not_measure_are_refused(record, changed: Any, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         cases_of([record(**changed)], "mine.jsonl")
 
@@ -120,9 +116,7 @@ def test_the_shipped_expectation_has_every_row_and_nothing_more(shipped: Case):
     )
 
 
-def test_a_method_of_ours_must_be_in_the_expectation_and_a_strangers_need_not(
-    shipped: Case, monkeypatch
-):
+def test_a_method_of_ours_must_be_expected_and_a_strangers_need_not(shipped: Case, monkeypatch):
     ours = type("Ours", (METHODS["random"],), {"__module__": "baselines.ours"})
     theirs = type("Theirs", (METHODS["random"],), {"__module__": "elsewhere.theirs"})
     monkeypatch.setitem(METHODS, "ours", ours)

@@ -50,18 +50,17 @@ def test_an_expectation_is_a_file_of_records(file: Path):
     assert all(record.margin is not None for record in records)
 
 
-def test_what_was_written_is_found_again(run, file: Path):
-    shown = run(str(file), "--no-latency")
+def test_what_was_written_is_found_again(run, file: Path, tmp_path: Path):
+    shown = run(str(file), "--no-latency", "--markdown", str(tmp_path / "check.md"))
     assert (shown.code, shown.data["rows"], shown.data["moved"]) == (0, 5, [])
-
-
-def test_images_of_classes_that_cannot_be_named_are_left_out_alike(run, file: Path, toy: Any):
-    """The toy's last class has no word, so it takes more of its images to leave 12."""
-    assert {record.image_count for record in read_records(file)} == {12}
-    assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
+    text = (tmp_path / "check.md").read_text()
+    assert text.startswith("### check passed: nothing moved in 5 rows\n")
 
 
 def test_flags_take_some_rows_and_the_dense_one(run, file: Path):
+    # The toy's last class has no word, so it takes more of its images to leave 12.
+    assert {record.image_count for record in read_records(file)} == {12}
+    assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
     assert run(str(file), "--no-latency", "--methods", "evit").data["rows"] == 3
     assert run(str(file), "--no-latency", "--keeps", "0.25").data["rows"] == 1
     assert run(str(file), "--no-latency", "--models", "anything").data["rows"] == 5
@@ -79,12 +78,8 @@ def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, f
     what = ("--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--limit", "12")
     shown = run(str(file), "--update", *what, "--methods", "random", "clsattn", "--no-latency")
     moved = {(one["row"], one["expected"], one["now"]) for one in shown.data["moved"]}
-    assert moved == {
-        ("clsattn50", None, "measured"),
-        ("tome50", "measured", None),
-        ("evit50", "measured", None),
-        ("evit50 fuse=true", "measured", None),
-    }
+    gone = {(name, "measured", None) for name in ("tome50", "evit50", "evit50 fuse=true")}
+    assert moved == {("clsattn50", None, "measured"), *gone}
     assert [record.method for record in read_records(file)] == ["dense", "random", "clsattn"]
 
 
@@ -95,12 +90,6 @@ def test_a_method_that_is_no_longer_registered_fails(run, file: Path, monkeypatc
     [one] = shown.data["moved"]
     assert shown.code == 1
     assert (one["row"], one["quantity"], one["now"]) == ("oldone50", "row", None)
-
-
-def test_the_outcome_is_written_as_markdown(run, file: Path, tmp_path: Path):
-    run(str(file), "--no-latency", "--markdown", str(tmp_path / "check.md"))
-    text = (tmp_path / "check.md").read_text()
-    assert text.startswith("### check passed: nothing moved in 5 rows\n")
 
 
 def test_a_failed_update_leaves_the_expectation_as_it_was(run, file: Path, monkeypatch):
@@ -168,9 +157,7 @@ def test_wrong_use_is_refused_before_anything_is_measured(words: str, message: s
         ("{0}/file/x.jsonl --update", r"--update in '.*file' is a file, or lies in one; expected"),
     ],
 )
-def test_what_can_not_be_written_is_told_before_anything_is_measured(
-    words: str, message: str, monkeypatch, tmp_path: Path
-):
+def test_what_can_not_be_written_is_told_first(words: str, message: str, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr("harness.check.check.measure", None)
     args = build_parser().parse_args(["check", *words.format(tmp_path).split()])

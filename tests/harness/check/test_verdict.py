@@ -109,9 +109,7 @@ def test_tau_stays_within_its_bound_and_within_its_interval(record):
     assert quantities(record(), now(0.297)) == ["tau"]
     assert quantities(record(), now(0.309), tau=0.5) == []
     assert quantities(record(), now(0.311), tau=0.5) == ["tau"]  # beyond the interval
-
-
-def test_rounding_is_no_news_where_the_interval_has_no_width(record):
+    # Rounding is no news where the interval has no width.
     golden = record(tau=1.0, tau_low=1.0, tau_high=1.0)
     assert quantities(golden, replace(golden, tau=0.99997, tau_low=0.9)) == []
     assert quantities(golden, replace(golden, tau=0.9999, tau_low=0.9)) == ["tau"]
@@ -234,7 +232,5 @@ def test_data_is_plain_json_with_numbers_as_they_are():
     assert (data["passed"], data["updated"], data["rows"]) == (False, False, 32)
     assert data["moved"][0]["by"] == -1.6184
     assert data["moved"][1]["now"] == [197, 197, 197, 59, 59, 58]
-
-
-def test_what_a_file_holds_cannot_steer_the_terminal():
+    # What a file holds can't steer the terminal.
     assert "\x1b[2J" not in printed(Verdict(rows=1, moved=(one(quantity="x", now="\x1b[2J"),)))

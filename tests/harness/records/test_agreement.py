@@ -18,6 +18,7 @@ from harness.records.statistics import bootstrap_mean
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 24))
 tied = st.integers(-3, 3)
 smooth = st.floats(allow_nan=False, width=32)
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 @st.composite
@@ -61,9 +62,7 @@ def slow_weighted_tau(a: list[float], b: list[float]) -> float:
 
 
 @given(score_pairs())
-def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(
-    pair: tuple[np.ndarray, np.ndarray],
-):
+def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(pair: Pair):
     found = agreement.weighted_tau(*pair)
     rows = [(a.tolist(), b.tolist()) for a, b in zip(*pair, strict=True)]
     np.testing.assert_allclose(found, [slow_weighted_tau(*row) for row in rows], atol=1e-9)
@@ -94,17 +93,12 @@ def test_taus_are_one_with_themselves_and_nan_where_constant():
     for tau in (agreement.kendall_tau, agreement.weighted_tau):
         np.testing.assert_allclose(tau(scores, scores), [1, np.nan, 1], rtol=1e-12)
         np.testing.assert_array_equal(np.isnan(tau(scores, scores[[0, 0, 0]])), [0, 1, 0])
-
-
-def test_torch_scores_are_welcome():
-    scores = torch.tensor([[0.3, 0.1, 0.2]])
-    assert agreement.kendall_tau(scores, -scores).tolist() == [-1]
+    tensor = torch.tensor([[0.3, 0.1, 0.2]])
+    assert agreement.kendall_tau(tensor, -tensor).tolist() == [-1]
 
 
 @given(score_pairs(), st.data())
-def test_match_equals_sets_with_stable_ties(
-    pair: tuple[np.ndarray, np.ndarray], data: st.DataObject
-):
+def test_match_equals_sets_with_stable_ties(pair: Pair, data: st.DataObject):
     a, b = pair
     k = data.draw(st.integers(1, a.shape[1]))
 
@@ -113,17 +107,12 @@ def test_match_equals_sets_with_stable_ties(
 
     expected = [len(best(x) & best(y)) / k for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(agreement.match_at_k(a, b, k), expected)
-
-
-def test_match_handles_unsigned_scores():
-    scores = np.array([[0, 1, 2]], dtype=np.uint8)
-    assert agreement.match_at_k(scores, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
+    unsigned = np.array([[0, 1, 2]], dtype=np.uint8)
+    assert agreement.match_at_k(unsigned, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
 
 
 @given(score_pairs(), st.data())
-def test_border_overlap_equals_a_walk_along_the_true_order(
-    pair: tuple[np.ndarray, np.ndarray], data: st.DataObject
-):
+def test_border_overlap_equals_a_walk_along_the_true_order(pair: Pair, data: st.DataObject):
     truth, scores = pair
     n = truth.shape[1]
     k, band = data.draw(st.integers(1, n - 1)), data.draw(st.sampled_from((0.01, 0.1, 0.5, 1.0)))

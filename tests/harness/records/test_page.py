@@ -87,8 +87,3 @@ def test_pandas_reads_records_in_three_lines(tmp_path: Path, monkeypatch):
     assert frame["top1"].tolist() == pytest.approx([record.top1 for record in known], rel=1e-12)
     assert frame["dataset_revision"][0] == "001122334455"
     assert frame["correct_bits"].tolist() == [record.correct_bits for record in known]
-
-
-@pytest.mark.parametrize("line", ["| `x` | string |", "| `x` | a | d |"])
-def test_a_row_of_another_form_is_not_passed_over(line: str):
-    assert ROW.fullmatch(line) is None

@@ -57,9 +57,8 @@ def measure(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_measures_agreement_and_accuracy_of_each_way(measure, parts: ClipParts, toy: Dataset):
     curve = measure()
-    assert [w.point.label for w in curve.worths] == [
-        "window 2, stride 1", "window 3, stride 3", "follow:2", "random"
-    ]  # fmt: skip
+    labels = ["window 2, stride 1", "window 3, stride 3", "follow:2", "random"]
+    assert [worth.point.label for worth in curve.worths] == labels
     assert (curve.images, curve.named) == ({"toy": 12}, {"toy": 9})
     split = module.subset(toy.split("test"), 12)
     images = torch.stack([parts.preprocess(example.image) for example in split])
@@ -83,9 +82,8 @@ def test_measures_agreement_and_accuracy_of_each_way(measure, parts: ClipParts, 
             cosines = F.normalize(dense.finish(end), dim=-1) @ classifier.T
             right.append(cosines.nan_to_num(-1).argmax().item() == split.labels[i])
     assert worth.top1["30"] == pytest.approx(np.mean(right))
-    assert worth.difference["30"].estimate == pytest.approx(
-        worth.top1["30"] - curve.worths[0].top1["30"]
-    )
+    lost = worth.top1["30"] - curve.worths[0].top1["30"]
+    assert worth.difference["30"].estimate == pytest.approx(lost)
 
 
 def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(measure):
@@ -120,18 +118,18 @@ def test_a_second_run_ranks_only_what_is_new(measure, monkeypatch):
 
 
 def test_what_a_ranking_depends_on_tells_it_apart(measure, toy: Dataset, monkeypatch):
-    one = [Point(window=3, stride=3)]
-    before = measure(tuple(one))
-    assert measure(tuple(one), block=1) != before
-    assert measure(tuple(one), dtype="bfloat16").worths[1].tau != before.worths[1].tau
+    before = measure(POINTS[:1])
+    assert measure(POINTS[:1], block=1) != before
+    assert measure(POINTS[:1], dtype="bfloat16").worths[1].tau != before.worths[1].tau
     monkeypatch.setattr(type(toy), "revision", "another")
     calls: list[int] = []
-    monkeypatch.setattr(
-        module.Ranker,
-        "importance",
-        lambda self, point, images: calls.append(len(images)) or torch.rand(len(images), 64),
-    )
-    measure(tuple(one))
+
+    def note(self: Any, point: Point, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return torch.rand(len(images), 64)
+
+    monkeypatch.setattr(module.Ranker, "importance", note)
+    measure(POINTS[:1])
     assert calls == [10, 2, 10, 2]
 
 
@@ -159,9 +157,8 @@ def test_files_hold_what_was_measured_and_are_the_same_every_time(measure, tmp_p
     assert table.count("\n|") == 5
     assert f"| {curve.worths[1].tau.estimate:.3f} [" in table
     assert (tmp_path / "curve.svg").read_bytes() == draw_curve(curve, "svg")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "curve.json", "curve.md", "curve.svg"
-    ]  # fmt: skip
+    files = ["curve.json", "curve.md", "curve.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
 def test_the_command_prints_the_table(measure, tmp_path: Path, capsys):
@@ -203,9 +200,6 @@ def test_ways_that_others_beat_are_told_apart(measure):
     curve = measure()
     exact, coarse, follow, random = curve.worths
     passes_and_taus = ((exact, 49, 1.0), (coarse, 9, 0.8), (follow, 3, 0.85), (random, 0, 0.1))
-    worths = [
-        replace(worth, passes=passes, tau=Interval(tau, tau, tau))
-        for worth, passes, tau in passes_and_taus
-    ]
+    worths = [replace(w, passes=n, tau=Interval(tau, tau, tau)) for w, n, tau in passes_and_taus]
     best = undominated(replace(curve, worths=worths))
     assert [worth.point for worth in best] == [random.point, follow.point, exact.point]

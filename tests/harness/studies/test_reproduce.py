@@ -70,9 +70,7 @@ def test_another_tower_or_other_data_are_named(staged, tmp_path: Path, capsys):
     assert off[5].startswith(("+", "-"))
 
 
-def test_a_dry_run_measures_nothing_and_names_what_is_missing(
-    staged, tmp_path: Path, capsys, forbid
-):
+def test_a_dry_run_only_names_what_is_missing(staged, tmp_path: Path, capsys, forbid):
     forbid()
     where = f"--output {tmp_path / 'out'} --dry-run"
     assert run("table5 --datasets dtd food101", FLAGS, where) == 0
@@ -109,7 +107,6 @@ def test_what_was_stopped_goes_on(staged, tmp_path: Path, capsys, monkeypatch):
 
 
 def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
-
     from harness.cli.parser import build_parser
 
     def config(table: str, *flags: str) -> Any:
@@ -147,7 +144,9 @@ def test_refused(flags: str, text: str, capsys, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dataset_without_val_is_refused(staged, tmp_path: Path, capsys, monkeypatch):
+def test_neither_data_without_val_nor_a_tower_without_text_is_taken(
+    staged, tmp_path: Path, capsys, monkeypatch
+):
     whole = staged["dtd"].split
 
     def split(name: SplitName) -> Split:
@@ -157,9 +156,6 @@ def test_a_dataset_without_val_is_refused(staged, tmp_path: Path, capsys, monkey
     assert run("table1 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}") == 2
     text = "dataset 'dtd' has no val images, which fits are stopped by"
     assert text in capsys.readouterr().err
-
-
-def test_a_tower_without_text_is_refused(staged, tmp_path: Path, capsys, monkeypatch):
     import harness.studies.run as module
 
     tower = module.load_tower("")._replace(clip=None)
@@ -177,7 +173,7 @@ def conditions(name: str, paper_s: StudyConfig) -> StudyConfig:
 
 @pytest.mark.parametrize("name", list_reproductions())
 def test_a_second_run_measures_nothing_and_a_dry_run_knows_before(
-    name: str, paper_s: StudyConfig, reproduced, staged, monkeypatch, forbid
+    name: str, paper_s, reproduced, staged, monkeypatch, forbid
 ):
     if name == "figure1":  # costs are counted, which takes long
         short = [replace(r, keeps=(0.5,)) if r.name == name else r for r in REPRODUCTIONS]
@@ -214,9 +210,7 @@ def test_a_second_run_measures_nothing_and_a_dry_run_knows_before(
     assert all((s.cached, s.images, s.passes) == (s.total, 0, 0) for s in after)
 
 
-def test_predictors_of_table_1_are_the_dataset_s_own_and_half_the_patches_are_matched(
-    paper_s: StudyConfig, reproduced
-):
+def test_predictors_of_table_1_are_the_dataset_s_own(paper_s: StudyConfig, reproduced):
     comparison, records = reproduced("table1", replace(paper_s, seeds=1))
     fits = {
         name: {r.method_config["predictor"] for r in records if r.dataset == name and r.keep < 1

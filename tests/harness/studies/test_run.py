@@ -24,9 +24,8 @@ FLAGS = (
 
 
 @pytest.mark.parametrize("name", list_studies())
-def test_every_study_answers_and_answers_again_without_measuring(
-    few: StudyConfig, name: str, studied, predictor_file: Path, forbid
-):
+@pytest.mark.usefixtures("predictor_file")
+def test_a_study_answers_and_again_without_measuring(few: StudyConfig, name: str, studied, forbid):
     few = replace(few, split=get_study(name).split)
     results = studied(name, few)
     assert list(results) == ["plain"]
@@ -138,9 +137,7 @@ def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, objec
     assert len(make_sheet([judged(3)], tuned).entries) == 2  # these may differ
 
 
-def test_the_command_writes_a_table_and_records_that_a_second_run_reads(
-    studied, tmp_path: Path, capsys
-):
+def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: Path, capsys):
     command = ["study", "transfer", *FLAGS.split(), "--output", str(tmp_path)]
     assert main(command) == 0
     assert "Predictors fitted on one dataset" in capsys.readouterr().out
@@ -156,9 +153,7 @@ def test_the_command_writes_a_table_and_records_that_a_second_run_reads(
     assert main(command) == 0  # nothing new to write
     assert read_records(tmp_path / "transfer.jsonl") == records
     assert (tmp_path / "transfer.md").read_text() == text
-
-
-def test_the_list(capsys):
+    capsys.readouterr()
     assert main(["study", "list"]) == 0
     assert "Does a predictor need images of the dataset" in capsys.readouterr().out
 

@@ -31,10 +31,8 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyCon
         assert [(r.tuning, r.shots, r.seed, r.prompt_tokens) for r in entry.records] == [
             ("vt", 1, seed, 2) for seed in (0, 1)
         ]
-    apart = [
-        np.asarray(a.correct, float) - b.correct
-        for a, b in zip(pruned.records, dense.records, strict=True)
-    ]
+    pairs = zip(pruned.records, dense.records, strict=True)
+    apart = [np.asarray(a.correct, float) - b.correct for a, b in pairs]
     assert pruned.to_first == bootstrap_mean(np.mean(apart, axis=0), seed=0)
     assert pruned.over_seeds == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
     assert dense.over_seeds is None
@@ -57,19 +55,15 @@ def test_more_tokens_cost_more(few: StudyConfig, studied):
 def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied):
     sheet, _ = studied("order", few)["plain"]
     by = {e.labels["order"].split(",")[0] + "/" + e.labels["model"]: e for e in sheet.entries}
-    used = {
-        key: [record.method_config["prompts"] for record in entry.records]
-        for key, entry in by.items()
-    }
+    used = {key: [r.method_config["prompts"] for r in entry.records] for key, entry in by.items()}
     pruned, dense = "clip_vit_b16_patchrank50", "clip_vit_b16"
     assert used[f"rank/{pruned}"] == used[f"tune at keep 0.5/{dense}"]
     orders = [e.labels["order"] for e in sheet.entries]
     assert len(set(orders)) == 5
     moved, later = sheet.entries[1], sheet.entries[2]
     for entry in (moved, later):
-        assert [r.method_config["prompts"] for r in entry.records] == used[
-            f"tune the dense tower/{dense}"
-        ]
+        prompts = [r.method_config["prompts"] for r in entry.records]
+        assert prompts == used[f"tune the dense tower/{dense}"]
     predictors = [{r.method_config["predictor"] for r in e.records} for e in (moved, later)]
     assert len(predictors[0]) == 1
     assert len(predictors[1]) == 2
