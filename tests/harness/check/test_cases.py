@@ -29,11 +29,8 @@ Make = Callable[..., Record]
 def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
     told = {"method_config": {"keep": 0.3, "reduce_at": [2, 4], "predictor": "abc"}}
     [case] = cases_of([record(), dense, record(**told)], "mine.jsonl")
-    assert [row.name for row in case.rows["fashion"]] == [
-        "dense",
-        "tome30",
-        "tome30 reduce_at=[2,4]",
-    ]
+    names = ["dense", "tome30", "tome30 reduce_at=[2,4]"]
+    assert [row.name for row in case.rows["fashion"]] == names
     assert (case.tower, case.image_count) == ("clip_vit_s14.imgfocus_lit", 40)
 
 
@@ -64,13 +61,8 @@ def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
 
 def test_methods_with_options_bring_their_defaults_along():
     asked = [Choice.of("tome:reduce_at=[2,4],keep=0.4"), Choice.of("evit"), Choice.of("dense")]
-    assert [row.name for row in rows_of(asked, [0.6, 0.3])] == [
-        "dense",
-        "evit60",
-        "evit30",
-        "tome40",
-        "tome40 reduce_at=[2,4]",
-    ]
+    names = ["dense", "evit60", "evit30", "tome40", "tome40 reduce_at=[2,4]"]
+    assert [row.name for row in rows_of(asked, [0.6, 0.3])] == names
 
 
 @pytest.mark.parametrize("text", ["evit:fuse=true,keep=0.3", 'tome:reduce_at=[2,4,6],x={"a":[1]}'])
@@ -105,15 +97,14 @@ def shipped() -> Case:
 def test_the_shipped_expectation_has_every_row_and_nothing_more(shipped: Case):
     """A method without rows fails here: patchrank check --update enters them."""
     assert shipped == completed(shipped)
-    assert {name: sorted(row.name for row in rows) for name, rows in shipped.rows.items()} == {
-        name: sorted(row.name for row in rows)
-        for name, rows in shipped_case(shipped.tower).rows.items()
-    }
-    assert shipped.image_count == LIMIT
-    assert shipped.batches == BATCHES
-    assert all(
-        row.record.git_commit for rows in shipped.rows.values() for row in rows if row.record
+    there, anew = (
+        {name: sorted(row.name for row in rows) for name, rows in case.rows.items()}
+        for case in (shipped, shipped_case(shipped.tower))
     )
+    assert there == anew
+    assert (shipped.image_count, shipped.batches) == (LIMIT, BATCHES)
+    records = [row.record for rows in shipped.rows.values() for row in rows if row.record]
+    assert all(record.git_commit for record in records)
 
 
 def test_a_method_of_ours_must_be_expected_and_a_strangers_need_not(shipped: Case, monkeypatch):

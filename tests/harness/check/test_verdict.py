@@ -89,11 +89,10 @@ def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped(recor
     assert quantities(record(), record(flipped(1, 2, 3)), images=3, flips=3) == []
 
 
-@pytest.mark.parametrize(
-    ("field", "name"), [("margin", "margin"), ("cosine_to_dense", "cosine to dense")]
-)
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_cosines_may_move_by_their_bound(record, field: str, name: str, sign: int):
+@pytest.mark.parametrize("field", ["margin", "cosine_to_dense"])
+def test_cosines_may_move_by_their_bound(record, field: str, sign: int):
+    name = field.replace("_", " ")
     then = getattr(record(), field)
     assert quantities(record(), record(**{field: then + sign * 4e-4})) == []
     assert quantities(record(), record(**{field: then + sign * 6e-4})) == [name]
@@ -197,12 +196,9 @@ def test_a_check_that_failed_says_what_moved_by_how_much_and_exits_with_1():
         assert text.splitlines()[-1].strip() == FAILED.summary
 
 
-def test_a_check_that_passed_says_so_in_one_line_and_exits_with_0():
+def test_a_check_that_passed_and_an_update_exit_with_0():
     shown = Verdict(rows=1, moved=()).shown()
     assert (shown.code, list(shown)) == (0, ["check passed: nothing moved in 1 row"])
-
-
-def test_an_update_has_no_bounds_and_exits_with_0():
     update = Verdict(rows=32, moved=(one(),), update=True)
     assert update.shown().code == 0
     assert update.summary == "expectation written: 1 quantity changed in 1 of 32 rows"

@@ -89,11 +89,7 @@ def test_readers_tell_what_a_killed_process_left_and_the_next_writer_drops_it(tm
     assert path.stat().st_size == 100
     lines, torn = read_lines(path)
     assert torn
-    assert [line[:14] for line in lines] == [
-        b'{"of": "a", "n',
-        b'{"of": "doomed',
-        b'{"of": "doomed',
-    ]
+    assert [line[:14] for line in lines] == [b'{"of": "a", "n', *[b'{"of": "doomed'] * 2]
     append(path, b'{"of": "a", "number": 1}\n')
     lines, torn = read_lines(path)
     assert not torn
@@ -149,9 +145,8 @@ def test_a_reader_waits_for_a_writer_s_last_byte(tmp_path: Path):
     with path.open("ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(b'{"a"')
-        reader = subprocess.Popen(
-            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-c", code, str(path)]
+        reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         with pytest.raises(subprocess.TimeoutExpired):

@@ -48,9 +48,8 @@ def group(**changes: Any) -> list[Record]:
 def test_the_mean_over_seeds_by_hand():
     rows = averages(group())
     assert {r.identity: r for r in rows} == {r.identity: r for r in averages(group()[::-1])}
-    assert [row.first.model for row in rows] == [
-        "clip_vit_s14", "clip_vit_s14_evit60", "clip_vit_s14_patchrank60",
-    ]  # fmt: skip
+    names = ["clip_vit_s14", "clip_vit_s14_evit60", "clip_vit_s14_patchrank60"]
+    assert [row.first.model for row in rows] == names
     for row in rows:
         assert [r.seed for r in row.records] == list(SEEDS)
         tops = np.array([r.top1 for r in row.records])

@@ -188,7 +188,7 @@ def test_too_few_discordant_images_detect_nothing():
 
 
 RIGHT, NAN = np.ones(3, bool), float("nan")
-DETECTABLE = statistics.minimum_detectable_difference
+DETECTABLE, FLIP = statistics.minimum_detectable_difference, statistics.sign_flip_exact
 REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
     (statistics.wilson_interval, (-1, 5), "k=-1 and n=5"),
     (statistics.wilson_interval, (6, 5), "k=6 and n=5"),
@@ -203,13 +203,13 @@ REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
     (DETECTABLE, (0, 0.1), r"n >= 1 .* got 0 and 0\.1"),
     (DETECTABLE, (10, 30), r"discordance in \[0, 1\], got 10 and 30"),
     *(
-        (DETECTABLE, (10, 0.3, power), rf"power must lie in \(0.05, 1\), got {power}")
-        for power in (0.05, 1.0, 80.0, NAN)
+        (DETECTABLE, (10, 0.3, p), rf"must lie in \(0.05, 1\), got {p}")
+        for p in (0.05, 1.0, 80.0, NAN)
     ),
     (statistics.holm, ([0.1, 1.5],), r"p-values must lie in \[0, 1\], got 0\.1 to 1\.5"),
     (statistics.holm, ([0.1, NAN],), "1 of 2 values are NaN"),
     *(
-        (statistics.sign_flip_exact, (wrong,), r"differences must be \(n,\) integers, got")
+        (FLIP, (wrong,), r"must be \(n,\) integers, got")
         for wrong in ([], [0.5], [True], [[1]], [NAN])
     ),
     (statistics.paired_p, (RIGHT, RIGHT[1:], 2, 2), "same images for both, got 3 and 2"),
@@ -242,9 +242,8 @@ def test_sign_flips_are_counted_as_if_one_by_one(differences: list[int]):
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=8))
 def test_sign_flips_equal_scipys_permutation_test(differences: list[int]):
     sample = np.array(differences, dtype=float)
-    expected = stats.permutation_test(
-        (sample,), np.sum, permutation_type="samples", n_resamples=np.inf
-    ).pvalue
+    ways = {"permutation_type": "samples", "n_resamples": np.inf}
+    expected = stats.permutation_test((sample,), np.sum, **ways).pvalue
     assert statistics.sign_flip_exact(differences) == pytest.approx(min(1.0, expected))
 
 
@@ -311,9 +310,8 @@ def test_rows_of_one_seed_go_by_mcnemar_and_others_by_sign_flips():
 def test_the_largest_discordance_without_a_mark_decides_what_images_show():
     least = statistics.minimum_detectable_difference(500, 0.1)
     assert least is not None
-    assert statistics.detectable_note(500, [0.02, 0.1]).startswith(
-        f"; without *: 500 images show {100 * least:.1f} points"
-    )
+    text = f"; without *: 500 images show {100 * least:.1f} points"
+    assert statistics.detectable_note(500, [0.02, 0.1]).startswith(text)
     assert "too few images" in statistics.detectable_note(500, [0.001])
     assert statistics.detectable_note(500, []) == ""
 
