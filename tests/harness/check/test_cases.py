@@ -55,7 +55,7 @@ def test_rows_that_check_could_not_measure_are_refused(record, changed: Any, com
 
 
 def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"harness check .*my file\.jsonl' --update"):
+    with pytest.raises(FileNotFoundError, match=r"patchrank check .*my file\.jsonl' --update"):
         read_expectation(tmp_path / "my file.jsonl")
 
 
