@@ -62,11 +62,7 @@ def list_studies() -> dict[str, Study]:
 
 
 def get_study(name: str) -> Study:
-    """Return the study of that name.
-
-    Raises:
-        ValueError: no study has it.
-    """
+    """Return the study of that name; ValueError if there is none."""
     studies = list_studies()
     if name not in studies:
         raise ValueError(f"study {name!r}: {expected(name, studies, shown_by=LISTED)}")
@@ -273,11 +269,7 @@ def lines(study: Study, shop: Workshop, dataset: Dataset) -> list[Line]:
 
 
 def tower_with_text(model: str) -> Tower:
-    """Load a tower that has a text tower.
-
-    Raises:
-        ValueError: an unknown name, or a tower without one.
-    """
+    """Load a tower that has a text tower; ValueError if it has none."""
     tower = load_tower(model)
     if tower.clip is None:
         raise ValueError(
