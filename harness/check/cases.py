@@ -56,10 +56,8 @@ class Row:
     @property
     def what(self) -> str:
         """Write the options as ``Choice.of`` reads them."""
-        return ",".join(
-            f"{name}={json.dumps(value, separators=(',', ':'))}"
-            for name, value in self.options.items()
-        )
+        words = {name: json.dumps(own, separators=(",", ":")) for name, own in self.options.items()}
+        return ",".join(f"{name}={word}" for name, word in words.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +114,8 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
                     "it, so an expectation needs one"
                 )
             batches |= {e.batch for row in rows if row.record for e in row.record.latency}
-        conditions = dict(zip(_SHARED, values, strict=True))
-        sorted_cases.append(
-            Case(tower=tower, **conditions, batches=tuple(sorted(batches)), rows=datasets)
-        )
+        own = dict(zip(_SHARED, values, strict=True)) | {"batches": tuple(sorted(batches))}
+        sorted_cases.append(Case(tower=tower, **own, rows=datasets))
     return sorted_cases
 
 
@@ -137,10 +133,8 @@ def _enter(rows: list[Row], record: Record) -> None:
     }
     row = Row(method=record.method, keep=record.keep, options=options, record=record)
     names = [other.name for other in rows]
-    if row.name in names:
-        rows[names.index(row.name)] = row
-    else:
-        rows.append(row)
+    at = names.index(row.name) if row.name in names else len(rows)
+    rows[at : at + 1] = [row]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,14 +231,9 @@ def completed(case: Case) -> Case:
 def shipped_case(tower: str) -> Case:
     """Return the benchmark as it is written anew."""
     return Case(
-        tower=tower,
-        split="test",
-        dtype=Plan.dtype,
-        device=Plan.device,
-        image_count=LIMIT,
-        batches=BATCHES,
-        rows={name: _shipped_rows() for name in Plan.datasets},
-    )
+        tower=tower, split="test", dtype=Plan.dtype, device=Plan.device, image_count=LIMIT,
+        batches=BATCHES, rows={name: _shipped_rows() for name in Plan.datasets},
+    )  # fmt: skip
 
 
 def _shipped_rows() -> list[Row]:

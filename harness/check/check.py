@@ -79,9 +79,8 @@ class CheckPlan:
         """Refuse what doesn't go together, and values that would fail late."""
         written, every = (self.named(names) for names in (WRITTEN, (*ASKED, *WRITTEN)))
         if written and not self.update:
-            raise ValueError(
-                f"{written[0]} without --update: a check measures what the expectation did"
-            )
+            what = "a check measures what the expectation did"
+            raise ValueError(f"{written[0]} without --update: {what}")
         if every and self.update and not self.files:
             raise ValueError(
                 f"{every[0]} with --update and no FILE: the shipped benchmark is written whole; "
@@ -108,26 +107,22 @@ def run_check(args: argparse.Namespace, status: Console) -> Shown:
         FileNotFoundError: an expectation, weights or images are missing.
     """
     plan = CheckPlan(**{field.name: getattr(args, field.name) for field in fields(CheckPlan)})
+    names = ("images", "flips", "cosine", "tau")
     slower = None if args.no_latency else args.slower
-    bounds = Bounds(
-        images=args.images, flips=args.flips, cosine=args.cosine, tau=args.tau, slower=slower
-    )
-    if args.markdown is not None:
-        _require_markdown(args.markdown)
+    bounds = Bounds(**{name: getattr(args, name) for name in names}, slower=slower)
+    if (file := args.markdown) is not None:
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"--markdown {str(file)!r}: its folder doesn't exist")
+        if file.is_dir():
+            example = str(file / "check.md")
+            raise IsADirectoryError(
+                f"--markdown {str(file)!r} is a folder; give a file, such as {example!r}"
+            )
     progress = Progress(status)
     verdict = update(plan, progress) if plan.update else check(plan, bounds, progress)
-    if args.markdown is not None:
-        write_whole(args.markdown, verdict.markdown().encode())
+    if file is not None:
+        write_whole(file, verdict.markdown().encode())
     return verdict.shown()
-
-
-def _require_markdown(file: Path) -> None:
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"--markdown {str(file)!r}: its folder doesn't exist")
-    if file.is_dir():
-        raise IsADirectoryError(
-            f"--markdown {str(file)!r} is a folder; give a file, such as {str(file / 'check.md')!r}"
-        )
 
 
 def check(plan: CheckPlan, bounds: Bounds, progress: Progress) -> Verdict:
@@ -211,20 +206,12 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
 def _measured(
     cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str], progress: Progress
 ) -> list[Outcome]:
-    return [
-        outcome
-        for case in cases
-        for outcome in measure(
-            replace(
-                case,
-                device=plan.device or case.device,
-                batches=() if plan.no_latency else case.batches,
-            ),
-            plan.rounds,
-            progress,
-            towers.get(case.tower),
-        )
-    ]
+    outcomes: list[Outcome] = []
+    for case in cases:
+        batches = () if plan.no_latency else case.batches
+        own = replace(case, device=plan.device or case.device, batches=batches)
+        outcomes += measure(own, plan.rounds, progress, towers.get(case.tower))
+    return outcomes
 
 
 def measure(
@@ -246,16 +233,10 @@ def measure(
         if row.name not in variants:
             variants[row.name] = _variant(dense, arch, tag, row)
     plan = Plan(
-        models=(case.tower,),
-        methods=(),
-        datasets=tuple(case.rows),
-        limit=case.image_count,
-        split=case.split,
-        device=case.device,
-        dtype=case.dtype,
-        batches=case.batches,
+        models=(case.tower,), methods=(), datasets=tuple(case.rows), limit=case.image_count,
+        split=case.split, device=case.device, dtype=case.dtype, batches=case.batches,
         rounds=rounds,
-    )
+    )  # fmt: skip
     bench = Bench(plan, parts, list(variants.values()), tag, fingerprint(dense), progress)
     for where, rows in case.rows.items():
         dataset = get_dataset(where)
@@ -351,14 +332,11 @@ def new_case(plan: CheckPlan, tower: str) -> Case:
     methods = [Choice.of(text) for text in plan.methods or known_methods()]
     rows = rows_of(methods, plan.keeps or KEEPS)
     return Case(
-        tower=tower,
-        split=plan.split or Plan.split,
-        dtype=plan.dtype or Plan.dtype,
-        device=plan.device or Plan.device,
-        image_count=None if plan.full else plan.limit or LIMIT,
+        tower=tower, split=plan.split or Plan.split, dtype=plan.dtype or Plan.dtype,
+        device=plan.device or Plan.device, image_count=None if plan.full else plan.limit or LIMIT,
         batches=BATCHES if plan.batches is None else tuple(plan.batches),
         rows=dict.fromkeys(plan.datasets or Plan.datasets, rows),
-    )
+    )  # fmt: skip
 
 
 def _known(file: Path) -> Known:

@@ -72,9 +72,8 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
             lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
             bad[name] = np.bincount(dataset.labels(name)[lost], minlength=size)
         if unreadable:
-            problems.append(
-                f"{how_many(len(unreadable), 'unreadable')}; --skip-bad leaves them out"
-            )
+            count = how_many(len(unreadable), "unreadable")
+            problems.append(f"{count}; --skip-bad leaves them out")
         facts += _copies(dataset, decoded)
     _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)))
     if left_out:
@@ -94,9 +93,8 @@ def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
         if len(lacking) == len(dataset.classes):
             notes.append(f"{name} has no images")
         elif lacking:
-            uneven.append(
-                f"{name} has no image of {len(lacking)} classes: {shortened(lacking, SHOWN)}"
-            )
+            names = shortened(lacking, SHOWN)
+            uneven.append(f"{name} has no image of {len(lacking)} classes: {names}")
     if not counts["test"].any():
         notes.append("measure on another split than test, with --split")
     return uneven, notes

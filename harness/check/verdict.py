@@ -144,10 +144,8 @@ def _answers(change: Change, bounds: Bounds) -> Iterator[Moved]:
         allowed = f"±{bounds.images}"
         yield Moved(quantity="images right", expected=then, now=now, by=now - then, allowed=allowed)
     if won + lost > bounds.flips:
-        both, allowed = f"{lost} lost, {won} won", f"{bounds.flips}"
-        yield Moved(
-            quantity="answers flipped", expected=0, now=both, by=won + lost, allowed=allowed
-        )
+        both, name, most = f"{lost} lost, {won} won", "answers flipped", f"{bounds.flips}"
+        yield Moved(quantity=name, expected=0, now=both, by=won + lost, allowed=most)
 
 
 def _near(change: Change, bounds: Bounds) -> Iterator[Moved]:
@@ -184,9 +182,8 @@ def _slower(then: Record, now: Record, factor: float) -> Iterator[Moved]:
         ratio, most = here.ratio_to_dense, factor * before
         if here.ratio_low is not None and here.ratio_low > most:
             name, allowed = f"time to dense, batch {entry.batch}", f"up to {most:.2f}"
-            yield Moved(
-                quantity=name, expected=before, now=ratio, by=ratio - before, allowed=allowed
-            )
+            by = ratio - before
+            yield Moved(quantity=name, expected=before, now=ratio, by=by, allowed=allowed)
 
 
 @dataclass(frozen=True, kw_only=True)

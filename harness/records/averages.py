@@ -144,12 +144,9 @@ def averages(records: Sequence[Record]) -> list[Average]:
         mean, low, high = mean_interval([own[seed].top1 for seed in seeds])
         top1 = Interval(mean, max(0.0, low), min(1.0, high))
         rows.append(Average(records=tuple(own[s] for s in seeds), top1=top1, to_dense=None))
-    dense = _dense(rows)
-    if dense is None:
+    if (dense := _dense(rows)) is None:
         return rows
-    return [
-        row if row is dense else replace(row, to_dense=mean_difference(row, dense)) for row in rows
-    ]
+    return [r if r is dense else replace(r, to_dense=mean_difference(r, dense)) for r in rows]
 
 
 def _interval(estimate: float | None, low: float | None, high: float | None) -> Interval | None:

@@ -107,18 +107,13 @@ class Ranker:
         """Rank images (B, C, H, W) by a point, (B, N) float32 on the CPU, higher = keep."""
         if point.window is None or point.stride is None:
             options: dict[str, Any] = {} if point.seed is None else {"seed": point.seed}
-            vit = zoo.reduce(
-                self.tower.vit, method=point.method, keep=0.5, reduce_at=(self.block,), **options
-            )
+            options |= {"method": point.method, "keep": 0.5, "reduce_at": (self.block,)}
+            vit = zoo.reduce(self.tower.vit, **options)
             return method_maps(vit, images.to(next(vit.parameters()).device))[0]
         key = (point, precision or self.precision(point))
         if key not in self._engines:
-            config = GoldenConfig(
-                block=self.block,
-                window=point.window,
-                stride=point.stride,
-                approximate=point.approximate,
-            )
+            options = {name: getattr(point, name) for name in ("window", "stride", "approximate")}
+            config = GoldenConfig(block=self.block, **options)
             self._engines[key] = GoldenEngine(self.tower.vit, config, precision=key[1])
         return self._engines[key].importance(images)
 
@@ -147,10 +142,8 @@ class Ranker:
 
     def times(self, points: Sequence[Point], images: Tensor, rounds: int) -> dict[Point, float]:
         """Time points in turn, all in float32; the least of ``rounds`` rounds, in ms."""
-        calls = {
-            str(at): partial(self.importance, point, precision="float32")
-            for at, point in enumerate(points)
-        }
+        rank = partial(self.importance, precision="float32")
+        calls = {str(at): partial(rank, point) for at, point in enumerate(points)}
         timings = interleaved(calls, images, rounds, warmup=1).values()
         return {point: min(one.samples_ms) for point, one in zip(points, timings, strict=True)}
 
@@ -161,16 +154,10 @@ class Ranker:
         orders: Mapping[Point, Importance],
         progress: Progress,
     ) -> dict[tuple[Point, int], NDArray[np.float64]]:
-        """Judge the dense model pruned by each ranking.
+        """Judge the dense model on n images, pruned by each ranking (n, N), the exact one first.
 
-        Args:
-            split: n images.
-            classifier: (classes, D) unit features.
-            orders: (n, N) importance by each way, the exact one first.
-            progress: shows the images done.
-
-        Returns:
-            (point, percent kept) -> (n,) 1 where the answer is right; 100 % is the dense model.
+        ``classifier`` is (classes, D) unit features. Returns by (point, percent kept) (n,) 1 where
+        the answer is right; 100 % is the dense model.
         """
         vit = self.tower.vit
         dense = Variant(model=self.tower.name, method=DENSE, keep=1.0, vit=vit, config={})
@@ -183,14 +170,9 @@ class Ranker:
         like = next(vit.parameters())
         with progress.task("accuracy of pruned models", len(split)) as update:
             results = outcomes(
-                list(rows.values()),
-                split,
-                self.tower.preprocess,
-                device=like.device,
-                dtype=like.dtype,
-                importance=importance,
-                on_batch=update,
-            )
+                list(rows.values()), split, self.tower.preprocess, device=like.device,
+                dtype=like.dtype, importance=importance, on_batch=update,
+            )  # fmt: skip
         return {
             way: correct(results[row.key].features, classifier, split.labels).astype(np.float64)
             for way, row in rows.items()
@@ -289,19 +271,12 @@ def measure_curve(
             values["seconds"] = times[members[0]] / times[Point()]
         worths.append(Worth(point=point, passes=point.passes(effort, config.block), **values))
     return Curve(
-        model=tower.name,
-        weights=fingerprint(tower.vit),
-        block=config.block,
-        split=config.split,
-        dtype=config.dtype,
-        device=device_name(config.device),
-        images=images,
-        named=nameable,
-        effort=effort,
-        dense=float(np.concatenate(hits[Point(), 100]).mean()) if hits else None,
+        model=tower.name, weights=fingerprint(tower.vit), block=config.block, split=config.split,
+        dtype=config.dtype, device=device_name(config.device), images=images, named=nameable,
+        effort=effort, dense=float(np.concatenate(hits[Point(), 100]).mean()) if hits else None,
         versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         worths=worths,
-    )
+    )  # fmt: skip
 
 
 FAMILIES = ("removal", "follow", "jacobian", "shallow", "clsattn", "random")
@@ -364,12 +339,9 @@ def curve_table(curve: Curve) -> Table:
         title=f"{curve.model}, before block {curve.block}, preservation",
         caption=caption,
         columns=[
-            Column(
-                heading=head,
-                left=head in ("", "way"),
-                forms=FORMS[: 1 if head.startswith(("time", "match", "top-1")) else 3],
-            )
+            Column(heading=head, left=head in ("", "way"), forms=FORMS[: 1 if wide else 3])
             for head in rows[0]
+            for wide in [head.startswith(("time", "match", "top-1"))]
         ],
         rows=[list(cells.values()) for cells in rows],
     )
@@ -406,15 +378,11 @@ def _panel(
         cost = Interval(worth.passes, worth.passes, worth.passes)
         series[family(worth)].append(drawing.Point(x=cost, y=value))
     return Chart(
-        title="",
-        alt="",
-        x_label="passes per image (0 is drawn at the left end)",
-        y_label=title,
+        title="", alt="", x_label="passes per image (0 is drawn at the left end)", y_label=title,
         series={n: sorted(own, key=lambda point: point.x) for n, own in series.items() if own},
-        level=level,
-        ticks={float(passes): str(passes) for passes in (0, 1, 3, 10, 30, 100)},
+        level=level, ticks={float(passes): str(passes) for passes in (0, 1, 3, 10, 30, 100)},
         symlog=True,
-    )
+    )  # fmt: skip
 
 
 def _interval(value: Interval, factor: float, digits: int) -> Cell:

@@ -105,14 +105,9 @@ class DryShop(Workshop):
         )
         if cached is None or left:
             provenance = Provenance(
-                model=self.tower.name,
-                weights=self.weights,
-                dataset=source.name,
-                revision=source.revision,
-                split=source.split,
-                dtype="float32",
-                **asdict(golden),
-            )
+                model=self.tower.name, weights=self.weights, dataset=source.name, dtype="float32",
+                revision=source.revision, split=source.split, **asdict(golden),
+            )  # fmt: skip
             empty = np.empty((0, self.dense.patch_embed.num_patches), np.float16)
             cached = Rankings(image_ids=(), importance=empty, provenance=provenance)
         self._rankings[key] = cached
@@ -135,13 +130,9 @@ class DryShop(Workshop):
         if path.is_file():
             file = PredictorFile.read(path)
         else:
-            file = PredictorFile(
-                path=path,
-                model=self.tower.arch,
-                tag=self.tower.tag,
-                block=target.block,
-                options={"arch": recipe.arch, "width": recipe.width},
-            )
+            options = {"arch": recipe.arch, "width": recipe.width}
+            arch, tag, block = self.tower.arch, self.tower.tag, target.block
+            file = PredictorFile(path=path, model=arch, tag=tag, block=block, options=options)
         self._predictors[path] = file
         return file
 
@@ -165,17 +156,10 @@ class DryShop(Workshop):
             passes = recipe.rounds * (recipe.steps * recipe.batch + len(few.val))
         self.count("tune tokens", of, cached=0, images=images, passes=passes)
         file = PromptFile(
-            path=path,
-            model=self.tower.arch,
-            tag=self.tower.tag,
-            weights=self.weights,
-            width=int(row.vit.embed_dim),
-            classes=tuner.dataset.classes,
-            dataset=tuner.dataset.name,
-            recipe=asdict(recipe),
-            shape=NO_SHAPE,
-            provenance={},
-        )
+            path=path, model=self.tower.arch, tag=self.tower.tag, weights=self.weights,
+            width=int(row.vit.embed_dim), classes=tuner.dataset.classes,
+            dataset=tuner.dataset.name, recipe=asdict(recipe), shape=NO_SHAPE, provenance={},
+        )  # fmt: skip
         return Tuned(vit=row.vit, classifier=torch.empty(0), file=file)
 
 

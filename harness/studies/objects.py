@@ -64,9 +64,8 @@ def object_share(importance: NDArray[np.floating], patches: NDArray[np.bool_]) -
         ValueError: shapes differ, importance is NaN, or no image has object and background.
     """
     if importance.shape != patches.shape or importance.ndim != 2:
-        raise ValueError(
-            f"importance is {importance.shape} and patches {patches.shape}: not (n, N)"
-        )
+        shapes = f"importance is {importance.shape} and patches {patches.shape}"
+        raise ValueError(f"{shapes}: not (n, N)")
     if np.isnan(importance).any():
         raise ValueError(f"importance of {int(np.isnan(importance).any(1).sum())} images is NaN")
     total = patches.shape[1]
@@ -129,8 +128,7 @@ def find_objects(
     with progress.task(f"rankings of {dataset.name} {split_of}", len(split)) as update:
         for start in range(0, len(split), BATCH):
             examples = list(split[start : start + BATCH])
-            images = torch.stack([tower.preprocess(example.image) for example in examples])
-            images = images.to(device)
+            images = torch.stack([tower.preprocess(one.image) for one in examples]).to(device)
             labels = torch.tensor([example.label for example in examples], device=device)
             maps = golden_maps(
                 tower.vit, images, scores, config, text=text, scale=scale, labels=labels
@@ -166,15 +164,9 @@ def _patches(tower: Tower, examples: Sequence[Example]) -> NDArray[np.bool_]:
 
 def shares_data(shares: ObjectShare) -> dict[str, Any]:
     """Return means and intervals as JSON values; shares are fractions."""
-    values: dict[str, Any] = json_values(
-        {
-            "images": len(shares.share),
-            "images_left_out": int((~shares.used).sum()),
-            "chance": float(shares.chance.mean()),
-            "lift": shares.lift,
-            **shares.intervals(),
-        }
-    )
+    counts = {"images": len(shares.share), "images_left_out": int((~shares.used).sum())}
+    means = {"chance": float(shares.chance.mean()), "lift": shares.lift}
+    values: dict[str, Any] = json_values(counts | means | shares.intervals())
     return values
 
 
@@ -186,7 +178,7 @@ def objects_table(shares_of: Mapping[str, ObjectShare], title: str) -> Table:
         cells = {
             "ranking": name,
             "images": str(len(shares.share)),
-            "share": _points(intervals["share"]),
+            "share": "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in intervals["share"])),
             "chance": f"{100 * float(shares.chance.mean()):.1f}",
             "difference": points(intervals["difference"]),
             "lift": f"{shares.lift:.2f}",
@@ -194,6 +186,7 @@ def objects_table(shares_of: Mapping[str, ObjectShare], title: str) -> Table:
         }
         rows.append(cells)
     left_out = int((~next(iter(shares_of.values())).used).sum())
+    forms = dict.fromkeys(("images", "chance", "lift"), FORMS[:1])
     return Table(
         title=title,
         caption="of an object's m patches, the share among the m most important ones, in %; "
@@ -201,16 +194,8 @@ def objects_table(shares_of: Mapping[str, ObjectShare], title: str) -> Table:
         f"object patch ranks above a background patch; {left_out} images without object or "
         "background left out",
         columns=[
-            Column(
-                heading=head,
-                left=head == "ranking",
-                forms=FORMS[: 1 if head in ("images", "chance", "lift") else 3],
-            )
+            Column(heading=head, left=head == "ranking", forms=forms.get(head, FORMS))
             for head in rows[0]
         ],
         rows=[list(map(Cell, cells.values())) for cells in rows],
     )
-
-
-def _points(interval: Interval) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in interval))

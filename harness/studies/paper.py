@@ -167,11 +167,7 @@ def list_reproductions() -> dict[str, Reproduction]:
 
 
 def get_reproduction(name: str) -> Reproduction:
-    """Return the reproduction of that table or figure.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the reproduction of that table or figure; ValueError if there is none."""
     every = list_reproductions()
     if name not in every:
         raise ValueError(f"reproduce {name!r}: {expected(name, every)}")
@@ -188,17 +184,14 @@ def stages(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
     points = four_points(len(shop.dense.blocks))[0]
     general = [GENERAL] if GENERAL in shop.config.datasets else []
     golden = shop.golden(block=points[0])
+    steps: dict[str, Any] = {"reduce_at": points, "schedule": "linear"}
     for keep in keeps:
         for source in dict.fromkeys([dataset.images_of, *general]):
             fits = shop.fitted([source], golden)
-            rows = shop.predicted(
-                fits, keep, None, f"on {source}", reduce_at=points, schedule="linear"
-            )
+            rows = shop.predicted(fits, keep, None, f"on {source}", **steps)
             yield Line({"method": PREDICTED, "fitted on": source}, rows, keep)
         for method in STAGED:
-            rows = shop.baseline(
-                method, keep, None, "in four stages", reduce_at=points, schedule="linear"
-            )
+            rows = shop.baseline(method, keep, None, "in four stages", **steps)
             yield Line({"method": method}, rows, keep)
 
 
@@ -264,10 +257,8 @@ def table2(config: StudyConfig, _depth: int) -> list[Row]:
     sources = {f"fitted on {name}": name for name in config.datasets}
     if len(config.datasets) > 1:
         sources["fitted on all"] = " + ".join(config.datasets)
-    others = [
-        Row(name=name, labels={"fitted on": source}, against=own.name)
-        for name, source in sources.items()
-    ]
+    pairs = [(name, {"fitted on": source}) for name, source in sources.items()]
+    others = [Row(name=name, labels=labels, against=own.name) for name, labels in pairs]
     return [UNPRUNED, own, *others, _pruned("golden", {"fitted on": "(golden)"})]
 
 
@@ -288,9 +279,8 @@ def table3(_config: StudyConfig, _depth: int) -> list[Row]:
 def table4(config: StudyConfig, _depth: int) -> list[Row]:
     """The paper's rows, then CLS attention and random order, which it lacks."""
     evit, tome, *others = (_pruned(name, {"method": method}) for method, name in STAGED.items())
-    avit = Row(
-        name="A-ViT", against=UNPRUNED.name, empty="A-ViT is not built: as published it masks"
-    )
+    masks = "A-ViT is not built: as published it masks"
+    avit = Row(name="A-ViT", against=UNPRUNED.name, empty=masks)
     own = _pruned("Patch Ranking", {"method": PREDICTED, "fitted on": TARGET})
     name = "Patch Ranking, ImageNet-trained"
     general = _pruned(name, {"method": PREDICTED, "fitted on": GENERAL})

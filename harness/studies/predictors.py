@@ -132,10 +132,8 @@ def shots(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[
     truth = shop.truth(dataset, golden)
     most = min(shop.most_shots(name, golden) for name in shop.config.datasets)
     if too_many := [k for k in SHOTS if k > most]:
-        shop.progress.say(
-            f"left out: {', '.join(map(str, too_many))} images per class; a class has {most} "
-            "ranked ones"
-        )
+        counts = ", ".join(map(str, too_many))
+        shop.progress.say(f"left out: {counts} images per class; a class has {most} ranked ones")
     for keep in keeps:
         for count in (None, *reversed([k for k in SHOTS if k <= most])):
             fits = shop.fitted(shop.config.datasets, golden, shots=count)

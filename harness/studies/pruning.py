@@ -33,8 +33,7 @@ def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Itera
         goal = shop.gflops(rows[0])
         yield Line({"for": percent, "method": PREDICTED}, rows, keep)
         for method in WITHOUT_PREDICTOR:
-            build = partial(baseline, method, what)
-            rows = shop.at_cost(method, build, goal)
+            rows = shop.at_cost(method, partial(baseline, method, what), goal)
             yield Line({"for": percent, "method": method}, rows, keep)
 
 
@@ -122,8 +121,7 @@ def schedule(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterat
         goal = shop.gflops(predicted((golden.block,), "", keep)[0])
         for points in schedules(golden.block, len(shop.dense.blocks)):
             what = f"at {points} for {keep:g}"
-            build = partial(predicted, points, what)
-            rows = shop.at_cost(f"at {points}", build, goal)
+            rows = shop.at_cost(f"at {points}", partial(predicted, points, what), goal)
             labels = {"for": f"{100 * keep:g}", "before blocks": ", ".join(map(str, points))}
             yield Line(labels | {"ranking": "predicted"}, rows, keep)
             rows = shop.oracle(truth, rows[0].keep, what, reduce_at=points)
@@ -163,10 +161,6 @@ def rescore(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterato
             ("clsattn", "anew"): partial(attention, f"anew for {keep:g}", points),
         }
         for (by, way), build in ways.items():
-            labels = {
-                "for": f"{100 * keep:g}",
-                "by": by,
-                "scored": way,
-                "before blocks": ", ".join(map(str, once if way == "once" else points)),
-            }
+            before = ", ".join(map(str, once if way == "once" else points))
+            labels = {"for": f"{100 * keep:g}", "by": by, "scored": way, "before blocks": before}
             yield Line(labels, shop.at_cost(f"{by} {way}", build, goal), keep)

@@ -12,16 +12,7 @@ from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean
 from harness.report.drawing import STYLES, Chart, Plot, Point, Style
 from harness.report.writers import markdown
-from harness.studies.paper import (
-    GFLOPS,
-    LATENCY,
-    MATCH,
-    TOP1,
-    Printed,
-    Reproduction,
-    Row,
-    printed,
-)
+from harness.studies.paper import GFLOPS, LATENCY, MATCH, TOP1, Printed, Reproduction, Row, printed
 from harness.studies.run import Sheet, make
 from harness.studies.workshop import StudyConfig
 
@@ -187,9 +178,8 @@ class Comparison:
             sections.append(len(rows))
             rows += [[Cell(text) for text in line] for line in self._lines(one)]
         own = [Column(heading=name, forms=FORMS[:1]) for name in self.datasets]
-        row, whose, against = (
-            Column(heading=head, left=True) for head in ("", "whose", "compared with")
-        )
+        names = ("", "whose", "compared with")
+        row, whose, against = (Column(heading=head, left=True) for head in names)
         return Table(
             title=self.title,
             caption=NOTES,
@@ -259,11 +249,8 @@ def compared(
         own = records[row.name] = _records(row, by_dataset)
         others = records.get(row.against or "", {})
         ours = {name: measure.read(part) for name, part in own.items()}
-        to = {
-            name: measure.compare(part, others[name])
-            for name, part in own.items()
-            if name in others
-        }
+        both = own.keys() & others.keys()
+        to = {name: measure.compare(own[name], others[name]) for name in own if name in both}
         shares = [_cost_ratio(part, [by_dataset[name].dense]) for name, part in own.items()]
         counted = [share.estimate for share in shares if share is not None]
         results.append(
@@ -314,16 +301,14 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
             "missing_because": one.row.empty or None,
         }
         rows.append(row)
-    values: dict[str, Any] = json_values(
-        {
-            "name": comparison.recipe.name,
-            "title": comparison.title,
-            "tower": comparison.tower,
-            "images_by_dataset": comparison.images,
-            "comparable": not comparison.differences,
-            "rows": rows,
-        }
-    )
+    about = {
+        "name": comparison.recipe.name,
+        "title": comparison.title,
+        "tower": comparison.tower,
+        "images_by_dataset": comparison.images,
+        "comparable": not comparison.differences,
+    }
+    values: dict[str, Any] = json_values({**about, "rows": rows})
     return values
 
 
@@ -357,13 +342,9 @@ def draw(comparison: Comparison) -> bytes:
         for method, _, own in [name.rpartition(", ")]
     }
     chart = Chart(
-        title=comparison.title,
-        alt="",
-        x_label=comparison.recipe.axis,
-        y_label="top-1 against unpruned, points",
-        series=lines,
-        level=0,
-    )
+        title=comparison.title, alt="", x_label=comparison.recipe.axis,
+        y_label="top-1 against unpruned, points", series=lines, level=0,
+    )  # fmt: skip
     return Plot(name=comparison.recipe.name, title="", about="", panels=[chart]).draw(styles, "svg")
 
 

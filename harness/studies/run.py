@@ -8,15 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.console.table import (
-    FORMS,
-    UNMEASURED,
-    Cell,
-    Column,
-    Table,
-    json_values,
-    points,
-)
+from harness.console.table import FORMS, UNMEASURED, Cell, Column, Table, json_values, points
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
@@ -70,11 +62,7 @@ def list_studies() -> dict[str, Study]:
 
 
 def get_study(name: str) -> Study:
-    """Return the study of that name.
-
-    Raises:
-        ValueError: no study has it.
-    """
+    """Return the study of that name; ValueError if there is none."""
     studies = list_studies()
     if name not in studies:
         raise ValueError(f"study {name!r}: {expected(name, studies, shown_by=LISTED)}")
@@ -116,14 +104,10 @@ def entries(
     for labels, group, records in lines:
         right = _hits(records) / len(records)
         entry = Entry(
-            labels=labels,
-            group=group,
-            records=records,
-            to_dense=bootstrap_mean(right - dense.correct, seed=0),
-            to_first=None,
-            p_dense=_p(records, [dense]),
-            p_first=None,
-        )
+            labels=labels, group=group, records=records,
+            to_dense=bootstrap_mean(right - dense.correct, seed=0), to_first=None,
+            p_dense=_p(records, [dense]), p_first=None,
+        )  # fmt: skip
         if (first := first_of.setdefault(group, records)) is not records:
             entry = replace(
                 entry,
@@ -219,16 +203,14 @@ class Sheet:
             }
             for at, entry in enumerate(self.entries)
         ]
-        values: dict[str, Any] = json_values(
-            {
-                "dataset": self.dense.dataset,
-                "split": self.dense.split,
-                "title": self.title,
-                "images": self.dense.image_count,
-                "dense": {name: getattr(self.dense, name) for name in _MEANS},
-                "lines": lines,
-            }
-        )
+        about = {
+            "dataset": self.dense.dataset,
+            "split": self.dense.split,
+            "title": self.title,
+            "images": self.dense.image_count,
+            "dense": {name: getattr(self.dense, name) for name in _MEANS},
+        }
+        values: dict[str, Any] = json_values({**about, "lines": lines})
         return values
 
 
@@ -274,10 +256,9 @@ def make(
         records = _judged(bench_of(shop, dataset, own), dataset, own, known)
         (dense,), *others = records
         judged = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
-        title = (
-            f"{study.title}: {dense.dataset} ({dense.split}, {dense.image_count} images), "
-            f"{shop.tower.name}, {dense.dtype}; dense {100 * dense.top1:.1f} %"
-        )
+        images = f"{dense.dataset} ({dense.split}, {dense.image_count} images)"
+        conditions = f"{shop.tower.name}, {dense.dtype}; dense {100 * dense.top1:.1f} %"
+        title = f"{study.title}: {images}, {conditions}"
         sheet = Sheet(title=title, dense=dense, entries=entries(judged, dense))
         yield sheet, [record for group in records for record in group]
 
@@ -288,11 +269,7 @@ def lines(study: Study, shop: Workshop, dataset: Dataset) -> list[Line]:
 
 
 def tower_with_text(model: str) -> Tower:
-    """Load a tower that has a text tower.
-
-    Raises:
-        ValueError: an unknown name, or a tower without one.
-    """
+    """Load a tower that has a text tower; ValueError if it has none."""
     tower = load_tower(model)
     if tower.clip is None:
         raise ValueError(
@@ -308,16 +285,10 @@ def bench_of(shop: Workshop, dataset: Dataset, lines: Sequence[Line]) -> Bench:
     assert tower.clip is not None
     dense = Variant(model=tower.arch, method=DENSE, keep=1.0, vit=tower.vit, config={})
     plan = Plan(
-        models=(config.model,),
-        methods=(),
-        datasets=(dataset.name,),
-        limit=config.limit,
-        split=config.split,
-        seed=config.fit.seed,
-        device=config.device,
-        dtype=config.dtype,
+        models=(config.model,), methods=(), datasets=(dataset.name,), limit=config.limit,
+        split=config.split, seed=config.fit.seed, device=config.device, dtype=config.dtype,
         batches=config.batches,
-    )
+    )  # fmt: skip
     rows = [dense, *(row for line in lines for row in line.rows)]
     return Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress)
 

@@ -208,15 +208,14 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
     for runner, timing, scores in zip(runners, timings, importance, strict=True):
         median, fast, slow = timing.spread_ms
         taus = kendall_tau(scores, importance[0])
+        per_s = (1e3 * len(images) * count / time for time in (median, slow, fast))
         ways.append(
             Way(
                 name=runner.name,
                 precision=runner.precision,
                 batch=runner.batch,
                 samples_ms=timing.samples_ms,
-                windows_per_s=Interval(
-                    *(1e3 * len(images) * count / t for t in (median, slow, fast))
-                ),
+                windows_per_s=Interval(*per_s),
                 speed_up=timings[0].ratio_to(timing),
                 tau=float(taus.mean()),
                 tau_least=float(taus.min()),
@@ -226,21 +225,14 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
             )
         )
     return Speed(
-        created=utc_now(),
-        git_commit=git_commit(),
-        model=tower.name,
-        random_weights=config.random_weights,
-        block=golden.block,
-        window=golden.window,
-        stride=golden.stride,
-        windows=count,
-        images=len(images),
-        dataset=f"{config.dataset} ({config.split})",
-        device=device_name(config.device),
+        created=utc_now(), git_commit=git_commit(), model=tower.name,
+        random_weights=config.random_weights, block=golden.block, window=golden.window,
+        stride=golden.stride, windows=count, images=len(images),
+        dataset=f"{config.dataset} ({config.split})", device=device_name(config.device),
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         ways=tuple(ways),
-    )
+    )  # fmt: skip
 
 
 def same_ranking(ours: ArrayLike, theirs: ArrayLike, tie: float = TIE) -> NDArray[np.bool_]:

@@ -125,12 +125,10 @@ def order(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[
     on_dense = tuner.tuned(dense)
     for keep in keeps:
         row, group = tuner.row(keep), f"{keep:g}"
-        on_pruned = tuner.tuned(row)
+        on_pruned, moved = tuner.tuned(row), tuner.moved(row, on_dense)
         orders = {
             "rank, predict, tune (paper)": [(row, one) for one in on_pruned],
-            "tune the dense tower, move to the pruned": [
-                (row, one) for one in tuner.moved(row, on_dense)
-            ],
+            "tune the dense tower, move to the pruned": [(row, one) for one in moved],
             "tune the dense tower, rank, predict": _ranked_later(shop, tuner, keep, on_dense),
         }
         for name, pairs in orders.items():

@@ -361,14 +361,9 @@ class Workshop:
             config["against"] = truth.provenance.described()
         keep = float(config["keep"])
         return Variant(
-            model=self._name(method, keep),
-            method=method,
-            keep=keep,
-            vit=vit.eval(),
-            config=config,
-            what=what,
-            rankings=truth,
-        )
+            model=self._name(method, keep), method=method, keep=keep, vit=vit.eval(),
+            config=config, what=what, rankings=truth,
+        )  # fmt: skip
 
 
 class TuningShop:
@@ -384,13 +379,9 @@ class TuningShop:
         self.shop, self.dataset = shop, dataset
         assert shop.tower.clip is not None
         self.tuner = Tuner(
-            shop.tower.clip,
-            dataset,
-            model=shop.tower.arch,
-            tag=shop.tower.tag,
-            weights=shop.weights,
-            progress=shop.progress,
-        )
+            shop.tower.clip, dataset, model=shop.tower.arch, tag=shop.tower.tag,
+            weights=shop.weights, progress=shop.progress,
+        )  # fmt: skip
 
     def row(self, keep: float) -> Variant:
         """Return the dense model (keep rate 1), or Patch Ranking by ``own_predictors``."""
@@ -433,10 +424,8 @@ class TuningShop:
             name, weights = f"local-dir:{folder}", fingerprint(one.vit)
             sources = [Source.of(self.dataset, "train"), Source.of(self.dataset, "val")]
             limits = (shop.config.train_limit, STOPPED_TUNED)
-            train, stop = (
-                [shop.rank(name, weights, source, golden, limit)]
-                for source, limit in zip(sources, limits, strict=True)
-            )
+            pairs = zip(sources, limits, strict=True)
+            train, stop = ([shop.rank(name, weights, part, golden, most)] for part, most in pairs)
             recipe = replace(shop.config.fit, seed=seed)
             fit(name, train, stop, recipe, out=path, progress=shop.progress)
         return Fitted(PredictorFile.read(path), seed, shop.config.train_limit or 0)

@@ -56,9 +56,7 @@ def test_a_tower_of_the_hub_is_compared(small_clip, measured):
     assert (found["tome"].model, found["tome"].tag) == ("clip_vit_b32_tome50", "openai")
 
 
-def test_an_open_clip_tower_gives_the_same_answers(
-    small_clip, measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_an_open_clip_tower_gives_the_same_answers(small_clip, measured, tmp_path: Path, capsys):
     theirs = small_clip.original()
     small_clip.cached(theirs)
     file = tmp_path / "mine.safetensors"
@@ -72,7 +70,7 @@ def test_an_open_clip_tower_gives_the_same_answers(
         assert str(tmp_path) not in again[method].model
 
 
-def test_eval_takes_a_reduced_model_of_the_hub(small_clip, capsys: pytest.CaptureFixture[str]):
+def test_eval_takes_a_reduced_model_of_the_hub(small_clip, capsys):
     small_clip.cached(small_clip.original())
     words = ["--dataset", "emoji", "--limit", str(COUNT)]
     assert main(["eval", "clip_vit_b32_tome50.openai", *words]) == 0

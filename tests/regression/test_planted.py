@@ -178,7 +178,7 @@ def seen(shown: Shown) -> Seen:
     return {(one["row"], one["quantity"]) for one in shown.data["moved"]}
 
 
-def test_nothing_moves_in_the_code_as_it_is(check: Callable[..., Shown]):
+def test_nothing_moves_in_the_code_as_it_is(check):
     shown = check("clsattn", "evit", "patchrank", "tome", "golden")
     assert (shown.code, shown.data["moved"], shown.data["rows"]) == (0, [], 8)
 
@@ -186,13 +186,7 @@ def test_nothing_moves_in_the_code_as_it_is(check: Callable[..., Shown]):
 @pytest.mark.parametrize(
     ("plant", "methods", "expected"), PLANTS, ids=[plant.__name__ for plant, _, _ in PLANTS]
 )
-def test_a_planted_error_is_seen(
-    plant: Plant,
-    methods: str,
-    expected: str,
-    check: Callable[..., Shown],
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_a_planted_error_is_seen(plant: Plant, methods: str, expected: str, check, monkeypatch):
     plant(monkeypatch)
     shown = check(*methods.split())
     assert shown.code == 1
@@ -200,18 +194,14 @@ def test_a_planted_error_is_seen(
     assert {(row, name) for row, _, names in rows for name in names.split(", ")} <= seen(shown)
 
 
-def test_rows_that_a_plant_does_not_touch_do_not_move(
-    check: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
-):
+def test_rows_that_a_plant_does_not_touch_do_not_move(check, monkeypatch):
     empty_fused_token(monkeypatch)
     found = seen(check("evit", "clsattn"))
     assert (FUSED, "cosine to dense") in found
     assert {row for row, _ in found} == {FUSED}
 
 
-def test_an_update_takes_what_is_measured_for_right_and_tells_the_difference(
-    run: Callable[..., Shown], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_update_writes_and_tells_the_difference(run, small: Path, tmp_path: Path, monkeypatch):
     file = tmp_path / "mine.jsonl"
     kept = [line for line in small.read_text().splitlines() if "patchrank" in line]
     dense = small.read_text().splitlines()[0]

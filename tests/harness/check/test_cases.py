@@ -26,23 +26,18 @@ from zoo.reducer import METHODS
 Make = Callable[..., Record]
 
 
-def test_the_first_row_of_a_name_says_the_defaults(record: Make, dense: Record):
+def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
     told = {"method_config": {"keep": 0.3, "reduce_at": [2, 4], "predictor": "abc"}}
     [case] = cases_of([record(), dense, record(**told)], "mine.jsonl")
-    assert [row.name for row in case.rows["fashion"]] == [
-        "dense",
-        "tome30",
-        "tome30 reduce_at=[2,4]",
-    ]
+    names = ["dense", "tome30", "tome30 reduce_at=[2,4]"]
+    assert [row.name for row in case.rows["fashion"]] == names
     assert (case.tower, case.image_count) == ("clip_vit_s14.imgfocus_lit", 40)
 
 
-def test_the_newest_record_of_a_row_counts(record: Make, dense: Record):
+def test_the_newest_record_of_a_row_counts(record, dense: Record):
     [case] = cases_of([dense, record(margin=0.1), record(margin=0.2)], "mine.jsonl")
     assert [row.record.margin for row in case.rows["fashion"] if row.record] == [0.05, 0.2]
-
-
-def test_other_numbers_of_images_are_other_cases(record: Make, dense: Record):
+    # Other numbers of images are other cases.
     other = replace(dense, image_count=8, correct_bits="fc", top1=0.75)
     assert len(cases_of([dense, record(), other], "mine.jsonl")) == 2
 
@@ -54,27 +49,20 @@ def test_other_numbers_of_images_are_other_cases(record: Make, dense: Record):
         ({"shots": 16, "tuning": "probe"}, "is 16 shots, linear probe; check measures by text"),
     ],
 )
-def test_rows_that_check_could_not_measure_are_refused(
-    record: Make, changed: dict[str, Any], complaint: str
-):
+def test_rows_that_check_could_not_measure_are_refused(record, changed: Any, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         cases_of([record(**changed)], "mine.jsonl")
 
 
 def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"harness check .*my file\.jsonl' --update"):
+    with pytest.raises(FileNotFoundError, match=r"patchrank check .*my file\.jsonl' --update"):
         read_expectation(tmp_path / "my file.jsonl")
 
 
 def test_methods_with_options_bring_their_defaults_along():
     asked = [Choice.of("tome:reduce_at=[2,4],keep=0.4"), Choice.of("evit"), Choice.of("dense")]
-    assert [row.name for row in rows_of(asked, [0.6, 0.3])] == [
-        "dense",
-        "evit60",
-        "evit30",
-        "tome40",
-        "tome40 reduce_at=[2,4]",
-    ]
+    names = ["dense", "evit60", "evit30", "tome40", "tome40 reduce_at=[2,4]"]
+    assert [row.name for row in rows_of(asked, [0.6, 0.3])] == names
 
 
 @pytest.mark.parametrize("text", ["evit:fuse=true,keep=0.3", 'tome:reduce_at=[2,4,6],x={"a":[1]}'])
@@ -109,20 +97,17 @@ def shipped() -> Case:
 def test_the_shipped_expectation_has_every_row_and_nothing_more(shipped: Case):
     """A method without rows fails here: patchrank check --update enters them."""
     assert shipped == completed(shipped)
-    assert {name: sorted(row.name for row in rows) for name, rows in shipped.rows.items()} == {
-        name: sorted(row.name for row in rows)
-        for name, rows in shipped_case(shipped.tower).rows.items()
-    }
-    assert shipped.image_count == LIMIT
-    assert shipped.batches == BATCHES
-    assert all(
-        row.record.git_commit for rows in shipped.rows.values() for row in rows if row.record
+    there, anew = (
+        {name: sorted(row.name for row in rows) for name, rows in case.rows.items()}
+        for case in (shipped, shipped_case(shipped.tower))
     )
+    assert there == anew
+    assert (shipped.image_count, shipped.batches) == (LIMIT, BATCHES)
+    records = [row.record for rows in shipped.rows.values() for row in rows if row.record]
+    assert all(record.git_commit for record in records)
 
 
-def test_a_method_of_ours_must_be_in_the_expectation_and_a_strangers_need_not(
-    shipped: Case, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_method_of_ours_must_be_expected_and_a_strangers_need_not(shipped: Case, monkeypatch):
     ours = type("Ours", (METHODS["random"],), {"__module__": "baselines.ours"})
     theirs = type("Theirs", (METHODS["random"],), {"__module__": "elsewhere.theirs"})
     monkeypatch.setitem(METHODS, "ours", ours)

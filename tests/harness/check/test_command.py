@@ -50,24 +50,23 @@ def test_an_expectation_is_a_file_of_records(file: Path):
     assert all(record.margin is not None for record in records)
 
 
-def test_what_was_written_is_found_again(run: Run, file: Path):
-    shown = run(str(file), "--no-latency")
+def test_what_was_written_is_found_again(run, file: Path, tmp_path: Path):
+    shown = run(str(file), "--no-latency", "--markdown", str(tmp_path / "check.md"))
     assert (shown.code, shown.data["rows"], shown.data["moved"]) == (0, 5, [])
+    text = (tmp_path / "check.md").read_text()
+    assert text.startswith("### check passed: nothing moved in 5 rows\n")
 
 
-def test_images_of_classes_that_cannot_be_named_are_left_out_alike(run: Run, file: Path, toy: Any):
-    """The toy's last class has no word, so it takes more of its images to leave 12."""
+def test_flags_take_some_rows_and_the_dense_one(run, file: Path):
+    # The toy's last class has no word, so it takes more of its images to leave 12.
     assert {record.image_count for record in read_records(file)} == {12}
     assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
-
-
-def test_flags_take_some_rows_and_the_dense_one(run: Run, file: Path):
     assert run(str(file), "--no-latency", "--methods", "evit").data["rows"] == 3
     assert run(str(file), "--no-latency", "--keeps", "0.25").data["rows"] == 1
     assert run(str(file), "--no-latency", "--models", "anything").data["rows"] == 5
 
 
-def test_an_update_without_flags_measures_the_same_rows(run: Run, file: Path):
+def test_an_update_without_flags_measures_the_same_rows(run, file: Path):
     before = read_records(file)
     shown = run(str(file), "--update", "--rounds", "1")
     assert (shown.code, shown.data["moved"]) == (0, [])
@@ -75,22 +74,16 @@ def test_an_update_without_flags_measures_the_same_rows(run: Run, file: Path):
     assert [one.method_config for one in after] == [one.method_config for one in before]
 
 
-def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run: Run, file: Path):
+def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, file: Path):
     what = ("--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--limit", "12")
     shown = run(str(file), "--update", *what, "--methods", "random", "clsattn", "--no-latency")
     moved = {(one["row"], one["expected"], one["now"]) for one in shown.data["moved"]}
-    assert moved == {
-        ("clsattn50", None, "measured"),
-        ("tome50", "measured", None),
-        ("evit50", "measured", None),
-        ("evit50 fuse=true", "measured", None),
-    }
+    gone = {(name, "measured", None) for name in ("tome50", "evit50", "evit50 fuse=true")}
+    assert moved == {("clsattn50", None, "measured"), *gone}
     assert [record.method for record in read_records(file)] == ["dense", "random", "clsattn"]
 
 
-def test_a_method_that_is_no_longer_registered_fails(
-    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_method_that_is_no_longer_registered_fails(run, file: Path, monkeypatch):
     text = file.read_text()
     file.write_text(text.replace('"tome"', '"oldone"').replace("_tome50", "_oldone50"))
     shown = run(str(file), "--no-latency")
@@ -99,15 +92,7 @@ def test_a_method_that_is_no_longer_registered_fails(
     assert (one["row"], one["quantity"], one["now"]) == ("oldone50", "row", None)
 
 
-def test_the_outcome_is_written_as_markdown(run: Run, file: Path, tmp_path: Path):
-    run(str(file), "--no-latency", "--markdown", str(tmp_path / "check.md"))
-    text = (tmp_path / "check.md").read_text()
-    assert text.startswith("### check passed: nothing moved in 5 rows\n")
-
-
-def test_a_failed_update_leaves_the_expectation_as_it_was(
-    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_failed_update_leaves_the_expectation_as_it_was(run, file: Path, monkeypatch):
     before = file.read_bytes()
 
     def full(*given: Any) -> None:
@@ -120,7 +105,7 @@ def test_a_failed_update_leaves_the_expectation_as_it_was(
     assert [path.name for path in file.parent.glob("*mine*")] == ["mine.jsonl"]
 
 
-def test_shuffled_answers_are_told_by_row(run: Run, file: Path):
+def test_shuffled_answers_are_told_by_row(run, file: Path):
     flags = read_records(file)[0].correct
     lines = file.read_text().splitlines()
     bits = np.packbits(~flags).tobytes().hex()
@@ -154,12 +139,9 @@ def test_shuffled_answers_are_told_by_row(run: Run, file: Path):
         ("--images -1", "--images -1: expected a number from 0"),
         ("--methods evitt", "method 'evitt': did you mean 'evit'"),
         ("--datasets cifar", "--datasets: the expectation has no such row; it is of clip_vit_s14"),
-        ("--device cudda", "--device 'cudda' can't be used here"),
     ],
 )
-def test_wrong_use_is_refused_before_anything_is_measured(
-    words: str, message: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_wrong_use_is_refused_before_anything_is_measured(words: str, message: str, monkeypatch):
     monkeypatch.setattr("harness.check.check.measure", None)
     with pytest.raises(ValueError, match=message):
         run_check(build_parser().parse_args(["check", *words.split()]), Console(quiet=True))
@@ -174,9 +156,7 @@ def test_wrong_use_is_refused_before_anything_is_measured(
         ("{0}/file/x.jsonl --update", r"--update in '.*file' is a file, or lies in one; expected"),
     ],
 )
-def test_what_can_not_be_written_is_told_before_anything_is_measured(
-    words: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_what_can_not_be_written_is_told_first(words: str, message: str, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr("harness.check.check.measure", None)
     args = build_parser().parse_args(["check", *words.format(tmp_path).split()])
@@ -184,29 +164,30 @@ def test_what_can_not_be_written_is_told_before_anything_is_measured(
         run_check(args, Console(quiet=True))
 
 
-def test_what_a_tower_of_ours_is_called_takes_no_weights(
-    file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_a_tower_of_ours_is_called_takes_no_weights(file: Path, run, monkeypatch):
     monkeypatch.setattr("harness.check.check.load_clip", None)
     with pytest.raises(ValueError, match="--models: the expectation has no such row"):
         run(str(file), "--models", "clip_vit_l14.openai")
 
 
-def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(monkeypatch):
     monkeypatch.setattr("harness.check.check.git_commit", lambda: None)
     args = build_parser().parse_args(["check", "--update"])
     with pytest.raises(ValueError, match="takes a checkout; name a FILE for one of your own"):
         run_check(args, Console(quiet=True))
 
 
-def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run: Run):
+def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run):
     file.write_text(file.read_text().replace('"dataset": "toy"', '"dataset": "folder-photos"'))
     with pytest.raises(ValueError, match=r"records hold no path; say .*--datasets folder:PATH"):
         run(str(file))
 
 
-def test_wrong_use_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["check", str(tmp_path / "none.jsonl")]) == 2
-    assert "no expectation at" in capsys.readouterr().err
+def test_wrong_use_exits_with_2(tmp_path: Path, capsys):
+    message = "--device 'cudda' can't be used here"
+    for words, text in (
+        ([str(tmp_path / "none.jsonl")], "no expectation at"),
+        (["--device", "cudda"], message),
+    ):
+        assert main(["check", *words]) == 2
+        assert text in capsys.readouterr().err

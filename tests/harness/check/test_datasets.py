@@ -35,7 +35,7 @@ def row(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")][1:]
 
 
-def test_a_whole_folder(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_whole_folder(folder: Path, capsys):
     assert main(["datasets", "check", f"folder:{folder}"]) == 0
     out = capsys.readouterr().out
     assert row(out, "bag") == row(out, "dress") == ["3", "3", "3", "0"]
@@ -46,7 +46,7 @@ def test_a_whole_folder(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert "note:" not in out
 
 
-def test_damaged_images(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_damaged_images(folder: Path, capsys):
     os.truncate(folder / "test" / "bag" / "1.png", 70)
     (folder / "train" / "bag" / "0.png").write_text("no image")
     assert main(["datasets", "check", f"folder:{folder}"]) == 1
@@ -62,7 +62,7 @@ def test_damaged_images(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert "18 images listed, no problem found" in out
 
 
-def test_copies_in_two_splits_and_in_two_classes(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_copies_in_two_splits_and_in_two_classes(folder: Path, capsys):
     content = (folder / "train" / "bag" / "0.png").read_bytes()
     (folder / "test" / "bag" / "copy.png").write_bytes(content)
     content = (folder / "val" / "bag" / "0.png").read_bytes()
@@ -75,7 +75,7 @@ def test_copies_in_two_splits_and_in_two_classes(folder: Path, capsys: pytest.Ca
     assert f"problem: images that are in two classes, pixel for pixel: 1, such as {told}" in out
 
 
-def test_classes_that_a_split_lacks(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_classes_that_a_split_lacks(folder: Path, capsys):
     for path in (folder / "train" / "dress").iterdir():
         path.unlink()
     (folder / "train" / "dress").rmdir()
@@ -85,7 +85,7 @@ def test_classes_that_a_split_lacks(folder: Path, capsys: pytest.CaptureFixture[
     assert row(out, "dress") == ["0", "3", "3"]
 
 
-def test_splits_without_images_and_unknown_words(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_splits_without_images_and_unknown_words(folder: Path, capsys):
     (folder / "train" / "dress").rename(folder / "train" / "xylophonist")
     assert main(["datasets", "check", f"folder:{folder / 'train'}", "--fast"]) == 0
     out = capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_splits_without_images_and_unknown_words(folder: Path, capsys: pytest.Ca
     assert main(["datasets", "check", f"folder-parted:{folder / 'train'}", "--fast"]) == 0
 
 
-def test_of_many_classes_those_that_stand_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_of_many_classes_those_that_stand_out(tmp_path: Path, capsys):
     for i in range(50):
         for split in ("train", "test") if i != 7 else ("train",):
             (tmp_path / "many" / split / f"c{i}").mkdir(parents=True)
@@ -118,9 +118,7 @@ def test_of_many_classes_those_that_stand_out(tmp_path: Path, capsys: pytest.Cap
         ("fashion --download", "--download: none of fashion lies below a root"),
     ],
 )
-def test_what_can_not_be_checked(
-    given: str, match: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_what_can_not_be_checked(given: str, match: str, capsys, monkeypatch):
     monkeypatch.delenv("CLIP_PATCHRANK_DATA", raising=False)
     assert main(["datasets", "check", *given.split()]) == 2
     out, err = capsys.readouterr()
@@ -129,16 +127,14 @@ def test_what_can_not_be_checked(
         raise ValueError(err)
 
 
-def test_shipped_datasets_are_whole(capsys: pytest.CaptureFixture[str]):
+def test_shipped_datasets_are_whole(capsys):
     assert main(["datasets", "check", "emoji-subcategory", "--fast"]) == 0
     out = capsys.readouterr().out
     assert "1,278 images listed, no problem found" in out
     assert "note: val has no image of 4 classes: 'neutral or skeptical face', " in out
 
 
-def test_the_list_shows_every_dataset(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_the_list_shows_every_dataset(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     (tmp_path / "dtd").mkdir()
     assert main(["datasets", "list", "--root", str(tmp_path)]) == 0
@@ -152,9 +148,7 @@ def test_the_list_shows_every_dataset(
         assert f"\n{prefix}:PATH is " in out
 
 
-def test_a_dataset_of_a_source_says_its_own_problems(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_dataset_of_a_source_says_its_own_problems(folder: Path, monkeypatch, capsys):
     inner = FolderDataset(folder)
     content = (folder / "train" / "bag" / "0.png").read_bytes()
     (folder / "test" / "bag" / "2.png").write_bytes(content)

@@ -28,19 +28,13 @@ def test_every_command_of_the_page_is_taken_by_the_parser(command: str):
     assert args.command == "check"
 
 
-def test_the_page_has_the_commands_that_it_explains():
+def test_commands_and_bounds_of_the_page_are_the_parsers_and_the_defaults():
     assert len(COMMANDS) == 7
     assert COMMANDS[-1] == STEPS["check"]["run"]
-
-
-def test_bounds_of_the_page_are_the_defaults():
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| `--(\w+)`", PAGE, re.M)
     told = {flag: float(re.findall(r"[\d.]+", text)[0]) for text, flag in rows}
     names = ("images", "flips", "cosine", "tau", "slower")
     assert told == {name: getattr(Bounds(), name) for name in names}
-
-
-def test_the_number_of_images_and_the_batch_of_the_page_are_those_that_ship():
     assert f"{LIMIT} images each" in PAGE
     assert f"at batch {BATCHES[0]}," in PAGE
     assert " and ".join(f"{100 * keep:.0f}" for keep in KEEPS) in PAGE

@@ -18,6 +18,7 @@ from harness.records.statistics import bootstrap_mean
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 24))
 tied = st.integers(-3, 3)
 smooth = st.floats(allow_nan=False, width=32)
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 @st.composite
@@ -35,7 +36,7 @@ def slow_tau(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @given(score_pairs())
-def test_tau_equals_scipy_on_every_row(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_tau_equals_scipy_on_every_row(pair: tuple[np.ndarray, np.ndarray]):
     a, b = pair
     expected = [slow_tau(*rows) for rows in zip(a, b, strict=True)]
     np.testing.assert_allclose(agreement.kendall_tau(a, b), expected, atol=1e-12)
@@ -61,9 +62,7 @@ def slow_weighted_tau(a: list[float], b: list[float]) -> float:
 
 
 @given(score_pairs())
-def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(
-    pair: tuple[np.ndarray, np.ndarray],
-) -> None:
+def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(pair: Pair):
     found = agreement.weighted_tau(*pair)
     rows = [(a.tolist(), b.tolist()) for a, b in zip(*pair, strict=True)]
     np.testing.assert_allclose(found, [slow_weighted_tau(*row) for row in rows], atol=1e-9)
@@ -71,7 +70,7 @@ def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(
     np.testing.assert_allclose(found, alone, atol=1e-12)
 
 
-def test_weighted_tau_minds_the_top_more_than_the_bottom() -> None:
+def test_weighted_tau_minds_the_top_more_than_the_bottom():
     best_first = np.arange(20.0, 0, -1)[None]
     top, bottom = best_first.copy(), best_first.copy()
     top[0, :2], bottom[0, -2:] = top[0, 1::-1], bottom[0, :-3:-1]
@@ -81,9 +80,7 @@ def test_weighted_tau_minds_the_top_more_than_the_bottom() -> None:
 
 
 @given(score_pairs())
-def test_tau_is_symmetric_odd_and_blind_to_monotone_maps(
-    pair: tuple[np.ndarray, np.ndarray],
-) -> None:
+def test_tau_is_symmetric_odd_and_blind_to_monotone_maps(pair: tuple[np.ndarray, np.ndarray]):
     a, b = pair
     taus = agreement.kendall_tau(a, b)
     np.testing.assert_allclose(agreement.kendall_tau(b, a), taus, atol=1e-12)
@@ -91,22 +88,17 @@ def test_tau_is_symmetric_odd_and_blind_to_monotone_maps(
     np.testing.assert_allclose(agreement.kendall_tau(a, b**3 + 7), taus, atol=1e-12)
 
 
-def test_taus_are_one_with_themselves_and_nan_where_constant() -> None:
+def test_taus_are_one_with_themselves_and_nan_where_constant():
     scores = np.array([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0], [0.0, 0.0, 1.0]])
     for tau in (agreement.kendall_tau, agreement.weighted_tau):
         np.testing.assert_allclose(tau(scores, scores), [1, np.nan, 1], rtol=1e-12)
         np.testing.assert_array_equal(np.isnan(tau(scores, scores[[0, 0, 0]])), [0, 1, 0])
-
-
-def test_torch_scores_are_welcome() -> None:
-    scores = torch.tensor([[0.3, 0.1, 0.2]])
-    assert agreement.kendall_tau(scores, -scores).tolist() == [-1]
+    tensor = torch.tensor([[0.3, 0.1, 0.2]])
+    assert agreement.kendall_tau(tensor, -tensor).tolist() == [-1]
 
 
 @given(score_pairs(), st.data())
-def test_match_equals_sets_with_stable_ties(
-    pair: tuple[np.ndarray, np.ndarray], data: st.DataObject
-) -> None:
+def test_match_equals_sets_with_stable_ties(pair: Pair, data: st.DataObject):
     a, b = pair
     k = data.draw(st.integers(1, a.shape[1]))
 
@@ -115,17 +107,12 @@ def test_match_equals_sets_with_stable_ties(
 
     expected = [len(best(x) & best(y)) / k for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(agreement.match_at_k(a, b, k), expected)
-
-
-def test_match_handles_unsigned_scores() -> None:
-    scores = np.array([[0, 1, 2]], dtype=np.uint8)
-    assert agreement.match_at_k(scores, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
+    unsigned = np.array([[0, 1, 2]], dtype=np.uint8)
+    assert agreement.match_at_k(unsigned, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
 
 
 @given(score_pairs(), st.data())
-def test_border_overlap_equals_a_walk_along_the_true_order(
-    pair: tuple[np.ndarray, np.ndarray], data: st.DataObject
-) -> None:
+def test_border_overlap_equals_a_walk_along_the_true_order(pair: Pair, data: st.DataObject):
     truth, scores = pair
     n = truth.shape[1]
     k, band = data.draw(st.integers(1, n - 1)), data.draw(st.sampled_from((0.01, 0.1, 0.5, 1.0)))
@@ -144,7 +131,7 @@ def test_border_overlap_equals_a_walk_along_the_true_order(
     assert agreement.border_chance(k, n, band) == pytest.approx(chances[0])
 
 
-def test_border_overlap_sees_only_the_border() -> None:
+def test_border_overlap_sees_only_the_border():
     """Shuffled within the kept and within the lost: the same cut, whatever tau says."""
     generator = np.random.default_rng(0)
     truth = np.tile(np.arange(100.0), (50, 1))
@@ -158,7 +145,7 @@ def test_border_overlap_sees_only_the_border() -> None:
     np.testing.assert_allclose(agreement.match_at_k(truth, swapped, 60), 56 / 60)
 
 
-def test_unrelated_scores_agree_by_chance() -> None:
+def test_unrelated_scores_agree_by_chance():
     a, b = np.random.default_rng(0).random((2, 2000, 196))
     assert agreement.match_chance(100, 196) == pytest.approx(0.510, abs=5e-4)
     assert agreement.match_at_k(a, b, 100).mean() == pytest.approx(100 / 196, abs=0.005)
@@ -169,7 +156,7 @@ def test_unrelated_scores_agree_by_chance() -> None:
         assert agreement.border_overlap(a, b, k).mean() == pytest.approx(chance, abs=0.01)
 
 
-def test_the_mean_over_images_leaves_out_and_counts_what_has_no_value() -> None:
+def test_the_mean_over_images_leaves_out_and_counts_what_has_no_value():
     values = [0.1, math.nan, 0.3, 0.2, math.nan]
     found = agreement.over_images(values)
     assert (found.mean, found.counted, found.undefined) == (pytest.approx(0.2), 3, 2)
@@ -183,7 +170,7 @@ def test_the_mean_over_images_leaves_out_and_counts_what_has_no_value() -> None:
         assert (alone.counted, alone.undefined) == (len(few) - undefined, undefined)
 
 
-def test_comparing_rank_vectors_is_not_comparing_id_lists() -> None:
+def test_comparing_rank_vectors_is_not_comparing_id_lists():
     generator = np.random.default_rng(0)
     importance = generator.random((200, 196))
     noisy = importance + generator.normal(0, 0.08, size=importance.shape)
@@ -213,13 +200,13 @@ TWO, NAN = np.zeros((2, 4)), float("nan")
         (rank_vector, ([[0.0, 1.0]],), r"integers, got \(1, 2\) float64"),
     ],
 )
-def test_refusals_name_what_is_wrong(function: Any, arguments: Any, complaint: str) -> None:
+def test_refusals_name_what_is_wrong(function: Any, arguments: Any, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         function(*arguments)
 
 
 @given(st.integers(2, 30), st.integers(0, 10))
-def test_rank_vector_inverts_a_ranking(n: int, seed: int) -> None:
+def test_rank_vector_inverts_a_ranking(n: int, seed: int):
     ranking = np.random.default_rng(seed).permuted(np.tile(np.arange(n), (3, 1)), axis=1)
     ranks = rank_vector(ranking)
     for row in range(3):
@@ -228,7 +215,7 @@ def test_rank_vector_inverts_a_ranking(n: int, seed: int) -> None:
 
 
 @given(arrays.arrays(np.uint8, (3, 12), elements=st.integers(0, 5)))
-def test_places_are_those_in_a_stable_sort(scores: np.ndarray) -> None:
+def test_places_are_those_in_a_stable_sort(scores: np.ndarray):
     """Unsigned scores, whose negatives would be no order."""
     for row, found in zip(scores.tolist(), places(scores), strict=True):
         best_first = sorted(range(12), key=lambda patch: -row[patch])

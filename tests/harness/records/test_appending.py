@@ -81,9 +81,7 @@ def test_no_line_of_several_processes_is_lost_or_mixed_even_if_one_is_killed(tmp
     assert found["doomed"] == list(range(len(found["doomed"])))
 
 
-def test_what_a_killed_process_left_is_told_by_readers_and_dropped_by_the_next_writer(
-    tmp_path: Path,
-):
+def test_readers_tell_what_a_killed_process_left_and_the_next_writer_drops_it(tmp_path: Path):
     path = tmp_path / "records.jsonl"
     append(path, b'{"of": "a", "number": 0}\n')
     [end] = go(path, [start(DOOMED, path, "doomed", 10, 100)])
@@ -91,11 +89,7 @@ def test_what_a_killed_process_left_is_told_by_readers_and_dropped_by_the_next_w
     assert path.stat().st_size == 100
     lines, torn = read_lines(path)
     assert torn
-    assert [line[:14] for line in lines] == [
-        b'{"of": "a", "n',
-        b'{"of": "doomed',
-        b'{"of": "doomed',
-    ]
+    assert [line[:14] for line in lines] == [b'{"of": "a", "n', *[b'{"of": "doomed'] * 2]
     append(path, b'{"of": "a", "number": 1}\n')
     lines, torn = read_lines(path)
     assert not torn
@@ -112,45 +106,30 @@ def test_lines_that_do_not_fit_on_the_disk_are_taken_back_together(tmp_path: Pat
     assert path.read_bytes() == before
 
 
-def test_mending_says_if_it_dropped_a_line(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a": ')
-    assert mend(path)
-    assert path.read_bytes() == b'{"a": 1}\n'
-    assert not mend(path)
-    assert path.read_bytes() == b'{"a": 1}\n'
-
-
 @pytest.mark.parametrize("left", [b"\0\0\0", b"{", b'{"a": "\xc3', b'{"a": {}', b'{"a": 1}\n{"b"'])
 def test_all_that_is_no_whole_object_is_torn(left: bytes, tmp_path: Path):
     path = tmp_path / "records.jsonl"
-    path.write_bytes(b'{"a": 0}\n' + left)
-    assert read_lines(path)[1]
-    append(path, b'{"c": 1}\n')
-    whole = left[: left.rfind(b"\n") + 1]
-    assert path.read_bytes() == b'{"a": 0}\n' + whole + b'{"c": 1}\n'
+    whole = b'{"a": 0}\n' + left[: left.rfind(b"\n") + 1]
+    for drop in (lambda: append(path, b'{"c": 1}\n'), lambda: mend(path)):
+        path.write_bytes(b'{"a": 0}\n' + left)
+        assert read_lines(path)[1]
+        dropped = drop()
+        assert path.read_bytes() == whole + (b"" if dropped else b'{"c": 1}\n')
+    assert dropped
+    assert not mend(path)
 
 
-def test_a_whole_line_without_an_end_is_kept_and_ended(tmp_path: Path):
+@pytest.mark.parametrize("content", [b'{"a": 1}', b'{"a": \n'])  # editors leave out the end
+def test_neither_a_whole_line_nor_a_bad_one_with_an_end_is_dropped(content: bytes, tmp_path: Path):
     path = tmp_path / "records.jsonl"
-    path.write_bytes(b'{"a": 1}')  # as editors leave it
-    assert read_lines(path) == ([b'{"a": 1}'], False)
+    path.write_bytes(content)
+    assert read_lines(path) == ([content.rstrip(b"\n")], False)
     assert not mend(path)
     append(path, b'{"a": 2}\n')
-    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+    assert read_lines(path) == ([content.rstrip(b"\n"), b'{"a": 2}'], False)
 
 
-def test_a_bad_line_with_an_end_is_nobody_s_to_drop(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
-    path.write_bytes(b'{"a": \n')
-    assert not mend(path)
-    append(path, b'{"a": 2}\n')
-    assert read_lines(path) == ([b'{"a": ', b'{"a": 2}'], False)
-
-
-def test_where_there_are_no_locks_nothing_is_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_where_there_are_no_locks_nothing_is_dropped(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(appending, "fcntl", None)
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"a": ')
@@ -166,9 +145,8 @@ def test_a_reader_waits_for_a_writer_s_last_byte(tmp_path: Path):
     with path.open("ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(b'{"a"')
-        reader = subprocess.Popen(
-            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-c", code, str(path)]
+        reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         with pytest.raises(subprocess.TimeoutExpired):
@@ -182,8 +160,5 @@ def test_a_file_that_is_not_there_is_not_made(of, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
         of(tmp_path / "gone.jsonl")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_is_no_file(tmp_path: Path):
     with pytest.raises(IsADirectoryError):
         append(tmp_path, b"{}\n")

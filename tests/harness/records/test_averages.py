@@ -47,9 +47,9 @@ def group(**changes: Any) -> list[Record]:
 
 def test_the_mean_over_seeds_by_hand():
     rows = averages(group())
-    assert [row.first.model for row in rows] == [
-        "clip_vit_s14", "clip_vit_s14_evit60", "clip_vit_s14_patchrank60",
-    ]  # fmt: skip
+    assert {r.identity: r for r in rows} == {r.identity: r for r in averages(group()[::-1])}
+    names = ["clip_vit_s14", "clip_vit_s14_evit60", "clip_vit_s14_patchrank60"]
+    assert [row.first.model for row in rows] == names
     for row in rows:
         assert [r.seed for r in row.records] == list(SEEDS)
         tops = np.array([r.top1 for r in row.records])
@@ -75,12 +75,6 @@ def test_the_difference_to_dense_is_paired_over_images():
     assert evit.to_dense.estimate == pytest.approx(evit.top1.estimate - dense.top1.estimate)
 
 
-def test_the_order_of_seeds_does_not_matter():
-    assert {r.identity: r for r in averages(group())} == {
-        r.identity: r for r in averages(group()[::-1])
-    }
-
-
 def test_one_seed_is_the_record_as_it_stands():
     diff = {"diff_to_dense": -0.1, "diff_low": -0.2, "diff_high": 0.05}
     one = record("evit", 3, 0.7, **diff)
@@ -94,12 +88,11 @@ def test_one_seed_is_the_record_as_it_stands():
 def test_an_interval_over_seeds_ends_where_shares_end():
     right = np.ones(IMAGES, dtype=bool)
     most = np.arange(IMAGES) > 5
-    told = [(0, right), (1, most)]
+    ends = {"top1_low": 0.5, "top1_high": 1.0}
     rows = [
-        record("evit", seed, 1.0, correct_bits=pack_correct(hits), top1=hits.mean(),
-               top1_low=0.5, top1_high=1.0)
-        for seed, hits in told
-    ]  # fmt: skip
+        record("evit", seed, 1.0, correct_bits=pack_correct(hits), top1=hits.mean(), **ends)
+        for seed, hits in enumerate((right, most))
+    ]
     [row] = averages(rows)
     assert row.top1.high == 1.0
     assert 0 <= row.top1.low < 0.9
@@ -126,6 +119,8 @@ def test_what_is_not_one_group_is_refused_everywhere(change: dict[str, Any], mat
     for show in (averages, comparison_table, lambda records: matched(records, "evit")):
         with pytest.raises(ValueError, match=match):
             show(mixed)
+        with pytest.raises(ValueError, match="different seed"):  # by text there is none to average
+            show(group(shots=0, tuning=None, prompt_tokens=None))
 
 
 def test_in_a_report_a_row_that_lacks_a_seed_has_a_table_of_its_own():
@@ -135,12 +130,6 @@ def test_in_a_report_a_row_that_lacks_a_seed_has_a_table_of_its_own():
     first, second = text.split("### ")[1:]
     assert "| patchrank |" in second
     assert "| patchrank |" not in first
-
-
-def test_by_text_there_is_nothing_to_average():
-    by_text = {"shots": 0, "tuning": None, "prompt_tokens": None}
-    with pytest.raises(ValueError, match="different seed"):
-        averages(group(**by_text))
 
 
 def text_of(table: Any, width: int = 200) -> str:

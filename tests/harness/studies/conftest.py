@@ -28,16 +28,11 @@ Reproduced = Callable[..., tuple[Comparison, list[Record]]]
 @pytest.fixture
 def tiny() -> StudyConfig:
     return StudyConfig(
-        model=NAME,
-        datasets=("plain", "other"),
-        limit=7,
-        train_limit=9,
-        seeds=2,
+        model=NAME, datasets=("plain", "other"), limit=7, train_limit=9, seeds=2, labelled=1,
         golden=GoldenConfig(block=2, window=4, stride=4),
         fit=FitConfig(arch="mlp", width=8, epochs=2, steps=2),
         tune=TuneConfig(count=2, rounds=1, steps=2, batch=3, dtype="float32"),
-        labelled=1,
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -82,7 +77,7 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
     for place in ("studies.run", "studies.workshop", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("studies.run", "studies.workshop", "studies.dry_run", "golden.fit", "cli.runs"):
+    for place in ("studies.run", "studies.workshop", "studies.dry_run", "golden.fit", "datasets"):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets
 

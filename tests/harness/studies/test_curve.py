@@ -55,13 +55,10 @@ def measure(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
-def test_measures_agreement_and_accuracy_of_each_way(
-    measure: Measure, parts: ClipParts, toy: Dataset
-):
+def test_measures_agreement_and_accuracy_of_each_way(measure, parts: ClipParts, toy: Dataset):
     curve = measure()
-    assert [w.point.label for w in curve.worths] == [
-        "window 2, stride 1", "window 3, stride 3", "follow:2", "random"
-    ]  # fmt: skip
+    labels = ["window 2, stride 1", "window 3, stride 3", "follow:2", "random"]
+    assert [worth.point.label for worth in curve.worths] == labels
     assert (curve.images, curve.named) == ({"toy": 12}, {"toy": 9})
     split = module.subset(toy.split("test"), 12)
     images = torch.stack([parts.preprocess(example.image) for example in split])
@@ -85,12 +82,11 @@ def test_measures_agreement_and_accuracy_of_each_way(
             cosines = F.normalize(dense.finish(end), dim=-1) @ classifier.T
             right.append(cosines.nan_to_num(-1).argmax().item() == split.labels[i])
     assert worth.top1["30"] == pytest.approx(np.mean(right))
-    assert worth.difference["30"].estimate == pytest.approx(
-        worth.top1["30"] - curve.worths[0].top1["30"]
-    )
+    lost = worth.top1["30"] - curve.worths[0].top1["30"]
+    assert worth.difference["30"].estimate == pytest.approx(lost)
 
 
-def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(measure: Measure):
+def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(measure):
     exact, *_, random = measure().worths
     assert (exact.tau, exact.passes) == (Interval(1.0, 1.0, 1.0), 49)
     assert exact.match == {"60": 1.0, "50": 1.0, "30": 1.0}
@@ -100,7 +96,7 @@ def test_the_exact_ranking_agrees_with_itself_and_random_orders_with_nothing(mea
     assert random.match["50"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_second_run_ranks_only_what_is_new(measure: Measure, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_run_ranks_only_what_is_new(measure, monkeypatch):
     calls: list[tuple[Point, int]] = []
     importance = module.Ranker.importance
 
@@ -121,34 +117,30 @@ def test_a_second_run_ranks_only_what_is_new(measure: Measure, monkeypatch: pyte
     assert len(calls) == 11
 
 
-def test_what_a_ranking_depends_on_tells_it_apart(
-    measure: Measure, toy: Dataset, monkeypatch: pytest.MonkeyPatch
-):
-    one = [Point(window=3, stride=3)]
-    before = measure(tuple(one))
-    assert measure(tuple(one), block=1) != before
-    assert measure(tuple(one), dtype="bfloat16").worths[1].tau != before.worths[1].tau
+def test_what_a_ranking_depends_on_tells_it_apart(measure, toy: Dataset, monkeypatch):
+    before = measure(POINTS[:1])
+    assert measure(POINTS[:1], block=1) != before
+    assert measure(POINTS[:1], dtype="bfloat16").worths[1].tau != before.worths[1].tau
     monkeypatch.setattr(type(toy), "revision", "another")
     calls: list[int] = []
-    monkeypatch.setattr(
-        module.Ranker,
-        "importance",
-        lambda self, point, images: calls.append(len(images)) or torch.rand(len(images), 64),
-    )
-    measure(tuple(one))
+
+    def note(self: Any, point: Point, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return torch.rand(len(images), 64)
+
+    monkeypatch.setattr(module.Ranker, "importance", note)
+    measure(POINTS[:1])
     assert calls == [10, 2, 10, 2]
 
 
-def test_time_is_that_of_the_exact_ranking(measure: Measure):
+def test_time_is_that_of_the_exact_ranking(measure):
     worths = measure(POINTS[1:2], rounds=1).worths
     assert worths[0].seconds == 1
     assert worths[1].seconds is not None
     assert 0 < worths[1].seconds < 1
 
 
-def test_a_tower_without_text_has_no_accuracy(
-    measure: Measure, parts: ClipParts, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_tower_without_text_has_no_accuracy(measure, parts: ClipParts, monkeypatch):
     tower = Tower(parts.model.visual, parts.preprocess, "local-dir:other")
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
     curve = measure(POINTS[:1])
@@ -157,7 +149,7 @@ def test_a_tower_without_text_has_no_accuracy(
     assert draw_curve(curve, "png").startswith(b"\x89PNG")
 
 
-def test_files_hold_what_was_measured_and_are_the_same_every_time(measure: Measure, tmp_path: Path):
+def test_files_hold_what_was_measured_and_are_the_same_every_time(measure, tmp_path: Path):
     curve = measure()
     write_curve(curve, tmp_path)
     assert Curve.read(tmp_path / "curve.json") == replace(curve, effort=curve.effort)
@@ -165,14 +157,11 @@ def test_files_hold_what_was_measured_and_are_the_same_every_time(measure: Measu
     assert table.count("\n|") == 5
     assert f"| {curve.worths[1].tau.estimate:.3f} [" in table
     assert (tmp_path / "curve.svg").read_bytes() == draw_curve(curve, "svg")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "curve.json", "curve.md", "curve.svg"
-    ]  # fmt: skip
+    files = ["curve.json", "curve.md", "curve.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
-def test_the_command_prints_the_table(
-    measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_prints_the_table(measure, tmp_path: Path, capsys):
     flags = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
     assert main(["study", "curve", *flags.split()]) == 0
     printed = capsys.readouterr().out
@@ -190,7 +179,7 @@ def test_the_command_prints_the_table(
         ({"limit": 1}, "a curve needs at least two images"),
     ],
 )
-def test_refused(facts: dict[str, Any], match: str, measure: Measure):
+def test_refused(facts: dict[str, Any], match: str, measure):
     with pytest.raises(ValueError, match=re.escape(match)):
         measure(POINTS[:1], **facts)
 
@@ -207,13 +196,10 @@ def test_usual_points_are_what_the_tower_can_do():
     assert labels[-2:] == ["random", "random"]
 
 
-def test_ways_that_others_beat_are_told_apart(measure: Measure):
+def test_ways_that_others_beat_are_told_apart(measure):
     curve = measure()
     exact, coarse, follow, random = curve.worths
     passes_and_taus = ((exact, 49, 1.0), (coarse, 9, 0.8), (follow, 3, 0.85), (random, 0, 0.1))
-    worths = [
-        replace(worth, passes=passes, tau=Interval(tau, tau, tau))
-        for worth, passes, tau in passes_and_taus
-    ]
+    worths = [replace(w, passes=n, tau=Interval(tau, tau, tau)) for w, n, tau in passes_and_taus]
     best = undominated(replace(curve, worths=worths))
     assert [worth.point for worth in best] == [random.point, follow.point, exact.point]

@@ -69,7 +69,7 @@ def test_equal_to_a_slow_count(images: tuple[NDArray[np.float32], NDArray[np.boo
 
 
 @given(ranked_images(), st.randoms(use_true_random=False))
-def test_neither_the_order_of_patches_nor_the_scale_matters(images: tuple, random: object):
+def test_order_and_scale_do_not_matter_no_opinion_is_chance_the_mask_is_perfect(images, random):
     importance, inside = images
     order = list(range(inside.shape[1]))
     random.shuffle(order)
@@ -77,11 +77,6 @@ def test_neither_the_order_of_patches_nor_the_scale_matters(images: tuple, rando
     other = object_share(np.exp(importance[:, order]), inside[:, order])
     assert other.share == pytest.approx(one.share)
     assert other.auc == pytest.approx(one.auc)
-
-
-@given(ranked_images())
-def test_no_opinion_is_chance_and_the_mask_itself_is_perfect(images: tuple):
-    importance, inside = images
     none = object_share(np.zeros_like(importance), inside)
     assert none.share == pytest.approx(none.chance)
     assert none.auc == pytest.approx(0.5)
@@ -133,13 +128,9 @@ def test_a_patch_is_the_objects_if_half_of_its_pixels_are():
 
 def test_masks_are_cropped_as_images_are(parts: ClipParts):
     """The object fills the left half of an image twice as wide, whose middle is what is seen."""
-    cropped = Tower(
-        parts.model.visual,
-        lambda image: parts.preprocess(image.crop((32, 0, 96, 64))),
-        "clip_vit_b16.openai",
-    )
-    mask = np.zeros((64, 128), dtype=bool)
-    mask[:, :64] = True
+    middle = lambda image: parts.preprocess(image.crop((32, 0, 96, 64)))  # noqa: E731
+    cropped = Tower(parts.model.visual, middle, "clip_vit_b16.openai")
+    mask = np.tile(np.arange(128) < 64, (64, 1))
     image = Image.new("RGB", (128, 64))
     example = module.Example(image=image, label=0, image_id="x", mask=mask)
     [patches] = module._patches(cropped, [example])
@@ -150,28 +141,16 @@ def test_masks_are_cropped_as_images_are(parts: ClipParts):
 @pytest.fixture(scope="module")
 def fashion() -> dict[str, ObjectShare]:
     """Twelve images of the embedded benchmark, with the embedded model; coarse windows."""
-    return find_objects(
-        "clip_vit_s14",
-        "fashion",
-        "val",
-        limit=12,
-        scores=["preservation", "label"],
-        methods=["patchrank", "clsattn", "random"],
-        config=GoldenConfig(window=4, stride=4),
-        progress=Progress(),
-    )
+    options = {"config": GoldenConfig(window=4, stride=4), "progress": Progress(), "limit": 12}
+    options |= {"scores": ["preservation", "label"], "methods": ["patchrank", "clsattn", "random"]}
+    return find_objects("clip_vit_s14", "fashion", "val", **options)
 
 
-@pytest.mark.parametrize("ranking", RANKINGS[:4])
-def test_rankings_find_the_item(ranking: str, fashion: dict[str, ObjectShare]):
-    shares = fashion[ranking]
-    difference = shares.intervals()["difference"]
-    assert difference.low > 0.1
-    assert shares.lift > 2.5
-    assert shares.used.sum() == 12
-
-
-def test_random_does_not(fashion: dict[str, ObjectShare]):
+def test_rankings_find_the_item_and_random_does_not(fashion: dict[str, ObjectShare]):
+    for shares in (fashion[ranking] for ranking in RANKINGS[:4]):
+        assert shares.intervals()["difference"].low > 0.1
+        assert shares.lift > 2.5
+        assert shares.used.sum() == 12
     difference = fashion["random"].intervals()["difference"]
     assert difference.low < 0 < difference.high
     assert set(fashion) == set(RANKINGS)
@@ -191,7 +170,7 @@ def test_rankings_go_with_their_images(fashion: dict[str, ObjectShare]):
     assert alone.chance == pytest.approx([patches.sum() / 196])
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]):
+def test_the_command(capsys):
     command = (
         "study objects --limit 2 --window 7 --stride 7 --scores label confidence --methods random"
     )
@@ -217,26 +196,21 @@ def test_the_command(capsys: pytest.CaptureFixture[str]):
         ("--block 2", "no predictor for clip_vit_s14.imgfocus_lit at block 2: .* --block 2 --data"),
     ],
 )
-def test_mistakes(command: str, match: str, capsys: pytest.CaptureFixture[str]):
+def test_mistakes(command: str, match: str, capsys):
     assert main(["study", "objects", "--limit", "2", *command.split()]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.search(match, err)
 
 
-def test_datasets_without_masks(toy: object, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        module, "get_dataset", lambda name: toy if name == "toy" else get_dataset(name)
-    )
-    options = {"limit": 2, "scores": [], "methods": ["random"], "config": GoldenConfig()}
-    match = "dataset 'toy' has no object masks; expected one of emoji, emoji-names, .*fashion"
-    with pytest.raises(ValueError, match=match):
-        find_objects("clip_vit_s14", "toy", "val", progress=Progress(), **options)
-
-
-def test_classes_without_words(monkeypatch: pytest.MonkeyPatch):
+def test_datasets_without_masks_and_classes_without_words(toy: object, monkeypatch):
+    options = {"limit": 2, "config": GoldenConfig(), "progress": Progress(), "methods": []}
     monkeypatch.setattr(type(get_dataset("fashion")), "classes", ("bag", "xylophonist"))
-    options = {"limit": 2, "methods": [], "config": GoldenConfig(), "progress": Progress()}
     match = "score='label': class 'xylophonist': .* never saw .*; use --scores preservation"
     with pytest.raises(ValueError, match=match):
         find_objects("clip_vit_s14", "fashion", "val", scores=["preservation", "label"], **options)
+    known = {"toy": toy}
+    monkeypatch.setattr(module, "get_dataset", lambda name: known.get(name) or get_dataset(name))
+    match = "dataset 'toy' has no object masks; expected one of emoji, emoji-names, .*fashion"
+    with pytest.raises(ValueError, match=match):
+        find_objects("clip_vit_s14", "toy", "val", scores=[], **options | {"methods": ["random"]})

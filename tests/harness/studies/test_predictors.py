@@ -5,8 +5,6 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import pytest
-
 from harness.studies.workshop import StudyConfig
 from zoo.golden import SCORES
 from zoo.reducer import final_count
@@ -14,9 +12,7 @@ from zoo.reducer import final_count
 Studied = Callable[..., Any]
 
 
-def test_judging_on_all_of_test_leaves_the_predictors_alone(
-    few: StudyConfig, studied: Studied, monkeypatch: pytest.MonkeyPatch
-):
+def test_judging_on_all_of_test_leaves_the_predictors_alone(few: StudyConfig, studied, monkeypatch):
     """Whatever is judged by, fits are stopped by the same few val images."""
     monkeypatch.setattr("harness.studies.workshop.STOPPED_BY", 5)
     used = [
@@ -27,14 +23,14 @@ def test_judging_on_all_of_test_leaves_the_predictors_alone(
     assert used[0] == used[1]
 
 
-def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied: Studied):
+def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied):
     """The second dataset's predictors are loaded into the tower that the first was judged in."""
     results = studied("losses", replace(tiny, keeps=(0.5,), seeds=1, dtype="bfloat16"))
     assert {r.dtype for _, records in results.values() for r in records} == {"bfloat16"}
     assert len({r.weights_sha256 for _, records in results.values() for r in records}) == 1
 
 
-def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Studied):
+def test_every_score_golden_and_predicted(tiny: StudyConfig, studied):
     sheet, _ = studied("scores", replace(tiny, keeps=(0.7, 0.3)))["plain"]
     lines = [(e.labels["score"], e.group, e.labels["ranking"]) for e in sheet.entries]
     assert lines == list(product(SCORES, (0.7, 0.3), ("golden", "predicted")))
@@ -42,7 +38,7 @@ def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Studied):
         assert entry.records[0].final_tokens == final_count(64, entry.group)
 
 
-def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied: Studied):
+def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied):
     results = studied("transfer", tiny)
     sources = [e.labels["fitted on"] for e in results["other"][0].entries]
     assert sources == ["other", "plain", "plain + other", "(golden)"]
@@ -55,9 +51,7 @@ def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied: Studied):
     assert len(set.union(*used.values())) == 6  # three training sets, two seeds
 
 
-def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(
-    tiny: StudyConfig, studied: Studied
-):
+def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(tiny: StudyConfig, studied):
     """Nine ranked images of three classes: three of each."""
     sheet, _ = studied("shots", replace(tiny, keeps=(0.5,), seeds=1))["plain"]
     images = [(e.labels["images per class"], e.labels["images"]) for e in sheet.entries]

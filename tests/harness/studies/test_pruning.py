@@ -20,7 +20,7 @@ def test_schedules_begin_at_the_block_and_stay_in_the_tower():
 
 
 @pytest.mark.parametrize("name", ["schedule", "baselines"])
-def test_lines_of_one_keep_rate_cost_the_same(tiny: StudyConfig, name: str, studied: Studied):
+def test_lines_of_one_keep_rate_cost_the_same(tiny: StudyConfig, name: str, studied):
     """As nearly as whole tokens allow: one token more or less is the smallest step."""
     sheet, _ = studied(name, replace(tiny, keeps=(0.6, 0.5)))["plain"]
     for keep in (0.6, 0.5):
@@ -29,14 +29,14 @@ def test_lines_of_one_keep_rate_cost_the_same(tiny: StudyConfig, name: str, stud
         assert known == pytest.approx([known[0]] * len(known), rel=0.04)
 
 
-def test_baselines_are_every_method_without_a_predictor(few: StudyConfig, studied: Studied):
+def test_baselines_are_every_method_without_a_predictor(few: StudyConfig, studied):
     sheet, _ = studied("baselines", few)["plain"]
     others = sorted(name for name, cls in METHODS.items() if not cls.needs_predictor)
     assert [entry.labels["method"] for entry in sheet.entries] == ["patchrank", *others]
     assert [len(e.records) for e in sheet.entries if e.labels["method"] == "random"] == [2]
 
 
-def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied: Studied):
+def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied):
     sheet, _ = studied("blocks", replace(few, seeds=1))["plain"]
     at_keep, at_cost = sheet.entries[:24], sheet.entries[24:]
     assert [e.labels["before block"] for e in at_keep[::4]] == list("012345")

@@ -16,13 +16,7 @@ from harness.records.record import Record, read_records
 from harness.records.statistics import Interval
 from harness.studies.dry_run import remaining
 from harness.studies.paper import MATCH, REPRODUCTIONS, get_reproduction, list_reproductions
-from harness.studies.reproduce import (
-    Comparison,
-    draw,
-    mean_of,
-    series,
-    under_its_conditions,
-)
+from harness.studies.reproduce import Comparison, draw, mean_of, series, under_its_conditions
 from harness.studies.workshop import StudyConfig
 from zoo.reducer import final_count
 
@@ -38,9 +32,7 @@ def run(*flags: str) -> int:
     return main(["study", "reproduce", *" ".join(flags).split()])
 
 
-def test_ours_stand_beside_the_paper_s(
-    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_ours_stand_beside_the_paper_s(staged, tmp_path: Path, capsys):
     command = ("figure5 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}")
     assert run(*command) == 0
     assert "Figure 5: pruning before block 1" in capsys.readouterr().out
@@ -63,9 +55,7 @@ def test_ours_stand_beside_the_paper_s(
     assert (tmp_path / "figure5.md").read_text() == text
 
 
-def test_another_tower_or_other_data_are_named(
-    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_another_tower_or_other_data_are_named(staged, tmp_path: Path, capsys):
     assert run("table3 --datasets elsewhere", FLAGS, f"--output {tmp_path}") == 0
     capsys.readouterr()
     text = (tmp_path / "table3.md").read_text()
@@ -80,9 +70,7 @@ def test_another_tower_or_other_data_are_named(
     assert off[5].startswith(("+", "-"))
 
 
-def test_a_dry_run_measures_nothing_and_names_what_is_missing(
-    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str], forbid: Callable[..., None]
-):
+def test_a_dry_run_only_names_what_is_missing(staged, tmp_path: Path, capsys, forbid):
     forbid()
     where = f"--output {tmp_path / 'out'} --dry-run"
     assert run("table5 --datasets dtd food101", FLAGS, where) == 0
@@ -92,10 +80,7 @@ def test_a_dry_run_measures_nothing_and_names_what_is_missing(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_stopped_goes_on(
-    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
+def test_what_was_stopped_goes_on(staged, tmp_path: Path, capsys, monkeypatch):
     """Stopped on the second dataset: the first is there, and isn't measured again."""
     from harness.measure import bench
 
@@ -122,7 +107,6 @@ def test_what_was_stopped_goes_on(
 
 
 def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
-
     from harness.cli.parser import build_parser
 
     def config(table: str, *flags: str) -> Any:
@@ -154,16 +138,15 @@ def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
         ("table1 --arch mixr", "arch='mixr': did you mean 'mixer'?"),
     ],
 )
-def test_refused(flags: str, text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_refused(flags: str, text: str, capsys, tmp_path: Path):
     assert run(flags, f"--output {tmp_path}") == 2
     assert text in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dataset_without_val_is_refused(
-    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
+def test_neither_data_without_val_nor_a_tower_without_text_is_taken(
+    staged, tmp_path: Path, capsys, monkeypatch
+):
     whole = staged["dtd"].split
 
     def split(name: SplitName) -> Split:
@@ -173,12 +156,6 @@ def test_a_dataset_without_val_is_refused(
     assert run("table1 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}") == 2
     text = "dataset 'dtd' has no val images, which fits are stopped by"
     assert text in capsys.readouterr().err
-
-
-def test_a_tower_without_text_is_refused(
-    staged: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
     import harness.studies.run as module
 
     tower = module.load_tower("")._replace(clip=None)
@@ -196,12 +173,7 @@ def conditions(name: str, paper_s: StudyConfig) -> StudyConfig:
 
 @pytest.mark.parametrize("name", list_reproductions())
 def test_a_second_run_measures_nothing_and_a_dry_run_knows_before(
-    name: str,
-    paper_s: StudyConfig,
-    reproduced: Reproduced,
-    staged: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    forbid: Callable[..., None],
+    name: str, paper_s, reproduced, staged, monkeypatch, forbid
 ):
     if name == "figure1":  # costs are counted, which takes long
         short = [replace(r, keeps=(0.5,)) if r.name == name else r for r in REPRODUCTIONS]
@@ -238,9 +210,7 @@ def test_a_second_run_measures_nothing_and_a_dry_run_knows_before(
     assert all((s.cached, s.images, s.passes) == (s.total, 0, 0) for s in after)
 
 
-def test_predictors_of_table_1_are_the_dataset_s_own_and_half_the_patches_are_matched(
-    paper_s: StudyConfig, reproduced: Reproduced
-):
+def test_predictors_of_table_1_are_the_dataset_s_own(paper_s: StudyConfig, reproduced):
     comparison, records = reproduced("table1", replace(paper_s, seeds=1))
     fits = {
         name: {r.method_config["predictor"] for r in records if r.dataset == name and r.keep < 1
@@ -260,7 +230,7 @@ def test_predictors_of_table_1_are_the_dataset_s_own_and_half_the_patches_are_ma
     assert record.match_k == final_count(64, 0.51) == 33
 
 
-def test_table_4_drops_the_same_at_the_same_blocks(paper_s: StudyConfig, reproduced: Reproduced):
+def test_table_4_drops_the_same_at_the_same_blocks(paper_s: StudyConfig, reproduced):
     comparison, records = reproduced("table4", conditions("table4", paper_s))
     pruned = [r for r in records if r.keep < 1]
     assert {tuple(r.method_config["reduce_at"]) for r in pruned} == {(1, 2, 3, 4)}
@@ -274,7 +244,7 @@ def test_table_4_drops_the_same_at_the_same_blocks(paper_s: StudyConfig, reprodu
     assert "A-ViT (A-ViT is not built: as published it masks)" in text
 
 
-def test_table_2_has_the_target_s_own_on_its_diagonal(paper_s: StudyConfig, reproduced: Reproduced):
+def test_table_2_has_the_target_s_own_on_its_diagonal(paper_s: StudyConfig, reproduced):
     comparison, _ = reproduced("table2", replace(paper_s, seeds=1))
     rows = {one.row.name: one for one in comparison.results}
     for name in ("caltech101", "dtd"):
@@ -282,7 +252,7 @@ def test_table_2_has_the_target_s_own_on_its_diagonal(paper_s: StudyConfig, repr
         assert rows[f"fitted on {name}"].to[name] == (0, 0, 0)
 
 
-def test_prompts_of_table_5_are_compared_with_prompts(paper_s: StudyConfig, reproduced: Reproduced):
+def test_prompts_of_table_5_are_compared_with_prompts(paper_s: StudyConfig, reproduced):
     comparison, records = reproduced("table5", replace(paper_s, datasets=("dtd",)))
     row = next(one for one in comparison.results if one.row.name == "V+T, keep 60")
     assert row.row.against == "V+T, full"
@@ -296,7 +266,7 @@ def test_prompts_of_table_5_are_compared_with_prompts(paper_s: StudyConfig, repr
     assert {r.method_config.get("predictor") is None for r in records if r.keep < 1} == {False}
 
 
-def test_costs_are_compared_by_their_ratio(paper_s: StudyConfig, reproduced: Reproduced):
+def test_costs_are_compared_by_their_ratio(paper_s: StudyConfig, reproduced):
     comparison, records = reproduced("table3", paper_s)
     assert comparison.datasets == ("caltech101",)
     rows = {one.row.name: one for one in comparison.results}
@@ -309,9 +279,7 @@ def test_costs_are_compared_by_their_ratio(paper_s: StudyConfig, reproduced: Rep
     assert rows["keep 60, ms"].ours["caltech101"].estimate == timed.median_ms / 32
 
 
-def test_figure_5_is_drawn_along_the_keep_rate(
-    paper_s: StudyConfig, reproduced: Callable[..., Any]
-):
+def test_figure_5_is_drawn_along_the_keep_rate(paper_s: StudyConfig, reproduced):
     comparison, _ = reproduced("figure5", replace(paper_s, datasets=("elsewhere",), seeds=1))
     lines = series(comparison)
     paper = {name for name in lines if name.endswith(", paper")}

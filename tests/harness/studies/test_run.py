@@ -1,9 +1,7 @@
 """One contract for every study; its table, judged together; the command and its records."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +24,8 @@ FLAGS = (
 
 
 @pytest.mark.parametrize("name", list_studies())
-def test_every_study_answers_and_answers_again_without_measuring(
-    few: StudyConfig,
-    name: str,
-    studied: Callable[..., Any],
-    predictor_file: Path,
-    forbid: Callable[..., None],
-):
+@pytest.mark.usefixtures("predictor_file")
+def test_a_study_answers_and_again_without_measuring(few: StudyConfig, name: str, studied, forbid):
     few = replace(few, split=get_study(name).split)
     results = studied(name, few)
     assert list(results) == ["plain"]
@@ -60,7 +53,7 @@ def test_every_study_answers_and_answers_again_without_measuring(
     assert second == first
 
 
-def test_differences_are_of_the_mean_over_seeds(few: StudyConfig, studied: Callable[..., Any]):
+def test_differences_are_of_the_mean_over_seeds(few: StudyConfig, studied):
     sheet, records = studied("losses", few)["plain"]
     right = [np.mean([r.correct for r in e.records], axis=0) for e in sheet.entries]
     for entry, hits in zip(sheet.entries, right, strict=True):
@@ -144,9 +137,7 @@ def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, objec
     assert len(make_sheet([judged(3)], tuned).entries) == 2  # these may differ
 
 
-def test_the_command_writes_a_table_and_records_that_a_second_run_reads(
-    studied: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: Path, capsys):
     command = ["study", "transfer", *FLAGS.split(), "--output", str(tmp_path)]
     assert main(command) == 0
     assert "Predictors fitted on one dataset" in capsys.readouterr().out
@@ -162,9 +153,7 @@ def test_the_command_writes_a_table_and_records_that_a_second_run_reads(
     assert main(command) == 0  # nothing new to write
     assert read_records(tmp_path / "transfer.jsonl") == records
     assert (tmp_path / "transfer.md").read_text() == text
-
-
-def test_the_list(capsys: pytest.CaptureFixture[str]):
+    capsys.readouterr()
     assert main(["study", "list"]) == 0
     assert "Does a predictor need images of the dataset" in capsys.readouterr().out
 
@@ -183,6 +172,6 @@ def test_the_list(capsys: pytest.CaptureFixture[str]):
         ("scores --datasets fashoin", "no dataset is called 'fashoin'"),
     ],
 )
-def test_refusals(flags: str, text: str, capsys: pytest.CaptureFixture[str]):
+def test_refusals(flags: str, text: str, capsys):
     assert main(["study", *flags.split()]) == 2
     assert text in capsys.readouterr().err

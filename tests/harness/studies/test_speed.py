@@ -31,22 +31,19 @@ from zoo.golden import GoldenConfig, GoldenEngine
 SPARSE = GoldenConfig(block=2, window=2, stride=2)
 
 
-def test_straightforward_and_engine_rank_alike(dense: zoo.ReducedViT) -> None:
+def test_straightforward_and_engine_rank_alike(dense: zoo.ReducedViT):
     images = torch.randn(3, 3, 64, 64)
     plain = Plain(dense, SPARSE).importance(images)
     engine = GoldenEngine(dense, SPARSE).importance(images)
     torch.testing.assert_close(engine, plain, atol=1e-5, rtol=0)
     assert same_ranking(engine, plain).all()
     assert kendall_tau(engine.numpy(), plain.numpy()).min() > 0.999
-
-
-def test_straightforward_forms_the_attention_weights_of_a_copy(dense: zoo.ReducedViT) -> None:
-    plain = Plain(dense, SPARSE)
-    assert not any(block.attn.fused_attn for block in plain.model.blocks)
+    # The straightforward way forms the attention weights, of a copy.
+    assert not any(block.attn.fused_attn for block in Plain(dense, SPARSE).model.blocks)
     assert all(block.attn.fused_attn for block in dense.blocks)
 
 
-def test_rankings_are_the_same_up_to_ties() -> None:
+def test_rankings_are_the_same_up_to_ties():
     theirs = [[0.3, 0.2, 0.1]]
     assert same_ranking([[9, 8, 7]], theirs).tolist() == [True]
     assert same_ranking([[8, 9, 7]], theirs).tolist() == [False]
@@ -59,19 +56,13 @@ def test_rankings_are_the_same_up_to_ties() -> None:
 def measured(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Speed:
     tower = Tower(dense, noise, "tiny")
     monkeypatch.setattr(speed, "find_tower", lambda name, random_weights: tower)
-    return measure_speed(
-        SpeedConfig(images=2, golden=SPARSE, batches=(3, 16), rounds=2), Progress()
-    )
+    config = SpeedConfig(images=2, golden=SPARSE, batches=(3, 16), rounds=2)
+    return measure_speed(config, Progress())
 
 
 def test_measures_all_ways_in_the_same_rounds(measured: Speed):
-    assert [(way.name, way.batch) for way in measured.ways] == [
-        ("straightforward", 16),
-        ("engine, float32", 3),
-        ("engine, float32", 16),
-        ("engine, bfloat16", 3),
-        ("engine, bfloat16", 16),
-    ]
+    engines = [(f"engine, {dtype}", n) for dtype in ("float32", "bfloat16") for n in (3, 16)]
+    assert [(way.name, way.batch) for way in measured.ways] == [("straightforward", 16), *engines]
     first, *engines = measured.ways
     assert first.speed_up == (1, 1, 1)
     assert [way.same for way in measured.ways[:3]] == [1, 1, 1]
@@ -83,9 +74,7 @@ def test_measures_all_ways_in_the_same_rounds(measured: Speed):
         assert way.multiply_adds_per_s == pytest.approx(2 * way.multiply_adds / seconds)
 
 
-def test_the_straightforward_way_runs_all_blocks_for_all_tokens(
-    measured: Speed, dense: zoo.ReducedViT
-):
+def test_the_straightforward_way_runs_all_blocks_for_all_tokens(measured, dense: zoo.ReducedViT):
     """What fvcore counts of the whole tower, once, and of 4 blocks for each of 16 windows."""
     whole = gflops(dense, 64)
     products = 1e9 * (whole.gflops - whole.by_operator["layer_norm"]) - 48 * dense.num_classes
@@ -105,9 +94,7 @@ def noise(image: object) -> Tensor:
     return torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_command_prints_tables_and_leaves_a_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_tables_and_leaves_a_record(tmp_path: Path, capsys):
     out = tmp_path / "speed.json"
     flags = "--images 1 --window 7 --stride 7 --rounds 1 --precisions float32 --block 7"
     assert main(["study", "speed", *flags.split(), "--out", str(out)]) == 0
@@ -131,7 +118,6 @@ def test_the_command_prints_tables_and_leaves_a_record(
         (["--random-weights", "--model", "vit_tiny_patch16_224"], "did you mean|expected"),
     ],
 )
-def test_refusals(flags: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
-
+def test_refusals(flags: list[str], text: str, capsys):
     assert main(["study", "speed", *flags]) == 2
     assert re.search(text, capsys.readouterr().err)

@@ -22,9 +22,7 @@ def few(few: StudyConfig, predictor_file: Path) -> StudyConfig:
     return replace(few, split="test")
 
 
-def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(
-    few: StudyConfig, studied: Studied
-):
+def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyConfig, studied):
     sheet, records = studied("tuning", few)["plain"]
     lines = [(e.labels["tuned"], e.labels["model"].split("_")[-1]) for e in sheet.entries]
     assert lines == list(product(("none", "T", "V+T"), ("b16", "patchrank50")))
@@ -33,10 +31,8 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(
         assert [(r.tuning, r.shots, r.seed, r.prompt_tokens) for r in entry.records] == [
             ("vt", 1, seed, 2) for seed in (0, 1)
         ]
-    apart = [
-        np.asarray(a.correct, float) - b.correct
-        for a, b in zip(pruned.records, dense.records, strict=True)
-    ]
+    pairs = zip(pruned.records, dense.records, strict=True)
+    apart = [np.asarray(a.correct, float) - b.correct for a, b in pairs]
     assert pruned.to_first == bootstrap_mean(np.mean(apart, axis=0), seed=0)
     assert pruned.over_seeds == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
     assert dense.over_seeds is None
@@ -49,29 +45,25 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
 
 
-def test_more_tokens_cost_more(few: StudyConfig, studied: Studied):
+def test_more_tokens_cost_more(few: StudyConfig, studied):
     sheet, _ = studied("count", few)["plain"]
     costs = {e.labels["tokens"]: e.mean("gflops") for e in sheet.entries}
     assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
     assert [e.records[0].prompt_tokens for e in sheet.entries] == [16, 4, 32, None]
 
 
-def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied: Studied):
+def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied):
     sheet, _ = studied("order", few)["plain"]
     by = {e.labels["order"].split(",")[0] + "/" + e.labels["model"]: e for e in sheet.entries}
-    used = {
-        key: [record.method_config["prompts"] for record in entry.records]
-        for key, entry in by.items()
-    }
+    used = {key: [r.method_config["prompts"] for r in entry.records] for key, entry in by.items()}
     pruned, dense = "clip_vit_b16_patchrank50", "clip_vit_b16"
     assert used[f"rank/{pruned}"] == used[f"tune at keep 0.5/{dense}"]
     orders = [e.labels["order"] for e in sheet.entries]
     assert len(set(orders)) == 5
     moved, later = sheet.entries[1], sheet.entries[2]
     for entry in (moved, later):
-        assert [r.method_config["prompts"] for r in entry.records] == used[
-            f"tune the dense tower/{dense}"
-        ]
+        prompts = [r.method_config["prompts"] for r in entry.records]
+        assert prompts == used[f"tune the dense tower/{dense}"]
     predictors = [{r.method_config["predictor"] for r in e.records} for e in (moved, later)]
     assert len(predictors[0]) == 1
     assert len(predictors[1]) == 2
@@ -86,6 +78,6 @@ def test_the_papers_four_points():
         four_points(4)
 
 
-def test_labelled_images_are_not_judged_by(few: StudyConfig, studied: Studied):
+def test_labelled_images_are_not_judged_by(few: StudyConfig, studied):
     with pytest.raises(ValueError, match=r"--split val: .*judge them by --split test"):
         studied("kinds", replace(few, split="val"))
