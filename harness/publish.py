@@ -133,9 +133,7 @@ class Publishable:
         keeps = ""
         if known.method is not None:
             keeps = f" --keeps {known.percent / 100:g}"
-            usual = as_json(
-                configure(known.method, {"keep": known.percent / 100}, len(self.vit.blocks))
-            )
+            usual = as_json(configure(known.method, {"keep": known.percent / 100}, len(self.vit.blocks)))
             free = ("arch", "width")  # by the predictor
             if any(usual[k] != v for k, v in self.settings().items() if k not in free):
                 return None
@@ -152,9 +150,7 @@ class Publishable:
         )
 
 
-def load_publishable(
-    name: str, predictor: Sequence[Path] = (), prompts: Path | None = None
-) -> Publishable:
+def load_publishable(name: str, predictor: Sequence[Path] = (), prompts: Path | None = None) -> Publishable:
     """Load a model by one of our names, or from ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
 
     Raises:
@@ -167,9 +163,7 @@ def load_publishable(
         return _saved(name)
     arch = name.partition(".")[0]
     if arch not in MODELS:
-        raise ValueError(
-            f"model {name!r}: {expected(arch, MODELS)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME"
-        )
+        raise ValueError(f"model {name!r}: {expected(arch, MODELS)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME")
     tower, tag = split_name(split_method(name)[0])
     options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
     if predictor:
@@ -185,9 +179,7 @@ def load_publishable(
     return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
 
 
-def _predictors(
-    vit: ReducedViT, tower: str, tag: str, paths: Sequence[Path]
-) -> Sequence[PredictorFile]:
+def _predictors(vit: ReducedViT, tower: str, tag: str, paths: Sequence[Path]) -> Sequence[PredictorFile]:
     reducer = vit.reducer
     if reducer is None:
         return ()
@@ -358,10 +350,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
         api = HfApi(library_name="clip-patchrank")
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            allow_patterns=list(FILES),
-            commit_message="Upload model and card",
+            repo_id=repo, folder_path=folder, allow_patterns=list(FILES), commit_message="Upload model and card"
         )
     except Exception as error:  # the client raises what its transport does, release by release
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -380,9 +369,7 @@ def _check_repo(repo: str) -> None:
 
 def _check_license(model: Publishable, accepted: str | None, *, uploads: bool) -> None:
     if accepted not in (None, model.license):
-        raise ValueError(
-            f"--accept-license {accepted!r}: the weights {model.tag!r} are under {model.license!r}"
-        )
+        raise ValueError(f"--accept-license {accepted!r}: the weights {model.tag!r} are under {model.license!r}")
     if uploads and model.license not in FREE and accepted is None:
         raise ValueError(
             f"the weights {model.tag!r} are under {model.license!r}, which may forbid publishing "

@@ -32,9 +32,7 @@ SAMPLES = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)  # ms of a dense model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--network", action="store_true", help="also run tests that ask a package registry"
-    )
+    parser.addoption("--network", action="store_true", help="also run tests that ask a package registry")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -125,12 +123,9 @@ def latency_record() -> Callable[..., LatencyRecord]:
     """Make a time of a dense model; ``samples`` and ``dense`` give it times and a ratio."""
     machine = dataclasses.replace(Machine.here(torch.device("cpu")), device_name="A CPU", cores=2)
 
-    def make(
-        samples: tuple[float, ...] = SAMPLES, dense: tuple[float, ...] = (), **facts: Any
-    ) -> LatencyRecord:
+    def make(samples: tuple[float, ...] = SAMPLES, dense: tuple[float, ...] = (), **facts: Any) -> LatencyRecord:
         timing, reference = (
-            Timing(batch=facts.get("batch", 1), samples_ms=times) if times else None
-            for times in (samples, dense)
+            Timing(batch=facts.get("batch", 1), samples_ms=times) if times else None for times in (samples, dense)
         )
         if timing is not None:
             facts = time_fields(timing, reference, facts.get("saved_gflops")) | facts

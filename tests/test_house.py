@@ -42,9 +42,7 @@ def tree() -> tuple[str, ...]:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
         names = [name for name in listed.stdout.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        skip = re.compile(
-            r"^(\.git|\.venv|\.tox|\.hypothesis|build|dist)/|(^|/)(__pycache__|\.\w+_cache)/"
-        )
+        skip = re.compile(r"^(\.git|\.venv|\.tox|\.hypothesis|build|dist)/|(^|/)(__pycache__|\.\w+_cache)/")
         names = [p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*")]
         names = [name for name in names if not skip.search(name)]
     return tuple(sorted(name for name in set(names) if (ROOT / name).is_file()))
@@ -198,9 +196,7 @@ def test_ci_names_no_test_runner_of_its_own():
 
 def test_a_method_and_a_dataset_of_the_extension_guide_work():
     """Run both examples as written; in a process of their own, as they register names."""
-    method, dataset, *_ = re.findall(
-        r"^```python\n(.*?)^```$", text_of("docs/extend.md"), re.M | re.S
-    )
+    method, dataset, *_ = re.findall(r"^```python\n(.*?)^```$", text_of("docs/extend.md"), re.M | re.S)
     checks = """
 import open_clip, timm, torch, zoo
 told = open_clip.get_model_config("clip_vit_b16_norm60")["vision_cfg"]

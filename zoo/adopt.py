@@ -19,11 +19,7 @@ REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 
 
 def reduce(
-    model: VisionTransformer,
-    *,
-    method: str | None,
-    predictor: PredictorPaths = None,
-    **options: Any,
+    model: VisionTransformer, *, method: str | None, predictor: PredictorPaths = None, **options: Any
 ) -> ReducedViT:
     """Give any timm VisionTransformer with a class token a token reduction method.
 
@@ -46,9 +42,7 @@ def reduce(
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"{kind.__name__} is not a timm VisionTransformer")
     if kind not in (VisionTransformer, ReducedViT):
-        raise ValueError(
-            f"{kind.__name__} overrides parts of timm's VisionTransformer: unsupported"
-        )
+        raise ValueError(f"{kind.__name__} overrides parts of timm's VisionTransformer: unsupported")
     reduced = sharing(model)
     reduced.reducer = None
     if method is not None:
@@ -64,9 +58,7 @@ def reduce(
     return reduced
 
 
-def add_prompts(
-    model: VisionTransformer, prompts: str | Path | PromptFile, *, classify: bool = True
-) -> ReducedViT:
+def add_prompts(model: VisionTransformer, prompts: str | Path | PromptFile, *, classify: bool = True) -> ReducedViT:
     """Give a tower, dense or reduced, the prompts that were tuned on it.
 
     The new model shares modules and weights with ``model``, which stays as it is.
@@ -154,7 +146,5 @@ def reduced_vit(
         return model
 
     kwargs["feature_cfg"] = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    model: ReducedViT = build_model_with_cfg(
-        build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs
-    )
+    model: ReducedViT = build_model_with_cfg(build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs)
     return model

@@ -145,12 +145,7 @@ def run_whole(
 
 
 def _without(
-    suffix: Suffix,
-    x: Tensor,
-    prefix: int,
-    pairs: list[tuple[Tensor, Tensor]],
-    cells: Tensor,
-    carriers: Tensor,
+    suffix: Suffix, x: Tensor, prefix: int, pairs: list[tuple[Tensor, Tensor]], cells: Tensor, carriers: Tensor
 ) -> Tensor:
     """Compute features of images ``x`` (B, T, D) without each of w windows, (B, w, D).
 
@@ -172,8 +167,7 @@ def _without(
         attn, normed = block.attn, block.norm1(y)
         # Each of the three is (B, H, w, tokens of the window, d).
         query, key, value = (
-            part.unflatten(0, (images, kinds)).transpose(1, 2)
-            for part in queries_keys_values(attn, normed)
+            part.unflatten(0, (images, kinds)).transpose(1, 2) for part in queries_keys_values(attn, normed)
         )
         if index == len(suffix.blocks) - 1:  # only the class token leaves it
             query, y, normed = query[:, :, :, :1], y[:, :1], normed[:, :1]
@@ -316,10 +310,7 @@ def parse(spec: str) -> tuple[str, int]:
         raise ValueError(f"approximate={spec!r}: {expected(kind, KINDS)}, as in {known}")
     low = KINDS[kind].low
     if not re.fullmatch(r"[0-9]+", number) or int(number) < low:
-        raise ValueError(
-            f"approximate={spec!r}: expected {kind}:N with an integer N from {low} "
-            f"({KINDS[kind].number})"
-        )
+        raise ValueError(f"approximate={spec!r}: expected {kind}:N with an integer N from {low} ({KINDS[kind].number})")
     return kind, int(number)
 
 
@@ -328,11 +319,7 @@ def fitting(spec: str, effort: Effort, block: int, window: int, windows: int) ->
 
     ``effort`` is the tower's from reduction point ``block`` on; ``windows`` of side ``window``.
     """
-    highest = {
-        "follow": effort.patches - window**2,
-        "jacobian": windows,
-        SHALLOW: block + effort.blocks - 1,
-    }
+    highest = {"follow": effort.patches - window**2, "jacobian": windows, SHALLOW: block + effort.blocks - 1}
     kind, _ = parse(spec)
     return block if kind == SHALLOW else KINDS[kind].low, highest[kind]
 
@@ -342,10 +329,7 @@ def check(spec: str, model: ReducedViT, block: int, window: int, windows: int) -
     kind, number = parse(spec)
     low, high = fitting(spec, Effort.of(model, block), block, window, windows)
     if not low <= number <= high:
-        raise ValueError(
-            f"approximate={spec!r}: expected a number from {low} to {high} here "
-            f"({KINDS[kind].number})"
-        )
+        raise ValueError(f"approximate={spec!r}: expected a number from {low} to {high} here ({KINDS[kind].number})")
     if KINDS[kind].run is not None and model.global_pool != "token":
         raise ValueError(
             f"approximate={spec!r} needs features that come from the class token; this tower has "
@@ -363,9 +347,7 @@ def shortened(model: ReducedViT, spec: str | None) -> ReducedViT:
     return short
 
 
-def quick_features(
-    spec: str | None, suffix: Suffix, start: Tokens, cells: Tensor
-) -> tuple[Tensor, Tensor] | None:
+def quick_features(spec: str | None, suffix: Suffix, start: Tokens, cells: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return what ``Kind.run`` does, None where windows are removed for real."""
     if spec is None:
         return None

@@ -84,16 +84,13 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
         raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
     if "prompts" in kwargs:
         raise ValueError(
-            f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it needs no text; "
-            "use timm.create_model"
+            f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it needs no text; use timm.create_model"
         )
     name = f"{arch}.{tag}"
     text: tuple[nn.Module, float, int]
     if SIZES[size].open_clip is None:
         if not isinstance(pretrained, bool):
-            raise ValueError(
-                f"pretrained={str(pretrained)!r}: {arch} has no weights but the embedded ones"
-            )
+            raise ValueError(f"pretrained={str(pretrained)!r}: {arch} has no weights but the embedded ones")
         visual, text = timm.create_model(name, pretrained, **kwargs), load_text()
     elif pretrained is False:
         visual, text = timm.create_model(name, **kwargs), open_clip_text(size, tag)
@@ -110,9 +107,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     return ClipParts(Clip(visual, module, logit_scale).eval(), preprocess, tokenizer(context))
 
 
-def _from_file(
-    name: str, file: Path, kwargs: dict[str, Any]
-) -> tuple[nn.Module, tuple[nn.Module, float, int]]:
+def _from_file(name: str, file: Path, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[nn.Module, float, int]]:
     """Build the image tower ``name``, which has a tag, and its text side from one file."""
     weights = read_weights(file)
     arch, tag = name.split(".")
@@ -142,9 +137,7 @@ def image_transform(visual: nn.Module) -> Any:
 
 
 @torch.inference_mode()
-def class_features(
-    model: Clip, tokenize: Any, classes: Sequence[str], templates: Sequence[str]
-) -> Tensor:
+def class_features(model: Clip, tokenize: Any, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Encode class names by the unit mean over templates with one ``{}``, (classes, D) float."""
     rows = []
     for name in classes:

@@ -135,13 +135,11 @@ class FitState:
             mark = facts["mark"]
         except Exception as error:  # torch raises whatever a damaged file leads it to
             raise ValueError(
-                f"checkpoint {str(path)!r} can't be read ({type(error).__name__}); delete it, and "
-                "the fit starts anew"
+                f"checkpoint {str(path)!r} can't be read ({type(error).__name__}); delete it, and the fit starts anew"
             ) from error
         if mark != self.mark:
             raise ValueError(
-                f"checkpoint {str(path)!r} is of another recipe or of other rankings; delete it, "
-                "or give another path"
+                f"checkpoint {str(path)!r} is of another recipe or of other rankings; delete it, or give another path"
             )
         self.model.load_state_dict(facts["model"])
         self.optimiser.load_state_dict(facts["optimiser"])

@@ -46,9 +46,7 @@ class Judge:
         return posterior.gather(1, self.labels[rows, None]).squeeze(1)
 
 
-def greedy_importance(
-    suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor, step: int
-) -> Tensor:
+def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor, step: int) -> Tensor:
     """Rank patches by when an iterative search removes them: 0 goes first, N - 1 last, (B, N).
 
     In every round each window of ``cells`` (W, r * r) is removed together with all that went
@@ -128,9 +126,7 @@ class GoldenConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{field}={value!r}: expected an integer from {low}")
         if self.stride > self.window:
-            raise ValueError(
-                f"stride={self.stride!r}: more than window={self.window} leaves patches out"
-            )
+            raise ValueError(f"stride={self.stride!r}: more than window={self.window} leaves patches out")
         if self.approximate is not None:
             parse(self.approximate)
         if self.greedy is not None and self.approximate is not None:
@@ -219,9 +215,7 @@ class GoldenEngine:
         rows = torch.arange(len(images), device=suffix.device)
         quick = quick_features(config.approximate, suffix, start, cells)
         target = quick[0] if quick else suffix.features(start, rows, start.patch_idx)
-        judge = Judge(
-            score=config.score, target=target, text=self.text, scale=self.scale, labels=labels
-        )
+        judge = Judge(score=config.score, target=target, text=self.text, scale=self.scale, labels=labels)
         if config.greedy is not None:
             return greedy_importance(suffix, start, judge, cells, config.greedy).cpu()
         every = rows.repeat_interleave(len(cells))
@@ -275,9 +269,7 @@ def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None
             f"{', '.join(sorted(map(str, dtypes)))}; precision='bfloat16' makes them fast"
         )
     if config.block >= len(model.blocks):
-        raise ValueError(
-            f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}"
-        )
+        raise ValueError(f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}")
     for name, layer in model.blocks[config.block :].named_modules():
         if name.endswith(_LINEAR) and not is_plain(layer):
             raise ValueError(

@@ -19,11 +19,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip import factory, pretrained
-from open_clip.pretrained import (
-    download_pretrained,
-    get_pretrained_cfg,
-    list_pretrained_tags_by_model,
-)
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
 from safetensors.torch import save, save_file
@@ -183,9 +179,7 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         # Here rather than below, where open_clip logs a failure as well as raising it.
         download_pretrained(get_pretrained_cfg(arch, pretrained or ""))
         with _readable(pretrained) as readable:
-            model, preprocess = open_clip.create_model_from_pretrained(
-                arch, readable, force_quick_gelu=quick
-            )
+            model, preprocess = open_clip.create_model_from_pretrained(arch, readable, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(arch)
     except UNUSABLE as error:
         raise unusable(spec, error, "give a file: open_clip:ARCH/FILE") from error

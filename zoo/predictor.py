@@ -218,9 +218,7 @@ def require_any_subset(arch: str, block: int) -> None:
 class Predictor(nn.Module):
     """Normalise the tokens that enter the reduction point and score the patches."""
 
-    def __init__(
-        self, arch: str, dim: int, width: int, grid: tuple[int, int], device: Any, dtype: Any
-    ) -> None:
+    def __init__(self, arch: str, dim: int, width: int, grid: tuple[int, int], device: Any, dtype: Any) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
         self.net = architecture(arch)(dim, width, grid, device=device, dtype=dtype)
@@ -330,10 +328,7 @@ def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[Pre
     for one in files:
         if one.block in by_block:
             both = f"{str(by_block[one.block].path)!r} and {str(one.path)!r}"
-            raise ValueError(
-                f"the predictors {both} were both fitted at block {one.block}; expected one for "
-                f"{places}"
-            )
+            raise ValueError(f"the predictors {both} were both fitted at block {one.block}; expected one for {places}")
         by_block[one.block] = one
     missing = [block for block in blocks if block not in by_block]
     mend = "leave it out"

@@ -153,9 +153,7 @@ class PromptedText(nn.Module):
         self.checkpointing = False
         self.parts = text_parts(text)
         if not isinstance(tokenize, SimpleTokenizer):
-            raise ValueError(
-                f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer"
-            )
+            raise ValueError(f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer")
         tower = self.parts.tower
         table, blocks = tower.positional_embedding, tower.transformer.resblocks
         if depth > len(blocks):

@@ -26,9 +26,7 @@ class PromptShape(NamedTuple):
     features: int  # width of the joint space of images and text
 
 
-def for_head(
-    prompts: dict[str, int] | None, vit_args: dict[str, Any]
-) -> tuple[PromptShape | None, bool]:
+def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[PromptShape | None, bool]:
     """Return a tuned model's shape, and whether the caller wants logits of its classes.
 
     In that case ``num_classes`` of ``vit_args`` becomes the width of the projection.
@@ -114,9 +112,7 @@ class CosineHead(nn.Module):
         classes: linear; its weights (classes, D) are unit text features times the logit scale.
     """
 
-    def __init__(
-        self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any
-    ) -> None:
+    def __init__(self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any) -> None:
         super().__init__()
         self.projection = projection
         self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
@@ -199,9 +195,7 @@ def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> Prompt
     """Write prompts whole or not at all; ``facts`` are the fields of ``PromptFile`` but shape."""
     visual, classifier = tensors.get("visual"), tensors["classifier"]
     depth, count = (1, 0) if visual is None else visual.shape[:2]
-    shape = PromptShape(
-        depth=depth, tokens=count, classes=len(classifier), features=classifier.shape[1]
-    )
+    shape = PromptShape(depth=depth, tokens=count, classes=len(classifier), features=classifier.shape[1])
     plain = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
     fields = {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,9 +65,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     return _assemble(name, pretrained, weights, arguments)
 
 
-def _split_options(
-    name: ModelName, kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split keyword arguments into the method's options and all others; refuse unknown ones."""
     options: dict[str, Any] = {}
     fields: list[str] = []
@@ -91,9 +89,7 @@ def _split_options(
     return options, arguments
 
 
-def _find_weights(
-    name: ModelName, pretrained: bool, options: dict[str, Any], arguments: dict[str, Any]
-) -> _Weights:
+def _find_weights(name: ModelName, pretrained: bool, options: dict[str, Any], arguments: dict[str, Any]) -> _Weights:
     """Find the tower's weights and the method's predictors; read only what timm can't.
 
     Takes ``predictor`` out of ``arguments``.
@@ -106,17 +102,13 @@ def _find_weights(
         # timm repeats what a saved model was built with; its weights hold that predictor by now.
         predictor = None
     if predictor is not None and not pretrained:
-        raise ValueError(
-            f"predictor={str(predictor)!r} without the tower it was fitted to: add pretrained=True"
-        )
+        raise ValueError(f"predictor={str(predictor)!r} without the tower it was fitted to: add pretrained=True")
     saved = cfg.source in ("local-dir", "hf-hub")
     predictors: tuple[PredictorFile, ...] = ()
     # A model saved by save_for_hf holds its predictor among its weights.
     if pretrained and name.method and not (saved and predictor is None):
         depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
-        options, predictors = with_predictors(
-            name.dense, tag, name.method, options, depth, predictor
-        )
+        options, predictors = with_predictors(name.dense, tag, name.method, options, depth, predictor)
     tower = None
     if pretrained and not saved and not cfg.state_dict:
         # timm reads no archives of OpenAI's, and judges the user's files by their suffix.
@@ -127,9 +119,7 @@ def _find_weights(
     return _Weights(cfg=cfg, tag=tag, predictors=predictors, options=options, tower=tower)
 
 
-def _assemble(
-    name: ModelName, pretrained: bool, weights: _Weights, arguments: dict[str, Any]
-) -> ReducedViT:
+def _assemble(name: ModelName, pretrained: bool, weights: _Weights, arguments: dict[str, Any]) -> ReducedViT:
     """Let timm build the model and load its weights."""
     spec, tag = SIZES[name.size], weights.tag
     quick_gelu = tag in spec.tags and spec.tags[tag].quick_gelu

@@ -42,10 +42,7 @@ _APPLE, _NC = "apple-ascl", "cc-by-nc-4.0"
 _OPENAI = Tag(True, "mit", "openai")
 _LAION400M = Tag(False, "mit", "laion400m_e32")
 _DATACOMP = Tag(False, "mit", "datacomp_xl_s13b_b90k")
-_METACLIP = {
-    "metaclip_400m": Tag(True, _NC, "metaclip_400m"),
-    "metaclip_2pt5b": Tag(True, _NC, "metaclip_fullcc"),
-}
+_METACLIP = {"metaclip_400m": Tag(True, _NC, "metaclip_400m"), "metaclip_2pt5b": Tag(True, _NC, "metaclip_fullcc")}
 _DFN2B = Tag(True, _APPLE, "dfn2b")
 
 
@@ -66,8 +63,7 @@ SIZES = {
         features=512,
         weights="vit_base_patch32_clip_224",
         open_clip="ViT-B-32",
-        tags=_published("laion2b_s34b_b79k")
-        | {"laion400m_e32": _LAION400M._replace(quick_gelu=True)},
+        tags=_published("laion2b_s34b_b79k") | {"laion400m_e32": _LAION400M._replace(quick_gelu=True)},
     ),
     "b16": Size(
         vit_args={"patch_size": 16, **_BASE},
@@ -81,8 +77,7 @@ SIZES = {
         features=768,
         weights="vit_large_patch14_clip_224",
         open_clip="ViT-L-14",
-        tags=_published("laion2b_s32b_b82k")
-        | {"dfn2b": _DFN2B, "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b")},
+        tags=_published("laion2b_s32b_b82k") | {"dfn2b": _DFN2B, "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b")},
     ),
     "s14": Size(
         vit_args={"patch_size": 14, **_SMALL},

@@ -56,8 +56,7 @@ class CompactText(nn.Module):
             pieces = sorted({SimpleTokenizer().decoder[int(t)] for t in unseen})
             words = ", ".join(repr(p.removesuffix("</w>")) for p in pieces)
             raise ValueError(
-                f"the embedded text tower never saw {words}; use other words, or a model with a "
-                "full vocabulary"
+                f"the embedded text tower never saw {words}; use other words, or a model with a full vocabulary"
             )
         return rows
 
@@ -205,16 +204,13 @@ def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     return [{"params": params, "weight_decay": rate} for rate, params in groups.items()]
 
 
-def _resume(
-    model: nn.Module, optimiser: torch.optim.Optimizer, config: LitConfig, path: Path
-) -> int:
+def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, config: LitConfig, path: Path) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True)
     if state.get("config") != asdict(config):
         raise ValueError(
-            f"checkpoint {str(path)!r} was made with another recipe, {state.get('config')}; "
-            "remove it to start anew"
+            f"checkpoint {str(path)!r} was made with another recipe, {state.get('config')}; remove it to start anew"
         )
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])

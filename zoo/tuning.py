@@ -84,9 +84,7 @@ def tune(
 
     with frozen(vit, parts.model.text):
         if config.tokens == "t":
-            train, val = (
-                Labelled(encode(tower, data.images, config), data.labels) for data in (train, val)
-            )
+            train, val = (Labelled(encode(tower, data.images, config), data.labels) for data in (train, val))
         state = FitState(
             mark=_mark(vit, classes, config, train, val),
             model=learner,

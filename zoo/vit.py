@@ -122,9 +122,7 @@ class ReducedViT(PromptedViT):
         ValueError: unknown method or option, value out of range, or tower that can't be reduced.
     """
 
-    def __init__(
-        self, *, method: str | None = None, reduction: dict[str, Any] | None = None, **vit_args: Any
-    ) -> None:
+    def __init__(self, *, method: str | None = None, reduction: dict[str, Any] | None = None, **vit_args: Any) -> None:
         super().__init__(**vit_args)
         self.reducer: Reducer | None = None
         if method is not None:
@@ -194,9 +192,7 @@ class ReducedViT(PromptedViT):
         output: Tensor = self.forward_head(self.norm(tokens.x))
         return output
 
-    def forward_features(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the normalised tokens that are left, (B, prefix + n, D), prefix tokens first."""
         tokens, _ = self.advance(self.embed(x), mask=attn_mask, is_causal=is_causal)
         features: Tensor = self.norm(tokens.x)
@@ -224,11 +220,7 @@ class ReducedViT(PromptedViT):
             raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
         take, last = feature_take_indices(len(self.blocks), indices)
         tokens, tapped = self.advance(
-            self.embed(x),
-            stop=last + 1 if stop_early else None,
-            mask=attn_mask,
-            is_causal=is_causal,
-            taps=take,
+            self.embed(x), stop=last + 1 if stop_early else None, mask=attn_mask, is_causal=is_causal, taps=take
         )
         if norm:
             tapped = [t._replace(x=self.norm(t.x)) for t in tapped]
@@ -278,9 +270,5 @@ def host_spec(tower: VisionTransformer, device: Any, dtype: Any) -> HostSpec:
         raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
     rows, columns = tower.patch_embed.grid_size
     return HostSpec(
-        embed_dim=tower.embed_dim,
-        depth=len(tower.blocks),
-        grid=(int(rows), int(columns)),
-        device=device,
-        dtype=dtype,
+        embed_dim=tower.embed_dim, depth=len(tower.blocks), grid=(int(rows), int(columns)), device=device, dtype=dtype
     )

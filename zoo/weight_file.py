@@ -35,10 +35,7 @@ _SETTINGS = ("input_resolution", "context_length", "vocab_size")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's before torch 1.6
 _LFS = b"version https://git-lfs"
-_KNOWN = (
-    "expected safetensors, a state dict written by torch.save, or a TorchScript archive such as "
-    "OpenAI's"
-)
+_KNOWN = "expected safetensors, a state dict written by torch.save, or a TorchScript archive such as OpenAI's"
 _AGAIN = "get the file again"
 
 _SCRIPT_MARK = "constants.pkl"  # by which torch, too, tells TorchScript archives from state dicts
@@ -154,9 +151,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     for name, value in content.items():
         plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
         if not isinstance(name, str) or not plain or value.is_meta:
-            raise ValueError(
-                f"holds no state dict: {name!r} is {type(value).__name__}, not a tensor with values"
-            )
+            raise ValueError(f"holds no state dict: {name!r} is {type(value).__name__}, not a tensor with values")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): value for name, value in content.items()}
@@ -219,9 +214,7 @@ def _records(entries: list[ZipInfo], size: int) -> dict[str, ZipInfo]:
         total += info.file_size if stored else 0
         records[name] = info
     if total > size:
-        raise ValueError(
-            f"has records of {total} bytes in a file of {size}: they overlap, to fill the memory"
-        )
+        raise ValueError(f"has records of {total} bytes in a file of {size}: they overlap, to fill the memory")
     return records
 
 
@@ -421,8 +414,5 @@ class _ScriptReader:
             self.storages[key] = flat
         flat = self.storages[key]
         if not 0 <= count * dtype.itemsize <= len(flat):
-            raise ValueError(
-                f"has {len(flat)} bytes where tensor {name!r} says {count} x {dtype.itemsize}; "
-                f"{_AGAIN}"
-            )
+            raise ValueError(f"has {len(flat)} bytes where tensor {name!r} says {count} x {dtype.itemsize}; {_AGAIN}")
         return flat[: count * dtype.itemsize].view(dtype)

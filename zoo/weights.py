@@ -37,10 +37,7 @@ from zoo.text import OpenClipText
 from zoo.vit import ReducedViT
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
-UNUSABLE = (
-    *(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError),
-    *(SafetensorError, UnpicklingError),
-)
+UNUSABLE = (*(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError), *(SafetensorError, UnpicklingError))
 _LONGEST_REASON = 240
 _OTHERWISE = (
     "put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
@@ -126,12 +123,7 @@ def fitted_blocks(model: str, tag: str) -> tuple[int, ...]:
 
 
 def find_predictor(
-    model: str,
-    tag: str,
-    block: int,
-    path: str | Path | None = None,
-    *,
-    shape: Mapping[str, Any] | None = None,
+    model: str, tag: str, block: int, path: str | Path | None = None, *, shape: Mapping[str, Any] | None = None
 ) -> PredictorFile:
     """Find the predictor for a tower: ``path``, else the packaged one, else the user's own.
 
@@ -161,12 +153,7 @@ def find_predictor(
 
 
 def with_predictors(
-    model: str,
-    tag: str,
-    method: str,
-    options: dict[str, Any],
-    depth: int,
-    paths: PredictorPaths = None,
+    model: str, tag: str, method: str, options: dict[str, Any], depth: int, paths: PredictorPaths = None
 ) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
     """Find the predictors of a model, in the order of blocks; add their network's shape to options.
 
@@ -336,9 +323,7 @@ def own_path(name: str) -> str:
     return f"{cache_folder() / 'weights' / name}{{{','.join(SUFFIXES)}}}"
 
 
-def open_clip_text(
-    size: str, tag: str, weights: Mapping[str, Tensor] | None = None
-) -> tuple[OpenClipText, float, int]:
+def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> tuple[OpenClipText, float, int]:
     """Build a text tower of open_clip; also return the log of the logit scale and its context.
 
     ``weights`` are those of both towers, as open_clip and OpenAI name them; None for random ones.

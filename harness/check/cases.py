@@ -27,11 +27,7 @@ LIMIT = 48
 BATCHES = (1,)
 # What no model's name asks for: a fused token, merging in some blocks only, so that others see
 # merged tokens without merging, and several reduction points.
-SETTINGS = (
-    "evit:fuse=true,keep=0.3",
-    "tome:reduce_at=[2,4,6],keep=0.3",
-    "patchrank:reduce_at=[3,6],keep=0.3",
-)
+SETTINGS = ("evit:fuse=true,keep=0.3", "tome:reduce_at=[2,4,6],keep=0.3", "patchrank:reduce_at=[3,6],keep=0.3")
 _OURS = ("baselines", "zoo")
 _SHARED = ("split", "dtype", "device", "image_count")
 # Hashes of what was learned for a row; nobody asks for them.
@@ -82,8 +78,7 @@ def read_expectation(file: Path) -> list[Record]:
     """
     if not file.exists():
         raise FileNotFoundError(
-            f"no expectation at {str(file)!r}; write one with: patchrank check "
-            f"{shlex.quote(str(file))} --update"
+            f"no expectation at {str(file)!r}; write one with: patchrank check {shlex.quote(str(file))} --update"
         )
     return read_run(file)
 
@@ -121,15 +116,11 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
 
 def _enter(rows: list[Row], record: Record) -> None:
     """Add a record's row to those of its dataset; of one row the newest record counts."""
-    first = next(
-        (r.record for r in rows if (r.method, r.keep) == (record.method, record.keep)), None
-    )
+    first = next((r.record for r in rows if (r.method, r.keep) == (record.method, record.keep)), None)
     options = {
         name: value
         for name, value in record.method_config.items()
-        if first is not None
-        and name not in _LEARNED
-        and value != first.method_config.get(name, ABSENT)
+        if first is not None and name not in _LEARNED and value != first.method_config.get(name, ABSENT)
     }
     row = Row(method=record.method, keep=record.keep, options=options, record=record)
     names = [other.name for other in rows]
@@ -190,9 +181,7 @@ def rows_of(choices: Sequence[Choice], keeps: Sequence[float]) -> list[Row]:
 def own_methods() -> tuple[str, ...]:
     """Return the methods that the shipped benchmark must have: ours, not another distribution's."""
     return tuple(
-        name
-        for name in known_methods()
-        if name in (DENSE, GOLDEN) or METHODS[name].__module__.split(".")[0] in _OURS
+        name for name in known_methods() if name in (DENSE, GOLDEN) or METHODS[name].__module__.split(".")[0] in _OURS
     )
 
 
@@ -213,8 +202,7 @@ def shipped_files() -> list[Path]:
     files = sorted(FOLDER.glob("*.jsonl"))
     if not files:
         raise FileNotFoundError(
-            "harness/expected/ holds no expectation; in a checkout, write it with: "
-            "patchrank check --update"
+            "harness/expected/ holds no expectation; in a checkout, write it with: patchrank check --update"
         )
     return files
 

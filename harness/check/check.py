@@ -88,8 +88,7 @@ class CheckPlan:
             )
         if every and self.update and len(self.files) > 1:
             raise ValueError(
-                "--update of several FILEs with other rows: give one FILE, or no flags that say "
-                "what is measured"
+                "--update of several FILEs with other rows: give one FILE, or no flags that say what is measured"
             )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit {self.limit}: expected a number from 1")
@@ -115,9 +114,7 @@ def run_check(args: argparse.Namespace, status: Console) -> Shown:
             raise FileNotFoundError(f"--markdown {str(file)!r}: its folder doesn't exist")
         if file.is_dir():
             example = str(file / "check.md")
-            raise IsADirectoryError(
-                f"--markdown {str(file)!r} is a folder; give a file, such as {example!r}"
-            )
+            raise IsADirectoryError(f"--markdown {str(file)!r} is a folder; give a file, such as {example!r}")
     progress = Progress(status)
     verdict = update(plan, progress) if plan.update else check(plan, bounds, progress)
     if file is not None:
@@ -149,8 +146,7 @@ def _notes(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     both = [(then, now) for then, now in pairs if then is not None and now is not None]
     counts = Counter(text for then, now in both for text in differing(then, now))
     return tuple(
-        text if count == len(both) else f"{text} ({count} of {len(both)} rows)"
-        for text, count in counts.items()
+        text if count == len(both) else f"{text} ({count} of {len(both)} rows)" for text, count in counts.items()
     )
 
 
@@ -203,9 +199,7 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _measured(
-    cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str], progress: Progress
-) -> list[Outcome]:
+def _measured(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str], progress: Progress) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for case in cases:
         batches = () if plan.no_latency else case.batches
@@ -214,9 +208,7 @@ def _measured(
     return outcomes
 
 
-def measure(
-    case: Case, rounds: int, progress: Progress, name: str | None = None
-) -> Iterator[Outcome]:
+def measure(case: Case, rounds: int, progress: Progress, name: str | None = None) -> Iterator[Outcome]:
     """Measure a case, one dataset after the other; earlier records are never used again.
 
     ``name`` is the tower's, as it is loaded, if it isn't the case's (``local-dir:FOLDER``).

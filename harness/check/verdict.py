@@ -87,8 +87,7 @@ def moved(outcome: Outcome, bounds: Bounds) -> list[Moved]:
     """Return what moved in a row; a row that is new, or gone, moved as a whole."""
     tower, dataset, row = outcome.place
     return [
-        replace(one, tower=tower, dataset=dataset, row=row)
-        for one in _moved(outcome.row.record, outcome.now, bounds)
+        replace(one, tower=tower, dataset=dataset, row=row) for one in _moved(outcome.row.record, outcome.now, bounds)
     ]
 
 

@@ -38,9 +38,7 @@ def _require_root(root: Path | None) -> None:
     flag = f"--root {str(root)!r}"
     if root.exists():
         raise NotADirectoryError(f"{flag} is a file; give a folder")
-    raise FileNotFoundError(
-        f"{flag}: there is no such folder; give the one that datasets lie below"
-    )
+    raise FileNotFoundError(f"{flag}: there is no such folder; give the one that datasets lie below")
 
 
 def list_data() -> dict[str, Any]:
@@ -62,8 +60,7 @@ def list_data() -> dict[str, Any]:
         for size, spec in SIZES.items()
     ]
     methods = [
-        {"method": name, "what": (method.__doc__ or "").split("\n")[0]}
-        for name, method in sorted(METHODS.items())
+        {"method": name, "what": (method.__doc__ or "").split("\n")[0]} for name, method in sorted(METHODS.items())
     ]
     rates = {"keep_percents": list(PERCENTS)}
     return {"towers": towers, "methods": methods, **rates, "datasets": datasets_data()}
@@ -75,13 +72,10 @@ def list_tables() -> list[Table]:
     towers = []
     for tower in data["towers"]:
         fitted = "; ".join(
-            f"{tag} at block {', '.join(map(str, blocks))}"
-            for tag, blocks in tower["predictors"].items()
+            f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in tower["predictors"].items()
         )
         towers.append((tower["size"], ", ".join(tower["tags"]), fitted or "none yet"))
-    methods = [
-        (one["method"], one["what"], f"clip_vit_b16_{one['method']}60") for one in data["methods"]
-    ]
+    methods = [(one["method"], one["what"], f"clip_vit_b16_{one['method']}60") for one in data["methods"]]
     tags = "weight tags (the first is the default)"
     tower_heads = ("size", tags, "predictor for patchrank")
     method_heads = ("method", "what it does", "example")

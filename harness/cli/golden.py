@@ -69,10 +69,8 @@ def run_rank(args: Namespace, status: Console) -> Shown:
                 "approximation itself; give one of the two"
             )
     config = flags.golden_config(args)
-    if args.images is None:
-        source = Source.of(get_dataset(args.dataset), args.split)
-    else:
-        source = Source.folder(args.images)
+    folder = args.images is not None
+    source = Source.folder(args.images) if folder else Source.of(get_dataset(args.dataset), args.split)
     job = flags.settings(Job, args, source=source, config=config, compiled=args.compile)
     path, images, total = rank(job, Progress(status))
     text = f"wrote {path}: {images} of {total} images"

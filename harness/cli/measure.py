@@ -224,8 +224,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
 COMMANDS = (
     Command(
         path="compare",
-        what="Measure methods side by side: accuracy, cost, latency, agreement; or tell what "
-        "changed between two runs.",
+        what="Measure methods side by side: accuracy, cost, latency, agreement; or tell what changed between two runs.",
         flags=_compare_flags,
         run=run_compare,
         examples=(

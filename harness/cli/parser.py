@@ -4,15 +4,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from harness.cli import data, golden, measure, report, study
-from harness.cli.command import (
-    EXIT_CODES,
-    PROGRAM,
-    Command,
-    CommandParser,
-    Subcommands,
-    Version,
-    add_shared,
-)
+from harness.cli.command import EXIT_CODES, PROGRAM, Command, CommandParser, Subcommands, Version, add_shared
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,8 +39,7 @@ COMPLETION = Command(
 )
 GROUPS = (measure, golden, report, data, study)
 COMMANDS: dict[str, Command] = {
-    command.path: command
-    for command in (*(command for group in GROUPS for command in group.COMMANDS), COMPLETION)
+    command.path: command for command in (*(command for group in GROUPS for command in group.COMMANDS), COMPLETION)
 }
 # First words that have subcommands of their own.
 FAMILIES = {
@@ -72,9 +63,7 @@ exit codes: {"; ".join(f"{code} {text}" for code, text in EXIT_CODES.items())}""
 
 def build_parser() -> CommandParser:
     """Return the parser; of what it parses, ``command`` is a path and ``run`` what runs it."""
-    parser = CommandParser(
-        prog=PROGRAM, usage=f"{PROGRAM} COMMAND [flags]", description=DESCRIPTION, epilog=EPILOG
-    )
+    parser = CommandParser(prog=PROGRAM, usage=f"{PROGRAM} COMMAND [flags]", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action=Version, help="of this package and what it depends on")
     add_shared(parser)
     places = {"": _subcommands(parser, "COMMAND")}

@@ -20,9 +20,7 @@ def _check_flags(parser: CommandParser) -> None:
     from harness.check.verdict import Bounds
 
     text = "expectations, which are files of records; default: the one that ships"
-    files = parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", default=[], help=text
-    )
+    files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
     text = "a check takes these alone, --update of a FILE measures these"
     rows = parser.add_argument_group("which rows", text)
@@ -95,14 +93,12 @@ COMMANDS = (
             ("check --update", "write it anew, in a checkout"),
             ("check mine.jsonl --update --methods patchrank", "write one of your own"),
         ),
-        output="what moved, and by how much, on standard output; the same as Markdown in "
-        "--markdown",
+        output="what moved, and by how much, on standard output; the same as Markdown in --markdown",
         problems="something moved",
     ),
     Command(
         path="push",
-        what="Publish a model with a generated card on the Hugging Face hub, or write it to a "
-        "folder.",
+        what="Publish a model with a generated card on the Hugging Face hub, or write it to a folder.",
         flags=_push_flags,
         run=imported("harness.publish:run_push"),
         examples=(

@@ -444,20 +444,16 @@ COMMANDS = (
         what="Measure how well rankings find the object, where a dataset knows its mask.",
         flags=_objects_flags,
         run=run_objects,
-        examples=(
-            ("study objects --dataset fashion --split val --limit 60 --stride 2", "60 images"),
-        ),
+        examples=(("study objects --dataset fashion --split val --limit 60 --stride 2", "60 images"),),
         output="a table on standard output; no files",
     ),
     Command(
         path="study curve",
-        what="Measure what cheaper golden rankings cost and are worth; `rank --budget` picks from "
-        "it.",
+        what="Measure what cheaper golden rankings cost and are worth; `rank --budget` picks from it.",
         flags=_curve_flags,
         run=run_curve,
         examples=(("study curve --dataset fashion emoji --split val --limit 60", "two datasets"),),
-        output="a table on standard output; curve.json, curve.md and curve.svg in --output. "
-        + AGAIN,
+        output="a table on standard output; curve.json, curve.md and curve.svg in --output. " + AGAIN,
     ),
     Command(
         path="study speed",

@@ -58,8 +58,7 @@ def least(table: RichTable) -> int:
     """Return the fewest columns that a table needs: figures whole, prose wrapped at `PROSE`."""
     spare = _natural(table) - sum(_longest(column) for column in table.columns)
     return spare + sum(
-        column.min_width if _is_prose(column) and column.min_width else _longest(column)
-        for column in table.columns
+        column.min_width if _is_prose(column) and column.min_width else _longest(column) for column in table.columns
     )
 
 
@@ -119,10 +118,7 @@ def _stacked(table: RichTable) -> Group:
                 tall.add_row(column.header, cell)
         tall.add_section()
     about = ((table.title, "table.title"), (table.caption, "table.caption"))
-    title, caption = (
-        Text.from_markup(text, style=style) if isinstance(text, str) else ""
-        for text, style in about
-    )
+    title, caption = (Text.from_markup(text, style=style) if isinstance(text, str) else "" for text, style in about)
     return Group(title, tall, caption)
 
 

@@ -148,9 +148,7 @@ class Progress:
             yield update
 
     @contextmanager
-    def long(
-        self, name: str, total: int, begun: int, per_image: float
-    ) -> Iterator[Callable[[int], None]]:
+    def long(self, name: str, total: int, begun: int, per_image: float) -> Iterator[Callable[[int], None]]:
         """Show work that may go on for days; call what it yields with the number of images done.
 
         Rate and time left are of this run alone, see `pace`.

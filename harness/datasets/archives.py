@@ -152,9 +152,7 @@ class Provider:
         return [a for d in direct for a in (d, *(self._holding(d.file) if d.packed else []))]
 
 
-def download(
-    archive: Archive, to: Path, on_bytes: Callable[[int, int], None] = lambda *_: None
-) -> None:
+def download(archive: Archive, to: Path, on_bytes: Callable[[int, int], None] = lambda *_: None) -> None:
     """Get a file of a source; it is there whole, with the sum it should have, or not at all.
 
     What came before a stop stays beside it as NAME.part and is gone on with. ``on_bytes`` receives
@@ -252,9 +250,7 @@ def _require_safe(url: str) -> None:
         raise ValueError(f"address {url!r} isn't https, so anybody on the way could change it")
 
 
-def require_sum(
-    archive: Archive, file: Path, on_bytes: Callable[[int], None] = lambda _: None
-) -> None:
+def require_sum(archive: Archive, file: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
     """Refuse a file, by a ValueError, that has none of the source's sums."""
     if not archive.checksums:
         return
@@ -278,14 +274,11 @@ def require_room(folder: Path, size: int, what: str) -> None:
     """Refuse to start what won't fit, by an OSError."""
     if (free := shutil.disk_usage(folder).free) < size:
         raise OSError(
-            f"{what} needs {size:,} bytes, and {str(folder)!r} has {free:,} free; make room or "
-            "choose another --root"
+            f"{what} needs {size:,} bytes, and {str(folder)!r} has {free:,} free; make room or choose another --root"
         )
 
 
-def unpack(
-    archive: Archive, file: Path, folder: Path, on_bytes: Callable[[int], None] = lambda _: None
-) -> None:
+def unpack(archive: Archive, file: Path, folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
     """Unpack a file into the dataset's folder; ``holds`` is there whole or not at all.
 
     What an archive is, its first bytes say, not its name: the tar.gz of ImageNetV2 is a plain tar.

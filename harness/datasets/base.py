@@ -60,10 +60,7 @@ class Split(Sequence[Example]):
     """
 
     def __init__(
-        self,
-        labels: NDArray[np.int64],
-        name: Callable[[int], str],
-        render: Callable[[int, int], Rendered],
+        self, labels: NDArray[np.int64], name: Callable[[int], str], render: Callable[[int, int], Rendered]
     ) -> None:
         self._all_labels, self._name, self._render = labels, name, render
         self._indices, self._variant = np.arange(len(labels)), 0

@@ -75,9 +75,7 @@ def backdrop(rng: Rng, *, low: int, high: int, contrast: int, grain: int) -> Pix
     return np.asarray(np.clip(field, 0, 255), dtype=np.uint8)
 
 
-def paste(
-    canvas: Pixels, colour: NDArray[np.integer], alpha: NDArray[np.integer], top: int, left: int
-) -> None:
+def paste(canvas: Pixels, colour: NDArray[np.integer], alpha: NDArray[np.integer], top: int, left: int) -> None:
     """Blend colour (h, w, 3) over the canvas in place; alpha (h, w) in 0..255.
 
     What lies outside the canvas is cut off; top and left may be negative.

@@ -59,9 +59,7 @@ class SplitFile:
         entries, listed = self.entries[name], self.listed(name)
         labels = np.array([entry.label for entry in entries], dtype=np.int64)
         paths = [str(entry.path) for entry in entries]
-        return ImageList(
-            root=root, paths=paths, labels=labels, prefix=prefix, dataset=dataset, listed=listed
-        )
+        return ImageList(root=root, paths=paths, labels=labels, prefix=prefix, dataset=dataset, listed=listed)
 
 
 def read_split_file(file: Path) -> SplitFile:
@@ -127,8 +125,7 @@ def _entry(value: Any, what: str) -> Entry:
     leaves = relative.is_absolute() or ".." in relative.parts
     if leaves or "\\" in path or PureWindowsPath(path).drive:
         raise ValueError(
-            f"{what}: path {path!r} may leave the folder of images; expected a relative one with "
-            "'/' and without '..'"
+            f"{what}: path {path!r} may leave the folder of images; expected a relative one with '/' and without '..'"
         )
     if not name or not name.isprintable():
         raise ValueError(f"{what}: class name {name!r} can't be put into a prompt")
@@ -144,8 +141,7 @@ def _classes(entries: dict[SplitName, list[Entry]], what: str) -> tuple[str, ...
     for expected, label in enumerate(sorted(names)):
         if label != expected:
             raise ValueError(
-                f"{what}: labels must be 0 to classes - 1 without gaps; {expected} is missing, and "
-                f"{label} is there"
+                f"{what}: labels must be 0 to classes - 1 without gaps; {expected} is missing, and {label} is there"
             )
     labels: dict[str, int] = {}
     for label, name in sorted(names.items()):
@@ -435,8 +431,7 @@ class FGVCAircraft(ZhouDataset):
                 where = f"list {str(self.place / file)!r}, line {number}"
                 if not image.isdecimal() or variant not in labels:
                     raise ValueError(
-                        f"{where}: {line!r} isn't the number of an image and a variant of "
-                        f"{self.class_list}"
+                        f"{where}: {line!r} isn't the number of an image and a variant of {self.class_list}"
                     )
                 if image in files:
                     raise ValueError(f"{where}: image {image} is in {files[image]}, too")

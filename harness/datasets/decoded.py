@@ -53,8 +53,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     if not known and sum(digests.count("") for digests in state.digests.values()) == len(state.bad):
         state = _nothing(dataset)
     unread = {
-        name: [place for place, digest in enumerate(digests) if not digest]
-        for name, digests in state.digests.items()
+        name: [place for place, digest in enumerate(digests) if not digest] for name, digests in state.digests.items()
     }
     chunks = [
         (name, places[start : start + CHUNK])
@@ -108,8 +107,7 @@ def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     list_file = _state(dataset)[0].with_suffix(".txt")
     write_whole(list_file, "".join(f"{why}\n" for why in state.bad.values()).encode())
     progress.say(
-        f"{dataset.name}: left out, as they can't be read: {how_many(len(state.bad))}; all are "
-        f"listed in {list_file}"
+        f"{dataset.name}: left out, as they can't be read: {how_many(len(state.bad))}; all are listed in {list_file}"
     )
     for why in list(state.bad.values())[:SHOWN]:
         progress.say(f"  {why}")

@@ -41,9 +41,7 @@ def silhouette(item: Pixels) -> NDArray[np.bool_]:
     return np.asarray(parts != parts[0, 0])[1:-1, 1:-1]
 
 
-def _paint(
-    item: Pixels, size: int, rng: Rng, *, light: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _paint(item: Pixels, size: int, rng: Rng, *, light: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw an item (or a crop of one) at a size: colour (size, size, 3) and alpha (size, size).
 
     The source stores negatives (dark cloth is bright); the shade turns them back. A slight random
@@ -74,9 +72,7 @@ def compose(item: Pixels, clutter_items: Pixels, rng: Rng) -> tuple[Image.Image,
     return paint.finish(canvas, *_paint(item, size, rng, light=256), rng)
 
 
-def sample(
-    items: Pixels, labels: NDArray[np.integer], index: int, rng: Rng
-) -> tuple[Image.Image, NDArray[np.bool_]]:
+def sample(items: Pixels, labels: NDArray[np.integer], index: int, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:
     """Compose item `index` with 3 to 5 clutter items drawn from the other classes of `items`.
 
     items: (n, 28, 28) uint8. labels: (n,). For the shipped splits and for any larger training set.

@@ -151,8 +151,7 @@ def _opened(library: Any, place: Place) -> dict[str, Any]:
         *_, reader = type(builder).__module__.split(".")
         if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
             raise ValueError(
-                f"its files are read by {reader!r}, which gives no images with classes; expected "
-                f"{', '.join(READERS)}"
+                f"its files are read by {reader!r}, which gives no images with classes; expected {', '.join(READERS)}"
             )
         builder.download_and_prepare()
         tables = builder.as_dataset()
@@ -191,9 +190,7 @@ def _library() -> Any:
         raise ValueError(f"hfds: needs the package `datasets`, which is missing; `{INSTALL}`")
     library = importlib.import_module("datasets")
     if int(library.__version__.partition(".")[0]) < OLDEST:
-        raise ValueError(
-            f"hfds: needs `datasets` {OLDEST} or newer, here is {library.__version__}; `{INSTALL}`"
-        )
+        raise ValueError(f"hfds: needs `datasets` {OLDEST} or newer, here is {library.__version__}; `{INSTALL}`")
     return library
 
 
@@ -265,9 +262,7 @@ def captions(names: Sequence[str], what: str) -> tuple[str, ...]:
         if not words or not words.isprintable():
             raise ValueError(f"{what}: class name {name!r} can't be put into a prompt")
         if words in names_by_caption:
-            raise ValueError(
-                f"{what}: classes {names_by_caption[words]!r} and {name!r} are both {words!r}"
-            )
+            raise ValueError(f"{what}: classes {names_by_caption[words]!r} and {name!r} are both {words!r}")
         names_by_caption[words] = name
     return tuple(names_by_caption)
 
@@ -386,8 +381,7 @@ class HfDataset(OwnDataset):
         used, inside = columns[first], roots(source)
         self.classes = captions(used.names, f"{where}: column {used.label!r}")
         self._rows = {
-            split: Rows(tables[own], used, inside, f"split {own!r} of {where}")
-            for split, own in chosen.items()
+            split: Rows(tables[own], used, inside, f"split {own!r} of {where}") for split, own in chosen.items()
         }
         for rows in self._rows.values():
             _ = rows.labels  # refuses rows without

@@ -59,8 +59,7 @@ def folder_images(path: Path | str) -> FolderImages:
     files = image_files(folder)
     if not files:
         raise ValueError(
-            f"--images {str(path)!r}: no images below this folder; known extensions are "
-            f"{', '.join(sorted(EXTENSIONS))}"
+            f"--images {str(path)!r}: no images below this folder; known extensions are {', '.join(sorted(EXTENSIONS))}"
         )
     digest = hashlib.sha256()
     for file in files:
@@ -157,9 +156,7 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             return _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
-            f"image {where} is too large to be trusted ({error}); make it smaller, or {way}"
-        ) from error
+        raise ValueError(f"image {where} is too large to be trusted ({error}); make it smaller, or {way}") from error
     except Exception as error:  # decoders raise whatever they stumble over
         why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"image {where} can't be read ({why}); replace it, or {way}") from error

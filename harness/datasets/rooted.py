@@ -53,8 +53,7 @@ class RootedDataset(Dataset):
             raise NotADirectoryError(f"--root {str(root)!r} is a file; give a folder")
         if not place.exists() and not download:
             raise FileNotFoundError(
-                f"--root {str(root)!r}: there is no such folder; {self.name!r} is looked for in "
-                f"{self.folder!r} in it"
+                f"--root {str(root)!r}: there is no such folder; {self.name!r} is looked for in {self.folder!r} in it"
             )
         bound = type(self)()
         bound.root = place

@@ -64,9 +64,7 @@ class TarDataset(OwnDataset):
             self.templates = _templates(file)
         self.shards = {split: _shards(folder, split) for split in SPLITS}
         if not any(self.shards.values()):
-            raise FileNotFoundError(
-                f"{where} has no tars; expected test/0.tar, test/1.tar, ... and likewise train"
-            )
+            raise FileNotFoundError(f"{where} has no tars; expected test/0.tar, test/1.tar, ... and likewise train")
         self._samples = {split: index_of(shards) for split, shards in self.shards.items()}
         for split in SPLITS:
             self._check(split)
@@ -80,8 +78,7 @@ class TarDataset(OwnDataset):
             where = f"tar {str(self.shards[split][sample.shard])!r}: {sample.key!r}"
             if sample.label >= len(self.classes):
                 raise ValueError(
-                    f"{where} has the label {sample.label}; {CLASSES} has {len(self.classes)} "
-                    "lines, for labels from 0"
+                    f"{where} has the label {sample.label}; {CLASSES} has {len(self.classes)} lines, for labels from 0"
                 )
             if sample.key in keys:
                 raise ValueError(f"{where} is in {split} twice")
@@ -117,13 +114,10 @@ def _class_names(folder: Path, what: str) -> tuple[str, ...]:
     kind = folder / "dataset_type.txt"
     if kind.is_file() and (words := lines_of(kind)) != ["classification"]:
         raise ValueError(
-            f"{what}: {kind.name} says {' '.join(words)!r}; only classification with one label an "
-            "image can be measured"
+            f"{what}: {kind.name} says {' '.join(words)!r}; only classification with one label an image can be measured"
         )
     if not (folder / CLASSES).is_file():
-        raise FileNotFoundError(
-            f"{what}: {CLASSES} is missing; write the class of each label into it, one a line"
-        )
+        raise FileNotFoundError(f"{what}: {CLASSES} is missing; write the class of each label into it, one a line")
     names = lines_of(folder / CLASSES)
     places: dict[str, int] = {}
     for place, name in enumerate(names):
@@ -161,9 +155,7 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
         shards = [folders[0] / f"{number}.tar" for number in range(int(count))]
         for shard in shards:
             if not shard.is_file():
-                raise FileNotFoundError(
-                    f"tar {str(shard)!r} is missing; {count_file.name} beside it says {count}"
-                )
+                raise FileNotFoundError(f"tar {str(shard)!r} is missing; {count_file.name} beside it says {count}")
         return shards
     tars = sorted(path for path in folders[0].glob("*.tar") if path.is_file())
     return sorted(tars, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
@@ -234,9 +226,7 @@ def _members(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
         )
 
 
-def _take(
-    handle: int, member: tarfile.TarInfo, length: int, keys: dict[str, _Fields], what: str
-) -> None:
+def _take(handle: int, member: tarfile.TarInfo, length: int, keys: dict[str, _Fields], what: str) -> None:
     """Note a member if it is an image or a label; whether it is a pickle; nothing else."""
     if not member.isreg():  # folders, links and devices have no bytes of their own
         return

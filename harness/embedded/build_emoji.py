@@ -25,12 +25,8 @@ from harness.embedded.shipping import build_command, read_known, run
 NOTO = "emoji-datasource-google@16.0.0"
 FLUENT = "@lobehub/fluent-emoji-3d@1.1.0"
 SHA256 = {  # of what `npm pack` gives
-    "emoji-datasource-google-16.0.0.tgz": (
-        "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
-    ),
-    "lobehub-fluent-emoji-3d-1.1.0.tgz": (
-        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
-    ),
+    "emoji-datasource-google-16.0.0.tgz": ("fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
+    "lobehub-fluent-emoji-3d-1.1.0.tgz": ("c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),
 }
 MAX_BYTES = 7000
 JOINER = "200d"
@@ -90,9 +86,7 @@ def read_members(folder: Path, archive: str) -> dict[str, bytes]:
     return members
 
 
-def select(
-    noto: dict[str, bytes], fluent: dict[str, bytes]
-) -> list[tuple[dict[str, Any], bytes, bytes]]:
+def select(noto: dict[str, bytes], fluent: dict[str, bytes]) -> list[tuple[dict[str, Any], bytes, bytes]]:
     """Choose the pairs in the order of the emoji list: (record, Noto bytes, Fluent bytes)."""
     chosen = []
     images: set[bytes] = set()

@@ -43,9 +43,7 @@ def read_part(folder: Path, part: str) -> tuple[Bytes, Bytes]:
     return arrays[0].reshape(-1, 28, 28), arrays[1]
 
 
-def select(
-    parts: dict[str, tuple[Bytes, Bytes]], seen_in_design: int = SEEN_IN_DESIGN
-) -> dict[str, list[int]]:
+def select(parts: dict[str, tuple[Bytes, Bytes]], seen_in_design: int = SEEN_IN_DESIGN) -> dict[str, list[int]]:
     """Choose source indices per split: the first free items of each class, no two equal.
 
     A split's list goes through the classes in turn (0, 1, ... 9, 0, ...).

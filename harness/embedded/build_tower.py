@@ -89,9 +89,7 @@ def extract(graph: bytes, grid: int = GRID, depth: int = DEPTH) -> dict[str, Arr
     table = functional.interpolate(table, size=(grid, grid), mode="bicubic").permute(0, 2, 3, 1)
     tower: dict[str, Array] = {
         "cls_token": named["backbone.embeddings.cls_token"],
-        "pos_embed": np.concatenate(
-            [named["onnx::Concat_1957"], table.reshape(1, grid * grid, -1).numpy()], axis=1
-        ),
+        "pos_embed": np.concatenate([named["onnx::Concat_1957"], table.reshape(1, grid * grid, -1).numpy()], axis=1),
     }
     parts = {"patch_embed.proj": PATCHES, "norm": "backbone.layernorm"}
     for index in range(depth):

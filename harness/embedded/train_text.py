@@ -41,10 +41,7 @@ GEOMETRY = {"context_length": CONTEXT, "width": 192, "heads": 3, "layers": 3, "o
 FASHION_CANVASES = 12_000
 EMOJI_VARIANTS = 4
 SHARD = 512
-STYLE_TEMPLATES = (
-    ("a flat icon of {}.", "a noto emoji of {}."),
-    ("a 3d rendering of {}.", "a glossy 3d emoji of {}."),
-)
+STYLE_TEMPLATES = (("a flat icon of {}.", "a noto emoji of {}."), ("a 3d rendering of {}.", "a glossy 3d emoji of {}."))
 
 
 class Source(NamedTuple):

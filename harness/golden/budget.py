@@ -107,8 +107,7 @@ class Curve:
         facts = json.loads(path.read_bytes())
         if facts.pop("schema_version", None) != SCHEMA_VERSION:
             raise ValueError(
-                f"{str(path)!r} is no curve of schema version {SCHEMA_VERSION}; make one with: "
-                "patchrank study curve"
+                f"{str(path)!r} is no curve of schema version {SCHEMA_VERSION}; make one with: patchrank study curve"
             )
         effort = facts.pop("effort")
         effort = Effort(**effort | {"grid": tuple(effort["grid"])})
@@ -121,9 +120,7 @@ def _worth(facts: dict[str, Any]) -> Worth:
     return Worth(**facts | {"point": point, "tau": tau, "difference": difference})
 
 
-def best_within(
-    curve: Curve, budget: float, effort: Effort, block: int, *, removal_only: bool = False
-) -> Point:
+def best_within(curve: Curve, budget: float, effort: Effort, block: int, *, removal_only: bool = False) -> Point:
     """Choose the golden way of highest tau that a tower can do within a number of passes.
 
     ``effort`` is the tower's from the reduction point on; ``removal_only`` tells that windows have

@@ -158,12 +158,7 @@ class Entering(NamedTuple):
 
 
 def entering(
-    facts: Provenance,
-    split: Split,
-    image_ids: Sequence[str],
-    vit: ReducedViT,
-    preprocess: Any,
-    progress: Progress,
+    facts: Provenance, split: Split, image_ids: Sequence[str], vit: ReducedViT, preprocess: Any, progress: Progress
 ) -> Entering:
     """Return the tokens of some images of a split, from disk if they were computed before.
 
@@ -306,9 +301,7 @@ def fit(
     agreed = _agreed(facts, block)
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
     if both := ids[0] & ids[1]:
-        raise ValueError(
-            f"{len(both)} images are in the rankings to learn from and in those for early stopping"
-        )
+        raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
     learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
     stop = gather(tower, rankings[1], progress, folders=folders)
     # By all that decides the result.
@@ -317,11 +310,7 @@ def fit(
     checkpoint = cache_folder() / "fits" / f"{key}.pt"
     with progress.task(f"predictor {config.arch}", config.epochs) as update:
         predictor = fit_predictor(
-            learn.data,
-            stop.data,
-            config,
-            on_epoch=lambda epoch, *_: update(epoch + 1),
-            checkpoint=checkpoint,
+            learn.data, stop.data, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
         )
     result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed)
     provenance = {"rankings": facts, "images": len(learn.data), "shots": shots}

@@ -65,9 +65,7 @@ def golden_maps(
     return maps
 
 
-def class_text(
-    tower: Tower, classes: Sequence[str], templates: Sequence[str]
-) -> tuple[Tensor, float]:
+def class_text(tower: Tower, classes: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, float]:
     """Encode class names for ``label`` and ``confidence``; templates have one ``{}``.
 
     Returns:

@@ -243,8 +243,7 @@ class ShardMaker:
         except torch.OutOfMemoryError as error:
             batch = self.engine.suffix.batch
             raise ValueError(
-                f"out of memory on {self.engine.suffix.device} with --batch {batch}: "
-                f"try --batch {max(1, batch // 2)}"
+                f"out of memory on {self.engine.suffix.device} with --batch {batch}: try --batch {max(1, batch // 2)}"
             ) from error
 
 
@@ -275,8 +274,7 @@ def classes(job: Job, tower: Tower) -> tuple[Tensor | None, float]:
         return None, 1.0
     if dataset is None:
         raise ValueError(
-            f"score={score!r} needs classes, and a folder of images has none; "
-            "use --score preservation, or a --dataset"
+            f"score={score!r} needs classes, and a folder of images has none; use --score preservation, or a --dataset"
         )
     if tower.clip is None:
         raise ValueError(
@@ -293,9 +291,7 @@ def classes(job: Job, tower: Tower) -> tuple[Tensor | None, float]:
     return text, tower.clip.model.logit_scale.exp().item()
 
 
-def ahead(
-    groups: Sequence[Sequence[int]], load: Callable[[int], V], threads: int
-) -> Iterator[list[V]]:
+def ahead(groups: Sequence[Sequence[int]], load: Callable[[int], V], threads: int) -> Iterator[list[V]]:
     """Yield what ``load`` gives for each group, in order, while the next group loads in threads.
 
     An error in ``load`` is raised where its group would have come.
@@ -440,9 +436,7 @@ def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
     shards = [{"shard": index} for index in todo]
     with _ray_running(job.workers):
         # A dataset may hold a console to show its downloads on.
-        ray.util.register_serializer(
-            Progress, serializer=lambda _: None, deserializer=lambda _: Progress()
-        )
+        ray.util.register_serializer(Progress, serializer=lambda _: None, deserializer=lambda _: Progress())
         # By reference: Ray Data logs what it is given, item by item, and would decode all images.
         task = ray.put((settled, provenance, str(Path.cwd())))
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -464,6 +458,5 @@ def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
         except RayError as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"the workers can't go on ({reason}); finished shards are kept, the same command "
-                "goes on"
+                f"the workers can't go on ({reason}); finished shards are kept, the same command goes on"
             ) from error

@@ -258,8 +258,7 @@ class Shard(Rankings):
         """
         if not np.isfinite(importance).all():
             raise ValueError(
-                "the importance of a patch is no finite number: the tower overflowed; "
-                "use --dtype bfloat16 or float32"
+                "the importance of a patch is no finite number: the tower overflowed; use --dtype bfloat16 or float32"
             )
         half = to_half(importance)
         if not np.isfinite(half).all():
@@ -465,9 +464,7 @@ def survey(folder: Path) -> tuple[dict[int, ShardFacts], list[str]]:
     return present, removed
 
 
-def missing(
-    folder: Path, present: dict[int, ShardFacts], provenance: Provenance, size: int, total: int
-) -> list[int]:
+def missing(folder: Path, present: dict[int, ShardFacts], provenance: Provenance, size: int, total: int) -> list[int]:
     """Return the shards that must be made so that the folder holds the first ``total`` images.
 
     Raises:
@@ -518,8 +515,7 @@ def _joined(folder: Path) -> Rankings:
             shards.append(read_shard(path, index))
         except BrokenShardError as error:
             raise ValueError(
-                f"{str(path)!r} is broken: {error}; the `rank` command that made the store "
-                "finds it and makes it again"
+                f"{str(path)!r} is broken: {error}; the `rank` command that made the store finds it and makes it again"
             ) from error
         differences = shards[-1].provenance.differences(shards[0].provenance)
         if differences:
@@ -564,9 +560,7 @@ def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Pat
     return cache_folder() / "rankings" / f"{name}-{way}"
 
 
-def find_rankings(
-    model: str, dataset: str, split: str, block: int = GoldenConfig.block
-) -> Rankings | None:
+def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfig.block) -> Rankings | None:
     """Find the golden rankings by preservation: shipped ones or, of more images, the user's own.
 
     ``model`` is a dense timm name with its weight tag; ``block`` the reduction point, 0-based.

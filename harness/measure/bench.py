@@ -18,14 +18,7 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
-from harness.measure.evaluate import (
-    Importance,
-    OutcomeCache,
-    linear_probe,
-    margin,
-    outcomes,
-    predicted,
-)
+from harness.measure.evaluate import Importance, OutcomeCache, linear_probe, margin, outcomes, predicted
 from harness.measure.plan import Plan
 from harness.measure.rows import BLOCK, Outcome, Variant, matched_rows, rows_of, variants
 from harness.measure.traces import Answered, Tracer
@@ -89,9 +82,7 @@ class Bench:
             records += self.judged(dataset, tuning, rows, prompts, known)
         return records
 
-    def judged(
-        self, dataset: Dataset, tuning: Tuning, rows: Rows, prompts: Prompts, known: Known = ()
-    ) -> list[Record]:
+    def judged(self, dataset: Dataset, tuning: Tuning, rows: Rows, prompts: Prompts, known: Known = ()) -> list[Record]:
         """Return the records of some rows on a dataset, measuring only if ``known`` lacks one.
 
         ``prompts`` are what was learned for the rows, by key; golden rows, which have none of their
@@ -320,14 +311,7 @@ class View:
 
 
 def blank(
-    row: Variant,
-    dataset: Dataset,
-    tuning: Tuning,
-    image_ids: Sequence[str],
-    *,
-    plan: Plan,
-    tag: str,
-    weights: str,
+    row: Variant, dataset: Dataset, tuning: Tuning, image_ids: Sequence[str], *, plan: Plan, tag: str, weights: str
 ) -> Record:
     """Return a record with the conditions and no measurement."""
     config, count = row.config, len(image_ids)
@@ -421,9 +405,7 @@ def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:
         ("match_at_k", "match"): ranks.over_images(ranks.match_at_k(truth, scores, k)),
     }
     if k < cells:  # else there is no border
-        means["border_overlap", "border"] = ranks.over_images(
-            ranks.border_overlap(truth, scores, k)
-        )
+        means["border_overlap", "border"] = ranks.over_images(ranks.border_overlap(truth, scores, k))
         facts["border_chance"] = ranks.border_chance(k, cells)
     for (name, prefix), mean in means.items():
         facts |= {name: mean.mean, f"{prefix}_low": mean.low, f"{prefix}_high": mean.high}

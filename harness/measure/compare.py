@@ -98,9 +98,7 @@ class Floor:
     p_value: float  # of the sign-flip test that both are right as often
 
 
-def floor(
-    plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Rankings] = ()
-) -> Iterator[list[Floor]]:
+def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Rankings] = ()) -> Iterator[list[Floor]]:
     """Measure the plan's methods against ``seeds`` random orders, on its first model.
 
     Golden rankings are searched among ``rankings`` first, then among those that ship.
@@ -136,9 +134,7 @@ def floor(
         yield [_floor_row(row, name, plan.split, hits, orders) for row in rows]
 
 
-def _floor_row(
-    row: Variant, dataset: str, split: str, hits: Mapping[str, Hits], orders: Sequence[Variant]
-) -> Floor:
+def _floor_row(row: Variant, dataset: str, split: str, hits: Mapping[str, Hits], orders: Sequence[Variant]) -> Floor:
     among = ~np.isnan(hits[row.key])
     right = hits[row.key][among]
     beside = [hits[order.key][among] for order in orders if order.keep == row.keep]

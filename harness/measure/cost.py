@@ -110,13 +110,7 @@ class _Alone(nn.Module):
 
 
 def overhead(
-    vit: ReducedViT,
-    shapes: Sequence[tuple[str, int]],
-    *,
-    batch: int,
-    rounds: int,
-    dtype: str,
-    progress: Progress,
+    vit: ReducedViT, shapes: Sequence[tuple[str, int]], *, batch: int, rounds: int, dtype: str, progress: Progress
 ) -> list[Overhead]:
     """Count and time predictors with random weights, which cost what fitted ones do.
 

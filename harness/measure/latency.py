@@ -78,9 +78,7 @@ class LatencyPlan:
                     raise ValueError(f"--{flag} {value}: expected a number from 1{upper}")
         if self.rounds < timing.LEAST_ROUNDS:
             why = "of fewer rounds no median has a 95 % interval"
-            raise ValueError(
-                f"--rounds {self.rounds}: expected a number from {timing.LEAST_ROUNDS}; {why}"
-            )
+            raise ValueError(f"--rounds {self.rounds}: expected a number from {timing.LEAST_ROUNDS}; {why}")
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"--seconds {self.seconds:g}: expected a number from 0")
         for keep in self.keeps:
@@ -137,9 +135,7 @@ class Family:
     counts: dict[str, Counts]  # by the row's key
 
 
-def load_family(
-    dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress
-) -> Family:
+def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress) -> Family:
     """Load a dense tower, or build it without weights, and reduce it."""
     whole: list[MethodRate] = [(DENSE, 1.0)]
     if random_weights:
@@ -240,9 +236,7 @@ class _FamilyRun:
         vits = copy.deepcopy([row.vit for row in self.family.rows])
         return [vit.to(self.device, DTYPES[dtype]) for vit in vits]
 
-    def _timed(
-        self, cell: Cell, models: Mapping[int, tuple[LatencyRecord, ReducedViT]]
-    ) -> dict[int, LatencyRecord]:
+    def _timed(self, cell: Cell, models: Mapping[int, tuple[LatencyRecord, ReducedViT]]) -> dict[int, LatencyRecord]:
         """Time models, the dense one first; complete their blank records."""
         label = f"{self.dense.model}: {cell.label}"
         vits = {str(index): vit for index, (_, vit) in models.items()}

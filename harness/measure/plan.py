@@ -83,10 +83,7 @@ def _check_match(plan: Plan) -> None:
     if plan.match not in MATCHES:
         raise ValueError(f"match={plan.match!r}: {expected(plan.match, MATCHES)}")
     if GOLDEN in plan.methods:
-        raise ValueError(
-            f"method {GOLDEN!r} has no GFLOPs to match, it needs the answer: leave it out of "
-            "--methods"
-        )
+        raise ValueError(f"method {GOLDEN!r} has no GFLOPs to match, it needs the answer: leave it out of --methods")
     if plan.match_to == DENSE:
         raise ValueError(f"match_to={DENSE!r} has no keep rate: name a method that reduces")
     if plan.match_to not in plan.methods:

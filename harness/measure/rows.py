@@ -77,9 +77,7 @@ def known_methods() -> tuple[str, ...]:
     return (DENSE, *sorted(METHODS), GOLDEN)
 
 
-def variants(
-    dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]
-) -> list[Variant]:
+def variants(dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]) -> list[Variant]:
     """Make the rows for a dense tower; all share its weights.
 
     Raises:
@@ -134,13 +132,7 @@ def predictors_digest(files: Sequence[PredictorFile]) -> str:
 
 
 def reduced_row(
-    dense: ReducedViT,
-    arch: str,
-    tag: str,
-    name: str,
-    method: str,
-    options: dict[str, Any],
-    what: str = "",
+    dense: ReducedViT, arch: str, tag: str, name: str, method: str, options: dict[str, Any], what: str = ""
 ) -> Variant:
     """Make a row of a registered method with its ``options``, ``keep`` among them."""
     options, predictors = with_predictors(arch, tag, method, options, len(dense.blocks))
@@ -273,9 +265,7 @@ class KeepSolver:
         return True
 
 
-def matched_rows(
-    dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress
-) -> list[MethodRate]:
+def matched_rows(dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress) -> list[MethodRate]:
     """Solve each method's keep rate for the target's GFLOPs at each of the plan's.
 
     Costs are fvcore's of the model itself. Two keep rates of the target may share a method's row;

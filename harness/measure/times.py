@@ -138,9 +138,7 @@ def earlier_times(path: Path, progress: Progress, *, fresh: bool) -> list[Latenc
     return read_latencies(path) if to_go_on_from(path, progress.say, fresh=fresh) else []
 
 
-def fitting(
-    blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int
-) -> LatencyRecord | None:
+def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -> LatencyRecord | None:
     """Find the newest known record of equal conditions with so many rounds, or that failed."""
     for record in reversed(known):
         same = all(getattr(record, name) == getattr(blank, name) for name in CONDITIONS)
@@ -169,10 +167,7 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     return Table(
         title=table_of(rows[0]),
         caption=CAPTION + (PREPARED if "off" in columns else ""),
-        columns=[
-            Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS)
-            for h in columns
-        ],
+        columns=[Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS) for h in columns],
         rows=[[Cell(text(row)) for text in columns.values()] for row in rows],
         sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),
         notes=notes(rows),

@@ -125,9 +125,7 @@ def interleaved(
     return {name: Timing(batch=len(images), samples_ms=tuple(samples[name])) for name in names}
 
 
-def random_images(
-    batch: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def random_images(batch: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return random images (batch, 3, *size), the same numbers on every device."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 3, *size, generator=generator).to(device, dtype)
@@ -147,9 +145,7 @@ def stopwatch(device: torch.device, threads: int) -> Stopwatch:
     return torch_timer(threads) if device.type == "cpu" else wall_clock(waiting(device))
 
 
-def wall_clock(
-    wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns
-) -> Stopwatch:
+def wall_clock(wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns) -> Stopwatch:
     """Return a stopwatch that times a call, in ``clock``'s nanoseconds, between two waits."""
 
     def time_ms(call: Call, images: Tensor) -> float:

@@ -273,17 +273,14 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except store.BrokenShardError as error:
         raise ValueError(
-            f"{str(path)!r} is broken ({error}): delete it, or make it again by the same "
-            "`compare` command with --fresh"
+            f"{str(path)!r} is broken ({error}): delete it, or make it again by the same `compare` command with --fresh"
         ) from error
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
 
 def read_traces(
-    run: Path | str,
-    records: Sequence[Record] | None = None,
-    left_out: Callable[[str], object] | None = None,
+    run: Path | str, records: Sequence[Record] | None = None, left_out: Callable[[str], object] | None = None
 ) -> list[RowTraces]:
     """Read the traces of a run, the dense row of each dataset and tower first.
 
@@ -297,9 +294,7 @@ def read_traces(
     """
     folder = Path(run) / TRACES
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"run {str(run)!r} has no folder {TRACES!r}; `compare --fresh --output {run}` makes it"
-        )
+        raise FileNotFoundError(f"run {str(run)!r} has no folder {TRACES!r}; `compare --fresh --output {run}` makes it")
     paths = sorted(folder.glob("*.parquet"))
     if records is not None:
         facts = [Facts.of(record) for record in records]
@@ -371,9 +366,7 @@ def read_thumbnails(run: Path | str, facts: Facts) -> Thumbnails:
         return Thumbnails(jpeg=_read_jpegs(path))
 
 
-def keep_thumbnails(
-    run: Path, facts: Facts, split: Split, preprocess: Any, on_batch: Callable[[int], None]
-) -> None:
+def keep_thumbnails(run: Path, facts: Facts, split: Split, preprocess: Any, on_batch: Callable[[int], None]) -> None:
     """Store small copies of a split's images; those that have one are not drawn again.
 
     ``preprocess`` maps a PIL image to (C, H, W), and ``on_batch`` takes the number of images done.
@@ -426,9 +419,7 @@ class Answered(NamedTuple):
     predicted: NDArray[np.int64]
 
     @classmethod
-    def of(
-        cls, record: Record, outcome: Outcome, predicted: NDArray[np.int64], traced: Any
-    ) -> Self:
+    def of(cls, record: Record, outcome: Outcome, predicted: NDArray[np.int64], traced: Any) -> Self:
         """Take what a row did to some of its images, those at the positions ``traced``."""
         return cls(record, outcome.part(traced), predicted[traced])
 

@@ -67,9 +67,7 @@ class Tuner:
         self._outcomes = OutcomeCache()
         self._pixels: dict[str, Tensor] = {}
 
-    def tuned(
-        self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig
-    ) -> dict[str, Tuned]:
+    def tuned(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         """Tune each row on ``shots`` labelled images per class, or take what was tuned before.
 
         Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own.
@@ -101,9 +99,7 @@ class Tuner:
         text, _ = text_classifier(self.parts, self.dataset)
         return top1(row, text), top1(replace(row, vit=tuned.vit), tuned.classifier)
 
-    def _tune(
-        self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path
-    ) -> None:
+    def _tune(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path) -> None:
         """Tune one row and write the result; go on where a stopped run was."""
         checkpoint = path.with_suffix(".pt")
         what = f"{config.tokens} for {row.key}, {self.dataset.name}, {shots} shots, draw {seed}"

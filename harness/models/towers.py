@@ -206,8 +206,7 @@ def _full_name(name: str) -> str:
     quick = arch.replace("_clip_", "_clip_quickgelu_")
     if quick != arch and timm.is_model(quick) and tag in _tags(quick):
         raise ValueError(
-            f"model {name!r}: these weights were trained with QuickGELU, which this name leaves "
-            f"out; use {quick}.{tag}"
+            f"model {name!r}: these weights were trained with QuickGELU, which this name leaves out; use {quick}.{tag}"
         )
     return f"{arch}.{tag}"
 

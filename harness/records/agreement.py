@@ -96,9 +96,7 @@ def match_chance(k: int, n: int) -> float:
     return k / n
 
 
-def border_overlap(
-    truth: ArrayLike, scores: ArrayLike, k: int, band: float = BAND
-) -> NDArray[np.float64]:
+def border_overlap(truth: ArrayLike, scores: ArrayLike, k: int, band: float = BAND) -> NDArray[np.float64]:
     """Return the share of the patches near the border that fall on the same side of it.
 
     Near are those whose place in the true order is within ``band`` of all patches from the border
@@ -183,9 +181,7 @@ def _border(k: int, n: int, band: float) -> tuple[int, int]:
     return max(0, k - reach), min(n, k + reach)
 
 
-def _paired(
-    scores_a: ArrayLike, scores_b: ArrayLike
-) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+def _paired(scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
     a, b = np.asarray(scores_a), np.asarray(scores_b)
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] < 2:
         raise ValueError(f"need two (B, N) arrays of one shape, N >= 2; got {a.shape}, {b.shape}")

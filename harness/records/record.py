@@ -110,9 +110,7 @@ class Latency:
     )] = None  # fmt: skip
     ratio_low: End = None
     ratio_high: End = None
-    images_per_s: Annotated[
-        float, Metric(heading="Batch {batch}, images/s", form=".1f", better="higher", bound="")
-    ]
+    images_per_s: Annotated[float, Metric(heading="Batch {batch}, images/s", form=".1f", better="higher", bound="")]
 
     def __post_init__(self) -> None:
         _check_interval(self, "ratio_to_dense", "ratio_low", "ratio_high")
@@ -388,9 +386,7 @@ def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
     return read_records(path) if to_go_on_from(path, progress.say, fresh=fresh) else []
 
 
-def fitting(
-    blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False
-) -> Record | None:
+def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False) -> Record | None:
     """Find the newest known record made under the same conditions as ``blank``, an unmeasured one.
 
     Latency at these batch sizes must be there, too, and agreement with golden rankings if
@@ -572,13 +568,9 @@ def require_appendable(path: Path, flag: str = "--output") -> None:
         with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=folder):
             pass
     except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(
-            f"{flag} {str(folder)!r} is a file, or lies in one; expected a folder"
-        ) from error
+        raise NotADirectoryError(f"{flag} {str(folder)!r} is a file, or lies in one; expected a folder") from error
     except OSError as error:
-        raise OSError(
-            f"{flag} {str(folder)!r} can't be written to ({error.strerror}); name another folder"
-        ) from error
+        raise OSError(f"{flag} {str(folder)!r} can't be written to ({error.strerror}); name another folder") from error
 
 
 def read_lines(path: Path) -> tuple[list[bytes], bool]:

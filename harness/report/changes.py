@@ -14,14 +14,7 @@ from rich.console import Console
 
 from harness.console.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.records.averages import protocol, tower_of, uncounted
-from harness.records.record import (
-    Metric,
-    Record,
-    measured_alike,
-    metrics,
-    read_run,
-    require_appendable,
-)
+from harness.records.record import Metric, Record, measured_alike, metrics, read_run, require_appendable
 from harness.records.statistics import (
     MCNEMAR,
     Interval,
@@ -38,10 +31,7 @@ from zoo.files import write_whole
 
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
 # What makes a row the same row in both runs; tag and not the weights' hash, which is told.
-_ROW = (
-    *("dataset", "split", "model", "tag", "method", "keep"),
-    *("shots", "tuning", "prompt_tokens", "seed"),
-)
+_ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tuning", "prompt_tokens", "seed"))
 _IMAGES = ("dataset_revision", "image_count")
 _MACHINE = ("device", "device_name", "dtype", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
@@ -202,11 +192,7 @@ def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
     rows: dict[tuple[object, ...], list[int]] = {}
     for index, record in enumerate(theirs):
         rows.setdefault(row(record), []).append(index)
-    near = [
-        (_likeness(one, theirs[j]), i, j)
-        for i, one in enumerate(ours)
-        for j in rows.get(row(one), ())
-    ]
+    near = [(_likeness(one, theirs[j]), i, j) for i, one in enumerate(ours) for j in rows.get(row(one), ())]
     partner: dict[int, int] = {}
     for _, i, j in sorted(near, reverse=True):
         if i not in partner and j not in partner.values():
@@ -243,9 +229,7 @@ def _known(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
 
 def changes_data(runs: Changes) -> dict[str, Any]:
     """Return the pairs with what may be compared, conditions that differ, and rows of one run."""
-    conditions = [
-        {**json_values(difference), "rows": count} for difference, count in runs.conditions()
-    ]
+    conditions = [{**json_values(difference), "rows": count} for difference, count in runs.conditions()]
     return {
         "pairs": [
             _pair(pair, family.adjusted.get(at))
@@ -457,9 +441,7 @@ def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Show
         write_whole(path, changes_markdown(runs, str(a), str(b)).encode())
         status.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
     lines = (f"A: {a}", f"B: {b}", *notes(runs))
-    return Shown(
-        parts=(*lines, *tables(runs)), data={"a": str(a), "b": str(b), **changes_data(runs)}
-    )
+    return Shown(parts=(*lines, *tables(runs)), data={"a": str(a), "b": str(b), **changes_data(runs)})
 
 
 def run_changes(args: argparse.Namespace, status: Console) -> Shown:

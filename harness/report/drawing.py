@@ -46,8 +46,7 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     ordered = sorted(set(names) - {DENSE})
     count = len(STYLES)
     styles = {
-        name: Style(*STYLES[place % count], LINES[place // count % len(LINES)])
-        for place, name in enumerate(ordered)
+        name: Style(*STYLES[place % count], LINES[place // count % len(LINES)]) for place, name in enumerate(ordered)
     }
     return styles | {DENSE: Style(INK, "h", "-")}
 
@@ -109,9 +108,7 @@ class Chart:
             axes.set_xscale("symlog", linthresh=1, linscale=0.4)
         if self.ticks is not None:
             axes.set_xticks(list(self.ticks), list(self.ticks.values()))
-        handles = {
-            name: _series(axes, points, styles[name]) for name, points in self.series.items()
-        }
+        handles = {name: _series(axes, points, styles[name]) for name, points in self.series.items()}
         if self.level is not None:
             axes.axhline(self.level, color=INK, linewidth=0.8, linestyle=":")
         if self.front:
@@ -154,10 +151,7 @@ def _bars(values: Sequence[Interval]) -> list[list[float]] | None:
     """Return lengths of bars down and up; None where there are none."""
     if all(value.low == value.estimate == value.high for value in values):
         return None
-    return [
-        [value.estimate - value.low for value in values],
-        [value.high - value.estimate for value in values],
-    ]
+    return [[value.estimate - value.low for value in values], [value.high - value.estimate for value in values]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +234,7 @@ class Plot:
         return [_drawn([panel], None, styles, "svg") for panel in self.panels]
 
 
-def _drawn(
-    panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mapping[str, Style], form: str
-) -> bytes:
+def _drawn(panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mapping[str, Style], form: str) -> bytes:
     """Draw panels in rows and columns with a legend aside; without a grid, the legend is below."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -15,16 +15,7 @@ from harness.console.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average, labels
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
-from harness.report.groups import (
-    Group,
-    Grouped,
-    counted,
-    grouped,
-    sections,
-    time_rows,
-    time_sections,
-    timed_groups,
-)
+from harness.report.groups import Group, Grouped, counted, grouped, sections, time_rows, time_sections, timed_groups
 from harness.report.highlights import Front, Highlights, Standing, highlights, missing, row_name
 from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
@@ -64,8 +55,7 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
         where = f"{counted(len(report.times), 'table')} of {page_file.name}"
         lines.append(f"{count} by latency in {where}")
     lines += [
-        f"{one.title}: {one.why} in {'; '.join(one.groups)}. This measures it: {one.command}"
-        for one in report.missing
+        f"{one.title}: {one.why} in {'; '.join(one.groups)}. This measures it: {one.command}" for one in report.missing
     ]
     if replaced:
         count = counted(replaced, "earlier measurement")
@@ -80,9 +70,7 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
             "left_out": list(report.left_out),
             "missing": [asdict(one) for one in report.missing],
             "groups": [_group_data(one) for one in report.short],
-            "latency": [
-                {"name": group.name, "records": json_values(group.rows)} for group in report.times
-            ],
+            "latency": [{"name": group.name, "records": json_values(group.rows)} for group in report.times],
             "agreement": list(report.agreement),
         },
     )
@@ -153,9 +141,7 @@ def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
     files: dict[str, Callable[[], bytes | str]] = {
         "report.html": lambda: page(report, title),
         "table.md": lambda: markdown([*sections(groups), *time_sections(report.times)]),
-        "table.tex": lambda: latex(
-            [*sections(groups, summary=True), *time_sections(report.times, summary=True)]
-        ),
+        "table.tex": lambda: latex([*sections(groups, summary=True), *time_sections(report.times, summary=True)]),
     }
     if groups.groups:
         files["summary.md"] = lambda: markdown(list(sections(groups, summary=True)))
@@ -181,9 +167,7 @@ def front_table(group: Group, fronts: Sequence[Front]) -> Table:
         "the front by the estimates, which may be wrong",
         columns=[Column(heading=heading, left=True, fold=True) for heading in heads],
         rows=[
-            [Cell(name), *(_verdict(place, names) for place in places)]
-            for name, places in rows.items()
-            if any(places)
+            [Cell(name), *(_verdict(place, names) for place in places)] for name, places in rows.items() if any(places)
         ],
     )
 
@@ -245,9 +229,7 @@ def records_in(run: Path) -> list[Record]:
     return [] if only_times or _of_times(run) else read_run(run)
 
 
-def latencies_in(
-    runs: Sequence[Path], left_out: Callable[[str], object]
-) -> list[tuple[str, LatencyRecord]]:
+def latencies_in(runs: Sequence[Path], left_out: Callable[[str], object]) -> list[tuple[str, LatencyRecord]]:
     """Return the times that runs hold or that lie beside their records, each with its run.
 
     ``left_out`` is called with why a file beside records can't be read.

@@ -101,10 +101,7 @@ def grouped(records: Iterable[Record]) -> Grouped:
     for (conditions, identity, _), record in newest.items():
         own = frozenset(seeds[conditions, identity])
         shares.setdefault((conditions, own), []).append(record)
-    rows = [
-        sorted(averages(share), key=lambda row: (row.method != DENSE, -row.keep))
-        for share in shares.values()
-    ]
+    rows = [sorted(averages(share), key=lambda row: (row.method != DENSE, -row.keep)) for share in shares.values()]
     groups = [
         Group(name=name, rows=group, setting=_setting(conditions))
         for name, group, (conditions, _) in zip(_names(rows), rows, shares, strict=True)
@@ -163,12 +160,9 @@ def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
         for name, rows in zip(names, groups, strict=True):
             alike.setdefault(name, []).append(rows)
         varying = {
-            name: [c for c in conditions if len({_text(rows, c) for rows in same}) > 1]
-            for name, same in alike.items()
+            name: [c for c in conditions if len({_text(rows, c) for rows in same}) > 1] for name, same in alike.items()
         }
-        words = [
-            ", ".join(_words(r, c) for c in varying[n]) for n, r in zip(names, groups, strict=True)
-        ]
+        words = [", ".join(_words(r, c) for c in varying[n]) for n, r in zip(names, groups, strict=True)]
         names = ["; ".join(filter(None, pair)) for pair in zip(names, words, strict=True)]
     return names
 
@@ -303,10 +297,7 @@ def _time_section(group: TimedGroup, *, summary: bool) -> Table:
         title=group.name,
         caption=f"{CAPTION[0].upper()}{CAPTION[1:]}{more}.",
         columns=[Column(heading=head, left=head == "model") for head in heads],
-        rows=[
-            [Cell(cells[head](row), _value(row, head, cells[head](row))) for head in heads]
-            for row in group.rows
-        ],
+        rows=[[Cell(cells[head](row), _value(row, head, cells[head](row))) for head in heads] for row in group.rows],
         models=[row.model for row in group.rows],
         notes=notes(group.rows),
     )

@@ -9,12 +9,7 @@ from harness.measure.times import LatencyRecord
 from harness.records.averages import Average, Judged, judged, labels, tower_of
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import METRICS, Latency
-from harness.records.statistics import (
-    Interval,
-    minimum_detectable_difference,
-    paired_p,
-    together,
-)
+from harness.records.statistics import Interval, minimum_detectable_difference, paired_p, together
 from harness.report.groups import Group, Grouped, counted, shot_columns
 
 Verdict = Literal["front", "open", "beaten"]
@@ -112,9 +107,7 @@ class Highlights:
     fronts: Sequence[Front]  # by GFLOPs and by the ratio of time at each batch size
 
 
-def standings(
-    rows: Sequence[Average], cost: Callable[[Average], Interval | None]
-) -> list[Standing]:
+def standings(rows: Sequence[Average], cost: Callable[[Average], Interval | None]) -> list[Standing]:
     """Judge every row that has a cost.
 
     Clearly more accurate is what the exact test of `averages.row_p` says on the same images, at 5 %
@@ -126,14 +119,10 @@ def standings(
         (better, worse)
         for worse, (row, spent) in enumerate(costs)
         for better, (other, price) in enumerate(costs)
-        if better != worse
-        and price.high <= SAME * spent.low
-        and other.top1.estimate > row.top1.estimate
+        if better != worse and price.high <= SAME * spent.low and other.top1.estimate > row.top1.estimate
     ]
     seeds = [len(row.records) for row, _ in costs]
-    clear = together(
-        {(a, b): paired_p(hits[a], hits[b], seeds[a], seeds[b]) for a, b in pairs}
-    ).clear
+    clear = together({(a, b): paired_p(hits[a], hits[b], seeds[a], seeds[b]) for a, b in pairs}).clear
     beaten: dict[int, Average] = {}
     for better, worse in pairs:
         row, known = costs[better][0], beaten.get(worse)
@@ -166,11 +155,7 @@ def fronts(group: Group, kinds: Sequence[str] = ("gflops", "ratio")) -> list[Fro
     """Return where rows stand by each cost that at least two of them have."""
     batches = sorted({timed.batch for row in group.rows for timed in row.latency})
     costs = [Cost("gflops"), *(Cost(kind, b) for kind in ("ratio", "ms") for b in batches)]
-    every = [
-        Front(cost=cost, standings=standings(group.rows, cost.of))
-        for cost in costs
-        if cost.kind in kinds
-    ]
+    every = [Front(cost=cost, standings=standings(group.rows, cost.of)) for cost in costs if cost.kind in kinds]
     return [front for front in every if len(front.standings) > 1]
 
 
@@ -199,11 +184,7 @@ def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str
     for verdict, words in (("front", "On the front"), ("open", "Beside it, not clearly")):
         if rows := [one.row for one in ordered if one.verdict == verdict]:
             notes.append(f"{words}: {row_names(rows, names)}.")
-    losers = [
-        f"{row_name(one.row, names)} (by {row_name(one.by, names)})"
-        for one in ordered
-        if one.by is not None
-    ]
+    losers = [f"{row_name(one.row, names)} (by {row_name(one.by, names)})" for one in ordered if one.by is not None]
     return [*notes, f"Clearly beaten: {', '.join(losers)}."] if losers else notes
 
 
@@ -234,9 +215,7 @@ def _saving(rows: Sequence[Average], names: Mapping[str, str]) -> tuple[Average 
     whole = dense.mean("gflops")
     if family is None or whole is None:
         return None, "No row has both a difference to dense and counted GFLOPs."
-    cheaper = [
-        row for row in rows if row.to_dense is not None and (row.mean("gflops") or whole) < whole
-    ]
+    cheaper = [row for row in rows if row.to_dense is not None and (row.mean("gflops") or whole) < whole]
     if not cheaper:
         return None, "No row with a difference to dense has fewer GFLOPs."
     without_loss = [row for row in cheaper if not _loses(row, family)]
@@ -287,8 +266,7 @@ def _hidden_loss(row: Average, dense: Average, family: Judged) -> str:
         images = counted(int(apart.sum()), "image")
         return f" Just one of the two is right on {images}, too few to show a loss."
     return (
-        f" No clear loss isn't no loss: {truth.size} images show one of {100 * least:.1f} points "
-        "in four of five cases."
+        f" No clear loss isn't no loss: {truth.size} images show one of {100 * least:.1f} points in four of five cases."
     )
 
 
@@ -317,28 +295,13 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
             [group for group in groups if not any(row.latency for row in group.rows)],
             ["--batches", "1", "32"],
         ),
-        (
-            "Kendall τ against keep rate",
-            no_rankings,
-            _without(groups, "tau"),
-            ["--methods", GOLDEN, *_methods(groups)],
-        ),
+        ("Kendall τ against keep rate", no_rankings, _without(groups, "tau"), ["--methods", GOLDEN, *_methods(groups)]),
         ("Tokens per block", "they weren't recorded", _without(groups, "tokens_per_block"), []),
         ("Top-1 by shots", "there is one number of shots only", one_number, shots),
-        (
-            "Agreement of rankings, and kept patches",
-            no_traces,
-            [] if traced else groups,
-            ["--fresh"],
-        ),
+        ("Agreement of rankings, and kept patches", no_traces, [] if traced else groups, ["--fresh"]),
     )
     return [
-        Missing(
-            title=title,
-            groups=[group.name for group in those],
-            why=why,
-            command=_command(those, flags),
-        )
+        Missing(title=title, groups=[group.name for group in those], why=why, command=_command(those, flags))
         for title, why, those, flags in lacking
         if those
     ]
@@ -346,11 +309,7 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
 
 def _without(groups: Sequence[Group], field: str) -> list[Group]:
     """Return the groups in which no record has a measurement."""
-    return [
-        group
-        for group in groups
-        if all(getattr(r, field) is None for row in group.rows for r in row.records)
-    ]
+    return [group for group in groups if all(getattr(r, field) is None for row in group.rows for r in row.records)]
 
 
 def _methods(groups: Sequence[Group]) -> list[str]:

@@ -63,11 +63,7 @@ def page(report: Report, title: str) -> str:
         times=times,
         drawings={plot.name: plot.draw_each(styles) for plot in report.plots},
         pictures=pictures,
-        contents=[
-            (*chapter, [(*entry, ()) for entry in entries])
-            for chapter, entries in chapters.items()
-            if entries
-        ],
+        contents=[(*chapter, [(*entry, ()) for entry in entries]) for chapter, entries in chapters.items() if entries],
         style=Markup(_asset("style.css")),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -90,10 +90,7 @@ class TracedGroup:
         """
         conditions = ((row.facts.model, row.facts.conditions | {"grid": row.grid}) for row in rows)
         if mixed := differing(conditions):
-            raise ValueError(
-                f"traces of different {', '.join(mixed)} cannot stand side by side: "
-                f"{in_words(mixed)}"
-            )
+            raise ValueError(f"traces of different {', '.join(mixed)} cannot stand side by side: {in_words(mixed)}")
         shared = set(rows[0].image_ids).intersection(*(row.image_ids for row in rows))
         ids = [name for name in rows[0].image_ids if name in shared]
         return cls(rows=[row.take(ids) for row in rows], thumbnails=thumbnails)
@@ -148,16 +145,13 @@ class TracedGroup:
         """Rows whose rankings stand in one matrix, at least two, golden ones first; by level."""
         # A row that prunes by the golden ranking is left out: the ranking itself is there.
         ranked = [
-            [r for r in (*self.golden, *level) if r.ranked.any() and r.facts.method != GOLDEN]
-            for level in self.levels
+            [r for r in (*self.golden, *level) if r.ranked.any() and r.facts.method != GOLDEN] for level in self.levels
         ]
         return [(rows, pairs(rows)) for rows in ranked if len(rows) > 1]
 
 
 def traced_groups(
-    runs: Sequence[Path | str],
-    records: Sequence[Record] | None = None,
-    left_out: Callable[[str], object] | None = None,
+    runs: Sequence[Path | str], records: Sequence[Record] | None = None, left_out: Callable[[str], object] | None = None
 ) -> list[TracedGroup]:
     """Share the traces of runs out to groups; runs without traces have none.
 
@@ -292,14 +286,8 @@ def _matrix_alt(rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], 
     """Say how each row agrees with the golden ranking, and which others agree most and least."""
     means = {pair: tau.mean for pair, tau in agreements.items()}
     names = [label(row, rows) for row in rows]
-    parts = [
-        f"{names[i]} and {names[j]} {_number(mean)}"
-        for (i, j), mean in means.items()
-        if rows[i].golden
-    ]
-    others = [
-        (mean, i, j) for (i, j), mean in means.items() if not rows[i].golden and mean is not None
-    ]
+    parts = [f"{names[i]} and {names[j]} {_number(mean)}" for (i, j), mean in means.items() if rows[i].golden]
+    others = [(mean, i, j) for (i, j), mean in means.items() if not rows[i].golden and mean is not None]
     for how, choose in (("most", max), ("least", min)) if others else ():
         mean, i, j = choose(others)
         parts.append(f"{names[i]} and {names[j]} agree {how} of the others, {_number(mean)}")
@@ -329,9 +317,7 @@ def _draw(panels: Sequence[Matrix], form: str) -> bytes:
         return saved(figure, form)
 
 
-def _panel(
-    axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]
-) -> Any:
+def _panel(axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]) -> Any:
     """Draw the pairs below the diagonal and return what the colour bar is of."""
     names = [label(row, rows) for row in rows]
     size = len(rows) - 1
@@ -448,9 +434,7 @@ def _row(group: TracedGroup, rows: Sequence[RowTraces], dense: Sequence[RowTrace
         name=name,
         label=rows[0].labels[i],
         view=group.thumbnails.view(name),
-        importance={
-            k: row.importance[i] for k, row in named.items() if row.golden and row.ranked[i]
-        },
+        importance={k: row.importance[i] for k, row in named.items() if row.golden and row.ranked[i]},
         kept={k: row.kept[i] for k, row in named.items() if not row.golden and not _merges(row)},
         tokens={k: row.token[i] for k, row in named.items() if _merges(row)},
         captions=answers | ({IMAGE: _answer(dense[0], i)} if dense else {}),

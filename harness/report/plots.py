@@ -11,16 +11,7 @@ from harness.records.record import METRICS
 from harness.records.statistics import Interval
 from harness.report.drawing import Chart, Line, Panel, Plot, Point, Steps
 from harness.report.groups import Group, Grouped, TimedGroup, shot_columns
-from harness.report.highlights import (
-    Cost,
-    Front,
-    Highlights,
-    exact,
-    front_notes,
-    fronts,
-    ratio_of,
-    row_names,
-)
+from harness.report.highlights import Cost, Front, Highlights, exact, front_notes, fronts, ratio_of, row_names
 
 T = TypeVar("T")
 
@@ -57,9 +48,7 @@ _ACCURACY = {
 }
 
 
-def plots_of(
-    report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = ()
-) -> list[Plot]:
+def plots_of(report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = ()) -> list[Plot]:
     """Return the plots that there are figures for, of records in groups and of times."""
     others = (
         tau_plot(report.groups),
@@ -98,9 +87,7 @@ def accuracy_plots(short: Sequence[Highlights]) -> list[Plot]:
 def _accuracy_panel(group: Group, front: Front) -> Chart:
     rows, names = front.standings, labels(group.rows)
     title, x_label, _ = _ACCURACY[front.cost.kind]
-    ordered = sorted(
-        rows, key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep)
-    )
+    ordered = sorted(rows, key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep))
     series = _series(
         ordered,
         lambda one: names[one.row.identity],
@@ -117,11 +104,7 @@ def _accuracy_panel(group: Group, front: Front) -> Chart:
         y_label=_TOP1,
         series=series,
         level=100 * dense[0] if dense else None,
-        front=sorted(
-            (one.cost.estimate, 100 * one.row.top1.estimate)
-            for one in rows
-            if one.verdict == "front"
-        ),
+        front=sorted((one.cost.estimate, 100 * one.row.top1.estimate) for one in rows if one.verdict == "front"),
         notes=notes,
     )
 
@@ -146,11 +129,7 @@ def _tau_panel(group: Group) -> Chart | None:
     ]
     if not taus:
         return None
-    series = _series(
-        taus,
-        lambda one: names[one[0].identity],
-        lambda one: Point(x=exact(100 * one[0].keep), y=one[1]),
-    )
+    series = _series(taus, lambda one: names[one[0].identity], lambda one: Point(x=exact(100 * one[0].keep), y=one[1]))
     means = {name: sum(p.y.estimate for p in own) / len(own) for name, own in series.items()}
     best = max(means, key=lambda name: means[name])
     ticks = sorted({100 * row.keep for row, _ in taus})
@@ -189,9 +168,7 @@ def _token_lines(rows: Sequence[Average]) -> tuple[Line, ...]:
         if counts is not None:
             key = (f"{100 * row.keep:.3g} %", tuple(counts))
             shared.setdefault(key, {})[names[row.identity]] = None
-    return tuple(
-        Line(names=tuple(own), end=end, counts=counts) for (end, counts), own in shared.items()
-    )
+    return tuple(Line(names=tuple(own), end=end, counts=counts) for (end, counts), own in shared.items())
 
 
 def _token_panel(lines: tuple[Line, ...], groups: Sequence[str]) -> Steps:
@@ -238,17 +215,11 @@ def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | No
     if not curves:
         return None
     series = {
-        name: [
-            Point(x=_beside(at, nth, len(curves)), y=_percent(top1))
-            for at, top1 in sorted(values.items())
-        ]
+        name: [Point(x=_beside(at, nth, len(curves)), y=_percent(top1)) for at, top1 in sorted(values.items())]
         for nth, (name, values) in enumerate(curves.items())
     }
     first, shots = columns[-1][0].first, [column[0].first.shots for column in columns]
-    title = (
-        f"{first.dataset} {first.split}, {learned(first)}, {tower_of(first)}, "
-        f"keep {100 * keep:.3g} %"
-    )
+    title = f"{first.dataset} {first.split}, {learned(first)}, {tower_of(first)}, keep {100 * keep:.3g} %"
     last = {name: 100 * values[max(values)].estimate for name, values in curves.items()}
     return Chart(
         title=title,
@@ -310,9 +281,7 @@ def _verdicts(verdict: str, rows: Sequence[LatencyRecord]) -> str:
     return f"{verdict.capitalize()}: {models}." if models else ""
 
 
-def _series(
-    rows: Sequence[T], name: Callable[[T], str], point: Callable[[T], Point]
-) -> dict[str, list[Point]]:
+def _series(rows: Sequence[T], name: Callable[[T], str], point: Callable[[T], Point]) -> dict[str, list[Point]]:
     """Return a point per row, by the name of its series."""
     series: dict[str, list[Point]] = {}
     for row in rows:

@@ -17,15 +17,7 @@ from torch import Tensor
 from harness.console.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
-from harness.golden.maps import (
-    class_text,
-    golden_maps,
-    method_maps,
-    most_important,
-    patch_grid,
-    reduced,
-    unprocessed,
-)
+from harness.golden.maps import class_text, golden_maps, method_maps, most_important, patch_grid, reduced, unprocessed
 from harness.models.towers import Tower, load_tower
 from harness.report.drawing import OPTIONS, saved
 from zoo.files import write_whole
@@ -364,11 +356,7 @@ class Subject:
 
 
 def find_pictures(
-    places: Sequence[str],
-    *,
-    dataset: str | None = None,
-    classes: Sequence[str] = (),
-    labels: Sequence[str] = (),
+    places: Sequence[str], *, dataset: str | None = None, classes: Sequence[str] = (), labels: Sequence[str] = ()
 ) -> list[Subject]:
     """Load images from paths of files, or ``dataset:split:index``; a file of that name goes first.
 
@@ -399,9 +387,7 @@ def _is_file(place: str) -> bool:
     return Path(place).exists() or not PLACE.fullmatch(place)
 
 
-def _classes(
-    dataset: str | None, classes: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _classes(dataset: str | None, classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if dataset is None:
         if len(set(classes)) < len(classes) or not all(classes):
             raise ValueError(f"--classes {','.join(classes)!r}: expected names, each once")
@@ -432,8 +418,7 @@ def _image(place: str) -> Image.Image:
     path = Path(place)
     if not path.is_file():
         raise FileNotFoundError(
-            f"image {place!r} does not exist; expected an image file, or dataset:split:index such "
-            "as fashion:val:3"
+            f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
         )
     return read_image(path, way=LEAVE_OUT)
 
@@ -450,8 +435,7 @@ def _from_dataset(place: str) -> Subject:
         raise ValueError(f"image {place!r}: {dataset.name} {match['split']} has no images")
     if not index.isdecimal() or int(index) >= len(split):
         raise ValueError(
-            f"image {place!r}: index {index!r}: {dataset.name} {match['split']} has images 0 to "
-            f"{len(split) - 1}"
+            f"image {place!r}: index {index!r}: {dataset.name} {match['split']} has images 0 to {len(split) - 1}"
         )
     example = split[int(index)]
     name = f"{dataset.name}:{match['split']}:{index}"
@@ -593,13 +577,7 @@ class Figure(NamedTuple):
 
 
 def show(
-    model: str,
-    pictures: Sequence[Subject],
-    config: ShowConfig,
-    out: Path,
-    *,
-    progress: Progress,
-    device: str = "cpu",
+    model: str, pictures: Sequence[Subject], config: ShowConfig, out: Path, *, progress: Progress, device: str = "cpu"
 ) -> Figure:
     """Draw images beside what a dense tower (see ``towers.load_tower``) makes of them, as a PNG.
 
@@ -628,11 +606,7 @@ def show(
                 label="" if picture.label is None else picture.classes[picture.label],
                 view=views[i],
                 importance={c: m[i] for c, m in maps.importance.items() if i in m},
-                kept={
-                    _kept(keep): maps.kept[by, keep][i]
-                    for keep in config.keeps
-                    if i in maps.kept[by, keep]
-                },
+                kept={_kept(keep): maps.kept[by, keep][i] for keep in config.keeps if i in maps.kept[by, keep]},
             )
             for i, picture in enumerate(pictures)
         ],

@@ -25,14 +25,7 @@ from harness.records.averages import (
 )
 from harness.records.conditions import DENSE
 from harness.records.record import Latency, Metric, Record, declared, metrics, refuse_mixed
-from harness.records.statistics import (
-    MCNEMAR,
-    SIGN_FLIP,
-    Interval,
-    Together,
-    mark_note,
-    together,
-)
+from harness.records.statistics import MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
 from harness.report.writers import csv_text
 
 # What a column of a table of shots differs in from another, with what follows from it.
@@ -101,9 +94,7 @@ def comparison_table(records: Sequence[Record]) -> Table:
     )
 
 
-def _terminal_columns(
-    rows: Sequence[Average], batches: Sequence[int], family: Judged | None
-) -> list[Filled]:
+def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: Judged | None) -> list[Filled]:
     times = [(Column(heading=f"batch {b}, ms", forms=_ROOMY), _timed(b, _time)) for b in batches]
     for batch in batches[-1:]:
         speed = _timed(batch, lambda entry: figure(entry.images_per_s, ".0f"))
@@ -149,9 +140,7 @@ def _terminal(metric: Metric, family: Judged | None) -> list[Filled]:
     return [filled(_ROOMY, ends=True), filled(("narrow",), ends=False)]
 
 
-def _cell(
-    row: Average, metric: Metric, family: Judged | None, *, short: bool = False, ends: bool = True
-) -> Cell:
+def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = False, ends: bool = True) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
     cell = estimate_cell(row.estimate(metric), metric, short=short, ends=ends)
     if cell.value is None:
@@ -187,9 +176,7 @@ def _lacking(rows: Iterable[Average]) -> str:
     return f"; {words}" if words else ""
 
 
-def report_columns(
-    rows: Sequence[Average], *, family: Judged | None = None, summary: bool = False
-) -> list[Filled]:
+def report_columns(rows: Sequence[Average], *, family: Judged | None = None, summary: bool = False) -> list[Filled]:
     """Return the columns of a report; a summary leaves out what a first look doesn't need."""
 
     def stands(metric: Metric) -> bool:
@@ -210,10 +197,7 @@ def report_columns(
         if stands(metric)
     ]
     return [
-        (
-            Column(heading="Method", left=True),
-            lambda row: Cell(names[row.identity], names[row.identity]),
-        ),
+        (Column(heading="Method", left=True), lambda row: Cell(names[row.identity], names[row.identity])),
         (Column(heading="Keep"), lambda row: keep_cell(row.keep)),
         *_in_order(rows, times, reported),
     ]
@@ -231,9 +215,7 @@ def keep_cell(keep: float) -> Cell:
     return Cell(f"{100 * keep:.3g} %", keep)
 
 
-def estimate_cell(
-    estimate: Interval | float | None, metric: Metric, *, short: bool = False, ends: bool = True
-) -> Cell:
+def estimate_cell(estimate: Interval | float | None, metric: Metric, *, short: bool = False, ends: bool = True) -> Cell:
     """Show an estimate, with the ends of its interval where it has one."""
     if estimate is None:
         return UNMEASURED
@@ -307,11 +289,7 @@ def _shot_table(groups: Sequence[Sequence[Average]], *, marked: bool) -> Table:
         caption=caption,
         columns=[Column(heading="Method", left=True), Column(heading="Keep"), *heads],
         rows=[
-            [
-                Cell(names[key], names[key]),
-                keep_cell(record.keep),
-                *(cell(key, at) for at in range(len(groups))),
-            ]
+            [Cell(names[key], names[key]), keep_cell(record.keep), *(cell(key, at) for at in range(len(groups)))]
             for key, record in models.items()
         ],
         models=[record.model for record in models.values()],
@@ -412,9 +390,7 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
             if name != "latency"
         }
         row |= {
-            f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None)
-            for batch in batches
-            for name in times
+            f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times
         }
         rows.append(row | ({"run": runs[at]} if runs else {}))
     return csv_text(rows)

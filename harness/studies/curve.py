@@ -148,11 +148,7 @@ class Ranker:
         return {point: min(one.samples_ms) for point, one in zip(points, timings, strict=True)}
 
     def hits(
-        self,
-        split: Split,
-        classifier: Tensor,
-        orders: Mapping[Point, Importance],
-        progress: Progress,
+        self, split: Split, classifier: Tensor, orders: Mapping[Point, Importance], progress: Progress
     ) -> dict[tuple[Point, int], NDArray[np.float64]]:
         """Judge the dense model on n images, pruned by each ranking (n, N), the exact one first.
 
@@ -187,10 +183,7 @@ def agreement_facts(
     members: Sequence[Sequence[Importance]], exact: Sequence[Importance], datasets: Iterable[str]
 ) -> dict[str, Any]:
     """Compare rankings with the exact ones, as fields of ``Worth``; images and seeds averaged."""
-    taus = [
-        np.mean([kendall_tau(member[i], exact[i]) for member in members], axis=0)
-        for i in range(len(exact))
-    ]
+    taus = [np.mean([kendall_tau(member[i], exact[i]) for member in members], axis=0) for i in range(len(exact))]
     truth = np.concatenate(exact)
     match = {}
     for percent in KEEPS:
@@ -217,9 +210,7 @@ def accuracy_facts(members: Sequence[Point], hits: Hits) -> dict[str, Any]:
     return {"top1": top1, "difference": difference}
 
 
-def measure_curve(
-    config: CurveConfig, progress: Progress, points: Sequence[Point] | None = None
-) -> Curve:
+def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Point] | None = None) -> Curve:
     """Measure ways to rank on some images; what an earlier run ranked is read from the cache.
 
     ``points`` are measured beside the exact ranking; None for the usual.
@@ -362,16 +353,11 @@ def draw_curve(curve: Curve, form: str) -> bytes:
         top1 = [Interval(*[100 * worth.top1[keep]] * 3) for worth in curve.worths]
         title = f"top-1 at keep {keep}, %"
         panels.append(_panel(curve, top1, title, level=100 * curve.dense))
-    styles = {
-        name: Style(*STYLES[place], "none" if name in ALONE else "-")
-        for place, name in enumerate(FAMILIES)
-    }
+    styles = {name: Style(*STYLES[place], "none" if name in ALONE else "-") for place, name in enumerate(FAMILIES)}
     return Plot(name="curve", title="", about="", panels=panels).draw(styles, form)
 
 
-def _panel(
-    curve: Curve, values: Sequence[Interval], title: str, level: float | None = None
-) -> Chart:
+def _panel(curve: Curve, values: Sequence[Interval], title: str, level: float | None = None) -> Chart:
     """Return one quantity against cost."""
     series: dict[str, list[drawing.Point]] = {name: [] for name in FAMILIES}
     for worth, value in zip(curve.worths, values, strict=True):

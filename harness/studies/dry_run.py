@@ -69,9 +69,7 @@ class DryShop(Workshop):
         self._counts: dict[tuple[str, str], Counter[str]] = {}
         self._predictors: dict[Path, PredictorFile] = {}
 
-    def count(
-        self, kind: str, of: str, *, total: int = 1, cached: int, images: int = 0, passes: int = 0
-    ) -> None:
+    def count(self, kind: str, of: str, *, total: int = 1, cached: int, images: int = 0, passes: int = 0) -> None:
         """Add work to that of the same kind."""
         more = Counter(total=total, cached=cached, images=images, passes=passes)
         self._counts.setdefault((kind, of), Counter()).update(more)
@@ -81,9 +79,7 @@ class DryShop(Workshop):
         """What was counted, in the order in which it is done first."""
         return [Step(kind=kind, of=of, **counts) for (kind, of), counts in self._counts.items()]
 
-    def rankings(
-        self, dataset: str, split: SplitName, golden: GoldenConfig, most: int | None = None
-    ) -> Rankings:
+    def rankings(self, dataset: str, split: SplitName, golden: GoldenConfig, most: int | None = None) -> Rankings:
         """Return those that are cached, or rankings of no image."""
         limit = self.limit(split, most)
         key = (dataset, split, golden, limit)
@@ -164,11 +160,7 @@ class DryShop(Workshop):
 
 
 def remaining(
-    recipe: Reproduction,
-    config: StudyConfig,
-    datasets: Sequence[Dataset],
-    known: Sequence[Record],
-    progress: Progress,
+    recipe: Reproduction, config: StudyConfig, datasets: Sequence[Dataset], known: Sequence[Record], progress: Progress
 ) -> list[Step]:
     """Return the steps of a table, with those that are done already."""
     if not datasets:
@@ -189,9 +181,7 @@ def remaining(
     return steps
 
 
-def _count_judging(
-    shop: DryShop, dataset: Dataset, lines: Sequence[Line], known: Sequence[Record]
-) -> None:
+def _count_judging(shop: DryShop, dataset: Dataset, lines: Sequence[Line], known: Sequence[Record]) -> None:
     """Count the rows of lines that are to be judged: all without prompts, or none of them."""
     bench = bench_of(shop, dataset, lines)
     plain = plain_rows(bench, lines)
@@ -218,9 +208,7 @@ def _count_judging(
     )
 
 
-def plan_data(
-    recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]
-) -> dict[str, Any]:
+def plan_data(recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]) -> dict[str, Any]:
     """Return steps with their sums, and why datasets can't be read, as JSON values."""
     sums = {name: sum(getattr(step, name) for step in steps) for name in ("images", "passes")}
     about = {"name": recipe.name, "model": model, **sums}
@@ -228,9 +216,7 @@ def plan_data(
     return values
 
 
-def plan_table(
-    recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]
-) -> Table:
+def plan_table(recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]) -> Table:
     """Lay out steps with their sums, and datasets that can't be read with the reason."""
     rows = []
     for step in steps:

@@ -16,15 +16,7 @@ from harness.console.terminal import Progress
 from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
 from harness.datasets.few_shot import subset
-from harness.golden.maps import (
-    class_text,
-    golden_maps,
-    method_maps,
-    object_patches,
-    patch_grid,
-    reduced,
-    unprocessed,
-)
+from harness.golden.maps import class_text, golden_maps, method_maps, object_patches, patch_grid, reduced, unprocessed
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import Interval, bootstrap_mean
 from zoo.golden import GoldenConfig
@@ -80,9 +72,7 @@ def object_share(importance: NDArray[np.floating], patches: NDArray[np.bool_]) -
     luck = (m - above.sum(axis=1)) * (tied & inside).sum(axis=1) / tied.sum(axis=1)
     ranks = rankdata(values, axis=1)
     wins = (ranks * inside).sum(axis=1) - m * (m + 1) / 2
-    return ObjectShare(
-        used=used, share=(sure + luck) / m, chance=m / total, auc=wins / (m * (total - m))
-    )
+    return ObjectShare(used=used, share=(sure + luck) / m, chance=m / total, auc=wins / (m * (total - m)))
 
 
 def find_objects(
@@ -115,9 +105,7 @@ def find_objects(
     if split[0].mask is None:
         shipped = [d for d in map(shipped_facts, list_datasets()) if d.files]
         masked = [d.name for d in shipped if d.split("test")[0].mask is not None]
-        raise ValueError(
-            f"dataset {dataset_name!r} has no object masks; expected one of {', '.join(masked)}"
-        )
+        raise ValueError(f"dataset {dataset_name!r} has no object masks; expected one of {', '.join(masked)}")
     tower = load_tower(model)
     text, scale = _text(tower, dataset, scores)
     text = None if text is None else text.to(device)
@@ -130,9 +118,7 @@ def find_objects(
             examples = list(split[start : start + BATCH])
             images = torch.stack([tower.preprocess(one.image) for one in examples]).to(device)
             labels = torch.tensor([example.label for example in examples], device=device)
-            maps = golden_maps(
-                tower.vit, images, scores, config, text=text, scale=scale, labels=labels
-            )
+            maps = golden_maps(tower.vit, images, scores, config, text=text, scale=scale, labels=labels)
             maps = {f"golden {score}": value for score, value in maps.items()}
             maps |= {name: method_maps(vit, images)[0] for name, vit in towers.items()}
             for name, value in maps.items():
@@ -193,9 +179,6 @@ def objects_table(shares_of: Mapping[str, ObjectShare], title: str) -> Table:
         "intervals: 95 % bootstrap over images, paired for the difference; AUC: how often an "
         f"object patch ranks above a background patch; {left_out} images without object or "
         "background left out",
-        columns=[
-            Column(heading=head, left=head == "ranking", forms=forms.get(head, FORMS))
-            for head in rows[0]
-        ],
+        columns=[Column(heading=head, left=head == "ranking", forms=forms.get(head, FORMS)) for head in rows[0]],
         rows=[list(map(Cell, cells.values())) for cells in rows],
     )

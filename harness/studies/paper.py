@@ -195,11 +195,7 @@ def stages(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
             yield Line({"method": method}, rows, keep)
 
 
-@study(
-    "Cost of Patch Ranking",
-    "How much cheaper is a pruned tower, in multiply-adds and in time?",
-    keeps=(0.6, 0.5),
-)
+@study("Cost of Patch Ranking", "How much cheaper is a pruned tower, in multiply-adds and in time?", keeps=(0.6, 0.5))
 def cost(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Count and time the pruned tower beside the dense one."""
     fits = shop.fitted([dataset.images_of], shop.golden())

@@ -103,11 +103,7 @@ def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
             yield Line({"network": recipe.arch, "loss": loss}, rows, keep)
 
 
-@study(
-    "Golden rankings to learn from",
-    "Which windows, and which cheap way, make the best teacher?",
-    keeps=(0.6, 0.3),
-)
+@study("Golden rankings to learn from", "Which windows, and which cheap way, make the best teacher?", keeps=(0.6, 0.3))
 def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit to golden rankings made in several ways; all are compared with the study's own."""
     own = shop.golden()
@@ -121,11 +117,7 @@ def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterato
             yield Line({"target": name}, rows, keep)
 
 
-@study(
-    "Ranked images per class that a predictor learns from",
-    "How many images must be ranked?",
-    keeps=(0.6, 0.3),
-)
+@study("Ranked images per class that a predictor learns from", "How many images must be ranked?", keeps=(0.6, 0.3))
 def shots(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit on few ranked images per class; all of them come first."""
     golden = shop.golden()

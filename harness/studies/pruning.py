@@ -14,11 +14,7 @@ SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the
 WITHOUT_PREDICTOR = sorted(name for name, cls in METHODS.items() if not cls.needs_predictor)
 
 
-@study(
-    "Methods at equal GFLOPs",
-    "Is Patch Ranking ahead of other methods for the same cost?",
-    keeps=(0.6, 0.5, 0.3),
-)
+@study("Methods at equal GFLOPs", "Is Patch Ranking ahead of other methods for the same cost?", keeps=(0.6, 0.5, 0.3))
 def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Give every method without a predictor the keep rate at which it costs what patchrank does."""
     fits = shop.fitted(shop.config.datasets, shop.golden())
@@ -38,9 +34,7 @@ def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Itera
 
 
 @study(
-    "Reduction point",
-    "Before which block do tokens go at the least loss, for one keep rate or one cost?",
-    keeps=(0.6,),
+    "Reduction point", "Before which block do tokens go at the least loss, for one keep rate or one cost?", keeps=(0.6,)
 )
 def blocks(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Prune before every block to one keep rate, then to the cost of the study's own block."""
@@ -73,9 +67,7 @@ def early(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[
     yield from _at_blocks(shop, dataset, (0,), keeps)
 
 
-def _at_blocks(
-    shop: Workshop, dataset: Dataset, at: Sequence[int], keeps: Sequence[float]
-) -> Iterator[Line]:
+def _at_blocks(shop: Workshop, dataset: Dataset, at: Sequence[int], keeps: Sequence[float]) -> Iterator[Line]:
     """Yield golden, predicted, class token's attention and random order at some blocks."""
     for block in at:
         golden = shop.golden(block=block)

@@ -236,9 +236,7 @@ def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
     return _number(None if ours is None or theirs is None else ours.estimate - theirs, form)
 
 
-def compared(
-    recipe: Reproduction, config: StudyConfig, depth: int, tower: str, sheets: Sequence[Sheet]
-) -> Comparison:
+def compared(recipe: Reproduction, config: StudyConfig, depth: int, tower: str, sheets: Sequence[Sheet]) -> Comparison:
     """Put what a study measured on some datasets beside the paper's rows."""
     by_dataset = {sheet.dense.dataset: sheet for sheet in sheets}
     paper_rows = printed(recipe.name)
@@ -273,8 +271,7 @@ def _records(row: Row, sheets: Mapping[str, Sheet]) -> dict[str, Sequence[Record
         # The dense model is a line of no study; other such rows are methods that aren't built.
         return {name: [sheet.dense] for name, sheet in sheets.items() if row.method == "dense"}
     lines = {
-        name: next((e.records for e in sheet.entries if row.fits(e, name)), None)
-        for name, sheet in sheets.items()
+        name: next((e.records for e in sheet.entries if row.fits(e, name)), None) for name, sheet in sheets.items()
     }
     return {name: records for name, records in lines.items() if records is not None}
 

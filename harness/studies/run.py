@@ -43,9 +43,7 @@ NOTES = (
     "Cosine to dense features. Tau and match at k: agreement with the golden ranking that the line "
     "aims at, k being the patches kept."
 )
-SEED_NOTES = (
-    "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
-)
+SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
 _MEANS = ("keep", "top1", "gflops", "cosine_to_dense", "tau", "match_at_k", "match_chance")
 # Columns that narrower terminals do without.
@@ -90,9 +88,7 @@ class Entry:
         return None if None in values else float(np.mean(values))
 
 
-def entries(
-    lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]], dense: Record
-) -> list[Entry]:
+def entries(lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]], dense: Record) -> list[Entry]:
     """Compare lines (labels, group, a record per seed) with the dense model and with the first.
 
     Raises:
@@ -166,10 +162,7 @@ class Sheet:
                 cells[head] = Cell(cells[head], cells[head].value, family.mark(at))
             lines.append(cells)
         heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
-        columns = [
-            Column(heading=head, left=head in labels, forms=_FORMS.get(head, FORMS))
-            for head in heads
-        ]
+        columns = [Column(heading=head, left=head in labels, forms=_FORMS.get(head, FORMS)) for head in heads]
         rows = [[line[head] for head in heads] for line in lines]
         starts = frozenset(at for at, entry in enumerate(self.entries) if entry.to_first is None)
         several = any(len(entry.records) > 1 for entry in self.entries)
@@ -298,9 +291,7 @@ def plain_rows(bench: Bench, lines: Sequence[Line]) -> list[Variant]:
     return [bench.rows[0], *(row for line in lines if not line.prompts for row in line.rows)]
 
 
-def _judged(
-    bench: Bench, dataset: Dataset, lines: Sequence[Line], known: Sequence[Record]
-) -> list[list[Record]]:
+def _judged(bench: Bench, dataset: Dataset, lines: Sequence[Line], known: Sequence[Record]) -> list[list[Record]]:
     """Return the dense model's record, and then those of each line."""
     bench.costs = _costs(bench, lines)
     tuning = Tuning(seed=bench.plan.seed)

@@ -272,8 +272,7 @@ def speed_table(speed: Speed) -> Table:
         f"ratios with {ends}. same: share of rankings equal to the first row's up to scores "
         f"within {TIE:g}. G: 1e9 multiply-adds of embedding and blocks.",
         columns=[
-            Column(heading=head, left=head == "way", forms=FORMS[: 1 if head in DETAILS else 3])
-            for head in rows[0]
+            Column(heading=head, left=head == "way", forms=FORMS[: 1 if head in DETAILS else 3]) for head in rows[0]
         ],
         rows=[list(map(Cell, cells.values())) for cells in rows],
     )

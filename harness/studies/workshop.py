@@ -19,14 +19,7 @@ from harness.datasets.few_shot import require_apart, subset
 from harness.golden.fit import fit
 from harness.golden.rank import AUTO, Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
-from harness.measure.rows import (
-    KeepSolver,
-    Variant,
-    as_json,
-    golden_row,
-    predictors_digest,
-    rows_of,
-)
+from harness.measure.rows import KeepSolver, Variant, as_json, golden_row, predictors_digest, rows_of
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
@@ -133,9 +126,7 @@ class Study:
         return "test" if self.tunes else "val"
 
 
-def study(
-    title: str, question: str, keeps: tuple[float, ...], *, tunes: bool = False
-) -> Callable[["Lines"], Study]:
+def study(title: str, question: str, keeps: tuple[float, ...], *, tunes: bool = False) -> Callable[["Lines"], Study]:
     """Declare a study of a function's name, whose lines the function yields."""
 
     def declare(lines: "Lines") -> Study:
@@ -145,9 +136,7 @@ def study(
     return declare
 
 
-def find(
-    model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]
-) -> Rankings | None:
+def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]) -> Rankings | None:
     """Find golden rankings of some images, shipped or the user's own.
 
     Returns:
@@ -203,9 +192,7 @@ class Workshop:
         block = self.config.golden.block
         return find_rankings(self.tower.name, dataset, self.config.split, block)
 
-    def rankings(
-        self, dataset: str, split: SplitName, golden: GoldenConfig, most: int | None = None
-    ) -> Rankings:
+    def rankings(self, dataset: str, split: SplitName, golden: GoldenConfig, most: int | None = None) -> Rankings:
         """Find the golden rankings of the study's images of a split (at most ``most``), or make."""
         limit = self.limit(split, most)
         key = (dataset, split, golden, limit)
@@ -218,9 +205,7 @@ class Workshop:
         """Return the golden rankings of the images that are judged."""
         return self.rankings(dataset.images_of, self.config.split, golden)
 
-    def rank(
-        self, model: str, weights: str, source: Source, golden: GoldenConfig, limit: int | None
-    ) -> Rankings:
+    def rank(self, model: str, weights: str, source: Source, golden: GoldenConfig, limit: int | None) -> Rankings:
         """Find the golden rankings of the first images of a source, or make them."""
         image_ids = subset(source.images, limit).image_ids
         rankings = find(model, weights, source, golden, image_ids)
@@ -245,11 +230,7 @@ class Workshop:
         return int(counts.min())
 
     def fitted(
-        self,
-        datasets: Sequence[str],
-        golden: GoldenConfig,
-        recipe: FitConfig | None = None,
-        shots: int | None = None,
+        self, datasets: Sequence[str], golden: GoldenConfig, recipe: FitConfig | None = None, shots: int | None = None
     ) -> list[Fitted]:
         """Fit a predictor from each of the study's seeds, or take those of an earlier run.
 
@@ -276,13 +257,9 @@ class Workshop:
             fit(self.tower.name, train, stop, recipe, out=path, progress=self.progress, shots=shots)
         return PredictorFile.read(path)
 
-    def predictor_path(
-        self, train: list[Rankings], stop: list[Rankings], recipe: FitConfig, shots: int | None
-    ) -> Path:
+    def predictor_path(self, train: list[Rankings], stop: list[Rankings], recipe: FitConfig, shots: int | None) -> Path:
         """Return where a predictor is kept: by a hash of all that decides its weights."""
-        parts = [
-            [asdict(r.provenance) | {"ids": r.image_ids} for r in part] for part in (train, stop)
-        ]
+        parts = [[asdict(r.provenance) | {"ids": r.image_ids} for r in part] for part in (train, stop)]
         conditions = [self.tower.name, self.weights, parts, asdict(recipe), shots]
         conditions.append(torch.__version__)
         digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
@@ -322,9 +299,7 @@ class Workshop:
         row = golden_row(self.dense, self._name("golden", keep), config)
         return [replace(row, what=what, rankings=truth)]
 
-    def baseline(
-        self, method: str, keep: float, truth: Rankings | None, what: str, **options: Any
-    ) -> list[Variant]:
+    def baseline(self, method: str, keep: float, truth: Rankings | None, what: str, **options: Any) -> list[Variant]:
         """Make a row of a method without a predictor; several where it is random."""
         if method != "random":
             vit = zoo.reduce(self.dense, method=method, keep=keep, **options)
@@ -335,9 +310,7 @@ class Workshop:
             rows.append(self._row(method, vit, f"{what}, seed {seed}", truth))
         return rows
 
-    def at_cost(
-        self, name: str, build: Callable[[float], list[Variant]], goal: float
-    ) -> list[Variant]:
+    def at_cost(self, name: str, build: Callable[[float], list[Variant]], goal: float) -> list[Variant]:
         """Build a model at the keep rate at which it costs as nearly as it can ``goal`` GFLOPs."""
         if name not in self._solvers:
             self._solvers[name] = KeepSolver(self.dense, lambda keep: build(keep)[0].vit)
@@ -350,9 +323,7 @@ class Workshop:
     def _name(self, method: str, keep: float) -> str:
         return f"{self.tower.arch}_{method}{round(100 * keep)}"
 
-    def _row(
-        self, method: str, vit: ReducedViT, what: str, truth: Rankings | None, predictor: str = ""
-    ) -> Variant:
+    def _row(self, method: str, vit: ReducedViT, what: str, truth: Rankings | None, predictor: str = "") -> Variant:
         assert vit.reducer is not None
         config = as_json(vit.reducer.config)
         if predictor:
@@ -406,9 +377,7 @@ class TuningShop:
         """Give a row the prompts that were tuned on another one of the tower."""
         return [Tuned.of(row.vit, one.file) for one in tuned]
 
-    def line(
-        self, labels: dict[str, str], row: Variant, group: str, tuned: Sequence[Tuned]
-    ) -> Line:
+    def line(self, labels: dict[str, str], row: Variant, group: str, tuned: Sequence[Tuned]) -> Line:
         """Return a line of the table: one model, tuned from several seeds."""
         return Line(labels, [row] * len(tuned), group, list(tuned))
 

@@ -26,12 +26,8 @@ def entering(tower: VisionTransformer, images: Tensor, block: int) -> Tensor:
     return tower.blocks[:block](tower.norm_pre(x))
 
 
-@pytest.mark.parametrize(
-    ("source", "point", "judge"), [("input", 3, 3), ("previous", 3, 2), ("input", 0, 0)]
-)
-def test_importance_is_softmax(
-    source: str, point: int, judge: int, tower: VisionTransformer, images: Tensor
-):
+@pytest.mark.parametrize(("source", "point", "judge"), [("input", 3, 3), ("previous", 3, 2), ("input", 0, 0)])
+def test_importance_is_softmax(source: str, point: int, judge: int, tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="clsattn", keep=0.4, source=source, reduce_at=point)
     [went] = model.trace(images).reductions
     wanted = attention_of_cls(tower.blocks[judge], entering(tower, images, judge))

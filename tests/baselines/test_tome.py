@@ -63,9 +63,7 @@ def test_merging_is_the_slow_loop(n: int, r: int, sized: bool):
 def test_as_many_patches_are_in_a_token_as_its_size_says(counts: list[int]):
     tokens = some_tokens(16, sized=False)
     for block, count in enumerate(counts):
-        tokens = merge(
-            block, tokens, torch.randn(2, tokens.patch_count, 4), tokens.patch_count - count
-        )
+        tokens = merge(block, tokens, torch.randn(2, tokens.patch_count, 4), tokens.patch_count - count)
     token, left = tokens_of(tokens.history, 16), left_at(tokens.history, 16)
     for image in range(2):
         places = tokens.patch_idx[image].tolist()
@@ -75,9 +73,7 @@ def test_as_many_patches_are_in_a_token_as_its_size_says(counts: list[int]):
         assert (token[image, places] == torch.tensor(places)).all()
 
 
-@given(
-    n=st.integers(2, 20), share=st.floats(0.0, 1.0), prefix=st.integers(1, 3), sized=st.booleans()
-)
+@given(n=st.integers(2, 20), share=st.floats(0.0, 1.0), prefix=st.integers(1, 3), sized=st.booleans())
 def test_the_size_weighted_sum_is_conserved(n: int, share: float, prefix: int, sized: bool):
     r = max(1, int(share * (n // 2)))
     tokens = some_tokens(n, prefix=prefix, sized=sized)

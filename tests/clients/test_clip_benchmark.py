@@ -71,10 +71,7 @@ def ours(model: str) -> np.ndarray:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_image_gets_the_same_answer(model: str, folder: Path):
     from clip_benchmark.datasets.builder import build_dataset
-    from clip_benchmark.metrics.zeroshot_classification import (
-        run_classification,
-        zero_shot_classifier,
-    )
+    from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
     from clip_benchmark.models import load_clip
 
     clip, transform, tokenizer = load_clip("open_clip", model, TAG, None, device="cpu")
@@ -96,9 +93,7 @@ def test_its_command_line_prints_our_accuracy(folder: Path, tmp_path: Path):
     words = ["eval", "--dataset", "wds/emoji", "--dataset_root", str(folder), "--no_amp"]
     words += ["--model", model, "--pretrained", TAG, "--output", str(output), "--batch_size", "16"]
     words += ["--num_workers", "0", "--task", "zeroshot_classification"]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(output.read_text())["metrics"]
     assert metrics["acc1"] == pytest.approx(ours(model).mean(), abs=1e-12)

@@ -79,27 +79,14 @@ TABLE = (
         error=(TypeError, "'NoneType' object is not subscriptable"),
     ),
     Row(functions="test_model_backward", but=PATCHRANK, quick="s14"),
-    Row(
-        functions="test_model_backward",
-        names=PATCHRANK,
-        quick="s14",
-        result=FAILS,
-        reason=HARD,
-        error=NO_GRADIENT,
-    ),
+    Row(functions="test_model_backward", names=PATCHRANK, quick="s14", result=FAILS, reason=HARD, error=NO_GRADIENT),
     Row(
         functions="test_model_forward_features test_model_forward_intermediates_features "
         "test_model_forward_intermediates",
         quick="s14",
     ),
-    Row(
-        functions="test_model_forward_fx test_model_forward_torchscript "
-        "test_model_forward_fx_torchscript"
-    ),
-    Row(
-        functions="test_model_backward_fx test_prune_intermediate_layers_params_used",
-        but=PATCHRANK,
-    ),
+    Row(functions="test_model_forward_fx test_model_forward_torchscript test_model_forward_fx_torchscript"),
+    Row(functions="test_model_backward_fx test_prune_intermediate_layers_params_used", but=PATCHRANK),
     # Slow, and left out of timm's own CI.
     Row(functions=CONTRACT, but=PATCHRANK, quick="clip_vit_s14_evit50"),
     Row(
@@ -116,11 +103,7 @@ TABLE = (
         reason=HARD,
         error=(AssertionError, "^$"),  # timm says no more there
     ),
-    Row(
-        functions="test_model_load_pretrained test_model_features_pretrained",
-        names="clip_vit_s14*",
-        quick="s14",
-    ),
+    Row(functions="test_model_load_pretrained test_model_features_pretrained", names="clip_vit_s14*", quick="s14"),
     Row(
         functions="test_model_load_pretrained test_model_features_pretrained",
         names="clip_vit_[bl]*",
@@ -138,11 +121,7 @@ TABLE = (
         result=NOT_RUN,
         reason="needs `base=NAME`, which timm's function doesn't give",
     ),
-    Row(
-        functions="test_model_inference",
-        result=NOT_RUN,
-        reason="compares with files of timm's own models on the hub",
-    ),
+    Row(functions="test_model_inference", result=NOT_RUN, reason="compares with files of timm's own models on the hub"),
     Row(
         functions="""
 test_reset_classifier_keeps_pool test_features_only_grad_checkpointing_backward

@@ -184,16 +184,12 @@ class QuickTuner:
         self.dataset, self.facts = dataset, facts
         return self
 
-    def tuned(
-        self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig
-    ) -> dict[str, Tuned]:
+    def tuned(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         keys = [row.key for row in rows]
         self.calls.append({"rows": keys, "shots": shots, "seed": seed, "config": config})
         return {row.key: self.one(row.vit, row.key, shots, seed, config) for row in rows}
 
-    def one(
-        self, vit: zoo.ReducedViT, key: str, shots: int, seed: int, config: TuneConfig
-    ) -> Tuned:
+    def one(self, vit: zoo.ReducedViT, key: str, shots: int, seed: int, config: TuneConfig) -> Tuned:
         """Draw prompts; the last class has no words."""
         drawn = torch.Generator().manual_seed(1000 * shots + 10 * seed + len(key))
         text = F.normalize(torch.randn(4, 7, generator=drawn), dim=-1)

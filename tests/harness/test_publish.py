@@ -41,9 +41,7 @@ class StandIn:
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
         self.calls.append(("create", (repo_id, private, exist_ok)))
 
-    def upload_folder(
-        self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str
-    ) -> None:
+    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str) -> None:
         self.calls.append(("upload", (repo_id, tuple(allow_patterns), commit_message)))
         self.files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
 
@@ -117,9 +115,7 @@ def test_a_folder_is_published_on_with_what_is_known_of_it(tmp_path: Path):
     assert configs[0]["provenance"]["predictors"][0]["provenance"]["images"] == 1000
 
 
-def test_a_model_of_the_hub_brings_what_is_known_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_model_of_the_hub_brings_what_is_known_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = tmp_path / "hub" / "models--me--a"
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -152,9 +148,7 @@ def test_a_model_that_zoo_reduce_made(tmp_path: Path):
     assert "Nothing was measured, and no command measures these settings." in card
 
 
-def test_the_upload_is_one_commit_of_three_files(
-    hub: type[StandIn], capsys: pytest.CaptureFixture[str]
-):
+def test_the_upload_is_one_commit_of_three_files(hub: type[StandIn], capsys: pytest.CaptureFixture[str]):
     assert main(["push", PATCHRANK, "--to", "me/pruned", "--private"]) == 0
     (api,) = hub.made
     assert api.calls == [
@@ -169,9 +163,7 @@ def test_the_upload_is_one_commit_of_three_files(
     assert "wrote https://huggingface.co/me/pruned: README.md (" in capsys.readouterr().out
 
 
-def test_a_dry_run_sends_nothing_and_shows_the_card(
-    hub: type[StandIn], capsys: pytest.CaptureFixture[str]
-):
+def test_a_dry_run_sends_nothing_and_shows_the_card(hub: type[StandIn], capsys: pytest.CaptureFixture[str]):
     assert main(["push", "clip_vit_s14_evit50", "--to", "me/pruned", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("nothing was written or sent; it would be README.md (")
@@ -187,9 +179,7 @@ def test_no_hub_is_one_error_with_another_way(capsys: pytest.CaptureFixture[str]
         assert words in text
 
 
-def test_no_token_is_one_error(
-    hub: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_no_token_is_one_error(hub: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def refuse(*_: Any, **__: Any) -> None:
         raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required\nlines follow")
 
@@ -213,9 +203,7 @@ def test_repositories_that_cannot_be(to: str, capsys: pytest.CaptureFixture[str]
     assert f"--to {to!r}: expected OWNER/NAME" in said(capsys)
 
 
-def test_a_folder_with_other_files_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "mine.txt").touch()
     assert main(["push", "clip_vit_s14", "--to", "me/a", "--folder", str(tmp_path)]) == 2
     assert "holds 'mine.txt': give a new or empty one" in said(capsys)
@@ -257,9 +245,7 @@ def records() -> list[Record]:
     return [record for record in read_records(RUN) if record.method in ("dense", "patchrank")]
 
 
-def test_the_table_is_the_records_of_this_model_and_of_dense(
-    model: Publishable, records: list[Record]
-):
+def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable, records: list[Record]):
     rows = model.rows(records, RUN)
     assert {row.model for row in rows} == {"clip_vit_s14", PATCHRANK}
     assert {row.dataset for row in rows} == {"fashion", "emoji"}
@@ -345,9 +331,7 @@ def test_the_example_runs_on_the_written_folder(model: Publishable, tmp_path: Pa
         ({"shots": 4, "tuning": "probe"}, False),
     ],
 )
-def test_records_of_another_model_are_refused(
-    changes: dict, fits: bool, model: Publishable, records: list[Record]
-):
+def test_records_of_another_model_are_refused(changes: dict, fits: bool, model: Publishable, records: list[Record]):
     mine = next(record for record in records if record.model == PATCHRANK)
     changed = replace(mine, **changes)
     if fits:
@@ -357,9 +341,7 @@ def test_records_of_another_model_are_refused(
         model.rows([changed], RUN)
 
 
-def test_another_predictor_is_another_model(
-    model: Publishable, records: list[Record], tmp_path: Path
-):
+def test_another_predictor_is_another_model(model: Publishable, records: list[Record], tmp_path: Path):
     mine = next(record for record in records if record.model == PATCHRANK)
     other = replace(mine, method_config=mine.method_config | {"predictor": "0" * 16})
     with pytest.raises(ValueError, match=r"has no record of clip_vit_s14_patchrank60"):
@@ -377,9 +359,7 @@ def restricted(tmp_path: Path, tag: str) -> str:
     return f"local-dir:{tmp_path}/nc"
 
 
-@pytest.mark.parametrize(
-    ("tag", "license_"), [("metaclip_400m", "cc-by-nc-4.0"), ("dfn2b", "apple-ascl")]
-)
+@pytest.mark.parametrize(("tag", "license_"), [("metaclip_400m", "cc-by-nc-4.0"), ("dfn2b", "apple-ascl")])
 def test_licences_that_restrict_are_told_and_must_be_confirmed(
     tag: str, license_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

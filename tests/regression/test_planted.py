@@ -52,10 +52,7 @@ def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
 
 
 def inverted_attention(patch: pytest.MonkeyPatch) -> None:
-    for module, name in (
-        (baselines.clsattn, "cls_attention_of"),
-        (baselines.evit, "cls_attention"),
-    ):
+    for module, name in ((baselines.clsattn, "cls_attention_of"), (baselines.evit, "cls_attention")):
         real = getattr(module, name)
         patch.setattr(module, name, lambda *args, real=real: -real(*args))
 
@@ -183,9 +180,7 @@ def test_nothing_moves_in_the_code_as_it_is(check):
     assert (shown.code, shown.data["moved"], shown.data["rows"]) == (0, [], 8)
 
 
-@pytest.mark.parametrize(
-    ("plant", "methods", "expected"), PLANTS, ids=[plant.__name__ for plant, _, _ in PLANTS]
-)
+@pytest.mark.parametrize(("plant", "methods", "expected"), PLANTS, ids=[plant.__name__ for plant, _, _ in PLANTS])
 def test_a_planted_error_is_seen(plant: Plant, methods: str, expected: str, check, monkeypatch):
     plant(monkeypatch)
     shown = check(*methods.split())

@@ -106,10 +106,7 @@ TINY = {"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}
             "VisionTransformerDistilled overrides parts of timm's",
         ),
         ({"class_token": False, "global_pool": "avg"}, "has no class token; token reduction needs"),
-        (
-            {"block_fn": ResPostBlock, "init_values": 1.0},
-            "blocks are ResPostBlock with Attention; expected timm's",
-        ),
+        ({"block_fn": ResPostBlock, "init_values": 1.0}, "blocks are ResPostBlock with Attention; expected timm's"),
         ({"attn_layer": "diff"}, "Block with DiffAttention"),
         ({"block_fn": ParallelScalingBlock}, "blocks are ParallelScalingBlock"),
         ({"patch_drop_rate": 0.5}, "patch_drop_rate > 0 loses patch positions; set it to 0"),
@@ -183,9 +180,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("tag", ["openai", "laion2b"])
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 @torch.no_grad()
-def test_round_trip(
-    name: str, options: dict, tag: str, tiny: Build, images: Tensor, tmp_path: Path
-):
+def test_round_trip(name: str, options: dict, tag: str, tiny: Build, images: Tensor, tmp_path: Path):
     model = tiny(f"clip_vit_{name}.{tag}", **options)
     save_for_hf(model, tmp_path, safe_serialization=True)
     config = json.loads((tmp_path / "config.json").read_text())

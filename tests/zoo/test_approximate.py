@@ -170,9 +170,7 @@ def removed(suffix: Suffix, start: Tokens) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"reg_tokens": 4}],
-    ids=str,
+    "options", [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"reg_tokens": 4}], ids=str
 )
 @pytest.mark.parametrize("block", [0, 3, 5])
 def test_a_removal_followed_into_all_patches_is_the_removal(options: dict, block: int, tiny: Build):

@@ -93,9 +93,7 @@ def quantized(attn: Attention) -> None:
 
 CHANGES: dict[str, Callable[[Attention], None]] = {
     "wrapped": lambda attn: setattr(attn, "qkv", LowRank(attn.qkv)),
-    "parametrized": lambda attn: parametrize.register_parametrization(
-        attn.qkv, "weight", Doubled()
-    ),
+    "parametrized": lambda attn: parametrize.register_parametrization(attn.qkv, "weight", Doubled()),
     "pruned": lambda attn: prune.l1_unstructured(attn.qkv, "weight", 0.5),
     "quantized": quantized,
 }

@@ -190,9 +190,7 @@ def slow(name: str, p: list[float], t: list[float]) -> float:
     order = sorted(n, key=lambda i: -t[i])
     kept = [sum(i in order[:k] for k in range(1, len(p) + 1)) for i in n]
     y = [(k - 0.5) / len(p) for k in kept]
-    return -sum(
-        y[i] * math.log(sigmoid(p[i])) + (1 - y[i]) * math.log(1 - sigmoid(p[i])) for i in n
-    ) / len(p)
+    return -sum(y[i] * math.log(sigmoid(p[i])) + (1 - y[i]) * math.log(1 - sigmoid(p[i])) for i in n) / len(p)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -70,9 +70,7 @@ def images_for(vision: dict[str, Any], count: int = 2) -> Tensor:
     return torch.randn(count, 3, *((size, size) if isinstance(size, int) else size))
 
 
-@pytest.mark.parametrize(
-    ("name", "quick"), [*((n, False) for n in EXACT), *((n, True) for n in ("b16", "b32", "avg"))]
-)
+@pytest.mark.parametrize(("name", "quick"), [*((n, False) for n in EXACT), *((n, True) for n in ("b16", "b32", "avg"))])
 @torch.no_grad()
 def test_features_are_open_clips(name: str, quick: bool):
     vision = EXACT[name]
@@ -150,14 +148,8 @@ def test_preprocessing_goes_along_if_timm_can_do_it(mode: str):
         ({**B16, "layers": (1, 1, 1, 1), "width": 32, "head_width": 32}, "ModifiedResNet is not"),
         ({**TRUNK, "timm_proj": "", "timm_pool": ""}, "timm_pool='' hands out tokens"),
         ({**TRUNK, "patch_dropout": 0.5}, "patch_drop_rate > 0 loses patch positions"),
-        (
-            {**TRUNK, "timm_model_name": "test_resnet", "timm_pool": "avg"},
-            "ResNet is not a timm VisionTransformer",
-        ),
-        (
-            {**TRUNK, "timm_model_name": "test_vit4", "timm_pool": "avg"},
-            "this tower has no class token",
-        ),
+        ({**TRUNK, "timm_model_name": "test_resnet", "timm_pool": "avg"}, "ResNet is not a timm VisionTransformer"),
+        ({**TRUNK, "timm_model_name": "test_vit4", "timm_pool": "avg"}, "this tower has no class token"),
     ],
 )
 def test_what_has_no_exact_counterpart_is_refused(vision: dict, match: str):
@@ -203,12 +195,7 @@ def slow_importance(visual: Any, image: Tensor, first: int) -> Tensor:
 @pytest.mark.parametrize("block", [0, 2])
 @pytest.mark.parametrize(
     ("vision", "quick"),
-    [
-        (B16, False),
-        (B16, True),
-        ({**B16, "image_size": (24, 40)}, False),
-        ({**B16, "pool_type": "avg"}, False),
-    ],
+    [(B16, False), (B16, True), ({**B16, "image_size": (24, 40)}, False), ({**B16, "pool_type": "avg"}, False)],
 )
 @torch.no_grad()
 def test_golden_scores_are_open_clips(vision: dict, quick: bool, block: int):
@@ -243,9 +230,7 @@ def checkpoint(model: nn.Module, kind: str, folder: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "archive"])
 @torch.no_grad()
-def test_a_file_gives_both_towers(
-    kind: str, theirs: Any, tmp_path: Path, images: Tensor, openai_archive: Any
-):
+def test_a_file_gives_both_towers(kind: str, theirs: Any, tmp_path: Path, images: Tensor, openai_archive: Any):
     if kind == "archive":
         file = openai_archive(theirs.state_dict(), tmp_path / "jit.pt")
     else:
@@ -265,9 +250,7 @@ def test_a_file_gives_both_towers(
 
 
 @torch.no_grad()
-def test_a_tag_brings_its_activation(
-    theirs: Any, tmp_path: Path, images: Tensor, monkeypatch: Patch
-):
+def test_a_tag_brings_its_activation(theirs: Any, tmp_path: Path, images: Tensor, monkeypatch: Patch):
     """Loaded with plain GELU, QuickGELU's weights would give other features and no error."""
     file = str(checkpoint(theirs, "safetensors", tmp_path))
     quick = {"file": file, "quick_gelu": True, "mean": (0.5, 0.4, 0.3), "std": (1.0, 1.0, 1.0)}

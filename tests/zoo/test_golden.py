@@ -39,9 +39,7 @@ class Remains:
     """Score what is left of one image, through timm's own blocks, norm and head."""
 
     @torch.no_grad()
-    def __init__(
-        self, tower: nn.Module, image: Tensor, config: GoldenConfig, text: Tensor, label: int
-    ) -> None:
+    def __init__(self, tower: nn.Module, image: Tensor, config: GoldenConfig, text: Tensor, label: int) -> None:
         self.tower, self.config, self.text, self.label = tower, config, text, label
         self.x = tower.norm_pre(tower._pos_embed(tower.patch_embed(image[None])))
         for block in tower.blocks[: config.block]:
@@ -58,11 +56,7 @@ class Remains:
     def score(self, keep: list[int]) -> float:
         features = self.features(keep)
         posterior = (SCALE * self.text @ features).softmax(dim=0)
-        scores = {
-            "preservation": features @ self.full,
-            "label": posterior[self.label],
-            "confidence": posterior.max(),
-        }
+        scores = {"preservation": features @ self.full, "label": posterior[self.label], "confidence": posterior.max()}
         return float(scores[self.config.score])
 
 
@@ -104,9 +98,7 @@ def test_equals_removing_one_window_at_a_time(case: tuple, tower: nn.Module, tex
     images = torch.randn(3, 3, 64, 64)
     config = GoldenConfig(score=score, block=block, window=window, stride=stride)
     pairs = zip(images, LABELS.tolist(), strict=True)
-    slow = torch.tensor(
-        [slow_importance(Remains(tower, image, config, text, label)) for image, label in pairs]
-    )
+    slow = torch.tensor([slow_importance(Remains(tower, image, config, text, label)) for image, label in pairs])
     engine = GoldenEngine(tower, config, batch=batch, text=text, scale=SCALE)
     fast = engine.importance(images, LABELS)
     assert fast.shape == (3, GRID * GRID)
@@ -124,9 +116,7 @@ def test_windows_of_a_small_grid():
     assert len(windows((14, 14), 2, 2)) == 49  # the released code's
 
 
-@pytest.mark.parametrize(
-    ("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3), (5, 2), (5, 5)]
-)
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3), (5, 2), (5, 5)])
 @pytest.mark.parametrize("grid", [(5, 5), (7, 6), (14, 14)])
 def test_windows_cover_the_grid_and_nothing_else(grid: tuple[int, int], window: int, stride: int):
     found = windows(grid, window, stride)

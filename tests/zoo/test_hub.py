@@ -71,9 +71,7 @@ def test_no_network_is_told_like_being_offline(hub: Path, monkeypatch: pytest.Mo
     """Ask a port on which nobody listens; the client tries again, here without waiting."""
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
-        constants.ENDPOINT, "http://127.0.0.1:9"
-    )
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     match = r"no weights of clip_vit_b32\.openai: .*can't be reached \(.*refused\); run once"
@@ -101,9 +99,7 @@ def test_errors_of_arguments_keep_their_own_words(hub: Path):
 @pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 @pytest.mark.parametrize("form", ["open_clip", "OpenAI"])
 @torch.no_grad()
-def test_a_file_in_any_form(
-    form: str, original: CLIP, images: Tensor, hub: Path, tmp_path: Path, openai_archive: Any
-):
+def test_a_file_in_any_form(form: str, original: CLIP, images: Tensor, hub: Path, tmp_path: Path, openai_archive: Any):
     path = tmp_path / "ViT-B-32.pt"
     if form == "OpenAI":
         openai_archive(half(original), path)
@@ -161,9 +157,7 @@ def test_every_layout_gives_open_clips_features(
 
 @pytest.mark.parametrize("method_", ["evit", "patchrank"])
 @torch.no_grad()
-def test_a_saved_model_in_the_cache(
-    method_: str, tiny: Build, fill: Fill, images: Tensor, tmp_path: Path
-):
+def test_a_saved_model_in_the_cache(method_: str, tiny: Build, fill: Fill, images: Tensor, tmp_path: Path):
     model = tiny(f"clip_vit_b16_{method_}50.openai", reduce_at=[1])
     save_for_hf(model, tmp_path / "saved", safe_serialization=True)
     for file in (tmp_path / "saved").iterdir():

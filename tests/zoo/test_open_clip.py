@@ -23,9 +23,7 @@ from zoo.sizes import SIZES
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
 PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]
 # One tag of each size and activation: nothing else of a tag reaches the features.
-DIFFERENT = list(
-    {(size, SIZES[size].tags[tag].quick_gelu): (size, tag) for size, tag in PAIRS}.values()
-)
+DIFFERENT = list({(size, SIZES[size].tags[tag].quick_gelu): (size, tag) for size, tag in PAIRS}.values())
 TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
 
 
@@ -60,8 +58,7 @@ def test_features_are_open_clips(size: str, tag: str, tmp_path: Path):
     config = open_clip.get_model_config(MODELS[size])
     quick = bool(published(size, tag).get("quick_gelu"))
     same, other = (
-        CLIP(config["embed_dim"], config["vision_cfg"], TEXT, quick_gelu=q).eval()
-        for q in (quick, not quick)
+        CLIP(config["embed_dim"], config["vision_cfg"], TEXT, quick_gelu=q).eval() for q in (quick, not quick)
     )
     other.load_state_dict(same.state_dict(), assign=True)
     file = tmp_path / "open_clip.safetensors"
@@ -109,9 +106,7 @@ def test_open_clip_refuses_weights_of_another_activation(small_clip):
     match = "need another activation: give the model name 'clip_vit_b32_clsattn50.laion2b'"
     with pytest.raises(RuntimeError, match=re.escape(match)):
         open_clip.create_model(NAME, pretrained="laion2b")
-    small_clip.cached(
-        small_clip.original(quick=False), "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
-    )
+    small_clip.cached(small_clip.original(quick=False), "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K")
     model = open_clip.create_model(f"{NAME}.laion2b", pretrained="laion2b").eval()
     images = torch.randn(1, 3, 224, 224)
     ours = zoo.create_clip(f"{NAME}.laion2b").model

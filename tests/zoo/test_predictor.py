@@ -8,14 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.predictor import (
-    ARCHITECTURES,
-    Mixer,
-    PooledMixer,
-    Predictor,
-    TokenLinear,
-    TokenTransformer,
-)
+from zoo.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenLinear, TokenTransformer
 from zoo.reducer import HostSpec, build_reducer
 
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -104,16 +104,13 @@ def same(network: nn.Module, saved: Predictor) -> bool:
 def save_each(folder: Path) -> dict[int, Predictor]:
     """Save a predictor for each block of ``RESCORE``, and for two more."""
     return {
-        block: save(folder / predictor_name(NAME, TAG, block), block, "mlp", block=block)
-        for block in (5, 4, 3, 2, 1)
+        block: save(folder / predictor_name(NAME, TAG, block), block, "mlp", block=block) for block in (5, 4, 3, 2, 1)
     }
 
 
 @pytest.mark.parametrize("named", [False, True])
 @torch.no_grad()
-def test_each_point_has_its_predictor(
-    named: bool, tiny: Build, tower: dict, images: Tensor, tmp_path: Path
-):
+def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, images: Tensor, tmp_path: Path):
     """In the cache or named in any order; created, filled after ``reduce``, or saved with them."""
     folder = tmp_path / "here" if named else cache_folder() / "predictors"
     saved = save_each(folder)

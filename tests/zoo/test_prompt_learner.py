@@ -110,9 +110,7 @@ def test_refuses_what_it_cannot_prompt(text: nn.Module):
         PromptedText(compact(), TOKENIZE, ["cat", "zebra"], count=2)
 
 
-@pytest.mark.parametrize(
-    "options", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}]
-)
+@pytest.mark.parametrize("options", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])
 def test_refuses_other_text_towers(options: dict[str, Any]):
     with pytest.raises(ValueError, match=r"TextTransformer: learned context needs .*tokens only"):
         text_parts(TextTransformer(**TEXT, output_dim=10, **options))

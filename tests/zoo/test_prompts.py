@@ -15,15 +15,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.adopt import sharing
-from zoo.prompts import (
-    CosineHead,
-    CoupledPrompts,
-    PromptFile,
-    PromptShape,
-    VisualPrompts,
-    save_prompts,
-    tune_command,
-)
+from zoo.prompts import CosineHead, CoupledPrompts, PromptFile, PromptShape, VisualPrompts, save_prompts, tune_command
 from zoo.weights import blocks_fingerprint
 
 Build = Callable[..., nn.Module]

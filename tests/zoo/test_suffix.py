@@ -17,13 +17,7 @@ from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.suffix import LeanBlock, Scratch, Suffix, fitting_batch
 
 Build = Callable[..., nn.Module]
-STYLES: list[dict[str, Any]] = [
-    {},
-    {"init_values": 0.3},
-    {"qk_norm": True},
-    {"qkv_bias": False},
-    {"reg_tokens": 4},
-]
+STYLES: list[dict[str, Any]] = [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"reg_tokens": 4}]
 
 
 def random_sets(count: int, size: int) -> tuple[Tensor, Tensor]:
@@ -65,9 +59,7 @@ def test_rankings_in_low_precision_agree(precision: str):
     for index, image in enumerate(images):
         image[:, 20 * index : 60 + 20 * index, 80:150] += 2
     config = GoldenConfig(window=4, stride=4)
-    exact, low = (
-        GoldenEngine(model, config, precision=p).importance(images) for p in ("float32", precision)
-    )
+    exact, low = (GoldenEngine(model, config, precision=p).importance(images) for p in ("float32", precision))
     assert not torch.equal(exact, low)
     assert kendall_tau(exact.numpy(), low.numpy()).mean() > 0.95
 
@@ -80,8 +72,7 @@ def test_compiled_equals_eager(precision: str, tower: nn.Module):
     images = torch.randn(2, 3, 64, 64)
     config = GoldenConfig(window=3, stride=3, block=4)
     engines = [
-        GoldenEngine(tower, config, precision=precision, batch=7, compiled=compiled)
-        for compiled in (False, True)
+        GoldenEngine(tower, config, precision=precision, batch=7, compiled=compiled) for compiled in (False, True)
     ]
     with torch._dynamo.config.patch(error_on_recompile=True):
         eager, fast = (engine.importance(images) for engine in engines)
@@ -109,10 +100,7 @@ def test_batch_from_memory(monkeypatch: pytest.MonkeyPatch):
         ({"precision": "half"}, "precision='half': expected one of float32, bfloat16, float16"),
         ({"batch": 0}, "batch=0: expected an integer from 1"),
         ({"greedy": 4, "compiled": True}, "compiled=True needs one sequence length; a greedy"),
-        (
-            {"approximate": "follow:4", "compiled": True},
-            "compiled=True with approximate='follow:4': exact only",
-        ),
+        ({"approximate": "follow:4", "compiled": True}, "compiled=True with approximate='follow:4': exact only"),
     ],
 )
 def test_refused_engines(options: dict[str, Any], match: str, tower: nn.Module):
@@ -204,9 +192,7 @@ def test_only_the_patches_that_the_class_token_sees_are_rounded(tiny: Build):
     for tensor in lean.bf16.qkv:
         tensor[48:] = 0
     x = torch.randn(4, 30, 48)
-    query, key, value = (
-        t.reshape(4, 3, 16) for t in block.attn.qkv(block.norm1(x[:, 0])).chunk(3, dim=1)
-    )
+    query, key, value = (t.reshape(4, 3, 16) for t in block.attn.qkv(block.norm1(x[:, 0])).chunk(3, dim=1))
     own = (query * key).sum(dim=-1, keepdim=True) * block.attn.scale
     weight = own.exp() / (own.exp() + 29)
     cls = x[:, 0] + block.attn.proj((weight * value).reshape(4, 48))

@@ -104,9 +104,7 @@ def test_ranking_leaves_out_fused_tokens():
     """A fused token, at position -1, takes part in a stage without a place in the ranking."""
     before = torch.tensor([[0, 2, 3, -1]])
     history = (
-        Reduction(
-            0, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 2, 3, -1]]), Tensor([[0.9, 0, 1, 2]])
-        ),
+        Reduction(0, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 2, 3, -1]]), Tensor([[0.9, 0, 1, 2]])),
         Reduction(1, before, torch.tensor([[0, -1]]), Tensor([[0.8, 0.2, 0.1, 0.9]])),
     )
     scores = rank_scores(history, 4)

@@ -79,9 +79,7 @@ def test_intermediates_in_all_forms(half: zoo.ReducedViT, images: Tensor):
     assert [p.shape for p in planes] == [(3, 48, 8, 8)] * 2
     for line, plane in zip(lines, planes, strict=True):
         assert torch.equal(plane.flatten(2).transpose(1, 2), line)
-    pairs = half.forward_intermediates(
-        images, [5], return_prefix_tokens=True, intermediates_only=True, norm=True
-    )
+    pairs = half.forward_intermediates(images, [5], return_prefix_tokens=True, intermediates_only=True, norm=True)
     assert torch.equal(pairs[0][1], half.forward_features(images)[:, :1])
     both = half.forward_intermediates(images, 2, output_dict=True, return_prefix_tokens=True)
     assert sorted(both) == ["image_features", "image_intermediates", "image_intermediates_prefix"]

@@ -213,9 +213,7 @@ def scripted(state: dict[str, Tensor], path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 @pytest.mark.parametrize("save", [scripted, torch.save, old_format, save_file])
-def test_changed_bytes_give_tensors_or_an_error(
-    save: Callable[..., None], state: dict, tmp_path: Path
-):
+def test_changed_bytes_give_tensors_or_an_error(save: Callable[..., None], state: dict, tmp_path: Path):
     path = tmp_path / "w.pt"
     save({name: tensor[:4] for name, tensor in state.items()}, path)
     whole = path.read_bytes()

@@ -74,9 +74,7 @@ def same_predictor(model: nn.Module, source: nn.Module) -> bool:
         ({}, {"width": 7}, "--block 3 --arch mlp --width 7 --dataset NAME --out PATH, and give"),
     ],
 )
-def test_refused_predictors(
-    facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path
-):
+def test_refused_predictors(facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path):
     source = tiny(f"{NAME}.{TAG}", arch="mlp")
     path = save_predictor(tmp_path / "p.safetensors", source, **facts)
     source = {"pretrained": True, "pretrained_cfg_overlay": tower, "predictor": str(path)}

@@ -66,9 +66,7 @@ def test_what_assistive_technology_needs_is_there(page: Any, script: Callable[[s
 
 
 @pytest.mark.parametrize("least", [320, 400])
-def test_every_control_is_reached_by_tab_and_seen_to_be(
-    least: int, page: Any, script: Callable[[str], str]
-):
+def test_every_control_is_reached_by_tab_and_seen_to_be(least: int, page: Any, script: Callable[[str], str]):
     own = page.execute_script("return innerWidth")
     resize(page, own if own > 400 else least)
     page.refresh()
@@ -136,9 +134,7 @@ def test_motion_is_the_readers_choice(report: Path, tmp_path: Path, start: Any):
             assert driver.execute_script(script) == expected
 
 
-def test_on_paper_it_is_black_on_white_without_what_one_clicks(
-    report: Path, tmp_path: Path, start: Any
-):
+def test_on_paper_it_is_black_on_white_without_what_one_clicks(report: Path, tmp_path: Path, start: Any):
     with start(tmp_path / "profile", 1400, "dark") as driver:
         driver.get(report.as_uri())
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})

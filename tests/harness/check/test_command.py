@@ -185,9 +185,6 @@ def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run):
 
 def test_wrong_use_exits_with_2(tmp_path: Path, capsys):
     message = "--device 'cudda' can't be used here"
-    for words, text in (
-        ([str(tmp_path / "none.jsonl")], "no expectation at"),
-        (["--device", "cudda"], message),
-    ):
+    for words, text in (([str(tmp_path / "none.jsonl")], "no expectation at"), (["--device", "cudda"], message)):
         assert main(["check", *words]) == 2
         assert text in capsys.readouterr().err

@@ -19,10 +19,7 @@ def folder(tmp_path: Path) -> Path:
     """A bag and a dress in each split, three of each."""
     folder = tmp_path / "shop"
     for seed, name in enumerate(
-        f"{split}/{kind}/{i}.png"
-        for split in ("train", "val", "test")
-        for kind in ("bag", "dress")
-        for i in range(3)
+        f"{split}/{kind}/{i}.png" for split in ("train", "val", "test") for kind in ("bag", "dress") for i in range(3)
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -49,14 +49,9 @@ def test_the_workflow_hands_on_the_file_that_it_writes():
 
 @pytest.mark.parametrize(
     ("there", "expected"),
-    [
-        ("", "repos/me/it/issues/7/comments"),
-        ("42\n43", "--method PATCH repos/me/it/issues/comments/42"),
-    ],
+    [("", "repos/me/it/issues/7/comments"), ("42\n43", "--method PATCH repos/me/it/issues/comments/42")],
 )
-def test_the_workflow_posts_one_comment_and_changes_it_the_next_time(
-    there: str, expected: str, tmp_path: Path
-):
+def test_the_workflow_posts_one_comment_and_changes_it_the_next_time(there: str, expected: str, tmp_path: Path):
     """Run its step with a ``gh`` that only notes what it is asked."""
     (tmp_path / "check.md").write_text("### check passed\n")
     gh = tmp_path / "gh"

@@ -48,9 +48,7 @@ def test_methods_say_what_they_do():
         assert cls.__doc__.split("\n")[0].endswith(".")
 
 
-def test_predictors_are_listed_where_there_are_some(
-    monkeypatch: pytest.MonkeyPatch, predictor_file: Path
-):
+def test_predictors_are_listed_where_there_are_some(monkeypatch: pytest.MonkeyPatch, predictor_file: Path):
     predictors = {tower["size"]: tower["predictors"] for tower in list_data()["towers"]}
     assert predictors["b16"] == {"openai": [3]}
     assert predictors["l14"] == {}

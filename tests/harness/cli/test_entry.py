@@ -127,8 +127,7 @@ def test_mistakes(command: str, match: str, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "match"),
-    [("records.jsonl", "is a file, or lies in one; expected a folder"), ("", "jsonl, line 1: ")],
+    ("name", "match"), [("records.jsonl", "is a file, or lies in one; expected a folder"), ("", "jsonl, line 1: ")]
 )
 def test_an_output_that_can_not_be(name: str, match: str, tmp_path, capsys):
     (tmp_path / "records.jsonl").write_text("{}\n")
@@ -292,9 +291,7 @@ def test_a_closed_pipe_is_quiet(flags: list[str]):
     assert (done.returncode, done.stderr) == (BROKEN_PIPE, b"")
 
 
-def test_a_line_is_wrapped_between_words_on_a_terminal_and_left_alone_in_a_pipe(
-    command, monkeypatch, capsys
-):
+def test_a_line_is_wrapped_between_words_on_a_terminal_and_left_alone_in_a_pipe(command, monkeypatch, capsys):
     text = "wrote " + "results/" * 6 + "records.jsonl: of two words"
     command(lambda args, status: Shown(parts=(text, f"{text}\n{text}"), data={}))
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -308,9 +305,7 @@ def test_a_line_is_wrapped_between_words_on_a_terminal_and_left_alone_in_a_pipe(
 
 @pytest.mark.parametrize("left", ["nothing", "folders", "a file"])
 @pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
-def test_a_failed_command_leaves_no_empty_folder(
-    left: str, error: BaseException, tmp_path, monkeypatch
-):
+def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException, tmp_path, monkeypatch):
     """Whatever the function of the command made before it failed."""
     place = tmp_path / "there" / "new" / "out"
     (tmp_path / "there").mkdir()

@@ -12,15 +12,7 @@ import pytest
 from rich.console import Console, Group
 from rich.table import Table as RichTable
 
-from harness.console.table import (
-    PIPE_WIDTH,
-    Cell,
-    Table,
-    fitted,
-    json_values,
-    least,
-    whole,
-)
+from harness.console.table import PIPE_WIDTH, Cell, Table, fitted, json_values, least, whole
 from harness.records.statistics import Interval
 
 FIGURES = ("12.5 [10.1, 14.9]", "1,281,167", "-0.8 [-8.2, +6.4]", "0.944")
@@ -28,9 +20,7 @@ PROSE = "Predict a ranking at the first reduction point and drop the least impor
 
 
 def table(columns: int, *, prose: bool = True, rows: int = 2) -> RichTable:
-    made = RichTable(
-        title="a title of some length", caption="a caption that says what columns mean"
-    )
+    made = RichTable(title="a title of some length", caption="a caption that says what columns mean")
     made.add_column("method", no_wrap=True)
     if prose:
         made.add_column("what it does")

@@ -13,15 +13,7 @@ import pytest
 from rich.console import Console
 
 from harness.console import terminal as module
-from harness.console.terminal import (
-    Progress,
-    colour_choice,
-    errors,
-    has_width,
-    notes,
-    pace,
-    results,
-)
+from harness.console.terminal import Progress, colour_choice, errors, has_width, notes, pace, results
 
 
 def args(color: str = "auto", quiet: bool = False) -> argparse.Namespace:
@@ -160,7 +152,4 @@ def test_in_a_pipe_downloads_and_long_work_are_named_and_nowhere_nothing(capsys)
     assert capsys.readouterr() == ("", "")
     console = Console(file=io.StringIO(), width=100)
     work(console)
-    assert console.file.getvalue().splitlines() == [
-        "folder-[red]: 4 of 12 images are there",
-        "downloading x.tgz",
-    ]
+    assert console.file.getvalue().splitlines() == ["folder-[red]: 4 of 12 images are there", "downloading x.tgz"]

@@ -141,9 +141,7 @@ def test_what_is_held_is_placed_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert placed[1:] == ["b.txt", "a"]  # after the folder in the archive that is taken
 
 
-@pytest.mark.parametrize(
-    "name", ["../out.txt", "top/../../out.txt", "/abs.txt", "C:/x", "a\\..\\x"]
-)
+@pytest.mark.parametrize("name", ["../out.txt", "top/../../out.txt", "/abs.txt", "C:/x", "a\\..\\x"])
 @pytest.mark.parametrize("kind", ["x.tar", "x.tgz", "x.zip"])
 def test_paths_that_leave(kind: str, name: str, tmp_path: Path):
     file = pack(tmp_path / kind, (name, b"out"))

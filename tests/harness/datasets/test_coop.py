@@ -66,9 +66,7 @@ def test_the_images_and_labels_are_the_files(make: Make, pixels):
             assert (example.image.mode, example.label, example.mask) == ("RGB", label, None)
 
 
-@pytest.mark.parametrize(
-    ("folder", "images"), [("caltech-101", "101_ObjectCategories"), ("cars", "")]
-)
+@pytest.mark.parametrize(("folder", "images"), [("caltech-101", "101_ObjectCategories"), ("cars", "")])
 def test_images_are_beside_the_file_or_in_a_folder_there(folder: str, images: str, make: Make):
     file = make(folder=folder, images=images)
     (file.parent / "annotations").mkdir()

@@ -56,9 +56,7 @@ def test_what_cannot_be_read_is_found(folder: Path):
     found = decode_all(FolderDataset(folder), QUIET)
     assert set(found.bad) == set(BAD)
     assert all("can't be read" in why for why in found.bad.values())
-    lost = {
-        name: [i for i, digest in enumerate(d) if not digest] for name, d in found.digests.items()
-    }
+    lost = {name: [i for i, digest in enumerate(d) if not digest] for name, d in found.digests.items()}
     assert lost == {"train": [1], "val": [], "test": [5]}
 
 

@@ -98,9 +98,7 @@ def test_names_are_those_of_test_emoji_and_of_no_other():
 def test_a_canvas_is_the_same_on_every_machine_and_in_every_task():
     expected = {0: "ce2bd32a20eea6bc", 1: "d7ec98417eb9572d", 300: "2719b8301c21d419"}
     for index, digest in expected.items():
-        example, other = (
-            get_dataset(task).split("test")[index] for task in ("emoji", "emoji-names")
-        )
+        example, other = (get_dataset(task).split("test")[index] for task in ("emoji", "emoji-names"))
         content = example.image.tobytes()
         assert hashlib.sha256(content + example.mask.tobytes()).hexdigest()[:16] == digest
         assert (other.image_id, other.image.tobytes()) == (example.image_id, content)

@@ -118,9 +118,7 @@ def test_build_refuses_another_source(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"else")
     with pytest.raises(ValueError, match="has sha256"):
         build_fashion.build(tmp_path)
-    assert json.loads(Fashion.path("fashion-index.json").read_text())["sha256"] == (
-        build_fashion.SHA256
-    )
+    assert json.loads(Fashion.path("fashion-index.json").read_text())["sha256"] == (build_fashion.SHA256)
 
 
 def test_selection_skips_equal_pixels_and_goes_through_the_classes(monkeypatch):

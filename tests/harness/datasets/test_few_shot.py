@@ -38,9 +38,7 @@ def per_class(dataset: Dataset, split: Split) -> list[int]:
     return np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
 
 
-def slowly(
-    labels: NDArray[np.int64], most: int, seed: int, classes: int, *, backwards: bool = False
-) -> list[int]:
+def slowly(labels: NDArray[np.int64], most: int, seed: int, classes: int, *, backwards: bool = False) -> list[int]:
     """Go through the images in the order of their random numbers; take one while there is room."""
     numbers = np.random.PCG64(seed).random_raw(len(labels)).tolist()
     room, taken = [most] * classes, []

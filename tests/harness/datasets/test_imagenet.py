@@ -124,9 +124,7 @@ def whole(tmp_path: Path) -> Path:
 
 
 def test_one_missing_and_one_unknown_folder_are_named(whole: Path, tmp_path: Path):
-    assert get_dataset("imagenet-a").at(tmp_path).problems() == [
-        "test: 200 images instead of 7,500"
-    ]
+    assert get_dataset("imagenet-a").at(tmp_path).problems() == ["test: 200 images instead of 7,500"]
     shutil.rmtree(whole / "n12267677")
     filled(whole, ("n99999999",))
     found = get_dataset("imagenet-a").at(tmp_path)

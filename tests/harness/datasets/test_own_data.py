@@ -102,9 +102,7 @@ def right_by_image(record: Record, dataset: str) -> dict[bytes, bool]:
     return dict(zip(images, record.correct.tolist(), strict=True))
 
 
-def test_the_same_images_are_right_wherever_they_lie(
-    folder: Path, tars: Path, table: Path, measured: Measured
-):
+def test_the_same_images_are_right_wherever_they_lie(folder: Path, tars: Path, table: Path, measured: Measured):
     """Random pruning judges every image alike, so its answers may be compared as well."""
     fashion = get_dataset("fashion")
     own = measured("--dataset", "fashion", "--limit", str(COUNT))
@@ -170,11 +168,7 @@ def test_a_command_to_repeat_holds_the_flags(folder: Path, measured: Measured, c
       for flag in ("--skip-bad", "--download", "--templates x{}", "--root x")),
 ])  # fmt: skip
 def test_mistakes(flags: str, match: str, folder: Path, capsys: pytest.CaptureFixture[str]):
-    own = (
-        ["rank"]
-        if "--images" in flags
-        else ["eval", "clip_vit_s14", "--dataset", f"folder:{folder}"]
-    )
+    own = ["rank"] if "--images" in flags else ["eval", "clip_vit_s14", "--dataset", f"folder:{folder}"]
     assert main([*own, *shlex.split(flags)]) == 2
     assert match in capsys.readouterr().err
 

@@ -113,9 +113,7 @@ def run(parts: ClipParts, toy: Dataset, monkeypatch) -> Run:
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
 
-    def call(
-        config: GoldenConfig = SPARSE, progress: Progress | None = None, **facts: Any
-    ) -> Ranked:
+    def call(config: GoldenConfig = SPARSE, progress: Progress | None = None, **facts: Any) -> Ranked:
         defaults = {"source": Source.of(toy, "test"), "limit": 10, "shard_size": 4, "batch": 16}
         job = Job(model="clip_vit_b16", config=config, **defaults | facts)
         return rank(job, progress or Progress())

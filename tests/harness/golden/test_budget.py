@@ -13,10 +13,7 @@ from zoo.golden import GoldenConfig
 def made(*ways: tuple[Point, float]) -> Curve:
     """Make a curve from ways and their tau, on a tower of 14 x 14 patches and 9 blocks."""
     effort = Effort(grid=(14, 14), blocks=6)
-    worths = [
-        Worth(point=point, passes=0, tau=Interval(tau, tau, tau), tau_of={}, match={})
-        for point, tau in ways
-    ]
+    worths = [Worth(point=point, passes=0, tau=Interval(tau, tau, tau), tau_of={}, match={}) for point, tau in ways]
     names = {"model": "m", "weights": "w", "split": "val", "dtype": "float32", "device": "d"}
     facts = {"images": {}, "named": {}, "dense": None, "versions": {}}
     return Curve(block=3, effort=effort, worths=worths, **names, **facts)

@@ -76,10 +76,7 @@ def test_equals_fitting_by_hand(tower: Tower, write: Write):
         assert torch.equal(tensor, slow.state_dict()[name].half())
     with torch.no_grad():
         predicted = slow(data[1].tokens[torch.arange(9)].float(), 1, (8, 8))
-    taus = [
-        kendalltau(p.numpy(), g.numpy()).statistic
-        for p, g in zip(predicted, data[1].importance, strict=True)
-    ]
+    taus = [kendalltau(p.numpy(), g.numpy()).statistic for p, g in zip(predicted, data[1].importance, strict=True)]
     assert tau == pytest.approx(np.mean(taus))
 
 

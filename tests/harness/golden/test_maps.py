@@ -94,9 +94,7 @@ def test_a_fused_token_is_no_patch(tower: Tower, images: Tensor):
 
 
 def test_the_block_decides_where_patches_are_ranked(tower: Tower, images: Tensor):
-    early, late = (
-        method_maps(reduced(tower, "clsattn", keep=0.5, block=block), images)[0] for block in (0, 4)
-    )
+    early, late = (method_maps(reduced(tower, "clsattn", keep=0.5, block=block), images)[0] for block in (0, 4))
     assert not torch.equal(early, late)
     assert reduced(tower, "clsattn", keep=0.5, block=4).reducer.points == (4,)
 

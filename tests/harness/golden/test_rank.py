@@ -171,9 +171,7 @@ def test_a_resumed_run_has_the_batch_of_the_store(run: Run, tmp_path):
         run(out=tmp_path / "r", batch=16)
 
 
-def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(
-    run: Run, tmp_path, draw_pictures
-):
+def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(run: Run, tmp_path, draw_pictures):
     draw_pictures(tmp_path / "holiday", 9)
     last = int(turns(np.full(9, -1))[-1])
     (tmp_path / "holiday" / f"{last}.png").write_bytes(b"no image")

@@ -67,9 +67,7 @@ def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(
-    small: Any, tmp_path, start: Start, capsys
-):
+def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(small: Any, tmp_path, start: Start, capsys):
     """SIGKILL, then SIGINT, then three kinds of damage; each time the command goes on."""
     out = tmp_path / "store"
     process = start(out)
@@ -118,9 +116,7 @@ def mount(folder: Path, options: str) -> None:
         pytest.skip("no right to mount a small disk")
 
 
-def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(
-    small, tmp_path, capsys, request
-):
+def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(small, tmp_path, capsys, request):
     mount(tmp_path, "size=64k")
     request.addfinalizer(partial(subprocess.run, ["umount", str(tmp_path)], check=True))
     out = tmp_path / "store"

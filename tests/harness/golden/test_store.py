@@ -117,8 +117,7 @@ def test_float16_keeps_the_order():
 
 
 @pytest.mark.parametrize(
-    ("value", "match"),
-    [(np.nan, "no finite number"), (np.inf, "--dtype bfloat16 or float32"), (1e6, "above float16")],
+    ("value", "match"), [(np.nan, "no finite number"), (np.inf, "--dtype bfloat16 or float32"), (1e6, "above float16")]
 )
 def test_what_float16_can_not_hold_is_refused(value: float, match: str, provenance: Provenance):
     with pytest.raises(ValueError, match=match):
@@ -159,9 +158,7 @@ def test_every_cut_is_noticed(make_shard: MakeShard):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_wrong_content_is_broken_even_with_its_checksum(
-    changes: dict[str, Any], match: str, make_shard: MakeShard
-):
+def test_wrong_content_is_broken_even_with_its_checksum(changes: dict[str, Any], match: str, make_shard: MakeShard):
     with pytest.raises(BrokenShardError, match=match):
         Shard.decode(replace(make_shard(), **changes).encode())
 
@@ -193,9 +190,7 @@ def test_a_whole_store_is_left_alone_and_half_written_files_go(store: Path):
     assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.iterdir()}
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda c: c[: len(c) // 2], flip, lambda c: b"", lambda c: b"x"]
-)
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], flip, lambda c: b"", lambda c: b"x"])
 def test_a_broken_shard_is_removed_and_told(damage: Callable[[bytes], bytes], store: Path):
     path = shard_path(store, 1)
     path.write_bytes(damage(path.read_bytes()))
@@ -220,12 +215,9 @@ def test_somebody_elses_parquet_is_refused_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("total", "expected"),
-    [(1, []), (8, []), (10, []), (11, [2]), (12, [2]), (13, [2, 3]), (17, [2, 3, 4])],
+    ("total", "expected"), [(1, []), (8, []), (10, []), (11, [2]), (12, [2]), (13, [2, 3]), (17, [2, 3, 4])]
 )
-def test_only_what_a_larger_limit_adds_is_missing(
-    total: int, expected: list[int], store: Path, provenance: Provenance
-):
+def test_only_what_a_larger_limit_adds_is_missing(total: int, expected: list[int], store: Path, provenance: Provenance):
     present, _ = module.survey(store)
     later = replace(provenance, versions={"torch": "3.0"})  # which is no other setting
     assert module.missing(store, present, later, 4, total) == expected
@@ -256,8 +248,7 @@ def test_two_runs_can_not_write_to_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "why"),
-    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota is used"), (errno.EROFS, "read-only")],
+    ("code", "why"), [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota is used"), (errno.EROFS, "read-only")]
 )
 def test_no_room_is_told_with_the_way_on(code: int, why: str, store, make_shard, monkeypatch):
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(code, "no room")))

@@ -37,8 +37,7 @@ def test_planted_scores_against_scipy_and_sets(golden: np.ndarray):
     found = agreement(outcome(scores), golden)
     taus = [kendalltau(s, g).statistic for s, g in zip(scores, golden, strict=True)]
     best = [
-        len(set(np.argsort(-s)[:KEPT]) & set(np.argsort(-g)[:KEPT])) / KEPT
-        for s, g in zip(scores, golden, strict=True)
+        len(set(np.argsort(-s)[:KEPT]) & set(np.argsort(-g)[:KEPT])) / KEPT for s, g in zip(scores, golden, strict=True)
     ]
     assert found["tau"] == pytest.approx(np.mean(taus))
     assert found["match_at_k"] == pytest.approx(np.mean(best))

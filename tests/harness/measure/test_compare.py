@@ -131,9 +131,7 @@ def test_without_golden_rankings_the_row_is_missing_and_the_command_told(toy: Da
         assert part in said
 
 
-def test_rankings_made_since_are_looked_at(
-    shipped: Callable[..., Rankings], request: pytest.FixtureRequest
-):
+def test_rankings_made_since_are_looked_at(shipped: Callable[..., Rankings], request: pytest.FixtureRequest):
     """A known record without agreement, or of other golden rankings, isn't the answer any more."""
     plan = replace(PLAN, methods=("random",))
     known = one_group(plan, [])

@@ -42,9 +42,7 @@ def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT):
     assert [entry.ratio_to_dense for entry in plain["latency"]] == [None, None]
 
 
-def test_activations_and_unknown_operators_are_reported(
-    dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch
-):
+def test_activations_and_unknown_operators_are_reported(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random"], [0.5])
     found = costs(rows, [], 1, Progress())
     # Width 48 in 3 heads, 65 tokens: linear maps give 9 widths more per token in each block.

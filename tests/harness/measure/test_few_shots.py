@@ -124,17 +124,13 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
         ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
     ],
 )
-def test_refusals_before_any_run(
-    change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_refusals_before_any_run(change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(towers, "create_clip", None)
     with pytest.raises(ValueError, match=re.escape(match)):
         all_of(replace(PLAN, **change))
 
 
-def test_the_command_shows_means_and_shots(
-    tuner: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_shows_means_and_shots(tuner: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command = f"compare --models {ARCH} --datasets toy --keeps 0.5 --methods random golden"
     command += " --shots 0 1 2 2 --seeds 2 --full --batches --output"
     assert main([*command.split(), str(tmp_path)]) == 0
@@ -160,9 +156,7 @@ def test_learned_visual_tokens_are_run_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     counted, real = [], bench.costs
-    monkeypatch.setattr(
-        bench, "costs", lambda rows, *a: counted.append([r.key for r in rows]) or real(rows, *a)
-    )
+    monkeypatch.setattr(bench, "costs", lambda rows, *a: counted.append([r.key for r in rows]) or real(rows, *a))
     console = Console(record=True, width=300)
     plan = replace(PLAN, tokens=tokens, batches=(1,), rounds=1)
     by_text, *groups = compare(plan, [], Progress(console))

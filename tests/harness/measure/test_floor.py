@@ -32,9 +32,7 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
     class Named(str):
         features = property(str)
 
-    monkeypatch.setattr(
-        bench.View, "outcomes", lambda self, rows, *_: {row.key: Named(row.key) for row in rows}
-    )
+    monkeypatch.setattr(bench.View, "outcomes", lambda self, rows, *_: {row.key: Named(row.key) for row in rows})
     monkeypatch.setattr(floor_module, "correct", right)
     plan = Plan(methods=("golden",), keeps=(0.5,), datasets=("emoji",), limit=9, split="test")
     ((row,),) = floor(plan, 3, Progress())
@@ -54,6 +52,4 @@ def test_golden_without_rankings_names_the_command_before_anything_is_measured(m
     arguments = "study floor --methods golden --datasets fashion emoji-names --limit 4 --keeps 0.3"
     assert main(arguments.split()) == 2
     # The images are those of `emoji`, and so are their rankings.
-    assert "patchrank rank --model clip_vit_s14.imgfocus_lit --dataset emoji --split test" in (
-        capsys.readouterr().err
-    )
+    assert "patchrank rank --model clip_vit_s14.imgfocus_lit --dataset emoji --split test" in (capsys.readouterr().err)

@@ -102,9 +102,7 @@ def test_each_device_has_its_usual_batches():
 
 
 @pytest.mark.parametrize(("load", "busy"), [(1.9, True), (0.4, False), (None, False)])
-def test_a_busy_machine_is_reported_before(
-    load: Any, busy: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
-):
+def test_a_busy_machine_is_reported_before(load: Any, busy: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     monkeypatch.setattr("harness.measure.timing.load_1min", lambda: load)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("harness.measure.latency.measure_latency", lambda *_: iter([]))
@@ -122,9 +120,7 @@ def test_the_embedded_model_is_timed_in_every_way_that_a_cpu_has():
     how = {"dtypes": ("float32", "bfloat16"), "ways": ("eager", COMPILE, "channels-last")}
     how |= {"batches": (1,), "threads": (1,), "rounds": 6, "seconds": 0.0}
     plan = LatencyPlan(models=("clip_vit_s14_patchrank60",), **how)
-    records = [
-        record for cell, _ in latency.measure_latency(plan, [], Progress()) for record in cell
-    ]
+    records = [record for cell, _ in latency.measure_latency(plan, [], Progress()) for record in cell]
     assert [record.failed for record in records] == [None] * 12
     for record in records:
         assert record.deviation < (1e-4 if record.dtype == "float32" else 0.2)
@@ -171,8 +167,7 @@ def json_name(kind: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("heading", "kind"),
-    [("Fields", LatencyRecord), ("Of `machine`", Machine), ("Of `surroundings`", Surroundings)],
+    ("heading", "kind"), [("Fields", LatencyRecord), ("Of `machine`", Machine), ("Of `surroundings`", Surroundings)]
 )
 def test_every_field_is_there_in_order_with_its_type_and_its_unit(heading: str, kind: Any):
     types = get_type_hints(kind)

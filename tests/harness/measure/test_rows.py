@@ -69,9 +69,7 @@ def test_where_a_row_leaves_the_dense_tower(rows: list[Variant]):
 
 @pytest.mark.parametrize("method", [DENSE, *REDUCERS])
 @pytest.mark.parametrize("keep", [1.0, 0.6, 0.3])
-def test_equals_each_model_alone(
-    method: str, keep: float, dense: zoo.ReducedViT, predictor_file: Path, images: Tensor
-):
+def test_equals_each_model_alone(method: str, keep: float, dense: zoo.ReducedViT, predictor_file: Path, images: Tensor):
     """The slow way: build the model, run the whole of it, read its trace."""
     rows = variants(dense, ARCH, TAG, [*REDUCERS, DENSE], [keep])
     found = run(rows, images)

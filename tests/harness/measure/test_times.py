@@ -58,9 +58,7 @@ def test_what_follows_from_times(latency_record: Make):
         ((1.0,) * 6, times.OPEN),
     ],
 )
-def test_a_verdict_needs_an_interval_on_one_side_of_one(
-    latency_record: Make, factors: tuple[float, ...], verdict: str
-):
+def test_a_verdict_needs_an_interval_on_one_side_of_one(latency_record: Make, factors: tuple[float, ...], verdict: str):
     noise = (1.0, 3.0, 1.5, 2.5, 1.2, 2.0)
     samples = tuple(a * b for a, b in zip(noise, factors, strict=True))
     assert latency_record(samples, noise).verdict == verdict
@@ -72,8 +70,7 @@ def test_where_nothing_was_saved_nothing_could_arrive(latency_record: Make, save
 
 
 @pytest.mark.parametrize(
-    "facts",
-    [{"samples": ()}, {"failed": "no"}, {"median_ms": None}, {"samples": (), "median_ms": 3.0}],
+    "facts", [{"samples": ()}, {"failed": "no"}, {"median_ms": None}, {"samples": (), "median_ms": 3.0}]
 )
 def test_a_record_has_times_or_says_why_not(latency_record: Make, facts: dict[str, Any]):
     with pytest.raises(ValueError, match="clip_vit_b16 must have times or say why it failed"):
@@ -96,9 +93,7 @@ def test_nan_is_not_written(latency_record: Make, tmp_path: Path):
         ({"schema_version": 9}, r"line 2: schema_version must be 1, got 9"),
     ],
 )
-def test_a_line_that_is_no_record(
-    latency_record: Make, tmp_path: Path, change: dict[str, Any], said: str
-):
+def test_a_line_that_is_no_record(latency_record: Make, tmp_path: Path, change: dict[str, Any], said: str):
     path = tmp_path / "latency.jsonl"
     times.write_latencies(path, [latency_record()])
     line = path.read_text("utf-8")
@@ -182,9 +177,7 @@ def test_a_table_per_condition_with_batches_in_it(records: list[times.LatencyRec
     title = "clip_vit_b16 (openai, 64x64 px), float32, {}, cpu: A CPU, threads: 1, by metronome"
     assert [text.count(title.format(way)) for way in ("eager", "compile")] == [1, 1]
     lines = [line.replace("│", " ").split() for line in text.splitlines()]
-    assert ["1", "dense", "64", "2.00", "10.15", "[10.10,", "10.20]", "98.5"] in [
-        line[:8] for line in lines
-    ]
+    assert ["1", "dense", "64", "2.00", "10.15", "[10.10,", "10.20]", "98.5"] in [line[:8] for line in lines]
     [tome] = [line for line in lines if line[:2] == ["1", "tome50"]]
     assert tome[4:] == [
         "8.12", "[8.08,", "8.16]", "123.2", "0.800", "[0.800,", "0.800]", "faster", "!", "25", "%",
@@ -205,8 +198,7 @@ def test_what_holds_for_all_models_of_a_batch_is_said_once(records: list[times.L
         "batch 1: other processes kept 1.0 of 2 cores busy meanwhile",
         "batch 1, tome50: wide spread: quartiles 30 % apart",
         "batch 8, evit50: not timed: out of memory",
-        "no difference to dense can be concluded, as the interval of the ratio includes 1: "
-        "evit50 at batch 1",
+        "no difference to dense can be concluded, as the interval of the ratio includes 1: evit50 at batch 1",
     ]
     assert times.notes(records[3:5]) == []
 

@@ -163,8 +163,7 @@ def test_torchs_timer_times_the_third_call_and_gives_the_threads_back():
 
 
 @pytest.mark.parametrize(
-    ("device", "name"),
-    [("cpu", "torch.utils.benchmark.Timer"), ("cuda:0", "CUDA events"), ("meta", "wall clock")],
+    ("device", "name"), [("cpu", "torch.utils.benchmark.Timer"), ("cuda:0", "CUDA events"), ("meta", "wall clock")]
 )
 def test_each_device_has_its_stopwatch(device: str, name: str):
     assert timing.stopwatch(torch.device(device), 1).name == name

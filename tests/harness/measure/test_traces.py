@@ -61,9 +61,7 @@ def measure(tmp_path: Path) -> Callable[..., list[Record]]:
 
     def call(known: Any = (), console: Console | None = None, **changes: Any) -> list[Record]:
         facts = {"run": tmp_path / "run", "images": 64, "progress": Progress(console)}
-        facts |= {
-            name: changes.pop(name) for name in ("run", "images", "thumbnails") & changes.keys()
-        }
+        facts |= {name: changes.pop(name) for name in ("run", "images", "thumbnails") & changes.keys()}
         tracer = traces.Tracer(**facts)
         found = compare(replace(PLAN, **changes), known, tracer.progress, tracer)
         return [record for group in found for record in group]
@@ -231,9 +229,7 @@ def test_what_is_stored_is_what_the_model_does(
             assert (row.token[i, ~kept] == -1).all()
 
 
-def test_answers_and_agreement_are_the_records(
-    measure: Measure, golden: Rankings, toy: Dataset, tmp_path: Path
-):
+def test_answers_and_agreement_are_the_records(measure: Measure, golden: Rankings, toy: Dataset, tmp_path: Path):
     """All images are traced, so the means are of the same images."""
     records = measure()
     assert len(records) == 9
@@ -261,9 +257,7 @@ def test_answers_and_agreement_are_the_records(
     assert traces.read_traces(tmp_path / "run", others) == []
 
 
-def test_images_without_a_golden_ranking(
-    measure: Measure, shipped: Callable[..., Rankings], tmp_path: Path
-):
+def test_images_without_a_golden_ranking(measure: Measure, shipped: Callable[..., Rankings], tmp_path: Path):
     shipped(count=10)
     measure(methods=("random",))
     truth = by_model(tmp_path / "run")["clip_vit_b16 golden"]

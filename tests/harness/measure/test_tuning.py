@@ -73,9 +73,7 @@ def test_each_row_gets_its_own_and_keeps_it(
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
-def test_learned_from_the_drawn_images(
-    tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_learned_from_the_drawn_images(tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch):
     calls, whole = [], module.tune
     monkeypatch.setattr(module, "tune", lambda *a, **k: calls.append(a[4:6]) or whole(*a, **k))
     tuner.tuned(rows[:1], 2, 5, TuneConfig(**QUICK, tokens=tokens))
@@ -88,13 +86,9 @@ def test_learned_from_the_drawn_images(
         assert torch.allclose(data.images, expected, atol=1e-5)
 
 
-def test_features_are_computed_once(
-    tuner: Tuner, rows: list[Variant], monkeypatch: pytest.MonkeyPatch
-):
+def test_features_are_computed_once(tuner: Tuner, rows: list[Variant], monkeypatch: pytest.MonkeyPatch):
     counts, whole = [], module.outcomes
-    monkeypatch.setattr(
-        module, "outcomes", lambda r, s, *a, **k: counts.append(len(s)) or whole(r, s, *a, **k)
-    )
+    monkeypatch.setattr(module, "outcomes", lambda r, s, *a, **k: counts.append(len(s)) or whole(r, s, *a, **k))
     for shots in (2, 1):
         tuner.tuned(rows, shots, 0, TuneConfig(**QUICK, tokens="t"))
     assert counts == [6, 6]  # 2 and min(2, 4) of 3 classes, shared by all rows, then no more
@@ -197,9 +191,7 @@ CONFIG = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
 
 
 @pytest.mark.parametrize("tokens", ["t", "v", "vt"])
-def test_open_clips_towers_are_tuned(
-    named: Dataset, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_open_clips_towers_are_tuned(named: Dataset, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", CONFIG)
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
     save_file(CLIP(**CONFIG).state_dict(), tmp_path / "w.safetensors")

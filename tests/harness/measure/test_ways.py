@@ -120,9 +120,7 @@ def test_deviations_are_lengths_by_eagers_length():
     assert ways.deviations(features, eager).tolist() == pytest.approx([0.1, 0.0, 2.0])
 
 
-def test_a_graph_is_captured_on_its_device_and_warm_stream(
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_a_graph_is_captured_on_its_device_and_warm_stream(monkeypatch: pytest.MonkeyPatch):
     """Streams are made on the current device, which is the first one, whatever images are on."""
     fake, model, images = MagicMock(), nn.Linear(4, 2), torch.randn(3, 4)
     monkeypatch.setattr(torch, "cuda", fake)
@@ -145,9 +143,7 @@ def test_a_graph_is_captured_on_its_device_and_warm_stream(
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", [ways.CUDA_GRAPHS, ways.REDUCE_OVERHEAD, ways.COMPILE])
-def test_graphs_are_eager_on_new_images(
-    dense: zoo.ReducedViT, images: Tensor, method: str | None, way: str
-):
+def test_graphs_are_eager_on_new_images(dense: zoo.ReducedViT, images: Tensor, method: str | None, way: str):
     vit, images = reduced(dense.cuda(), method), images.cuda()
     with torch.inference_mode():
         call = ways.as_run(vit, way, images)

@@ -33,9 +33,7 @@ class Applied(nn.Module):
         return self.function(images * self.weight)
 
 
-def closed_form(
-    into: list[int], out: list[int], patch: int = 16, width: int = 768, features: int = 512
-) -> float:
+def closed_form(into: list[int], out: list[int], patch: int = 16, width: int = 768, features: int = 512) -> float:
     """Return 1e9 multiply-adds of a tower of 196 patches, no LayerNorm.
 
     Its blocks' attention sees ``into`` tokens, prefix tokens left out, and their MLP ``out``.
@@ -244,8 +242,7 @@ def test_rescoring_costs_a_predictor_on_what_is_left():
     tower = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
     tower |= {"arch": "mlp", "width": 16, "reduce_at": (1, 3, 5), "schedule": "linear"}
     anew, carried = (
-        gflops(timm.create_model("clip_vit_b16_patchrank50", rescore=rescore, **tower), 64)
-        for rescore in (True, False)
+        gflops(timm.create_model("clip_vit_b16_patchrank50", rescore=rescore, **tower), 64) for rescore in (True, False)
     )
     d, w = 48, 16
     products = sum(n * (d * w + w * w + w) + 2 * d * w for n in (53, 43))

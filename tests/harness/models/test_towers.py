@@ -74,9 +74,7 @@ def test_refused_names(name: str, match: str):
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit.r160_in1k"])
 @torch.no_grad()
-def test_a_timm_name_is_found_in_the_cache(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_timm_name_is_found_in_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = lively(timm.create_model("test_vit"))
     entry = tmp_path / "models--timm--test_vit.r160_in1k"  # as the Hugging Face cache has it
     for part in ("refs", f"snapshots/{'0' * 40}"):
@@ -155,9 +153,7 @@ def test_of_a_reduced_model_the_dense_tower_is_taken(saved: Saved, images: Tenso
 
 
 @torch.no_grad()
-def test_open_clip_brings_both_towers(
-    tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
-):
+def test_open_clip_brings_both_towers(tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch):
     vision = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
     text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}

@@ -172,16 +172,12 @@ def by_text() -> list[Record]:
 def test_numbers_of_shots_stand_side_by_side():
     groups = [averages(records) for records in (group(shots=8), by_text(), group())]
     [table] = shot_tables(groups)
-    assert table.title == (
-        "fashion test, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit"
-    )
+    assert table.title == ("fashion test, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit")
     assert table.heads == ["Method", "Keep", "0 shots", "4 shots", "8 shots"]
     for row in groups[0]:
         [cells] = [cells for cells in table.rows if cells[0] == row.method]
         zero, four = (next(r for r in g if r.method == row.method) for g in groups[1:])
-        wanted = [
-            "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in r.top1)) for r in (zero, four, row)
-        ]
+        wanted = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in r.top1)) for r in (zero, four, row)]
         assert cells == [row.method, f"{100 * row.keep:.0f} %", *wanted]
     assert table.rows[-1][0] == "golden"
     assert table.rows[-1][3:] == ["–", "–"]  # not measured with shots

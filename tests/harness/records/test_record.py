@@ -77,9 +77,7 @@ def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Pa
         ({"threads": "two"}, "threads must be int, got 'two'"),  # as reading would
     ],
 )
-def test_nothing_is_written_when_a_record_is_no_json(
-    tmp_path: Path, change: dict[str, Any], complaint: str
-):
+def test_nothing_is_written_when_a_record_is_no_json(tmp_path: Path, change: dict[str, Any], complaint: str):
     with pytest.raises(ValueError, match=complaint):
         write_records(tmp_path / "records.jsonl", [FULL, replace(DENSE, **change)])
     assert not list(tmp_path.iterdir())
@@ -130,9 +128,7 @@ def changed(**changes: object) -> Callable[[dict[str, Any]], object]:
         (changed(created="2026-01-02T03:04:05"), "created must be UTC"),
     ],
 )
-def test_reading_names_file_line_and_field(
-    tmp_path: Path, change: Callable[[dict[str, Any]], object], complaint: str
-):
+def test_reading_names_file_line_and_field(tmp_path: Path, change: Callable[[dict[str, Any]], object], complaint: str):
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
     values = asdict(FULL)
@@ -211,10 +207,7 @@ def test_all_that_differs_is_named_with_the_command_that_shows_both():
     assert conditions(DENSE) == conditions(FULL)
     refuse_mixed([])
     refuse_mixed([DENSE, FULL])
-    others = [
-        replace(FULL, model=f"m{at}", device_name="another", torch=f"2.1{at}.0+cpu")
-        for at in range(5)
-    ]
+    others = [replace(FULL, model=f"m{at}", device_name="another", torch=f"2.1{at}.0+cpu") for at in range(5)]
     with pytest.raises(ValueError, match=r"^records of different device_name, torch cannot") as no:
         refuse_mixed([DENSE, *others])
     text = str(no.value)

@@ -146,8 +146,7 @@ def found(n: int, discordance: float, difference: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("n", "discordance", "power"),
-    [(60, 0.4, 0.8), (300, 0.1, 0.8), (300, 0.3, 0.9), (2000, 0.05, 0.5)],
+    ("n", "discordance", "power"), [(60, 0.4, 0.8), (300, 0.1, 0.8), (300, 0.3, 0.9), (2000, 0.05, 0.5)]
 )
 def test_the_minimum_detectable_difference_has_its_power(n: int, discordance: float, power: float):
     least = statistics.minimum_detectable_difference(n, discordance, power)
@@ -202,16 +201,10 @@ REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
     (statistics.median_interval, ([],), "non-empty"),
     (DETECTABLE, (0, 0.1), r"n >= 1 .* got 0 and 0\.1"),
     (DETECTABLE, (10, 30), r"discordance in \[0, 1\], got 10 and 30"),
-    *(
-        (DETECTABLE, (10, 0.3, p), rf"must lie in \(0.05, 1\), got {p}")
-        for p in (0.05, 1.0, 80.0, NAN)
-    ),
+    *((DETECTABLE, (10, 0.3, p), rf"must lie in \(0.05, 1\), got {p}") for p in (0.05, 1.0, 80.0, NAN)),
     (statistics.holm, ([0.1, 1.5],), r"p-values must lie in \[0, 1\], got 0\.1 to 1\.5"),
     (statistics.holm, ([0.1, NAN],), "1 of 2 values are NaN"),
-    *(
-        (FLIP, (wrong,), r"must be \(n,\) integers, got")
-        for wrong in ([], [0.5], [True], [[1]], [NAN])
-    ),
+    *((FLIP, (wrong,), r"must be \(n,\) integers, got") for wrong in ([], [0.5], [True], [[1]], [NAN])),
     (statistics.paired_p, (RIGHT, RIGHT[1:], 2, 2), "same images for both, got 3 and 2"),
     (statistics.paired_p, (RIGHT, RIGHT[1:]), "same images for both, got 3 and 2"),
     (statistics.paired_p, (RIGHT[:0], RIGHT[:0], 2, 2), r"integers, got \(0,\)"),
@@ -327,10 +320,7 @@ def test_the_table_of_what_so_many_images_can_show():
     assert len(lines) == 5
     for line in lines:
         images, *told = (cell.strip() for cell in line.strip("|").split("|"))
-        found = [
-            statistics.minimum_detectable_difference(int(images.replace(",", "")), s)
-            for s in shares
-        ]
+        found = [statistics.minimum_detectable_difference(int(images.replace(",", "")), s) for s in shares]
         assert told == ["–" if share is None else f"{100 * share:.1f}" for share in found]
 
 

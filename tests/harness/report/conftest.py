@@ -21,9 +21,7 @@ IMAGES = 100
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
-def make_row(
-    method: str, keep: float, right: int, gflops: float | None = None, **more: Any
-) -> Record:
+def make_row(method: str, keep: float, right: int, gflops: float | None = None, **more: Any) -> Record:
     """Return a record that is right on the first images."""
     values: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00", "version": "0.1.0",
@@ -60,20 +58,14 @@ def timed() -> Callable[[int, float], Latency]:
 @pytest.fixture(scope="session")
 def dense() -> Record:
     latency = tuple(
-        Latency(batch=b, median_ms=40.0 * b, q1_ms=39.0 * b, q3_ms=42.0 * b, images_per_s=25.0)
-        for b in (1, 32)
+        Latency(batch=b, median_ms=40.0 * b, q1_ms=39.0 * b, q3_ms=42.0 * b, images_per_s=25.0) for b in (1, 32)
     )
-    return make_row(
-        "dense", 1.0, 70, 3.4, final_tokens=196, tokens_per_block=(197,) * 4, latency=latency
-    )
+    return make_row("dense", 1.0, 70, 3.4, final_tokens=196, tokens_per_block=(197,) * 4, latency=latency)
 
 
 @pytest.fixture(scope="session")
 def random() -> list[Record]:
-    return [
-        make_row("random", keep, right, gflops)
-        for keep, right, gflops in ((0.6, 55, 2.4), (0.3, 40, 1.7))
-    ]
+    return [make_row("random", keep, right, gflops) for keep, right, gflops in ((0.6, 55, 2.4), (0.3, 40, 1.7))]
 
 
 @pytest.fixture(scope="session")

@@ -11,29 +11,9 @@ from rich.console import Console
 
 from harness.cli import main
 from harness.console.table import Cell, Table, fitted
-from harness.records.record import (
-    METRICS,
-    Latency,
-    Record,
-    pack_correct,
-    read_records,
-    write_records,
-)
-from harness.records.statistics import (
-    holm,
-    median_interval,
-    minimum_detectable_difference,
-    paired_difference,
-)
-from harness.report.changes import (
-    ABSENT,
-    Change,
-    changes,
-    changes_data,
-    changes_markdown,
-    notes,
-    tables,
-)
+from harness.records.record import METRICS, Latency, Record, pack_correct, read_records, write_records
+from harness.records.statistics import holm, median_interval, minimum_detectable_difference, paired_difference
+from harness.report.changes import ABSENT, Change, changes, changes_data, changes_markdown, notes, tables
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
 NAME = "clip_vit_s14_patchrank60.imgfocus_lit"
@@ -58,9 +38,7 @@ def timed(batch: int, median: float, *to_dense: float) -> Latency:
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
 
 
-def record(
-    correct: Any = A, median: float | None = None, ratio: float | None = None, **changed: Any
-) -> Record:
+def record(correct: Any = A, median: float | None = None, ratio: float | None = None, **changed: Any) -> Record:
     """Return a row of 10 images; ``median`` is its only time, beside dense's by ``ratio``."""
     facts: dict[str, Any] = {
         **{"method_config": {"reduce_at": [3], "predictor": "12ab"}, "weights_sha256": "ab" * 32},
@@ -159,9 +137,7 @@ def test_counted_costs_must_be_equal_to_the_last_bit(name: str, value: Any):
     assert only(record(), record(**{name: None})).costs == []  # not measured
 
 
-@pytest.mark.parametrize(
-    "changed", [{"device": "cuda"}, {"device_name": "x"}, {"threads": 1}, {"dtype": "float16"}]
-)
+@pytest.mark.parametrize("changed", [{"device": "cuda"}, {"device_name": "x"}, {"threads": 1}, {"dtype": "float16"}])
 def test_latency_of_another_machine_or_precision_is_not_compared(changed: dict[str, Any]):
     pair = only(record(ratio=0.8), record(B, ratio=0.6, **changed))
     assert pair.latency == pair.latency_to_dense == {}
@@ -262,8 +238,7 @@ def test_what_is_not_compared_is_a_dash_and_says_why():
         'conditions differ: device "cpu" in A, "cuda:0" in B (every row)',
         f"{NAME} on birds test, {HOW}, seed 0: accuracy not compared, images or prompts "
         "differ: image_count 10 in A, 5 in B",
-        "latency not compared (every row): it takes the same device, device_name, dtype, threads "
-        "and batch",
+        "latency not compared (every row): it takes the same device, device_name, dtype, threads and batch",
     ]
 
 
@@ -272,10 +247,7 @@ def test_rows_that_are_not_compared_for_one_reason_share_a_line():
     b = [record(B[:5]), record(B[:5], seed=1), record(B[:4], seed=2)]
     found = [line for line in notes(changes(a, b)) if "not compared" in line]
     why = "accuracy not compared, images or prompts differ: image_count 10 in A"
-    assert found == [
-        f"2 rows on birds test: {why}, 5 in B",
-        f"{NAME} on birds test, {HOW}, seed 2: {why}, 4 in B",
-    ]
+    assert found == [f"2 rows on birds test: {why}, 5 in B", f"{NAME} on birds test, {HOW}, seed 2: {why}, 4 in B"]
 
 
 def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
@@ -437,9 +409,7 @@ def test_the_ends_are_the_furthest_that_both_intervals_allow():
     assert back == pytest.approx((1 / there.estimate, 1 / there.high, 1 / there.low))
 
 
-@pytest.mark.parametrize(
-    "other", [timed(8, 1.0), timed(1, 1.0, 0.6, 0.5, 0.7), timed(8, 1.0, 0.0, 0.0, 0.0)]
-)
+@pytest.mark.parametrize("other", [timed(8, 1.0), timed(1, 1.0, 0.6, 0.5, 0.7), timed(8, 1.0, 0.0, 0.0, 0.0)])
 def test_without_a_ratio_to_dense_in_both_there_is_none(other: Latency):
     a, b = record_of(timed(8, 9.0, 0.8, 0.72, 0.96)), record_of(other)
     assert Change(a=a, b=b).latency_to_dense == Change(a=b, b=a).latency_to_dense == {}
@@ -471,9 +441,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_two_runs_are_compared_and_nothing_is_measured_or_written(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, capsys: pytest.CaptureFixture[str]):
     before = sorted(runs.rglob("*"))
     assert main(["compare", "a", "b/records.jsonl"]) == 0
     out, err = capsys.readouterr()
@@ -486,12 +454,8 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(
     assert sorted(runs.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    "command", ["a b --output new/out", "--output new/out a b", "--output=new/out a b"]
-)
-def test_output_is_a_folder_for_the_same_in_markdown(
-    command: str, runs: Path, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize("command", ["a b --output new/out", "--output new/out a b", "--output=new/out a b"])
+def test_output_is_a_folder_for_the_same_in_markdown(command: str, runs: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compare", *command.split()]) == 0
     out, err = capsys.readouterr()
     assert err == f"wrote {Path('new/out/changes.md')}\n"

@@ -55,9 +55,7 @@ def reported(run: Path) -> tuple[Shown, Path]:
     return shown(str(run), "--output", str(out), "--title", "Two <machines>"), out
 
 
-def test_a_committed_run_has_all_files_and_its_own_tables(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """summary.md and table.md are to the last byte what stands in the repository."""
     folder = tmp_path / "made" / "here"
     assert main(["report", str(RESULTS), "--output", str(folder)]) == 0
@@ -87,9 +85,7 @@ def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Reco
     assert rows["clip_vit_s14_random30"]["pareto"]["gflops"]["verdict"] in {"front", "open"}
 
 
-def test_several_runs_are_one_report(
-    run: Path, tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
-):
+def test_several_runs_are_one_report(run: Path, tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.report.folder.plots_of", lambda *groups: [])
     other = tmp_path / "other.jsonl"
     others = [replace(record, device_name="another processor") for record in records[:4]]
@@ -144,9 +140,7 @@ def test_refusals(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem)
 def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
     records = read_run(path)
     report = grouped(records)
@@ -207,9 +201,7 @@ def test_torn_times_beside_records_are_named_and_alone_refused(timed_run: Path):
         latencies_in([timed_run], reasons.append)
 
 
-def test_a_run_of_times_alone_is_a_report(
-    timed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_run_of_times_alone_is_a_report(timed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (timed_run / "records.jsonl").unlink()
     assert main(["report", str(timed_run), "--output", str(tmp_path / "out"), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
@@ -241,9 +233,7 @@ def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path
     assert timed[0]["ratio_to_dense"] == ""
 
 
-def test_what_is_left_out_is_told_on_the_page_and_beside_it(
-    timed_run: Path, tmp_path: Path, records: list[Record]
-):
+def test_what_is_left_out_is_told_on_the_page_and_beside_it(timed_run: Path, tmp_path: Path, records: list[Record]):
     (timed_run / "latency.jsonl").write_text('{"torn')
     console = Console(record=True, width=300)
     written = write_report(records, tmp_path / "out", Progress(console), runs=[timed_run], drawn=())

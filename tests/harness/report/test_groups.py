@@ -20,10 +20,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "tuning": ({"tuning": "t", "prompt_tokens": 16}, "learned text tokens (16)"),
     "prompt_tokens": ({"tuning": "t", "prompt_tokens": 8}, "learned text tokens (8)"),
     "seed": ({"seed": 7}, "; seed 7"),
-    "image_count": (
-        {"image_count": 50, "correct_bits": "ff" * 6 + "c0", "top1": 1.0, "top1_high": 1.0},
-        "; 50 images",
-    ),
+    "image_count": ({"image_count": 50, "correct_bits": "ff" * 6 + "c0", "top1": 1.0, "top1_high": 1.0}, "; 50 images"),
     "images_sha256": ({"images_sha256": "cd" * 32}, "; images cdcdcdcd"),
     "image_size": ({"image_size": (14, 14)}, "; image size (14, 14)"),
     "tag": ({"tag": "openai"}, "clip_vit_s14.openai"),
@@ -61,9 +58,7 @@ def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
     assert markdown_table([*ours, *theirs]).count("### ") >= 2
 
 
-def test_one_condition_needs_no_words_and_other_settings_are_another_row(
-    records: list[Record], row: Any
-):
+def test_one_condition_needs_no_words_and_other_settings_are_another_row(records: list[Record], row: Any):
     assert [group.name for group in grouped(records).groups] == [
         "fashion test, 16 shots, linear probe, clip_vit_s14.saliency",
         "emoji test, by text, clip_vit_s14.saliency",

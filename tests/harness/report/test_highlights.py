@@ -198,9 +198,7 @@ def test_fronts_are_named_by_each_cost(rows: list[Record], row: Any):
         (["dense", "patchrank"], {"diff_high": -0.001}, "Every row with fewer GFLOPs is less"),
     ],
 )
-def test_no_saving_has_its_reason(
-    methods: list[str], changes: dict[str, Any], saving: str, rows: list[Record]
-):
+def test_no_saving_has_its_reason(methods: list[str], changes: dict[str, Any], saving: str, rows: list[Record]):
     changed = [r if r.method == "dense" else replace(r, **changes) for r in rows]
     group = short([record for record in changed if record.method in methods])
     assert group.least is None

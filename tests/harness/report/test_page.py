@@ -133,9 +133,7 @@ def test_a_table_per_dataset_with_every_figure(drawn: Any) -> None:
         assert condition in text
 
 
-def test_what_sorting_goes_by_are_the_figures_unrounded(
-    made: Any, patchrank: Record, dense: Record
-) -> None:
+def test_what_sorting_goes_by_are_the_figures_unrounded(made: Any, patchrank: Record, dense: Record) -> None:
     _, parsed = made([patchrank, dense])
     at = next(n for n, cells in enumerate(parsed.rows) if cells[0] == "patchrank")
     values = dict(zip(parsed.tables[0], parsed.values[at], strict=True))
@@ -165,9 +163,7 @@ def test_markdown_has_the_same_cells_as_the_page(drawn: Any, records: list[Recor
     assert cells == parsed.tables
 
 
-def test_the_page_marks_what_is_clear_and_says_so(
-    made: Any, dense: Record, patchrank: Record, row: Any
-) -> None:
+def test_the_page_marks_what_is_clear_and_says_so(made: Any, dense: Record, patchrank: Record, row: Any) -> None:
     lost = row("random", 0.3, 40, diff_to_dense=-0.3, diff_low=-0.39, diff_high=-0.21)
     text, parsed = made([dense, patchrank, lost])
     cells = [line[3] for line in parsed.tables]
@@ -176,9 +172,7 @@ def test_the_page_marks_what_is_clear_and_says_so(
     assert "*" not in markdown_table([dense, patchrank, lost])
 
 
-def test_settings_and_what_was_not_counted_are_named(
-    made: Any, patchrank: Record, dense: Record
-) -> None:
+def test_settings_and_what_was_not_counted_are_named(made: Any, patchrank: Record, dense: Record) -> None:
     text, parsed = made([patchrank, dataclasses.replace(dense, uncounted_operators=("a::b",))])
     assert text.count("<details>") == 1
     assert ["clip_vit_s14_patchrank60", '"reduce_at": [3]'] in parsed.rows

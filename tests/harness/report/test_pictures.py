@@ -17,15 +17,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from harness.measure.traces import (
-    RANKING,
-    Facts,
-    RowTraces,
-    Thumbnails,
-    read_traces,
-    seal,
-    thumbnails_path,
-)
+from harness.measure.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, seal, thumbnails_path
 from harness.records.agreement import kendall_tau, over_images
 from harness.report.pictures import (
     LIMIT,
@@ -188,8 +180,7 @@ def test_images_that_a_row_lacks_are_left_out_of_all(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("weights_sha256", "cd" * 32), ("dataset_revision", "other"), ("version", "0.2.0")],
+    ("name", "value"), [("weights_sha256", "cd" * 32), ("dataset_revision", "other"), ("version", "0.2.0")]
 )
 def test_rows_of_other_conditions_never_stand_side_by_side(name: str, value: str, run):
     other = run.row("evit", 0.5, **{name: value})
@@ -461,9 +452,7 @@ def test_files_of_others_are_named_and_without_thumbnails_there_is_a_matrix_alon
 def test_groups_come_in_the_order_of_the_records(written):
     made = written()
     rows = [
-        made.row(method, 0.5, dataset=dataset)
-        for dataset in ("aardvark", "zebra")
-        for method in ("evit", "patchrank")
+        made.row(method, 0.5, dataset=dataset) for dataset in ("aardvark", "zebra") for method in ("evit", "patchrank")
     ]
     for order in (rows, rows[::-1]):
         records = [SimpleNamespace(**vars(row.facts)) for row in order]

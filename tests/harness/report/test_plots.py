@@ -68,18 +68,14 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(
         rows = sorted((r for r in own.values() if r.method == name), key=lambda r: r.keep)
         for point, row in zip(series, rows, strict=True):
             assert tuple(point.x) == (row.gflops,) * 3
-            assert point.y == pytest.approx(
-                (100 * row.top1, 100 * row.top1_low, 100 * row.top1_high)
-            )
+            assert point.y == pytest.approx((100 * row.top1, 100 * row.top1_low, 100 * row.top1_high))
 
 
 def test_times_are_ratios_or_milliseconds_of_one_image(report: Grouped, committed: list[Record]):
     named = plots(report)
     row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_tome60")
     for timed in row.latency:
-        ratio, time = (
-            points(named[f"accuracy_{kind}_batch{timed.batch}"]) for kind in ("ratio", "ms")
-        )
+        ratio, time = (points(named[f"accuracy_{kind}_batch{timed.batch}"]) for kind in ("ratio", "ms"))
         assert ratio["tome"][1].x == (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
         ms = (timed.median_ms, timed.q1_ms, timed.q3_ms)
         assert time["tome"][1].x == tuple(n / timed.batch for n in ms)
@@ -91,9 +87,7 @@ def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Gr
     panel = plot.panels[0]
     assert isinstance(panel, Chart)
     stood = fronts(report.groups[0])[0].standings
-    on = sorted(
-        (s.row.first.gflops, 100 * s.row.top1.estimate) for s in stood if s.verdict == "front"
-    )
+    on = sorted((s.row.first.gflops, 100 * s.row.top1.estimate) for s in stood if s.verdict == "front")
     assert list(panel.front) == on
     assert sorted(y for _, y in on) == [y for _, y in on]
     assert panel.notes[0].count("%") + panel.notes[0].count("dense") == len(on)

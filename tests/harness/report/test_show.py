@@ -70,9 +70,7 @@ def sheet(view: View, rows: int = 2, columns: int = 3) -> Sheet:
                 name=f"a rather long file name {i}.jpeg",
                 label="ankle boot" if i else "",
                 view=view,
-                importance={
-                    name: drawn[i, j] for j, name in enumerate(names) if (i, j) != (rows - 1, 0)
-                },
+                importance={name: drawn[i, j] for j, name in enumerate(names) if (i, j) != (rows - 1, 0)},
                 kept={"kept 50": np.arange(CELLS) % 2 == 0},
             )
             for i in range(rows)
@@ -278,9 +276,7 @@ def test_hatching_is_told_from_white_and_from_black_images():
 
 @pytest.mark.parametrize("ground", [0.0, 0.25, 0.38, 0.47, 0.56, 0.75, 1.0])
 @pytest.mark.parametrize("size", [(24, 36), (80, 120)])
-def test_a_dropped_patch_looks_like_no_kept_one_on_any_plain_image(
-    ground: float, size: tuple[int, int]
-):
+def test_a_dropped_patch_looks_like_no_kept_one_on_any_plain_image(ground: float, size: tuple[int, int]):
     view, kept = np.full((40, 60, 3), ground), np.arange(CELLS) % 2 == 0
     own = np.where(kept, np.arange(CELLS), -1)
     side = size[0] // 4
@@ -432,9 +428,7 @@ def test_panels_hold_what_the_model_computes(figure_of: Show, tower: Tower, toy:
     for score in SCORES:
         config = GoldenConfig(score=score, stride=2)
         maps[score] = [  # one by one, as rounding may swap patches that all but tie
-            golden_importance(
-                tower.vit, image[None], config, text=text, scale=20.0, labels=torch.tensor([label])
-            )[0]
+            golden_importance(tower.vit, image[None], config, text=text, scale=20.0, labels=torch.tensor([label]))[0]
             for image, label in zip(images, (e.label for e in examples), strict=True)
         ]
     for method in ("patchrank", "clsattn"):
@@ -457,9 +451,7 @@ def test_any_ranking_may_decide_what_is_kept(
     by: str, figure_of: Show, tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     sheets: list[Sheet] = []
-    monkeypatch.setattr(
-        module, "draw", lambda sheet, scale: sheets.append(sheet) or draw(sheet, scale)
-    )
+    monkeypatch.setattr(module, "draw", lambda sheet, scale: sheets.append(sheet) or draw(sheet, scale))
     figure_of(by=by, keeps=(0.3,))
     [sheet] = sheets
     name = module.ALIASES.get(by, by)
@@ -538,9 +530,7 @@ def test_a_figure_is_written_whole_or_not_at_all(figure_of: Show, monkeypatch: p
     assert list(figure.path.parent.iterdir()) == [figure.path]
 
 
-def test_the_command(
-    figure_of: Show, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command(figure_of: Show, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "new" / "figure.png"
     command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keep", "0.5", "0.25"]
     command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--out", str(out)]

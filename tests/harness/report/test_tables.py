@@ -16,23 +16,8 @@ from harness.check.verdict import Bounds, Outcome, moved
 from harness.console.table import Cell, Form, Table
 from harness.measure.compare import Floor
 from harness.records.averages import Average, averages, judged, labels, matched
-from harness.records.record import (
-    Latency,
-    Metric,
-    Record,
-    metrics,
-    names_of,
-    pack_correct,
-    read_records,
-    read_run,
-)
-from harness.records.statistics import (
-    Interval,
-    holm,
-    minimum_detectable_difference,
-    paired_difference,
-    sign_flip_exact,
-)
+from harness.records.record import Latency, Metric, Record, metrics, names_of, pack_correct, read_records, read_run
+from harness.records.statistics import Interval, holm, minimum_detectable_difference, paired_difference, sign_flip_exact
 from harness.report.changes import changes, changes_data, tables
 from harness.report.groups import grouped, sections
 from harness.report.page import Report, page
@@ -291,12 +276,7 @@ def test_all_of_a_table_of_shots_is_judged_together():
     adjusted = dict(zip(alone, holm(list(alone.values())), strict=True))
     clear = {place for place, p in adjusted.items() if p <= 0.05}
     assert 0 < len(clear) < len(alone)
-    marks = {
-        (at, place)
-        for at, cells in enumerate(table.rows)
-        for place, cell in enumerate(cells[2:])
-        if cell.mark
-    }
+    marks = {(at, place) for at, cells in enumerate(table.rows) for place, cell in enumerate(cells[2:]) if cell.mark}
     assert marks == clear
     assert "".join(shown(table)).count("*[") == len(clear)
     told = "* clear of the dense model's at as many shots, all of this table judged together (exact"
@@ -339,8 +319,7 @@ def test_settings_that_differ_at_one_keep_rate_are_told_at_all(evit: list[Record
         return [labels(rows)[row.identity] for row in rows]
 
     fused, predicted = (
-        replace(evit[0], method_config=evit[0].method_config | more)
-        for more in ({"fuse": True}, {"predictor": "ab12"})
+        replace(evit[0], method_config=evit[0].method_config | more) for more in ({"fuse": True}, {"predictor": "ab12"})
     )
     assert names(*evit) == ["evit", "evit"]
     assert names(*evit, fused) == ["evit (fuse false)", "evit (fuse false)", "evit (fuse true)"]

@@ -73,9 +73,7 @@ def test_hostile_names_neither_open_nor_close_anything(dense: Record, patchrank:
 
 
 @pytest.mark.parametrize("which", ["records", "hostile"])
-def test_latex_compiles(
-    which: str, records: list[Record], dense: Record, patchrank: Record, tmp_path: Path
-):
+def test_latex_compiles(which: str, records: list[Record], dense: Record, patchrank: Record, tmp_path: Path):
     program = shutil.which("pdflatex")
     if program is None:
         pytest.skip("no pdflatex: apt install texlive-latex-recommended has one")

@@ -99,9 +99,7 @@ def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
 def reproduced(staged: dict[str, Dataset]) -> Reproduced:
     """Measure a table on the toys."""
 
-    def call(
-        name: str, config: StudyConfig, known: list[Record] | None = None
-    ) -> tuple[Comparison, list[Record]]:
+    def call(name: str, config: StudyConfig, known: list[Record] | None = None) -> tuple[Comparison, list[Record]]:
         recipe = get_reproduction(name)
         config = under_its_conditions(recipe, config)
         parts = list(produce(recipe, config, known or [], Progress()))

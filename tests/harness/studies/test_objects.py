@@ -171,9 +171,7 @@ def test_rankings_go_with_their_images(fashion: dict[str, ObjectShare]):
 
 
 def test_the_command(capsys):
-    command = (
-        "study objects --limit 2 --window 7 --stride 7 --scores label confidence --methods random"
-    )
+    command = "study objects --limit 2 --window 7 --stride 7 --scores label confidence --methods random"
     assert main(command.split()) == 0
     out = capsys.readouterr().out
     assert "objects of fashion (val), clip_vit_s14; golden: 7 x 7 patches, stride 7" in out

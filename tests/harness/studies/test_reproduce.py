@@ -144,9 +144,7 @@ def test_refused(flags: str, text: str, capsys, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_neither_data_without_val_nor_a_tower_without_text_is_taken(
-    staged, tmp_path: Path, capsys, monkeypatch
-):
+def test_neither_data_without_val_nor_a_tower_without_text_is_taken(staged, tmp_path: Path, capsys, monkeypatch):
     whole = staged["dtd"].split
 
     def split(name: SplitName) -> Split:

@@ -23,9 +23,7 @@ def search(toy: Dataset, ranked: Callable[..., Rankings]) -> Find:
     made = ranked("test", 5)
     made.write(own_store(MODEL, "toy", "test", GoldenConfig()))
 
-    def call(
-        count: int, golden: GoldenConfig | None = None, weights: str = "", revision: str = ""
-    ) -> Rankings | None:
+    def call(count: int, golden: GoldenConfig | None = None, weights: str = "", revision: str = "") -> Rankings | None:
         source = Source.of(toy, "test")
         source = replace(source, revision=revision or source.revision)
         weights = weights or made.provenance.weights

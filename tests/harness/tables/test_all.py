@@ -29,10 +29,6 @@ def tables() -> list[tuple[str, str]]:
 
 def test_every_table_is_made_to_fit_here():
     text = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
-    missing = [
-        (module, name)
-        for module, name in tables()
-        if not (f"from {module} " in text and f"{name}(" in text)
-    ]
+    missing = [(module, name) for module, name in tables() if not (f"from {module} " in text and f"{name}(" in text)]
     assert len(tables()) >= 15
     assert missing == []

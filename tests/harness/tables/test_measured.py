@@ -82,13 +82,7 @@ def _classes(records: list[Record]) -> list[Part]:
 
 def _overhead(records: list[Record]) -> list[Part]:
     row = Overhead(
-        arch="pooledmixer",
-        width=768,
-        params=12_345_678,
-        gflops=0.123,
-        share=0.03,
-        uncounted=(),
-        latency=SHARE,
+        arch="pooledmixer", width=768, params=12_345_678, gflops=0.123, share=0.03, uncounted=(), latency=SHARE
     )
     return [overhead_table([row], "predictors beside clip_vit_b16.openai, batch 32, float32, x")]
 
