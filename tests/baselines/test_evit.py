@@ -118,3 +118,9 @@ def test_low_precision_keeps_its_type(tower: VisionTransformer, images: Tensor):
 def test_refusals(options: dict, match: str, tower: VisionTransformer):
     with pytest.raises(ValueError, match=re.escape(match)):
         zoo.reduce(tower, method="evit", **options)
+
+
+@pytest.mark.parametrize(("fuse", "counts"), [(False, {1: 138, 3: 97, 5: 68}), (True, {1: 138, 3: 98, 5: 70})])
+def test_the_papers_counts(fuse: bool, counts: dict[int, int], tower: VisionTransformer):
+    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5], fuse=fuse)
+    assert model.reducer.counts(196) == counts

@@ -173,3 +173,15 @@ def test_more_than_half_is_refused_on_small_images_too(tower: VisionTransformer)
 def test_refusals(options: dict, match: str, tower: VisionTransformer):
     with pytest.raises(ValueError, match=re.escape(match)):
         zoo.reduce(tower, method="tome", **options)
+
+
+def test_sizes_always_add_up_to_the_grid(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="tome", keep=0.3)
+    _, each = model.advance(model.embed(images), taps=range(6))
+    for tokens in each:
+        assert torch.equal(tokens.size.sum(dim=1), torch.full((3,), 64.0))
+
+
+def test_the_papers_counts(tower: VisionTransformer):
+    counts = zoo.reduce(tower, method="tome", r=8).reducer.counts(196)
+    assert list(counts.values()) == [188, 180, 172, 164, 156, 148]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import zoo
-from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
+from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
 from zoo.windows import mean_over_windows, windows
 
 Build = Callable[..., nn.Module]
@@ -241,3 +241,25 @@ def test_passes_bound_the_cost(small_tower: nn.Module, monkeypatch: pytest.Monke
     assert engine.passes == 24
     # The whole image comes on top; windows that are empty or equal are not run again.
     assert 6 < sum(ran) - 1 <= engine.passes
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_images_do_not_touch_each_other(score: str, tower: nn.Module, text: Tensor):
+    """Sharing a batch of windows, or being the only one, gives the same."""
+    images, config = torch.randn(3, 3, 64, 64), GoldenConfig(score=score, block=2)
+    engine = GoldenEngine(tower, config, text=text, scale=SCALE)
+    together = engine.importance(images, LABELS)
+    for i in range(3):
+        alone = engine.importance(images[i : i + 1], LABELS[i : i + 1])
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_one_round_for_all_patches_is_one_shot(score: str, small_tower: nn.Module, text: Tensor):
+    images = torch.randn(2, 3, 64, 64)
+    orders = []
+    for step in (None, SIDE * SIDE):
+        config = GoldenConfig(score=score, block=1, greedy=step)
+        engine = GoldenEngine(small_tower, config, text=text, scale=SCALE)
+        orders.append(engine.importance(images, TWO_LABELS).argsort(dim=1, stable=True))
+    assert torch.equal(orders[0], orders[1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import zoo
 from zoo.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenLinear, TokenTransformer
 from zoo.reducer import HostSpec, build_reducer
 
@@ -251,3 +252,22 @@ def test_what_needs_the_whole_grid_can_not_rescore(arch: str):
         build_reducer("patchrank", options, HOST)
     assert not build_reducer("patchrank", options | {"rescore": False}, HOST).rescorers
     assert not build_reducer("patchrank", options | {"reduce_at": [3]}, HOST).rescorers
+
+
+@pytest.mark.parametrize("arch", FREE)
+def test_permuting_patches_permutes_what_stays(arch: str, tiny: Build, images: Tensor):
+    model = built(tiny, arch=arch, reduce_at=(0, 2, 4), rescore=True)
+    tokens = model.embed(images)
+    order = torch.randperm(64)
+    moved = tokens._replace(
+        x=torch.cat((tokens.x[:, :1], tokens.patches[:, order]), dim=1), patch_idx=tokens.patch_idx[:, order]
+    )
+    plain, _ = model.advance(tokens)
+    permuted, _ = model.advance(moved)
+    assert torch.equal(permuted.patch_idx.sort(dim=1).values, plain.patch_idx)
+    assert torch.allclose(model.finish(permuted), model.finish(plain), atol=1e-5)
+
+
+def test_keeping_all_is_the_dense_tower(tiny: Build, images: Tensor):
+    model = built(tiny, arch="mlp", reduce_at=(1, 3), rescore=True, keep=1.0)
+    assert torch.equal(model(images), zoo.reduce(model, method=None)(images))

@@ -249,3 +249,11 @@ def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Ten
     shared, _ = dense.advance(dense.embed(images), stop=half.reducer.first_block)
     tokens, _ = half.advance(shared, start=half.reducer.first_block)
     assert torch.equal(half.finish(tokens), half(images))
+
+
+@torch.no_grad()
+def test_printed_forms_are_short(tiny: Build, images: Tensor):
+    trace = tiny("clip_vit_b16_evit50", reduce_at=[1, 3]).trace(images)
+    assert repr(trace) == "Trace(3 images, 8 x 8 patches: 45 at block 1, 32 at block 3)"
+    assert repr(trace.reductions[1]) == "Reduction(block 3: 45 to 32 patch tokens, 3 images)"
+    assert "none reduced" in repr(tiny("clip_vit_b16").trace(images))
