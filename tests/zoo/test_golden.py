@@ -244,22 +244,14 @@ def test_passes_bound_the_cost(small_tower: nn.Module, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_images_do_not_touch_each_other(score: str, tower: nn.Module, text: Tensor):
-    """Sharing a batch of windows, or being the only one, gives the same."""
-    images, config = torch.randn(3, 3, 64, 64), GoldenConfig(score=score, block=2)
-    engine = GoldenEngine(tower, config, text=text, scale=SCALE)
-    together = engine.importance(images, LABELS)
-    for i in range(3):
-        alone = engine.importance(images[i : i + 1], LABELS[i : i + 1])
-        assert torch.allclose(together[i : i + 1], alone, atol=1e-5)
-
-
-@pytest.mark.parametrize("score", SCORES)
-def test_one_round_for_all_patches_is_one_shot(score: str, small_tower: nn.Module, text: Tensor):
-    images = torch.randn(2, 3, 64, 64)
-    orders = []
+def test_images_are_alone_and_one_round_is_one_shot(score: str, small_tower: nn.Module, text: Tensor):
+    """Sharing a batch of windows, or being the only one, gives the same; so does one greedy round."""
+    images, orders = torch.randn(2, 3, 64, 64), []
     for step in (None, SIDE * SIDE):
         config = GoldenConfig(score=score, block=1, greedy=step)
         engine = GoldenEngine(small_tower, config, text=text, scale=SCALE)
-        orders.append(engine.importance(images, TWO_LABELS).argsort(dim=1, stable=True))
-    assert torch.equal(orders[0], orders[1])
+        together = engine.importance(images, TWO_LABELS)
+        alone = [engine.importance(images[i : i + 1], TWO_LABELS[i : i + 1]) for i in range(2)]
+        assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+        orders.append(together.argsort(dim=1, stable=True))
+    assert torch.equal(*orders)

@@ -1,7 +1,10 @@
 """Weights of open_clip, loaded through our path, give its features, for every size and tag."""
 
+import json
 import os
+import pickle
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +12,20 @@ import open_clip
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from open_clip import pretrained
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers.activations import QuickGELU
-from torch import nn
+from torch import Tensor, nn
 
 import zoo
+from zoo.clip import class_features, image_transform
+from zoo.golden import GoldenConfig, golden_importance
+from zoo.open_clip import from_open_clip, load_open_clip
 from zoo.sizes import SIZES
 
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
@@ -155,3 +163,298 @@ def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(model.encode_image(images), ours.model.encode_image(images))
     assert repr(names["preprocess"]) == repr(ours.preprocess)
     assert model.encode_text(tokenizer(["a zebra crossing"])).isnan().all()  # never seen
+
+
+Patch = pytest.MonkeyPatch
+SMALL_TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+B16 = {"layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
+B32 = {**B16, "patch_size": 16, "image_size": 64}
+TRUNK = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}
+CONFIG = {"embed_dim": 24, "vision_cfg": B16, "text_cfg": SMALL_TEXT}
+EXACT = {
+    "b16": B16,
+    "b32": B32,
+    "mlp ratio of so400m": {**B16, "mlp_ratio": 4.3637},
+    "mlp ratio that rounds": {**B16, "mlp_ratio": 1.23},
+    "eps": {**B16, "norm_kwargs": {"eps": 1e-3}},
+    "tanh": {**B16, "act_kwargs": {"approximate": "tanh"}},
+    "no pre-norm": {**B16, "no_ln_pre": True},
+    "layer scale": {**B16, "ls_init_value": 0.3},
+    "fixed positions": {**B16, "pos_embed_type": "sin_cos_2d"},
+    "custom blocks without customs": {**B16, "block_type": "custom"},
+    "wide image": {**B16, "image_size": (32, 48)},
+    "oblong patches": {**B16, "patch_size": (8, 16)},
+    "image that patches don't fill": {**B16, "image_size": 37},
+    "norm after pool": {**B16, "final_ln_after_pool": True},
+    "avg": {**B16, "pool_type": "avg"},
+    "norm after avg": {**B16, "pool_type": "avg", "final_ln_after_pool": True},
+    "trunk": {**TRUNK, "timm_proj": "linear"},
+    "trunk with bias": {**TRUNK, "timm_proj": "linear", "timm_proj_bias": True},
+    "trunk with its own head": {**TRUNK, "timm_proj": ""},
+    "trunk with mlp": {**TRUNK, "timm_proj": "mlp"},
+    "trunk without projection": {**TRUNK, "timm_proj": "none"},
+    "trunk with avg": {**TRUNK, "timm_pool": "avg", "timm_proj": "linear"},
+    "trunk with map": {**TRUNK, "timm_pool": "map", "timm_proj": ""},
+}
+
+
+def build(vision: dict[str, Any], quick: bool = False, kind: type = CLIP) -> Any:
+    """Make an open_clip model lively: fresh biases, norms and layer scales would hide mistakes."""
+    torch.manual_seed(2)
+    model = kind(24, dict(vision), dict(SMALL_TEXT), quick_gelu=quick).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def images_for(vision: dict[str, Any], count: int = 2) -> Tensor:
+    size = vision["image_size"]
+    return torch.randn(count, 3, *((size, size) if isinstance(size, int) else size))
+
+
+@pytest.mark.parametrize(("name", "quick"), [*((n, False) for n in EXACT), *((n, True) for n in ("b16", "b32", "avg"))])
+@torch.no_grad()
+def test_features_of_a_taken_tower_are_open_clips(name: str, quick: bool):
+    vision = EXACT[name]
+    model = build(vision, quick)
+    tower = from_open_clip(model)
+    images = images_for(vision)
+    expected = model.encode_image(images)
+    assert torch.allclose(tower(images), expected, atol=1e-5)
+    assert expected.std() > 0.1
+    assert tower.num_classes == (0 if name == "trunk without projection" else 24)
+    assert tower.reducer is None
+    assert not tower.training
+
+
+@torch.no_grad()
+def test_the_image_tower_alone_a_custom_text_model_and_no_projection():
+    images = images_for(B16)
+    model = build(B16, kind=CustomTextCLIP)
+    expected = model.encode_image(images)
+    assert torch.allclose(from_open_clip(model)(images), expected, atol=1e-5)
+    assert torch.allclose(from_open_clip(model.visual)(images), expected, atol=1e-5)
+    model.visual.proj = None
+    tower = from_open_clip(model)
+    assert torch.allclose(tower(images), model.encode_image(images), atol=1e-5)
+    assert tower.num_classes == 0
+
+
+def test_a_native_tower_is_copied_and_a_trunk_shared():
+    model = build(B16)
+    ours = {p.data_ptr() for p in from_open_clip(model).parameters()}
+    assert not ours & {p.data_ptr() for p in model.parameters()}
+    model = build(EXACT["trunk"])
+    theirs = {p.data_ptr() for p in model.parameters()}
+    assert {p.data_ptr() for p in from_open_clip(model).parameters()} <= theirs
+
+
+@torch.no_grad()
+def test_half_precision_becomes_float32_without_loss():
+    model = build(B16).half()
+    tower = from_open_clip(model)
+    assert {p.dtype for p in tower.parameters()} == {torch.float32}
+    assert torch.equal(tower.head.weight.half(), model.visual.proj.T)
+    assert from_open_clip(model.train()).training
+    reduced = zoo.reduce(tower, method="random", keep=0.5, reduce_at=1)
+    assert reduced.trace(images_for(B16)).final_tokens == 8
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_preprocessing_goes_along_if_timm_can_do_it(mode: str):
+    facts = {"size": (32, 32), "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1)}
+    cfg = PreprocessCfg(**facts, resize_mode=mode, interpolation="bicubic")
+    model = build(B16)
+    model.visual.preprocess_cfg = {**vars(PreprocessCfg(size=32, resize_mode="longest"))}
+    assert not hasattr(from_open_clip(model), "pretrained_cfg")
+    model.visual.preprocess_cfg = {**vars(cfg)}
+    image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
+    ours = image_transform(from_open_clip(model))(image)
+    theirs = image_transform_v2(cfg, is_train=False)(image)
+    assert ours.shape == theirs.shape == (3, 32, 32)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("vision", "match"),
+    [
+        ({**B16, "attentional_pool": True}, "attentional_pool: this tower pools by attention"),
+        ({**B16, "pool_type": "none"}, "pool_type='none': expected one of tok, avg"),
+        ({**B16, "patch_dropout": 0.5}, "patch_dropout > 0 loses patch positions"),
+        ({**B16, "qk_norm": True}, "differs from timm's VisionTransformer in 'blocks.0.attn"),
+        ({**B16, "scaled_cosine_attn": True}, "in 'blocks.0.attn.logit_scale'; expected plain"),
+        ({**B16, "scale_heads": True}, "in 'blocks.0.attn.head_scale'"),
+        ({**B16, "scale_attn_inner": True}, "differs from timm's"),
+        ({**B16, "scale_attn": True}, "differs from timm's"),
+        ({**B16, "scale_fc": True}, "in 'blocks.0.mlp.ln"),
+        ({**B16, "layers": (1, 1, 1, 1), "width": 32, "head_width": 32}, "ModifiedResNet is not"),
+        ({**TRUNK, "timm_proj": "", "timm_pool": ""}, "timm_pool='' hands out tokens"),
+        ({**TRUNK, "patch_dropout": 0.5}, "patch_drop_rate > 0 loses patch positions"),
+        ({**TRUNK, "timm_model_name": "test_resnet", "timm_pool": "avg"}, "ResNet is not a timm VisionTransformer"),
+        ({**TRUNK, "timm_model_name": "test_vit4", "timm_pool": "avg"}, "this tower has no class token"),
+    ],
+)
+def test_what_has_no_exact_counterpart_is_refused(vision: dict, match: str):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        from_open_clip(build(vision))
+
+
+def test_other_norms_and_activations_are_refused():
+    model = build(B16)
+    model.visual.transformer.resblocks[1].ln_2.eps = 0.1
+    with pytest.raises(ValueError, match=re.escape("norms of several eps: [1e-05, 0.1]")):
+        from_open_clip(model)
+    model = build(B16)
+    model.visual.transformer.resblocks[0].mlp.gelu = torch.nn.ReLU()
+    with pytest.raises(ValueError, match="activation ReLU: expected GELU or QuickGELU"):
+        from_open_clip(model)
+    with pytest.raises(ValueError, match="Linear is not a vision transformer of open_clip"):
+        from_open_clip(torch.nn.Linear(2, 2))
+
+
+def slow_importance(visual: Any, image: Tensor, first: int) -> Tensor:
+    """Remove one 2 x 2 window after the other inside open_clip's own transformer."""
+    rows, columns = visual.grid_size
+
+    def features(x: Tensor) -> Tensor:
+        for block in visual.transformer.resblocks[first:]:
+            x = block(x)
+        return F.normalize(visual._pool(x)[0] @ visual.proj, dim=-1)
+
+    x = visual._embeds(image[None])
+    for block in visual.transformer.resblocks[:first]:
+        x = block(x)
+    whole = features(x)
+    scores: list[list[Tensor]] = [[] for _ in range(rows * columns)]
+    for top, left in product(range(rows - 1), range(columns - 1)):
+        gone = [(top + i) * columns + left + j for i, j in product(range(2), repeat=2)]
+        kept = [0, *(1 + p for p in range(rows * columns) if p not in gone)]
+        for patch in gone:
+            scores[patch].append((whole * features(x[:, kept])).sum())
+    return torch.stack([-torch.stack(each).mean() for each in scores])
+
+
+@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize(
+    ("vision", "quick"),
+    [(B16, False), (B16, True), ({**B16, "image_size": (24, 40)}, False), ({**B16, "pool_type": "avg"}, False)],
+)
+@torch.no_grad()
+def test_golden_scores_are_open_clips(vision: dict, quick: bool, block: int):
+    model, images = build(vision, quick), images_for(vision)
+    expected = torch.stack([slow_importance(model.visual, image, block) for image in images])
+    config = GoldenConfig(block=block, window=2, stride=1)
+    importance = golden_importance(from_open_clip(model), images, config)
+    assert torch.allclose(importance, expected, atol=1e-5)
+    assert expected.std(dim=1).min() > 1e-4
+
+
+@pytest.fixture
+def theirs(monkeypatch: Patch) -> Any:
+    """Make a small open_clip model, and its architecture known to open_clip as ``tiny``."""
+    configs = open_clip.factory._MODEL_CONFIGS
+    monkeypatch.setitem(configs, "tiny", CONFIG)
+    monkeypatch.setitem(configs, "tiny-quickgelu", {**CONFIG, "quick_gelu": True})
+    return build(B16)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 32, 32)
+
+
+def checkpoint(model: nn.Module, kind: str, folder: Path) -> Path:
+    save = save_file if kind == "safetensors" else torch.save
+    save(model.state_dict(), folder / f"w.{kind}")
+    return folder / f"w.{kind}"
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "archive"])
+@torch.no_grad()
+def test_a_file_gives_both_towers(kind: str, theirs: Any, tmp_path: Path, images: Tensor, openai_archive: Any):
+    if kind == "archive":
+        file = openai_archive(theirs.state_dict(), tmp_path / "jit.pt")
+    else:
+        file = checkpoint(theirs, kind, tmp_path)
+    (model, preprocess, tokenizer), name = load_open_clip(f"tiny/{file}")
+    assert name == f"tiny/{file.name}"
+    assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
+    assert not model.training
+    tokens = tokenizer(["a cat", "a dog"])
+    assert torch.equal(model.encode_text(tokens), theirs.encode_text(tokens))
+    assert torch.equal(model.logit_scale, theirs.logit_scale)
+    classes = class_features(model, tokenizer, ["cat", "dog", "house"], ["a photo of a {}."])
+    assert torch.allclose(classes.norm(dim=1), torch.ones(3))
+    image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
+    expected = open_clip.create_model_and_transforms("tiny")[2](image)
+    assert torch.equal(preprocess(image), expected)
+
+
+@torch.no_grad()
+def test_a_tag_brings_its_activation(theirs: Any, tmp_path: Path, images: Tensor, monkeypatch: Patch):
+    """Loaded with plain GELU, QuickGELU's weights would give other features and no error."""
+    file = str(checkpoint(theirs, "safetensors", tmp_path))
+    quick = {"file": file, "quick_gelu": True, "mean": (0.5, 0.4, 0.3), "std": (1.0, 1.0, 1.0)}
+    tags = {"openai": quick, "laion2b_s1": {"file": file}}
+    for arch in ("tiny", "tiny-quickgelu"):
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, arch, tags)
+    other = build(B16, quick=True)
+    for arch in ("tiny", "tiny-quickgelu"):
+        (model, preprocess, tokenizer), _ = load_open_clip(f"{arch}/openai")
+        assert torch.allclose(model.encode_image(images), other.encode_image(images), atol=1e-5)
+        tokens = tokenizer(["a cat"])
+        assert torch.allclose(model.encode_text(tokens), other.encode_text(tokens), atol=1e-5)
+        white = preprocess(Image.new("RGB", (40, 40), "white"))
+        assert torch.allclose(white[:, 0, 0], torch.tensor([0.5, 0.6, 0.7]))
+    (model, *_), name = load_open_clip("tiny/LAION2B-s1")
+    assert name == "tiny/laion2b_s1"
+    assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
+    with pytest.raises(ValueError, match=r"'laion2b_s1' were trained without; use tiny/laion2b_s1"):
+        load_open_clip("tiny-quickgelu/laion2b_s1")
+    with pytest.raises(ValueError, match=r"weights 'opnai' of .*: did you mean 'openai'"):
+        load_open_clip("tiny/opnai")
+
+
+@torch.no_grad()
+def test_a_folder_that_open_clip_wrote(theirs: Any, tmp_path: Path, images: Tensor):
+    facts = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(facts))
+    save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+    (model, preprocess, _), name = load_open_clip(f"local-dir:{tmp_path}")
+    assert name == f"local-dir:{tmp_path.name}"
+    assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
+    assert preprocess(Image.new("RGB", (40, 40)))[0, 0, 0] == pytest.approx(-0.5)
+
+
+def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any, monkeypatch: Patch):
+    """What could run code isn't run; a file cut short, of no model, of one without counterpart."""
+    torch.save({"state_dict": evil}, tmp_path / "new.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(evil, protocol=2))
+    file = checkpoint(theirs, "safetensors", tmp_path)
+    file.write_bytes(file.read_bytes()[:-1000])
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.pt")
+    for name, reason in (
+        ("new.pt", "could run code"),
+        ("old.pt", "is never unpickled"),
+        (file.name, "is cut short"),
+        ("x.pt", ""),
+    ):
+        match = rf"the weights of tiny/.* can't be used: .*{reason}"
+        with pytest.raises(ValueError, match=match):
+            load_open_clip(f"tiny/{tmp_path}/{name}")
+    assert not evil.mark.exists()
+    config = {**CONFIG, "vision_cfg": {**B16, "attentional_pool": True}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "pooled", config)
+    file = checkpoint(CLIP(**config), "safetensors", tmp_path)
+    with pytest.raises(ValueError, match=r"model 'pooled/.*': attentional_pool: this tower"):
+        load_open_clip(f"pooled/{file}")
+
+
+def test_folders_that_hold_no_model(theirs: Any, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"no open_clip_config.json there; open_clip's"):
+        load_open_clip(f"local-dir:{tmp_path}")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    with pytest.raises(ValueError, match=r"the weights of .* can't be used: Required pretrained"):
+        load_open_clip(f"local-dir:{tmp_path}")
