@@ -75,8 +75,8 @@ def test_every_image_gets_the_same_answer(model: str, folder: Path):
     from clip_benchmark.models import load_clip
 
     clip, transform, tokenizer = load_clip("open_clip", model, TAG, None, device="cpu")
-    told = {"root": str(folder), "transform": transform, "split": "test", "download": False}
-    data = build_dataset("wds/emoji", **told)
+    options = {"root": str(folder), "transform": transform, "split": "test", "download": False}
+    data = build_dataset("wds/emoji", **options)
     loader = torch.utils.data.DataLoader(data.batched(16), batch_size=None)
     clip.eval()
     args = (clip, tokenizer, data.classes, data.templates, "cpu")

@@ -126,8 +126,8 @@ def predictor_file() -> Path:
     predictor = Predictor("conv", 48, 16, (8, 8), None, None)
     path = cache_folder() / "predictors" / predictor_name(ARCH, TAG, 3)
     config = FitConfig(arch="conv", width=16)
-    told: dict[str, Any] = {"model": ARCH, "tag": TAG, "block": 3, "provenance": {}}
-    save_predictor(predictor, path, config=config, **told)
+    options: dict[str, Any] = {"model": ARCH, "tag": TAG, "block": 3, "provenance": {}}
+    save_predictor(predictor, path, config=config, **options)
     return path
 
 
@@ -222,9 +222,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     """Return what `outcomes` was called for: rows, and how many images."""
     calls: list[tuple[list[str], int]] = []
 
-    def counted(rows: Sequence[Variant], split: Any, *args: Any, **told: Any) -> Any:
+    def counted(rows: Sequence[Variant], split: Any, *args: Any, **options: Any) -> Any:
         calls.append(([row.method for row in rows], len(split)))
-        return real(rows, split, *args, **told)
+        return real(rows, split, *args, **options)
 
     real = bench.outcomes
     monkeypatch.setattr(bench, "outcomes", counted)

@@ -125,8 +125,8 @@ def other_normalisation(patch: pytest.MonkeyPatch) -> None:
     """CLIP's mean and deviation, which are near those of ImageNet."""
     real = zoo.clip.image_transform_v2
 
-    def transform(cfg: Any, **told: Any) -> Any:
-        return real(replace(cfg, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD), **told)
+    def transform(cfg: Any, **options: Any) -> Any:
+        return real(replace(cfg, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD), **options)
 
     patch.setattr(zoo.clip, "image_transform_v2", transform)
 
@@ -202,11 +202,11 @@ def test_an_update_writes_and_tells_the_difference(run, small: Path, tmp_path: P
     dense = small.read_text().splitlines()[0]
     file.write_text("\n".join([dense, *kept, ""]))
     inverted_predictor(monkeypatch)
-    told = run(str(file), "--update")
-    assert told.code == 0
-    assert ("patchrank30", "tau") in seen(told)
+    options = run(str(file), "--update")
+    assert options.code == 0
+    assert ("patchrank30", "tau") in seen(options)
     assert run(str(file)).code == 0
     monkeypatch.undo()
     found = run(str(file))
     assert found.code == 1
-    assert seen(found) == seen(told)
+    assert seen(found) == seen(options)

@@ -27,8 +27,8 @@ Make = Callable[..., Record]
 
 
 def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
-    told = {"method_config": {"keep": 0.3, "reduce_at": [2, 4], "predictor": "abc"}}
-    [case] = cases_of([record(), dense, record(**told)], "mine.jsonl")
+    keywords = {"method_config": {"keep": 0.3, "reduce_at": [2, 4], "predictor": "abc"}}
+    [case] = cases_of([record(), dense, record(**keywords)], "mine.jsonl")
     names = ["dense", "tome30", "tome30 reduce_at=[2,4]"]
     assert [row.name for row in case.rows["fashion"]] == names
     assert (case.tower, case.image_count) == ("clip_vit_s14.imgfocus_lit", 40)

@@ -66,10 +66,10 @@ def test_copies_in_two_splits_and_in_two_classes(folder: Path, capsys):
     (folder / "val" / "dress" / "copy.png").write_bytes(content)
     assert main(["datasets", "check", f"folder:{folder}"]) == 1
     out = capsys.readouterr().out
-    told = "'folder-shop/train/bag/0.png', 'folder-shop/test/bag/copy.png'"
-    assert f"problem: images that are in two splits, pixel for pixel: 1, such as {told}" in out
-    told = "'folder-shop/val/bag/0.png', 'folder-shop/val/dress/copy.png'"
-    assert f"problem: images that are in two classes, pixel for pixel: 1, such as {told}" in out
+    options = "'folder-shop/train/bag/0.png', 'folder-shop/test/bag/copy.png'"
+    assert f"problem: images that are in two splits, pixel for pixel: 1, such as {options}" in out
+    options = "'folder-shop/val/bag/0.png', 'folder-shop/val/dress/copy.png'"
+    assert f"problem: images that are in two classes, pixel for pixel: 1, such as {options}" in out
 
 
 def test_classes_that_a_split_lacks(folder: Path, capsys):
@@ -154,7 +154,7 @@ def test_a_dataset_of_a_source_says_its_own_problems(folder: Path, monkeypatch, 
         name = folder = "shelf"
         classes = inner.classes
 
-        def at(self, root: Path, **told: object) -> Dataset:
+        def at(self, root: Path, **options: object) -> Dataset:
             self.root = root
             return self
 

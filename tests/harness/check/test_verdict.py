@@ -37,8 +37,8 @@ def flipped(*images: int) -> Any:
 
 
 def timed(ratio: float, low: float, batch: int = 1) -> tuple[Latency, ...]:
-    told = {"median_ms": 9.0, "q1_ms": 8.0, "q3_ms": 10.0, "images_per_s": 100.0}
-    return (Latency(batch=batch, ratio_to_dense=ratio, ratio_low=low, ratio_high=9.0, **told),)
+    settings = {"median_ms": 9.0, "q1_ms": 8.0, "q3_ms": 10.0, "images_per_s": 100.0}
+    return (Latency(batch=batch, ratio_to_dense=ratio, ratio_low=low, ratio_high=9.0, **settings),)
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_bounds_out_of_range_are_refused(name: str, value: float, expected: str)
 
 
 def one(**changed: object) -> Moved:
-    told = {"tower": TOWER, "dataset": "fashion", "row": "patchrank30 reduce_at=[3,6]"}
-    told |= {"quantity": "tau", "expected": 0.8092, "now": -0.8092, "by": -1.6184}
-    return Moved(**{**told, "allowed": "0.8072 to 0.8112", **changed})
+    settings = {"tower": TOWER, "dataset": "fashion", "row": "patchrank30 reduce_at=[3,6]"}
+    settings |= {"quantity": "tau", "expected": 0.8092, "now": -0.8092, "by": -1.6184}
+    return Moved(**{**settings, "allowed": "0.8072 to 0.8112", **changed})
 
 
 COUNTS = {"expected": (197, 197, 197, 60, 60, 60), "now": (197, 197, 197, 59, 59, 58)}

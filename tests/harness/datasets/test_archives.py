@@ -303,8 +303,8 @@ class _Handler(BaseHTTPRequestHandler):
     served: Served
 
     def do_GET(self) -> None:
-        served, told = self.served, self.headers.get("Range")
-        served.asked.append((self.path, told))
+        served, options = self.served, self.headers.get("Range")
+        served.asked.append((self.path, options))
         if to := served.redirects.get(self.path):
             self.send_response(302)
             self.send_header("Location", to)
@@ -313,7 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (content := served.files.get(self.path)) is None:
             self.send_error(404)
             return
-        start = int(told.removeprefix("bytes=").rstrip("-")) if told and served.ranges else 0
+        start = int(options.removeprefix("bytes=").rstrip("-")) if options and served.ranges else 0
         if start >= len(content) > 0 and start:
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -348,9 +348,9 @@ CONTENT = os.urandom(300_000)
 
 
 def archive_of(served: Served, path: str = "/x.tgz", **facts: object) -> Archive:
-    told = {"file": "x.tgz", "holds": "x", "page": PAGE, "url": f"{served.address}{path}"}
+    options = {"file": "x.tgz", "holds": "x", "page": PAGE, "url": f"{served.address}{path}"}
     sums = served.sums(path) if path in served.files else ()
-    return Archive(**told | {"checksums": sums} | facts)
+    return Archive(**options | {"checksums": sums} | facts)
 
 
 @pytest.mark.parametrize(("path", "ranges", "part"), [
@@ -383,7 +383,7 @@ def test_a_broken_one_goes_on_where_it_stopped(served: Served, tmp_path: Path):
     served.stop_after = None
     download(archive_of(served), goal)
     assert goal.read_bytes() == CONTENT
-    assert [told for _, told in served.asked] == [None, "bytes=131072-", "bytes=262144-"]
+    assert [options for _, options in served.asked] == [None, "bytes=131072-", "bytes=262144-"]
 
 
 def test_another_sum_is_refused_and_nothing_is_kept(served: Served, tmp_path: Path):

@@ -73,8 +73,8 @@ def test_the_predictor_is_the_packaged_one():
 def test_the_predictor_agrees_with_golden_rankings_it_never_saw(dataset: str, embedded: ClipParts):
     split = subset(get_dataset(dataset).split("test"), 16)
     rows = variants(embedded.model.visual, ARCH, TAG, ["patchrank", "random", "clsattn"], [0.6])
-    told: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
-    found = outcomes(rows, split, embedded.preprocess, **told)
+    options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+    found = outcomes(rows, split, embedded.preprocess, **options)
     golden = shipped(dataset).of(split.image_ids)
     tau = {row.method: kendall_tau(found[row.model].scores, golden).mean() for row in rows}
     assert tau["patchrank"] > 0.5

@@ -39,8 +39,8 @@ def rows(parts: ClipParts, predictor_file: Path) -> list[Variant]:
 
 @pytest.fixture
 def tuner(parts: ClipParts, named: Dataset) -> Tuner:
-    told = {"model": ARCH, "tag": TAG, "weights": fingerprint(parts.model.visual)}
-    return Tuner(parts, named, progress=Progress(Console(quiet=True)), **told)
+    options = {"model": ARCH, "tag": TAG, "weights": fingerprint(parts.model.visual)}
+    return Tuner(parts, named, progress=Progress(Console(quiet=True)), **options)
 
 
 def fresh(tuner: Tuner) -> Tuner:
@@ -142,16 +142,16 @@ def test_the_command_writes_and_reports(
 ):
     out = tmp_path / "deep" / "prompts.safetensors"
     assert command("--tokens", "t", "--out", str(out)) == 0
-    told = capsys.readouterr().out
-    assert told.startswith(f"wrote {out}: 32 learned parameters, 3 images, ")
-    assert "MiB at most; top-1 on the 3 validation images" in told
+    options = capsys.readouterr().out
+    assert options.startswith(f"wrote {out}: 32 learned parameters, 3 images, ")
+    assert "MiB at most; top-1 on the 3 validation images" in options
     first = out.read_bytes()
     assert command("--tokens", "t", "--out", str(out)) == 0
     assert out.read_bytes() == first
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "options"),
     [
         (["--tokens", "x"], "tokens='x': expected one of t, v, vt"),
         (["--shots", "9"], "9 shots asked for, but class"),
@@ -162,10 +162,10 @@ def test_the_command_writes_and_reports(
     ],
 )
 def test_the_command_refuses(
-    command: Callable[..., int], words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., int], words: list[str], options: str, capsys: pytest.CaptureFixture[str]
 ):
     assert command(*words) == 2
-    assert told in capsys.readouterr().err
+    assert options in capsys.readouterr().err
 
 
 def test_refuses_an_unknown_word(tuner: Tuner, toy: Dataset, rows: list[Variant]):

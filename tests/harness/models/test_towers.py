@@ -101,8 +101,8 @@ def test_a_plain_vit_gives_its_pooled_features(name: str, saved: Saved, images: 
     assert {p.dtype for p in tower.vit.parameters()} == {torch.float32}
     assert (tower.name, tower.clip) == ("local-dir:mine", None)
     image = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
-    told = resolve_data_config({"input_size": (3, 32, 32)}, model=model)
-    assert torch.equal(tower.preprocess(image), create_transform(**told)(image))
+    settings = resolve_data_config({"input_size": (3, 32, 32)}, model=model)
+    assert torch.equal(tower.preprocess(image), create_transform(**settings)(image))
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "items"
 
 
-def condition(*given: str, **told: object) -> str:
-    [name] = names_of(given, **told)  # type: ignore[arg-type]
+def condition(*given: str, **options: object) -> str:
+    [name] = names_of(given, **options)  # type: ignore[arg-type]
     return get_dataset(name).condition
 
 
@@ -64,11 +64,11 @@ def test_a_record_of_other_prompts_is_not_used_again(toy: Dataset):
     vit = SimpleNamespace(patch_embed=SimpleNamespace(img_size=(64, 64)))
     row = Variant(model="m", method="dense", keep=1.0, config={}, vit=vit)
     plan = Plan(models=("m",), methods=(), keeps=(), datasets=("toy",), shots=(0,))
-    told = {"plan": plan, "tag": "t", "weights": "w"}
+    options = {"plan": plan, "tag": "t", "weights": "w"}
     tuning, ids = plan.tunings(0)[0], toy.split("test").image_ids[:4]
-    known = blank(row, toy, tuning, ids, **told)
+    known = blank(row, toy, tuning, ids, **options)
     assert (known.images_sha256, known.image_size) == (images_digest(ids), (64, 64))
-    assert fitting(blank(row, toy, tuning, ids, **told), [known], ()) is known
-    assert fitting(blank(row, toy, tuning, ids[::-1], **told), [known], ()) is None
+    assert fitting(blank(row, toy, tuning, ids, **options), [known], ()) is known
+    assert fitting(blank(row, toy, tuning, ids[::-1], **options), [known], ()) is None
     for other in (toy.with_templates(["a {}"]), toy.without([toy.split("test").image_ids[0]])):
-        assert fitting(blank(row, other, tuning, ids, **told), [known], ()) is None
+        assert fitting(blank(row, other, tuning, ids, **options), [known], ()) is None

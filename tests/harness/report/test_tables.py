@@ -204,15 +204,15 @@ def test_operators_that_nobody_can_count_are_told_where_gflops_are_shown():
     assert "GFLOPs lack" not in prose_of([DENSE, EVIT])
     lacking = replace(EVIT, uncounted_operators=("aten::linalg_inv", "aten::fft"))
     model = EVIT.model
-    told = f"GFLOPs lack operators of unknown cost: aten::linalg_inv ({model}), aten::fft ({model})"
-    assert told in prose_of([DENSE, lacking])
+    settings = f"GFLOPs lack operators of unknown cost: aten::linalg_inv ({model}), aten::fft ({model})"
+    assert settings in prose_of([DENSE, lacking])
     assert "GFLOPs lack" not in prose_of([replace(DENSE, uncounted_operators=None)])
 
 
 def floor_row(keep: float, p_value: float) -> Floor:
     facts = {"dataset": "fashion", "split": "test", "method": "evit", "image_count": 9}
-    told = {"top1": 0.5, "random_top1": 0.4, "difference": Interval(0.1, 0.0, 0.2)}
-    return Floor(keep=keep, p_value=p_value, **facts, **told)
+    settings = {"top1": 0.5, "random_top1": 0.4, "difference": Interval(0.1, 0.0, 0.2)}
+    return Floor(keep=keep, p_value=p_value, **facts, **settings)
 
 
 def test_rows_against_random_pruning_are_judged_together():
@@ -228,8 +228,8 @@ def test_rows_against_random_pruning_are_judged_together():
 
 def test_rows_at_equal_cost_are_judged_together_over_all_targets():
     records = compared({70: (14, 3), 50: (60, 5)})[1:]
-    told = {"gflops": 2.0, "diff_to_dense": None, "diff_low": None, "diff_high": None}
-    evit = [replace(r, **told | {"gflops": 4 * r.keep}) for r in records]
+    settings = {"gflops": 2.0, "diff_to_dense": None, "diff_low": None, "diff_high": None}
+    evit = [replace(r, **settings | {"gflops": 4 * r.keep}) for r in records]
     target = [
         replace(r, method="tome", model=f"tome{100 * r.keep:.0f}",
                 correct_bits=compared({})[0].correct_bits, top1=0.5)
@@ -279,8 +279,8 @@ def test_all_of_a_table_of_shots_is_judged_together():
     marks = {(at, place) for at, cells in enumerate(table.rows) for place, cell in enumerate(cells[2:]) if cell.mark}
     assert marks == clear
     assert "".join(shown(table)).count("*[") == len(clear)
-    told = "* clear of the dense model's at as many shots, all of this table judged together (exact"
-    assert told in prose(table)
+    settings = "* clear of the dense model's at as many shots, all of this table judged together (exact"
+    assert settings in prose(table)
 
 
 def test_without_a_dense_row_no_table_of_shots_is_judged():

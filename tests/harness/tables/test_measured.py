@@ -36,9 +36,9 @@ def _changes(records: list[Record]) -> list[Part]:
 
 
 def _shots(records: list[Record]) -> list[Part]:
-    told = {"tuning": "probe", "prompt_tokens": None}
+    options = {"tuning": "probe", "prompt_tokens": None}
     groups = [averages(records)]
-    groups += [averages([replace(r, shots=k, **told) for r in records]) for k in (1, 2, 4, 8, 16)]
+    groups += [averages([replace(r, shots=k, **options) for r in records]) for k in (1, 2, 4, 8, 16)]
     return list(shot_tables(groups))
 
 
