@@ -244,7 +244,7 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
             known = np.flatnonzero(named(classifier)[split.labels])
             nameable[name] = len(known)
             orders = {point: orders_of[point][-1][known] for point in every}
-            right = ranker.hits(split.subset(known), classifier, orders, progress)
+            right = ranker.hits(split.subset(known), classifier, orders, progress) if len(known) else {}
             for way, answers in right.items():
                 hits.setdefault(way, []).append(answers)
     if sum(images.values()) < 2:

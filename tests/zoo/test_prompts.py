@@ -269,7 +269,7 @@ def test_refuses_other_towers_classes_and_files(file: PromptFile, tmp_path: Path
 def test_the_command_that_mends_is_one(file: PromptFile):
     from harness.cli.parser import build_parser
 
-    words = tune_command(file).split()[3:]
+    words = tune_command(file).split()[1:]
     args = build_parser().parse_args(words)
     assert (args.command, args.tokens, args.num_tokens) == ("fit prompts", "vt", 2)
     assert args.dataset == "toy"

@@ -154,7 +154,7 @@ def test_files_hold_what_was_measured_and_are_the_same_every_time(measure, tmp_p
     write_curve(curve, tmp_path)
     assert Curve.read(tmp_path / "curve.json") == replace(curve, effort=curve.effort)
     table = (tmp_path / "curve.md").read_text()
-    assert table.count("\n|") == 5
+    assert table.count("\n|") == 6
     assert f"| {curve.worths[1].tau.estimate:.3f} [" in table
     assert (tmp_path / "curve.svg").read_bytes() == draw_curve(curve, "svg")
     files = ["curve.json", "curve.md", "curve.svg"]

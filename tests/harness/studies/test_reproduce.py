@@ -156,6 +156,7 @@ def test_neither_data_without_val_nor_a_tower_without_text_is_taken(staged, tmp_
     assert text in capsys.readouterr().err
     import harness.studies.run as module
 
+    monkeypatch.setattr(staged["dtd"], "split", whole)
     tower = module.load_tower("")._replace(clip=None)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
     assert run("table1 --datasets dtd", FLAGS, f"--output {tmp_path}") == 2
