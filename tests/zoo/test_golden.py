@@ -245,7 +245,6 @@ def test_passes_bound_the_cost(small_tower: nn.Module, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("score", SCORES)
 def test_images_are_alone_and_one_round_is_one_shot(score: str, small_tower: nn.Module, text: Tensor):
-    """Sharing a batch of windows, or being the only one, gives the same; so does one greedy round."""
     images, orders = torch.randn(2, 3, 64, 64), []
     for step in (None, SIDE * SIDE):
         config = GoldenConfig(score=score, block=1, greedy=step)

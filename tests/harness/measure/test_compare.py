@@ -12,18 +12,15 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness.cli import main
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench
-from harness.measure import compare as floor_module
-from harness.measure.compare import compare, floor
+from harness.measure.compare import compare
 from harness.measure.evaluate import linear_probe, outcomes, predicted
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
 from harness.records.record import Record, read_records, refuse_mixed, write_records
-from harness.report.tables import floor_table
 from zoo.clip import ClipParts, class_features
 
 ARCH, CPU = "clip_vit_b16", torch.device("cpu")
@@ -211,47 +208,3 @@ def test_a_validation_split_has_its_own_rankings(shipped: Callable[..., Rankings
 def test_refusals_before_any_run(change: dict, match: str, no_run: None):
     with pytest.raises(ValueError, match=re.escape(match)):
         one_group(replace(PLAN, **change), [])
-
-
-FLOOR_PLAN = Plan(methods=("clsattn",), keeps=(0.3,), datasets=("emoji",), limit=8, split="val")
-
-
-def test_the_difference_is_the_methods_accuracy_minus_the_mean_of_the_orders():
-    (rows,) = floor(FLOOR_PLAN, 3, Progress())
-    (row,) = rows
-    assert (row.method, row.keep, row.image_count) == ("clsattn", 0.3, 8)
-    assert row.difference.estimate == pytest.approx(row.top1 - row.random_top1)
-    assert row.difference.low <= row.difference.estimate <= row.difference.high
-    assert len(floor_table(rows, 3).rows) == 1
-
-
-def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
-    """Right and wrong are planted: golden is right everywhere, the orders on known images."""
-
-    def right(model, classifier, labels):
-        return np.arange(len(labels)) % 3 == int(model[-1]) if "random" in model else labels >= 0
-
-    class Named(str):
-        features = property(str)
-
-    monkeypatch.setattr(bench.View, "outcomes", lambda self, rows, *_: {row.key: Named(row.key) for row in rows})
-    monkeypatch.setattr(floor_module, "correct", right)
-    plan = Plan(methods=("golden",), keeps=(0.5,), datasets=("emoji",), limit=9, split="test")
-    ((row,),) = floor(plan, 3, Progress())
-    assert (row.image_count, row.top1, row.random_top1) == (9, 1, pytest.approx(1 / 3))
-    assert row.difference.estimate == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="--seeds 2: expected at least 3"):
-        next(floor(FLOOR_PLAN, 2, Progress()))
-
-
-def test_golden_without_rankings_names_the_command_before_anything_is_measured(monkeypatch, capsys):
-    find = floor_module.find_rankings
-    monkeypatch.setattr(  # the first dataset has rankings, the second one none
-        floor_module, "find_rankings", lambda m, d, s: find(m, d, s) if d == "fashion" else None
-    )
-    for name in ("text_classifier", "outcomes"):
-        monkeypatch.setattr(bench, name, None)  # nothing is measured before
-    arguments = "study floor --methods golden --datasets fashion emoji-names --limit 4 --keeps 0.3"
-    assert main(arguments.split()) == 2
-    # The images are those of `emoji`, and so are their rankings.
-    assert "patchrank rank --model clip_vit_s14.imgfocus_lit --dataset emoji --split test" in (capsys.readouterr().err)
