@@ -75,11 +75,11 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
             count = how_many(len(unreadable), "unreadable")
             problems.append(f"{count}; --skip-bad leaves them out")
         facts += _copies(dataset, decoded)
-    _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)))
+    _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)).without_unknown())
     if left_out:
         notes.append(
             f"{len(left_out)} of {size} classes have words that the text tower of {TOWER} never "
-            f"saw; without shots it leaves them out: {shortened(left_out, SHOWN)}"
+            f"saw; without shots, measure the others by --skip-unknown-classes: {shortened(left_out, SHOWN)}"
         )
     names = (dataset.name, dataset.revision, dataset.classes)
     return Checked(*names, counts, bad, tuple(problems), tuple(notes), unreadable)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from harness.console.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
-from harness.records.averages import protocol, tower_of, uncounted
+from harness.records.averages import judged_on, protocol, tower_of, uncounted
 from harness.records.record import Metric, Record, measured_alike, metrics, read_run, require_appendable
 from harness.records.statistics import (
     MCNEMAR,
@@ -338,7 +338,7 @@ def _table(group: Sequence[Change]) -> Table:
     family = _family(group)
     images = {record.image_count for pair in group for record in (pair.a, pair.b)}
     count = " or ".join(map(str, sorted(images)))
-    name = f"{first.dataset} ({first.split}, {count} images; {protocol(first)}), {tower_of(first)}"
+    name = f"{first.dataset} ({judged_on(first)}, {count} images; {protocol(first)}), {tower_of(first)}"
     rows = [_cells(pair, group, family.mark(at)) for at, pair in enumerate(group)]
     return Table.of(
         _plain(name),
