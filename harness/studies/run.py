@@ -17,7 +17,7 @@ from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant
 from harness.models.towers import Tower, load_tower
-from harness.records.averages import Average, fidelity_p, row_p, uncounted
+from harness.records.averages import Average, fidelity_p, judged_on, row_p, uncounted
 from harness.records.conditions import DENSE, DTYPES, Tuning
 from harness.records.record import METRICS, Record, refuse_mixed
 from harness.records.statistics import (
@@ -269,8 +269,9 @@ def make(
         records = _judged(bench_of(shop, dataset, own), dataset, own, known)
         (dense,), *others = records
         judged = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
-        images = f"{dense.dataset} ({dense.split}, {dense.image_count} images)"
-        conditions = f"{shop.tower.name}, {dense.dtype}; dense {100 * dense.correct.mean():.1f} %"
+        images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
+        conditions = f"{shop.tower.name}, {dense.dtype}"
+        conditions += "" if dense.top1 is None else f"; dense {100 * dense.top1:.1f} %"
         title = f"{study.title}: {images}, {conditions}"
         sheet = Sheet(title=title, dense=dense, entries=entries(judged, dense))
         yield sheet, [record for group in records for record in group]
