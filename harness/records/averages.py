@@ -313,33 +313,43 @@ class Matched:
 
     target: Average  # its keep rate is the one asked for
     row: Average  # of the method; the target itself is among them, without the last two
-    off: float  # GFLOPs over the target's, minus 1
+    batch: int | None  # cost is time by the dense model's at this batch size; None: it is GFLOPs
+    cost: float
+    off: float  # cost over the target's, minus 1
     # Top-1 minus the target's, same images, 95 % paired bootstrap; of several seeds their mean's.
     difference: Interval | None
     p_value: float | None  # see `row_p`
 
 
-def matched(records: Sequence[Record], target: str) -> list[Matched]:
-    """Pair each row of the method ``target`` with every method's row of the nearest GFLOPs.
+def matched(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
+    """Pair each row of the method ``target`` with every method's row of the nearest cost.
 
-    Records are of one dataset, tower and number of shots; those without GFLOPs and the dense one
-    are left out. Pairs go by the target's keep rate, falling; the target first, then the best
-    top-1.
+    Cost is GFLOPs, or time by the dense model's at a ``batch`` size. Records are of one dataset,
+    tower and number of shots; those without cost and the dense one are left out. Pairs go by the
+    target's keep rate, falling; the target first, then the best top-1.
     """
-    rows = [row for row in averages(records) if row.method != DENSE]
-    rows = [row for row in rows if row.mean("gflops") is not None]
+    rows, costs = [], dict[str, float]()
+    for row in averages(records):
+        cost = row.mean("gflops") if batch is None else time_ratio(row.latency, batch)
+        if cost is not None and row.method != DENSE:
+            rows.append(row)
+            costs[row.identity] = cost
     methods = dict.fromkeys(row.method for row in rows if row.method != target)
 
     def off(row: Average, goal: Average) -> float:
-        return float(row.mean("gflops") / goal.mean("gflops") - 1)
+        return costs[row.identity] / costs[goal.identity] - 1
 
     def paired(row: Average, goal: Average) -> Matched:
-        if len(goal.records) > 1:
-            difference = mean_difference(row, goal)
-        else:
-            difference = paired_difference(row.first.correct, goal.first.correct, seed=0)
-        p = row_p(row, goal)
-        return Matched(target=goal, row=row, off=off(row, goal), difference=difference, p_value=p)
+        facts: dict[str, Any] = {"difference": None, "p_value": None}
+        if row is not goal:
+            several = len(goal.records) > 1
+            facts["difference"] = (
+                mean_difference(row, goal)
+                if several
+                else paired_difference(row.first.correct, goal.first.correct, seed=0)
+            )
+            facts["p_value"] = row_p(row, goal)
+        return Matched(target=goal, row=row, batch=batch, cost=costs[row.identity], off=off(row, goal), **facts)
 
     pairs = []
     for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
@@ -347,6 +357,10 @@ def matched(records: Sequence[Record], target: str) -> list[Matched]:
             min((row for row in rows if row.method == method), key=lambda row: abs(off(row, goal)))
             for method in methods
         ]
-        pairs.append(Matched(target=goal, row=goal, off=0.0, difference=None, p_value=None))
-        pairs += [paired(row, goal) for row in sorted(nearest, key=lambda r: -r.top1.estimate)]
+        pairs += [paired(row, goal) for row in (goal, *sorted(nearest, key=lambda r: -r.top1.estimate))]
     return pairs
+
+
+def time_ratio(latency: Sequence[Latency], batch: int) -> float | None:
+    """Return the time at a batch size by the dense model's; None where there is none."""
+    return next((entry.ratio_to_dense for entry in latency if entry.batch == batch), None)

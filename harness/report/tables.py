@@ -343,20 +343,21 @@ def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
     )
 
 
-def matched_table(rows: Sequence[Matched]) -> Table:
-    """Lay out methods at equal cost, one section per keep rate of the target."""
-    method, first = rows[0].target.method, rows[0].target.first
+def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
+    """Lay out methods at equal cost, one section per keep rate of the target; ``more`` goes below."""
+    method, first, batch = rows[0].target.method, rows[0].target.first, rows[0].batch
     family = together({at: row.p_value for at, row in enumerate(rows)})
-    own = [row.difference is None for row in rows]
+    own = [row.row is row.target for row in rows]
+    cost, form = ("GFLOPs", ".3f") if batch is None else ("x dense", ".3f")
     return Table.of(
-        f"at equal GFLOPs: {title(first, seeds(rows[0].target.records))}",
-        ("at", "method", "keep", "GFLOPs", "off", "top-1", f"to {method}", "p"),
+        f"at equal {cost if batch is None else f'time, batch {batch}'}: {title(first, seeds(rows[0].target.records))}",
+        ("at", "method", "keep", cost, "off", "top-1", f"to {method}", "p"),
         [
             (
                 f"{method} {100 * row.target.keep:.3g}" if own[at] else "",
                 Cell(row.row.method, row.row.method),
                 figure(row.row.keep, ".1%"),
-                figure(row.row.mean("gflops"), ".3f"),
+                figure(row.cost, form),
                 figure(None if own[at] else row.off, "+.2%", " %"),
                 figure(row.row.top1.estimate, ".1%"),
                 points(row.difference, family.mark(at)),
@@ -368,9 +369,27 @@ def matched_table(rows: Sequence[Matched]) -> Table:
         caption=f"top-1 in %, the difference to {method} in points with 95 % paired bootstrap "
         f"interval; p: {exact_test(rows[0].target)}, one comparison at a time; "
         f"{mark_note('the same test', 'all differences of this table')}"
-        f"{_lacking(row.row for row in rows)}",
+        f"{_lacking(row.row for row in rows)}{more}",
         sections=frozenset(at for at, is_own in enumerate(own) if is_own),
     )
+
+
+def precision_note(group: Sequence[Record], records: Sequence[Record]) -> str:
+    """Say how fast the dense model of a group is, and how fast in another precision among all records."""
+
+    def speed(record: Record) -> tuple[float, str]:
+        entry = min(record.latency, key=lambda entry: abs(entry.batch - at))
+        return entry.images_per_s, f"{entry.images_per_s:.0f} images/s in {record.dtype} at batch {entry.batch}"
+
+    dense = [r for r in records if r.method == DENSE and r.latency and r.model == group[0].model]
+    at = group[0].latency[0].batch
+    ours, own = speed(group[0])
+    for other in dense:
+        if (other.dataset, other.device) == (group[0].dataset, group[0].device) and other.dtype != group[0].dtype:
+            theirs, words = speed(other)
+            slower = f": {group[0].dtype} is slower on this machine" if ours < theirs else ""
+            return f"; dense: {own}, {words}{slower}"
+    return f"; dense: {own}"
 
 
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:

@@ -310,7 +310,7 @@ def _tuned(bench: Bench, dataset: Dataset, line: Line, known: Sequence[Record]) 
     first = replace(line.rows[0], vit=line.prompts[0].vit)
     bench.prompted_costs = {}
     if first.prompted:
-        cost = costs([first], (), 1, bench.progress)[first.key]
+        cost = costs([first], {}, bench.progress)[first.key]
         bench.prompted_costs = {row.key: cost for row in line.rows}
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
@@ -323,6 +323,6 @@ def _costs(bench: Bench, lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     """Count, and maybe time, one row of each line; its other seeds cost the same."""
     dense, plan = bench.rows[0], bench.plan
     rows = [dense, *(line.rows[0] for line in lines)]
-    first = costs(rows, plan.batches, plan.rounds, bench.progress)
+    first = costs(rows, plan.latency_rounds, bench.progress)
     same = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     return {dense.key: first[dense.key]} | same

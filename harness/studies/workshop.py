@@ -19,7 +19,8 @@ from harness.datasets.few_shot import require_apart, subset
 from harness.golden.fit import fit
 from harness.golden.rank import AUTO, Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
-from harness.measure.rows import KeepSolver, Variant, as_json, golden_row, predictors_digest, rows_of
+from harness.measure.match import KeepSolver
+from harness.measure.rows import Variant, as_json, golden_row, predictors_digest, rows_of
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
