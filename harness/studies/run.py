@@ -36,7 +36,7 @@ from harness.studies import predictors, pruning, tuning
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop
 from zoo.reducer import expected
 
-LISTED = "patchrank study list"  # shows all studies
+LISTED = "patchrank study --help"  # shows all studies
 NOTES = (
     "Top-1 in %, mean over seeds (least to most); differences in points on the same images, with "
     "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
@@ -59,11 +59,11 @@ def list_studies() -> dict[str, Study]:
     return dict(sorted(studies.items()))
 
 
-def get_study(name: str) -> Study:
-    """Return the study of that name; ValueError if there is none."""
+def get_study(name: str, tools: Sequence[str] = ()) -> Study:
+    """Return the study of that name; ValueError with near names, other ``tools``' too, if there is none."""
     studies = list_studies()
     if name not in studies:
-        raise ValueError(f"study {name!r}: {expected(name, studies, shown_by=LISTED)}")
+        raise ValueError(f"study {name!r}: {expected(name, [*studies, *tools], shown_by=LISTED)}")
     return studies[name]
 
 
