@@ -161,7 +161,7 @@ def remembered(known: Sequence[Record], target: Variant, method: str, matched: M
     for record in reversed(known):
         own = record.method_config.get(MATCHED, {"keeps": ()})
         alike = record.method == method and set(matched["keeps"]) <= set(own["keeps"])
-        if alike and own | {"keeps": matched["keeps"]} == matched:
+        if alike and own | matched == own | {"keeps": matched["keeps"]}:
             return record
     return None
 
@@ -211,7 +211,7 @@ def _equal_gflops(
         for done, (method, solver) in enumerate(solvers.items(), start=1):
             for rate in plan.keeps:
                 keeps[method, rate] = keep = solver.nearest(target.gflops(rate))
-                _say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress)
+                say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress)
             update(done)
     return keeps
 
@@ -233,10 +233,11 @@ def say_time_misses(
             ratio, goal = ratios[row.key], goals[rate]
             assert ratio is not None
             assert goal is not None
-            _say_miss((row.method, rate), row.keep, ratio, goal, plan, progress)
+            say_miss((row.method, rate), row.keep, ratio, goal, plan, progress)
 
 
-def _say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, progress: Progress) -> None:
+def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, progress: Progress) -> None:
+    """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
     (method, rate), off = key, cost / goal - 1
     assert plan.match is not None
     if abs(off) > TOLERANCE[plan.match]:

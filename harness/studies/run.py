@@ -241,7 +241,7 @@ def make(
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
     datasets = [get_dataset(name) for name in config.datasets]
-    shop = Workshop(config, tower_with_text(config.model), progress)
+    shop = Workshop(config, tower_with_text(config.model), progress, known)
     # All before the first is measured: predictors know their tower by the weights as loaded.
     lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
     for dataset in datasets:

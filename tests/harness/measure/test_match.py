@@ -1,20 +1,25 @@
 """Rows at equal cost: as near as a whole token allows, paired with the target, told when far."""
 
+import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import zoo
 from harness.cli import main
 from harness.console.terminal import Progress
 from harness.measure.compare import compare
+from harness.measure.match import MATCHED, SLACK, TOLERANCE, matched_rows
 from harness.measure.plan import Plan
-from harness.measure.rows import matched_rows, rows_of
+from harness.measure.rows import rows_of
+from harness.measure.timing import Timing
 from harness.models.cost import gflops
 from harness.records.averages import matched
 from harness.records.record import Record, pack_correct, read_records, write_records
@@ -30,11 +35,10 @@ pytestmark = pytest.mark.usefixtures("benchmark", "predictor_file")
 
 def solved(dense: zoo.ReducedViT, plan: Plan, said: Console | None = None) -> dict[str, list]:
     """Return the counts of patch tokens kept, by method."""
-    asked = matched_rows(dense, ARCH, TAG, plan, Progress(said))
     found: dict[str, list] = {}
-    for method, keep in asked:
-        found.setdefault(method, []).append(round(64 * keep))
-        assert found[method][-1] == pytest.approx(64 * keep) or method == plan.match_to
+    for row in matched_rows(dense, ARCH, TAG, plan, Progress(said)):
+        found.setdefault(row.method, []).append(round(64 * row.keep))
+        assert found[row.method][-1] == pytest.approx(64 * row.keep) or row.method == plan.match_to
     return found
 
 
@@ -92,18 +96,106 @@ def test_counts_that_a_method_refuses_are_not_the_answer(dense: zoo.ReducedViT):
         rows_of(dense, ARCH, TAG, [("tome", (least - 1) / 64)])
 
 
-def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    plan = replace(PLAN, methods=("random", "patchrank", "evit"))
+Clock = Callable[..., None]
+SMOOTH: dict[str, Callable[[int], float]] = {  # milliseconds by patch tokens left of 64
+    "dense": lambda count: 100, "patchrank": lambda count: 36 + count, "evit": lambda count: 20 + 1.2 * count,
+    "random": lambda count: 40 + 8 * math.ceil((count + 1) / 8),  # the class token goes along
+    "clsattn": lambda count: 30 if count <= 20 else 90, "tome": lambda count: 80 + count / 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Let models take the time of a method with so many patch tokens, give or take some noise."""
+
+    def call(noise: float = 0.0, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+
+        def interleaved(models: Mapping[str, Any], images: Any, rounds: int, **_: Any) -> dict[str, Timing]:
+            drift = generator.uniform(0.5, 2, rounds)  # of the machine: equal in all models of a round
+            timings = {}
+            for name, vit in models.items():
+                assert images.dtype == next(vit.parameters()).dtype
+                plain = vit.reducer is None
+                method, count = ("dense", 64) if plain else (vit.reducer.method, round(64 * vit.reducer.config.keep))
+                samples = SMOOTH[method](count) * drift * (1 + noise * generator.standard_normal(rounds))
+                timings[name] = Timing(batch=len(images), samples_ms=tuple(samples))
+            return timings
+
+        for module in ("match", "cost"):
+            monkeypatch.setattr(f"harness.measure.{module}.interleaved", interleaved)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equal_time_leaves_the_most_tokens_of_all_that_take_it(dense: zoo.ReducedViT, clock: Clock, dtype: str):
+    """Every count tried in turn; where none takes that time, the nearest."""
+    clock()
+    plan = replace(PLAN, match="time", dtype=dtype)
+    rows = matched_rows(dense, ARCH, TAG, plan, Progress())
+    assert rows[0].vit is dense
+    assert {value.dtype for value in dense.parameters()} == {torch.float32}
+    for method in ("random", "evit", "clsattn", "tome"):
+        least = 9 if method == "tome" else 1  # which halves the tokens of a block at most
+        expected = {}
+        for rate, goal in ((0.7, SMOOTH["patchrank"](45)), (0.4, SMOOTH["patchrank"](26))):
+            off = {count: SMOOTH[method](count) / goal - 1 for count in range(least, 64)}
+            within = [count for count in off if abs(off[count]) <= SLACK]
+            # Of a step that is too high the first will do, of one that is too low the last.
+            nearest = min(off, key=lambda count: (abs(off[count]), math.copysign(count, off[count])))
+            count = max(within, default=nearest)
+            expected.setdefault(count, []).append(rate)
+        own = {round(64 * row.keep): row.config[MATCHED]["keeps"] for row in rows if row.method == method}
+        assert own == expected, method
+
+
+def test_noise_hardly_moves_what_takes_equal_time(dense: zoo.ReducedViT, clock: Clock):
+    for seed in range(5):
+        clock(noise=0.01, seed=seed)
+        rows = matched_rows(dense, ARCH, TAG, replace(PLAN, match="time", methods=("patchrank", "evit")), Progress())
+        for row in rows[3:]:
+            [rate] = row.config[MATCHED]["keeps"]
+            goal = SMOOTH["patchrank"](round(64 * rate))
+            assert SMOOTH["evit"](round(64 * row.keep)) == pytest.approx(goal, rel=TOLERANCE["time"])
+
+
+@pytest.mark.parametrize("match", ["gflops", "time"])
+def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, match: str, clock: Clock):
+    clock(noise=0.001)
+    plan = replace(PLAN, methods=("random", "patchrank", "evit"), match=match)
     [group] = compare(plan, [], Progress())
     assert [r.method for r in group] == ["dense", *(m for m in plan.methods for _ in "ab")]
     for record in group[1:]:
         assert record.final_tokens == round(64 * record.keep)
         assert record.method_config["keep"] == record.keep
-    assert all(abs(row.off) < 0.01 for row in matched(group, "patchrank"))
+    rows = matched(group, "patchrank", plan.timed_batch)
+    assert all(abs(row.off) < 0.02 for row in rows if row.row.method == "evit")
+    for row in rows if match == "time" else ():
+        [timed] = row.row.latency
+        assert (timed.batch, timed.ratio_to_dense) == (8, row.cost)
     write_records(tmp_path / "records.jsonl", group)
-    for name in ("outcomes", "costs"):
-        monkeypatch.setattr(f"harness.measure.bench.{name}", None)  # nothing is measured again
+    for name in ("bench.outcomes", "bench.costs", "match.interleaved"):
+        monkeypatch.setattr(f"harness.measure.{name}", None)  # nothing is measured again
     assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
+
+
+def test_a_time_that_can_not_be_met_is_told_and_searched_once(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    clock()
+    console = Console(record=True, width=300)
+    plan = replace(PLAN, methods=("tome", "patchrank"), match="time")
+    [group] = compare(plan, [], Progress(console))
+    [row] = [record for record in group if record.method == "tome"]
+    first, second = (x for x in console.export_text().splitlines() if "can't" in x)
+    goal, spent = SMOOTH["patchrank"](45) / 100, SMOOTH["tome"](row.final_tokens) / 100
+    assert first == (
+        f"tome can't meet the {goal:.3f} × dense's time at batch 8 of patchrank at keep 70 %: the nearest is "
+        f"{spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep {100 * row.keep:.3g} %"
+    )
+    assert "at keep 40 %" in second
+    monkeypatch.setattr("harness.measure.match.interleaved", None)
+    [again] = compare(replace(plan, limit=4), group, Progress())
+    assert [record.keep for record in again] == [record.keep for record in group]
 
 
 @pytest.fixture
@@ -115,6 +207,7 @@ def group() -> list[Record]:
 
 def test_pairs_by_hand(group: list[Record]):
     rows = matched(group, "patchrank")
+    assert [row.cost for row in rows] == [row.row.first.gflops for row in rows]
     methods = {r.method for r in group} - {"dense", "golden", "patchrank"}  # golden has no cost
     keeps = sorted({r.keep for r in group if r.method == "patchrank"}, reverse=True)
     size = 1 + len(methods)
@@ -162,7 +255,7 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record]):
         ({"match_to": "patchrnk"}, "match_to='patchrnk' is not measured: did you mean 'patchrank'"),
         ({"methods": ("evit", "tome")}, "match_to='patchrank' is not measured: expected one of"),
         ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
-        ({"methods": ("golden", "patchrank")}, "method 'golden' has no GFLOPs to match"),
+        ({"methods": ("golden", "patchrank")}, "method 'golden' has no cost to match"),
         ({"methods": ("toem", "patchrank")}, "method 'toem': did you mean 'tome'?"),
         ({"match": None, "match_to": "evit"}, "match_to='evit' does nothing without --match"),
     ],
@@ -180,4 +273,4 @@ def test_the_command_leaves_out_the_oracle(tmp_path: Path, capsys: pytest.Captur
     records = read_records(tmp_path / "records.jsonl")
     assert {record.method for record in records} == {"dense", *METHODS}
     assert main([*command.split(), "--match", "tokens", *output]) == 2
-    assert "match='tokens': expected one of gflops" in capsys.readouterr().err
+    assert "match='tokens': expected one of gflops, time" in capsys.readouterr().err
