@@ -1,13 +1,14 @@
 """Tables of measured models. Their columns are what `records.Metric` declares."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from harness.console.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
 from harness.measure.compare import Floor
 from harness.records.averages import (
+    REFERENCE,
     Average,
     Judged,
     Matched,
@@ -24,8 +25,8 @@ from harness.records.averages import (
     uncounted,
 )
 from harness.records.conditions import DENSE
-from harness.records.record import Latency, Metric, Record, declared, metrics, refuse_mixed
-from harness.records.statistics import MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
+from harness.records.record import FIDELITY, Latency, Metric, Record, declared, metrics, refuse_mixed
+from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
 from harness.report.writers import csv_text
 
 # What a column of a table of shots differs in from another, with what follows from it.
@@ -70,27 +71,33 @@ def title(record: Record, more: str = "") -> str:
     )
 
 
-def comparison_table(records: Sequence[Record]) -> Table:
-    """Lay out for the terminal what `averages` makes of records, one row per model."""
+def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> Table:
+    """Lay out for the terminal what `averages` makes of records, one row per model.
+
+    Fidelity is compared with that of the method ``reference`` at the same keep rate.
+    """
     rows = averages(records)
     batches = sorted({entry.batch for row in rows for entry in row.latency})
-    family = judged(rows)
+    family = judged(rows, reference)
     seeded = len(rows[0].records) > 1
-    wide = OVER_SEEDS if seeded else "top-1 in % with 95 % intervals"
-    narrow = "mean over seeds: " if seeded else ""
-    narrow += "top-1 in %, to dense with 95 % paired bootstrap interval over images"
+    near = [metric for metric in FIDELITY if any(row.has(metric) for row in rows)]
+    wide = [f"{m.short}: {m.fidelity}{', with 95 % bootstrap interval' if m.ends else ''}" for m in near]
+    narrow = [f"{m.short}: {m.fidelity}" for m in near if m.least == "narrow"]
+    if rows[0].top1 is not None:
+        wide.append(OVER_SEEDS if seeded else "top-1 in % with 95 % intervals")
+        over = "mean over seeds: " if seeded else ""
+        narrow.append(f"{over}top-1 in %, to dense with 95 % paired bootstrap interval over images")
     if batches:
-        wide += "; latency in ms: median [quartiles], ratio to dense"
-        narrow += f"; x b{batches[-1]}: time at batch {batches[-1]} by the dense model's"
-    rest = "; GFLOPs: 1e9 multiply-adds per image"
-    rest += "" if family is None else f"; {family.note}"
-    rest += _lacking(rows)
+        wide.append("latency in ms: median [quartiles], ratio to dense")
+        narrow.append(f"x b{batches[-1]}: time at batch {batches[-1]} by the dense model's")
+    rest = ["GFLOPs: 1e9 multiply-adds per image", "" if family is None else family.note]
+    rest.append(uncounted(*(row.first for row in rows)))
     return table_of(
         rows,
         _terminal_columns(rows, batches, family),
         title=title(records[0], seeds(rows[0].records)),
-        caption=wide + rest,
-        narrow_caption=narrow + rest,
+        caption="; ".join(filter(None, [*wide, *rest])),
+        narrow_caption="; ".join(filter(None, [*narrow, *rest])),
     )
 
 
@@ -112,10 +119,13 @@ def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: J
 def _in_order(
     rows: Sequence[Average], times: Sequence[Filled], columns: Callable[[Metric], list[Filled]]
 ) -> list[Filled]:
-    """Return columns of metrics and times, as the record declares them and metrics' places say."""
+    """Return columns of metrics and times, as the record declares them and metrics' places say.
+
+    A metric that no row has, such as top-1 without labels, has no column.
+    """
     kind = type(rows[0].first)
     names = list(declared(kind))
-    every = list(metrics(kind).values())
+    every = [m for m in metrics(kind).values() if any(row.has(m) for row in rows)]
     before = [m for m in every if not m.place and names.index(m.name) < names.index("latency")]
     after = [metric for metric in every if metric not in before]
     return [
@@ -149,9 +159,7 @@ def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = 
     chance = row.mean(metric.chance) if metric.chance else None
     if chance is not None:
         text += f" ({metric.text(chance, short=short)})"
-    if family is None or metric.name != "diff_to_dense":
-        return Cell(text, cell.value)
-    return Cell(text, cell.value, family.mark(row))
+    return Cell(text, cell.value, "" if family is None else family.mark(row, metric.name))
 
 
 def _timed(batch: int, show: Callable[[Latency], Cell]) -> Callable[[Average], Cell]:
@@ -345,32 +353,42 @@ def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
 
 def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
     """Lay out methods at equal cost, one section per keep rate of the target; ``more`` goes below."""
-    method, first, batch = rows[0].target.method, rows[0].target.first, rows[0].batch
-    family = together({at: row.p_value for at, row in enumerate(rows)})
-    own = [row.row is row.target for row in rows]
-    cost, form = ("GFLOPs", ".3f") if batch is None else ("x dense", ".3f")
+    target, batch = rows[0].target, rows[0].batch
+    distance = metrics(Record)["cosine_distance"]
+    apart = replace(distance, form=distance.change)
+    nearer = together({at: row.distance_p for at, row in enumerate(rows)})
+    righter = together({at: row.p_value for at, row in enumerate(rows)})
+    cost, what = ("GFLOPs", "GFLOPs") if batch is None else ("x dense", f"time at batch {batch}")
+
+    def cells(at: int, row: Matched) -> Iterator[Cell]:
+        own = row.row is row.target
+        yield Cell(f"{row.target.method} {100 * row.target.keep:.3g}" if own else "")
+        yield Cell(row.row.method, row.row.method)
+        yield figure(row.row.keep, ".1%")
+        yield figure(row.cost, ".3f")
+        yield figure(None if own else row.off, "+.1%" if batch else "+.2%", " %")
+        yield figure(row.row.mean(distance.name), distance.form)
+        cell = estimate_cell(row.distance, apart)
+        yield Cell(cell, cell.value, nearer.mark(at))
+        if target.top1 is not None:
+            yield figure(row.row.mean("top1"), ".1%")
+            yield points(row.difference, righter.mark(at))
+
+    to, test = f"to {target.method}", exact_test(target)
+    heads = ["at", "method", "keep", cost, "off", distance.short, f"{distance.short} {to}"]
+    caption = f"{distance.short}: {distance.fidelity}; {to}: difference with 95 % paired bootstrap interval"
+    notes = [mark_note(FLIPPED, "all of its column")]
+    if target.top1 is not None:
+        heads += ["top-1", f"top-1 {to}"]
+        caption += "; top-1 in %, its difference in points"
+        notes.append(f"of top-1: {test}")
     return Table.of(
-        f"at equal {cost if batch is None else f'time, batch {batch}'}: {title(first, seeds(rows[0].target.records))}",
-        ("at", "method", "keep", cost, "off", "top-1", f"to {method}", "p"),
-        [
-            (
-                f"{method} {100 * row.target.keep:.3g}" if own[at] else "",
-                Cell(row.row.method, row.row.method),
-                figure(row.row.keep, ".1%"),
-                figure(row.cost, form),
-                figure(None if own[at] else row.off, "+.2%", " %"),
-                figure(row.row.top1.estimate, ".1%"),
-                points(row.difference, family.mark(at)),
-                figure(row.p_value, ".3f"),
-            )
-            for at, row in enumerate(rows)
-        ],
+        f"at equal {what}: {title(target.first, seeds(target.records))}",
+        heads,
+        [list(cells(at, row)) for at, row in enumerate(rows)],
         words=("method",),
-        caption=f"top-1 in %, the difference to {method} in points with 95 % paired bootstrap "
-        f"interval; p: {exact_test(rows[0].target)}, one comparison at a time; "
-        f"{mark_note('the same test', 'all differences of this table')}"
-        f"{_lacking(row.row for row in rows)}{more}",
-        sections=frozenset(at for at, is_own in enumerate(own) if is_own),
+        caption=f"{caption}; {'; '.join(notes)}{_lacking(row.row for row in rows)}{more}",
+        sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
     )
 
 
@@ -393,10 +411,10 @@ def precision_note(group: Sequence[Record], records: Sequence[Record]) -> str:
 
 
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
-    """Return CSV with a line per record, at least one, and every field; unmeasured ones are empty.
+    """Return CSV with a line per record, at least one; what wasn't measured is empty.
 
-    Lists and settings are JSON. Of each batch size timed there is a column per figure. ``runs``,
-    which run each record is from, are the last column.
+    Every field is there but packed values per image. Lists and settings are JSON. Of each batch
+    size timed there is a column per figure. ``runs``, which run each record is from, are the last.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
     times = [field.name for field in fields(Latency) if field.name != "batch"]
@@ -406,7 +424,7 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
         row = {
             f"{name}_{own.unit}" if own.unit else name: getattr(record, name)
             for name, own in declared(type(record)).items()
-            if name != "latency"
+            if name != "latency" and not name.endswith("_values")
         }
         row |= {
             f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times

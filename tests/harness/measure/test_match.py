@@ -22,8 +22,8 @@ from harness.measure.rows import rows_of
 from harness.measure.timing import Timing
 from harness.models.cost import gflops
 from harness.records.averages import matched
-from harness.records.record import Record, pack_correct, read_records, write_records
-from harness.records.statistics import mcnemar_exact, paired_difference
+from harness.records.record import METRICS, Latency, Record, pack_correct, pack_values, read_records, write_records
+from harness.records.statistics import mcnemar_exact, paired_difference, paired_mean, sign_flip
 from harness.report.tables import matched_table
 
 ARCH, TAG = "clip_vit_b16", "openai"
@@ -202,7 +202,12 @@ def test_a_time_that_can_not_be_met_is_told_and_searched_once(clock: Clock, monk
 def group() -> list[Record]:
     """Records of the main job, whose rows aren't at equal cost; any would do."""
     path = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
-    return [record for record in read_records(path) if record.dataset == "fashion"]
+    draw = np.random.default_rng(0).random
+    return [
+        record if record.method == "dense" else replace(record, cosine_values=pack_values(draw(record.image_count)))
+        for record in read_records(path)
+        if record.dataset == "fashion"
+    ]
 
 
 def test_pairs_by_hand(group: list[Record]):
@@ -215,10 +220,9 @@ def test_pairs_by_hand(group: list[Record]):
     for start in range(0, len(rows), size):
         target, *others = rows[start : start + size]
         assert target.row is target.target
-        assert (target.off, target.difference, target.p_value) == (0.0, None, None)
+        assert (target.off, target.distance, target.difference, target.p_value) == (0.0, None, None, None)
         assert {row.row.method for row in others} == methods
-        tops = [row.row.top1.estimate for row in others]
-        assert tops == sorted(tops, reverse=True)
+        assert [r.row for r in others] == sorted((r.row for r in others), key=lambda r: r.mean("cosine_distance"))
         for row in others:
             offs = [r.gflops / target.row.first.gflops - 1 for r in group if r.gflops is not None
                     and r.method == row.row.method]  # fmt: skip
@@ -227,25 +231,38 @@ def test_pairs_by_hand(group: list[Record]):
             assert row.difference == paired_difference(ours, theirs, seed=0)
             assert row.difference.estimate == pytest.approx(ours.mean() - theirs.mean())
             assert row.p_value == mcnemar_exact(ours, theirs)
+            ours, theirs = (r.first.per_image(METRICS["cosine_distance"]) for r in (row.row, target.row))
+            assert row.distance == paired_mean(ours, theirs, seed=0)
+            assert row.distance_p == sign_flip(ours - theirs, seed=0)
 
 
-def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record]):
-    def record(method: str, right: int, **more: Any) -> Record:
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("batch", [None, 8])
+def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record], batch: int | None, labelled: bool):
+    def record(method: str, right: int, cost: float, distance: float, **more: Any) -> Record:
         known = next(r for r in group if r.method == method)
-        ends = {"image_count": 16, "top1_low": 0.1, "top1_high": 0.9, "top1": right / 16}
-        return replace(known, **ends, correct_bits=pack_correct(np.arange(16) < right), **more)
+        more |= {"top1": right / 16, "correct_bits": pack_correct(np.arange(16) < right)}
+        more |= {"image_count": 16, "top1_low": 0.1, "top1_high": 0.9, "gflops": cost}
+        more |= {} if labelled else dict.fromkeys(("top1", "top1_low", "top1_high", "correct_bits", "margin"))
+        more |= {} if labelled else dict.fromkeys(("diff_to_dense", "diff_low", "diff_high"))
+        more |= dict.fromkeys(("cosine_distance", "cosine_low", "cosine_high"), distance)
+        ratio = {"ratio_to_dense": cost / 4, "ratio_low": 0.1, "ratio_high": 0.9}
+        latency = Latency(batch=8, median_ms=1.0, q1_ms=1.0, q3_ms=1.0, images_per_s=1.0, **ratio)
+        return replace(known, cosine_values=pack_values(np.full(16, distance)), latency=(latency,), **more)
 
-    target = record("patchrank", 12, keep=0.7, gflops=2.0)
-    other = record("evit", 9, keep=0.5, gflops=2.01)
+    target = record("patchrank", 12, 2.0, 0.5, keep=0.7)
+    other = record("evit", 9, 2.01, 0.25, keep=0.5)
     console = Console(width=120, record=True)
-    console.print(matched_table(matched([other, target], "patchrank")))
+    console.print(matched_table(matched([other, target], "patchrank", batch)))
     text = console.export_text()
     cells = [[c.strip() for c in x.split("│")[1:-1]] for x in text.splitlines() if "│" in x]
+    costs = ("2.000", "2.010", "+0.50 %") if batch is None else ("0.500", "0.502", "+0.5 %")
+    right = [["75.0", "–"], ["56.2", "-18.8 [-37.5, +0.0]"]] if labelled else [[], []]
     assert cells == [
-        ["patchrank 70", "patchrank", "70.0", "2.000", "–", "75.0", "–", "–"],
-        ["", "evit", "50.0", "2.010", "+0.50 %", "56.2", "-18.8 [-37.5, +0.0]", "0.250"],
+        ["patchrank 70", "patchrank", "70.0", costs[0], "–", "0.5000", "–", *right[0]],
+        ["", "evit", "50.0", *costs[1:], "0.2500", "-0.2500* [-0.2500, -0.2500]", *right[1]],
     ]
-    assert text.strip().startswith("at equal GFLOPs: fashion (test, 16 images;")
+    assert text.strip().startswith(f"at equal {'GFLOPs' if batch is None else 'time at batch 8'}: fashion (test, 16")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +280,21 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record]):
 def test_refusals(change: dict[str, Any], match: str):
     with pytest.raises(ValueError, match=re.escape(match)):
         next(compare(replace(PLAN, **change), [], Progress()))
+
+
+def test_the_main_job_ends_with_equal_time(tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: Clock):
+    clock()
+    command = ["compare", *"--models clip_vit_b16 --datasets toy --keeps 0.5 --batches 4 --limit 8".split()]
+    command += ["--methods", "golden", "evit", "patchrank", "--traces", "0", "--output", str(tmp_path)]
+    for more in (["--no-equal-time"], ["--dtype", "bfloat16"], []):
+        assert main([*command, *more]) == 0
+        text = capsys.readouterr().out
+        assert ("at equal time at batch 8: toy (test" in " ".join(text.split())) == (not more)
+    assert "dense: 80 images/s in bfloat16 at batch 8, 40 images/s in float32 at batch 4" in " ".join(text.split())
+    last = read_records(tmp_path / "records.jsonl")[-3:]
+    assert [(r.method, r.dtype, r.final_tokens) for r in last] == [
+        ("dense", "bfloat16", 64), ("evit", "bfloat16", 40), ("patchrank", "bfloat16", 32),
+    ]  # fmt: skip
 
 
 def test_the_command_leaves_out_the_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
