@@ -22,7 +22,16 @@ from harness.measure.rows import rows_of
 from harness.measure.timing import Timing
 from harness.models.cost import gflops
 from harness.records.averages import matched
-from harness.records.record import METRICS, Latency, Record, pack_correct, pack_values, read_records, write_records
+from harness.records.record import (
+    METRICS,
+    Latency,
+    Record,
+    pack_correct,
+    pack_values,
+    read_records,
+    unpack_values,
+    write_records,
+)
 from harness.records.statistics import mcnemar_exact, paired_difference, paired_mean, sign_flip
 from harness.report.tables import matched_table
 
@@ -202,12 +211,15 @@ def test_a_time_that_can_not_be_met_is_told_and_searched_once(clock: Clock, monk
 def group() -> list[Record]:
     """Records of the main job, whose rows aren't at equal cost; any would do."""
     path = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
-    draw = np.random.default_rng(0).random
-    return [
-        record if record.method == "dense" else replace(record, cosine_values=pack_values(draw(record.image_count)))
-        for record in read_records(path)
-        if record.dataset == "fashion"
-    ]
+    generator = np.random.default_rng(0)
+
+    def with_values(record: Record) -> Record:
+        packed = pack_values(generator.random(record.image_count))
+        mean = unpack_values(packed, record.image_count).mean()
+        return replace(record, cosine_values=packed, cosine_distance=mean, cosine_low=0.0, cosine_high=1.0)
+
+    records = [record for record in read_records(path) if record.dataset == "fashion"]
+    return [record if record.method == "dense" else with_values(record) for record in records]
 
 
 def test_pairs_by_hand(group: list[Record]):
@@ -284,8 +296,8 @@ def test_refusals(change: dict[str, Any], match: str):
 
 def test_the_main_job_ends_with_equal_time(tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: Clock):
     clock()
-    command = ["compare", *"--models clip_vit_b16 --datasets toy --keeps 0.5 --batches 4 --limit 8".split()]
-    command += ["--methods", "golden", "evit", "patchrank", "--traces", "0", "--output", str(tmp_path)]
+    command = ["compare", "--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--batches", "4"]
+    command += ["--limit", "8", "--methods", "golden", "evit", "patchrank", "--traces", "0", "--output", str(tmp_path)]
     for more in (["--no-equal-time"], ["--dtype", "bfloat16"], []):
         assert main([*command, *more]) == 0
         text = capsys.readouterr().out
