@@ -140,7 +140,7 @@ class Bench:
         results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self._classifiers(view, tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
-        scale = None if tuning.kind == PROBE else float(self.parts.model.logit_scale.exp())
+        scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
         answers, traces = {}, []
         for row, record in zip(rows, blanks, strict=True):
             result = results[row.key]

@@ -375,7 +375,7 @@ def _table(group: Sequence[Change]) -> Table:
         _cells(pair, group, {name: family.mark(at) for name, family in families.items()})
         for at, pair in enumerate(group)
     ]
-    labelled = _NARROW & rows[0].keys() > _ALWAYS
+    labelled = "top-1 A" in rows[0]
     narrow = _NARROW if labelled else _ALWAYS | _ROOMY
     about = (_OF_LABELS if labelled else "", _CAPTION, *_judged(group, families))
     return Table.of(

@@ -145,9 +145,9 @@ def _terminal(metric: Metric, family: Judged | None) -> list[Filled]:
         column = Column(heading=metric.short, forms=forms)
         return column, lambda row: _cell(row, metric, family, short=True, ends=ends)
 
-    if metric.ends != "wide" or "narrow" not in forms:
-        return [filled(forms, ends=bool(metric.ends))]
-    return [filled(_ROOMY, ends=True), filled(("narrow",), ends=False)]
+    shown = {"": (), "wide": FORMS[:1], "roomy": _ROOMY, "always": FORMS}[metric.ends]
+    own = [(tuple(form for form in forms if (form in shown) == ends), ends) for ends in (True, False)]
+    return [filled(some, ends=ends) for some, ends in own if some]
 
 
 def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = False, ends: bool = True) -> Cell:
