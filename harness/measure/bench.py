@@ -32,8 +32,9 @@ from harness.measure.evaluate import (
     overlap,
     predicted,
 )
+from harness.measure.match import matched_rows, say_time_misses
 from harness.measure.plan import Plan
-from harness.measure.rows import BLOCK, Outcome, Variant, matched_rows, rows_of, variants
+from harness.measure.rows import BLOCK, Outcome, Variant, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import load_clip, nameable, named, text_classifier
@@ -99,16 +100,19 @@ class Bench:
             row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
-    def build(cls, plan: Plan, name: str, progress: Progress) -> "Bench":
-        """Load the tower ``name`` and make the rows."""
+    def build(cls, plan: Plan, name: str, progress: Progress, known: Known = ()) -> "Bench":
+        """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         parts, arch, tag = load_clip(name)
         dense = parts.model.visual
+        weights = fingerprint(dense)
         if plan.match is None:
             methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
             rows = variants(dense, arch, tag, methods, plan.keeps)
         else:
-            rows = rows_of(dense, arch, tag, matched_rows(dense, arch, tag, plan, progress))
-        return cls(plan, parts, rows, tag, fingerprint(dense), progress)
+            here = measured_here(plan, tag, weights)
+            alike = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
+            rows = matched_rows(dense, arch, tag, plan, progress, alike)
+        return cls(plan, parts, rows, tag, weights, progress)
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
         """Return the records of all rows on a dataset, seed by seed."""
@@ -186,7 +190,7 @@ class Bench:
 
     def _again(self, rows: Rows, blanks: Known, known: Known) -> list[Record] | None:
         ranked = any(row.rankings is not None for row in rows)
-        records = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blanks]
+        records = [fitting(record, known, list(self.plan.latency_rounds), ranked=ranked) for record in blanks]
         present = [record for record in records if record is not None]
         return present if len(present) == len(records) else None
 
@@ -232,7 +236,9 @@ class Bench:
         known = self.prompted_costs if prompted else self.costs
         if not known:
             every = rows if prompted else self.rows
-            known |= costs(every, self.plan.batches, self.plan.rounds, self.progress)
+            known |= costs(every, self.plan.latency_rounds, self.progress)
+            if self.plan.match == "time":
+                say_time_misses(every, known, self.plan, self.progress)
         return known
 
 
@@ -359,13 +365,10 @@ def blank(
         config = config | {name: value for name, value in origin.items() if value is not None}
     return Record(
         created=utc_now(),
-        version=version("clip-patchrank"),
         model=row.model,
         method=row.method,
         keep=row.keep,
         method_config=config,
-        tag=tag,
-        weights_sha256=weights,
         dataset=dataset.name,
         dataset_revision=dataset.condition,
         split=plan.split,
@@ -377,13 +380,23 @@ def blank(
         images_sha256=images_digest(image_ids),
         image_size=tuple(row.vit.patch_embed.img_size),
         **right(np.zeros(count, dtype=np.bool_) if dataset.classes else None),
-        device=plan.device,
-        device_name=device_name(plan.device),
-        dtype=plan.dtype,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        timm=version("timm"),
+        **measured_here(plan, tag, weights),
     )
+
+
+def measured_here(plan: Plan, tag: str, weights: str) -> dict[str, Any]:
+    """Return the fields of ``Record`` that say of which tower and on what machine it is."""
+    return {
+        "version": version("clip-patchrank"),
+        "tag": tag,
+        "weights_sha256": weights,
+        "device": plan.device,
+        "device_name": device_name(plan.device),
+        "dtype": plan.dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+    }
 
 
 def answered(outcome: Outcome, classifier: Tensor | None, labels: NDArray[np.int64], scale: float | None) -> Answers:

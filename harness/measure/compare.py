@@ -69,7 +69,7 @@ def compare(
             "tower's without learned tokens"
         )
     for name in plan.models:
-        bench = replace(Bench.build(plan, name, progress), tracer=tracer)
+        bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
         for dataset in datasets:
             for shots in plan.shots:
                 yield bench.measure(dataset, shots, known)

@@ -261,7 +261,7 @@ def make(
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
     datasets = [get_dataset(name) for name in config.datasets]
-    shop = Workshop(config, tower_with_text(config.model), progress)
+    shop = Workshop(config, tower_with_text(config.model), progress, known)
     # All before the first is measured: predictors know their tower by the weights as loaded.
     lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
     for dataset in datasets:
@@ -331,7 +331,7 @@ def _tuned(bench: Bench, dataset: Dataset, line: Line, known: Sequence[Record]) 
     first = replace(line.rows[0], vit=line.prompts[0].vit)
     bench.prompted_costs = {}
     if first.prompted:
-        cost = costs([first], (), 1, bench.progress)[first.key]
+        cost = costs([first], {}, bench.progress)[first.key]
         bench.prompted_costs = {row.key: cost for row in line.rows}
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
@@ -344,6 +344,6 @@ def _costs(bench: Bench, lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     """Count, and maybe time, one row of each line; its other seeds cost the same."""
     dense, plan = bench.rows[0], bench.plan
     rows = [dense, *(line.rows[0] for line in lines)]
-    first = costs(rows, plan.batches, plan.rounds, bench.progress)
+    first = costs(rows, plan.latency_rounds, bench.progress)
     same = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     return {dense.key: first[dense.key]} | same
