@@ -265,7 +265,7 @@ class View:
 
     def classes_judged(self, tuning: Tuning) -> tuple[int, int] | None:
         """Return how many classes are judged, and of how many; None if all are."""
-        if tuning.kind == PROBE or named(self.text).all():
+        if not self.dataset.labelled or tuning.kind == PROBE or named(self.text).all():
             return None
         return int(named(self.text).sum()), len(self.text)
 
