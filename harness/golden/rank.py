@@ -272,9 +272,10 @@ def classes(job: Job, tower: Tower) -> tuple[Tensor | None, float]:
     score, dataset = job.config.score, job.source.dataset
     if score == "preservation":
         return None, 1.0
-    if dataset is None:
+    if dataset is None or not dataset.labelled:
+        what = "a folder of images" if dataset is None else repr(dataset.name)
         raise ValueError(
-            f"score={score!r} needs classes, and a folder of images has none; use --score preservation, or a --dataset"
+            f"score={score!r} needs classes, and {what} has none; use --score preservation, or another --dataset"
         )
     if tower.clip is None:
         raise ValueError(
@@ -284,9 +285,8 @@ def classes(job: Job, tower: Tower) -> tuple[Tensor | None, float]:
     text, left_out = text_classifier(tower.clip, dataset)
     if left_out:
         raise ValueError(
-            f"score={score!r} needs every class named, but {len(left_out)} of "
-            f"{dataset.name} have words the text tower never saw: {', '.join(left_out[:5])}; "
-            "use --score preservation"
+            f"score={score!r} needs every class named, and --skip-unknown-classes leaves out {len(left_out)} of "
+            f"{dataset.name}: use --score preservation"
         )
     return text, tower.clip.model.logit_scale.exp().item()
 
