@@ -11,7 +11,7 @@ import zoo
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.datasets.few_shot import draw, draw_train, require_apart
+from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
 from harness.measure.bench import Bench
 from harness.measure.evaluate import correct
@@ -56,7 +56,7 @@ def compare(
         datasets = [dataset.released() for dataset in datasets]
     for dataset in datasets:
         for shots in filter(None, plan.shots):
-            _require_labels(dataset, f"--shots {shots}")
+            require_labels(dataset, f"--shots {shots}")
             # Refuses at once what would fail after the work.
             if plan.tokens in PROMPTS:
                 require_apart(dataset, plan.split)
@@ -73,12 +73,6 @@ def compare(
         for dataset in datasets:
             for shots in plan.shots:
                 yield bench.measure(dataset, shots, known)
-
-
-def _require_labels(dataset: Dataset, what: str) -> None:
-    """Raise ValueError for images without classes; ``what`` asks for some."""
-    if not dataset.classes:
-        raise ValueError(f"{what}: dataset {dataset.name!r} has no labels; expected one with classes")
 
 
 def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
@@ -129,7 +123,7 @@ def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Ranking
         raise ValueError(f"--seeds {seeds}: expected at least 3 random orders")
     methods = tuple(m for m in plan.methods if m not in (DENSE, RANDOM))
     for name in plan.datasets:
-        _require_labels(get_dataset(name), "floor, which compares accuracy")
+        require_labels(get_dataset(name), "floor, which compares accuracy")
     bench = Bench.build(replace(plan, methods=methods), plan.models[0], progress)
     dense, rows = bench.rows[0], bench.rows[1:]
     goldens: dict[str, Rankings] = {}
