@@ -39,7 +39,7 @@ def _compare_flags(parser: CommandParser) -> None:
     flags.fields(what, Plan, match_batch="images per call, where time is matched")
     text = "without the tables of bfloat16 in the end"
     what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
-    flags.datasets(what)
+    flags.datasets(what, list(Plan.datasets))
     text = "labelled images per class; 0: text classifier"
     flags.number(what, "--shots", list(Plan.shots), text, nargs="+", metavar="K")
     _learned(what)

@@ -21,7 +21,7 @@ class Plan:
     models: tuple[str, ...] = ("clip_vit_s14",)  # dense timm names, with weight tag or without
     methods: tuple[str, ...]  # of `rows.known_methods`; dense is always there
     keeps: tuple[float, ...] = (0.6, 0.3)
-    datasets: tuple[str, ...] = ("fashion", "emoji")
+    datasets: tuple[str, ...] = ("fashion", "emoji", "photos")
     shots: tuple[int, ...] = (0,)  # labelled images per class; 0 takes the text classifier
     tokens: str = "t"  # what is learned from shots, of `TUNINGS`
     num_tokens: int = TuneConfig.count
