@@ -136,7 +136,7 @@ def test_between_wide_and_narrow_intervals_and_times_stay():
 def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: str):
     count = None if tuning in (None, "probe") else 4
     assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
-        f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
+        f"fashion (test, read by studies, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
     )
 
 
