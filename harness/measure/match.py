@@ -23,7 +23,7 @@ from zoo.vit import ReducedViT
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
 # Of the target's time, which a search may be off: half the tolerance, as timing again moves it.
 SLACK = TOLERANCE["time"] / 2
-ROUNDS = 9  # of a search's steps
+ROUNDS = 5  # of a search's steps
 ROUGH = 3  # the same while steps are wide
 WIDE = 4  # steps, which halve; a fourth of them is some percent of the time
 MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
@@ -112,7 +112,7 @@ class TimeRatios:
     def of(self, vits: Mapping[K, ReducedViT], rounds: int) -> dict[K, float]:
         """Return the median over rounds, in which all models are called in turn, of times by the dense one's."""
         calls = {str(at): self._placed(vit) for at, vit in enumerate(vits.values())}
-        timings = interleaved({DENSE: self._dense, **calls}, self.images, rounds, warmup=1)
+        timings = interleaved({DENSE: self._dense, **calls}, self.images, rounds, warmup=0)
         return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
 
     def _placed(self, vit: ReducedViT) -> ReducedViT:

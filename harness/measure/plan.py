@@ -10,7 +10,7 @@ from zoo.prompts import PromptFile
 from zoo.reducer import expected
 
 MATCHES = ("gflops", "time")
-FEW = 96  # images of a dataset at equal time, beside the main job
+FEW = 64  # images of a dataset at equal time, beside the main job
 TRACED = 64  # images of a dataset whose rankings and kept patches `compare` stores
 
 
@@ -49,7 +49,7 @@ class Plan:
         So does the one whose times rows have in common.
         """
         rounds = {batch: self.rounds * (4 if batch < 8 else 1) for batch in self.batches}
-        return rounds | ({self.match_batch: 4 * self.rounds} if self.match == "time" else {})
+        return rounds | ({self.match_batch: 2 * self.rounds} if self.match == "time" else {})
 
     def matched(self, *rates: float) -> dict[str, Any]:
         """Return the setting of a row whose time is that of the target at these keep rates."""
