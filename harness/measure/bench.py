@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness import git_commit
 from harness.console.terminal import Progress
-from harness.datasets.base import Dataset, Split
+from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
@@ -185,7 +185,8 @@ class Bench:
         split = view.split(tuning)
         rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
         own: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
-        return split, rows, [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
+        blanks = [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
+        return split, rows, [replace(one, classes_judged=view.classes_judged(tuning)) for one in blanks]
 
     def _again(self, rows: Rows, blanks: Known, known: Known) -> list[Record] | None:
         ranked = any(row.rankings is not None for row in rows)
@@ -253,14 +254,7 @@ class View:
     @cached_property
     def text(self) -> Tensor:
         """(classes, D) text classifier; NaN rows for classes that can't be named."""
-        classifier, left_out = text_classifier(self.bench.parts, self.dataset)
-        if left_out:
-            some = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-            self._say(
-                f"{self.dataset.name}: {len(left_out)} of {len(self.dataset.classes)} classes are "
-                f"left out with their images; text training never saw their words: {some}"
-            )
-        return classifier
+        return text_classifier(self.bench.parts, self.dataset)[0]
 
     @cached_property
     def tuner(self) -> Tuner:
@@ -268,6 +262,12 @@ class View:
         bench, model = self.bench, self.bench.rows[0].model
         origin = {"model": model, "tag": bench.tag, "weights": bench.weights}
         return Tuner(bench.parts, self.dataset, progress=bench.progress, **origin)
+
+    def classes_judged(self, tuning: Tuning) -> tuple[int, int] | None:
+        """Return how many classes are judged, and of how many; None if all are."""
+        if not self.dataset.labelled or tuning.kind == PROBE or named(self.text).all():
+            return None
+        return int(named(self.text).sum()), len(self.text)
 
     def split(self, tuning: Tuning) -> Split:
         """Return the images that are judged: without a probe, only those of nameable classes."""
@@ -295,9 +295,9 @@ class View:
     def rankings(self) -> Rankings | None:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
         rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
-        if rankings is None:
+        if rankings is None and self.plan.split != FINAL:
             self._say(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
-        else:
+        elif rankings is not None:
             rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
         return rankings
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.datasets import list_datasets, shipped_facts
+from harness.datasets import list_datasets, shipped_facts, split_words
 from harness.datasets.rooted import RootedDataset
 from harness.records.conditions import DENSE, PROMPTS
 from harness.records.record import FIDELITY, METRICS, Latency, Metric, Record, lacking, refuse_mixed
@@ -326,6 +326,12 @@ def protocol(record: Record) -> str:
     if record.tag in SIZES[EMBEDDED].tags and record.dataset in list_datasets():
         return captions(record.dataset)
     return "text classifier"
+
+
+def judged_on(record: Record) -> str:
+    """Say which images of its dataset a record is of: the split, and the classes if some are left out."""
+    words, classes = split_words(record.dataset, record.split), record.classes_judged
+    return words if classes is None else f"{words}, {classes[0]} of {classes[1]} classes"
 
 
 def tower_of(record: Record) -> str:

@@ -149,6 +149,8 @@ class Record:
     prompt_tokens: Annotated[int | None, CONDITION] = None  # learned, where the tuning has some
     seed: Annotated[int, CONDITION]  # of the choice of shots and of what is learned from them
     image_count: Annotated[int, CONDITION]
+    # How many classes are judged, and of how many, where some have no name; see `--skip-unknown-classes`.
+    classes_judged: Annotated[tuple[int, ...] | None, Field(role="condition", unit="classes")] = None
     images_sha256: Annotated[str | None, CONDITION] = None  # of ids in order: `images_digest`
     # Height and width in pixels, as the tower sees them.
     image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from harness.console.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
+from harness.datasets import split_words
 from harness.measure.compare import Floor
 from harness.records.averages import (
     REFERENCE,
@@ -15,6 +16,7 @@ from harness.records.averages import (
     averages,
     exact_test,
     judged,
+    judged_on,
     labels,
     learned,
     protocol,
@@ -65,7 +67,7 @@ def table_of(
 def title(record: Record, more: str = "") -> str:
     """Say what the records of a table have in common; ``more`` goes with the protocol."""
     return (
-        f"{record.dataset} ({record.split}, {record.image_count} images; {protocol(record)}"
+        f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
         f"{more}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
         f"{record.threads} threads"
     )
@@ -293,7 +295,7 @@ def _shot_table(groups: Sequence[Sequence[Average]], *, marked: bool) -> Table:
         for at, group in enumerate(groups)
     ]
     return Table(
-        title=f"{first.dataset} {first.split}, top-1 by shots, {learned(first)}, {tower_of(first)}",
+        title=f"{first.dataset} {judged_on(first)}, top-1 by shots, {learned(first)}, {tower_of(first)}",
         caption=caption,
         columns=[Column(heading="Method", left=True), Column(heading="Keep"), *heads],
         rows=[
@@ -333,7 +335,7 @@ def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
     first = rows[0]
     family = together({at: row.p_value for at, row in enumerate(rows)})
     return Table.of(
-        f"{first.dataset} ({first.split}), against random pruning, mean of {seeds} orders",
+        f"{first.dataset} ({split_words(first.dataset, first.split)}), against random pruning, mean of {seeds} orders",
         ("method", "keep", "images", "top-1", "random", "difference"),
         [
             (
