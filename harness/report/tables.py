@@ -364,7 +364,7 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
 
     def cells(at: int, row: Matched) -> Iterator[Cell]:
         own = row.row is row.target
-        yield Cell(f"{row.target.method} {100 * row.target.keep:.3g}" if own else "")
+        yield Cell(f"{100 * row.target.keep:.3g}" if own else "")
         yield Cell(row.row.method, row.row.method)
         yield figure(row.row.keep, ".1%")
         yield figure(row.cost, ".3f")
@@ -378,7 +378,7 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
 
     to, test = f"to {target.method}", exact_test(target)
     heads = ["at", "method", "keep", cost, "off", distance.short, f"{distance.short} {to}"]
-    caption = f"{distance.short}: {distance.fidelity}; {to}: difference with 95 % paired bootstrap interval"
+    caption = f"at: keep rate of {target.method} in %; {distance.short}: {distance.fidelity}; {to}: difference with 95 % paired bootstrap interval"
     notes = [mark_note(FLIPPED, "all of its column")]
     if target.top1 is not None:
         heads += ["top-1", f"top-1 {to}"]

@@ -271,10 +271,10 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record], batch
     costs = ("2.000", "2.010", "+0.50 %") if batch is None else ("0.500", "0.502", "+0.5 %")
     right = [["75.0", "–"], ["56.2", "-18.8 [-37.5, +0.0]"]] if labelled else [[], []]
     assert cells == [
-        ["patchrank 70", "patchrank", "70.0", costs[0], "–", "0.5000", "–", *right[0]],
-        ["", "evit", "50.0", *costs[1:], "0.2500", "-0.2500* [-0.2500, -0.2500]", *right[1]],
+        ["70", "patchrank", "70.0", costs[0], "–", "0.5000", "–", *right[0]],
+        ["", "evit", "50.0", *costs[1:], "0.2500", "-0.2500*[-0.2500, -0.2500]", *right[1]],
     ]
-    assert text.strip().startswith(f"at equal {'GFLOPs' if batch is None else 'time at batch 8'}: fashion (test, 16")
+    assert text.strip().startswith(f"at equal {'GFLOPs' if batch is None else 'time at batch 8'}: fashion (test, ")
 
 
 @pytest.mark.parametrize(
