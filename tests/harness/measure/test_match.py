@@ -302,7 +302,8 @@ def test_the_main_job_ends_with_equal_time(tmp_path: Path, capsys: pytest.Captur
         assert main([*command, *more]) == 0
         text = capsys.readouterr().out
         assert ("at equal time at batch 8: toy (test" in " ".join(text.split())) == (not more)
-    assert "dense: 80 images/s in bfloat16 at batch 8, 40 images/s in float32 at batch 4" in " ".join(text.split())
+    speeds = r"dense: \d+ images/s in bfloat16 at batch 8, \d+ images/s in float32 at batch 4"
+    assert re.search(speeds, " ".join(text.split()))
     last = read_records(tmp_path / "records.jsonl")[-3:]
     assert [(r.method, r.dtype, r.final_tokens) for r in last] == [
         ("dense", "bfloat16", 64), ("evit", "bfloat16", 40), ("patchrank", "bfloat16", 32),
