@@ -378,7 +378,10 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
 
     to, tests = f"to {target.method}", FLIPPED
     heads = ["at", "method", "keep", cost, "off", distance.short, f"{distance.short} {to}"]
-    caption = f"at: keep rate of {target.method} in %; {distance.short}: {distance.fidelity}; {to}: difference with 95 % paired bootstrap interval"
+    caption = (
+        f"at: keep rate of {target.method} in %; {distance.short}: {distance.fidelity}; {to}: difference with "
+        "95 % paired bootstrap interval"
+    )
     if target.top1 is not None:
         heads += ["top-1", f"top-1 {to}"]
         caption += "; top-1 in %, its difference in points"
