@@ -286,7 +286,7 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record], batch
         ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
         ({"methods": ("golden", "patchrank")}, "method 'golden' has no cost to match"),
         ({"methods": ("toem", "patchrank")}, "method 'toem': did you mean 'tome'?"),
-        ({"match": None, "match_to": "evit"}, "match_to='evit' does nothing without --match"),
+        ({"match": None, "match_to": "toem"}, "match_to='toem' is not measured: did you mean 'tome'"),
     ],
 )
 def test_refusals(change: dict[str, Any], match: str):
