@@ -240,9 +240,16 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
     """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
     (method, rate), off = key, cost / goal - 1
     assert plan.match is not None
-    if abs(off) > TOLERANCE[plan.match]:
-        unit = "GFLOPs" if plan.match == "gflops" else f"× dense's time at batch {plan.match_batch}"
+    if abs(off) <= TOLERANCE[plan.match]:
+        return
+    if plan.match == "gflops":
         progress.say(
-            f"{method} can't meet the {goal:.3f} {unit} of {plan.match_to} at keep {100 * rate:.3g} %: "
+            f"{method} can't meet the {goal:.3f} GFLOPs of {plan.match_to} at keep {100 * rate:.3g} %: "
             f"the nearest is {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+        )
+    else:
+        progress.say(
+            f"{method} misses the time of {plan.match_to} at keep {100 * rate:.3g} %, {goal:.3f} of dense's at batch "
+            f"{plan.match_batch}: it takes {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %; either it can't "
+            "be nearer, or this machine is too busy: --fresh searches again"
         )
