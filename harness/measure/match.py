@@ -250,6 +250,6 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
     else:
         progress.say(
             f"{method} misses the time of {plan.match_to} at keep {100 * rate:.3g} %, {goal:.3f} of dense's at batch "
-            f"{plan.match_batch}: it takes {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %; either it can't "
-            "be nearer, or this machine is too busy: --fresh searches again"
+            f"{plan.match_batch}: it takes {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %; it can't "
+            "be nearer, or this machine is busy: --fresh searches again"
         )
