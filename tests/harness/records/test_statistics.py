@@ -396,4 +396,6 @@ def test_groups_of_several_sizes_weigh_by_their_images():
     values, groups = generator.normal(size=9), np.array([0, 0, 0, 1, 2, 2, 3, 3, 3])
     drawn = np.random.default_rng(1).integers(4, size=(10_000, 4))
     means = [np.concatenate([values[groups == group] for group in draw]).mean() for draw in drawn]
-    assert statistics.bootstrap_mean(values, 1, groups) == pytest.approx((values.mean(), *np.quantile(means, [0.025, 0.975])))
+    assert statistics.bootstrap_mean(values, 1, groups) == pytest.approx(
+        (values.mean(), *np.quantile(means, [0.025, 0.975]))
+    )
