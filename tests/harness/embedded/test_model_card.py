@@ -33,7 +33,7 @@ def test_the_predictor_is_as_its_file_says():
 def test_classes_and_splits_are_counted():
     names, emoji = get_dataset("emoji-names"), get_dataset("emoji").released()
     (_, unknown) = text_classifier(load_clip("clip_vit_s14")[0], names.without_unknown())
-    assert f"1 of {len(names.classes)} (\"coat\"" in CARD
+    assert f'1 of {len(names.classes)} ("coat"' in CARD
     assert f"Of `emoji-names`' {len(names.classes)} classes {len(unknown)} have words" in CARD
     assert f"all {len(get_dataset('emoji-subcategory').classes)} |" in CARD
     final, lost = len(emoji.split(FINAL)), sum(one.split is None for one in emoji.emoji)

@@ -172,7 +172,9 @@ def by_text() -> list[Record]:
 def test_numbers_of_shots_stand_side_by_side():
     groups = [averages(records) for records in (group(shots=8), by_text(), group())]
     [table] = shot_tables(groups)
-    assert table.title == ("fashion test, read by studies, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit")
+    assert table.title == (
+        "fashion test, read by studies, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit"
+    )
     assert table.heads == ["Method", "Keep", "0 shots", "4 shots", "8 shots"]
     for row in groups[0]:
         [cells] = [cells for cells in table.rows if cells[0] == row.method]
