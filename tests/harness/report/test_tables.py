@@ -338,7 +338,10 @@ def test_rows_at_equal_cost_are_judged_together_over_all_targets():
     assert alone[0.5] < 0.05 / 2 < alone[0.7] * 2 < 0.05  # both, of two
     text = prose(matched_table(rows))
     assert text.count("*[") == 2
-    assert "all differences of this table judged together (the same test, Holm, 5 %)" in text
+    assert (
+        "all of a column judged together (1 - cos: sign-flip test over images, top-1: exact McNemar test, Holm, 5 %)"
+        in text
+    )
 
 
 IMAGES = 60
