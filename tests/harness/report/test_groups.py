@@ -60,8 +60,8 @@ def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
 
 def test_one_condition_needs_no_words_and_other_settings_are_another_row(records: list[Record], row: Any):
     assert [group.name for group in grouped(records).groups] == [
-        "fashion test, 16 shots, linear probe, clip_vit_s14.saliency",
-        "emoji test, by text, clip_vit_s14.saliency",
+        "fashion test, read by studies, 16 shots, linear probe, clip_vit_s14.saliency",
+        "emoji test, read by studies, by text, clip_vit_s14.saliency",
     ]
     one = row("evit", 0.6, 50)
     other = replace(one, method_config={"reduce_at": [4]})

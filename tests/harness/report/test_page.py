@@ -127,7 +127,10 @@ def test_a_table_per_dataset_with_every_figure(drawn: Any) -> None:
         "Border overlap (chance), %": "61.4 [59.9, 63.1] (51.1)",
         "Final tokens": "118",
     }
-    for heading in ("fashion test, 16 shots, linear probe, clip_vit_s14", "emoji test, by text"):
+    for heading in (
+        "fashion test, read by studies, 16 shots, linear probe, clip_vit_s14",
+        "emoji test, read by studies, by text",
+    ):
         assert heading in text
     for condition in ("100 images", "12ab34cd", "a processor", "float32", "2 threads", "60 images"):
         assert condition in text

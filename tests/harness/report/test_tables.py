@@ -136,7 +136,7 @@ def test_between_wide_and_narrow_intervals_and_times_stay():
 def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: str):
     count = None if tuning in (None, "probe") else 4
     assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
-        f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
+        f"fashion (test, read by studies, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
     )
 
 
@@ -338,7 +338,10 @@ def test_rows_at_equal_cost_are_judged_together_over_all_targets():
     assert alone[0.5] < 0.05 / 2 < alone[0.7] * 2 < 0.05  # both, of two
     text = prose(matched_table(rows))
     assert text.count("*[") == 2
-    assert "all differences of this table judged together (the same test, Holm, 5 %)" in text
+    assert (
+        "all of a column judged together (1 - cos: sign-flip test over images, top-1: exact McNemar test, Holm, 5 %)"
+        in text
+    )
 
 
 IMAGES = 60
