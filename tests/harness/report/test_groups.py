@@ -16,6 +16,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "dataset": ({"dataset": "emoji"}, "emoji test"),
     "dataset_revision": ({"dataset_revision": "00ff"}, "; revision 00ff"),
     "split": ({"split": "val"}, "fashion val"),
+    "classes_judged": ({"classes_judged": (4, 7)}, "fashion test, read by studies, 4 of 7 classes, "),
     "shots": ({"shots": 4}, "4 shots"),
     "tuning": ({"tuning": "t", "prompt_tokens": 16}, "learned text tokens (16)"),
     "prompt_tokens": ({"tuning": "t", "prompt_tokens": 8}, "learned text tokens (8)"),

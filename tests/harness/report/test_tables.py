@@ -393,7 +393,7 @@ def test_without_a_dense_row_no_table_of_shots_is_judged():
 def test_a_table_for_each_kind_of_tuning_and_none_of_a_single_column():
     probe = shot_group(4, tuning="probe", prompt_tokens=None)
     tables = shot_tables([shot_group(0), shot_group(4), probe])
-    kinds = [table.title.split(", ")[2] for table in tables]
+    kinds = [table.title.split(", ")[3] for table in tables]
     assert kinds == ["learned text tokens (16)", "linear probe"]
     assert shot_tables([shot_group(0)]) == shot_tables([shot_group(4)]) == []
 
