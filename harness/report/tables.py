@@ -417,7 +417,7 @@ def precision_note(group: Sequence[Record], records: Sequence[Record]) -> str:
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     """Return CSV with a line per record, at least one; what wasn't measured is empty.
 
-    Every field is there but packed values per image. Lists and settings are JSON. Of each batch
+    Every field is there but what is base64 of all images. Lists and settings are JSON. Of each batch
     size timed there is a column per figure. ``runs``, which run each record is from, are the last.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
@@ -428,7 +428,7 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
         row = {
             f"{name}_{own.unit}" if own.unit else name: getattr(record, name)
             for name, own in declared(type(record)).items()
-            if name != "latency" and not name.endswith("_values")
+            if name not in ("latency", "image_groups") and not name.endswith("_values")
         }
         row |= {
             f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times

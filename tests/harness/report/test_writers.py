@@ -93,7 +93,9 @@ def lines(records: list[Record]) -> list[dict[str, str]]:
 def test_every_field_comes_back_from_csv(records: list[Record]):
     units = {name: own.unit for name, own in declared(Record).items()}
     for record, line in zip(records, lines(records), strict=True):
-        for name in units.keys() - {"latency"}:
+        packed = {"image_groups"} | {name for name in units if name.endswith("_values")}  # base64
+        assert not packed & line.keys()
+        for name in units.keys() - {"latency"} - packed:
             value = getattr(record, name)
             cell = line[f"{name}_{units[name]}" if units[name] else name]
             if value is None:
