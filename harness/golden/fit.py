@@ -198,7 +198,10 @@ def _digest(facts: list[Any]) -> str:
 
 
 def _subset(split: Split, image_ids: set[str], facts: Provenance) -> Split:
-    """Keep the images of these ids, in the order of the split."""
+    """Keep the images of these ids, variants among them, in the order of the split."""
+    known = set(split.image_ids)
+    drawn = (name.rpartition("/") for name in image_ids - known)
+    split = split.variants(1 + max((int(v) for name, _, v in drawn if name in known and v.isdecimal()), default=0))
     if lost := sorted(image_ids - set(split.image_ids)):
         raise ValueError(
             f"{len(lost)} ranked images are not in {facts.dataset} {facts.split}, such as "

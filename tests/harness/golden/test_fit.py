@@ -268,7 +268,7 @@ def test_computed_once_whatever_the_order(compute: Compute, passes: list[int]):
     assert re.fullmatch(r"(toy-val-b3-\w{16})\.json \1\.npy", " ".join(names))
 
 
-def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, monkeypatch):
+def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Dataset, monkeypatch):
     drawn, draw = [], Split.__getitem__
     noted = lambda split, index: drawn.append(draw(split, index)) or drawn[-1]  # noqa: E731
     monkeypatch.setattr(Split, "__getitem__", noted)
@@ -282,6 +282,8 @@ def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, monkeypatc
     assert [example.image_id for example in drawn] == ["toy/val-1", "toy/val-4", "toy/val-6"]
     assert first.image_ids == again.image_ids == ("toy/val-1", "toy/val-4", "toy/val-6")
     assert first.labels.tolist() == again.labels.tolist() == [1, 0, 2]
+    assert compute(count=0, ids=["toy/val-4/2", "toy/val-6"]).image_ids == ("toy/val-6", "toy/val-4/2")
+    assert drawn[-1].image == toy.split("val").variant(2)[4].image
 
 
 @pytest.mark.parametrize(
