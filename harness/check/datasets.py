@@ -34,9 +34,9 @@ Counts = dict[SplitName, NDArray[np.int64]]  # by split, (classes,)
 class Checked:
     """What a check found.
 
-    counts: images of each class, (classes,) by split. bad: unreadable ones likewise; None where no
-    image was decoded. problems: what should be mended, one a line. notes: what is good to know,
-    likewise. unreadable: why each image can't be read.
+    counts: images of each class, (classes,) by split, or (1,) without classes. bad: unreadable ones
+    likewise; None where no image was decoded. problems: what should be mended, one a line. notes:
+    what is good to know, likewise. unreadable: why each image can't be read.
     """
 
     name: str
@@ -51,8 +51,7 @@ class Checked:
 
 def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> Checked:
     """Check a dataset; ``fast`` decodes no image, and so finds neither damaged ones nor copies."""
-    size = len(dataset.classes)
-    counts = {name: np.bincount(dataset.labels(name), minlength=size) for name in SPLITS}
+    counts = {name: _counts(dataset, dataset.labels(name)) for name in SPLITS}
     uneven, notes = _uneven(dataset, counts)
     problems: list[str] = []
     # What a source has uneven or twice is a fact; in a folder of one's own it can be mended.
@@ -70,31 +69,38 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         bad = {}
         for name in SPLITS:
             lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
-            bad[name] = np.bincount(dataset.labels(name)[lost], minlength=size)
+            bad[name] = _counts(dataset, dataset.labels(name)[lost])
         if unreadable:
             count = how_many(len(unreadable), "unreadable")
             problems.append(f"{count}; --skip-bad leaves them out")
         facts += _copies(dataset, decoded)
-    _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)))
+    left_out: tuple[str, ...] = ()
+    if dataset.labelled:
+        _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)))
     if left_out:
         notes.append(
-            f"{len(left_out)} of {size} classes have words that the text tower of {TOWER} never "
+            f"{len(left_out)} of {len(dataset.classes)} classes have words that the text tower of {TOWER} never "
             f"saw; without shots it leaves them out: {shortened(left_out, SHOWN)}"
         )
     names = (dataset.name, dataset.revision, dataset.classes)
     return Checked(*names, counts, bad, tuple(problems), tuple(notes), unreadable)
 
 
+def _counts(dataset: Dataset, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count images by class, (classes,); all in one where there are no labels."""
+    return np.bincount(labels if dataset.labelled else labels + 1, minlength=max(len(dataset.classes), 1))
+
+
 def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
     """Tell classes that a split lacks; and splits without images."""
     uneven, notes = [], []
     for name in SPLITS:
-        lacking = [dataset.classes[i] for i in np.flatnonzero(counts[name] == 0)]
-        if len(lacking) == len(dataset.classes):
+        lacking = np.flatnonzero(counts[name] == 0)
+        if not counts[name].any():
             notes.append(f"{name} has no images")
-        elif lacking:
-            names = shortened(lacking, SHOWN)
-            uneven.append(f"{name} has no image of {len(lacking)} classes: {names}")
+        elif lacking.size:
+            names = shortened([dataset.classes[label] for label in lacking], SHOWN)
+            uneven.append(f"{name} has no image of {lacking.size} classes: {names}")
     if not counts["test"].any():
         notes.append("measure on another split than test, with --split")
     return uneven, notes
@@ -138,7 +144,7 @@ def run_check(args: argparse.Namespace, status: Console) -> Shown:
 
 def class_table(checked: Checked) -> Table:
     """Lay out the images of each class; of many classes those that lack some."""
-    table = Table("class", title=f"{checked.name}: {len(checked.classes)} classes")
+    table = Table("class", title=f"{checked.name}: {len(checked.classes) or 'no'} classes")
     splits = [name for name in SPLITS if checked.counts[name].any()]
     numbers: dict[str, NDArray[np.int64]] = {name: checked.counts[name] for name in splits}
     odd = (np.stack([*numbers.values()]) == 0).any(axis=0)

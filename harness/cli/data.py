@@ -8,7 +8,7 @@ from rich.console import Console
 
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, imported
-from harness.console.table import Shown, Table
+from harness.console.table import NOT_MEASURED, Shown, Table
 
 
 def run_list(*_: Any) -> Shown:
@@ -96,8 +96,9 @@ def datasets_table(root: Path | None = None) -> Table:
         if not facts["shipped"]:
             place = f"{facts['folder']}, {'there' if facts['there'] else 'not there'}"
         sizes = (str(facts[name]) for name in ("classes", *flags.SPLITS))
-        chance = f"{100 / facts['classes']:.3g} %"
-        captions = facts["accuracy_by_text_is"] or "not known"
+        classes = facts["classes"]
+        chance = f"{100 / classes:.3g} %" if classes else NOT_MEASURED
+        captions = facts["accuracy_by_text_is"] or ("not known" if classes else NOT_MEASURED)
         prose = (place, captions, facts["license"])
         rows.append((facts["name"], facts["what"], *sizes, chance, *prose))
     words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
@@ -125,7 +126,7 @@ def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
         else:
             facts |= {"classes": len(dataset.classes), "shipped": True, "folder": None}
             facts |= {split: len(dataset.split(split)) for split in flags.SPLITS}
-            facts |= {"there": True, "accuracy_by_text_is": captions(name)}
+            facts |= {"there": True, "accuracy_by_text_is": captions(name) if dataset.labelled else None}
         rows.append(facts)
     return rows
 

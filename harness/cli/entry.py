@@ -123,7 +123,7 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     how = {name: flags[name] for name in ways if name in flags}
     if isinstance(flags.get("images"), Path) and any(how.values()):
         flag = next(name for name, value in how.items() if value).replace("_", "-")
-        raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset folder:PATH")
+        raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset images:PATH")
     option = "datasets" if "datasets" in flags else "dataset"
     datasets = flags.get(option) or []
     if flags.get("dry_run") or flags.get("runs"):

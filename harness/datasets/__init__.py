@@ -11,7 +11,7 @@ from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName, named_classes
 from harness.datasets.coop import CoopSplit
 from harness.datasets.decoded import bad_images, require_readable
-from harness.datasets.folder import FolderDataset, FolderParted
+from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder
 from harness.datasets.huggingface import HfDataset
 from harness.datasets.rooted import RootedDataset
 from harness.datasets.webdataset import TarDataset
@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 ROOT = "CLIP_PATCHRANK_DATA"  # environment variable with the default of --root
-_OWN = (CoopSplit, FolderDataset, FolderParted, HfDataset, TarDataset)
+_OWN = (CoopSplit, FolderDataset, FolderParted, HfDataset, ImageFolder, TarDataset)
 KINDS: dict[str, type[OwnDataset]] = {kind.prefix: kind for kind in _OWN}
 
 

@@ -1,4 +1,4 @@
-"""Define what a dataset is: named classes and three disjoint, lazy, deterministic splits."""
+"""Define what a dataset is: named classes, or none, and disjoint, lazy, deterministic splits."""
 
 import abc
 import copy
@@ -37,9 +37,10 @@ Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One labelled image.
+    """One image.
 
-    image: RGB, of canvas size where it is drawn here. label: position in `Dataset.classes`.
+    image: RGB, of canvas size where it is drawn here. label: position in `Dataset.classes`; -1 if
+    there are none.
     image_id: stable, free of this machine's paths.
     mask: (H, W) bool, the pixels of the true object; None where unknown.
     """
@@ -120,6 +121,7 @@ class Split(Sequence[Example]):
 class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
+    A dataset without labels has no classes and no templates, and all its labels are -1.
     templates: prompts with one `{}`. left_out: ids of images that no split has. asked_with: flags
     beside ``--dataset`` that make it so. shots_from: the split that few-shot images are drawn from;
     "val" where the embedded text tower learnt from train, whose images would teach nothing new.
@@ -142,6 +144,11 @@ class Dataset(abc.ABC):
     @abc.abstractmethod
     def classes(self) -> tuple[str, ...]:
         """Class captions, e.g. "ankle boot"; labels are positions in it."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have classes; without, a model is only compared with the dense one."""
+        return bool(self.classes)
 
     @property
     def captions_seen(self) -> tuple[bool, ...]:
@@ -210,6 +217,8 @@ class Dataset(abc.ABC):
 
     def with_templates(self, templates: Sequence[str]) -> Self:
         """Return it with other prompts, see ``require_template``."""
+        if not self.templates:
+            raise ValueError(f"--templates: {self.name!r} has no classes that a prompt could name")
         for template in templates:
             require_template(template)
         other = copy.copy(self)
@@ -217,17 +226,15 @@ class Dataset(abc.ABC):
         return other
 
     def without(self, image_ids: Iterable[str]) -> Self:
-        """Return it without some images; no class may lose all its images of a split."""
+        """Return it without some images; no class, or split, may lose all its images."""
         other = copy.copy(self)
         other.left_out = self.left_out | frozenset(image_ids)
         for name in SPLITS:
-            size = len(self.classes)
-            before, after = (np.bincount(d.labels(name), minlength=size) for d in (self, other))
+            size = len(self.classes) + 1  # the first is of images without a label
+            before, after = (np.bincount(d.labels(name) + 1, minlength=size) for d in (self, other))
             if (lost := np.flatnonzero((before > 0) & (after == 0))).size:
-                raise ValueError(
-                    f"class {self.classes[lost[0]]!r} of {self.name!r} has no images left in "
-                    f"{name}: all {before[lost[0]]} can't be read"
-                )
+                what = f"class {self.classes[lost[0] - 1]!r} of {self.name!r}" if lost[0] else repr(self.name)
+                raise ValueError(f"{what} has no images left in {name}: all {before[lost[0]]} can't be read")
         return other
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Any folder of class subfolders as a dataset, with splits of its own, parted here, or test only.
+"""Any folder of images as a dataset: of class subfolders or without classes, parted here or not.
 
 Files may come from elsewhere, so nothing of them is trusted.
 """
@@ -6,13 +6,23 @@ Files may come from elsewhere, so nothing of them is trusted.
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Split, SplitName, lines_of, slug
-from harness.datasets.images import EXTENSIONS, ImageList, file_digests, image_files, require_inside
+from harness.datasets.images import (
+    EXTENSIONS,
+    SKIP_BAD,
+    ImageList,
+    file_digests,
+    folder_images,
+    image_files,
+    require_inside,
+)
 
 PARTS = (60, 20, 20)  # per cent of a class, train, val and test
 CAPTION_FILES = ("classes.txt", "classnames.txt")
@@ -114,6 +124,42 @@ class FolderParted(FolderDataset):
             part |= dict(zip(new, _parts(len(new)), strict=True))
         parts = np.array([part[digest] for digest in digests.tolist()])
         return {split: images.subset(np.flatnonzero(parts == split)) for split in SPLITS}
+
+
+class ImageFolder(OwnDataset):
+    """All images below a folder, without classes, parted into 60 % train, 20 % val and 20 % test.
+
+    Where an image goes depends on the hash of its file and on nothing else: copies go together, and
+    a new image moves no other. Every file is read for it.
+    """
+
+    prefix, expected = "images", "folder of images"
+    what = "all images below a folder, without classes, parted here into train, val and test"
+    source = "a folder of images"
+    templates: tuple[str, ...] = ()
+
+    def __init__(self, place: Path) -> None:
+        self.asked_path = self.folder = folder = place.expanduser().absolute()
+        where = f"folder {str(folder)!r}"
+        self._images = folder_images(folder, flag="folder ", way=SKIP_BAD)
+        require_inside(folder, self._images.paths, where)
+        self.name = f"{self.prefix}-{slug(self._images.name, where)}"
+        self.title = f"Images below the folder {self._images.name}"
+
+    @cached_property
+    def _places(self) -> dict[SplitName, NDArray[np.int64]]:
+        """Map splits to the positions of their images."""
+        digests = file_digests([self.folder / path for path in self._images.paths])
+        shares = np.array([int(digest, 16) % 100 for digest in digests])
+        parts = np.searchsorted(np.cumsum(PARTS), shares, side="right")
+        return {name: np.flatnonzero(parts == number) for number, name in enumerate(SPLITS)}
+
+    def _revision(self) -> str:
+        """12 hex digits over names and sizes; the files aren't read."""
+        return self._images.revision
+
+    def _split(self, name: SplitName) -> Split:
+        return self._images.split.subset(self._places[name])
 
 
 def _parts(count: int) -> list[SplitName]:

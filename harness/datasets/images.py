@@ -29,22 +29,24 @@ MISSING = -1  # bytes of a file that isn't there
 class FolderImages:
     """The images below a folder.
 
-    name: the folder's own. revision: 12 hex digits over the files' names and sizes.
+    name: the folder's own. paths: relative to it. revision: 12 hex digits over their names and sizes.
     split: the images in the order of their names, label -1. An example's ``image_id`` is the hash
     of its file's bytes, so it stays when files move, and copies share it; asking for it reads the
     file but doesn't decode it.
     """
 
     name: str
+    paths: tuple[PurePosixPath, ...]
     revision: str
     split: Split
 
 
-def folder_images(path: Path | str) -> FolderImages:
+def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> FolderImages:
     """List the images below a folder; each is opened when it is asked for.
 
     An image is what PIL can read among files of a known extension. It becomes RGB; transparency is
-    dropped and the EXIF orientation left alone, as open_clip and torchvision do.
+    dropped and the EXIF orientation left alone, as open_clip and torchvision do. ``flag`` is how the
+    folder was asked for, ``way`` out of a damaged image, for messages.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -52,26 +54,25 @@ def folder_images(path: Path | str) -> FolderImages:
         ValueError: no image is below it; or, later on, an image is damaged or oversized.
     """
     folder = Path(path)
+    where = f"{flag}{str(path)!r}"
     if not folder.exists():
-        raise FileNotFoundError(f"--images {str(path)!r}: there is no such folder")
+        raise FileNotFoundError(f"{where}: there is no such folder")
     if not folder.is_dir():
-        raise NotADirectoryError(f"--images {str(path)!r}: not a folder; give the one it lies in")
+        raise NotADirectoryError(f"{where}: not a folder; give the one it lies in")
     files = image_files(folder)
     if not files:
-        raise ValueError(
-            f"--images {str(path)!r}: no images below this folder; known extensions are {', '.join(sorted(EXTENSIONS))}"
-        )
-    digest = hashlib.sha256()
-    for file in files:
-        relative = file.relative_to(folder).as_posix()
+        raise ValueError(f"{where}: no images below this folder; known extensions are {', '.join(sorted(EXTENSIONS))}")
+    digest, paths = hashlib.sha256(), tuple(PurePosixPath(file.relative_to(folder).as_posix()) for file in files)
+    for relative, file in zip(paths, files, strict=True):
         digest.update(f"{relative}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
 
     def render(index: int, _variant: int) -> Rendered:
-        return read_image(files[index], way=LEAVE_OUT), None
+        return read_image(files[index], way=way), None
 
     labels = np.full(len(files), UNLABELLED, dtype=np.int64)
     return FolderImages(
         name=folder.resolve().name or "images",
+        paths=paths,
         revision=digest.hexdigest()[:12],
         split=Split(labels, lambda index: _digest(files[index]), render),
     )

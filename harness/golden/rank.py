@@ -279,9 +279,10 @@ def classes(job: Job, tower: Tower) -> tuple[Tensor | None, float]:
     score, dataset = job.config.score, job.source.dataset
     if score == "preservation":
         return None, 1.0
-    if dataset is None:
+    if dataset is None or not dataset.labelled:
+        what = "a folder of images" if dataset is None else repr(dataset.name)
         raise ValueError(
-            f"score={score!r} needs classes, and a folder of images has none; use --score preservation, or a --dataset"
+            f"score={score!r} needs classes, and {what} has none; use --score preservation, or another --dataset"
         )
     if tower.clip is None:
         raise ValueError(

@@ -439,7 +439,8 @@ def _from_dataset(place: str) -> Subject:
         )
     example = split[int(index)]
     name = f"{dataset.name}:{match['split']}:{index}"
-    return Subject(name, example.image, example.label, dataset.classes, dataset.templates)
+    label = example.label if dataset.labelled else None
+    return Subject(name, example.image, label, dataset.classes, dataset.templates)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,20 @@ def test_a_whole_folder(folder: Path, capsys):
     assert "note:" not in out
 
 
+def test_a_folder_without_classes(folder: Path, capsys):
+    assert main(["datasets", "check", f"images:{folder}"]) == 0
+    out = capsys.readouterr().out
+    assert "images-shop: no classes" in out
+    assert sum(map(int, row(out, "(all)"))) == 18
+    (folder / "train" / "bag" / "0.png").write_text("no image")
+    assert main(["datasets", "check", f"images:{folder}"]) == 1
+    out = capsys.readouterr().out
+    assert row(out, "(all)")[-1] == "1"
+    assert "problem: 1 unreadable image; --skip-bad leaves them out" in out
+    assert main(["datasets", "check", "photos", "--fast"]) == 0
+    assert "no problem found" in capsys.readouterr().out
+
+
 def test_damaged_images(folder: Path, capsys):
     os.truncate(folder / "test" / "bag" / "1.png", 70)
     (folder / "train" / "bag" / "0.png").write_text("no image")
@@ -141,7 +155,7 @@ def test_the_list_shows_every_dataset(tmp_path: Path, capsys, monkeypatch):
     assert row(out, "fashion")[1:6] == ["10", "1200", "600", "1800", "10 %"]
     assert row(out, "dtd")[1:7] == ["47", "2820", "1128", "1692", "2.13 %", "dtd, there"]
     assert row(out, "caltech101")[6] == "caltech-101, not there"
-    for prefix in ("coop", "folder", "folder-parted", "wds"):
+    for prefix in ("coop", "folder", "folder-parted", "images", "wds"):
         assert f"\n{prefix}:PATH is " in out
 
 

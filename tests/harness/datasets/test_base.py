@@ -15,7 +15,7 @@ MEBIBYTE = 2**20
 
 
 def test_a_file_of_the_folder_is_a_dataset(tmp_path, monkeypatch):
-    assert set(NAMES) >= {"fashion", "emoji", "emoji-subcategory", "emoji-names"}
+    assert set(NAMES) >= {"fashion", "emoji", "emoji-subcategory", "emoji-names", "photos"}
     assert list(NAMES) == sorted(NAMES)
     assert get_dataset("fashion") is get_dataset("fashion")
     text = 'from harness.datasets.fashion import Fashion\nclass Toy(Fashion):\n    name = "toy"\n'
@@ -44,7 +44,7 @@ def test_unknown_names_get_the_nearest_one():
 def test_contract(name):
     dataset = get_dataset(name)
     assert len(dataset.classes) == len(set(dataset.classes)) == len(dataset.captions_seen)
-    assert len(dataset.templates) >= 3
+    assert dataset.labelled == bool(dataset.classes) == (len(dataset.templates) >= 3)
     assert all(template.count("{}") == 1 for template in dataset.templates)
     assert all(caption == caption.lower().strip() for caption in dataset.classes)
     assert all((dataset.license, dataset.source, dataset.title))
@@ -55,14 +55,16 @@ def test_contract(name):
         labels = dataset.labels(split_name)
         assert (labels.shape, labels.dtype) == ((len(split),), np.int64)
         if len(split):
-            assert 0 <= labels.min() <= labels.max() < len(dataset.classes)
+            least = 0 if dataset.labelled else -1
+            assert least <= labels.min() <= labels.max() < max(len(dataset.classes), least + 1)
             example = split[len(split) - 1]
             assert example.label == labels[-1]
             assert example.image.mode == "RGB"
-            assert (example.mask.shape, example.mask.dtype) == (example.image.size[::-1], np.bool_)
+            if dataset.labelled:
+                assert (example.mask.shape, example.mask.dtype) == (example.image.size[::-1], np.bool_)
         ids |= set(split.image_ids)
     assert len(ids) == sum(len(dataset.split(split)) for split in SPLITS)
-    assert len(np.unique(dataset.labels("test"))) == len(dataset.classes)
+    assert len(np.unique(dataset.labels("test"))) == max(len(dataset.classes), 1)
 
 
 @pytest.mark.parametrize("split_name", SPLITS)
@@ -103,7 +105,7 @@ def test_shipped_files_stay_small():
     files = {file for name in NAMES for file in get_dataset(name).files}
     sizes = {file: (DATA_DIR / file).stat().st_size for file in files}
     assert max(sizes.values()) < 5 * MEBIBYTE
-    assert sum(sizes.values()) < 12 * MEBIBYTE
+    assert sum(sizes.values()) < 15 * MEBIBYTE
 
 
 def test_check_tells_equal_from_different(tmp_path, capsys):

@@ -11,7 +11,8 @@ from PIL import Image
 from harness.datasets import SplitName, get_dataset, list_datasets, names_of
 from harness.datasets.base import lines_of, require_template, slug
 from harness.datasets.few_shot import draw
-from harness.datasets.folder import FolderDataset, FolderParted, captions_of
+from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder, captions_of
+from harness.datasets.images import folder_images
 
 Make = Callable[..., Path]
 
@@ -223,6 +224,73 @@ def test_folders_that_are_for_testing_only_name_the_way_to_splits(make: Make):
         draw(FolderDataset(folder), 4, seed=0)
     with pytest.raises(ValueError, match="has splits of its own; give folder:PATH for these"):
         FolderParted(make(["test/dog/1.png"], "split"))
+
+
+def test_images_without_classes_are_parted_by_their_bytes(make: Make, pixels: Callable[[str], np.ndarray]):
+    folder = make([*images(40, "a/deeper"), *images(40, "b"), "top.png"])
+    dataset = ImageFolder(folder)
+    assert (dataset.name, dataset.classes, dataset.labelled) == ("images-my-shop", (), False)
+    assert (dataset.asked_as, dataset.templates) == (f"images:{folder}", ())
+    ids = {name: set(dataset.split(name).image_ids) for name in SPLITS}
+    every = folder_images(folder)
+    assert dataset.revision == every.revision
+    assert sorted(set.union(*ids.values())) == sorted(every.split.image_ids)
+    assert sum(map(len, ids.values())) == len(every.split) == 81
+    assert len(ids["train"]) > 40 > len(ids["val"]) > 5 < len(ids["test"]) < 40
+    for name, low, high in (("train", 0, 60), ("val", 60, 80), ("test", 80, 100)):
+        assert all(low <= int(image_id, 16) % 100 < high for image_id in ids[name])
+        assert (dataset.labels(name) == -1).all()
+    for path in sorted((folder / "b").iterdir()):
+        path.with_stem(f"copy {path.stem}").write_bytes(path.read_bytes())
+        path.rename(folder / path.name)
+    make(["new.png"])
+    for name in SPLITS:
+        after = set(ImageFolder(folder).split(name).image_ids)
+        assert ids[name] <= after
+        assert not after & set.union(*(ids[other] for other in SPLITS if other != name))
+    shown = {example.image.tobytes() for name in SPLITS for example in ImageFolder(folder).split(name)}
+    assert pixels("new.png").tobytes() in shown
+    assert len(shown) == 82
+
+
+def test_refusals_of_images_without_classes(make: Make, tmp_path: Path):
+    folder = make(images(9, "a"))
+    make(["x.png"], "secret")
+    (tmp_path / "empty").mkdir()
+    for path, error, match in (
+        ("gone", FileNotFoundError, r"folder '.*gone': there is no such folder"),
+        ("empty", ValueError, r"folder '.*empty': no images below this folder"),
+        ("", ValueError, "'images:': expected images:PATH of a folder of images"),
+    ):
+        with pytest.raises(error, match=match):
+            get_dataset(f"images:{tmp_path / path if path else ''}")
+    with pytest.raises(ValueError, match="--templates: 'images-my-shop' has no classes"):
+        names_of([f"images:{folder}"], templates=["a {}"])
+    dataset = ImageFolder(folder)
+    bad = dataset.split("train").image_ids
+    with pytest.raises(ValueError, match=f"'images-my-shop' has no images left in train: all {len(bad)} can't"):
+        dataset.without(bad)
+    less = dataset.without(bad[:1])
+    assert less.split("train").image_ids == bad[1:]
+    assert less.revision != dataset.revision
+    (folder / "a" / "bad.png").write_text("no image")
+    broken = [e for name in SPLITS for e in _messages(ImageFolder(folder), name)]
+    assert len(broken) == 1
+    assert "bad.png' can't be read" in broken[0]
+    assert "--skip-bad" in broken[0]
+    (folder / "out.png").symlink_to(tmp_path / "secret" / "x.png")
+    with pytest.raises(ValueError, match=r"image 'out.png' is a link out of the folder of images"):
+        ImageFolder(folder)
+
+
+def _messages(dataset: ImageFolder, name: SplitName) -> list[str]:
+    split, messages = dataset.split(name), []
+    for index in range(len(split)):
+        try:
+            split[index]
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
 
 
 NAMES = ["ankle_boot", "bag", "dog", "dog_house"]
