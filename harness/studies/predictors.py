@@ -14,6 +14,7 @@ from zoo.predictor import ARCHITECTURES
 TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 3, "stride": 2},
     {"window": 2, "stride": 2, "greedy": 28},
+    {"window": 1, "stride": 1, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:0"},
     {"window": 3, "stride": 1, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:4"},
