@@ -25,7 +25,7 @@ from harness.check.cases import (
     shipped_case,
     shipped_files,
 )
-from harness.check.verdict import EXACT, Bounds, Outcome, Verdict, differing, moved
+from harness.check.verdict import EXACT, MEANS, Bounds, Outcome, Verdict, differing, moved
 from harness.console.table import Shown
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset, kind_of, list_datasets
@@ -106,9 +106,8 @@ def run_check(args: argparse.Namespace, status: Console) -> Shown:
         FileNotFoundError: an expectation, weights or images are missing.
     """
     plan = CheckPlan(**{field.name: getattr(args, field.name) for field in fields(CheckPlan)})
-    names = ("images", "flips", "cosine", "tau")
     slower = None if args.no_latency else args.slower
-    bounds = Bounds(**{name: getattr(args, name) for name in names}, slower=slower)
+    bounds = Bounds(**{name: getattr(args, name) for name in MEANS}, slower=slower)
     if (file := args.markdown) is not None:
         if not file.parent.is_dir():
             raise FileNotFoundError(f"--markdown {str(file)!r}: its folder doesn't exist")
@@ -260,7 +259,7 @@ def _enough(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:
     the limit was applied. A smaller subset is part of a larger one, so the number of those judged
     says which they are.
     """
-    if plan.limit is None or not isinstance(parts.model.text, CompactText):
+    if plan.limit is None or not dataset.classes or not isinstance(parts.model.text, CompactText):
         return plan
     classifier, left_out = text_classifier(parts, dataset)
     if not left_out:

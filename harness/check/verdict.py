@@ -18,6 +18,7 @@ _FIXED = ("weights_sha256", "dtype", "image_size", "golden_images")
 _SETTING = "method_config."
 _HEADS = ("row", "quantity", "expected", "now", "moved by", "allowed")
 _DIGITS = 12  # of a hash
+MEANS = ("images", "flips", "cosine", "divergence", "probe", "tau")  # all of ``Bounds`` but time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,11 @@ class Bounds:
 
     Attributes:
         images: difference in the number of right answers, either way.
-        flips: images whose answer changed, either way; in the number these may cancel out.
+        flips: images whose answer changed, either way, which in the number of right ones may cancel
+            out; and difference in the number of answers that are dense's, too.
         cosine: difference in mean cosines: to dense, and in the margin.
+        divergence: difference in mean KL to dense, in nats, and in neighbours that are dense's, too.
+        probe: difference in any direction of the mean feature, which isn't relative to dense.
         tau: difference in Kendall's tau, which must also stay in the expected 95 % interval.
         slower: factor on the expected ratio of time to dense, which the least of the ratio's
             interval may not exceed; None not to judge latency. Faster is never wrong.
@@ -54,11 +58,13 @@ class Bounds:
     images: int = 1
     flips: int = 2
     cosine: float = 5e-4
+    divergence: float = 2e-3
+    probe: float = 5e-5
     tau: float = 2e-3
     slower: float | None = 1.5
 
     def __post_init__(self) -> None:
-        for name in ("images", "flips", "cosine", "tau"):
+        for name in MEANS:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: expected a number from 0")
         if self.slower is not None and not self.slower >= 1:
@@ -66,7 +72,9 @@ class Bounds:
 
 
 # To show every difference; time always differs.
-EXACT = Bounds(images=0, flips=0, cosine=SHOWN_DIGITS, tau=SHOWN_DIGITS, slower=None)
+EXACT = Bounds(
+    images=0, flips=0, cosine=SHOWN_DIGITS, divergence=SHOWN_DIGITS, probe=1e-5, tau=SHOWN_DIGITS, slower=None
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +109,8 @@ def _moved(then: Record | None, now: Record | None, bounds: Bounds) -> Iterator[
     if change.other_images:
         yield Moved(quantity="images", expected=change.other_images, now=None)
     else:
-        yield from _answers(change, bounds)
+        if change.labelled:
+            yield from _answers(change, bounds)
         yield from _near(change, bounds)
     if bounds.slower is not None and then.device == now.device:
         yield from _slower(then, now, bounds.slower)
@@ -148,26 +157,32 @@ def _answers(change: Change, bounds: Bounds) -> Iterator[Moved]:
 
 
 def _near(change: Change, bounds: Bounds) -> Iterator[Moved]:
-    """Compare what rounding may move."""
+    """Compare what rounding may move; of several numbers the one that moved most."""
     for metric in metrics(type(change.a)).values():
         then, now = (getattr(record, metric.name) for record in (change.a, change.b))
         if metric.bound in ("", "exact") or then is None:
             continue
-        low, high, allowed = _allowed(change.a, metric, getattr(bounds, metric.bound))
+        if isinstance(then, tuple) and now is not None:
+            then, now = max(zip(then, now, strict=True), key=lambda pair: abs(pair[1] - pair[0]))
+        by = getattr(bounds, metric.bound)
+        if metric.bound == "flips":  # of images, and half of one for rounding
+            by = (by + 0.5) / change.a.image_count
+        low, high, allowed = _allowed(change.a, then, metric, by)
         if now is None or not low <= now <= high:
-            name, by = metric.name.replace("_", " "), None if now is None else now - then
-            yield Moved(quantity=name, expected=then, now=now, by=by, allowed=allowed)
+            name, moved_by = metric.name.replace("_", " "), None if now is None else now - then
+            yield Moved(quantity=name, expected=then, now=now, by=moved_by, allowed=allowed)
 
 
-def _allowed(then: Record, metric: Metric, by: float) -> tuple[float, float, str]:
-    """Return how low and how high a metric may be, and the same in words."""
-    value = getattr(then, metric.name)
-    if metric.bound != "tau" or getattr(then, metric.low) is None:
+def _allowed(record: Record, value: Any, metric: Metric, by: float) -> tuple[Any, Any, str]:
+    """Return how low and how high a metric's value may be, and the same in words."""
+    if metric.bound == "flips":
+        return value - by, value + by, f"±{by:.4f}"
+    if metric.bound != "tau" or getattr(record, metric.low) is None:
         return value - by, value + by, f"±{by:g}"
     # It also has to stay in the expected interval. The golden row's has no width, and rounding is
     # no news.
-    low = min(max(getattr(then, metric.low), value - by), value - SHOWN_DIGITS)
-    high = max(min(getattr(then, metric.high), value + by), value + SHOWN_DIGITS)
+    low = min(max(getattr(record, metric.low), value - by), value - SHOWN_DIGITS)
+    high = max(min(getattr(record, metric.high), value + by), value + SHOWN_DIGITS)
     return low, high, f"{low:.4f} to {high:.4f}"
 
 

@@ -32,6 +32,8 @@ def _check_flags(parser: CommandParser) -> None:
     bounds = parser.add_argument_group("how far things may move")
     flags.fields(bounds, Bounds, images="right answers, net", flips="images whose answer flips")
     flags.fields(bounds, Bounds, cosine="mean cosines, to dense and between classes")
+    flags.fields(bounds, Bounds, divergence="mean KL to dense in nats, and share of dense's neighbours")
+    flags.fields(bounds, Bounds, probe="mean feature in fixed directions")
     flags.fields(bounds, Bounds, tau="in its expected interval besides")
     text = "on the expected ratio of time to dense"
     flags.number(bounds, "--slower", Bounds.slower, text, metavar="FACTOR")

@@ -389,17 +389,12 @@ def _study_flags(parser: CommandParser) -> None:
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
     from harness.records.record import earlier, write_records
-    from harness.studies.run import NOTES, SEED_NOTES, list_studies, make
+    from harness.studies.run import NOTES, SEED_NOTES, get_study, make
     from harness.studies.workshop import StudyConfig
     from zoo.files import write_whole
-    from zoo.reducer import expected
 
-    studies, progress = list_studies(), Progress(status)
-    if args.name not in studies:
-        names = [*studies, *(command.path.split()[1] for command in COMMANDS[:-1])]
-        near = expected(args.name, names, shown_by="patchrank study --help")
-        raise ValueError(f"study {args.name!r}: {near}")
-    study = studies[args.name]
+    study = get_study(args.name, [command.path.split()[1] for command in COMMANDS[:-1]])
+    progress = Progress(status)
     recipes = {"fit": flags.fit_config(args), "tune": flags.tune_config(args)}
     split, golden = args.split or study.split, flags.golden_config(args)
     config = flags.settings(StudyConfig, args, split=split, golden=golden, **recipes)

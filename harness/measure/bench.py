@@ -18,7 +18,20 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
-from harness.measure.evaluate import Importance, OutcomeCache, linear_probe, margin, outcomes, predicted
+from harness.measure.evaluate import (
+    LEAST_GALLERY,
+    Importance,
+    OutcomeCache,
+    cosine_distance,
+    divergence,
+    feature_probe,
+    linear_probe,
+    margin,
+    neighbours,
+    outcomes,
+    overlap,
+    predicted,
+)
 from harness.measure.plan import Plan
 from harness.measure.rows import BLOCK, Outcome, Variant, matched_rows, rows_of, variants
 from harness.measure.traces import Answered, Tracer
@@ -26,7 +39,16 @@ from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import load_clip, nameable, named, text_classifier
 from harness.records import agreement as ranks
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
-from harness.records.record import Record, fitting, images_digest, pack_correct, utc_now
+from harness.records.record import (
+    METRICS,
+    Record,
+    fitting,
+    images_digest,
+    pack_correct,
+    pack_values,
+    unpack_values,
+    utc_now,
+)
 from harness.records.statistics import paired_difference, wilson_interval
 from zoo.clip import ClipParts
 from zoo.predictor import tower_name
@@ -37,8 +59,23 @@ Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 Rows = Sequence[Variant]
 Known = Sequence[Record]
-Answers = tuple[Outcome, NDArray[np.bool_]]  # a row's outcome, and whether it was right
 PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """A row's outcome on the judged images, and what it says they are."""
+
+    outcome: Outcome
+    classifier: Tensor | None = None  # (classes, D), the row's own; None without classes
+    predicted: NDArray[np.int64] | None = None  # (n,) classes
+    hits: NDArray[np.bool_] | None = None  # (n,) whether they are right
+    scale: float | None = None  # of cosines in the classes' logits; None of a probe
+
+    @cached_property
+    def neighbours(self) -> NDArray[np.int64]:
+        """(n, 10) nearest images by its own features."""
+        return neighbours(self.outcome.features, self.outcome.features)
 
 
 @dataclass
@@ -97,13 +134,15 @@ class Bench:
                 tracer.miss(records, len(chosen))
             return records
         results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
-        classifiers = self._classifiers(view, tuning, prompts)
+        classifiers = self._classifiers(view, tuning, prompts) if dataset.classes else {}
+        # A probe's weights have no length that cosines or a temperature could go by.
+        scale = None if tuning.kind == PROBE else float(self.parts.model.logit_scale.exp())
         answers, traces = {}, []
         for row, record in zip(rows, blanks, strict=True):
             result = results[row.key]
-            answer = predicted(result.features, classifiers[self._judge(row)])
-            answers[row.key] = (result, answer == split.labels)
-            traces.append(Answered.of(record, result, answer, chosen))
+            answers[row.key] = answered(result, classifiers.get(self._judge(row)), split.labels, scale)
+            if (answer := answers[row.key].predicted) is not None:
+                traces.append(Answered.of(record, result, answer, chosen))
         if tracer is not None and len(chosen):
             how = {"preprocess": self.parts.preprocess, "golden": rows[0].rankings}
             grid = self.rows[0].vit.patch_embed.grid_size
@@ -111,13 +150,13 @@ class Bench:
         costs, dense = self._costs(rows), answers.get(self.rows[0].key)
         records = []
         for row, record in zip(rows, blanks, strict=True):
+            own = answers[row.key]
             truth = None if row.rankings is None else row.rankings.of(split.image_ids)
-            facts = costs[row.key] | measurements(answers[row.key], truth)
+            facts = costs[row.key] | measurements(own, truth)
             if row.method != DENSE and dense is not None:
-                facts |= beside(answers[row.key], dense)
-            if tuning.kind != PROBE:  # a probe's weights have no length that a cosine could go by
-                text = classifiers[self._judge(row)]
-                facts["margin"] = margin(results[row.key].features, text, split.labels)
+                facts |= beside(own, dense)
+            if own.classifier is not None and scale is not None:
+                facts["margin"] = margin(own.outcome.features, own.classifier, split.labels)
             records.append(replace(record, **facts))
         return records
 
@@ -227,7 +266,7 @@ class View:
     def split(self, tuning: Tuning) -> Split:
         """Return the images that are judged: without a probe, only those of nameable classes."""
         whole = subset(self.dataset.split(self.plan.split), self.plan.limit)
-        judged = whole if tuning.kind == PROBE else nameable(whole, self.text)
+        judged = whole if tuning.kind == PROBE or not self.dataset.classes else nameable(whole, self.text)
         if not len(judged):
             why = ", whose class or prompts the text tower knows the words of" if len(whole) else ""
             raise ValueError(f"{self.dataset.name} has no {self.plan.split} images{why}")
@@ -238,7 +277,7 @@ class View:
 
         A smaller count has the first of a larger one, whatever the plan's limit.
         """
-        if not count:
+        if not count or not self.dataset.classes:  # traces are of answers
             return np.empty(0, dtype=np.int64)
         labels = self.dataset.labels(self.plan.split)
         order = turns(labels)[: self.plan.limit]
@@ -337,10 +376,7 @@ def blank(
         image_count=count,
         images_sha256=images_digest(image_ids),
         image_size=tuple(row.vit.patch_embed.img_size),
-        correct_bits=pack_correct(np.zeros(count, dtype=np.bool_)),
-        top1=0.0,
-        top1_low=0.0,
-        top1_high=0.0,
+        **right(np.zeros(count, dtype=np.bool_) if dataset.classes else None),
         device=plan.device,
         device_name=device_name(plan.device),
         dtype=plan.dtype,
@@ -350,32 +386,69 @@ def blank(
     )
 
 
-def measurements(answers: Answers, truth: Importance | None) -> dict[str, Any]:
-    """Return a row's own fields of ``Record``; ``truth`` is golden importance, if there is any."""
-    outcome, hits = answers
+def answered(outcome: Outcome, classifier: Tensor | None, labels: NDArray[np.int64], scale: float | None) -> Answers:
+    """Return what a row says of images with these labels, (n,), by a classifier, if there is one."""
+    if classifier is None:
+        return Answers(outcome=outcome)
+    answer = predicted(outcome.features, classifier)
+    return Answers(outcome=outcome, classifier=classifier, predicted=answer, hits=answer == labels, scale=scale)
+
+
+def right(hits: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Return the fields of ``Record`` that say which images were right; None without labels."""
+    if hits is None:
+        return dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
     low, high = wilson_interval(int(hits.sum()), len(hits))
+    return {"correct_bits": pack_correct(hits), "top1": float(hits.mean()), "top1_low": low, "top1_high": high}
+
+
+def measurements(own: Answers, truth: Importance | None) -> dict[str, Any]:
+    """Return a row's own fields of ``Record``; ``truth`` is golden importance, if there is any."""
     return {
         "created": utc_now(),
         "git_commit": git_commit(),
-        "correct_bits": pack_correct(hits),
-        "top1": float(hits.mean()),
-        "top1_low": low,
-        "top1_high": high,
-        "final_tokens": outcome.final_tokens,
-        **agreement(outcome, truth),
+        **right(own.hits),
+        "feature_probe": feature_probe(own.outcome.features),
+        "final_tokens": own.outcome.final_tokens,
+        **agreement(own.outcome, truth),
     }
 
 
-def beside(answers: Answers, dense: Answers) -> dict[str, float | None]:
-    """Return the fields of ``Record`` that say how a row differs from the dense one."""
-    cosine = ranks.over_images((answers[0].features * dense[0].features).sum(dim=1).numpy())
-    difference = paired_difference(answers[1], dense[1], seed=0)
-    return {
-        "cosine_to_dense": cosine.mean,
-        "cosine_low": cosine.low,
-        "cosine_high": cosine.high,
-        **dict(zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True)),
-    }
+def beside(own: Answers, dense: Answers) -> dict[str, Any]:
+    """Return the fields of ``Record`` that say how a row differs from the dense one.
+
+    Neither agreement of answers nor divergence of probabilities asks for labels, only for classes.
+    """
+    features, theirs = own.outcome.features, dense.outcome.features
+    facts = per_image("cosine_distance", cosine_distance(features, theirs))
+    if len(features) >= LEAST_GALLERY:
+        facts |= per_image("neighbour_overlap", overlap(neighbours(features, theirs), dense.neighbours))
+    if own.predicted is not None:
+        facts |= per_image("dense_agreement", own.predicted == dense.predicted)
+    if own.classifier is not None and dense.classifier is not None and own.scale is not None:
+        apart = divergence(features, own.classifier, theirs, dense.classifier, own.scale)
+        facts |= per_image("kl_to_dense", apart)
+    if own.hits is not None and dense.hits is not None:
+        difference = paired_difference(own.hits, dense.hits, seed=0)
+        facts |= zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True)
+    return facts
+
+
+def per_image(name: str, values: NDArray[Any]) -> dict[str, Any]:
+    """Return the fields of a metric with its (n,) values: their mean, its interval, and themselves.
+
+    The mean is that of the values as they are stored, with 3 digits. Nothing of one image.
+    """
+    metric = METRICS[name]
+    if values.dtype == np.bool_:
+        packed = pack_correct(values)
+    else:
+        packed = pack_values(values)
+        values = unpack_values(packed, len(values))
+    mean = ranks.over_images(values)
+    if mean.mean is None:  # one image says nothing about the spread
+        return {}
+    return {name: mean.mean, metric.low: mean.low, metric.high: mean.high, metric.values: packed}
 
 
 def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:

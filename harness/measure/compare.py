@@ -47,6 +47,7 @@ def compare(
     datasets = [get_dataset(name) for name in plan.datasets]
     for dataset in datasets:
         for shots in filter(None, plan.shots):
+            _require_labels(dataset, f"--shots {shots}")
             # Refuses at once what would fail after the work.
             if plan.tokens in PROMPTS:
                 require_apart(dataset, plan.split)
@@ -63,6 +64,12 @@ def compare(
         for dataset in datasets:
             for shots in plan.shots:
                 yield bench.measure(dataset, shots, known)
+
+
+def _require_labels(dataset: Dataset, what: str) -> None:
+    """Raise ValueError for images without classes; ``what`` asks for some."""
+    if not dataset.classes:
+        raise ValueError(f"{what}: dataset {dataset.name!r} has no labels; expected one with classes")
 
 
 def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
@@ -112,6 +119,8 @@ def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Ranking
     if seeds < 3:
         raise ValueError(f"--seeds {seeds}: expected at least 3 random orders")
     methods = tuple(m for m in plan.methods if m not in (DENSE, RANDOM))
+    for name in plan.datasets:
+        _require_labels(get_dataset(name), "floor, which compares accuracy")
     bench = Bench.build(replace(plan, methods=methods), plan.models[0], progress)
     dense, rows = bench.rows[0], bench.rows[1:]
     goldens: dict[str, Rankings] = {}

@@ -15,6 +15,9 @@ from harness.measure.rows import Outcome, Variant, run
 from harness.records.conditions import GOLDEN
 
 Importance = NDArray[np.float32]  # (n, N), higher = keep, NaN where unknown
+NEIGHBOURS = 10  # nearest images that `neighbours` looks for
+LEAST_GALLERY = 500  # of fewer images the nearest say little about features
+_PART = 2048  # images at once, so that a matrix of all pairs is never held
 
 
 class OutcomeCache:
@@ -124,6 +127,63 @@ def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> f
     others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
     mean = float((cosines.gather(1, own).squeeze(1) - others).mean())
     return mean if math.isfinite(mean) else None
+
+
+def cosine_distance(features: Tensor, dense: Tensor) -> NDArray[np.float64]:
+    """Return 1 - cosine of each image's unit features (n, D) with the dense model's, (n,).
+
+    By the difference of the two, so that nothing is cancelled and equal features are at exactly 0.
+    """
+    return np.asarray(((features.double() - dense.double()).square().sum(dim=1) / 2).numpy())
+
+
+def divergence(
+    features: Tensor, classifier: Tensor, dense: Tensor, dense_classifier: Tensor, scale: float
+) -> NDArray[np.float64]:
+    """Return KL(dense || row) of each image's class probabilities, in nats, (n,).
+
+    Probabilities are the softmax of ``scale`` times the cosines of features (n, D) with the row's
+    own classifier (classes, D); where prompts were learned each row has its own. Classes whose row
+    is NaN are left out of both.
+    """
+
+    def log_chances(images: Tensor, classes: Tensor) -> Tensor:
+        return (scale * (images.double() @ classes.double().T)).log_softmax(dim=1)
+
+    known = ~(classifier + dense_classifier).isnan().any(dim=1)
+    parts = []
+    for own, other in zip(features.split(_PART), dense.split(_PART), strict=True):
+        p, q = log_chances(other, dense_classifier[known]), log_chances(own, classifier[known])
+        parts.append((p.exp() * (p - q)).sum(dim=1).clamp(min=0))
+    return np.asarray(torch.cat(parts).numpy())
+
+
+def neighbours(features: Tensor, gallery: Tensor) -> NDArray[np.int64]:
+    """Return the `NEIGHBOURS` images whose ``gallery`` features are nearest each one's, (n, 10).
+
+    Both are unit features (n, D) of the same images; an image is not its own neighbour.
+    """
+    parts = []
+    for start, own in zip(range(0, len(features), _PART), features.split(_PART), strict=True):
+        cosines = own @ gallery.T
+        cosines[torch.arange(len(own)), start + torch.arange(len(own))] = -torch.inf
+        parts.append(cosines.topk(NEIGHBOURS, dim=1).indices)
+    return np.asarray(torch.cat(parts).numpy())
+
+
+def overlap(found: NDArray[np.int64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of each image's true neighbours (n, k) that are among those found, (n,)."""
+    return np.asarray((found[:, :, np.newaxis] == truth[:, np.newaxis]).any(axis=1).mean(axis=1))
+
+
+def feature_probe(features: Tensor) -> tuple[float, ...]:
+    """Return the images' mean unit feature in eight fixed directions of random signs.
+
+    Unlike what is told relative to the dense model it moves when all models' images are wrong alike.
+    """
+    signs = np.random.RandomState(0).choice([-1.0, 1.0], size=(features.shape[1], 8))  # frozen by numpy
+    mean = features.double().mean(dim=0).numpy() @ signs / math.sqrt(features.shape[1])
+    return tuple(mean.tolist())
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,22 +12,27 @@ from numpy.typing import NDArray
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
 from harness.records.conditions import DENSE, PROMPTS
-from harness.records.record import Latency, Metric, Record, lacking, refuse_mixed
+from harness.records.record import FIDELITY, Latency, Metric, Record, lacking, refuse_mixed
 from harness.records.statistics import (
+    FLIPPED,
     MCNEMAR,
     SIGN_FLIP,
     Interval,
     Together,
     bootstrap_counts,
+    bootstrap_mean,
     detectable_note,
     mark_note,
     mean_interval,
     paired_difference,
     paired_p,
+    sign_flip,
     together,
 )
 from zoo.predictor import tower_name
 from zoo.sizes import SIZES
+
+REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +42,14 @@ class Average:
     Attributes:
         records: one per seed, rising; at least one.
         top1: of one seed its 95 % Wilson interval; of several their mean with Student's 95 %
-            interval over seeds, cut at 0 and 1.
+            interval over seeds, cut at 0 and 1; None without labels.
         to_dense: top-1 minus that of the dense model on the same images, with a 95 % paired
             bootstrap interval over images, of several seeds that of their mean; None for the
             dense model and where it is missing.
     """
 
     records: tuple[Record, ...]
-    top1: Interval
+    top1: Interval | None
     to_dense: Interval | None
 
     @property
@@ -86,12 +91,28 @@ class Average:
         """Return a field with the ends of its interval, all three the mean over seeds."""
         return _interval(*(self.mean(name) for name in (field, low, high)))
 
+    def per_image(self, metric: Metric) -> NDArray[np.float64] | None:
+        """Return (image_count,) values of a metric, mean over seeds; None where one lacks them."""
+        values = [record.per_image(metric) for record in self.records]
+        known = [own for own in values if own is not None]
+        return np.mean(known, axis=0) if len(known) == len(values) else None
+
+    def has(self, metric: Metric) -> bool:
+        """Say whether there is an estimate of a metric."""
+        return (self.to_dense if metric.name == "diff_to_dense" else self.mean(metric.name)) is not None
+
     def estimate(self, metric: Metric) -> Interval | float | None:
-        """Return a metric with its interval, or alone where it has none."""
+        """Return a metric with its interval, or alone where it has none.
+
+        The interval is the record's. Of several seeds that of a metric with values per image is a
+        bootstrap over images of their mean over seeds, of other metrics the mean of the ends.
+        """
         if metric.name == "top1":
             return self.top1
         if metric.name == "diff_to_dense":
             return self.to_dense
+        if len(self.records) > 1 and (values := self.per_image(metric)) is not None:
+            return bootstrap_mean(values, seed=0)
         ends = self.interval(metric.name, metric.low, metric.high) if metric.low else None
         value: float | None = self.mean(metric.name)
         return value if ends is None else ends
@@ -121,7 +142,7 @@ def averages(records: Sequence[Record]) -> list[Average]:
         return [
             Average(
                 records=(record,),
-                top1=Interval(record.top1, record.top1_low, record.top1_high),
+                top1=_interval(record.top1, record.top1_low, record.top1_high),
                 to_dense=_interval(record.diff_to_dense, record.diff_low, record.diff_high),
             )
             for record in records
@@ -141,10 +162,12 @@ def averages(records: Sequence[Record]) -> list[Average]:
             )
     rows = []
     for own in models.values():
-        mean, low, high = mean_interval([own[seed].top1 for seed in seeds])
-        top1 = Interval(mean, max(0.0, low), min(1.0, high))
+        tops = [top1 for seed in seeds if (top1 := own[seed].top1) is not None]
+        top1 = mean_interval(tops) if len(tops) == len(seeds) else None
+        if top1 is not None:
+            top1 = Interval(top1.estimate, max(0.0, top1.low), min(1.0, top1.high))
         rows.append(Average(records=tuple(own[s] for s in seeds), top1=top1, to_dense=None))
-    if (dense := _dense(rows)) is None:
+    if (dense := _dense(rows)) is None or dense.top1 is None:
         return rows
     return [r if r is dense else replace(r, to_dense=mean_difference(r, dense)) for r in rows]
 
@@ -161,29 +184,49 @@ def _dense(rows: Sequence[Average]) -> Average | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """All rows of a table against its dense one at once."""
+    """All rows of a table at once: top-1 against dense, fidelity against a reference method."""
 
-    family: Together[str]  # p-values by identity, see `row_p`
-    note: str  # what the mark says, and the least difference that rows without it would show
+    families: Mapping[str, Together[str]]  # p-values by identity, for each metric that is judged
+    note: str  # what the marks say, and the least difference in top-1 that rows without would show
 
-    def mark(self, row: Average) -> str:
-        """Return what stands behind a row's difference: the mark if it is clear, or nothing."""
-        return self.family.mark(row.identity)
+    def mark(self, row: Average, metric: str = "diff_to_dense") -> str:
+        """Return what stands behind a row's metric: the mark if it is clear, or nothing."""
+        return self.families[metric].mark(row.identity) if metric in self.families else ""
 
 
-def judged(rows: Sequence[Average]) -> Judged | None:
-    """Say which rows differ clearly from the dense one; None without it."""
+def judged(rows: Sequence[Average], reference: str = REFERENCE) -> Judged | None:
+    """Say which rows differ clearly; None where there is nothing to compare with.
+
+    Top-1 is compared with the dense model's, each fidelity metric with that of the method
+    ``reference`` at the same keep rate; a family each.
+    """
+    families, notes = {}, []
     dense = _dense(rows)
     others = [row for row in rows if row.to_dense is not None]
-    if dense is None or not others:
-        return None
-    family = together({row.identity: row_p(row, dense) for row in others})
-    note = mark_note(exact_test(dense))
-    if len(dense.records) == 1:
-        truth = dense.first.correct
-        left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
-        note += detectable_note(truth.size, [float(each.mean()) for each in left])
-    return Judged(family=family, note=note)
+    if dense is not None and others:
+        family = together({row.identity: row_p(row, dense) for row in others})
+        note = f"in the difference to dense: {mark_note(exact_test(dense))}"
+        if len(dense.records) == 1:
+            truth = dense.first.correct
+            left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
+            note += detectable_note(truth.size, [float(each.mean()) for each in left])
+        families["diff_to_dense"] = family
+        notes.append(note)
+    goals = {row.keep: row for row in reversed(rows) if row.method == reference}
+    pairs = [(row, goals[row.keep]) for row in rows if row.method not in (DENSE, reference) and row.keep in goals]
+    judged_by = {m.name: together({row.identity: fidelity_p(row, goal, m) for row, goal in pairs}) for m in FIDELITY}
+    if tested := {name: family for name, family in judged_by.items() if family.alone}:
+        families |= tested
+        names = ", ".join(metric.short for metric in FIDELITY if metric.name in tested)
+        what = f"{reference}'s at the same keep rate, better or worse"
+        notes.append(f"in {names}: {mark_note(FLIPPED, 'each column by itself', what)}")
+    return Judged(families=families, note="; ".join(notes)) if families else None
+
+
+def fidelity_p(row: Average, other: Average, metric: Metric) -> float | None:
+    """Return the p-value that two rows are equally near dense; None where one has no values."""
+    a, b = row.per_image(metric), other.per_image(metric)
+    return None if a is None or b is None else sign_flip(a - b, seed=0)
 
 
 def row_p(row: Average, other: Average) -> float:
@@ -277,6 +320,8 @@ def protocol(record: Record) -> str:
     """Say how the images of a record were classified."""
     if record.shots:
         return f"{shots_of(record)}, {learned(record)}"
+    if record.correct_bits is None:
+        return "without labels"
     if record.tag in SIZES[EMBEDDED].tags and record.dataset in list_datasets():
         return captions(record.dataset)
     return "text classifier"
@@ -348,5 +393,5 @@ def matched(records: Sequence[Record], target: str) -> list[Matched]:
             for method in methods
         ]
         pairs.append(Matched(target=goal, row=goal, off=0.0, difference=None, p_value=None))
-        pairs += [paired(row, goal) for row in sorted(nearest, key=lambda r: -r.top1.estimate)]
+        pairs += [paired(row, goal) for row in sorted(nearest, key=lambda r: -(r.mean("top1") or 0))]
     return pairs

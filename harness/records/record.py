@@ -1,5 +1,6 @@
 """Records: what is measured of a model, by field; reading, appending and using them again."""
 
+import base64
 import contextlib
 import difflib
 import hashlib
@@ -30,7 +31,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 RECORDS = "records.jsonl"  # in the folder of a run
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
 _NAMED = 3  # owners named of each value that differs
@@ -68,14 +69,19 @@ class Metric(Field):
     ends: Literal["", "wide", "always"] = ""  # which forms in the terminal show the interval
     at: str = ""  # field with the number of patches that it is for
     chance: str = ""  # field with what unrelated rankings give
+    # Field with its value of each image, packed: a name in "_bits" by `pack_correct`, else by
+    # `pack_values`. Rows and runs are compared by these in pairs.
+    values: str = ""
     # Narrowest form of a terminal's table that has the column; what the narrow one has, a report's
     # summary has, too.
     least: Literal["narrow", "middle", "wide"] = "wide"
     place: int = 0  # columns with a higher one stand further right; else they stand as declared
     better: Literal["", "higher", "lower"] = ""  # empty: neither
     # How far `check` lets it move: not at all, or an attribute of ``Bounds``; empty: unchecked.
-    bound: Literal["", "exact", "cosine", "tau"] = "exact"
+    bound: Literal["", "exact", "cosine", "flips", "divergence", "probe", "tau"] = "exact"
     change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
+    # Of one that says how near to the dense model a row is: what it is, for captions.
+    fidelity: str = ""
 
     def text(self, value: float | None, *, short: bool = False) -> str:
         """Format a value; a dash if it was not measured."""
@@ -91,6 +97,7 @@ MEASURED = Field()  # what comes with a metric: the ends of its interval and the
 FRACTION = Field(unit="fraction")
 End = Annotated[float | None, MEASURED]
 FractionEnd = Annotated[float | None, FRACTION]
+PerImage = Annotated[str | None, MEASURED]  # a value of each image, packed as `Metric.values` says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +152,56 @@ class Record:
     images_sha256: Annotated[str | None, CONDITION] = None  # of ids in order: `images_digest`
     # Height and width in pixels, as the tower sees them.
     image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None
-    correct_bits: Annotated[str, MEASURED]  # correctness in image order, see `pack_correct`
+    # How near the features are to the dense model's on the same images; None of the dense model.
+    # Mean over images of 1 - cosine, with a 95 % bootstrap interval, as all that is near dense.
+    cosine_distance: Annotated[float | None, Metric(
+        heading="1 - cosine", form=".4f", short="1 - cos", low="cosine_low", high="cosine_high",
+        values="cosine_values", ends="wide", least="narrow", better="lower", bound="cosine",
+        change="+.4f", fidelity="1 - cosine of the features to dense",
+    )] = None  # fmt: skip
+    cosine_low: End = None
+    cosine_high: End = None
+    cosine_values: PerImage = None
+    # Share of images with the dense model's answer, right or wrong.
+    dense_agreement: Annotated[float | None, Metric(
+        heading="Dense's answer, %", form=".1%", unit="fraction", short="agree", low="agreement_low",
+        high="agreement_high", values="agreement_bits", least="middle", better="higher",
+        bound="flips", change="+.1%", fidelity="same class as dense, %",
+    )] = None  # fmt: skip
+    agreement_low: FractionEnd = None
+    agreement_high: FractionEnd = None
+    agreement_bits: PerImage = None
+    # Mean Kullback-Leibler divergence of class probabilities from the dense model's, at the tower's
+    # own temperature; None of a linear probe, which has none.
+    kl_to_dense: Annotated[float | None, Metric(
+        heading="KL, nats", form=".3f", unit="nats", short="KL", low="kl_low", high="kl_high",
+        values="kl_values", better="lower", bound="divergence", change="+.4f",
+        fidelity="divergence of class probabilities from dense, nats",
+    )] = None  # fmt: skip
+    kl_low: End = None
+    kl_high: End = None
+    kl_values: PerImage = None
+    # Mean share of the 10 images that are nearest by dense features found with a row's own; from
+    # 500 images on.
+    neighbour_overlap: Annotated[float | None, Metric(
+        heading="Neighbours@10, %", form=".1%", unit="fraction", short="nn@10", low="overlap_low",
+        high="overlap_high", values="overlap_values", better="higher", bound="divergence",
+        change="+.1%", fidelity="dense's 10 nearest images found, %",
+    )] = None  # fmt: skip
+    overlap_low: FractionEnd = None
+    overlap_high: FractionEnd = None
+    overlap_values: PerImage = None
+    # Mean feature of all images in a few directions, see `evaluate.feature_probe`.
+    feature_probe: Annotated[tuple[float, ...] | None, Metric(bound="probe")] = None
+    correct_bits: PerImage  # correctness in image order; None without labels, as what follows
     # 95 % Wilson interval; of several seeds another, see `averages.Average`.
-    top1: Annotated[float, Metric(
+    top1: Annotated[float | None, Metric(
         heading="Top-1, %", form=".1%", unit="fraction", short="top-1", low="top1_low",
-        high="top1_high", ends="wide", least="narrow", better="higher", bound="",
+        high="top1_high", values="correct_bits", ends="wide", least="narrow", better="higher",
+        bound="",
     )]  # fmt: skip
-    top1_low: Annotated[float, FRACTION]
-    top1_high: Annotated[float, FRACTION]
+    top1_low: FractionEnd
+    top1_high: FractionEnd
     # On the same images, with a 95 % paired bootstrap interval.
     diff_to_dense: Annotated[float | None, Metric(
         heading="To dense", form="+.1%", unit="fraction", short="to dense", low="diff_low",
@@ -162,13 +211,6 @@ class Record:
     diff_high: FractionEnd = None
     # Mean cosine with the own class minus that with the best other.
     margin: Annotated[float | None, Metric(better="higher", bound="cosine")] = None
-    # Mean over images of the features', with a 95 % bootstrap interval.
-    cosine_to_dense: Annotated[float | None, Metric(
-        short="cosine", form=".3f", low="cosine_low", high="cosine_high", better="higher",
-        bound="cosine",
-    )] = None  # fmt: skip
-    cosine_low: End = None
-    cosine_high: End = None
     gflops: Annotated[  # 1e9 multiply-adds per image
         float | None, Metric(heading="GFLOPs", short="GFLOPs", least="narrow", better="lower")
     ] = None
@@ -237,9 +279,17 @@ class Record:
         for metric in metrics(type(self)).values():
             if metric.low and not (metric.loose and getattr(self, metric.low) is None):
                 _check_interval(self, metric.name, metric.low, metric.high)
-        share = self.correct.mean() if self.image_count else math.nan
-        if not math.isclose(share, self.top1, abs_tol=1e-6):
-            raise ValueError(f"top1 is {self.top1}, but correct_bits says {share}")
+            if metric.values:
+                self._check_values(metric)
+
+    def _check_values(self, metric: Metric) -> None:
+        """Refuse a metric that isn't the mean of its values; they may be missing, save for top-1's."""
+        mean, values = getattr(self, metric.name), self.per_image(metric)
+        if values is None and (mean is None or metric.name != "top1"):
+            return
+        share = None if values is None else values.mean() if self.image_count else math.nan
+        if mean is None or share is None or not math.isclose(share, mean, abs_tol=1e-6):
+            raise ValueError(f"{metric.name} is {mean}, but {metric.values} says {share}")
 
     def _check_tuning(self) -> None:
         if (self.tuning is None) != (self.shots == 0):
@@ -251,8 +301,18 @@ class Record:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Return (image_count,) bool, whether each image was right."""
+        """Return (image_count,) bool, whether each image was right; ValueError without labels."""
+        if self.correct_bits is None:
+            raise ValueError(f"{self.dataset} has no labels, so no image is right or wrong")
         return unpack_correct(self.correct_bits, self.image_count)
+
+    def per_image(self, metric: Metric) -> NDArray[np.float64] | None:
+        """Return (image_count,) values of a metric; None if there are none."""
+        packed = getattr(self, metric.values) if metric.values else None
+        if packed is None:
+            return None
+        unpack = unpack_correct if metric.values.endswith("_bits") else unpack_values
+        return unpack(packed, self.image_count).astype(np.float64)
 
 
 _DECLARED: dict[type, dict[str, Field]] = {}  # by kind of record
@@ -288,6 +348,7 @@ def names_of(kind: type, *roles: Role) -> tuple[str, ...]:
 
 
 METRICS = metrics(Record)
+FIDELITY = tuple(metric for metric in METRICS.values() if metric.fidelity)
 CONDITIONS = names_of(Record, "condition")
 
 
@@ -398,7 +459,7 @@ def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, r
         compared = record.weighted_tau is not None or not ranked or record.keep == 1
         # A tuned row may stand alone; see Bench.judged.
         alone = record.method == DENSE or record.tuning is not None
-        near = record.cosine_to_dense is not None or alone
+        near = record.cosine_distance is not None or alone
         if timed and compared and near and measured_alike(record) == same:
             return record
     return None
@@ -474,6 +535,34 @@ def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
     if len(packed) != math.ceil(image_count / 8) or flags[image_count:].any():
         raise ValueError(f"correct_bits of {len(packed)} bytes is not of {image_count} images")
     return flags[:image_count]
+
+
+def pack_values(values: ArrayLike) -> str:
+    """Return (n,) numbers as base64 of little-endian half floats, which keep 3 digits.
+
+    Raises:
+        ValueError: not (n,), or a number that isn't finite as such.
+    """
+    with np.errstate(over="ignore"):  # infinite then, which is refused
+        halves = np.asarray(values).astype("<f2")
+    if halves.ndim != 1 or not np.isfinite(halves).all():
+        raise ValueError(f"values must be (n,) finite numbers, got {halves.shape}")
+    return base64.b64encode(halves.tobytes()).decode()
+
+
+def unpack_values(packed: str, image_count: int) -> NDArray[np.float64]:
+    """Return (image_count,) numbers.
+
+    Raises:
+        ValueError: no base64, not of that many images, or a number that isn't finite.
+    """
+    raw = base64.b64decode(packed, validate=True)
+    if len(raw) != 2 * image_count:
+        raise ValueError(f"values of {len(raw)} bytes are not of {image_count} images")
+    values = np.frombuffer(raw, dtype="<f2").astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite numbers")
+    return values
 
 
 def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[Any, list[str]]]:

@@ -10,12 +10,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from harness.console.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.records.averages import protocol, tower_of, uncounted
-from harness.records.record import Metric, Record, measured_alike, metrics, read_run, require_appendable
+from harness.records.record import METRICS, Metric, Record, measured_alike, metrics, read_run, require_appendable
 from harness.records.statistics import (
+    FLIPPED,
     MCNEMAR,
     Interval,
     Together,
@@ -24,6 +27,8 @@ from harness.records.statistics import (
     mark_note,
     mcnemar_exact,
     paired_difference,
+    paired_mean,
+    sign_flip,
     together,
 )
 from harness.report.writers import markdown, markdown_text
@@ -35,12 +40,15 @@ _ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tun
 _IMAGES = ("dataset_revision", "image_count")
 _MACHINE = ("device", "device_name", "dtype", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
-_CAPTION = (
+_OF_LABELS = (
     "top-1 in %; B - A in points with 95 % paired bootstrap interval over images; only A, only B: "
-    "images that one alone got right; p: exact McNemar test, one comparison at a time; batch: "
-    "median time of B over A's, without interval, as the two were not timed in turns; to dense: "
-    "the same of the ratios to dense, which were, with an interval that covers at least 90 %; tau: "
-    "mean Kendall tau of B minus A's"
+    "images that one alone got right; p: exact McNemar test, one comparison at a time"
+)
+_CAPTION = (
+    "batch: median time of B over A's, without interval, as the two were not timed in turns; to "
+    "dense: the same of the ratios to dense, which were, with an interval that covers at least 90 %; "
+    "all that follows: B minus A, of each beside its own dense model, with 95 % paired bootstrap "
+    "interval where values per image are known"
 )
 _DIGITS = 16  # of a hash
 
@@ -79,27 +87,45 @@ class Change:
         return None not in (self.a.images_sha256, self.b.images_sha256)
 
     @property
+    def labelled(self) -> bool:
+        """Whether both say which images were right, of the same images."""
+        return None not in (self.a.correct_bits, self.b.correct_bits) and not self.other_images
+
+    @property
     def top1(self) -> Interval | None:
-        """Top-1 of B minus A's, same images, 95 % paired bootstrap; None of other images."""
-        if self.other_images:
-            return None
-        return paired_difference(self.b.correct, self.a.correct, seed=0)
+        """Top-1 of B minus A's, same images, 95 % paired bootstrap; None unless `labelled`."""
+        return paired_difference(self.b.correct, self.a.correct, seed=0) if self.labelled else None
 
     @property
     def p_value(self) -> float | None:
-        """The exact McNemar test's; None of other images."""
-        return None if self.other_images else mcnemar_exact(self.b.correct, self.a.correct)
+        """The exact McNemar test's; None unless `labelled`."""
+        return mcnemar_exact(self.b.correct, self.a.correct) if self.labelled else None
 
     @property
     def answers(self) -> tuple[int, int] | None:
-        """How many images only A got right, and only B; None of other images."""
-        return None if self.other_images else discordant(self.a.correct, self.b.correct)[:2]
+        """How many images only A got right, and only B; None unless `labelled`."""
+        return discordant(self.a.correct, self.b.correct)[:2] if self.labelled else None
 
-    def change(self, metric: Metric) -> float | None:
-        """Return a metric's value of B minus A's; None unless both have it of the same images."""
+    def change(self, metric: Metric) -> Interval | float | None:
+        """Return a metric's value of B minus A's; None unless both have it of the same images.
+
+        The interval is a 95 % paired bootstrap over images, where both have a value per image.
+        """
+        if (both := self._per_image(metric)) is not None:
+            return paired_mean(*both, seed=0)
         same = not self.other_images and self.a.golden_images == self.b.golden_images
         a, b = getattr(self.a, metric.name), getattr(self.b, metric.name)
         return None if a is None or b is None or not same else b - a
+
+    def change_p(self, metric: Metric) -> float | None:
+        """Return the p-value that a metric didn't change; None without values per image."""
+        both = self._per_image(metric)
+        return None if both is None else sign_flip(both[0] - both[1], seed=0)
+
+    def _per_image(self, metric: Metric) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Return B's and A's values of the same images; None unless both have them."""
+        a, b = self.a.per_image(metric), self.b.per_image(metric)
+        return None if a is None or b is None or self.other_images else (b, a)
 
     @property
     def latency(self) -> dict[int, float]:
@@ -232,9 +258,9 @@ def changes_data(runs: Changes) -> dict[str, Any]:
     conditions = [{**json_values(difference), "rows": count} for difference, count in runs.conditions()]
     return {
         "pairs": [
-            _pair(pair, family.adjusted.get(at))
+            _pair(pair, {name: family.adjusted.get(at) for name, family in families.items()})
             for group in runs.groups()
-            for family in [_family(group)]
+            for families in [_families(group)]
             for at, pair in enumerate(group)
         ],
         "conditions": conditions,
@@ -244,16 +270,20 @@ def changes_data(runs: Changes) -> dict[str, Any]:
     }
 
 
-def _family(group: Sequence[Change]) -> Together[int]:
-    """Judge the rows of one table together."""
-    return together({at: pair.p_value for at, pair in enumerate(group)})
+def _families(group: Sequence[Change]) -> dict[str, Together[int]]:
+    """Judge the rows of one table together: in top-1, and in each metric with values per image."""
+    tested = {"top1": together({at: pair.p_value for at, pair in enumerate(group)})}
+    for metric in _changing(group[0]):
+        if metric.values:
+            tested[metric.name] = together({at: pair.change_p(metric) for at, pair in enumerate(group)})
+    return tested
 
 
 def _row_values(record: Record) -> dict[str, Any]:
     return {name: json_values(getattr(record, name)) for name in _ROW}
 
 
-def _pair(pair: Change, adjusted: float | None) -> dict[str, Any]:
+def _pair(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
     only_a, only_b = pair.answers or (None, None)
     values = {
         "top1": {"a": pair.a.top1, "b": pair.b.top1},
@@ -261,13 +291,15 @@ def _pair(pair: Change, adjusted: float | None) -> dict[str, Any]:
         "only_a_right": only_a,
         "only_b_right": only_b,
         "p_value": pair.p_value,
-        "p_value_holm": adjusted,
+        "p_value_holm": adjusted["top1"],
         "images_proven_the_same": pair.proven and not pair.other_images,
         "other_images": pair.other_images,
         "gflops": {"a": pair.a.gflops, "b": pair.b.gflops},
         "latency_ratio_by_batch": pair.latency,
         "latency_ratio_to_dense_by_batch": pair.latency_to_dense,
         **{f"{metric.name}_difference": pair.change(metric) for metric in _changing(pair)},
+        **{f"{m.name}_p_value": pair.change_p(m) for m in _changing(pair) if m.values},
+        **{f"{m.name}_p_value_holm": adjusted[m.name] for m in _changing(pair) if m.values},
         "costs": pair.costs,
         "conditions": pair.conditions,
     }
@@ -335,40 +367,51 @@ def changes_markdown(runs: Changes, a: str, b: str) -> str:
 
 def _table(group: Sequence[Change]) -> Table:
     first = group[0].a
-    family = _family(group)
+    families = _families(group)
     images = {record.image_count for pair in group for record in (pair.a, pair.b)}
     count = " or ".join(map(str, sorted(images)))
     name = f"{first.dataset} ({first.split}, {count} images; {protocol(first)}), {tower_of(first)}"
-    rows = [_cells(pair, group, family.mark(at)) for at, pair in enumerate(group)]
+    rows = [
+        _cells(pair, group, {name: family.mark(at) for name, family in families.items()})
+        for at, pair in enumerate(group)
+    ]
+    labelled = _NARROW & rows[0].keys() > _ALWAYS
+    narrow = _NARROW if labelled else _ALWAYS | _ROOMY
+    about = (_OF_LABELS if labelled else "", _CAPTION, *_judged(group, families))
     return Table.of(
         _plain(name),
         list(rows[0]),
         [list(row.values()) for row in rows],
         words=("method",),
-        wide=rows[0].keys() - _NARROW,
-        caption="; ".join(filter(None, (_CAPTION, _judged(group, family)))),
+        wide=rows[0].keys() - narrow - _ROOMY,
+        roomy=_ROOMY - narrow,
+        caption="; ".join(filter(None, about)),
     )
 
 
-_NARROW = {"method", "keep", "seed", "top-1 A", "top-1 B", "B - A", "p", "GFLOPs"}
+_ALWAYS = {"method", "keep", "seed", "GFLOPs"}
+_NARROW = {*_ALWAYS, "top-1 A", "top-1 B", "B - A", "p"}
+_ROOMY = {METRICS["cosine_distance"].short}
 
 
-def _cells(pair: Change, group: Sequence[Change], mark: str) -> dict[str, Cell]:
-    """Return the cells of a row by heading; all rows of a group have the same."""
+def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict[str, Cell]:
+    """Return the cells of a row by heading; all rows of a group have the same.
+
+    Top-1 has no columns where no row has labels, nor has a change that no row has.
+    """
     a, b, answers = pair.a, pair.b, pair.answers
     seed = {"seed": figure(a.seed, "d")} if len({other.a.seed for other in group}) > 1 else {}
     ours, theirs = figure(a.gflops, ".3f"), figure(b.gflops, ".3f")
-    cells = {
-        "method": Cell(_plain(a.method), a.method),
-        "keep": Cell(f"{100 * a.keep:.4g}", a.keep),
-        **seed,
-        "top-1 A": figure(a.top1, ".1%"),
-        "top-1 B": figure(b.top1, ".1%"),
-        "B - A": points(pair.top1, mark),
-        "only A, only B": UNMEASURED if answers is None else Cell("{}, {}".format(*answers)),
-        "p": figure(pair.p_value, ".3f"),
-        "GFLOPs": ours if a.gflops == b.gflops else Cell(f"{ours} → {theirs}", theirs.value),
-    }
+    cells = {"method": Cell(_plain(a.method), a.method), "keep": Cell(f"{100 * a.keep:.4g}", a.keep), **seed}
+    if any(record.top1 is not None for other in group for record in (other.a, other.b)):
+        cells |= {
+            "top-1 A": figure(a.top1, ".1%"),
+            "top-1 B": figure(b.top1, ".1%"),
+            "B - A": points(pair.top1, marks["top1"]),
+            "only A, only B": UNMEASURED if answers is None else Cell("{}, {}".format(*answers)),
+            "p": figure(pair.p_value, ".3f"),
+        }
+    cells["GFLOPs"] = ours if a.gflops == b.gflops else Cell(f"{ours} → {theirs}", theirs.value)
     for batch in sorted({batch for other in group for batch in other.latency}):
         cells[f"batch {batch}, B / A"] = figure(pair.latency.get(batch), ".2f", "x")
     for batch in sorted({batch for other in group for batch in other.latency_to_dense}):
@@ -376,8 +419,18 @@ def _cells(pair: Change, group: Sequence[Change], mark: str) -> dict[str, Cell]:
         text = "" if ratio is None else "{:.2f}x [{:.2f}, {:.2f}]".format(*ratio)
         cells[f"batch {batch}, to dense"] = Cell(text, ratio.estimate) if ratio else UNMEASURED
     for metric in _changing(pair):
-        cells[metric.short] = figure(pair.change(metric), metric.change)
+        if any(None not in (getattr(o.a, metric.name), getattr(o.b, metric.name)) for o in group):
+            cells[metric.short] = _changed(pair, metric, marks.get(metric.name, ""))
     return cells
+
+
+def _changed(pair: Change, metric: Metric, mark: str) -> Cell:
+    """Show how a metric changed."""
+    change = pair.change(metric)
+    if not isinstance(change, Interval):
+        return figure(change, metric.change)
+    value, low, high = (figure(number, metric.change) for number in change)
+    return Cell(f"{value} [{low}, {high}]", change.estimate, mark)
 
 
 def _changing(pair: Change) -> list[Metric]:
@@ -385,17 +438,18 @@ def _changing(pair: Change) -> list[Metric]:
     return [metric for metric in metrics(type(pair.a)).values() if metric.change]
 
 
-def _judged(group: Sequence[Change], family: Together[int]) -> str:
+def _judged(group: Sequence[Change], families: dict[str, Together[int]]) -> Iterator[str]:
     """Say what the marks are, and what so many images show of the rows without one."""
-    if not family.alone:
-        return ""
-    left = [group[at] for at in family.alone if not family.mark(at)]
-    images = {pair.a.image_count for pair in left}
-    note = mark_note(MCNEMAR, "all rows of this table")
-    if len(images) > 1:
-        return note
-    shares = [float((pair.a.correct != pair.b.correct).mean()) for pair in left]
-    return note + detectable_note(min(images, default=1), shares)
+    tested = [metric.short for metric in _changing(group[0]) if metric.values and families[metric.name].alone]
+    if tested:
+        yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'each column by itself')}"
+    family = families["top1"]
+    if family.alone:
+        left = [group[at] for at in family.alone if not family.mark(at)]
+        images = {pair.a.image_count for pair in left}
+        shares = [float((pair.a.correct != pair.b.correct).mean()) for pair in left]
+        more = "" if len(images) > 1 else detectable_note(min(images, default=1), shares)
+        yield f"in top-1: {mark_note(MCNEMAR, 'all rows of this table')}{more}"
 
 
 def _in_words(difference: Difference) -> str:

@@ -93,6 +93,7 @@ class Chart:
     front: Sequence[tuple[float, float]] = ()  # corners of a staircase, x rising
     ticks: Mapping[float, str] | None = None  # labels at places of x, not matplotlib's own
     symlog: bool = False  # x is logarithmic, save for its start, which has room for 0
+    log: bool = False  # y is logarithmic
     notes: Sequence[str] = ()
 
     @property
@@ -106,6 +107,8 @@ class Chart:
         axes.set_ylabel(self.y_label)
         if self.symlog:
             axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        if self.log:
+            axes.set_yscale("log", nonpositive="clip")
         if self.ticks is not None:
             axes.set_xticks(list(self.ticks), list(self.ticks.values()))
         handles = {name: _series(axes, points, styles[name]) for name, points in self.series.items()}

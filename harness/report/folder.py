@@ -14,9 +14,9 @@ from harness.console.table import UNMEASURED, Cell, Column, Shown, Table, json_v
 from harness.console.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average, labels
-from harness.records.record import CONDITIONS, RECORDS, Record, read_run
+from harness.records.record import CONDITIONS, FIDELITY, RECORDS, Record, read_run
 from harness.report.groups import Group, Grouped, counted, grouped, sections, time_rows, time_sections, timed_groups
-from harness.report.highlights import Front, Highlights, Standing, highlights, missing, row_name
+from harness.report.highlights import QUALITIES, Front, Highlights, Standing, highlights, missing, row_name
 from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
 from harness.report.plots import plots_of
@@ -48,7 +48,12 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
         title=args.title,
     )
     page_file, replaced = report.files[0], report.records.replaced
-    tables = [front_table(one.group, one.fronts) for one in report.short if one.fronts]
+    tables = [
+        front_table(one.group, own)
+        for one in report.short
+        for metric in QUALITIES
+        if (own := [front for front in one.fronts if front.metric == metric])
+    ]
     lines = [f"{one.group.name}: {one.saving}" for one in report.short]
     if report.times:
         count = counted(sum(len(group.rows) for group in report.times), "time")
@@ -157,14 +162,14 @@ def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
 
 
 def front_table(group: Group, fronts: Sequence[Front]) -> Table:
-    """Lay out where a group's rows stand by each cost, at least one."""
+    """Lay out where a group's rows stand in one quality by each cost, at least one."""
     names = labels(group.rows)
     rows = {row_name(row, names): [front.of(row) for front in fronts] for row in group.rows}
     heads = ["row", *(front.cost.heading for front in fronts)]
     return Table(
-        title=f"Pareto fronts of {group.name}",
-        caption="beaten: another row costs no more and is clearly more accurate; beside: not on "
-        "the front by the estimates, which may be wrong",
+        title=f"Pareto fronts of {group.name}, {fronts[0].metric.short}",
+        caption=f"beaten: another row costs no more and is clearly {QUALITIES[fronts[0].metric][1]}; "
+        "beside: not on the front by the estimates, which may be wrong",
         columns=[Column(heading=heading, left=True, fold=True) for heading in heads],
         rows=[
             [Cell(name), *(_verdict(place, names) for place in places)] for name, places in rows.items() if any(places)
@@ -190,14 +195,15 @@ def _group_data(short: Highlights) -> dict[str, Any]:
 
 
 def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
-    places = {front.cost.name: front.of(row) for front in fronts}
+    places = {front.name: front.of(row) for front in fronts}
     return {
         "model": row.first.model,
         "method": row.method,
         "keep_fraction": row.keep,
         "method_config": row.config,
         "seeds": [record.seed for record in row.records],
-        "top1_fraction": row.top1._asdict(),
+        **{metric.name: json_values(row.estimate(metric)) for metric in FIDELITY},
+        "top1_fraction": None if row.top1 is None else row.top1._asdict(),
         "diff_to_dense_fraction": None if row.to_dense is None else row.to_dense._asdict(),
         "gflops": row.mean("gflops"),
         "latency": [asdict(timed) for timed in row.latency],

@@ -1,18 +1,22 @@
 """What a reader asks first: what is saved without a clear loss, what wins, what is missing."""
 
+import functools
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from harness.measure.times import LatencyRecord
-from harness.records.averages import Average, Judged, judged, labels, tower_of
+from harness.records.averages import Average, Judged, fidelity_p, judged, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import METRICS, Latency
-from harness.records.statistics import Interval, minimum_detectable_difference, paired_p, together
+from harness.records.record import METRICS, Latency, Metric
+from harness.records.statistics import Interval, minimum_detectable_difference, together
 from harness.report.groups import Group, Grouped, counted, shot_columns
 
 Verdict = Literal["front", "open", "beaten"]
+TOP1 = METRICS["top1"]
+# What rows are judged by at a cost: what it is, and what is said of a row that has more of it.
+QUALITIES = {METRICS["cosine_distance"]: ("Nearness to dense", "nearer to dense"), TOP1: ("Accuracy", "more accurate")}
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 # Flags, the fields that they decide, and what they are if nothing is said.
@@ -71,10 +75,10 @@ class Standing:
 
     Attributes:
         verdict: ``beaten``: another row costs no more, within 1 %, intervals taken at their worse
-            ends, and is clearly more accurate. ``front``: it isn't, and by the estimates no row is
-            as cheap and as accurate and better in one of the two. ``open``: neither; the images or
+            ends, and is clearly better. ``front``: it isn't, and by the estimates no row is
+            as cheap and as good and better in one of the two. ``open``: neither; the images or
             timings are too few to say.
-        by: the most accurate row of those that clearly beat it.
+        by: the best row of those that clearly beat it.
     """
 
     row: Average
@@ -89,6 +93,12 @@ class Front:
 
     cost: Cost
     standings: Sequence[Standing]
+    metric: Metric = TOP1  # that they are judged by, of ``QUALITIES``
+
+    @property
+    def name(self) -> str:
+        """Its name in files and data: that of the cost, and of the metric if it isn't top-1."""
+        return self.cost.name if self.metric == TOP1 else f"{self.metric.name}_{self.cost.name}"
 
     def of(self, row: Average) -> Standing | None:
         """Return where a row stands; None where it lacks the cost."""
@@ -104,58 +114,90 @@ class Highlights:
     saving: str  # about the row that costs least of those without a clear loss to dense
     winners: Sequence[str]  # on the fronts, and those that are clearly beaten; a cost each
     least: Average | None  # what `saving` is about
-    fronts: Sequence[Front]  # by GFLOPs and by the ratio of time at each batch size
+    fronts: Sequence[Front]  # of fidelity and of top-1, by GFLOPs and the ratio of time at each batch size
 
 
-def standings(rows: Sequence[Average], cost: Callable[[Average], Interval | None]) -> list[Standing]:
-    """Judge every row that has a cost.
+def standings(
+    rows: Sequence[Average],
+    cost: Callable[[Average], Interval | None],
+    metric: Metric = TOP1,
+    p_value: Callable[[Average, Average], float | None] | None = None,
+) -> list[Standing]:
+    """Judge every row that has a cost and the metric.
 
-    Clearly more accurate is what the exact test of `averages.row_p` says on the same images, at 5 %
-    by Holm over all pairs that are asked about.
+    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_p`, says on
+    the same images, at 5 % by Holm over all pairs that are asked about.
     """
-    costs = [(row, price) for row in rows if (price := cost(row)) is not None]
-    hits = [row.hits for row, _ in costs]
+    test = p_value or _test(metric)
+    costs = [
+        (row, price, good)
+        for row in rows
+        if (price := cost(row)) is not None and (good := quality(row, metric)) is not None
+    ]
     pairs = [
         (better, worse)
-        for worse, (row, spent) in enumerate(costs)
-        for better, (other, price) in enumerate(costs)
-        if better != worse and price.high <= SAME * spent.low and other.top1.estimate > row.top1.estimate
+        for worse, (_, spent, good) in enumerate(costs)
+        for better, (_, price, other) in enumerate(costs)
+        if better != worse and price.high <= SAME * spent.low and other > good
     ]
-    seeds = [len(row.records) for row, _ in costs]
-    clear = together({(a, b): paired_p(hits[a], hits[b], seeds[a], seeds[b]) for a, b in pairs}).clear
-    beaten: dict[int, Average] = {}
+    clear = together({(a, b): test(costs[a][0], costs[b][0]) for a, b in pairs}).clear
+    beaten: dict[int, int] = {}
     for better, worse in pairs:
-        row, known = costs[better][0], beaten.get(worse)
-        if (better, worse) in clear and (known is None or row.top1.estimate > known.top1.estimate):
-            beaten[worse] = row
-    on_front = _front_of([(price.estimate, row.top1.estimate) for row, price in costs])
+        known = beaten.get(worse)
+        if (better, worse) in clear and (known is None or costs[better][2] > costs[known][2]):
+            beaten[worse] = better
+    on_front = _front_of([(price.estimate, good) for _, price, good in costs])
     return [
         Standing(
             row=row,
             cost=price,
             verdict="beaten" if at in beaten else "front" if at in on_front else "open",
-            by=beaten.get(at),
+            by=costs[beaten[at]][0] if at in beaten else None,
         )
-        for at, (row, price) in enumerate(costs)
+        for at, (row, price, _) in enumerate(costs)
     ]
 
 
+def quality(row: Average, metric: Metric) -> float | None:
+    """Return a row's metric with the sign that makes more of it better."""
+    value = row.mean(metric.name)
+    return None if value is None else float(-value if metric.better == "lower" else value)
+
+
+def _test(metric: Metric) -> Callable[[Average, Average], float | None]:
+    return row_p if metric == TOP1 else functools.partial(fidelity_p, metric=metric)
+
+
 def _front_of(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Return which (cost, accuracy) no other is as cheap and accurate as, and better in one."""
+    """Return which (cost, quality) no other is as cheap and good as, and better in one."""
     front: set[int] = set()
     best, at_cost = float("-inf"), float("-inf")
-    for at, (cost, top1) in sorted(enumerate(points), key=lambda p: (p[1][0], -p[1][1])):
-        if top1 > best or (top1 == best and cost == at_cost):
+    for at, (cost, good) in sorted(enumerate(points), key=lambda p: (p[1][0], -p[1][1])):
+        if good > best or (good == best and cost == at_cost):
             front.add(at)
-            best, at_cost = top1, cost
+            best, at_cost = good, cost
     return front
 
 
 def fronts(group: Group, kinds: Sequence[str] = ("gflops", "ratio")) -> list[Front]:
-    """Return where rows stand by each cost that at least two of them have."""
+    """Return where rows stand in each quality by each cost that at least two of them have."""
     batches = sorted({timed.batch for row in group.rows for timed in row.latency})
     costs = [Cost("gflops"), *(Cost(kind, b) for kind in ("ratio", "ms") for b in batches)]
-    every = [Front(cost=cost, standings=standings(group.rows, cost.of)) for cost in costs if cost.kind in kinds]
+    every = []
+    for metric in QUALITIES:
+        by_pair: dict[tuple[str, str], float | None] = {}  # a pair may be asked about by each cost
+
+        def test(a: Average, b: Average, metric: Metric = metric, known: Any = by_pair) -> float | None:
+            pair = (a.identity, b.identity)
+            if pair not in known:
+                known[pair] = _test(metric)(a, b)
+            return known[pair]
+
+        every += [
+            Front(cost=cost, standings=standings(group.rows, cost.of, metric, test), metric=metric)
+            for cost in costs
+            if cost.kind in kinds
+        ]
     return [front for front in every if len(front.standings) > 1]
 
 
@@ -204,7 +246,9 @@ def _winners(front: Front, names: Mapping[str, str]) -> str:
     if all(one.by is None for one in front.standings):
         notes.append("None is clearly beaten.")
     batch = front.cost.batch
-    return f"By {'GFLOPs' if batch is None else f'time at batch {batch}'}: {' '.join(notes)}"
+    return (
+        f"{QUALITIES[front.metric][0]} by {'GFLOPs' if batch is None else f'time at batch {batch}'}: {' '.join(notes)}"
+    )
 
 
 def _saving(rows: Sequence[Average], names: Mapping[str, str]) -> tuple[Average | None, str]:
@@ -212,6 +256,8 @@ def _saving(rows: Sequence[Average], names: Mapping[str, str]) -> tuple[Average 
     family = judged(rows)
     if dense is None:
         return None, "There is no dense row, so no loss to it can be told."
+    if dense.top1 is None:
+        return None, "The images have no labels, so no loss of accuracy can be told."
     whole = dense.mean("gflops")
     if family is None or whole is None:
         return None, "No row has both a difference to dense and counted GFLOPs."
@@ -224,7 +270,7 @@ def _saving(rows: Sequence[Average], names: Mapping[str, str]) -> tuple[Average 
         return None, f"{words} test."
     fewest = min(row.mean("gflops") for row in without_loss)
     alike = [row for row in without_loss if row.mean("gflops") <= SAME * fewest]
-    least = max(alike, key=lambda row: row.top1.estimate)
+    least = max(alike, key=lambda row: row.mean("top1"))
     return least, _about(least, dense, family, row_name(least, names))
 
 
@@ -239,6 +285,7 @@ def _loses(row: Average, family: Judged) -> bool:
 
 def _about(row: Average, dense: Average, family: Judged, name: str) -> str:
     assert row.to_dense is not None
+    assert dense.top1 is not None
     estimate, low, high = (100 * number for number in row.to_dense)
     spent, whole = row.mean("gflops"), dense.mean("gflops")
     text = (
@@ -285,7 +332,8 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
     groups = report.groups
     no_rankings = "there were no golden rankings, or no methods that rank"
     no_traces = "no traces lie beside the records"
-    one_number = [] if shot_columns(report) else groups
+    labelled = [group for group in groups if group.first.top1 is not None]
+    one_number = [] if shot_columns(report) else labelled
     shots = ["--shots", "0", "1", "2", "4", "8", "16"]
     lacking: tuple[tuple[str, str, Sequence[Group], list[str]], ...] = (
         ("Top-1 against GFLOPs", "multiply-adds weren't counted", _without(groups, "gflops"), []),
@@ -298,7 +346,7 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
         ("Kendall τ against keep rate", no_rankings, _without(groups, "tau"), ["--methods", GOLDEN, *_methods(groups)]),
         ("Tokens per block", "they weren't recorded", _without(groups, "tokens_per_block"), []),
         ("Top-1 by shots", "there is one number of shots only", one_number, shots),
-        ("Agreement of rankings, and kept patches", no_traces, [] if traced else groups, ["--fresh"]),
+        ("Agreement of rankings, and kept patches", no_traces, [] if traced else labelled, ["--fresh"]),
     )
     return [
         Missing(title=title, groups=[group.name for group in those], why=why, command=_command(those, flags))

@@ -7,11 +7,22 @@ from typing import TypeVar
 from harness.measure.times import VERDICTS, LatencyRecord, short_name
 from harness.records.averages import Average, labels, learned, shots_of, tower_of
 from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import METRICS
+from harness.records.record import METRICS, Metric
 from harness.records.statistics import Interval
 from harness.report.drawing import Chart, Line, Panel, Plot, Point, Steps
 from harness.report.groups import Group, Grouped, TimedGroup, shot_columns
-from harness.report.highlights import Cost, Front, Highlights, exact, front_notes, fronts, ratio_of, row_names
+from harness.report.highlights import (
+    QUALITIES,
+    TOP1,
+    Cost,
+    Front,
+    Highlights,
+    exact,
+    front_notes,
+    fronts,
+    ratio_of,
+    row_names,
+)
 
 T = TypeVar("T")
 
@@ -20,27 +31,27 @@ _TOP1 = f"{METRICS['top1'].short}, %"
 _TAU = METRICS["tau"].heading
 _RATIO = "time, × dense"
 _FRONT = (
-    "Hollow rows are clearly beaten: another costs no more, within 1 %, and is clearly more "
-    "accurate. The line is the Pareto front of the rest by the estimates: no row is as cheap and "
-    "as accurate as one on it and better in one of the two. Filled rows beside it may belong on "
-    "it: images or timings are too few to say."
+    "Hollow rows are clearly beaten: another costs no more, within 1 %, and is clearly {}. The line "
+    "is the Pareto front of the rest by the estimates: no row is as cheap and as good as one on it "
+    "and better in one of the two. Filled rows beside it may belong on it: images or timings are too "
+    "few to say."
 )
-_BARS = "Vertical bars are 95 % intervals of top-1"
-# Title, label of the axis, and how to read it, by kind of cost.
-_ACCURACY = {
+_BARS = "Vertical bars are 95 % intervals"
+# Title behind the metric's, label of the axis, and how to read it, by kind of cost.
+_COSTS = {
     "gflops": (
-        f"Top-1 against {METRICS['gflops'].heading}",
+        METRICS["gflops"].heading,
         f"{METRICS['gflops'].heading} per image",
         f"Multiply-adds are counted, so they have no interval. {_BARS}. {_FRONT}",
     ),
     "ratio": (
-        "Top-1 against time at batch {}, ratio to dense",
+        "time at batch {}, ratio to dense",
         _RATIO,
         "Below 1 is faster than dense, timed in turns with it. Horizontal bars are the "
         f"ratios' intervals. {_BARS}. {_FRONT}",
     ),
     "ms": (
-        "Top-1 against time at batch {}, ms per image",
+        "time at batch {}, ms per image",
         "ms per image",
         "Median of the rounds; horizontal bars are quartiles, which also hold the machine's "
         f"own swings, so trust the ratio more. {_BARS}. {_FRONT}",
@@ -56,7 +67,7 @@ def plots_of(report: Grouped, short: Sequence[Highlights], times: Sequence[Timed
         shots_plot(shot_columns(report)),
         batches_plot(times),
     )
-    return [*accuracy_plots(short), *filter(None, others)]
+    return [*quality_plots(short), *filter(None, others)]
 
 
 def _plot(name: str, title: str, about: str, panels: Sequence[Panel | None]) -> Plot | None:
@@ -65,46 +76,59 @@ def _plot(name: str, title: str, about: str, panels: Sequence[Panel | None]) -> 
     return Plot(name=name, title=title, about=about, panels=drawn) if drawn else None
 
 
-def accuracy_plots(short: Sequence[Highlights]) -> list[Plot]:
-    """Return top-1 against each cost, a panel per group in which at least two rows have it."""
-    panels: dict[Cost, list[Chart]] = {}
+def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
+    """Return fidelity and top-1 against each cost, a panel per group in which two rows have both."""
+    panels: dict[tuple[Metric, Cost], list[Chart]] = {}
     for one in short:
         for front in (*one.fronts, *fronts(one.group, ["ms"])):
-            panels.setdefault(front.cost, []).append(_accuracy_panel(one.group, front))
-    kinds = list(_ACCURACY)
-    ordered = sorted(panels, key=lambda cost: (kinds.index(cost.kind), cost.batch or 0))
+            panels.setdefault((front.metric, front.cost), []).append(_quality_panel(one.group, front))
+    metrics, kinds = list(QUALITIES), list(_COSTS)
+    ordered = sorted(panels, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), key[1].batch or 0))
     return [
         Plot(
-            name=f"accuracy_{cost.name}",
-            title=_ACCURACY[cost.kind][0].format(cost.batch),
-            about=_ACCURACY[cost.kind][2],
-            panels=panels[cost],
+            name=f"{'accuracy' if metric == TOP1 else 'fidelity'}_{cost.name}",
+            title=_against(metric, cost),
+            about=_COSTS[cost.kind][2].format(QUALITIES[metric][1]),
+            panels=panels[metric, cost],
         )
-        for cost in ordered
+        for metric, cost in ordered
     ]
 
 
-def _accuracy_panel(group: Group, front: Front) -> Chart:
-    rows, names = front.standings, labels(group.rows)
-    title, x_label, _ = _ACCURACY[front.cost.kind]
+def _against(metric: Metric, cost: Cost) -> str:
+    name = metric.heading.partition(",")[0]
+    return f"{name} against {_COSTS[cost.kind][0].format(cost.batch)}"
+
+
+def _quality_panel(group: Group, front: Front) -> Chart:
+    rows, names, metric = front.standings, labels(group.rows), front.metric
+    factor = 100 if metric.form.endswith("%") else 1
+
+    def height(row: Average) -> Interval:
+        estimate = row.estimate(metric)
+        assert isinstance(estimate, Interval)
+        return Interval(*(factor * number for number in estimate))
+
     ordered = sorted(rows, key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep))
     series = _series(
         ordered,
         lambda one: names[one.row.identity],
-        lambda one: Point(x=one.cost, y=_percent(one.row.top1), hollow=one.verdict == "beaten"),
+        lambda one: Point(x=one.cost, y=height(one.row), hollow=one.verdict == "beaten"),
     )
     notes = front_notes(rows, names)
-    if absent := [row for row in group.rows if front.of(row) is None]:
-        notes.append(f"Without this cost: {row_names(absent, names)}.")
-    dense = [one.row.top1.estimate for one in rows if one.row.method == DENSE]
+    lacking = [row for row in group.rows if front.of(row) is None and row.mean(metric.name) is not None]
+    if lacking:
+        notes.append(f"Without this cost: {row_names(lacking, names)}.")
+    dense = [height(one.row).estimate for one in rows if one.row.method == DENSE]
     return Chart(
         title=group.name,
-        alt=f"{title.format(front.cost.batch)}, {group.name}: {len(rows)} rows. {notes[0]}",
-        x_label=x_label,
-        y_label=_TOP1,
+        alt=f"{_against(metric, front.cost)}, {group.name}: {len(rows)} rows. {notes[0]}",
+        x_label=_COSTS[front.cost.kind][1],
+        y_label=_TOP1 if metric == TOP1 else f"{metric.heading} to dense",
         series=series,
-        level=100 * dense[0] if dense else None,
-        front=sorted((one.cost.estimate, 100 * one.row.top1.estimate) for one in rows if one.verdict == "front"),
+        level=dense[0] if dense else None,
+        front=sorted((one.cost.estimate, height(one.row).estimate) for one in rows if one.verdict == "front"),
+        log=metric != TOP1,
         notes=notes,
     )
 
@@ -208,7 +232,7 @@ def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | No
     every: dict[str, dict[int, Interval]] = {}
     for place, column in enumerate(columns):
         for row in column:
-            if row.method == DENSE or row.keep == keep:
+            if row.top1 is not None and (row.method == DENSE or row.keep == keep):
                 every.setdefault(names[row.identity], {})[place] = row.top1
     # At one number of shots a row is no curve.
     curves = {name: values for name, values in every.items() if len(values) > 1}

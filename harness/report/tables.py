@@ -8,6 +8,7 @@ from typing import Any
 from harness.console.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
 from harness.measure.compare import Floor
 from harness.records.averages import (
+    REFERENCE,
     Average,
     Judged,
     Matched,
@@ -24,7 +25,7 @@ from harness.records.averages import (
     uncounted,
 )
 from harness.records.conditions import DENSE
-from harness.records.record import Latency, Metric, Record, declared, metrics, refuse_mixed
+from harness.records.record import FIDELITY, Latency, Metric, Record, declared, metrics, refuse_mixed
 from harness.records.statistics import MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
 from harness.report.writers import csv_text
 
@@ -70,27 +71,33 @@ def title(record: Record, more: str = "") -> str:
     )
 
 
-def comparison_table(records: Sequence[Record]) -> Table:
-    """Lay out for the terminal what `averages` makes of records, one row per model."""
+def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> Table:
+    """Lay out for the terminal what `averages` makes of records, one row per model.
+
+    Fidelity is compared with that of the method ``reference`` at the same keep rate.
+    """
     rows = averages(records)
     batches = sorted({entry.batch for row in rows for entry in row.latency})
-    family = judged(rows)
+    family = judged(rows, reference)
     seeded = len(rows[0].records) > 1
-    wide = OVER_SEEDS if seeded else "top-1 in % with 95 % intervals"
-    narrow = "mean over seeds: " if seeded else ""
-    narrow += "top-1 in %, to dense with 95 % paired bootstrap interval over images"
+    near = [metric for metric in FIDELITY if any(row.has(metric) for row in rows)]
+    wide = [f"{m.short}: {m.fidelity}{', with 95 % bootstrap interval' if m.ends else ''}" for m in near]
+    narrow = [f"{m.short}: {m.fidelity}" for m in near if m.least == "narrow"]
+    if rows[0].top1 is not None:
+        wide.append(OVER_SEEDS if seeded else "top-1 in % with 95 % intervals")
+        over = "mean over seeds: " if seeded else ""
+        narrow.append(f"{over}top-1 in %, to dense with 95 % paired bootstrap interval over images")
     if batches:
-        wide += "; latency in ms: median [quartiles], ratio to dense"
-        narrow += f"; x b{batches[-1]}: time at batch {batches[-1]} by the dense model's"
-    rest = "; GFLOPs: 1e9 multiply-adds per image"
-    rest += "" if family is None else f"; {family.note}"
-    rest += _lacking(rows)
+        wide.append("latency in ms: median [quartiles], ratio to dense")
+        narrow.append(f"x b{batches[-1]}: time at batch {batches[-1]} by the dense model's")
+    rest = ["GFLOPs: 1e9 multiply-adds per image", "" if family is None else family.note]
+    rest.append(uncounted(*(row.first for row in rows)))
     return table_of(
         rows,
         _terminal_columns(rows, batches, family),
         title=title(records[0], seeds(rows[0].records)),
-        caption=wide + rest,
-        narrow_caption=narrow + rest,
+        caption="; ".join(filter(None, [*wide, *rest])),
+        narrow_caption="; ".join(filter(None, [*narrow, *rest])),
     )
 
 
@@ -112,10 +119,13 @@ def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: J
 def _in_order(
     rows: Sequence[Average], times: Sequence[Filled], columns: Callable[[Metric], list[Filled]]
 ) -> list[Filled]:
-    """Return columns of metrics and times, as the record declares them and metrics' places say."""
+    """Return columns of metrics and times, as the record declares them and metrics' places say.
+
+    A metric that no row has, such as top-1 without labels, has no column.
+    """
     kind = type(rows[0].first)
     names = list(declared(kind))
-    every = list(metrics(kind).values())
+    every = [m for m in metrics(kind).values() if any(row.has(m) for row in rows)]
     before = [m for m in every if not m.place and names.index(m.name) < names.index("latency")]
     after = [metric for metric in every if metric not in before]
     return [
@@ -149,9 +159,7 @@ def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = 
     chance = row.mean(metric.chance) if metric.chance else None
     if chance is not None:
         text += f" ({metric.text(chance, short=short)})"
-    if family is None or metric.name != "diff_to_dense":
-        return Cell(text, cell.value)
-    return Cell(text, cell.value, family.mark(row))
+    return Cell(text, cell.value, "" if family is None else family.mark(row, metric.name))
 
 
 def _timed(batch: int, show: Callable[[Latency], Cell]) -> Callable[[Average], Cell]:
@@ -358,7 +366,7 @@ def matched_table(rows: Sequence[Matched]) -> Table:
                 figure(row.row.keep, ".1%"),
                 figure(row.row.mean("gflops"), ".3f"),
                 figure(None if own[at] else row.off, "+.2%", " %"),
-                figure(row.row.top1.estimate, ".1%"),
+                figure(row.row.mean("top1"), ".1%"),
                 points(row.difference, family.mark(at)),
                 figure(row.p_value, ".3f"),
             )
@@ -374,10 +382,10 @@ def matched_table(rows: Sequence[Matched]) -> Table:
 
 
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
-    """Return CSV with a line per record, at least one, and every field; unmeasured ones are empty.
+    """Return CSV with a line per record, at least one; what wasn't measured is empty.
 
-    Lists and settings are JSON. Of each batch size timed there is a column per figure. ``runs``,
-    which run each record is from, are the last column.
+    Every field is there but packed values per image. Lists and settings are JSON. Of each batch
+    size timed there is a column per figure. ``runs``, which run each record is from, are the last.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
     times = [field.name for field in fields(Latency) if field.name != "batch"]
@@ -387,7 +395,7 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
         row = {
             f"{name}_{own.unit}" if own.unit else name: getattr(record, name)
             for name, own in declared(type(record)).items()
-            if name != "latency"
+            if name != "latency" and not name.endswith("_values")
         }
         row |= {
             f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times

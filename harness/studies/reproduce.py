@@ -9,7 +9,7 @@ import numpy as np
 from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Table, json_values
 from harness.console.terminal import Progress
 from harness.records.record import Record
-from harness.records.statistics import Interval, bootstrap_mean
+from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
 from harness.report.drawing import STYLES, Chart, Plot, Point, Style
 from harness.report.writers import markdown
 from harness.studies.paper import GFLOPS, LATENCY, MATCH, TOP1, Printed, Reproduction, Row, printed
@@ -55,7 +55,8 @@ def _exact(value: float) -> Interval:
 
 def _top1(records: Sequence[Record]) -> Interval:
     if len(records) == 1:
-        return _percent(records[0].top1, records[0].top1_low, records[0].top1_high)
+        hits = records[0].correct
+        return _percent(float(hits.mean()), *wilson_interval(int(hits.sum()), hits.size))
     return _percent(*bootstrap_mean(_right(records), seed=0))
 
 

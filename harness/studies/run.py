@@ -36,18 +36,18 @@ from harness.studies import predictors, pruning, tuning
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop
 from zoo.reducer import expected
 
-LISTED = "patchrank study list"  # shows all studies
+LISTED = "patchrank study --help"  # shows all studies
 NOTES = (
     "Top-1 in %, mean over seeds (least to most); differences in points on the same images, with "
     "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
-    "Cosine to dense features. Tau and match at k: agreement with the golden ranking that the line "
+    "1 - cosine: of the features to dense. Tau and match at k: agreement with the golden ranking that the line "
     "aims at, k being the patches kept."
 )
 SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
-_MEANS = ("keep", "top1", "gflops", "cosine_to_dense", "tau", "match_at_k", "match_chance")
+_MEANS = ("keep", "top1", "gflops", "cosine_distance", "tau", "match_at_k", "match_chance")
 # Columns that narrower terminals do without.
-_WIDE = ("GFLOPs", "over seeds", "cosine", "tau", "match@k (chance)")
+_WIDE = ("GFLOPs", "over seeds", "1 - cosine", "tau", "match@k (chance)")
 _FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | {"to dense": FORMS[:2]}
 
 
@@ -59,11 +59,11 @@ def list_studies() -> dict[str, Study]:
     return dict(sorted(studies.items()))
 
 
-def get_study(name: str) -> Study:
-    """Return the study of that name; ValueError if there is none."""
+def get_study(name: str, tools: Sequence[str] = ()) -> Study:
+    """Return the study of that name; ValueError with near names, other ``tools``' too, if there is none."""
     studies = list_studies()
     if name not in studies:
-        raise ValueError(f"study {name!r}: {expected(name, studies, shown_by=LISTED)}")
+        raise ValueError(f"study {name!r}: {expected(name, [*studies, *tools], shown_by=LISTED)}")
     return studies[name]
 
 
@@ -129,7 +129,7 @@ def _over_seeds(records: Sequence[Record], first: Sequence[Record]) -> Interval 
     seeds = [[r.seed for r in group if r.tuning is not None] for group in (records, first)]
     if seeds[0] != seeds[1] or len(seeds[0]) < 2:
         return None
-    return mean_interval([a.top1 - b.top1 for a, b in zip(records, first, strict=True)])
+    return mean_interval([float(a.correct.mean() - b.correct.mean()) for a, b in zip(records, first, strict=True)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class Sheet:
 
 def _cells(entry: Entry) -> dict[str, Cell]:
     """Return a line's figures by heading."""
-    top1 = [100 * record.top1 for record in entry.records]
+    top1 = [100 * float(record.correct.mean()) for record in entry.records]
     spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
     match, chance = entry.mean("match_at_k"), entry.mean("match_chance")
     unmatched = match is None or chance is None
@@ -220,7 +220,7 @@ def _cells(entry: Entry) -> dict[str, Cell]:
         "to dense": points(entry.to_dense),
         "to first": points(entry.to_first),
         "over seeds": points(entry.over_seeds),
-        "cosine": _number(entry.mean("cosine_to_dense"), ".4f"),
+        "1 - cosine": _number(entry.mean("cosine_distance"), ".4f"),
         "tau": _number(entry.mean("tau"), ".3f"),
         "match@k (chance)": UNMEASURED if unmatched else Cell(f"{match:.2f} ({chance:.2f})"),
     }
@@ -250,7 +250,7 @@ def make(
         (dense,), *others = records
         judged = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
         images = f"{dense.dataset} ({dense.split}, {dense.image_count} images)"
-        conditions = f"{shop.tower.name}, {dense.dtype}; dense {100 * dense.top1:.1f} %"
+        conditions = f"{shop.tower.name}, {dense.dtype}; dense {100 * dense.correct.mean():.1f} %"
         title = f"{study.title}: {images}, {conditions}"
         sheet = Sheet(title=title, dense=dense, entries=entries(judged, dense))
         yield sheet, [record for group in records for record in group]

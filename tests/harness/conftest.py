@@ -1,5 +1,6 @@
 """A whole benchmark in miniature: a tower of 64 patches, three classes, a cache in a folder."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -92,6 +93,22 @@ class Named(Toy):
 @pytest.fixture
 def named() -> Named:
     return Named()
+
+
+class Unlabelled(Named):
+    """The same images without classes."""
+
+    name, classes = "unlabelled", ()
+
+    def _split(self, name: SplitName) -> Split:
+        whole = copy.copy(super()._split(name))
+        whole._all_labels = np.full_like(whole._all_labels, -1)
+        return whole
+
+
+@pytest.fixture
+def unlabelled() -> Unlabelled:
+    return Unlabelled()
 
 
 @pytest.fixture

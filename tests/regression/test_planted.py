@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
@@ -131,6 +132,30 @@ def other_normalisation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(zoo.clip, "image_transform_v2", transform)
 
 
+def _pixels(patch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
+    """Change what the preprocessing returns."""
+    real = zoo.clip.image_transform_v2
+
+    def transform(cfg: Any, **options: Any) -> Any:
+        preprocess = real(cfg, **options)
+        return lambda image: change(preprocess(image))
+
+    patch.setattr(zoo.clip, "image_transform_v2", transform)
+
+
+def inputs_two_percent_larger(patch: pytest.MonkeyPatch) -> None:
+    _pixels(patch, lambda pixels: 1.02 * pixels)
+
+
+def mean_two_percent_off(patch: pytest.MonkeyPatch) -> None:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    _pixels(patch, lambda pixels: pixels - 0.02 * mean / std)
+
+
+def deviation_two_percent_off(patch: pytest.MonkeyPatch) -> None:
+    _pixels(patch, lambda pixels: pixels / 1.02)
+
+
 def _ordered(patch: pytest.MonkeyPatch, order: Callable[[int], list[int]]) -> None:
     """Give classes the captions of others."""
     real = harness.measure.bench.text_classifier
@@ -159,13 +184,16 @@ PLANTS: list[tuple[Plant, str, str]] = [
     (inverted_attention, "clsattn evit", f"clsattn30: tau; evit30: tau; {FUSED}: tau"),
     (inverted_oracle, "golden", "golden30: tau, images right"),
     (text_sees_what_follows, "dense", "dense: margin"),
-    (merging_blocks_lose_their_mask, "tome", "tome30: cosine to dense"),
-    (later_blocks_lose_their_mask, "tome", f"{SPARSE}: cosine to dense"),
-    (no_proportional_attention, "tome", f"tome30: cosine to dense; {SPARSE}: cosine to dense"),
+    (merging_blocks_lose_their_mask, "tome", "tome30: cosine distance"),
+    (later_blocks_lose_their_mask, "tome", f"{SPARSE}: cosine distance"),
+    (no_proportional_attention, "tome", f"tome30: cosine distance; {SPARSE}: cosine distance"),
     (predictor_reads_the_next_block, "patchrank", "patchrank30: tau"),
-    (merging_forgets_sizes, "tome", f"{SPARSE}: cosine to dense, margin"),
-    (no_fused_token, "evit", f"{FUSED}: final_tokens, cosine to dense"),
-    (other_normalisation, "clsattn", "dense: margin; clsattn30: cosine to dense"),
+    (merging_forgets_sizes, "tome", f"{SPARSE}: cosine distance, margin"),
+    (no_fused_token, "evit", f"{FUSED}: final_tokens, cosine distance"),
+    (other_normalisation, "clsattn", "dense: margin; clsattn30: cosine distance"),
+    (inputs_two_percent_larger, "patchrank", "dense: feature probe; patchrank30: feature probe"),
+    (mean_two_percent_off, "dense", "dense: feature probe"),
+    (deviation_two_percent_off, "dense", "dense: feature probe"),
     (shifted_captions, "dense", "dense: images right, margin"),
     (two_captions_swapped, "dense", "dense: margin, answers flipped"),
 ]
@@ -192,7 +220,7 @@ def test_a_planted_error_is_seen(plant: Plant, methods: str, expected: str, chec
 def test_rows_that_a_plant_does_not_touch_do_not_move(check, monkeypatch):
     empty_fused_token(monkeypatch)
     found = seen(check("evit", "clsattn"))
-    assert (FUSED, "cosine to dense") in found
+    assert (FUSED, "cosine distance") in found
     assert {row for row, _ in found} == {FUSED}
 
 

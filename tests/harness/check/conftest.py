@@ -11,7 +11,7 @@ import pytest
 from harness.records.record import Record, names_of, pack_correct, read_records
 
 RIGHT = np.arange(40) % 4 > 0  # 30 of 40
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def record() -> Callable[..., Record]:
             **{"method_config": {"keep": 0.3, "reduce_at": None}, "dataset_revision": "12ab34cd"},
             **{"image_count": len(flags), "correct_bits": pack_correct(flags)},
             **{"top1": float(flags.mean()), "top1_low": 0.0, "top1_high": 1.0, "margin": 0.05},
-            **{"cosine_to_dense": 0.9, "cosine_low": 0.8, "cosine_high": 0.95, "latency": ()},
+            **{"cosine_distance": 0.1, "cosine_low": 0.05, "cosine_high": 0.2, "latency": ()},
             **{"gflops": 2.196547264, "params": 16378624, "final_tokens": 59},
             "tokens_per_block": (182, 167, 60, 60),
             **{"tau": 0.3, "tau_low": 0.29, "tau_high": 0.31, "golden_images": len(flags)},
@@ -39,6 +39,6 @@ def record() -> Callable[..., Record]:
 @pytest.fixture
 def dense(record: Callable[..., Record]) -> Record:
     nothing = dict.fromkeys(("tau", "tau_low", "tau_high", "golden_images"))
-    near = dict.fromkeys(("cosine_to_dense", "cosine_low", "cosine_high"))
+    near = dict.fromkeys(("cosine_distance", "cosine_low", "cosine_high"))
     named = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
     return record(**named, **nothing, **near)

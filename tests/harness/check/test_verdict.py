@@ -26,6 +26,9 @@ def between(then: Record | None, now: Record | None, bounds: Bounds | None = Non
     return moved(outcome, bounds or Bounds())
 
 
+UNLABELLED = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
+
+
 def quantities(then: Record, now: Record, **bounds: Any) -> list[str]:
     return [one.quantity for one in between(then, now, Bounds(**bounds))]
 
@@ -64,9 +67,9 @@ def test_what_an_earlier_record_did_not_measure_is_not_judged(record, names: Any
     assert (one.quantity, one.now) == (name, None)
 
 
-@pytest.mark.parametrize("field", ["gflops", "tau", "cosine_to_dense", "margin"])
+@pytest.mark.parametrize("field", ["gflops", "tau", "cosine_distance", "margin"])
 def test_what_is_not_measured_any_more_moved(record, field: str):
-    ends = {"tau": ("tau_low", "tau_high"), "cosine_to_dense": ("cosine_low", "cosine_high")}
+    ends = {"tau": ("tau_low", "tau_high"), "cosine_distance": ("cosine_low", "cosine_high")}
     now = record(**dict.fromkeys((field, *ends.get(field, ()))))
     assert quantities(record(), now)[-1] == field.replace("_", " ")
 
@@ -90,13 +93,32 @@ def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped(recor
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-@pytest.mark.parametrize("field", ["margin", "cosine_to_dense"])
+@pytest.mark.parametrize("field", ["margin", "cosine_distance"])
 def test_cosines_may_move_by_their_bound(record, field: str, sign: int):
     name = field.replace("_", " ")
     then = getattr(record(), field)
     assert quantities(record(), record(**{field: then + sign * 4e-4})) == []
     assert quantities(record(), record(**{field: then + sign * 6e-4})) == [name]
     assert quantities(record(), record(**{field: then + sign * 6e-4}), cosine=1e-3) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "small", "large", "name"),
+    [
+        ({}, {"dense_agreement": 0.95}, {"dense_agreement": 0.925}, "dense agreement"),  # 2 and 3 of 40 images
+        ({}, {"kl_to_dense": 0.0015}, {"kl_to_dense": 0.0025}, "kl to dense"),
+        ({}, {"feature_probe": (0.1, 0.20003)}, {"feature_probe": (0.1, 0.2001)}, "feature probe"),
+        (UNLABELLED, {"feature_probe": (0.1, 0.20003)}, {"feature_probe": (0.10006, 0.2)}, "feature probe"),
+    ],
+)
+def test_fidelity_and_the_probe_may_move_by_their_bounds(record, fields: Any, small: Any, large: Any, name: str):
+    def near(**changed: Any) -> Record:
+        values = {"dense_agreement": 1.0, "kl_to_dense": 0.0, "feature_probe": (0.1, 0.2)} | changed
+        ends = {"agreement_low": 0.0, "agreement_high": 1.0, "kl_low": 0.0, "kl_high": 1.0}
+        return record(**values, **ends, **fields)
+
+    assert quantities(near(), near(**small)) == []
+    assert quantities(near(), near(**large)) == [name]
 
 
 def test_tau_stays_within_its_bound_and_within_its_interval(record):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 
 import zoo
@@ -16,11 +17,11 @@ from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench
-from harness.measure.compare import compare
-from harness.measure.evaluate import linear_probe, outcomes, predicted
+from harness.measure.compare import compare, floor
+from harness.measure.evaluate import feature_probe, linear_probe, outcomes, predicted
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
-from harness.records.record import Record, read_records, refuse_mixed, write_records
+from harness.records.record import METRICS, Record, read_records, refuse_mixed, write_records
 from zoo.clip import ClipParts, class_features
 
 ARCH, CPU = "clip_vit_b16", torch.device("cpu")
@@ -109,6 +110,45 @@ def test_records_from_a_file_are_used_again(
     for change in ({"limit": 9}, {"keeps": (0.4,)}, {"batches": (1, 3)}, {"dtype": "bfloat16"}):
         with pytest.raises(AssertionError, match="measured again"):
             one_group(replace(plan, **change), known)
+
+
+@torch.no_grad()
+def test_fidelity_by_hand(ranked_test: Rankings, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset):
+    ours, random, *_ = one_group(PLAN, [])
+    text = class_features(parts.model, parts.tokenizer, toy.classes[:3], toy.templates)
+    images = torch.stack([parts.preprocess(each.image) for each in toy.split("test") if each.label < 3])
+    reduced = zoo.reduce(dense, method="random", keep=0.5).eval()
+    a, b = (F.normalize(vit(images), dim=1) for vit in (dense, reduced))
+    p, q = (20 * one @ text.T for one in (a, b))
+    expected = {
+        "cosine_distance": 1 - (a * b).sum(1),
+        "dense_agreement": (p.argmax(1) == q.argmax(1)).float(),
+        "kl_to_dense": F.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="none").sum(1),
+    }
+    for name, values in expected.items():
+        assert random.per_image(METRICS[name]) == pytest.approx(values.numpy(), rel=2e-3, abs=1e-5)
+        assert getattr(random, name) == pytest.approx(float(values.mean()), rel=2e-3)
+        assert getattr(ours, name) is ours.per_image(METRICS[name]) is None
+    assert random.neighbour_overlap is None  # of so few images
+    assert ours.feature_probe == pytest.approx(feature_probe(a), abs=1e-6)
+
+
+def test_images_without_labels_have_fidelity_costs_and_no_answers(
+    monkeypatch: pytest.MonkeyPatch, named: Dataset, unlabelled: Dataset
+):
+    monkeypatch.setattr("harness.measure.compare.get_dataset", lambda name: named)
+    labelled = one_group(replace(PLAN, methods=("random", "evit")), [])
+    monkeypatch.setattr("harness.measure.compare.get_dataset", lambda name: unlabelled)
+    records = one_group(replace(PLAN, methods=("random", "evit")), [])
+    for own, other in zip(records, labelled, strict=True):
+        names = ("correct_bits", "top1", "diff_to_dense", "margin", "dense_agreement", "kl_to_dense")
+        assert {getattr(own, name) for name in names} == {None}
+        for name in ("cosine_distance", "cosine_values", "feature_probe", "gflops", "image_count"):
+            assert getattr(own, name) == getattr(other, name)
+    assert one_group(replace(PLAN, methods=("random",)), records) == records[:2]
+    for plan, what in ((replace(PLAN, shots=(2,)), "--shots 2"), (PLAN, "floor, which compares accuracy")):
+        with pytest.raises(ValueError, match=f"{what}: dataset 'unlabelled' has no labels"):
+            next(floor(plan, 3, Progress()) if plan is PLAN else compare(plan, [], Progress()))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

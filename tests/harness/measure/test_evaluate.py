@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import entropy
 
 import zoo
 from harness.datasets import few_shot as sampling
@@ -19,9 +20,23 @@ from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings
-from harness.measure.evaluate import OutcomeCache, correct, linear_probe, margin, outcomes
+from harness.measure.bench import answered, beside
+from harness.measure.evaluate import (
+    LEAST_GALLERY,
+    OutcomeCache,
+    correct,
+    cosine_distance,
+    divergence,
+    feature_probe,
+    linear_probe,
+    margin,
+    neighbours,
+    outcomes,
+    overlap,
+)
 from harness.measure.rows import Outcome, variants
 from harness.models.towers import text_classifier
+from harness.records.record import METRICS
 from zoo.clip import ClipParts, class_features
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -198,3 +213,72 @@ def test_an_image_lacks_if_one_of_the_rows_was_not_run_on_it():
     assert cache.missing(["one"], "abc") == []
     assert cache.missing(["one", "other"], "abc") == [2]
     assert cache.missing(["one", "new"], "abc") == [0, 1, 2]
+
+
+# --- fidelity to the dense model
+
+
+def units(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_distance_is_one_minus_the_cosine():
+    a, b = units(9, 16), units(9, 16, seed=1)
+    expected = 1 - F.cosine_similarity(a.double(), b.double())
+    np.testing.assert_allclose(cosine_distance(a, b), expected, atol=1e-6)
+    assert (cosine_distance(a, a) == 0).all()
+
+
+def test_divergence_is_scipys_of_the_softmax_and_knows_no_class_without_a_name():
+    a, b, text, tuned = units(9, 16), units(9, 16, seed=1), units(5, 16, seed=2), units(5, 16, seed=3)
+    p, q = ((20 * one.double() @ two.double().T).softmax(1) for one, two in ((b, text), (a, tuned)))
+    found = divergence(a, tuned, b, text, 20.0)
+    np.testing.assert_allclose(found, entropy(p.numpy(), q.numpy(), axis=1), rtol=1e-9)
+    assert (divergence(a, text, a, text, 20.0) == 0).all()
+    unnamed = torch.cat([text, torch.full((1, 16), torch.nan)])
+    np.testing.assert_array_equal(divergence(a, unnamed, b, unnamed, 20.0), divergence(a, text, b, text, 20.0))
+
+
+def test_neighbours_are_the_nearest_others():
+    a, gallery = units(40, 8), units(40, 8, seed=1)
+    found = neighbours(a, gallery)
+    for at, own in enumerate(found):
+        cosines = (gallery @ a[at]).tolist()
+        nearest = sorted((i for i in range(40) if i != at), key=lambda i: -cosines[i])[:10]
+        assert sorted(own) == sorted(nearest)
+    assert (overlap(found, found) == 1).all()
+    shared = [len(set(x) & set(y)) / 10 for x, y in zip(found, neighbours(gallery, gallery), strict=True)]
+    assert overlap(found, neighbours(gallery, gallery)).tolist() == pytest.approx(shared)
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "scale"), [(12, 4, 9.0), (12, 4, None), (12, 0, None), (LEAST_GALLERY, 0, None)]
+)
+def test_what_is_said_beside_dense_hangs_on_classes_temperature_and_number(
+    count: int, classes: int, scale: float | None
+):
+    """Without classes there are no answers, of a probe no probabilities, of few images no neighbours."""
+    labels = np.full(count, -1) if not classes else np.arange(count) % classes
+    text = units(classes, 8, seed=3) if classes else None
+    own, dense = (
+        answered(Outcome(features=units(count, 8, seed=seed), final_tokens=3), text, labels, scale) for seed in (0, 1)
+    )
+    found = beside(own, dense)
+    expected = {"cosine_distance"} | ({"dense_agreement", "diff_to_dense"} if classes else set())
+    expected |= {"kl_to_dense"} if scale else set()
+    expected |= {"neighbour_overlap"} if count == LEAST_GALLERY else set()
+    assert {name for name in found if name in METRICS} == expected
+    assert found["cosine_low"] < found["cosine_distance"] < found["cosine_high"]
+    same = beside(own, own)
+    assert (same["cosine_distance"], same.get("dense_agreement", 1.0)) == (0, 1)
+
+
+def test_the_probe_moves_with_all_images_and_not_with_rounding():
+    features = units(48, 512)
+    probe = np.array(feature_probe(features))
+    assert probe.shape == (8,)
+    assert probe == pytest.approx(feature_probe(features.flip(0)), abs=1e-12)
+    noise = F.normalize(features + 1e-6 * torch.randn(48, 512), dim=-1)
+    assert np.abs(np.array(feature_probe(noise)) - probe).max() < 1e-6
+    shift = F.normalize(features + 0.02 * units(512), dim=-1)
+    assert np.abs(np.array(feature_probe(shift)) - probe).max() > 1e-4

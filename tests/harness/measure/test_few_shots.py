@@ -82,7 +82,7 @@ def test_each_row_is_judged_by_its_own_text_and_the_oracle_by_the_dense_ones(
     assert digests["golden"] == digests["dense"] != digests["random"]
     for zero, tuned in zip(before, after, strict=True):
         assert "prompts" not in zero.method_config
-        for name in ("gflops", "params", "tokens_per_block", "tau", "cosine_to_dense"):
+        for name in ("gflops", "params", "tokens_per_block", "tau", "cosine_distance"):
             assert getattr(zero, name) == getattr(tuned, name)
 
 
@@ -194,7 +194,7 @@ def test_a_file_of_prompts_is_judged_alone(
     own = tuner.one(random, f"{ARCH}_random50", 2, 7, TuneConfig(tokens=tokens, count=4))
     [record] = judge(replace(PLAN, methods=("random",)), own.file.path, Progress())
     assert told([record]) == [("random", 2, 7, tokens, 4)]
-    assert (record.diff_to_dense, record.cosine_to_dense) == (None, None)
+    assert (record.diff_to_dense, record.cosine_distance) == (None, None)
     assert record.correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
     assert record.method_config["prompts"] == own.digest
     assert record.tokens_per_block[-1] == 33 + 4 * (tokens == "v")

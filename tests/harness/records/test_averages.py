@@ -19,7 +19,7 @@ IMAGES = 60
 SEEDS = (3, 4, 5)
 
 
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
 
 
 def record(method: str, seed: int, share: float, **changes: Any) -> Record:
@@ -58,7 +58,7 @@ def test_the_mean_over_seeds_by_hand():
         assert row.top1 == pytest.approx(wanted)
         assert row.mean("tau") == pytest.approx(0.4)
         assert row.interval("tau", "tau_low", "tau_high") == pytest.approx((0.4, 0.3, 0.6))
-        assert (row.mean("final_tokens"), row.mean("cosine_to_dense")) == (118, None)
+        assert (row.mean("final_tokens"), row.mean("cosine_distance")) == (118, None)
         [timed] = row.latency
         assert (timed.median_ms, timed.images_per_s) == (pytest.approx(4), pytest.approx(40))
         assert row.config == {"reduce_at": [3]}

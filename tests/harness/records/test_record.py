@@ -19,9 +19,11 @@ from hypothesis.extra import numpy as arrays
 from rich.console import Console
 
 from harness.console.terminal import Progress
+from harness.measure.bench import per_image
 from harness.records import record as appending
 from harness.records.record import (
     CONDITIONS,
+    METRICS,
     SCHEMA_VERSION,
     Latency,
     Record,
@@ -35,17 +37,19 @@ from harness.records.record import (
     mend,
     names_of,
     pack_correct,
+    pack_values,
     read_lines,
     read_records,
     read_run,
     refuse_mixed,
     unpack_correct,
+    unpack_values,
     write_records,
 )
 
 CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 FROZEN = Path(__file__).parents[1] / "schema"
-[KNOWN] = read_records(FROZEN / "v6.jsonl")
+[KNOWN] = read_records(FROZEN / "v7.jsonl")
 ANSWERS = {"correct_bits": pack_correct(CORRECT), "top1": 0.5, "top1_low": 0.24, "top1_high": 0.76}
 ANSWERS |= {"image_count": 10, "shots": 16, "tuning": "t", "prompt_tokens": 8}
 CONFIG = {"reduce_at": [3], "name": "ü", "fuse": False, "rate": None}
@@ -69,7 +73,7 @@ def test_records_round_trip_and_append(tmp_path: Path):
 def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path):
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
-    assert path.read_text().startswith('{"schema_version": 6, ')
+    assert path.read_text().startswith('{"schema_version": 7, ')
     values = json.loads(path.read_text())
     assert list(values) == [field.name for field in fields(Record)]
     assert {values[name] for name in ("gflops", "tau", "diff_to_dense", "match_k")} == {None}
@@ -104,7 +108,7 @@ def changed(**changes: object) -> Callable[[dict[str, Any]], object]:
         (changed(gflop=1.0), "unknown field 'gflop', did you mean: gflops"),
         (changed(zzz=1.0), "unknown field 'zzz', did you mean: none"),
         (without("weighted_tau"), "missing field 'weighted_tau'"),
-        (changed(schema_version=5), "schema_version is 5, this version reads 6"),
+        (changed(schema_version=6), "schema_version is 6, this version reads 7"),
         (changed(schema_version=True), "schema_version is True"),
         (without("schema_version"), "schema_version is None"),
         (changed(shots=1.5), "shots must be int, got 1.5"),
@@ -263,7 +267,7 @@ def timed(batch: int) -> Latency:
 def row(**changes: Any) -> Record:
     """Return a row of random pruning without agreement, timed at batches 1 and 32."""
     named = {"model": "clip_vit_s14_random60", "method": "random", "method_config": {"keep": 0.6}}
-    near = {name: getattr(FULL, name) for name in ("cosine_to_dense", "cosine_low", "cosine_high")}
+    near = {name: getattr(FULL, name) for name in ("cosine_distance", "cosine_low", "cosine_high")}
     facts = NOTHING | named | near | {"latency": (timed(1), timed(32)), "gflops": 3.5}
     return replace(FULL, **facts | changes)
 
@@ -323,7 +327,7 @@ def test_a_golden_row_has_no_latency_to_wait_for():
 
 
 def test_closeness_to_dense_is_measured_where_it_was_not():
-    nothing: dict[str, Any] = dict.fromkeys(("cosine_to_dense", "cosine_low", "cosine_high"))
+    nothing: dict[str, Any] = dict.fromkeys(("cosine_distance", "cosine_low", "cosine_high"))
     by_text: dict[str, Any] = {"shots": 0, "tuning": None, "prompt_tokens": None}
     assert fitting(row(**{**BLANK, **by_text}), [row(**nothing, **by_text)], []) is None
     alone = row(**nothing)  # tuned, and maybe judged without a dense row beside it
@@ -513,3 +517,47 @@ def test_a_file_that_is_not_there_is_not_made(of, tmp_path: Path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(IsADirectoryError):
         append(tmp_path, b"{}\n")
+
+
+@given(
+    arrays.arrays(
+        np.float16,
+        arrays.array_shapes(min_dims=1, max_dims=1, max_side=99),
+        elements={"allow_nan": False, "allow_infinity": False},
+    )
+)
+def test_values_round_trip(values: np.ndarray):
+    np.testing.assert_array_equal(unpack_values(pack_values(values), len(values)), values)
+
+
+def test_values_are_kept_with_three_digits_and_are_finite():
+    assert unpack_values(pack_values([0.01234567]), 1)[0] == pytest.approx(0.01234567, rel=5e-4)
+    for wrong in ([[1.0]], [float("nan")], [1e6]):
+        with pytest.raises(ValueError, match=r"\(n,\) finite numbers"):
+            pack_values(wrong)
+    with pytest.raises(ValueError, match="of 4 bytes are not of 3 images"):
+        unpack_values(pack_values([1.0, 2.0]), 3)
+
+
+def test_a_record_has_values_per_image_where_a_metric_names_them():
+    values = np.linspace(0.01, 0.03, 10)
+    own = replace(FULL, **per_image("cosine_distance", values), **per_image("dense_agreement", values > 0.015))
+    np.testing.assert_allclose(own.per_image(METRICS["cosine_distance"]), values, rtol=5e-4)
+    np.testing.assert_array_equal(own.per_image(METRICS["dense_agreement"]), values > 0.015)
+    np.testing.assert_array_equal(own.per_image(METRICS["top1"]), CORRECT)
+    assert own.per_image(METRICS["kl_to_dense"]) is own.per_image(METRICS["gflops"]) is None
+    with pytest.raises(ValueError, match=r"cosine_distance is 0\.021, but cosine_values says 0.0199"):
+        replace(own, cosine_distance=0.021)
+
+
+UNLABELLED = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
+
+
+def test_without_labels_there_is_no_top1_and_a_record_says_so(tmp_path: Path):
+    own = replace(DENSE, **UNLABELLED)
+    write_records(tmp_path / "r.jsonl", [own])
+    assert read_records(tmp_path / "r.jsonl") == [own]
+    with pytest.raises(ValueError, match="fashion has no labels"):
+        _ = own.correct
+    with pytest.raises(ValueError, match=r"top1 is 0\.5, but correct_bits says None"):
+        replace(DENSE, correct_bits=None)

@@ -198,6 +198,9 @@ REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
     (statistics.mean_interval, ([0.5],), "at least 2 values, got 1"),
     (statistics.bootstrap_mean, ([0.1, NAN], 0), "1 of 2 values are NaN"),
     (statistics.bootstrap_counts, ([0.5, NAN], 0), "1 of 2 values are NaN"),
+    (statistics.paired_mean, ([0.5, 1.0], [0.5], 0), "same images for both, got 2 and 1"),
+    (statistics.sign_flip, ([0.5, NAN], 0), "1 of 2 values are NaN"),
+    (statistics.sign_flip, ([], 0), "non-empty"),
     (statistics.median_interval, ([],), "non-empty"),
     (DETECTABLE, (0, 0.1), r"n >= 1 .* got 0 and 0\.1"),
     (DETECTABLE, (10, 30), r"discordance in \[0, 1\], got 10 and 30"),
@@ -255,6 +258,46 @@ def test_sign_flips_of_many_images_are_quick_and_normal():
     z = abs(drawn.sum()) / np.sqrt((drawn**2).sum())
     assert 2 < z < 8
     assert statistics.sign_flip_exact(drawn) == pytest.approx(2 * stats.norm.sf(z), rel=0.02)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(-1, 1, width=16), min_size=2, max_size=9))
+def test_few_real_differences_are_flipped_as_by_scipy(differences: list[float]):
+    ways = {"permutation_type": "samples", "n_resamples": np.inf}
+    expected = stats.permutation_test((np.array(differences),), np.mean, **ways).pvalue
+    assert statistics.sign_flip(differences, seed=0) == pytest.approx(min(1.0, expected))
+
+
+def test_whole_differences_are_flipped_at_random_as_exactly():
+    drawn = np.random.default_rng(1).integers(-3, 5, size=(6, 60))
+    for differences in drawn:
+        p = statistics.sign_flip_exact(differences)
+        error = math.sqrt(p * (1 - p) / statistics.FLIPS)
+        assert statistics.sign_flip(differences, seed=0) == pytest.approx(p, abs=5 * error + 1e-4)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=40), st.integers(0, 3), st.randoms())
+def test_real_sign_flips_know_no_direction_scale_or_zeros(differences: list[float], seed: int, dice):
+    p = statistics.sign_flip(differences, seed)
+    assert 0 < p <= 1
+    sample = np.array(differences)
+    for same in (-sample, 4 * sample, np.append(sample, [0, 0])):
+        assert statistics.sign_flip(same, seed) == pytest.approx(p, abs=0.03)
+
+
+def test_many_random_sign_flips_can_stay_clear_together():
+    shifted = np.random.default_rng(2).normal(0.5, 1, size=500)
+    p = [statistics.sign_flip(shifted, seed=0)] * 30
+    assert p[0] == 1 / (statistics.FLIPS + 1)
+    assert statistics.holm(p).max() < 0.05
+    under_none = [statistics.sign_flip(s, 0) for s in np.random.default_rng(3).normal(size=(400, 30))]
+    assert stats.kstest(under_none, "uniform").pvalue > 0.01
+
+
+def test_a_mean_of_pairs_is_that_of_their_differences():
+    a, b = np.random.default_rng(4).random((2, 50))
+    assert statistics.paired_mean(a, b, seed=5) == statistics.bootstrap_mean(a - b, seed=5)
 
 
 def test_sign_flips_never_say_impossible():

@@ -11,8 +11,16 @@ from rich.console import Console
 
 from harness.cli import main
 from harness.console.table import Cell, Table, fitted
+from harness.measure.bench import per_image
 from harness.records.record import METRICS, Latency, Record, pack_correct, read_records, write_records
-from harness.records.statistics import holm, median_interval, minimum_detectable_difference, paired_difference
+from harness.records.statistics import (
+    holm,
+    median_interval,
+    minimum_detectable_difference,
+    paired_difference,
+    paired_mean,
+    sign_flip,
+)
 from harness.report.changes import ABSENT, Change, changes, changes_data, changes_markdown, notes, tables
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
@@ -35,7 +43,7 @@ def timed(batch: int, median: float, *to_dense: float) -> Latency:
     return Latency(batch=batch, median_ms=median, q1_ms=1.0, q3_ms=9.0, images_per_s=1.0, **ends)
 
 
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
 
 
 def record(correct: Any = A, median: float | None = None, ratio: float | None = None, **changed: Any) -> Record:
@@ -72,6 +80,50 @@ def test_the_difference_is_b_minus_a_paired_by_image():
     assert back.top1 is not None
     assert (back.top1.estimate, back.p_value) == (-pair.top1.estimate, pair.p_value)
     assert back.answers == (2, 1)
+
+
+UNLABELLED: dict[str, Any] = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
+
+
+def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
+    generator = np.random.default_rng(0)
+    then, now = generator.uniform(0.01, 0.03, size=(2, 3, 40))
+    now[0] = then[0] + 0.001  # clear, the others are not
+    runs = [
+        [record(np.ones(40), seed=at, **per_image("cosine_distance", one)) for at, one in enumerate(run)]
+        for run in (then, now)
+    ]
+    found = changes(*runs)
+    metric = METRICS["cosine_distance"]
+    for pair in found.pairs:
+        a, b = pair.a.per_image(metric), pair.b.per_image(metric)
+        assert pair.change(metric) == paired_mean(b, a, seed=0)
+        assert pair.change_p(metric) == sign_flip(b - a, seed=0)
+        assert (pair.change(METRICS["tau"]), pair.change_p(METRICS["tau"])) == (0.0, None)
+    data = changes_data(found)["pairs"]
+    assert [one["cosine_distance_p_value_holm"] for one in data] == pytest.approx(
+        holm([one["cosine_distance_p_value"] for one in data])
+    )
+    assert data[0]["cosine_distance_difference"]["estimate"] == pytest.approx(0.001, abs=2e-5)
+    [table] = tables(found)
+    assert [cell.mark for cell in table.cells("1 - cos")] == ["*", "", ""]
+    assert "in 1 - cos: * clear of zero, each column by itself judged together" in table.caption
+    other = only(
+        record(np.ones(40), **per_image("cosine_distance", then[0])), record(np.ones(40), dataset_revision="99")
+    )
+    assert other.change(metric) is other.change_p(metric) is None
+
+
+def test_without_labels_only_fidelity_is_compared():
+    near = per_image("cosine_distance", np.linspace(0.01, 0.02, 10))
+    found = changes(*[[record(**UNLABELLED, **near)]] * 2)
+    [pair] = found.pairs
+    assert pair.top1 is pair.p_value is pair.answers is None
+    [table] = tables(found)
+    assert table.cells("1 - cos") == ["+0.0000 [+0.0000, +0.0000]"]
+    assert not {"top-1 A", "B - A", "p"} & set(table.heads)
+    assert "top-1" not in table.caption
+    assert changes_data(found)["pairs"][0]["top1"] == {"a": None, "b": None}
 
 
 def test_a_run_beside_itself_has_not_changed():
@@ -487,7 +539,7 @@ def test_wrong_use_is_told_and_nothing_is_written(
     command: str, complaint: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ):
     Path("torn").mkdir()
-    Path("torn/records.jsonl").write_text('{"schema_version": 6, "cre')
+    Path("torn/records.jsonl").write_text('{"schema_version": 7, "cre')
     before = sorted(runs.rglob("*"))
     assert main(["compare", *command.split()]) == 2
     err = capsys.readouterr().err

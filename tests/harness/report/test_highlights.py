@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from harness.cli.parser import build_parser
+from harness.measure.bench import per_image
 from harness.records.averages import Average, averages
-from harness.records.record import Record, pack_correct
+from harness.records.record import METRICS, Record, pack_correct
 from harness.records.statistics import Interval, holm, mcnemar_exact
 from harness.report.changes import read_run
+from harness.report.drawing import Chart, styles_of
 from harness.report.groups import grouped
 from harness.report.highlights import Highlights, Missing, Standing, highlights, missing, standings
+from harness.report.plots import plots_of
 
 
 def gflops(row: Average) -> Interval | None:
@@ -71,6 +74,56 @@ def test_it_is_its_definition_read_slowly(row: Any, seed: int):
         else:
             assert (one.verdict == "front") == (not better)
             assert one.by is None
+
+
+NEAR = METRICS["cosine_distance"]
+
+
+def near(row: Any, distances: dict[str, float], costs: dict[str, float]) -> list[Record]:
+    """Return rows so far from dense on average, on the same 100 images without labels."""
+    spread = np.random.default_rng(0).normal(0, 0.001, size=(len(distances), 100))
+    nothing = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
+    own = {"shots": 0, "tuning": None}
+    dense = replace(row("dense", 1.0, 70, 4.0), **own, **nothing)
+    return [dense] + [
+        replace(row(method, 0.6, 70, costs[method]), **own, **nothing,
+                **per_image("cosine_distance", mean + noise))
+        for (method, mean), noise in zip(distances.items(), spread, strict=True)
+    ]  # fmt: skip
+
+
+def test_nearness_has_a_front_of_its_own_that_labels_are_not_asked_for(row: Any):
+    distances = {"tome": 0.010, "patchrank": 0.02, "evit": 0.0201, "random": 0.05}
+    records = near(row, distances, {"tome": 3.0, "patchrank": 2.0, "evit": 2.0, "random": 3.0})
+    judged = standings(averages(records), gflops, NEAR)
+    assert verdicts(judged) == {
+        **{"clip_vit_s14_tome60": "front", "clip_vit_s14_patchrank60": "front"},
+        **{"clip_vit_s14_evit60": "open", "clip_vit_s14_random60": "beaten"},
+    }
+    assert [one.by.method for one in judged if one.by] == ["tome"]
+    [group] = grouped(records).groups
+    short = highlights(group)
+    assert short.least is None
+    assert short.saving == "The images have no labels, so no loss of accuracy can be told."
+    assert [front.name for front in short.fronts] == ["cosine_distance_gflops"]
+    assert short.winners == [
+        "Nearness to dense by GFLOPs: On the front: patchrank 60 %, tome 60 %. "
+        "Clearly beaten: random 60 % (by tome 60 %)."
+    ]
+    assert {one.title for one in missing(grouped(records), traced=False)}.isdisjoint(
+        {"Top-1 by shots", "Agreement of rankings, and kept patches"}
+    )
+    [plot] = [plot for plot in plots_of(grouped(records), [short]) if plot.name.startswith(("fid", "acc"))]
+    [panel] = plot.panels
+    assert isinstance(panel, Chart)
+    assert (plot.name, plot.title, panel.log) == ("fidelity_gflops", "1 - cosine against GFLOPs", True)
+    [point] = panel.series["tome"]
+    tome = next(r for r in records if r.method == "tome")
+    assert point.y == (tome.cosine_distance, tome.cosine_low, tome.cosine_high)
+    assert list(panel.front) == sorted(
+        (r.gflops, r.cosine_distance) for r in records if r.method in ("tome", "patchrank")
+    )
+    assert plot.draw(styles_of(panel.names), "svg").startswith(b"<?xml")
 
 
 def test_the_order_of_rows_does_not_matter(row: Any):
@@ -181,9 +234,9 @@ def test_costs_within_a_percent_are_one_and_the_more_accurate_row_is_named(rows:
 def test_fronts_are_named_by_each_cost(rows: list[Record], row: Any):
     beaten = row("evit", 0.6, 30, 2.6)
     gflops, batch1, _ = short([*rows, beaten]).winners
-    assert gflops.startswith("By GFLOPs: On the front: random 30 %, patchrank 60 %, dense.")
+    assert gflops.startswith("Accuracy by GFLOPs: On the front: random 30 %, patchrank 60 %, dense.")
     assert gflops.endswith("Clearly beaten: evit 60 % (by patchrank 60 %).")
-    assert batch1.startswith("By time at batch 1: On the front: patchrank 60 %, dense.")
+    assert batch1.startswith("Accuracy by time at batch 1: On the front: patchrank 60 %, dense.")
     assert batch1.endswith("None is clearly beaten.")
 
 

@@ -14,10 +14,29 @@ from scipy import stats
 from harness.check.cases import Row
 from harness.check.verdict import Bounds, Outcome, moved
 from harness.console.table import Cell, Form, Table
+from harness.measure.bench import per_image
 from harness.measure.compare import Floor
 from harness.records.averages import Average, averages, judged, labels, matched
-from harness.records.record import Latency, Metric, Record, metrics, names_of, pack_correct, read_records, read_run
-from harness.records.statistics import Interval, holm, minimum_detectable_difference, paired_difference, sign_flip_exact
+from harness.records.record import (
+    METRICS,
+    Latency,
+    Metric,
+    Record,
+    metrics,
+    names_of,
+    pack_correct,
+    read_records,
+    read_run,
+)
+from harness.records.statistics import (
+    Interval,
+    bootstrap_mean,
+    holm,
+    minimum_detectable_difference,
+    paired_difference,
+    sign_flip,
+    sign_flip_exact,
+)
 from harness.report.changes import changes, changes_data, tables
 from harness.report.groups import grouped, sections
 from harness.report.page import Report, page
@@ -33,7 +52,7 @@ from harness.report.tables import (
 from harness.report.writers import latex, markdown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
 NOTHING = dict.fromkeys(names_of(Record, "measurement")) | {"latency": ()}
 EIGHT = {"image_count": 8, "correct_bits": "eb", "top1": 0.75, "top1_low": 0.409}
 NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
@@ -43,7 +62,7 @@ RATIO = {"ratio_to_dense": 0.55, "ratio_low": 0.5, "ratio_high": 0.6}
 FULL = replace(
     EVIT,
     **{"diff_to_dense": -0.125, "diff_low": -0.25, "diff_high": 0.0},
-    **{"cosine_to_dense": 0.9876, "cosine_low": 0.98, "cosine_high": 0.99, "gflops": 1.234},
+    **{"cosine_distance": 0.0124, "cosine_low": 0.01, "cosine_high": 0.02, "gflops": 1.234},
     **{"tau": 0.4321, "tau_low": 0.4, "tau_high": 0.45, "final_tokens": 59, "golden_images": 8},
     **{"match_at_k": 0.613, "match_k": 59, "match_chance": 59 / 196},
     **{"weighted_tau": 0.5678, "weighted_tau_low": 0.5, "weighted_tau_high": 0.6},
@@ -78,11 +97,11 @@ def cells(lines: list[str], start: str) -> list[str]:
 def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     lines = shown(comparison_table([DENSE, FULL]))
     assert cells(lines, "evit") == [
-        *("evit", "30", "75.0 [40.9, 92.9]", "-12.5 [-25.0, 0.0]", "0.988", "1.23"),
+        *("evit", "30", "0.0124 [0.0100, 0.0200]", "75.0 [40.9, 92.9]", "-12.5 [-25.0, 0.0]", "1.23"),
         *("10 [9, 12] 0.55x", "320 [288, 384] 0.55x", "132"),
         *("0.43", "0.57", "0.61 (0.30)", "0.64 (0.50)", "59"),
     ]
-    assert cells(lines, "dense") == ["dense", "100", "75.0 [40.9, 92.9]", *["–"] * 11]
+    assert cells(lines, "dense") == ["dense", "100", "–", "75.0 [40.9, 92.9]", *["–"] * 10]
 
 
 def test_the_narrow_form_explains_what_it_shows_and_says_that_there_is_more():
@@ -97,7 +116,7 @@ def test_between_wide_and_narrow_intervals_and_times_stay():
     wide, middle, _ = comparison_table([DENSE, FULL]).forms()
     heads = [str(column.header) for column in middle.columns]
     assert heads == [
-        *("method", "keep", "top-1", "to dense", "GFLOPs"),
+        *("method", "keep", "1 - cos", "top-1", "to dense", "GFLOPs"),
         *("batch 1, ms", "batch 32, ms", "tau", "tokens"),
     ]
     assert set(heads) < {column.header for column in wide.columns}
@@ -192,12 +211,91 @@ def test_means_over_seeds_are_judged_by_sign_flips():
     found = judged([dense, *rows])
     assert found is not None
     alone = {row.identity: sign_flip_exact(row.hits - dense.hits) for row in rows}
-    assert found.family.alone == alone
+    assert found.families["diff_to_dense"].alone == alone
     assert [found.mark(row) for row in (dense, *rows)] == ["", "", "*"]
     assert marked(records) == ["30"]
     text = prose_of(records)
     assert "(exact sign-flip test over images of the mean over these seeds, Holm, 5 %)" in text
     assert "without *" not in text  # which figure is of one seed
+
+
+UNLABELLED: dict[str, Any] = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
+
+
+def distant(distances: dict[tuple[str, float], float], **changed: Any) -> list[Record]:
+    """Return a dense row without labels, and rows so far from it on average, by method and keep."""
+    dense = replace(DENSE, image_count=100, **UNLABELLED, **changed)
+    spread = np.random.default_rng(0).normal(0, 0.002, size=(len(distances), 100))
+    return [dense] + [
+        replace(dense, method=method, keep=keep, model=f"{method}{100 * keep:.0f}",
+                **per_image("cosine_distance", mean + noise))
+        for ((method, keep), mean), noise in zip(distances.items(), spread, strict=True)
+    ]  # fmt: skip
+
+
+def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep_rate():
+    distances = {
+        ("patchrank", 0.6): 0.02, ("evit", 0.6): 0.022, ("tome", 0.6): 0.0195, ("random", 0.6): 0.0202,
+        ("patchrank", 0.3): 0.03, ("evit", 0.3): 0.03, ("tome", 0.4): 0.01,
+    }  # fmt: skip
+    rows = averages(distant(distances))
+    found = judged(rows)
+    assert found is not None
+    metric = METRICS["cosine_distance"]
+    values = {(row.method, row.keep): row.per_image(metric) for row in rows}
+    pairs = {
+        key: sign_flip(value - values["patchrank", key[1]], seed=0)
+        for key, value in values.items()
+        if value is not None and key[0] != "patchrank" and ("patchrank", key[1]) in values
+    }
+    assert set(pairs) == {("evit", 0.6), ("tome", 0.6), ("random", 0.6), ("evit", 0.3)}
+    adjusted = dict(zip(pairs, holm(list(pairs.values())), strict=True))
+    clear = {key for key, p in adjusted.items() if p <= 0.05}
+    assert ("evit", 0.6) in clear
+    assert len(clear) < len(pairs)
+    assert {(row.method, row.keep) for row in rows if found.mark(row, "cosine_distance")} == clear
+    table = comparison_table(distant(distances))
+    marks = [cell.mark for cell in table.cells("1 - cos")]
+    assert marks.count("*") == 2 * len(clear) or marks.count("*") == len(clear)
+    text = prose(table)
+    assert "clear of patchrank's at the same keep rate, better or worse, each column by itself" in text
+    assert "sign-flip test over images, Holm" in text
+
+
+def test_another_reference_is_compared_with_and_none_where_it_is_no_row():
+    records = distant({("patchrank", 0.6): 0.02, ("evit", 0.6): 0.03})
+    rows = averages(records)
+    found = judged(rows, "evit")
+    assert found is not None
+    assert [row.method for row in rows if found.mark(row, "cosine_distance")] == ["patchrank"]
+    assert judged(rows, "tome") is None
+    assert "*" not in prose(comparison_table(records, "tome"))
+
+
+def test_without_labels_a_table_has_fidelity_and_no_top1():
+    for form in ("wide", "middle", "narrow"):
+        text = prose(comparison_table(distant({("evit", 0.6): 0.0123})), form)
+        assert "1 - cos" in text
+        assert "without labels" in text
+        assert ("[" in text.split("evit")[1]) == (form != "narrow")
+        for absent in ("top-1", "to dense with", "agree ", "KL "):
+            assert absent not in text.partition("*")[0].split("1 - cos:")[0]
+    [section] = sections(grouped(distant({("evit", 0.6): 0.0123})), marked=True)
+    assert "1 - cosine" in section.heads
+    assert not {"Top-1, %", "To dense", "KL, nats"} & set(section.heads)
+    assert "Top-1" not in markdown([section]) + latex([section])
+
+
+def test_seeds_are_averaged_image_by_image():
+    records = [
+        replace(record, seed=seed, shots=4, tuning="probe")
+        for seed in (0, 1)
+        for record in distant({("evit", 0.6): 0.01 * (seed + 1)})
+    ]
+    _, row = averages(records)
+    own = [r.per_image(METRICS["cosine_distance"]) for r in records if r.method == "evit"]
+    np.testing.assert_allclose(row.per_image(METRICS["cosine_distance"]), np.mean(own, axis=0))
+    assert row.estimate(METRICS["cosine_distance"]) == bootstrap_mean(np.mean(own, axis=0), seed=0)
 
 
 def test_operators_that_nobody_can_count_are_told_where_gflops_are_shown():

@@ -16,7 +16,7 @@ from harness.studies.workshop import StudyConfig
 NOW = utc_now()
 IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v6.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
 FLAGS = (
     "--model clip_vit_b16 --datasets plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
     "--window 4 --stride 4 --arch mlp --width 8 --epochs 2 --keeps 0.5"
