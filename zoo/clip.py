@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.reducer import expected
 from zoo.sizes import MODELS, SIZES
-from zoo.text import load_text, tokenizer
+from zoo.text import UnseenWordsError, load_text, tokenizer
 from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
 from zoo.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, open_clip_text
@@ -138,9 +138,15 @@ def image_transform(visual: nn.Module) -> Any:
 
 @torch.inference_mode()
 def class_features(model: Clip, tokenize: Any, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Encode class names by the unit mean over templates with one ``{}``, (classes, D) float."""
+    """Encode class names by the unit mean over templates with one ``{}``, (classes, D) float.
+
+    Raises UnseenWordsError for the first class whose words the text tower doesn't know.
+    """
     rows = []
     for name in classes:
         prompts = tokenize([template.format(name) for template in templates])
-        rows.append(model.encode_text(prompts, normalize=True).mean(dim=0))
+        try:
+            rows.append(model.encode_text(prompts, normalize=True).mean(dim=0))
+        except UnseenWordsError as error:
+            raise UnseenWordsError(error.words, f"class {name!r}") from error
     return F.normalize(torch.stack(rows), dim=-1)

@@ -4,7 +4,8 @@
 direction ``offer_models`` enters every registered name into open_clip's lists, so that
 ``open_clip.create_model_and_transforms("clip_vit_b16_evit60", pretrained="openai")`` works.
 open_clip fixes the activation by a model's name: the plain name has that of its default weights,
-``NAME.TAG`` that of the weights ``TAG``.
+``NAME.TAG`` that of the weights ``TAG``. Its ``get_tokenizer`` is wrapped, so that the tokenizer of
+our embedded text tower refuses words that this never saw.
 """
 
 import difflib
@@ -12,7 +13,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from zoo.files import digest_of, write_whole
 from zoo.predictor import PredictorFile
 from zoo.reducer import expected, on_method
 from zoo.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
-from zoo.text import VOCABULARY, CompactText, OpenClipText, embedded_geometry
+from zoo.text import VOCABULARY, CompactText, EmbeddedTokenizer, OpenClipText, embedded_geometry
 from zoo.vit import ReducedViT, host_spec
 from zoo.weight_file import read_weights
 from zoo.weights import UNUSABLE, cache_folder, find_clip, unusable, with_predictors
@@ -263,6 +264,20 @@ def offer_models() -> None:
 
     offer_method(None)
     on_method(offer_method)
+    open_clip.get_tokenizer = factory.get_tokenizer = _with_ours(factory.get_tokenizer)
+
+
+def _with_ours(get_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
+    """Return open_clip's ``get_tokenizer``, but for models with the embedded text tower."""
+
+    @wraps(get_tokenizer)
+    def get(model_name: str = "", context_length: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        own = MODELS.get(model_name.partition(".")[0])
+        if own is None or SIZES[own.size].open_clip is not None:
+            return get_tokenizer(model_name, context_length, *args, **kwargs)
+        return EmbeddedTokenizer(context_length=context_length or embedded_geometry()["context_length"])
+
+    return get
 
 
 def offer(name: ModelName) -> None:
@@ -316,7 +331,7 @@ def checkpoint(name: ModelName, tag: str) -> Path:
     """Return a model's weights as a file in open_clip's layout, made if it isn't in the cache.
 
     Models with the same weights share a file. Rows of word pieces that the embedded text tower
-    never saw are NaN, and so are the features of a text with one of them.
+    never saw are NaN; `EmbeddedTokenizer` refuses texts with one of them.
 
     Raises:
         FileNotFoundError: the weights or the predictor are missing; says how to supply them.

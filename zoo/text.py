@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip import SimpleTokenizer, get_tokenizer
+from open_clip import SimpleTokenizer, decode, get_tokenizer
 from open_clip.transformer import TextTransformer
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -24,6 +24,24 @@ from zoo.sizes import EMBEDDED
 TOKENIZER = "ViT-B-16"  # open_clip's byte-pair encoding; ships in the package
 VOCABULARY = 49408  # its word pieces
 _FILE = "clip_vit_s14.text.safetensors"
+
+
+class UnseenWordsError(ValueError):
+    """Words that the embedded text tower never saw."""
+
+    def __init__(self, words: Sequence[str], where: str = "") -> None:
+        """Make the message, which begins with ``where`` the words are."""
+        self.words = tuple(words)
+        super().__init__(
+            f"{where}{': ' if where else ''}the embedded text tower never saw {', '.join(map(repr, words))}; "
+            "use other words, or a model with a full vocabulary"
+        )
+
+
+def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
+    """Return the word pieces, sorted, of tokens (any shape) that aren't among the ``known`` ids."""
+    unseen = tokens[~torch.isin(tokens, known)].unique()
+    return sorted({decode(token).strip() for token in unseen.unsqueeze(1)})
 
 
 class CompactText(nn.Module):
@@ -48,17 +66,10 @@ class CompactText(nn.Module):
         self.tower = TextTransformer(vocab_size=len(token_ids), **geometry)
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """Map token ids (B, L) to rows of the table; refuse, by ValueError, what has no row."""
-        last = len(self.token_ids) - 1
-        rows = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=last)
-        unseen = tokens[self.token_ids[rows] != tokens]
-        if unseen.numel():
-            pieces = sorted({SimpleTokenizer().decoder[int(t)] for t in unseen})
-            words = ", ".join(repr(p.removesuffix("</w>")) for p in pieces)
-            raise ValueError(
-                f"the embedded text tower never saw {words}; use other words, or a model with a full vocabulary"
-            )
-        return rows
+        """Map token ids (B, L) to rows of the table; raise UnseenWordsError for what has no row."""
+        if words := unseen_words(tokens, self.token_ids):
+            raise UnseenWordsError(words)
+        return torch.searchsorted(self.token_ids, tokens.contiguous())
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to text features (B, output_dim), not normalised."""
@@ -80,6 +91,24 @@ class OpenClipText(nn.Module):
         """Map token ids (B, L) to text features (B, D), not normalised."""
         features: Tensor = self.model.encode_text(tokens)
         return features
+
+
+class EmbeddedTokenizer(SimpleTokenizer):
+    """open_clip's tokenizer, which refuses words that the embedded text tower never saw."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Take what open_clip's takes."""
+        super().__init__(**kwargs)
+        with safe_open(EMBEDDED / _FILE, framework="pt") as file:
+            self.known = file.get_tensor("token_ids")
+
+    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
+        """Map texts to token ids (B, L); raise UnseenWordsError that names the words and the text."""
+        tokens: Tensor = super().__call__(texts, context_length)
+        for text, own in zip([texts] if isinstance(texts, str) else texts, tokens, strict=True):
+            if words := unseen_words(own, self.known):
+                raise UnseenWordsError(words, f"text {text!r}")
+        return tokens
 
 
 def embedded_geometry() -> dict[str, int]:

@@ -31,7 +31,7 @@ SETTINGS = ("evit:fuse=true,keep=0.3", "tome:reduce_at=[2,4,6],keep=0.3", "patch
 _OURS = ("baselines", "zoo")
 _SHARED = ("split", "dtype", "device", "image_count")
 # Hashes of what was learned for a row; nobody asks for them.
-_LEARNED = ("predictor", "prompts")
+_LEARNED = ("predictor", "prompts", "matched")
 
 
 @dataclass(frozen=True, kw_only=True)

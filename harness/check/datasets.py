@@ -76,11 +76,11 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         facts += _copies(dataset, decoded)
     left_out: tuple[str, ...] = ()
     if dataset.labelled:
-        _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)))
+        _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)).without_unknown())
     if left_out:
         notes.append(
             f"{len(left_out)} of {len(dataset.classes)} classes have words that the text tower of {TOWER} never "
-            f"saw; without shots it leaves them out: {shortened(left_out, SHOWN)}"
+            f"saw; without shots, measure the others by --skip-unknown-classes: {shortened(left_out, SHOWN)}"
         )
     names = (dataset.name, dataset.revision, dataset.classes)
     return Checked(*names, counts, bad, tuple(problems), tuple(notes), unreadable)

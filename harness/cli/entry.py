@@ -119,7 +119,7 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     from harness.datasets import names_of
 
     flags = vars(args)
-    ways = ("root", "download", "templates", "skip_bad")
+    ways = ("root", "download", "templates", "skip_bad", "skip_unknown_classes")
     how = {name: flags[name] for name in ways if name in flags}
     if isinstance(flags.get("images"), Path) and any(how.values()):
         flag = next(name for name, value in how.items() if value).replace("_", "-")

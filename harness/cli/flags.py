@@ -52,6 +52,15 @@ def keep_rate(text: str) -> float:
     return value
 
 
+def split(text: str) -> str:
+    """Read the name of a split; which of the others there are, `choices` says."""
+    from harness.datasets.base import FINAL, FINAL_ALONE
+
+    if text == FINAL:
+        raise ArgumentTypeError(FINAL_ALONE)
+    return text
+
+
 def dtype(text: str) -> str:
     """Read the name of a precision."""
     from harness.records.conditions import DTYPES
@@ -135,11 +144,18 @@ def data(parser: CommandParser) -> None:
     group.add_argument("--templates", nargs="+", metavar="TEXT", help=text)
     text = "leave out images that can't be read"
     group.add_argument("--skip-bad", action="store_true", help=text)
+    text = "leave out classes with words that the text tower never saw"
+    group.add_argument("--skip-unknown-classes", action="store_true", help=text)
+
+
+def split_of(group: Any, text: str = "of the dataset", **more: Any) -> None:
+    """Add the split."""
+    group.add_argument("--split", **{"type": split, "choices": SPLITS, "help": text} | more)
 
 
 def images(group: Any, count: int, split: str, text: str = "images per dataset") -> None:
     """Add which images, and how many."""
-    group.add_argument("--split", default=split, choices=SPLITS, help="of the dataset")
+    split_of(group, default=split)
     limits(group, count, text)
 
 

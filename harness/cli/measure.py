@@ -32,9 +32,13 @@ def _compare_flags(parser: CommandParser) -> None:
     what.add_argument("--model", default=list(Plan.models), help=text, **several)
     flags.methods(what, None, "default: all; see `list`")
     flags.keeps(what, list(Plan.keeps))
-    what.add_argument("--match", metavar="WHAT", help="gflops: rows of equal cost, not keep")
+    text = "gflops or time: rows of equal cost, not keep"
+    what.add_argument("--match", metavar="WHAT", help=text)
     text = "keeps --keeps; the others meet its cost"
     what.add_argument("--match-to", metavar="METHOD", default=Plan.match_to, help=text)
+    flags.fields(what, Plan, match_batch="images per call, where time is matched")
+    text = "without the tables of bfloat16 in the end"
+    what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
     flags.datasets(what)
     text = "labelled images per class; 0: text classifier"
     flags.number(what, "--shots", list(Plan.shots), text, nargs="+", metavar="K")
@@ -73,14 +77,14 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
     from harness.measure.compare import compare
-    from harness.measure.plan import Plan
+    from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import known_methods
     from harness.measure.traces import Tracer
     from harness.records.averages import averages, matched
     from harness.records.conditions import GOLDEN
     from harness.records.record import earlier, require_appendable, write_records
     from harness.report.folder import write_report
-    from harness.report.tables import comparison_table, matched_table, shot_tables
+    from harness.report.tables import comparison_table, matched_table, precision_note, shot_tables
 
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)
@@ -93,17 +97,25 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     tracer = Tracer(run=args.output, progress=progress, **stored)
     records: list[Record] = []
     groups: list[list[Average]] = []  # of one dataset and tower
-    for group in compare(plan, known, progress, tracer):
-        if fresh := [record for record in group if record not in known]:
-            write_records(path, fresh)
-        records += group
+
+    def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
+        for group in compare(plan, known, progress, tracer):
+            if fresh := [record for record in group if record not in known]:
+                write_records(path, fresh)
+            records.extend(group)
+            yield group
+
+    for group in measured(plan, tracer):
         yield comparison_table(group)
         if plan.match is not None:
-            yield matched_table(matched(group, plan.match_to))
+            yield matched_table(matched(group, plan.match_to, plan.timed_batch))
         groups.append(averages(group))
         if group[0].shots == plan.shots[-1]:
             yield from shot_tables(groups)
             groups = []
+    if args.equal_time and (more := at_equal_time(plan)) is not None:
+        for group in measured(more):
+            yield matched_table(matched(group, more.match_to, more.timed_batch), precision_note(group, records))
     sources = [str(args.output)] * len(records)
     drawn = ("accuracy_gflops.svg",)  # the page has all plots; `report` writes them as files, too
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)

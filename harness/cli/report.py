@@ -44,7 +44,7 @@ def _check_flags(parser: CommandParser) -> None:
     how.add_argument("--no-latency", action="store_true", help="time nothing")
     new = parser.add_argument_group("a new expectation")
     new.add_argument("--update", action="store_true", help="write anew, tell what changed")
-    new.add_argument("--split", choices=flags.SPLITS, help="default: test")
+    flags.split_of(new, "default: test")
     flags.limits(new, None, "images judged; default: 48")
     new.add_argument("--dtype", type=flags.dtype, help="default: float32")
     flags.number(new, "--batches", None, "timed; default: 1", kind=flags.positive, nargs="*")

@@ -1,7 +1,8 @@
-"""Research tools: ``study floor``, ``curve``, ``speed``, ``reproduce``, ..., and ``study NAME``."""
+"""Research tools: ``study floor``, ``curve``, ``speed``, ``reproduce``, ``final``, ..., and ``study NAME``."""
 
 import shlex
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # `study reproduce` without a root: what ships.
 EMBEDDED_MODEL, EMBEDDED, LIMIT = "clip_vit_s14", ("fashion", "emoji"), 300
+FINAL_KEEPS = (0.6, 0.5, 0.3)
 WINDOWS = {True: (2, 2), False: (3, 2)}  # side and stride: the released code's; those that ship
 AGAIN = "The same command goes on where it stopped"
 USES: "dict[SplitName, str]" = {
@@ -163,7 +165,7 @@ def _speed_flags(parser: CommandParser) -> None:
     flags.model(what)
     flags.random_weights(what)
     flags.dataset(what, default="fashion", help="where images are from")
-    what.add_argument("--split", default="val", choices=flags.SPLITS, help="of the dataset")
+    flags.split_of(what, default="val")
     flags.number(what, "--images", 4, "how many")
     default, text = ["float32", "bfloat16"], "of the engine"
     what.add_argument("--precisions", nargs="+", metavar="DTYPE", default=default, help=text)
@@ -370,7 +372,7 @@ def _study_flags(parser: CommandParser) -> None:
     flags.keeps(what, None, "default: the study's own")
     flags.number(what, "--seeds", 3, "fits, and random orders")
     text = "to judge by; test for learned tokens, else val"
-    what.add_argument("--split", choices=("val", "test"), help=text)
+    flags.split_of(what, text, choices=("val", "test"))
     flags.limits(what, 300)
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
     flags.number(what, "--shots", None, "of them per class; default: all", metavar="K")
@@ -412,6 +414,54 @@ def run_study(args: Namespace, status: Console) -> Work:
     write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
     return Shown(parts=(), data={"study": study.name, "tables": sheets})
+
+
+def _final_flags(parser: CommandParser) -> None:
+    what = parser.add_argument_group("what is measured")
+    flags.model(what)
+    flags.datasets(what, list(EMBEDDED), choices=EMBEDDED, help="that have this split")
+    flags.limits(what, None, "images per dataset, for a trial; default: all")
+    how = parser.add_argument_group("conditions and files")
+    flags.machine(how)
+    flags.output(how, "results/final", "folder")
+
+
+def run_final(args: Namespace, status: Console) -> Work:
+    """Measure all methods on the split that nothing was chosen by, and name the commit."""
+    from harness import git_commit
+    from harness.datasets.base import FINAL
+    from harness.measure.compare import compare
+    from harness.measure.plan import Plan
+    from harness.measure.rows import known_methods
+    from harness.records.averages import matched
+    from harness.records.conditions import GOLDEN
+    from harness.records.record import Record, require_appendable, write_records
+    from harness.report.tables import comparison_table, matched_table
+    from harness.report.writers import markdown
+    from zoo.files import write_whole
+
+    path, progress = args.output / "records.jsonl", Progress(status)
+    require_appendable(path)
+    methods = tuple(name for name in known_methods() if name != GOLDEN)  # whose rankings would read it
+    what = {"models": (args.model,), "methods": methods, "keeps": FINAL_KEEPS, "split": FINAL, "batches": ()}
+    commit = git_commit() or "unknown"
+    words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
+    records: list[Record] = []
+    tables = []
+    for match in (None, "gflops"):
+        plan = flags.settings(Plan, args, **what, match=match)
+        for group in compare(plan, [], progress, release=True):
+            write_records(path, group)
+            records += group
+            parts = [comparison_table(group)]
+            if match is not None:
+                parts.append(matched_table(matched(group, plan.match_to)))
+            for table in parts:
+                tables.append(replace(table, title=f"{table.title}; {words}"))
+                yield tables[-1]
+    write_whole(path.with_name("table.md"), markdown(tables).encode())
+    progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
+    return Shown(parts=(), data={"commit": commit, "records": json_values(records)})
 
 
 COMMANDS = (
@@ -471,6 +521,14 @@ COMMANDS = (
             ("study reproduce table1 figure1 --root data", "on the paper's datasets"),
         ),
         output=f"a table each on standard output; records, table and figure in --output. {AGAIN}",
+    ),
+    Command(
+        path="study final",
+        what="Measure all methods on the split 'final', which nothing else reads: the table of a release.",
+        flags=_final_flags,
+        run=run_final,
+        examples=(("study final", "once, when all is chosen"),),
+        output="tables on standard output, with the commit in their titles; records.jsonl and table.md in --output",
     ),
     Command(
         path="study list",

@@ -18,7 +18,7 @@ from harness.datasets.webdataset import TarDataset
 
 __all__ = [
     "KINDS", "Dataset", "Example", "Split", "SplitName", "forget", "get_dataset", "kind_of",
-    "list_datasets", "names_of", "root_of", "shipped_facts",
+    "list_datasets", "names_of", "root_of", "shipped_facts", "split_words",
 ]  # fmt: skip
 
 ROOT = "CLIP_PATCHRANK_DATA"  # environment variable with the default of --root
@@ -34,6 +34,7 @@ class _How:
     download: bool = False
     templates: tuple[str, ...] = ()
     skip_bad: bool | None = None
+    skip_unknown: bool = False
     progress: Progress = field(default_factory=Progress)
 
     def prepared(self, dataset: Dataset) -> Dataset:
@@ -52,6 +53,9 @@ class _How:
             flags += ["--skip-bad"]
         elif here and self.skip_bad is False:
             require_readable(dataset)
+        if self.skip_unknown:
+            dataset = dataset.without_unknown()
+            flags += ["--skip-unknown-classes"]
         if flags:
             dataset.asked_with = tuple(flags)
         return dataset
@@ -78,6 +82,12 @@ def _classes() -> dict[str, type[Dataset]]:
 def shipped_facts(name: str) -> Dataset:
     """Return one of ``list_datasets`` as it is by itself: without root, with its own prompts."""
     return _classes()[name]()
+
+
+def split_words(dataset: str, split: str) -> str:
+    """Return a split's name with what results on it have to say; ``dataset`` may be unknown."""
+    studied = dataset in _classes() and shipped_facts(dataset).studied
+    return f"{split}, read by studies" if split == "test" and studied else split
 
 
 def root_of(root: Path | None) -> Path | None:
@@ -159,6 +169,7 @@ def names_of(
     download: bool = False,
     templates: Sequence[str] | None = None,
     skip_bad: bool | None = None,
+    skip_unknown_classes: bool = False,
     progress: Progress | None = None,
 ) -> list[str]:
     """Return names for what the command line gives; nothing goes by a path from then on.
@@ -166,6 +177,7 @@ def names_of(
     ``root`` holds the datasets that aren't shipped, by default the environment's, and ``download``
     gets what is missing there. ``templates`` are prompts for all of them instead of their own.
     ``skip_bad`` leaves out images that can't be read; False refuses those found before.
+    ``skip_unknown_classes`` leaves out those with words that a text tower never saw.
 
     Raises:
         ValueError: two of one name; a root, and nothing that lies there; or see ``get_dataset``.
@@ -177,6 +189,7 @@ def names_of(
         download=download,
         templates=tuple(templates or ()),
         skip_bad=skip_bad,
+        skip_unknown=skip_unknown_classes,
         progress=progress or Progress(),
     )
     rooted = [word for word in datasets if issubclass(_classes().get(word, Dataset), RootedDataset)]

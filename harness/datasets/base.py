@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,10 @@ from PIL import Image
 from zoo.files import write_whole
 from zoo.weights import cache_folder
 
-SplitName = Literal["train", "val", "test"]
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+SplitName = Literal["train", "val", "test", "final"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has
+FINAL: SplitName = "final"
+FINAL_ALONE = "'final' is the test set that nothing was chosen by: only `patchrank study final` reads it"
 # What folders and the splits of others are called.
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -125,6 +127,9 @@ class Dataset(abc.ABC):
     templates: prompts with one `{}`. left_out: ids of images that no split has. asked_with: flags
     beside ``--dataset`` that make it so. shots_from: the split that few-shot images are drawn from;
     "val" where the embedded text tower learnt from train, whose images would teach nothing new.
+    studied: whether studies have read the test split many times. has_final: whether there is a
+    split "final", see ``released``. skip_unknown: classes that a text tower has no words for are
+    left out, not refused.
     Subclasses with all of this filled in are found by name; one that is made from a user's file
     names its instances.
     """
@@ -139,6 +144,10 @@ class Dataset(abc.ABC):
     left_out: frozenset[str] = frozenset()
     asked_with: tuple[str, ...] = ()
     shots_from: ClassVar[SplitName] = "train"
+    studied: ClassVar[bool] = False
+    has_final: ClassVar[bool] = False
+    skip_unknown: bool = False
+    _released: bool = False
 
     @property
     @abc.abstractmethod
@@ -181,14 +190,33 @@ class Dataset(abc.ABC):
         """Build the split of that name (already validated)."""
 
     def split(self, name: SplitName) -> Split:
-        """Return the split called train, val or test."""
-        if name not in SPLITS:
+        """Return the split called train, val or test, or of a dataset that is released, final."""
+        if name == FINAL and not self._released:
+            raise ValueError(FINAL_ALONE if self.has_final else self._without_final())
+        if name not in (*SPLITS, FINAL):
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
         whole = self._split(name)
         if not self.left_out:
             return whole
         kept = [i for i, image_id in enumerate(whole.image_ids) if image_id not in self.left_out]
         return whole.subset(kept)
+
+    def released(self) -> Self:
+        """Return it with its split ``final`` to be read, for `study final` alone."""
+        if not self.has_final:
+            raise ValueError(self._without_final())
+        other = copy.copy(self)
+        other._released = True
+        return other
+
+    def _without_final(self) -> str:
+        return f"dataset {self.name!r} has no split 'final'; fashion and emoji have one"
+
+    def without_unknown(self) -> Self:
+        """Return it so that classes a text tower has no words for are left out, not refused."""
+        other = copy.copy(self)
+        other.skip_unknown = True
+        return other
 
     def labels(self, name: SplitName) -> NDArray[np.int64]:
         """(n,) int64 labels of a split, without drawing an image."""

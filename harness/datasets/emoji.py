@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.datasets.base import Dataset, Rendered, Split, SplitName
+from harness.datasets.base import FINAL, Dataset, Rendered, Split, SplitName
 from harness.datasets.canvas import compose, decode, seeded
 
 STYLES = ("noto", "fluent")
@@ -52,7 +52,7 @@ class Emoji:
     category: str
     subcategory: str
     group: str
-    split: SplitName
+    split: SplitName | None  # None: too like one of an earlier split
     images: tuple[bytes, bytes]
 
 
@@ -62,8 +62,9 @@ class _EmojiTask(Dataset):
     images_of = "emoji"
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
     source = "npm emoji-datasource-google 16.0.0, npm @lobehub/fluent-emoji-3d 1.1.0"
-    files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-index.json")
+    files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-final.pack", "emoji-index.json")
     build_command = "python -m harness.embedded.build_emoji"
+    studied = True
     templates: tuple[str, ...] = (
         "an emoji showing {}.", "an emoji of the kind {}.", "a drawing of {}.", "an icon of {}.",
         "a 3d rendering of {}.",
@@ -72,10 +73,11 @@ class _EmojiTask(Dataset):
     @functools.cached_property
     def emoji(self) -> tuple[Emoji, ...]:
         """All shipped emoji, in the order of the emoji list."""
-        records: list[dict[str, Any]] = json.loads(self.path(self.files[2]).read_text())["emoji"]
-        files = [io.BytesIO(self.path(file).read_bytes()) for file in self.files[:2]]
+        records: list[dict[str, Any]] = json.loads(self.path(self.files[3]).read_text())["emoji"]
+        *packs, final = (io.BytesIO(self.path(file).read_bytes()) for file in self.files[:3])
         emoji = []
         for record in records:
+            files = [final, final] if record["split"] == FINAL else packs
             noto, fluent = (f.read(n) for f, n in zip(files, record.pop("bytes"), strict=True))
             names = tuple(record.pop("short_names"))
             emoji.append(Emoji(**record, short_names=names, images=(noto, fluent)))
@@ -120,6 +122,7 @@ class EmojiCategory(_EmojiTask):
 
     name = "emoji"
     shots_from = "val"
+    has_final = True
     title = "Emoji categories, Noto and Fluent 3D"
     classes = tuple(CATEGORIES.values())
 
@@ -174,5 +177,5 @@ class EmojiNames(_EmojiTask):
         return tuple(name in SEEN_ELSEWHERE for name in self.classes)
 
     def label_of(self, emoji: Emoji) -> int | None:
-        """Position of the emoji's name; None for train and val emoji."""
+        """Position of the emoji's name; None where it is no test emoji."""
         return self._names[emoji.name] if emoji.split == "test" else None

@@ -3,7 +3,7 @@
 The source is 28 px; the item is drawn 72 to 112 px wide at a random place of a 196 px canvas. The
 clutter is crops of items of *other* classes of the same split, always under the item, so the class
 is defined by the one complete thing, and its pixels (`Example.mask`) are an outside truth for
-rankings. Train and val sources come from the source's training part, test from its test part.
+rankings. Train and val sources come from the source's training part, test and final from its test part.
 """
 
 import functools
@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from harness.datasets import canvas as paint
-from harness.datasets.base import SPLITS, Dataset, Rendered, Split, SplitName
+from harness.datasets.base import FINAL, SPLITS, Dataset, Rendered, Split, SplitName
 from harness.datasets.canvas import Pixels, Rng, draw, draws, seeded
 
 CLASSES = (  # in the source's order of labels
@@ -89,9 +89,10 @@ class Fashion(Dataset):
     title = "Fashion-MNIST items on cluttered canvases"
     license = "MIT"
     source = "Fashion-MNIST, Zalando SE (Debian package dataset-fashion-mnist)"
-    files = ("fashion-items.idx3", "fashion-index.json")
+    files = ("fashion-items.idx3", "fashion-final.idx3", "fashion-index.json")
     build_command = "python -m harness.embedded.build_fashion"
     shots_from = "val"
+    studied = has_final = True
     classes = CLASSES  # whose captions all occur in text training
     templates = (
         "a photo of a {}.", "a picture of a {}.", "a {} on a cluttered background.",
@@ -100,17 +101,19 @@ class Fashion(Dataset):
 
     @functools.cached_property
     def _index(self) -> Any:
-        return json.loads(self.path(self.files[1]).read_text())
+        return json.loads(self.path(self.files[2]).read_text())
 
     @functools.cached_property
     def _items(self) -> dict[SplitName, Pixels]:
-        content = np.frombuffer(self.path(self.files[0]).read_bytes(), np.uint8, offset=16)
+        items, final = (
+            np.frombuffer(self.path(file).read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
+            for file in self.files[:2]
+        )
         sizes = [len(self.source_index(name)) for name in SPLITS]
-        blocks = np.split(content.reshape(-1, 28, 28), np.cumsum(sizes)[:-1])
-        return dict(zip(SPLITS, blocks, strict=True))
+        return dict(zip((*SPLITS, FINAL), [*np.split(items, np.cumsum(sizes)[:-1]), final], strict=True))
 
     def source_index(self, name: SplitName) -> NDArray[np.int64]:
-        """Positions of a split's items in the source's part (test: "t10k", else "train"), (n,)."""
+        """Positions of a split's items in the source's part (train, val: "train", else "t10k"), (n,)."""
         return np.array(self._index["splits"][name]["source_index"], dtype=np.int64)
 
     def items(self, name: SplitName) -> Pixels:
@@ -123,6 +126,6 @@ class Fashion(Dataset):
         part = self._index["splits"][name]["part"]
 
         def render(index: int, variant: int) -> Rendered:
-            return sample(items, labels, index, seeded(SEED, SPLITS.index(name), index, variant))
+            return sample(items, labels, index, seeded(SEED, (*SPLITS, FINAL).index(name), index, variant))
 
         return Split(labels, lambda index: f"fashion/{part}-{source[index]:05d}", render)

@@ -24,10 +24,11 @@ _PINNED = {
 }
 SHA256 = {f"{name}-ubyte.gz": digest for name, digest in _PINNED.items()}
 # split -> (part of the source, items per class); a part's splits are cut one after the other.
-PLAN = {"train": ("train", 120), "val": ("train", 60), "test": ("t10k", 180)}
+# "final" was drawn last, so that the others stayed as they were; it has a file of its own.
+PLAN = {"train": ("train", 120), "val": ("train", 60), "test": ("t10k", 180), "final": ("t10k", 50)}
 CLASSES = 10
 # Per class, the first test items of the source were looked at while the canvas was designed, so
-# none of them is in the test split.
+# none of them is in the test split, nor in the final one.
 SEEN_IN_DESIGN = 100
 
 Bytes = NDArray[np.uint8]
@@ -70,15 +71,21 @@ def build(folder: Path) -> dict[str, bytes]:
     """Make the shipped files, {file name: content}, from a folder with the four IDX files."""
     parts = {part: read_part(folder, part) for part in ("train", "t10k")}
     chosen = select(parts)
-    items = [parts[PLAN[split][0]][0][indices] for split, indices in chosen.items()]
-    count = sum(len(indices) for indices in chosen.values())
-    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (count, 28, 28))
+    items = {split: parts[PLAN[split][0]][0][indices] for split, indices in chosen.items()}
+    final = items.pop("final")
     splits = {name: {"part": PLAN[name][0], "source_index": i} for name, i in chosen.items()}
     index = {"schema": 1, "package": PACKAGE, "sha256": SHA256, "splits": splits}
     return {
-        "fashion-items.idx3": header + b"".join(block.tobytes() for block in items),
+        "fashion-items.idx3": encode(np.concatenate([*items.values()])),
+        "fashion-final.idx3": encode(final),
         "fashion-index.json": (json.dumps(index, separators=(",", ":")) + "\n").encode(),
     }
+
+
+def encode(items: Bytes) -> bytes:
+    """Return items (n, 28, 28) as an IDX file."""
+    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in items.shape)
+    return header + items.tobytes()
 
 
 def fetch(folder: Path) -> Path:

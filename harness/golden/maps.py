@@ -77,13 +77,7 @@ def class_text(tower: Tower, classes: Sequence[str], templates: Sequence[str]) -
     if tower.clip is None:
         raise ValueError(f"{tower.name} has no text tower here")
     model, _, tokenizer = tower.clip
-    rows = []
-    for name in classes:
-        try:
-            rows.append(class_features(model, tokenizer, [name], templates))
-        except ValueError as error:
-            raise ValueError(f"class {name!r}: {error}") from error
-    return torch.cat(rows), float(model.logit_scale.detach().exp())
+    return class_features(model, tokenizer, classes, templates), float(model.logit_scale.detach().exp())
 
 
 def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT:

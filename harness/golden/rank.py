@@ -292,9 +292,8 @@ def classes(job: Job, tower: Tower) -> tuple[Tensor | None, float]:
     text, left_out = text_classifier(tower.clip, dataset)
     if left_out:
         raise ValueError(
-            f"score={score!r} needs every class named, but {len(left_out)} of "
-            f"{dataset.name} have words the text tower never saw: {', '.join(left_out[:5])}; "
-            "use --score preservation"
+            f"score={score!r} needs every class named, and --skip-unknown-classes leaves out {len(left_out)} of "
+            f"{dataset.name}: use --score preservation"
         )
     return text, tower.clip.model.logit_scale.exp().item()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness import git_commit
 from harness.console.terminal import Progress
-from harness.datasets.base import Dataset, Split
+from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
@@ -32,8 +32,9 @@ from harness.measure.evaluate import (
     overlap,
     predicted,
 )
+from harness.measure.match import matched_rows, say_time_misses
 from harness.measure.plan import Plan
-from harness.measure.rows import BLOCK, Outcome, Variant, matched_rows, rows_of, variants
+from harness.measure.rows import BLOCK, Outcome, Variant, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import load_clip, nameable, named, text_classifier
@@ -99,16 +100,19 @@ class Bench:
             row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
-    def build(cls, plan: Plan, name: str, progress: Progress) -> "Bench":
-        """Load the tower ``name`` and make the rows."""
+    def build(cls, plan: Plan, name: str, progress: Progress, known: Known = ()) -> "Bench":
+        """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         parts, arch, tag = load_clip(name)
         dense = parts.model.visual
+        weights = fingerprint(dense)
         if plan.match is None:
             methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
             rows = variants(dense, arch, tag, methods, plan.keeps)
         else:
-            rows = rows_of(dense, arch, tag, matched_rows(dense, arch, tag, plan, progress))
-        return cls(plan, parts, rows, tag, fingerprint(dense), progress)
+            here = measured_here(plan, tag, weights)
+            alike = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
+            rows = matched_rows(dense, arch, tag, plan, progress, alike)
+        return cls(plan, parts, rows, tag, weights, progress)
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
         """Return the records of all rows on a dataset, seed by seed."""
@@ -136,7 +140,7 @@ class Bench:
         results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self._classifiers(view, tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
-        scale = None if tuning.kind == PROBE else float(self.parts.model.logit_scale.exp())
+        scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
         answers, traces = {}, []
         for row, record in zip(rows, blanks, strict=True):
             result = results[row.key]
@@ -181,11 +185,12 @@ class Bench:
         split = view.split(tuning)
         rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
         own: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
-        return split, rows, [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
+        blanks = [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
+        return split, rows, [replace(one, classes_judged=view.classes_judged(tuning)) for one in blanks]
 
     def _again(self, rows: Rows, blanks: Known, known: Known) -> list[Record] | None:
         ranked = any(row.rankings is not None for row in rows)
-        records = [fitting(record, known, self.plan.batches, ranked=ranked) for record in blanks]
+        records = [fitting(record, known, list(self.plan.latency_rounds), ranked=ranked) for record in blanks]
         present = [record for record in records if record is not None]
         return present if len(present) == len(records) else None
 
@@ -231,7 +236,9 @@ class Bench:
         known = self.prompted_costs if prompted else self.costs
         if not known:
             every = rows if prompted else self.rows
-            known |= costs(every, self.plan.batches, self.plan.rounds, self.progress)
+            known |= costs(every, self.plan.latency_rounds, self.progress)
+            if self.plan.match == "time":
+                say_time_misses(every, known, self.plan, self.progress)
         return known
 
 
@@ -247,14 +254,7 @@ class View:
     @cached_property
     def text(self) -> Tensor:
         """(classes, D) text classifier; NaN rows for classes that can't be named."""
-        classifier, left_out = text_classifier(self.bench.parts, self.dataset)
-        if left_out:
-            some = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-            self._say(
-                f"{self.dataset.name}: {len(left_out)} of {len(self.dataset.classes)} classes are "
-                f"left out with their images; text training never saw their words: {some}"
-            )
-        return classifier
+        return text_classifier(self.bench.parts, self.dataset)[0]
 
     @cached_property
     def tuner(self) -> Tuner:
@@ -262,6 +262,12 @@ class View:
         bench, model = self.bench, self.bench.rows[0].model
         origin = {"model": model, "tag": bench.tag, "weights": bench.weights}
         return Tuner(bench.parts, self.dataset, progress=bench.progress, **origin)
+
+    def classes_judged(self, tuning: Tuning) -> tuple[int, int] | None:
+        """Return how many classes are judged, and of how many; None if all are."""
+        if tuning.kind == PROBE or named(self.text).all():
+            return None
+        return int(named(self.text).sum()), len(self.text)
 
     def split(self, tuning: Tuning) -> Split:
         """Return the images that are judged: without a probe, only those of nameable classes."""
@@ -289,9 +295,9 @@ class View:
     def rankings(self) -> Rankings | None:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
         rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
-        if rankings is None:
+        if rankings is None and self.plan.split != FINAL:
             self._say(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
-        else:
+        elif rankings is not None:
             rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
         return rankings
 
@@ -359,13 +365,10 @@ def blank(
         config = config | {name: value for name, value in origin.items() if value is not None}
     return Record(
         created=utc_now(),
-        version=version("clip-patchrank"),
         model=row.model,
         method=row.method,
         keep=row.keep,
         method_config=config,
-        tag=tag,
-        weights_sha256=weights,
         dataset=dataset.name,
         dataset_revision=dataset.condition,
         split=plan.split,
@@ -377,13 +380,23 @@ def blank(
         images_sha256=images_digest(image_ids),
         image_size=tuple(row.vit.patch_embed.img_size),
         **right(np.zeros(count, dtype=np.bool_) if dataset.classes else None),
-        device=plan.device,
-        device_name=device_name(plan.device),
-        dtype=plan.dtype,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        timm=version("timm"),
+        **measured_here(plan, tag, weights),
     )
+
+
+def measured_here(plan: Plan, tag: str, weights: str) -> dict[str, Any]:
+    """Return the fields of ``Record`` that say of which tower and on what machine it is."""
+    return {
+        "version": version("clip-patchrank"),
+        "tag": tag,
+        "weights_sha256": weights,
+        "device": plan.device,
+        "device_name": device_name(plan.device),
+        "dtype": plan.dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+    }
 
 
 def answered(outcome: Outcome, classifier: Tensor | None, labels: NDArray[np.int64], scale: float | None) -> Answers:

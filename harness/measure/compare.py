@@ -32,9 +32,16 @@ Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not
 
 
 def compare(
-    plan: Plan, known: Sequence[Record], progress: Progress, tracer: Tracer | None = None
+    plan: Plan,
+    known: Sequence[Record],
+    progress: Progress,
+    tracer: Tracer | None = None,
+    *,
+    release: bool = False,
 ) -> Iterator[list[Record]]:
     """Measure what the plan asks for and ``known`` lacks; ``tracer`` stores single images.
+
+    A ``release`` may read the split "final".
 
     Yields:
         For each model and dataset and number of shots the records of all rows, known ones included;
@@ -45,6 +52,8 @@ def compare(
     """
     check_plan(plan)
     datasets = [get_dataset(name) for name in plan.datasets]
+    if release:
+        datasets = [dataset.released() for dataset in datasets]
     for dataset in datasets:
         for shots in filter(None, plan.shots):
             _require_labels(dataset, f"--shots {shots}")
@@ -60,7 +69,7 @@ def compare(
             "tower's without learned tokens"
         )
     for name in plan.models:
-        bench = replace(Bench.build(plan, name, progress), tracer=tracer)
+        bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
         for dataset in datasets:
             for shots in plan.shots:
                 yield bench.measure(dataset, shots, known)

@@ -1,6 +1,6 @@
 """What rows and predictors cost: multiply-adds, activations, parameters, tokens and time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,10 @@ def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
     return counted
 
 
-def costs(
-    rows: Sequence[Variant], batches: Sequence[int], rounds: int, progress: Progress
-) -> dict[str, dict[str, Any]]:
+def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress) -> dict[str, dict[str, Any]]:
     """Measure what every row costs, latency included, as fields of ``Record`` by the row's key.
 
-    A golden row is no model one could run, so it has none of them.
+    ``rounds`` are those of each batch size. A golden row is no model one could run, so it has none of them.
     """
     real = [row for row in rows if row.method != GOLDEN]
     facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
@@ -68,11 +66,9 @@ def costs(
         del facts[key]["final_tokens"]  # the images' own say that
     latencies: dict[str, list[Latency]] = {row.key: [] for row in real}
     dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
-    for batch in batches:
+    for batch, count in rounds.items():
         weight, size = next(real[0].vit.parameters()), real[0].vit.patch_embed.img_size
         images = random_images(batch, size, weight.device, weight.dtype)
-        # Small batches are quick and noisy, so they get more rounds.
-        count = rounds * (4 if batch < 8 else 1)
         with progress.task(f"latency at batch {batch}", 1) as update:
             timings = interleaved({row.key: row.vit for row in real}, images, count, warmup=1)
             update(1)

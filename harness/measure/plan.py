@@ -1,6 +1,7 @@
 """What to compare."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harness.datasets.base import SplitName
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
@@ -8,7 +9,8 @@ from zoo.prompt_learner import TuneConfig
 from zoo.prompts import PromptFile
 from zoo.reducer import expected
 
-MATCHES = ("gflops",)
+MATCHES = ("gflops", "time")
+FEW = 96  # images of a dataset at equal time, beside the main job
 TRACED = 64  # images of a dataset whose rankings and kept patches `compare` stores
 
 
@@ -31,8 +33,27 @@ class Plan:
     dtype: str = "float32"  # of `DTYPES`
     batches: tuple[int, ...] = (1, 32)  # for latency, none to skip it
     rounds: int = 5  # latency samples
-    match: str | None = None  # what rows of a keep rate have in common instead of it: ``gflops``
+    match: str | None = None  # what rows of a keep rate have in common instead of it, of `MATCHES`
     match_to: str = "patchrank"  # the method that has the keep rates, and whose cost others meet
+    match_batch: int = 8  # images per call, where that cost is time
+
+    @property
+    def timed_batch(self) -> int | None:
+        """Return the batch size at which rows take the same time; None where they cost the same otherwise."""
+        return self.match_batch if self.match == "time" else None
+
+    @property
+    def latency_rounds(self) -> dict[int, int]:
+        """Return the rounds at each batch size; small batches are quick and noisy, so they get more.
+
+        So does the one whose times rows have in common.
+        """
+        rounds = {batch: self.rounds * (4 if batch < 8 else 1) for batch in self.batches}
+        return rounds | ({self.match_batch: 4 * self.rounds} if self.match == "time" else {})
+
+    def matched(self, *rates: float) -> dict[str, Any]:
+        """Return the setting of a row whose time is that of the target at these keep rates."""
+        return {"time_of": self.match_to, "keeps": list(rates), "batch": self.match_batch, "dtype": self.dtype}
 
     def tunings(self, shots: int) -> list[Tuning]:
         """Return one tuning per seed; at 0 shots one, since nothing is drawn."""
@@ -42,6 +63,20 @@ class Plan:
         seeds = range(self.seed, self.seed + self.seeds)
         first = Tuning(shots=shots, seed=self.seed, kind=self.tokens, prompt_tokens=count)
         return [replace(first, seed=seed) for seed in seeds]
+
+
+def at_equal_time(plan: Plan) -> Plan | None:
+    """Return the plan of a main job's methods at equal time in bfloat16, on fewer images.
+
+    None where the plan has something of its own: rows at equal cost, another precision, shots, no
+    times, or only one method.
+    """
+    methods = tuple(method for method in plan.methods if method not in (DENSE, GOLDEN))
+    usual = plan.match is None and plan.dtype == Plan.dtype and plan.shots == Plan.shots and plan.batches
+    if not usual or plan.match_to not in methods or len(methods) < 2:
+        return None
+    limit = FEW if plan.limit is None else min(FEW, plan.limit)
+    return replace(plan, methods=methods, match="time", dtype="bfloat16", limit=limit, batches=())
 
 
 def tuning_of(file: PromptFile) -> Tuning:
@@ -78,12 +113,12 @@ def _check_match(plan: Plan) -> None:
     """Raise ValueError for a plan whose rows can't be at equal cost."""
     if plan.match is None:
         if plan.match_to != Plan.match_to:
-            raise ValueError(f"match_to={plan.match_to!r} does nothing without --match gflops")
+            raise ValueError(f"match_to={plan.match_to!r} does nothing without --match")
         return
     if plan.match not in MATCHES:
         raise ValueError(f"match={plan.match!r}: {expected(plan.match, MATCHES)}")
     if GOLDEN in plan.methods:
-        raise ValueError(f"method {GOLDEN!r} has no GFLOPs to match, it needs the answer: leave it out of --methods")
+        raise ValueError(f"method {GOLDEN!r} has no cost to match, it needs the answer: leave it out of --methods")
     if plan.match_to == DENSE:
         raise ValueError(f"match_to={DENSE!r} has no keep rate: name a method that reduces")
     if plan.match_to not in plan.methods:

@@ -1,8 +1,7 @@
 """The models that stand side by side: one dense tower and everything that shares its weights."""
 
 import json
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import zoo
-from harness.console.terminal import Progress
 from harness.golden.store import Rankings
-from harness.measure.plan import Plan
-from harness.models.cost import gflops
 from harness.records.conditions import DENSE, GOLDEN
 from zoo.files import digest_of
 from zoo.golden import GoldenConfig
@@ -29,7 +25,6 @@ from zoo.weights import load_predictor, with_predictors
 
 BLOCK = GoldenConfig.block
 PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
-TOLERANCE = 0.01  # of the target's GFLOPs; a row further off is reported
 MethodRate = tuple[str, float]  # a method and its keep rate
 
 
@@ -224,75 +219,3 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
         entering[stop], _ = dense.advance(entering[done], done, stop)
         done = stop
     return entering
-
-
-class KeepSolver:
-    """Count one kind of model at several keep rates, each once."""
-
-    def __init__(self, dense: ReducedViT, build: Callable[[float], ReducedViT]) -> None:
-        """Take what makes the model for a keep rate, or raises ValueError where it can't."""
-        self.build = build
-        self.patches = int(dense.patch_embed.num_patches)
-        self._size = dense.patch_embed.img_size
-        self._counts: dict[float, float] = {}
-
-    def gflops(self, keep: float) -> float:
-        """Return fvcore's count of the model itself, 1e9 multiply-adds per image."""
-        if keep not in self._counts:
-            self._counts[keep] = gflops(self.build(keep), self._size).gflops
-        return self._counts[keep]
-
-    def nearest(self, goal: float) -> float:
-        """Return the keep rate whose cost, which rises with it, is nearest to ``goal`` GFLOPs."""
-        self.build(1.0)  # a method that can't do even this says why
-        last = self.patches - 1
-        least = 1 + bisect_left(range(1, last), True, key=self._able)
-
-        def cost(count: int) -> float:
-            return self.gflops(count / self.patches)
-
-        above = least + bisect_left(range(least, last), goal, key=cost)
-        # Apart from the rest, as keeping all spares the method's own work too.
-        counts = (above, max(above - 1, least), self.patches)
-        return min(counts, key=lambda count: abs(cost(count) - goal)) / self.patches
-
-    def _able(self, count: int) -> bool:
-        """Tell whether the model can end with so few; ToMe, say, halves at most."""
-        try:
-            self.build(count / self.patches)
-        except ValueError:
-            return False
-        return True
-
-
-def matched_rows(dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress) -> list[MethodRate]:
-    """Solve each method's keep rate for the target's GFLOPs at each of the plan's.
-
-    Costs are fvcore's of the model itself. Two keep rates of the target may share a method's row;
-    rows further off than `TOLERANCE` are reported.
-    """
-
-    def solver(method: str) -> KeepSolver:
-        return KeepSolver(dense, lambda keep: rows_of(dense, arch, tag, [(method, keep)])[0].vit)
-
-    target = solver(plan.match_to)
-    goals = {rate: target.gflops(rate) for rate in plan.keeps}
-    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
-    pairs: list[MethodRate] = [(DENSE, 1.0)]
-    with progress.task("keep rates of equal cost", len(methods)) as update:
-        for done, method in enumerate(methods, start=1):
-            costs = solver(method)
-            for rate, goal in goals.items():
-                keep = rate
-                if method != plan.match_to:
-                    keep = costs.nearest(goal)
-                    off = costs.gflops(keep) / goal - 1
-                    if abs(off) > TOLERANCE:
-                        progress.say(
-                            f"{method} can't meet the {goal:.3f} GFLOPs of {plan.match_to} at keep "
-                            f"{100 * rate:.3g} %: the nearest is {costs.gflops(keep):.3f} "
-                            f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
-                        )
-                pairs.append((method, keep))
-            update(done)
-    return list(dict.fromkeys(pairs))

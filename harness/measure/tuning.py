@@ -76,8 +76,11 @@ class Tuner:
             Tuned models, by the key of the row.
 
         Raises:
-            ValueError: what ``draw`` and ``zoo.tune`` refuse.
+            ValueError: what ``draw`` and ``zoo.tune`` refuse, or a class that can't be named.
         """
+        if text_classifier(self.parts, self.dataset)[1]:
+            what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
+            raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
         few = draw(self.dataset, shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
         missing = [row for row in rows if not paths[row.key].is_file()]

@@ -1,6 +1,7 @@
 """Dense image towers by name: ours, any timm ViT, any open_clip ViT."""
 
 import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from harness.datasets.base import Dataset, Split
+from harness.datasets.base import SPLITS, Dataset, Split
 from zoo.adopt import reduce
 from zoo.clip import ClipParts, class_features, create_clip, image_transform
 from zoo.open_clip import FOLDER, HUB, load_open_clip
@@ -21,10 +22,12 @@ from zoo.predictor import tower_name
 from zoo.prompts import CosineHead
 from zoo.reducer import expected
 from zoo.sizes import MODELS, SIZES
+from zoo.text import UnseenWordsError
 from zoo.vit import ReducedViT, host_spec
 from zoo.weights import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
 
 OPEN_CLIP = "open_clip:"
+NAMED = 12  # unknown classes in a message
 KINDS = (
     "a dense name of `patchrank list`, a ViT of timm.list_models(), "
     "local-dir:FOLDER, hf-hub:OWNER/NAME, or open_clip:ARCH/PRETRAINED"
@@ -127,19 +130,38 @@ def load_clip(name: str) -> tuple[ClipParts, str, str]:
 
 
 def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
-    """Encode the dataset's classes; those with words the text tower never saw are left out.
+    """Encode the dataset's classes; those with words the text tower never saw may be left out.
 
     Returns:
         (classes, D) unit features with a row of NaN for a class left out, and the names left out.
+
+    Raises:
+        ValueError: there are such classes, and the dataset isn't to do without them.
     """
-    rows, left_out = [], []
+    rows = []
+    unseen: dict[str, tuple[str, ...]] = {}
     for name in dataset.classes:
         try:
             rows.append(class_features(parts.model, parts.tokenizer, [name], dataset.templates)[0])
-        except ValueError:
-            left_out.append(name)
+        except UnseenWordsError as error:
+            unseen[name] = error.words
             rows.append(torch.full((parts.model.visual.num_classes,), torch.nan))
-    return torch.stack(rows), tuple(left_out)
+    if unseen and not dataset.skip_unknown:
+        raise ValueError(_unknown(dataset, unseen))
+    return torch.stack(rows), tuple(unseen)
+
+
+def _unknown(dataset: Dataset, unseen: Mapping[str, Sequence[str]]) -> str:
+    """Say which classes have words that a text tower never saw, and what can be done."""
+    labels = np.concatenate([dataset.labels(name) for name in SPLITS])
+    lost = np.isin(labels, [label for label, name in enumerate(dataset.classes) if name in unseen]).sum()
+    some = [f"{name!r} ({', '.join(words)})" for name, words in unseen.items()][:NAMED]
+    more = [f"and {len(unseen) - NAMED} more"] if len(unseen) > NAMED else []
+    return (
+        f"{dataset.name}: {len(unseen)} of {len(dataset.classes)} classes, with {lost} of {len(labels)} images, "
+        f"have words that the text tower never saw: {', '.join(some + more)}; take a model with a "
+        "full vocabulary or other --templates, or leave the classes out: --skip-unknown-classes"
+    )
 
 
 def nameable(split: Split, classifier: Tensor | None) -> Split:

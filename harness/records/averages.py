@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.datasets import list_datasets, shipped_facts
+from harness.datasets import list_datasets, shipped_facts, split_words
 from harness.datasets.rooted import RootedDataset
 from harness.records.conditions import DENSE, PROMPTS
-from harness.records.record import FIDELITY, Latency, Metric, Record, lacking, refuse_mixed
+from harness.records.record import FIDELITY, METRICS, Latency, Metric, Record, lacking, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -25,6 +25,7 @@ from harness.records.statistics import (
     mark_note,
     mean_interval,
     paired_difference,
+    paired_mean,
     paired_p,
     sign_flip,
     together,
@@ -327,6 +328,12 @@ def protocol(record: Record) -> str:
     return "text classifier"
 
 
+def judged_on(record: Record) -> str:
+    """Say which images of its dataset a record is of: the split, and the classes if some are left out."""
+    words, classes = split_words(record.dataset, record.split), record.classes_judged
+    return words if classes is None else f"{words}, {classes[0]} of {classes[1]} classes"
+
+
 def tower_of(record: Record) -> str:
     """Return the name of the dense tower of a record, with its weight tag."""
     dense = record.model
@@ -357,34 +364,52 @@ class Matched:
     """One method beside the target, at the keep rate that costs as nearly the same as it can."""
 
     target: Average  # its keep rate is the one asked for
-    row: Average  # of the method; the target itself is among them, without the last two
-    off: float  # GFLOPs over the target's, minus 1
-    # Top-1 minus the target's, same images, 95 % paired bootstrap; of several seeds their mean's.
+    row: Average  # of the method; the target itself is among them, without the last four
+    batch: int | None  # cost is time by the dense model's at this batch size; None: it is GFLOPs
+    cost: float
+    off: float  # cost over the target's, minus 1
+    # Cosine distance to dense minus the target's, same images, 95 % paired bootstrap.
+    distance: Interval | None
+    distance_p: float | None  # see `fidelity_p`
+    # Top-1 minus the target's, likewise; of several seeds their mean's. None without labels.
     difference: Interval | None
     p_value: float | None  # see `row_p`
 
 
-def matched(records: Sequence[Record], target: str) -> list[Matched]:
-    """Pair each row of the method ``target`` with every method's row of the nearest GFLOPs.
+def matched(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
+    """Pair each row of the method ``target`` with every method's row of the nearest cost.
 
-    Records are of one dataset, tower and number of shots; those without GFLOPs and the dense one
-    are left out. Pairs go by the target's keep rate, falling; the target first, then the best
-    top-1.
+    Cost is GFLOPs, or time by the dense model's at a ``batch`` size. Records are of one dataset,
+    tower and number of shots; those without cost and the dense one are left out. Pairs go by the
+    target's keep rate, falling; the target first, then the least cosine distance, or the best top-1
+    where it wasn't measured.
     """
-    rows = [row for row in averages(records) if row.method != DENSE]
-    rows = [row for row in rows if row.mean("gflops") is not None]
+    metric = METRICS["cosine_distance"]
+    rows, costs = [], dict[str, float]()
+    for row in averages(records):
+        cost = row.mean("gflops") if batch is None else time_ratio(row.latency, batch)
+        if cost is not None and row.method != DENSE:
+            rows.append(row)
+            costs[row.identity] = cost
     methods = dict.fromkeys(row.method for row in rows if row.method != target)
 
     def off(row: Average, goal: Average) -> float:
-        return float(row.mean("gflops") / goal.mean("gflops") - 1)
+        return costs[row.identity] / costs[goal.identity] - 1
 
     def paired(row: Average, goal: Average) -> Matched:
-        if len(goal.records) > 1:
-            difference = mean_difference(row, goal)
-        else:
-            difference = paired_difference(row.first.correct, goal.first.correct, seed=0)
-        p = row_p(row, goal)
-        return Matched(target=goal, row=row, off=off(row, goal), difference=difference, p_value=p)
+        facts: dict[str, Any] = dict.fromkeys(("distance", "distance_p", "difference", "p_value"))
+        ours, theirs = row.per_image(metric), goal.per_image(metric)
+        if row is not goal and ours is not None and theirs is not None:
+            facts |= {"distance": paired_mean(ours, theirs, seed=0), "distance_p": fidelity_p(row, goal, metric)}
+        if row is not goal and row.top1 is not None:
+            one = len(goal.records) == 1
+            hits = (row.first.correct, goal.first.correct)
+            facts["difference"] = paired_difference(*hits, seed=0) if one else mean_difference(row, goal)
+            facts["p_value"] = row_p(row, goal)
+        return Matched(target=goal, row=row, batch=batch, cost=costs[row.identity], off=off(row, goal), **facts)
+
+    def worth(row: Average) -> tuple[float, float]:
+        return row.mean(metric.name) or 0.0, -(row.mean("top1") or 0.0)
 
     pairs = []
     for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
@@ -392,6 +417,10 @@ def matched(records: Sequence[Record], target: str) -> list[Matched]:
             min((row for row in rows if row.method == method), key=lambda row: abs(off(row, goal)))
             for method in methods
         ]
-        pairs.append(Matched(target=goal, row=goal, off=0.0, difference=None, p_value=None))
-        pairs += [paired(row, goal) for row in sorted(nearest, key=lambda r: -(r.mean("top1") or 0))]
+        pairs += [paired(row, goal) for row in (goal, *sorted(nearest, key=worth))]
     return pairs
+
+
+def time_ratio(latency: Sequence[Latency], batch: int) -> float | None:
+    """Return the time at a batch size by the dense model's; None where there is none."""
+    return next((entry.ratio_to_dense for entry in latency if entry.batch == batch), None)

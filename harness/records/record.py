@@ -66,7 +66,7 @@ class Metric(Field):
     low: str = ""  # field with the low end of its interval
     high: str = ""  # field with the high end
     loose: bool = False  # whether the interval may be missing where the value is there
-    ends: Literal["", "wide", "always"] = ""  # which forms in the terminal show the interval
+    ends: Literal["", "wide", "roomy", "always"] = ""  # which forms in the terminal show the interval
     at: str = ""  # field with the number of patches that it is for
     chance: str = ""  # field with what unrelated rankings give
     # Field with its value of each image, packed: a name in "_bits" by `pack_correct`, else by
@@ -149,6 +149,8 @@ class Record:
     prompt_tokens: Annotated[int | None, CONDITION] = None  # learned, where the tuning has some
     seed: Annotated[int, CONDITION]  # of the choice of shots and of what is learned from them
     image_count: Annotated[int, CONDITION]
+    # How many classes are judged, and of how many, where some have no name; see `--skip-unknown-classes`.
+    classes_judged: Annotated[tuple[int, ...] | None, Field(role="condition", unit="classes")] = None
     images_sha256: Annotated[str | None, CONDITION] = None  # of ids in order: `images_digest`
     # Height and width in pixels, as the tower sees them.
     image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None
@@ -156,7 +158,7 @@ class Record:
     # Mean over images of 1 - cosine, with a 95 % bootstrap interval, as all that is near dense.
     cosine_distance: Annotated[float | None, Metric(
         heading="1 - cosine", form=".4f", short="1 - cos", low="cosine_low", high="cosine_high",
-        values="cosine_values", ends="wide", least="narrow", better="lower", bound="cosine",
+        values="cosine_values", ends="roomy", least="narrow", better="lower", bound="cosine",
         change="+.4f", fidelity="1 - cosine of the features to dense",
     )] = None  # fmt: skip
     cosine_low: End = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from harness.console.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
-from harness.records.averages import protocol, tower_of, uncounted
+from harness.records.averages import judged_on, protocol, tower_of, uncounted
 from harness.records.record import METRICS, Metric, Record, measured_alike, metrics, read_run, require_appendable
 from harness.records.statistics import (
     FLIPPED,
@@ -370,12 +370,12 @@ def _table(group: Sequence[Change]) -> Table:
     families = _families(group)
     images = {record.image_count for pair in group for record in (pair.a, pair.b)}
     count = " or ".join(map(str, sorted(images)))
-    name = f"{first.dataset} ({first.split}, {count} images; {protocol(first)}), {tower_of(first)}"
+    name = f"{first.dataset} ({judged_on(first)}, {count} images; {protocol(first)}), {tower_of(first)}"
     rows = [
         _cells(pair, group, {name: family.mark(at) for name, family in families.items()})
         for at, pair in enumerate(group)
     ]
-    labelled = _NARROW & rows[0].keys() > _ALWAYS
+    labelled = "top-1 A" in rows[0]
     narrow = _NARROW if labelled else _ALWAYS | _ROOMY
     about = (_OF_LABELS if labelled else "", _CAPTION, *_judged(group, families))
     return Table.of(

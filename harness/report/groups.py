@@ -12,7 +12,7 @@ from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
 from harness.measure.times import columns_of as timed_columns_of
 from harness.measure.times import table_of as timed_title
 from harness.measure.timing import Machine
-from harness.records.averages import Average, averages, judged, protocol, tower_of, uncounted
+from harness.records.averages import Average, averages, judged, judged_on, protocol, tower_of, uncounted
 from harness.records.conditions import DENSE
 from harness.records.record import CONDITIONS, Record, differing
 from harness.report.tables import BY_COLUMN, by_shots, report_columns, shot_tables, table_of
@@ -20,7 +20,7 @@ from harness.report.writers import markdown
 
 Conditions = tuple[Hashable, ...]
 # What a heading names; where other conditions differ, the heading names those, too.
-_NAMED = ("dataset", "split", "tag", "shots", "tuning", "prompt_tokens")
+_NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
 # Which images, and how large: named only where nothing else differs, as others imply them.
 _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
@@ -169,7 +169,7 @@ def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
 
 def _heading(first: Record) -> str:
     how = protocol(first) if first.shots else "by text"
-    return f"{first.dataset} {first.split}, {how}, {tower_of(first)}"
+    return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}"
 
 
 def _text(rows: Sequence[Average], condition: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from harness.datasets import split_words
 from harness.measure.traces import (
     RANKING,
     TRACES,
@@ -104,7 +105,8 @@ class TracedGroup:
     def title(self) -> str:
         """Say which dataset, split, tuning and tower these are."""
         how = protocol(self.facts) if self.facts.shots else "by text"
-        return f"{self.facts.dataset} {self.facts.split}, {how}, {tower_of(self.facts)}{self.apart}"
+        split = split_words(self.facts.dataset, self.facts.split)
+        return f"{self.facts.dataset} {split}, {how}, {tower_of(self.facts)}{self.apart}"
 
     @property
     def slug(self) -> str:

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import TypeVar
 
 from harness.measure.times import VERDICTS, LatencyRecord, short_name
-from harness.records.averages import Average, labels, learned, shots_of, tower_of
+from harness.records.averages import Average, judged_on, labels, learned, shots_of, tower_of
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import METRICS, Metric
 from harness.records.statistics import Interval
@@ -243,7 +243,7 @@ def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | No
         for nth, (name, values) in enumerate(curves.items())
     }
     first, shots = columns[-1][0].first, [column[0].first.shots for column in columns]
-    title = f"{first.dataset} {first.split}, {learned(first)}, {tower_of(first)}, keep {100 * keep:.3g} %"
+    title = f"{first.dataset} {judged_on(first)}, {learned(first)}, {tower_of(first)}, keep {100 * keep:.3g} %"
     last = {name: 100 * values[max(values)].estimate for name, values in curves.items()}
     return Chart(
         title=title,

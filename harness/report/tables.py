@@ -1,11 +1,12 @@
 """Tables of measured models. Their columns are what `records.Metric` declares."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from harness.console.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
+from harness.datasets import split_words
 from harness.measure.compare import Floor
 from harness.records.averages import (
     REFERENCE,
@@ -15,6 +16,7 @@ from harness.records.averages import (
     averages,
     exact_test,
     judged,
+    judged_on,
     labels,
     learned,
     protocol,
@@ -26,7 +28,7 @@ from harness.records.averages import (
 )
 from harness.records.conditions import DENSE
 from harness.records.record import FIDELITY, Latency, Metric, Record, declared, metrics, refuse_mixed
-from harness.records.statistics import MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
+from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
 from harness.report.writers import csv_text
 
 # What a column of a table of shots differs in from another, with what follows from it.
@@ -65,7 +67,7 @@ def table_of(
 def title(record: Record, more: str = "") -> str:
     """Say what the records of a table have in common; ``more`` goes with the protocol."""
     return (
-        f"{record.dataset} ({record.split}, {record.image_count} images; {protocol(record)}"
+        f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
         f"{more}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
         f"{record.threads} threads"
     )
@@ -145,9 +147,9 @@ def _terminal(metric: Metric, family: Judged | None) -> list[Filled]:
         column = Column(heading=metric.short, forms=forms)
         return column, lambda row: _cell(row, metric, family, short=True, ends=ends)
 
-    if metric.ends != "wide" or "narrow" not in forms:
-        return [filled(forms, ends=bool(metric.ends))]
-    return [filled(_ROOMY, ends=True), filled(("narrow",), ends=False)]
+    shown = {"": (), "wide": FORMS[:1], "roomy": _ROOMY, "always": FORMS}[metric.ends]
+    own = [(tuple(form for form in forms if (form in shown) == ends), ends) for ends in (True, False)]
+    return [filled(some, ends=ends) for some, ends in own if some]
 
 
 def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = False, ends: bool = True) -> Cell:
@@ -293,7 +295,7 @@ def _shot_table(groups: Sequence[Sequence[Average]], *, marked: bool) -> Table:
         for at, group in enumerate(groups)
     ]
     return Table(
-        title=f"{first.dataset} {first.split}, top-1 by shots, {learned(first)}, {tower_of(first)}",
+        title=f"{first.dataset} {judged_on(first)}, top-1 by shots, {learned(first)}, {tower_of(first)}",
         caption=caption,
         columns=[Column(heading="Method", left=True), Column(heading="Keep"), *heads],
         rows=[
@@ -333,7 +335,7 @@ def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
     first = rows[0]
     family = together({at: row.p_value for at, row in enumerate(rows)})
     return Table.of(
-        f"{first.dataset} ({first.split}), against random pruning, mean of {seeds} orders",
+        f"{first.dataset} ({split_words(first.dataset, first.split)}), against random pruning, mean of {seeds} orders",
         ("method", "keep", "images", "top-1", "random", "difference"),
         [
             (
@@ -351,34 +353,63 @@ def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
     )
 
 
-def matched_table(rows: Sequence[Matched]) -> Table:
-    """Lay out methods at equal cost, one section per keep rate of the target."""
-    method, first = rows[0].target.method, rows[0].target.first
-    family = together({at: row.p_value for at, row in enumerate(rows)})
-    own = [row.difference is None for row in rows]
+def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
+    """Lay out methods at equal cost, one section per keep rate of the target; ``more`` goes below."""
+    target, batch = rows[0].target, rows[0].batch
+    distance = metrics(Record)["cosine_distance"]
+    apart = replace(distance, form=distance.change)
+    nearer = together({at: row.distance_p for at, row in enumerate(rows)})
+    righter = together({at: row.p_value for at, row in enumerate(rows)})
+    cost, what = ("GFLOPs", "GFLOPs") if batch is None else ("x dense", f"time at batch {batch}")
+
+    def cells(at: int, row: Matched) -> Iterator[Cell]:
+        own = row.row is row.target
+        yield Cell(f"{row.target.method} {100 * row.target.keep:.3g}" if own else "")
+        yield Cell(row.row.method, row.row.method)
+        yield figure(row.row.keep, ".1%")
+        yield figure(row.cost, ".3f")
+        yield figure(None if own else row.off, "+.1%" if batch else "+.2%", " %")
+        yield figure(row.row.mean(distance.name), distance.form)
+        cell = estimate_cell(row.distance, apart)
+        yield Cell(cell, cell.value, nearer.mark(at))
+        if target.top1 is not None:
+            yield figure(row.row.mean("top1"), ".1%")
+            yield points(row.difference, righter.mark(at))
+
+    to, test = f"to {target.method}", exact_test(target)
+    heads = ["at", "method", "keep", cost, "off", distance.short, f"{distance.short} {to}"]
+    caption = f"{distance.short}: {distance.fidelity}; {to}: difference with 95 % paired bootstrap interval"
+    notes = [mark_note(FLIPPED, "all of its column")]
+    if target.top1 is not None:
+        heads += ["top-1", f"top-1 {to}"]
+        caption += "; top-1 in %, its difference in points"
+        notes.append(f"of top-1: {test}")
     return Table.of(
-        f"at equal GFLOPs: {title(first, seeds(rows[0].target.records))}",
-        ("at", "method", "keep", "GFLOPs", "off", "top-1", f"to {method}", "p"),
-        [
-            (
-                f"{method} {100 * row.target.keep:.3g}" if own[at] else "",
-                Cell(row.row.method, row.row.method),
-                figure(row.row.keep, ".1%"),
-                figure(row.row.mean("gflops"), ".3f"),
-                figure(None if own[at] else row.off, "+.2%", " %"),
-                figure(row.row.mean("top1"), ".1%"),
-                points(row.difference, family.mark(at)),
-                figure(row.p_value, ".3f"),
-            )
-            for at, row in enumerate(rows)
-        ],
+        f"at equal {what}: {title(target.first, seeds(target.records))}",
+        heads,
+        [list(cells(at, row)) for at, row in enumerate(rows)],
         words=("method",),
-        caption=f"top-1 in %, the difference to {method} in points with 95 % paired bootstrap "
-        f"interval; p: {exact_test(rows[0].target)}, one comparison at a time; "
-        f"{mark_note('the same test', 'all differences of this table')}"
-        f"{_lacking(row.row for row in rows)}",
-        sections=frozenset(at for at, is_own in enumerate(own) if is_own),
+        caption=f"{caption}; {'; '.join(notes)}{_lacking(row.row for row in rows)}{more}",
+        sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
     )
+
+
+def precision_note(group: Sequence[Record], records: Sequence[Record]) -> str:
+    """Say how fast the dense model of a group is, and how fast in another precision among all records."""
+
+    def speed(record: Record) -> tuple[float, str]:
+        entry = min(record.latency, key=lambda entry: abs(entry.batch - at))
+        return entry.images_per_s, f"{entry.images_per_s:.0f} images/s in {record.dtype} at batch {entry.batch}"
+
+    dense = [r for r in records if r.method == DENSE and r.latency and r.model == group[0].model]
+    at = group[0].latency[0].batch
+    ours, own = speed(group[0])
+    for other in dense:
+        if (other.dataset, other.device) == (group[0].dataset, group[0].device) and other.dtype != group[0].dtype:
+            theirs, words = speed(other)
+            slower = f": {group[0].dtype} is slower on this machine" if ours < theirs else ""
+            return f"; dense: {own}, {words}{slower}"
+    return f"; dense: {own}"
 
 
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:

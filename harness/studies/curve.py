@@ -230,6 +230,7 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
     orders_of: dict[Point, list[Importance]] = {point: [] for point in every}
     hits: dict[tuple[Point, int], list[NDArray[np.float64]]] = {}
     images, nameable, sample = {}, {}, torch.empty(0)
+    classifiers = _classifiers(tower, config.datasets)  # refuses before anything is ranked
     for name in config.datasets:
         dataset = get_dataset(name)
         split = subset(dataset.split(config.split), config.limit)
@@ -239,8 +240,7 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
             orders_of[point].append(ranker.ranked(point, split, facts, name, progress))
         few = split[:TIMED_IMAGES]
         sample = torch.stack([tower.preprocess(example.image) for example in few])
-        if tower.clip is not None:
-            classifier, _ = text_classifier(tower.clip, dataset)
+        if (classifier := classifiers.get(name)) is not None:
             known = np.flatnonzero(named(classifier)[split.labels])
             nameable[name] = len(known)
             orders = {point: orders_of[point][-1][known] for point in every}
@@ -268,6 +268,11 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
         versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         worths=worths,
     )  # fmt: skip
+
+
+def _classifiers(tower: Tower, datasets: Sequence[str]) -> dict[str, Tensor]:
+    """Return the text classifier of each dataset, none for a tower without text tower."""
+    return {} if tower.clip is None else {name: text_classifier(tower.clip, get_dataset(name))[0] for name in datasets}
 
 
 FAMILIES = ("removal", "follow", "jacobian", "shallow", "clsattn", "random")

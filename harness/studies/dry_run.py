@@ -21,8 +21,9 @@ from harness.datasets.few_shot import draw, subset
 from harness.golden.budget import Point
 from harness.golden.rank import Source
 from harness.golden.store import Provenance, Rankings
+from harness.measure.match import KeepSolver
 from harness.measure.plan import tuning_of
-from harness.measure.rows import KeepSolver, Variant
+from harness.measure.rows import Variant
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import Tower
 from harness.records.conditions import Tuning

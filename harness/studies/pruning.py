@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 from harness.datasets.base import Dataset
+from harness.measure.match import MATCHED
 from harness.measure.rows import Variant
 from harness.studies.workshop import PREDICTED, Line, Workshop, study
 from zoo.predictor import architecture
@@ -14,23 +16,39 @@ SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the
 WITHOUT_PREDICTOR = sorted(name for name, cls in METHODS.items() if not cls.needs_predictor)
 
 
-@study("Methods at equal GFLOPs", "Is Patch Ranking ahead of other methods for the same cost?", keeps=(0.6, 0.5, 0.3))
+@study(
+    "Methods at equal GFLOPs and at equal time",
+    "Is Patch Ranking ahead of other methods for the same cost?",
+    keeps=(0.6, 0.5, 0.3),
+)
 def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
-    """Give every method without a predictor the keep rate at which it costs what patchrank does."""
+    """Give every method without a predictor the keep rates at which it costs what patchrank does.
+
+    Equal times are those of a precision at batch 8; all features are in the study's own.
+    """
     fits = shop.fitted(shop.config.datasets, shop.golden())
     truth = shop.known(dataset.images_of)
 
     def baseline(method: str, what: str, keep: float) -> list[Variant]:
         return shop.baseline(method, keep, truth, what)
 
-    for keep in keeps:
+    targets = {keep: shop.predicted(fits, keep, truth, f"for {keep:g}") for keep in keeps}
+    first = {keep: rows[0] for keep, rows in targets.items()}
+    times = {dtype: shop.at_time(first, WITHOUT_PREDICTOR, dtype) for dtype in shop.config.time_dtypes}
+    for keep, own in targets.items():
         what, percent = f"for {keep:g}", f"{100 * keep:g}"
-        rows = shop.predicted(fits, keep, truth, what)
-        goal = shop.gflops(rows[0])
-        yield Line({"for": percent, "method": PREDICTED}, rows, keep)
+        yield Line({"for": percent, "method": PREDICTED}, own, keep)
         for method in WITHOUT_PREDICTOR:
-            rows = shop.at_cost(method, partial(baseline, method, what), goal)
-            yield Line({"for": percent, "method": method}, rows, keep)
+            rows = shop.at_cost(method, partial(baseline, method, what), shop.gflops(own[0]))
+            yield Line({"for": percent, "method": method, "equal": "GFLOPs"}, rows, keep)
+        for (dtype, matches), method in product(times.items(), WITHOUT_PREDICTOR):
+            rate, setting = matches[method, keep]
+            rows = [
+                replace(row, config=row.config | {MATCHED: setting})
+                for row in baseline(method, f"{what} in {dtype}", rate)
+            ]
+            off = f"{100 * (setting['ratio'] / setting['goal'] - 1):+.1f} %"
+            yield Line({"for": percent, "method": method, "equal": f"time, {dtype}", "off": off}, rows, keep)
 
 
 @study(

@@ -1,8 +1,8 @@
 """Find studies by name and make them: judge their lines on each dataset, and lay out tables."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant
 from harness.models.towers import Tower, load_tower
-from harness.records.averages import uncounted
+from harness.records.averages import Average, fidelity_p, judged_on, row_p, uncounted
 from harness.records.conditions import DENSE, DTYPES, Tuning
-from harness.records.record import Record, refuse_mixed
+from harness.records.record import METRICS, Record, refuse_mixed
 from harness.records.statistics import (
+    FLIPPED,
     MCNEMAR,
     SIGN_FLIP,
     Interval,
@@ -28,7 +29,7 @@ from harness.records.statistics import (
     bootstrap_mean,
     mark_note,
     mean_interval,
-    paired_p,
+    paired_mean,
     together,
 )
 from harness.report.writers import markdown
@@ -38,17 +39,20 @@ from zoo.reducer import expected
 
 LISTED = "patchrank study --help"  # shows all studies
 NOTES = (
-    "Top-1 in %, mean over seeds (least to most); differences in points on the same images, with "
-    "95 % paired bootstrap intervals over images of the mean over seeds, one comparison at a time. "
-    "1 - cosine: of the features to dense. Tau and match at k: agreement with the golden ranking that the line "
-    "aims at, k being the patches kept."
+    "1 - cosine of the features to dense, and top-1 in %, mean over seeds (least to most); differences, of top-1 in "
+    "points, on the same images, with 95 % paired bootstrap intervals over images of the mean over seeds, one "
+    "comparison at a time. Tau and match at k: agreement with the golden ranking that the line aims at, k being the "
+    "patches kept."
 )
 SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
+DISTANCE = METRICS["cosine_distance"]
+# Differences that are tested, a family each, by the entry's field; their columns.
+DIFFERENCES = {"distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first"}
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
 _MEANS = ("keep", "top1", "gflops", "cosine_distance", "tau", "match_at_k", "match_chance")
 # Columns that narrower terminals do without.
-_WIDE = ("GFLOPs", "over seeds", "1 - cosine", "tau", "match@k (chance)")
-_FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | {"to dense": FORMS[:2]}
+_WIDE = ("GFLOPs", "over seeds", "tau", "match@k (chance)")
+_FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | {"to dense": FORMS[:2], "to first": FORMS[:2]}
 
 
 @functools.cache
@@ -69,23 +73,28 @@ def get_study(name: str, tools: Sequence[str] = ()) -> Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of a study with what was measured on one dataset."""
+    """One line of a study with what was measured on one dataset.
+
+    Differences are means over seeds on the same images; of top-1 they are None without labels, and
+    those against the first line None for that line itself. ``p`` has the p-value of each difference
+    in `DIFFERENCES` that there is.
+    """
 
     labels: dict[str, str]  # what distinguishes it, by column
     group: float | str  # lines are compared with the first of the same group
-    records: Sequence[Record]  # one per seed
-    to_dense: Interval  # top-1, mean over seeds, minus that of the dense model
-    to_first: Interval | None  # the same against the first line; None for the first itself
-    p_dense: float  # exact p-value that it is as often right as the dense model
-    p_first: float | None  # the same against the first line; None for the first itself
+    row: Average  # its records, one per seed
+    to_dense: Interval | None = None  # top-1 minus that of the dense model
+    to_first: Interval | None = None  # the same against the first line
+    distance_to_first: Interval | None = None  # 1 - cosine minus that of the first line
+    p: Mapping[str, float | None] = field(default_factory=dict)
     # the difference to first with Student's t interval over seeds, where both lines were tuned
     # from the same seeds
     over_seeds: Interval | None = None
 
-    def mean(self, field: str) -> float | None:
-        """Return the mean over seeds of a field of ``Record``, None where one lacks it."""
-        values = [getattr(record, field) for record in self.records]
-        return None if None in values else float(np.mean(values))
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """One per seed."""
+        return self.row.records
 
 
 def entries(lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]], dense: Record) -> list[Entry]:
@@ -95,34 +104,39 @@ def entries(lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]
         ValueError: conditions other than what was learned differ; see `records.refuse_mixed`.
     """
     refuse_mixed([dense, *(r for _, _, records in lines for r in records)], varying=_LEARNED)
-    first_of: dict[float | str, Sequence[Record]] = {}
+    base = _average([dense])
+    first_of: dict[float | str, Average] = {}
     compared = []
     for labels, group, records in lines:
-        right = _hits(records) / len(records)
-        entry = Entry(
-            labels=labels, group=group, records=records,
-            to_dense=bootstrap_mean(right - dense.correct, seed=0), to_first=None,
-            p_dense=_p(records, [dense]), p_first=None,
-        )  # fmt: skip
-        if (first := first_of.setdefault(group, records)) is not records:
-            entry = replace(
-                entry,
-                to_first=bootstrap_mean(right - _hits(first) / len(first), seed=0),
-                p_first=_p(records, first),
-                over_seeds=_over_seeds(records, first),
-            )
-        compared.append(entry)
+        row = _average(records)
+        first = first_of.setdefault(group, row)
+        others = {"to_dense": base} | ({} if first is row else {"to_first": first})
+        p: dict[str, float | None] = {}
+        differences: dict[str, Interval | None] = {}
+        if dense.top1 is not None:
+            for name, other in others.items():
+                differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0)
+                p[name] = row_p(row, other)
+        if first is not row and (pair := _distances(row, first)) is not None:
+            differences["distance_to_first"] = paired_mean(*pair, seed=0)
+            p["distance_to_first"] = fidelity_p(row, first, DISTANCE)
+        over_seeds = None if first is row else _over_seeds(records, first.records)
+        compared.append(Entry(labels=labels, group=group, row=row, p=p, over_seeds=over_seeds, **differences))
     return compared
 
 
-def _hits(records: Sequence[Record]) -> NDArray[np.int64]:
-    """Return (image_count,) for how many seeds each image was right."""
-    counts: NDArray[np.int64] = np.sum([record.correct for record in records], axis=0)
-    return counts
+def _average(records: Sequence[Record]) -> Average:
+    return Average(records=tuple(records), top1=None, to_dense=None)
 
 
-def _p(records: Sequence[Record], others: Sequence[Record]) -> float:
-    return paired_p(_hits(records), _hits(others), len(records), len(others))
+def _share(row: Average) -> NDArray[np.float64]:
+    """Return (image_count,) for what share of the seeds each image was right."""
+    return row.hits / len(row.records)
+
+
+def _distances(row: Average, other: Average) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    a, b = row.per_image(DISTANCE), other.per_image(DISTANCE)
+    return None if a is None or b is None else (a, b)
 
 
 def _over_seeds(records: Sequence[Record], first: Sequence[Record]) -> Interval | None:
@@ -142,10 +156,8 @@ class Sheet:
 
     def judged(self) -> dict[str, Together[int]]:
         """Return the p-values of each column of differences, a family each, by line."""
-        lines = list(enumerate(self.entries))
         return {
-            "to dense": together({at: entry.p_dense for at, entry in lines}),
-            "to first": together({at: entry.p_first for at, entry in lines}),
+            name: together({at: entry.p.get(name) for at, entry in enumerate(self.entries)}) for name in DIFFERENCES
         }
 
     def table(self) -> Table:
@@ -158,15 +170,18 @@ class Sheet:
         lines = []
         for at, entry in enumerate(self.entries):
             cells = {name: Cell(entry.labels.get(name, "")) for name in labels} | _cells(entry)
-            for head, family in families.items():
+            for name, family in families.items():
+                head = DIFFERENCES[name]
                 cells[head] = Cell(cells[head], cells[head].value, family.mark(at))
             lines.append(cells)
         heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
         columns = [Column(heading=head, left=head in labels, forms=_FORMS.get(head, FORMS)) for head in heads]
         rows = [[line[head] for head in heads] for line in lines]
-        starts = frozenset(at for at, entry in enumerate(self.entries) if entry.to_first is None)
+        begins = {entry.group: at for at, entry in reversed(list(enumerate(self.entries)))}
+        starts = frozenset(begins.values())
         several = any(len(entry.records) > 1 for entry in self.entries)
-        note = mark_note(SIGN_FLIP if several else MCNEMAR, "all of a column")
+        tests = [FLIPPED] if self.dense.top1 is None else [SIGN_FLIP if several else MCNEMAR, FLIPPED]
+        note = mark_note(" or ".join(tests), "all of a column")
         lacking = uncounted(self.dense, *(entry.records[0] for entry in self.entries))
         caption = f"{NOTES} {note}.{f' {lacking}.' if lacking else ''}"
         return Table(title=self.title, caption=caption, columns=columns, rows=rows, sections=starts)
@@ -185,14 +200,10 @@ class Sheet:
                 "labels": entry.labels,
                 "asked": entry.group,
                 "seeds": len(entry.records),
-                "top1_to_dense": entry.to_dense,
-                "top1_to_first": entry.to_first,
-                "top1_to_first_over_seeds": entry.over_seeds,
-                "p_to_dense": entry.p_dense,
-                "p_to_dense_holm": families["to dense"].adjusted[at],
-                "p_to_first": entry.p_first,
-                "p_to_first_holm": families["to first"].adjusted.get(at),
-                **{name: entry.mean(name) for name in _MEANS},
+                **{name: getattr(entry, name) for name in (*DIFFERENCES, "over_seeds")},
+                "p": entry.p,
+                "p_holm": {name: family.adjusted.get(at) for name, family in families.items()},
+                **{name: entry.row.mean(name) for name in _MEANS},
             }
             for at, entry in enumerate(self.entries)
         ]
@@ -209,21 +220,30 @@ class Sheet:
 
 def _cells(entry: Entry) -> dict[str, Cell]:
     """Return a line's figures by heading."""
-    top1 = [100 * float(record.correct.mean()) for record in entry.records]
+    mean = entry.row.mean
+    top1 = [100 * record.top1 for record in entry.records if record.top1 is not None]
     spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
-    match, chance = entry.mean("match_at_k"), entry.mean("match_chance")
+    match, chance = mean("match_at_k"), mean("match_chance")
     unmatched = match is None or chance is None
     return {
         "keep": Cell(f"{100 * entry.records[0].keep:.3g}"),
-        "GFLOPs": _number(entry.mean("gflops"), ".3f"),
-        "top-1": Cell(f"{np.mean(top1):.1f}{spread}"),
-        "to dense": points(entry.to_dense),
-        "to first": points(entry.to_first),
+        "GFLOPs": _number(mean("gflops"), ".3f"),
+        "1 - cos": _number(mean("cosine_distance"), ".4f"),
+        DIFFERENCES["distance_to_first"]: _difference(entry.distance_to_first),
+        "top-1": Cell(f"{np.mean(top1):.1f}{spread}") if top1 else UNMEASURED,
+        DIFFERENCES["to_dense"]: points(entry.to_dense),
+        DIFFERENCES["to_first"]: points(entry.to_first),
         "over seeds": points(entry.over_seeds),
-        "1 - cosine": _number(entry.mean("cosine_distance"), ".4f"),
-        "tau": _number(entry.mean("tau"), ".3f"),
+        "tau": _number(mean("tau"), ".3f"),
         "match@k (chance)": UNMEASURED if unmatched else Cell(f"{match:.2f} ({chance:.2f})"),
     }
+
+
+def _difference(interval: Interval | None) -> Cell:
+    if interval is None:
+        return UNMEASURED
+    value, low, high = (format(number, "+.4f") for number in interval)
+    return Cell(f"{value} [{low}, {high}]", interval.estimate)
 
 
 def _number(value: float | None, form: str) -> Cell:
@@ -241,7 +261,7 @@ def make(
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
     datasets = [get_dataset(name) for name in config.datasets]
-    shop = Workshop(config, tower_with_text(config.model), progress)
+    shop = Workshop(config, tower_with_text(config.model), progress, known)
     # All before the first is measured: predictors know their tower by the weights as loaded.
     lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
     for dataset in datasets:
@@ -249,8 +269,9 @@ def make(
         records = _judged(bench_of(shop, dataset, own), dataset, own, known)
         (dense,), *others = records
         judged = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
-        images = f"{dense.dataset} ({dense.split}, {dense.image_count} images)"
-        conditions = f"{shop.tower.name}, {dense.dtype}; dense {100 * dense.correct.mean():.1f} %"
+        images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
+        conditions = f"{shop.tower.name}, {dense.dtype}"
+        conditions += "" if dense.top1 is None else f"; dense {100 * dense.top1:.1f} %"
         title = f"{study.title}: {images}, {conditions}"
         sheet = Sheet(title=title, dense=dense, entries=entries(judged, dense))
         yield sheet, [record for group in records for record in group]
@@ -310,7 +331,7 @@ def _tuned(bench: Bench, dataset: Dataset, line: Line, known: Sequence[Record]) 
     first = replace(line.rows[0], vit=line.prompts[0].vit)
     bench.prompted_costs = {}
     if first.prompted:
-        cost = costs([first], (), 1, bench.progress)[first.key]
+        cost = costs([first], {}, bench.progress)[first.key]
         bench.prompted_costs = {row.key: cost for row in line.rows}
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
@@ -323,6 +344,6 @@ def _costs(bench: Bench, lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     """Count, and maybe time, one row of each line; its other seeds cost the same."""
     dense, plan = bench.rows[0], bench.plan
     rows = [dense, *(line.rows[0] for line in lines)]
-    first = costs(rows, plan.batches, plan.rounds, bench.progress)
+    first = costs(rows, plan.latency_rounds, bench.progress)
     same = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     return {dense.key: first[dense.key]} | same

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,11 +21,15 @@ from harness.datasets.few_shot import require_apart, subset
 from harness.golden.fit import fit
 from harness.golden.rank import AUTO, Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
-from harness.measure.rows import KeepSolver, Variant, as_json, golden_row, predictors_digest, rows_of
+from harness.measure.bench import measured_here
+from harness.measure.match import MATCHED, ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
+from harness.measure.plan import Plan
+from harness.measure.rows import MethodRate, Variant, as_json, golden_row, predictors_digest, rows_of
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE
+from harness.records.record import Record
 from zoo.adopt import add_prompts
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
@@ -61,6 +67,7 @@ class StudyConfig:
     # else it is the one that ships or is in the user's cache
     own_predictors: bool = False
     batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
+    time_dtypes: tuple[str, ...] = ("float32", "bfloat16")  # precisions of rows at equal time
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -171,13 +178,14 @@ class Fitted(NamedTuple):
 class Workshop:
     """Make rankings, predictors and rows for one dense tower."""
 
-    def __init__(self, config: StudyConfig, tower: Tower, progress: Progress) -> None:
-        """Prepare nothing yet."""
-        self.config, self.tower, self.progress = config, tower, progress
+    def __init__(self, config: StudyConfig, tower: Tower, progress: Progress, records: Sequence[Record] = ()) -> None:
+        """Prepare nothing yet; ``records`` are of earlier runs."""
+        self.config, self.tower, self.progress, self.records = config, tower, progress, records
         self.dense: ReducedViT = tower.vit
         self.weights = fingerprint(tower.vit)
         self._rankings: dict[tuple[str, str, GoldenConfig, int | None], Rankings] = {}
         self._solvers: dict[str, KeepSolver] = {}
+        self._times: dict[tuple[float, str, str], tuple[float, dict[str, Any]]] = {}
 
     def tuned(self, tuner: Tuner, row: Variant, seed: int, recipe: TuneConfig) -> Tuned:
         """Tune a row, or take the prompts of an earlier run."""
@@ -315,6 +323,40 @@ class Workshop:
         if name not in self._solvers:
             self._solvers[name] = KeepSolver(self.dense, lambda keep: build(keep)[0].vit)
         return build(self._solvers[name].nearest(goal))
+
+    def at_time(
+        self, targets: Mapping[float, Variant], methods: Sequence[str], dtype: str
+    ) -> dict[MethodRate, tuple[float, dict[str, Any]]]:
+        """Solve methods' keep rates for the time of rows in a precision, or take those of an earlier run.
+
+        Returns:
+            By method and keep rate of the target: the method's own, and the setting that says so,
+            with the times by the dense tower's that were measured of both in the end.
+        """
+        plan = Plan(methods=tuple(methods), match="time", device=self.config.device, dtype=dtype)
+        here = measured_here(replace(plan, dtype=self.config.dtype), self.tower.tag, self.weights)
+        known = [r for r in self.records if all(getattr(r, name) == value for name, value in here.items())]
+        keys, vits = list(product(methods, targets)), {rate: row.vit for rate, row in targets.items()}
+        for method, rate in keys:
+            if record := remembered(known, targets[rate], method, plan.matched(rate)):
+                self._times.setdefault((rate, method, dtype), (record.keep, record.method_config[MATCHED]))
+        left = [(method, rate) for method, rate in keys if (rate, method, dtype) not in self._times]
+        if left:
+
+            def build(method: str, keep: float) -> ReducedViT:
+                return self.baseline(method, keep, None, "")[0].vit
+
+            times = TimeRatios(self.dense, batch=plan.match_batch, device=plan.device, dtype=dtype)
+            solvers = {key: KeepSolver(self.dense, partial(build, key[0])) for key in left}
+            keeps = equal_times(times, vits, solvers, self.progress)
+            ratios = times.of(
+                dict[Any, ReducedViT](vits) | {key: build(key[0], keeps[key]) for key in left}, 2 * ROUNDS
+            )
+            for (method, rate), keep in keeps.items():
+                ratio, goal = ratios[method, rate], ratios[rate]
+                say_miss((method, rate), keep, ratio, goal, plan, self.progress)
+                self._times[rate, method, dtype] = keep, plan.matched(rate) | {"ratio": ratio, "goal": goal}
+        return {(method, rate): self._times[rate, method, dtype] for method, rate in keys}
 
     def gflops(self, row: Variant) -> float:
         """Return what a row's model costs, 1e9 multiply-adds."""

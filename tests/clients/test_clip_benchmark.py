@@ -88,6 +88,16 @@ def test_every_image_gets_the_same_answer(model: str, folder: Path):
     assert 0.2 < answers.mean() < 0.9  # neither chance nor a test that can't fail
 
 
+def test_a_class_with_an_unknown_word_is_refused_by_name():
+    """NaN features would leave the choice to argmax, which takes the first NaN."""
+    from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
+    from clip_benchmark.models import load_clip
+
+    clip, _, tokenizer = load_clip("open_clip", MODELS[0], TAG, None, device="cpu")
+    with pytest.raises(ValueError, match=r"text 'a photo of a zebra\.': .* never saw 'zebra'"):
+        zero_shot_classifier(clip, tokenizer, ["bag", "zebra"], ["a photo of a {c}."], "cpu", amp=False)
+
+
 def test_its_command_line_prints_our_accuracy(folder: Path, tmp_path: Path):
     model, output = MODELS[1], tmp_path / "result.json"
     words = ["eval", "--dataset", "wds/emoji", "--dataset_root", str(folder), "--no_amp"]

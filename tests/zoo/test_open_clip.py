@@ -162,7 +162,11 @@ def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     images = torch.randn(2, 3, 196, 196)
     assert torch.equal(model.encode_image(images), ours.model.encode_image(images))
     assert repr(names["preprocess"]) == repr(ours.preprocess)
-    assert model.encode_text(tokenizer(["a zebra crossing"])).isnan().all()  # never seen
+    with pytest.raises(ValueError, match=r"text 'a zebra crossing': .* never saw 'crossing', 'zebra'; use"):
+        tokenizer(["a sneaker", "a zebra crossing"])
+    plain = open_clip.get_tokenizer("ViT-B-16", context_length=tokenizer.context_length)
+    assert torch.equal(plain(["a photo of a sneaker."]), tokens)
+    assert model.encode_text(plain(["a zebra crossing"])).isnan().all()  # whoever goes around it
 
 
 Patch = pytest.MonkeyPatch

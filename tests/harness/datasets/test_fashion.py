@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import binary_dilation
 
 from harness.datasets import get_dataset
-from harness.datasets.base import SPLITS
+from harness.datasets.base import FINAL, SPLITS
 from harness.datasets.canvas import SIZE, draw, draws, seeded
 from harness.datasets.fashion import CLUTTER, Fashion, compose, sample, silhouette
 from harness.embedded import build_fashion
@@ -16,7 +16,7 @@ from harness.embedded import build_fashion
 
 @pytest.fixture(scope="module")
 def fashion() -> Fashion:
-    dataset = get_dataset("fashion")
+    dataset = get_dataset("fashion").released()
     assert isinstance(dataset, Fashion)
     return dataset
 
@@ -25,16 +25,17 @@ def test_every_class_has_the_planned_number_of_items(fashion):
     for split, (_, per_class) in build_fashion.PLAN.items():
         assert np.bincount(fashion.labels(split)).tolist() == [per_class] * 10
     assert len(fashion.split("test")) >= 1000
+    assert len(fashion.split("final")) == 500
 
 
 def test_no_item_is_in_two_splits(fashion):
     sources, pixels = set(), set()
-    for split in SPLITS:
+    for split in (*SPLITS, FINAL):
         part = fashion._index["splits"][split]["part"]
-        assert part == ("t10k" if split == "test" else "train")
+        assert part == ("t10k" if split in ("test", FINAL) else "train")
         sources |= {(part, int(i)) for i in fashion.source_index(split)}
         pixels |= {item.tobytes() for item in fashion.items(split)}
-    total = sum(len(fashion.split(split)) for split in SPLITS)
+    total = sum(len(fashion.split(split)) for split in (*SPLITS, FINAL))
     assert len(sources) == len(pixels) == total
 
 
@@ -132,8 +133,8 @@ def test_selection_skips_equal_pixels_and_goes_through_the_classes(monkeypatch):
 
 def test_no_test_item_was_looked_at_while_the_canvas_was_designed(fashion):
     """The design looked at the first hundred test items per class at most; see the builder."""
-    source = fashion.source_index("test")
-    labels = fashion.labels("test")
-    for label in range(10):
-        # Class members come in the source's order, so a hundred items of the class come before.
-        assert source[labels == label].min() >= build_fashion.SEEN_IN_DESIGN
+    for split in ("test", FINAL):
+        source, labels = fashion.source_index(split), fashion.labels(split)
+        for label in range(10):
+            # Class members come in the source's order, so a hundred items of the class come before.
+            assert source[labels == label].min() >= build_fashion.SEEN_IN_DESIGN

@@ -22,6 +22,8 @@ from harness.measure.evaluate import feature_probe, linear_probe, outcomes, pred
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
 from harness.records.record import METRICS, Record, read_records, refuse_mixed, write_records
+from harness.report.groups import grouped
+from harness.report.tables import title
 from zoo.clip import ClipParts, class_features
 
 ARCH, CPU = "clip_vit_b16", torch.device("cpu")
@@ -95,6 +97,9 @@ def test_what_a_record_says(ranked_test: Rankings, toy: Dataset):
     assert dense.dataset_revision == toy.revision
     assert dense.weights_sha256 == ranked_test.provenance.weights
     assert (dense.tag, dense.split, dense.shots, dense.dtype) == ("openai", "test", 0, "float32")
+    assert dense.classes_judged == (3, 4)
+    assert title(dense).startswith("toy (test, 3 of 4 classes, 16 images; ")
+    assert grouped([dense]).groups[0].name.startswith("toy test, 3 of 4 classes, by text")
 
 
 def test_records_from_a_file_are_used_again(

@@ -22,7 +22,7 @@ HOW = {"batch": 2, "rounds": 3, "dtype": "float32", "progress": Progress()}
 
 def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT):
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome", "random", "golden"], [0.5])
-    facts = costs(rows, [1, 8], 2, Progress())
+    facts = costs(rows, {1: 2, 8: 2}, Progress())
     assert list(facts) == [row.model for row in rows]
     assert facts["clip_vit_b16_golden50"] == {}
     plain = facts["clip_vit_b16"]
@@ -44,7 +44,7 @@ def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT):
 
 def test_activations_and_unknown_operators_are_reported(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random"], [0.5])
-    found = costs(rows, [], 1, Progress())
+    found = costs(rows, {}, Progress())
     # Width 48 in 3 heads, 65 tokens: linear maps give 9 widths more per token in each block.
     block = 65 * (3 + 1 + 1 + 4 + 1) * 48 + 3 * 65**2
     plain = found["clip_vit_b16"]
@@ -54,7 +54,7 @@ def test_activations_and_unknown_operators_are_reported(dense: zoo.ReducedViT, m
     unknown = replace(gflops(dense, 64), unsupported=("aten::linalg_inv",))
     monkeypatch.setattr(cost, "gflops", lambda *args: unknown)
     console = Console(file=io.StringIO(), width=200)
-    found = costs(rows[:1], [], 1, Progress(console))
+    found = costs(rows[:1], {}, Progress(console))
     assert found["clip_vit_b16"]["uncounted_operators"] == ("aten::linalg_inv",)
     warning = "clip_vit_b16: GFLOPs lack operators of unknown cost: aten::linalg_inv"
     assert warning in console.file.getvalue()

@@ -131,6 +131,10 @@ def test_text_classifier_leaves_out_what_it_can_not_name(parts: ClipParts, toy: 
     known = class_features(parts.model, parts.tokenizer, toy.classes[:3], toy.templates)
     assert torch.allclose(classifier[:3], known, atol=1e-6)
     assert classifier[3].isnan().all()
+    toy.skip_unknown = False
+    words = "toy: 1 of 4 classes, with 10 of 42 images, have words that the text tower never saw: 'zebra' (zebra); "
+    with pytest.raises(ValueError, match=re.escape(words) + ".*--skip-unknown-classes"):
+        text_classifier(parts, toy)
 
 
 def test_the_best_class_by_hand_and_a_class_left_out_never_wins():

@@ -1,24 +1,38 @@
 """Rows at equal cost: as near as a whole token allows, paired with the target, told when far."""
 
+import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import zoo
 from harness.cli import main
 from harness.console.terminal import Progress
 from harness.measure.compare import compare
+from harness.measure.match import MATCHED, SLACK, TOLERANCE, matched_rows
 from harness.measure.plan import Plan
-from harness.measure.rows import matched_rows, rows_of
+from harness.measure.rows import rows_of
+from harness.measure.timing import Timing
 from harness.models.cost import gflops
 from harness.records.averages import matched
-from harness.records.record import Record, pack_correct, read_records, write_records
-from harness.records.statistics import mcnemar_exact, paired_difference
+from harness.records.record import (
+    METRICS,
+    Latency,
+    Record,
+    pack_correct,
+    pack_values,
+    read_records,
+    unpack_values,
+    write_records,
+)
+from harness.records.statistics import mcnemar_exact, paired_difference, paired_mean, sign_flip
 from harness.report.tables import matched_table
 
 ARCH, TAG = "clip_vit_b16", "openai"
@@ -30,11 +44,10 @@ pytestmark = pytest.mark.usefixtures("benchmark", "predictor_file")
 
 def solved(dense: zoo.ReducedViT, plan: Plan, said: Console | None = None) -> dict[str, list]:
     """Return the counts of patch tokens kept, by method."""
-    asked = matched_rows(dense, ARCH, TAG, plan, Progress(said))
     found: dict[str, list] = {}
-    for method, keep in asked:
-        found.setdefault(method, []).append(round(64 * keep))
-        assert found[method][-1] == pytest.approx(64 * keep) or method == plan.match_to
+    for row in matched_rows(dense, ARCH, TAG, plan, Progress(said)):
+        found.setdefault(row.method, []).append(round(64 * row.keep))
+        assert found[row.method][-1] == pytest.approx(64 * row.keep) or row.method == plan.match_to
     return found
 
 
@@ -92,29 +105,126 @@ def test_counts_that_a_method_refuses_are_not_the_answer(dense: zoo.ReducedViT):
         rows_of(dense, ARCH, TAG, [("tome", (least - 1) / 64)])
 
 
-def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    plan = replace(PLAN, methods=("random", "patchrank", "evit"))
+Clock = Callable[..., None]
+SMOOTH: dict[str, Callable[[int], float]] = {  # milliseconds by patch tokens left of 64
+    "dense": lambda count: 100, "patchrank": lambda count: 36 + count, "evit": lambda count: 20 + 1.2 * count,
+    "random": lambda count: 40 + 8 * math.ceil((count + 1) / 8),  # the class token goes along
+    "clsattn": lambda count: 30 if count <= 20 else 90, "tome": lambda count: 80 + count / 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Let models take the time of a method with so many patch tokens, give or take some noise."""
+
+    def call(noise: float = 0.0, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+
+        def interleaved(models: Mapping[str, Any], images: Any, rounds: int, **_: Any) -> dict[str, Timing]:
+            drift = generator.uniform(0.5, 2, rounds)  # of the machine: equal in all models of a round
+            timings = {}
+            for name, vit in models.items():
+                assert images.dtype == next(vit.parameters()).dtype
+                plain = vit.reducer is None
+                method, count = ("dense", 64) if plain else (vit.reducer.method, round(64 * vit.reducer.config.keep))
+                samples = SMOOTH[method](count) * drift * (1 + noise * generator.standard_normal(rounds))
+                timings[name] = Timing(batch=len(images), samples_ms=tuple(samples))
+            return timings
+
+        for module in ("match", "cost"):
+            monkeypatch.setattr(f"harness.measure.{module}.interleaved", interleaved)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equal_time_leaves_the_most_tokens_of_all_that_take_it(dense: zoo.ReducedViT, clock: Clock, dtype: str):
+    """Every count tried in turn; where none takes that time, the nearest."""
+    clock()
+    plan = replace(PLAN, match="time", dtype=dtype)
+    rows = matched_rows(dense, ARCH, TAG, plan, Progress())
+    assert rows[0].vit is dense
+    assert {value.dtype for value in dense.parameters()} == {torch.float32}
+    for method in ("random", "evit", "clsattn", "tome"):
+        least = 9 if method == "tome" else 1  # which halves the tokens of a block at most
+        expected = {}
+        for rate, goal in ((0.7, SMOOTH["patchrank"](45)), (0.4, SMOOTH["patchrank"](26))):
+            off = {count: SMOOTH[method](count) / goal - 1 for count in range(least, 64)}
+            within = [count for count in off if abs(off[count]) <= SLACK]
+            # Of a step that is too high the first will do, of one that is too low the last.
+            nearest = min(off, key=lambda count: (abs(off[count]), math.copysign(count, off[count])))
+            count = max(within, default=nearest)
+            expected.setdefault(count, []).append(rate)
+        own = {round(64 * row.keep): row.config[MATCHED]["keeps"] for row in rows if row.method == method}
+        assert own == expected, method
+
+
+def test_noise_hardly_moves_what_takes_equal_time(dense: zoo.ReducedViT, clock: Clock):
+    for seed in range(5):
+        clock(noise=0.01, seed=seed)
+        rows = matched_rows(dense, ARCH, TAG, replace(PLAN, match="time", methods=("patchrank", "evit")), Progress())
+        for row in rows[3:]:
+            [rate] = row.config[MATCHED]["keeps"]
+            goal = SMOOTH["patchrank"](round(64 * rate))
+            assert SMOOTH["evit"](round(64 * row.keep)) == pytest.approx(goal, rel=TOLERANCE["time"])
+
+
+@pytest.mark.parametrize("match", ["gflops", "time"])
+def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, match: str, clock: Clock):
+    clock(noise=0.001)
+    plan = replace(PLAN, methods=("random", "patchrank", "evit"), match=match)
     [group] = compare(plan, [], Progress())
     assert [r.method for r in group] == ["dense", *(m for m in plan.methods for _ in "ab")]
     for record in group[1:]:
         assert record.final_tokens == round(64 * record.keep)
         assert record.method_config["keep"] == record.keep
-    assert all(abs(row.off) < 0.01 for row in matched(group, "patchrank"))
+    rows = matched(group, "patchrank", plan.timed_batch)
+    assert all(abs(row.off) < 0.02 for row in rows if row.row.method == "evit")
+    for row in rows if match == "time" else ():
+        [timed] = row.row.latency
+        assert (timed.batch, timed.ratio_to_dense) == (8, row.cost)
     write_records(tmp_path / "records.jsonl", group)
-    for name in ("outcomes", "costs"):
-        monkeypatch.setattr(f"harness.measure.bench.{name}", None)  # nothing is measured again
+    for name in ("bench.outcomes", "bench.costs", "match.interleaved"):
+        monkeypatch.setattr(f"harness.measure.{name}", None)  # nothing is measured again
     assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
+
+
+def test_a_time_that_can_not_be_met_is_told_and_searched_once(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    clock()
+    console = Console(record=True, width=300)
+    plan = replace(PLAN, methods=("tome", "patchrank"), match="time")
+    [group] = compare(plan, [], Progress(console))
+    [row] = [record for record in group if record.method == "tome"]
+    first, second = (x for x in console.export_text().splitlines() if "can't" in x)
+    goal, spent = SMOOTH["patchrank"](45) / 100, SMOOTH["tome"](row.final_tokens) / 100
+    assert first == (
+        f"tome can't meet the {goal:.3f} × dense's time at batch 8 of patchrank at keep 70 %: the nearest is "
+        f"{spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep {100 * row.keep:.3g} %"
+    )
+    assert "at keep 40 %" in second
+    monkeypatch.setattr("harness.measure.match.interleaved", None)
+    [again] = compare(replace(plan, limit=4), group, Progress())
+    assert [record.keep for record in again] == [record.keep for record in group]
 
 
 @pytest.fixture
 def group() -> list[Record]:
     """Records of the main job, whose rows aren't at equal cost; any would do."""
     path = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
-    return [record for record in read_records(path) if record.dataset == "fashion"]
+    generator = np.random.default_rng(0)
+
+    def with_values(record: Record) -> Record:
+        packed = pack_values(generator.random(record.image_count))
+        mean = unpack_values(packed, record.image_count).mean()
+        return replace(record, cosine_values=packed, cosine_distance=mean, cosine_low=0.0, cosine_high=1.0)
+
+    records = [record for record in read_records(path) if record.dataset == "fashion"]
+    return [record if record.method == "dense" else with_values(record) for record in records]
 
 
 def test_pairs_by_hand(group: list[Record]):
     rows = matched(group, "patchrank")
+    assert [row.cost for row in rows] == [row.row.first.gflops for row in rows]
     methods = {r.method for r in group} - {"dense", "golden", "patchrank"}  # golden has no cost
     keeps = sorted({r.keep for r in group if r.method == "patchrank"}, reverse=True)
     size = 1 + len(methods)
@@ -122,10 +232,9 @@ def test_pairs_by_hand(group: list[Record]):
     for start in range(0, len(rows), size):
         target, *others = rows[start : start + size]
         assert target.row is target.target
-        assert (target.off, target.difference, target.p_value) == (0.0, None, None)
+        assert (target.off, target.distance, target.difference, target.p_value) == (0.0, None, None, None)
         assert {row.row.method for row in others} == methods
-        tops = [row.row.top1.estimate for row in others]
-        assert tops == sorted(tops, reverse=True)
+        assert [r.row for r in others] == sorted((r.row for r in others), key=lambda r: r.mean("cosine_distance"))
         for row in others:
             offs = [r.gflops / target.row.first.gflops - 1 for r in group if r.gflops is not None
                     and r.method == row.row.method]  # fmt: skip
@@ -134,25 +243,38 @@ def test_pairs_by_hand(group: list[Record]):
             assert row.difference == paired_difference(ours, theirs, seed=0)
             assert row.difference.estimate == pytest.approx(ours.mean() - theirs.mean())
             assert row.p_value == mcnemar_exact(ours, theirs)
+            ours, theirs = (r.first.per_image(METRICS["cosine_distance"]) for r in (row.row, target.row))
+            assert row.distance == paired_mean(ours, theirs, seed=0)
+            assert row.distance_p == sign_flip(ours - theirs, seed=0)
 
 
-def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record]):
-    def record(method: str, right: int, **more: Any) -> Record:
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("batch", [None, 8])
+def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record], batch: int | None, labelled: bool):
+    def record(method: str, right: int, cost: float, distance: float, **more: Any) -> Record:
         known = next(r for r in group if r.method == method)
-        ends = {"image_count": 16, "top1_low": 0.1, "top1_high": 0.9, "top1": right / 16}
-        return replace(known, **ends, correct_bits=pack_correct(np.arange(16) < right), **more)
+        more |= {"top1": right / 16, "correct_bits": pack_correct(np.arange(16) < right)}
+        more |= {"image_count": 16, "top1_low": 0.1, "top1_high": 0.9, "gflops": cost}
+        more |= {} if labelled else dict.fromkeys(("top1", "top1_low", "top1_high", "correct_bits", "margin"))
+        more |= {} if labelled else dict.fromkeys(("diff_to_dense", "diff_low", "diff_high"))
+        more |= dict.fromkeys(("cosine_distance", "cosine_low", "cosine_high"), distance)
+        ratio = {"ratio_to_dense": cost / 4, "ratio_low": 0.1, "ratio_high": 0.9}
+        latency = Latency(batch=8, median_ms=1.0, q1_ms=1.0, q3_ms=1.0, images_per_s=1.0, **ratio)
+        return replace(known, cosine_values=pack_values(np.full(16, distance)), latency=(latency,), **more)
 
-    target = record("patchrank", 12, keep=0.7, gflops=2.0)
-    other = record("evit", 9, keep=0.5, gflops=2.01)
+    target = record("patchrank", 12, 2.0, 0.5, keep=0.7)
+    other = record("evit", 9, 2.01, 0.25, keep=0.5)
     console = Console(width=120, record=True)
-    console.print(matched_table(matched([other, target], "patchrank")))
+    console.print(matched_table(matched([other, target], "patchrank", batch)))
     text = console.export_text()
     cells = [[c.strip() for c in x.split("│")[1:-1]] for x in text.splitlines() if "│" in x]
+    costs = ("2.000", "2.010", "+0.50 %") if batch is None else ("0.500", "0.502", "+0.5 %")
+    right = [["75.0", "–"], ["56.2", "-18.8 [-37.5, +0.0]"]] if labelled else [[], []]
     assert cells == [
-        ["patchrank 70", "patchrank", "70.0", "2.000", "–", "75.0", "–", "–"],
-        ["", "evit", "50.0", "2.010", "+0.50 %", "56.2", "-18.8 [-37.5, +0.0]", "0.250"],
+        ["patchrank 70", "patchrank", "70.0", costs[0], "–", "0.5000", "–", *right[0]],
+        ["", "evit", "50.0", *costs[1:], "0.2500", "-0.2500* [-0.2500, -0.2500]", *right[1]],
     ]
-    assert text.strip().startswith("at equal GFLOPs: fashion (test, 16 images;")
+    assert text.strip().startswith(f"at equal {'GFLOPs' if batch is None else 'time at batch 8'}: fashion (test, 16")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +284,7 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record]):
         ({"match_to": "patchrnk"}, "match_to='patchrnk' is not measured: did you mean 'patchrank'"),
         ({"methods": ("evit", "tome")}, "match_to='patchrank' is not measured: expected one of"),
         ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
-        ({"methods": ("golden", "patchrank")}, "method 'golden' has no GFLOPs to match"),
+        ({"methods": ("golden", "patchrank")}, "method 'golden' has no cost to match"),
         ({"methods": ("toem", "patchrank")}, "method 'toem': did you mean 'tome'?"),
         ({"match": None, "match_to": "evit"}, "match_to='evit' does nothing without --match"),
     ],
@@ -170,6 +292,21 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record]):
 def test_refusals(change: dict[str, Any], match: str):
     with pytest.raises(ValueError, match=re.escape(match)):
         next(compare(replace(PLAN, **change), [], Progress()))
+
+
+def test_the_main_job_ends_with_equal_time(tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: Clock):
+    clock()
+    command = ["compare", "--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--batches", "4"]
+    command += ["--limit", "8", "--methods", "golden", "evit", "patchrank", "--traces", "0", "--output", str(tmp_path)]
+    for more in (["--no-equal-time"], ["--dtype", "bfloat16"], []):
+        assert main([*command, *more]) == 0
+        text = capsys.readouterr().out
+        assert ("at equal time at batch 8: toy (test" in " ".join(text.split())) == (not more)
+    assert "dense: 80 images/s in bfloat16 at batch 8, 40 images/s in float32 at batch 4" in " ".join(text.split())
+    last = read_records(tmp_path / "records.jsonl")[-3:]
+    assert [(r.method, r.dtype, r.final_tokens) for r in last] == [
+        ("dense", "bfloat16", 64), ("evit", "bfloat16", 40), ("patchrank", "bfloat16", 32),
+    ]  # fmt: skip
 
 
 def test_the_command_leaves_out_the_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -180,4 +317,4 @@ def test_the_command_leaves_out_the_oracle(tmp_path: Path, capsys: pytest.Captur
     records = read_records(tmp_path / "records.jsonl")
     assert {record.method for record in records} == {"dense", *METHODS}
     assert main([*command.split(), "--match", "tokens", *output]) == 2
-    assert "match='tokens': expected one of gflops" in capsys.readouterr().err
+    assert "match='tokens': expected one of gflops, time" in capsys.readouterr().err

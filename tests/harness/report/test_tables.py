@@ -76,7 +76,7 @@ FULL = replace(
 
 
 def shown(table: Table, form: Form = "wide") -> list[str]:
-    console = Console(width=200, file=io.StringIO(), record=True)
+    console = Console(width=250, file=io.StringIO(), record=True)
     console.print(table.form(form))
     return console.export_text().splitlines()
 

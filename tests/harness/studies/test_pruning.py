@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
-from harness.studies.pruning import schedules
+from harness.measure.timing import Timing
+from harness.studies.pruning import WITHOUT_PREDICTOR, schedules
 from harness.studies.workshop import StudyConfig
 from zoo.reducer import METHODS
 
@@ -34,6 +36,33 @@ def test_baselines_are_every_method_without_a_predictor(few: StudyConfig, studie
     others = sorted(name for name, cls in METHODS.items() if not cls.needs_predictor)
     assert [entry.labels["method"] for entry in sheet.entries] == ["patchrank", *others]
     assert [len(e.records) for e in sheet.entries if e.labels["method"] == "random"] == [2]
+
+
+def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied, monkeypatch: pytest.MonkeyPatch):
+    """Models take as long as patches that stay, and half as long again where they aren't patchrank."""
+    dtypes = []
+
+    def interleaved(models: dict[str, Any], images: torch.Tensor, rounds: int, **_: Any) -> dict[str, Timing]:
+        dtypes.append(images.dtype)
+        reducers = {name: vit.reducer for name, vit in models.items()}
+        keeps = {
+            n: 1.0 if r is None else r.config.keep * (1 if r.needs_predictor else 1.5) for n, r in reducers.items()
+        }
+        return {name: Timing(batch=8, samples_ms=(keep,) * rounds) for name, keep in keeps.items()}
+
+    monkeypatch.setattr("harness.measure.match.interleaved", interleaved)
+    timed = replace(few, time_dtypes=("float32", "bfloat16"))
+    sheet, records = studied("baselines", timed)["plain"]
+    assert set(dtypes) == {torch.float32, torch.bfloat16}
+    others = sheet.entries[1:]
+    for dtype in timed.time_dtypes:
+        lines = [entry for entry in others if entry.labels["equal"] == f"time, {dtype}"]
+        assert [entry.labels["method"] for entry in lines] == WITHOUT_PREDICTOR
+        assert {entry.records[0].final_tokens for entry in lines} == {21}  # of 64, where patchrank has 32
+        assert {entry.labels["off"] for entry in lines} == {"-1.6 %"}
+        assert all(entry.records[0].method_config["matched"]["dtype"] == dtype for entry in lines)
+    monkeypatch.setattr("harness.measure.match.interleaved", None)
+    assert studied("baselines", timed, records)["plain"][1] == records
 
 
 def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied):

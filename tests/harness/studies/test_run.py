@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from harness.cli import main
-from harness.records.record import Record, pack_correct, read_records, utc_now
+from harness.records.record import Record, pack_correct, pack_values, read_records, unpack_values, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, paired_p
 from harness.studies.run import NOTES, Sheet, entries, get_study, list_studies
 from harness.studies.workshop import StudyConfig
@@ -38,9 +38,9 @@ def test_a_study_answers_and_again_without_measuring(few: StudyConfig, name: str
     for entry in sheet.entries:
         assert {(record.image_count, record.split) for record in entry.records} == {(7, few.split)}
         golden = "golden" in {record.method for record in entry.records}
-        assert (entry.mean("gflops") is None) == golden
+        assert (entry.row.mean("gflops") is None) == golden
         if golden:
-            assert entry.mean("tau") > 0.95  # in several steps, ties are broken otherwise
+            assert entry.row.mean("tau") > 0.95  # in several steps, ties are broken otherwise
     table = sheet.table()
     assert {len(row) for row in table.rows} == {len(table.heads)}
     labels = [tuple(entry.labels.values()) for entry in sheet.entries]
@@ -89,9 +89,9 @@ ONE = make_sheet([judged(10, 1)], [judged(14, 5)], [judged(60, 3)], [judged(10, 
 
 def test_each_column_is_a_family_judged_by_holm():
     dense = [mcnemar_exact(e.records[0].correct, TRUTH) for e in ONE.entries]
-    family = ONE.judged()["to dense"]
+    family = ONE.judged()["to_dense"]
     assert list(family.adjusted.values()) == pytest.approx(list(holm(dense)))
-    first = ONE.judged()["to first"]
+    first = ONE.judged()["to_first"]
     assert sorted(first.alone) == [1, 2, 3]
     assert first.alone[3] == 1
     assert family.clear == {0, 2, 3}
@@ -105,7 +105,7 @@ def test_the_terminal_has_marks_where_markdown_has_spaces():
     assert sum("*[" in cell for cell in cells) == text.count("*[") == 3 + 1
     assert all(cell in text for cell in cells)
     flat = " ".join(text.split())
-    assert "all of a column judged together (exact McNemar test, Holm, 5 %)" in flat
+    assert "all of a column judged together (exact McNemar test or sign-flip test over images, Holm, 5 %)" in flat
     plain = ONE.markdown()
     assert "*" not in plain
     assert all(cell in plain for row in ONE.table().rows for cell in row)
@@ -116,10 +116,37 @@ def test_means_over_seeds_are_judged_by_sign_flips():
     seeds = [judged(20, 2), judged(25, 4)]
     sheet = make_sheet([judged(3)], seeds)
     hits = np.sum([record.correct for record in seeds], axis=0)
-    assert sheet.entries[1].p_dense == paired_p(hits, TRUTH, 2, 1)
-    assert sheet.entries[1].p_first == paired_p(hits, judged(3).correct, 2, 1)
-    assert (sheet.entries[0].p_first, sheet.entries[0].to_first) == (None, None)
+    assert sheet.entries[1].p["to_dense"] == paired_p(hits, TRUTH, 2, 1)
+    assert sheet.entries[1].p["to_first"] == paired_p(hits, judged(3).correct, 2, 1)
+    assert sheet.entries[0].p.keys() == {"to_dense"}
+    assert sheet.entries[0].to_first is None
     assert "exact sign-flip test over images" in " ".join(text_of(sheet).split())
+
+
+def test_without_labels_lines_differ_by_their_distance_to_dense():
+    blank = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "diff_to_dense", "diff_low", "diff_high"))
+    near = np.random.default_rng(0).uniform(0.01, 0.02, IMAGES).astype(np.float16).astype(np.float64)
+    lines = []
+    for values in (near, near + 0.25 * near, np.flip(near)):
+        mean = unpack_values(pack_values(values), IMAGES).mean()
+        fidelity = {
+            "cosine_values": pack_values(values),
+            "cosine_distance": mean,
+            "cosine_low": 0.0,
+            "cosine_high": 1.0,
+        }
+        lines.append([replace(judged(0), **blank, **fidelity)])
+    sheet = Sheet(
+        title="t",
+        dense=replace(judged(0), **blank),
+        entries=entries([({"line": "l"}, 0.5, own) for own in lines], replace(judged(0), **blank)),
+    )
+    table = sheet.table()
+    assert {"1 - cos", "1 - cos to first"} <= set(table.heads)
+    assert not {"top-1", "to dense", "to first"} & set(table.heads)
+    difference = sheet.entries[1].distance_to_first
+    assert difference.estimate == pytest.approx(0.25 * near.mean(), rel=1e-3)
+    assert [family.clear for family in sheet.judged().values()] == [{1}, set(), set()]
 
 
 def test_the_caption_names_operators_of_unknown_cost():
@@ -148,7 +175,9 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: 
     records = read_records(tmp_path / "transfer.jsonl")
     assert [record.method for record in records] == ["dense", "patchrank", "patchrank", "golden"]
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert rows[0].startswith("| fitted on | keep | GFLOPs | top-1 | to dense | to first |")
+    assert rows[0].startswith(
+        "| fitted on | keep | GFLOPs | 1 - cos | 1 - cos to first | top-1 | to dense | to first |"
+    )
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| plain", "| (golden)"]
     assert main(command) == 0  # nothing new to write
     assert read_records(tmp_path / "transfer.jsonl") == records

@@ -1,0 +1,248 @@
+"""Rows at equal cost: each method's keep rate is solved for another's multiply-adds or time."""
+
+import copy
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+import zoo
+from harness.console.terminal import Progress
+from harness.measure.plan import Plan
+from harness.measure.rows import MethodRate, Variant, rows_of
+from harness.measure.timing import interleaved, random_images
+from harness.models.cost import gflops
+from harness.records.averages import time_ratio
+from harness.records.conditions import DENSE, DTYPES
+from harness.records.record import Record
+from zoo.vit import ReducedViT
+
+TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
+# Of the target's time, which a search may be off: half the tolerance, as timing again moves it.
+SLACK = TOLERANCE["time"] / 2
+ROUNDS = 9  # of a search's steps
+ROUGH = 3  # the same while steps are wide
+WIDE = 4  # steps, which halve; a fourth of them is some percent of the time
+MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
+
+K = TypeVar("K")
+Build = Callable[[float], ReducedViT]  # a model for a keep rate, or ValueError where there is none
+Search = Generator[int, float, int]  # asks for costs of counts of patch tokens, returns one of them
+
+
+class KeepSolver:
+    """Solve the keep rate of one kind of model for a cost."""
+
+    def __init__(self, dense: ReducedViT, build: Build) -> None:
+        """Take what makes the model for a keep rate, or raises ValueError where it can't."""
+        self.build = build
+        self.patches = int(dense.patch_embed.num_patches)
+        self._size = dense.patch_embed.img_size
+        self._counts: dict[float, float] = {}
+
+    def gflops(self, keep: float) -> float:
+        """Return fvcore's count of the model itself, 1e9 multiply-adds per image; counted once."""
+        if keep not in self._counts:
+            self._counts[keep] = gflops(self.build(keep), self._size).gflops
+        return self._counts[keep]
+
+    def nearest(self, goal: float) -> float:
+        """Return the keep rate whose cost is nearest to ``goal`` GFLOPs."""
+        counts = together({"": self.search(goal)}, lambda asked: {"": self.gflops(asked[""] / self.patches)})
+        return counts[""] / self.patches
+
+    def search(self, goal: float, slack: float = 0.0) -> Search:
+        """Bisect for the most patch tokens whose cost is within ``slack`` of the goal, a fraction.
+
+        If there are none, the answer is the number of the nearest cost. Costs rise with the number,
+        in steps or under noise.
+        """
+        self.build(1.0)  # a method that can't do even this says why
+        last = self.patches - 1
+        least = 1 + bisect_left(range(1, last), True, key=self._able)
+        # Apart from the rest, as keeping all spares the method's own work too.
+        off = {self.patches: (yield self.patches) / goal - 1}
+        if abs(off[self.patches]) <= slack:
+            return self.patches
+        low, high = least, last
+        while low < high:
+            middle = (low + high) // 2
+            off[middle] = (yield middle) / goal - 1
+            low, high = (middle + 1, high) if off[middle] < slack else (low, middle)
+        counts = (self.patches, low, max(low - 1, least))
+        for count in counts:
+            if count not in off:
+                off[count] = (yield count) / goal - 1
+        within = (count for count in counts if abs(off[count]) <= slack)
+        return next(within, min(counts, key=lambda count: abs(off[count])))
+
+    def _able(self, count: int) -> bool:
+        """Tell whether the model can end with so few; ToMe, say, halves at most."""
+        try:
+            self.build(count / self.patches)
+        except ValueError:
+            return False
+        return True
+
+
+def together(searches: Mapping[K, Search], costs: Callable[[Mapping[K, int]], Mapping[K, float]]) -> dict[K, int]:
+    """Take searches forward step by step, the costs that all of them ask for measured at once."""
+    asked, answers = {key: next(search) for key, search in searches.items()}, {}
+    while asked:
+        for key, cost in costs(asked).items():
+            try:
+                asked[key] = searches[key].send(cost)
+            except StopIteration as end:
+                answers[key] = end.value
+                del asked[key]
+    return answers
+
+
+class TimeRatios:
+    """Time reductions of a tower against the dense one, at one batch size and precision, eagerly."""
+
+    def __init__(self, dense: ReducedViT, *, batch: int, device: str, dtype: str) -> None:
+        """Copy the dense tower, which stays as it is: predictors know it by its weights."""
+        self._dense = copy.deepcopy(dense).to(device, DTYPES[dtype])
+        self.images = random_images(batch, dense.patch_embed.img_size, torch.device(device), DTYPES[dtype])
+
+    def of(self, vits: Mapping[K, ReducedViT], rounds: int) -> dict[K, float]:
+        """Return the median over rounds, in which all models are called in turn, of times by the dense one's."""
+        calls = {str(at): self._placed(vit) for at, vit in enumerate(vits.values())}
+        timings = interleaved({DENSE: self._dense, **calls}, self.images, rounds, warmup=1)
+        return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
+
+    def _placed(self, vit: ReducedViT) -> ReducedViT:
+        placed = zoo.reduce(self._dense, method=None)
+        placed.reducer = copy.deepcopy(vit.reducer)
+        return placed.to(self.images.device, self.images.dtype).eval()
+
+
+def equal_times(
+    times: TimeRatios, targets: Mapping[float, ReducedViT], solvers: Mapping[MethodRate, KeepSolver], progress: Progress
+) -> dict[MethodRate, float]:
+    """Solve keep rates for the time of the targets, by method and the target's keep rate.
+
+    Every step times the dense tower, the targets and what all searches ask for in the same rounds.
+    The answer is the most patch tokens whose time is within `SLACK` of the target's, since more
+    tokens in the same time is what anybody would take; see `KeepSolver.search`.
+    """
+    if not solvers:
+        return {}
+    steps = 2 + math.ceil(math.log2(max(solver.patches for solver in solvers.values())))
+    with progress.task("keep rates of equal time", steps) as update:
+        done = 0
+
+        def costs(asked: Mapping[MethodRate, int]) -> dict[MethodRate, float]:
+            nonlocal done
+            vits: dict[Any, ReducedViT] = dict(targets)
+            for key, count in asked.items():
+                if count < solvers[key].patches:  # else it is the dense tower
+                    vits[key] = solvers[key].build(count / solvers[key].patches)
+            ratios = times.of(vits, ROUGH if 0 < done < WIDE else ROUNDS)
+            update(done := done + 1)
+            return {key: ratios.get(key, 1.0) / ratios[key[1]] for key in asked}
+
+        counts = together({key: solver.search(1.0, SLACK) for key, solver in solvers.items()}, costs)
+    return {key: count / solvers[key].patches for key, count in counts.items()}
+
+
+def remembered(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:
+    """Find the newest record of a method at a target's time, if the target itself is known, too.
+
+    ``known`` records are of one tower and machine; ``matched`` is what `MATCHED` says of the row,
+    its keep rates maybe among others.
+    """
+    if not any(record.method_config == target.config for record in known):
+        return None
+    for record in reversed(known):
+        own = record.method_config.get(MATCHED, {"keeps": ()})
+        alike = record.method == method and set(matched["keeps"]) <= set(own["keeps"])
+        if alike and own | matched == own | {"keeps": matched["keeps"]}:
+            return record
+    return None
+
+
+def matched_rows(
+    dense: ReducedViT, arch: str, tag: str, plan: Plan, progress: Progress, known: Sequence[Record] = ()
+) -> list[Variant]:
+    """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
+
+    GFLOPs are fvcore's of the model itself. Times are measured, unless ``known`` records, of this
+    tower on this machine, have what came out before. Two keep rates may share a method's row.
+    GFLOPs further off than `TOLERANCE` are reported; for times see `time_misses`.
+    """
+
+    def row(method: str, keep: float) -> Variant:
+        return rows_of(dense, arch, tag, [(method, keep)])[0]
+
+    def solver(method: str) -> KeepSolver:
+        return KeepSolver(dense, lambda keep: row(method, keep).vit)
+
+    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
+    solvers = {method: solver(method) for method in methods if method != plan.match_to}
+    keeps: dict[MethodRate, float]
+    if plan.match == "gflops":
+        keeps = _equal_gflops(solver(plan.match_to), solvers, plan, progress)
+    else:
+        targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
+        earlier = {
+            (method, rate): remembered(known, target, method, plan.matched(rate))
+            for method in solvers
+            for rate, target in targets.items()
+        }
+        keeps = {key: record.keep for key, record in earlier.items() if record is not None}
+        if left := {key: solvers[key[0]] for key in earlier if key not in keeps}:
+            times = TimeRatios(dense, batch=plan.match_batch, device=plan.device, dtype=plan.dtype)
+            keeps |= equal_times(times, {rate: one.vit for rate, one in targets.items()}, left, progress)
+    pairs = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
+    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *pairs]))
+    return rows if plan.match == "gflops" else [_marked(one, keeps, plan) for one in rows]
+
+
+def _equal_gflops(
+    target: KeepSolver, solvers: Mapping[str, KeepSolver], plan: Plan, progress: Progress
+) -> dict[MethodRate, float]:
+    keeps = {}
+    with progress.task("keep rates of equal cost", len(solvers)) as update:
+        for done, (method, solver) in enumerate(solvers.items(), start=1):
+            for rate in plan.keeps:
+                keeps[method, rate] = keep = solver.nearest(target.gflops(rate))
+                say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress)
+            update(done)
+    return keeps
+
+
+def _marked(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
+    """Note in a row's settings whose time it meets."""
+    rates = [rate for (method, rate), keep in keeps.items() if (method, keep) == (row.method, row.keep)]
+    return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
+
+
+def say_time_misses(
+    rows: Sequence[Variant], costs: Mapping[str, Mapping[str, Any]], plan: Plan, progress: Progress
+) -> None:
+    """Report rows whose time, as it was measured in the end, is further off than `TOLERANCE`."""
+    ratios = {row.key: time_ratio(costs[row.key]["latency"], plan.match_batch) for row in rows if row.method != DENSE}
+    goals = {row.keep: ratios[row.key] for row in rows if row.method == plan.match_to}
+    for row in rows:
+        for rate in row.config.get(MATCHED, {"keeps": ()})["keeps"]:
+            ratio, goal = ratios[row.key], goals[rate]
+            assert ratio is not None
+            assert goal is not None
+            say_miss((row.method, rate), row.keep, ratio, goal, plan, progress)
+
+
+def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, progress: Progress) -> None:
+    """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
+    (method, rate), off = key, cost / goal - 1
+    assert plan.match is not None
+    if abs(off) > TOLERANCE[plan.match]:
+        unit = "GFLOPs" if plan.match == "gflops" else f"× dense's time at batch {plan.match_batch}"
+        progress.say(
+            f"{method} can't meet the {goal:.3f} {unit} of {plan.match_to} at keep {100 * rate:.3g} %: "
+            f"the nearest is {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+        )

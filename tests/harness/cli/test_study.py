@@ -1,0 +1,72 @@
+"""`study final`: the one reader of the split that nothing was chosen by, and refusals of all others."""
+
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.cli import main
+from harness.datasets.base import FINAL, Dataset
+from harness.records.record import read_records
+from zoo.clip import ClipParts
+
+
+@pytest.fixture
+def readers(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Give the toy dataset a final split; note of each look at it whether it was released."""
+    looks: list[bool] = []
+
+    def split(self, name):
+        looks.extend([self._released] * (name == FINAL))
+        return real(self, name)
+
+    real = type(toy).split
+    monkeypatch.setattr(type(toy), "split", split)
+    monkeypatch.setattr(type(toy), "has_final", True)
+    monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], FINAL, 5)
+    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
+    monkeypatch.setattr("harness.measure.compare.get_dataset", lambda name: toy)
+    return looks
+
+
+@pytest.mark.parametrize(
+    ("commit", "words"), [("0123456789ab", "commit 0123456789ab"), ("1-dirty", "commit 1, uncommitted changes")]
+)
+def test_it_measures_every_method_at_equal_keep_and_at_equal_cost(
+    commit: str, words: str, readers: list[bool], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    for place in (harness, harness.measure.bench):
+        monkeypatch.setattr(place, "git_commit", lambda: commit)
+    command = ["study", "final", "--model", "clip_vit_b16", "--datasets", "emoji", "--output", str(tmp_path)]
+    assert main(command) == 0
+    records = read_records(tmp_path / "records.jsonl")
+    assert {record.split for record in records} == {FINAL}
+    assert {record.git_commit for record in records} == {commit}
+    rows = [(record.method, round(record.keep, 2)) for record in records]
+    for method in ("patchrank", "clsattn", "evit", "tome", "random"):
+        assert {(method, keep) for keep in (0.6, 0.5, 0.3)} <= set(rows)
+    assert [method for method, _ in rows].count("dense") == 2
+    written = (tmp_path / "table.md").read_text("utf-8")
+    assert written.count(words) == 3
+    assert "at equal GFLOPs: toy (final, 3 of 4 classes, 4 images; " in written
+    assert readers
+    assert all(readers)
+
+
+@pytest.mark.parametrize("words", [
+    "compare --split final", "eval clip_vit_s14 --dataset fashion --split final",
+    "rank --dataset fashion --split final",
+    "study floor --split final", "study speed --split final", "study scores --split final",
+    "check --split final",
+])  # fmt: skip
+def test_nobody_else_may_read_it(words: str, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 2
+    assert "only `patchrank study final` reads it" in capsys.readouterr().err
+
+
+def test_it_is_of_two_datasets(capsys):
+    with pytest.raises(SystemExit):
+        main(["study", "final", "--dataset", "dtd"])
+    assert "invalid choice: 'dtd' (choose from" in capsys.readouterr().err
