@@ -15,6 +15,7 @@ TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 3, "stride": 2},
     {"window": 2, "stride": 2, "greedy": 28},
     {"window": 1, "stride": 1, "approximate": "follow:0"},
+    {"window": 1, "stride": 1, "greedy": 49, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:0"},
     {"window": 3, "stride": 1, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:4"},
@@ -116,8 +117,8 @@ def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterato
     others = [replace(own, **{"greedy": None, "approximate": None, **way}) for way in TARGETS]
     for keep in keeps:
         for way in dict.fromkeys([own, *others]):
-            how = f"greedy by {way.greedy}" if way.greedy else way.approximate
-            name = f"{way.window} x {way.window} by {way.stride}" + (f", {how}" if how else "")
+            how = (f"greedy by {way.greedy}" if way.greedy else None, way.approximate)
+            name = ", ".join((f"{way.window} x {way.window} by {way.stride}", *filter(None, how)))
             rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, name)
             yield Line({"target": name, "ranking": "predicted"}, rows, keep)
             oracle = shop.oracle(shop.truth(dataset, way), keep, name)
