@@ -3,20 +3,21 @@
 Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from zoo.approximate import Effort, approximate_passes, check, parse, quick_features, shortened
+from zoo.approximate import Effort, approximate_passes, check, follow, parse, quick_features, shortened
 from zoo.attention import is_plain
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS, Suffix, best_precision
-from zoo.tokens import Tokens
+from zoo.tokens import Tokens, rank_scores, top
 from zoo.vit import ReducedViT
 from zoo.windows import mean_over_windows, members, outside, windows
 
 SCORES = ("preservation", "label", "confidence")
+FOLLOWED = "follow:0"  # the approximation that a greedy search can take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,25 @@ def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor
     return order
 
 
+def following_importance(suffix: Suffix, start: Tokens, judge: Judge, step: int) -> Tensor:
+    """Rank patches as ``greedy_importance`` does, but score by ``follow:0`` against what is left, (B, N).
+
+    In every round each single patch that is left is removed by ``follow:0``, and the rest is scored
+    against what is left before. The score must not be signed: against the whole image, patches whose
+    removal undoes what earlier ones did would look dispensable, and all would go in one round.
+    """
+    tokens, count = start, start.patch_count
+    while (left := tokens.patch_count) > 0:
+        cells = torch.arange(left, device=start.x.device).unsqueeze(1)
+        target, features = follow(suffix, tokens, cells, 0)
+        rows = torch.arange(len(target), device=target.device).repeat_interleave(left)
+        scores = replace(judge, target=target)(features.flatten(0, 1), rows)
+        importance = -scores.unflatten(0, (-1, left))
+        tokens = tokens.select(0, importance, top(importance, max(0, left - step)))
+    best_first = rank_scores(tokens.history, count).argsort(dim=1, descending=True, stable=True)
+    return (count - 1 - best_first.argsort(dim=1)).float()
+
+
 def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: Tensor) -> Tensor:
     """Score every window of every image on top of what is gone already, (B, W).
 
@@ -107,6 +127,7 @@ class GoldenConfig:
         stride: step of the window, in patches; a last window touches the border.
         greedy: patches that go for good in each round of an iterative search; None for one-shot.
         approximate: what replaces removing every window, see ``zoo.approximate``; None for nothing.
+            A greedy search takes ``follow:0`` alone, see ``following_importance``.
     """
 
     score: str = "preservation"
@@ -129,15 +150,21 @@ class GoldenConfig:
             raise ValueError(f"stride={self.stride!r}: more than window={self.window} leaves patches out")
         if self.approximate is not None:
             parse(self.approximate)
-        if self.greedy is not None and self.approximate is not None:
+        if self.greedy is not None and self.approximate not in (None, FOLLOWED):
             raise ValueError(
-                f"greedy={self.greedy} with approximate={self.approximate!r}: a greedy search "
-                "removes every window; give one of the two"
+                f"greedy={self.greedy} with approximate={self.approximate!r}: a greedy search removes "
+                f"every window, or takes {FOLLOWED!r}"
+            )
+        if self.greedy is not None and self.approximate is not None and self.window > 1:
+            raise ValueError(
+                f"window={self.window}: a greedy search by {FOLLOWED!r} removes single patches; expected window=1"
             )
 
     def described(self) -> str:
         """Return the settings in words."""
-        way = f"greedy by {self.greedy}" if self.greedy else self.approximate or "exact"
+        way = self.approximate or "exact"
+        if self.greedy:
+            way = f"greedy by {self.greedy}" + (f", {self.approximate}" if self.approximate else "")
         size = f"{self.window} x {self.window} by {self.stride}"
         return f"{self.score} before block {self.block}, windows of {size}, {way}"
 
@@ -191,10 +218,9 @@ class GoldenEngine:
         """Passes per image through the tower from the block on, the whole image's left out."""
         grid = self.model.patch_embed.grid_size
         count = len(windows(grid, self.config.window, self.config.stride))
-        if self.config.greedy is not None:  # at most: equal windows are run once
-            return float(count * -(-grid[0] * grid[1] // self.config.greedy))
+        rounds = -(-grid[0] * grid[1] // (self.config.greedy or grid[0] * grid[1]))  # at most, of fewer and fewer
         effort = Effort.of(self.model, self.config.block)
-        return approximate_passes(self.config.approximate, effort, self.config.block, count)
+        return float(rounds * approximate_passes(self.config.approximate, effort, self.config.block, count))
 
     @torch.inference_mode()
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -211,6 +237,9 @@ class GoldenEngine:
         labels = self._labels(labels, len(images))
         embedded = self.model.embed(images.to(suffix.device, torch.float32))
         start, _ = self.model.advance(embedded, stop=config.block)
+        if config.greedy is not None and config.approximate is not None:
+            judge = Judge(score=config.score, target=start.x, text=self.text, scale=self.scale, labels=labels)
+            return following_importance(suffix, start, judge, config.greedy).cpu()
         cells = windows(start.grid, config.window, config.stride).to(suffix.device)
         rows = torch.arange(len(images), device=suffix.device)
         quick = quick_features(config.approximate, suffix, start, cells)

@@ -27,6 +27,8 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.dataset(one)
     one.add_argument("--images", type=Path, metavar="FOLDER", help="any images, unlabelled")
     flags.images(what, 250, "test", "images; class-balanced")
+    text = "times that each image of a shipped dataset is drawn anew"
+    flags.number(what, "--variants", 1, text, metavar="K")
     flags.data(parser)
     how = parser.add_argument_group("golden rankings")
     how.add_argument("--score", default=GoldenConfig.score, help="preservation, label, confidence")

@@ -66,7 +66,7 @@ class Split(Sequence[Example]):
         self, labels: NDArray[np.int64], name: Callable[[int], str], render: Callable[[int, int], Rendered]
     ) -> None:
         self._all_labels, self._name, self._render = labels, name, render
-        self._indices, self._variant = np.arange(len(labels)), 0
+        self._indices, self._variants = np.arange(len(labels)), np.zeros(len(labels), dtype=np.int64)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -76,12 +76,12 @@ class Split(Sequence[Example]):
     @property
     def image_ids(self) -> tuple[str, ...]:
         """The examples' ids, in their order; no image is drawn."""
-        return tuple(self._image_id(int(index)) for index in self._indices)
+        return tuple(map(self._image_id, self._indices.tolist(), self._variants.tolist()))
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "Split":
         """Keep the examples at these positions, in this order, with their images unchanged."""
-        other = copy.copy(self)
-        other._indices = self._indices[np.asarray(indices, dtype=np.int64)]
+        other, places = copy.copy(self), np.asarray(indices, dtype=np.int64)
+        other._indices, other._variants = self._indices[places], self._variants[places]
         return other
 
     def variant(self, variant: int) -> "Split":
@@ -89,11 +89,18 @@ class Split(Sequence[Example]):
         if variant < 0:
             raise ValueError(f"variant must be 0 or more, got {variant}")
         other = copy.copy(self)
-        other._variant = variant
+        other._variants = np.full_like(self._indices, variant)
         return other
 
-    def _image_id(self, index: int) -> str:
-        return self._name(index) + (f"/{self._variant}" if self._variant else "")
+    def variants(self, count: int) -> "Split":
+        """Show the same sources ``count`` times: first as they are, then variants 1, 2 and so on."""
+        other = copy.copy(self)
+        other._indices = np.tile(self._indices, count)
+        other._variants = np.concatenate([self._variants, np.repeat(np.arange(1, count), len(self))])
+        return other
+
+    def _image_id(self, index: int, variant: int) -> str:
+        return self._name(index) + (f"/{variant}" if variant else "")
 
     def __len__(self) -> int:
         """Count the examples."""
@@ -107,10 +114,10 @@ class Split(Sequence[Example]):
         """Draw one example; a slice gives a lazy split."""
         if isinstance(index, slice):
             return self.subset(np.arange(len(self))[index])
-        kept = int(self._indices[index])
-        image, mask = self._render(kept, self._variant)
+        kept, variant = int(self._indices[index]), int(self._variants[index])
+        image, mask = self._render(kept, variant)
         label = int(self._all_labels[kept])
-        return Example(image=image, label=label, image_id=self._image_id(kept), mask=mask)
+        return Example(image=image, label=label, image_id=self._image_id(kept, variant), mask=mask)
 
 
 class Dataset(abc.ABC):

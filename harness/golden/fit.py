@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness import git_commit
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
@@ -198,7 +199,10 @@ def _digest(facts: list[Any]) -> str:
 
 
 def _subset(split: Split, image_ids: set[str], facts: Provenance) -> Split:
-    """Keep the images of these ids, in the order of the split."""
+    """Keep the images of these ids, variants among them, in the order of the split."""
+    known = set(split.image_ids)
+    drawn = (name.rpartition("/") for name in image_ids - known)
+    split = split.variants(1 + max((int(v) for name, _, v in drawn if name in known and v.isdecimal()), default=0))
     if lost := sorted(image_ids - set(split.image_ids)):
         raise ValueError(
             f"{len(lost)} ranked images are not in {facts.dataset} {facts.split}, such as "
@@ -313,7 +317,9 @@ def fit(
             learn.data, stop.data, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
         )
     result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed)
-    provenance = {"rankings": facts, "images": len(learn.data), "shots": shots}
+    counts = [{"images": len(one)} for part in rankings for one in part]
+    made_from = [fact | count for fact, count in zip(facts, counts, strict=True)]
+    provenance = {"rankings": made_from, "images": len(learn.data), "shots": shots, "commit": git_commit()}
     made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": learn.blocks}
     save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
     checkpoint.unlink(missing_ok=True)

@@ -79,6 +79,7 @@ class Job:
     # Passes per image that window, stride and approximation are picked for; None: the config's.
     budget: float | None = None
     limit: int | None = None  # images; those of a smaller one are the first of a larger one's
+    variants: int = 1  # times that each image is drawn anew; the second follow all the first
     out: Path | None = None  # the store; None for the user's cache, where `compare` looks
     shard_size: int = SHARD_SIZE  # images per shard
     batch: int | None = None  # sequences per pass; None: the store's, else by the free memory
@@ -89,10 +90,10 @@ class Job:
 
     def __post_init__(self) -> None:
         """Validate."""
-        numbers = {"limit": self.limit, "shard-size": self.shard_size, "workers": self.workers}
-        for name, value in numbers.items():
+        for name in ("limit", "variants", "shard_size", "workers"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name} {value}: expected a number from 1")
+                raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from 1")
         if self.workers is not None:
             _check_workers(self.workers, self.device)
 
@@ -100,6 +101,7 @@ class Job:
         """Return the command line of this job."""
         parts = ["--model", self.model, *self.source.flags, *store.golden_flags(self.config)]
         parts += ["--full"] if self.limit is None else ["--limit", str(self.limit)]
+        parts += ["--variants", str(self.variants)] if self.variants > 1 else []
         parts += ["--out", str(out), "--shard-size", str(self.shard_size)]
         parts += ["--batch", str(self.batch)] if self.batch else []
         parts += ["--compile"] if self.compiled else []
@@ -151,7 +153,7 @@ def rank(job: Job, progress: Progress) -> Ranked:
                     show(begun)
         if gone := [index for index in todo if not store.shard_path(maker.out, index).is_file()]:
             raise ValueError(f"{len(gone)} shards have vanished from {str(maker.out)!r} meanwhile")
-    return Ranked(maker.out, total, len(source.images))
+    return Ranked(maker.out, total, len(source.images) * job.variants)
 
 
 class ShardMaker:
@@ -169,7 +171,12 @@ class ShardMaker:
         self.tower.vit.to(job.device)
         self.job = within_budget(job, self.tower)
         source = job.source
-        self.split = source.images.subset(turns(source.images.labels)[: job.limit])
+        images = source.images.subset(turns(source.images.labels))
+        if job.variants > 1 and images[0].image == images.variant(1)[0].image:
+            raise ValueError(
+                f"--variants {job.variants}: the images of {source.name!r} can't be drawn anew; leave it out"
+            )
+        self.split = images.variants(job.variants)[: job.limit]
         self.out = job.out or own_store(self.tower.name, source.name, source.split, self.job.config)
         self._text, self._scale = classes(self.job, self.tower)
         self._weights = fingerprint(self.tower.vit)

@@ -13,6 +13,9 @@ from zoo.predictor import ARCHITECTURES
 
 TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 3, "stride": 2},
+    {"window": 2, "stride": 2, "greedy": 28},
+    {"window": 1, "stride": 1, "approximate": "follow:0"},
+    {"window": 1, "stride": 1, "greedy": 49, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:0"},
     {"window": 3, "stride": 1, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:4"},
@@ -105,16 +108,21 @@ def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
 
 @study("Golden rankings to learn from", "Which windows, and which cheap way, make the best teacher?", keeps=(0.6, 0.3))
 def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
-    """Fit to golden rankings made in several ways; all are compared with the study's own."""
+    """Prune by predictors fitted to golden rankings made in several ways, and by those rankings.
+
+    All are compared with the predictor fitted to the study's own.
+    """
     own = shop.golden()
     truth = shop.truth(dataset, own)
     others = [replace(own, **{"greedy": None, "approximate": None, **way}) for way in TARGETS]
     for keep in keeps:
         for way in dict.fromkeys([own, *others]):
-            how = "" if way.approximate is None else f", {way.approximate}"
-            name = f"{way.window} x {way.window} by {way.stride}{how}"
+            how = (f"greedy by {way.greedy}" if way.greedy else None, way.approximate)
+            name = ", ".join((f"{way.window} x {way.window} by {way.stride}", *filter(None, how)))
             rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, name)
-            yield Line({"target": name}, rows, keep)
+            yield Line({"target": name, "ranking": "predicted"}, rows, keep)
+            oracle = shop.oracle(shop.truth(dataset, way), keep, name)
+            yield Line({"target": name, "ranking": "golden"}, oracle, keep)
 
 
 @study("Ranked images per class that a predictor learns from", "How many images must be ranked?", keeps=(0.6, 0.3))

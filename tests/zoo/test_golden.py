@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import zoo
+from zoo.approximate import follow
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
 from zoo.windows import mean_over_windows, windows
 
@@ -148,7 +150,8 @@ def test_border_patches_are_divided_by_the_windows_that_cover_them():
         ({"stride": 3}, "stride=3: more than window=2 leaves patches out"),
         ({"greedy": 0}, "greedy=0: expected an integer from 1"),
         ({"greedy": 2.0}, "greedy=2.0: expected an integer from 1"),
-        ({"greedy": 4, "approximate": "shallow:6"}, "give one of the two"),
+        ({"greedy": 4, "approximate": "shallow:6"}, "with approximate='shallow:6': a greedy search removes every"),
+        ({"greedy": 4, "approximate": "follow:0"}, "window=2: a greedy search by 'follow:0' removes single"),
     ],
 )
 def test_refused_settings(options: dict, match: str):
@@ -230,6 +233,28 @@ def test_equals_the_slow_search(
         slow = slow_order(Remains(small_tower, images[i], config, text, int(TWO_LABELS[i])))
         assert importance[i].argsort().tolist() == slow
         assert sorted(importance[i].tolist()) == list(range(SIDE * SIDE))
+
+
+@pytest.mark.parametrize("step", [1, 5, 99])
+@torch.no_grad()
+def test_a_greedy_search_by_follow_judges_by_what_is_left(step: int, small_tower: zoo.ReducedViT):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+    config = GoldenConfig(block=1, window=1, greedy=step, approximate="follow:0")
+    engine = GoldenEngine(small_tower, config)
+    importance = engine.importance(images)
+    for i in range(2):
+        start, _ = small_tower.advance(small_tower.embed(images[i : i + 1]), stop=1)
+        left, removed = list(range(SIDE * SIDE)), []
+        while left:
+            part = start._replace(x=start.x[:, [0, *(p + 1 for p in left)]])
+            target, features = follow(engine.suffix, part, torch.arange(len(left))[:, None], 0)
+            score = dict(zip(left, (features[0] @ target[0]).tolist(), strict=True))
+            removed += sorted(left, key=lambda p: (score[p], p), reverse=True)[:step]
+            left = [p for p in left if p not in removed]
+        assert importance[i].argsort().tolist() == removed
+    assert engine.passes == pytest.approx(
+        -(-SIDE * SIDE // step) * GoldenEngine(small_tower, replace(config, greedy=None)).passes
+    )
 
 
 def test_passes_bound_the_cost(small_tower: nn.Module, monkeypatch: pytest.MonkeyPatch):

@@ -84,8 +84,11 @@ def test_ids_are_the_drawn_examples_ids(name, split_name):
     few = split.subset(chosen)
     other = few.variant(3)
     assert few.image_ids == tuple(split.image_ids[i] for i in chosen)
-    for part in (few, other):
+    both = few.variant(3).variants(2)
+    for part in (few, other, both):
         assert part.image_ids == tuple(example.image_id for example in part)
+    assert both.image_ids == other.image_ids + few.variant(1).image_ids
+    assert both[len(few)].image == few.variant(1)[0].image
     assert other.image_ids == tuple(f"{name}/3" for name in few.image_ids)
     assert other.variant(0).image_ids == few[:].image_ids == few.image_ids
 

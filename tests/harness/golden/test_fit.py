@@ -207,7 +207,8 @@ def test_the_file_tells_what_it_was_fitted_to(write: Write, dense: zoo.ReducedVi
     assert facts["weights"] == blocks_fingerprint(dense.state_dict())
     assert facts["recipe"] == asdict(QUICK)
     assert (facts["provenance"]["images"], facts["provenance"]["shots"]) == (4, 1)
-    assert [r["split"] for r in facts["provenance"]["rankings"]] == ["train", "val"]
+    used = [(r["split"], r["images"]) for r in facts["provenance"]["rankings"]]
+    assert used == [("train", 12), ("val", 5)]
 
 
 def test_a_fifth_is_held_out_whatever_the_order(ranked: Callable[..., Rankings]):
@@ -268,7 +269,7 @@ def test_computed_once_whatever_the_order(compute: Compute, passes: list[int]):
     assert re.fullmatch(r"(toy-val-b3-\w{16})\.json \1\.npy", " ".join(names))
 
 
-def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, monkeypatch):
+def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Dataset, monkeypatch):
     drawn, draw = [], Split.__getitem__
     noted = lambda split, index: drawn.append(draw(split, index)) or drawn[-1]  # noqa: E731
     monkeypatch.setattr(Split, "__getitem__", noted)
@@ -282,6 +283,8 @@ def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, monkeypatc
     assert [example.image_id for example in drawn] == ["toy/val-1", "toy/val-4", "toy/val-6"]
     assert first.image_ids == again.image_ids == ("toy/val-1", "toy/val-4", "toy/val-6")
     assert first.labels.tolist() == again.labels.tolist() == [1, 0, 2]
+    assert compute(count=0, ids=["toy/val-4/2", "toy/val-6"]).image_ids == ("toy/val-6", "toy/val-4/2")
+    assert drawn[-1].image == toy.split("val").variant(2)[4].image
 
 
 @pytest.mark.parametrize(

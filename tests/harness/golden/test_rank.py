@@ -98,6 +98,14 @@ def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int],
     assert len(set(found.image_ids)) == 21
 
 
+def test_variants_come_after_the_images_themselves(run: Run, counted: list[int], toy: Dataset, tmp_path):
+    once = toy.split("test").subset(turns(toy.split("test").labels))
+    assert run(out=tmp_path / "r", limit=None).images == 21
+    assert run(out=tmp_path / "r", limit=None, variants=2) == (tmp_path / "r", 42, 42)
+    assert counted == [4, 4, 4, 4, 4, 1, 4, 4, 4, 4, 4, 2]
+    assert Rankings.read(tmp_path / "r").image_ids == once.image_ids + once.variant(1).image_ids
+
+
 def test_any_number_of_first_images_is_class_balanced(toy: Dataset):
     labels = np.array([0] * 30 + [1] * 5 + [2] * 9 + [-1] * 2)
     order = turns(labels)
@@ -218,6 +226,8 @@ def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path, draw_pictures):
     assert (found.provenance.dataset, found.provenance.split) == ("holiday", "all")
     with pytest.raises(ValueError, match="needs classes, and a folder of images has none"):
         run(GoldenConfig(score="label"), source=source, out=tmp_path / "r")
+    with pytest.raises(ValueError, match="--variants 2: the images of 'holiday' can't be drawn anew"):
+        run(source=source, variants=2, out=tmp_path / "r")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +236,7 @@ def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path, draw_pictures):
         ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
         ({"config": GoldenConfig(window=9)}, "window=9: larger than the 8 x 8 patch grid"),
         ({"limit": 0}, "--limit 0: expected a number from 1"),
+        ({"shard_size": 0}, "--shard-size 0: expected a number from 1"),
     ],
     ids=str,
 )
@@ -243,10 +254,10 @@ def test_unknown_towers(toy: Dataset):
 def test_the_command_of_a_job_says_all_of_it(toy: Dataset):
     source, config = Source.of(toy, "val"), GoldenConfig(window=3, greedy=4)
     how = {"batch": 8, "compiled": True, "dtype": "auto", "device": "cuda"}
-    job = Job(model="clip_vit_b16", source=source, config=config, limit=5, **how)
+    job = Job(model="clip_vit_b16", source=source, config=config, limit=5, variants=2, **how)
     assert job.command(Path("my store")) == (
         "patchrank rank --model clip_vit_b16 --dataset toy --split val "
-        "--score preservation --block 3 --window 3 --stride 1 --greedy 4 --limit 5 "
+        "--score preservation --block 3 --window 3 --stride 1 --greedy 4 --limit 5 --variants 2 "
         "--out 'my store' --shard-size 64 --batch 8 --compile --dtype auto --device cuda"
     )
 
