@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from harness.check.cases import BATCHES, KEEPS, LIMIT
-from harness.check.verdict import Bounds
+from harness.check.verdict import MEANS, Bounds
 from harness.cli.parser import build_parser
 
 PAGE = (Path(__file__).parents[3] / "docs" / "check.md").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def test_commands_and_bounds_of_the_page_are_the_parsers_and_the_defaults():
     assert COMMANDS[-1] == STEPS["check"]["run"]
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| `--(\w+)`", PAGE, re.M)
     told = {flag: float(re.findall(r"[\d.]+", text)[0]) for text, flag in rows}
-    names = ("images", "flips", "cosine", "tau", "slower")
+    names = (*MEANS, "slower")
     assert told == {name: getattr(Bounds(), name) for name in names}
     assert f"{LIMIT} images each" in PAGE
     assert f"at batch {BATCHES[0]}," in PAGE
