@@ -93,7 +93,7 @@ class OpenClipText(nn.Module):
         return features
 
 
-class EmbeddedTokenizer(SimpleTokenizer):
+class EmbeddedTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip has no types
     """open_clip's tokenizer, which refuses words that the embedded text tower never saw."""
 
     def __init__(self, **kwargs: Any) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
+from harness.golden.store import find_rankings
 from harness.measure.plan import Plan
 from harness.measure.rows import known_methods
 from harness.records.averages import protocol, tower_of
@@ -212,7 +214,7 @@ def completed(case: Case) -> Case:
     rows = {}
     for dataset, there in case.rows.items():
         names = {row.name for row in there}
-        rows[dataset] = [*there, *(row for row in _shipped_rows() if row.name not in names)]
+        rows[dataset] = [*there, *(row for row in _shipped_rows(case.tower, dataset) if row.name not in names)]
     return replace(case, rows=rows)
 
 
@@ -220,9 +222,12 @@ def shipped_case(tower: str) -> Case:
     """Return the benchmark as it is written anew."""
     return Case(
         tower=tower, split="test", dtype=Plan.dtype, device=Plan.device, image_count=LIMIT,
-        batches=BATCHES, rows={name: _shipped_rows() for name in Plan.datasets},
+        batches=BATCHES, rows={name: _shipped_rows(tower, name) for name in Plan.datasets},
     )  # fmt: skip
 
 
-def _shipped_rows() -> list[Row]:
-    return rows_of([Choice.of(text) for text in (*own_methods(), *SETTINGS)], KEEPS)
+def _shipped_rows(tower: str, dataset: str) -> list[Row]:
+    """Return the rows of a dataset, the golden ones if it has golden rankings."""
+    ranked = find_rankings(tower, get_dataset(dataset).images_of, Plan.split) is not None
+    methods = [method for method in own_methods() if ranked or method != GOLDEN]
+    return rows_of([Choice.of(text) for text in (*methods, *SETTINGS)], KEEPS)

@@ -138,6 +138,7 @@ def _predictor_flags(parser: CommandParser) -> None:
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     from harness.datasets import get_dataset
+    from harness.datasets.few_shot import require_labels
     from harness.golden.fit import fit
     from harness.golden.rank import Job, Source, rank
     from harness.golden.store import shipped_rankings
@@ -147,6 +148,8 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     config, progress = flags.fit_config(args), Progress(status)
     block = GoldenConfig.block if args.block is None else args.block
     train, val = list(args.rankings), list(args.val)
+    for dataset in args.dataset if args.shots is not None else ():
+        require_labels(get_dataset(dataset), f"--shots {args.shots}")
     tower = load_tower(args.model).name if args.dataset else ""
     for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))

@@ -34,12 +34,12 @@ def _compare_flags(parser: CommandParser) -> None:
     flags.keeps(what, list(Plan.keeps))
     text = "gflops or time: rows of equal cost, not keep"
     what.add_argument("--match", metavar="WHAT", help=text)
-    text = "keeps --keeps; the others meet its cost"
+    text = "others' fidelity is compared with its; with --match they meet its cost"
     what.add_argument("--match-to", metavar="METHOD", default=Plan.match_to, help=text)
     flags.fields(what, Plan, match_batch="images per call, where time is matched")
     text = "without the tables of bfloat16 in the end"
     what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
-    flags.datasets(what)
+    flags.datasets(what, list(Plan.datasets))
     text = "labelled images per class; 0: text classifier"
     flags.number(what, "--shots", list(Plan.shots), text, nargs="+", metavar="K")
     _learned(what)
@@ -106,7 +106,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
             yield group
 
     for group in measured(plan, tracer):
-        yield comparison_table(group)
+        yield comparison_table(group, plan.match_to)
         if plan.match is not None:
             yield matched_table(matched(group, plan.match_to, plan.timed_batch))
         groups.append(averages(group))

@@ -210,7 +210,7 @@ class Dataset(abc.ABC):
         return other
 
     def _without_final(self) -> str:
-        return f"dataset {self.name!r} has no split 'final'; fashion and emoji have one"
+        return f"dataset {self.name!r} has no split 'final'; fashion, emoji and photos have one"
 
     def without_unknown(self) -> Self:
         """Return it so that classes a text tower has no words for are left out, not refused."""

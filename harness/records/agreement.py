@@ -29,14 +29,19 @@ class Agreement:
     undefined: int  # images without a value (NaN: one side gives all patches the same score)
 
 
-def over_images(values: ArrayLike, seed: int = 0) -> Agreement:
-    """Return the mean of (B,) values, one per image, those that are NaN left out and counted."""
+def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> Agreement:
+    """Return the mean of (B,) values, one per image, those that are NaN left out and counted.
+
+    ``groups`` are as for `bootstrap_mean`.
+    """
     every = np.asarray(values, dtype=np.float64)
-    known = every[~np.isnan(every)]
+    defined = ~np.isnan(every)
+    known = every[defined]
     counts = {"counted": len(known), "undefined": len(every) - len(known)}
-    if len(known) < 2:  # one image says nothing about the spread
+    left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
+    if len(known) < 2 or (left is not None and not left.any()):  # one says nothing about the spread
         return Agreement(mean=None, low=None, high=None, **counts)
-    mean, low, high = bootstrap_mean(known, seed)
+    mean, low, high = bootstrap_mean(known, seed, left)
     # Equal values would otherwise leave the mean outside by its last digit.
     return Agreement(mean=mean, low=min(low, mean), high=max(high, mean), **counts)
 

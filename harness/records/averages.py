@@ -113,7 +113,7 @@ class Average:
         if metric.name == "diff_to_dense":
             return self.to_dense
         if len(self.records) > 1 and (values := self.per_image(metric)) is not None:
-            return bootstrap_mean(values, seed=0)
+            return bootstrap_mean(values, seed=0, groups=self.first.groups)
         ends = self.interval(metric.name, metric.low, metric.high) if metric.low else None
         value: float | None = self.mean(metric.name)
         return value if ends is None else ends
@@ -164,10 +164,9 @@ def averages(records: Sequence[Record]) -> list[Average]:
     rows = []
     for own in models.values():
         tops = [top1 for seed in seeds if (top1 := own[seed].top1) is not None]
-        top1 = mean_interval(tops) if len(tops) == len(seeds) else None
-        if top1 is not None:
-            top1 = Interval(top1.estimate, max(0.0, top1.low), min(1.0, top1.high))
-        rows.append(Average(records=tuple(own[s] for s in seeds), top1=top1, to_dense=None))
+        mean = mean_interval(tops) if len(tops) == len(seeds) else None
+        cut = None if mean is None else Interval(mean.estimate, max(0.0, mean.low), min(1.0, mean.high))
+        rows.append(Average(records=tuple(own[s] for s in seeds), top1=cut, to_dense=None))
     if (dense := _dense(rows)) is None or dense.top1 is None:
         return rows
     return [r if r is dense else replace(r, to_dense=mean_difference(r, dense)) for r in rows]
@@ -227,7 +226,7 @@ def judged(rows: Sequence[Average], reference: str = REFERENCE) -> Judged | None
 def fidelity_p(row: Average, other: Average, metric: Metric) -> float | None:
     """Return the p-value that two rows are equally near dense; None where one has no values."""
     a, b = row.per_image(metric), other.per_image(metric)
-    return None if a is None or b is None else sign_flip(a - b, seed=0)
+    return None if a is None or b is None else sign_flip(a - b, seed=0, groups=row.first.groups)
 
 
 def row_p(row: Average, other: Average) -> float:
@@ -400,7 +399,8 @@ def matched(records: Sequence[Record], target: str, batch: int | None = None) ->
         facts: dict[str, Any] = dict.fromkeys(("distance", "distance_p", "difference", "p_value"))
         ours, theirs = row.per_image(metric), goal.per_image(metric)
         if row is not goal and ours is not None and theirs is not None:
-            facts |= {"distance": paired_mean(ours, theirs, seed=0), "distance_p": fidelity_p(row, goal, metric)}
+            facts["distance"] = paired_mean(ours, theirs, seed=0, groups=row.first.groups)
+            facts["distance_p"] = fidelity_p(row, goal, metric)
         if row is not goal and row.top1 is not None:
             one = len(goal.records) == 1
             hits = (row.first.correct, goal.first.correct)

@@ -152,6 +152,7 @@ class Record:
     # How many classes are judged, and of how many, where some have no name; see `--skip-unknown-classes`.
     classes_judged: Annotated[tuple[int, ...] | None, Field(role="condition", unit="classes")] = None
     images_sha256: Annotated[str | None, CONDITION] = None  # of ids in order: `images_digest`
+    image_groups: PerImage = None  # number of each image's group; None where each is its own
     # Height and width in pixels, as the tower sees them.
     image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None
     # How near the features are to the dense model's on the same images; None of the dense model.
@@ -283,6 +284,7 @@ class Record:
                 _check_interval(self, metric.name, metric.low, metric.high)
             if metric.values:
                 self._check_values(metric)
+        assert self.groups is None or self.groups.size  # refuses what it can't read
 
     def _check_values(self, metric: Metric) -> None:
         """Refuse a metric that isn't the mean of its values; they may be missing, save for top-1's."""
@@ -307,6 +309,11 @@ class Record:
         if self.correct_bits is None:
             raise ValueError(f"{self.dataset} has no labels, so no image is right or wrong")
         return unpack_correct(self.correct_bits, self.image_count)
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """Return (image_count,) numbers of the images' groups, see `bootstrap_mean`; None if all have their own."""
+        return None if self.image_groups is None else unpack_groups(self.image_groups, self.image_count)
 
     def per_image(self, metric: Metric) -> NDArray[np.float64] | None:
         """Return (image_count,) values of a metric; None if there are none."""
@@ -565,6 +572,27 @@ def unpack_values(packed: str, image_count: int) -> NDArray[np.float64]:
     if not np.isfinite(values).all():
         raise ValueError("values must be finite numbers")
     return values
+
+
+def pack_groups(names: Sequence[str]) -> str | None:
+    """Return base64 of little-endian 32-bit numbers of each image's group; None if none has two images."""
+    numbers = np.unique(names, return_inverse=True)[1]
+    if not numbers.size or numbers.max() == numbers.size - 1:
+        return None
+    return base64.b64encode(numbers.astype("<u4").tobytes()).decode()
+
+
+def unpack_groups(packed: str, image_count: int) -> NDArray[np.int64]:
+    """Return (image_count,) numbers, every one from 0 to the largest.
+
+    Raises:
+        ValueError: no base64, not of that many images, or a number is left out.
+    """
+    raw = base64.b64decode(packed, validate=True)
+    numbers = np.frombuffer(raw if len(raw) % 4 == 0 else b"", dtype="<u4").astype(np.int64)
+    if len(raw) != 4 * image_count or len(np.unique(numbers)) != numbers.max(initial=-1) + 1:
+        raise ValueError(f"image_groups of {len(raw)} bytes isn't of {image_count} images")
+    return numbers
 
 
 def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[Any, list[str]]]:

@@ -86,24 +86,37 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def bootstrap_mean(values: ArrayLike, seed: int) -> Interval:
+def bootstrap_mean(values: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
     """Return the mean over images (of Kendall taus, say) with a percentile bootstrap.
+
+    Images of one of the ``groups``, (n,) numbers from 0, such as crops of one photograph, say less
+    than as many others, so whole groups are resampled. Source: Davison and Hinkley, 1997, 3.8.
 
     Raises:
         ValueError: no values, or NaN among them; drop those first and say how many they were.
     """
     sample = finite_sample(values)
+    sums, sizes = (sample, None) if groups is None else (_sums(sample, groups), np.bincount(np.asarray(groups)))
     generator = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // sample.size)
+    rows = max(1, _CHUNK // sums.size)
     means = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, rows):
         part = means[start : start + rows]
-        part[:] = sample[generator.integers(sample.size, size=(part.size, sample.size))].mean(1)
+        drawn = generator.integers(sums.size, size=(part.size, sums.size))
+        part[:] = sums[drawn].mean(1) if sizes is None else sums[drawn].sum(1) / sizes[drawn].sum(1)
     return Interval(float(sample.mean()), *_percentiles(means))
 
 
-def paired_mean(a: ArrayLike, b: ArrayLike, seed: int) -> Interval:
-    """Return the mean of a minus b over the same images, with a percentile bootstrap over images.
+def _sums(values: NDArray[np.float64], groups: ArrayLike) -> NDArray[np.float64]:
+    """Return the sum of the values of each group."""
+    numbers = np.asarray(groups)
+    if numbers.shape != values.shape:
+        raise ValueError(f"need a group of each image, got {numbers.size} and {values.size}")
+    return np.bincount(numbers, weights=values).astype(np.float64)
+
+
+def paired_mean(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
+    """Return the mean of a minus b over the same images, with the interval of `bootstrap_mean`.
 
     Raises:
         ValueError: not as many values of both, none, or NaN among them.
@@ -111,7 +124,7 @@ def paired_mean(a: ArrayLike, b: ArrayLike, seed: int) -> Interval:
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"need the same images for both, got {first.size} and {second.size}")
-    return bootstrap_mean(first - second, seed)
+    return bootstrap_mean(first - second, seed, groups)
 
 
 def bootstrap_counts(values: ArrayLike, seed: int) -> Interval:
@@ -235,18 +248,20 @@ def sign_flip_exact(differences: ArrayLike) -> float:
     return min(1.0, max(2 * tail, 2.0 ** (1 - min(int(counts.sum()), _DEEP))))
 
 
-def sign_flip(differences: ArrayLike, seed: int) -> float:
+def sign_flip(differences: ArrayLike, seed: int, groups: ArrayLike | None = None) -> float:
     """Return the two-sided p-value that the mean of paired, real-valued differences is zero.
 
     Where the two of a pair could be exchanged, each difference is as likely as its negative. Of up
     to 14 differences that aren't zero all sign-flips are tried; of more, 20,000 random ones, and the
-    p-value is (hits + 1) / (draws + 1), which is valid whatever the number of draws.
+    p-value is (hits + 1) / (draws + 1), which is valid whatever the number of draws. Images of one
+    of the ``groups``, see `bootstrap_mean`, change their sign together.
     Sources: Fisher, 1935; Phipson and Smyth, 2010.
 
     Raises:
         ValueError: no differences, or NaN among them.
     """
     sample = finite_sample(differences)
+    sample = sample if groups is None else _sums(sample, groups)
     sample = sample[sample != 0]
     if sample.size <= _ALL:
         sums = _signed_sums(sample[np.newaxis])[0]

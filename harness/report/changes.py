@@ -112,7 +112,7 @@ class Change:
         The interval is a 95 % paired bootstrap over images, where both have a value per image.
         """
         if (both := self._per_image(metric)) is not None:
-            return paired_mean(*both, seed=0)
+            return paired_mean(*both, seed=0, groups=self.a.groups)
         same = not self.other_images and self.a.golden_images == self.b.golden_images
         a, b = getattr(self.a, metric.name), getattr(self.b, metric.name)
         return None if a is None or b is None or not same else b - a
@@ -120,7 +120,7 @@ class Change:
     def change_p(self, metric: Metric) -> float | None:
         """Return the p-value that a metric didn't change; None without values per image."""
         both = self._per_image(metric)
-        return None if both is None else sign_flip(both[0] - both[1], seed=0)
+        return None if both is None else sign_flip(both[0] - both[1], seed=0, groups=self.a.groups)
 
     def _per_image(self, metric: Metric) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """Return B's and A's values of the same images; None unless both have them."""

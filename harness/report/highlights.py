@@ -4,7 +4,7 @@ import functools
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from harness.measure.times import LatencyRecord
 from harness.records.averages import Average, Judged, fidelity_p, judged, labels, row_p, tower_of
@@ -187,7 +187,9 @@ def fronts(group: Group, kinds: Sequence[str] = ("gflops", "ratio")) -> list[Fro
     for metric in QUALITIES:
         by_pair: dict[tuple[str, str], float | None] = {}  # a pair may be asked about by each cost
 
-        def test(a: Average, b: Average, metric: Metric = metric, known: Any = by_pair) -> float | None:
+        def test(
+            a: Average, b: Average, metric: Metric = metric, known: dict[tuple[str, str], float | None] = by_pair
+        ) -> float | None:
             pair = (a.identity, b.identity)
             if pair not in known:
                 known[pair] = _test(metric)(a, b)

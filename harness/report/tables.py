@@ -364,7 +364,7 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
 
     def cells(at: int, row: Matched) -> Iterator[Cell]:
         own = row.row is row.target
-        yield Cell(f"{row.target.method} {100 * row.target.keep:.3g}" if own else "")
+        yield Cell(f"{100 * row.target.keep:.3g}" if own else "")
         yield Cell(row.row.method, row.row.method)
         yield figure(row.row.keep, ".1%")
         yield figure(row.cost, ".3f")
@@ -376,20 +376,22 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
             yield figure(row.row.mean("top1"), ".1%")
             yield points(row.difference, righter.mark(at))
 
-    to, test = f"to {target.method}", exact_test(target)
+    to, tests = f"to {target.method}", FLIPPED
     heads = ["at", "method", "keep", cost, "off", distance.short, f"{distance.short} {to}"]
-    caption = f"{distance.short}: {distance.fidelity}; {to}: difference with 95 % paired bootstrap interval"
-    notes = [mark_note(FLIPPED, "all of its column")]
+    caption = (
+        f"at: keep rate of {target.method} in %; {distance.short}: {distance.fidelity}; {to}: difference with "
+        "95 % paired bootstrap interval"
+    )
     if target.top1 is not None:
         heads += ["top-1", f"top-1 {to}"]
         caption += "; top-1 in %, its difference in points"
-        notes.append(f"of top-1: {test}")
+        tests = f"{distance.short}: {FLIPPED}, top-1: {exact_test(target)}"
     return Table.of(
         f"at equal {what}: {title(target.first, seeds(target.records))}",
         heads,
         [list(cells(at, row)) for at, row in enumerate(rows)],
         words=("method",),
-        caption=f"{caption}; {'; '.join(notes)}{_lacking(row.row for row in rows)}{more}",
+        caption=f"{caption}; {mark_note(tests, 'all of a column')}{_lacking(row.row for row in rows)}{more}",
         sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
     )
 
@@ -415,7 +417,7 @@ def precision_note(group: Sequence[Record], records: Sequence[Record]) -> str:
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     """Return CSV with a line per record, at least one; what wasn't measured is empty.
 
-    Every field is there but packed values per image. Lists and settings are JSON. Of each batch
+    Every field is there but what is base64 of all images. Lists and settings are JSON. Of each batch
     size timed there is a column per figure. ``runs``, which run each record is from, are the last.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
@@ -426,7 +428,7 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
         row = {
             f"{name}_{own.unit}" if own.unit else name: getattr(record, name)
             for name, own in declared(type(record)).items()
-            if name != "latency" and not name.endswith("_values")
+            if name not in ("latency", "image_groups") and not name.endswith("_values")
         }
         row |= {
             f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times

@@ -118,7 +118,7 @@ def entries(lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]
                 differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0)
                 p[name] = row_p(row, other)
         if first is not row and (pair := _distances(row, first)) is not None:
-            differences["distance_to_first"] = paired_mean(*pair, seed=0)
+            differences["distance_to_first"] = paired_mean(*pair, seed=0, groups=row.first.groups)
             p["distance_to_first"] = fidelity_p(row, first, DISTANCE)
         over_seeds = None if first is row else _over_seeds(records, first.records)
         compared.append(Entry(labels=labels, group=group, row=row, p=p, over_seeds=over_seeds, **differences))

@@ -350,7 +350,7 @@ class Workshop:
             solvers = {key: KeepSolver(self.dense, partial(build, key[0])) for key in left}
             keeps = equal_times(times, vits, solvers, self.progress)
             ratios = times.of(
-                dict[Any, ReducedViT](vits) | {key: build(key[0], keeps[key]) for key in left}, 2 * ROUNDS
+                dict[Any, ReducedViT](vits) | {key: build(key[0], keeps[key]) for key in left}, 4 * ROUNDS
             )
             for (method, rate), keep in keeps.items():
                 ratio, goal = ratios[method, rate], ratios[rate]

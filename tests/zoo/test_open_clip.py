@@ -162,7 +162,7 @@ def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     images = torch.randn(2, 3, 196, 196)
     assert torch.equal(model.encode_image(images), ours.model.encode_image(images))
     assert repr(names["preprocess"]) == repr(ours.preprocess)
-    with pytest.raises(ValueError, match=r"text 'a zebra crossing': .* never saw 'crossing', 'zebra'; use"):
+    with pytest.raises(ValueError, match=r"text 'a zebra crossing': .* never saw 'crossing'; use"):
         tokenizer(["a sneaker", "a zebra crossing"])
     plain = open_clip.get_tokenizer("ViT-B-16", context_length=tokenizer.context_length)
     assert torch.equal(plain(["a photo of a sneaker."]), tokens)

@@ -63,7 +63,7 @@ def test_a_second_run_reuses_all_of_it(results: Path, monkeypatch, capsys):
     assert (results / "records.jsonl").read_text("utf-8") == before
     out, err = capsys.readouterr()
     assert f"records: {results / 'records.jsonl'}; report: {results / 'report.html'}" in err
-    title = "emoji (test, 8 images; text classifier: all class captions seen in text training)"
+    title = "emoji (test, read by studies, 8 images; text classifier: all class captions seen in text training)"
     assert title in out
     for record in read_records(results / "records.jsonl"):
         row = next(line for line in out.splitlines() if line.startswith(f"│ {record.method} "))
@@ -82,7 +82,7 @@ def test_eval_shows_one_model_beside_the_dense_one(capsys):
     assert main(["eval", "clip_vit_s14_tome50", "--dataset", "emoji", "--limit", "2"]) == 0
     out = capsys.readouterr().out
     [title, *_] = [line for line in out.splitlines() if line.strip()]
-    assert "emoji (test, 2 images; text classifier" in title
+    assert "emoji (test, read by studies, 2 images; text classifier" in title
     assert re.search(r"│ tome +│ +50 │.*│ +98 │", out)
     assert re.search(r"│ dense +│ +100 │.*│ +196 │", out)
 

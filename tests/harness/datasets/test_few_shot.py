@@ -152,7 +152,7 @@ def test_refusals_of_training_images(draw_from):
         ("fashion", 0, "--shots 0: expected a number from 1"),
         ("fashion", -1, "--shots -1: expected a number from 1"),
         ("emoji-names", 1, "but 'emoji-names' has no train images: it is for"),
-        ("photos", 1, "1 shots asked for, but the images of 'photos' have no classes; take 0"),
+        ("photos", 1, "--shots 1: dataset 'photos' has no labels; expected one with classes"),
         (uneven, 2, r"2 shots .*'dog' of 'uneven' has 1 .*can be at most 1"),
     ):
         with pytest.raises(ValueError, match=match):

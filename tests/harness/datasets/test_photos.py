@@ -27,7 +27,7 @@ def photos() -> Photos:
 
 
 def split_of(photos: Photos, name: str) -> Split:
-    return photos._split(name)
+    return photos.released().split(name)
 
 
 def test_index_notice_and_pack_say_the_same(photos: Photos):

@@ -172,7 +172,7 @@ def test_without_golden_rankings_the_row_is_missing_and_the_command_told(toy: Da
     assert all(record.tau is None for record in records)
     command = "make them with: patchrank rank --model clip_vit_b16.openai --dataset toy"
     said = console.export_text()
-    for part in ("no golden rankings of toy", command, "1 of 4 classes are left out with", "zebra"):
+    for part in ("no golden rankings of toy", command):
         assert part in said
 
 

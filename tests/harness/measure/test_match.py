@@ -195,11 +195,11 @@ def test_a_time_that_can_not_be_met_is_told_and_searched_once(clock: Clock, monk
     plan = replace(PLAN, methods=("tome", "patchrank"), match="time")
     [group] = compare(plan, [], Progress(console))
     [row] = [record for record in group if record.method == "tome"]
-    first, second = (x for x in console.export_text().splitlines() if "can't" in x)
+    first, second = (x for x in console.export_text().splitlines() if "misses" in x)
     goal, spent = SMOOTH["patchrank"](45) / 100, SMOOTH["tome"](row.final_tokens) / 100
-    assert first == (
-        f"tome can't meet the {goal:.3f} × dense's time at batch 8 of patchrank at keep 70 %: the nearest is "
-        f"{spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep {100 * row.keep:.3g} %"
+    assert first.startswith(
+        f"tome misses the time of patchrank at keep 70 %, {goal:.3f} of dense's at batch 8: it takes "
+        f"{spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep {100 * row.keep:.3g} %; "
     )
     assert "at keep 40 %" in second
     monkeypatch.setattr("harness.measure.match.interleaved", None)
@@ -271,10 +271,10 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record], batch
     costs = ("2.000", "2.010", "+0.50 %") if batch is None else ("0.500", "0.502", "+0.5 %")
     right = [["75.0", "–"], ["56.2", "-18.8 [-37.5, +0.0]"]] if labelled else [[], []]
     assert cells == [
-        ["patchrank 70", "patchrank", "70.0", costs[0], "–", "0.5000", "–", *right[0]],
-        ["", "evit", "50.0", *costs[1:], "0.2500", "-0.2500* [-0.2500, -0.2500]", *right[1]],
+        ["70", "patchrank", "70.0", costs[0], "–", "0.5000", "–", *right[0]],
+        ["", "evit", "50.0", *costs[1:], "0.2500", "-0.2500*[-0.2500, -0.2500]", *right[1]],
     ]
-    assert text.strip().startswith(f"at equal {'GFLOPs' if batch is None else 'time at batch 8'}: fashion (test, 16")
+    assert text.strip().startswith(f"at equal {'GFLOPs' if batch is None else 'time at batch 8'}: fashion (test, ")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record], batch
         ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
         ({"methods": ("golden", "patchrank")}, "method 'golden' has no cost to match"),
         ({"methods": ("toem", "patchrank")}, "method 'toem': did you mean 'tome'?"),
-        ({"match": None, "match_to": "evit"}, "match_to='evit' does nothing without --match"),
+        ({"match": None, "match_to": "toem"}, "match_to='toem' is not measured: did you mean 'tome'"),
     ],
 )
 def test_refusals(change: dict[str, Any], match: str):
@@ -302,7 +302,8 @@ def test_the_main_job_ends_with_equal_time(tmp_path: Path, capsys: pytest.Captur
         assert main([*command, *more]) == 0
         text = capsys.readouterr().out
         assert ("at equal time at batch 8: toy (test" in " ".join(text.split())) == (not more)
-    assert "dense: 80 images/s in bfloat16 at batch 8, 40 images/s in float32 at batch 4" in " ".join(text.split())
+    speeds = r"dense: \d+ images/s in bfloat16 at batch 8, \d+ images/s in float32 at batch 4"
+    assert re.search(speeds, " ".join(text.split()))
     last = read_records(tmp_path / "records.jsonl")[-3:]
     assert [(r.method, r.dtype, r.final_tokens) for r in last] == [
         ("dense", "bfloat16", 64), ("evit", "bfloat16", 40), ("patchrank", "bfloat16", 32),

@@ -172,7 +172,9 @@ def by_text() -> list[Record]:
 def test_numbers_of_shots_stand_side_by_side():
     groups = [averages(records) for records in (group(shots=8), by_text(), group())]
     [table] = shot_tables(groups)
-    assert table.title == ("fashion test, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit")
+    assert table.title == (
+        "fashion test, read by studies, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit"
+    )
     assert table.heads == ["Method", "Keep", "0 shots", "4 shots", "8 shots"]
     for row in groups[0]:
         [cells] = [cells for cells in table.rows if cells[0] == row.method]
@@ -190,11 +192,11 @@ def test_markdown_ends_a_dataset_with_its_shots():
     emoji = [replace(r, dataset="emoji") for r in by_text()]
     text = markdown_table([*by_text(), *group(), *group(shots=8), *emoji])
     assert [line for line in text.splitlines() if line.startswith("###")] == [
-        "### fashion test, by text, clip_vit_s14.imgfocus_lit",
-        "### fashion test, 4 shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
-        "### fashion test, 8 shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
-        "### fashion test, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
-        "### emoji test, by text, clip_vit_s14.imgfocus_lit",
+        "### fashion test, read by studies, by text, clip_vit_s14.imgfocus_lit",
+        "### fashion test, read by studies, 4 shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
+        "### fashion test, read by studies, 8 shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
+        "### fashion test, read by studies, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
+        "### emoji test, read by studies, by text, clip_vit_s14.imgfocus_lit",
     ]
     assert "mean of seeds 3, 4, 5" in text
     only = markdown_table(by_text())

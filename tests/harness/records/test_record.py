@@ -293,7 +293,7 @@ ANOTHER = {
     **{"dataset_revision": "34cd", "split": "val", "shots": 8, "tuning": "v", "prompt_tokens": 4},
     **{"seed": 1, "device": "cuda:0", "device_name": "another processor", "dtype": "bfloat16"},
     **{"threads": 3, "torch": "2.14.0", "timm": "1.0.32", "images_sha256": "cd" * 32},
-    "image_size": (224, 224),
+    **{"image_size": (224, 224), "classes_judged": (4, 7)},
 }
 
 

@@ -375,3 +375,27 @@ def test_every_family_that_a_table_names_is_on_the_page():
     told = re.search(r"^\| where \| family \|(?:.*\n)+?(?=\n)", PAGE, re.M)
     assert told is not None
     assert [name for name in families if name not in told[0]] == []
+
+
+def test_images_of_one_group_are_resampled_and_flipped_together():
+    """By copies of each image, nothing is learned: intervals and p-values are those of the originals."""
+    values = np.random.default_rng(5).normal(0.3, 1, 30)
+    copies, groups = np.repeat(values, 4), np.repeat(np.arange(30), 4)
+    assert statistics.bootstrap_mean(copies, 0, groups) == pytest.approx(statistics.bootstrap_mean(values, 0))
+    assert statistics.sign_flip(copies, 0, groups) == pytest.approx(statistics.sign_flip(4 * values, 0))
+    assert statistics.sign_flip(copies, 0) < 0.1 * statistics.sign_flip(copies, 0, groups)
+    few = statistics.bootstrap_mean(copies, 0)
+    assert few.high - few.low == pytest.approx(np.subtract(*statistics.bootstrap_mean(values, 0)[:0:-1]) / 2, rel=0.1)
+    with pytest.raises(ValueError, match="need a group of each image, got 30 and 120"):
+        statistics.bootstrap_mean(copies, 0, groups[:30])
+
+
+def test_groups_of_several_sizes_weigh_by_their_images():
+    """A slow reference: whole groups are drawn, and all images of those drawn are averaged."""
+    generator = np.random.default_rng(0)
+    values, groups = generator.normal(size=9), np.array([0, 0, 0, 1, 2, 2, 3, 3, 3])
+    drawn = np.random.default_rng(1).integers(4, size=(10_000, 4))
+    means = [np.concatenate([values[groups == group] for group in draw]).mean() for draw in drawn]
+    assert statistics.bootstrap_mean(values, 1, groups) == pytest.approx(
+        (values.mean(), *np.quantile(means, [0.025, 0.975]))
+    )

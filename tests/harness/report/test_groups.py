@@ -16,6 +16,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "dataset": ({"dataset": "emoji"}, "emoji test"),
     "dataset_revision": ({"dataset_revision": "00ff"}, "; revision 00ff"),
     "split": ({"split": "val"}, "fashion val"),
+    "classes_judged": ({"classes_judged": (4, 7)}, "fashion test, read by studies, 4 of 7 classes, "),
     "shots": ({"shots": 4}, "4 shots"),
     "tuning": ({"tuning": "t", "prompt_tokens": 16}, "learned text tokens (16)"),
     "prompt_tokens": ({"tuning": "t", "prompt_tokens": 8}, "learned text tokens (8)"),
@@ -60,8 +61,8 @@ def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
 
 def test_one_condition_needs_no_words_and_other_settings_are_another_row(records: list[Record], row: Any):
     assert [group.name for group in grouped(records).groups] == [
-        "fashion test, 16 shots, linear probe, clip_vit_s14.saliency",
-        "emoji test, by text, clip_vit_s14.saliency",
+        "fashion test, read by studies, 16 shots, linear probe, clip_vit_s14.saliency",
+        "emoji test, read by studies, by text, clip_vit_s14.saliency",
     ]
     one = row("evit", 0.6, 50)
     other = replace(one, method_config={"reduce_at": [4]})

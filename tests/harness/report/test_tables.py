@@ -136,7 +136,7 @@ def test_between_wide_and_narrow_intervals_and_times_stay():
 def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: str):
     count = None if tuning in (None, "probe") else 4
     assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
-        f"fashion (test, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
+        f"fashion (test, read by studies, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
     )
 
 
@@ -338,7 +338,10 @@ def test_rows_at_equal_cost_are_judged_together_over_all_targets():
     assert alone[0.5] < 0.05 / 2 < alone[0.7] * 2 < 0.05  # both, of two
     text = prose(matched_table(rows))
     assert text.count("*[") == 2
-    assert "all differences of this table judged together (the same test, Holm, 5 %)" in text
+    assert (
+        "all of a column judged together (1 - cos: sign-flip test over images, top-1: exact McNemar test, Holm, 5 %)"
+        in text
+    )
 
 
 IMAGES = 60
@@ -390,7 +393,7 @@ def test_without_a_dense_row_no_table_of_shots_is_judged():
 def test_a_table_for_each_kind_of_tuning_and_none_of_a_single_column():
     probe = shot_group(4, tuning="probe", prompt_tokens=None)
     tables = shot_tables([shot_group(0), shot_group(4), probe])
-    kinds = [table.title.split(", ")[2] for table in tables]
+    kinds = [table.title.split(", ")[3] for table in tables]
     assert kinds == ["learned text tokens (16)", "linear probe"]
     assert shot_tables([shot_group(0)]) == shot_tables([shot_group(4)]) == []
 

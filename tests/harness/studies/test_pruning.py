@@ -26,7 +26,7 @@ def test_lines_of_one_keep_rate_cost_the_same(tiny: StudyConfig, name: str, stud
     """As nearly as whole tokens allow: one token more or less is the smallest step."""
     sheet, _ = studied(name, replace(tiny, keeps=(0.6, 0.5)))["plain"]
     for keep in (0.6, 0.5):
-        costs = [e.mean("gflops") for e in sheet.entries if e.group == keep]
+        costs = [e.row.mean("gflops") for e in sheet.entries if e.group == keep]
         known = [cost for cost in costs if cost is not None]
         assert known == pytest.approx([known[0]] * len(known), rel=0.04)
 
@@ -71,7 +71,7 @@ def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied):
     assert [e.labels["before block"] for e in at_keep[::4]] == list("012345")
     assert len({e.records[0].method_config.get("against") for e in at_keep[1::4]}) == 6
     assert {e.records[0].final_tokens for e in at_keep} == {32}
-    costs = [e.mean("gflops") for e in at_cost]  # block 2 is the study's own
+    costs = [e.row.mean("gflops") for e in at_cost]  # block 2 is the study's own
     assert costs[:4] == pytest.approx([costs[2]] * 4, rel=0.04)
     assert costs[2] < costs[4] < costs[5]  # where even one patch costs more
     kept = [e.records[0].final_tokens for e in at_cost]
