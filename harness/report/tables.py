@@ -32,7 +32,7 @@ from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, To
 from harness.report.writers import csv_text
 
 # What a column of a table of shots differs in from another, with what follows from it.
-BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "images_sha256")
+BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "classes_judged", "images_sha256")
 OVER_SEEDS = (
     "mean over seeds: top-1 in % with 95 % t interval over seeds, the difference to dense with "
     "95 % paired bootstrap interval over images"
