@@ -31,7 +31,7 @@ class Plan:
     seed: int = 0  # of the choice of shots, the first
     device: str = "cpu"
     dtype: str = "float32"  # of `DTYPES`
-    batches: tuple[int, ...] = (1, 32)  # for latency, none to skip it
+    batches: tuple[int, ...] = (1, 8)  # for latency, none to skip it
     rounds: int = 5  # latency samples
     match: str | None = None  # what rows of a keep rate have in common instead of it, of `MATCHES`
     match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
