@@ -168,7 +168,7 @@ def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
 
 
 def _heading(first: Record) -> str:
-    how = protocol(first) if first.shots else "by text"
+    how = "by text" if first.top1 is not None and not first.shots else protocol(first)
     return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}"
 
 
