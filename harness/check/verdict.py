@@ -131,7 +131,8 @@ def differing(then: Record, now: Record) -> list[str]:
 def _exact(change: Change) -> Iterator[Moved]:
     """Compare settings, weights and what is counted."""
     for one in change.conditions:
-        if one.name in _FIXED or one.name.startswith(_SETTING):
+        # How a keep rate was found is no setting of what is measured at it.
+        if one.name in _FIXED or (one.name.startswith(_SETTING) and one.name != f"{_SETTING}matched"):
             yield Moved(quantity=one.name.removeprefix(_SETTING), expected=one.a, now=one.b)
     for one in change.costs:
         numbers = isinstance(one.a, (int, float)) and isinstance(one.b, (int, float))

@@ -391,6 +391,7 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
         heads,
         [list(cells(at, row)) for at, row in enumerate(rows)],
         words=("method",),
+        roomy=(f"top-1 {to}",),
         caption=f"{caption}; {mark_note(tests, 'all of a column')}{_lacking(row.row for row in rows)}{more}",
         sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
     )

@@ -52,7 +52,7 @@ _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
 _MEANS = ("keep", "top1", "gflops", "cosine_distance", "tau", "match_at_k", "match_chance")
 # Columns that narrower terminals do without.
 _WIDE = ("GFLOPs", "over seeds", "tau", "match@k (chance)")
-_FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | {"to dense": FORMS[:2], "to first": FORMS[:2]}
+_FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])
 
 
 @functools.cache
