@@ -112,7 +112,7 @@ def test_a_folder_is_published_on_with_what_is_known_of_it(tmp_path: Path):
         assert (second / name).read_bytes() == (first / name).read_bytes()
     configs = [json.loads((f / "config.json").read_text()) for f in (first, second)]
     assert configs[0]["provenance"] == configs[1]["provenance"]
-    assert configs[0]["provenance"]["predictors"][0]["provenance"]["images"] == 1000
+    assert configs[0]["provenance"]["predictors"][0]["provenance"]["images"] == 800
 
 
 def test_a_model_of_the_hub_brings_what_is_known_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -248,14 +248,15 @@ def records() -> list[Record]:
 def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable, records: list[Record]):
     rows = model.rows(records, RUN)
     assert {row.model for row in rows} == {"clip_vit_s14", PATCHRANK}
-    assert {row.dataset for row in rows} == {"fashion", "emoji"}
+    assert {row.dataset for row in rows} == {"fashion", "emoji", "photos"}
     assert {row.shots for row in rows} == {0}
     card = model_card(model, "me/pruned", rows)
     assert markdown_table(rows, summary=True).strip() in card
     for row in rows:
-        top1 = f"{100 * row.top1:.1f} [{100 * row.top1_low:.1f}, {100 * row.top1_high:.1f}]"
+        top1 = "" if row.top1 is None else f"{100 * row.top1:.1f} [{100 * row.top1_low:.1f}, {100 * row.top1_high:.1f}]"
+        near = "" if row.cosine_distance is None else f"{row.cosine_distance:.4f} [{row.cosine_low:.4f}, "
         revision, split = f"revision {row.dataset_revision}", f"{row.dataset} {row.split}"
-        assert all(words in card for words in (top1, revision, split, row.device_name, row.dtype))
+        assert all(words in card for words in (top1, near, revision, split, row.device_name, row.dtype))
     assert "Nothing was measured" not in card
 
 

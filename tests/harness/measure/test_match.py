@@ -258,6 +258,8 @@ def test_the_table_says_who_is_ahead_and_at_what_cost(group: list[Record], batch
         more |= {} if labelled else dict.fromkeys(("top1", "top1_low", "top1_high", "correct_bits", "margin"))
         more |= {} if labelled else dict.fromkeys(("diff_to_dense", "diff_low", "diff_high"))
         more |= dict.fromkeys(("cosine_distance", "cosine_low", "cosine_high"), distance)
+        others = [m for m in METRICS.values() if m.values and m.name not in ("cosine_distance", "top1")]
+        more |= dict.fromkeys(["image_groups", *(name for m in others for name in (m.name, m.low, m.high, m.values))])
         ratio = {"ratio_to_dense": cost / 4, "ratio_low": 0.1, "ratio_high": 0.9}
         latency = Latency(batch=8, median_ms=1.0, q1_ms=1.0, q3_ms=1.0, images_per_s=1.0, **ratio)
         return replace(known, cosine_values=pack_values(np.full(16, distance)), latency=(latency,), **more)

@@ -28,7 +28,7 @@ from harness.report.plots import plots_of
 from harness.report.writers import markdown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-COSTS = ("gflops", "ms_batch1", "ms_batch32", "ratio_batch1", "ratio_batch32")
+COSTS = ("gflops", "ms_batch1", "ms_batch8", "ratio_batch1", "ratio_batch8")
 PLOTS = (
     *(f"{quality}_{cost}" for quality in ("accuracy", "fidelity") for cost in COSTS),
     "tau_keep",

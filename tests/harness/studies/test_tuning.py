@@ -39,15 +39,15 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyCon
     assert sheet.entries[1].over_seeds is None
     plain = sheet.entries[0].records[0]
     assert plain.gflops is not None
-    assert dense.mean("gflops") > plain.gflops
-    assert sheet.entries[2].mean("gflops") == plain.gflops
+    assert dense.row.mean("gflops") > plain.gflops
+    assert sheet.entries[2].row.mean("gflops") == plain.gflops
     assert "over seeds" in sheet.table().heads
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
 
 
 def test_more_tokens_cost_more(few: StudyConfig, studied):
     sheet, _ = studied("count", few)["plain"]
-    costs = {e.labels["tokens"]: e.mean("gflops") for e in sheet.entries}
+    costs = {e.labels["tokens"]: e.row.mean("gflops") for e in sheet.entries}
     assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
     assert [e.records[0].prompt_tokens for e in sheet.entries] == [16, 4, 32, None]
 
