@@ -80,6 +80,14 @@ def test_a_changed_setting_goes_by_its_name(record):
         ("reduce_at", None, [2]),
         ("r", "(absent)", None),
     ]
+    # How a keep rate was found isn't asked of what is measured at it.
+    assert (
+        between(
+            record(method_config={"keep": 0.3, "matched": {"time_of": "patchrank"}}),
+            record(method_config={"keep": 0.3}),
+        )
+        == []
+    )
 
 
 def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped(record):
