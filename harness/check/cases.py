@@ -15,6 +15,7 @@ from typing import Any
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.golden.store import find_rankings
+from harness.measure.match import MATCHED
 from harness.measure.plan import Plan
 from harness.measure.rows import known_methods
 from harness.records.averages import protocol, tower_of
@@ -32,8 +33,8 @@ BATCHES = (1,)
 SETTINGS = ("evit:fuse=true,keep=0.3", "tome:reduce_at=[2,4,6],keep=0.3", "patchrank:reduce_at=[3,6],keep=0.3")
 _OURS = ("baselines", "zoo")
 _SHARED = ("split", "dtype", "device", "image_count")
-# Hashes of what was learned for a row; nobody asks for them.
-_LEARNED = ("predictor", "prompts", "matched")
+# Hashes of what was learned for a row, and how its keep rate was found; nobody asks for them.
+_LEARNED = ("predictor", "prompts", MATCHED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.check.cases import Row
 from harness.console.table import NOT_MEASURED, Cell, Column, Shown, Table
+from harness.measure.match import MATCHED
 from harness.records.record import Metric, Record, metrics
 from harness.report.changes import Change, exact
 from harness.report.writers import markdown, markdown_text
@@ -132,7 +133,7 @@ def _exact(change: Change) -> Iterator[Moved]:
     """Compare settings, weights and what is counted."""
     for one in change.conditions:
         # How a keep rate was found is no setting of what is measured at it.
-        if one.name in _FIXED or (one.name.startswith(_SETTING) and one.name != f"{_SETTING}matched"):
+        if one.name in _FIXED or (one.name.startswith(_SETTING) and one.name != f"{_SETTING}{MATCHED}"):
             yield Moved(quantity=one.name.removeprefix(_SETTING), expected=one.a, now=one.b)
     for one in change.costs:
         numbers = isinstance(one.a, (int, float)) and isinstance(one.b, (int, float))

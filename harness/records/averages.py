@@ -229,6 +229,12 @@ def fidelity_p(row: Average, other: Average, metric: Metric) -> float | None:
     return None if a is None or b is None else sign_flip(a - b, seed=0, groups=row.first.groups)
 
 
+def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:
+    """Return a row's metric minus another's, paired by image, and its p-value; None where one has no values."""
+    a, b, p = row.per_image(metric), other.per_image(metric), fidelity_p(row, other, metric)
+    return None if a is None or b is None or p is None else (paired_mean(a, b, seed=0, groups=row.first.groups), p)
+
+
 def row_p(row: Average, other: Average) -> float:
     """Return the exact p-value that two rows are equally often right; see `judging.paired_p`."""
     return paired_p(row.hits, other.hits, len(row.records), len(other.records))
@@ -397,10 +403,8 @@ def matched(records: Sequence[Record], target: str, batch: int | None = None) ->
 
     def paired(row: Average, goal: Average) -> Matched:
         facts: dict[str, Any] = dict.fromkeys(("distance", "distance_p", "difference", "p_value"))
-        ours, theirs = row.per_image(metric), goal.per_image(metric)
-        if row is not goal and ours is not None and theirs is not None:
-            facts["distance"] = paired_mean(ours, theirs, seed=0, groups=row.first.groups)
-            facts["distance_p"] = fidelity_p(row, goal, metric)
+        if row is not goal and (apart := fidelity_difference(row, goal, metric)) is not None:
+            facts["distance"], facts["distance_p"] = apart
         if row is not goal and row.top1 is not None:
             one = len(goal.records) == 1
             hits = (row.first.correct, goal.first.correct)

@@ -284,7 +284,8 @@ class Record:
                 _check_interval(self, metric.name, metric.low, metric.high)
             if metric.values:
                 self._check_values(metric)
-        assert self.groups is None or self.groups.size  # refuses what it can't read
+        if self.image_groups is not None:
+            unpack_groups(self.image_groups, self.image_count)
 
     def _check_values(self, metric: Metric) -> None:
         """Refuse a metric that isn't the mean of its values; they may be missing, save for top-1's."""

@@ -17,7 +17,7 @@ from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant
 from harness.models.towers import Tower, load_tower
-from harness.records.averages import Average, fidelity_p, judged_on, row_p, uncounted
+from harness.records.averages import Average, fidelity_difference, judged_on, row_p, uncounted
 from harness.records.conditions import DENSE, DTYPES, Tuning
 from harness.records.record import METRICS, Record, refuse_mixed
 from harness.records.statistics import (
@@ -29,7 +29,6 @@ from harness.records.statistics import (
     bootstrap_mean,
     mark_note,
     mean_interval,
-    paired_mean,
     together,
 )
 from harness.report.writers import markdown
@@ -117,9 +116,8 @@ def entries(lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]
             for name, other in others.items():
                 differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0)
                 p[name] = row_p(row, other)
-        if first is not row and (pair := _distances(row, first)) is not None:
-            differences["distance_to_first"] = paired_mean(*pair, seed=0, groups=row.first.groups)
-            p["distance_to_first"] = fidelity_p(row, first, DISTANCE)
+        if first is not row and (apart := fidelity_difference(row, first, DISTANCE)) is not None:
+            differences["distance_to_first"], p["distance_to_first"] = apart
         over_seeds = None if first is row else _over_seeds(records, first.records)
         compared.append(Entry(labels=labels, group=group, row=row, p=p, over_seeds=over_seeds, **differences))
     return compared
@@ -132,11 +130,6 @@ def _average(records: Sequence[Record]) -> Average:
 def _share(row: Average) -> NDArray[np.float64]:
     """Return (image_count,) for what share of the seeds each image was right."""
     return row.hits / len(row.records)
-
-
-def _distances(row: Average, other: Average) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    a, b = row.per_image(DISTANCE), other.per_image(DISTANCE)
-    return None if a is None or b is None else (a, b)
 
 
 def _over_seeds(records: Sequence[Record], first: Sequence[Record]) -> Interval | None:
