@@ -26,6 +26,7 @@ TARGETS: tuple[dict[str, Any], ...] = (
     "Golden and predicted rankings by score (paper: Table 1)",
     "Which score finds the patches that accuracy needs, and can it be predicted?",
     keeps=(0.8, 0.7, 0.6, 0.5),
+    labels=True,
 )
 def scores(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Prune by golden rankings of three scores, and by predictors fitted to each."""
@@ -125,7 +126,12 @@ def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterato
             yield Line({"target": name, "ranking": "golden"}, oracle, keep)
 
 
-@study("Ranked images per class that a predictor learns from", "How many images must be ranked?", keeps=(0.6, 0.3))
+@study(
+    "Ranked images per class that a predictor learns from",
+    "How many images must be ranked?",
+    keeps=(0.6, 0.3),
+    labels=True,
+)
 def shots(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Fit on few ranked images per class; all of them come first."""
     golden = shop.golden()

@@ -12,6 +12,7 @@ from harness.console.table import FORMS, UNMEASURED, Cell, Column, Table, json_v
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
+from harness.datasets.few_shot import require_labels
 from harness.measure.bench import Bench
 from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
@@ -253,7 +254,8 @@ def make(
     Raises:
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
-    datasets = [get_dataset(name) for name in config.datasets]
+    datasets = _datasets(study, config, progress)
+    config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
     shop = Workshop(config, tower_with_text(config.model), progress, known)
     # All before the first is measured: predictors know their tower by the weights as loaded.
     lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
@@ -268,6 +270,19 @@ def make(
         title = f"{study.title}: {images}, {conditions}"
         sheet = Sheet(title=title, dense=dense, entries=entries(judged, dense))
         yield sheet, [record for group in records for record in group]
+
+
+def _datasets(study: Study, config: StudyConfig, progress: Progress) -> list[Dataset]:
+    """Return the datasets that a study can do something with, and say which it can't."""
+    datasets = [get_dataset(name) for name in config.datasets]
+    if not study.labels:
+        return datasets
+    unlabelled = [dataset for dataset in datasets if not dataset.labelled]
+    if len(unlabelled) == len(datasets):
+        require_labels(unlabelled[0], f"study {study.name}")
+    for dataset in unlabelled:
+        progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
+    return [dataset for dataset in datasets if dataset.labelled]
 
 
 def lines(study: Study, shop: Workshop, dataset: Dataset) -> list[Line]:

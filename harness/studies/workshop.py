@@ -50,7 +50,7 @@ class StudyConfig:
 
     # dense tower, see ``harness.models.towers.load_tower``; it needs a text tower
     model: str = "clip_vit_s14"
-    datasets: tuple[str, ...] = ("fashion", "emoji")  # names of those to judge by and to learn from
+    datasets: tuple[str, ...] = Plan.datasets  # names of those to judge by and to learn from
     split: SplitName = "val"
     limit: int | None = 300  # images per dataset to judge by; None for all
     train_limit: int | None = 500  # ranked images to learn from, per dataset; None for all
@@ -126,6 +126,7 @@ class Study:
     # first of a group is what the others are compared with
     lines: "Lines"
     tunes: bool = False  # it is about learned tokens, whose labelled images may come from val
+    labels: bool = False  # it is about what labels or classes decide
 
     @property
     def split(self) -> SplitName:
@@ -133,12 +134,14 @@ class Study:
         return "test" if self.tunes else "val"
 
 
-def study(title: str, question: str, keeps: tuple[float, ...], *, tunes: bool = False) -> Callable[["Lines"], Study]:
-    """Declare a study of a function's name, whose lines the function yields."""
+def study(
+    title: str, question: str, keeps: tuple[float, ...], *, tunes: bool = False, labels: bool = False
+) -> Callable[["Lines"], Study]:
+    """Declare a study of a function's name, whose lines the function yields; ``tunes`` implies ``labels``."""
 
     def declare(lines: "Lines") -> Study:
         about = {"name": lines.__name__, "title": title, "question": question}
-        return Study(**about, keeps=keeps, lines=lines, tunes=tunes)
+        return Study(**about, keeps=keeps, lines=lines, tunes=tunes, labels=labels or tunes)
 
     return declare
 

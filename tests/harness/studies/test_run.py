@@ -198,6 +198,7 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: 
         ("scores --dtype int8", "--dtype 'int8'"),
         ("scores --score labels", "score='labels': did you mean 'label'?"),
         ("scores --model clip_vit_s15", "model 'clip_vit_s15': did you mean"),
+        ("scores --datasets photos", "study scores: dataset 'photos' has no labels; expected one with classes"),
         ("scores --datasets fashoin", "no dataset is called 'fashoin'"),
     ],
 )
