@@ -7,15 +7,16 @@ from datetime import datetime
 from typing import Any
 
 from harness.console.table import Cell, Column, Table, json_values
+from harness.measure.match import MATCHED
 from harness.measure.times import CAPTION, DETAILS, PREPARED, LatencyRecord, notes
 from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
 from harness.measure.times import columns_of as timed_columns_of
 from harness.measure.times import table_of as timed_title
 from harness.measure.timing import Machine
-from harness.records.averages import Average, averages, judged, judged_on, protocol, tower_of, uncounted
+from harness.records.averages import Average, averages, judged, judged_on, matched, protocol, tower_of, uncounted
 from harness.records.conditions import DENSE
 from harness.records.record import CONDITIONS, Record, differing
-from harness.report.tables import BY_COLUMN, by_shots, report_columns, shot_tables, table_of
+from harness.report.tables import BY_COLUMN, by_shots, matched_table, report_columns, shot_tables, table_of
 from harness.report.writers import markdown
 
 Conditions = tuple[Hashable, ...]
@@ -196,7 +197,7 @@ def _timed_facts(record: LatencyRecord) -> dict[str, Any]:
 
 
 def sections(report: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
-    """Yield a table per group, and after the last of a dataset its numbers of shots.
+    """Yield a table per group, with one at equal time if rows were matched so, and then numbers of shots.
 
     A summary lacks details; marks tell the differences to dense that are clear with all rows judged
     together.
@@ -204,10 +205,21 @@ def sections(report: Grouped, *, summary: bool = False, marked: bool = False) ->
     settings = _by_setting(report)
     for group in report.groups:
         yield _section(group, summary=summary, marked=marked)
+        yield from _at_equal_time(group)
         same = settings[group.setting]
         if group is same[-1]:
             for columns in apart(same):
                 yield from shot_tables([each.rows for each in columns], marked=marked)
+
+
+def _at_equal_time(group: Group) -> Iterator[Table]:
+    """Pair rows whose keep rates were chosen for another method's time with that method's."""
+    settings = (row.first.method_config.get(MATCHED) for row in group.rows)
+    pairs = dict.fromkeys((setting["time_of"], setting["batch"]) for setting in settings if setting)
+    records = [record for row in group.rows for record in row.records]
+    for target, batch in pairs:
+        if rows := matched(records, target, batch):
+            yield matched_table(rows)
 
 
 def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:

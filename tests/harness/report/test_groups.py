@@ -8,7 +8,7 @@ import pytest
 
 from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import CONDITIONS, Record
-from harness.report.groups import grouped, markdown_table, time_sections, timed_groups
+from harness.report.groups import grouped, markdown_table, sections, time_sections, timed_groups
 from harness.report.writers import latex, markdown
 
 # Of each condition another value, and what a heading says of it.
@@ -94,6 +94,17 @@ def test_rows_of_other_seeds_do_not_share_a_mean(row: Any):
     assert (len(first.rows[0].records), len(second.rows[0].records)) == (3, 2)
     assert first.name.endswith("; seeds 0, 1, 2")
     assert second.name.endswith("; seeds 0, 1")
+
+
+def test_rows_of_equal_time_are_paired_with_the_method_whose_time_they_take(row: Any, timed: Any):
+    setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}
+    target = row("patchrank", 0.6, 60, latency=(timed(8, 0.7),))
+    other = row("evit", 0.45, 50, latency=(timed(8, 0.71),), method_config={"matched": setting})
+    plain, paired = sections(grouped([target, other]))
+    assert len(plain.rows) == 2
+    assert paired.title.startswith("at equal time at batch 8: fashion (test")
+    assert [cells[1] for cells in paired.rows] == ["patchrank", "evit"]
+    assert [table.title for table in sections(grouped([target]))] == [plain.title]
 
 
 def test_nothing_to_report_is_refused():
