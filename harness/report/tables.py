@@ -378,8 +378,9 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
 
     to, tests = f"to {target.method}", FLIPPED
     heads = ["at", "method", "keep", cost, "off", distance.short, f"{distance.short} {to}"]
+    timed = "" if batch is None else "x dense: median time by the dense model's, both in eager mode; "
     caption = (
-        f"at: keep rate of {target.method} in %; {distance.short}: {distance.fidelity}; {to}: difference with "
+        f"at: keep rate of {target.method} in %; {timed}{distance.short}: {distance.fidelity}; {to}: difference with "
         "95 % paired bootstrap interval"
     )
     if target.top1 is not None:
