@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -66,6 +67,12 @@ class Tokens(NamedTuple):
         """The patch tokens, (B, n, D)."""
         return self.x[:, self.prefix :]
 
+    def size_bias(self) -> Tensor | None:
+        """Return log(size) of each key, (B, 1, 1, T), which attends in proportion to size; None while all are 1."""
+        if self.size is None:
+            return None
+        return F.pad(self.size.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
+
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.
 
@@ -80,9 +87,8 @@ class Tokens(NamedTuple):
     def select(self, index: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
         after = self.patch_idx.gather(1, keep_idx)
-        rows = keep_idx.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
         return self._replace(
-            x=torch.cat((self.x[:, : self.prefix], self.patches.gather(1, rows)), dim=1),
+            x=torch.cat((self.x[:, : self.prefix], rows(self.x, self.prefix + keep_idx)), dim=1),
             patch_idx=after,
             patch_count=keep_idx.shape[1],
             size=None if self.size is None else self.size.gather(1, keep_idx),
@@ -90,12 +96,117 @@ class Tokens(NamedTuple):
             history=(*self.history, Reduction(index, self.patch_idx, after, importance)),
         )
 
+    def merge(
+        self,
+        index: int,
+        gone: Tensor,
+        into: Tensor,
+        importance: Tensor,
+        count: int,
+        *,
+        stay: Tensor | None = None,
+        rescale: bool = False,
+    ) -> "Tokens":
+        """Merge the patch tokens at ``gone`` into those at ``into``, by the size-weighted mean.
+
+        A token that receives nothing stays as it is, bit for bit, and so does one that receives its equal. Positions
+        are those in the current sequence; several tokens may go into one, none into one that goes itself.
+
+        Args:
+            index: the block's number, for the history.
+            gone: (B, r) int64, each position once, r < n.
+            into: (B, r) int64, aligned with ``gone``.
+            importance: (B, r) of those that go, higher = went later, for the history.
+            count: n - r, which torch.fx can't read off ``gone``.
+            stay: (B, n - r) int64, all other positions in the order of the new sequence; None for ascending.
+            rescale: stretch a merged token to the norm of the longest of its parts (MLERP of ToFu, arXiv 2312.01026).
+        """
+        idx = self.patch_idx
+        size = torch.ones_like(idx, dtype=torch.float32) if self.size is None else self.size
+        if stay is None:
+            went = torch.zeros_like(idx).scatter(1, gone, 1)
+            stay = went.argsort(dim=1, stable=True)[:, :count]
+        place = torch.zeros_like(idx).scatter(1, stay, every_position(stay, count)).gather(1, into)
+        moved, after = size.gather(1, gone), idx.gather(1, stay)
+        merged_size = size.gather(1, stay).scatter_add(1, place, moved)
+        share = moved / merged_size.gather(1, place)
+        merged = _merged(rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into), into, share, rescale)
+        carried = self.importance
+        if carried is not None:
+            carried = carried.gather(1, stay).scatter_reduce(1, place, carried.gather(1, gone), "amax")
+        last = torch.full_like(size, torch.inf).scatter(1, gone, importance.float())
+        became = idx.scatter(1, gone, idx.gather(1, into))
+        return self._replace(
+            x=_spliced(self.x, self.prefix, stay, merged, place),
+            patch_idx=after,
+            patch_count=count,
+            size=merged_size,
+            importance=carried,
+            history=(*self.history, Reduction(index, idx, after, last, became)),
+        )
+
+    def token_of_patch(self) -> Tensor:
+        """Return in which patch token each patch of the grid is, (B, N) int64 positions in the sequence.
+
+        Nothing may have been dropped.
+        """
+        every = token = every_position(self.x, self.grid[0] * self.grid[1])
+        for reduction in self.history:
+            assert reduction.into is not None
+            token = every.scatter(1, reduction.before, reduction.into).gather(1, token)
+        place = every.scatter(1, self.patch_idx, every_position(self.x, self.patch_count))
+        return place.gather(1, token)
+
     def scatter_to_grid(self) -> Tensor:
         """Return the patch tokens at their grid positions, zeros elsewhere, (B, N, D)."""
         batch, _, dim = self.x.shape
         count = self.grid[0] * self.grid[1]
         idx = _cells(self.patch_idx, count).unsqueeze(-1).expand(-1, -1, dim)
         return self.x.new_zeros(batch, count + 1, dim).scatter(1, idx, self.patches)[:, :count]
+
+
+def rows(x: Tensor, idx: Tensor) -> Tensor:
+    """Return the tokens of ``x`` (B, T, D) at ``idx`` (B, k), (B, k, D).
+
+    What ``gather`` with an expanded index gives, but copied row by row, ten times as fast on a CPU.
+    """
+    batch, count, dim = x.shape
+    first = count * torch.arange(batch, device=x.device)
+    return x.reshape(batch * count, dim).index_select(0, (idx + first.unsqueeze(1)).flatten()).view(batch, -1, dim)
+
+
+def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale: bool) -> Tensor:
+    """Return what each token at ``into`` (B, r) becomes, (B, r, D), the same for those of the same position.
+
+    ``parts`` (B, r, D) go into ``target`` (B, r, D), aligned, each with its ``share`` (B, r) of the size in the end.
+    """
+    # Sums are taken at the first of those that share a position.
+    slot = (into.unsqueeze(2) == into.unsqueeze(1)).int().argmax(dim=2)
+    moves = (parts - target) * share.unsqueeze(2).to(parts.dtype)
+    sums = torch.zeros_like(moves).scatter_add(1, slot.unsqueeze(2).expand_as(moves), moves)
+    merged = target + rows(sums, slot)
+    if rescale:
+        longest = _norm(target).scatter_reduce(1, slot, _norm(parts), "amax").gather(1, slot)
+        stretch = longest / _norm(merged).clamp(min=1e-12)
+        merged = merged * stretch.unsqueeze(2).to(merged.dtype)
+    return merged
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.float(), dim=2)
+
+
+def _spliced(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor) -> Tensor:
+    """Return the prefix tokens of ``x`` (B, T, D) and the patch tokens that stay, with ``merged`` at ``place``."""
+    batch, count, _ = x.shape
+    new = count + torch.arange(merged.shape[1], device=x.device).expand(batch, -1)
+    patches = (prefix + stay).scatter(1, place, new)
+    kept = torch.arange(prefix, device=x.device).expand(batch, -1)
+    return rows(torch.cat((x, merged), dim=1), torch.cat((kept, patches), dim=1))
+
+
+for _function in ("rows", "_merged", "_spliced"):  # each a call in a graph: shapes are not known there
+    torch.fx.wrap(_function)
 
 
 def every_position(x: Tensor, count: int) -> Tensor:
