@@ -13,7 +13,7 @@ from zoo.predictor import architecture
 from zoo.reducer import METHODS
 
 SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the whole grid
-WITHOUT_PREDICTOR = sorted(name for name, cls in METHODS.items() if not cls.needs_predictor)
+WITHOUT_PREDICTOR = sorted(name for name, cls in METHODS.items() if cls.by_default and not cls.needs_predictor)
 
 
 @study(

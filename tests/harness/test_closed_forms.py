@@ -101,11 +101,20 @@ def matching(tower: Tower, arrived: int, left: int) -> Extra:
     return Extra(pairs * (tower.width // tower.heads), results=pairs)
 
 
+def fusing(tower: Tower, arrived: int, left: int) -> Extra:
+    """EViT's row, then one product of the weights of those dropped with all tokens."""
+    row = row_of_attention(tower, arrived, left)
+    fused = arrived * tower.width if left < arrived else 0
+    return Extra(row.products + fused, results=row.results + (tower.width if left < arrived else 0))
+
+
 FORMS = {
     "patchrank": Form(conv_predictor),
     "random": Form(lambda *_: Extra()),
     "clsattn": Form(own_row),
     "evit": Form(row_of_attention, points=(3, 6, 9), inside=True),
+    "evitfuse": Form(fusing, points=(3, 6, 9), inside=True),
+    "avit": Form(lambda *_: Extra(), points=tuple(range(1, 24)), linear=True),
     "tome": Form(matching, points=None, linear=True, inside=True),
 }
 LACKING = (
