@@ -91,7 +91,7 @@ def test_a_named_row_counts_its_fused_token(tower: VisionTransformer, images: Te
     assert model.trace(images).final_tokens == 32
     assert torch.equal(model(images), same(images))
     trace = zoo.reduce(tower, method="evitfuse", keep=0.001, reduce_at=[2, 4]).trace(images)
-    assert trace.tokens_per_block == (65, 65, 9, 9, 2, 2)
+    assert trace.tokens_per_block == (65, 65, 3, 3, 2, 2)
     assert trace.kept.tolist() == [[-1]] * 3
 
 

@@ -1,0 +1,59 @@
+"""ToFu: prune similar tokens in early blocks, merge them in later ones (arXiv 2312.01026, section 3).
+
+Both go by ToMe's bipartite soft matching. Early blocks are far from linear, so that a mean of two
+tokens is no token of theirs: there the one that would move is dropped. Later it is merged by MLERP:
+the plain mean of the tokens that meet, stretched to the largest of their norms. The paper's best depth
+is 6 of 12 blocks. Written from what is known of its text; whether sizes are counted and attended to, as
+in ToMe, isn't known, and they are not unless asked for.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.merger import Merger, MergerConfig, bipartite
+from zoo.reducer import HostSpec, register_method
+from zoo.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToFuConfig(MergerConfig):
+    """Settings of ToFu.
+
+    Attributes:
+        depth: number of blocks that prune, the later ones merge; None for half of the tower's.
+        proportional: weigh tokens by the number of patches behind them, in means and in attention.
+    """
+
+    schedule: str = "linear"
+    depth: int | None = None
+    proportional: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth is not None:
+            self.whole("depth", 0)
+
+
+@register_method("tofu")
+class ToFu(Merger):
+    """Prune the more similar tokens in early blocks, and merge them in later ones, keeping norms."""
+
+    Config = ToFuConfig
+    config: ToFuConfig
+    by_default = False
+
+    def __init__(self, config: ToFuConfig, host: HostSpec) -> None:
+        """Settle from which block on tokens are merged."""
+        super().__init__(config, host)
+        self.depth = host.depth // 2 if config.depth is None else config.depth
+
+    def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
+        """Drop or merge one token of each of the most similar pairs."""
+        gone, into, similarity, stay = bipartite(metric, tokens.patch_count, r)
+        if index < self.depth:
+            importance = torch.full_like(metric[..., 0], torch.inf, dtype=torch.float32)
+            return tokens.select(index, importance.scatter(1, gone, -similarity), stay)
+        merged = tokens.merge(index, gone, into, -similarity, tokens.patch_count - r, stay=stay, rescale=True)
+        return merged if self.config.proportional else merged._replace(size=None)
