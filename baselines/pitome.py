@@ -5,7 +5,8 @@ margin m on and alpha * (exp(x - m) - 1) below. Of a block that merges k tokens 
 energy may merge: in order of energy they alternate into two sets, and each token of one goes into its
 nearest in the other. The margin falls with depth, 0.9 - 0.9 * l / L. The paper keeps the same share
 in every block (``schedule="geometric"``), and has ToMe's size-weighted means and proportional attention.
-Layers are counted from 0 here. Its code was not read, as its licence is non-commercial.
+Layers are counted from 0 here. Its code was not read, as its licence is non-commercial; others say that
+it goes by energy in the second half of the blocks only, which ``energy_from`` can ask for.
 """
 
 from dataclasses import dataclass
@@ -26,15 +27,18 @@ class PiToMeConfig(MergerConfig):
     Attributes:
         margin: m of the first block, which falls linearly to 0 behind the last; in (-1, 1].
         alpha: factor of f_m below the margin, above 0.
+        energy_from: first block that goes by energy; those before it merge as ToMe does.
     """
 
     margin: float = 0.9
     alpha: float = 1.0
+    energy_from: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.within("margin", -1.0, 1.0)
         self.within("alpha", 0.0, 1000.0)
+        self.whole("energy_from", 0)
 
 
 @register_method("pitome")
@@ -52,10 +56,12 @@ class PiToMe(Merger):
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         """Merge ``r`` of the 2 r tokens of highest energy into the others of these."""
-        energies = energy(metric, self.config.margin * (1 - index / self.depth), self.config.alpha)
-        order = energies.argsort(dim=1, descending=True, stable=True)[:, : 2 * r]
-        gone, into, similarity, _ = bipartite(metric, 2 * r, r, order)
-        return tokens.merge(index, gone, into, -similarity, tokens.patch_count - r)
+        count, order = tokens.patch_count, None
+        if index >= self.config.energy_from:
+            energies = energy(metric, self.config.margin * (1 - index / self.depth), self.config.alpha)
+            order = energies.argsort(dim=1, descending=True, stable=True)[:, : 2 * r]
+        gone, into, similarity, stay = bipartite(metric, count if order is None else 2 * r, r, order)
+        return tokens.merge(index, gone, into, -similarity, count - r, stay=stay if order is None else None)
 
 
 def energy(metric: Tensor, margin: float, alpha: float) -> Tensor:

@@ -29,18 +29,17 @@ class TCAConfig(ReducerConfig):
 
     Attributes:
         centers: tokens that the merged ones become, at each stage; fewer where fewer are left in all.
-        pruned: share of the tokens that don't stay whole which is pruned, rounded down; in (0, 1].
-            It can't be more than go in all.
+        merged: how many tokens are merged for each one that is pruned, of those that don't stay whole.
     """
 
     reduce_at: tuple[int, ...] | None = (3, 6, 9)
     centers: int = 4
-    pruned: float = 1 / 3
+    merged: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.whole("centers", 1)
-        self.within("pruned", 0.0, 1.0)
+        self.within("merged", 0.0, 1000.0)
 
 
 @register_method("tca")
@@ -62,7 +61,7 @@ class TCA(Reducer):
             return tokens
         centers = min(self.config.centers, count)
         whole = count - centers
-        pruned = min(int(self.config.pruned * (arrived - whole)), arrived - count)
+        pruned = min(int((arrived - whole) / (1 + self.config.merged)), arrived - count)
         score = cross_head_score(attended, tokens.prefix)
         order = score.argsort(dim=1, descending=True, stable=True)
         between, lost = order[:, whole : arrived - pruned], order[:, arrived - pruned :]

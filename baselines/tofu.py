@@ -2,9 +2,9 @@
 
 Both go by ToMe's bipartite soft matching. Early blocks are far from linear, so that a mean of two
 tokens is no token of theirs: there the one that would move is dropped. Later it is merged by MLERP:
-the plain mean of the tokens that meet, stretched to the largest of their norms. The paper's best depth
-is 6 of 12 blocks. Written from what is known of its text; whether sizes are counted and attended to, as
-in ToMe, isn't known, and they are not unless asked for.
+the mean of the tokens that meet, stretched to the largest of their norms. The paper's best depth is 6 of
+12 blocks. Whether patches behind a token are counted isn't in the text that we have; here they weigh in
+means and in attention as in ToMe, of which this is a change. A token that is dropped takes its own along.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,10 @@ class ToFuConfig(MergerConfig):
 
     Attributes:
         depth: number of blocks that prune, the later ones merge; None for half of the tower's.
-        proportional: weigh tokens by the number of patches behind them, in means and in attention.
     """
 
     schedule: str = "linear"
     depth: int | None = None
-    proportional: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,5 +53,4 @@ class ToFu(Merger):
         if index < self.depth:
             importance = torch.full_like(metric[..., 0], torch.inf, dtype=torch.float32)
             return tokens.select(index, importance.scatter(1, gone, -similarity), stay)
-        merged = tokens.merge(index, gone, into, -similarity, tokens.patch_count - r, stay=stay, rescale=True)
-        return merged if self.config.proportional else merged._replace(size=None)
+        return tokens.merge(index, gone, into, -similarity, tokens.patch_count - r, stay=stay, rescale=True)

@@ -30,7 +30,7 @@ def _compare_flags(parser: CommandParser) -> None:
     text = "dense names"
     several: dict[str, Any] = {"dest": "models", "nargs": "+", "metavar": "MODEL"}
     what.add_argument("--model", default=list(Plan.models), help=text, **several)
-    flags.methods(what, None, "default: all but other papers' (docs/methods.md); see `list`")
+    flags.methods(what, None, "default: all but other papers'; see `list`")
     flags.keeps(what, list(Plan.keeps))
     text = "gflops or time: rows of equal cost, not keep"
     what.add_argument("--match", metavar="WHAT", help=text)
