@@ -22,16 +22,16 @@ class ToFuConfig(MergerConfig):
     """Settings of ToFu.
 
     Attributes:
-        depth: number of blocks that prune, the later ones merge; None for half of the tower's.
+        merge_from: first block that merges, the earlier ones prune; None for the middle of the tower.
     """
 
     schedule: str = "linear"
-    depth: int | None = None
+    merge_from: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depth is not None:
-            self.whole("depth", 0)
+        if self.merge_from is not None:
+            self.whole("merge_from", 0)
 
 
 @register_method("tofu")
@@ -45,12 +45,13 @@ class ToFu(Merger):
     def __init__(self, config: ToFuConfig, host: HostSpec) -> None:
         """Settle from which block on tokens are merged."""
         super().__init__(config, host)
-        self.depth = host.depth // 2 if config.depth is None else config.depth
+        self.merge_from = host.depth // 2 if config.merge_from is None else config.merge_from
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         """Drop or merge one token of each of the most similar pairs."""
+        count = tokens.patch_count - r
         gone, into, similarity, stay = bipartite(metric, tokens.patch_count, r)
-        if index < self.depth:
+        if index < self.merge_from:
             importance = torch.full_like(metric[..., 0], torch.inf, dtype=torch.float32)
-            return tokens.select(index, importance.scatter(1, gone, -similarity), stay)
-        return tokens.merge(index, gone, into, -similarity, tokens.patch_count - r, stay=stay, rescale=True)
+            return tokens.select(index, importance.scatter(1, gone, -similarity), stay)._replace(patch_count=count)
+        return tokens.merge(index, gone, into, -similarity, count, stay=stay, rescale=True)

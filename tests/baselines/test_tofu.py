@@ -47,7 +47,7 @@ def test_fusion_is_the_slow_loop(n: int, r: int, index: int, prune: bool, tower:
 
 
 def test_early_blocks_leave_tokens_as_they_are(tower: VisionTransformer, images: Tensor):
-    model = zoo.reduce(tower, method="tofu", keep=0.5, depth=6)
+    model = zoo.reduce(tower, method="tofu", keep=0.5, merge_from=6)
     _, each = model.advance(model.embed(images), taps=range(6))
     assert all(tokens.size is None for tokens in each)
     went = each[-1].history
@@ -57,7 +57,7 @@ def test_early_blocks_leave_tokens_as_they_are(tower: VisionTransformer, images:
 
 
 def test_with_no_block_that_prunes_it_is_tome_but_for_norms(tower: VisionTransformer, images: Tensor):
-    ours = zoo.reduce(tower, method="tofu", keep=0.5, depth=0, reduce_at=2)
+    ours = zoo.reduce(tower, method="tofu", keep=0.5, merge_from=0, reduce_at=2)
     tome = zoo.reduce(tower, method="tome", keep=0.5, reduce_at=2)
     [one], [other] = ours.trace(images).reductions, tome.trace(images).reductions
     assert torch.equal(one.after, other.after)
@@ -68,7 +68,7 @@ def test_with_no_block_that_prunes_it_is_tome_but_for_norms(tower: VisionTransfo
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"depth": -1}, "depth=-1: expected an integer from 0"),
+        ({"merge_from": -1}, "merge_from=-1: expected an integer from 0"),
         ({"keep": 0.3, "reduce_at": 4}, "asks block 4 to merge 45 of 64 patch tokens, at most half can"),
         ({"r": 8}, "tofu has no option 'r'"),
     ],
