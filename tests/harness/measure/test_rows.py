@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from harness.measure.rows import Variant, usual_methods, run, variants
+from harness.measure.rows import Variant, run, usual_methods, variants
 from harness.records.conditions import DENSE, GOLDEN
 from zoo.reducer import final_count
 from zoo.weights import find_predictor, load_predictor
