@@ -87,3 +87,26 @@ def _append_fused(kept: Tokens, tokens: Tokens, importance: torch.Tensor) -> Tok
         importance=None,
         history=(*kept.history[:-1], last._replace(after=after)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EViTFuseConfig(ReducerConfig):
+    """Settings of EViT with its fused token; ``evit`` has the paper's ``stage_rate``, too."""
+
+    reduce_at: tuple[int, ...] | None = (3, 6, 9)
+
+    fuse: ClassVar[bool] = True
+    stage_rate: ClassVar[None] = None
+
+
+@register_method("evitfuse")
+class EViTFuse(EViT):
+    """EViT with its fused token, which is one of the round(keep * N) that are left."""
+
+    Config = EViTFuseConfig  # type: ignore[assignment]
+    by_default = False
+
+    def count_after(self, index: int, tokens: Tokens) -> int:
+        """Leave a place for the fused token, unless nothing is dropped."""
+        count = super().count_after(index, tokens)
+        return count - (count < tokens.patch_count)

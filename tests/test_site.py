@@ -89,7 +89,7 @@ def test_every_method_has_a_section():
     assert sorted(re.findall(r"^## (.*)$", text_of("methods.md"), re.M)) == sorted(METHODS)
 
 
-@pytest.mark.parametrize("method", ["clsattn", "evit", "patchrank", "random", "tome"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_options_and_defaults_are_those_of_the_settings(method: str):
     section = text_of("methods.md").partition(f"\n## {method}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", section, re.M)

@@ -164,6 +164,7 @@ class Reducer(nn.Module):
 
     Config: ClassVar[type[ReducerConfig]] = ReducerConfig
     method: ClassVar[str] = ""
+    by_default: ClassVar[bool] = True  # whether commands that are given no methods measure it
 
     def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
         """Check the settings against the tower; raise ValueError if it can't meet them."""

@@ -17,7 +17,7 @@ from harness.datasets.base import SplitName
 from harness.golden.store import find_rankings
 from harness.measure.match import MATCHED
 from harness.measure.plan import Plan
-from harness.measure.rows import known_methods
+from harness.measure.rows import known_methods, usual_methods
 from harness.records.averages import protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import Record, read_run
@@ -184,7 +184,7 @@ def rows_of(choices: Sequence[Choice], keeps: Sequence[float]) -> list[Row]:
 def own_methods() -> tuple[str, ...]:
     """Return the methods that the shipped benchmark must have: ours, not another distribution's."""
     return tuple(
-        name for name in known_methods() if name in (DENSE, GOLDEN) or METHODS[name].__module__.split(".")[0] in _OURS
+        name for name in usual_methods() if name in (DENSE, GOLDEN) or METHODS[name].__module__.split(".")[0] in _OURS
     )
 
 

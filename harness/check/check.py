@@ -33,7 +33,7 @@ from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import turns
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, golden_row, known_methods, reduced_row
+from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
 from harness.models.towers import load_clip, split_name, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
 from harness.records.record import record_lines, require_appendable
@@ -320,7 +320,7 @@ def update(plan: CheckPlan, progress: Progress) -> Verdict:
 
 def new_case(plan: CheckPlan, tower: str) -> Case:
     """Return what was asked to be measured on a tower, named with its tag."""
-    methods = [Choice.of(text) for text in plan.methods or known_methods()]
+    methods = [Choice.of(text) for text in plan.methods or usual_methods()]
     rows = rows_of(methods, plan.keeps or KEEPS)
     return Case(
         tower=tower, split=plan.split or Plan.split, dtype=plan.dtype or Plan.dtype,

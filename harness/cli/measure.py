@@ -30,7 +30,7 @@ def _compare_flags(parser: CommandParser) -> None:
     text = "dense names"
     several: dict[str, Any] = {"dest": "models", "nargs": "+", "metavar": "MODEL"}
     what.add_argument("--model", default=list(Plan.models), help=text, **several)
-    flags.methods(what, None, "default: all; see `list`")
+    flags.methods(what, None, "default: all but other papers'; see `list`")
     flags.keeps(what, list(Plan.keeps))
     text = "gflops or time: rows of equal cost, not keep"
     what.add_argument("--match", metavar="WHAT", help=text)
@@ -78,7 +78,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
     from harness.measure.compare import compare
     from harness.measure.plan import Plan, at_equal_time
-    from harness.measure.rows import known_methods
+    from harness.measure.rows import usual_methods
     from harness.measure.traces import Tracer
     from harness.records.averages import averages, matched
     from harness.records.conditions import GOLDEN
@@ -89,7 +89,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)
     # Where cost counts, all but the oracle, which has none.
-    every = [name for name in known_methods() if args.match is None or name != GOLDEN]
+    every = [name for name in usual_methods() if args.match is None or name != GOLDEN]
     methods = tuple(args.methods or every)
     plan = flags.settings(Plan, args, methods=methods)
     known = earlier(path, progress, fresh=args.fresh)

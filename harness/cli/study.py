@@ -433,7 +433,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.datasets.base import FINAL
     from harness.measure.compare import compare
     from harness.measure.plan import Plan
-    from harness.measure.rows import known_methods
+    from harness.measure.rows import usual_methods
     from harness.records.averages import matched
     from harness.records.conditions import GOLDEN
     from harness.records.record import Record, require_appendable, write_records
@@ -443,7 +443,7 @@ def run_final(args: Namespace, status: Console) -> Work:
 
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)
-    methods = tuple(name for name in known_methods() if name != GOLDEN)  # whose rankings would read it
+    methods = tuple(name for name in usual_methods() if name != GOLDEN)  # whose rankings would read it
     what = {"models": (args.model,), "methods": methods, "keeps": FINAL_KEEPS, "split": FINAL, "batches": ()}
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")

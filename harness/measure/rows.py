@@ -72,6 +72,11 @@ def known_methods() -> tuple[str, ...]:
     return (DENSE, *sorted(METHODS), GOLDEN)
 
 
+def usual_methods() -> tuple[str, ...]:
+    """Return the known methods that are measured where none are named."""
+    return tuple(name for name in known_methods() if name not in METHODS or METHODS[name].by_default)
+
+
 def variants(dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]) -> list[Variant]:
     """Make the rows for a dense tower; all share its weights.
 

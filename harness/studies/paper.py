@@ -26,7 +26,7 @@ PATH = Path(__file__).with_name("paper.json")
 TOP1, MATCH, GFLOPS, LATENCY = "top1", "match", "gflops", "latency"  # what a row is measured by
 TARGET = "{dataset}"  # in a label, stands for the dataset that is judged
 GENERAL = "imagenet"
-STAGED = {"evit": "EViT", "tome": "ToMe", "clsattn": "CLS attention", "random": "random"}
+STAGED = {"evit": "EViT", "avit": "A-ViT", "tome": "ToMe", "clsattn": "CLS attention", "random": "random"}
 PATCHES = 196  # of ViT-B/16 at 224
 FOUR_STAGES = (PATCHES - 4 * 20) / PATCHES  # keep rate of Table 4, 20 dropped at each block
 TOP_100 = 0.51  # of PATCHES: 100
@@ -274,9 +274,7 @@ def table3(_config: StudyConfig, _depth: int) -> list[Row]:
 @partial(Reproduction, stages, stages.keeps, joint=True)
 def table4(config: StudyConfig, _depth: int) -> list[Row]:
     """The paper's rows, then CLS attention and random order, which it lacks."""
-    evit, tome, *others = (_pruned(name, {"method": method}) for method, name in STAGED.items())
-    masks = "A-ViT is not built: as published it masks"
-    avit = Row(name="A-ViT", against=UNPRUNED.name, empty=masks)
+    evit, avit, tome, *others = (_pruned(name, {"method": method}) for method, name in STAGED.items())
     own = _pruned("Patch Ranking", {"method": PREDICTED, "fitted on": TARGET})
     name = "Patch Ranking, ImageNet-trained"
     general = _pruned(name, {"method": PREDICTED, "fitted on": GENERAL})

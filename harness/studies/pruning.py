@@ -15,7 +15,9 @@ from zoo.reducer import METHODS, configure
 SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the whole grid
 DEPTH = 12  # of a tower on which methods are asked whether they predict
 WITHOUT_PREDICTOR = sorted(
-    name for name in METHODS if not configure(name, {"keep": 0.5}, DEPTH).predictor_blocks(DEPTH)
+    name
+    for name, cls in METHODS.items()
+    if cls.by_default and not configure(name, {"keep": 0.5}, DEPTH).predictor_blocks(DEPTH)
 )
 
 

@@ -84,6 +84,17 @@ def test_the_fused_token_has_no_place_in_the_grid(tower: VisionTransformer, imag
         assert len(there) == 16
 
 
+def test_a_named_row_counts_its_fused_token(tower: VisionTransformer, images: Tensor):
+    """It is EViT's with one token less kept by attention; with one left, all of them are fused."""
+    model = zoo.reduce(tower, method="evitfuse", keep=0.5, reduce_at=[2])
+    same = zoo.reduce(tower, method="evit", keep=31 / 64, reduce_at=[2], fuse=True)
+    assert model.trace(images).final_tokens == 32
+    assert torch.equal(model(images), same(images))
+    trace = zoo.reduce(tower, method="evitfuse", keep=0.001, reduce_at=[2, 4]).trace(images)
+    assert trace.tokens_per_block == (65, 65, 3, 3, 2, 2)
+    assert trace.kept.tolist() == [[-1]] * 3
+
+
 def test_the_class_token_of_the_same_block_decides(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=2)
     same = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=2)

@@ -102,6 +102,30 @@ def matching(tower: Tower, arrived: int, left: int) -> Extra:
     return Extra(pairs * (tower.width // tower.heads), results=pairs)
 
 
+def energies(tower: Tower, arrived: int, left: int) -> Extra:
+    """All tokens times all, in the width of a head, then matching among twice as many as go."""
+    pairs = arrived**2 + (arrived - left) ** 2 if left < arrived else 0
+    return Extra(pairs * (tower.width // tower.heads), results=pairs)
+
+
+def condensing(tower: Tower, arrived: int, left: int) -> Extra:
+    """The class token's query times the patches' keys, and all tokens to merge times all of them."""
+    if left >= arrived:
+        return Extra()
+    centers = min(4, left)
+    apart = arrived - left + centers
+    between = apart - min(apart // 3, arrived - left)
+    row = Extra(arrived * tower.width, results=tower.heads * arrived)
+    return Extra(row.products + between**2 * tower.width, results=row.results + between**2)
+
+
+def fusing(tower: Tower, arrived: int, left: int) -> Extra:
+    """EViT's row, then one product of the weights of those dropped with all tokens."""
+    row = row_of_attention(tower, arrived, left)
+    fused = arrived * tower.width if left < arrived else 0
+    return Extra(row.products + fused, results=row.results + (tower.width if left < arrived else 0))
+
+
 def every_pair(tower: Tower, arrived: int, left: int) -> Extra:
     """Each token times each, as wide as the tower, and both places in the grid with their squares."""
     pairs = arrived**2 if left < arrived else 0
@@ -118,7 +142,12 @@ FORMS = {
     "random": Form(lambda *_: Extra()),
     "clsattn": Form(own_row),
     "evit": Form(row_of_attention, points=(3, 6, 9), inside=True),
+    "evitfuse": Form(fusing, points=(3, 6, 9), inside=True),
+    "avit": Form(lambda *_: Extra(), points=tuple(range(1, 24)), linear=True),
     "tome": Form(matching, points=None, linear=True, inside=True),
+    "pitome": Form(energies, points=None, inside=True),
+    "tofu": Form(matching, points=None, linear=True, inside=True),
+    "tca": Form(condensing, points=(3, 6, 9), inside=True),
     "rankmerge": Form(every_pair, points=thirds, inside=True),
 }
 LACKING = (

@@ -18,7 +18,7 @@ WORDS = [
     ("fit p", {"predictor", "prompts"}),
     ("--quiet study over", {"overhead"}),
     ("compare --meth", {"--methods"}),
-    ("compare --methods ev", {"evit"}),
+    ("compare --methods ev", {"evit", "evitfuse"}),
     ("compare --split v", {"val"}),
     ("eval clip_vit_s14_tome6", {"clip_vit_s14_tome60"}),
     ("rank --dataset fash", {"fashion"}),
@@ -46,7 +46,7 @@ def run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(("words", "expected"), [*WORDS, ("compare --methods evit to", {"tome"})])
+@pytest.mark.parametrize(("words", "expected"), [*WORDS, ("compare --methods evit to", {"tofu", "tome"})])
 def test_bash_completes(words: str, expected: set[str], scripts: dict[str, str]):
     code = (
         'source "$1"; shift; COMP_WORDS=(patchrank "$@"); COMP_CWORD=$#; '

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from harness.measure.rows import Variant, known_methods, run, variants
+from harness.measure.rows import Variant, run, usual_methods, variants
 from harness.records.conditions import DENSE, GOLDEN
 from zoo.reducer import final_count
 from zoo.weights import find_predictor, load_predictor
@@ -22,7 +22,7 @@ REDUCERS = ("clsattn", "evit", "patchrank", "random", "tome")
 
 @pytest.fixture
 def rows(dense: zoo.ReducedViT, predictor_file: Path) -> list[Variant]:
-    return variants(dense, ARCH, TAG, known_methods(), (0.6, 0.3))
+    return variants(dense, ARCH, TAG, usual_methods(), (0.6, 0.3))
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def images() -> Tensor:
 
 
 def test_a_row_per_method_and_keep_rate_the_dense_one_once(rows: list[Variant]):
-    assert known_methods() == (DENSE, *REDUCERS, GOLDEN)
+    assert usual_methods() == (DENSE, *REDUCERS, GOLDEN)
     names = [row.model for row in rows]
     wanted = [f"{ARCH}_{m}{k}" for m in (*REDUCERS, GOLDEN) for k in (60, 30)]
     assert names == [ARCH, *wanted]
@@ -63,7 +63,7 @@ def test_settings_are_json_values_and_tell_predictors(rows: list[Variant], predi
 
 
 def test_where_a_row_leaves_the_dense_tower(rows: list[Variant]):
-    wanted = dict.fromkeys(known_methods(), 3) | {"dense": 6, "tome": 0}
+    wanted = dict.fromkeys(usual_methods(), 3) | {"dense": 6, "tome": 0}
     assert {row.method: row.first_block for row in rows} == wanted
 
 

@@ -235,12 +235,10 @@ def test_table_4_drops_the_same_at_the_same_blocks(paper_s: StudyConfig, reprodu
     assert {tuple(r.method_config["reduce_at"]) for r in pruned} == {(1, 2, 3, 4)}
     assert {r.final_tokens for r in pruned} == {final_count(64, 116 / 196)}
     rows = {one.row.name: one for one in comparison.results}
-    assert rows["A-ViT"].ours == {}
+    assert rows["A-ViT"].ours.keys() == rows["EViT"].ours.keys() != set()
     assert rows["A-ViT"].paper.mean == 63.8
     general = rows["Patch Ranking, ImageNet-trained"].ours
     assert general["imagenet"] == rows["Patch Ranking"].ours["imagenet"]
-    text = comparison.markdown()
-    assert "A-ViT (A-ViT is not built: as published it masks)" in text
 
 
 def test_table_2_has_the_target_s_own_on_its_diagonal(paper_s: StudyConfig, reproduced):

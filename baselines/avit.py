@@ -1,0 +1,85 @@
+"""A-ViT: halt tokens by a score that one of their channels holds (arXiv 2112.07658, section 3).
+
+The paper trains the network to write halting scores into that channel, by a ponder loss and a prior
+on depth, and a token halts once the sum of its scores reaches 1 - epsilon, so that each image has
+counts of its own. Here the weights are as they were and the counts are the schedule's, the same for
+all images. What is left of the paper is its mechanism: the token with the largest sum goes next. Its
+code masks halted tokens, here they are dropped. The class token never halts, and its last state is
+read instead of the mean of its states, weighted by halting scores.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from zoo.reducer import HostSpec, Pruner, ReducerConfig, register_method
+from zoo.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class AViTConfig(ReducerConfig):
+    """Settings of A-ViT; the score of a token is sigmoid(gamma * channel + beta).
+
+    Attributes:
+        reduce_at: blocks before which tokens go, from 1 on: block 0 has no score to go by.
+        channel: of the residual stream, which holds the score.
+        gamma: factor on the channel, above 0.
+        beta: what is added, mostly below 0, so that a token takes several blocks to halt.
+    """
+
+    reduce_at: tuple[int, ...] | None = None
+    schedule: str = "linear"
+    channel: int = 0
+    gamma: float = 5.0
+    beta: float = -10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduce_at is not None and self.reduce_at[0] == 0:
+            raise ValueError("reduce_at=0: no block has scored the tokens by then; expected blocks from 1")
+        self.whole("channel", 0)
+        self.within("gamma", 0.0, 1000.0)
+        self.within("beta", -1000.0, 1000.0)
+
+    def points(self, depth: int) -> tuple[int, ...]:
+        """Return the reduction points; None stands for every block but the first."""
+        if self.reduce_at is not None:
+            return super().points(depth)
+        if depth < 2:
+            raise ValueError(f"a tower of depth {depth}: tokens halt between two blocks")
+        return tuple(range(1, depth))
+
+
+@register_method("avit")
+class AViT(Pruner):
+    """Importance = minus the sum of a token's halting scores after all blocks so far."""
+
+    Config = AViTConfig
+    config: AViTConfig
+    by_default = False
+
+    def __init__(self, config: AViTConfig, host: HostSpec) -> None:
+        """Check the channel, too."""
+        super().__init__(config, host)
+        if config.channel >= host.embed_dim:
+            raise ValueError(f"channel={config.channel}: this tower has channels 0 to {host.embed_dim - 1}")
+
+    @property
+    def first_block(self) -> int:
+        """Scores are summed up from the output of block 0 on."""
+        return 1
+
+    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+        """Add the scores that the block before gave, then prune."""
+        if 0 < index <= self.points[-1]:
+            channel = tokens.patches[:, :, self.config.channel].float()
+            score = (self.config.gamma * channel + self.config.beta).sigmoid()
+            total = -score if tokens.importance is None else tokens.importance - score
+            tokens = tokens._replace(importance=total)
+        return super().before_block(index, tokens, block)
+
+    def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
+        """Return what has been summed up, minus, (B, n) float32."""
+        assert tokens.importance is not None
+        return tokens.importance
