@@ -513,5 +513,5 @@ def add_recovery(model: ReducedViT, recovery: str | Path | RecoveryFile) -> Redu
     with torch.no_grad():
         for name, value in added.items():
             weight = recovered.get_parameter(name)
-            weight.copy_(weight.float() + value)
+            weight.copy_(weight + value)  # of the wider type of the two, then rounded once
     return recovered
