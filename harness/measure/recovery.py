@@ -100,12 +100,13 @@ def _splits(dataset: Dataset, sources: Sources) -> tuple[Split, Split]:
         order = seeded_order(len(train), 0)
         count = len(train) // HELD_OUT
         train, val = train.subset(order[count:]), train.subset(order[:count])
+    train, val = subset(train, sources.limit), subset(val, sources.held_out)
     if not len(train) or not len(val):
         raise ValueError(
             f"dataset {dataset.name!r} has {len(train)} images to learn from and {len(val)} to stop by; "
             "it needs both, from its train and val splits"
         )
-    return subset(train, sources.limit), subset(val, sources.held_out)
+    return train, val
 
 
 def _images(split: Split, preprocess: Any, dataset: Dataset, progress: Progress) -> Tensor:
