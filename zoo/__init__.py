@@ -8,7 +8,7 @@ from zoo.clip import Clip, create_clip
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.open_clip import from_open_clip, offer_models
 from zoo.prompt_learner import TuneConfig
-from zoo.recovery import RecoveryConfig, add_recovery, recover
+from zoo.recovery import RecoveryConfig, add_recovery, recover, save_recovery
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.registry import load_methods
 from zoo.sizes import MODELS
@@ -42,6 +42,7 @@ __all__ = [
     "reduce",
     "reduced_vit",
     "register_method",
+    "save_recovery",
     "tune",
 ]
 

@@ -64,6 +64,11 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     recovery = kwargs.pop("recovery", None)
     if recovery is not None and not pretrained:
         raise ValueError(f"recovery={str(recovery)!r} without the tower it was trained on: add pretrained=True")
+    if recovery is not None and kwargs.get("features_only"):
+        raise ValueError(
+            f"recovery={str(recovery)!r} fits whole towers, not features_only=True: save the model with recovery by "
+            "timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
+        )
     options, arguments = _split_options(name, kwargs)
     weights = _find_weights(name, pretrained, options, arguments)
     model = _assemble(name, pretrained, weights, arguments)

@@ -146,6 +146,8 @@ def test_by_name_with_a_predictor_that_is_checked_first(tmp_path: Path):
         assert torch.equal(named(images), add_recovery(plain, path)(images))
     with pytest.raises(ValueError, match="add pretrained=True"):
         timm.create_model("clip_vit_s14_patchrank50", recovery=path)
+    with pytest.raises(ValueError, match="not features_only=True"):
+        timm.create_model("clip_vit_s14_patchrank50", pretrained=True, recovery=path, features_only=True)
 
 
 @pytest.mark.parametrize("what", WHATS)
