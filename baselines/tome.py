@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.attention import Attended
 from zoo.reducer import Reducer, ReducerConfig, register_method
-from zoo.tokens import Reduction, Tokens
+from zoo.tokens import Tokens, every_position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,8 @@ class ToMe(Reducer):
         return index in self.points
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
-        """Return log(size) of each key, (B, 1, 1, T), once something was merged."""
-        if tokens.size is None or not self.config.proportional:
-            return None
-        return F.pad(tokens.size.log(), (tokens.prefix, 0))[:, None, None].to(tokens.x.dtype)
+        """Attend in proportion to size, if so set."""
+        return tokens.size_bias() if self.config.proportional else None
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Merge the most similar pairs; similarity is the cosine of keys averaged over heads."""
@@ -96,28 +94,12 @@ def merge(index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
     order = similarity.argsort(dim=1, descending=True, stable=True)
     gone, stay = order[:, :r], order[:, r:].sort(dim=1).values
 
-    x, idx = tokens.patches, tokens.patch_idx
-    size = torch.ones_like(idx, dtype=torch.float32) if tokens.size is None else tokens.size
-    into, dim = partner.gather(1, gone), x.shape[-1]
-    size_a, size_b, moved = size[:, 1::2], size[:, ::2], size[:, 1::2].gather(1, gone)
-    sum_b = size_b.scatter_add(1, into, moved)
-    weighted = x[:, 1::2].gather(1, _rows(gone, dim)) * moved.unsqueeze(-1).to(x.dtype)
-    merged = x[:, ::2] * size_b.unsqueeze(-1).to(x.dtype)
-    merged = merged.scatter_add(1, _rows(into, dim), weighted) / sum_b.unsqueeze(-1).to(x.dtype)
-
-    importance = torch.full_like(size, torch.inf)
-    importance = importance.scatter(1, 2 * gone + 1, -similarity.gather(1, gone))
-    after = torch.cat((idx[:, 1::2].gather(1, stay), idx[:, ::2]), dim=1)
-    became = idx.scatter(1, 2 * gone + 1, idx[:, ::2].gather(1, into))
-    unmerged = x[:, 1::2].gather(1, _rows(stay, dim))
-    return tokens._replace(
-        x=torch.cat((tokens.x[:, : tokens.prefix], unmerged, merged), dim=1),
-        patch_idx=after,
-        patch_count=tokens.patch_count - r,
-        size=torch.cat((size_a.gather(1, stay), sum_b), dim=1),
-        history=(*tokens.history, Reduction(index, idx, after, importance, became)),
+    even = 2 * every_position(metric, (tokens.patch_count + 1) // 2)  # set B; set A has the odd places
+    return tokens.merge(
+        index,
+        gone=2 * gone + 1,
+        into=2 * partner.gather(1, gone),
+        importance=-similarity.gather(1, gone),
+        count=tokens.patch_count - r,
+        stay=torch.cat((2 * stay + 1, even), dim=1),
     )
-
-
-def _rows(idx: Tensor, dim: int) -> Tensor:
-    return idx.unsqueeze(-1).expand(-1, -1, dim)

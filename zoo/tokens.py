@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -66,6 +67,12 @@ class Tokens(NamedTuple):
         """The patch tokens, (B, n, D)."""
         return self.x[:, self.prefix :]
 
+    def size_bias(self) -> Tensor | None:
+        """Return log(size) of each key, (B, 1, 1, T), which attends in proportion to size; None while all are 1."""
+        if self.size is None:
+            return None
+        return F.pad(self.size.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
+
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.
 
@@ -80,14 +87,65 @@ class Tokens(NamedTuple):
     def select(self, index: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
         after = self.patch_idx.gather(1, keep_idx)
-        rows = keep_idx.unsqueeze(-1).expand(-1, -1, self.x.shape[-1])
         return self._replace(
-            x=torch.cat((self.x[:, : self.prefix], self.patches.gather(1, rows)), dim=1),
+            x=torch.cat((self.x[:, : self.prefix], self.patches.gather(1, _rows(keep_idx, self.x.shape[-1]))), dim=1),
             patch_idx=after,
             patch_count=keep_idx.shape[1],
             size=None if self.size is None else self.size.gather(1, keep_idx),
             importance=importance.gather(1, keep_idx),
             history=(*self.history, Reduction(index, self.patch_idx, after, importance)),
+        )
+
+    def merge(
+        self,
+        index: int,
+        gone: Tensor,
+        into: Tensor,
+        importance: Tensor,
+        count: int,
+        *,
+        stay: Tensor | None = None,
+        rescale: bool = False,
+    ) -> "Tokens":
+        """Merge the patch tokens at ``gone`` into those at ``into``, by the size-weighted mean.
+
+        A token that receives nothing stays as it is, bit for bit, and so does one that receives its equal. Positions
+        are those in the current sequence; several tokens may go into one, none into one that goes itself.
+
+        Args:
+            index: the block's number, for the history.
+            gone: (B, r) int64, each position once, r < n.
+            into: (B, r) int64, aligned with ``gone``.
+            importance: (B, r) of those that go, higher = went later, for the history.
+            count: n - r, which torch.fx can't read off ``gone``.
+            stay: (B, n - r) int64, all other positions in the order of the new sequence; None for ascending.
+            rescale: stretch a merged token to the norm of the longest of its parts (MLERP of ToFu, arXiv 2312.01026).
+        """
+        x, idx, dim = self.patches, self.patch_idx, self.x.shape[-1]
+        size = torch.ones_like(idx, dtype=torch.float32) if self.size is None else self.size
+        if stay is None:
+            went = torch.zeros_like(idx).scatter(1, gone, 1)
+            stay = went.argsort(dim=1, stable=True)[:, :count]
+        place = torch.zeros_like(idx).scatter(1, stay, every_position(stay, count)).gather(1, into)
+        moved, after = size.gather(1, gone), idx.gather(1, stay)
+        merged_size = size.gather(1, stay).scatter_add(1, place, moved)
+        share = (moved / merged_size.gather(1, place)).unsqueeze(-1).to(x.dtype)
+        parts, target = x.gather(1, _rows(gone, dim)), x.gather(1, _rows(into, dim))
+        merged = x.gather(1, _rows(stay, dim)).scatter_add(1, _rows(place, dim), (parts - target) * share)
+        if rescale:
+            merged = merged * _stretch(merged, parts, target, place).to(x.dtype)
+        carried = self.importance
+        if carried is not None:
+            carried = carried.gather(1, stay).scatter_reduce(1, place, carried.gather(1, gone), "amax")
+        last = torch.full_like(size, torch.inf).scatter(1, gone, importance.float())
+        became = idx.scatter(1, gone, idx.gather(1, into))
+        return self._replace(
+            x=torch.cat((self.x[:, : self.prefix], merged), dim=1),
+            patch_idx=after,
+            patch_count=count,
+            size=merged_size,
+            importance=carried,
+            history=(*self.history, Reduction(index, idx, after, last, became)),
         )
 
     def scatter_to_grid(self) -> Tensor:
@@ -96,6 +154,19 @@ class Tokens(NamedTuple):
         count = self.grid[0] * self.grid[1]
         idx = _cells(self.patch_idx, count).unsqueeze(-1).expand(-1, -1, dim)
         return self.x.new_zeros(batch, count + 1, dim).scatter(1, idx, self.patches)[:, :count]
+
+
+def _rows(idx: Tensor, dim: int) -> Tensor:
+    return idx.unsqueeze(-1).expand(-1, -1, dim)
+
+
+def _stretch(merged: Tensor, parts: Tensor, target: Tensor, place: Tensor) -> Tensor:
+    """Return the factor (B, k, 1) that brings each merged token to the norm of its longest part, 1 for all others."""
+    longest, norm = (torch.linalg.vector_norm(each.float(), dim=-1) for each in (parts, target))
+    short = torch.linalg.vector_norm(merged.float(), dim=-1)
+    longest = short.scatter(1, place, norm).scatter_reduce(1, place, longest, "amax")
+    stretch: Tensor = longest / short.clamp(min=torch.finfo(torch.float32).tiny)
+    return stretch.unsqueeze(-1)
 
 
 def every_position(x: Tensor, count: int) -> Tensor:
