@@ -72,7 +72,7 @@ class RecoveryConfig:
     count: int = 4
     rounds: int = 8
     steps: int = 40
-    patience: int = 3
+    patience: int = 4
     batch: int = 24
     learning_rate: float = 1e-3
     crop: float = 0.6

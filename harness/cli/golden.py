@@ -234,9 +234,9 @@ def _recovery_flags(parser: CommandParser) -> None:
     from zoo.recovery import RecoveryConfig
 
     what = parser.add_argument_group("what is trained, on what")
-    flags.model(what, "a reduced name, or a dense one with --method and --keep")
-    what.add_argument("--method", metavar="METHOD", help="of a dense model; see `list`")
-    what.add_argument("--keep", type=flags.keep_rate, metavar="RATE", help="in (0, 1]")
+    flags.model(what, "a reduced name, or a dense one with --methods and --keeps")
+    what.add_argument("--methods", dest="method", metavar="METHOD", help="one, of a dense model; see `list`")
+    what.add_argument("--keeps", dest="keep", type=flags.keep_rate, metavar="RATE", help="one, in (0, 1]")
     flags.dataset(what, nargs="+", required=True)
     flags.limits(what, Sources.limit, "images to learn from, per dataset")
     flags.fields(what, Sources, held_out="images to stop by, per dataset")

@@ -194,3 +194,24 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "was trained for evit at keep 0.5, not for evit at keep 0.6" in capsys.readouterr().err
     assert main([*fit, "--what", "bias"]) == 2
     assert "what='bias': expected one of norm, lora, tokens" in capsys.readouterr().err
+
+
+def test_compare_writes_them_apart_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    files = [str(trained().path), str(trained("lora").path)]
+    out = tmp_path / "run"
+    flags = ["--dataset", "emoji", "--batches", "1", "--rounds", "1", "--keeps", "0.5", "--output", str(out)]
+    assert main(["compare", "--model", ARCH, "--methods", "evit", "random", "--recovery", *files, *flags]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("with recovery, trained without labels") == 1
+    page, table, csv = ((out / name).read_text() for name in ("report.html", "table.md", "table.csv"))
+    for text in (page, table):
+        assert text.count("with recovery, trained without labels") > 0
+        assert "evit + recovery (recovery " in text
+    assert csv.count('""recovery""') == 2
+    free, rest = table.split("with recovery, trained without labels")
+    assert "evit + recovery" not in free
+    assert "random" not in rest
+    known = (out / "records.jsonl").read_text()
+    assert main(["compare", "--model", ARCH, "--methods", "evit", "random", "--recovery", *files, *flags]) == 0
+    assert (out / "records.jsonl").read_text() == known
+    assert sorted(path.name for path in (out / "traces").iterdir() if "recover" in path.name) == []
