@@ -170,6 +170,7 @@ def recover(
     config: RecoveryConfig,
     *,
     on_round: Callable[[int, float, float], None] = lambda *_: None,
+    on_step: Callable[[int], None] = lambda _: None,
     checkpoint: Path | None = None,
 ) -> Recovered:
     """Learn changes of a reduced tower that bring its features nearer to the dense tower's.
@@ -179,8 +180,8 @@ def recover(
     given up for another. The best round has the least geometric mean of these shares on the
     held-out images; a round in which one of them is above 1 doesn't count. The same data, recipe,
     machine and number of threads give the same tensors, whether or not training was stopped in
-    between. ``on_round`` is called with round, training loss and that mean; ``checkpoint`` is that
-    of ``FitState.run``.
+    between. ``on_round`` is called with round, training loss and that mean, ``on_step`` with the
+    steps done; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: a tower without reduction or tuned already, no images, a loss that is NaN, or a
@@ -211,7 +212,7 @@ def recover(
     before = trainer.held_out(model, {})
     trainer.start = [max(loss, _NOTHING) for loss in before]
     state.run(
-        lambda: trainer.learn(state),
+        lambda: trainer.learn(state, on_step),
         lambda: trainer.validate(changes),
         most=0 if max(before) <= _NOTHING else config.rounds,
         patience=config.patience,
@@ -242,7 +243,7 @@ class _Trainer:
         self.device, self.dtype = like.device, like.dtype
         self.truth = [self._features(teacher, images) for images in val]
 
-    def learn(self, state: FitState) -> float:
+    def learn(self, state: FitState, on_step: Callable[[int], None]) -> float:
         """Take the steps of a round; return the mean loss."""
         config, total = self.config, 0.0
         assert isinstance(state.model, Changes)
@@ -261,6 +262,7 @@ class _Trainer:
             loss.backward()
             state.optimiser.step()
             total += loss.item()
+            on_step(state.epoch * config.steps + step + 1)
         return total / config.steps
 
     def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -84,8 +84,8 @@ def train_recovery(
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
     checkpoint = cache_folder() / "fits" / f"{key}.pt"
     vit = row.vit.to(device)
-    with progress.task(f"recovery of {name}", config.rounds) as update:
-        recovered = recover(vit, train, val, config, on_round=lambda done, *_: update(done + 1), checkpoint=checkpoint)
+    with progress.task(f"recovery of {name}", config.rounds * config.steps) as update:
+        recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
     path = out or cache_folder() / "recoveries" / f"{name}.{tower.tag or 'own'}.{config.what}.safetensors"
     origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": facts, "commit": git_commit()}
     file = save_recovery(path, vit, recovered, config, **origin)

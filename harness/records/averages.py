@@ -66,7 +66,7 @@ class Average:
     @property
     def label(self) -> str:
         """The method, with what was added to it."""
-        return f"{self.method} + recovery" if self.first.recovered else self.method
+        return self.first.label
 
     @property
     def keep(self) -> float:

@@ -310,6 +310,11 @@ class Record:
         return RECOVERY in self.method_config
 
     @property
+    def label(self) -> str:
+        """The method, with what was added to it."""
+        return f"{self.method} + recovery" if self.recovered else self.method
+
+    @property
     def correct(self) -> NDArray[np.bool_]:
         """Return (image_count,) bool, whether each image was right; ValueError without labels."""
         if self.correct_bits is None:

@@ -65,11 +65,9 @@ def test_the_file_says_what_it_is_of(toy: Dataset, tmp_path: Path):
 def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
     whole, learn = trained(), recovery.recover
 
-    def killed(*args: Any, on_round: Callable[..., None], **options: Any) -> Any:
-        def stop(done: int, *_: float) -> None:
-            if done == 0:
-                raise KeyboardInterrupt
-            on_round(done)
+    def killed(*args: Any, **options: Any) -> Any:
+        def stop(*_: float) -> None:
+            raise KeyboardInterrupt
 
         return learn(*args, on_round=stop, **options)
 
@@ -79,7 +77,7 @@ def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
     assert list((cache_folder() / "fits").iterdir())
     rounds: list[int] = []
 
-    def counted(*args: Any, on_round: Callable[..., None], **options: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         return learn(*args, on_round=lambda done, *_: rounds.append(done), **options)
 
     monkeypatch.setattr(recovery, "recover", counted)
