@@ -94,12 +94,19 @@ class RecoveryConfig:
 
 
 class Changes(nn.Module):
-    """Learned changes of weights, which begin as none; see `additions` for the names of ``tensors``."""
+    """Learned changes of weights, which begin as none; see `additions` for the names of ``tensors``.
+
+    Attributes:
+        values: what the optimiser moves.
+        means: their mean over the steps of a round, which is nearer to the goal than where the noise of
+            small batches has left them; these are validated and kept.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.names = tuple(tensors)
         self.values = nn.ParameterList(tensor.clone() for tensor in tensors.values())
+        self.means = nn.ParameterList(tensor.clone().requires_grad_(False) for tensor in tensors.values())
 
     @classmethod
     def of(cls, vit: ReducedViT, config: RecoveryConfig) -> "Changes":
@@ -116,9 +123,19 @@ class Changes(nn.Module):
                 tensors[name] = torch.zeros_like(like, dtype=torch.float32)
         return cls(tensors)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the learned tensors by name."""
+    def moving(self) -> dict[str, Tensor]:
+        """Return what the optimiser moves, by name."""
         return dict(zip(self.names, self.values, strict=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the means by name."""
+        return dict(zip(self.names, self.means, strict=True))
+
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        """Take the values of a round's step, counted from 0, into the means."""
+        for mean, value in zip(self.means, self.values, strict=True):
+            mean.lerp_(value, 1 / (step + 1))
 
 
 def trainable(vit: ReducedViT, what: str) -> list[str]:
@@ -200,11 +217,12 @@ def recover(
     trainer = _Trainer(teacher, student, train, val, config)
     changes = Changes.of(student, config)
     if config.what == "tokens":
-        changes.values[0].data.copy_(_first_tokens(teacher, train, config))
+        for tokens in (changes.values[0], changes.means[0]):
+            tokens.data.copy_(_first_tokens(teacher, train, config))
     state = FitState(
         mark=_mark(model, config, *train, *val),
         model=changes,
-        optimiser=torch.optim.AdamW(changes.parameters(), weight_decay=0.0, betas=(0.9, 0.98)),
+        optimiser=torch.optim.AdamW(changes.values, weight_decay=0.0, betas=(0.9, 0.98)),
         generator=torch.Generator().manual_seed(config.seed),
         best=1.0,  # no change
         best_weights={name: value.clone() for name, value in changes.state_dict().items()},
@@ -256,11 +274,12 @@ class _Trainer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 with torch.no_grad():
                     truth = self.teacher(images)
-                features = self._changed(additions(state.model.tensors()), images)
+                features = self._changed(additions(state.model.moving()), images)
             loss = (distance(features, truth) / scale + _FLAT).sqrt().mean()
             state.optimiser.zero_grad()
             loss.backward()
             state.optimiser.step()
+            state.model.average(step)
             total += loss.item()
             on_step(state.epoch * config.steps + step + 1)
         return total / config.steps
