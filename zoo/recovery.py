@@ -356,7 +356,7 @@ def _first_tokens(teacher: ReducedViT, train: Sequence[Images], config: Recovery
 
 
 def _mark(model: ReducedViT, config: RecoveryConfig, *sets: Images) -> str:
-    recipe = [asdict(config), weights_digest(model.state_dict()), repr(model.reducer), torch.__version__]
+    recipe = [FORMAT, asdict(config), weights_digest(model.state_dict()), repr(model.reducer), torch.__version__]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for images in sets:
         for rows in torch.arange(len(images)).split(CHUNK):
