@@ -123,6 +123,7 @@ class Publishable:
             (record.model, record.tag, record.weights_sha256) == (self.arch, self.tag, weights)
             and all(record.method_config.get(key) == value for key, value in values.items())
             and (record.shots > 0) == bool(self.classes)
+            and not record.recovered
         )
 
     def command(self) -> str | None:

@@ -8,6 +8,7 @@ from zoo.clip import Clip, create_clip
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.open_clip import from_open_clip, offer_models
 from zoo.prompt_learner import TuneConfig
+from zoo.recovery import RecoveryConfig, add_recovery, recover, save_recovery
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.registry import load_methods
 from zoo.sizes import MODELS
@@ -23,6 +24,7 @@ __all__ = [
     "GoldenConfig",
     "GoldenEngine",
     "Labelled",
+    "RecoveryConfig",
     "ReducedViT",
     "Reducer",
     "ReducerConfig",
@@ -31,13 +33,16 @@ __all__ = [
     "Trace",
     "TuneConfig",
     "add_prompts",
+    "add_recovery",
     "create_clip",
     "from_open_clip",
     "golden_importance",
     "read_weights",
+    "recover",
     "reduce",
     "reduced_vit",
     "register_method",
+    "save_recovery",
     "tune",
 ]
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from zoo.predictor import PredictorPaths, read_predictors
 from zoo.prompts import PromptFile, for_head
+from zoo.recovery import add_recovery
 from zoo.reducer import build_reducer
 from zoo.vit import ReducedViT, host_spec
 from zoo.weights import blocks_fingerprint, filter_weights, load_predictor
@@ -19,7 +20,12 @@ REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 
 
 def reduce(
-    model: VisionTransformer, *, method: str | None, predictor: PredictorPaths = None, **options: Any
+    model: VisionTransformer,
+    *,
+    method: str | None,
+    predictor: PredictorPaths = None,
+    recovery: str | Path | None = None,
+    **options: Any,
 ) -> ReducedViT:
     """Give any timm VisionTransformer with a class token a token reduction method.
 
@@ -31,12 +37,13 @@ def reduce(
         method: name of a registered method, None for the dense tower in our class.
         predictor: for patchrank, the file of its predictor, or one for each block at which it
             scores; None for random weights. The file determines the network's shape.
+        recovery: file of ``zoo.recover``'s result, whose changes only the new model has.
         options: the method's options, ``keep`` first of all.
 
     Raises:
         ValueError: unknown method or option, value out of range, tower that can't be reduced, or a
-            predictor of another tower or block.
-        FileNotFoundError: no such predictor.
+            predictor or recovery of another tower, block or setting.
+        FileNotFoundError: no such predictor or recovery.
     """
     kind = type(model)
     if not isinstance(model, VisionTransformer):
@@ -55,7 +62,7 @@ def reduce(
         if files is not None:
             load_predictor(reduced, files)
     _describe(reduced, method)
-    return reduced
+    return reduced if recovery is None else add_recovery(reduced, recovery)
 
 
 def add_prompts(model: VisionTransformer, prompts: str | Path | PromptFile, *, classify: bool = True) -> ReducedViT:

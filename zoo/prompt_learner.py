@@ -16,7 +16,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from zoo.clip import ClipParts, class_features
-from zoo.prompts import CoupledPrompts, PromptFile, Prompts, VisualPrompts, save_prompts
+from zoo.prompts import CoupledPrompts, PromptFile, Prompts, VisualPrompts, near, save_prompts
 from zoo.reducer import expected
 from zoo.text import CompactText, OpenClipText
 from zoo.vit import ReducedViT
@@ -210,26 +210,6 @@ class PromptedText(nn.Module):
         return F.normalize(x.float(), dim=-1)
 
 
-NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
-
-
-@torch.no_grad()
-def mean_patches(vit: ReducedViT, images: Tensor, depth: int) -> Tensor:
-    """Return the mean patch token at the input of the first ``depth`` blocks, (depth, D) float32.
-
-    The tower has no learned tokens yet; ``images`` (n, C, H, W) are some of those to learn from.
-    """
-    if depth > len(vit.blocks):
-        raise ValueError(f"depth={depth}: the image tower has {len(vit.blocks)} blocks")
-    joined = vit._pos_embed(vit.patch_embed(images))[:, vit.num_prefix_tokens :]
-    means = [joined.float().mean(dim=(0, 1))]
-    tokens = vit.embed(images)
-    for index in range(1, depth):
-        tokens, _ = vit.advance(tokens, index - 1, index)
-        means.append(tokens.patches.float().mean(dim=(0, 1)))
-    return torch.stack(means)
-
-
 class PromptLearner(nn.Module):
     """All learned parameters; everything else is frozen and not part of its state.
 
@@ -254,7 +234,7 @@ class PromptLearner(nn.Module):
 
         Visual tokens begin as the mean patch: small random ones, which normalisation makes large,
         would change the features of a pretrained tower beyond repair by a few images. ``patches``
-        is the result of ``mean_patches``, None where no block gets visual tokens.
+        is the result of ``ReducedViT.mean_patches``, None where no block gets visual tokens.
         """
         super().__init__()
         self.classes, self.config = tuple(classes), config
@@ -276,11 +256,9 @@ class PromptLearner(nn.Module):
         if patches is not None and self.text is not None and config.coupled:
             self.visual = CoupledPrompts(self.text.context, patches).to(device)
         elif patches is not None:
-            noise = torch.randn(config.depth, config.count, vit.embed_dim, generator=generator)
-            size = NOISE * patches.square().mean(dim=1).sqrt()
-            free = VisualPrompts(*noise.shape, device=device, dtype=torch.float32)
-            free.tokens.data.copy_(patches[:, None] + size[:, None, None] * noise.to(device))
-            self.visual = free
+            first = near(patches, config.count, generator)
+            self.visual = VisualPrompts(*first.shape, device=device, dtype=torch.float32)
+            self.visual.tokens.data.copy_(first)
 
     def classifier(self) -> Tensor:
         """Return the classes' text features, (classes, D) of unit length."""

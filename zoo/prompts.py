@@ -22,7 +22,7 @@ class PromptShape(NamedTuple):
 
     tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
     depth: int  # blocks that get visual tokens of their own at their input, from block 0 on
-    classes: int  # of the head
+    classes: int  # of the head; 0: it stays the tower's
     features: int  # width of the joint space of images and text
 
 
@@ -34,7 +34,7 @@ def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[
     if prompts is None:
         return None, False
     shape = PromptShape(**prompts)
-    classify = vit_args.get("num_classes") == shape.classes
+    classify = shape.classes > 0 and vit_args.get("num_classes") == shape.classes
     if classify:
         vit_args["num_classes"] = shape.features
     return shape, classify
@@ -89,6 +89,16 @@ class CoupledPrompts(Prompts):
         """Return the tokens of every depth, (depth, count, D)."""
         tokens: Tensor = self.projection(self.context[0]) + self.begin
         return tokens
+
+
+NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
+
+
+def near(patches: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` tokens (depth, count, D) near each of patches (depth, D)."""
+    noise = torch.randn(len(patches), count, patches.shape[1], generator=generator).to(patches.device)
+    size = NOISE * patches.square().mean(dim=1).sqrt()
+    return patches[:, None] + size[:, None, None] * noise
 
 
 def insert(x: Tensor, prefix: int, prompts: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,6 +99,11 @@ class ReducerConfig:
         if points[-1] >= depth:
             raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
         return points
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as JSON has them: a tuple would never equal the list read back."""
+        facts: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return facts
 
     def predictor_blocks(self, depth: int) -> tuple[int, ...]:
         """Return the blocks before which a predictor scores, ascending; none for most methods."""

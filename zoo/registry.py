@@ -24,6 +24,7 @@ import zoo.rankmerge  # noqa: F401  (both register their methods)
 from zoo.adopt import add_prompts
 from zoo.predictor import PredictorFile
 from zoo.prompts import PromptFile
+from zoo.recovery import add_recovery
 from zoo.reducer import METHODS, configure, expected, on_method
 from zoo.sizes import MODELS, SIZES, ModelName, weights_cfg
 from zoo.vit import PromptedViT, ReducedViT
@@ -57,13 +58,22 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         UnknownArgumentError: an argument that neither the method nor timm has.
         ValueError: a value out of range, or a file of weights that don't fit.
         FileNotFoundError: ``pretrained`` and the weights can't be had, no predictor exists for
-            them, or no file of prompts.
+            them, or no file of prompts or of a recovery.
     """
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
+    recovery = kwargs.pop("recovery", None)
+    if recovery is not None and not pretrained:
+        raise ValueError(f"recovery={str(recovery)!r} without the tower it was trained on: add pretrained=True")
+    if recovery is not None and kwargs.get("features_only"):
+        raise ValueError(
+            f"recovery={str(recovery)!r} fits whole towers, not features_only=True: save the model with recovery by "
+            "timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
+        )
     options, arguments = _split_options(name, kwargs)
     weights = _find_weights(name, pretrained, options, arguments)
-    return _assemble(name, pretrained, weights, arguments)
+    model = _assemble(name, pretrained, weights, arguments)
+    return model if recovery is None else add_recovery(model, recovery)
 
 
 def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,6 +89,7 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, A
         depth = kwargs.get("depth", SIZES[name.size].vit_args["depth"])
         if configure(name.method, options, depth).predictor_blocks(depth):
             fields = [*fields, "predictor"]
+        fields = [*fields, "recovery"]
     arguments = {key: value for key, value in kwargs.items() if key not in options}
     timms = (PromptedViT, VisionTransformer, build_model_with_cfg)
     known = {parameter for each in timms for parameter in inspect.signature(each).parameters}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.adopt import sharing
 from zoo.clip import ClipParts
 from zoo.files import FitState
-from zoo.prompt_learner import PromptLearner, TuneConfig, mean_patches
+from zoo.prompt_learner import PromptLearner, TuneConfig
 from zoo.prompts import CosineHead
 from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
@@ -72,7 +72,7 @@ def tune(
     if "v" in config.tokens:
         like = next(vit.blocks.parameters())
         some = train.images[:CHUNK].to(like.device, like.dtype)
-        patches = mean_patches(tower, some, config.depth)
+        patches = tower.mean_patches(some, config.depth)
     learner = PromptLearner(vit, parts, classes, templates, config, patches)
     tower.prompts = learner.visual
     tower.grad_checkpointing |= config.checkpointing

@@ -187,6 +187,22 @@ class ReducedViT(PromptedViT):
         x = tokens.x
         return tokens._replace(x=x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
 
+    @torch.no_grad()
+    def mean_patches(self, images: Tensor, depth: int) -> Tensor:
+        """Return the mean patch token at the input of the first ``depth`` blocks, (depth, D) float32.
+
+        There are no learned tokens yet; ``images`` (n, C, H, W) are some of those to learn from.
+        """
+        if depth > len(self.blocks):
+            raise ValueError(f"depth={depth}: the image tower has {len(self.blocks)} blocks")
+        joined = self._pos_embed(self.patch_embed(images))[:, self.num_prefix_tokens :]
+        means = [joined.float().mean(dim=(0, 1))]
+        tokens = self.embed(images)
+        for index in range(1, depth):
+            tokens, _ = self.advance(tokens, index - 1, index)
+            means.append(tokens.patches.float().mean(dim=(0, 1)))
+        return torch.stack(means)
+
     def finish(self, tokens: Tokens) -> Tensor:
         """Normalise and pool the tokens that left the last block, and apply the head."""
         output: Tensor = self.forward_head(self.norm(tokens.x))

@@ -228,7 +228,7 @@ def fingerprint(model: ReducedViT) -> str:
 
     The weights count as float32: a model has one fingerprint in every lossless precision.
     """
-    return _digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
+    return weights_digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
 
 
 def blocks_fingerprint(tower: Mapping[str, Tensor]) -> str:
@@ -236,10 +236,11 @@ def blocks_fingerprint(tower: Mapping[str, Tensor]) -> str:
 
     Unlike ``fingerprint`` it is the same for every image size and head that a tower is built with.
     """
-    return _digest({k: v for k, v in tower.items() if k.startswith("blocks.")})
+    return weights_digest({k: v for k, v in tower.items() if k.startswith("blocks.")})
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits of the sha256 over named weights, as float32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())

@@ -90,7 +90,7 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
     """Sort an expectation's records into cases; messages name the file by ``where``.
 
     Raises:
-        ValueError: a row that wasn't classified by text, or no dense row among a case's.
+        ValueError: a row that wasn't classified by text or is with recovery, or no dense row among a case's.
     """
     cases: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for record in records:
@@ -98,6 +98,11 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
             raise ValueError(
                 f"{where}: {record.model} on {record.dataset} is {protocol(record)}; check "
                 "measures by text, leave out rows that learned from shots"
+            )
+        if record.recovered:
+            raise ValueError(
+                f"{where}: {record.model} on {record.dataset} is with recovery, whose file no record holds; "
+                "leave out rows with recovery"
             )
         shared = (tower_of(record), *(getattr(record, name) for name in _SHARED))
         _enter(cases.setdefault(shared, {}).setdefault(record.dataset, []), record)

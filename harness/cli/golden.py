@@ -229,6 +229,60 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text,), data=json_values(data))
 
 
+def _recovery_flags(parser: CommandParser) -> None:
+    from harness.measure.recovery import Sources
+    from zoo.recovery import RecoveryConfig
+
+    what = parser.add_argument_group("what is trained, on what")
+    flags.model(what, "a reduced name, or a dense one with --methods and --keeps")
+    what.add_argument("--methods", dest="method", metavar="METHOD", help="one, of a dense model; see `list`")
+    what.add_argument("--keeps", dest="keep", type=flags.keep_rate, metavar="RATE", help="one, in (0, 1]")
+    flags.dataset(what, nargs="+", required=True)
+    flags.limits(what, Sources.limit, "images to learn from, per dataset")
+    flags.fields(what, Sources, held_out="images to stop by, per dataset")
+    flags.data(parser)
+    how = parser.add_argument_group("recovery")
+    text = "norm: LayerNorms and biases; lora: low-rank updates; tokens: learned visual tokens"
+    how.add_argument("--what", default=RecoveryConfig.what, help=text)
+    flags.fields(how, RecoveryConfig, rank="of lora", count="learned tokens of tokens")
+    flags.fields(how, RecoveryConfig, rounds="at most", steps="per round", patience="rounds without a better one")
+    flags.fields(how, RecoveryConfig, batch="images per step", learning_rate="of AdamW")
+    flags.fields(how, RecoveryConfig, crop="least area of a random crop", seed="of order and crops")
+    where = parser.add_argument_group("conditions and files")
+    flags.device(where)
+    where.add_argument("--dtype", default=RecoveryConfig.dtype, help="float32 or bfloat16")
+    flags.output(where, None, "default: the user's cache", "FILE")
+
+
+def run_fit_recovery(args: Namespace, status: Console) -> Shown:
+    """Train a recovery, write it, and say what that took and gave."""
+    from harness.measure.recovery import Sources, train_recovery
+    from zoo.recovery import RecoveryConfig
+
+    sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
+    config = flags.settings(RecoveryConfig, args)
+    begin = time.perf_counter()
+    file = train_recovery(
+        args.model,
+        sources,
+        config,
+        method=args.method,
+        keep=args.keep,
+        out=args.output,
+        device=args.device,
+        progress=Progress(status),
+    )
+    seconds = time.perf_counter() - begin
+    losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
+    worth = "" if file.parameters else "; nothing was better than the model as it is, on every dataset"
+    text = (
+        f"wrote {file.path}: {file.parameters:,} parameters, {sum(one['images'] for one in file.datasets)} images, "
+        f"{seconds:.1f} s; 1 - cosine to dense on images held out: {', '.join(losses)}{worth}"
+    )
+    data = {"path": file.path, "parameters": file.parameters, "seconds": seconds, "datasets": file.datasets}
+    return Shown(parts=(text,), data=json_values(data))
+
+
 def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
     """Load a model with its text tower; return the towers, the model as a row, and its tag."""
     from harness.measure.rows import rows_of
@@ -298,6 +352,18 @@ COMMANDS = (
             ("fit prompts --model clip_vit_s14 --dataset emoji --tokens vt", "visual ones, too"),
         ),
         output="what it took and gave, on standard output; the tokens in --output",
+    ),
+    Command(
+        path="fit recovery",
+        what="Train a reduced tower, without labels, to give the dense tower's features; "
+        "timm.create_model(..., recovery=FILE) takes the result.",
+        flags=_recovery_flags,
+        run=run_fit_recovery,
+        examples=(
+            ("fit recovery --model clip_vit_s14_tome30 --dataset photos --output tome30.safetensors", "norms, biases"),
+            ("fit recovery --model clip_vit_b16_evit60 --dataset images:photos --what lora", "any folder of images"),
+        ),
+        output="what it took and gave, on standard output; the changes of the weights in --output",
     ),
     Command(
         path="show",

@@ -15,7 +15,6 @@ from harness.console.table import Shown, Work, json_values
 from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
-    from harness.records.averages import Average
     from harness.records.record import Record
 
 
@@ -37,6 +36,9 @@ def _compare_flags(parser: CommandParser) -> None:
     text = "others' fidelity is compared with its; with --match they meet its cost"
     what.add_argument("--match-to", metavar="METHOD", default=Plan.match_to, help=text)
     flags.fields(what, Plan, match_batch="images per call, where time is matched")
+    text = "rows with recovery, in tables of their own; as `fit recovery` writes"
+    several |= {"dest": "recoveries", "metavar": "FILE"}
+    what.add_argument("--recovery", type=Path, default=[], help=text, **several)
     text = "without the tables of bfloat16 in the end"
     what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
     flags.datasets(what, list(Plan.datasets))
@@ -80,11 +82,11 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.measure.traces import Tracer
-    from harness.records.averages import averages, matched
+    from harness.records.averages import matched, training_free
     from harness.records.conditions import GOLDEN
     from harness.records.record import earlier, require_appendable, write_records
     from harness.report.folder import write_report
-    from harness.report.tables import comparison_table, matched_table, precision_note, shot_tables
+    from harness.report.tables import comparison_table, matched_table, precision_note, shots_apart
 
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)
@@ -96,7 +98,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     stored = {"images": args.traces, "thumbnails": args.thumbnails}
     tracer = Tracer(run=args.output, progress=progress, **stored)
     records: list[Record] = []
-    groups: list[list[Average]] = []  # of one dataset and tower
+    groups: list[list[Record]] = []  # of one dataset and tower
 
     def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
         for group in compare(plan, known, progress, tracer):
@@ -106,12 +108,13 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
             yield group
 
     for group in measured(plan, tracer):
-        yield comparison_table(group, plan.match_to)
+        for part in training_free(group):
+            yield comparison_table(part, plan.match_to)
         if plan.match is not None:
             yield matched_table(matched(group, plan.match_to, plan.timed_batch))
-        groups.append(averages(group))
+        groups.append(group)
         if group[0].shots == plan.shots[-1]:
-            yield from shot_tables(groups)
+            yield from shots_apart(groups)
             groups = []
     if args.equal_time and (more := at_equal_time(plan)) is not None:
         for group in measured(more):
@@ -130,6 +133,7 @@ def _eval_flags(parser: CommandParser) -> None:
     flags.number(what, "--shots", 0, "0: text classifier", metavar="K")
     _learned(what)
     what.add_argument("--prompts", type=Path, metavar="FILE", help="learned before; no --shots")
+    what.add_argument("--recovery", type=Path, metavar="FILE", help="trained before; it says the method")
     flags.data(parser)
     flags.conditions(parser)
 
@@ -145,7 +149,7 @@ def run_eval(args: Namespace, status: Console) -> Shown:
 def evaluated(args: Namespace, status: Console) -> "list[Record]":
     """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
     from harness.measure.compare import compare, judge
-    from harness.measure.plan import Plan
+    from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
     from harness.records.conditions import DENSE
 
@@ -153,6 +157,8 @@ def evaluated(args: Namespace, status: Console) -> "list[Record]":
     row = {"models": (dense,), "methods": (method or DENSE,), "keeps": (keep,)}
     data = {"datasets": (args.dataset,), "shots": (args.shots,), "seeds": 1, "batches": ()}
     plan = flags.settings(Plan, args, **row, **data)
+    if args.recovery is not None:
+        plan = recovered_alone(plan, args.recovery)
     if args.prompts is None:
         return next(compare(plan, [], Progress(status)))
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):

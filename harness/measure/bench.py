@@ -34,12 +34,13 @@ from harness.measure.evaluate import (
 )
 from harness.measure.match import matched_rows, say_time_misses
 from harness.measure.plan import Plan
+from harness.measure.recovery import recovered_rows
 from harness.measure.rows import BLOCK, Outcome, Variant, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import load_clip, nameable, named, text_classifier
 from harness.records import agreement as ranks
-from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, Tuning, device_name
+from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, Tuning, device_name
 from harness.records.record import (
     METRICS,
     Record,
@@ -114,6 +115,7 @@ class Bench:
             here = measured_here(plan, tag, weights)
             alike = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
             rows = matched_rows(dense, arch, tag, plan, progress, alike)
+        rows += recovered_rows(dense, arch, tag, plan.recoveries)
         return cls(plan, parts, rows, tag, weights, progress)
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
@@ -137,7 +139,7 @@ class Bench:
         chosen = view.traced(tuning, tracer.images if tracer is not None else 0)
         if (records := self._again(rows, blanks, known)) is not None:
             if tracer is not None:
-                tracer.miss(records, len(chosen))
+                tracer.miss([record for record in records if not record.recovered], len(chosen))
             return records
         results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self._classifiers(view, tuning, prompts) if dataset.classes else {}
@@ -147,7 +149,7 @@ class Bench:
         for row, record in zip(rows, blanks, strict=True):
             result = results[row.key]
             answers[row.key] = answered(result, classifiers.get(self._judge(row)), split.labels, scale)
-            if (answer := answers[row.key].predicted) is not None:
+            if (answer := answers[row.key].predicted) is not None and not record.recovered:
                 traces.append(Answered.of(record, result, answer, chosen))
         if tracer is not None and len(chosen):
             how = {"preprocess": self.parts.preprocess, "golden": rows[0].rankings}
@@ -234,13 +236,14 @@ class Bench:
 
     def _costs(self, rows: Sequence[Variant]) -> Costs:
         """Measure what rows cost, once; learned visual tokens cost the same whatever they are."""
-        prompted = any(row.prompted for row in rows)
+        prompted = any(row.prompted and "prompts" in row.config for row in rows)
         known = self.prompted_costs if prompted else self.costs
         if not known:
             every = rows if prompted else self.rows
             known |= costs(every, self.plan.latency_rounds, self.progress)
             if self.plan.match == "time":
-                say_time_misses(every, known, self.plan, self.progress)
+                free = [row for row in every if RECOVERY not in row.config]  # the others met no cost
+                say_time_misses(free, known, self.plan, self.progress)
         return known
 
 

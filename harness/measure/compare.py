@@ -16,6 +16,7 @@ from harness.golden.store import Rankings, find_rankings, ranked, ranked_revisio
 from harness.measure.bench import Bench
 from harness.measure.evaluate import correct
 from harness.measure.plan import Plan, check_plan, tuning_of
+from harness.measure.recovery import require_towers
 from harness.measure.rows import BLOCK, Variant
 from harness.measure.traces import Tracer
 from harness.measure.tuning import Tuned
@@ -51,6 +52,7 @@ def compare(
         ValueError: an unknown name, or something that can't be measured.
     """
     check_plan(plan)
+    require_towers(plan.recoveries, plan.models)
     datasets = [get_dataset(name) for name in plan.datasets]
     if release:
         datasets = [dataset.released() for dataset in datasets]

@@ -1,12 +1,14 @@
 """What to compare."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from harness.datasets.base import SplitName
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
 from zoo.prompt_learner import TuneConfig
 from zoo.prompts import PromptFile
+from zoo.recovery import RecoveryFile
 from zoo.reducer import expected
 
 MATCHES = ("gflops", "time")
@@ -21,6 +23,7 @@ class Plan:
     models: tuple[str, ...] = ("clip_vit_s14",)  # dense timm names, with weight tag or without
     methods: tuple[str, ...]  # of `rows.known_methods`; dense is always there
     keeps: tuple[float, ...] = (0.6, 0.3)
+    recoveries: tuple[Path, ...] = ()  # files; each is a row with the method and keep rate that it was trained for
     datasets: tuple[str, ...] = ("fashion", "emoji", "photos")
     shots: tuple[int, ...] = (0,)  # labelled images per class; 0 takes the text classifier
     tokens: str = "t"  # what is learned from shots, of `TUNINGS`
@@ -68,15 +71,38 @@ class Plan:
 def at_equal_time(plan: Plan) -> Plan | None:
     """Return the plan of a main job's methods at equal time in bfloat16, on fewer images.
 
-    None where the plan has something of its own: rows at equal cost, another precision, shots, no
-    times, or only one method.
+    None where the plan has something of its own: rows at equal cost or with recovery, another precision,
+    shots, no times, or only one method.
     """
     methods = tuple(method for method in plan.methods if method not in (DENSE, GOLDEN))
-    usual = plan.match is None and plan.dtype == Plan.dtype and plan.shots == Plan.shots and plan.batches
+    usual = (
+        plan.match is None
+        and not plan.recoveries
+        and plan.dtype == Plan.dtype
+        and plan.shots == Plan.shots
+        and plan.batches
+    )
     if not usual or plan.match_to not in methods or len(methods) < 2:
         return None
     limit = FEW if plan.limit is None else min(FEW, plan.limit)
     return replace(plan, methods=methods, match="time", dtype="bfloat16", limit=limit, batches=())
+
+
+def recovered_alone(plan: Plan, path: Path) -> Plan:
+    """Return a plan of one model with its recovery instead; of a dense one the file says method and keep rate.
+
+    Raises:
+        ValueError: not a recovery, or one of another method or keep rate.
+        FileNotFoundError: no such file.
+    """
+    file = RecoveryFile.read(path)
+    own, asked = (file.method, file.options["keep"]), (plan.methods[0], plan.keeps[0])
+    if asked[0] != DENSE and asked != own:
+        raise ValueError(
+            f"--recovery {str(path)!r} was trained for {own[0]} at keep {own[1]:g}, not for {asked[0]} at keep "
+            f"{asked[1]:g}; name the dense model, or train one: patchrank fit recovery"
+        )
+    return replace(plan, methods=(DENSE,), recoveries=(path,))
 
 
 def tuning_of(file: PromptFile) -> Tuning:

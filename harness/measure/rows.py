@@ -1,8 +1,7 @@
 """The models that stand side by side: one dense tower and everything that shares its weights."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import zoo
 from harness.golden.store import Rankings
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.conditions import DENSE, GOLDEN, RECOVERY
 from zoo.files import digest_of
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
@@ -60,6 +59,11 @@ class Variant:
     def prompted(self) -> bool:
         """Whether learned visual tokens go along, so that nothing is as in other rows."""
         return self.vit.prompts is not None
+
+    @property
+    def apart(self) -> bool:
+        """Whether tokens or weights of its own leave nothing that is as in other rows."""
+        return self.prompted or RECOVERY in self.config
 
     @property
     def first_block(self) -> int:
@@ -121,9 +125,8 @@ def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
 
 
 def as_json(config: ReducerConfig) -> dict[str, Any]:
-    """Return settings as records keep them: a tuple would never equal the list read back."""
-    facts: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return facts
+    """Return settings as records keep them."""
+    return config.plain()
 
 
 def predictors_digest(files: Sequence[PredictorFile]) -> str:
@@ -191,15 +194,15 @@ class Outcome:
 def run(
     rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, Outcome]:
-    """Run all rows on a batch; what rows without learned visual tokens share is computed once.
+    """Run all rows on a batch; what rows without tokens or weights of their own share is computed once.
 
     ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key.
     """
-    shared = _shared([row for row in rows if not row.prompted], images)
+    shared = _shared([row for row in rows if not row.apart], images)
     outcomes = {}
     for row in rows:
-        start = 0 if row.prompted else row.first_block
-        tokens = row.vit.embed(images) if row.prompted else shared[start]
+        start = 0 if row.apart else row.first_block
+        tokens = row.vit.embed(images) if row.apart else shared[start]
         if row.method == GOLDEN:
             tokens = tokens._replace(importance=golden[row.key])
         tokens, _ = row.vit.advance(tokens, start)

@@ -64,6 +64,11 @@ class Average:
         return self.first.method
 
     @property
+    def label(self) -> str:
+        """The method, with what was added to it."""
+        return self.first.label
+
+    @property
     def keep(self) -> float:
         """Of all records."""
         return self.first.keep
@@ -172,6 +177,17 @@ def averages(records: Sequence[Record]) -> list[Average]:
     return [r if r is dense else replace(r, to_dense=mean_difference(r, dense)) for r in rows]
 
 
+def training_free(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the records of one table apart: those without recovery, and those with, beside the dense one's.
+
+    Either is left out where it has no more than the dense one's.
+    """
+    dense = [record for record in records if record.method == DENSE]
+    parts = [[r for r in records if r.recovered == recovered and r.method != DENSE] for recovered in (False, True)]
+    shown = [[*dense, *part] for part in parts if part]
+    return shown or [dense]
+
+
 def _interval(estimate: float | None, low: float | None, high: float | None) -> Interval | None:
     if estimate is None or low is None or high is None:
         return None
@@ -270,8 +286,8 @@ def labels(rows: Sequence[Average]) -> dict[str, str]:
     Settings that all rows share are left out, and the keep rate, which has its own column.
     """
     names: dict[str, str] = {}
-    for method in dict.fromkeys(row.method for row in rows):
-        same = [row for row in rows if row.method == method]
+    for method in dict.fromkeys(row.label for row in rows):
+        same = [row for row in rows if row.label == method]
         several = max(Counter(row.keep for row in same).values()) > 1
         every = dict.fromkeys(name for row in same for name in row.config if name != "keep")
         varying = [n for n in every if several and len({_setting(row, n) for row in same}) > 1]
@@ -364,6 +380,11 @@ def seeds(records: Sequence[Record]) -> str:
     return f"; mean of {len(records)} seeds" if len(records) > 1 else ""
 
 
+def with_recovery(rows: Sequence[Average]) -> str:
+    """Say that rows of a table were trained without labels; nothing where none was."""
+    return "; with recovery, trained without labels" if any(row.first.recovered for row in rows) else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Matched:
     """One method beside the target, at the keep rate that costs as nearly the same as it can."""
@@ -393,7 +414,7 @@ def matched(records: Sequence[Record], target: str, batch: int | None = None) ->
     rows, costs = [], dict[str, float]()
     for row in averages(records):
         cost = row.mean("gflops") if batch is None else time_ratio(row.latency, batch)
-        if cost is not None and row.method != DENSE:
+        if cost is not None and row.method != DENSE and not row.first.recovered:
             rows.append(row)
             costs[row.identity] = cost
     methods = dict.fromkeys(row.method for row in rows if row.method != target)

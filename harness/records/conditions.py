@@ -9,6 +9,7 @@ import torch
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE = "probe"
+RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
 PROMPTS = {  # learned tokens, by the letters that --tokens takes
     "t": "learned text tokens",
     "v": "learned visual tokens",

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.console.table import NOT_MEASURED
 from harness.console.terminal import Progress
-from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS
+from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
 from zoo.reducer import expected
 
 try:
@@ -303,6 +303,16 @@ class Record:
             raise ValueError(f"tuning {self.tuning!r}: {expected(str(self.tuning), TUNINGS)}")
         if (self.prompt_tokens is None) != (self.tuning not in PROMPTS):
             raise ValueError(f"prompt_tokens of tuning {self.tuning!r} is {self.prompt_tokens!r}")
+
+    @property
+    def recovered(self) -> bool:
+        """Whether weights or tokens were trained for the reduction, without labels."""
+        return RECOVERY in self.method_config
+
+    @property
+    def label(self) -> str:
+        """The method, with what was added to it."""
+        return f"{self.method} + recovery" if self.recovered else self.method
 
     @property
     def correct(self) -> NDArray[np.bool_]:

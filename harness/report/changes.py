@@ -214,7 +214,7 @@ def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
     """
     # The last counts of records that are measured under the same conditions.
     ours, theirs = (list({measured_alike(one): one for one in run}.values()) for run in (a, b))
-    row = attrgetter(*_ROW)
+    row = attrgetter(*_ROW, "recovered")
     rows: dict[tuple[object, ...], list[int]] = {}
     for index, record in enumerate(theirs):
         rows.setdefault(row(record), []).append(index)
@@ -402,7 +402,7 @@ def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict
     a, b, answers = pair.a, pair.b, pair.answers
     seed = {"seed": figure(a.seed, "d")} if len({other.a.seed for other in group}) > 1 else {}
     ours, theirs = figure(a.gflops, ".3f"), figure(b.gflops, ".3f")
-    cells = {"method": Cell(_plain(a.method), a.method), "keep": Cell(f"{100 * a.keep:.4g}", a.keep), **seed}
+    cells = {"method": Cell(_plain(a.label), a.label), "keep": Cell(f"{100 * a.keep:.4g}", a.keep), **seed}
     if any(record.top1 is not None for other in group for record in (other.a, other.b)):
         cells |= {
             "top-1 A": figure(a.top1, ".1%"),

@@ -13,7 +13,17 @@ from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
 from harness.measure.times import columns_of as timed_columns_of
 from harness.measure.times import table_of as timed_title
 from harness.measure.timing import Machine
-from harness.records.averages import Average, averages, judged, judged_on, matched, protocol, tower_of, uncounted
+from harness.records.averages import (
+    Average,
+    averages,
+    judged,
+    judged_on,
+    matched,
+    protocol,
+    tower_of,
+    uncounted,
+    with_recovery,
+)
 from harness.records.conditions import DENSE
 from harness.records.record import CONDITIONS, Record, differing
 from harness.report.tables import BY_COLUMN, by_shots, matched_table, report_columns, shot_tables, table_of
@@ -21,7 +31,7 @@ from harness.report.writers import markdown
 
 Conditions = tuple[Hashable, ...]
 # What a heading names; where other conditions differ, the heading names those, too.
-_NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
+_NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens", "recovered")
 # Which images, and how large: named only where nothing else differs, as others imply them.
 _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
@@ -102,12 +112,24 @@ def grouped(records: Iterable[Record]) -> Grouped:
     for (conditions, identity, _), record in newest.items():
         own = frozenset(seeds[conditions, identity])
         shares.setdefault((conditions, own), []).append(record)
+    _beside_dense(shares)
     rows = [sorted(averages(share), key=lambda row: (row.method != DENSE, -row.keep)) for share in shares.values()]
     groups = [
         Group(name=name, rows=group, setting=_setting(conditions))
         for name, group, (conditions, _) in zip(_names(rows), rows, shares, strict=True)
     ]
     return Grouped(groups=groups, replaced=len(every) - len(newest))
+
+
+def _beside_dense(shares: dict[tuple[Conditions, frozenset[int]], list[Record]]) -> None:
+    """Put the dense rows beside those with recovery, which stand apart from rows without training."""
+    place = _EVERY.index("recovered")
+    for (conditions, seeds), share in list(shares.items()):
+        if conditions[place]:
+            free = (*conditions[:place], False, *conditions[place + 1 :]), seeds
+            share[:0] = dense = [record for record in shares.get(free, ()) if record.method == DENSE]
+            if dense and len(dense) == len(shares[free]):
+                del shares[free]
 
 
 def timed_groups(records: Sequence[LatencyRecord]) -> list[TimedGroup]:
@@ -155,7 +177,7 @@ def _when(record: Record | LatencyRecord) -> datetime:
 
 def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
     """Return headings, with the conditions in which groups of the same heading differ."""
-    names = [_heading(rows[0].first) for rows in groups]
+    names = [_heading(rows) for rows in groups]
     for conditions in (_APART, _FINE):
         alike: dict[str, list[Sequence[Average]]] = {}
         for name, rows in zip(names, groups, strict=True):
@@ -168,9 +190,10 @@ def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
     return names
 
 
-def _heading(first: Record) -> str:
+def _heading(rows: Sequence[Average]) -> str:
+    first = rows[0].first
     how = "by text" if first.top1 is not None and not first.shots else protocol(first)
-    return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}"
+    return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}{with_recovery(rows)}"
 
 
 def _text(rows: Sequence[Average], condition: str) -> str:

@@ -24,7 +24,9 @@ from harness.records.averages import (
     seeds,
     shots_of,
     tower_of,
+    training_free,
     uncounted,
+    with_recovery,
 )
 from harness.records.conditions import DENSE
 from harness.records.record import FIDELITY, Latency, Metric, Record, declared, metrics, refuse_mixed
@@ -97,13 +99,14 @@ def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> T
     return table_of(
         rows,
         _terminal_columns(rows, batches, family),
-        title=title(records[0], seeds(rows[0].records)),
+        title=title(records[0], seeds(rows[0].records) + with_recovery(rows)),
         caption="; ".join(filter(None, [*wide, *rest])),
         narrow_caption="; ".join(filter(None, [*narrow, *rest])),
     )
 
 
 def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: Judged | None) -> list[Filled]:
+    names = labels(rows)
     times = [(Column(heading=f"batch {b}, ms", forms=_ROOMY), _timed(b, _time)) for b in batches]
     for batch in batches[-1:]:
         speed = _timed(batch, lambda entry: figure(entry.images_per_s, ".0f"))
@@ -112,7 +115,10 @@ def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: J
             (Column(heading=f"x b{batch}", forms=("narrow",)), _timed(batch, _ratio)),
         ]
     return [
-        (Column(heading="method", left=True), lambda row: Cell(row.method, row.method)),
+        (
+            Column(heading="method", left=True),
+            lambda row: Cell(names[row.identity] if row.first.recovered else row.method, row.label),
+        ),
         (Column(heading="keep"), lambda row: figure(row.keep, ".0%")),
         *_in_order(rows, times, lambda metric: _terminal(metric, family)),
     ]
@@ -244,6 +250,13 @@ def shot_tables(groups: Sequence[Sequence[Average]], *, marked: bool = True) -> 
     as many shots has a mark. Groups are as for `by_shots`.
     """
     return [_shot_table(columns, marked=marked) for columns in by_shots(groups)]
+
+
+def shots_apart(groups: Sequence[Sequence[Record]]) -> list[Table]:
+    """Make `shot_tables` of the records of each number of shots, those with recovery apart."""
+    parts = [part for group in groups for part in training_free(group)]
+    kinds = [[averages(p) for p in parts if any(r.recovered for r in p) == kind] for kind in (False, True)]
+    return [table for kind in kinds for table in shot_tables(kind)]
 
 
 def by_shots(groups: Sequence[Sequence[Average]]) -> list[list[Sequence[Average]]]:

@@ -15,7 +15,7 @@ from torch import nn
 import zoo
 from zoo.adopt import sharing
 from zoo.clip import Clip, ClipParts
-from zoo.prompt_learner import TOKENS, PromptLearner, TuneConfig, mean_patches
+from zoo.prompt_learner import TOKENS, PromptLearner, TuneConfig
 from zoo.text import CompactText, tokenizer
 from zoo.tuning import Labelled, augmented, encode, frozen, tune
 
@@ -80,7 +80,7 @@ def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, m
     vit = zoo.reduce(parts.model.visual, method=method, **options).eval()
     config = TuneConfig(**QUICK, depth=2)
     images = data().images
-    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, mean_patches(vit, images, 2))
+    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, vit.mean_patches(images, 2))
     nn.init.normal_(learner.visual.projection.weight)
     tower = sharing(vit)
     tower.prompts = learner.visual
@@ -158,7 +158,7 @@ def test_an_anchor_holds_the_text_features(parts: ClipParts):
 def test_visual_tokens_begin_as_the_mean_patch(parts: ClipParts):
     vit, images = parts.model.visual, data().images
     config = TuneConfig(**QUICK, depth=2)
-    patches = mean_patches(vit, images, 2)
+    patches = vit.mean_patches(images, 2)
     tokens, _ = vit.advance(vit.embed(images), 0, 1)
     assert torch.allclose(patches[1], tokens.patches.mean(dim=(0, 1)), atol=1e-5)
     coupled = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, patches)

@@ -1,0 +1,215 @@
+"""Recoveries from datasets, and as rows that stand apart from those without training."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import zoo
+from harness.cli import main
+from harness.console.terminal import Progress
+from harness.datasets.base import Dataset
+from harness.golden.store import Rankings
+from harness.measure import recovery
+from harness.measure.compare import compare
+from harness.measure.plan import Plan
+from harness.measure.recovery import Sources, train_recovery
+from harness.models.towers import split_method
+from harness.records.averages import matched, training_free
+from harness.records.record import Record
+from harness.report.groups import grouped, markdown_table
+from zoo.recovery import RecoveryConfig, RecoveryFile, distance
+from zoo.weights import cache_folder
+
+ARCH = "clip_vit_b16"
+NAME = f"{ARCH}_evit50"
+WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}
+PLAN = Plan(**WHERE, methods=("evit", "random"), batches=())
+RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, count=2, rank=2, dtype="float32")
+TOY = Sources(datasets=("toy",))
+QUIET = Progress(Console(quiet=True))
+
+
+@pytest.fixture(autouse=True)
+def _toy(benchmark: None, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "get_dataset", lambda name: toy)
+
+
+def trained(what: str = "norm", model: str = NAME, **options: Any) -> RecoveryFile:
+    return train_recovery(model, TOY, replace(RECIPE, what=what), progress=QUIET, **options)
+
+
+def all_of(plan: Plan, known: list[Record] | None = None) -> list[Record]:
+    [group] = compare(plan, known or [], QUIET)
+    return group
+
+
+def test_the_file_says_what_it_is_of(toy: Dataset, tmp_path: Path):
+    file = trained(out=tmp_path / "r.safetensors")
+    assert (file.model, file.tag, file.method, file.options["keep"]) == (ARCH, "openai", "evit", 0.5)
+    [facts] = file.datasets
+    assert facts["after"] < facts["before"]
+    expected = {"name": "toy", "revision": toy.revision, "images": 12, "held_out": 9}
+    assert expected.items() <= facts.items()
+    assert file.recipe["rounds"] == 2
+    assert not list((cache_folder() / "fits").iterdir())  # the checkpoint has done its work
+    assert trained().path.parent == cache_folder() / "recoveries"
+    assert trained(model=ARCH, method="evit", keep=0.5).digest == file.digest
+
+
+def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
+    whole, learn = trained(), recovery.recover
+
+    def killed(*args: Any, **options: Any) -> Any:
+        def stop(*_: float) -> None:
+            raise KeyboardInterrupt
+
+        return learn(*args, on_round=stop, **options)
+
+    monkeypatch.setattr(recovery, "recover", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained()
+    assert list((cache_folder() / "fits").iterdir())
+    rounds: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        return learn(*args, on_round=lambda done, *_: rounds.append(done), **options)
+
+    monkeypatch.setattr(recovery, "recover", counted)
+    assert (trained().digest, rounds) == (whole.digest, [1])
+
+
+def test_without_val_images_a_fifth_of_train_is_held_out(toy: Dataset, monkeypatch: pytest.MonkeyPatch):
+    split = toy.split
+    monkeypatch.setattr(toy, "split", lambda name: split("train") if name == "train" else split("val").subset([]))
+    [facts] = trained().datasets
+    assert (facts["images"], facts["held_out"]) == (10, 2)
+    monkeypatch.setattr(toy, "split", lambda name: split("val").subset([0, 1]))
+    sources = replace(TOY, held_out=0)
+    with pytest.raises(ValueError, match="'toy' has 2 images to learn from and 0 to stop by"):
+        train_recovery(NAME, sources, RECIPE, progress=QUIET)
+
+
+@pytest.mark.parametrize("what", ["norm", "lora", "tokens"])
+def test_a_row_of_its_own_with_the_right_distance(what: str, dense: zoo.ReducedViT, toy: Dataset, parts: Any):
+    file = trained(what)
+    records = all_of(replace(PLAN, recoveries=(file.path,), batches=(1,), rounds=1))
+    assert [(r.method, r.recovered) for r in records] == [
+        ("dense", False), ("evit", False), ("random", False), ("evit", True),
+    ]  # fmt: skip
+    mine, plain = records[3], records[1]
+    assert plain.method_config.items() <= mine.method_config.items()
+    judged = [e for e in toy.split("test") if e.label < 3]
+    images = torch.stack([parts.preprocess(example.image) for example in judged])
+    vit = zoo.reduce(dense, method="evit", keep=0.5, recovery=file.path).eval()
+    with torch.no_grad():
+        expected = distance(vit(images), dense(images)).mean().item()
+    assert mine.cosine_distance == pytest.approx(expected, rel=2e-2)
+    tokens = 2 if file.parameters and what == "tokens" else 0
+    assert mine.tokens_per_block[0] - plain.tokens_per_block[0] == tokens
+    assert (mine.gflops == plain.gflops) == (tokens == 0)
+
+
+def test_a_patchrank_row_keeps_its_predictor():
+    file = trained(model=f"{ARCH}_patchrank50")
+    plan = replace(PLAN, methods=("patchrank",), recoveries=(file.path,))
+    _, plain, mine = all_of(plan)
+    assert plain.method_config["predictor"] == mine.method_config["predictor"]
+    assert mine.cosine_distance != plain.cosine_distance
+
+
+def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
+    shipped()
+    first, second = trained(), trained("lora")
+    plan = replace(PLAN, methods=("evit", "golden"), recoveries=(first.path, second.path))
+    records = all_of(plan)
+    free, rest = training_free(records)
+    assert [r.method for r in free] == ["dense", "evit", "golden"]
+    assert [r.method for r in rest] == ["dense", "evit", "evit"]
+    groups = grouped(records).groups
+    assert [[row.label for row in group.rows] for group in groups] == [
+        ["dense", "evit", "golden"],
+        ["dense", "evit + recovery", "evit + recovery"],
+    ]
+    assert "recovery" not in groups[0].name
+    assert groups[1].name.endswith("; with recovery, trained without labels")
+    text = markdown_table(records)
+    assert text.count("evit + recovery (recovery ") == 2
+    assert [pair.row.label for pair in matched(records, "evit")] == ["evit"]  # golden has no cost
+    only = grouped([r for r in records if r.recovered or r.method == "dense"]).groups
+    assert [[row.label for row in group.rows] for group in only] == [[row.label for row in groups[1].rows]]
+
+
+def test_known_rows_are_not_measured_again(monkeypatch: pytest.MonkeyPatch):
+    plan = replace(PLAN, recoveries=(trained().path,))
+    known = all_of(plan)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("harness.measure.bench.outcomes", fail)
+    assert all_of(plan, known) == known
+    other = trained("lora").path
+    with pytest.raises(AssertionError, match="measured again"):
+        all_of(replace(plan, recoveries=(other,)), known)
+
+
+def test_refusals(tmp_path: Path):
+    for model, options, words in (
+        (ARCH, {}, "expected a reduced model"),
+        (ARCH, {"method": "evit"}, "expected a reduced model"),
+        (NAME, {"method": "evit", "keep": 0.5}, "expected a reduced model"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            trained(model=model, **options)
+    path = trained().path
+    with pytest.raises(ValueError, match=r"is of clip_vit_b16\.openai, which is not measured"):
+        all_of(replace(PLAN, models=("clip_vit_l14",), recoveries=(path,)))
+    with pytest.raises(FileNotFoundError, match="no recovery at"):
+        all_of(replace(PLAN, recoveries=(tmp_path / "none",)))
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names), raising=False)
+    path = str(tmp_path / "r.safetensors")
+    fit = ["fit", "recovery", "--model", NAME, "--dataset", "emoji", "--rounds", "1", "--steps", "2", "--batch", "2"]
+    assert main([*fit, "--dtype", "float32", "--output", path, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["path"] == path
+    assert data["seconds"] > 0
+    for model in (NAME, ARCH):
+        assert main(["eval", model, "--dataset", "emoji", "--recovery", path]) == 0
+        out = capsys.readouterr().out
+        assert "evit + recovery" in out
+        assert "with recovery, trained without labels" in out
+    assert split_method(f"{ARCH}_evit60")[2] == 0.6
+    assert main(["eval", f"{ARCH}_evit60", "--dataset", "emoji", "--recovery", path]) == 2
+    assert "was trained for evit at keep 0.5, not for evit at keep 0.6" in capsys.readouterr().err
+    assert main([*fit, "--what", "bias"]) == 2
+    assert "what='bias': expected one of norm, lora, tokens" in capsys.readouterr().err
+
+
+def test_compare_writes_them_apart_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    files = [str(trained().path), str(trained("lora").path)]
+    out = tmp_path / "run"
+    flags = ["--dataset", "emoji", "--batches", "1", "--rounds", "1", "--keeps", "0.5", "--output", str(out)]
+    assert main(["compare", "--model", ARCH, "--methods", "evit", "random", "--recovery", *files, *flags]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("with recovery, trained without labels") == 1
+    page, table, csv = ((out / name).read_text() for name in ("report.html", "table.md", "table.csv"))
+    for text in (page, table):
+        assert text.count("with recovery, trained without labels") > 0
+        assert "evit + recovery (recovery " in text
+    assert csv.count('""recovery""') == 2
+    free, rest = table.split("with recovery, trained without labels")
+    assert "evit + recovery" not in free
+    assert "random" not in rest
+    known = (out / "records.jsonl").read_text()
+    assert main(["compare", "--model", ARCH, "--methods", "evit", "random", "--recovery", *files, *flags]) == 0
+    assert (out / "records.jsonl").read_text() == known
+    assert sorted(path.name for path in (out / "traces").iterdir() if "recover" in path.name) == []

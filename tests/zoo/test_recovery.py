@@ -1,0 +1,334 @@
+"""Recovery: what changes, what must not, how a stopped run goes on, what is refused."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+import zoo
+from zoo.recovery import (
+    TOKENS,
+    WHATS,
+    Changes,
+    Recovered,
+    RecoveryConfig,
+    RecoveryFile,
+    add_recovery,
+    additions,
+    distance,
+    recover,
+    save_recovery,
+    trainable,
+    view,
+)
+from zoo.weights import fingerprint, weights_digest
+
+Build = Callable[..., nn.Module]
+FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}
+QUICK = RecoveryConfig(rounds=3, steps=4, batch=4, rank=2, count=3, dtype="float32", learning_rate=3e-3)
+SIX = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+
+
+def quick(**options: Any) -> RecoveryConfig:
+    return RecoveryConfig(**{**QUICK.__dict__, **options})
+
+
+def lively_file(model: Any, path: Path, what: str = "norm") -> RecoveryFile:
+    """Write a recovery of a model with random changes, large enough to be told from none."""
+    config, generator = quick(what=what), torch.Generator().manual_seed(7)
+    shapes = {name: value.shape for name, value in model.named_parameters()} | {TOKENS: (1, 3, model.embed_dim)}
+    tensors = {}
+    for name in trainable(model, what):
+        own = {name: shapes[name]}
+        if what == "lora":
+            own = {f"{name}.up": (shapes[name][0], 2), f"{name}.down": (2, shapes[name][1])}
+        tensors |= {key: 0.1 * torch.randn(shape, generator=generator) for key, shape in own.items()}
+    return save_recovery(path, model, Recovered(tensors, (1.0,), (0.5,)), config, **FACTS)
+
+
+@pytest.mark.parametrize("what", ["norm", "lora"])
+def test_no_changes_are_the_model_bit_for_bit(half: zoo.ReducedViT, images: Tensor, what: str, tmp_path: Path):
+    fresh = Changes.of(half, quick(what=what)).tensors()
+    assert all(not value.any() for value in additions(fresh).values())
+    file = save_recovery(tmp_path / "r", half, Recovered(fresh, (1.0,), (1.0,)), quick(what=what), **FACTS)
+    with torch.no_grad():
+        assert torch.equal(add_recovery(half, file)(images), half(images))
+
+
+class Beside(nn.Module):
+    """A linear layer with a low-rank update that isn't folded."""
+
+    def __init__(self, linear: nn.Linear, up: Tensor, down: Tensor) -> None:
+        super().__init__()
+        self.linear, self.up, self.down = linear, up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + F.linear(F.linear(x, self.down), self.up)
+
+
+@torch.no_grad()
+def test_folded_updates_equal_updates_beside_the_weights(half: zoo.ReducedViT, images: Tensor, tmp_path: Path):
+    model = half.double()
+    file = lively_file(model, tmp_path / "r", "lora")
+    tensors = {name: value.double() for name, value in load_file(file.path).items()}
+    beside = deepcopy(model)
+    for name in trainable(model, "lora"):
+        path = name.removesuffix(".weight")
+        parent, _, last = path.rpartition(".")
+        update = Beside(model.get_submodule(path), tensors[f"{name}.up"], tensors[f"{name}.down"])
+        if last in ("qkv", "proj"):  # attention reads their weights
+            weight = model.get_parameter(name) + update.up @ update.down
+            beside.get_parameter(name).copy_(weight)
+        else:
+            setattr(beside.get_submodule(parent), last, update)
+    folded = add_recovery(model, file)(images.double())
+    assert torch.allclose(folded, beside(images.double()), atol=1e-6)
+    assert not torch.allclose(folded, model(images.double()), atol=1e-3)
+
+
+@pytest.mark.parametrize("what", WHATS)
+@torch.no_grad()
+def test_only_the_named_weights_differ_and_the_model_stays(tiny: Build, images: Tensor, what: str, tmp_path: Path):
+    model = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8)
+    before, mark = deepcopy(model.state_dict()), fingerprint(model)
+    recovered = add_recovery(model, lively_file(model, tmp_path / "r", what))
+    changed = set(trainable(model, what))
+    own = dict(model.named_parameters())
+    for name, value in recovered.named_parameters():
+        assert (value is own.get(name)) == (name not in changed)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert fingerprint(model) == mark != fingerprint(recovered)
+    assert recovered.prefix_count == (4 if what == "tokens" else 1)
+    assert recovered(images).shape == model(images).shape
+
+
+def test_what_is_trained(tiny: Build):
+    tower = tiny("clip_vit_s14")
+    norm, lora = trainable(tower, "norm"), trainable(tower, "lora")
+    ends = {name.rpartition(".")[2] for name in norm}
+    assert ends == {"weight", "bias", "gamma"}
+    assert all("norm" in name for name in norm if name.endswith("weight"))
+    assert len(lora) == 4 * len(tower.blocks)
+    assert not [name for name in norm + lora if name.startswith(("head", "reducer", "patch_embed"))]
+
+
+@pytest.mark.parametrize("what", WHATS)
+@torch.no_grad()
+def test_saved_and_loaded(tiny: Build, images: Tensor, what: str, tmp_path: Path):
+    tower = tiny("clip_vit_b16.openai")
+    plain = zoo.reduce(tower, method="evit", keep=0.5)
+    path = lively_file(plain, tmp_path / "r", what).path
+    model, folder = zoo.reduce(tower, method="evit", keep=0.5, recovery=path), tmp_path / "saved"
+    assert not torch.allclose(model(images), plain(images), atol=1e-3)
+    save_for_hf(model, folder, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(again(images), model(images))
+    with pytest.raises(ValueError, match="trained on clip_vit_b16.openai with weights" if what != "tokens" else "alre"):
+        add_recovery(again, path)
+
+
+def test_by_name_with_a_predictor_that_is_checked_first(tmp_path: Path):
+    plain = timm.create_model("clip_vit_s14_patchrank50", pretrained=True).eval()
+    path = lively_file(plain, tmp_path / "r").path
+    named = timm.create_model("clip_vit_s14_patchrank50", pretrained=True, recovery=path).eval()
+    images = torch.randn(1, 3, 196, 196)
+    with torch.no_grad():
+        assert torch.equal(named(images), add_recovery(plain, path)(images))
+    with pytest.raises(ValueError, match="add pretrained=True"):
+        timm.create_model("clip_vit_s14_patchrank50", recovery=path)
+    with pytest.raises(ValueError, match="not features_only=True"):
+        timm.create_model("clip_vit_s14_patchrank50", pretrained=True, recovery=path, features_only=True)
+
+
+@pytest.mark.parametrize("what", WHATS)
+def test_training_brings_features_nearer_and_moves_nothing_else(half: zoo.ReducedViT, what: str):
+    before = deepcopy(half.state_dict())
+    trained = {name: p.requires_grad for name, p in half.named_parameters()}
+    result = recover(half, [SIX, SIX[:2]], [SIX, SIX[:2]], quick(what=what))
+    assert all(b >= a for b, a in zip(result.before, result.after, strict=True))
+    if what != "tokens":  # a few tokens needn't help a tower of random weights
+        assert result.after[0] < 0.99 * result.before[0]
+    assert all(torch.equal(before[name], value) for name, value in half.state_dict().items())
+    assert {name: p.requires_grad for name, p in half.named_parameters()} == trained
+    assert all(p.grad is None for p in half.parameters())
+
+
+def test_losses_are_those_of_the_folded_model(tiny: Build, tmp_path: Path):
+    model = tiny("clip_vit_b16_tome50.openai")
+    result = recover(model, [SIX], [SIX], QUICK)
+    file = save_recovery(tmp_path / "r", model, result, QUICK, **FACTS)
+    dense = zoo.reduce(model, method=None)
+    with torch.no_grad():
+        truth = dense(SIX)
+        losses = [float(distance(vit(SIX), truth).mean()) for vit in (model, add_recovery(model, file))]
+    assert losses == pytest.approx([result.before[0], result.after[0]], rel=1e-4)
+    assert file.datasets == [{"name": "toy", "before": result.before[0], "after": result.after[0]}]
+
+
+@pytest.mark.parametrize("what", ["norm", "lora"])
+def test_a_rate_that_ruins_everything_changes_nothing(tiny: Build, what: str, tmp_path: Path):
+    model = tiny("clip_vit_b16_tome50.openai")
+    result = recover(model, [SIX], [SIX], quick(what=what, learning_rate=30.0))
+    assert (result.tensors, result.after) == ({}, result.before)
+    file = save_recovery(tmp_path / "r", model, result, quick(what=what), **FACTS)
+    with torch.no_grad():
+        assert torch.equal(add_recovery(model, file)(SIX), model(SIX))
+
+
+@pytest.mark.parametrize("what", WHATS)
+def test_where_nothing_is_lost_nothing_is_learned(tiny: Build, what: str):
+    model = zoo.reduce(tiny("clip_vit_b16.openai"), method="tome", keep=1.0)
+    assert recover(model, [SIX], [SIX], quick(what=what)) == ({}, (0.0,), (0.0,))
+
+
+@pytest.mark.parametrize("what", WHATS)
+def test_a_stopped_run_goes_on_to_the_same_changes(tiny: Build, what: str, tmp_path: Path):
+    model = tiny("clip_vit_b16_tome50.openai")
+    config, path = quick(what=what), tmp_path / "state.pt"
+    whole = recover(model, [SIX], [SIX], config)
+
+    def stop(done: int, *_: float) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(model, [SIX], [SIX], config, checkpoint=path, on_round=stop)
+    rounds: list[int] = []
+    again = recover(model, [SIX], [SIX], config, checkpoint=path, on_round=lambda done, *_: rounds.append(done))
+    assert rounds == [2]
+    assert again.after == whole.after
+    assert again.tensors.keys() == whole.tensors.keys()
+    assert all(torch.equal(again.tensors[name], whole.tensors[name]) for name in whole.tensors)
+    with pytest.raises(ValueError, match="another recipe"):
+        recover(model, [SIX], [SIX], quick(what=what, seed=1), checkpoint=path)
+
+
+def test_a_view_is_a_part_mirrored_or_not():
+    image = torch.arange(32.0).expand(1, 3, 32, 32)
+    views = torch.cat([view(image, 0.5, torch.Generator().manual_seed(seed)) for seed in range(20)])
+    assert views.shape == (20, 3, 32, 32)
+    rising = views[:, 0, 0, 20] > views[:, 0, 0, 10]
+    assert 0 < int(rising.sum()) < 20
+    widths = (views[:, 0, 0, 31] - views[:, 0, 0, 0]).abs()
+    assert widths.min() > 0.7 * 31 - 2
+    assert widths.max() - widths.min() > 3
+    whole = view(image, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(whole, image) or torch.equal(whole.flip(-1), image)
+
+
+def rewritten(file: RecoveryFile, path: Path, tensors: dict[str, Tensor] | None = None, **facts: Any) -> Path:
+    """Write a file's tensors or others under its facts or others."""
+    with safe_open(file.path, framework="pt") as opened:
+        old = json.loads(opened.metadata()["recovery"])
+    save_file(tensors or load_file(file.path), path, {"recovery": json.dumps(old | facts)})
+    return path
+
+
+MODELS: dict[str, Callable[[Any], Any]] = {
+    "these are": lambda tower: zoo.reduce(nudged(tower), method="tome", keep=0.5),
+    "this model is dense": lambda tower: zoo.reduce(tower, method=None),
+    "this model is reduced by evit": lambda tower: zoo.reduce(tower, method="evit", keep=0.5),
+    r"keep=0.5, this model has 0.6": lambda tower: zoo.reduce(tower, method="tome", keep=0.6),
+    "proportional=True, this model has False": lambda tower: zoo.reduce(
+        tower, method="tome", keep=0.5, proportional=False
+    ),
+}
+
+
+def nudged(tower: Any) -> Any:
+    other = deepcopy(tower)
+    with torch.no_grad():
+        other.blocks[2].norm1.bias += 0.01
+    return other
+
+
+@pytest.mark.parametrize("words", list(MODELS))
+def test_refused_by_another_model(tiny: Build, tmp_path: Path, words: str):
+    tower = tiny("clip_vit_b16.openai")
+    path = lively_file(zoo.reduce(tower, method="tome", keep=0.5), tmp_path / "r").path
+    with pytest.raises(ValueError, match=words) as error:
+        add_recovery(MODELS[words](tower), path)
+    assert str(path) in str(error.value)
+    assert "patchrank fit recovery --model MODEL --dataset toy" in str(error.value)
+
+
+def test_refused_with_another_predictor(tiny: Build, tmp_path: Path):
+    model = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8)
+    file = lively_file(model, tmp_path / "r")
+    with torch.no_grad():
+        model.reducer.predictor.net.score.bias += 1
+    with pytest.raises(ValueError, match="another predictor of patchrank"):
+        add_recovery(model, file)
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("is damaged", lambda t: {k: v + 1 for k, v in t.items()}),
+        ("has format 9", {"format": 9}),
+        ("unexpected keyword argument 'more'", {"more": 1}),
+        ("'blocks.1.norm1.bias' of shape \\(3,\\)", lambda t: t | {"blocks.1.norm1.bias": torch.zeros(3)}),
+        ("'head.weight' of shape", lambda t: t | {"head.weight": torch.zeros(7, 48)}),
+        ("values that aren't finite", lambda t: t | {"norm.bias": torch.full((48,), torch.nan)}),
+    ],
+)
+def test_damaged_files_are_refused(tiny: Build, tmp_path: Path, words: str, change: Any):
+    model = tiny("clip_vit_b16_tome50.openai")
+    file = lively_file(model, tmp_path / "r")
+    tensors, facts = None, change
+    if callable(change):
+        tensors = change(load_file(file.path))
+        facts = {} if words == "is damaged" else {"digest": weights_digest(tensors)}
+    path = rewritten(file, tmp_path / "other", tensors, **facts)
+    with pytest.raises(ValueError, match=words) as error:
+        add_recovery(model, path)
+    assert str(path) in str(error.value)
+    assert "patchrank fit recovery" in str(error.value)
+
+
+def test_other_files_are_refused(tiny: Build, tmp_path: Path):
+    model = tiny("clip_vit_b16_tome50.openai")
+    with pytest.raises(FileNotFoundError, match="no recovery at"):
+        add_recovery(model, tmp_path / "none")
+    (tmp_path / "text").write_text("no tensors")
+    with pytest.raises(ValueError, match="holds no recovery"):
+        add_recovery(model, tmp_path / "text")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"what": "bias"}, "what='bias'"),
+        ({"dtype": "float16"}, "dtype='float16'"),
+        ({"rank": 0}, "rank=0"),
+        ({"batch": 0}, "batch=0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"crop": 0.0}, "crop=0.0"),
+    ],
+)
+def test_recipes_are_refused(options: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        RecoveryConfig(**options)
+
+
+def test_training_is_refused(tiny: Build):
+    tower = tiny("clip_vit_b16.openai")
+    reduced = zoo.reduce(tower, method="tome", keep=0.5)
+    for model, train, val, words in (
+        (zoo.reduce(tower, method=None), [SIX], [SIX], "this model is dense"),
+        (reduced, [], [], "nothing to train on"),
+        (reduced, [SIX], [SIX[:0]], "nothing to train on"),
+        (reduced, [SIX, SIX], [SIX], "nothing to train on"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            recover(model, train, val, QUICK)
