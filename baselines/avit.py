@@ -29,7 +29,7 @@ class AViTConfig(ReducerConfig):
     """
 
     reduce_at: tuple[int, ...] | None = None
-    schedule: str = "linear"
+    schedule: str | tuple[float, ...] = "linear"
     channel: int = 0
     gamma: float = 5.0
     beta: float = -10.0

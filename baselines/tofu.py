@@ -25,7 +25,7 @@ class ToFuConfig(MergerConfig):
         merge_from: first block that merges, the earlier ones prune; None for the middle of the tower.
     """
 
-    schedule: str = "linear"
+    schedule: str | tuple[float, ...] = "linear"
     merge_from: int | None = None
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ class ToMeConfig(MergerConfig):
             merges at most half of its patch tokens.
     """
 
-    schedule: str = "linear"
+    schedule: str | tuple[float, ...] = "linear"
     r: int | None = None
 
     instead_of_keep: ClassVar[tuple[str, ...]] = ("r",)
