@@ -63,6 +63,8 @@ class TCA(Reducer):
         whole = count - centers
         pruned = min(int((arrived - whole) / (1 + self.config.merged)), arrived - count)
         score = cross_head_score(attended, tokens.prefix)
+        if pruned == arrived - count:  # every token between is a centre
+            return tokens.prune(index, score, count)
         order = score.argsort(dim=1, descending=True, stable=True)
         between, lost = order[:, whole : arrived - pruned], order[:, arrived - pruned :]
         center, gone, into = clusters(tokens.patches, between, arrived - pruned - whole, centers)

@@ -17,7 +17,7 @@ from zoo.reducer import final_count
 from zoo.weights import find_predictor, load_predictor
 
 ARCH, TAG = "clip_vit_b16", "openai"
-REDUCERS = ("clsattn", "evit", "patchrank", "random", "tome")
+REDUCERS = ("clsattn", "evit", "patchrank", "random", "rankmerge", "tome")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_row_per_method_and_keep_rate_the_dense_one_once(rows: list[Variant]):
     names = [row.model for row in rows]
     wanted = [f"{ARCH}_{m}{k}" for m in (*REDUCERS, GOLDEN) for k in (60, 30)]
     assert names == [ARCH, *wanted]
-    assert [row.keep for row in rows] == [1.0] + [0.6, 0.3] * 6
+    assert [row.keep for row in rows] == [1.0] + [0.6, 0.3] * (len(REDUCERS) + 1)
     assert all(not row.vit.training for row in rows)
 
 
@@ -63,7 +63,7 @@ def test_settings_are_json_values_and_tell_predictors(rows: list[Variant], predi
 
 
 def test_where_a_row_leaves_the_dense_tower(rows: list[Variant]):
-    wanted = dict.fromkeys(usual_methods(), 3) | {"dense": 6, "tome": 0}
+    wanted = dict.fromkeys(usual_methods(), 3) | {"dense": 6, "tome": 0, "rankmerge": 0}
     assert {row.method: row.first_block for row in rows} == wanted
 
 
@@ -123,7 +123,7 @@ def test_golden_keeps_exactly_the_best(keep: float, dense: zoo.ReducedViT, image
 @pytest.mark.parametrize(
     ("method", "keeps", "match"),
     [
-        ("radnom", [0.5], "method 'radnom': did you mean 'random'? expected one of dense, clsattn"),
+        ("radnom", [0.5], "method 'radnom': did you mean 'random'? expected one of dense, avit"),
         ("random", [1.5], "keep=1.5: expected a number in (0, 1]"),
         ("random", [0.6, 0.604], "random60 twice, for keep rates 0.6 and 0.604: give"),
         ("golden", [0.3, 0.3], "clip_vit_b16_golden30 twice, for keep rates 0.3 and 0.3: give"),
