@@ -35,6 +35,7 @@ CHUNK = 16  # images at a time where nothing is learnt
 _KIND = "recovery"
 _UP, _DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 _NOTHING = 1e-9  # mean distance of features that are equal up to rounding
+_FLAT = 1e-4  # added to a share under the root, whose slope would be infinite at 0
 _WARM = 0.1  # share of the steps in which the learning rate rises
 
 
@@ -210,7 +211,7 @@ def recover(
         raise ValueError("this tower has learned tokens already; take the one that it was made of")
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
         raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
-    teacher, student = (twin(model).eval() for _ in range(2))
+    teacher, plain, student = (twin(model).eval() for _ in range(3))
     teacher.reducer = None
     if config.what == "tokens":
         _expect(student, config.count)
@@ -227,7 +228,7 @@ def recover(
         best=1.0,  # no change
         best_weights={name: value.clone() for name, value in changes.state_dict().items()},
     )
-    before = trainer.held_out(model, {})
+    before = trainer.held_out(plain, {})
     trainer.start = [max(loss, _NOTHING) for loss in before]
     state.run(
         lambda: trainer.learn(state, on_step),
@@ -316,9 +317,6 @@ class _Trainer:
         losses = self.held_out(self.student, additions(changes.tensors()))
         shares = [loss / start for loss, start in zip(losses, self.start, strict=True)]
         return math.inf if max(shares) > 1 else math.exp(sum(math.log(s + _NOTHING) for s in shares) / len(shares))
-
-
-_FLAT = 1e-4  # added to a share under the root, whose slope would be infinite at 0
 
 
 def distance(features: Tensor, truth: Tensor) -> Tensor:
