@@ -32,6 +32,7 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.data(parser)
     how = parser.add_argument_group("golden rankings")
     how.add_argument("--score", default=GoldenConfig.score, help="preservation, label, confidence")
+    how.add_argument("--action", default=GoldenConfig.action, help="remove, or merge into the nearest")
     flags.block(how)
     # No defaults here: a budget picks these.
     text = f"side in patches; {GoldenConfig.window} without --budget"

@@ -293,7 +293,7 @@ def fit(
     Return the path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
-        ValueError: rankings of several reduction points or scores, images that are in both, or
+        ValueError: rankings of several reduction points, scores or actions, images that are in both, or
             what `gather` refuses.
     """
     tower = load_tower(model)
@@ -327,8 +327,8 @@ def fit(
 
 
 def _agreed(facts: list[dict[str, Any]], block: int | None) -> int:
-    """Return the one reduction point of all rankings; they must have one score, too."""
-    for field, what in (("block", "reduction points"), ("score", "scores")):
+    """Return the one reduction point of all rankings; they must have one score and one action, too."""
+    for field, what in (("block", "reduction points"), ("score", "scores"), ("action", "actions")):
         values = sorted({fact[field] for fact in facts})
         if len(values) != 1:
             raise ValueError(f"rankings of several {what}: {values}; one at a time")
