@@ -119,8 +119,8 @@ def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterato
     others = [replace(own, **{"action": "remove", "greedy": None, "approximate": None, **way}) for way in TARGETS]
     for keep in keeps:
         for way in dict.fromkeys([own, *others]):
-            how = ("merged" if way.action == "merge" else None, f"greedy by {way.greedy}" if way.greedy else None)
-            how = (*how, way.approximate)
+            merged = "merged" if way.action == "merge" else None
+            how = (merged, f"greedy by {way.greedy}" if way.greedy else None, way.approximate)
             name = ", ".join((f"{way.window} x {way.window} by {way.stride}", *filter(None, how)))
             rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, name)
             yield Line({"target": name, "ranking": "predicted"}, rows, keep)
