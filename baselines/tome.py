@@ -70,10 +70,8 @@ class ToMe(Reducer):
         return index in self.points
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
-        """Return log(size) of each key, (B, 1, 1, T), once something was merged."""
-        if tokens.size is None or not self.config.proportional:
-            return None
-        return F.pad(tokens.size.log(), (tokens.prefix, 0))[:, None, None].to(tokens.x.dtype)
+        """Attend in proportion to size, if so set."""
+        return tokens.size_bias() if self.config.proportional else None
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Merge the most similar pairs; similarity is the cosine of keys averaged over heads."""

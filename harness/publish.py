@@ -31,7 +31,7 @@ from zoo.files import digest_of, read_facts, write_whole
 from zoo.open_clip import FOLDER, HUB
 from zoo.predictor import PredictorFile, read_predictors
 from zoo.prompts import CosineHead
-from zoo.reducer import METHODS, configure, expected
+from zoo.reducer import configure, expected
 from zoo.sizes import MODELS, SIZES
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, fingerprint
@@ -185,7 +185,7 @@ def _predictors(vit: ReducedViT, tower: str, tag: str, paths: Sequence[Path]) ->
         return ()
     if paths:
         return sorted(read_predictors(paths), key=lambda file: file.block)
-    blocks = METHODS[reducer.method].predictor_blocks(reducer.config, len(vit.blocks))
+    blocks = reducer.config.predictor_blocks(len(vit.blocks))
     return [find_predictor(tower, tag, block) for block in blocks]
 
 
@@ -231,7 +231,7 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
         table=markdown_table(records, summary=True).strip() if records else "",
         version=records[0].version if records else "",
         commits=sorted({record.git_commit for record in records if record.git_commit}),
-        predicted=reducer is not None and reducer.needs_predictor,
+        predicted=reducer is not None and bool(reducer.config.predictor_blocks(len(model.vit.blocks))),
         predictors=[_with_heads(file) for file in model.provenance.get("predictors") or []],
         prompts=model.provenance.get("prompts"),
         embedded=known is not None and weights is None,

@@ -29,6 +29,11 @@ class PatchRankConfig(ReducerConfig):
         self.whole("width", 1)
         self.switch("rescore")
 
+    def predictor_blocks(self, depth: int) -> tuple[int, ...]:
+        """Return the first reduction point, or with ``rescore`` all of them."""
+        points = self.points(depth)
+        return points if self.rescore else points[:1]
+
 
 @register_method("patchrank")
 class PatchRank(Pruner):
@@ -39,23 +44,16 @@ class PatchRank(Pruner):
     """
 
     Config = PatchRankConfig
-    needs_predictor = True
     config: PatchRankConfig
 
     def __init__(self, config: PatchRankConfig, host: HostSpec) -> None:
         super().__init__(config, host)
-        _, *later = self.predictor_blocks(config, host.depth)
+        _, *later = config.predictor_blocks(host.depth)
         if later:
             require_any_subset(config.arch, later[0])
         shape = (config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
         self.predictor = Predictor(*shape)
         self.rescorers = nn.ModuleDict({str(index): Predictor(*shape) for index in later})
-
-    @classmethod
-    def predictor_blocks(cls, config: PatchRankConfig, depth: int) -> tuple[int, ...]:
-        """Return the first reduction point, or with ``rescore`` all of them."""
-        points = config.points(depth)
-        return points if config.rescore else points[:1]
 
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Predict; without ``rescore`` only once, later the same ranking is taken along."""

@@ -84,6 +84,10 @@ class ReducerConfig:
             raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
         return points
 
+    def predictor_blocks(self, depth: int) -> tuple[int, ...]:
+        """Return the blocks before which a predictor scores, ascending; none for most methods."""
+        return ()
+
     def choose(self, field: str, allowed: tuple[str, ...]) -> None:
         """Raise ValueError unless the value of ``field`` is one of ``allowed``."""
         value = getattr(self, field)
@@ -102,6 +106,13 @@ class ReducerConfig:
         value = getattr(self, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{field}={value!r}: expected an integer from {low}")
+
+    def nonnegative(self, field: str) -> None:
+        """Raise ValueError unless the value of ``field`` is a finite number from 0."""
+        value = getattr(self, field)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < float("inf"):
+            raise ValueError(f"{field}={value!r}: expected a number from 0")
 
     def switch(self, field: str) -> None:
         """Raise ValueError unless the value of ``field`` is true or false."""
@@ -129,7 +140,6 @@ class Reducer(nn.Module):
 
     Config: ClassVar[type[ReducerConfig]] = ReducerConfig
     method: ClassVar[str] = ""
-    needs_predictor: ClassVar[bool] = False
 
     def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
         """Check the settings against the tower; raise ValueError if it can't meet them."""
@@ -142,12 +152,6 @@ class Reducer(nn.Module):
     def first_block(self) -> int:
         """Index of the first block whose computation differs from the dense tower's."""
         return self.points[0]
-
-    @classmethod
-    def predictor_blocks(cls, config: Any, depth: int) -> tuple[int, ...]:
-        """Return the blocks before which a predictor scores, ascending; none for most methods."""
-        points: tuple[int, ...] = config.points(depth)
-        return points[:1] if cls.needs_predictor else ()
 
     def counts(self, patches: int) -> dict[int, int]:
         """Return how many of N >= 1 patch tokens are left after each reduction point."""

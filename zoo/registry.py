@@ -19,11 +19,12 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import zoo.patchrank  # noqa: F401  (registers the method)
+import zoo.patchrank
+import zoo.rankmerge  # noqa: F401  (both register their methods)
 from zoo.adopt import add_prompts
 from zoo.predictor import PredictorFile
 from zoo.prompts import PromptFile
-from zoo.reducer import METHODS, expected, on_method
+from zoo.reducer import METHODS, configure, expected, on_method
 from zoo.sizes import MODELS, SIZES, ModelName, weights_cfg
 from zoo.vit import PromptedViT, ReducedViT
 from zoo.weight_file import read_weights
@@ -75,7 +76,8 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, A
         options = {key: value for key, value in kwargs.items() if key in fields}
         if not any(key in options for key in ("keep", *config.instead_of_keep)):
             options |= name.options
-        if METHODS[name.method].needs_predictor:
+        depth = kwargs.get("depth", SIZES[name.size].vit_args["depth"])
+        if configure(name.method, options, depth).predictor_blocks(depth):
             fields = [*fields, "predictor"]
     arguments = {key: value for key, value in kwargs.items() if key not in options}
     timms = (PromptedViT, VisionTransformer, build_model_with_cfg)

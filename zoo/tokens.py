@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -65,6 +66,12 @@ class Tokens(NamedTuple):
     def patches(self) -> Tensor:
         """The patch tokens, (B, n, D)."""
         return self.x[:, self.prefix :]
+
+    def size_bias(self) -> Tensor | None:
+        """Return log(size) of each key, (B, 1, 1, T), which attends in proportion to size; None while all are 1."""
+        if self.size is None:
+            return None
+        return F.pad(self.size.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
 
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.
@@ -155,8 +162,8 @@ def _rows(idx: Tensor, dim: int) -> Tensor:
 
 def _stretch(merged: Tensor, parts: Tensor, target: Tensor, place: Tensor) -> Tensor:
     """Return the factor (B, k, 1) that brings each merged token to the norm of its longest part, 1 for all others."""
-    longest, norm = (each.float().norm(dim=-1) for each in (parts, target))
-    short = merged.float().norm(dim=-1)
+    longest, norm = (torch.linalg.vector_norm(each.float(), dim=-1) for each in (parts, target))
+    short = torch.linalg.vector_norm(merged.float(), dim=-1)
     longest = short.scatter(1, place, norm).scatter_reduce(1, place, longest, "amax")
     stretch: Tensor = longest / short.clamp(min=torch.finfo(torch.float32).tiny)
     return stretch.unsqueeze(-1)

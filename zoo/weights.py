@@ -31,7 +31,7 @@ from zoo.predictor import (
     require_any_subset,
     tower_name,
 )
-from zoo.reducer import METHODS, configure
+from zoo.reducer import configure
 from zoo.sizes import EMBEDDED, SIZES
 from zoo.text import OpenClipText
 from zoo.vit import ReducedViT
@@ -165,7 +165,7 @@ def with_predictors(
             tower, at other blocks or unable to score there.
     """
     config = configure(method, options, depth)
-    blocks = METHODS[method].predictor_blocks(config, depth)
+    blocks = config.predictor_blocks(depth)
     completed = dict(options)
     if not blocks:
         return completed, ()
@@ -256,9 +256,11 @@ def load_predictor(model: ReducedViT, predictors: PredictorFile | Sequence[Predi
     """
     files = [predictors] if isinstance(predictors, PredictorFile) else predictors
     reducer = model.reducer
-    if reducer is None or not reducer.needs_predictor:
-        raise ValueError("this model has no predictor to fill: it isn't reduced by patchrank")
-    blocks = reducer.predictor_blocks(reducer.config, len(model.blocks))
+    blocks = () if reducer is None else reducer.config.predictor_blocks(len(model.blocks))
+    if not blocks:
+        raise ValueError(
+            "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"
+        )
     state = model.state_dict()
     loaded: dict[str, Tensor] = {}
     for prefix, one in _placed(one_each(files, blocks)):

@@ -11,7 +11,6 @@ import zoo
 from harness.models.towers import Tower
 from zoo.clip import class_features
 from zoo.golden import GoldenConfig, GoldenEngine, Judge, changed_features
-from zoo.predictor import PredictorFile
 from zoo.reducer import METHODS, Pruner, expected, final_count
 from zoo.tokens import top
 from zoo.vit import ReducedViT
@@ -90,10 +89,8 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
     options: dict[str, Any] = {"keep": keep}
     if issubclass(METHODS[method], Pruner):
         options["reduce_at"] = (block,)
-    files: tuple[PredictorFile, ...] = ()
-    if METHODS[method].needs_predictor:
-        arch, _, tag = tower.name.partition(".")
-        options, files = with_predictors(arch, tag, method, options, len(tower.vit.blocks))
+    arch, _, tag = tower.name.partition(".")
+    options, files = with_predictors(arch, tag, method, options, len(tower.vit.blocks))
     vit = zoo.reduce(tower.vit, method=method, **options)
     if files:
         load_predictor(vit, files)

@@ -10,10 +10,13 @@ from harness.measure.match import MATCHED
 from harness.measure.rows import Variant
 from harness.studies.workshop import PREDICTED, Line, Workshop, study
 from zoo.predictor import architecture
-from zoo.reducer import METHODS
+from zoo.reducer import METHODS, configure
 
 SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the whole grid
-WITHOUT_PREDICTOR = sorted(name for name, cls in METHODS.items() if not cls.needs_predictor)
+DEPTH = 12  # of a tower on which methods are asked whether they predict
+WITHOUT_PREDICTOR = sorted(
+    name for name in METHODS if not configure(name, {"keep": 0.5}, DEPTH).predictor_blocks(DEPTH)
+)
 
 
 @study(

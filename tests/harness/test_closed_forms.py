@@ -3,7 +3,7 @@
 What a method does beside the tower's blocks is written down here; a method without that fails.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -53,20 +53,21 @@ class Form(NamedTuple):
 
     Attributes:
         extra: work at a point, where so many patch tokens arrive and so many are left.
-        points: blocks where tokens go, those that the tower has; None for all.
+        points: blocks where tokens go, those that the tower has, or what gives them for a depth; None for all.
         linear: whether the counts fall evenly; else by equal shares.
         inside: whether they go between attention and MLP; else at the block's input.
     """
 
     extra: Callable[[Tower, int, int], Extra]
-    points: tuple[int, ...] | None = (3,)
+    points: tuple[int, ...] | Callable[[int], Iterable[int]] | None = (3,)
     linear: bool = False
     inside: bool = False
 
     def counts(self, tower: Tower, keep: float) -> dict[int, int]:
         """Patch tokens left, by the block where they go."""
         depth, patches, last = tower.depth, tower.patches, max(1, round(keep * tower.patches))
-        points = range(depth) if self.points is None else [p for p in self.points if p < depth]
+        points = self.points(depth) if callable(self.points) else self.points or range(depth)
+        points = [p for p in points if p < depth]
         counts = {}
         for done, point in enumerate(points, start=1):
             share = done / len(points)
@@ -101,12 +102,24 @@ def matching(tower: Tower, arrived: int, left: int) -> Extra:
     return Extra(pairs * (tower.width // tower.heads), results=pairs)
 
 
+def every_pair(tower: Tower, arrived: int, left: int) -> Extra:
+    """Each token times each, as wide as the tower, and both places in the grid with their squares."""
+    pairs = arrived**2 if left < arrived else 0
+    return Extra(pairs * (tower.width + 4), results=2 * pairs)
+
+
+def thirds(depth: int) -> list[int]:
+    """Return the first block, and those after a third and two thirds of the tower."""
+    return [depth * third // 3 for third in range(3)]
+
+
 FORMS = {
     "patchrank": Form(conv_predictor),
     "random": Form(lambda *_: Extra()),
     "clsattn": Form(own_row),
     "evit": Form(row_of_attention, points=(3, 6, 9), inside=True),
     "tome": Form(matching, points=None, linear=True, inside=True),
+    "rankmerge": Form(every_pair, points=thirds, inside=True),
 }
 LACKING = (
     "has no closed form: write one into FORMS of tests/harness/test_closed_forms.py, where tokens "

@@ -19,7 +19,7 @@ SOME = [name for name, parts in zoo.MODELS.items() if parts.percent in (100, 60)
 
 
 def test_every_promised_name_is_there():
-    methods = ("patchrank", "clsattn", "evit", "tome", "random")
+    methods = ("patchrank", "rankmerge", "clsattn", "evit", "tome", "random")
     ends = ["", *(f"_{m}{p}" for m in methods for p in (90, 80, 70, 60, 50, 40, 30))]
     promised = {f"clip_vit_{size}{end}" for size in ("b32", "b16", "l14", "s14") for end in ends}
     assert {parts.percent for parts in zoo.MODELS.values()} == {100, *PERCENTS}
@@ -63,7 +63,8 @@ def test_parameters_are_timms_and_the_reducers(name: str):
         theirs = timm.create_model(f"{SIZES[parts.size].weights}.openai", device="meta")
     shapes = {k: v.shape for k, v in model.state_dict().items() if not k.startswith("reducer.")}
     assert shapes == {k: v.shape for k, v in theirs.state_dict().items()}
-    trained = parts.method is not None and zoo.METHODS[parts.method].needs_predictor
+    reducer = model.reducer
+    trained = reducer is not None and reducer.config.predictor_blocks(len(model.blocks)) != ()
     assert trained == any(k.startswith("reducer.") for k in model.state_dict())
 
 

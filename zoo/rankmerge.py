@@ -1,0 +1,181 @@
+"""Rankmerge: at a few points of the tower, merge patch tokens into their nearest, whatever matters least first."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from zoo.attention import Attended, cls_attention
+from zoo.predictor import Predictor, architecture
+from zoo.reducer import HostSpec, Reducer, ReducerConfig, register_method
+from zoo.tokens import Tokens
+
+STAGES = 3
+LINKS = 4  # of a chain of nearest tokens that are followed
+RANKS = ("none", "cls", "predictor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMergeConfig(ReducerConfig):
+    """Settings of rankmerge. Defaults were chosen on validation images; see docs/methods.md.
+
+    Attributes:
+        reduce_at: blocks that merge between attention and MLP; None for three, evenly over the depth from the first.
+        distance: what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1.
+        size_power: a pair's cost grows with this power of each token's size.
+        rescale: stretch a merged token to the norm of the longest of its parts.
+        rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block; ``predictor``,
+            a predictor of the golden ranking, before the first reduction point.
+        rank_weight: how much ranks protect: a pair's cost grows with each token's rank, from exp(-rank_weight / 2) for
+            the least important to exp(rank_weight / 2).
+        arch: the predictor's network.
+        width: of the predictor.
+    """
+
+    reduce_at: tuple[int, ...] | None = None
+    distance: float = 0.1
+    size_power: float = 0.125
+    rescale: bool = True
+    rank: str = "none"
+    rank_weight: float = 1.0
+    arch: str = "conv"
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("distance", "size_power", "rank_weight"):
+            self.nonnegative(field)
+        self.switch("rescale")
+        self.choose("rank", RANKS)
+        architecture(self.arch)
+        self.whole("width", 1)
+
+    def points(self, depth: int) -> tuple[int, ...]:
+        """Return the reduction points: blocks 0, 3 and 6 of 9, say."""
+        if self.reduce_at is None:
+            return tuple(sorted({depth * stage // STAGES for stage in range(STAGES)}))
+        return super().points(depth)
+
+    def predictor_blocks(self, depth: int) -> tuple[int, ...]:
+        """Return the first reduction point, if a predictor ranks."""
+        return self.points(depth)[:1] if self.rank == "predictor" else ()
+
+
+@register_method("rankmerge")
+class RankMerge(Reducer):
+    """Merge patch tokens into their nearest, in a few blocks, between attention and MLP.
+
+    A pair's cost is one minus the cosine of the residual stream, plus the squared distance in the grid, times what
+    both tokens' sizes and ranks make of it. The cheapest go, each into its nearest of those that stay.
+    """
+
+    Config = RankMergeConfig
+    config: RankMergeConfig
+
+    def __init__(self, config: RankMergeConfig, host: HostSpec) -> None:
+        super().__init__(config, host)
+        self.predictor: Predictor | None = None
+        if config.rank == "predictor":
+            self.predictor = Predictor(config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
+
+    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+        """Predict the importance of all patch tokens, which is then carried along; nothing goes yet."""
+        if (
+            self.predictor is None
+            or index != self.points[0]
+            or self.count_after(self.points[-1], tokens) >= tokens.patch_count
+        ):
+            return tokens
+        return tokens._replace(importance=self.predictor(tokens.x, tokens.prefix, tokens.grid))
+
+    def needs_attention(self, index: int) -> bool:
+        """In every block that merges."""
+        return index in self.points
+
+    def attention_bias(self, tokens: Tokens) -> Tensor | None:
+        """Attend in proportion to size."""
+        return tokens.size_bias()
+
+    def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
+        """Merge down to the scheduled count, at most half of the tokens at a time."""
+        count = self.count_after(index, tokens)
+        if self.config.rank == "cls" and tokens.patch_count > count:
+            query, key, scale = attended.query, attended.key, attended.scale
+            tokens = tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
+        while tokens.patch_count > count:
+            r = min(tokens.patch_count // 2, tokens.patch_count - count)
+            gone, into, cost = pairs(tokens.patches, self._places(tokens), self._weight(tokens), r)
+            left = tokens.patch_count - r
+            tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
+        return tokens
+
+    def _places(self, tokens: Tokens) -> Tensor:
+        """Return each patch token's row and column, (B, n, 2), so scaled that their squared distance is a cost."""
+        columns = tokens.grid[1]
+        idx = tokens.patch_idx
+        scale = math.sqrt(self.config.distance) / max(tokens.grid)
+        return scale * torch.stack((idx // columns, idx % columns), dim=-1).float()
+
+    def _weight(self, tokens: Tokens) -> Tensor | None:
+        """Return the factor of each token on its pairs' costs, (B, n), None for 1."""
+        weight = None if tokens.size is None else tokens.size**self.config.size_power
+        if tokens.importance is None:
+            return weight
+        rank = tokens.importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, tokens.patch_count - 1)
+        protection = (self.config.rank_weight * (rank - 0.5)).exp()
+        return protection if weight is None else weight * protection
+
+
+def pairs(patches: Tensor, places: Tensor, weight: Tensor | None, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose which ``r`` of n tokens, at most half of them, merge into which.
+
+    Of each two tokens that are one another's nearest the first stays. Of the others the cheapest are candidates, half
+    as many again as go, and look for their nearest among all that aren't; the cheapest ``r`` of them go. So none goes
+    that another goes into, for any costs. On ties the lower position goes first.
+
+    Args:
+        patches: (B, n, D) tokens; they are compared in float32 by their cosine.
+        places: (B, n, 2), whose squared distance adds to the cost.
+        weight: (B, n) factors on the cost, None for 1.
+        r: at least 1.
+
+    Returns:
+        (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.
+    """
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        cost = _costs(patches.float(), places, weight)
+        n, infinite = patches.shape[1], float("inf")
+        own = torch.arange(n, device=patches.device)
+        near, nearest = cost.min(dim=2)
+        second = nearest.gather(1, nearest)
+        first = (second == own) & (own < nearest)
+        first = first | (~first.any(dim=1, keepdim=True) & (own == 0))  # rounding may leave no such two
+        goes = ~first
+        for _ in range(LINKS):
+            goes = ~first & ~goes.gather(1, nearest)
+        beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
+        order = near.where(goes, beyond).masked_fill(first, infinite).argsort(dim=1, stable=True)
+        gone = order[:, :r]
+        went = torch.zeros_like(nearest).scatter(1, gone, 1) == 1
+        rows = cost.gather(1, gone.unsqueeze(2).expand(-1, -1, n)).masked_fill(went.unsqueeze(1), infinite)
+        near, into = rows.min(dim=2)
+        return gone, into, near
+
+
+def _costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the cost of each pair, (B, n, n), infinite on the diagonal."""
+    factor = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+    half = 0.5 + (places * places).sum(dim=-1, keepdim=True)
+    left = torch.cat((-2 * places, half, torch.ones_like(half)), dim=-1)
+    right = torch.cat((places, torch.ones_like(half), half), dim=-1)
+    if weight is not None:
+        factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
+    x = x * factor.unsqueeze(-1)
+    cost = left @ right.transpose(1, 2) - x @ x.transpose(1, 2)
+    return cost.masked_fill(torch.eye(x.shape[1], dtype=torch.bool, device=x.device), float("inf"))
+
+
+torch.fx.wrap("pairs")  # one call in a graph: its shapes are not known there
