@@ -53,6 +53,11 @@ class RankMergeConfig(ReducerConfig):
         architecture(self.arch)
         self.whole("width", 1)
 
+    @property
+    def action(self) -> str:
+        """What a predictor ranks patches for."""
+        return "merge"
+
     def points(self, depth: int) -> tuple[int, ...]:
         """Return the reduction points: blocks 0, 3 and 6 of 9, say."""
         if self.reduce_at is None:

@@ -84,6 +84,11 @@ class ReducerConfig:
             raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
         return points
 
+    @property
+    def action(self) -> str:
+        """What a predictor ranks patches for, of ``zoo.golden.ACTIONS``."""
+        return "remove"
+
     def predictor_blocks(self, depth: int) -> tuple[int, ...]:
         """Return the blocks before which a predictor scores, ascending; none for most methods."""
         return ()
