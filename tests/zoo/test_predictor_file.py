@@ -214,9 +214,9 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
     """Patches that may be removed are not those that may be merged."""
     names = {action: predictor_name(NAME, TAG, 0, action) for action in ("remove", "merge")}
     assert len(set(names.values())) == 2
-    methods = {"remove": ("patchrank", {"reduce_at": [0]}), "merge": ("rankmerge", {"rank": "predictor"})}
+    rank = {"keep": 0.6, "reduce_at": [0]}
+    methods = {"remove": ("patchrank", rank), "merge": ("rankmerge", rank | {"rank": "predictor"})}
     for action, (method, options) in methods.items():
-        options = {"keep": 0.6, **options}
         match = rf"no predictor for {NAME}.{TAG} at block 0: .* --block 0.*{'--action merge' * (action == 'merge')}"
         with pytest.raises(FileNotFoundError, match=match):
             with_predictors(NAME, TAG, method, options, 6)
@@ -228,4 +228,4 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
     other = cache_folder() / "predictors" / names["remove"]
     match = r"action='remove', this model asks for 'merge'; fit one with: .* --block 0 .*--action merge"
     with pytest.raises(ValueError, match=match):
-        with_predictors(NAME, TAG, "rankmerge", {"keep": 0.6, "rank": "predictor"}, 6, other)
+        with_predictors(NAME, TAG, "rankmerge", rank | {"rank": "predictor"}, 6, other)
