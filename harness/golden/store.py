@@ -114,7 +114,7 @@ def golden_flags(settings: GoldenConfig | Provenance) -> list[str]:
     """Return the flags of ``rank`` that ask for these settings."""
     names = {"approximate": "approx"}
     values = [(entry.name, getattr(settings, entry.name)) for entry in fields(GoldenConfig)]
-    flags = [(names.get(name, name), str(value)) for name, value in values if value is not None]
+    flags = [(names.get(name, name), str(value)) for name, value in values if value not in (None, GoldenConfig.action)]
     return [word for name, value in flags for word in (f"--{name}", value)]
 
 

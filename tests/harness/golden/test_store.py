@@ -379,7 +379,8 @@ def test_another_provenance_is_refused_with_the_command(field: str, rankings, pr
     stored = asdict(provenance)[field]
     assert f"made with {field}={stored!r}, wanted {value!r}; make them with: " in str(error.value)
     facts = asdict(provenance) | {field: value}
-    options = ["model", "dataset", "split", "score", "block", "window", "stride"]
+    action = ["action"] if field == "action" else []
+    options = ["model", "dataset", "split", "score", *action, "block", "window", "stride"]
     command = " ".join(f"--{option} {facts[option]}" for option in options)
     command += {"greedy": " --greedy 7", "approximate": " --approx val"}.get(field, "")
     assert str(error.value).endswith(f"patchrank rank {command}")
