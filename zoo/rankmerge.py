@@ -14,7 +14,6 @@ from zoo.reducer import HostSpec, Reducer, ReducerConfig, register_method
 from zoo.tokens import Tokens
 
 STAGES = 3
-LINKS = 4  # of a chain of nearest tokens that are followed
 RANKS = ("none", "cls", "predictor")
 
 
@@ -36,7 +35,7 @@ class RankMergeConfig(ReducerConfig):
     """
 
     reduce_at: tuple[int, ...] | None = None
-    distance: float = 0.1
+    distance: float = 0.5
     size_power: float = 0.125
     rescale: bool = True
     rank: str = "none"
@@ -134,18 +133,22 @@ class RankMerge(Reducer):
         return protection if weight is None else weight * protection
 
 
-def pairs(patches: Tensor, places: Tensor, weight: Tensor | None, r: int) -> tuple[Tensor, Tensor, Tensor]:
+def pairs(
+    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, links: int = 4
+) -> tuple[Tensor, Tensor, Tensor]:
     """Choose which ``r`` of n tokens, at most half of them, merge into which.
 
-    Of each two tokens that are one another's nearest the first stays. Of the others the cheapest are candidates, half
-    as many again as go, and look for their nearest among all that aren't; the cheapest ``r`` of them go. So none goes
-    that another goes into, for any costs. On ties the lower position goes first.
+    Greedy matching without a loop over pairs. Costs are symmetric, so the nearest token's own nearest is no further
+    away: following the nearest from token to token ends at two that are one another's, of which the first stays. Then
+    a token goes if its nearest stays, and stays if that goes; at the nearest's nearest's cost it goes, too, where too
+    few do. The cheapest ``r`` go, each into its nearest of those that stay. On ties the lower position goes first.
 
     Args:
         patches: (B, n, D) tokens; they are compared in float32 by their cosine.
         places: (B, n, 2), whose squared distance adds to the cost.
         weight: (B, n) factors on the cost, None for 1.
         r: at least 1.
+        links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
 
     Returns:
         (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.
@@ -159,7 +162,7 @@ def pairs(patches: Tensor, places: Tensor, weight: Tensor | None, r: int) -> tup
         first = (second == own) & (own < nearest)
         first = first | (~first.any(dim=1, keepdim=True) & (own == 0))  # rounding may leave no such two
         goes = ~first
-        for _ in range(LINKS):
+        for _ in range(links):
             goes = ~first & ~goes.gather(1, nearest)
         beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
         order = near.where(goes, beyond).masked_fill(first, infinite).argsort(dim=1, stable=True)

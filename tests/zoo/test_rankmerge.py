@@ -1,0 +1,168 @@
+"""Rankmerge: matching against slow greedy loops, exact counts, twins, ranks that protect, points by depth."""
+
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import zoo
+from zoo.attention import cls_attention_of
+from zoo.rankmerge import RankMergeConfig, pairs
+from zoo.tokens import Tokens
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+def slow_costs(x: Tensor, places: Tensor, weight: list[float]) -> list[list[float]]:
+    """Write one image's costs down pair by pair."""
+    n = len(x)
+    cosine = torch.nn.functional.cosine_similarity
+    return [
+        [
+            math.inf
+            if i == j
+            else weight[i] * weight[j] * float(1 - cosine(x[i], x[j], 0) + (places[i] - places[j]).square().sum())
+            for j in range(n)
+        ]
+        for i in range(n)
+    ]
+
+
+def greedy(cost: list[list[float]], r: int) -> float:
+    """Merge pair by pair, cheapest nearest first; none both goes and receives. Returns the sum of costs."""
+    n, total = len(cost), 0.0
+    went, received = set(), set()
+    while len(went) < r:
+        stay = [j for j in range(n) if j not in went]
+        best = {i: min((cost[i][j], j) for j in stay if j != i) for i in stay if i not in received}
+        price, i, j = min((price, i, j) for i, (price, j) in best.items())
+        went.add(i)
+        received.add(j)
+        total += price
+    return total
+
+
+def some(n: int, batch: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Random tokens in clusters, places and weights."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(batch, 4, 6, generator=generator)
+    x = centres[:, torch.randint(4, (n,), generator=generator)] + 0.5 * torch.randn(batch, n, 6, generator=generator)
+    return x, 0.3 * torch.rand(batch, n, 2, generator=generator), 1 + torch.rand(batch, n, generator=generator)
+
+
+@pytest.mark.parametrize(("n", "r"), [(2, 1), (3, 1), (5, 2), (16, 3), (16, 8), (40, 10), (40, 20)])
+def test_pairs_cost_what_the_slow_costs_say_and_little_more_than_greedy_ones(n: int, r: int):
+    spent, least = 0.0, 0.0
+    for seed in range(5):
+        x, places, weight = some(n, seed=seed)
+        gone, into, cost = pairs(x, places, weight, r)
+        for image in range(3):
+            wanted = slow_costs(x[image], places[image], weight[image].tolist())
+            of_pairs = [wanted[i][j] for i, j in zip(gone[image].tolist(), into[image].tolist(), strict=True)]
+            assert cost[image].tolist() == pytest.approx(of_pairs, abs=1e-5)
+            spent += sum(of_pairs)
+            least += greedy(wanted, r)
+    assert spent <= 1.1 * least
+
+
+@pytest.mark.parametrize("links", [0, 1, 4])
+@given(n=st.integers(2, 24), share=st.floats(0.0, 1.0), values=st.integers(1, 3), seed=st.integers(0, 99))
+def test_those_that_go_are_so_many_and_none_goes_into_one_that_goes(
+    links: int, n: int, share: float, values: int, seed: int
+):
+    """Of few different values, with many ties and zeros."""
+    r = max(1, round(share * (n // 2)))
+    x = torch.randint(values, (2, n, 2), generator=torch.Generator().manual_seed(seed)).float()
+    gone, into, _ = pairs(x, torch.zeros(2, n, 2), None, r, links)
+    for goes, target in zip(gone.tolist(), into.tolist(), strict=True):
+        assert len(set(goes)) == r
+        assert not set(goes) & set(target)
+        assert set(goes) | set(target) <= set(range(n))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("keep", [0.01, 0.5, 0.99])
+def test_tiny_grids_and_equal_tokens_meet_the_count(count: int, keep: float, tower: VisionTransformer):
+    reducer = zoo.reduce(tower, method="rankmerge", keep=keep, reduce_at=0, rank="cls").reducer
+    tokens = Tokens.start(torch.ones(2, 1 + count, 48), 1, (1, count))
+    model = zoo.reduce(tower, method=None)
+    model.reducer = reducer
+    after, _ = model.advance(tokens, stop=1)
+    left = max(1, round(keep * count))
+    assert after.patch_count == left == after.patches.shape[1]
+    assert after.x.isfinite().all()
+    if left < count:
+        assert after.size.sum(dim=1).tolist() == [count, count]
+
+
+def test_equal_positions_go_first_among_ties():
+    gone, into, _ = pairs(torch.ones(1, 6, 3), torch.zeros(1, 6, 2), None, 2)
+    assert (gone.tolist(), into.tolist()) == ([[1, 2]], [[0, 0]])
+
+
+def test_merging_twins_changes_nothing(tower: VisionTransformer):
+    """Every patch comes twice and places don't matter: half the tokens say the same."""
+    tower.pos_embed.zero_()
+    tiles = torch.randn(2, 3, 8, 8, 8, 4).repeat_interleave(2, dim=5)  # B, C, row, y, x, column
+    images = tiles.permute(0, 1, 2, 3, 5, 4).reshape(2, 3, 64, 64)
+    for points in (0, 2):
+        model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=points)
+        trace = model.trace(images)
+        assert trace.final_tokens == 32
+        assert torch.allclose(trace.output, tower(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "points"), [(9, (0, 3, 6)), (12, (0, 4, 8)), (24, (0, 8, 16)), (2, (0, 1)), (1, (0,))]
+)
+def test_points_follow_the_depth(depth: int, points: tuple[int, ...]):
+    assert RankMergeConfig(keep=0.5).points(depth) == points
+
+
+@pytest.mark.parametrize("rank", ["cls", "predictor"])
+def test_what_ranks_high_merges_late(rank: str, tower: VisionTransformer, images: Tensor):
+    plain = zoo.reduce(tower, method="rankmerge", keep=0.6, reduce_at=1)
+    model = zoo.reduce(tower, method="rankmerge", keep=0.6, reduce_at=1, rank=rank, rank_weight=50.0)
+    unweighted = zoo.reduce(tower, method="rankmerge", keep=0.6, reduce_at=1, rank=rank, rank_weight=0.0)
+    assert torch.allclose(unweighted(images), plain(images), atol=1e-5)
+    before, _ = model.advance(model.embed(images), stop=1)
+    tokens, _ = model.advance(before, 1, 2)
+    if rank == "predictor":
+        importance = model.reducer.before_block(1, before, tower.blocks[1]).importance
+    else:
+        importance = cls_attention_of(tower.blocks[1].attn, tower.blocks[1].norm1(before.x), 1)
+    [went] = tokens.history
+    for image in range(3):
+        best = set(importance[image].topk(8).indices.tolist())
+        assert best <= set(went.after[image].tolist())
+
+
+def test_a_predictor_scores_before_the_first_point(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=[1, 3], rank="predictor", arch="mlp", width=8)
+    assert model.reducer.config.predictor_blocks(6) == (1,)
+    assert any(name.startswith("reducer.predictor.") for name in model.state_dict())
+    assert RankMergeConfig(keep=0.5).predictor_blocks(6) == ()
+    assert zoo.reduce(tower, method="rankmerge", keep=0.5, rank="cls").reducer.predictor is None
+    assert model.trace(images).final_tokens == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"rank": "golden"}, "rank='golden': expected one of none, cls, predictor"),
+        ({"distance": -1}, "distance=-1: expected a number from 0"),
+        ({"size_power": True}, "size_power=True: expected a number from 0"),
+        ({"rank_weight": math.nan}, "rank_weight=nan: expected a number from 0"),
+        ({"rescale": 1}, "rescale=1: expected true or false"),
+        ({"arch": "conf"}, "did you mean 'conv'?"),
+        ({"reduce_at": 6}, "reduce_at=6: this tower has blocks 0 to 5"),
+    ],
+)
+def test_refusals(options: dict, match: str, tower: VisionTransformer):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        zoo.reduce(tower, method="rankmerge", keep=0.5, **options)
