@@ -26,7 +26,7 @@ from zoo.reducer import expected
 from zoo.suffix import PRECISIONS, Suffix, best_precision
 from zoo.tokens import Tokens, every_position, rank_scores, top
 from zoo.vit import ReducedViT
-from zoo.windows import mean_over_windows, members, merge_windows, outside, owners, similarity, windows
+from zoo.windows import distances, mean_over_windows, members, merge_windows, outside, owners, windows
 
 SCORES = ("preservation", "label", "confidence")
 ACTIONS = ("remove", "merge")
@@ -138,7 +138,7 @@ def _merged_away(tokens: Tokens, importance: Tensor, stay: Tensor) -> Tokens:
     """Merge all patch tokens but those at ``stay`` (B, k) into the nearest of these."""
     away = torch.ones_like(importance, dtype=torch.bool).scatter(1, stay, False)
     gone = away.nonzero()[:, 1].reshape(len(stay), -1)
-    into = similarity(tokens).masked_fill(away.unsqueeze(1), -torch.inf).argmax(dim=-1).gather(1, gone)
+    into = distances(tokens).masked_fill(away.unsqueeze(1), torch.inf).argmin(dim=-1).gather(1, gone)
     return tokens.merge(0, gone, into, importance.gather(1, gone), stay.shape[1], rescale=True)
 
 

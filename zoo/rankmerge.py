@@ -111,17 +111,10 @@ class RankMerge(Reducer):
             tokens = tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
         while tokens.patch_count > count:
             r = min(tokens.patch_count // 2, tokens.patch_count - count)
-            gone, into, cost = pairs(tokens.patches, self._places(tokens), self._weight(tokens), r)
+            gone, into, cost = pairs(tokens.patches, places(tokens, self.config.distance), self._weight(tokens), r)
             left = tokens.patch_count - r
             tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
         return tokens
-
-    def _places(self, tokens: Tokens) -> Tensor:
-        """Return each patch token's row and column, (B, n, 2), so scaled that their squared distance is a cost."""
-        columns = tokens.grid[1]
-        idx = tokens.patch_idx
-        scale = math.sqrt(self.config.distance) / max(tokens.grid)
-        return scale * torch.stack((idx // columns, idx % columns), dim=-1).float()
 
     def _weight(self, tokens: Tokens) -> Tensor | None:
         """Return the factor of each token on its pairs' costs, (B, n), None for 1."""
@@ -131,6 +124,13 @@ class RankMerge(Reducer):
         rank = tokens.importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, tokens.patch_count - 1)
         protection = (self.config.rank_weight * (rank - 0.5)).exp()
         return protection if weight is None else weight * protection
+
+
+def places(tokens: Tokens, distance: float) -> Tensor:
+    """Return each patch token's row and column, (B, n, 2), so scaled that their squared distance is a cost."""
+    columns, idx = tokens.grid[1], tokens.patch_idx
+    scale = math.sqrt(distance) / max(tokens.grid)
+    return scale * torch.stack((idx // columns, idx % columns), dim=-1).float()
 
 
 def pairs(
@@ -154,7 +154,7 @@ def pairs(
         (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        cost = _costs(patches.float(), places, weight)
+        cost = pair_costs(patches.float(), places, weight)
         n, infinite = patches.shape[1], float("inf")
         own = torch.arange(n, device=patches.device)
         near, nearest = cost.min(dim=2)
@@ -173,7 +173,7 @@ def pairs(
         return gone, into, near
 
 
-def _costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
+def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
     """Return the cost of each pair, (B, n, n), infinite on the diagonal."""
     factor = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
     half = 0.5 + (places * places).sum(dim=-1, keepdim=True)

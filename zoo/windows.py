@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.rankmerge import RankMergeConfig, pair_costs, places
 from zoo.tokens import Tokens, tokens_of
 
 
@@ -86,8 +86,8 @@ def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:
     """Merge each window of ``cells`` (W, r * r), positions in the sequence, as ``Tokens.merge`` does, rescaled."""
     x, sizes = tokens.patches.float(), sizes_of(tokens)
     inside = members(cells, tokens.patch_count)
-    near = similarity(tokens)[:, cells].masked_fill(inside.unsqueeze(1), -torch.inf)  # (B, W, r * r, n)
-    into = near.argmax(dim=-1)
+    far = distances(tokens)[:, cells].masked_fill(inside.unsqueeze(1), torch.inf)  # (B, W, r * r, n)
+    into = far.argmin(dim=-1)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     # Whatever of a window goes into one token goes at once.
     shares = (into.unsqueeze(-1) == into.unsqueeze(-2)).float()  # (B, W, r * r, r * r)
@@ -99,15 +99,9 @@ def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:
     return Merges(cells, into, merged, size)
 
 
-NEARNESS = 0.1  # of a whole side of the grid, in units of cosine
-
-
-def similarity(tokens: Tokens) -> Tensor:
-    """Return how alike patch tokens are, (B, n, n) float32: cosine less distance in the grid."""
-    unit = F.normalize(tokens.patches.float(), dim=-1)
-    row, column = (tokens.patch_idx // tokens.grid[1]).float(), (tokens.patch_idx % tokens.grid[1]).float()
-    places = torch.stack((row, column), dim=-1)
-    return unit @ unit.transpose(1, 2) - NEARNESS / max(tokens.grid) * torch.cdist(places, places)
+def distances(tokens: Tokens) -> Tensor:
+    """Return how unlike patch tokens are to ``rankmerge``, (B, n, n), before sizes and ranks count."""
+    return pair_costs(tokens.patches.float(), places(tokens, RankMergeConfig.distance), None)
 
 
 def sizes_of(tokens: Tokens) -> Tensor:

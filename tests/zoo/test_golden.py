@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 import zoo
 from zoo.approximate import follow
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.rankmerge import RankMergeConfig
 from zoo.windows import mean_over_windows, windows
 
 Build = Callable[..., nn.Module]
@@ -277,7 +278,7 @@ class Parts:
         def alike(other: int) -> float:
             cosine = F.cosine_similarity(self.tokens[patch][0], self.tokens[other][0], dim=0)
             (a, b), (c, d) = divmod(patch, self.side), divmod(other, self.side)
-            return float(cosine) - 0.1 * ((a - c) ** 2 + (b - d) ** 2) ** 0.5 / self.side
+            return float(cosine) - RankMergeConfig.distance * ((a - c) ** 2 + (b - d) ** 2) / self.side**2
 
         return max(others, key=alike)
 
