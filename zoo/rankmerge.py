@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.attention import Attended, cls_attention
 from zoo.predictor import Predictor, architecture
 from zoo.reducer import HostSpec, Reducer, ReducerConfig, register_method
-from zoo.tokens import Tokens
+from zoo.tokens import Tokens, rows
 
 STAGES = 3
 RANKS = ("none", "cls", "predictor")
@@ -168,8 +168,7 @@ def pairs(
         order = near.where(goes, beyond).masked_fill(first, infinite).argsort(dim=1, stable=True)
         gone = order[:, :r]
         went = torch.zeros_like(nearest).scatter(1, gone, 1) == 1
-        rows = cost.gather(1, gone.unsqueeze(2).expand(-1, -1, n)).masked_fill(went.unsqueeze(1), infinite)
-        near, into = rows.min(dim=2)
+        near, into = rows(cost, gone).masked_fill_(went.unsqueeze(1), infinite).min(dim=2)
         return gone, into, near
 
 
@@ -182,8 +181,9 @@ def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
     if weight is not None:
         factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
     x = x * factor.unsqueeze(-1)
-    cost = left @ right.transpose(1, 2) - x @ x.transpose(1, 2)
-    return cost.masked_fill(torch.eye(x.shape[1], dtype=torch.bool, device=x.device), float("inf"))
+    cost = (left @ right.transpose(1, 2)).sub_(x @ x.transpose(1, 2))
+    cost.flatten(1)[:, :: x.shape[1] + 1].fill_(float("inf"))
+    return cost
 
 
 torch.fx.wrap("pairs")  # one call in a graph: its shapes are not known there
