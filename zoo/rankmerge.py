@@ -26,10 +26,11 @@ class RankMergeConfig(ReducerConfig):
         distance: what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1.
         size_power: a pair's cost grows with this power of each token's size.
         rescale: stretch a merged token to the norm of the longest of its parts.
-        rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block; ``predictor``,
-            a predictor of the golden ranking, before the first reduction point.
-        rank_weight: how much ranks protect: a pair's cost grows with each token's rank, from exp(-rank_weight / 2) for
-            the least important to exp(rank_weight / 2).
+        rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block, but for block
+            0, where it knows nothing; ``predictor``, a predictor of the golden ranking by merging, before the first
+            reduction point, and from the second on its ranking and that attention in equal parts.
+        rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
+            exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
         arch: the predictor's network.
         width: of the predictor.
     """
@@ -39,7 +40,7 @@ class RankMergeConfig(ReducerConfig):
     size_power: float = 0.125
     rescale: bool = True
     rank: str = "none"
-    rank_weight: float = 1.0
+    rank_weight: float = 0.7
     arch: str = "conv"
     width: int = 64
 
@@ -73,7 +74,7 @@ class RankMerge(Reducer):
     """Merge patch tokens into their nearest, in a few blocks, between attention and MLP.
 
     A pair's cost is one minus the cosine of the residual stream, plus the squared distance in the grid, times what
-    both tokens' sizes and ranks make of it. The cheapest go, each into its nearest of those that stay.
+    both tokens' sizes make of it. The cheapest go, each into its nearest of those that stay; ranks change the turn.
     """
 
     Config = RankMergeConfig
@@ -106,24 +107,29 @@ class RankMerge(Reducer):
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Merge down to the scheduled count, at most half of the tokens at a time."""
         count = self.count_after(index, tokens)
-        if self.config.rank == "cls" and tokens.patch_count > count:
-            query, key, scale = attended.query, attended.key, attended.scale
-            tokens = tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
+        if self.config.rank != "none" and index > 0 and tokens.patch_count > count:
+            attention = cls_attention(attended.query, attended.key, attended.scale, tokens.prefix)
+            carried = 0.0 if tokens.importance is None else _shares(tokens.importance)
+            tokens = tokens._replace(importance=_shares(attention) + carried)
         while tokens.patch_count > count:
             r = min(tokens.patch_count // 2, tokens.patch_count - count)
-            gone, into, cost = pairs(tokens.patches, places(tokens, self.config.distance), self._weight(tokens), r)
             left = tokens.patch_count - r
+            weight = None if tokens.size is None else tokens.size**self.config.size_power
+            place = places(tokens, self.config.distance)
+            gone, into, cost = pairs(tokens.patches, place, weight, r, protection=self._protection(tokens))
             tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
         return tokens
 
-    def _weight(self, tokens: Tokens) -> Tensor | None:
-        """Return the factor of each token on its pairs' costs, (B, n), None for 1."""
-        weight = None if tokens.size is None else tokens.size**self.config.size_power
+    def _protection(self, tokens: Tokens) -> Tensor | None:
+        """Return the factor of each token's rank on the cost by which it goes, (B, n), None for 1."""
         if tokens.importance is None:
-            return weight
-        rank = tokens.importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, tokens.patch_count - 1)
-        protection = (self.config.rank_weight * (rank - 0.5)).exp()
-        return protection if weight is None else weight * protection
+            return None
+        return (self.config.rank_weight * (_shares(tokens.importance) - 0.5)).exp()
+
+
+def _shares(importance: Tensor) -> Tensor:
+    """Return the share of the other tokens that come before each, (B, n) from 0 to 1."""
+    return importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, importance.shape[1] - 1)
 
 
 def places(tokens: Tokens, distance: float) -> Tensor:
@@ -134,7 +140,7 @@ def places(tokens: Tokens, distance: float) -> Tensor:
 
 
 def pairs(
-    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, links: int = 4
+    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, links: int = 4, protection: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose which ``r`` of n tokens, at most half of them, merge into which.
 
@@ -148,6 +154,8 @@ def pairs(
         places: (B, n, 2), whose squared distance adds to the cost.
         weight: (B, n) factors on the cost, None for 1.
         r: at least 1.
+        protection: (B, n) factors on the cost of those that go, for whose turn it is alone; None for 1. On the cost of
+            pairs it would send what matters into what doesn't, however unlike.
         links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
 
     Returns:
@@ -165,7 +173,9 @@ def pairs(
         for _ in range(links):
             goes = ~first & ~goes.gather(1, nearest)
         beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
-        order = near.where(goes, beyond).masked_fill(first, infinite).argsort(dim=1, stable=True)
+        turn = near.where(goes, beyond)
+        turn = turn if protection is None else turn * protection
+        order = turn.masked_fill(first, infinite).argsort(dim=1, stable=True)
         gone = order[:, :r]
         went = torch.zeros_like(nearest).scatter(1, gone, 1) == 1
         near, into = rows(cost, gone).masked_fill_(went.unsqueeze(1), infinite).min(dim=2)
