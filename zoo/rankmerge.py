@@ -109,8 +109,8 @@ class RankMerge(Reducer):
         count = self.count_after(index, tokens)
         if self.config.rank != "none" and index > 0 and tokens.patch_count > count:
             attention = cls_attention(attended.query, attended.key, attended.scale, tokens.prefix)
-            carried = 0.0 if tokens.importance is None else _shares(tokens.importance)
-            tokens = tokens._replace(importance=_shares(attention) + carried)
+            carried = 0.0 if tokens.importance is None else _shares(tokens.importance, tokens.patch_count)
+            tokens = tokens._replace(importance=_shares(attention, tokens.patch_count) + carried)
         while tokens.patch_count > count:
             r = min(tokens.patch_count // 2, tokens.patch_count - count)
             left = tokens.patch_count - r
@@ -124,12 +124,12 @@ class RankMerge(Reducer):
         """Return the factor of each token's rank on the cost by which it goes, (B, n), None for 1."""
         if tokens.importance is None:
             return None
-        return (self.config.rank_weight * (_shares(tokens.importance) - 0.5)).exp()
+        return (self.config.rank_weight * (_shares(tokens.importance, tokens.patch_count) - 0.5)).exp()
 
 
-def _shares(importance: Tensor) -> Tensor:
-    """Return the share of the other tokens that come before each, (B, n) from 0 to 1."""
-    return importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, importance.shape[1] - 1)
+def _shares(importance: Tensor, count: int) -> Tensor:
+    """Return the share of the other ``count`` - 1 tokens that each is more important than, (B, n)."""
+    return importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, count - 1)
 
 
 def places(tokens: Tokens, distance: float) -> Tensor:
