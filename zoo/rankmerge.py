@@ -40,7 +40,7 @@ class RankMergeConfig(ReducerConfig):
     size_power: float = 0.125
     rescale: bool = True
     rank: str = "none"
-    rank_weight: float = 0.7
+    rank_weight: float = 0.5
     arch: str = "conv"
     width: int = 64
 
