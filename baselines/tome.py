@@ -23,7 +23,7 @@ class ToMeConfig(ReducerConfig):
     """
 
     reduce_at: tuple[int, ...] | None = None
-    schedule: str = "linear"
+    schedule: str | tuple[float, ...] = "linear"
     r: int | None = None
     proportional: bool = True
 

@@ -26,7 +26,7 @@ from zoo.reducer import expected
 from zoo.suffix import PRECISIONS, Suffix, best_precision
 from zoo.tokens import Tokens, every_position, rank_scores, top
 from zoo.vit import ReducedViT
-from zoo.windows import distances, mean_over_windows, members, merge_windows, outside, owners, windows
+from zoo.windows import distances, mean_over_windows, members, merge_windows, outside, windows
 
 SCORES = ("preservation", "label", "confidence")
 ACTIONS = ("remove", "merge")
@@ -123,7 +123,7 @@ def changed_features(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "Gol
         if config.approximate == FOLLOWED:
             return follow_merges(suffix, tokens, merges)
         extended, idx = merges.copies(tokens)
-        target = suffix.features(tokens, rows, owners(tokens))
+        target = suffix.features(tokens, rows, tokens.token_of_patch())
         features = suffix.features(extended, every, idx.flatten(0, 1))
     elif quick := quick_features(config.approximate, suffix, tokens, cells):
         return quick

@@ -26,9 +26,10 @@ class RankMergeConfig(ReducerConfig):
         distance: what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1.
         size_power: a pair's cost grows with this power of each token's size.
         rescale: stretch a merged token to the norm of the longest of its parts.
-        rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block, but for block
-            0, where it knows nothing; ``predictor``, a predictor of the golden ranking by merging, before the first
-            reduction point, and from the second on its ranking and that attention in equal parts.
+        rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block; ``predictor``,
+            a predictor of the golden ranking by merging, with which that attention counts in equal parts at later
+            reduction points.
+        rank_at: block from which on ranks protect, and before which a predictor scores.
         rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
             exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
         arch: the predictor's network.
@@ -40,6 +41,7 @@ class RankMergeConfig(ReducerConfig):
     size_power: float = 0.125
     rescale: bool = True
     rank: str = "none"
+    rank_at: int = 3
     rank_weight: float = 0.5
     arch: str = "conv"
     width: int = 64
@@ -50,6 +52,7 @@ class RankMergeConfig(ReducerConfig):
             self.nonnegative(field)
         self.switch("rescale")
         self.choose("rank", RANKS)
+        self.whole("rank_at", 0)
         architecture(self.arch)
         self.whole("width", 1)
 
@@ -60,13 +63,16 @@ class RankMergeConfig(ReducerConfig):
 
     def points(self, depth: int) -> tuple[int, ...]:
         """Return the reduction points: blocks 0, 3 and 6 of 9, say."""
+        points = super().points(depth)
         if self.reduce_at is None:
-            return tuple(sorted({depth * stage // STAGES for stage in range(STAGES)}))
-        return super().points(depth)
+            points = tuple(sorted({depth * stage // STAGES for stage in range(STAGES)}))
+        if self.rank != "none" and points[-1] < self.rank_at:
+            raise ValueError(f"rank_at={self.rank_at}: expected a block up to the last reduction point, {points[-1]}")
+        return points
 
     def predictor_blocks(self, depth: int) -> tuple[int, ...]:
-        """Return the first reduction point, if a predictor ranks."""
-        return self.points(depth)[:1] if self.rank == "predictor" else ()
+        """Return the block from which on ranks protect, if a predictor ranks."""
+        return (self.rank_at,) if self.rank == "predictor" else ()
 
 
 @register_method("rankmerge")
@@ -86,15 +92,26 @@ class RankMerge(Reducer):
         if config.rank == "predictor":
             self.predictor = Predictor(config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
 
+    @property
+    def first_block(self) -> int:
+        """The first block that merges or is scored before."""
+        return min(self.points[0], *self.config.predictor_blocks(self.points[-1] + 1), self.points[-1])
+
     def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
-        """Predict the importance of all patch tokens, which is then carried along; nothing goes yet."""
-        if (
-            self.predictor is None
-            or index != self.points[0]
-            or self.count_after(self.points[-1], tokens) >= tokens.patch_count
-        ):
+        """Predict the importance of all patches, each of which is seen as the token that it is in by now.
+
+        That of a token is its most important patch's.
+        """
+        left = self.count_after(self.points[-1], tokens)
+        if self.predictor is None or index != self.config.rank_at or left >= tokens.patch_count:
             return tokens
-        return tokens._replace(importance=self.predictor(tokens.x, tokens.prefix, tokens.grid))
+        if not tokens.history:
+            return tokens._replace(importance=self.predictor(tokens.x, tokens.prefix, tokens.grid))
+        token = tokens.token_of_patch()
+        x = torch.cat((tokens.x[:, : tokens.prefix], rows(tokens.x, tokens.prefix + token)), dim=1)
+        scores = self.predictor(x, tokens.prefix, tokens.grid)
+        least = torch.full_like(tokens.patch_idx, -math.inf, dtype=torch.float32)
+        return tokens._replace(importance=least.scatter_reduce(1, token, scores, "amax"))
 
     def needs_attention(self, index: int) -> bool:
         """In every block that merges."""
@@ -107,7 +124,8 @@ class RankMerge(Reducer):
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Merge down to the scheduled count, at most half of the tokens at a time."""
         count = self.count_after(index, tokens)
-        if self.config.rank != "none" and index > 0 and tokens.patch_count > count:
+        attends = index >= self.config.rank_at + (self.predictor is not None)
+        if self.config.rank != "none" and attends and tokens.patch_count > count:
             attention = cls_attention(attended.query, attended.key, attended.scale, tokens.prefix)
             carried = 0.0 if tokens.importance is None else _shares(tokens.importance, tokens.patch_count)
             tokens = tokens._replace(importance=_shares(attention, tokens.patch_count) + carried)

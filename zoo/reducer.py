@@ -21,10 +21,22 @@ def final_count(patches: int, keep: float) -> int:
     return max(1, round(keep * patches))
 
 
-def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str) -> dict[int, int]:
-    """Return the patch tokens left after each reduction point, from N to ``final_count``."""
+def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str | tuple[float, ...]) -> dict[int, int]:
+    """Return the patch tokens left after each reduction point, from N to ``final_count``.
+
+    Raises:
+        ValueError: ``schedule`` has rates for more or fewer points.
+    """
     last, stages = final_count(patches, keep), len(points)
     counts: dict[int, int] = {}
+    if not isinstance(schedule, str):
+        if len(schedule) != stages - 1:
+            raise ValueError(
+                f"schedule={schedule!r}: expected {stages - 1} keep rates, one for each reduction point but the last "
+                f"of {', '.join(map(str, points))}"
+            )
+        rates = zip(points, schedule, strict=False)
+        return {point: max(last, final_count(patches, rate)) for point, rate in rates} | {points[-1]: last}
     for done, point in enumerate(points, start=1):
         if schedule == "linear":
             counts[point] = patches - round((patches - last) * done / stages)
@@ -56,19 +68,22 @@ class ReducerConfig:
         keep: keep rate, the share of patch tokens left at the end, in (0, 1].
         reduce_at: reduction points, 0-based block indices, ascending; None for every block.
         schedule: how several points share the work: ``geometric`` keeps the same share at each,
-            ``linear`` drops the same number at each.
+            ``linear`` drops the same number at each. Or the keep rate after each point but the last, falling.
     """
 
     keep: float | None = None
     reduce_at: tuple[int, ...] | None = (3,)
-    schedule: str = "geometric"
+    schedule: str | tuple[float, ...] = "geometric"
 
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.reduce_at is not None:  # JSON lists and single numbers become tuples
             object.__setattr__(self, "reduce_at", _points(self.reduce_at))
-        self.choose("schedule", SCHEDULES)
+        if isinstance(self.schedule, (list, tuple)):
+            object.__setattr__(self, "schedule", _rates(self.schedule))
+        else:
+            self.choose("schedule", SCHEDULES)
         fields = ("keep", *self.instead_of_keep)
         rates = [f"{f}={getattr(self, f)!r}" for f in fields if getattr(self, f) is not None]
         if len(rates) != 1:
@@ -123,6 +138,15 @@ class ReducerConfig:
         """Raise ValueError unless the value of ``field`` is true or false."""
         if not isinstance(getattr(self, field), bool):
             raise ValueError(f"{field}={getattr(self, field)!r}: expected true or false")
+
+
+def _rates(value: Any) -> tuple[float, ...]:
+    """Check the keep rates of a schedule."""
+    rates = tuple(value)
+    numbers = all(isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate <= 1 for rate in rates)
+    if not numbers or list(rates) != sorted(rates, reverse=True):
+        raise ValueError(f"schedule={value!r}: expected keep rates in (0, 1], none larger than the one before")
+    return rates
 
 
 def _points(value: Any) -> tuple[int, ...]:

@@ -145,6 +145,18 @@ class Tokens(NamedTuple):
             history=(*self.history, Reduction(index, idx, after, last, became)),
         )
 
+    def token_of_patch(self) -> Tensor:
+        """Return in which patch token each patch of the grid is, (B, N) int64 positions in the sequence.
+
+        Nothing may have been dropped.
+        """
+        every = token = every_position(self.x, self.grid[0] * self.grid[1])
+        for reduction in self.history:
+            assert reduction.into is not None
+            token = every.scatter(1, reduction.before, reduction.into).gather(1, token)
+        place = every.scatter(1, self.patch_idx, every_position(self.x, self.patch_count))
+        return place.gather(1, token)
+
     def scatter_to_grid(self) -> Tensor:
         """Return the patch tokens at their grid positions, zeros elsewhere, (B, N, D)."""
         batch, _, dim = self.x.shape
@@ -174,11 +186,14 @@ def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale:
     sums = torch.zeros_like(moves).scatter_add(1, slot.unsqueeze(2).expand_as(moves), moves)
     merged = target + rows(sums, slot)
     if rescale:
-        norm, part, own = (torch.linalg.vector_norm(each.float(), dim=2) for each in (merged, parts, target))
-        longest = own.scatter_reduce(1, slot, part, "amax").gather(1, slot)
-        stretch = longest / norm.clamp(min=torch.finfo(torch.float32).tiny)
+        longest = _norm(target).scatter_reduce(1, slot, _norm(parts), "amax").gather(1, slot)
+        stretch = longest / _norm(merged).clamp(min=1e-12)
         merged = merged * stretch.unsqueeze(2).to(merged.dtype)
     return merged
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.float(), dim=2)
 
 
 def _spliced(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.rankmerge import RankMergeConfig, pair_costs, places
-from zoo.tokens import Tokens, tokens_of
+from zoo.tokens import Tokens
 
 
 def windows(grid: tuple[int, int], window: int, stride: int) -> Tensor:
@@ -72,7 +72,7 @@ class Merges(NamedTuple):
             ``tokens`` with ``merged`` behind them, and (B, W, N) int64 positions among these.
         """
         batch, kinds, window, dim = self.merged.shape
-        owner = owners(tokens).unsqueeze(1)
+        owner = tokens.token_of_patch().unsqueeze(1)
         rows = torch.arange(kinds * window, device=owner.device).view(kinds, window) + tokens.patch_count
         idx = owner.expand(-1, kinds, -1)
         for place in range(window):
@@ -107,13 +107,3 @@ def distances(tokens: Tokens) -> Tensor:
 def sizes_of(tokens: Tokens) -> Tensor:
     """Return the number of patches behind each patch token, (B, n) float32."""
     return torch.ones_like(tokens.patch_idx, dtype=torch.float32) if tokens.size is None else tokens.size
-
-
-def owners(tokens: Tokens) -> Tensor:
-    """Return the position in the sequence of the token that each patch of the grid is in, (B, N) int64."""
-    count = tokens.grid[0] * tokens.grid[1]
-    if not tokens.history:
-        return tokens.patch_idx
-    place = torch.arange(tokens.patch_count, device=tokens.x.device).expand_as(tokens.patch_idx)
-    token = tokens_of(tokens.history, count)
-    return torch.zeros_like(token).scatter(1, tokens.patch_idx, place).gather(1, token)

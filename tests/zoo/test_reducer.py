@@ -54,6 +54,8 @@ def test_stored_schedules():
     assert spread(196, 0.6, (3,), "geometric") == {3: 118}
     assert spread(196, 0.6, (3, 6, 9), "geometric") == {3: 165, 6: 139, 9: 118}
     assert spread(196, 0.6, (3, 6, 9), "linear") == {3: 170, 6: 144, 9: 118}
+    assert spread(196, 0.5, (0, 3, 6), (0.8, 0.75)) == {0: 157, 3: 147, 6: 98}
+    assert spread(196, 0.5, (0, 3, 6), (0.8, 0.4)) == {0: 157, 3: 98, 6: 98}  # never fewer than in the end
     # Table 4 of the paper: 20 of 196 before each of four blocks.
     assert spread(196, 116 / 196, (3, 5, 7, 9), "linear") == {3: 176, 5: 156, 7: 136, 9: 116}
 
@@ -77,6 +79,9 @@ def test_stored_schedules():
         ({"reduce_at": [1, 17]}, "reduce_at=17: this tower has blocks 0 to 5"),
         ({"schedule": "cosine"}, "schedule='cosine': expected one of geometric, linear"),
         ({"schedule": None}, "schedule=None: expected one of geometric, linear"),
+        ({"schedule": (0.5, 0.8)}, "schedule=(0.5, 0.8): expected keep rates in (0, 1], none larger"),
+        ({"schedule": [1.5]}, "schedule=[1.5]: expected keep rates in (0, 1]"),
+        ({"schedule": [0.7, 0.6], "reduce_at": [1, 3]}, "schedule=(0.7, 0.6): expected 1 keep rates, one for each"),
         ({"Keep": 0.6}, "has no option 'Keep': did you mean 'keep'?"),
     ],
 )

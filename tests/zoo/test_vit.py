@@ -149,7 +149,9 @@ def test_other_image_sizes_are_refused_as_by_timm(half: zoo.ReducedViT):
         half(torch.randn(1, 3, 96, 96))
 
 
-@pytest.mark.parametrize("options", [{}, {"reduce_at": [1, 2, 4]}, {"schedule": "linear"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reduce_at": [1, 2, 4]}, {"schedule": "linear"}, {"reduce_at": [1, 3], "schedule": [0.7]}]
+)
 def test_an_image_fares_the_same_alone_and_in_company(method: str, options: dict, tiny: Build):
     model = tiny(f"clip_vit_b16_{method}50", **options)
     images = torch.randn(5, 3, 64, 64)
