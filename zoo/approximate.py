@@ -18,7 +18,7 @@ from zoo.reducer import expected
 from zoo.suffix import Suffix
 from zoo.tokens import Tokens
 from zoo.vit import ReducedViT
-from zoo.windows import members
+from zoo.windows import Merges, members, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +106,36 @@ def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Te
     return torch.cat(targets), torch.cat(features)
 
 
+def follow_merges(suffix: Suffix, start: Tokens, merges: Merges) -> tuple[Tensor, Tensor]:
+    """Compute features with each of some merges, recomputing only CLS and the merged token.
+
+    All others stay as in the whole image, but for the two tokens that became one, which nobody sees.
+    Results are those of ``Kind.run``; ``merges`` are of single patch tokens.
+    """
+    sizes = F.pad(sizes_of(start).log(), (start.prefix, 0))
+    targets, features = [], []
+    for rows in torch.arange(len(start.x), device=start.x.device).split(max(1, suffix.batch // 4)):
+        x, bias = start.x[rows], sizes[rows]
+        target, pairs, _ = run_whole(suffix, x, start.prefix, merges.gone, choose=False, bias=bias)
+        into, count = merges.into[rows], start.patch_count
+        gone = merges.gone.expand(len(rows), -1, -1)
+        own = torch.arange(start.prefix, device=x.device).expand(len(rows), count, -1)
+        hidden = torch.cat((own, gone + start.prefix, into + start.prefix), dim=2)
+        old = bias.unsqueeze(1).expand(-1, count, -1).scatter(2, hidden, -torch.inf)
+        prefix = x[:, None, : start.prefix].expand(-1, count, -1, -1)
+        y = torch.cat((prefix, merges.merged[rows]), dim=2)
+        new = F.pad(merges.size[rows].log(), (start.prefix, 0))
+        targets.append(target)
+        features.append(_recomputed(suffix, pairs, y, old, new))
+    return torch.cat(targets), torch.cat(features)
+
+
 def run_whole(
-    suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: bool
+    suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: bool, bias: Tensor | None = None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
     """Run whole images ``x`` (B, T, D) and, if ``choose``, find out who carries which window.
+
+    ``bias`` (B, T) is added to the logits of all tokens' keys.
 
     A patch token carries a window to the class token by attending to it in one block and being
     attended to in a later one. What it carries is estimated by the product of both attentions, mean
@@ -124,9 +150,10 @@ def run_whole(
     # Per window and patch, over the blocks so far: attention of the patch to the window, and the
     # product of that with the class token's attention to the patch.
     reach = carried = x.new_zeros(len(x), len(inside), inside.shape[1])
+    mask = None if bias is None else bias[:, None, None]
     for index, block in enumerate(suffix.blocks):
         last = index == len(suffix.blocks) - 1
-        attended = attend(block.attn, block.norm1(x))
+        attended = attend(block.attn, block.norm1(x), mask)
         pairs.append((attended.key, attended.value))
         if choose:
             # In the last block only the class token's row is needed.
@@ -155,14 +182,26 @@ def _without(
     own = torch.arange(prefix, device=x.device).expand(images, kinds, -1)
     new_idx = torch.cat((own, carriers + prefix), dim=2)
     # All windows of all images are one batch of short sequences, as long as what is recomputed.
-    y = x[torch.arange(images, device=x.device)[:, None, None], new_idx].flatten(0, 1)
+    y = x[torch.arange(images, device=x.device)[:, None, None], new_idx]
     # Of the whole image's tokens, hide the window's, which is removed, and those recomputed, whose
     # new keys and values stand beside the old ones.
     hidden = torch.zeros(images, kinds, x.shape[1], dtype=torch.bool, device=x.device)
     hidden = hidden.scatter(2, new_idx, True)
     hidden = hidden.scatter(2, (cells + prefix).expand(images, -1, -1), True)
     bias = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
-    bias = bias[:, None, :, None]  # for all heads and queries of a window
+    return _recomputed(suffix, pairs, y, bias)
+
+
+def _recomputed(
+    suffix: Suffix, pairs: list[tuple[Tensor, Tensor]], y: Tensor, bias: Tensor, own_bias: Tensor | None = None
+) -> Tensor:
+    """Compute features from few tokens ``y`` (B, w, t, D), the class token first, beside ``pairs``.
+
+    ``bias`` (B, w, T) is added to the logits of the whole image's keys, ``own_bias`` (B, w, t) to their own.
+    """
+    images, kinds = y.shape[:2]
+    y, bias = y.flatten(0, 1), bias[:, None, :, None]  # for all heads and queries of a window
+    own = 0.0 if own_bias is None else own_bias[:, None, :, None]
     for index, block in enumerate(suffix.blocks):
         attn, normed = block.attn, block.norm1(y)
         # Each of the three is (B, H, w, tokens of the window, d).
@@ -175,9 +214,9 @@ def _without(
         shape = query.shape[2:4]
         # The old tokens' keys are one per image, so all windows' queries meet them in one product.
         old_logits = query.flatten(2, 3) @ pairs[index][0].transpose(-2, -1)
-        new_logits = query @ key.transpose(-2, -1)
+        new_logits = query @ key.transpose(-2, -1) + own
         logits = torch.cat((old_logits.unflatten(2, shape) + bias, new_logits), dim=-1)
-        old, new = logits.softmax(dim=-1).split((x.shape[1], key.shape[3]), dim=-1)
+        old, new = logits.softmax(dim=-1).split((bias.shape[-1], key.shape[3]), dim=-1)
         out = (old.flatten(2, 3) @ pairs[index][1]).unflatten(2, shape) + new @ value
         out = out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2)
         y = y + block.ls1(project(attn, out, normed))
@@ -191,9 +230,9 @@ def unit_features(suffix: Suffix, x: Tensor) -> Tensor:
     return F.normalize(output.float(), dim=-1)
 
 
-def follow_effort(effort: Effort, count: int, windows: int) -> int:
-    """Count multiply-adds per image, the pass of the whole image left out."""
-    moved = effort.prefix + count
+def follow_effort(effort: Effort, count: int, windows: int, merged: int = 0) -> int:
+    """Count multiply-adds per image with ``merged`` tokens, the pass of the whole image left out."""
+    moved = effort.prefix + count + merged
     choice = windows * effort.patches**2 * (effort.blocks - 1) if count else 0
     if count:  # fused attention doesn't return the weights that choose the carriers
         choice += effort.tokens * (effort.tokens * (effort.blocks - 1) + 1) * effort.dim
@@ -291,6 +330,7 @@ class Kind(NamedTuple):
 
 
 SHALLOW = "shallow"
+FOLLOWED = "follow:0"  # the approximation that a greedy search or merging can take
 KINDS = {
     "follow": Kind("patch tokens per window that feel its removal", 0, follow),
     "jacobian": Kind("directions of features, each a backward pass", 1, jacobian),
@@ -330,10 +370,15 @@ def check(spec: str, model: ReducedViT, block: int, window: int, windows: int) -
     low, high = fitting(spec, Effort.of(model, block), block, window, windows)
     if not low <= number <= high:
         raise ValueError(f"approximate={spec!r}: expected a number from {low} to {high} here ({KINDS[kind].number})")
-    if KINDS[kind].run is not None and model.global_pool != "token":
+    if KINDS[kind].run is not None:
+        require_pooled(f"approximate={spec!r}", model)
+
+
+def require_pooled(what: str, model: ReducedViT) -> None:
+    """Raise ValueError, for ``what``, unless features come from the class token."""
+    if model.global_pool != "token":
         raise ValueError(
-            f"approximate={spec!r} needs features that come from the class token; this tower has "
-            f"global_pool={model.global_pool!r}"
+            f"{what} needs features that come from the class token; this tower has global_pool={model.global_pool!r}"
         )
 
 
@@ -356,17 +401,17 @@ def quick_features(spec: str | None, suffix: Suffix, start: Tokens, cells: Tenso
     return None if run is None else run(suffix, start, cells, number)
 
 
-def approximate_passes(spec: str | None, effort: Effort, block: int, windows: int) -> float:
+def approximate_passes(spec: str | None, effort: Effort, block: int, windows: int, *, merge: bool = False) -> float:
     """Return what the windows of an image cost, 1 being a pass of a whole image from the block on.
 
-    As in ``GoldenEngine.passes`` a removed window counts as 1, and the whole image's own pass is
-    left out. ``effort`` is the tower's from reduction point ``block`` on.
+    As in ``GoldenEngine.passes`` a window removed, or merged with ``merge``, counts as 1, and the
+    whole image's own pass is left out. ``effort`` is the tower's from reduction point ``block`` on.
     """
     if spec is None:
         return windows
     kind, number = parse(spec)
     if kind == "follow":
-        return follow_effort(effort, number, windows) / effort.whole
+        return follow_effort(effort, number, windows, int(merge)) / effort.whole
     if kind == "jacobian":
         passed = effort.tokens, effort.tokens
         forward, backward = (effort.inner(*passed, n) + effort.last(*passed, n) for n in (2, 5))

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.files import FitState, write_whole
-from zoo.predictor import Predictor, architecture
+from zoo.predictor import REMOVE, Predictor, architecture
 from zoo.reducer import expected
 
 
@@ -276,17 +276,19 @@ def save_predictor(
     config: FitConfig,
     provenance: dict[str, Any],
     weights: str | None = None,
+    action: str = REMOVE,
 ) -> None:
     """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
 
     The tower goes by its dense timm name, weight ``tag`` and ``weights``, the
     ``zoo.weights.blocks_fingerprint``, None for a file that serves any of this name. ``provenance``
-    is JSON-able facts about the rankings.
+    is JSON-able facts about the rankings, ``action`` what they ranked for.
     """
     facts = {
         "model": model,
         "tag": tag,
         "block": block,
+        "action": action,
         "options": {"arch": config.arch, "width": config.width},
         "recipe": asdict(config),
         "provenance": provenance,

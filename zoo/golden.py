@@ -1,6 +1,7 @@
-"""Golden Rankings: remove windows of patch tokens and watch CLIP's output.
+"""Golden Rankings: remove windows of patch tokens, or merge them into others, and watch CLIP's output.
 
-Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists.
+Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists. The paper
+removes; merging asks the same question for methods that merge.
 """
 
 from dataclasses import dataclass, replace
@@ -8,16 +9,27 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zoo.approximate import Effort, approximate_passes, check, follow, parse, quick_features, shortened
+from zoo.approximate import (
+    FOLLOWED,
+    SHALLOW,
+    Effort,
+    approximate_passes,
+    check,
+    follow_merges,
+    parse,
+    quick_features,
+    require_pooled,
+    shortened,
+)
 from zoo.attention import is_plain
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS, Suffix, best_precision
-from zoo.tokens import Tokens, rank_scores, top
+from zoo.tokens import Tokens, every_position, rank_scores, top
 from zoo.vit import ReducedViT
-from zoo.windows import mean_over_windows, members, outside, windows
+from zoo.windows import distances, mean_over_windows, members, merge_windows, outside, windows
 
 SCORES = ("preservation", "label", "confidence")
-FOLLOWED = "follow:0"  # the approximation that a greedy search can take
+ACTIONS = ("remove", "merge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +84,62 @@ def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor
     return order
 
 
-def following_importance(suffix: Suffix, start: Tokens, judge: Judge, step: int) -> Tensor:
-    """Rank patches as ``greedy_importance`` does, but score by ``follow:0`` against what is left, (B, N).
+def rounds_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "GoldenConfig") -> Tensor:
+    """Rank patches as ``greedy_importance`` does, but score against what is left, (B, N).
 
-    In every round each single patch that is left is removed by ``follow:0``, and the rest is scored
-    against what is left before. The score must not be signed: against the whole image, patches whose
-    removal undoes what earlier ones did would look dispensable, and all would go in one round.
+    In every round each single token that is left is removed by ``follow:0``, or merged into its
+    nearest, and the rest is scored against what is left before. The score must not be signed: against
+    the whole image, patches whose removal undoes what earlier ones did would look dispensable, and all
+    would go in one round. Merged tokens stay merged: each of those that go takes the nearest that stays.
     """
     tokens, count = start, start.patch_count
+    assert config.greedy is not None
     while (left := tokens.patch_count) > 0:
         cells = torch.arange(left, device=start.x.device).unsqueeze(1)
-        target, features = follow(suffix, tokens, cells, 0)
-        rows = torch.arange(len(target), device=target.device).repeat_interleave(left)
-        scores = replace(judge, target=target)(features.flatten(0, 1), rows)
-        importance = -scores.unflatten(0, (-1, left))
-        tokens = tokens.select(0, importance, top(importance, max(0, left - step)))
+        importance = torch.zeros_like(tokens.patch_idx, dtype=torch.float32)
+        if left > 1:  # the last one has none to go into
+            target, features = changed_features(suffix, tokens, cells, config)
+            rows = torch.arange(len(target), device=target.device).repeat_interleave(left)
+            scores = replace(judge, target=target)(features.flatten(0, 1), rows)
+            importance = -scores.unflatten(0, (-1, left))
+        stay = top(importance, max(0, left - config.greedy))
+        if config.action == "merge" and stay.shape[1]:
+            tokens = _merged_away(tokens, importance, stay)
+        else:
+            tokens = tokens.select(0, importance, stay)
     best_first = rank_scores(tokens.history, count).argsort(dim=1, descending=True, stable=True)
     return (count - 1 - best_first.argsort(dim=1)).float()
+
+
+def changed_features(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "GoldenConfig") -> tuple[Tensor, Tensor]:
+    """Compute unit features of what is there, (B, D), and of that with each window gone, (B, W, D).
+
+    ``cells`` (W, r * r) are the windows, as positions in the sequence.
+    """
+    rows = torch.arange(len(tokens.x), device=tokens.x.device)
+    every = rows.repeat_interleave(len(cells))
+    if config.action == "merge":
+        merges = merge_windows(tokens, cells)
+        if config.approximate == FOLLOWED:
+            return follow_merges(suffix, tokens, merges)
+        extended, idx = merges.copies(tokens)
+        target = suffix.features(tokens, rows, tokens.token_of_patch())
+        features = suffix.features(extended, every, idx.flatten(0, 1))
+    elif quick := quick_features(config.approximate, suffix, tokens, cells):
+        return quick
+    else:
+        target = suffix.features(tokens, rows, every_position(tokens.x, tokens.patch_count))
+        kept = outside(members(cells, tokens.patch_count)).repeat(len(rows), 1)
+        features = suffix.features(tokens, every, kept)
+    return target, features.unflatten(0, (len(rows), -1))
+
+
+def _merged_away(tokens: Tokens, importance: Tensor, stay: Tensor) -> Tokens:
+    """Merge all patch tokens but those at ``stay`` (B, k) into the nearest of these."""
+    away = torch.ones_like(importance, dtype=torch.bool).scatter(1, stay, False)
+    gone = away.nonzero()[:, 1].reshape(len(stay), -1)
+    into = distances(tokens).masked_fill(away.unsqueeze(1), torch.inf).argmin(dim=-1).gather(1, gone)
+    return tokens.merge(0, gone, into, importance.gather(1, gone), stay.shape[1], rescale=True)
 
 
 def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: Tensor) -> Tensor:
@@ -113,7 +164,7 @@ def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: 
     return scores[which].reshape(len(alive), len(inside))
 
 
-__all__ = ["SCORES", "GoldenConfig", "GoldenEngine", "best_precision", "golden_importance"]
+__all__ = ["ACTIONS", "SCORES", "GoldenConfig", "GoldenEngine", "best_precision", "golden_importance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +173,19 @@ class GoldenConfig:
 
     Attributes:
         score: see ``Judge``.
+        action: what happens to a window: ``remove``, or ``merge`` each of its patches into its nearest
+            outside, see ``merge_windows``.
         block: patches go at the input of this block, 0-based.
         window: side of the square window, in patches.
         stride: step of the window, in patches; a last window touches the border.
         greedy: patches that go for good in each round of an iterative search; None for one-shot.
-        approximate: what replaces removing every window, see ``zoo.approximate``; None for nothing.
-            A greedy search takes ``follow:0`` alone, see ``following_importance``.
+        approximate: what replaces removing or merging every window, see ``zoo.approximate``; None for
+            nothing. A greedy search takes ``follow:0`` alone (see ``rounds_importance``), merging that
+            for single patches, or ``shallow``.
     """
 
     score: str = "preservation"
+    action: str = "remove"
     block: int = 3
     window: int = 2
     stride: int = 1
@@ -138,8 +193,9 @@ class GoldenConfig:
     approximate: str | None = None
 
     def __post_init__(self) -> None:
-        if self.score not in SCORES:
-            raise ValueError(f"score={self.score!r}: {expected(self.score, SCORES)}")
+        for field, known in (("score", SCORES), ("action", ACTIONS)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r}: {expected(getattr(self, field), known)}")
         for field, low in (("block", 0), ("window", 1), ("stride", 1), ("greedy", 1)):
             value = getattr(self, field)
             if field == "greedy" and value is None:
@@ -150,15 +206,17 @@ class GoldenConfig:
             raise ValueError(f"stride={self.stride!r}: more than window={self.window} leaves patches out")
         if self.approximate is not None:
             parse(self.approximate)
-        if self.greedy is not None and self.approximate not in (None, FOLLOWED):
-            raise ValueError(
-                f"greedy={self.greedy} with approximate={self.approximate!r}: a greedy search removes "
-                f"every window, or takes {FOLLOWED!r}"
-            )
-        if self.greedy is not None and self.approximate is not None and self.window > 1:
-            raise ValueError(
-                f"window={self.window}: a greedy search by {FOLLOWED!r} removes single patches; expected window=1"
-            )
+        self._check_way()
+
+    def _check_way(self) -> None:
+        """Refuse an approximation that the search or the action can't take."""
+        merge, shallow = self.action == "merge", (self.approximate or "").startswith(SHALLOW)
+        limited = self.greedy is not None or (merge and not shallow)
+        if limited and self.approximate not in (None, FOLLOWED):
+            what = f"action={self.action!r}" if self.greedy is None else f"greedy={self.greedy}"
+            raise ValueError(f"{what} with approximate={self.approximate!r}: expected none, or {FOLLOWED!r}")
+        if limited and self.window > 1 and (self.approximate or (merge and self.greedy is not None)):
+            raise ValueError(f"window={self.window}: this search goes by single patches; expected window=1")
 
     def described(self) -> str:
         """Return the settings in words."""
@@ -166,7 +224,8 @@ class GoldenConfig:
         if self.greedy:
             way = f"greedy by {self.greedy}" + (f", {self.approximate}" if self.approximate else "")
         size = f"{self.window} x {self.window} by {self.stride}"
-        return f"{self.score} before block {self.block}, windows of {size}, {way}"
+        action = "" if self.action == "remove" else " by merging"
+        return f"{self.score}{action} before block {self.block}, windows of {size}, {way}"
 
 
 class GoldenEngine:
@@ -220,7 +279,9 @@ class GoldenEngine:
         count = len(windows(grid, self.config.window, self.config.stride))
         rounds = -(-grid[0] * grid[1] // (self.config.greedy or grid[0] * grid[1]))  # at most, of fewer and fewer
         effort = Effort.of(self.model, self.config.block)
-        return float(rounds * approximate_passes(self.config.approximate, effort, self.config.block, count))
+        merged = self.config.action == "merge"
+        each = approximate_passes(self.config.approximate, effort, self.config.block, count, merge=merged)
+        return float(rounds * each)
 
     @torch.inference_mode()
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -237,24 +298,17 @@ class GoldenEngine:
         labels = self._labels(labels, len(images))
         embedded = self.model.embed(images.to(suffix.device, torch.float32))
         start, _ = self.model.advance(embedded, stop=config.block)
-        if config.greedy is not None and config.approximate is not None:
-            judge = Judge(score=config.score, target=start.x, text=self.text, scale=self.scale, labels=labels)
-            return following_importance(suffix, start, judge, config.greedy).cpu()
+        judge = Judge(score=config.score, target=start.x, text=self.text, scale=self.scale, labels=labels)
+        if config.greedy is not None and (config.approximate is not None or config.action == "merge"):
+            return rounds_importance(suffix, start, judge, config).cpu()
         cells = windows(start.grid, config.window, config.stride).to(suffix.device)
         rows = torch.arange(len(images), device=suffix.device)
-        quick = quick_features(config.approximate, suffix, start, cells)
-        target = quick[0] if quick else suffix.features(start, rows, start.patch_idx)
-        judge = Judge(score=config.score, target=target, text=self.text, scale=self.scale, labels=labels)
         if config.greedy is not None:
+            judge = replace(judge, target=suffix.features(start, rows, start.patch_idx))
             return greedy_importance(suffix, start, judge, cells, config.greedy).cpu()
-        every = rows.repeat_interleave(len(cells))
-        if quick is None:
-            kept = outside(members(cells, start.patch_count)).repeat(len(images), 1)
-            features = suffix.features(start, every, kept)
-        else:
-            features = quick[1].flatten(0, 1)
-        scores = judge(features, every).reshape(len(images), len(cells))
-        return -mean_over_windows(scores, cells, start.patch_count).cpu()
+        target, features = changed_features(suffix, start, cells, config)
+        scores = replace(judge, target=target)(features.flatten(0, 1), rows.repeat_interleave(len(cells)))
+        return -mean_over_windows(scores.unflatten(0, (-1, len(cells))), cells, start.patch_count).cpu()
 
     def _labels(self, labels: Tensor | None, count: int) -> Tensor | None:
         if self.config.score != "label":
@@ -307,8 +361,15 @@ def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None
             )
     if model.prompts is not None and model.prompts.depth > max(1, config.block):
         raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
+    _check_scoring(model, config, text)
+
+
+def _check_scoring(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None:
+    """Refuse windows, approximations and scores that this tower can't do."""
     count = len(windows(model.patch_embed.grid_size, config.window, config.stride))
     if config.approximate is not None:
         check(config.approximate, model, config.block, config.window, count)
+    if config.action == "merge":
+        require_pooled("action='merge'", model)
     if config.score != "preservation" and text is None:
         raise ValueError(f"score={config.score!r} needs text: (classes, D) unit class features")

@@ -230,6 +230,8 @@ class Predictor(nn.Module):
         return scores.float()
 
 
+REMOVE = "remove"  # of ``zoo.golden.ACTIONS`` the one that most methods rank for
+
 # predictor=: a file, or one for each block
 PredictorPaths = str | Path | Sequence[str | Path] | None
 
@@ -240,7 +242,8 @@ class PredictorFile:
 
     It was fitted at reduction point ``block`` to the tower of dense timm name ``model``, weight
     ``tag`` and ``blocks_fingerprint`` ``weights``, None in files that serve any of this name.
-    ``options`` are those that shape the network (``arch``, ``width``).
+    ``options`` are those that shape the network (``arch``, ``width``), ``action`` that of the golden
+    rankings: what it ranks patches for.
     """
 
     path: Path
@@ -249,13 +252,14 @@ class PredictorFile:
     block: int
     options: dict[str, Any]
     weights: str | None = None
+    action: str = REMOVE
 
     @classmethod
     def read(cls, path: Path) -> "PredictorFile":
         """Read the provenance of ``path``; raise as ``read_facts`` does."""
         facts = read_facts(path, "predictor")
         fields = {f: facts[f] for f in ("model", "tag", "block", "options")}
-        return cls(path=path, weights=facts.get("weights"), **fields)
+        return cls(path=path, weights=facts.get("weights"), action=facts.get("action", REMOVE), **fields)
 
     def fill(self, options: dict[str, Any]) -> None:
         """Add the network's shape to ``options``.
@@ -269,9 +273,22 @@ class PredictorFile:
                 shape = {**self.options, key: option}
                 raise ValueError(
                     f"{key}={option!r}: the predictor {str(self.path)!r} has {key}={value!r}; fit "
-                    f"one with: {fit_command(self.model, self.tag, self.block, shape)} --out PATH, "
+                    f"one with: {self.command(shape)} --out PATH, "
                     "and give PATH as predictor"
                 )
+
+    def command(self, shape: Mapping[str, Any], **other: Any) -> str:
+        """Return the command that fits one of another ``shape``, see ``fit_command``, or other facts."""
+        facts: dict[str, Any] = {"model": self.model, "tag": self.tag, "block": self.block, "action": self.action}
+        return fit_command(**facts | other, shape=shape)
+
+    def require_action(self, action: str) -> None:
+        """Raise ValueError unless this ranks patches for the same action."""
+        if self.action != action:
+            raise ValueError(
+                f"predictor {str(self.path)!r} was fitted to rankings of action={self.action!r}, this model asks for "
+                f"{action!r}; fit one with: {self.command(self.options, action=action)}"
+            )
 
     def require_name(self, model: str, tag: str) -> None:
         """Raise ValueError unless this was fitted to the tower of this timm name and weight tag."""
@@ -288,7 +305,7 @@ class PredictorFile:
                 f"the predictor {str(self.path)!r} was fitted to "
                 f"{tower_name(self.model, self.tag)} with weights {self.weights}, these are "
                 f"{weights}; fit one to them with: "
-                f"{fit_command(self.model, self.tag, self.block, self.options)}"
+                f"{self.command(self.options)}"
             )
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
@@ -296,11 +313,12 @@ class PredictorFile:
         return {prefix + name: tensor for name, tensor in load_file(self.path).items()}
 
 
-def predictor_name(model: str, tag: str, block: int) -> str:
-    """Return the file name of a predictor for a tower (dense timm name, weight tag) and block."""
+def predictor_name(model: str, tag: str, block: int, action: str = REMOVE) -> str:
+    """Return the file name of a predictor for a tower (dense timm name, weight tag), block and action."""
     # Names of other libraries' towers may hold slashes and colons.
     tower = re.sub(r"[^\w.,-]+", "-", tower_name(model, tag))
-    return f"{tower}.patchrank.block{block}.safetensors"
+    role = "patchrank" if action == REMOVE else "rankmerge"
+    return f"{tower}.{role}.block{block}.safetensors"
 
 
 def tower_name(model: str, tag: str) -> str:
@@ -308,9 +326,10 @@ def tower_name(model: str, tag: str) -> str:
     return f"{model}.{tag}" if tag else model
 
 
-def fit_command(model: str, tag: str, block: int, shape: Mapping[str, Any]) -> str:
+def fit_command(model: str, tag: str, block: int, shape: Mapping[str, Any], action: str = REMOVE) -> str:
     """Return the command that fits a predictor; what ``shape`` leaves out is the default."""
     flags = "".join(f" --{key} {shape[key]}" for key in ("arch", "width") if key in shape)
+    flags += "" if action == REMOVE else f" --action {action}"
     fit = "patchrank fit predictor"
     return f"{fit} --model {tower_name(model, tag)} --block {block}{flags} --dataset NAME"
 
@@ -334,7 +353,7 @@ def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[Pre
     mend = "leave it out"
     if missing:
         like = files[0]
-        mend = f"fit one with: {fit_command(like.model, like.tag, missing[0], like.options)}"
+        mend = f"fit one with: {like.command(like.options, block=missing[0])}"
     for one in files:
         if one.block not in blocks:
             raise ValueError(

@@ -27,10 +27,11 @@ class RankMergeConfig(ReducerConfig):
         size_power: a pair's cost grows with this power of each token's size.
         rescale: stretch a merged token to the norm of the longest of its parts.
         rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block; ``predictor``,
-            a predictor of the golden ranking.
+            a predictor of the golden ranking by merging, with which that attention counts in equal parts at later
+            reduction points.
         rank_at: block from which on ranks protect, and before which a predictor scores.
-        rank_weight: how much ranks protect: a pair's cost grows with each token's rank, from exp(-rank_weight / 2) for
-            the least important to exp(rank_weight / 2).
+        rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
+            exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
         arch: the predictor's network.
         width: of the predictor.
     """
@@ -55,6 +56,11 @@ class RankMergeConfig(ReducerConfig):
         architecture(self.arch)
         self.whole("width", 1)
 
+    @property
+    def action(self) -> str:
+        """What a predictor ranks patches for."""
+        return "merge"
+
     def points(self, depth: int) -> tuple[int, ...]:
         """Return the reduction points: blocks 0, 3 and 6 of 9, say."""
         points = super().points(depth)
@@ -74,7 +80,7 @@ class RankMerge(Reducer):
     """Merge patch tokens into their nearest, in a few blocks, between attention and MLP.
 
     A pair's cost is one minus the cosine of the residual stream, plus the squared distance in the grid, times what
-    both tokens' sizes and ranks make of it. The cheapest go, each into its nearest of those that stay.
+    both tokens' sizes make of it. The cheapest go, each into its nearest of those that stay; ranks change the turn.
     """
 
     Config = RankMergeConfig
@@ -118,35 +124,41 @@ class RankMerge(Reducer):
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Merge down to the scheduled count, at most half of the tokens at a time."""
         count = self.count_after(index, tokens)
-        if self.config.rank == "cls" and index >= self.config.rank_at and tokens.patch_count > count:
-            query, key, scale = attended.query, attended.key, attended.scale
-            tokens = tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
+        attends = index >= self.config.rank_at + (self.predictor is not None)
+        if self.config.rank != "none" and attends and tokens.patch_count > count:
+            attention = cls_attention(attended.query, attended.key, attended.scale, tokens.prefix)
+            carried = 0.0 if tokens.importance is None else _shares(tokens.importance, tokens.patch_count)
+            tokens = tokens._replace(importance=_shares(attention, tokens.patch_count) + carried)
         while tokens.patch_count > count:
             r = min(tokens.patch_count // 2, tokens.patch_count - count)
-            gone, into, cost = pairs(tokens.patches, self._places(tokens), self._weight(tokens), r)
             left = tokens.patch_count - r
+            weight = None if tokens.size is None else tokens.size**self.config.size_power
+            place = places(tokens, self.config.distance)
+            gone, into, cost = pairs(tokens.patches, place, weight, r, protection=self._protection(tokens))
             tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
         return tokens
 
-    def _places(self, tokens: Tokens) -> Tensor:
-        """Return each patch token's row and column, (B, n, 2), so scaled that their squared distance is a cost."""
-        columns = tokens.grid[1]
-        idx = tokens.patch_idx
-        scale = math.sqrt(self.config.distance) / max(tokens.grid)
-        return scale * torch.stack((idx // columns, idx % columns), dim=-1).float()
-
-    def _weight(self, tokens: Tokens) -> Tensor | None:
-        """Return the factor of each token on its pairs' costs, (B, n), None for 1."""
-        weight = None if tokens.size is None else tokens.size**self.config.size_power
+    def _protection(self, tokens: Tokens) -> Tensor | None:
+        """Return the factor of each token's rank on the cost by which it goes, (B, n), None for 1."""
         if tokens.importance is None:
-            return weight
-        rank = tokens.importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, tokens.patch_count - 1)
-        protection = (self.config.rank_weight * (rank - 0.5)).exp()
-        return protection if weight is None else weight * protection
+            return None
+        return (self.config.rank_weight * (_shares(tokens.importance, tokens.patch_count) - 0.5)).exp()
+
+
+def _shares(importance: Tensor, count: int) -> Tensor:
+    """Return the share of the other ``count`` - 1 tokens that each is more important than, (B, n)."""
+    return importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, count - 1)
+
+
+def places(tokens: Tokens, distance: float) -> Tensor:
+    """Return each patch token's row and column, (B, n, 2), so scaled that their squared distance is a cost."""
+    columns, idx = tokens.grid[1], tokens.patch_idx
+    scale = math.sqrt(distance) / max(tokens.grid)
+    return scale * torch.stack((idx // columns, idx % columns), dim=-1).float()
 
 
 def pairs(
-    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, links: int = 4
+    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, links: int = 4, protection: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose which ``r`` of n tokens, at most half of them, merge into which.
 
@@ -160,13 +172,15 @@ def pairs(
         places: (B, n, 2), whose squared distance adds to the cost.
         weight: (B, n) factors on the cost, None for 1.
         r: at least 1.
+        protection: (B, n) factors on the cost of those that go, for whose turn it is alone; None for 1. On the cost of
+            pairs it would send what matters into what doesn't, however unlike.
         links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
 
     Returns:
         (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        cost = _costs(patches.float(), places, weight)
+        cost = pair_costs(patches.float(), places, weight)
         n, infinite = patches.shape[1], float("inf")
         own = torch.arange(n, device=patches.device)
         near, nearest = cost.min(dim=2)
@@ -177,14 +191,16 @@ def pairs(
         for _ in range(links):
             goes = ~first & ~goes.gather(1, nearest)
         beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
-        order = near.where(goes, beyond).masked_fill(first, infinite).argsort(dim=1, stable=True)
+        turn = near.where(goes, beyond)
+        turn = turn if protection is None else turn * protection
+        order = turn.masked_fill(first, infinite).argsort(dim=1, stable=True)
         gone = order[:, :r]
         went = torch.zeros_like(nearest).scatter(1, gone, 1) == 1
         near, into = rows(cost, gone).masked_fill_(went.unsqueeze(1), infinite).min(dim=2)
         return gone, into, near
 
 
-def _costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
+def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
     """Return the cost of each pair, (B, n, n), infinite on the diagonal."""
     factor = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
     half = 0.5 + (places * places).sum(dim=-1, keepdim=True)

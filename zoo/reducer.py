@@ -105,6 +105,11 @@ class ReducerConfig:
         facts: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return facts
 
+    @property
+    def action(self) -> str:
+        """What a predictor ranks patches for, of ``zoo.golden.ACTIONS``."""
+        return "remove"
+
     def predictor_blocks(self, depth: int) -> tuple[int, ...]:
         """Return the blocks before which a predictor scores, ascending; none for most methods."""
         return ()

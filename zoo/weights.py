@@ -22,6 +22,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from zoo.predictor import (
+    REMOVE,
     PredictorFile,
     PredictorPaths,
     fit_command,
@@ -113,9 +114,9 @@ def cache_folder() -> Path:
     return Path(root) / "clip-patchrank"
 
 
-def fitted_blocks(model: str, tag: str) -> tuple[int, ...]:
+def fitted_blocks(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]:
     """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
-    start, end = predictor_name(model, tag, 0).rsplit("0", 1)
+    start, end = predictor_name(model, tag, 0, action).rsplit("0", 1)
     folders = (EMBEDDED, cache_folder() / "predictors")
     paths = [path for folder in folders for path in folder.glob(f"{start}*{end}")]
     blocks = {path.name.removeprefix(start).removesuffix(end) for path in paths}
@@ -123,24 +124,31 @@ def fitted_blocks(model: str, tag: str) -> tuple[int, ...]:
 
 
 def find_predictor(
-    model: str, tag: str, block: int, path: str | Path | None = None, *, shape: Mapping[str, Any] | None = None
+    model: str,
+    tag: str,
+    block: int,
+    path: str | Path | None = None,
+    *,
+    shape: Mapping[str, Any] | None = None,
+    action: str = REMOVE,
 ) -> PredictorFile:
     """Find the predictor for a tower: ``path``, else the packaged one, else the user's own.
 
-    ``shape`` holds ``arch`` and ``width`` for the command that makes a missing one.
+    ``shape`` holds ``arch`` and ``width`` for the command that makes a missing one; ``action`` is
+    what patches are ranked for.
 
     Raises:
         FileNotFoundError: there is none; says which command makes one.
-        ValueError: it was fitted to another tower or at another block.
+        ValueError: it was fitted to another tower, at another block or for another action.
     """
-    name = predictor_name(model, tag, block)
+    name = predictor_name(model, tag, block, action)
     if path is None:
         files = (EMBEDDED / name, cache_folder() / "predictors" / name)
         path = next((file for file in files if file.is_file()), None)
     if path is None:
-        others = ", ".join(map(str, fitted_blocks(model, tag)))
+        others = ", ".join(map(str, fitted_blocks(model, tag, action)))
         there = f" (fitted so far: block {others})" if others else ""
-        command = fit_command(model, tag, block, shape or {})
+        command = fit_command(model, tag, block, shape or {}, action)
         raise FileNotFoundError(
             f"no predictor for {tower_name(model, tag)} at block {block}: neither packaged nor in "
             f"the user's cache{there}; make one with: {command}; or pass predictor=PATH; or use "
@@ -148,6 +156,7 @@ def find_predictor(
         )
     file = PredictorFile.read(Path(path))
     file.require_name(model, tag)
+    file.require_action(action)
     one_each([file], [block])
     return file
 
@@ -165,7 +174,7 @@ def with_predictors(
             tower, at other blocks or unable to score there.
     """
     config = configure(method, options, depth)
-    blocks = config.predictor_blocks(depth)
+    blocks, action = config.predictor_blocks(depth), config.action
     completed = dict(options)
     if not blocks:
         return completed, ()
@@ -175,12 +184,13 @@ def with_predictors(
     if paths is None:
         # A command for one of several must not make a conv, which is its default.
         shape = {"arch": "mlp"} if blocks[1:] else {}
-        files = (find_predictor(model, tag, b, shape=shape | completed) for b in blocks)
+        files = (find_predictor(model, tag, b, shape=shape | completed, action=action) for b in blocks)
     else:
         files = read_predictors(paths)
     predictors = []
     for one in files:
         one.require_name(model, tag)
+        one.require_action(action)
         one.fill(completed)
         predictors.append(one)
         if blocks[1:]:
@@ -262,9 +272,11 @@ def load_predictor(model: ReducedViT, predictors: PredictorFile | Sequence[Predi
         raise ValueError(
             "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"
         )
+    assert reducer is not None
     state = model.state_dict()
     loaded: dict[str, Tensor] = {}
     for prefix, one in _placed(one_each(files, blocks)):
+        one.require_action(reducer.config.action)
         tensors = one.tensors(prefix)
         shapes = {k: v.shape for k, v in state.items() if k.startswith(prefix)}
         if shapes != {k: v.shape for k, v in tensors.items()}:

@@ -1,7 +1,12 @@
-"""Windows of patches, and how window scores become patch scores."""
+"""Windows of patches, what merging one does, and how window scores become patch scores."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from zoo.rankmerge import RankMergeConfig, pair_costs, places
+from zoo.tokens import Tokens
 
 
 def windows(grid: tuple[int, int], window: int, stride: int) -> Tensor:
@@ -40,3 +45,65 @@ def mean_over_windows(scores: Tensor, cells: Tensor, count: int) -> Tensor:
     """
     cover = members(cells, count).to(scores.dtype)
     return scores @ cover / cover.sum(dim=0)
+
+
+class Merges(NamedTuple):
+    """Windows of patch tokens, each merged into the rest of its image; positions in the sequence.
+
+    Attributes:
+        gone: (W, r * r) int64 the tokens of each window.
+        into: (B, W, r * r) int64 the token outside the window that each goes into: its nearest.
+        merged: (B, W, r * r, D) what becomes of ``into``; the same for all of a window that share it.
+        size: (B, W, r * r) number of patches that ``merged`` stands for.
+    """
+
+    gone: Tensor
+    into: Tensor
+    merged: Tensor
+    size: Tensor
+
+    def copies(self, tokens: Tokens) -> tuple[Tokens, Tensor]:
+        """Write each merge as a sequence of N tokens, a token of size s being s equal ones.
+
+        Equal tokens stay equal, and s of them get the attention of one of size s, so that no other
+        token, the class token above all, can tell the difference.
+
+        Returns:
+            ``tokens`` with ``merged`` behind them, and (B, W, N) int64 positions among these.
+        """
+        batch, kinds, window, dim = self.merged.shape
+        owner = tokens.token_of_patch().unsqueeze(1)
+        rows = torch.arange(kinds * window, device=owner.device).view(kinds, window) + tokens.patch_count
+        idx = owner.expand(-1, kinds, -1)
+        for place in range(window):
+            became = (owner == self.gone[:, place, None]) | (owner == self.into[..., place, None])
+            idx = rows[:, place, None].where(became, idx)
+        x = torch.cat((tokens.x, self.merged.reshape(batch, -1, dim)), dim=1)
+        return tokens._replace(x=x, patch_count=x.shape[1] - tokens.prefix), idx
+
+
+def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:
+    """Merge each window of ``cells`` (W, r * r), positions in the sequence, as ``Tokens.merge`` does, rescaled."""
+    x, sizes = tokens.patches.float(), sizes_of(tokens)
+    inside = members(cells, tokens.patch_count)
+    far = distances(tokens)[:, cells].masked_fill(inside.unsqueeze(1), torch.inf)  # (B, W, r * r, n)
+    into = far.argmin(dim=-1)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    # Whatever of a window goes into one token goes at once.
+    shares = (into.unsqueeze(-1) == into.unsqueeze(-2)).float()  # (B, W, r * r, r * r)
+    weighted, norms = x * sizes.unsqueeze(-1), x.norm(dim=-1)
+    size = sizes[image, into] + (shares @ sizes[:, cells].unsqueeze(-1)).squeeze(-1)
+    merged = (weighted[image, into] + shares @ weighted[:, cells]) / size.unsqueeze(-1)
+    longest = (shares * norms[:, cells].unsqueeze(-2)).amax(dim=-1).maximum(norms[image, into])
+    merged = merged * (longest / merged.norm(dim=-1)).unsqueeze(-1)
+    return Merges(cells, into, merged, size)
+
+
+def distances(tokens: Tokens) -> Tensor:
+    """Return how unlike patch tokens are to ``rankmerge``, (B, n, n), before sizes and ranks count."""
+    return pair_costs(tokens.patches.float(), places(tokens, RankMergeConfig.distance), None)
+
+
+def sizes_of(tokens: Tokens) -> Tensor:
+    """Return the number of patches behind each patch token, (B, n) float32."""
+    return torch.ones_like(tokens.patch_idx, dtype=torch.float32) if tokens.size is None else tokens.size

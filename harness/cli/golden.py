@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.data(parser)
     how = parser.add_argument_group("golden rankings")
     how.add_argument("--score", default=GoldenConfig.score, help="preservation, label, confidence")
+    how.add_argument("--action", default=GoldenConfig.action, help="remove, or merge into the nearest")
     flags.block(how)
     # No defaults here: a budget picks these.
     text = f"side in patches; {GoldenConfig.window} without --budget"
@@ -122,6 +124,7 @@ def _predictor_flags(parser: CommandParser) -> None:
     flags.dataset(what, nargs="*", default=[], help=text)
     flags.number(what, "--limit", 250, "images to rank per split", kind=flags.positive)
     flags.number(what, "--block", None, "reduction point; 3 if nothing is said")
+    what.add_argument("--action", help="that was ranked for, remove or merge; remove if nothing is said")
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
         ("val", "for early stopping; default: a fifth held out"),
@@ -147,6 +150,9 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
 
     config, progress = flags.fit_config(args), Progress(status)
     block = GoldenConfig.block if args.block is None else args.block
+    way = GoldenConfig(action=args.action or GoldenConfig.action, block=block)
+    if way.action == "merge":
+        way = replace(way, window=1, stride=1, approximate="follow:0")
     train, val = list(args.rankings), list(args.val)
     for dataset in args.dataset if args.shots is not None else ():
         require_labels(get_dataset(dataset), f"--shots {args.shots}")
@@ -154,15 +160,15 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
         for split, files in splits:
-            path = shipped_rankings(tower, dataset, split, block)
+            path = shipped_rankings(tower, dataset, split, block) if way.action == "remove" else None
             if path is None:
-                source, way = Source.of(get_dataset(dataset), split), GoldenConfig(block=block)
+                source = Source.of(get_dataset(dataset), split)
                 job = Job(model=args.model, source=source, config=way, limit=args.limit)
                 path = rank(job, progress).path
             files.append(path)
     if not train:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
-    limits = {"shots": args.shots, "block": args.block, "folders": args.images}
+    limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
     path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))

@@ -279,6 +279,7 @@ def fit(
     progress: Progress,
     shots: int | None = None,
     block: int | None = None,
+    action: str | None = None,
     folders: Sequence[Path] = (),
 ) -> tuple[Path, float]:
     """Fit a predictor and write it where ``pretrained=True`` finds it.
@@ -287,13 +288,13 @@ def fit(
 
     ``train`` and ``val`` are rankings, or the stores or files that hold them; without ``val`` a
     fifth of each of ``train`` is for early stopping. `gather` says what ``shots`` (of ``train``
-    alone, chosen by the seed of ``config``) and ``folders`` are; ``block`` is the reduction point
-    that the rankings must be of, and ``out`` None is for the user's cache.
+    alone, chosen by the seed of ``config``) and ``folders`` are; ``block`` and ``action`` are the
+    reduction point and the action that the rankings must be of, and ``out`` None is for the user's cache.
 
     Return the path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
-        ValueError: rankings of several reduction points or scores, images that are in both, or
+        ValueError: rankings of several reduction points, scores or actions, images that are in both, or
             what `gather` refuses.
     """
     tower = load_tower(model)
@@ -302,7 +303,7 @@ def fit(
         rankings = held_out(rankings[0])
         progress.say(f"held out for early stopping: {sum(map(len, rankings[1]))} ranked images")
     facts = [asdict(one.provenance) for part in rankings for one in part]
-    agreed = _agreed(facts, block)
+    agreed, ranked_for = _agreed(facts, block=block, action=action)
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
     if both := ids[0] & ids[1]:
         raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
@@ -316,26 +317,25 @@ def fit(
         predictor = fit_predictor(
             learn.data, stop.data, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
         )
-    result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed)
+    result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed, ranked_for)
     counts = [{"images": len(one)} for part in rankings for one in part]
     made_from = [fact | count for fact, count in zip(facts, counts, strict=True)]
     provenance = {"rankings": made_from, "images": len(learn.data), "shots": shots, "commit": git_commit()}
-    made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": learn.blocks}
+    made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": learn.blocks, "action": ranked_for}
     save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
     checkpoint.unlink(missing_ok=True)
     return result, float(np.nanmean(tau_of(predictor, stop.data)))
 
 
-def _agreed(facts: list[dict[str, Any]], block: int | None) -> int:
-    """Return the one reduction point of all rankings; they must have one score, too."""
-    for field, what in (("block", "reduction points"), ("score", "scores")):
+def _agreed(facts: list[dict[str, Any]], **asked: Any) -> tuple[int, str]:
+    """Return the one reduction point and action of all rankings; they must have one score, too."""
+    for field, what in (("block", "reduction points"), ("score", "scores"), ("action", "actions")):
         values = sorted({fact[field] for fact in facts})
         if len(values) != 1:
             raise ValueError(f"rankings of several {what}: {values}; one at a time")
-    agreed = int(facts[0]["block"])
-    if block is not None and agreed != block:
-        raise ValueError(f"--block {block}: these rankings are of block {agreed}; leave it out")
-    return agreed
+        if asked.get(field) not in (None, values[0]):
+            raise ValueError(f"--{field} {asked[field]}: these rankings are of {field} {values[0]}; leave it out")
+    return int(facts[0]["block"]), str(facts[0]["action"])
 
 
 def tau_of(predictor: Predictor, data: RankedTokens) -> NDArray[np.float64]:

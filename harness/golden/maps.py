@@ -10,12 +10,12 @@ from torch import Tensor
 import zoo
 from harness.models.towers import Tower
 from zoo.clip import class_features
-from zoo.golden import GoldenConfig, GoldenEngine, Judge
+from zoo.golden import GoldenConfig, GoldenEngine, Judge, changed_features
 from zoo.reducer import METHODS, Pruner, expected, final_count
 from zoo.tokens import top
 from zoo.vit import ReducedViT
 from zoo.weights import load_predictor, with_predictors
-from zoo.windows import mean_over_windows, members, outside, windows
+from zoo.windows import mean_over_windows, windows
 
 
 @torch.inference_mode()
@@ -49,18 +49,14 @@ def golden_maps(
         return {}
     suffix = engines[0].suffix
     start, _ = dense.advance(dense.embed(images), stop=config.block)
-    rows = torch.arange(len(images), device=images.device)
-    whole = torch.arange(start.patch_count, device=images.device).expand(len(images), -1)
-    target = suffix.features(start, rows, whole)
     cells = windows(start.grid, config.window, config.stride).to(images.device)
-    kept = outside(members(cells, start.patch_count)).repeat(len(images), 1)
-    every = rows.repeat_interleave(len(cells))
-    features = suffix.features(start, every, kept)
+    target, features = changed_features(suffix, start, cells, config)
+    every = torch.arange(len(images), device=images.device).repeat_interleave(len(cells))
     maps = {}
     for score in scores:
         judge = Judge(score=score, target=target, text=text, scale=scale, labels=labels)
-        removal = judge(features, every).reshape(len(images), len(cells))
-        maps[score] = -mean_over_windows(removal, cells, start.patch_count).cpu()
+        marks = judge(features.flatten(0, 1), every).reshape(len(images), len(cells))
+        maps[score] = -mean_over_windows(marks, cells, start.patch_count).cpu()
     return maps
 
 

@@ -61,6 +61,7 @@ class Provenance:
     window: int  # side in patches
     stride: int  # in patches
     dtype: str  # of the computation
+    action: str = "remove"  # or merge; the files that ship don't say
     batch: int | None = None  # sequences per pass decide the last bits; None in the files that ship
     greedy: int | None = None  # patches removed per round; None = one-shot
     approximate: str | None = None  # how the score was approximated; None = exact
@@ -113,7 +114,7 @@ def golden_flags(settings: GoldenConfig | Provenance) -> list[str]:
     """Return the flags of ``rank`` that ask for these settings."""
     names = {"approximate": "approx"}
     values = [(entry.name, getattr(settings, entry.name)) for entry in fields(GoldenConfig)]
-    flags = [(names.get(name, name), str(value)) for name, value in values if value is not None]
+    flags = [(names.get(name, name), str(value)) for name, value in values if value not in (None, GoldenConfig.action)]
     return [word for name, value in flags for word in (f"--{name}", value)]
 
 
@@ -554,14 +555,15 @@ def shipped_rankings(model: str, dataset: str, split: str, block: int) -> Path |
 def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Path:
     """Return where in the user's cache ``rank`` keeps rankings, one store per settings."""
     name = store_name(model, dataset, split, config.score)
-    way = f"b{config.block}w{config.window}s{config.stride}"
+    way = "merge" if config.action == "merge" else ""
+    way += f"b{config.block}w{config.window}s{config.stride}"
     way += f"g{config.greedy}" if config.greedy is not None else ""
     way += "-" + config.approximate.replace(":", "") if config.approximate is not None else ""
     return cache_folder() / "rankings" / f"{name}-{way}"
 
 
 def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfig.block) -> Rankings | None:
-    """Find the golden rankings by preservation: shipped ones or, of more images, the user's own.
+    """Find the golden rankings by removal and preservation: shipped ones or, of more images, the user's own.
 
     ``model`` is a dense timm name with its weight tag; ``block`` the reduction point, 0-based.
 
@@ -572,5 +574,6 @@ def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfi
     paths = [DATA_DIR / f"{name}.parquet", *sorted((cache_folder() / "rankings").glob(f"{name}-*"))]
     # The first shard of a store may still be in work.
     paths = [path for path in paths if (shard_paths(path) if path.is_dir() else path.is_file())]
-    fitting = [one for one in map(Rankings.read, paths) if one.provenance.block == block]
+    every = map(Rankings.read, paths)
+    fitting = [one for one in every if (one.provenance.block, one.provenance.action) == (block, "remove")]
     return max(fitting, key=len, default=None)  # of equally many the first, so the shipped ones

@@ -54,6 +54,7 @@ from harness.records.record import (
 )
 from harness.records.statistics import paired_difference, wilson_interval
 from zoo.clip import ClipParts
+from zoo.golden import GoldenConfig
 from zoo.predictor import tower_name
 from zoo.prompt_learner import TuneConfig
 from zoo.weights import fingerprint
@@ -63,7 +64,7 @@ Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 Rows = Sequence[Variant]
 Known = Sequence[Record]
-PROVENANCE = ("score", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
+PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,7 +368,7 @@ def blank(
     config, count = row.config, len(image_ids)
     if row.method == GOLDEN and row.rankings is not None:
         origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
-        config = config | {name: value for name, value in origin.items() if value is not None}
+        config = config | {name: value for name, value in origin.items() if value not in (None, GoldenConfig.action)}
     return Record(
         created=utc_now(),
         model=row.model,

@@ -19,6 +19,8 @@ TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 2, "stride": 1, "approximate": "follow:0"},
     {"window": 3, "stride": 1, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:4"},
+    {"action": "merge", "window": 1, "stride": 1, "approximate": "follow:0"},
+    {"action": "merge", "window": 1, "stride": 1, "greedy": 49, "approximate": "follow:0"},
 )
 
 
@@ -115,10 +117,11 @@ def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterato
     """
     own = shop.golden()
     truth = shop.truth(dataset, own)
-    others = [replace(own, **{"greedy": None, "approximate": None, **way}) for way in TARGETS]
+    others = [replace(own, **{"action": "remove", "greedy": None, "approximate": None, **way}) for way in TARGETS]
     for keep in keeps:
         for way in dict.fromkeys([own, *others]):
-            how = (f"greedy by {way.greedy}" if way.greedy else None, way.approximate)
+            merged = "merged" if way.action == "merge" else None
+            how = (merged, f"greedy by {way.greedy}" if way.greedy else None, way.approximate)
             name = ", ".join((f"{way.window} x {way.window} by {way.stride}", *filter(None, how)))
             rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, name)
             yield Line({"target": name, "ranking": "predicted"}, rows, keep)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 import zoo
 from zoo.approximate import follow
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.rankmerge import RankMergeConfig
 from zoo.windows import mean_over_windows, windows
 
 Build = Callable[..., nn.Module]
@@ -150,8 +151,12 @@ def test_border_patches_are_divided_by_the_windows_that_cover_them():
         ({"stride": 3}, "stride=3: more than window=2 leaves patches out"),
         ({"greedy": 0}, "greedy=0: expected an integer from 1"),
         ({"greedy": 2.0}, "greedy=2.0: expected an integer from 1"),
-        ({"greedy": 4, "approximate": "shallow:6"}, "with approximate='shallow:6': a greedy search removes every"),
-        ({"greedy": 4, "approximate": "follow:0"}, "window=2: a greedy search by 'follow:0' removes single"),
+        ({"greedy": 4, "approximate": "shallow:6"}, "greedy=4 with approximate='shallow:6': expected none, or 'fol"),
+        ({"greedy": 4, "approximate": "follow:0"}, "window=2: this search goes by single patches"),
+        ({"action": "merged"}, "action='merged': did you mean 'merge'? expected one of remove, merge"),
+        ({"action": "merge", "approximate": "jacobian:2"}, "action='merge' with approximate='jacobian:2': expected"),
+        ({"action": "merge", "approximate": "follow:0"}, "window=2: this search goes by single patches"),
+        ({"action": "merge", "greedy": 4}, "window=2: this search goes by single patches"),
     ],
 )
 def test_refused_settings(options: dict, match: str):
@@ -255,6 +260,108 @@ def test_a_greedy_search_by_follow_judges_by_what_is_left(step: int, small_tower
     assert engine.passes == pytest.approx(
         -(-SIDE * SIDE // step) * GoldenEngine(small_tower, replace(config, greedy=None)).passes
     )
+
+
+class Parts:
+    """Patch tokens of one image, each of some size and at some place, merged one after another."""
+
+    @torch.no_grad()
+    def __init__(self, tower: nn.Module, image: Tensor, config: GoldenConfig, side: int) -> None:
+        self.tower, self.config, self.side = tower, config, side
+        x = tower.norm_pre(tower._pos_embed(tower.patch_embed(image[None])))
+        for block in tower.blocks[: config.block]:
+            x = block(x)
+        self.cls = x[0, 0]
+        self.tokens = {p: (token, 1) for p, token in enumerate(x[0, 1:])}
+
+    def nearest(self, patch: int, others: list[int]) -> int:
+        def alike(other: int) -> float:
+            cosine = F.cosine_similarity(self.tokens[patch][0], self.tokens[other][0], dim=0)
+            (a, b), (c, d) = divmod(patch, self.side), divmod(other, self.side)
+            return float(cosine) - RankMergeConfig.distance * ((a - c) ** 2 + (b - d) ** 2) / self.side**2
+
+        return max(others, key=alike)
+
+    def without(self, going: set[int]) -> dict[int, tuple[Tensor, int]]:
+        """Merge each of ``going`` into its nearest of the others."""
+        others = [p for p in self.tokens if p not in going]
+        into = {p: self.nearest(p, others) for p in going}
+        merged = {}
+        for other in others:
+            parts = [self.tokens[p] for p in (other, *(p for p in going if into[p] == other))]
+            size = sum(n for _, n in parts)
+            mean = sum(token * n for token, n in parts) / size
+            length = max(token.norm() for token, _ in parts)
+            merged[other] = (mean * length / mean.norm() if len(parts) > 1 else mean, size)
+        return merged
+
+    @torch.no_grad()
+    def features(self, tokens: dict[int, tuple[Tensor, int]]) -> Tensor:
+        """Run the tokens through timm's blocks, attention in proportion to their sizes."""
+        x = torch.stack((self.cls, *(token for token, _ in tokens.values())))[None]
+        bias = torch.tensor([1, *(size for _, size in tokens.values())]).log()[None, None, None]
+        for block in self.tower.blocks[self.config.block :]:
+            x = block(x, attn_mask=bias)
+        return F.normalize(self.tower.head(self.tower.norm(x)[:, 0])[0], dim=0)
+
+
+@pytest.mark.parametrize(
+    ("block", "window", "stride", "batch"), [(3, 1, 1, 50), (0, 2, 2, 500), (5, 1, 1, 7), (1, 3, 2, 9)]
+)
+def test_equals_merging_one_window_at_a_time(block: int, window: int, stride: int, batch: int, tower: nn.Module):
+    images = torch.randn(2, 3, 64, 64)
+    config = GoldenConfig(action="merge", block=block, window=window, stride=stride)
+    fast = GoldenEngine(tower, config, batch=batch).importance(images)
+    for image, row in zip(images, fast, strict=True):
+        parts = Parts(tower, image, config, GRID)
+        whole = parts.features(parts.tokens)
+        scores: dict[int, list[float]] = {patch: [] for patch in parts.tokens}
+        for cells in windows((GRID, GRID), window, stride).tolist():
+            score = float(parts.features(parts.without(set(cells))) @ whole)
+            for patch in cells:
+                scores[patch].append(score)
+        slow = -torch.tensor([sum(s) / len(s) for s in scores.values()])
+        assert (row - slow).abs().max() < 1e-5
+        apart = slow.unsqueeze(1) - slow > 1e-5
+        assert (row.unsqueeze(1) > row)[apart].all()
+        assert apart.float().mean() > 0.05
+
+
+@pytest.mark.parametrize("step", [1, 5, 99])
+@pytest.mark.parametrize(("block", "approximate"), [(1, None), (3, None), (3, "follow:0")])
+def test_equals_the_slow_search_that_merges(
+    block: int, approximate: str | None, step: int, small_tower: zoo.ReducedViT
+):
+    """In the last of four blocks following is exact: only the class token leaves it."""
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+    config = GoldenConfig(action="merge", block=block, window=1, greedy=step, approximate=approximate)
+    importance = GoldenEngine(small_tower, config).importance(images)
+    for image, row in zip(images, importance, strict=True):
+        parts, order = Parts(small_tower, image, config, SIDE), row.argsort().tolist()
+        assert sorted(order) == list(range(SIDE * SIDE))
+        for start in range(0, SIDE * SIDE, step):
+            # Each of two tokens that are each other's nearest costs the same: ties are free.
+            going, later = order[start : start + step], order[start + step :]
+            if len(parts.tokens) > 1:
+                whole = parts.features(parts.tokens)
+                score = {p: float(parts.features(parts.without({p})) @ whole) for p in parts.tokens}
+                lead = [score[a] - score[b] for a, b in pairwise(going + later[:1])]
+                assert min(lead, default=0) > -1e-6
+                assert min(score[p] for p in going) > max((score[p] for p in later), default=-1) - 1e-6
+            if later:
+                parts.tokens = parts.without(set(going))
+
+
+@torch.no_grad()
+def test_following_a_merge_changes_the_merged_token_and_the_class_token_alone(tower: zoo.ReducedViT):
+    """With the last block alone to run that is exact; earlier it isn't."""
+    images = torch.randn(2, 3, 64, 64)
+    for block, exact in ((5, True), (2, False)):
+        config = GoldenConfig(action="merge", block=block, window=1)
+        ways = [replace(config, approximate=way) for way in (None, "follow:0")]
+        first, second = (golden_importance(tower, images, way) for way in ways)
+        assert torch.allclose(first, second, atol=1e-6) == exact
+        assert GoldenEngine(tower, ways[1]).passes < GoldenEngine(tower, ways[0]).passes
 
 
 def test_passes_bound_the_cost(small_tower: nn.Module, monkeypatch: pytest.MonkeyPatch):

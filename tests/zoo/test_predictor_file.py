@@ -208,3 +208,24 @@ def test_a_file_that_is_no_safetensors_at_all(tmp_path: Path):
     path.write_text("nothing of the kind")
     with pytest.raises(ValueError, match=re.escape("notes.txt' holds no predictor")):
         find_predictor(NAME, TAG, 3, path)
+
+
+def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
+    """Patches that may be removed are not those that may be merged."""
+    names = {action: predictor_name(NAME, TAG, 0, action) for action in ("remove", "merge")}
+    assert len(set(names.values())) == 2
+    rank = {"keep": 0.6, "reduce_at": [0]}
+    methods = {"remove": ("patchrank", rank), "merge": ("rankmerge", rank | {"rank": "predictor"})}
+    for action, (method, options) in methods.items():
+        match = rf"no predictor for {NAME}.{TAG} at block 0: .* --block 0.*{'--action merge' * (action == 'merge')}"
+        with pytest.raises(FileNotFoundError, match=match):
+            with_predictors(NAME, TAG, method, options, 6)
+        path = cache_folder() / "predictors" / names[action]
+        save(path, block=0, action=action)
+        assert fitted_blocks(NAME, TAG, action) == (0,)
+        _, [found] = with_predictors(NAME, TAG, method, options, 6)
+        assert (found.path, found.action) == (path, action)
+    other = cache_folder() / "predictors" / names["remove"]
+    match = r"action='remove', this model asks for 'merge'; fit one with: .* --block 0 .*--action merge"
+    with pytest.raises(ValueError, match=match):
+        with_predictors(NAME, TAG, "rankmerge", rank | {"rank": "predictor"}, 6, other)

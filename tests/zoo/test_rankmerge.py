@@ -70,6 +70,20 @@ def test_pairs_cost_what_the_slow_costs_say_and_little_more_than_greedy_ones(n: 
     assert spent <= 1.1 * least
 
 
+def test_protection_changes_whose_turn_it_is_and_not_the_goal():
+    x, places, weight = some(16)
+    protection = torch.ones(3, 16)
+    protection[:, ::2] = 1e6
+    gone, into, cost = pairs(x, places, weight, 4, protection=protection)
+    for image in range(3):
+        wanted = slow_costs(x[image], places[image], weight[image].tolist())
+        stay = set(range(16)) - set(gone[image].tolist())
+        for i, j, price in zip(gone[image].tolist(), into[image].tolist(), cost[image].tolist(), strict=True):
+            assert i % 2
+            assert price == pytest.approx(min(wanted[i][other] for other in stay), abs=1e-5)
+            assert price == pytest.approx(wanted[i][j], abs=1e-5)
+
+
 @pytest.mark.parametrize("links", [0, 1, 4])
 @given(n=st.integers(2, 24), share=st.floats(0.0, 1.0), values=st.integers(1, 3), seed=st.integers(0, 99))
 def test_those_that_go_are_so_many_and_none_goes_into_one_that_goes(

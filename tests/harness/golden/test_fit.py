@@ -113,6 +113,8 @@ def test_tau_is_of_every_image_over_batches(tower: Tower, write: Write):
     [
         (6, {"block": 2}, {}, "rankings of several reduction points: [2, 3]; one at a time"),
         (6, {"score": "label"}, {}, "rankings of several scores: ['label', 'preservation']"),
+        (6, {"action": "merge"}, {}, "rankings of several actions: ['merge', 'remove']"),
+        (6, {}, {"action": "merge"}, "--action merge: these rankings are of action remove; leave it out"),
         (6, {"weights": "0" * 16}, {}, "made with weights='0000000000000000', wanted"),
         (6, {"model": "clip_vit_l14.openai"}, {}, "made with model='clip_vit_l14.openai', wanted"),
         (6, {"revision": "0" * 12}, {}, "made with revision='000000000000', wanted"),

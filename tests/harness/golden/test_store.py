@@ -379,7 +379,8 @@ def test_another_provenance_is_refused_with_the_command(field: str, rankings, pr
     stored = asdict(provenance)[field]
     assert f"made with {field}={stored!r}, wanted {value!r}; make them with: " in str(error.value)
     facts = asdict(provenance) | {field: value}
-    options = ["model", "dataset", "split", "score", "block", "window", "stride"]
+    action = ["action"] if field == "action" else []
+    options = ["model", "dataset", "split", "score", *action, "block", "window", "stride"]
     command = " ".join(f"--{option} {facts[option]}" for option in options)
     command += {"greedy": " --greedy 7", "approximate": " --approx val"}.get(field, "")
     assert str(error.value).endswith(f"patchrank rank {command}")
@@ -418,9 +419,9 @@ def count(block: int = 3) -> int:
 
 
 def test_every_setting_has_a_store_of_its_own(shipped: Path):
-    others = {"block": 0, "stride": 2, "window": 3, "greedy": 8, "score": "label"}
+    others = {"block": 0, "stride": 2, "window": 3, "greedy": 8, "score": "label", "action": "merge"}
     settings = [GoldenConfig(), *(GoldenConfig(**{name: value}) for name, value in others.items())]
-    assert len({module.own_store(MODEL, "fashion", "test", config) for config in settings}) == 6
+    assert len({module.own_store(MODEL, "fashion", "test", config) for config in settings}) == 7
 
 
 def test_rankings_are_found_by_model_split_and_block(shipped: Path, rankings: Make):
@@ -428,6 +429,8 @@ def test_rankings_are_found_by_model_split_and_block(shipped: Path, rankings: Ma
     rankings(5, block=0).write(own_file())
     assert (count(), count(block=0)) == (0, 5)
     rankings(2).write(own_file())
+    assert count() == 2
+    rankings(6, action="merge").write(own_file().with_name(f"golden-{MODEL}-fashion-test-merge.parquet"))
     assert count() == 2
     assert module.find_rankings(MODEL, "fashion", "val") is None
     assert module.find_rankings("clip_vit_b16.openai", "fashion", "test") is None
