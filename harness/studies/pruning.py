@@ -10,6 +10,7 @@ from harness.measure.match import MATCHED
 from harness.measure.rows import Variant
 from harness.studies.workshop import PREDICTED, Line, Workshop, study
 from zoo.predictor import architecture
+from zoo.rankmerge import RANKS, RankMergeConfig
 from zoo.reducer import METHODS, configure
 
 SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the whole grid
@@ -54,6 +55,39 @@ def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Itera
             ]
             off = f"{100 * (setting['ratio'] / setting['goal'] - 1):+.1f} %"
             yield Line({"for": percent, "method": method, "equal": f"time, {dtype}", "off": off}, rows, keep)
+
+
+@study(
+    "Merging at a few points and in every block, and dropping, at equal GFLOPs",
+    "Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?",
+    keeps=(0.6, 0.5, 0.3),
+)
+def merging(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+    """Give ToMe, and rankmerge with each kind of ranking, the keep rates at which they cost what patchrank does.
+
+    Rankmerge's predictor is fitted to golden rankings by merging before the block where it scores.
+    """
+    block = min(RankMergeConfig.rank_at, len(shop.dense.blocks) - 1)
+    golden = shop.golden(block=block, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
+    fits = shop.fitted(shop.config.datasets, golden)
+    pruned = shop.fitted(shop.config.datasets, shop.golden())
+
+    def merged(rank: str, keep: float) -> list[Variant]:
+        if rank == "predictor":
+            options = {"method": "rankmerge", "rank": rank, "rank_at": block, "reduce_at": None}
+            return shop.predicted(fits, keep, None, rank, **options)
+        return shop.baseline("rankmerge", keep, None, rank, rank=rank)
+
+    for keep in keeps:
+        own = shop.predicted(pruned, keep, None, f"for {keep:g}")
+        ways = {("tome", ""): lambda keep: shop.baseline("tome", keep, None, "")}
+        ways |= {("rankmerge", rank): partial(merged, rank) for rank in RANKS}
+        for (method, rank), build in ways.items():
+            rows = shop.at_cost(f"{method} {rank}", build, shop.gflops(own[0]))
+            what = f"for {keep:g}, {rows[0].what}"
+            rows = [replace(row, what=f"{what}{at}") for at, row in enumerate(rows)]
+            yield Line({"for": f"{100 * keep:g}", "method": method, "ranking": rank}, rows, keep)
+        yield Line({"for": f"{100 * keep:g}", "method": PREDICTED, "ranking": "predictor"}, own, keep)
 
 
 @study(

@@ -283,10 +283,11 @@ class Workshop:
         truth: Rankings | None,
         what: str,
         *,
+        method: str = PREDICTED,
         later: Sequence[Sequence[Fitted]] = (),
         **options: Any,
     ) -> list[Variant]:
-        """Make a row of each predictor, one per seed, all of one shape and block.
+        """Make a row of each predictor, one per seed, all of one shape and block, by default its only reduction point.
 
         ``what`` tells these rows apart from others; ``later`` are predictors of later reduction
         points, where each scores anew.
@@ -294,9 +295,9 @@ class Workshop:
         rows = []
         for one, *rest in zip(fits, *later, strict=True):
             settings = {"reduce_at": (one.file.block,), **one.file.options, **options}
-            vit = zoo.reduce(self.dense, method=PREDICTED, keep=keep, **settings)
+            vit = zoo.reduce(self.dense, method=method, keep=keep, **settings)
             digest = self.load(vit, [one.file, *(other.file for other in rest)])
-            rows.append(self._row(PREDICTED, vit, f"{what}, seed {one.seed}", truth, digest))
+            rows.append(self._row(method, vit, f"{what}, seed {one.seed}", truth, digest))
         return rows
 
     def load(self, vit: ReducedViT, files: Sequence[PredictorFile]) -> str:
