@@ -109,14 +109,14 @@ def energies(tower: Tower, arrived: int, left: int) -> Extra:
 
 
 def condensing(tower: Tower, arrived: int, left: int) -> Extra:
-    """The class token's query times the patches' keys, and all tokens to merge times all of them."""
+    """The class token's query times the patches' keys, and all tokens to merge, if any, times all of them."""
     if left >= arrived:
         return Extra()
     centers = min(4, left)
     apart = arrived - left + centers
     between = apart - min(apart // 3, arrived - left)
-    row = Extra(arrived * tower.width, results=tower.heads * arrived)
-    return Extra(row.products + between**2 * tower.width, results=row.results + between**2)
+    pairs = between**2 if between > centers else 0
+    return Extra((arrived + pairs) * tower.width, results=tower.heads * arrived + pairs)
 
 
 def fusing(tower: Tower, arrived: int, left: int) -> Extra:
