@@ -75,7 +75,7 @@ class RecoveryConfig:
     steps: int = 40
     patience: int = 4
     batch: int = 24
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     crop: float = 0.6
     seed: int = 0
     dtype: str = "bfloat16"
