@@ -43,6 +43,7 @@ class Tokens(NamedTuple):
         patch_idx: (B, n) int64 position in the grid of each patch token, -1 for a fused token.
         patch_count: number n of patch tokens. Not read off ``x``, whose shape torch.fx hides.
         size: (B, n) float number of patches that each patch token stands for, None while all are 1.
+        mass: (B, n) float number of tokens that each patch token is worth to attention, None for its size.
         importance: (B, n) float carried from an earlier reduction point, None before the first.
         history: the reductions so far, oldest first.
     """
@@ -55,6 +56,7 @@ class Tokens(NamedTuple):
     size: Tensor | None = None
     importance: Tensor | None = None
     history: tuple[Reduction, ...] = ()
+    mass: Tensor | None = None
 
     @classmethod
     def start(cls, x: Tensor, prefix: int, grid: tuple[int, int]) -> "Tokens":
@@ -68,10 +70,9 @@ class Tokens(NamedTuple):
         return self.x[:, self.prefix :]
 
     def size_bias(self) -> Tensor | None:
-        """Return log(size) of each key, (B, 1, 1, T), which attends in proportion to size; None while all are 1."""
-        if self.size is None:
-            return None
-        return F.pad(self.size.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
+        """Return the log of each key's mass, (B, 1, 1, T), which attends in proportion to it; None while all are 1."""
+        mass = self.size if self.mass is None else self.mass
+        return None if mass is None else F.pad(mass.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
 
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.
@@ -92,6 +93,7 @@ class Tokens(NamedTuple):
             patch_idx=after,
             patch_count=keep_idx.shape[1],
             size=None if self.size is None else self.size.gather(1, keep_idx),
+            mass=None if self.mass is None else self.mass.gather(1, keep_idx),
             importance=importance.gather(1, keep_idx),
             history=(*self.history, Reduction(index, self.patch_idx, after, importance)),
         )
@@ -120,6 +122,8 @@ class Tokens(NamedTuple):
             count: n - r, which torch.fx can't read off ``gone``.
             stay: (B, n - r) int64, all other positions in the order of the new sequence; None for ascending.
             rescale: stretch a merged token to the norm of the longest of its parts (MLERP of ToFu, arXiv 2312.01026).
+                Its mass is its parts' by the same factor: its value, which LayerNorm stretches whatever we do, would
+                otherwise count for more than theirs.
         """
         idx = self.patch_idx
         size = torch.ones_like(idx, dtype=torch.float32) if self.size is None else self.size
@@ -130,7 +134,12 @@ class Tokens(NamedTuple):
         moved, after = size.gather(1, gone), idx.gather(1, stay)
         merged_size = size.gather(1, stay).scatter_add(1, place, moved)
         share = moved / merged_size.gather(1, place)
-        merged = _merged(rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into), into, share, rescale)
+        parts, target = rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into)
+        merged, stretch = _merged(parts, target, into, share, rescale)
+        mass = size if self.mass is None and rescale else self.mass
+        if mass is not None:
+            mass = mass.gather(1, stay).scatter_add(1, place, mass.gather(1, gone))
+            mass = mass.scatter(1, place, mass.gather(1, place) / stretch)
         carried = self.importance
         if carried is not None:
             carried = carried.gather(1, stay).scatter_reduce(1, place, carried.gather(1, gone), "amax")
@@ -141,6 +150,7 @@ class Tokens(NamedTuple):
             patch_idx=after,
             patch_count=count,
             size=merged_size,
+            mass=mass,
             importance=carried,
             history=(*self.history, Reduction(index, idx, after, last, became)),
         )
@@ -175,8 +185,8 @@ def rows(x: Tensor, idx: Tensor) -> Tensor:
     return x.reshape(batch * count, dim).index_select(0, (idx + first.unsqueeze(1)).flatten()).view(batch, -1, dim)
 
 
-def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale: bool) -> Tensor:
-    """Return what each token at ``into`` (B, r) becomes, (B, r, D), the same for those of the same position.
+def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale: bool) -> tuple[Tensor, Tensor]:
+    """Return what each token at ``into`` (B, r) becomes, (B, r, D), and by which factor it was stretched, (B, r).
 
     ``parts`` (B, r, D) go into ``target`` (B, r, D), aligned, each with its ``share`` (B, r) of the size in the end.
     """
@@ -185,15 +195,17 @@ def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale:
     moves = (parts - target) * share.unsqueeze(2).to(parts.dtype)
     sums = torch.zeros_like(moves).scatter_add(1, slot.unsqueeze(2).expand_as(moves), moves)
     merged = target + rows(sums, slot)
+    stretch = torch.ones_like(share)
     if rescale:
         longest = _norm(target).scatter_reduce(1, slot, _norm(parts), "amax").gather(1, slot)
         stretch = longest / _norm(merged).clamp(min=1e-12)
         merged = merged * stretch.unsqueeze(2).to(merged.dtype)
-    return merged
+    return merged, stretch
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.float(), dim=2)
+    norm: Tensor = torch.linalg.vector_norm(x.float(), dim=2)
+    return norm
 
 
 def _spliced(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor) -> Tensor:

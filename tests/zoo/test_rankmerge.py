@@ -13,7 +13,7 @@ from torch import Tensor
 import zoo
 from zoo.attention import cls_attention_of
 from zoo.rankmerge import RankMergeConfig, pairs
-from zoo.tokens import Tokens
+from zoo.tokens import Tokens, tokens_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -102,7 +102,7 @@ def test_those_that_go_are_so_many_and_none_goes_into_one_that_goes(
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("keep", [0.01, 0.5, 0.99])
 def test_tiny_grids_and_equal_tokens_meet_the_count(count: int, keep: float, tower: VisionTransformer):
-    reducer = zoo.reduce(tower, method="rankmerge", keep=keep, reduce_at=0, rank="cls").reducer
+    reducer = zoo.reduce(tower, method="rankmerge", keep=keep, reduce_at=0, rank="cls", rank_at=0).reducer
     tokens = Tokens.start(torch.ones(2, 1 + count, 48), 1, (1, count))
     model = zoo.reduce(tower, method=None)
     model.reducer = reducer
@@ -140,9 +140,10 @@ def test_points_follow_the_depth(depth: int, points: tuple[int, ...]):
 
 @pytest.mark.parametrize("rank", ["cls", "predictor"])
 def test_what_ranks_high_merges_late(rank: str, tower: VisionTransformer, images: Tensor):
-    plain = zoo.reduce(tower, method="rankmerge", keep=0.6, reduce_at=1)
-    model = zoo.reduce(tower, method="rankmerge", keep=0.6, reduce_at=1, rank=rank, rank_weight=50.0)
-    unweighted = zoo.reduce(tower, method="rankmerge", keep=0.6, reduce_at=1, rank=rank, rank_weight=0.0)
+    options = {"method": "rankmerge", "keep": 0.6, "reduce_at": 1}
+    plain = zoo.reduce(tower, **options)
+    model = zoo.reduce(tower, **options, rank=rank, rank_at=1, rank_weight=50.0)
+    unweighted = zoo.reduce(tower, **options, rank=rank, rank_at=1, rank_weight=0.0)
     assert torch.allclose(unweighted(images), plain(images), atol=1e-5)
     before, _ = model.advance(model.embed(images), stop=1)
     tokens, _ = model.advance(before, 1, 2)
@@ -156,13 +157,47 @@ def test_what_ranks_high_merges_late(rank: str, tower: VisionTransformer, images
         assert best <= set(went.after[image].tolist())
 
 
-def test_a_predictor_scores_before_the_first_point(tower: VisionTransformer, images: Tensor):
-    model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=[1, 3], rank="predictor", arch="mlp", width=8)
-    assert model.reducer.config.predictor_blocks(6) == (1,)
+def test_a_predictor_scores_before_its_block(tower: VisionTransformer, images: Tensor):
+    options = {"keep": 0.5, "reduce_at": [1, 4], "rank": "predictor", "rank_at": 3, "width": 8}
+    model = zoo.reduce(tower, method="rankmerge", **options)
+    assert model.reducer.config.predictor_blocks(6) == (3,)
     assert any(name.startswith("reducer.predictor.") for name in model.state_dict())
     assert RankMergeConfig(keep=0.5).predictor_blocks(6) == ()
     assert zoo.reduce(tower, method="rankmerge", keep=0.5, rank="cls").reducer.predictor is None
     assert model.trace(images).final_tokens == 32
+    assert zoo.reduce(tower, method="rankmerge", **options | {"rank_at": 0}).reducer.first_block == 0
+
+
+def test_a_predictor_sees_patches_as_the_tokens_that_they_are_in(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=[1, 4], rank="predictor", rank_at=3, width=8)
+    tokens, _ = model.advance(model.embed(images), stop=3)
+    assert tokens.importance is None
+    token = tokens.token_of_patch()
+    whole = torch.stack([x[where] for x, where in zip(tokens.patches, token, strict=True)])
+    scores = model.reducer.predictor(torch.cat((tokens.x[:, :1], whole), dim=1), 1, tokens.grid)
+    importance = model.reducer.before_block(3, tokens, tower.blocks[3]).importance
+    final = tokens_of(tokens.history, 64)
+    for image in range(3):
+        for place, position in enumerate(tokens.patch_idx[image].tolist()):
+            inside = final[image] == position
+            assert torch.equal(inside, token[image] == place)
+            assert importance[image, place] == scores[image][inside].max()
+
+
+def test_a_mean_of_unlike_tokens_is_stretched_and_weighs_less():
+    """Its value, stretched again by LayerNorm, counts for as much as those of its parts."""
+    x = torch.tensor([[[9.0, 9], [3, 0], [0, 3], [2, 2], [4, 4]]])
+    tokens = Tokens.start(x, 1, (1, 4))
+    merged = tokens.merge(0, torch.tensor([[1, 3]]), torch.tensor([[0, 2]]), torch.zeros(1, 2), 2, rescale=True)
+    norm = math.hypot(1.5, 1.5)
+    assert merged.size.tolist() == [[2, 2]]
+    assert merged.mass[0].tolist() == pytest.approx([2 * norm / 3, 2 * 3 * 2**0.5 / (4 * 2**0.5)])
+    assert merged.patches[0, 0].tolist() == pytest.approx([1.5 * 3 / norm] * 2)
+    assert merged.patches[0, 1].tolist() == pytest.approx([4, 4])
+    assert tokens.merge(0, torch.tensor([[1]]), torch.tensor([[0]]), torch.zeros(1, 1), 3).mass is None
+    again = merged.merge(1, torch.tensor([[1]]), torch.tensor([[0]]), torch.zeros(1, 1), 1)
+    assert torch.equal(again.mass, merged.mass.sum(dim=1, keepdim=True))
+    assert torch.allclose(again.size_bias()[0, 0, 0, 1:].exp(), again.mass)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +209,8 @@ def test_a_predictor_scores_before_the_first_point(tower: VisionTransformer, ima
         ({"rank_weight": math.nan}, "rank_weight=nan: expected a number from 0"),
         ({"rescale": 1}, "rescale=1: expected true or false"),
         ({"arch": "conf"}, "did you mean 'conv'?"),
+        ({"rank": "cls", "reduce_at": [0, 2]}, "rank_at=3: expected a block up to the last reduction point, 2"),
+        ({"rank_at": -1}, "rank_at=-1: expected an integer from 0"),
         ({"reduce_at": 6}, "reduce_at=6: this tower has blocks 0 to 5"),
     ],
 )
