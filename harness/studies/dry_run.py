@@ -129,7 +129,7 @@ class DryShop(Workshop):
         else:
             options = {"arch": recipe.arch, "width": recipe.width}
             arch, tag, block = self.tower.arch, self.tower.tag, target.block
-            file = PredictorFile(path=path, model=arch, tag=tag, block=block, options=options)
+            file = PredictorFile(path=path, model=arch, tag=tag, block=block, options=options, action=target.action)
         self._predictors[path] = file
         return file
 

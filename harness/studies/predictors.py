@@ -6,9 +6,9 @@ from typing import Any
 
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import SHOTS
-from harness.studies.workshop import Line, Workshop, study
+from harness.studies.workshop import MERGED, Line, Workshop, study
 from zoo.fit import LOSSES
-from zoo.golden import SCORES
+from zoo.golden import SCORES, GoldenConfig
 from zoo.predictor import ARCHITECTURES
 
 TARGETS: tuple[dict[str, Any], ...] = (
@@ -19,6 +19,8 @@ TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 2, "stride": 1, "approximate": "follow:0"},
     {"window": 3, "stride": 1, "approximate": "follow:0"},
     {"window": 2, "stride": 1, "approximate": "follow:4"},
+)
+MERGES: tuple[dict[str, Any], ...] = (
     {"action": "merge", "window": 1, "stride": 1, "approximate": "follow:0"},
     {"action": "merge", "window": 1, "stride": 1, "greedy": 49, "approximate": "follow:0"},
 )
@@ -113,20 +115,34 @@ def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
 def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Prune by predictors fitted to golden rankings made in several ways, and by those rankings.
 
-    All are compared with the predictor fitted to the study's own.
+    All are compared with the predictor fitted to the study's own. Those of merging serve rankmerge,
+    beside which it stands without a ranking and by the class token's attention.
     """
     own = shop.golden()
     truth = shop.truth(dataset, own)
-    others = [replace(own, **{"action": "remove", "greedy": None, "approximate": None, **way}) for way in TARGETS]
+    others, merges = (
+        [replace(own, **{"greedy": None, "approximate": None, **way}) for way in ways] for ways in (TARGETS, MERGES)
+    )
     for keep in keeps:
         for way in dict.fromkeys([own, *others]):
-            merged = "merged" if way.action == "merge" else None
-            how = (merged, f"greedy by {way.greedy}" if way.greedy else None, way.approximate)
-            name = ", ".join((f"{way.window} x {way.window} by {way.stride}", *filter(None, how)))
+            name = _way(way)
             rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, name)
             yield Line({"target": name, "ranking": "predicted"}, rows, keep)
             oracle = shop.oracle(shop.truth(dataset, way), keep, name)
             yield Line({"target": name, "ranking": "golden"}, oracle, keep)
+        for rank in ("none", "cls"):
+            rows = shop.baseline(MERGED, keep, truth, rank, rank=rank)
+            yield Line({"target": "(merged)", "ranking": rank}, rows, keep)
+        for way in merges:
+            rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, _way(way))
+            yield Line({"target": _way(way), "ranking": "predicted"}, rows, keep)
+
+
+def _way(golden: GoldenConfig) -> str:
+    """Return a short name of how rankings are made."""
+    merged = "merged" if golden.action == "merge" else None
+    how = (merged, f"greedy by {golden.greedy}" if golden.greedy else None, golden.approximate)
+    return ", ".join((f"{golden.window} x {golden.window} by {golden.stride}", *filter(None, how)))
 
 
 @study(

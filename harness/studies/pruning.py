@@ -8,9 +8,9 @@ from itertools import product
 from harness.datasets.base import Dataset
 from harness.measure.match import MATCHED
 from harness.measure.rows import Variant
-from harness.studies.workshop import PREDICTED, Line, Workshop, study
+from harness.studies.workshop import MERGED, PREDICTED, Line, Workshop, study
 from zoo.predictor import architecture
-from zoo.rankmerge import RANKS, RankMergeConfig
+from zoo.rankmerge import RANKS
 from zoo.reducer import METHODS, configure
 
 SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the whole grid
@@ -65,23 +65,21 @@ def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Itera
 def merging(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Give ToMe, and rankmerge with each kind of ranking, the keep rates at which they cost what patchrank does.
 
-    Rankmerge's predictor is fitted to golden rankings by merging before the block where it scores.
+    Rankmerge's predictor is fitted to golden rankings by merging before the first block.
     """
-    block = min(RankMergeConfig.rank_at, len(shop.dense.blocks) - 1)
-    golden = shop.golden(block=block, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
+    golden = shop.golden(block=0, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
     fits = shop.fitted(shop.config.datasets, golden)
     pruned = shop.fitted(shop.config.datasets, shop.golden())
 
     def merged(rank: str, keep: float) -> list[Variant]:
         if rank == "predictor":
-            options = {"method": "rankmerge", "rank": rank, "rank_at": block, "reduce_at": None}
-            return shop.predicted(fits, keep, None, rank, **options)
-        return shop.baseline("rankmerge", keep, None, rank, rank=rank)
+            return shop.predicted(fits, keep, None, rank)
+        return shop.baseline(MERGED, keep, None, rank, rank=rank)
 
     for keep in keeps:
         own = shop.predicted(pruned, keep, None, f"for {keep:g}")
         ways = {("tome", ""): lambda keep: shop.baseline("tome", keep, None, "")}
-        ways |= {("rankmerge", rank): partial(merged, rank) for rank in RANKS}
+        ways |= {(MERGED, rank): partial(merged, rank) for rank in RANKS}
         for (method, rank), build in ways.items():
             rows = shop.at_cost(f"{method} {rank}", build, shop.gflops(own[0]))
             what = f"for {keep:g}, {rows[0].what}"

@@ -40,6 +40,7 @@ from zoo.vit import ReducedViT
 from zoo.weights import cache_folder, fingerprint, load_predictor
 
 PREDICTED = "patchrank"
+MERGED = "rankmerge"
 STOPPED_BY = 300  # val images per dataset, at most, that end a fit
 STOPPED_TUNED = 100  # likewise of a tuned tower, which is slow to rank: its prefix is long
 
@@ -283,19 +284,21 @@ class Workshop:
         truth: Rankings | None,
         what: str,
         *,
-        method: str = PREDICTED,
         later: Sequence[Sequence[Fitted]] = (),
         **options: Any,
     ) -> list[Variant]:
-        """Make a row of each predictor, one per seed, all of one shape and block, by default its only reduction point.
+        """Make a row of each predictor, one per seed, all of one shape, block and action, for which it ranks.
 
         ``what`` tells these rows apart from others; ``later`` are predictors of later reduction
         points, where each scores anew.
         """
         rows = []
         for one, *rest in zip(fits, *later, strict=True):
-            settings = {"reduce_at": (one.file.block,), **one.file.options, **options}
-            vit = zoo.reduce(self.dense, method=method, keep=keep, **settings)
+            block, method = one.file.block, PREDICTED
+            settings: dict[str, Any] = {"reduce_at": (block,)}
+            if one.file.action == "merge":
+                method, settings = MERGED, {"rank": "predictor", "rank_at": block}
+            vit = zoo.reduce(self.dense, method=method, keep=keep, **settings | one.file.options | options)
             digest = self.load(vit, [one.file, *(other.file for other in rest)])
             rows.append(self._row(method, vit, f"{what}, seed {one.seed}", truth, digest))
         return rows

@@ -38,6 +38,22 @@ def test_every_score_golden_and_predicted(tiny: StudyConfig, studied):
         assert entry.records[0].final_tokens == final_count(64, entry.group)
 
 
+def test_targets_of_merging_serve_the_method_that_merges(tiny: StudyConfig, studied, monkeypatch):
+    monkeypatch.setattr("harness.studies.predictors.TARGETS", ())
+    sheet, _ = studied("targets", replace(tiny, keeps=(0.5,), seeds=1))["plain"]
+    lines = [(e.labels["target"], e.labels["ranking"], e.records[0].method) for e in sheet.entries]
+    pruned, merged = lines[:2], lines[2:]
+    assert [ranking for _, ranking, _ in pruned] == ["predicted", "golden"]
+    way = "1 x 1 by 1, merged"
+    assert merged == [
+        ("(merged)", "none", "rankmerge"),
+        ("(merged)", "cls", "rankmerge"),
+        (f"{way}, follow:0", "predicted", "rankmerge"),
+        (f"{way}, greedy by 49, follow:0", "predicted", "rankmerge"),
+    ]
+    assert {e.records[0].final_tokens for e in sheet.entries} == {final_count(64, 0.5)}
+
+
 def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied):
     results = studied("transfer", tiny)
     sources = [e.labels["fitted on"] for e in results["other"][0].entries]
