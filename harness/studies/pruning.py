@@ -62,7 +62,7 @@ def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Itera
     "Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?",
     keeps=(0.6, 0.5, 0.3),
 )
-def merging(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def merging(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Give ToMe, and rankmerge with each kind of ranking, the keep rates at which they cost what patchrank does.
 
     Rankmerge's predictor is fitted to golden rankings by merging before the first block.
