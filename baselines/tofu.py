@@ -54,4 +54,5 @@ class ToFu(Merger):
         if index < self.merge_from:
             importance = torch.full_like(metric[..., 0], torch.inf, dtype=torch.float32)
             return tokens.select(index, importance.scatter(1, gone, -similarity), stay)._replace(patch_count=count)
-        return tokens.merge(index, gone, into, -similarity, count, stay=stay, rescale=True)
+        merged = tokens.merge(index, gone, into, -similarity, count, stay=stay, rescale=True)
+        return merged._replace(mass=None)  # attention goes by size, as in ToMe

@@ -44,6 +44,7 @@ def test_fusion_is_the_slow_loop(n: int, r: int, index: int, prune: bool, tower:
         assert after.size[image].tolist() == [count for _, count, _ in wanted]
         assert torch.allclose(after.patches[image], torch.stack([token for _, _, token in wanted]), atol=1e-5)
     assert after.patch_count == n - r
+    assert torch.equal(reducer.attention_bias(after)[:, 0, 0, 1:], after.size.log())
 
 
 def test_early_blocks_leave_tokens_as_they_are(tower: VisionTransformer, images: Tensor):
