@@ -215,7 +215,8 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
     names = {action: predictor_name(NAME, TAG, 0, action) for action in ("remove", "merge")}
     assert len(set(names.values())) == 2
     rank = {"keep": 0.6, "reduce_at": [0]}
-    methods = {"remove": ("patchrank", rank), "merge": ("rankmerge", rank | {"rank": "predictor"})}
+    merge = rank | {"rank": "predictor", "rank_at": 0}
+    methods = {"remove": ("patchrank", rank), "merge": ("rankmerge", merge)}
     for action, (method, options) in methods.items():
         match = rf"no predictor for {NAME}.{TAG} at block 0: .* --block 0.*{'--action merge' * (action == 'merge')}"
         with pytest.raises(FileNotFoundError, match=match):
@@ -228,4 +229,4 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
     other = cache_folder() / "predictors" / names["remove"]
     match = r"action='remove', this model asks for 'merge'; fit one with: .* --block 0 .*--action merge"
     with pytest.raises(ValueError, match=match):
-        with_predictors(NAME, TAG, "rankmerge", rank | {"rank": "predictor"}, 6, other)
+        with_predictors(NAME, TAG, "rankmerge", merge, 6, other)
