@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 from harness.datasets.base import Dataset
 from harness.measure.match import MATCHED
@@ -86,6 +87,31 @@ def merging(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterat
             rows = [replace(row, what=f"{what}{at}") for at, row in enumerate(rows)]
             yield Line({"for": f"{100 * keep:g}", "method": method, "ranking": rank}, rows, keep)
         yield Line({"for": f"{100 * keep:g}", "method": PREDICTED, "ranking": "predictor"}, own, keep)
+
+
+def parts(depth: int) -> dict[str, dict[str, Any]]:
+    """Return what is changed about rankmerge in a tower of so many blocks, by name."""
+    half, third = depth // 2, depth // 3
+    return {
+        "as it is": {},
+        "distance in the grid doesn't count": {"distance": 0.0},
+        "sizes don't count": {"size_power": 0.0},
+        "plain means, not stretched": {"rescale": False},
+        "the same number merged at each point": {"schedule": "linear"},
+        "two points": {"reduce_at": (0, half)},
+        "four points, from the first block on": {"reduce_at": tuple(sorted({depth * at // 4 for at in range(4)}))},
+        "two points, the first block left alone": {"reduce_at": tuple(sorted({max(1, third), 2 * third}))},
+    }
+
+
+@study("Parts of rankmerge, at equal GFLOPs", "What is each part of the method worth?", keeps=(0.6, 0.3))
+def ablation(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+    """Change one setting of rankmerge at a time, at the cost of random pruning, which is that of any other."""
+    for keep in keeps:
+        goal = shop.gflops(shop.baseline("random", keep, None, "")[0])
+        for name, options in parts(len(shop.dense.blocks)).items():
+            build = partial(shop.baseline, MERGED, truth=None, what=f"{name} for {keep:g}", **options)
+            yield Line({"for": f"{100 * keep:g}", "changed": name}, shop.at_cost(name, build, goal), keep)
 
 
 @study(
