@@ -162,7 +162,7 @@ def test_the_whole_benchmark_in_miniature(
     command += " --tokens probe --seeds 1"
     assert main([*command.split(), "--rounds", "1", "--output", str(tmp_path)]) == 0
     records = read_records(tmp_path / "records.jsonl")
-    assert len(records) == 2 * (1 + 2 * 6)
+    assert len(records) == 2 * (1 + 2 * 7)
     golden: list[Record] = [record for record in records if record.method == "golden"]
     assert len(golden) == 4
     assert all(record.tau > 0.99 for record in golden)  # ties of a window may be cut apart

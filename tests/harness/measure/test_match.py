@@ -318,6 +318,6 @@ def test_the_command_leaves_out_the_oracle(tmp_path: Path, capsys: pytest.Captur
     assert main([*command.split(), "--match", "gflops", *output]) == 0
     assert "at equal GFLOPs: toy (test" in capsys.readouterr().out
     records = read_records(tmp_path / "records.jsonl")
-    assert {record.method for record in records} == {"dense", *METHODS}
+    assert {record.method for record in records} == {"dense", *METHODS, "rankmerge"}
     assert main([*command.split(), "--match", "tokens", *output]) == 2
     assert "match='tokens': expected one of gflops, time" in capsys.readouterr().err
