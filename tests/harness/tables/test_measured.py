@@ -18,7 +18,7 @@ from harness.report.changes import changes, tables
 from harness.report.folder import front_table
 from harness.report.groups import grouped
 from harness.report.highlights import Cost, Front, Standing
-from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables
+from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables, shots_apart
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
 LONG = "A dataset of some kind, in the form in which its makers gave it to the world in 2014"
@@ -37,9 +37,10 @@ def _changes(records: list[Record]) -> list[Part]:
 
 def _shots(records: list[Record]) -> list[Part]:
     options = {"tuning": "probe", "prompt_tokens": None}
-    groups = [averages(records)]
-    groups += [averages([replace(r, shots=k, **options) for r in records]) for k in (1, 2, 4, 8, 16)]
-    return list(shot_tables(groups))
+    groups = [records, *([replace(r, shots=k, **options) for r in records] for k in (1, 2, 4, 8, 16))]
+    tables = list(shot_tables(list(map(averages, groups))))
+    assert shots_apart(groups) == tables  # without recovery
+    return tables
 
 
 def _matched(records: list[Record]) -> list[Part]:
