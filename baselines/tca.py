@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zoo.attention import Attended
 from zoo.reducer import Reducer, ReducerConfig, register_method
-from zoo.tokens import Tokens
+from zoo.tokens import Tokens, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def clusters(x: Tensor, between: Tensor, count: int, centers: int) -> tuple[Tens
         Positions of the centres (B, centers), of all others (B, count - centers), and of the centre
         that each of these is nearest to; int64, in the sequence of ``x``.
     """
-    x = x.gather(1, between.unsqueeze(-1).expand(-1, -1, x.shape[-1])).float()
+    x = rows(x, between).float()
     square = (x * x).sum(dim=-1)
     product = (x @ x.transpose(1, 2)).float()
     distance = (square.unsqueeze(2) + square.unsqueeze(1) - 2 * product).clamp(min=0.0)

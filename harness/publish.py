@@ -21,7 +21,7 @@ from timm.models import save_for_hf
 import zoo
 from harness.console.table import Shown
 from harness.console.terminal import Progress
-from harness.measure.rows import as_json, predictors_digest
+from harness.measure.rows import predictors_digest
 from harness.models.cost import gflops
 from harness.models.towers import create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE
@@ -87,7 +87,7 @@ class Publishable:
 
     def settings(self) -> dict[str, Any]:
         """Return the method's settings as records keep them, its predictor left out."""
-        return {} if self.vit.reducer is None else as_json(self.vit.reducer.config)
+        return {} if self.vit.reducer is None else self.vit.reducer.config.plain()
 
     def weights(self) -> str:
         """Return the fingerprint of the tower as records keep it: without what was tuned."""
@@ -134,7 +134,7 @@ class Publishable:
         keeps = ""
         if known.method is not None:
             keeps = f" --keeps {known.percent / 100:g}"
-            usual = as_json(configure(known.method, {"keep": known.percent / 100}, len(self.vit.blocks)))
+            usual = configure(known.method, {"keep": known.percent / 100}, len(self.vit.blocks)).plain()
             free = ("arch", "width")  # by the predictor
             if any(usual[k] != v for k, v in self.settings().items() if k not in free):
                 return None

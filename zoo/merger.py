@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.attention import Attended
 from zoo.reducer import Reducer, ReducerConfig
-from zoo.tokens import Tokens, every_position
+from zoo.tokens import Tokens, every_position, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def bipartite(metric: Tensor, count: int, r: int, order: Tensor | None = None) -
     (even places) and set A (odd places); each of A looks for its nearest in B. r <= count // 2.
     """
     if order is not None:
-        metric = metric.gather(1, order.unsqueeze(-1).expand(-1, -1, metric.shape[-1]))
+        metric = rows(metric, order)
     metric = F.normalize(metric.float(), dim=-1)
     cosine = metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)
     similarity, partner = cosine.float().max(dim=-1)  # autocast makes the product low precision

@@ -366,10 +366,12 @@ def run_study_list(*_: Any) -> Shown:
 
 
 def _study_flags(parser: CommandParser) -> None:
+    from harness.measure.plan import Plan
+
     parser.add_argument("name", metavar="NAME", help="of the study; see `study list`")
     what = parser.add_argument_group("what is studied")
     flags.model(what, "needs a text tower")
-    flags.datasets(what, list(FINAL_SETS))
+    flags.datasets(what, list(Plan.datasets))
     flags.keeps(what, None, "default: the study's own")
     flags.number(what, "--seeds", 3, "fits, and random orders")
     text = "to judge by; test for learned tokens, else val"

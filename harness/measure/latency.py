@@ -17,7 +17,7 @@ from harness import git_commit
 from harness.console.terminal import Progress
 from harness.measure import timing, ways
 from harness.measure.cost import Counts, counts
-from harness.measure.rows import MethodRate, Variant, as_json, known_methods, rows_of
+from harness.measure.rows import MethodRate, Variant, known_methods, rows_of
 from harness.measure.times import LatencyRecord, fitting, time_fields
 from harness.measure.ways import EAGER
 from harness.models import towers
@@ -175,7 +175,7 @@ def _row(arch: str, vit: ReducedViT) -> Variant:
         keep = list(vit.reducer.counts(patches).values())[-1] / patches
     name = f"{arch}_{method}{round(100 * keep)}"
     vit = vit.float().eval()
-    return Variant(model=name, method=method, keep=keep, vit=vit, config=as_json(config))
+    return Variant(model=name, method=method, keep=keep, vit=vit, config=config.plain())
 
 
 def measure_latency(

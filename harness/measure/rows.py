@@ -120,13 +120,7 @@ def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
     vit = zoo.reduce(dense, method=None)
     vit.reducer = Oracle(config, host_spec(dense, device=like.device, dtype=like.dtype))
     assert config.keep is not None
-    facts = as_json(config)
-    return Variant(model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=facts)
-
-
-def as_json(config: ReducerConfig) -> dict[str, Any]:
-    """Return settings as records keep them."""
-    return config.plain()
+    return Variant(model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=config.plain())
 
 
 def predictors_digest(files: Sequence[PredictorFile]) -> str:
@@ -141,7 +135,7 @@ def reduced_row(
     options, predictors = with_predictors(arch, tag, method, options, len(dense.blocks))
     vit = zoo.reduce(dense, method=method, **options)
     assert vit.reducer is not None
-    config = as_json(vit.reducer.config)
+    config = vit.reducer.config.plain()
     if predictors:
         load_predictor(vit, predictors)
         config["predictor"] = predictors_digest(predictors)

@@ -83,8 +83,7 @@ def merging(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterat
         ways |= {(MERGED, rank): partial(merged, rank) for rank in RANKS}
         for (method, rank), build in ways.items():
             rows = shop.at_cost(f"{method} {rank}", build, shop.gflops(own[0]))
-            what = f"for {keep:g}, {rows[0].what}"
-            rows = [replace(row, what=f"{what}{at}") for at, row in enumerate(rows)]
+            rows = [replace(row, what=f"for {keep:g}, {row.what}") for row in rows]
             yield Line({"for": f"{100 * keep:g}", "method": method, "ranking": rank}, rows, keep)
         yield Line({"for": f"{100 * keep:g}", "method": PREDICTED, "ranking": "predictor"}, own, keep)
 

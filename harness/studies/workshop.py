@@ -24,7 +24,7 @@ from harness.golden.store import Rankings, find_rankings, own_store, shipped_ran
 from harness.measure.bench import measured_here
 from harness.measure.match import MATCHED, ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
 from harness.measure.plan import Plan
-from harness.measure.rows import MethodRate, Variant, as_json, golden_row, predictors_digest, rows_of
+from harness.measure.rows import MethodRate, Variant, golden_row, predictors_digest, rows_of
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
@@ -374,7 +374,7 @@ class Workshop:
 
     def _row(self, method: str, vit: ReducedViT, what: str, truth: Rankings | None, predictor: str = "") -> Variant:
         assert vit.reducer is not None
-        config = as_json(vit.reducer.config)
+        config = vit.reducer.config.plain()
         if predictor:
             config["predictor"] = predictor
         if truth is not None:
