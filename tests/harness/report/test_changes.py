@@ -498,7 +498,7 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
     assert main(["compare", "a", "b/records.jsonl"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.startswith("A: a\nB: b/records.jsonl\n12 rows are in both runs\n")
+    assert out.startswith("A: a\nB: b/records.jsonl\n14 rows are in both runs\n")
     assert '"9.9" in B (every row)' in out
     assert "only in A: clip_vit_s14.imgfocus_lit on emoji test" in out
     assert "│ patchrank │   60 │" in out
@@ -551,4 +551,4 @@ def test_wrong_use_is_told_and_nothing_is_written(
 def test_a_run_s_name_may_look_like_a_flag(runs: Path, capsys: pytest.CaptureFixture[str]):
     Path("a").rename("--full")
     assert main(["compare", "--", "--full", "b"]) == 0
-    assert capsys.readouterr().out.startswith("A: --full\nB: b\n12 rows")
+    assert capsys.readouterr().out.startswith("A: --full\nB: b\n14 rows")

@@ -70,7 +70,7 @@ def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys
     assert "Top-1 by shots: there is one number of shots only in fashion test" in out
     assert "Pareto fronts of fashion test" in out
     _, line, *_ = [line for line in out.splitlines() if line.startswith("│ random 30 %")]  # first by nearness
-    assert "beaten by patchrank 30 %" in line
+    assert "beaten by rankmerge 30 %" in line
 
 
 def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Record):

@@ -63,7 +63,7 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(
 ):
     own = {(r.method, r.keep): r for r in of(committed, dataset) if r.gflops is not None}
     shown = points(plots(report)["accuracy_gflops"], at)
-    assert sum(map(len, shown.values())) == len(own) == 11
+    assert sum(map(len, shown.values())) == len(own) == 13
     for name, series in shown.items():
         rows = sorted((r for r in own.values() if r.method == name), key=lambda r: r.keep)
         for point, row in zip(series, rows, strict=True):
@@ -91,7 +91,7 @@ def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Gr
     assert list(panel.front) == on
     assert sorted(y for _, y in on) == [y for _, y in on]
     assert panel.notes[0].count("%") + panel.notes[0].count("dense") == len(on)
-    assert "random 30 % (by patchrank 30 %)" in " ".join(panel.notes)
+    assert "random 30 % (by rankmerge 30 %)" in " ".join(panel.notes)
     assert "Without this cost: golden 60 %, golden 30 %." in panel.notes
     hollow = {name for name, series in panel.series.items() if any(p.hollow for p in series)}
     assert hollow == {"random"}
@@ -99,7 +99,7 @@ def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Gr
 
 def test_tau_against_keep_leaves_golden_out(report: Grouped, committed: list[Record]):
     shown = points(tau_plot(report.groups))
-    assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "tome"]
+    assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "rankmerge", "tome"]
     row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_evit30")
     assert shown["evit"][0] == Point(
         x=shown["evit"][0].x, y=type(shown["evit"][0].y)(row.tau, row.tau_low, row.tau_high)
