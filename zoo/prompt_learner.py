@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from zoo.clip import ClipParts, class_features
 from zoo.prompts import CoupledPrompts, PromptFile, Prompts, VisualPrompts, near, save_prompts
 from zoo.reducer import expected
+from zoo.suffix import AUTO
 from zoo.text import CompactText, OpenClipText
 from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
 
 TOKENS = ("t", "v", "vt")
-DTYPES = ("float32", "bfloat16")
+DTYPES = (AUTO, "float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class TuneConfig:
         visual_rate: of visual tokens, or of the map from text tokens.
         seed: of initial tokens, order and augmentation.
         augment: with visual tokens, mirror and shift the images to learn from at random.
-        dtype: of the image tower's products; all else is float32.
+        dtype: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
         checkpointing: recompute blocks for their gradients, which saves memory.
     """
 
@@ -68,7 +69,7 @@ class TuneConfig:
     weight_decay: float = 0.0
     seed: int = 0
     augment: bool = True
-    dtype: str = "bfloat16"
+    dtype: str = AUTO
     checkpointing: bool = False
 
     def __post_init__(self) -> None:

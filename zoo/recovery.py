@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,11 +24,12 @@ from zoo.files import FitState, read_facts, write_whole
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead, PromptShape, near
 from zoo.reducer import Reducer, expected
+from zoo.suffix import AUTO, precision_on
 from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint, weights_digest
 
 WHATS = ("norm", "lora", "tokens")
-DTYPES = ("float32", "bfloat16")
+DTYPES = (AUTO, "float32", "bfloat16")
 FORMAT = 1  # of a file
 TOKENS = "prompts.tokens"  # name of learned visual tokens among a tower's weights
 CHUNK = 16  # images at a time where nothing is learnt
@@ -65,7 +66,7 @@ class RecoveryConfig:
         learning_rate: of AdamW; it rises for a tenth of the steps, then falls as a cosine to zero.
         crop: least area of a random crop, a share of the image; 1 takes images as they are, mirrored.
         seed: of initial values, order and augmentation.
-        dtype: of training's products; all else, validation too, is float32.
+        dtype: of training's products, ``auto`` for the fastest of the device; all else, validation too, is float32.
     """
 
     what: str = "norm"
@@ -78,7 +79,7 @@ class RecoveryConfig:
     learning_rate: float = 5e-4
     crop: float = 0.6
     seed: int = 0
-    dtype: str = "bfloat16"
+    dtype: str = AUTO
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -211,6 +212,7 @@ def recover(
         raise ValueError("this tower has learned tokens already; take the one that it was made of")
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
         raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
+    config = _settled(config, model)
     teacher, plain, student = (twin(model).eval() for _ in range(3))
     teacher.reducer = None
     if config.what == "tokens":
@@ -351,6 +353,11 @@ def _first_tokens(teacher: ReducedViT, train: Sequence[Images], config: Recovery
     some = torch.cat([images[torch.arange(min(CHUNK, len(images)))] for images in train])
     patches = teacher.mean_patches(some.to(like.device, like.dtype), 1)
     return near(patches, config.count, torch.Generator().manual_seed(config.seed))
+
+
+def _settled(config: RecoveryConfig, model: ReducedViT) -> RecoveryConfig:
+    device = next(model.blocks.parameters()).device
+    return replace(config, dtype=precision_on(device, config.dtype))
 
 
 def _mark(model: ReducedViT, config: RecoveryConfig, *sets: Images) -> str:
@@ -503,7 +510,7 @@ def save_recovery(
         "options": model.reducer.config.plain(),
         "reducer": reducer_digest(model.reducer),
         "datasets": sets,
-        "recipe": asdict(config),
+        "recipe": asdict(_settled(config, model)),
         "digest": weights_digest(tensors),
         "parameters": sum(value.numel() for value in tensors.values()),
         "commit": commit,

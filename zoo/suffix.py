@@ -208,6 +208,7 @@ def _add_linear(rows: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) ->
         rows.add_(bias)
 
 
+AUTO = "auto"  # the precision that is fastest on the device
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGEST_BATCH = {"cpu": 32, "cuda": 1024}  # beyond it nothing gets faster, on a CPU slower
 SHARE_OF_FREE = 0.25
@@ -220,6 +221,11 @@ def best_precision(device: str | torch.device) -> str:
     if kind == "cpu":
         fast = torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if fast else "float32"
+
+
+def precision_on(device: str | torch.device, dtype: str) -> str:
+    """Return ``dtype`` itself, or the precision that is fastest on the device where it is ``auto``."""
+    return best_precision(device) if dtype == AUTO else dtype
 
 
 class Suffix:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from zoo.clip import ClipParts
 from zoo.files import FitState
 from zoo.prompt_learner import PromptLearner, TuneConfig
 from zoo.prompts import CosineHead
+from zoo.suffix import precision_on
 from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
 
@@ -66,11 +67,12 @@ def tune(
         raise ValueError("nothing to tune: no images to learn from, or none for early stopping")
     if isinstance(vit.head, CosineHead) or vit.prompts is not None:
         raise ValueError("this tower is tuned already; take the one that it was made of")
+    like = next(vit.blocks.parameters())
+    config = replace(config, dtype=precision_on(like.device, config.dtype))
     tower = sharing(vit)
     tower.eval()
     patches = None
     if "v" in config.tokens:
-        like = next(vit.blocks.parameters())
         some = train.images[:CHUNK].to(like.device, like.dtype)
         patches = tower.mean_patches(some, config.depth)
     learner = PromptLearner(vit, parts, classes, templates, config, patches)

@@ -60,9 +60,10 @@ def _rank_flags(parser: CommandParser) -> None:
 def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import AUTO, Job, Source, rank
+    from harness.golden.rank import Job, Source, rank
     from harness.records.conditions import DTYPES
     from zoo.reducer import expected
+    from zoo.suffix import AUTO
 
     if args.dtype not in (AUTO, *DTYPES):
         raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")
@@ -191,7 +192,7 @@ def _prompts_flags(parser: CommandParser) -> None:
     tokens.add_argument("--no-augment", dest="augment", action="store_false", help=text)
     how = parser.add_argument_group("conditions and files")
     flags.device(how)
-    how.add_argument("--dtype", default=TuneConfig.dtype, help="float32 or bfloat16")
+    how.add_argument("--dtype", default=TuneConfig.dtype, help="float32, bfloat16, or auto: the fastest")
     text = "less memory, a third more time"
     how.add_argument("--checkpointing", action="store_true", help=text)
     flags.output(how, None, "default: the user's cache", "FILE")
@@ -256,7 +257,7 @@ def _recovery_flags(parser: CommandParser) -> None:
     flags.fields(how, RecoveryConfig, crop="least area of a random crop", seed="of order and crops")
     where = parser.add_argument_group("conditions and files")
     flags.device(where)
-    where.add_argument("--dtype", default=RecoveryConfig.dtype, help="float32 or bfloat16")
+    where.add_argument("--dtype", default=RecoveryConfig.dtype, help="float32, bfloat16, or auto: the fastest")
     flags.output(where, None, "default: the user's cache", "FILE")
 
 

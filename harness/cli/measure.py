@@ -39,7 +39,7 @@ def _compare_flags(parser: CommandParser) -> None:
     text = "rows with recovery, in tables of their own; as `fit recovery` writes"
     several |= {"dest": "recoveries", "metavar": "FILE"}
     what.add_argument("--recovery", type=Path, default=[], help=text, **several)
-    text = "without the tables of bfloat16 in the end"
+    text = "without the tables of rows at equal time in the end"
     what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
     flags.datasets(what, list(Plan.datasets))
     text = "labelled images per class; 0: text classifier"

@@ -27,13 +27,13 @@ from harness.golden import store
 from harness.golden.store import FOLDER_SPLIT, Provenance, Shard, own_store, ranked_revision
 from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.files import PARTIAL
-from zoo.golden import GoldenConfig, GoldenEngine, best_precision
+from zoo.golden import GoldenConfig, GoldenEngine
+from zoo.suffix import AUTO, precision_on
 from zoo.weights import fingerprint
 from zoo.windows import windows
 
 V = TypeVar("V")
 
-AUTO = "auto"
 SHARD_SIZE = 64
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
 MOST_THREADS = 8  # that load images beside a GPU
@@ -187,7 +187,7 @@ class ShardMaker:
         job, config, source = self.job, self.job.config, self.job.source
         precision = job.dtype
         if precision == AUTO:
-            precision = stored.dtype if stored else best_precision(job.device)
+            precision = stored.dtype if stored else precision_on(job.device, AUTO)
         batch = stored.batch if stored and job.batch is None else job.batch
         how: dict[str, Any] = {"precision": precision, "compiled": job.compiled, "batch": batch}
         vit, text, scale = self.tower.vit, self._text, self._scale

@@ -25,6 +25,7 @@ from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, paired_p
 from zoo.predictor import tower_name
 from zoo.prompts import PromptFile
+from zoo.suffix import best_precision
 from zoo.vit import ReducedViT
 
 RANDOM = "random"
@@ -62,6 +63,8 @@ def compare(
             f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "
             "tower's without learned tokens"
         )
+    if plan.dtype == "bfloat16" != best_precision(plan.device):
+        progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
     for name in plan.models:
         bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
         for dataset, shots in pairs:

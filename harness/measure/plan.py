@@ -10,6 +10,7 @@ from zoo.prompt_learner import TuneConfig
 from zoo.prompts import PromptFile
 from zoo.recovery import RecoveryFile
 from zoo.reducer import expected
+from zoo.suffix import best_precision
 
 MATCHES = ("gflops", "time")
 FEW = 64  # images of a dataset at equal time, beside the main job
@@ -69,7 +70,7 @@ class Plan:
 
 
 def at_equal_time(plan: Plan) -> Plan | None:
-    """Return the plan of a main job's methods at equal time in bfloat16, on fewer images.
+    """Return the plan of a main job's methods at equal time on fewer images, in the fastest precision of the device.
 
     None where the plan has something of its own: rows at equal cost or with recovery, another precision,
     shots, no times, or only one method.
@@ -85,7 +86,7 @@ def at_equal_time(plan: Plan) -> Plan | None:
     if not usual or plan.match_to not in methods or len(methods) < 2:
         return None
     limit = FEW if plan.limit is None else min(FEW, plan.limit)
-    return replace(plan, methods=methods, match="time", dtype="bfloat16", limit=limit, batches=())
+    return replace(plan, methods=methods, match="time", dtype=best_precision(plan.device), limit=limit, batches=())
 
 
 def recovered_alone(plan: Plan, path: Path) -> Plan:

@@ -21,6 +21,7 @@ from zoo.clip import ClipParts
 from zoo.files import digest_of
 from zoo.prompt_learner import TuneConfig
 from zoo.prompts import PromptFile
+from zoo.suffix import precision_on
 from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder
@@ -78,6 +79,8 @@ class Tuner:
         Raises:
             ValueError: what ``draw`` and ``zoo.tune`` refuse, or a class that can't be named.
         """
+        like = next(rows[0].vit.blocks.parameters())
+        config = replace(config, dtype=precision_on(like.device, config.dtype))
         if text_classifier(self.parts, self.dataset)[1]:
             what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
             raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")

@@ -19,7 +19,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import require_apart, subset
 from harness.golden.fit import fit
-from harness.golden.rank import AUTO, Job, Source, rank
+from harness.golden.rank import Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.bench import measured_here
 from harness.measure.match import MATCHED, ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
@@ -36,6 +36,7 @@ from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
 from zoo.prompt_learner import TuneConfig
 from zoo.reducer import ReducerConfig
+from zoo.suffix import AUTO
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder, fingerprint, load_predictor
 

@@ -159,7 +159,7 @@ def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path):
 
 
 def test_auto_is_the_precision_of_the_store_else_the_fastest(run: Run, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "best_precision", lambda device: "bfloat16")
+    monkeypatch.setattr(module, "precision_on", lambda device, dtype: "bfloat16")
     run(out=tmp_path / "new", dtype="auto")
     assert Rankings.read(tmp_path / "new").provenance.dtype == "bfloat16"
     run(out=tmp_path / "old", dtype="float32", limit=4)

@@ -296,19 +296,33 @@ def test_refusals(change: dict[str, Any], match: str):
         next(compare(replace(PLAN, **change), [], Progress()))
 
 
-def test_the_main_job_ends_with_equal_time(tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: Clock):
+@pytest.mark.parametrize(
+    ("fastest", "speeds"),
+    [
+        ("bfloat16", r"dense: \d+ images/s in bfloat16 at batch 8, \d+ images/s in float32 at batch 4"),
+        ("float32", r"dense: \d+ images/s in float32 at batch 8$"),
+    ],
+)
+def test_the_main_job_ends_with_equal_time_in_the_fastest_precision(
+    fastest: str,
+    speeds: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+):
     clock()
+    monkeypatch.setattr("harness.measure.plan.best_precision", lambda device: fastest)
     command = ["compare", "--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--batches", "4"]
     command += ["--limit", "8", "--methods", "golden", "evit", "patchrank", "--traces", "0", "--output", str(tmp_path)]
     for more in (["--no-equal-time"], ["--dtype", "bfloat16"], []):
         assert main([*command, *more]) == 0
         text = capsys.readouterr().out
         assert ("at equal time at batch 8: toy (test" in " ".join(text.split())) == (not more)
-    speeds = r"dense: \d+ images/s in bfloat16 at batch 8, \d+ images/s in float32 at batch 4"
     assert re.search(speeds, " ".join(text.split()))
     last = read_records(tmp_path / "records.jsonl")[-3:]
     assert [(r.method, r.dtype, r.final_tokens) for r in last] == [
-        ("dense", "bfloat16", 64), ("evit", "bfloat16", 40), ("patchrank", "bfloat16", 32),
+        ("dense", fastest, 64), ("evit", fastest, 40), ("patchrank", fastest, 32),
     ]  # fmt: skip
 
 
