@@ -15,11 +15,10 @@ from typing import Any
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.golden.store import find_rankings
-from harness.measure.match import MATCHED
 from harness.measure.plan import Plan
 from harness.measure.rows import known_methods, usual_methods
 from harness.records.averages import protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.conditions import DENSE, GOLDEN, MATCHED
 from harness.records.record import Record, read_run
 from harness.report.changes import ABSENT
 from zoo.reducer import METHODS, expected

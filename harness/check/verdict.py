@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.check.cases import Row
 from harness.console.table import NOT_MEASURED, Cell, Column, Shown, Table
-from harness.measure.match import MATCHED
+from harness.records.conditions import MATCHED
 from harness.records.record import Metric, Record, metrics
 from harness.report.changes import Change, exact
 from harness.report.writers import markdown, markdown_text

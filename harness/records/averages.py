@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness.datasets import list_datasets, shipped_facts, split_words
 from harness.datasets.rooted import RootedDataset
-from harness.records.conditions import DENSE, PROMPTS
+from harness.records.conditions import DENSE, MATCHED, PROMPTS
 from harness.records.record import FIDELITY, METRICS, Latency, Metric, Record, lacking, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
@@ -403,12 +403,12 @@ class Matched:
 
 
 def matched(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
-    """Pair each row of the method ``target`` with every method's row of the nearest cost.
+    """Pair each row of the method ``target`` with every method's row of that cost.
 
-    Cost is GFLOPs, or time by the dense model's at a ``batch`` size. Records are of one dataset,
-    tower and number of shots; those without cost and the dense one are left out. Pairs go by the
-    target's keep rate, falling; the target first, then the least cosine distance, or the best top-1
-    where it wasn't measured.
+    Cost is GFLOPs, or time by the dense model's at a ``batch`` size. The row is the one whose keep rate was searched
+    for that time, or else the one of the nearest cost. Records are of one dataset, tower and number of shots; those
+    without cost and the dense one are left out. Pairs go by the target's keep rate, falling; the target first, then
+    the least cosine distance, or the best top-1 where it wasn't measured.
     """
     metric = METRICS["cosine_distance"]
     rows, costs = [], dict[str, float]()
@@ -438,12 +438,19 @@ def matched(records: Sequence[Record], target: str, batch: int | None = None) ->
 
     pairs = []
     for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
-        nearest = [
-            min((row for row in rows if row.method == method), key=lambda row: abs(off(row, goal)))
-            for method in methods
-        ]
+        nearest = []
+        for method in methods:
+            own = [row for row in rows if row.method == method]
+            own = [row for row in own if _meets(row, goal, batch)] or own
+            nearest.append(min(own, key=lambda row: abs(off(row, goal))))
         pairs += [paired(row, goal) for row in (goal, *sorted(nearest, key=worth))]
     return pairs
+
+
+def _meets(row: Average, goal: Average, batch: int | None) -> bool:
+    """Tell whether the keep rate of a row was searched for the time of another at a batch size."""
+    facts = row.first.method_config.get(MATCHED, {"keeps": ()})
+    return goal.keep in facts["keeps"] and (facts["time_of"], facts["batch"]) == (goal.method, batch)
 
 
 def time_ratio(latency: Sequence[Latency], batch: int) -> float | None:

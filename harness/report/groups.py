@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from harness.console.table import Cell, Column, Table, json_values
-from harness.measure.match import MATCHED
 from harness.measure.times import CAPTION, DETAILS, PREPARED, LatencyRecord, notes
 from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
 from harness.measure.times import columns_of as timed_columns_of
@@ -24,7 +23,7 @@ from harness.records.averages import (
     uncounted,
     with_recovery,
 )
-from harness.records.conditions import DENSE
+from harness.records.conditions import DENSE, MATCHED
 from harness.records.record import CONDITIONS, Record, differing
 from harness.report.tables import BY_COLUMN, by_shots, matched_table, report_columns, shot_tables, table_of
 from harness.report.writers import markdown

@@ -7,8 +7,8 @@ from itertools import product
 from typing import Any
 
 from harness.datasets.base import Dataset
-from harness.measure.match import MATCHED
 from harness.measure.rows import Variant
+from harness.records.conditions import MATCHED
 from harness.studies.workshop import MERGED, PREDICTED, Line, Workshop, study
 from zoo.predictor import architecture
 from zoo.rankmerge import RANKS

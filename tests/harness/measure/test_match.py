@@ -1,5 +1,6 @@
 """Rows at equal cost: as near as a whole token allows, paired with the target, told when far."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,12 +17,13 @@ import zoo
 from harness.cli import main
 from harness.console.terminal import Progress
 from harness.measure.compare import compare
-from harness.measure.match import MATCHED, SLACK, TOLERANCE, matched_rows
+from harness.measure.match import SLACK, TOLERANCE, matched_rows
 from harness.measure.plan import Plan
 from harness.measure.rows import rows_of
 from harness.measure.timing import Timing
 from harness.models.cost import gflops
 from harness.records.averages import matched
+from harness.records.conditions import MATCHED
 from harness.records.record import (
     METRICS,
     Latency,
@@ -117,10 +119,11 @@ SMOOTH: dict[str, Callable[[int], float]] = {  # milliseconds by patch tokens le
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Let models take the time of a method with so many patch tokens, give or take some noise."""
 
-    def call(noise: float = 0.0, seed: int = 0) -> None:
-        generator = np.random.default_rng(seed)
+    def call(noise: float = 0.0, seed: int = 0, disturbed: int | None = None) -> None:
+        generator, steps = np.random.default_rng(seed), itertools.count()
 
         def interleaved(models: Mapping[str, Any], images: Any, rounds: int, **_: Any) -> dict[str, Timing]:
+            slow = 1.2 if next(steps) == disturbed else 1.0  # of evit in all rounds of one step
             drift = generator.uniform(0.5, 2, rounds)  # of the machine: equal in all models of a round
             timings = {}
             for name, vit in models.items():
@@ -128,6 +131,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
                 plain = vit.reducer is None
                 method, count = ("dense", 64) if plain else (vit.reducer.method, round(64 * vit.reducer.config.keep))
                 samples = SMOOTH[method](count) * drift * (1 + noise * generator.standard_normal(rounds))
+                samples *= slow if method == "evit" else 1.0
                 timings[name] = Timing(batch=len(images), samples_ms=tuple(samples))
             return timings
 
@@ -167,6 +171,14 @@ def test_noise_hardly_moves_what_takes_equal_time(dense: zoo.ReducedViT, clock: 
             [rate] = row.config[MATCHED]["keeps"]
             goal = SMOOTH["patchrank"](round(64 * rate))
             assert SMOOTH["evit"](round(64 * row.keep)) == pytest.approx(goal, rel=TOLERANCE["time"])
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_disturbed_step_of_a_search_is_found_out(dense: zoo.ReducedViT, clock: Clock, step: int):
+    clock(disturbed=step)
+    plan = replace(PLAN, match="time", methods=("patchrank", "evit"), keeps=(0.4,))
+    *_, row = matched_rows(dense, ARCH, TAG, plan, Progress())
+    assert SMOOTH["evit"](round(64 * row.keep)) == pytest.approx(SMOOTH["patchrank"](26), rel=TOLERANCE["time"])
 
 
 @pytest.mark.parametrize("match", ["gflops", "time"])
@@ -246,6 +258,18 @@ def test_pairs_by_hand(group: list[Record]):
             ours, theirs = (r.first.per_image(METRICS["cosine_distance"]) for r in (row.row, target.row))
             assert row.distance == paired_mean(ours, theirs, seed=0)
             assert row.distance_p == sign_flip(ours - theirs, seed=0)
+
+
+def test_the_row_that_was_searched_for_a_time_is_paired_though_another_is_nearer(group: list[Record]):
+    [target] = (r for r in group if (r.method, r.keep) == ("patchrank", 0.6))
+    others = [r for r in group if r.method == "clsattn"]
+    ratio = {record.keep: record.latency[1].ratio_to_dense for record in (target, *others)}
+    far = max(others, key=lambda record: abs(ratio[record.keep] - target.latency[1].ratio_to_dense))
+    for keeps, batch, expected in (((0.6,), 8, far.keep), ((0.3,), 8, 0.6), ((0.6,), 32, 0.6)):
+        setting = {"time_of": "patchrank", "keeps": list(keeps), "batch": batch, "dtype": "float32"}
+        marked = replace(far, method_config=far.method_config | {MATCHED: setting})
+        records = [target, *(marked if record is far else record for record in others)]
+        assert [row.row.keep for row in matched(records, "patchrank", 8)] == [0.6, expected]
 
 
 @pytest.mark.parametrize("labelled", [True, False])
