@@ -120,7 +120,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
         for group in measured(more):
             yield matched_table(matched(group, more.match_to, more.timed_batch), precision_note(group, records))
     sources = [str(args.output)] * len(records)
-    drawn = ("accuracy_gflops.svg",)  # the page has all plots; `report` writes them as files, too
+    drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     return Shown(parts=(), data={"records": json_values(records)})
@@ -253,7 +253,7 @@ COMMANDS = (
             ("compare --json --limit 8 --batches 1 > run.json", "for a program"),
         ),
         output="a table per dataset on standard output; records.jsonl, report.html, table.md, "
-        "table.csv, table.tex, summary.md, agreement.csv, accuracy_gflops.svg, traces and "
+        "table.csv, table.tex, summary.md, agreement.csv, two plots, traces and "
         "thumbnails in --output. The same command goes on where it stopped. With two runs: what "
         "changed, and with --output changes.md",
     ),

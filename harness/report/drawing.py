@@ -19,8 +19,9 @@ LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
 FRONT = "Pareto front"
 _DASH = 4.0  # of one colour, where several rows share a line; in widths of it
-_TITLE = 56  # letters in a line
+_TITLE = 44  # letters in a line
 _LEGEND = 3  # columns below a panel
+_LONG = 24  # letters of a name for which the legend has less room
 
 OPTIONS: Any = {
     "svg.hashsalt": "clip-patchrank", "svg.fonttype": "none", "text.color": INK,
@@ -103,12 +104,17 @@ class Chart:
 
     def draw(self, axes: Any, styles: Mapping[str, Style]) -> dict[str, Any]:
         """Draw, and return what the legend shows by name."""
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         axes.set_xlabel(self.x_label)
         axes.set_ylabel(self.y_label)
         if self.symlog:
             axes.set_xscale("symlog", linthresh=1, linscale=0.4)
         if self.log:
             axes.set_yscale("log", nonpositive="clip")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")  # not powers of ten in TeX, which isn't read here
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if self.ticks is not None:
             axes.set_xticks(list(self.ticks), list(self.ticks.values()))
         handles = {name: _series(axes, points, styles[name]) for name, points in self.series.items()}
@@ -254,10 +260,10 @@ def _drawn(panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mappin
             if grid:
                 axes.set_title("\n".join(textwrap.wrap(panel.title, _TITLE)))
             handles |= panel.draw(axes, styles)
-        if grid:
+        long = max(map(len, handles)) > _LONG
+        if grid and not long:
             figure.legend(handles.values(), handles.keys(), loc="outside right upper")
         else:
-            where: Any = {"loc": "outside lower center"}
-            where["ncols"] = 1 if max(map(len, handles)) > 24 else _LEGEND
-            figure.legend(handles.values(), handles.keys(), **where)
+            columns = across if long else _LEGEND
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
         return saved(figure, form)

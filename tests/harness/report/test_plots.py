@@ -97,6 +97,15 @@ def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Gr
     assert hollow == {"random"}
 
 
+def test_a_logarithmic_axis_has_plain_numbers(report: Grouped):
+    plot = plots(report)["fidelity_gflops"]
+    styles = styles_of(name for panel in plot.panels for name in panel.names)
+    for svg in (plot.draw(styles, "svg"), *plot.draw_each(styles)):
+        words = "".join(ET.fromstring(svg).itertext())
+        assert {"0.01", "0.02", "0.05"} <= set(words.split())
+        assert "mathdefault" not in words
+
+
 def test_tau_against_keep_leaves_golden_out(report: Grouped, committed: list[Record]):
     shown = points(tau_plot(report.groups))
     assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "rankmerge", "tome"]
