@@ -33,6 +33,11 @@ class EViTConfig(ReducerConfig):
             self.within("stage_rate", 0.0, 1.0)
         self.switch("fuse")
 
+    @property
+    def needs_query(self) -> bool:
+        """By the class token's."""
+        return True
+
 
 @register_method("evit")
 class EViT(Reducer):
@@ -65,8 +70,8 @@ class EViT(Reducer):
         count = self.count_after(index, tokens)
         if count >= tokens.patch_count:
             return tokens
-        query, key, scale = attended.query, attended.key, attended.scale
-        importance = cls_attention(query, key, scale, tokens.prefix)
+        assert attended.pooling is not None
+        importance = cls_attention(*attended.pooling())
         kept = tokens.prune(index, importance, count)
         return _append_fused(kept, tokens, importance) if self.config.fuse else kept
 
@@ -97,6 +102,11 @@ class EViTFuseConfig(ReducerConfig):
 
     fuse: ClassVar[bool] = True
     stage_rate: ClassVar[None] = None
+
+    @property
+    def needs_query(self) -> bool:
+        """By the class token's."""
+        return True
 
 
 @register_method("evitfuse")

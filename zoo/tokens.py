@@ -44,6 +44,8 @@ class Tokens(NamedTuple):
         patch_count: number n of patch tokens. Not read off ``x``, whose shape torch.fx hides.
         size: (B, n) float number of patches that each patch token stands for, None while all are 1.
         mass: (B, n) float number of tokens that each patch token is worth to attention, None for its size.
+        positional: what the tower's blocks add of places, such as rotary embeddings, for each position of the grid:
+            reductions leave it alone, as ``patch_idx`` says where a token belongs. None in most towers.
         importance: (B, n) float carried from an earlier reduction point, None before the first.
         history: the reductions so far, oldest first.
     """
@@ -57,12 +59,13 @@ class Tokens(NamedTuple):
     importance: Tensor | None = None
     history: tuple[Reduction, ...] = ()
     mass: Tensor | None = None
+    positional: Tensor | None = None
 
     @classmethod
-    def start(cls, x: Tensor, prefix: int, grid: tuple[int, int]) -> "Tokens":
+    def start(cls, x: Tensor, prefix: int, grid: tuple[int, int], positional: Tensor | None = None) -> "Tokens":
         """Wrap an embedded sequence ``x`` (B, prefix + N, D) that lost nothing yet."""
         count = grid[0] * grid[1]
-        return cls(x, prefix, grid, every_position(x, count), count)
+        return cls(x, prefix, grid, every_position(x, count), count, positional=positional)
 
     @property
     def patches(self) -> Tensor:
@@ -73,6 +76,31 @@ class Tokens(NamedTuple):
         """Return the log of each key's mass, (B, 1, 1, T), which attends in proportion to it; None while all are 1."""
         mass = self.size if self.mass is None else self.mass
         return None if mass is None else F.pad(mass.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
+
+    def images(self, rows: Tensor) -> "Tokens":
+        """Return the sequences of the images ``rows`` (k,), without history."""
+        size, mass, importance = (
+            None if each is None else each[rows] for each in (self.size, self.mass, self.importance)
+        )
+        return self._replace(
+            x=self.x[rows], patch_idx=self.patch_idx[rows], size=size, mass=mass, importance=importance, history=()
+        )
+
+    def split(self, count: int) -> list["Tokens"]:
+        """Return the sequences of ``count`` images at a time."""
+        return [self.images(rows) for rows in torch.arange(len(self.x), device=self.x.device).split(count)]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of these tokens as ``x`` (B, prefix + n, D), (B, D): of all that they stand for.
+
+        The sum weighs by mass, so that a token that was stretched when it was merged counts for its parts' sum.
+        """
+        if self.size is None:
+            return x.mean(dim=1)
+        mass = F.pad(self.size if self.mass is None else self.mass, (self.prefix, 0), value=1.0)
+        total = self.size.sum(dim=1, keepdim=True) + self.prefix
+        mean = (mass.unsqueeze(1) @ x.float()).squeeze(1) / total
+        return mean.to(x.dtype)
 
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.adopt import sharing
 from zoo.clip import ClipParts
 from zoo.files import FitState
 from zoo.prompt_learner import PromptLearner, TuneConfig
@@ -66,7 +65,7 @@ def tune(
         raise ValueError("nothing to tune: no images to learn from, or none for early stopping")
     if isinstance(vit.head, CosineHead) or vit.prompts is not None:
         raise ValueError("this tower is tuned already; take the one that it was made of")
-    tower = sharing(vit)
+    tower = type(vit).adopt(vit)
     tower.eval()
     patches = None
     if "v" in config.tokens:

@@ -23,7 +23,7 @@ from zoo.prompts import CosineHead
 from zoo.reducer import expected
 from zoo.sizes import MODELS, SIZES
 from zoo.text import UnseenWordsError
-from zoo.vit import ReducedViT, host_spec
+from zoo.vit import ReducedViT
 from zoo.weights import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
 
 OPEN_CLIP = "open_clip:"
@@ -263,7 +263,7 @@ def _dense(model: Any, name: str) -> ReducedViT:
             raise ValueError(f"model {name!r}: {error}") from error
     vit: ReducedViT = model.float().eval()
     try:
-        host_spec(vit, device=None, dtype=None)
+        vit.spec()
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error
     if not vit.global_pool:
