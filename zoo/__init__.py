@@ -5,6 +5,7 @@
 
 from zoo.adopt import add_prompts, reduce, reduced_vit
 from zoo.clip import Clip, create_clip
+from zoo.eva import ReducedEva
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.open_clip import from_open_clip, offer_models
 from zoo.prompt_learner import TuneConfig
@@ -25,6 +26,7 @@ __all__ = [
     "GoldenEngine",
     "Labelled",
     "RecoveryConfig",
+    "ReducedEva",
     "ReducedViT",
     "Reducer",
     "ReducerConfig",

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
-from timm.layers import LayerScale
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -57,7 +56,7 @@ class RecoveryConfig:
     """What is trained, and how.
 
     Attributes:
-        what: ``norm``: LayerNorms, LayerScales and the biases of linear layers; ``lora``: low-rank
+        what: ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank
             updates of linear layers' weights; ``tokens``: learned visual tokens.
         rank: of the updates of ``lora``.
         count: learned tokens of ``tokens``.
@@ -146,18 +145,12 @@ def trainable(vit: TimmHost, what: str) -> list[str]:
     """Return the names of the weights that a recovery of this kind changes; no head's, no reducer's."""
     if what == "tokens":
         return [TOKENS]
-    names = []
-    for path, module in vit.named_modules():
-        if path.partition(".")[0] not in ("blocks", "norm", "norm_pre", "fc_norm"):
-            continue
-        linear = isinstance(module, nn.Linear)
-        if what == "lora":
-            own = ["weight"] if linear else []
-        else:
-            own = ["weight", "bias"] if isinstance(module, nn.LayerNorm) else ["bias"] if linear else []
-            own += ["gamma"] if isinstance(module, LayerScale) else []
-        names += [f"{path}.{name}" for name in own if getattr(module, name) is not None]
-    return names
+    roots = ("blocks", "norm", "norm_pre", "fc_norm")
+    inner = [(name, value) for name, value in vit.named_parameters() if name.partition(".")[0] in roots]
+    if what == "norm":
+        return [name for name, value in inner if value.ndim == 1]
+    linear = {id(module.weight) for module in vit.modules() if isinstance(module, nn.Linear)}
+    return [name for name, value in inner if id(value) in linear]
 
 
 def additions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -60,6 +60,7 @@ class TimmHost(Host):
     # Typed loosely, as timm's classes differ in it.
     attn_pool: Any
     blocks: Any
+    cls_token: Any
     fc_norm: Any
     global_pool: Any
     head: Any
@@ -99,7 +100,7 @@ class TimmHost(Host):
     @property
     def query(self) -> str | None:
         """The class token, else the attention pool's probe."""
-        if self.has_class_token:
+        if self.cls_token is not None:
             return CLASS_TOKEN
         return PROBE if isinstance(self.attn_pool, AttentionPoolLatent) else None
 

@@ -68,6 +68,8 @@ class Merges(NamedTuple):
         Equal tokens stay equal, and s of them get the attention of one of size s, so that no other
         token, the class token above all, can tell the difference.
 
+        Each of the equal ones has the place of the token that was merged into.
+
         Returns:
             ``tokens`` with ``merged`` behind them, and (B, W, N) int64 positions among these.
         """
@@ -79,7 +81,8 @@ class Merges(NamedTuple):
             became = (owner == self.gone[:, place, None]) | (owner == self.into[..., place, None])
             idx = rows[:, place, None].where(became, idx)
         x = torch.cat((tokens.x, self.merged.reshape(batch, -1, dim)), dim=1)
-        return tokens._replace(x=x, patch_count=x.shape[1] - tokens.prefix), idx
+        where = torch.cat((tokens.patch_idx, tokens.patch_idx.gather(1, self.into.flatten(1))), dim=1)
+        return tokens._replace(x=x, patch_idx=where, patch_count=x.shape[1] - tokens.prefix), idx
 
 
 def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:

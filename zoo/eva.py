@@ -1,0 +1,161 @@
+"""timm's Eva family: EVA-02, DINOv3, Perception Encoder and others with rotary position embeddings."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import AttentionRope, PatchDropoutWithIndices
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
+from torch import Tensor
+
+from zoo.attention import project
+from zoo.host import HostBlock, register_host
+from zoo.tokens import Tokens
+from zoo.vit import TimmHost
+
+
+class EvaHostBlock(HostBlock):
+    """A block of timm's Eva: norms before or behind, attention with rotary embeddings, LayerScale as a vector.
+
+    A token is rotated by its own place, and by that of the token it was merged into. Prefix tokens, learned tokens and
+    fused ones have no place and aren't rotated.
+    """
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return int(self.module.attn.num_heads)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the logits."""
+        return float(self.module.attn.scale)
+
+    @property
+    def dropout(self) -> float:
+        """Share of attention weights that are dropped now."""
+        attn = self.module.attn
+        return float(attn.attn_drop.p) if attn.training else 0.0
+
+    @property
+    def _norm_behind(self) -> bool:
+        return isinstance(self.module, EvaBlockPostNorm)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Normalise tokens for the attention, unless that comes behind it."""
+        normed: Tensor = x if self._norm_behind else self.module.norm1(x)
+        return normed
+
+    def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, the first two rotated by each token's place."""
+        attn, shape = self.module.attn, (-1, self.module.attn.head_dim)
+        if attn.qkv is None:
+            parts = [layer(normed).unflatten(2, shape) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)]
+            query, key, value = (part.transpose(1, 2) for part in parts)
+        else:
+            qkv = self._fused_qkv(normed).unflatten(2, (3, *shape))
+            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = attn.q_norm(query), attn.k_norm(key)
+        if tokens.positional is not None:
+            rope = rotation(tokens, self.index)
+            query, key = (self._rotated(part, rope, tokens.prefix).type_as(value) for part in (query, key))
+        groups = getattr(attn, "num_kv_groups", 1)
+        if groups > 1:
+            key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        return query, key, value
+
+    def _fused_qkv(self, normed: Tensor) -> Tensor:
+        attn = self.module.attn
+        qkv: Tensor
+        if getattr(attn, "q_bias", None) is None:
+            qkv = attn.qkv(normed)
+            return qkv
+        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        if attn.qkv_bias_separate:
+            qkv = attn.qkv(normed) + bias
+            return qkv
+        return F.linear(normed, attn.qkv.weight, bias)
+
+    def _rotated(self, x: Tensor, rope: Tensor, prefix: int) -> Tensor:
+        patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=self.module.attn.rotate_half)
+        return torch.cat((x[:, :, :prefix], patches), dim=2)
+
+    def project(self, out: Tensor, normed: Tensor) -> Tensor:
+        """Normalise, gate and project attended values."""
+        projected: Tensor = self.module.attn.proj_drop(project(self.module.attn, out, normed))
+        return projected
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add the attention layer's result, with LayerScale and stochastic depth."""
+        block = self.module
+        if self._norm_behind:
+            out = block.norm1(out)
+        elif block.gamma_1 is not None:
+            out = block.gamma_1 * out
+        added: Tensor = x + block.drop_path1(out)
+        return added
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Add the MLP's result, with LayerScale and stochastic depth."""
+        block = self.module
+        if self._norm_behind:
+            out = block.norm2(block.mlp(x))
+        else:
+            out = block.mlp(block.norm2(x))
+            out = out if block.gamma_2 is None else block.gamma_2 * out
+        added: Tensor = x + block.drop_path2(out)
+        return added
+
+
+def rotation(tokens: Tokens, index: int) -> Tensor:
+    """Return the rotary embeddings of the patch tokens in block ``index``, (B, 1 or H, n, 2 d).
+
+    ``tokens.positional`` is (N + 1, 2 d), or (depth, H, N + 1, 2 d) where each block and head has its own; the last
+    row is for tokens without a place.
+    """
+    table = tokens.positional
+    assert table is not None
+    idx = tokens.patch_idx.where(tokens.patch_idx >= 0, table.shape[-2] - 1)
+    if table.ndim == 2:
+        return table[idx].unsqueeze(1)
+    return table[index][:, idx].transpose(0, 1)
+
+
+@register_host(Eva)
+class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates takes output_dict, too
+    """A timm Eva tower, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+    Block = EvaHostBlock
+
+    def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens of images, and the rotary embeddings of every position of the grid, see ``rotation``."""
+        x, rope = self._pos_embed(self.patch_embed(images))
+        if rope is None:
+            return x, None
+        none = torch.zeros_like(rope[..., :1, :])  # sine 0, cosine 1
+        none[..., rope.shape[-1] // 2 :] = 1
+        return x, torch.cat((rope, none), dim=-2)
+
+    def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Bring a checkpoint of any library that timm knows into the form of this tower."""
+        named: dict[str, Any] = checkpoint_filter_fn(weights, self)
+        return named
+
+    @property
+    def pooled_prefix(self) -> int:
+        """Number of prefix tokens that are pooled like patch tokens: an attention pool sees all."""
+        return 0 if self.attn_pool is None else int(self.num_prefix_tokens)
+
+    def require_reducible(self) -> None:
+        """Raise ValueError unless this tower has Eva's own blocks, and all of its patch tokens in place."""
+        super().require_reducible()
+        if isinstance(self.patch_drop, PatchDropoutWithIndices):
+            raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
+        block = self.blocks[0]
+        kinds = (type(block), type(getattr(block, "attn", None)))
+        if kinds[0] not in (EvaBlock, EvaBlockPostNorm) or kinds[1] not in (EvaAttention, AttentionRope):
+            raise ValueError(
+                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; "
+                "expected timm's EvaBlock with EvaAttention or AttentionRope"
+            )
