@@ -4,6 +4,7 @@
 """
 
 from zoo.adopt import add_prompts, reduce, reduced_vit
+from zoo.beit import ReducedBeit
 from zoo.clip import Clip, create_clip
 from zoo.eva import ReducedEva
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
@@ -26,6 +27,7 @@ __all__ = [
     "GoldenEngine",
     "Labelled",
     "RecoveryConfig",
+    "ReducedBeit",
     "ReducedEva",
     "ReducedViT",
     "Reducer",

@@ -18,8 +18,8 @@ from zoo.vit import TimmHost
 class EvaHostBlock(HostBlock):
     """A block of timm's Eva: norms before or behind, attention with rotary embeddings, LayerScale as a vector.
 
-    A token is rotated by its own place, and by that of the token it was merged into. Prefix tokens, learned tokens and
-    fused ones have no place and aren't rotated.
+    A token is rotated by its own place, and a merged one by the mean place of those that it stands for. Prefix tokens
+    and learned tokens have no place and aren't rotated.
     """
 
     @property
@@ -109,17 +109,33 @@ class EvaHostBlock(HostBlock):
 
 
 def rotation(tokens: Tokens, index: int) -> Tensor:
-    """Return the rotary embeddings of the patch tokens in block ``index``, (B, 1 or H, n, 2 d).
+    """Return the rotary embeddings of the patch tokens in block ``index``, (B, 1 or H, n, 2 d): sines, then cosines.
 
-    ``tokens.positional`` is (N + 1, 2 d), or (depth, H, N + 1, 2 d) where each block and head has its own; the last
-    row is for tokens without a place.
+    ``tokens.positional`` is timm's table (N, 2 d), or (depth, H, N, 2 d) where each block and head has its own. Angles
+    are linear in row and column, so that a place between those of the table is one of these turned further.
     """
     table = tokens.positional
     assert table is not None
-    idx = tokens.patch_idx.where(tokens.patch_idx >= 0, table.shape[-2] - 1)
-    if table.ndim == 2:
-        return table[idx].unsqueeze(1)
-    return table[index][:, idx].transpose(0, 1)
+    table = table.unsqueeze(0) if table.ndim == 2 else table[index]
+    own = table[:, tokens.patch_idx.clamp(min=0)].transpose(0, 1)
+    if tokens.place is None:
+        return own
+    columns = tokens.grid[1]
+    first = tokens._replace(patch_idx=tokens.patch_idx.clamp(min=0), place=None).places()
+    rows, across = (tokens.place - first).to(table.dtype)[:, None].unbind(dim=-1)
+    down = _angle(table, columns) if tokens.grid[0] > 1 else 0.0
+    right = _angle(table, 1) if columns > 1 else 0.0
+    turn = rows.unsqueeze(-1) * down + across.unsqueeze(-1) * right  # 0 for a token that stands for itself alone
+    (sine, cosine), (further, rest) = own.chunk(2, dim=-1), (turn.sin(), turn.cos())
+    return torch.cat((sine * rest + cosine * further, cosine * rest - sine * further), dim=-1)
+
+
+def _angle(table: Tensor, position: int) -> Tensor:
+    """Return the angle from the first position of ``table`` (H, N, 2 d) to another, the shorter way, (H, 1, d)."""
+    sine, cosine = table[:, [0, position]].chunk(2, dim=-1)
+    along = cosine[:, 0] * cosine[:, 1] + sine[:, 0] * sine[:, 1]
+    across = cosine[:, 0] * sine[:, 1] - sine[:, 0] * cosine[:, 1]
+    return torch.atan2(across, along).unsqueeze(1)
 
 
 @register_host(Eva)
@@ -129,13 +145,9 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
     Block = EvaHostBlock
 
     def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens of images, and the rotary embeddings of every position of the grid, see ``rotation``."""
+        """Return the tokens of images, and the rotary embeddings of the grid's positions, see ``rotation``."""
         x, rope = self._pos_embed(self.patch_embed(images))
-        if rope is None:
-            return x, None
-        none = torch.zeros_like(rope[..., :1, :])  # sine 0, cosine 1
-        none[..., rope.shape[-1] // 2 :] = 1
-        return x, torch.cat((rope, none), dim=-2)
+        return x, rope
 
     def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Bring a checkpoint of any library that timm knows into the form of this tower."""

@@ -308,6 +308,7 @@ def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
         x=start.x[images.unsqueeze(1), idx],
         patch_idx=start.patch_idx[images.unsqueeze(1), keep_idx],
         patch_count=keep_idx.shape[1],
+        place=None if start.place is None else start.place[images.unsqueeze(1), keep_idx],
         size=None,
         mass=None,
         importance=None,
