@@ -120,13 +120,16 @@ class TimmHost(Host):
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pool as timm does; learned tokens are never averaged in."""
-        start = self.num_prefix_tokens
-        first = self.attn_pool is None and (pool_type or self.global_pool) == "token"
-        if self.prompts is not None and not first:
-            x = torch.cat((x[:, :start], x[:, self.prefix_count :]), dim=1)
         timms: Any = super()
-        pooled: Tensor = timms.pool(x, pool_type)
+        pooled: Tensor = timms.pool(self.unprompted(x, pool_type), pool_type)
         return pooled
+
+    def unprompted(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Return the tokens of ``x`` (B, T, D) without learned ones, unless the class token is all that is read."""
+        first = self.attn_pool is None and (pool_type or self.global_pool) == "token"
+        if self.prompts is None or first:
+            return x
+        return torch.cat((x[:, : self.num_prefix_tokens], x[:, self.prefix_count :]), dim=1)
 
     def probe(self, tokens: Tokens) -> PoolingQuery:
         """Return the attention pool's query and its keys of the tokens, normalised as those that leave the tower."""
@@ -160,15 +163,19 @@ class TimmHost(Host):
             self.head = CosineHead(projection, shape.features, shape.classes, **new)
             self.num_classes = shape.classes
 
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches of images (B, C, H, W)."""
+        if self.patch_embed.strict_img_size:
+            return self.grid
+        rows, columns = self.patch_embed.dynamic_feat_size(images.shape[-2:])
+        return int(rows), int(columns)
+
     def embed(self, images: Tensor) -> Tokens:
         """Turn images (B, C, H, W) into the tokens that enter block 0."""
-        grid = self.patch_embed.grid_size
-        if not self.patch_embed.strict_img_size:
-            grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
         (x, positional), prefix = self.positioned(images), self.prefix_count
         if self.prompts is not None:
             x = insert(x, self.num_prefix_tokens, self.prompts()[0])
-        return Tokens.start(self.norm_pre(x), prefix, (int(grid[0]), int(grid[1])), positional)
+        return Tokens.start(self.norm_pre(x), prefix, self.grid_of(images), positional)
 
     @torch.no_grad()
     def mean_patches(self, images: Tensor, depth: int) -> Tensor:

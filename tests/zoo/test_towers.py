@@ -46,8 +46,10 @@ TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
     "rope averaged": ("vit_medium_patch16_rope_reg1_gap_256", P8),
     "beit": ("beit_base_patch16_224", P8),
     "beit v2": ("beitv2_base_patch16_224", P8),
+    "naflex siglip 2": ("naflexvit_base_patch16_siglip", {**P8, "pos_embed_grid_size": (4, 4)}),
+    "naflex rope": ("naflexvit_base_patch16_gap", {**P8, "pos_embed_grid_size": (4, 4), "rope_type": "axial"}),
 }
-QUERYLESS = ("siglip averaged", "registers averaged", "averaged", "rope averaged")
+QUERYLESS = ("siglip averaged", "registers averaged", "averaged", "rope averaged", "naflex rope")
 NEEDS_QUERY = ("clsattn", "evit", "evitfuse", "tca")
 # Their choice goes by the order of the sequence, too: alternate sets, which of a pair stays, ties of mean ranks.
 ORDERED = ("tome", "tofu", "rankmerge", "tca")
@@ -81,7 +83,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def some_images(tower: nn.Module, count: int = 2) -> Tensor:
-    return torch.randn(count, 3, *tower.patch_embed.img_size, generator=torch.Generator().manual_seed(3))
+    size = tower.patch_embed.img_size if hasattr(tower, "patch_embed") else (32, 32)
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(3))
 
 
 def options_of(method: str) -> dict[str, Any]:
@@ -176,6 +179,16 @@ def test_methods_that_read_the_query_are_refused_without_one(kind: str, method: 
 def test_refused_towers(kind: str, overrides: dict[str, Any], match: str, build: Build):
     with pytest.raises(ValueError, match=re.escape(match)):
         zoo.reduce(build(kind, **overrides), method="random", keep=0.5)
+
+
+def test_naflex_takes_images_alone(build: Build):
+    model = zoo.reduce(build("naflex siglip 2"), method="tome", keep=0.5)
+    images = some_images(model)
+    patches = {"patches": images, "patch_coord": None, "patch_valid": None}
+    for given, named in ((patches, {}), (images, {"patch_valid": torch.ones(2, 16)})):
+        with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\) alone"):
+            model(given, **named)
+    assert model.trace(torch.randn(2, 3, 64, 48)).final_tokens == 24
 
 
 def test_the_probe_attends_as_in_the_pool(build: Build):
