@@ -1,43 +1,21 @@
 """timm's Beit family: BEiT, BEiT v2 and data2vec-like towers with a bias for relative positions."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from timm.models.beit import Attention, Beit, Block, checkpoint_filter_fn
+from timm.models.beit import Attention, Beit, checkpoint_filter_fn
+from timm.models.beit import Block as PlainBlock
 from torch import Tensor
 
-from zoo.host import HostBlock, register_host
+from zoo.host import register_host
 from zoo.tokens import Tokens
-from zoo.vit import TimmHost
+from zoo.vit import TimmBlock, TimmHost
 
 
-class BeitHostBlock(HostBlock):
+class BeitHostBlock(TimmBlock):
     """A block of timm's Beit, whose attention adds a bias for each pair of places.
 
     A token that others were merged into keeps its own place. Learned tokens and fused ones have none: they get no bias.
     """
-
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return int(self.module.attn.num_heads)
-
-    @property
-    def scale(self) -> float:
-        """Factor on the logits."""
-        return float(self.module.attn.scale)
-
-    @property
-    def dropout(self) -> float:
-        """Share of attention weights that are dropped now."""
-        attn = self.module.attn
-        return float(attn.attn_drop.p) if attn.training else 0.0
-
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention."""
-        normed: Tensor = self.module.norm1(x)
-        return normed
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; places count in ``bias``."""
@@ -91,6 +69,8 @@ class ReducedBeit(TimmHost, Beit):
     """A timm Beit tower, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
     Block = BeitHostBlock
+    kinds = ((PlainBlock, Attention),)
+    filter_fn = staticmethod(checkpoint_filter_fn)
     attn_pool = None
     norm_pre = staticmethod(lambda x: x)
 
@@ -102,19 +82,8 @@ class ReducedBeit(TimmHost, Beit):
             x = x + self.pos_embed
         return self.pos_drop(x), None
 
-    def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Bring a checkpoint of any library that timm knows into the form of this tower."""
-        named: dict[str, Any] = checkpoint_filter_fn(weights, self)
-        return named
-
     def require_reducible(self) -> None:
-        """Raise ValueError unless this tower has Beit's own blocks, each with its own bias."""
+        """Raise ValueError unless each block has its own bias."""
+        super().require_reducible()
         if self.rel_pos_bias is not None:
             raise ValueError("use_shared_rel_pos_bias=True: expected a bias for each block, as in all models of timm's")
-        block = self.blocks[0]
-        kinds = (type(block), type(getattr(block, "attn", None)))
-        if kinds != (Block, Attention):
-            raise ValueError(
-                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; "
-                "expected timm's Block and Attention of Beit"
-            )

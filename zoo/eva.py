@@ -1,42 +1,26 @@
 """timm's Eva family: EVA-02, DINOv3, Perception Encoder and others with rotary position embeddings."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from timm.layers import AttentionRope, PatchDropoutWithIndices
+from timm.layers import AttentionRope
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
 from torch import Tensor
 
 from zoo.attention import project
-from zoo.host import HostBlock, register_host
+from zoo.host import register_host
 from zoo.tokens import Tokens
-from zoo.vit import TimmHost
+from zoo.vit import TimmBlock, TimmHost
+
+KINDS = tuple((block, attn) for block in (EvaBlock, EvaBlockPostNorm) for attn in (EvaAttention, AttentionRope))
 
 
-class EvaHostBlock(HostBlock):
+class EvaHostBlock(TimmBlock):
     """A block of timm's Eva: norms before or behind, attention with rotary embeddings, LayerScale as a vector.
 
     A token is rotated by its own place, and a merged one by the mean place of those that it stands for. Prefix tokens
     and learned tokens have no place and aren't rotated.
     """
-
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return int(self.module.attn.num_heads)
-
-    @property
-    def scale(self) -> float:
-        """Factor on the logits."""
-        return float(self.module.attn.scale)
-
-    @property
-    def dropout(self) -> float:
-        """Share of attention weights that are dropped now."""
-        attn = self.module.attn
-        return float(attn.attn_drop.p) if attn.training else 0.0
 
     @property
     def _norm_behind(self) -> bool:
@@ -143,31 +127,15 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
     """A timm Eva tower, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
     Block = EvaHostBlock
+    kinds = KINDS
+    filter_fn = staticmethod(checkpoint_filter_fn)
 
     def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of images, and the rotary embeddings of the grid's positions, see ``rotation``."""
         x, rope = self._pos_embed(self.patch_embed(images))
         return x, rope
 
-    def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Bring a checkpoint of any library that timm knows into the form of this tower."""
-        named: dict[str, Any] = checkpoint_filter_fn(weights, self)
-        return named
-
     @property
     def pooled_prefix(self) -> int:
         """Number of prefix tokens that are pooled like patch tokens: an attention pool sees all."""
         return 0 if self.attn_pool is None else int(self.num_prefix_tokens)
-
-    def require_reducible(self) -> None:
-        """Raise ValueError unless this tower has Eva's own blocks, and all of its patch tokens in place."""
-        super().require_reducible()
-        if isinstance(self.patch_drop, PatchDropoutWithIndices):
-            raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
-        block = self.blocks[0]
-        kinds = (type(block), type(getattr(block, "attn", None)))
-        if kinds[0] not in (EvaBlock, EvaBlockPostNorm) or kinds[1] not in (EvaAttention, AttentionRope):
-            raise ValueError(
-                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; "
-                "expected timm's EvaBlock with EvaAttention or AttentionRope"
-            )

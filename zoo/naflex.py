@@ -2,17 +2,13 @@
 
 from typing import Any
 
-from timm.layers import Attention, AttentionRope, PatchDropoutWithIndices
-from timm.models.eva import EvaAttention, EvaBlock
+from timm.models.eva import EvaBlock
 from timm.models.naflexvit import NaFlexVit, checkpoint_filter_fn
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from zoo.eva import EvaHostBlock
+from zoo.eva import KINDS, EvaHostBlock
 from zoo.host import PROBE, HostBlock, register_host
-from zoo.vit import TimmHost, ViTBlock
-
-_KINDS = ((Block, Attention), (EvaBlock, EvaAttention), (EvaBlock, AttentionRope))
+from zoo.vit import ReducedViT, TimmHost, ViTBlock
 
 
 @register_host(NaFlexVit)
@@ -23,6 +19,8 @@ class ReducedNaFlexVit(TimmHost, NaFlexVit):  # type: ignore[misc]  # forward ta
     same number for all images of a batch, and a keep rate of those that count would differ between them.
     """
 
+    kinds = (*ReducedViT.kinds, *KINDS)
+    filter_fn = staticmethod(checkpoint_filter_fn)
     embeds: Any
     rope: Any
 
@@ -67,27 +65,13 @@ class ReducedNaFlexVit(TimmHost, NaFlexVit):  # type: ignore[misc]  # forward ta
         pooled: Tensor = super()._pool(self.unprompted(x, pool_type), pool_type, patch_valid)
         return pooled
 
-    def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Bring a checkpoint of any library that timm knows into the form of this tower."""
-        named: dict[str, Any] = checkpoint_filter_fn(weights, self)
-        return named
-
     @property
     def pooled_prefix(self) -> int:
         """Number of prefix tokens that are pooled like patch tokens."""
         return int(self.num_prefix_tokens) if self.pool_include_prefix else 0
 
     def require_reducible(self) -> None:
-        """Raise ValueError unless the blocks can be taken apart and all patch tokens are in place."""
+        """Raise ValueError, with the reason, if this tower lacks what reduction needs."""
         super().require_reducible()
-        if isinstance(self.patch_drop, PatchDropoutWithIndices):
-            raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
         if self.embeds.pos_embed_grid_size is None:
             raise ValueError("pos_embed='none' without an image size: expected a table of positions")
-        block = self.blocks[0]
-        kinds = (type(block), type(getattr(block, "attn", None)))
-        if kinds not in _KINDS:
-            raise ValueError(
-                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; expected timm's Block with "
-                "Attention, or EvaBlock with EvaAttention or AttentionRope"
-            )

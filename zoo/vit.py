@@ -1,14 +1,15 @@
 """timm's towers with one forward loop that a reducer may shorten; its VisionTransformer first of all."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.fx
-from timm.layers import Attention, AttentionPoolLatent, PatchDropout
+from timm.layers import Attention, AttentionPoolLatent, PatchDropout, PatchDropoutWithIndices
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import Block as PlainBlock
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -53,9 +54,16 @@ def straight_line(model: nn.Module) -> torch.fx.GraphModule:
 class TimmHost(Host):
     """What timm's families of towers share: embedding, pooling, and the methods of timm's interface.
 
-    A family is a subclass of this and of timm's class, with its ``HostBlock`` and ``positioned``. ``prompts`` gives
-    the learned tokens (depth, count, D) when called, None without.
+    A family is a subclass of this and of timm's class, with ``Block``, ``positioned`` and what it can reduce.
+    ``prompts`` gives the learned tokens (depth, count, D) when called, None without.
+
+    Attributes:
+        kinds: classes of a block and of its attention that ``Block`` takes apart.
+        filter_fn: timm's function that converts checkpoints for this class.
     """
+
+    kinds: ClassVar[tuple[tuple[type[nn.Module], type[nn.Module]], ...]]
+    filter_fn: ClassVar[Callable[..., dict[str, Any]]]
 
     # Typed loosely, as timm's classes differ in it.
     attn_pool: Any
@@ -76,9 +84,10 @@ class TimmHost(Host):
     def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of images with what is added for places, (B, T, D), and ``Tokens.positional``."""
 
-    @abstractmethod
     def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Bring a checkpoint of any library that timm knows into the form of this tower."""
+        named: dict[str, Any] = type(self).filter_fn(weights, self)
+        return named
 
     @property
     def block_modules(self) -> Sequence[nn.Module]:
@@ -142,7 +151,14 @@ class TimmHost(Host):
 
     def require_reducible(self) -> None:
         """Raise ValueError, with the reason, if this tower lacks what reduction needs."""
-        if isinstance(self.patch_drop, PatchDropout):
+        block = self.blocks[0]
+        kind = (type(block), type(getattr(block, "attn", None)))
+        if kind not in self.kinds:
+            known = " or ".join(f"{one.__name__} with {attn.__name__}" for one, attn in self.kinds)
+            raise ValueError(
+                f"this tower's blocks are {kind[0].__name__} with {kind[1].__name__}; expected timm's {known}"
+            )
+        if isinstance(getattr(self, "patch_drop", None), (PatchDropout, PatchDropoutWithIndices)):
             raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
         pool = self.attn_pool
         if pool is not None and (not isinstance(pool, AttentionPoolLatent) or pool.pos_embed is not None):
@@ -293,8 +309,8 @@ class TimmHost(Host):
         self.__dict__["_model_args"] = held | named
 
 
-class ViTBlock(HostBlock):
-    """timm's plain block, with its plain attention."""
+class TimmBlock(HostBlock):
+    """What blocks of timm's families share."""
 
     @property
     def heads(self) -> int:
@@ -316,6 +332,10 @@ class ViTBlock(HostBlock):
         """Normalise tokens for the attention."""
         normed: Tensor = self.module.norm1(x)
         return normed
+
+
+class ViTBlock(TimmBlock):
+    """timm's plain block, with its plain attention."""
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; places are in the tokens already."""
@@ -375,6 +395,8 @@ class ReducedViT(TimmHost, VisionTransformer):
     """
 
     Block = ViTBlock
+    kinds = ((PlainBlock, Attention),)
+    filter_fn = staticmethod(checkpoint_filter_fn)
 
     def __init__(
         self,
@@ -399,27 +421,7 @@ class ReducedViT(TimmHost, VisionTransformer):
         x: Tensor = self.patch_drop(self._pos_embed(self.patch_embed(images)))
         return x, None
 
-    def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of this tower."""
-        named: dict[str, Any] = checkpoint_filter_fn(weights, self)
-        return named
-
     @property
     def pooled_prefix(self) -> int:
         """Number of prefix tokens that are pooled like patch tokens."""
         return int(self.num_prefix_tokens) if self.pool_include_prefix else 0
-
-    def require_reducible(self) -> None:
-        """Raise ValueError unless this tower has timm's plain blocks, and all of its patch tokens in place."""
-        super().require_reducible()
-        block = self.blocks[0]
-        kinds = (type(block), type(getattr(block, "attn", None)))
-        if kinds != (Block, Attention):
-            raise ValueError(
-                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; "
-                "expected timm's Block with Attention"
-            )
-
-    def __prepare_scriptable__(self) -> GraphModule:
-        """Give ``torch.jit.script`` what this model does in its present mode, free of branches."""
-        return straight_line(self)
