@@ -1,11 +1,14 @@
-"""CLS attention: drop the patches that the class token attends to least."""
+"""CLS attention: drop the patches that the class token attends to least.
+
+Where a tower has none but pools by attention, the pool's own query stands in for it.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from zoo.attention import Attended, cls_attention, cls_attention_of
+from zoo.attention import Attended, cls_attention
 from zoo.reducer import Pruner, ReducerConfig, register_method
 from zoo.tokens import Tokens
 
@@ -28,6 +31,11 @@ class ClsAttentionConfig(ReducerConfig):
         if self.source == "previous" and (self.reduce_at is None or self.reduce_at[0] == 0):
             raise ValueError("source='previous': no block comes before reduction point 0")
 
+    @property
+    def needs_query(self) -> bool:
+        """By the class token's, or what stands in for it."""
+        return True
+
 
 @register_method("clsattn")
 class ClsAttention(Pruner):
@@ -47,12 +55,13 @@ class ClsAttention(Pruner):
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Take the importance along to the next block's input."""
-        query, key, scale = attended.query, attended.key, attended.scale
-        return tokens._replace(importance=cls_attention(query, key, scale, tokens.prefix))
+        assert attended.pooling is not None
+        return tokens._replace(importance=cls_attention(*attended.pooling()))
 
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Compute the class token's attention, or take what the block before left."""
         if self.config.source == "previous":
             assert tokens.importance is not None
             return tokens.importance
-        return cls_attention_of(block.attn, block.norm1(tokens.x), tokens.prefix)
+        attention: Tensor = block.pooling_attention(tokens)
+        return attention

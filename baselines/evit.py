@@ -33,6 +33,11 @@ class EViTConfig(ReducerConfig):
             self.within("stage_rate", 0.0, 1.0)
         self.switch("fuse")
 
+    @property
+    def needs_query(self) -> bool:
+        """By the class token's."""
+        return True
+
 
 @register_method("evit")
 class EViT(Reducer):
@@ -65,8 +70,8 @@ class EViT(Reducer):
         count = self.count_after(index, tokens)
         if count >= tokens.patch_count:
             return tokens
-        query, key, scale = attended.query, attended.key, attended.scale
-        importance = cls_attention(query, key, scale, tokens.prefix)
+        assert attended.pooling is not None
+        importance = cls_attention(*attended.pooling())
         kept = tokens.prune(index, importance, count)
         return _append_fused(kept, tokens, importance) if self.config.fuse else kept
 
@@ -80,11 +85,17 @@ def _append_fused(kept: Tokens, tokens: Tokens, importance: torch.Tensor) -> Tok
     nowhere = kept.patch_idx.new_full((kept.patch_idx.shape[0], 1), -1)
     last = kept.history[-1]
     after = torch.cat((last.after, nowhere), dim=1)
+    place = None
+    if tokens.positional is not None:  # the mean of theirs by the same weights
+        gone = weight.unsqueeze(1).float()
+        mean = (gone @ tokens.places()) / gone.sum(dim=2, keepdim=True)
+        place = torch.cat((kept.places(), mean), dim=1)
     return kept._replace(
         x=torch.cat((kept.x, fused), dim=1),
         patch_idx=torch.cat((kept.patch_idx, nowhere), dim=1),
         patch_count=count + 1,
         importance=None,
+        place=place,
         history=(*kept.history[:-1], last._replace(after=after)),
     )
 
@@ -97,6 +108,11 @@ class EViTFuseConfig(ReducerConfig):
 
     fuse: ClassVar[bool] = True
     stage_rate: ClassVar[None] = None
+
+    @property
+    def needs_query(self) -> bool:
+        """By the class token's."""
+        return True
 
 
 @register_method("evitfuse")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.attention import Attended
+from zoo.attention import Attended, PoolingQuery
 from zoo.reducer import Reducer, ReducerConfig, register_method
 from zoo.tokens import Tokens, rows
 
@@ -41,6 +41,11 @@ class TCAConfig(ReducerConfig):
         self.whole("centers", 1)
         self.within("merged", 0.0, 1000.0)
 
+    @property
+    def needs_query(self) -> bool:
+        """By the class token's."""
+        return True
+
 
 @register_method("tca")
 class TCA(Reducer):
@@ -62,7 +67,8 @@ class TCA(Reducer):
         centers = min(self.config.centers, count)
         whole = count - centers
         pruned = min(int((arrived - whole) / (1 + self.config.merged)), arrived - count)
-        score = cross_head_score(attended, tokens.prefix)
+        assert attended.pooling is not None
+        score = cross_head_score(attended.pooling())
         if pruned == arrived - count:  # every token between is a centre
             return tokens.prune(index, score, count)
         order = score.argsort(dim=1, descending=True, stable=True)
@@ -79,15 +85,16 @@ class TCA(Reducer):
             x=merged.x[:, : tokens.prefix + count],
             patch_idx=after,
             patch_count=count,
+            place=None if merged.place is None else merged.place[:, :count],
             size=None,
             history=(*tokens.history, last._replace(after=after, importance=ranked)),
         )
 
 
-def cross_head_score(attended: Attended, prefix: int) -> Tensor:
+def cross_head_score(pooling: PoolingQuery) -> Tensor:
     """Return the mean over heads of each patch token's rank, (B, n) float32, 0 = attended to least."""
-    query, key = attended.query[:, :, :1], attended.key[:, :, prefix:]
-    logits = (query @ key.transpose(-2, -1)).squeeze(2).float()  # softmax keeps their order
+    key = pooling.key[:, :, pooling.prefix :]
+    logits = (pooling.query @ key.transpose(-2, -1)).squeeze(2).float()  # softmax keeps their order
     ranks = logits.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
     return ranks.float().mean(dim=1)
 

@@ -94,7 +94,7 @@ class Publishable:
         tower = self.dense
         tower.prompts = None
         if isinstance(tower.head, CosineHead):
-            tower.head = tower.head.projection  # type: ignore[assignment]
+            tower.head = tower.head.projection
         return fingerprint(tower)
 
     def rows(self, records: Sequence[Record], path: Path) -> list[Record]:

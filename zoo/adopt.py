@@ -2,23 +2,25 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import timm
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from zoo.host import Host, host_of
 from zoo.predictor import PredictorPaths, read_predictors
 from zoo.prompts import PromptFile, for_head
 from zoo.recovery import add_recovery
 from zoo.reducer import build_reducer
-from zoo.vit import ReducedViT, host_spec
+from zoo.vit import ReducedViT, TimmHost
 from zoo.weights import blocks_fingerprint, filter_weights, load_predictor
 
 REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 
 
+@overload
 def reduce(
     model: VisionTransformer,
     *,
@@ -26,14 +28,35 @@ def reduce(
     predictor: PredictorPaths = None,
     recovery: str | Path | None = None,
     **options: Any,
-) -> ReducedViT:
-    """Give any timm VisionTransformer with a class token a token reduction method.
+) -> ReducedViT: ...
+
+
+@overload
+def reduce(
+    model: nn.Module,
+    *,
+    method: str | None,
+    predictor: PredictorPaths = None,
+    recovery: str | Path | None = None,
+    **options: Any,
+) -> Host: ...
+
+
+def reduce(
+    model: nn.Module,
+    *,
+    method: str | None,
+    predictor: PredictorPaths = None,
+    recovery: str | Path | None = None,
+    **options: Any,
+) -> Host:
+    """Give any tower of a known family a token reduction method.
 
     The new model shares modules and weights with ``model``, which stays as it is: nothing is
     copied, and training one trains the other. Use ``copy.deepcopy`` first to separate them.
 
     Args:
-        model: a timm VisionTransformer (DINOv2, DeiT, AugReg, CLIP towers, ...) of standard blocks.
+        model: a tower of timm's (CLIP, SigLIP, DINOv2, DINOv3, EVA, DeiT, AugReg, ...), see docs/towers.md.
         method: name of a registered method, None for the dense tower in our class.
         predictor: for patchrank, the file of its predictor, or one for each block at which it
             scores; None for random weights. The file determines the network's shape.
@@ -45,16 +68,12 @@ def reduce(
             predictor or recovery of another tower, block or setting.
         FileNotFoundError: no such predictor or recovery.
     """
-    kind = type(model)
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"{kind.__name__} is not a timm VisionTransformer")
-    if kind not in (VisionTransformer, ReducedViT):
-        raise ValueError(f"{kind.__name__} overrides parts of timm's VisionTransformer: unsupported")
-    reduced = sharing(model)
+    host = host_of(model)
+    reduced = host.adopt(model)
     reduced.reducer = None
     if method is not None:
-        like = next(model.blocks.parameters())
-        spec = host_spec(reduced, device=like.device, dtype=like.dtype)
+        like = next(reduced.block_modules[0].parameters())
+        spec = reduced.spec(device=like.device, dtype=like.dtype)
         files = None if predictor is None else read_predictors(predictor)
         for one in files or ():
             one.fill(options)
@@ -62,10 +81,25 @@ def reduce(
         if files is not None:
             load_predictor(reduced, files)
     _describe(reduced, method)
-    return reduced if recovery is None else add_recovery(reduced, recovery)
+    if recovery is None:
+        return reduced
+    if not isinstance(reduced, TimmHost):
+        raise ValueError(f"{type(model).__name__} takes no recovery: expected a tower of timm's")
+    return add_recovery(reduced, recovery)
 
 
-def add_prompts(model: VisionTransformer, prompts: str | Path | PromptFile, *, classify: bool = True) -> ReducedViT:
+T = TypeVar("T", bound=TimmHost)
+
+
+@overload
+def add_prompts(model: T, prompts: str | Path | PromptFile, *, classify: bool = True) -> T: ...
+
+
+@overload
+def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> TimmHost: ...
+
+
+def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> TimmHost:
     """Give a tower, dense or reduced, the prompts that were tuned on it.
 
     The new model shares modules and weights with ``model``, which stays as it is.
@@ -80,10 +114,12 @@ def add_prompts(model: VisionTransformer, prompts: str | Path | PromptFile, *, c
         FileNotFoundError: no such file.
     """
     file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
-    if not isinstance(model, ReducedViT):
+    if not isinstance(model, Host):
         model = reduce(model, method=None)
+    if not isinstance(model, TimmHost):
+        raise ValueError(f"{type(model).__name__} takes no prompts: expected a tower of timm's")
     file.require_tower(model.embed_dim, blocks_fingerprint(model.state_dict()))
-    tuned = sharing(model)
+    tuned = type(model).adopt(model)
     like = next(model.blocks.parameters())
     shape = file.shape
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
@@ -97,19 +133,7 @@ def add_prompts(model: VisionTransformer, prompts: str | Path | PromptFile, *, c
     return tuned
 
 
-def sharing(model: VisionTransformer) -> ReducedViT:
-    """Return another model of the same modules and weights."""
-    other = ReducedViT.__new__(ReducedViT)
-    nn.Module.__init__(other)
-    for name, value in model.__dict__.items():
-        # Registries are copied one level deep: replacing a submodule of one leaves the other alone.
-        other.__dict__[name] = value.copy() if isinstance(value, dict) else value
-    if not isinstance(model, ReducedViT):
-        other.prompts = None
-    return other
-
-
-def _describe(model: ReducedViT, method: str | None) -> None:
+def _describe(model: Host, method: str | None) -> None:
     """Tell timm how to build the model again, for ``save_for_hf`` and ``local-dir:``."""
     facts = model.__dict__
     cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
@@ -133,25 +157,25 @@ def reduced_vit(
     method: str | None = None,
     reduction: dict[str, Any] | None = None,
     **kwargs: Any,
-) -> ReducedViT:
+) -> TimmHost:
     """Reduce timm's model ``base`` by ``method``; made for models that ``zoo.reduce`` saved.
 
     Raises:
         ValueError: no ``base``, or what ``zoo.reduce`` refuses.
     """
     if not base:
-        raise ValueError(f"{REBUILT} needs base=NAME, a timm VisionTransformer")
+        raise ValueError(f"{REBUILT} needs base=NAME, a tower of timm's")
 
-    def build(prompts: dict[str, int] | None = None, **vit_args: Any) -> ReducedViT:
+    def build(prompts: dict[str, int] | None = None, **vit_args: Any) -> TimmHost:
         shape, classify = for_head(prompts, vit_args)
         tower = timm.create_model(base, **vit_args)
-        assert isinstance(tower, VisionTransformer)
         model = reduce(tower, method=method, **(reduction or {}))
+        assert isinstance(model, TimmHost)
         if shape is not None:
             device, dtype = vit_args.get("device"), vit_args.get("dtype")
             model.expect(shape, classify=classify, device=device, dtype=dtype)
         return model
 
     kwargs["feature_cfg"] = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    model: ReducedViT = build_model_with_cfg(build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs)
+    model: TimmHost = build_model_with_cfg(build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs)
     return model

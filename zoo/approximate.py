@@ -6,18 +6,16 @@ docs/approximations.md says how well each agrees with exact rankings.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.adopt import reduce
-from zoo.attention import attend, project, queries_keys_values
+from zoo.host import Host
 from zoo.reducer import expected
-from zoo.suffix import Suffix
+from zoo.suffix import Suffix, sequences
 from zoo.tokens import Tokens
-from zoo.vit import ReducedViT
 from zoo.windows import Merges, members, sizes_of
 
 
@@ -36,17 +34,18 @@ class Effort:
     heads: int = 6
 
     @classmethod
-    def of(cls, model: ReducedViT, start: int) -> "Effort":
-        """Describe a tower from block ``start`` on."""
-        rows, columns = model.patch_embed.grid_size
-        block: Any = model.blocks[0]
+    def of(cls, model: Host, start: int) -> "Effort":
+        """Describe a tower from block ``start`` on, with a hidden layer that makes its linear layers as costly."""
+        dim, block = model.embed_dim, model.block(0)
+        layers = [m for m in block.module.modules() if isinstance(m, nn.Linear)]
+        linear = sum(layer.in_features * layer.out_features for layer in layers)
         return cls(
-            grid=(int(rows), int(columns)),
-            blocks=len(model.blocks) - start,
+            grid=model.grid,
+            blocks=model.depth - start,
             prefix=model.prefix_count,
-            dim=model.embed_dim,
-            hidden=block.mlp.fc1.out_features,
-            heads=block.attn.num_heads,
+            dim=dim,
+            hidden=(linear - 4 * dim**2) // (2 * dim),
+            heads=block.heads,
         )
 
     @property
@@ -96,12 +95,13 @@ def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Te
     Arguments and results are those of ``Kind.run``.
     """
     targets, features = [], []
-    for part in start.x.split(max(1, suffix.batch // 4)):
-        target, pairs, every = run_whole(suffix, part, start.prefix, cells, choose=count > 0)
+    for part in start.split(max(1, suffix.batch // 4)):
+        images, length, _ = part.x.shape
+        target, pairs, every = run_whole(suffix, part, cells, choose=count > 0)
         targets.append(target)
-        per = max(1, suffix.batch * part.shape[1] // (2 * len(part) * (start.prefix + count)))
+        per = max(1, suffix.batch * length // (2 * images * (part.prefix + count)))
         chunks = zip(cells.split(per), every[..., :count].split(per, dim=1), strict=True)
-        parts = [_without(suffix, part, start.prefix, pairs, *chunk) for chunk in chunks]
+        parts = [_without(suffix, part, pairs, *chunk) for chunk in chunks]
         features.append(torch.cat(parts, dim=1))
     return torch.cat(targets), torch.cat(features)
 
@@ -115,25 +115,28 @@ def follow_merges(suffix: Suffix, start: Tokens, merges: Merges) -> tuple[Tensor
     sizes = F.pad(sizes_of(start).log(), (start.prefix, 0))
     targets, features = [], []
     for rows in torch.arange(len(start.x), device=start.x.device).split(max(1, suffix.batch // 4)):
-        x, bias = start.x[rows], sizes[rows]
-        target, pairs, _ = run_whole(suffix, x, start.prefix, merges.gone, choose=False, bias=bias)
+        part, bias = start.images(rows), sizes[rows]
+        target, pairs, _ = run_whole(suffix, part, merges.gone, choose=False, bias=bias)
         into, count = merges.into[rows], start.patch_count
         gone = merges.gone.expand(len(rows), -1, -1)
-        own = torch.arange(start.prefix, device=x.device).expand(len(rows), count, -1)
+        own = torch.arange(start.prefix, device=into.device).expand(len(rows), count, -1)
         hidden = torch.cat((own, gone + start.prefix, into + start.prefix), dim=2)
         old = bias.unsqueeze(1).expand(-1, count, -1).scatter(2, hidden, -torch.inf)
-        prefix = x[:, None, : start.prefix].expand(-1, count, -1, -1)
-        y = torch.cat((prefix, merges.merged[rows]), dim=2)
+        prefix = part.x[:, None, : start.prefix].expand(-1, count, -1, -1)
+        y = torch.cat((prefix, merges.merged[rows]), dim=2).flatten(0, 1)
+        idx = part.patch_idx.gather(1, into.squeeze(2)).reshape(-1, 1)
+        place = None if merges.place is None else merges.place[rows].reshape(-1, 1, 2)
+        short = part._replace(x=y, patch_idx=idx, patch_count=1, place=place, size=None, mass=None)
         new = F.pad(merges.size[rows].log(), (start.prefix, 0))
         targets.append(target)
-        features.append(_recomputed(suffix, pairs, y, old, new))
+        features.append(_recomputed(suffix, pairs, short, old, new))
     return torch.cat(targets), torch.cat(features)
 
 
 def run_whole(
-    suffix: Suffix, x: Tensor, prefix: int, cells: Tensor, *, choose: bool, bias: Tensor | None = None
+    suffix: Suffix, start: Tokens, cells: Tensor, *, choose: bool, bias: Tensor | None = None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
-    """Run whole images ``x`` (B, T, D) and, if ``choose``, find out who carries which window.
+    """Run whole images and, if ``choose``, find out who carries which window.
 
     ``bias`` (B, T) is added to the logits of all tokens' keys.
 
@@ -145,15 +148,16 @@ def run_whole(
         Unit features (B, D); per block the keys and values (B, H, T, d) of all tokens; and patches
         (B, W, N), those that carry most of a window first and those inside it last.
     """
-    inside = members(cells, x.shape[1] - prefix).to(x.dtype)
+    tokens, prefix = start, start.prefix
+    inside = members(cells, start.patch_count).to(start.x.dtype)
     pairs = []
     # Per window and patch, over the blocks so far: attention of the patch to the window, and the
     # product of that with the class token's attention to the patch.
-    reach = carried = x.new_zeros(len(x), len(inside), inside.shape[1])
+    reach = carried = start.x.new_zeros(len(start.x), len(inside), inside.shape[1])
     mask = None if bias is None else bias[:, None, None]
     for index, block in enumerate(suffix.blocks):
         last = index == len(suffix.blocks) - 1
-        attended = attend(block.attn, block.norm1(x), mask)
+        attended = block.attend(tokens, mask)
         pairs.append((attended.key, attended.value))
         if choose:
             # In the last block only the class token's row is needed.
@@ -162,55 +166,55 @@ def run_whole(
             carried = carried + reach * weights[:, :1, prefix:]
             if not last:
                 reach = reach + inside @ weights[:, prefix:, prefix:].transpose(1, 2)
-        x = x + block.ls1(attended.out)
-        if last:
-            x = x[:, :1]
-        x = x + block.ls2(block.mlp(block.norm2(x)))
+        x = block.add_attention(tokens.x, attended.out)
+        tokens = tokens._replace(x=block.add_mlp(x[:, :1] if last else x))
     carried = carried.masked_fill(inside.bool(), -1)
     carriers = carried.argsort(dim=-1, descending=True, stable=True)
-    return unit_features(suffix, x), pairs, carriers
+    return unit_features(suffix, tokens), pairs, carriers
 
 
 def _without(
-    suffix: Suffix, x: Tensor, prefix: int, pairs: list[tuple[Tensor, Tensor]], cells: Tensor, carriers: Tensor
+    suffix: Suffix, start: Tokens, pairs: list[tuple[Tensor, Tensor]], cells: Tensor, carriers: Tensor
 ) -> Tensor:
-    """Compute features of images ``x`` (B, T, D) without each of w windows, (B, w, D).
+    """Compute features of B images without each of w windows, (B, w, D).
 
     For every window the prefix tokens and ``carriers`` (B, w, n) are recomputed.
     """
     images, kinds, _ = carriers.shape
-    own = torch.arange(prefix, device=x.device).expand(images, kinds, -1)
+    device, prefix = carriers.device, start.prefix
+    own = torch.arange(prefix, device=device).expand(images, kinds, -1)
     new_idx = torch.cat((own, carriers + prefix), dim=2)
     # All windows of all images are one batch of short sequences, as long as what is recomputed.
-    y = x[torch.arange(images, device=x.device)[:, None, None], new_idx]
+    short = sequences(start, torch.arange(images, device=device).repeat_interleave(kinds), carriers.flatten(0, 1))
     # Of the whole image's tokens, hide the window's, which is removed, and those recomputed, whose
     # new keys and values stand beside the old ones.
-    hidden = torch.zeros(images, kinds, x.shape[1], dtype=torch.bool, device=x.device)
+    hidden = torch.zeros(images, kinds, start.x.shape[1], dtype=torch.bool, device=device)
     hidden = hidden.scatter(2, new_idx, True)
     hidden = hidden.scatter(2, (cells + prefix).expand(images, -1, -1), True)
-    bias = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
-    return _recomputed(suffix, pairs, y, bias)
+    bias = torch.zeros_like(hidden, dtype=start.x.dtype).masked_fill(hidden, -torch.inf)
+    return _recomputed(suffix, pairs, short, bias)
 
 
 def _recomputed(
-    suffix: Suffix, pairs: list[tuple[Tensor, Tensor]], y: Tensor, bias: Tensor, own_bias: Tensor | None = None
+    suffix: Suffix, pairs: list[tuple[Tensor, Tensor]], short: Tokens, bias: Tensor, own_bias: Tensor | None = None
 ) -> Tensor:
-    """Compute features from few tokens ``y`` (B, w, t, D), the class token first, beside ``pairs``.
+    """Compute features from few tokens of B * w sequences, the class token first, beside ``pairs``.
 
     ``bias`` (B, w, T) is added to the logits of the whole image's keys, ``own_bias`` (B, w, t) to their own.
     """
-    images, kinds = y.shape[:2]
-    y, bias = y.flatten(0, 1), bias[:, None, :, None]  # for all heads and queries of a window
+    images, kinds = bias.shape[:2]
+    bias = bias[:, None, :, None]  # for all heads and queries of a window
     own = 0.0 if own_bias is None else own_bias[:, None, :, None]
     for index, block in enumerate(suffix.blocks):
-        attn, normed = block.attn, block.norm1(y)
+        y = short.x
+        normed = block.norm(y)
         # Each of the three is (B, H, w, tokens of the window, d).
         query, key, value = (
-            part.unflatten(0, (images, kinds)).transpose(1, 2) for part in queries_keys_values(attn, normed)
+            part.unflatten(0, (images, kinds)).transpose(1, 2) for part in block.queries_keys_values(normed, short)
         )
         if index == len(suffix.blocks) - 1:  # only the class token leaves it
             query, y, normed = query[:, :, :, :1], y[:, :1], normed[:, :1]
-        query = query * attn.scale
+        query = query * block.scale
         shape = query.shape[2:4]
         # The old tokens' keys are one per image, so all windows' queries meet them in one product.
         old_logits = query.flatten(2, 3) @ pairs[index][0].transpose(-2, -1)
@@ -219,15 +223,13 @@ def _recomputed(
         old, new = logits.softmax(dim=-1).split((bias.shape[-1], key.shape[3]), dim=-1)
         out = (old.flatten(2, 3) @ pairs[index][1]).unflatten(2, shape) + new @ value
         out = out.permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(2)
-        y = y + block.ls1(project(attn, out, normed))
-        y = y + block.ls2(block.mlp(block.norm2(y)))
-    return unit_features(suffix, y).reshape(images, kinds, -1)
+        short = short._replace(x=block.add_mlp(block.add_attention(y, block.project(out, normed))))
+    return unit_features(suffix, short).reshape(images, kinds, -1)
 
 
-def unit_features(suffix: Suffix, x: Tensor) -> Tensor:
+def unit_features(suffix: Suffix, tokens: Tokens) -> Tensor:
     """Turn the class tokens that left the last block, (S, 1, D), into unit features."""
-    output: Tensor = suffix.model.forward_head(suffix.model.norm(x))
-    return F.normalize(output.float(), dim=-1)
+    return F.normalize(suffix.model.finish(tokens).float(), dim=-1)
 
 
 def follow_effort(effort: Effort, count: int, windows: int, merged: int = 0) -> int:
@@ -256,8 +258,7 @@ def jacobian(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[
     Arguments and results are those of ``Kind.run``.
     """
     targets, features = [], []
-    for x in start.x.split(max(1, suffix.batch // 16)):
-        part = start._replace(x=x)
+    for part in start.split(max(1, suffix.batch // 16)):
         target, moved = follow(suffix, part, cells, 0)
         shift = moved - target.unsqueeze(1)
         shift = shift - (shift @ target.unsqueeze(2)) * target.unsqueeze(1)
@@ -277,7 +278,7 @@ def gate_slopes(suffix: Suffix, start: Tokens, directions: Tensor) -> Tensor:
         x, directions = start.x.clone(), directions.clone()
         # The logarithm of the gates: added to the logits, and of the same derivative at 1.
         gates = x.new_zeros(len(x), start.patch_count, requires_grad=True)
-        features = gated(suffix, x, F.pad(gates, (start.prefix, 0)))
+        features = gated(suffix, start._replace(x=x), F.pad(gates, (start.prefix, 0)))
         slopes = [
             torch.autograd.grad((features * direction).sum(), gates, retain_graph=True)[0]
             for direction in directions.unbind(1)
@@ -285,28 +286,30 @@ def gate_slopes(suffix: Suffix, start: Tokens, directions: Tensor) -> Tensor:
     return torch.stack(slopes, dim=1)
 
 
-def gated(suffix: Suffix, x: Tensor, gates: Tensor) -> Tensor:
+def gated(suffix: Suffix, start: Tokens, gates: Tensor) -> Tensor:
     """Compute unit features (B, D) with ``gates`` (B, T) added to the logits of all attention.
 
     The gates travel as one more dimension of the keys, as attention with a mask that wants a
     gradient is not fused.
     """
+    tokens = start
     for index, block in enumerate(suffix.blocks):
-        attn, normed = block.attn, block.norm1(x)
-        query, key, value = queries_keys_values(attn, normed)
+        x = tokens.x
+        normed = block.norm(x)
+        query, key, value = block.queries_keys_values(normed, tokens)
         if index == len(suffix.blocks) - 1:
             query, x, normed = query[:, :, :1], x[:, :1], normed[:, :1]
-        one = torch.full_like(query[..., :1], 1 / attn.scale)
-        gate = gates[:, None, :, None].expand(-1, attn.num_heads, -1, 1)
+        one = torch.full_like(query[..., :1], 1 / block.scale)
+        gate = gates[:, None, :, None].expand(-1, block.heads, -1, 1)
         out = F.scaled_dot_product_attention(
             F.pad(torch.cat((query, one), dim=-1), (0, WIDER - 1)),
             F.pad(torch.cat((key, gate), dim=-1), (0, WIDER - 1)),
             F.pad(value, (0, WIDER)),
-            scale=attn.scale,
-        )[..., : attn.head_dim]
-        x = x + block.ls1(project(attn, out.transpose(1, 2).flatten(2), normed))
-        x = x + block.ls2(block.mlp(block.norm2(x)))
-    return unit_features(suffix, x)
+            scale=block.scale,
+        )[..., : value.shape[-1]]
+        out = block.project(out.transpose(1, 2).flatten(2), normed)
+        tokens = tokens._replace(x=block.add_mlp(block.add_attention(x, out)))
+    return unit_features(suffix, tokens)
 
 
 Run = Callable[[Suffix, Tokens, Tensor, int], tuple[Tensor, Tensor]]
@@ -321,7 +324,7 @@ class Kind(NamedTuple):
         run: from suffix (in float32 whatever its precision), tokens at the block, windows
             (W, r * r) and the number to unit features of whole images (B, D) and of those without
             each window (B, W, D); None where windows are removed for real, from a tower that
-            ``shortened`` cut.
+            ends early.
     """
 
     number: str
@@ -364,32 +367,31 @@ def fitting(spec: str, effort: Effort, block: int, window: int, windows: int) ->
     return block if kind == SHALLOW else KINDS[kind].low, highest[kind]
 
 
-def check(spec: str, model: ReducedViT, block: int, window: int, windows: int) -> None:
+def check(spec: str, model: Host, block: int, window: int, windows: int) -> None:
     """Raise ValueError for a number that doesn't fit, or features of more than the class token."""
     kind, number = parse(spec)
     low, high = fitting(spec, Effort.of(model, block), block, window, windows)
     if not low <= number <= high:
         raise ValueError(f"approximate={spec!r}: expected a number from {low} to {high} here ({KINDS[kind].number})")
-    if KINDS[kind].run is not None:
-        require_pooled(f"approximate={spec!r}", model)
-
-
-def require_pooled(what: str, model: ReducedViT) -> None:
-    """Raise ValueError, for ``what``, unless features come from the class token."""
-    if model.global_pool != "token":
+    if KINDS[kind].run is None:
+        return
+    if not model.pools_first:
         raise ValueError(
-            f"{what} needs features that come from the class token; this tower has global_pool={model.global_pool!r}"
+            f"approximate={spec!r} needs features that come from the class token, which this tower pools with others "
+            f"or lacks; expected none, or {SHALLOW}:N"
+        )
+    if model.block(block).pairs_places:
+        raise ValueError(
+            f"approximate={spec!r} knows no bias for pairs of places, which this tower has; "
+            f"expected none, or {SHALLOW}:N"
         )
 
 
-def shortened(model: ReducedViT, spec: str | None) -> ReducedViT:
-    """Return the tower whose features are compared: cut after a block for ``shallow``."""
+def last_block(model: Host, spec: str | None) -> int:
+    """Return the block with which the tower ends whose features are compared: an early one for ``shallow``."""
     if spec is None or parse(spec)[0] != SHALLOW:
-        return model
-    blocks: Any = model.blocks
-    short = reduce(model, method=None)
-    short.blocks = blocks[: parse(spec)[1] + 1]
-    return short
+        return model.depth - 1
+    return parse(spec)[1]
 
 
 def quick_features(spec: str | None, suffix: Suffix, start: Tokens, cells: Tensor) -> tuple[Tensor, Tensor] | None:

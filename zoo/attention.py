@@ -1,13 +1,23 @@
-"""Attention of a stock timm block that also hands out its queries and keys.
+"""What attention hands out, the query that pools, and the attention layer of timm's plain block.
 
-Blocks and attention layers are typed Any, since torch types their attributes as Tensor | Module.
+Attention layers are typed Any, since torch types their attributes as Tensor | Module.
 Shapes: B images, T tokens of width D, H heads of d channels.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class PoolingQuery(NamedTuple):
+    """The query that makes a tower's output of its tokens, and the keys that it meets."""
+
+    query: Tensor  # (B, H, 1, d), not yet scaled
+    key: Tensor  # (B, H, K, d)
+    scale: float  # factor on the logits
+    prefix: int  # the first keys, which aren't patch tokens'
 
 
 class Attended(NamedTuple):
@@ -18,6 +28,7 @@ class Attended(NamedTuple):
     key: Tensor  # after k-norm
     value: Tensor
     scale: float  # factor on the logits
+    pooling: Callable[[], PoolingQuery] | None = None  # computed when called; None where no query pools
 
 
 def queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,18 +37,6 @@ def queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     qkv = attn.qkv(x).reshape(batch, count, 3, attn.num_heads, attn.head_dim)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
-
-
-def attend(attn: Any, x: Tensor, bias: Tensor | None = None) -> Attended:
-    """Run timm's attention ``attn`` on normalised tokens ``x`` (B, T, D), fused.
-
-    The same operations in the same order as timm's own forward, so equal to it bit for bit.
-    """
-    q, k, v = queries_keys_values(attn, x)
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-    out = out.transpose(1, 2).reshape(x.shape[0], x.shape[1], attn.attn_dim)
-    return Attended(attn.proj_drop(project(attn, out, x)), q, k, v, attn.scale)
 
 
 def project(attn: Any, out: Tensor, x: Tensor) -> Tensor:
@@ -50,10 +49,10 @@ def project(attn: Any, out: Tensor, x: Tensor) -> Tensor:
 
 
 def cls_attention(query: Tensor, key: Tensor, scale: float, prefix: int) -> Tensor:
-    """Return how much the class token attends to each patch token, mean over heads.
+    """Return how much the first query attends to each patch token, mean over heads.
 
     From queries and keys (B, H, T, d), prefix tokens first, to (B, T - prefix) float32; with the
-    prefix tokens' share a row sums to 1.
+    prefix tokens' share a row sums to 1. The arguments are those of ``PoolingQuery``, or all of a layer's.
     """
     logits = (query[:, :, :1] * scale) @ key.transpose(-2, -1)
     return _mean_share(logits.squeeze(2), prefix)
@@ -61,7 +60,7 @@ def cls_attention(query: Tensor, key: Tensor, scale: float, prefix: int) -> Tens
 
 def cls_attention_of(attn: Any, x: Tensor, prefix: int) -> Tensor:
     """Return what ``cls_attention`` does from the normalised tokens ``x`` that enter a layer."""
-    if _needs_no_keys(attn):
+    if needs_no_keys(attn):
         return _mean_share(_cls_logits(attn, x), prefix)
     query, key, _ = queries_keys_values(attn, x)
     return cls_attention(query, key, attn.scale, prefix)
@@ -69,23 +68,6 @@ def cls_attention_of(attn: Any, x: Tensor, prefix: int) -> Tensor:
 
 def _mean_share(logits: Tensor, prefix: int) -> Tensor:
     return logits.float().softmax(dim=-1).mean(dim=1)[:, prefix:]
-
-
-def attend_cls(block: Any, x: Tensor) -> Tensor:
-    """Run timm's ``block`` for the class token alone, (B, T, D) to (B, 1, D).
-
-    Exact where nothing but the class token is read afterwards.
-    """
-    attn, normed = block.attn, block.norm1(x)
-    if _needs_no_keys(attn):
-        out = _attend_by_query(attn, normed)
-    else:
-        query, key, value = queries_keys_values(attn, normed)
-        out = F.scaled_dot_product_attention(query[:, :, :1], key, value)
-    out = out.transpose(1, 2).reshape(len(x), 1, attn.attn_dim)
-    cls = x[:, :1] + block.ls1(project(attn, out, normed[:, :1]))
-    result: Tensor = cls + block.ls2(block.mlp(block.norm2(cls)))
-    return result
 
 
 def is_plain(layer: Any) -> bool:
@@ -97,7 +79,7 @@ def is_plain(layer: Any) -> bool:
     return type(layer) is nn.Linear and "weight" in layer._parameters
 
 
-def _needs_no_keys(attn: Any) -> bool:
+def needs_no_keys(attn: Any) -> bool:
     """Tell whether the class token's logits are a product of its query, weights and tokens."""
     return is_plain(attn.qkv) and isinstance(attn.k_norm, nn.Identity)
 
@@ -118,7 +100,7 @@ def _cls_logits(attn: Any, x: Tensor) -> Tensor:
     return logits
 
 
-def _attend_by_query(attn: Any, x: Tensor) -> Tensor:
+def attend_by_query(attn: Any, x: Tensor) -> Tensor:
     """Return the class token's attended values (B, H, 1, d).
 
     No value is formed either: their weights are applied to the attended mean of the tokens.

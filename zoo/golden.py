@@ -16,16 +16,15 @@ from zoo.approximate import (
     approximate_passes,
     check,
     follow_merges,
+    last_block,
     parse,
     quick_features,
-    require_pooled,
-    shortened,
 )
 from zoo.attention import is_plain
+from zoo.host import Host
 from zoo.reducer import expected
-from zoo.suffix import PRECISIONS, Suffix, best_precision
+from zoo.suffix import LINEAR, PRECISIONS, Suffix, best_precision, is_lean
 from zoo.tokens import Tokens, every_position, rank_scores, top
-from zoo.vit import ReducedViT
 from zoo.windows import distances, mean_over_windows, members, merge_windows, outside, windows
 
 SCORES = ("preservation", "label", "confidence")
@@ -247,7 +246,7 @@ class GoldenEngine:
 
     def __init__(
         self,
-        model: ReducedViT,
+        model: Host,
         config: GoldenConfig,
         *,
         text: Tensor | None = None,
@@ -267,15 +266,15 @@ class GoldenEngine:
             raise ValueError(f"compiled=True with approximate={config.approximate!r}: exact only")
         self.model = model
         self.config = config
-        tower = shortened(model, config.approximate)
-        self.suffix = Suffix(tower, config.block, batch, precision=precision, compiled=compiled)
+        stop = last_block(model, config.approximate) + 1
+        self.suffix = Suffix(model, config.block, batch, stop=stop, precision=precision, compiled=compiled)
         self.text = None if text is None else text.to(self.suffix.device)
         self.scale = scale
 
     @property
     def passes(self) -> float:
         """Passes per image through the tower from the block on, the whole image's left out."""
-        grid = self.model.patch_embed.grid_size
+        grid = self.model.grid
         count = len(windows(grid, self.config.window, self.config.stride))
         rounds = -(-grid[0] * grid[1] // (self.config.greedy or grid[0] * grid[1]))  # at most, of fewer and fewer
         effort = Effort.of(self.model, self.config.block)
@@ -323,7 +322,7 @@ class GoldenEngine:
 
 
 def golden_importance(
-    model: ReducedViT,
+    model: Host,
     images: Tensor,
     config: GoldenConfig,
     *,
@@ -335,11 +334,7 @@ def golden_importance(
     return GoldenEngine(model, config, text=text, scale=scale).importance(images, labels)
 
 
-# The suffix reads the weights of these layers instead of calling them.
-_LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-
-
-def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None:
+def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
     """Refuse what can't be scored."""
     if model.reducer is not None:
         raise ValueError("golden rankings need the dense model: zoo.reduce(model, method=None)")
@@ -351,25 +346,24 @@ def _check(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None
             f"golden rankings need a float32 tower, this one has "
             f"{', '.join(sorted(map(str, dtypes)))}; precision='bfloat16' makes them fast"
         )
-    if config.block >= len(model.blocks):
-        raise ValueError(f"block={config.block}: this tower has blocks 0 to {len(model.blocks) - 1}")
-    for name, layer in model.blocks[config.block :].named_modules():
-        if name.endswith(_LINEAR) and not is_plain(layer):
-            raise ValueError(
-                f"golden rankings need plain linear layers, this tower has {type(layer).__name__}; "
-                "merge adapters into the weights, or rank before quantizing"
-            )
+    if config.block >= model.depth:
+        raise ValueError(f"block={config.block}: this tower has blocks 0 to {model.depth - 1}")
+    for block in model.block_modules[config.block :]:
+        for name, layer in block.named_modules() if is_lean(block) else ():
+            if name.endswith(LINEAR) and not is_plain(layer):
+                raise ValueError(
+                    f"golden rankings need plain linear layers, this tower has {type(layer).__name__}; "
+                    "merge adapters into the weights, or rank before quantizing"
+                )
     if model.prompts is not None and model.prompts.depth > max(1, config.block):
         raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
     _check_scoring(model, config, text)
 
 
-def _check_scoring(model: ReducedViT, config: GoldenConfig, text: Tensor | None) -> None:
+def _check_scoring(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
     """Refuse windows, approximations and scores that this tower can't do."""
-    count = len(windows(model.patch_embed.grid_size, config.window, config.stride))
+    count = len(windows(model.grid, config.window, config.stride))
     if config.approximate is not None:
         check(config.approximate, model, config.block, config.window, count)
-    if config.action == "merge":
-        require_pooled("action='merge'", model)
     if config.score != "preservation" and text is None:
         raise ValueError(f"score={config.score!r} needs text: (classes, D) unit class features")

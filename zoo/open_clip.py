@@ -36,7 +36,7 @@ from zoo.predictor import PredictorFile
 from zoo.reducer import expected, on_method
 from zoo.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
 from zoo.text import VOCABULARY, CompactText, EmbeddedTokenizer, OpenClipText, embedded_geometry
-from zoo.vit import ReducedViT, host_spec
+from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
 from zoo.weights import UNUSABLE, cache_folder, find_clip, unusable, with_predictors
 
@@ -53,7 +53,7 @@ def from_open_clip(model: nn.Module) -> ReducedViT:
     or CustomTextCLIP, or its ``.visual``.
 
     Raises:
-        ValueError: an image tower without an exact counterpart: a ResNet, no class token,
+        ValueError: an image tower without an exact counterpart: a ResNet, or a tower of open_clip's own with
             attentional pooling.
     """
     visual: Any = getattr(model, "visual", model)
@@ -71,8 +71,8 @@ def from_open_clip(model: nn.Module) -> ReducedViT:
 
 def _from_trunk(visual: TimmModel) -> ReducedViT:
     """Convert a timm trunk; what open_clip puts behind it becomes its head."""
-    tower = reduce(visual.trunk, method=None)
-    host_spec(tower, device=None, dtype=None)
+    tower: ReducedViT = reduce(visual.trunk, method=None)
+    tower.spec()
     if not tower.global_pool:
         raise ValueError("timm_pool='' hands out tokens; expected a pooling such as 'token'")
     if len(visual.head):

@@ -224,9 +224,13 @@ class Predictor(nn.Module):
         self.net = architecture(arch)(dim, width, grid, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
-        """Map tokens x (B, prefix + n, D), class token first, to importance (B, n) float32."""
+        """Map tokens x (B, prefix + n, D), class token first, to importance (B, n) float32.
+
+        Where a tower has no prefix token, the mean patch token stands in for the class token.
+        """
         x = self.norm(x)
-        scores: Tensor = self.net(x[:, prefix:], x[:, :1], grid)
+        cls = x[:, :1] if prefix else x.mean(dim=1, keepdim=True)
+        scores: Tensor = self.net(x[:, prefix:], cls, grid)
         return scores.float()
 
 

@@ -27,8 +27,8 @@ class RankMergeConfig(ReducerConfig):
         size_power: a pair's cost grows with this power of each token's size.
         rescale: stretch a merged token to the norm of the longest of its parts.
         rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block; ``predictor``,
-            a predictor of the golden ranking by merging, with which that attention counts in equal parts at later
-            reduction points.
+            a predictor of the golden ranking by merging, with which that attention, where the tower has it, counts in
+            equal parts at later reduction points.
         rank_at: block from which on ranks protect, and before which a predictor scores.
         rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
             exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
@@ -60,6 +60,11 @@ class RankMergeConfig(ReducerConfig):
     def action(self) -> str:
         """What a predictor ranks patches for."""
         return "merge"
+
+    @property
+    def needs_query(self) -> bool:
+        """For ranks by attention; a predictor's can do without."""
+        return self.rank == "cls"
 
     def points(self, depth: int) -> tuple[int, ...]:
         """Return the reduction points: blocks 0, 3 and 6 of 9, say."""
@@ -125,8 +130,9 @@ class RankMerge(Reducer):
         """Merge down to the scheduled count, at most half of the tokens at a time."""
         count = self.count_after(index, tokens)
         attends = index >= self.config.rank_at + (self.predictor is not None)
-        if self.config.rank != "none" and attends and tokens.patch_count > count:
-            attention = cls_attention(attended.query, attended.key, attended.scale, tokens.prefix)
+        ranked = attends and self.config.rank != "none" and tokens.patch_count > count
+        if ranked and attended.pooling is not None:
+            attention = cls_attention(*attended.pooling())
             carried = 0.0 if tokens.importance is None else _shares(tokens.importance, tokens.patch_count)
             tokens = tokens._replace(importance=_shares(attention, tokens.patch_count) + carried)
         while tokens.patch_count > count:

@@ -11,12 +11,11 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
-from timm.layers import LayerScale
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -25,7 +24,7 @@ from zoo.predictor import tower_name
 from zoo.prompts import CosineHead, PromptShape, near
 from zoo.reducer import Reducer, expected
 from zoo.suffix import AUTO, precision_on
-from zoo.vit import ReducedViT
+from zoo.vit import TimmHost
 from zoo.weights import blocks_fingerprint, weights_digest
 
 WHATS = ("norm", "lora", "tokens")
@@ -38,6 +37,9 @@ _UP, _DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 _NOTHING = 1e-9  # mean distance of features that are equal up to rounding
 _FLAT = 1e-4  # added to a share under the root, whose slope would be infinite at 0
 _WARM = 0.1  # share of the steps in which the learning rate rises
+
+
+T = TypeVar("T", bound=TimmHost)
 
 
 class Images(Protocol):
@@ -55,7 +57,7 @@ class RecoveryConfig:
     """What is trained, and how.
 
     Attributes:
-        what: ``norm``: LayerNorms, LayerScales and the biases of linear layers; ``lora``: low-rank
+        what: ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank
             updates of linear layers' weights; ``tokens``: learned visual tokens.
         rank: of the updates of ``lora``.
         count: learned tokens of ``tokens``.
@@ -111,7 +113,7 @@ class Changes(nn.Module):
         self.means = nn.ParameterList(tensor.clone().requires_grad_(False) for tensor in tensors.values())
 
     @classmethod
-    def of(cls, vit: ReducedViT, config: RecoveryConfig) -> "Changes":
+    def of(cls, vit: TimmHost, config: RecoveryConfig) -> "Changes":
         """Begin those of a tower; all but learned tokens leave its weights as they are."""
         generator = torch.Generator().manual_seed(config.seed)
         weights, tensors = dict(vit.named_parameters()), {}
@@ -140,22 +142,16 @@ class Changes(nn.Module):
             mean.lerp_(value, 1 / (step + 1))
 
 
-def trainable(vit: ReducedViT, what: str) -> list[str]:
+def trainable(vit: TimmHost, what: str) -> list[str]:
     """Return the names of the weights that a recovery of this kind changes; no head's, no reducer's."""
     if what == "tokens":
         return [TOKENS]
-    names = []
-    for path, module in vit.named_modules():
-        if path.partition(".")[0] not in ("blocks", "norm", "norm_pre", "fc_norm"):
-            continue
-        linear = isinstance(module, nn.Linear)
-        if what == "lora":
-            own = ["weight"] if linear else []
-        else:
-            own = ["weight", "bias"] if isinstance(module, nn.LayerNorm) else ["bias"] if linear else []
-            own += ["gamma"] if isinstance(module, LayerScale) else []
-        names += [f"{path}.{name}" for name in own if getattr(module, name) is not None]
-    return names
+    roots = ("blocks", "norm", "norm_pre", "fc_norm")
+    inner = [(name, value) for name, value in vit.named_parameters() if name.partition(".")[0] in roots]
+    if what == "norm":
+        return [name for name, value in inner if value.ndim == 1]
+    linear = {id(module.weight) for module in vit.modules() if isinstance(module, nn.Linear)}
+    return [name for name, value in inner if id(value) in linear]
 
 
 def additions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -183,7 +179,7 @@ class Recovered(NamedTuple):
 
 
 def recover(
-    model: ReducedViT,
+    model: TimmHost,
     train: Sequence[Images],
     val: Sequence[Images],
     config: RecoveryConfig,
@@ -251,8 +247,8 @@ class _Trainer:
 
     def __init__(
         self,
-        teacher: ReducedViT,
-        student: ReducedViT,
+        teacher: TimmHost,
+        student: TimmHost,
         train: Sequence[Images],
         val: Sequence[Images],
         config: RecoveryConfig,
@@ -302,14 +298,14 @@ class _Trainer:
         return features
 
     @torch.no_grad()
-    def _features(self, vit: ReducedViT, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
+    def _features(self, vit: TimmHost, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
         parts = []
         for rows in torch.arange(len(images)).split(CHUNK):
             some = images[rows].to(self.device, self.dtype)
             parts.append(self._changed(added, some) if added else vit(some))
         return torch.cat(parts)
 
-    def held_out(self, vit: ReducedViT, added: Mapping[str, Tensor]) -> tuple[float, ...]:
+    def held_out(self, vit: TimmHost, added: Mapping[str, Tensor]) -> tuple[float, ...]:
         """Return the mean distance to dense on the held-out images of each set."""
         pairs = zip(self.val, self.truth, strict=True)
         return tuple(float(distance(self._features(vit, images, added), truth).mean()) for images, truth in pairs)
@@ -347,7 +343,7 @@ def view(images: Tensor, crop: float, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _first_tokens(teacher: ReducedViT, train: Sequence[Images], config: RecoveryConfig) -> Tensor:
+def _first_tokens(teacher: TimmHost, train: Sequence[Images], config: RecoveryConfig) -> Tensor:
     """Return tokens (1, count, D) near the mean patch."""
     like = next(teacher.blocks.parameters())
     some = torch.cat([images[torch.arange(min(CHUNK, len(images)))] for images in train])
@@ -355,12 +351,12 @@ def _first_tokens(teacher: ReducedViT, train: Sequence[Images], config: Recovery
     return near(patches, config.count, torch.Generator().manual_seed(config.seed))
 
 
-def _settled(config: RecoveryConfig, model: ReducedViT) -> RecoveryConfig:
+def _settled(config: RecoveryConfig, model: TimmHost) -> RecoveryConfig:
     device = next(model.blocks.parameters()).device
     return replace(config, dtype=precision_on(device, config.dtype))
 
 
-def _mark(model: ReducedViT, config: RecoveryConfig, *sets: Images) -> str:
+def _mark(model: TimmHost, config: RecoveryConfig, *sets: Images) -> str:
     recipe = [FORMAT, asdict(config), weights_digest(model.state_dict()), repr(model.reducer), torch.__version__]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for images in sets:
@@ -369,13 +365,13 @@ def _mark(model: ReducedViT, config: RecoveryConfig, *sets: Images) -> str:
     return digest.hexdigest()
 
 
-def twin(model: ReducedViT, apart: Collection[str] = ()) -> ReducedViT:
+def twin(model: T, apart: Collection[str] = ()) -> T:
     """Return a copy with modules of its own and the same weights; those named ``apart`` are copied, too."""
     shared = {id(value): value for name, value in model.named_parameters() if name not in apart}
     return copy.deepcopy(model, shared)
 
 
-def _expect(vit: ReducedViT, count: int) -> None:
+def _expect(vit: TimmHost, count: int) -> None:
     """Make room for learned visual tokens in a tower, and tell timm."""
     like = next(vit.blocks.parameters())
     shape = PromptShape(tokens=count, depth=1, classes=0, features=vit.num_classes)
@@ -428,7 +424,7 @@ class RecoveryFile:
         names = " ".join(one["name"] for one in self.datasets)
         return f"patchrank fit recovery --model MODEL --dataset {names} --output FILE"
 
-    def require(self, model: ReducedViT) -> None:
+    def require(self, model: TimmHost) -> None:
         """Refuse, by ValueError, a tower with other weights, or one that is reduced otherwise."""
         own, mend = f"recovery {str(self.path)!r} was trained", f"train one for this model with: {self.command}"
         weights = blocks_fingerprint(model.state_dict())
@@ -448,7 +444,7 @@ class RecoveryFile:
         if self.reducer != reducer_digest(reducer):
             raise ValueError(f"{own} with another predictor of {self.method} than this model's; {mend}")
 
-    def load(self, model: ReducedViT) -> dict[str, Tensor]:
+    def load(self, model: TimmHost) -> dict[str, Tensor]:
         """Load what is added to each weight of a model, on its device.
 
         Raises:
@@ -483,7 +479,7 @@ def reducer_digest(reducer: Reducer) -> str | None:
 
 def save_recovery(
     path: Path,
-    model: ReducedViT,
+    model: TimmHost,
     recovered: Recovered,
     config: RecoveryConfig,
     *,
@@ -520,7 +516,7 @@ def save_recovery(
     return RecoveryFile.read(path)
 
 
-def add_recovery(model: ReducedViT, recovery: str | Path | RecoveryFile) -> ReducedViT:
+def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
     """Add the changes of a recovery to the weights of the reduced tower that it was trained on.
 
     The new model shares the weights that stay the same with ``model``, which stays as it is. Its

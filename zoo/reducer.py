@@ -50,13 +50,15 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str | t
 class HostSpec:
     """What a reducer may know about the tower it works in.
 
-    ``grid`` is (rows, columns) of patches at the tower's own image size; ``device`` and ``dtype``
-    are those of a reducer's own weights.
+    ``grid`` is (rows, columns) of patches at the tower's own image size; ``query`` which query pools,
+    ``class token`` or ``probe``, None where none does; ``device`` and ``dtype`` are those of a reducer's
+    own weights.
     """
 
     embed_dim: int
     depth: int
     grid: tuple[int, int]
+    query: str | None = "class token"
     device: Any = None
     dtype: Any = None
 
@@ -109,6 +111,11 @@ class ReducerConfig:
     def action(self) -> str:
         """What a predictor ranks patches for, of ``zoo.golden.ACTIONS``."""
         return "remove"
+
+    @property
+    def needs_query(self) -> bool:
+        """Whether the method can't do without the attention of the query that pools, see ``Host.query``."""
+        return False
 
     def predictor_blocks(self, depth: int) -> tuple[int, ...]:
         """Return the blocks before which a predictor scores, ascending; none for most methods."""
@@ -180,6 +187,13 @@ class Reducer(nn.Module):
     def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
         """Check the settings against the tower; raise ValueError if it can't meet them."""
         super().__init__()
+        if config.needs_query and host.query is None:
+            able = [name for name in sorted(METHODS) if not METHODS[name].Config(keep=0.5).needs_query]
+            settings = " with these settings" if self.method in able else ""
+            raise ValueError(
+                f"method {self.method!r}{settings} goes by the attention of the query that pools, and this tower has "
+                f"neither a class token nor an attention pool; expected one of {', '.join(able)}"
+            )
         self.config = config
         self.points = config.points(host.depth)
         self.counts(host.grid[0] * host.grid[1])
@@ -207,11 +221,14 @@ class Reducer(nn.Module):
         return None
 
     def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
-        """Reduce at the input of block ``index``, whose timm module is ``block``."""
+        """Reduce at the input of block ``index``; ``block`` is its ``HostBlock``."""
         return tokens
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
-        """Reduce between the attention and the MLP of block ``index``."""
+        """Reduce between the attention and the MLP of block ``index``.
+
+        ``attended.pooling`` gives the query that pools, for sure if the settings say ``needs_query``.
+        """
         return tokens
 
     def extra_repr(self) -> str:

@@ -27,7 +27,7 @@ from zoo.prompts import PromptFile
 from zoo.recovery import add_recovery
 from zoo.reducer import METHODS, configure, expected, on_method
 from zoo.sizes import MODELS, SIZES, ModelName, weights_cfg
-from zoo.vit import PromptedViT, ReducedViT
+from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
 from zoo.weights import filter_weights, image_side, loading, own_path, own_weights, with_predictors
 
@@ -91,10 +91,13 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, A
             fields = [*fields, "predictor"]
         fields = [*fields, "recovery"]
     arguments = {key: value for key, value in kwargs.items() if key not in options}
-    timms = (PromptedViT, VisionTransformer, build_model_with_cfg)
-    known = {parameter for each in timms for parameter in inspect.signature(each).parameters}
+    known = {
+        parameter
+        for each in (VisionTransformer, build_model_with_cfg)
+        for parameter in inspect.signature(each).parameters
+    }
     # What timm takes through its own **kwargs doesn't show in a signature.
-    known |= {*fields, "features_only", "out_indices", "feature_cls"}
+    known |= {*fields, "prompts", "features_only", "out_indices", "feature_cls"}
     for key in arguments:
         if key not in known:
             allowed = expected(key, [*fields, *inspect.signature(VisionTransformer).parameters])

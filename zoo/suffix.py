@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention, Mlp
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from zoo.attention import attend_cls
+from zoo.host import Host
 from zoo.tokens import Tokens
-from zoo.vit import ReducedViT
 
 QUICK = 1.702  # QuickGELU's constant
 
@@ -235,61 +236,100 @@ class Suffix:
     residual stream, the class token's own path, and the last block where only the class token
     leaves it stay float32: rounding there would not average out, and costs little to avoid.
 
-    ``model`` is dense and in float32, ``index`` the first block to run, ``batch`` the sequences per
-    forward pass, None for what the free memory allows. ``compiled`` uses torch.compile.
+    ``model`` is dense and in float32, ``index`` the first block to run, ``stop`` the one behind the
+    last, None for all; ``batch`` the sequences per forward pass, None for what the free memory
+    allows. ``compiled`` uses torch.compile.
     """
 
     def __init__(
         self,
-        model: ReducedViT,
+        model: Host,
         index: int,
         batch: int | None = None,
         *,
+        stop: int | None = None,
         precision: str = "float32",
         compiled: bool = False,
     ) -> None:
         """Prepare the blocks; later changes of the model's weights may go unnoticed."""
         self.model = model
+        self.blocks = [model.block(number) for number in range(index, stop or model.depth)]
         # Where more than the class token leaves the tower, the last block is run for all.
-        self.token_pooled = model.global_pool == "token"
-        blocks: Any = model.blocks
-        self.blocks = blocks[index:]
-        full = len(self.blocks) - self.token_pooled
+        self.whole = self.blocks[:-1] if model.pools_first else self.blocks
         scratch = None if compiled else Scratch()
-        self._lean = [LeanBlock(b, PRECISIONS[precision], scratch) for b in self.blocks[:full]]
-        self.device = next(model.parameters()).device
-        tokens = model.prefix_count + model.patch_embed.num_patches
-        self.batch = batch or fitting_batch(model.embed_dim, tokens, self.device)
+        lean = [LeanBlock(b.module, PRECISIONS[precision], scratch) for b in self.whole if is_lean(b.module)]
+        self._lean = lean if len(lean) == len(self.whole) else None
+        if self._lean is None and precision != "float32":
+            kind = type(self.whole[0].module).__name__
+            raise ValueError(f"precision={precision!r}: expected 'float32' for this tower, whose blocks are {kind}")
+        like = next(model.parameters())
+        self.device = like.device
+        rows, columns = model.grid
+        self.batch = batch or fitting_batch(model.embed_dim, model.prefix_count + rows * columns, self.device)
         self._compiled = torch.compile(self._through, dynamic=False) if compiled else None
 
     @torch.inference_mode()
-    def features(self, start: Tokens, rows: Tensor, keep_idx: Tensor) -> Tensor:
+    def features(self, start: Tokens, images: Tensor, keep_idx: Tensor) -> Tensor:
         """Compute unit features (S, D) of sequences of which only some patch tokens are left.
 
-        Of the images in ``start``, which enter the first block, sequence s is number ``rows[s]``,
+        Of the images in ``start``, which enter the first block, sequence s is number ``images[s]``,
         with its patch tokens at ``keep_idx[s]`` (k,) left; k may be 0.
         """
         parts = []
         # Whole sequences are few, and another length would be compiled for them alone.
         fixed = self._compiled if keep_idx.shape[1] < start.patch_count else None
-        prefix = torch.arange(start.prefix, device=rows.device)
-        for part in torch.arange(len(rows), device=rows.device).split(self.batch):
+        for part in torch.arange(len(images), device=images.device).split(self.batch):
             # A last batch that is too short for what was compiled repeats its last sequence.
             missing = self.batch - len(part) if fixed else 0
             full = torch.cat((part, part[-1:].expand(missing)))
-            idx = torch.cat((prefix.expand(len(full), -1), keep_idx[full] + start.prefix), dim=1)
-            features = (fixed or self._through)(start.x[rows[full].unsqueeze(1), idx])
+            features = (fixed or self._through)(sequences(start, images[full], keep_idx[full]))
             parts.append(F.normalize(features[: len(part)].float(), dim=-1))
         return torch.cat(parts)
 
-    def _through(self, x: Tensor) -> Tensor:
-        """Run token sequences (S, T, D), which are used up, through blocks, norm and head."""
-        for block in self._lean:
-            block.run(x)
-        if self.token_pooled:
-            x = attend_cls(self.model.blocks[-1], x)
-        output: Tensor = self.model.forward_head(self.model.norm(x))
-        return output
+    def _through(self, tokens: Tokens) -> Tensor:
+        """Run token sequences, whose ``x`` is used up, through blocks, norm and head."""
+        if self._lean is None:
+            for block in self.whole:
+                tokens = tokens._replace(x=block.whole(tokens))
+        else:
+            for lean in self._lean:
+                lean.run(tokens.x)
+        return self.output(tokens)
+
+    def output(self, tokens: Tokens) -> Tensor:
+        """Return what the tower makes of tokens that entered the last block, or left it where all of them are read."""
+        if self.model.pools_first:
+            tokens = tokens._replace(x=self.blocks[-1].first(tokens))
+        return self.model.finish(tokens)
+
+
+def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
+    """Return sequences of the prefix tokens of ``images`` (S,) and their patch tokens at ``keep_idx`` (S, k).
+
+    Sizes are gone: each token stands for itself.
+    """
+    prefix = torch.arange(start.prefix, device=images.device).expand(len(images), -1)
+    idx = torch.cat((prefix, keep_idx + start.prefix), dim=1)
+    return start._replace(
+        x=start.x[images.unsqueeze(1), idx],
+        patch_idx=start.patch_idx[images.unsqueeze(1), keep_idx],
+        patch_count=keep_idx.shape[1],
+        place=None if start.place is None else start.place[images.unsqueeze(1), keep_idx],
+        size=None,
+        mass=None,
+        importance=None,
+        history=(),
+    )
+
+
+# The layers whose weights a lean block reads instead of calling them.
+LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+def is_lean(block: Any) -> bool:
+    """Tell whether a block is timm's plain one, with its plain attention and MLP, which ``LeanBlock`` stands for."""
+    kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
+    return kinds == (Block, Attention, Mlp)
 
 
 def fitting_batch(dim: int, tokens: int, device: torch.device) -> int:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.adopt import sharing
 from zoo.clip import ClipParts
 from zoo.files import FitState
 from zoo.prompt_learner import PromptLearner, TuneConfig
@@ -69,7 +68,7 @@ def tune(
         raise ValueError("this tower is tuned already; take the one that it was made of")
     like = next(vit.blocks.parameters())
     config = replace(config, dtype=precision_on(like.device, config.dtype))
-    tower = sharing(vit)
+    tower = type(vit).adopt(vit)
     tower.eval()
     patches = None
     if "v" in config.tokens:

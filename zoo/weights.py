@@ -18,9 +18,9 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from zoo.host import Host
 from zoo.predictor import (
     REMOVE,
     PredictorFile,
@@ -35,7 +35,7 @@ from zoo.predictor import (
 from zoo.reducer import configure
 from zoo.sizes import EMBEDDED, SIZES
 from zoo.text import OpenClipText
-from zoo.vit import ReducedViT
+from zoo.vit import TimmHost
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
 UNUSABLE = (*(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError), *(SafetensorError, UnpicklingError))
@@ -199,7 +199,7 @@ def with_predictors(
 
 
 def filter_weights(
-    state_dict: dict[str, Any], model: ReducedViT, predictors: Sequence[PredictorFile] = ()
+    state_dict: dict[str, Any], model: TimmHost, predictors: Sequence[PredictorFile] = ()
 ) -> dict[str, Any]:
     """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
 
@@ -211,7 +211,7 @@ def filter_weights(
     """
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
     tower = {k: v for k, v in state_dict.items() if k not in reducer}
-    weights: dict[str, Any] = checkpoint_filter_fn(tower, model)
+    weights = model.converted(tower)
     facts: Any = model.pretrained_cfg
     embedded = str(facts.get("architecture")).startswith("clip_vit_s14")
     headless = not any(name.startswith("head.") for name in weights)
@@ -233,7 +233,7 @@ def filter_weights(
     return weights | reducer
 
 
-def fingerprint(model: ReducedViT) -> str:
+def fingerprint(model: Host) -> str:
     """Return 16 hex digits of the sha256 over the tower's weights, without a reducer's.
 
     The weights count as float32: a model has one fingerprint in every lossless precision.
@@ -258,7 +258,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_predictor(model: ReducedViT, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
+def load_predictor(model: Host, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
     """Fill the predictors of a patchrank model, one for each block at which it scores.
 
     Raises:
@@ -267,7 +267,7 @@ def load_predictor(model: ReducedViT, predictors: PredictorFile | Sequence[Predi
     """
     files = [predictors] if isinstance(predictors, PredictorFile) else predictors
     reducer = model.reducer
-    blocks = () if reducer is None else reducer.config.predictor_blocks(len(model.blocks))
+    blocks = () if reducer is None else reducer.config.predictor_blocks(model.depth)
     if not blocks:
         raise ValueError(
             "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"

@@ -91,7 +91,7 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
         options["reduce_at"] = (block,)
     arch, _, tag = tower.name.partition(".")
     options, files = with_predictors(arch, tag, method, options, len(tower.vit.blocks))
-    vit = zoo.reduce(tower.vit, method=method, **options)
+    vit: ReducedViT = zoo.reduce(tower.vit, method=method, **options)
     if files:
         load_predictor(vit, files)
     return vit.eval()

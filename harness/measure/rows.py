@@ -19,7 +19,7 @@ from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
 from zoo.reducer import METHODS, Pruner, ReducerConfig, expected
 from zoo.tokens import Tokens, left_at, rank_scores, tokens_of
-from zoo.vit import ReducedViT, host_spec
+from zoo.vit import ReducedViT
 from zoo.weights import load_predictor, with_predictors
 
 BLOCK = GoldenConfig.block
@@ -118,7 +118,7 @@ def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
     """Make a row that prunes by golden rankings, which come later."""
     like = next(dense.blocks.parameters())
     vit = zoo.reduce(dense, method=None)
-    vit.reducer = Oracle(config, host_spec(dense, device=like.device, dtype=like.dtype))
+    vit.reducer = Oracle(config, dense.spec(device=like.device, dtype=like.dtype))
     assert config.keep is not None
     return Variant(model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=config.plain())
 

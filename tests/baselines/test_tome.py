@@ -13,7 +13,6 @@ from torch import Tensor
 
 import zoo
 from baselines.tome import merge
-from zoo.attention import attend
 from zoo.tokens import Tokens, left_at, tokens_of
 
 
@@ -98,14 +97,14 @@ def test_a_token_of_size_two_attends_as_two(tower: VisionTransformer):
     tokens = Tokens.start(torch.randn(2, 9, 48), 1, (2, 4))
     size = torch.ones(2, 8)
     size[:, 3] = 2
-    sized, block = tokens._replace(size=size), tower.blocks[2]
-    twice = torch.cat((tokens.x, tokens.x[:, 4:5]), dim=1)
+    sized, block = tokens._replace(size=size), model.block(2)
+    twice = tokens._replace(x=torch.cat((tokens.x, tokens.x[:, 4:5]), dim=1))
     bias = model.reducer.attention_bias(sized)
     assert bias.shape == (2, 1, 1, 9)
-    found = attend(block.attn, block.norm1(tokens.x), bias).out
-    wanted = attend(block.attn, block.norm1(twice)).out[:, :9]
+    found = block.attend(tokens, bias).out
+    wanted = block.attend(twice).out[:, :9]
     assert torch.allclose(found, wanted, atol=1e-5)
-    assert not torch.allclose(attend(block.attn, block.norm1(tokens.x)).out, wanted, atol=1e-4)
+    assert not torch.allclose(block.attend(tokens).out, wanted, atol=1e-4)
 
 
 def test_merging_twins_changes_nothing(tower: VisionTransformer):
@@ -127,7 +126,7 @@ def test_sizes_reach_blocks_that_do_not_merge(tower: VisionTransformer, images: 
     model = zoo.reduce(tower, method="tome", keep=0.6, reduce_at=[1])
     x = tower.blocks[0](tower._pos_embed(tower.patch_embed(images)))
     block = tower.blocks[1]
-    attended = attend(block.attn, block.norm1(x))
+    attended = model.block(1).attend(Tokens.start(x, 1, (8, 8)))
     rows, sizes = [], []
     for image, key in zip(x + attended.out, attended.key, strict=True):
         out = slow_merge(image[1:], [1.0] * 64, key.mean(dim=0)[1:], 26)

@@ -15,7 +15,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_M
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-import baselines.clsattn
 import baselines.evit
 import baselines.tome
 import harness.measure.bench
@@ -29,6 +28,7 @@ from harness.measure.rows import Oracle
 from zoo.clip import ClipParts
 from zoo.patchrank import PatchRank
 from zoo.sizes import SIZES
+from zoo.vit import ViTBlock
 
 pytestmark = pytest.mark.slow
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -53,7 +53,7 @@ def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
 
 
 def inverted_attention(patch: pytest.MonkeyPatch) -> None:
-    for module, name in ((baselines.clsattn, "cls_attention_of"), (baselines.evit, "cls_attention")):
+    for module, name in ((zoo.vit, "cls_attention_of"), (baselines.evit, "cls_attention")):
         real = getattr(module, name)
         patch.setattr(module, name, lambda *args, real=real: -real(*args))
 
@@ -71,8 +71,8 @@ def text_sees_what_follows(patch: pytest.MonkeyPatch) -> None:
 
 def merging_blocks_lose_their_mask(patch: pytest.MonkeyPatch) -> None:
     """ToMe's bias isn't added where a block merges."""
-    real = zoo.vit.attend
-    patch.setattr(zoo.vit, "attend", lambda attn, x, bias=None: real(attn, x))
+    real = ViTBlock.attend
+    patch.setattr(ViTBlock, "attend", lambda self, tokens, bias=None: real(self, tokens))
 
 
 def later_blocks_lose_their_mask(patch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import zoo
 from harness.models.cost import gflops
 from zoo.approximate import Effort, follow, gate_slopes, gated, jacobian, run_whole
-from zoo.attention import attend_cls
 from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
 from zoo.suffix import Suffix
 from zoo.tokens import Tokens
@@ -115,7 +114,7 @@ def test_refused_specs(spec: str, match: str):
         ("jacobian:50", {}, "approximate='jacobian:50': expected a number from 1 to 49 here"),
         ("shallow:6", {}, "approximate='shallow:6': expected a number from 3 to 5 here"),
         ("shallow:2", {}, "approximate='shallow:2': expected a number from 3 to 5 here"),
-        ("follow:4", {"global_pool": "avg"}, "this tower has global_pool='avg'"),
+        ("follow:4", {"global_pool": "avg"}, "needs features that come from the class token"),
     ],
 )
 def test_what_a_tower_can_not_do(spec: str, options: dict, match: str, tiny: Build):
@@ -136,7 +135,7 @@ class Part(nn.Module):
             return start.x
         last = len(self.tower.blocks) - 1
         end, _ = self.tower.advance(start, self.block, last)
-        return attend_cls(self.tower.blocks[last], end.x)
+        return self.tower.block(last).first(end)
 
 
 @pytest.mark.parametrize("block", [0, 3, 5])
@@ -188,7 +187,7 @@ def test_followed_tokens_change_and_all_others_stay(count: int, prefix: int, tin
     """Run whole sequences with the window masked, and put back what may not change."""
     suffix = Suffix(tiny("clip_vit_b16", noise=0.3, reg_tokens=prefix - 1), 2, batch=3)
     start = entering(suffix.model, 2)
-    *_, carriers = run_whole(suffix, start.x, prefix, CELLS, choose=True)
+    *_, carriers = run_whole(suffix, start, CELLS, choose=True)
     _, found = follow(suffix, start, CELLS, count)
     for image in range(2):
         for index, cells in enumerate(CELLS.tolist()):
@@ -207,8 +206,9 @@ def test_followed_tokens_change_and_all_others_stay(count: int, prefix: int, tin
 
 def test_carriers_attend_to_the_window_and_are_attended_to_later(tower: zoo.ReducedViT):
     suffix = Suffix(tower, 3)
-    x = entering(tower, 3, count=1).x
-    *_, carriers = run_whole(suffix, x, 1, CELLS, choose=True)
+    start = entering(tower, 3, count=1)
+    *_, carriers = run_whole(suffix, start, CELLS, choose=True)
+    x = start.x
     attention = []
     for block in tower.blocks[3:]:
         qkv = block.attn.qkv(block.norm1(x)).reshape(1, 1 + PATCHES, 3, 3, 16)
@@ -236,12 +236,12 @@ def test_gates_go_from_the_whole_image_to_one_without_the_window(block: int, tow
     suffix = Suffix(tower, block)
     start = entering(tower, block)
     rows, everything = torch.arange(2), torch.arange(PATCHES).expand(2, -1)
-    open_ = gated(suffix, start.x, torch.zeros(2, 1 + PATCHES))
+    open_ = gated(suffix, start, torch.zeros(2, 1 + PATCHES))
     assert torch.allclose(open_, suffix.features(start, rows, everything), atol=1e-5)
     without = removed(suffix, start)
     for index, cells in enumerate(CELLS):
         gates = torch.zeros(2, 1 + PATCHES).index_fill(1, 1 + cells, -1e4)
-        assert torch.allclose(gated(suffix, start.x, gates), without[:, index], atol=1e-5)
+        assert torch.allclose(gated(suffix, start, gates), without[:, index], atol=1e-5)
 
 
 def test_slopes_are_those_of_finite_differences(tower: zoo.ReducedViT):
@@ -253,7 +253,7 @@ def test_slopes_are_those_of_finite_differences(tower: zoo.ReducedViT):
     for patch in (0, 13, 63):
         step = torch.zeros(2, 1 + PATCHES, dtype=torch.float64)
         step[:, 1 + patch] = 1e-3
-        up, down = (gated(suffix, start.x, sign * step).double() for sign in (1, -1))
+        up, down = (gated(suffix, start, sign * step).double() for sign in (1, -1))
         slope = torch.einsum("bkd,bd->bk", directions, (up - down) / 2e-3)
         assert torch.allclose(slopes[:, :, patch], slope, rtol=1e-3, atol=1e-4)
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from timm.layers import Attention, LayerNorm
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from zoo.attention import attend, attend_cls, cls_attention, cls_attention_of, is_plain
+from zoo.attention import Attended, cls_attention, cls_attention_of, is_plain
+from zoo.tokens import Tokens
+from zoo.vit import ViTBlock
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
@@ -28,6 +31,12 @@ def layer(request: pytest.FixtureRequest) -> Attention:
     for parameter in attention.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return attention
+
+
+def attend(layer: Attention, x: Tensor, bias: Tensor | None = None) -> Attended:
+    """Attend as a block does whose norm does nothing."""
+    block = SimpleNamespace(attn=layer, norm1=nn.Identity())
+    return ViTBlock(block).attend(Tokens.start(x, 1, (3, 3)), bias)
 
 
 def written_out(layer: Attention, x: Tensor) -> Tensor:
@@ -112,4 +121,5 @@ def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Atte
     block = tiny("vit_small_patch14_dinov2.lvd142m").blocks[0]
     CHANGES[change](block.attn)
     x = torch.randn(2, 10, 48)
-    assert torch.allclose(attend_cls(block, x), block(x)[:, :1], atol=1e-5)
+    first = ViTBlock(block).first(Tokens.start(x, 1, (3, 3)))
+    assert torch.allclose(first, block(x)[:, :1], atol=1e-5)

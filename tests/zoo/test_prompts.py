@@ -14,7 +14,6 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.adopt import sharing
 from zoo.prompts import CosineHead, CoupledPrompts, PromptFile, PromptShape, VisualPrompts, save_prompts, tune_command
 from zoo.weights import blocks_fingerprint
 
@@ -30,7 +29,7 @@ FACTS: dict[str, Any] = {
 
 def prompted(model: Any, depth: int = 1, count: int = COUNT) -> zoo.ReducedViT:
     """Return the model with lively learned tokens, sharing everything else."""
-    other = sharing(model)
+    other = type(model).adopt(model)
     prompts = VisualPrompts(depth, count, model.embed_dim, device=None, dtype=None)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -185,7 +184,7 @@ def test_golden_rankings(tiny: Build, images: Tensor, depth: int, block: int, fi
         return
     importance = zoo.golden_importance(model, images, config)
     assert importance.shape == (3, 64)
-    plain = sharing(model)
+    plain = type(model).adopt(model)
     plain.prompts = None
     assert (importance - zoo.golden_importance(plain, images, config)).abs().max() > 1e-4
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import zoo
 from harness.records.agreement import kendall_tau
 from zoo import suffix as module
-from zoo.attention import attend_cls
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.suffix import LeanBlock, Scratch, Suffix, fitting_batch
+from zoo.tokens import Tokens
+from zoo.vit import ViTBlock
 
 Build = Callable[..., nn.Module]
 STYLES: list[dict[str, Any]] = [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"reg_tokens": 4}]
@@ -32,7 +33,8 @@ def alone(model: zoo.ReducedViT, start: Any, row: int, keep: Tensor) -> Tensor:
     """Run one sequence through the model's own blocks, norm and head."""
     patches = start.patches[row, keep]
     x = torch.cat((start.x[row, : start.prefix], patches))[None]
-    tokens, _ = model.advance(start._replace(x=x), 2)
+    idx = start.patch_idx[row, keep][None]
+    tokens, _ = model.advance(start._replace(x=x, patch_idx=idx, patch_count=len(keep)), 2)
     return F.normalize(model.finish(tokens)[0], dim=0)
 
 
@@ -162,7 +164,8 @@ def test_equals_the_block(fresh: bool, blocks: Any):
 def test_class_token_alone_equals_the_whole_block(blocks: Any):
     x = torch.randn(2, 23, 48)
     for block in blocks:
-        assert torch.allclose(attend_cls(block, x), block(x)[:, :1], atol=2e-5)
+        first = ViTBlock(block).first(Tokens.start(x, 1, (2, 11)))
+        assert torch.allclose(first, block(x)[:, :1], atol=2e-5)
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -13,7 +13,6 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 import zoo
-from zoo.adopt import sharing
 from zoo.clip import Clip, ClipParts
 from zoo.prompt_learner import TOKENS, PromptLearner, TuneConfig
 from zoo.text import CompactText, tokenizer
@@ -82,7 +81,7 @@ def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, m
     images = data().images
     learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, vit.mean_patches(images, 2))
     nn.init.normal_(learner.visual.projection.weight)
-    tower = sharing(vit)
+    tower = type(vit).adopt(vit)
     tower.prompts = learner.visual
     with frozen(vit, parts.model.text):
         F.cross_entropy(tower(images) @ learner.classifier().T, data().labels).backward()
@@ -197,7 +196,7 @@ def test_refusals(parts: ClipParts):
     vit = parts.model.visual
     with pytest.raises(ValueError, match="nothing to tune"):
         tune(vit, parts, CLASSES, TEMPLATES, nothing, data(), config)
-    tuned = sharing(vit)
+    tuned = type(vit).adopt(vit)
     tuned.prompts = run(parts).visual
     with pytest.raises(ValueError, match="tuned already"):
         tune(tuned, parts, CLASSES, TEMPLATES, data(), data(1), config)
