@@ -77,7 +77,7 @@ class ReducedBeit(TimmHost, Beit):
     def positioned(self, images: Tensor) -> tuple[Tensor, None]:
         """Return the tokens of images with their position embeddings, if there are any."""
         x = self.patch_embed(images)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         return self.pos_drop(x), None

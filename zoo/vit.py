@@ -144,7 +144,7 @@ class TimmHost(Host):
         """Return the attention pool's query and its keys of the tokens, normalised as those that leave the tower."""
         pool: Any = self.attn_pool
         x = self.pooled(self.norm(tokens.x))
-        latent = pool.latent.expand(len(x), -1, -1)
+        latent = pool.latent.expand(x.shape[0], -1, -1)
         query = pool.q(latent).unflatten(2, (pool.num_heads, pool.head_dim)).transpose(1, 2)
         key = pool.kv(x).unflatten(2, (2, pool.num_heads, pool.head_dim))[:, :, 0].transpose(1, 2)
         return PoolingQuery(pool.q_norm(query), pool.k_norm(key), pool.scale, self.pooled_prefix)

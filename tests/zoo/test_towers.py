@@ -152,8 +152,9 @@ def test_export_of_merging(kind: str, build: Build):
 
 
 @pytest.mark.slow
-def test_export_of_every_method(method: str, build: Build):
-    assert_exports(build("dinov3 s", depth=2), method)
+@pytest.mark.parametrize("kind", ["siglip b16", "dinov3 s"])
+def test_export_of_every_method(kind: str, method: str, build: Build):
+    assert_exports(build(kind, depth=2), method)
 
 
 @pytest.mark.parametrize("kind", QUERYLESS)
@@ -336,6 +337,14 @@ def test_golden_rankings_watch_the_pooled_output(kind: str, action: str, build: 
         left = features(model, tokens, merged=action == "merge")
         wanted[:, window] = -(left * whole).sum(dim=1, keepdim=True)
     assert torch.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["siglip b16", "averaged", "maximum", "dinov3 s"])
+def test_a_greedy_search_ranks_every_patch(kind: str, build: Build):
+    """Down to the last, which leaves nothing to pool."""
+    model = zoo.reduce(build(kind), method=None)
+    order = GoldenEngine(model, GoldenConfig(block=1, greedy=3)).importance(some_images(model))
+    assert torch.equal(order.sort(dim=1).values, torch.arange(16.0).expand(2, -1))
 
 
 def zero_importance(tokens: Tokens) -> Tensor:
