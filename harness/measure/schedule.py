@@ -458,9 +458,10 @@ class _Bench:
         ]
 
     def key(self, config: SearchConfig) -> str:
-        """Return a digest of all that decides the result."""
+        """Return a digest of all that decides what a candidate is, and its values; a longer search goes on from there."""
+        goal = {name: value for name, value in asdict(config).items() if name not in ("points", "candidates")}
         decisive = [
-            *(self.tower.name, self.weights, self.method, self.config, asdict(config), self.facts(), self.device),
+            *(self.tower.name, self.weights, self.method, self.config, goal, self.facts(), self.device),
             *([each.image_ids for each in pair] for pair in self.splits),
             torch.__version__,
         ]
