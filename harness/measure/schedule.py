@@ -458,7 +458,7 @@ class _Bench:
         ]
 
     def key(self, config: SearchConfig) -> str:
-        """Return a digest of all that decides what a candidate is, and its values; a longer search goes on from there."""
+        """Return a digest of what decides candidates and their values; a longer search goes on from a shorter one."""
         goal = {name: value for name, value in asdict(config).items() if name not in ("points", "candidates")}
         decisive = [
             *(self.tower.name, self.weights, self.method, self.config, goal, self.facts(), self.device),
