@@ -351,9 +351,9 @@ class _Distances:
         sets: Sequence[Tensor],
         row: Callable[[Schedule], Variant],
         values: dict[str, list[float | None]],
-        save: Callable[[], None] = lambda: None,
     ) -> None:
-        self.images, self.row, self.values, self.save = torch.cat(list(sets)), row, values, save
+        self.images, self.row, self.values = torch.cat(list(sets)), row, values
+        self.save: Callable[[], None] = lambda: None  # called when some schedules have run
         self.device = next(dense.parameters()).device
         self.set_of = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
         # Each set's own, so that none is left out.
@@ -442,13 +442,11 @@ class _Bench:
         """Make the row of a schedule."""
         return self.row(schedule.options(self.patches), _key(schedule))
 
-    def distances(
-        self, at: int, values: dict[str, list[float | None]], save: Callable[[], None] = lambda: None
-    ) -> _Distances:
+    def distances(self, at: int, values: dict[str, list[float | None]]) -> _Distances:
         """Read the images to search on (0) or those held out (1)."""
         pairs = zip(self.datasets, self.splits, strict=True)
         sets = [preprocessed(pair[at], self.tower.preprocess, one.name, self.progress) for one, pair in pairs]
-        return _Distances(self.tower.vit, sets, self.scheduled, values, save)
+        return _Distances(self.tower.vit, sets, self.scheduled, values)
 
     def facts(self) -> list[dict[str, Any]]:
         """Return what a file says of each dataset."""
@@ -511,7 +509,7 @@ def search_schedule(
             f"{method} can't meet the {WORDS[config.match]} of {config.asked} by its default schedule: asked "
             f"{costs.goal:.4g}, the nearest is {state.solved[_key(DEFAULT)][2]:.4g}"
         )
-    schedules = _searched(bench, costs, state, default, config)
+    schedules, tried = _searched(bench, costs, state, default, config)
     judge = _Judge(bench, costs, default, [one for one in schedules if one != default][:SHOWN])
     chosen = schedules[0] if schedules and judge.better(schedules[0]) else default
     best, plain = judge.finalist(chosen), judge.finalist(default)
@@ -535,7 +533,7 @@ def search_schedule(
         },
         found=chosen != default,
         datasets=[{**one, "before": a, "after": b, "difference": list(d)} for one, a, b, d in losses],
-        candidates=len(state.solved) - 1,
+        candidates=tried,
         seconds=state.seconds,
         version=version("clip-patchrank"),
         commit=git_commit(),
@@ -547,10 +545,12 @@ def search_schedule(
     return Found(file=file, path=path, default=plain, best=tuple(map(judge.finalist, judge.shown)))
 
 
-def _searched(bench: _Bench, costs: _Costs, state: _State, default: Schedule, config: SearchConfig) -> list[Schedule]:
-    """Return schedules that got beyond a first look, the best on training images first."""
-    train, progress = bench.distances(0, state.values, state.save), bench.progress
-    everywhere = np.arange(len(train.images))
+def _searched(
+    bench: _Bench, costs: _Costs, state: _State, default: Schedule, config: SearchConfig
+) -> tuple[list[Schedule], int]:
+    """Return schedules that got beyond a first look, the best on training images first, and how many were tried."""
+    train, progress = bench.distances(0, state.values), bench.progress
+    everywhere, count = np.arange(len(train.images)), 0
 
     def look(shapes: Sequence[Shape], whole: bool) -> dict[Shape, float]:
         schedules, places = costs.solve(shapes), everywhere if whole else train.first
@@ -560,17 +560,23 @@ def _searched(bench: _Bench, costs: _Costs, state: _State, default: Schedule, co
 
     with progress.task(f"schedules of {bench.method}", config.candidates) as update:
 
+        def saved() -> None:
+            state.save()
+            update(sum(one[0] is not None for one in state.values.values()))
+
         def on_round(tried: int, losses: Mapping[Shape, float]) -> None:
-            update(tried)
+            nonlocal count
+            count = tried
             if losses:
                 shape, left = next(iter(losses.items()))
                 blocks = ", ".join(map(str, shape.points))
                 progress.say(f"{tried} tried; the best is at blocks {blocks}: {left:.3f} of the default's 1 - cosine")
 
+        train.save = saved
         shapes = search(look, len(bench.tower.vit.blocks), config, on_round)
     if costs.why:
         progress.say(f"some schedules can't be had: {costs.why}")
-    return list(dict.fromkeys(costs.solve(list(shapes)).values()))
+    return list(dict.fromkeys(costs.solve(list(shapes)).values())), count
 
 
 class _Judge:
