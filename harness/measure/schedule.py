@@ -2,7 +2,8 @@
 
 A candidate is some reduction points and how they share the work; its keep rate is solved for the cost. The search
 begins with evenly spaced points and goes on with neighbours of the best; all are tried on a third of the images, the
-better ones on the rest.
+better ones on the rest. What candidates have in common, the dense blocks before their first points, is run once for
+several of them.
 """
 
 import hashlib
@@ -223,7 +224,11 @@ class _State:
     def __post_init__(self) -> None:
         """Read what is there."""
         if self.path.is_file():
-            for name, value in json.loads(self.path.read_bytes()).items():
+            try:
+                facts: dict[str, Any] = json.loads(self.path.read_bytes())
+            except ValueError as error:
+                raise ValueError(f"checkpoint {str(self.path)!r} can't be read; delete it: {error}") from error
+            for name, value in facts.items():
                 setattr(self, name, value)
         self._begun = time.monotonic() - self.seconds
 

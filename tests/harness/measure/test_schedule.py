@@ -189,7 +189,12 @@ def test_a_search_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_
     every, calls, stop = calls, 0, 4
     with pytest.raises(KeyboardInterrupt):
         searched(config=config)
-    assert len(list((cache_folder() / "fits").iterdir())) == 1
+    [state] = (cache_folder() / "fits").iterdir()
+    done = state.read_text()
+    state.write_text(done[:-9])
+    with pytest.raises(ValueError, match="can't be read; delete it"):
+        searched(config=config)
+    state.write_text(done)
     calls = stop = 0
     again = searched(config=config).file
     assert replace(again, seconds=0) == replace(whole, seconds=0)
