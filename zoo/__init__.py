@@ -14,6 +14,7 @@ from zoo.prompt_learner import TuneConfig
 from zoo.recovery import RecoveryConfig, add_recovery, recover, save_recovery
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
 from zoo.registry import load_methods
+from zoo.schedule import read_schedule
 from zoo.sizes import MODELS
 from zoo.tokens import Reduction, Tokens, Trace
 from zoo.tuning import Labelled, tune
@@ -43,6 +44,7 @@ __all__ = [
     "create_clip",
     "from_open_clip",
     "golden_importance",
+    "read_schedule",
     "read_weights",
     "recover",
     "reduce",

@@ -290,6 +290,46 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text,), data=json_values(data))
 
 
+def _schedule_flags(parser: CommandParser) -> None:
+    from harness.measure.recovery import Sources
+    from harness.measure.schedule import SearchConfig
+
+    what = parser.add_argument_group("what is searched, on what")
+    flags.model(what)
+    what.add_argument("--methods", dest="method", metavar="METHOD", default="rankmerge", help="one; see `list`")
+    flags.dataset(what, nargs="+", required=True)
+    flags.limits(what, 100, "images to search on, per dataset")
+    flags.fields(what, Sources, held_out="images to judge by, per dataset")
+    flags.data(parser)
+    how = parser.add_argument_group("cost and search")
+    how.add_argument("--match", metavar="WHAT", default=SearchConfig.match, help="gflops or time")
+    how.add_argument("--match-to", metavar="METHOD", default=SearchConfig.match_to, help="whose cost it is")
+    how.add_argument("--keeps", dest="keep", type=flags.keep_rate, metavar="RATE", help="its keep rate, one, in (0, 1]")
+    flags.number(how, "--cost", None, "share of the dense tower's cost instead", kind=float)
+    flags.fields(how, SearchConfig, points="reduction points at most", candidates="schedules to try at most")
+    where = parser.add_argument_group("conditions and files")
+    flags.fields(where, SearchConfig, match_batch="images per call, where time is matched")
+    flags.machine(where, "that is timed; features are compared in float32")
+    flags.output(where, None, "default: the user's cache", "FILE")
+
+
+def run_fit_schedule(args: Namespace, status: Console) -> Shown:
+    """Search a schedule, write it, and show the default and the best beside it."""
+    from harness.measure.recovery import Sources
+    from harness.measure.schedule import SearchConfig, schedule_table, search_schedule
+
+    sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
+    config = flags.settings(SearchConfig, args)
+    where = {"out": args.output, "device": args.device, "progress": Progress(status)}
+    found = search_schedule(args.model, args.method, sources, config, **where)
+    file = found.file
+    numbers = f"reduce_at={file.reduce_at}, schedule={file.schedule}, keep={file.keep:g}"
+    worth = "" if file.found else "; nothing found is better on held-out images, so this is the default"
+    text = f"wrote {found.path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
+    data = {"path": found.path, "schedule": file, "default": found.default, "best": found.best}
+    return Shown(parts=(schedule_table(found), text), data=json_values(data))
+
+
 def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
     """Load a model with its text tower; return the towers, the model as a row, and its tag."""
     from harness.measure.rows import rows_of
@@ -371,6 +411,18 @@ COMMANDS = (
             ("fit recovery --model clip_vit_b16_evit60 --dataset images:photos --what lora", "any folder of images"),
         ),
         output="what it took and gave, on standard output; the changes of the weights in --output",
+    ),
+    Command(
+        path="fit schedule",
+        what="Search reduction points and counts that keep a method nearest to dense at one cost, on images without "
+        "labels; zoo.read_schedule(FILE) gives them as a model's options.",
+        flags=_schedule_flags,
+        run=run_fit_schedule,
+        examples=(
+            ("fit schedule --dataset photos --keep 0.6 --output s.json", "rankmerge at patchrank's GFLOPs"),
+            ("fit schedule --methods evit --dataset images:photos --cost 0.5 --match time", "half the time of dense"),
+        ),
+        output="the default and the best found, on standard output; the schedule in --output",
     ),
     Command(
         path="show",

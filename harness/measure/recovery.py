@@ -28,11 +28,11 @@ HELD_OUT = 5  # one training image in so many, where a dataset has no val split
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Which images a recovery is trained on."""
+    """Which images are learned from without labels."""
 
     datasets: tuple[str, ...]
     limit: int | None = 800  # training images per dataset, None for all
-    held_out: int = 60  # images per dataset to stop by
+    held_out: int = 60  # images per dataset to stop or to judge by
 
 
 def train_recovery(
@@ -67,12 +67,15 @@ def train_recovery(
     assert kind is not None
     assert rate is not None
     datasets = [get_dataset(name) for name in sources.datasets]
-    splits = [_splits(dataset, sources) for dataset in datasets]
+    splits = [learning_splits(dataset, sources) for dataset in datasets]
     tower = load_tower(dense)
     name = f"{tower.arch}_{kind}{round(100 * rate)}"
     row = reduced_row(tower.vit, tower.arch, tower.tag, name, kind, {"keep": rate})
     train, val = (
-        [_images(each[at], tower.preprocess, dataset, progress) for dataset, each in zip(datasets, splits, strict=True)]
+        [
+            preprocessed(each[at], tower.preprocess, dataset.name, progress, torch.bfloat16)
+            for dataset, each in zip(datasets, splits, strict=True)
+        ]
         for at in range(2)
     )
     facts = [
@@ -93,8 +96,8 @@ def train_recovery(
     return file
 
 
-def _splits(dataset: Dataset, sources: Sources) -> tuple[Split, Split]:
-    """Return a dataset's images to learn from and those to stop by; the test split isn't touched."""
+def learning_splits(dataset: Dataset, sources: Sources) -> tuple[Split, Split]:
+    """Return a dataset's images to learn from and those held out; the test split isn't touched."""
     train, val = dataset.split("train"), dataset.split("val")
     if not len(val):
         order = seeded_order(len(train), 0)
@@ -109,12 +112,14 @@ def _splits(dataset: Dataset, sources: Sources) -> tuple[Split, Split]:
     return train, val
 
 
-def _images(split: Split, preprocess: Any, dataset: Dataset, progress: Progress) -> Tensor:
-    """Return preprocessed images (n, C, H, W) bfloat16."""
+def preprocessed(
+    split: Split, preprocess: Any, name: str, progress: Progress, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return the images of a split of the dataset ``name``, (n, C, H, W)."""
     parts, done = [], 0
-    with progress.task(f"images of {dataset.name}", len(split)) as update:
+    with progress.task(f"images of {name}", len(split)) as update:
         for examples, images in batches(split, preprocess):
-            parts.append(images.bfloat16())
+            parts.append(images.to(dtype))
             done += len(examples)
             update(done)
     return torch.cat(parts)

@@ -1,0 +1,100 @@
+"""Files of schedules: what is written comes back, makes the model it says, and goes with a saved one."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+import zoo
+from zoo.schedule import ScheduleFile, read_schedule
+
+FILE = ScheduleFile(
+    reduce_at=(1, 2, 5),
+    schedule=(0.75, 0.5),
+    keep=0.25,
+    model="clip_vit_b16",
+    tag="openai",
+    weights="0" * 16,
+    method="rankmerge",
+    options={"rank": "none"},
+    cost={"match": "gflops", "of": "50 % of dense", "asked": 1.0, "reached": 1.0},
+    found=True,
+    datasets=[{"name": "toy", "before": 0.2, "after": 0.1, "difference": [-0.1, -0.2, -0.05]}],
+    candidates=3,
+    seconds=1.5,
+    version="0.1.0",
+)
+NUMBERS = {"reduce_at": (1, 2, 5), "schedule": (0.75, 0.5), "keep": 0.25}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "new" / "s.json"
+    FILE.write(path)
+    return path
+
+
+def test_what_is_written_comes_back(path: Path):
+    assert ScheduleFile.read(path) == FILE
+    assert read_schedule(path) == read_schedule(str(path)) == NUMBERS
+    assert [each.name for each in path.parent.iterdir()] == ["s.json"]
+
+
+@pytest.mark.parametrize("method", ["rankmerge", "clsattn", "evit", "random", "tome"])
+def test_any_tower_takes_the_numbers(method: str, tiny: Callable[..., nn.Module], path: Path, images: Tensor):
+    vit = zoo.reduce(tiny("deit_small_patch16_224"), method=method, **read_schedule(path)).eval()
+    assert vit.reducer.counts(64) == {1: 48, 2: 32, 5: 16}
+    assert vit.trace(images).final_tokens == 16
+
+
+def test_they_are_saved_with_the_model(tiny: Callable[..., nn.Module], path: Path, images: Tensor, tmp_path: Path):
+    named = tiny("clip_vit_b16_rankmerge60", **read_schedule(path))
+    reduced = zoo.reduce(tiny("deit_small_patch16_224"), method="rankmerge", **read_schedule(path)).eval()
+    for at, model in enumerate((named, reduced)):
+        save_for_hf(model, tmp_path / str(at))
+        back = timm.create_model(f"local-dir:{tmp_path / str(at)}", pretrained=True).eval()
+        assert asdict(back.reducer.config).items() >= NUMBERS.items()
+        with torch.no_grad():
+            assert torch.equal(back(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "has format 2, this version reads 1; search one with: patchrank fit schedule"),
+        ({"keep": 1.5}, "keep=1.5"),
+        ({"schedule": [0.5, 0.75]}, r"schedule=\[0.5, 0.75\]"),
+        ({"schedule": [0.5]}, "expected 2 keep rates"),
+        ({"reduce_at": [2, 1]}, r"reduce_at=\[2, 1\]"),
+        ({"reduce_at": None}, "holds no schedule"),
+        ({"more": 1}, "more"),
+        ({"seconds": ...}, "seconds"),
+        ({"keep": ...}, "it lacks reduce_at, schedule, keep"),
+        ("{", "holds no schedule"),
+        ("[1]", "holds no schedule"),
+        (None, "the file does not exist"),
+    ],
+)
+def test_refusals(change: Any, words: str, path: Path):
+    if isinstance(change, dict):
+        facts = json.loads(path.read_text()) | change
+        path.write_text(json.dumps({name: value for name, value in facts.items() if value is not ...}))
+    elif change is None:
+        path.unlink()
+    else:
+        path.write_text(change)
+    with pytest.raises(FileNotFoundError if change is None else ValueError, match=words) as caught:
+        read_schedule(path)
+    assert repr(str(path)) in str(caught.value)
+
+
+def test_a_tower_with_too_few_blocks_says_so(tiny: Callable[..., nn.Module], path: Path):
+    with pytest.raises(ValueError, match="reduce_at=5: this tower has blocks 0 to 3"):
+        zoo.reduce(tiny("deit_small_patch16_224", depth=4), method="evit", **read_schedule(path))
