@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +220,13 @@ def test_times_are_met_too(monkeypatch: pytest.MonkeyPatch):
             assert abs(one.time_ratio / goal - 1) <= TOLERANCE["time"]
         assert found.file.cost["match"] == "time"
     assert timed
+    with pytest.raises(ValueError, match="clsattn can't meet the time of 20 % of dense by its default schedule"):
+        searched("clsattn", replace(CONFIG, match="time", cost=0.2))
+    said = Console(record=True, quiet=False, file=StringIO(), width=200)
+    schedule.search_schedule(
+        ARCH, "clsattn", TOY, replace(CONFIG, match="time", cost=0.55, candidates=1), progress=Progress(said)
+    )
+    assert "clsattn can't meet the time of 55 % of dense" in said.export_text()
 
 
 @pytest.mark.parametrize(
