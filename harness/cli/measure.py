@@ -184,6 +184,8 @@ def _latency_flags(parser: CommandParser) -> None:
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
     text = f"images per call; default: {usual}, on CUDA {on_cuda}"
     flags.number(how, "--batches", None, text, nargs="+")
+    text = "pixels a side; default: the tower's own"
+    flags.number(how, "--image-sizes", [], text, nargs="+", metavar="N")
     text = "float32, bfloat16 or float16"
     dtypes, ways = list(LatencyPlan.dtypes), list(LatencyPlan.ways)
     how.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=dtypes, help=text)
@@ -277,6 +279,7 @@ COMMANDS = (
         examples=(
             ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
             ("latency clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
+            ("latency clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
             ("latency clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
         ),
         output="a table per condition on standard output; latency.jsonl and latency.md in "

@@ -54,6 +54,7 @@ class LatencyPlan:
     seconds: float = 5.0  # rounds go on for so long
     device: str = "cpu"
     random_weights: bool = False  # only for models of ours
+    image_sizes: tuple[int, ...] = ()  # pixels a side; none for the tower's own
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -135,8 +136,14 @@ class Family:
     counts: dict[str, Counts]  # by the row's key
 
 
-def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress) -> Family:
-    """Load a dense tower, or build it without weights, and reduce it."""
+def load_family(
+    dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress, size: int | None = None
+) -> Family:
+    """Load a dense tower, or build it without weights, and reduce it, for images of ``size`` pixels a side.
+
+    Raises:
+        ValueError: a model that can't be built so, or one whose patches don't fill such images.
+    """
     whole: list[MethodRate] = [(DENSE, 1.0)]
     if random_weights:
         if dense.partition(".")[0] not in MODELS:
@@ -144,7 +151,7 @@ def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool
                 f"--random-weights with model {dense!r}: only models of `patchrank list`, "
                 "such as clip_vit_b16, can be built without; name one or leave the flag out"
             )
-        vit, (arch, tag) = towers.random_tower(dense).vit, towers.split_name(dense)
+        vit, (arch, tag) = _resized(towers.random_tower(dense).vit, size), towers.split_name(dense)
         rows = rows_of(vit, arch, tag, whole)
         for method, keep in pairs:
             with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
@@ -152,9 +159,19 @@ def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool
                 rows.append(_row(arch, zoo.reduce(vit, method=method, keep=keep)))
     else:
         tower = towers.load_tower(dense)
-        vit, (arch, _, tag) = tower.vit, tower.name.partition(".")
+        vit, (arch, _, tag) = _resized(tower.vit, size), tower.name.partition(".")
         rows = rows_of(vit, arch, tag, whole + list(pairs)) + _saved(dense, vit, arch)
     return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=counts(rows, progress))
+
+
+def _resized(vit: ReducedViT, size: int | None) -> ReducedViT:
+    """Bring a tower to another image size; what it knows of places is interpolated as timm does."""
+    if size is not None:
+        height, width = vit.patch_embed.patch_size
+        if size < 1 or size % height or size % width:
+            raise ValueError(f"--image-sizes {size}: expected multiples of the patches' {height} pixels, from {height}")
+        vit.set_input_size(img_size=size)
+    return vit
 
 
 def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
@@ -192,8 +209,9 @@ def measure_latency(
         FileNotFoundError: weights or a predictor are out of reach.
     """
     for dense, pairs in plan.groups.items():
-        family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress)
-        yield from _FamilyRun(plan, family, known, progress).cells()
+        for size in plan.image_sizes or (None,):
+            family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress, size=size)
+            yield from _FamilyRun(plan, family, known, progress).cells()
 
 
 @dataclass

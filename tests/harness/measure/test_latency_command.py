@@ -203,3 +203,31 @@ def test_bounds_and_defaults_are_the_codes():
         *(f"{most:g} in {str(dtype).removeprefix('torch.')}" for dtype, most in ALLOWED.items()),
     ):
         assert text in " ".join(TEXT.split()), text
+
+
+def test_larger_images_are_timed_in_tables_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = [*RANDOM.split(), "--random-weights", "--image-sizes", "56", "84", "--output", str(tmp_path)]
+    assert main(argv) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(random weights, 56x56 px)" in out
+    assert "(random weights, 84x84 px)" in out
+    rows = read_latencies(tmp_path / "latency.jsonl")
+    assert [(row.image_size, row.final_tokens) for row in rows] == [
+        ((56, 56), 16), ((56, 56), 10), ((84, 84), 36), ((84, 84), 22),
+    ]  # fmt: skip
+    assert rows[2].gflops > 2 * rows[0].gflops
+    before = (tmp_path / "latency.jsonl").read_bytes()
+    assert main(argv) == 0
+    assert (tmp_path / "latency.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        (["100"], "--image-sizes 100: expected multiples of the patches' 14 pixels, from 14"),
+        (["-14"], "--image-sizes -14: expected multiples of the patches' 14 pixels, from 14"),
+    ],
+)
+def test_sizes_that_no_patches_fill_are_refused(sizes: list[str], complaint: str, capsys: pytest.CaptureFixture[str]):
+    assert main([*RANDOM.split(), "--random-weights", "--image-sizes", *sizes]) == 2
+    assert complaint in capsys.readouterr().err
