@@ -8,6 +8,7 @@ from zoo.clip import Clip, create_clip
 from zoo.eva import ReducedEva
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.open_clip import from_open_clip, offer_models
+from zoo.open_clip_tower import ReducedOpenClip
 from zoo.prompt_learner import TuneConfig
 from zoo.recovery import RecoveryConfig, add_recovery, recover, save_recovery
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
@@ -27,6 +28,7 @@ __all__ = [
     "Labelled",
     "RecoveryConfig",
     "ReducedEva",
+    "ReducedOpenClip",
     "ReducedViT",
     "Reducer",
     "ReducerConfig",

@@ -116,3 +116,10 @@ def _weights(attn: Any) -> Tensor:
     """Return the weights of queries, keys and values by head, (3, H, d, D)."""
     weights: Tensor = attn.qkv.weight.view(3, attn.num_heads, attn.head_dim, -1)
     return weights
+
+
+def attend_with_bias(layer: nn.MultiheadAttention, query: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Attend by torch's layer from queries (B, Q, D) to tokens ``x`` (B, T, D), with a bias (B, 1, 1, T) on logits."""
+    mask = None if bias is None else bias.expand(-1, layer.num_heads, query.shape[1], -1).flatten(0, 1)
+    out: Tensor = layer(query, x, x, need_weights=False, attn_mask=mask)[0]
+    return out
