@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from open_clip.transformer import AttentionalPooler, PatchDropout, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from zoo.attention import Attended, attend_with_bias
+from zoo.attention import Attended, torch_attention
 from zoo.host import CLASS_TOKEN, Host, HostBlock, register_host
 from zoo.tokens import Tokens
 
@@ -191,5 +191,5 @@ class ReducedOpenClip(Host, VisionTransformer):
 
 def _attend(pool: AttentionalPooler, x: Tensor, bias: Tensor | None) -> Tensor:
     """Return what the pool makes of tokens ``x`` (B, T, D), with a bias (B, 1, 1, T) on its logits."""
-    query = pool.ln_q(pool.query).expand(len(x), -1, -1)
-    return attend_with_bias(pool.attn, query, pool.ln_k(x), bias)
+    query = pool.ln_q(pool.query).expand(x.shape[0], -1, -1)
+    return torch_attention(pool.attn, query, pool.ln_k(x), bias)
