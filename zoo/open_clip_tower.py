@@ -82,10 +82,17 @@ class ReducedOpenClip(Host, VisionTransformer):
 
     Block = OpenClipBlock
     blocks_prefix = "transformer.resblocks."
-    transformer: Any  # typed loosely, as torch types attributes as Tensor | Module
+    # Typed loosely, as the library isn't typed.
+    transformer: Any
     attn_pool: Any
     attn_pool_contrastive: Any
+    conv1: Any
+    grid_size: Any
     ln_post: Any
+    proj: Any
+    _embeds: Any
+    _global_pool: Any
+    _pool: Any
 
     @property
     def block_modules(self) -> Any:
