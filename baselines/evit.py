@@ -85,11 +85,17 @@ def _append_fused(kept: Tokens, tokens: Tokens, importance: torch.Tensor) -> Tok
     nowhere = kept.patch_idx.new_full((kept.patch_idx.shape[0], 1), -1)
     last = kept.history[-1]
     after = torch.cat((last.after, nowhere), dim=1)
+    place = None
+    if tokens.positional is not None:  # the mean of theirs by the same weights
+        gone = weight.unsqueeze(1).float()
+        mean = (gone @ tokens.places()) / gone.sum(dim=2, keepdim=True)
+        place = torch.cat((kept.places(), mean), dim=1)
     return kept._replace(
         x=torch.cat((kept.x, fused), dim=1),
         patch_idx=torch.cat((kept.patch_idx, nowhere), dim=1),
         patch_count=count + 1,
         importance=None,
+        place=place,
         history=(*kept.history[:-1], last._replace(after=after)),
     )
 

@@ -85,6 +85,7 @@ class TCA(Reducer):
             x=merged.x[:, : tokens.prefix + count],
             patch_idx=after,
             patch_count=count,
+            place=None if merged.place is None else merged.place[:, :count],
             size=None,
             history=(*tokens.history, last._replace(after=after, importance=ranked)),
         )

@@ -114,7 +114,7 @@ def test_figures_in_the_answers_are_those_of_the_table():
     assert figures == set()
 
 
-@pytest.mark.parametrize("page", ["index.md", "methods.md", "faq.md"])
+@pytest.mark.parametrize("page", ["index.md", "methods.md", "faq.md", "towers.md"])
 def test_the_python_of_a_page_runs(page: str, monkeypatch):
     """Without generating code when compiled; tests/zoo/test_compile.py does."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
@@ -125,6 +125,9 @@ def test_the_python_of_a_page_runs(page: str, monkeypatch):
         trace = names["model"].trace(torch.randn(1, 3, 196, 196))
         assert [reduction.block for reduction in trace.reductions] == [2, 4]
         assert names["short"].reducer.config.r == 8
+    elif page == "towers.md":
+        assert names["trace"].kept.shape == (2, 118)
+        assert torch.equal(names["features"], names["trace"].output)
     else:
         assert names["features"].shape[1] == 256
         assert names["features"].isfinite().all()

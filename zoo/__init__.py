@@ -4,9 +4,11 @@
 """
 
 from zoo.adopt import add_prompts, reduce, reduced_vit
+from zoo.beit import ReducedBeit
 from zoo.clip import Clip, create_clip
 from zoo.eva import ReducedEva
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
+from zoo.naflex import ReducedNaFlexVit
 from zoo.open_clip import from_open_clip, offer_models
 from zoo.open_clip_tower import ReducedOpenClip
 from zoo.prompt_learner import TuneConfig
@@ -27,7 +29,9 @@ __all__ = [
     "GoldenEngine",
     "Labelled",
     "RecoveryConfig",
+    "ReducedBeit",
     "ReducedEva",
+    "ReducedNaFlexVit",
     "ReducedOpenClip",
     "ReducedViT",
     "Reducer",

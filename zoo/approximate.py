@@ -124,8 +124,9 @@ def follow_merges(suffix: Suffix, start: Tokens, merges: Merges) -> tuple[Tensor
         old = bias.unsqueeze(1).expand(-1, count, -1).scatter(2, hidden, -torch.inf)
         prefix = part.x[:, None, : start.prefix].expand(-1, count, -1, -1)
         y = torch.cat((prefix, merges.merged[rows]), dim=2).flatten(0, 1)
-        place = part.patch_idx.gather(1, into.squeeze(2)).reshape(-1, 1)
-        short = part._replace(x=y, patch_idx=place, patch_count=1, size=None, mass=None)
+        idx = part.patch_idx.gather(1, into.squeeze(2)).reshape(-1, 1)
+        place = None if merges.place is None else merges.place[rows].reshape(-1, 1, 2)
+        short = part._replace(x=y, patch_idx=idx, patch_count=1, place=place, size=None, mass=None)
         new = F.pad(merges.size[rows].log(), (start.prefix, 0))
         targets.append(target)
         features.append(_recomputed(suffix, pairs, short, old, new))
@@ -378,6 +379,11 @@ def check(spec: str, model: Host, block: int, window: int, windows: int) -> None
         raise ValueError(
             f"approximate={spec!r} needs features that come from the class token, which this tower pools with others "
             f"or lacks; expected none, or {SHALLOW}:N"
+        )
+    if model.block(block).pairs_places:
+        raise ValueError(
+            f"approximate={spec!r} knows no bias for pairs of places, which this tower has; "
+            f"expected none, or {SHALLOW}:N"
         )
 
 

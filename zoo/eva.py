@@ -1,42 +1,26 @@
 """timm's Eva family: EVA-02, DINOv3, Perception Encoder and others with rotary position embeddings."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from timm.layers import AttentionRope, PatchDropoutWithIndices
+from timm.layers import AttentionRope
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
 from torch import Tensor
 
 from zoo.attention import project
-from zoo.host import HostBlock, register_host
+from zoo.host import register_host
 from zoo.tokens import Tokens
-from zoo.vit import TimmHost
+from zoo.vit import TimmBlock, TimmHost
+
+KINDS = tuple((block, attn) for block in (EvaBlock, EvaBlockPostNorm) for attn in (EvaAttention, AttentionRope))
 
 
-class EvaHostBlock(HostBlock):
+class EvaHostBlock(TimmBlock):
     """A block of timm's Eva: norms before or behind, attention with rotary embeddings, LayerScale as a vector.
 
-    A token is rotated by its own place, and by that of the token it was merged into. Prefix tokens, learned tokens and
-    fused ones have no place and aren't rotated.
+    A token is rotated by its own place, and a merged one by the mean place of those that it stands for. Prefix tokens
+    and learned tokens have no place and aren't rotated.
     """
-
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return int(self.module.attn.num_heads)
-
-    @property
-    def scale(self) -> float:
-        """Factor on the logits."""
-        return float(self.module.attn.scale)
-
-    @property
-    def dropout(self) -> float:
-        """Share of attention weights that are dropped now."""
-        attn = self.module.attn
-        return float(attn.attn_drop.p) if attn.training else 0.0
 
     @property
     def _norm_behind(self) -> bool:
@@ -109,17 +93,33 @@ class EvaHostBlock(HostBlock):
 
 
 def rotation(tokens: Tokens, index: int) -> Tensor:
-    """Return the rotary embeddings of the patch tokens in block ``index``, (B, 1 or H, n, 2 d).
+    """Return the rotary embeddings of the patch tokens in block ``index``, (B, 1 or H, n, 2 d): sines, then cosines.
 
-    ``tokens.positional`` is (N + 1, 2 d), or (depth, H, N + 1, 2 d) where each block and head has its own; the last
-    row is for tokens without a place.
+    ``tokens.positional`` is timm's table (N, 2 d), or (depth, H, N, 2 d) where each block and head has its own. Angles
+    are linear in row and column, so that a place between those of the table is one of these turned further.
     """
     table = tokens.positional
     assert table is not None
-    idx = tokens.patch_idx.where(tokens.patch_idx >= 0, table.shape[-2] - 1)
-    if table.ndim == 2:
-        return table[idx].unsqueeze(1)
-    return table[index][:, idx].transpose(0, 1)
+    table = table.unsqueeze(0) if table.ndim == 2 else table[index]
+    own = table[:, tokens.patch_idx.clamp(min=0)].transpose(0, 1)
+    if tokens.place is None:
+        return own
+    columns = tokens.grid[1]
+    first = tokens._replace(patch_idx=tokens.patch_idx.clamp(min=0), place=None).places()
+    rows, across = (tokens.place - first).to(table.dtype)[:, None].unbind(dim=-1)
+    down = _angle(table, columns) if tokens.grid[0] > 1 else 0.0
+    right = _angle(table, 1) if columns > 1 else 0.0
+    turn = rows.unsqueeze(-1) * down + across.unsqueeze(-1) * right  # 0 for a token that stands for itself alone
+    (sine, cosine), (further, rest) = own.chunk(2, dim=-1), (turn.sin(), turn.cos())
+    return torch.cat((sine * rest + cosine * further, cosine * rest - sine * further), dim=-1)
+
+
+def _angle(table: Tensor, position: int) -> Tensor:
+    """Return the angle from the first position of ``table`` (H, N, 2 d) to another, the shorter way, (H, 1, d)."""
+    sine, cosine = table[:, [0, position]].chunk(2, dim=-1)
+    along = cosine[:, 0] * cosine[:, 1] + sine[:, 0] * sine[:, 1]
+    across = cosine[:, 0] * sine[:, 1] - sine[:, 0] * cosine[:, 1]
+    return torch.atan2(across, along).unsqueeze(1)
 
 
 @register_host(Eva)
@@ -127,35 +127,15 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
     """A timm Eva tower, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
     Block = EvaHostBlock
+    kinds = KINDS
+    filter_fn = staticmethod(checkpoint_filter_fn)
 
     def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens of images, and the rotary embeddings of every position of the grid, see ``rotation``."""
+        """Return the tokens of images, and the rotary embeddings of the grid's positions, see ``rotation``."""
         x, rope = self._pos_embed(self.patch_embed(images))
-        if rope is None:
-            return x, None
-        none = torch.zeros_like(rope[..., :1, :])  # sine 0, cosine 1
-        none[..., rope.shape[-1] // 2 :] = 1
-        return x, torch.cat((rope, none), dim=-2)
-
-    def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Bring a checkpoint of any library that timm knows into the form of this tower."""
-        named: dict[str, Any] = checkpoint_filter_fn(weights, self)
-        return named
+        return x, rope
 
     @property
     def pooled_prefix(self) -> int:
         """Number of prefix tokens that are pooled like patch tokens: an attention pool sees all."""
         return 0 if self.attn_pool is None else int(self.num_prefix_tokens)
-
-    def require_reducible(self) -> None:
-        """Raise ValueError unless this tower has Eva's own blocks, and all of its patch tokens in place."""
-        super().require_reducible()
-        if isinstance(self.patch_drop, PatchDropoutWithIndices):
-            raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
-        block = self.blocks[0]
-        kinds = (type(block), type(getattr(block, "attn", None)))
-        if kinds[0] not in (EvaBlock, EvaBlockPostNorm) or kinds[1] not in (EvaAttention, AttentionRope):
-            raise ValueError(
-                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; "
-                "expected timm's EvaBlock with EvaAttention or AttentionRope"
-            )

@@ -27,8 +27,8 @@ class HostBlock:
     """One block of a tower, taken apart: attention, the residual behind it, and the MLP.
 
     Tensors are those of ``zoo.attention``: B sequences of T tokens of width D, H heads of d channels. It holds
-    nothing about the images in flight; what depends on a token's place is read off ``Tokens.patch_idx`` and
-    ``Tokens.positional``.
+    nothing about the images in flight; what depends on a token's place is read off ``Tokens.patch_idx``,
+    ``Tokens.place`` and ``Tokens.positional``.
 
     Args:
         module: the tower's own block.
@@ -76,6 +76,11 @@ class HostBlock:
     @abstractmethod
     def add_mlp(self, x: Tensor) -> Tensor:
         """Run the MLP on the residual stream and add its result."""
+
+    @property
+    def pairs_places(self) -> bool:
+        """Whether ``bias`` gives one for each pair of places."""
+        return False
 
     def bias(self, tokens: Tokens) -> Tensor | None:
         """Return the tower's own bias on the logits, broadcastable to (B, H, T, T), None for none."""

@@ -53,7 +53,7 @@ def from_open_clip(model: nn.Module) -> ReducedViT:
     or CustomTextCLIP, or its ``.visual``.
 
     Raises:
-        ValueError: an image tower without an exact counterpart: a ResNet, no class token,
+        ValueError: an image tower without an exact counterpart: a ResNet, or a tower of open_clip's own with
             attentional pooling.
     """
     visual: Any = getattr(model, "visual", model)

@@ -188,10 +188,11 @@ class Reducer(nn.Module):
         """Check the settings against the tower; raise ValueError if it can't meet them."""
         super().__init__()
         if config.needs_query and host.query is None:
-            able = ", ".join(name for name in sorted(METHODS) if not METHODS[name].Config(keep=0.5).needs_query)
+            able = [name for name in sorted(METHODS) if not METHODS[name].Config(keep=0.5).needs_query]
+            settings = " with these settings" if self.method in able else ""
             raise ValueError(
-                f"method {self.method!r} goes by the attention of the query that pools, and this tower has neither a "
-                f"class token nor an attention pool; expected one of {able}"
+                f"method {self.method!r}{settings} goes by the attention of the query that pools, and this tower has "
+                f"neither a class token nor an attention pool; expected one of {', '.join(able)}"
             )
         self.config = config
         self.points = config.points(host.depth)

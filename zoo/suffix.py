@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from zoo.host import Host
-from zoo.tokens import Tokens
+from zoo.tokens import Tokens, every_position
 
 QUICK = 1.702  # QuickGELU's constant
 
@@ -267,8 +267,12 @@ class Suffix:
         """Compute unit features (S, D) of sequences of which only some patch tokens are left.
 
         Of the images in ``start``, which enter the first block, sequence s is number ``images[s]``,
-        with its patch tokens at ``keep_idx[s]`` (k,) left; k may be 0.
+        with its patch tokens at ``keep_idx[s]`` (k,) left; k may be 0, of which a tower that pools patch tokens makes
+        zeros.
         """
+        if keep_idx.shape[1] == 0 and not self.model.pools_first:
+            one = self.features(start, images[:1], every_position(start.x[:1], start.patch_count))
+            return torch.zeros_like(one).expand(len(images), -1)
         parts = []
         # Whole sequences are few, and another length would be compiled for them alone.
         fixed = self._compiled if keep_idx.shape[1] < start.patch_count else None
@@ -308,6 +312,7 @@ def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
         x=start.x[images.unsqueeze(1), idx],
         patch_idx=start.patch_idx[images.unsqueeze(1), keep_idx],
         patch_count=keep_idx.shape[1],
+        place=None if start.place is None else start.place[images.unsqueeze(1), keep_idx],
         size=None,
         mass=None,
         importance=None,

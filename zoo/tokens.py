@@ -1,7 +1,7 @@
 """The tokens that travel through the forward loop, their history, and the trace read off it."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -45,7 +45,9 @@ class Tokens(NamedTuple):
         size: (B, n) float number of patches that each patch token stands for, None while all are 1.
         mass: (B, n) float number of tokens that each patch token is worth to attention, None for its size.
         positional: what the tower's blocks add of places, such as rotary embeddings, for each position of the grid:
-            reductions leave it alone, as ``patch_idx`` says where a token belongs. None in most towers.
+            reductions leave it alone. None in most towers, whose tokens hold their places.
+        place: (B, n, 2) float row and column of each patch token, where they count and some were merged: the mean of
+            those that it stands for. None for that of its ``patch_idx``.
         importance: (B, n) float carried from an earlier reduction point, None before the first.
         history: the reductions so far, oldest first.
     """
@@ -60,6 +62,7 @@ class Tokens(NamedTuple):
     history: tuple[Reduction, ...] = ()
     mass: Tensor | None = None
     positional: Tensor | None = None
+    place: Tensor | None = None
 
     @classmethod
     def start(cls, x: Tensor, prefix: int, grid: tuple[int, int], positional: Tensor | None = None) -> "Tokens":
@@ -77,14 +80,21 @@ class Tokens(NamedTuple):
         mass = self.size if self.mass is None else self.mass
         return None if mass is None else F.pad(mass.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
 
+    def places(self) -> Tensor:
+        """Return the row and column of each patch token, (B, n, 2) float32; a fused token needs its ``place``."""
+        if self.place is not None:
+            return self.place
+        columns = self.grid[1]
+        return torch.stack((self.patch_idx // columns, self.patch_idx % columns), dim=2).float()
+
     def images(self, rows: Tensor) -> "Tokens":
         """Return the sequences of the images ``rows`` (k,), without history."""
-        size, mass, importance = (
-            None if each is None else each[rows] for each in (self.size, self.mass, self.importance)
-        )
-        return self._replace(
-            x=self.x[rows], patch_idx=self.patch_idx[rows], size=size, mass=mass, importance=importance, history=()
-        )
+        moved: dict[str, Any] = {
+            name: None if value is None else value[rows]
+            for name, value in self._asdict().items()
+            if name in ("x", "patch_idx", "size", "mass", "importance", "place")
+        }
+        return self._replace(**moved, history=())
 
     def split(self, count: int) -> list["Tokens"]:
         """Return the sequences of ``count`` images at a time."""
@@ -123,6 +133,7 @@ class Tokens(NamedTuple):
             size=None if self.size is None else self.size.gather(1, keep_idx),
             mass=None if self.mass is None else self.mass.gather(1, keep_idx),
             importance=importance.gather(1, keep_idx),
+            place=None if self.place is None else rows(self.place, keep_idx),
             history=(*self.history, Reduction(index, self.patch_idx, after, importance)),
         )
 
@@ -168,6 +179,11 @@ class Tokens(NamedTuple):
         if mass is not None:
             mass = mass.gather(1, stay).scatter_add(1, place, mass.gather(1, gone))
             mass = mass.scatter(1, place, mass.gather(1, place) / stretch)
+        where = None
+        if self.positional is not None:
+            sums = self.places() * size.unsqueeze(2)
+            slot = place.unsqueeze(2).expand(-1, -1, 2)
+            where = rows(sums, stay).scatter_add(1, slot, rows(sums, gone)) / merged_size.unsqueeze(2)
         carried = self.importance
         if carried is not None:
             carried = carried.gather(1, stay).scatter_reduce(1, place, carried.gather(1, gone), "amax")
@@ -180,6 +196,7 @@ class Tokens(NamedTuple):
             size=merged_size,
             mass=mass,
             importance=carried,
+            place=where,
             history=(*self.history, Reduction(index, idx, after, last, became)),
         )
 

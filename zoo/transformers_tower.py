@@ -500,12 +500,10 @@ class ReducedDinov3(DinoHost, DINOv3ViTModel):
         return self.model.layer
 
     def positioned(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the tokens of images, and sines and cosines of every position of the grid, see ``rotation``."""
+        """Return the tokens of images, and sines and cosines of the grid's positions, see ``rotation``."""
         images = images.to(self.embeddings.patch_embeddings.weight.dtype)
         cosine, sine = self.rope_embeddings(images)
-        table = torch.cat((sine, cosine), dim=-1)
-        none = torch.cat((torch.zeros_like(sine[:1]), torch.ones_like(cosine[:1])), dim=-1)
-        return self.embeddings(images, bool_masked_pos=masked), torch.cat((table, none))
+        return self.embeddings(images, bool_masked_pos=masked), torch.cat((sine, cosine), dim=-1)
 
     def normed(self, x: Tensor) -> Tensor:
         """Normalise tokens that left the last block."""

@@ -1,14 +1,15 @@
 """timm's towers with one forward loop that a reducer may shorten; its VisionTransformer first of all."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.fx
-from timm.layers import Attention, AttentionPoolLatent, PatchDropout
+from timm.layers import Attention, AttentionPoolLatent, PatchDropout, PatchDropoutWithIndices
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import Block as PlainBlock
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -53,9 +54,16 @@ def straight_line(model: nn.Module) -> torch.fx.GraphModule:
 class TimmHost(Host):
     """What timm's families of towers share: embedding, pooling, and the methods of timm's interface.
 
-    A family is a subclass of this and of timm's class, with its ``HostBlock`` and ``positioned``. ``prompts`` gives
-    the learned tokens (depth, count, D) when called, None without.
+    A family is a subclass of this and of timm's class, with ``Block``, ``positioned`` and what it can reduce.
+    ``prompts`` gives the learned tokens (depth, count, D) when called, None without.
+
+    Attributes:
+        kinds: classes of a block and of its attention that ``Block`` takes apart.
+        filter_fn: timm's function that converts checkpoints for this class.
     """
+
+    kinds: ClassVar[tuple[tuple[type[nn.Module], type[nn.Module]], ...]]
+    filter_fn: ClassVar[Callable[..., dict[str, Any]]]
 
     # Typed loosely, as timm's classes differ in it.
     attn_pool: Any
@@ -76,9 +84,10 @@ class TimmHost(Host):
     def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of images with what is added for places, (B, T, D), and ``Tokens.positional``."""
 
-    @abstractmethod
     def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Bring a checkpoint of any library that timm knows into the form of this tower."""
+        named: dict[str, Any] = type(self).filter_fn(weights, self)
+        return named
 
     @property
     def block_modules(self) -> Sequence[nn.Module]:
@@ -120,26 +129,36 @@ class TimmHost(Host):
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pool as timm does; learned tokens are never averaged in."""
-        start = self.num_prefix_tokens
-        first = self.attn_pool is None and (pool_type or self.global_pool) == "token"
-        if self.prompts is not None and not first:
-            x = torch.cat((x[:, :start], x[:, self.prefix_count :]), dim=1)
         timms: Any = super()
-        pooled: Tensor = timms.pool(x, pool_type)
+        pooled: Tensor = timms.pool(self.unprompted(x, pool_type), pool_type)
         return pooled
+
+    def unprompted(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Return the tokens of ``x`` (B, T, D) without learned ones, unless the class token is all that is read."""
+        first = self.attn_pool is None and (pool_type or self.global_pool) == "token"
+        if self.prompts is None or first:
+            return x
+        return torch.cat((x[:, : self.num_prefix_tokens], x[:, self.prefix_count :]), dim=1)
 
     def probe(self, tokens: Tokens) -> PoolingQuery:
         """Return the attention pool's query and its keys of the tokens, normalised as those that leave the tower."""
         pool: Any = self.attn_pool
         x = self.pooled(self.norm(tokens.x))
-        latent = pool.latent.expand(len(x), -1, -1)
+        latent = pool.latent.expand(x.shape[0], -1, -1)
         query = pool.q(latent).unflatten(2, (pool.num_heads, pool.head_dim)).transpose(1, 2)
         key = pool.kv(x).unflatten(2, (2, pool.num_heads, pool.head_dim))[:, :, 0].transpose(1, 2)
         return PoolingQuery(pool.q_norm(query), pool.k_norm(key), pool.scale, self.pooled_prefix)
 
     def require_reducible(self) -> None:
         """Raise ValueError, with the reason, if this tower lacks what reduction needs."""
-        if isinstance(self.patch_drop, PatchDropout):
+        block = self.blocks[0]
+        kind = (type(block), type(getattr(block, "attn", None)))
+        if kind not in self.kinds:
+            known = " or ".join(f"{one.__name__} with {attn.__name__}" for one, attn in self.kinds)
+            raise ValueError(
+                f"this tower's blocks are {kind[0].__name__} with {kind[1].__name__}; expected timm's {known}"
+            )
+        if isinstance(getattr(self, "patch_drop", None), (PatchDropout, PatchDropoutWithIndices)):
             raise ValueError("patch_drop_rate > 0 loses patch positions; set it to 0 for reduction")
         pool = self.attn_pool
         if pool is not None and (not isinstance(pool, AttentionPoolLatent) or pool.pos_embed is not None):
@@ -160,15 +179,19 @@ class TimmHost(Host):
             self.head = CosineHead(projection, shape.features, shape.classes, **new)
             self.num_classes = shape.classes
 
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches of images (B, C, H, W)."""
+        if self.patch_embed.strict_img_size:
+            return self.grid
+        rows, columns = self.patch_embed.dynamic_feat_size(images.shape[-2:])
+        return int(rows), int(columns)
+
     def embed(self, images: Tensor) -> Tokens:
         """Turn images (B, C, H, W) into the tokens that enter block 0."""
-        grid = self.patch_embed.grid_size
-        if not self.patch_embed.strict_img_size:
-            grid = self.patch_embed.dynamic_feat_size(images.shape[-2:])
         (x, positional), prefix = self.positioned(images), self.prefix_count
         if self.prompts is not None:
             x = insert(x, self.num_prefix_tokens, self.prompts()[0])
-        return Tokens.start(self.norm_pre(x), prefix, (int(grid[0]), int(grid[1])), positional)
+        return Tokens.start(self.norm_pre(x), prefix, self.grid_of(images), positional)
 
     @torch.no_grad()
     def mean_patches(self, images: Tensor, depth: int) -> Tensor:
@@ -286,8 +309,8 @@ class TimmHost(Host):
         self.__dict__["_model_args"] = held | named
 
 
-class ViTBlock(HostBlock):
-    """timm's plain block, with its plain attention."""
+class TimmBlock(HostBlock):
+    """What blocks of timm's families share."""
 
     @property
     def heads(self) -> int:
@@ -309,6 +332,10 @@ class ViTBlock(HostBlock):
         """Normalise tokens for the attention."""
         normed: Tensor = self.module.norm1(x)
         return normed
+
+
+class ViTBlock(TimmBlock):
+    """timm's plain block, with its plain attention."""
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; places are in the tokens already."""
@@ -368,6 +395,8 @@ class ReducedViT(TimmHost, VisionTransformer):
     """
 
     Block = ViTBlock
+    kinds = ((PlainBlock, Attention),)
+    filter_fn = staticmethod(checkpoint_filter_fn)
 
     def __init__(
         self,
@@ -392,27 +421,7 @@ class ReducedViT(TimmHost, VisionTransformer):
         x: Tensor = self.patch_drop(self._pos_embed(self.patch_embed(images)))
         return x, None
 
-    def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of this tower."""
-        named: dict[str, Any] = checkpoint_filter_fn(weights, self)
-        return named
-
     @property
     def pooled_prefix(self) -> int:
         """Number of prefix tokens that are pooled like patch tokens."""
         return int(self.num_prefix_tokens) if self.pool_include_prefix else 0
-
-    def require_reducible(self) -> None:
-        """Raise ValueError unless this tower has timm's plain blocks, and all of its patch tokens in place."""
-        super().require_reducible()
-        block = self.blocks[0]
-        kinds = (type(block), type(getattr(block, "attn", None)))
-        if kinds != (Block, Attention):
-            raise ValueError(
-                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; "
-                "expected timm's Block with Attention"
-            )
-
-    def __prepare_scriptable__(self) -> GraphModule:
-        """Give ``torch.jit.script`` what this model does in its present mode, free of branches."""
-        return straight_line(self)

@@ -55,20 +55,20 @@ class Merges(NamedTuple):
         into: (B, W, r * r) int64 the token outside the window that each goes into: its nearest.
         merged: (B, W, r * r, D) what becomes of ``into``; the same for all of a window that share it.
         size: (B, W, r * r) number of patches that ``merged`` stands for.
+        place: (B, W, r * r, 2) the mean place of these, None in towers whose tokens hold their places.
     """
 
     gone: Tensor
     into: Tensor
     merged: Tensor
     size: Tensor
+    place: Tensor | None
 
     def copies(self, tokens: Tokens) -> tuple[Tokens, Tensor]:
         """Write each merge as a sequence of N tokens, a token of size s being s equal ones.
 
         Equal tokens stay equal, and s of them get the attention of one of size s, so that no other
         token, the class token above all, can tell the difference.
-
-        Each of the equal ones has the place of the token that was merged into.
 
         Returns:
             ``tokens`` with ``merged`` behind them, and (B, W, N) int64 positions among these.
@@ -81,8 +81,9 @@ class Merges(NamedTuple):
             became = (owner == self.gone[:, place, None]) | (owner == self.into[..., place, None])
             idx = rows[:, place, None].where(became, idx)
         x = torch.cat((tokens.x, self.merged.reshape(batch, -1, dim)), dim=1)
-        where = torch.cat((tokens.patch_idx, tokens.patch_idx.gather(1, self.into.flatten(1))), dim=1)
-        return tokens._replace(x=x, patch_idx=where, patch_count=x.shape[1] - tokens.prefix), idx
+        patch_idx = torch.cat((tokens.patch_idx, tokens.patch_idx.gather(1, self.into.flatten(1))), dim=1)
+        places = None if self.place is None else torch.cat((tokens.places(), self.place.flatten(1, 2)), dim=1)
+        return tokens._replace(x=x, patch_idx=patch_idx, patch_count=x.shape[1] - tokens.prefix, place=places), idx
 
 
 def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:
@@ -99,7 +100,11 @@ def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:
     merged = (weighted[image, into] + shares @ weighted[:, cells]) / size.unsqueeze(-1)
     longest = (shares * norms[:, cells].unsqueeze(-2)).amax(dim=-1).maximum(norms[image, into])
     merged = merged * (longest / merged.norm(dim=-1)).unsqueeze(-1)
-    return Merges(cells, into, merged, size)
+    place = None
+    if tokens.positional is not None:
+        sums = tokens.places() * sizes.unsqueeze(-1)
+        place = (sums[image, into] + shares @ sums[:, cells]) / size.unsqueeze(-1)
+    return Merges(cells, into, merged, size, place)
 
 
 def distances(tokens: Tokens) -> Tensor:

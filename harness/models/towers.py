@@ -11,7 +11,6 @@ import timm
 import torch
 from numpy.typing import NDArray
 from timm.models import get_arch_pretrained_cfgs
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from harness.datasets.base import SPLITS, Dataset, Split
@@ -23,7 +22,7 @@ from zoo.prompts import CosineHead
 from zoo.reducer import expected
 from zoo.sizes import MODELS, SIZES
 from zoo.text import UnseenWordsError
-from zoo.vit import ReducedViT
+from zoo.vit import ReducedViT, TimmHost
 from zoo.weights import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
 
 OPEN_CLIP = "open_clip:"
@@ -176,12 +175,12 @@ def named(classifier: Tensor) -> NDArray[np.bool_]:
     return np.asarray(~classifier.isnan().any(dim=1).numpy())
 
 
-def has_projection(model: VisionTransformer) -> bool:
+def has_projection(model: TimmHost) -> bool:
     """Tell whether the head projects to a joint space of images and text, or classifies.
 
     Our names have a projection of known width. For timm's ``_clip_`` names the bias decides: CLIP's
     projection has none, which timm stores as zeros, and fine-tuned classifiers (``_ft_in1k``) have
-    one. No other ViT of timm has a projection.
+    one, and so it does for Perception Encoder's core. No other ViT of timm has a projection.
     """
     facts = model.__dict__
     arch = facts.get("_model_args", {}).get("base") or facts["pretrained_cfg"]["architecture"]
@@ -189,7 +188,7 @@ def has_projection(model: VisionTransformer) -> bool:
     if arch in MODELS:
         return bool(model.num_classes == SIZES[MODELS[arch].size].features)
     bias = getattr(model.head, "bias", None)
-    return "_clip_" in arch and (bias is None or not bias.any())
+    return ("_clip_" in arch or "_pe_core_" in arch) and (bias is None or not bias.any())
 
 
 def _dense_names() -> list[str]:
@@ -254,13 +253,13 @@ def _dense(model: Any, name: str) -> ReducedViT:
     if isinstance(getattr(model, "head", None), CosineHead):
         model.num_classes = model.head.classes.in_features
         model.head = model.head.projection
-    if isinstance(model, VisionTransformer) and model.num_classes and not has_projection(model):
-        model.reset_classifier(0)
-    if not isinstance(model, ReducedViT) or model.reducer is not None:
+    if not isinstance(model, TimmHost) or model.reducer is not None:
         try:
             model = reduce(model, method=None)
         except ValueError as error:
             raise ValueError(f"model {name!r}: {error}") from error
+    if model.num_classes and not has_projection(model):
+        model.reset_classifier(0)
     vit: ReducedViT = model.float().eval()
     try:
         vit.spec()

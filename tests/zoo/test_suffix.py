@@ -43,12 +43,13 @@ def alone(model: zoo.ReducedViT, start: Any, row: int, keep: Tensor) -> Tensor:
 @torch.no_grad()
 def test_equals_one_sequence_at_a_time(style: dict[str, Any], size: int, tiny: Build):
     """Where the tower pools patch tokens, its last block is run for all of them."""
-    if style.get("global_pool") == "avg" and size == 0:
-        pytest.skip("the mean of no patches is nothing")
     model = tiny("clip_vit_b16", **style)
     start, _ = model.advance(model.embed(torch.randn(3, 3, 64, 64)), stop=2)
     rows, keep = random_sets(7, size)
     found = Suffix(model, 2, batch=3).features(start, rows, keep)
+    if style.get("global_pool") == "avg" and size == 0:
+        assert torch.equal(found, torch.zeros(7, 7))  # the mean of no patches is nothing
+        return
     for i in range(7):
         assert torch.allclose(found[i], alone(model, start, int(rows[i]), keep[i]), atol=1e-5)
 
