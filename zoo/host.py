@@ -174,7 +174,7 @@ class Host(nn.Module):
     """
 
     Block: ClassVar[type[HostBlock]]
-    blocks_prefix: ClassVar[str] = "blocks."
+    blocks_prefix: str = "blocks."
     reducer: Reducer | None
     prompts: Prompts | None
     grad_checkpointing: bool
@@ -189,6 +189,11 @@ class Host(nn.Module):
     @abstractmethod
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches at the tower's own image size."""
+
+    @property
+    @abstractmethod
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the tower's own image size."""
 
     @property
     @abstractmethod

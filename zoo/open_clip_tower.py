@@ -88,6 +88,7 @@ class ReducedOpenClip(Host, VisionTransformer):
     attn_pool_contrastive: Any
     conv1: Any
     grid_size: Any
+    image_size: Any
     ln_post: Any
     proj: Any
     _embeds: Any
@@ -104,6 +105,12 @@ class ReducedOpenClip(Host, VisionTransformer):
         """Rows and columns of patches."""
         rows, columns = self.grid_size
         return int(rows), int(columns)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.image_size
+        return int(height), int(width)
 
     @property
     def prefix_count(self) -> int:

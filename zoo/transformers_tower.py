@@ -189,7 +189,12 @@ class TransformersHost(Host):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches at the configured image size."""
-        return self.cells(*_pair(self.config.image_size))
+        return self.cells(*self.input_size)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the configured images."""
+        return _pair(self.config.image_size)
 
     def cells(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches of an image of this size."""
@@ -394,9 +399,9 @@ class ReducedSiglip2(SiglipHost, Siglip2VisionModel):
     """
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the learned positions, from which those of a grid are interpolated."""
-        side = int(self.config.num_patches**0.5)
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that have the learned positions, of which those of others are interpolated."""
+        side = int(self.config.num_patches**0.5) * int(self.config.patch_size)
         return side, side
 
     def embed(

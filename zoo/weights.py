@@ -244,11 +244,10 @@ def fingerprint(model: Host) -> str:
 def blocks_fingerprint(tower: Mapping[str, Tensor], prefix: str = "blocks.") -> str:
     """Return 16 hex digits of the sha256 over the weights of a state dict's blocks, as float32.
 
-    The blocks are what is named ``prefix``, see ``Host.blocks_prefix``.
-
-    Unlike ``fingerprint`` it is the same for every image size and head that a tower is built with.
+    The blocks are what is named ``prefix``, see ``Host.blocks_prefix``; it doesn't count itself. Unlike
+    ``fingerprint`` the result is the same for every image size and head that a tower is built with.
     """
-    return weights_digest({k: v for k, v in tower.items() if k.startswith(prefix)})
+    return weights_digest({f"blocks.{k.removeprefix(prefix)}": v for k, v in tower.items() if k.startswith(prefix)})
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
