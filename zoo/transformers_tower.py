@@ -199,7 +199,7 @@ class TransformersHost(Host):
     def cells(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches of an image of this size."""
         rows, columns = _pair(self.config.patch_size)
-        return height // rows, width // columns
+        return int(height) // rows, int(width) // columns  # sizes are tensors while torch traces
 
     @property
     def prefix_count(self) -> int:

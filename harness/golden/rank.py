@@ -263,7 +263,7 @@ def within_budget(job: Job, tower: Tower) -> Job:
     vit = tower.vit
     shape: dict[str, Any] = {"grid": vit.grid, "depth": vit.depth, "dim": vit.embed_dim}
     # Of the ways that it can pick, two need features made from the class token alone, and remove.
-    pooled = vit.global_pool == "token" and job.config.action == "remove"
+    pooled = vit.pools_first and job.config.action == "remove"
     recipe = recipe_for(job.budget, block=job.config.block, token_pooled=pooled, **shape)
     return replace(job, config=replace(job.config, **recipe), budget=None)
 

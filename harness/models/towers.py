@@ -151,7 +151,8 @@ def without_text(tower: Tower) -> ClipParts:
 def _no_text(tower: Tower) -> ValueError:
     return ValueError(
         f"{tower.name} has no text tower here, so no classes can be named to it; use one of "
-        f"{', '.join(_dense_names())}, or {OPEN_CLIP}ARCH/PRETRAINED, which bring theirs"
+        f"{', '.join(_dense_names())}, {OPEN_CLIP}ARCH/PRETRAINED, or "
+        f"{TRANSFORMERS}FOLDER with CLIP or SigLIP, which bring theirs"
     )
 
 
