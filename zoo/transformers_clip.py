@@ -15,6 +15,8 @@ from transformers import (
     AutoTokenizer,
     CLIPModel,
     CLIPVisionModelWithProjection,
+    Siglip2Model,
+    Siglip2VisionModel,
     SiglipModel,
 )
 
@@ -156,6 +158,8 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
         preprocess = Preprocess(folder)
     except OSError as error:
         raise ValueError(f"transformers model {str(folder)!r}: {error}") from error
+    if isinstance(model, (Siglip2Model, Siglip2VisionModel)):
+        raise ValueError(f"transformers model {str(folder)!r}: its processor gives patches; expected (C, H, W)")
     tower = model
     if isinstance(model, CLIPModel):
         with torch.device("meta"):

@@ -31,6 +31,9 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     Siglip2Config,
     Siglip2ImageProcessor,
     Siglip2Model,
@@ -43,7 +46,11 @@ from transformers import (
 )
 
 import zoo
+from harness.cli import main
+from harness.models.towers import load_tower
+from harness.records.record import read_records
 from zoo.golden import GoldenConfig, golden_importance
+from zoo.weights import blocks_fingerprint
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 IMAGE = {"image_size": 32, "patch_size": 8}
@@ -335,6 +342,94 @@ def test_refusals():
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT))
     with pytest.raises(ValueError, match=re.escape("CLIPTextModel is no tower that can be reduced; expected one of")):
         zoo.reduce(text, method=None)
+
+
+def test_the_harness_takes_a_folder_with_its_text_tower(clip_folder: Path):
+    model, tower = CLIPModel.from_pretrained(clip_folder).eval(), load_tower(f"transformers:{clip_folder}")
+    image, processor = Image.fromarray(pixels((40, 50, 3))), CLIPProcessor.from_pretrained(clip_folder)
+    inputs = processor(images=[image], text=["a cat"], return_tensors="pt")
+    assert tower.name == f"transformers:{clip_folder.name}"
+    assert torch.equal(tower.preprocess(image), inputs["pixel_values"][0])
+    features = model.get_image_features(inputs["pixel_values"]).pooler_output
+    assert torch.equal(tower.vit(inputs["pixel_values"]), features)
+    assert tower.clip is not None
+    text = tower.clip.model.encode_text(tower.clip.tokenizer(["a cat"]))
+    assert torch.allclose(text, model.get_text_features(inputs["input_ids"]).pooler_output, atol=1e-6)
+    assert tower.clip.model.logit_scale.item() == pytest.approx(model.logit_scale.item())
+    whole = blocks_fingerprint(model.vision_model.state_dict(), "encoder.layers.")
+    assert blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix) == whole
+    half = zoo.reduce(tower.vit, method="rankmerge", keep=0.5)
+    wanted = zoo.reduce(model, method="rankmerge", keep=0.5).get_image_features(inputs["pixel_values"]).pooler_output
+    assert torch.equal(half(inputs["pixel_values"]), wanted)
+    assert half.trace(inputs["pixel_values"]).final_tokens == 8
+
+
+def saved_tower(tower: nn.Module, folder: Path) -> str:
+    tower.save_pretrained(folder)
+    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
+    return f"transformers:{folder}"
+
+
+def test_compare_without_a_text_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fidelity on images without classes; classes are refused."""
+    tower = lively(Dinov2Model(Dinov2Config(**{**SIZE, **IMAGE, "num_hidden_layers": 5})))
+    name, images = saved_tower(tower, tmp_path / "dino"), tmp_path / "images"
+    images.mkdir()
+    for index in range(24):
+        Image.fromarray(pixels((40, 40 + index, 3))).save(images / f"{index}.png")
+    words = ["compare", "--model", name, "--methods", "dense", "evit", "--keeps", "0.5", "--rounds", "2", "--quiet"]
+    words += ["--batches", "1", "--no-equal-time", "--traces", "0", "--output", str(tmp_path / "run"), "--dataset"]
+    assert main([*words, f"images:{images}"]) == 0
+    dense, evit = read_records(tmp_path / "run" / "records.jsonl")
+    assert (dense.model, evit.model) == ("transformers:dino", "transformers:dino_evit50")
+    assert evit.tokens_per_block == (17, 17, 17, 9, 9)
+    assert evit.gflops < dense.gflops
+    assert 0 < evit.cosine_low < evit.cosine_distance
+    assert main([*words, "emoji"]) == 2
+    assert "transformers:dino has no text tower here, so no classes can be named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "match"),
+    [
+        (None, "", "no config.json there; save_pretrained writes one"),
+        ("siglip 2", "", "its processor gives patches"),
+        ("dinov2", "preprocessor_config.json", "transformers model"),
+        ("dinov2", "model.safetensors", "no file named model.safetensors"),
+    ],
+)
+def test_refused_folders(kind: str | None, damage: str, match: str, tmp_path: Path):
+    if kind is not None:
+        saved_tower(build(kind), tmp_path)
+    if damage:
+        (tmp_path / damage).unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        load_tower(f"transformers:{tmp_path}")
+
+
+def test_the_guides_example_prints_what_it_says():
+    page = (Path(__file__).parents[2] / "docs" / "vlm.md").read_text(encoding="utf-8")
+    code, printed = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.DOTALL).groups()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(printed)
+
+
+@pytest.mark.parametrize("layer", [-2, -1])
+def test_llava_without_reduction_is_the_dense_one(layer: int):
+    text = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+    vision = CLIPVisionConfig(**WIDE)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=63, vision_feature_layer=layer)
+    model = lively(LlavaForConditionalGeneration(config))
+    words = torch.tensor([[1, *[63] * 16, 5, 6]])
+    wanted = model(input_ids=words, pixel_values=some_images(1)).logits
+    whole = zoo.reduce(model, method="clsattn", keep=1.0, reduce_at=1)
+    assert torch.equal(whole(input_ids=words, pixel_values=some_images(1)).logits, wanted)
+    half = zoo.reduce(model, method="clsattn", keep=0.5, reduce_at=1)
+    fewer = torch.tensor([[1, *[63] * 8, 5, 6]])
+    answer = half(input_ids=fewer, pixel_values=some_images(1)).logits
+    assert answer.shape == (1, 11, 64)
+    assert not torch.allclose(answer[:, -1], wanted[:, -1], atol=1e-4)
 
 
 def test_importing_zoo_needs_no_transformers():
