@@ -10,6 +10,7 @@ from zoo.eva import ReducedEva
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.naflex import ReducedNaFlexVit
 from zoo.open_clip import from_open_clip, offer_models
+from zoo.open_clip_tower import ReducedOpenClip
 from zoo.prompt_learner import TuneConfig
 from zoo.recovery import RecoveryConfig, add_recovery, recover, save_recovery
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
@@ -32,6 +33,7 @@ __all__ = [
     "ReducedBeit",
     "ReducedEva",
     "ReducedNaFlexVit",
+    "ReducedOpenClip",
     "ReducedViT",
     "Reducer",
     "ReducerConfig",

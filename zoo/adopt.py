@@ -9,7 +9,7 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from zoo.host import Host, host_of
+from zoo.host import Host, host_of, shared
 from zoo.predictor import PredictorPaths, read_predictors
 from zoo.prompts import PromptFile, for_head
 from zoo.recovery import add_recovery
@@ -17,6 +17,20 @@ from zoo.reducer import build_reducer
 from zoo.vit import ReducedViT, TimmHost
 from zoo.weights import blocks_fingerprint, filter_weights, load_predictor
 
+# Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.
+CONTAINERS = {
+    "open_clip.model.CLIP": "visual",
+    "open_clip.model.CustomTextCLIP": "visual",
+    "open_clip.coca_model.CoCa": "visual",
+    "open_clip.timm_model.TimmModel": "trunk",
+    "transformers.models.clip.modeling_clip.CLIPModel": "vision_model",
+    "transformers.models.siglip.modeling_siglip.SiglipModel": "vision_model",
+    "transformers.models.siglip2.modeling_siglip2.Siglip2Model": "vision_model",
+    "transformers.models.llava.modeling_llava.LlavaForConditionalGeneration": "model",
+    "transformers.models.llava.modeling_llava.LlavaModel": "vision_tower",
+    "sentence_transformers.base.modules.transformer.Transformer": "model",
+    "sentence_transformers.sentence_transformer.model.SentenceTransformer": "0",
+}
 REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
 
 
@@ -39,7 +53,7 @@ def reduce(
     predictor: PredictorPaths = None,
     recovery: str | Path | None = None,
     **options: Any,
-) -> Host: ...
+) -> Any: ...
 
 
 def reduce(
@@ -49,14 +63,17 @@ def reduce(
     predictor: PredictorPaths = None,
     recovery: str | Path | None = None,
     **options: Any,
-) -> Host:
+) -> Any:
     """Give any tower of a known family a token reduction method.
 
-    The new model shares modules and weights with ``model``, which stays as it is: nothing is
-    copied, and training one trains the other. Use ``copy.deepcopy`` first to separate them.
+    The new model, a ``Host``, shares modules and weights with ``model``, which stays as it is: nothing is
+    copied, and training one trains the other. Use ``copy.deepcopy`` first to separate them. Of a model that
+    holds an image tower, such as CLIP of open_clip or transformers, the result is another of the same class
+    with the reduced tower in place; all else in it is shared.
 
     Args:
-        model: a tower of timm's (CLIP, SigLIP, DINOv2, DINOv3, EVA, DeiT, AugReg, ...), see docs/towers.md.
+        model: a tower of timm, open_clip or transformers (CLIP, SigLIP, DINOv2, DINOv3, EVA, DeiT, AugReg, ...),
+            or a model that holds one, see docs/towers.md.
         method: name of a registered method, None for the dense tower in our class.
         predictor: for patchrank, the file of its predictor, or one for each block at which it
             scores; None for random weights. The file determines the network's shape.
@@ -68,6 +85,13 @@ def reduce(
             predictor or recovery of another tower, block or setting.
         FileNotFoundError: no such predictor or recovery.
     """
+    place = _place(model)
+    if place is not None:
+        whole = shared(model, type(model))
+        inner = model._modules[place]
+        assert inner is not None
+        whole._modules[place] = reduce(inner, method=method, predictor=predictor, recovery=recovery, **options)
+        return whole
     host = host_of(model)
     reduced = host.adopt(model)
     reduced.reducer = None
@@ -86,6 +110,12 @@ def reduce(
     if not isinstance(reduced, TimmHost):
         raise ValueError(f"{type(model).__name__} takes no recovery: expected a tower of timm's")
     return add_recovery(reduced, recovery)
+
+
+def _place(model: nn.Module) -> str | None:
+    """Return the name of the submodule that is or holds the image tower, None if ``model`` is one itself."""
+    names = (f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__)
+    return next((CONTAINERS[name] for name in names if name in CONTAINERS), None)
 
 
 T = TypeVar("T", bound=TimmHost)

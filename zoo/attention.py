@@ -116,3 +116,31 @@ def _weights(attn: Any) -> Tensor:
     """Return the weights of queries, keys and values by head, (3, H, d, D)."""
     weights: Tensor = attn.qkv.weight.view(3, attn.num_heads, attn.head_dim, -1)
     return weights
+
+
+def torch_projections(layer: Any, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries, keys and values of ``nn.MultiheadAttention`` from a query to tokens ``x`` (B, T, D).
+
+    ``query`` is (B, Q, D); the results are (B, H, Q or T, d).
+    """
+    weights = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
+    if layer.in_proj_weight is not None:
+        weights = layer.in_proj_weight.chunk(3)
+    biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
+    q, k, v = (
+        F.linear(each, weight, bias).unflatten(2, (layer.num_heads, -1)).transpose(1, 2)
+        for each, weight, bias in zip((query, x, x), weights, biases, strict=True)
+    )
+    return q, k, v
+
+
+def torch_attention(layer: Any, query: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Attend by ``nn.MultiheadAttention``, with a bias (B, 1, 1, T) on the logits, to (B, Q, D).
+
+    Its own forward takes no mask that is the same for all heads of an image.
+    """
+    q, k, v = torch_projections(layer, query, x)
+    dropout = layer.dropout if layer.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    projected: Tensor = layer.out_proj(out.transpose(1, 2).flatten(2))
+    return projected

@@ -8,6 +8,7 @@ tower is another object that shares the modules of the user's.
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from functools import partial
+from importlib import import_module
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -169,9 +170,11 @@ class Host(nn.Module):
         prompts: learned prefix tokens, None without.
         grad_checkpointing: run blocks again for gradients instead of keeping what they computed.
         embed_dim: width D of the tokens.
+        blocks_prefix: what the names of the blocks' weights begin with.
     """
 
     Block: ClassVar[type[HostBlock]]
+    blocks_prefix: str = "blocks."
     reducer: Reducer | None
     prompts: Prompts | None
     grad_checkpointing: bool
@@ -186,6 +189,11 @@ class Host(nn.Module):
     @abstractmethod
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches at the tower's own image size."""
+
+    @property
+    @abstractmethod
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the tower's own image size."""
 
     @property
     @abstractmethod
@@ -250,11 +258,7 @@ class Host(nn.Module):
     @classmethod
     def adopt(cls, tower: nn.Module) -> Self:
         """Return another tower of the same modules and weights, of this class."""
-        other = cls.__new__(cls)
-        nn.Module.__init__(other)
-        for name, value in tower.__dict__.items():
-            # Registries are copied one level deep: replacing a submodule of one leaves the other alone.
-            other.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        other = shared(tower, cls)
         if not isinstance(tower, Host):
             other.reducer = other.prompts = None
         return other
@@ -312,7 +316,21 @@ class Host(nn.Module):
         return Trace.of(self.finish(tokens), each)
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def shared(module: nn.Module, kind: type[M]) -> M:
+    """Return another module, of class ``kind``, with the submodules and weights of ``module``."""
+    other = kind.__new__(kind)
+    nn.Module.__init__(other)
+    for name, value in module.__dict__.items():
+        # Registries are copied one level deep: replacing a submodule of one leaves the other alone.
+        other.__dict__[name] = value.copy() if isinstance(value, dict) else value
+    return other
+
+
 HOSTS: dict[type[nn.Module], type[Host]] = {}
+FAMILIES = {"transformers": "zoo.transformers_tower"}  # by library: imported when one of its towers comes along
 H = TypeVar("H", bound=type[Host])
 
 
@@ -333,6 +351,8 @@ def host_of(tower: nn.Module) -> type[Host]:
         ValueError: there is none; a subclass of a known tower may override what its host would.
     """
     kind = type(tower)
+    for library in {base.__module__.partition(".")[0] for base in kind.__mro__} & FAMILIES.keys():
+        import_module(FAMILIES[library])
     if kind in HOSTS:
         return HOSTS[kind]
     names = {

@@ -30,6 +30,12 @@ class ReducedNaFlexVit(TimmHost, NaFlexVit):  # type: ignore[misc]  # forward ta
         rows, columns = self.embeds.pos_embed_grid_size
         return int(rows), int(columns)
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that have the table's positions."""
+        (rows, columns), (height, width) = self.grid, self.embeds.patch_size
+        return rows * height, columns * width
+
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Return the rows and columns of patches of images (B, C, H, W)."""
         rows, columns = self.embeds.dynamic_feat_size(images.shape[-2:])

@@ -199,9 +199,11 @@ def recover(
     steps done; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
-        ValueError: a tower without reduction or tuned already, no images, a loss that is NaN, or a
-            checkpoint of another run.
+        ValueError: a tower of another library than timm, without reduction or tuned already, no images, a loss
+            that is NaN, or a checkpoint of another run.
     """
+    if not isinstance(model, TimmHost):
+        raise ValueError(f"{type(model).__name__} takes no recovery: expected a tower of timm's")
     if model.reducer is None:
         raise ValueError("this model is dense: there is nothing to recover; reduce it first")
     if isinstance(model.head, CosineHead) or model.prompts is not None:

@@ -102,6 +102,12 @@ class TimmHost(Host):
         return int(rows), int(columns)
 
     @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the tower's own image size."""
+        height, width = self.patch_embed.img_size
+        return int(height), int(width)
+
+    @property
     def prefix_count(self) -> int:
         """Number of tokens that are never reduced: timm's prefix tokens and learned ones."""
         return int(self.num_prefix_tokens) + (0 if self.prompts is None else self.prompts.count)

@@ -241,12 +241,13 @@ def fingerprint(model: Host) -> str:
     return weights_digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
 
 
-def blocks_fingerprint(tower: Mapping[str, Tensor]) -> str:
+def blocks_fingerprint(tower: Mapping[str, Tensor], prefix: str = "blocks.") -> str:
     """Return 16 hex digits of the sha256 over the weights of a state dict's blocks, as float32.
 
-    Unlike ``fingerprint`` it is the same for every image size and head that a tower is built with.
+    The blocks are what is named ``prefix``, see ``Host.blocks_prefix``; it doesn't count itself. Unlike
+    ``fingerprint`` the result is the same for every image size and head that a tower is built with.
     """
-    return weights_digest({k: v for k, v in tower.items() if k.startswith("blocks.")})
+    return weights_digest({f"blocks.{k.removeprefix(prefix)}": v for k, v in tower.items() if k.startswith(prefix)})
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -282,7 +283,7 @@ def load_predictor(model: Host, predictors: PredictorFile | Sequence[PredictorFi
         if shapes != {k: v.shape for k, v in tensors.items()}:
             raise ValueError(f"the predictor {str(one.path)!r} has another architecture")
         loaded |= tensors
-    _require_weights(files, state)
+    _require_weights(files, state, model.blocks_prefix)
     model.load_state_dict(loaded, strict=False)
 
 
@@ -293,9 +294,9 @@ def _placed(predictors: Sequence[PredictorFile]) -> Iterable[tuple[str, Predicto
         yield f"{_RESCORERS}{one.block}." if later else "reducer.predictor.", one
 
 
-def _require_weights(predictors: Sequence[PredictorFile], tower: Mapping[str, Tensor]) -> None:
+def _require_weights(predictors: Sequence[PredictorFile], tower: Mapping[str, Tensor], prefix: str = "blocks.") -> None:
     if any(one.weights for one in predictors):
-        weights = blocks_fingerprint(tower)
+        weights = blocks_fingerprint(tower, prefix)
         for one in predictors:
             one.require_weights(weights)
 

@@ -93,14 +93,14 @@ def gather(
         tokens.append(part.tokens)
         importance.append(one.of(part.image_ids))
     joined, golden = Joined(tokens), torch.from_numpy(np.concatenate(importance))
-    prefix, grid = tower.vit.num_prefix_tokens, tower.vit.patch_embed.grid_size
+    prefix, grid = tower.vit.prefix_count, tower.vit.grid
     data = RankedTokens(tokens=joined, importance=golden, prefix=prefix, grid=grid)
     kept = np.concatenate(chosen)
     return Gathered(
         data=data if shots is None else data.take(torch.from_numpy(kept)),
         image_ids=tuple(ids[i] for i in kept),
         rankings=rankings,
-        blocks=blocks_fingerprint(tower.vit.state_dict()),
+        blocks=blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix),
     )
 
 
@@ -176,8 +176,8 @@ def entering(
     key = _digest([key_facts, sorted(image_ids)])
     name = f"{facts.dataset}-{facts.split}-b{facts.block}-{key}"
     path = cache_folder() / "tokens" / f"{name}.npy"
-    cells = vit.patch_embed.grid_size[0] * vit.patch_embed.grid_size[1]
-    shape = (len(images), vit.num_prefix_tokens + cells, vit.embed_dim)
+    cells = vit.grid[0] * vit.grid[1]
+    shape = (len(images), vit.prefix_count + cells, vit.embed_dim)
     tokens = _read(path, shape, images.image_ids)
     if tokens is None:
         title, done = f"tokens of {facts.dataset} {facts.split}", 0

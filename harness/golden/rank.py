@@ -216,7 +216,7 @@ class ShardMaker:
             OSError: the shard can't be written.
         """
         config, positions = self.job.config, self.positions(index)
-        grid = self.tower.vit.patch_embed.grid_size
+        grid = self.tower.vit.grid
         each = min(self.engine.passes, len(windows(grid, config.window, config.stride)))
         step = math.ceil(STEADY * self.engine.suffix.batch / max(each, 1))
         groups = [positions[start : start + step] for start in range(0, len(positions), step)]
@@ -261,9 +261,9 @@ def within_budget(job: Job, tower: Tower) -> Job:
     from harness.golden.budget import recipe_for
 
     vit = tower.vit
-    shape = {"grid": vit.patch_embed.grid_size, "depth": len(vit.blocks), "dim": vit.embed_dim}
+    shape: dict[str, Any] = {"grid": vit.grid, "depth": vit.depth, "dim": vit.embed_dim}
     # Of the ways that it can pick, two need features made from the class token alone, and remove.
-    pooled = vit.global_pool == "token" and job.config.action == "remove"
+    pooled = vit.pools_first and job.config.action == "remove"
     recipe = recipe_for(job.budget, block=job.config.block, token_pooled=pooled, **shape)
     return replace(job, config=replace(job.config, **recipe), budget=None)
 

@@ -38,7 +38,7 @@ from harness.measure.recovery import recovered_rows
 from harness.measure.rows import BLOCK, Outcome, Variant, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
-from harness.models.towers import load_clip, nameable, named, text_classifier
+from harness.models.towers import load_tower, nameable, named, text_classifier, without_text
 from harness.records import agreement as ranks
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, Tuning, device_name
 from harness.records.record import (
@@ -106,8 +106,9 @@ class Bench:
     @classmethod
     def build(cls, plan: Plan, name: str, progress: Progress, known: Known = ()) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
-        parts, arch, tag = load_clip(name)
-        dense = parts.model.visual
+        tower = load_tower(name)
+        parts, arch, tag = tower.clip or without_text(tower), tower.arch, tower.tag
+        dense = tower.vit
         weights = fingerprint(dense)
         if plan.match is None:
             methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
@@ -154,7 +155,7 @@ class Bench:
                 traces.append(Answered.of(record, result, answer, chosen))
         if tracer is not None and len(chosen):
             how = {"preprocess": self.parts.preprocess, "golden": rows[0].rankings}
-            grid = self.rows[0].vit.patch_embed.grid_size
+            grid = self.rows[0].vit.grid
             tracer.write(traces, split.subset(chosen), dataset.classes, grid=grid, **how)
         costs, dense = self._costs(rows), answers.get(self.rows[0].key)
         records = []
@@ -385,7 +386,7 @@ def blank(
         image_count=count,
         images_sha256=images_digest(image_ids),
         image_groups=pack_groups([dataset.group_of(image_id) for image_id in image_ids]),
-        image_size=tuple(row.vit.patch_embed.img_size),
+        image_size=row.vit.input_size,
         **right(np.zeros(count, dtype=np.bool_) if dataset.classes else None),
         **measured_here(plan, tag, weights),
     )

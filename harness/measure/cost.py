@@ -36,7 +36,7 @@ def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
     counted = {}
     with progress.task("multiply-adds", len(rows)) as update:
         for done, row in enumerate(rows, start=1):
-            like, size = next(row.vit.parameters()), row.vit.patch_embed.img_size
+            like, size = next(row.vit.parameters()), row.vit.input_size
             cost = gflops(row.vit, size)
             if lack := lacking(cost.unsupported):
                 progress.say(f"{row.key}: {lack}")
@@ -67,7 +67,7 @@ def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress
     latencies: dict[str, list[Latency]] = {row.key: [] for row in real}
     dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     for batch, count in rounds.items():
-        weight, size = next(real[0].vit.parameters()), real[0].vit.patch_embed.img_size
+        weight, size = next(real[0].vit.parameters()), real[0].vit.input_size
         images = random_images(batch, size, weight.device, weight.dtype)
         with progress.task(f"latency at batch {batch}", 1) as update:
             timings = interleaved({row.key: row.vit for row in real}, images, count, warmup=1)

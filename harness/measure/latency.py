@@ -186,7 +186,7 @@ def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
 
 def _row(arch: str, vit: ReducedViT) -> Variant:
     assert vit.reducer is not None
-    method, config, patches = vit.reducer.method, vit.reducer.config, vit.patch_embed.num_patches
+    method, config, patches = vit.reducer.method, vit.reducer.config, vit.grid[0] * vit.grid[1]
     keep = config.keep
     if keep is None:  # settings that stand instead of it
         keep = list(vit.reducer.counts(patches).values())[-1] / patches
@@ -264,7 +264,7 @@ class _FamilyRun:
             self.progress.task(label, self.plan.rounds) as tick,
         ):
             try:
-                size, dtype = self.dense.vit.patch_embed.img_size, DTYPES[cell.dtype]
+                size, dtype = self.dense.vit.input_size, DTYPES[cell.dtype]
                 images = timing.random_images(cell.batch, size, self.device, dtype)
             except RuntimeError as error:
                 if not ways.is_out_of_memory(error):
@@ -308,7 +308,7 @@ class _FamilyRun:
             tag=self.family.tag,
             weights_sha256=self.family.weights,
             random_weights=self.plan.random_weights,
-            image_size=tuple(row.vit.patch_embed.img_size),
+            image_size=row.vit.input_size,
             device=self.plan.device,
             **cell._asdict(),
             stopwatch=timing.stopwatch(self.device, cell.threads).name,

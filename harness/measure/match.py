@@ -38,8 +38,8 @@ class KeepSolver:
     def __init__(self, dense: ReducedViT, build: Build) -> None:
         """Take what makes the model for a keep rate, or raises ValueError where it can't."""
         self.build = build
-        self.patches = int(dense.patch_embed.num_patches)
-        self._size = dense.patch_embed.img_size
+        self.patches = dense.grid[0] * dense.grid[1]
+        self._size = dense.input_size
         self._counts: dict[float, float] = {}
 
     def gflops(self, keep: float) -> float:
@@ -106,7 +106,7 @@ class TimeRatios:
     def __init__(self, dense: ReducedViT, *, batch: int, device: str, dtype: str) -> None:
         """Copy the dense tower, which stays as it is: predictors know it by its weights."""
         self._dense = copy.deepcopy(dense).to(device, DTYPES[dtype])
-        self.images = random_images(batch, dense.patch_embed.img_size, torch.device(device), DTYPES[dtype])
+        self.images = random_images(batch, dense.input_size, torch.device(device), DTYPES[dtype])
 
     def of(self, vits: Mapping[K, ReducedViT], rounds: int) -> dict[K, float]:
         """Return the median over rounds, in which all models are called in turn, of times by the dense one's."""

@@ -68,7 +68,7 @@ class Variant:
     @property
     def first_block(self) -> int:
         """First block whose computation differs from the dense tower's."""
-        return len(self.vit.blocks) if self.vit.reducer is None else self.vit.reducer.first_block
+        return self.vit.depth if self.vit.reducer is None else self.vit.reducer.first_block
 
 
 def known_methods() -> tuple[str, ...]:
@@ -116,7 +116,7 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate])
 
 def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
     """Make a row that prunes by golden rankings, which come later."""
-    like = next(dense.blocks.parameters())
+    like = next(dense.block_modules[0].parameters())
     vit = zoo.reduce(dense, method=None)
     vit.reducer = Oracle(config, dense.spec(device=like.device, dtype=like.dtype))
     assert config.keep is not None
@@ -132,7 +132,7 @@ def reduced_row(
     dense: ReducedViT, arch: str, tag: str, name: str, method: str, options: dict[str, Any], what: str = ""
 ) -> Variant:
     """Make a row of a registered method with its ``options``, ``keep`` among them."""
-    options, predictors = with_predictors(arch, tag, method, options, len(dense.blocks))
+    options, predictors = with_predictors(arch, tag, method, options, dense.depth)
     vit = zoo.reduce(dense, method=method, **options)
     assert vit.reducer is not None
     config = vit.reducer.config.plain()

@@ -31,7 +31,7 @@ FREE_OPERATORS = frozenset(
         # ordering and random numbers (comparisons, no multiplication)
         "argsort kthvalue one_hot rand rand_like randn randn_like randperm sort topk unique_dim",
         # moving data that fvcore does not list
-        "broadcast_tensors expand_as eye fill full index_add index_copy index_select "
+        "broadcast_tensors embedding expand_as eye fill full index_add index_copy index_select "
         "is_floating_point masked_fill masked_select masked_scatter movedim new_ones ones_like "
         "pad repeat repeat_interleave scatter scatter_add scatter_reduce searchsorted swapaxes "
         "take_along_dim tensor tile tril triu unflatten view_as zero",

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,11 @@ import timm
 import torch
 from numpy.typing import NDArray
 from timm.models import get_arch_pretrained_cfgs
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.datasets.base import SPLITS, Dataset, Split
 from zoo.adopt import reduce
-from zoo.clip import ClipParts, class_features, create_clip, image_transform
+from zoo.clip import Clip, ClipParts, class_features, create_clip, image_transform
 from zoo.open_clip import FOLDER, HUB, load_open_clip
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead
@@ -25,11 +26,11 @@ from zoo.text import UnseenWordsError
 from zoo.vit import ReducedViT, TimmHost
 from zoo.weights import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
 
-OPEN_CLIP = "open_clip:"
+OPEN_CLIP, TRANSFORMERS = "open_clip:", "transformers:"
 NAMED = 12  # unknown classes in a message
 KINDS = (
     "a dense name of `patchrank list`, a ViT of timm.list_models(), "
-    "local-dir:FOLDER, hf-hub:OWNER/NAME, or open_clip:ARCH/PRETRAINED"
+    "local-dir:FOLDER, hf-hub:OWNER/NAME, open_clip:ARCH/PRETRAINED, or transformers:FOLDER"
 )
 
 
@@ -91,7 +92,8 @@ def load_tower(name: str) -> Tower:
             (``deit_small_patch16_224.fb_in1k``), a model that timm's ``save_for_hf`` wrote
             (``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``), or one of open_clip
             (``open_clip:ViT-B-16/laion2b_s34b_b88k``, where a file's path may stand for the tag:
-            its preprocessing and activation are then the architecture's).
+            its preprocessing and activation are then the architecture's), or what transformers' ``save_pretrained``
+            wrote (``transformers:FOLDER``; of CLIP and SigLIP with the text tower).
 
     Raises:
         ValueError: unknown name, unreadable weights, or a tower that can't be reduced.
@@ -100,6 +102,8 @@ def load_tower(name: str) -> Tower:
     if name.startswith(OPEN_CLIP):
         clip, spec = load_open_clip(name.removeprefix(OPEN_CLIP))
         return Tower(clip.model.visual, clip.preprocess, OPEN_CLIP + spec, clip)
+    if name.startswith(TRANSFORMERS):
+        return _of_transformers(Path(name.removeprefix(TRANSFORMERS)))
     name = _full_name(name)
     if name.partition(".")[0] in MODELS:
         clip = create_clip(name)
@@ -108,6 +112,16 @@ def load_tower(name: str) -> Tower:
     if name.startswith(FOLDER):
         name = FOLDER + Path(name.removeprefix(FOLDER)).resolve().name
     return Tower(vit, image_transform(vit), name)
+
+
+def _of_transformers(folder: Path) -> Tower:
+    if find_spec("transformers") is None:
+        raise ValueError(f"{TRANSFORMERS}{folder} needs transformers: pip install 'clip-patchrank[transformers]'")
+    from zoo.transformers_clip import load_transformers
+
+    vit: Any
+    vit, preprocess, clip = load_transformers(folder)
+    return Tower(vit, preprocess, TRANSFORMERS + folder.resolve().name, clip)
 
 
 def load_clip(name: str) -> tuple[ClipParts, str, str]:
@@ -121,11 +135,25 @@ def load_clip(name: str) -> tuple[ClipParts, str, str]:
     """
     tower = load_tower(name)
     if tower.clip is None:
-        raise ValueError(
-            f"{tower.name} has no text tower here, so no classes can be named to it; use one of "
-            f"{', '.join(_dense_names())}, or {OPEN_CLIP}ARCH/PRETRAINED, which bring theirs"
-        )
+        raise _no_text(tower)
     return tower.clip, tower.arch, tower.tag
+
+
+def without_text(tower: Tower) -> ClipParts:
+    """Return the parts of a tower for images without classes; naming one raises ValueError."""
+
+    def refuse(_texts: Any) -> Tensor:
+        raise _no_text(tower)
+
+    return ClipParts(Clip(tower.vit, nn.Identity(), 0.0).eval(), tower.preprocess, refuse)
+
+
+def _no_text(tower: Tower) -> ValueError:
+    return ValueError(
+        f"{tower.name} has no text tower here, so no classes can be named to it; use one of "
+        f"{', '.join(_dense_names())}, {OPEN_CLIP}ARCH/PRETRAINED, or "
+        f"{TRANSFORMERS}FOLDER with CLIP or SigLIP, which bring theirs"
+    )
 
 
 def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:

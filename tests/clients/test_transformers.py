@@ -1,0 +1,440 @@
+"""The contract of tests/zoo/test_towers.py for transformers' towers, and what is built on them: tiny random ones."""
+
+import copy
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+import zoo
+from harness.cli import main
+from harness.models.towers import load_tower
+from harness.records.record import read_records
+from zoo.golden import GoldenConfig, golden_importance
+from zoo.weights import blocks_fingerprint
+
+SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+IMAGE = {"image_size": 32, "patch_size": 8}
+WIDE = {**SIZE, **IMAGE, "intermediate_size": 48}
+TEXT = {**SIZE, "intermediate_size": 48, "vocab_size": 64, "max_position_embeddings": 16}
+TEXT |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_size": 32}
+Make = Callable[[], nn.Module]
+NAFLEX = {**SIZE, "intermediate_size": 48, "patch_size": 8, "num_patches": 16}
+TOWERS: dict[str, Make] = {
+    "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**WIDE)),
+    "clip projection": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**WIDE, projection_dim=16)),
+    "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**WIDE)),
+    "siglip 2": lambda: Siglip2VisionModel(Siglip2VisionConfig(**NAFLEX)),
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**SIZE, **IMAGE, mlp_ratio=2)),
+    "dinov2 registers": lambda: Dinov2WithRegistersModel(
+        Dinov2WithRegistersConfig(**SIZE, **IMAGE, mlp_ratio=2, num_register_tokens=2, use_swiglu_ffn=True)
+    ),
+    "dinov3": lambda: DINOv3ViTModel(DINOv3ViTConfig(**WIDE, num_register_tokens=2)),
+}
+WHOLE: dict[str, Make] = {
+    "clip": lambda: CLIPModel(CLIPConfig(text_config=TEXT, vision_config=WIDE, projection_dim=16)),
+    "siglip": lambda: SiglipModel(SiglipConfig(text_config=TEXT, vision_config=WIDE)),
+    "siglip 2": lambda: Siglip2Model(Siglip2Config(text_config=TEXT, vision_config=NAFLEX)),
+}
+# What the libraries themselves warn of.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    transformers.logging.set_verbosity_error()
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(params=TOWERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=sorted(zoo.METHODS))
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@torch.no_grad()
+def lively(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.normal_(std=0.2)
+    return model.eval()
+
+
+def build(kind: str, implementation: str = "sdpa") -> nn.Module:
+    tower = lively(TOWERS[kind]())
+    tower.set_attn_implementation(implementation)
+    return tower
+
+
+def some_images(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+def inputs_of(kind: str, count: int = 2) -> dict[str, Tensor]:
+    """Return what the processor makes of images."""
+    images = some_images(count)
+    if kind != "siglip 2":
+        return {"pixel_values": images}
+    patches = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+    mask, shapes = torch.ones(count, 16, dtype=torch.int32), torch.tensor([[4, 4]] * count)
+    return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def options_of(method: str) -> dict[str, Any]:
+    return {"reduce_at": 1} | ({"arch": "mlp", "width": 8} if method == "patchrank" else {})
+
+
+def pooled(output: Any) -> Tensor:
+    return output.image_embeds if "image_embeds" in output else output.pooler_output
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_every_method_on_every_tower(kind: str, method: str, implementation: str):
+    tower, inputs = build(kind, implementation), inputs_of(kind)
+    wanted = tower(**inputs, output_hidden_states=True)
+    whole = zoo.reduce(tower, method=method, keep=1.0, **options_of(method))(**inputs, output_hidden_states=True)
+    assert set(whole) == {*wanted, "kept"}
+    assert isinstance(whole, type(wanted))
+    assert all(torch.equal(whole[name], wanted[name]) for name in wanted if name != "hidden_states")
+    assert all(map(torch.equal, whole.hidden_states, wanted.hidden_states))
+    assert torch.equal(whole.kept, torch.arange(16).expand(2, -1))
+    half = zoo.reduce(tower, method=method, keep=0.5, **options_of(method))
+    assert isinstance(half, type(tower))
+    output, trace = half(**inputs), half.trace(some_images())
+    assert torch.equal(output.kept, trace.kept)
+    assert output.last_hidden_state.shape == (2, half.prefix_count + 8, 32)
+    assert torch.equal(pooled(output), trace.output)
+    assert not torch.allclose(pooled(output), pooled(wanted), atol=1e-5)
+    as_tuple = half(**inputs, return_dict=False)
+    assert torch.equal(as_tuple[-1], output.kept)
+    rough = copy.deepcopy(half).bfloat16().trace(some_images().bfloat16())
+    assert (rough.final_tokens, rough.output.dtype) == (8, torch.bfloat16)
+    assert rough.output.isfinite().all()
+
+
+def test_kept_says_which_tokens_are_in_the_output(kind: str):
+    """Without blocks behind the reduction the tokens themselves are the dense tower's."""
+    tower, inputs = build(kind), inputs_of(kind)
+    output = zoo.reduce(tower, method="random", keep=0.5, reduce_at=2)(**inputs, output_hidden_states=True)
+    entering = tower(**inputs, output_hidden_states=True).hidden_states[2]
+    assert torch.equal(output.hidden_states[2], entering)
+    model = zoo.reduce(tower, method=None)
+    start, _ = model.advance(model.embed(some_images()), stop=2)
+    left, _ = model.advance(start.select(2, torch.zeros(2, 16), output.kept), 2)
+    assert torch.equal(model.leave(left)[0], output.last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", ["clip projection", "siglip", "dinov3"])
+def test_export(kind: str):
+    model = zoo.reduce(build(kind), method="rankmerge", keep=0.5)
+    batch = torch.export.Dim("batch", min=1, max=16)
+    graph = torch.export.export(model, (some_images(),), dynamic_shapes=({0: batch},)).module()
+    for count in (1, 5):
+        output, wanted = graph(some_images(count)), model(some_images(count))
+        assert torch.allclose(output.last_hidden_state, wanted.last_hidden_state, atol=1e-5)
+        assert torch.equal(output.kept, wanted.kept)
+
+
+def test_golden_rankings_watch_the_output(kind: str):
+    """Against patches removed one by one."""
+    model = zoo.reduce(build(kind), method=None)
+    found = golden_importance(model, some_images(), GoldenConfig(block=1, window=1))
+    start, _ = model.advance(model.embed(some_images()), stop=1)
+    whole = F.normalize(pooled(model(some_images())), dim=-1)
+    for patch in (0, 7, 15):
+        keep = torch.tensor([i for i in range(16) if i != patch]).expand(2, -1)
+        left, _ = model.advance(start.select(1, torch.zeros(2, 16), keep), 1)
+        wanted = -(F.normalize(model.finish(left), dim=-1) * whole).sum(dim=1)
+        assert torch.allclose(found[:, patch], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip 2"])
+def test_pools_count_a_token_as_often_as_it_stands_for(kind: str):
+    model = zoo.reduce(build(kind), method=None)
+    tokens = model.embed(some_images())
+    size = torch.ones(2, 16)
+    size[:, 3], size[:, 7] = 3, 2
+    x = torch.cat((tokens.x, tokens.x[:, [3, 3, 7]]), dim=1)
+    wanted = model.finish(tokens._replace(x=x, patch_count=19))
+    assert torch.allclose(model.finish(tokens._replace(size=size)), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip 2"])
+def test_the_probe_attends_as_in_the_pool(kind: str):
+    tower = build(kind)
+    model = zoo.reduce(tower, method=None)
+    tokens, _ = model.advance(model.embed(some_images()))
+    x = tower.post_layernorm(tokens.x)
+    shares = tower.head.attention(tower.head.probe.expand(2, -1, -1), x, x)[1][:, 0]
+    assert torch.allclose(model.block(2).pooling_attention(tokens), shares, atol=1e-6)
+
+
+def test_larger_images(kind: str):
+    tower, images = build(kind), torch.randn(2, 3, 48, 64)
+    larger = {"interpolate_pos_encoding": True} if kind in ("clip", "clip projection", "siglip") else {}
+    output = zoo.reduce(tower, method="rankmerge", keep=0.5)(images, **larger)
+    assert output.kept.shape == (2, 24)
+    if kind != "siglip 2":
+        whole = zoo.reduce(tower, method="rankmerge", keep=1.0)(images, **larger)
+        assert torch.equal(pooled(whole), pooled(tower(images, **larger)))
+
+
+def test_siglip_2_takes_what_its_processor_gives():
+    """Padding is cut off; images of several grids have different numbers of tokens."""
+    tower = build("siglip 2")
+    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    wide, high = (Image.fromarray(pixels(shape)) for shape in ((24, 56, 3), (56, 24, 3)))
+    inputs = processor(images=[wide, wide], return_tensors="pt")
+    rows, columns = inputs["spatial_shapes"][0].tolist()
+    assert rows * columns < 16
+    wanted = tower(**inputs)
+    whole = zoo.reduce(tower, method="rankmerge", keep=1.0)(**inputs)
+    assert torch.allclose(whole.pooler_output, wanted.pooler_output, atol=1e-5)
+    assert whole.kept.shape == (2, rows * columns)
+    model = zoo.reduce(tower, method="rankmerge", keep=0.5)
+    with pytest.raises(ValueError, match=r"spatial_shapes=\[\[.*expected one grid in a batch"):
+        model(**processor(images=[wide, high], return_tensors="pt"))
+    inputs["pixel_attention_mask"][0, 2] = 0
+    with pytest.raises(ValueError, match=f"leaves out some of the {rows} x {columns} patches"):
+        model(**inputs)
+
+
+def pixels(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(len(shape) + shape[0]).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_models_that_hold_a_tower(name: str):
+    model = lively(WHOLE[name]())
+    inputs = {"input_ids": torch.tensor([[0, 5, 9, 1]]), **inputs_of(name)}
+    wanted = model(**inputs)
+    whole = zoo.reduce(model, method="rankmerge", keep=1.0)
+    assert type(whole) is type(model)
+    assert torch.equal(whole(**inputs).logits_per_image, wanted.logits_per_image)
+    half = zoo.reduce(model, method="rankmerge", keep=0.5)
+    output = half(**inputs)
+    assert output.vision_model_output.kept.shape == (2, 8)
+    assert torch.equal(output.text_embeds, wanted.text_embeds)
+    assert not torch.allclose(output.image_embeds, wanted.image_embeds, atol=1e-5)
+    features = half.get_image_features(**inputs_of(name)).pooler_output
+    assert torch.allclose(F.normalize(features), output.image_embeds, atol=1e-6)
+    assert half.text_model is model.text_model
+    assert torch.equal(model(**inputs).logits_per_image, wanted.logits_per_image)
+
+
+def test_saved_models_are_the_dense_ones(tmp_path: Path):
+    tower = build("dinov3")
+    zoo.reduce(tower, method="rankmerge", keep=0.5).save_pretrained(tmp_path)
+    again = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    assert type(again) is DINOv3ViTModel
+    assert torch.equal(again(some_images()).pooler_output, tower(some_images()).pooler_output)
+    assert zoo.reduce(again, method="rankmerge", keep=0.5)(some_images()).kept.shape == (2, 8)
+
+
+@pytest.fixture
+def clip_folder(tmp_path: Path) -> Path:
+    letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
+    words = {word: index for index, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    tokenizer = CLIPTokenizer(vocab=words, merges=[])
+    CLIPProcessor(image_processor=CLIPImageProcessor(**size), tokenizer=tokenizer).save_pretrained(tmp_path)
+    lively(WHOLE["clip"]()).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_sentence_transformers(clip_folder: Path):
+    model = SentenceTransformer(str(clip_folder), device="cpu")
+    images = [Image.fromarray(pixels((40, 50 + index, 3))) for index in range(3)]
+    wanted, texts = model.encode(images), model.encode(["a cat"])
+    whole = zoo.reduce(model, method="evit", keep=1.0, reduce_at=1)
+    assert np.array_equal(whole.encode(images), wanted)
+    half = zoo.reduce(model, method="evit", keep=0.5, reduce_at=1)
+    assert type(half) is SentenceTransformer
+    assert not np.allclose(half.encode(images), wanted, atol=1e-4)
+    assert half.encode(images).shape == wanted.shape
+    assert np.array_equal(half.encode(["a cat"]), texts)
+    assert np.array_equal(model.encode(images), wanted)
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_training(kind: str, implementation: str):
+    """Dropout draws the same numbers, and gradients come through checkpointed blocks."""
+    tower = build(kind, implementation).train()
+    for module in tower.modules():
+        for rate in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.2)
+    outputs = []
+    for model in (tower, zoo.reduce(tower, method="rankmerge", keep=1.0)):
+        torch.manual_seed(5)
+        outputs.append(pooled(model(**inputs_of(kind))))
+    assert torch.equal(*outputs)
+    model = zoo.reduce(tower, method="rankmerge", keep=0.5)
+    model.gradient_checkpointing_enable()
+    assert model.grad_checkpointing
+    pooled(model(**inputs_of(kind))).square().sum().backward()
+    assert next(model.block_modules[2].mlp.parameters()).grad.isfinite().all()
+
+
+def test_refusals():
+    tower = build("clip")
+    model = zoo.reduce(tower, method="rankmerge", keep=0.5)
+    with pytest.raises(ValueError, match="output_attentions=True: a reduced tower has no attention maps"):
+        model(some_images(), output_attentions=True)
+    with pytest.raises(ValueError, match="ReducedClipVision takes no recovery"):
+        zoo.recover(model, [some_images()], [some_images()], zoo.RecoveryConfig())
+    with pytest.raises(ValueError, match="attention_mask needs all tokens in place"):
+        zoo.reduce(build("dinov2"), method=None)(some_images(), attention_mask=torch.ones(2, 17))
+    tower.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match=r"attn_implementation='flex_attention': expected one of sdpa, eager; call"):
+        zoo.reduce(tower, method="rankmerge", keep=0.5)
+    headless = SiglipVisionModel(SiglipVisionConfig(**WIDE, vision_use_head=False)).eval()
+    output = zoo.reduce(headless, method="rankmerge", keep=0.5)(some_images())
+    assert (output.pooler_output, output.kept.shape) == (None, (2, 8))
+    with pytest.raises(ValueError, match="vision_use_head=False"):
+        zoo.reduce(headless, method=None).trace(some_images())
+    with pytest.raises(ValueError, match="goes by the attention of the query that pools"):
+        zoo.reduce(headless, method="evit", keep=0.5)
+    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT))
+    with pytest.raises(ValueError, match=re.escape("CLIPTextModel is no tower that can be reduced; expected one of")):
+        zoo.reduce(text, method=None)
+
+
+def test_the_harness_takes_a_folder_with_its_text_tower(clip_folder: Path):
+    model, tower = CLIPModel.from_pretrained(clip_folder).eval(), load_tower(f"transformers:{clip_folder}")
+    image, processor = Image.fromarray(pixels((40, 50, 3))), CLIPProcessor.from_pretrained(clip_folder)
+    inputs = processor(images=[image], text=["a cat"], return_tensors="pt")
+    assert tower.name == f"transformers:{clip_folder.name}"
+    assert torch.equal(tower.preprocess(image), inputs["pixel_values"][0])
+    features = model.get_image_features(inputs["pixel_values"]).pooler_output
+    assert torch.equal(tower.vit(inputs["pixel_values"]), features)
+    assert tower.clip is not None
+    text = tower.clip.model.encode_text(tower.clip.tokenizer(["a cat"]))
+    assert torch.allclose(text, model.get_text_features(inputs["input_ids"]).pooler_output, atol=1e-6)
+    assert tower.clip.model.logit_scale.item() == pytest.approx(model.logit_scale.item())
+    whole = blocks_fingerprint(model.vision_model.state_dict(), "encoder.layers.")
+    assert blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix) == whole
+    half = zoo.reduce(tower.vit, method="rankmerge", keep=0.5)
+    wanted = zoo.reduce(model, method="rankmerge", keep=0.5).get_image_features(inputs["pixel_values"]).pooler_output
+    assert torch.equal(half(inputs["pixel_values"]), wanted)
+    assert half.trace(inputs["pixel_values"]).final_tokens == 8
+
+
+def saved_tower(tower: nn.Module, folder: Path) -> str:
+    tower.save_pretrained(folder)
+    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
+    return f"transformers:{folder}"
+
+
+def test_compare_without_a_text_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fidelity on images without classes; classes are refused."""
+    tower = lively(Dinov2Model(Dinov2Config(**{**SIZE, **IMAGE, "num_hidden_layers": 5})))
+    name, images = saved_tower(tower, tmp_path / "dino"), tmp_path / "images"
+    images.mkdir()
+    for index in range(24):
+        Image.fromarray(pixels((40, 40 + index, 3))).save(images / f"{index}.png")
+    words = ["compare", "--model", name, "--methods", "dense", "evit", "--keeps", "0.5", "--rounds", "2", "--quiet"]
+    words += ["--batches", "1", "--no-equal-time", "--traces", "0", "--output", str(tmp_path / "run"), "--dataset"]
+    assert main([*words, f"images:{images}"]) == 0
+    dense, evit = read_records(tmp_path / "run" / "records.jsonl")
+    assert (dense.model, evit.model) == ("transformers:dino", "transformers:dino_evit50")
+    assert evit.tokens_per_block == (17, 17, 17, 9, 9)
+    assert evit.gflops < dense.gflops
+    assert 0 < evit.cosine_low < evit.cosine_distance
+    assert main([*words, "emoji"]) == 2
+    assert "transformers:dino has no text tower here, so no classes can be named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "match"),
+    [
+        (None, "", "no config.json there; save_pretrained writes one"),
+        ("siglip 2", "", "its processor gives patches"),
+        ("dinov2", "preprocessor_config.json", "transformers model"),
+        ("dinov2", "model.safetensors", "no file named model.safetensors"),
+    ],
+)
+def test_refused_folders(kind: str | None, damage: str, match: str, tmp_path: Path):
+    if kind is not None:
+        saved_tower(build(kind), tmp_path)
+    if damage:
+        (tmp_path / damage).unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        load_tower(f"transformers:{tmp_path}")
+
+
+def test_the_guides_example_prints_what_it_says():
+    page = (Path(__file__).parents[2] / "docs" / "vlm.md").read_text(encoding="utf-8")
+    code, printed = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.DOTALL).groups()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(printed)
+
+
+@pytest.mark.parametrize("layer", [-2, -1])
+def test_llava_without_reduction_is_the_dense_one(layer: int):
+    text = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+    vision = CLIPVisionConfig(**WIDE)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=63, vision_feature_layer=layer)
+    model = lively(LlavaForConditionalGeneration(config))
+    words = torch.tensor([[1, *[63] * 16, 5, 6]])
+    wanted = model(input_ids=words, pixel_values=some_images(1)).logits
+    whole = zoo.reduce(model, method="clsattn", keep=1.0, reduce_at=1)
+    assert torch.equal(whole(input_ids=words, pixel_values=some_images(1)).logits, wanted)
+    half = zoo.reduce(model, method="clsattn", keep=0.5, reduce_at=1)
+    fewer = torch.tensor([[1, *[63] * 8, 5, 6]])
+    answer = half(input_ids=fewer, pixel_values=some_images(1)).logits
+    assert answer.shape == (1, 11, 64)
+    assert not torch.allclose(answer[:, -1], wanted[:, -1], atol=1e-4)
+
+
+def test_importing_zoo_needs_no_transformers():
+    code = (
+        "import sys; sys.modules['transformers'] = None; import zoo; assert 'zoo.transformers_tower' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
