@@ -167,10 +167,12 @@ def load_family(
 def _resized(vit: ReducedViT, size: int | None) -> ReducedViT:
     """Bring a tower to another image size; what it knows of places is interpolated as timm does."""
     if size is not None:
+        if not hasattr(vit, "set_input_size"):
+            raise ValueError(f"--image-sizes {size}: {type(vit).__name__} has one size; expected a tower of timm's")
         height, width = vit.patch_embed.patch_size
         if size < 1 or size % height or size % width:
             raise ValueError(f"--image-sizes {size}: expected multiples of the patches' {height} pixels, from {height}")
-        vit.set_input_size(img_size=size)
+        vit.set_input_size(img_size=(size, size))
     return vit
 
 
