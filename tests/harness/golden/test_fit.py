@@ -157,8 +157,8 @@ def test_the_second_fit_runs_no_tower(write: Write, monkeypatch):
     files = [write("train")], [write("val")]
     fit(MODEL, *files, QUICK)
 
-    monkeypatch.delattr(zoo.ReducedViT, "advance")
-    monkeypatch.delattr(zoo.ReducedViT, "embed")
+    monkeypatch.setattr(zoo.ReducedViT, "advance", None)
+    monkeypatch.setattr(zoo.ReducedViT, "embed", None)
     other = replace(QUICK, arch="linear", loss="bce")
     fit(MODEL, *files, other, shots=2)
 
