@@ -12,6 +12,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 import zoo
+from harness.cli.towers import TOWERS
 from zoo.eva import rotation
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.host import Host
@@ -21,34 +22,6 @@ from zoo.windows import members, merge_windows, outside, windows
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
-P8: dict[str, Any] = {"patch_size": 8}
-P14 = {"patch_size": 14, "img_size": 56}
-AVERAGED = "vit_tiny_patch16_224"
-TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "siglip b16": ("vit_base_patch16_siglip_224", P8),
-    "siglip so400m": ("vit_so400m_patch14_siglip_224", P14),
-    "siglip 2": ("vit_base_patch16_siglip_224.v2_webli", P8),
-    "siglip averaged": ("vit_base_patch16_siglip_gap_224", P8),
-    "dinov2": ("vit_small_patch14_dinov2", P14),
-    "dinov2 registers": ("vit_small_patch14_reg4_dinov2", P14),
-    "deit 3": ("deit3_small_patch16_224", P8),
-    "registers averaged": ("vit_medium_patch16_reg4_gap_256", P8),
-    "averaged": (AVERAGED, {**P8, "global_pool": "avg", "class_token": False}),
-    "averaged with maximum": (AVERAGED, {**P8, "global_pool": "avgmax"}),
-    "maximum": (AVERAGED, {**P8, "global_pool": "max"}),
-    "dinov3 s": ("vit_small_patch16_dinov3", P8),
-    "dinov3 qkv bias": ("vit_small_patch16_dinov3_qkvb", P8),
-    "eva02 tiny": ("eva02_tiny_patch14_224", P14),
-    "eva clip b": ("eva02_base_patch16_clip_224", P8),
-    "eva clip e": ("eva02_enormous_patch14_clip_224", {**P14, "mlp_ratio": 4.0}),  # norms behind
-    "pe core": ("vit_pe_core_base_patch16_224", P8),
-    "rope mixed": ("vit_small_patch16_rope_mixed_ape_224", P8),
-    "rope averaged": ("vit_medium_patch16_rope_reg1_gap_256", P8),
-    "beit": ("beit_base_patch16_224", P8),
-    "beit v2": ("beitv2_base_patch16_224", P8),
-    "naflex siglip 2": ("naflexvit_base_patch16_siglip", {**P8, "pos_embed_grid_size": (4, 4)}),
-    "naflex rope": ("naflexvit_base_patch16_gap", {**P8, "pos_embed_grid_size": (4, 4), "rope_type": "axial"}),
-}
 QUERYLESS = ("siglip averaged", "registers averaged", "averaged", "rope averaged", "naflex rope")
 NEEDS_QUERY = ("clsattn", "evit", "evitfuse", "tca")
 # Their choice goes by the order of the sequence, too: alternate sets, which of a pair stays, ties of mean ranks.

@@ -1,0 +1,32 @@
+"""The table of docs/towers.md is what trying gives."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.cli import towers
+
+PAGE = Path(__file__).parents[3] / "docs" / "towers.md"
+
+
+def test_the_page_has_a_row_for_every_tower_and_a_reason_for_every_no():
+    text = PAGE.read_text("utf-8").partition(towers.BEGIN)[2].partition(towers.END)[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [row.split(":")[0].removeprefix("| ") for row in rows[1:]] == list(towers.TOWERS)
+    reasons = set(re.findall(r"^(\d+)\. ", text, re.MULTILINE))
+    assert set(re.findall(r"\((\d+)\)", " ".join(rows))) == reasons
+    refused = [cell.strip() for row in rows for cell in row.split("|") if re.match(r" no\b", cell)]
+    assert refused
+    assert all(re.fullmatch(r"no \(\d+\)", cell) for cell in refused)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "averaged"])
+def test_a_row_is_what_trying_gives(kind: str):
+    notes = [
+        "approximate='follow:12' needs features that come from the class token, which this tower pools with others or "
+        "lacks; expected none, or shallow:N"
+    ]
+    row = f"| {' | '.join(towers.row_of(kind, notes))} |"
+    assert row in PAGE.read_text("utf-8").splitlines()
+    assert len(notes) == (1 if kind == "dinov2" else 2)
