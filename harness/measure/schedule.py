@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness import git_commit
-from harness.console.table import Cell, Table, figure
+from harness.console.table import UNMEASURED, Cell, Table, figure
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.measure.evaluate import cosine_distance
@@ -681,22 +681,24 @@ def schedule_table(found: Found) -> Table:
     file = found.file
     names = [one["name"] for one in file.datasets]
     timed = found.default.time_ratio is not None
-    heads = ["schedule", "at blocks", "patches left", "GFLOPs", *(["x dense time"] if timed else []), *names]
+    time = ["x dense"] if timed else []
+    heads = ["schedule", "at blocks", "patches left", "GFLOPs", *time, "images", "1 - cos", "to default"]
     rows = []
     for at, one in enumerate([found.default, *found.best]):
         blocks, counts = (", ".join(map(str, numbers)) for numbers in one.schedule)
         cells = [Cell(f"found {at}" if at else "default"), Cell(blocks), Cell(counts), figure(one.gflops, ".3f")]
         cells += [figure(one.time_ratio, ".3f")] if timed else []
-        for mean, difference in zip(one.means, one.differences, strict=True):
-            estimate, low, high = difference
-            change = f" {estimate:+.5f} [{low:+.5f}, {high:+.5f}]" if at else ""
-            cells.append(Cell(f"{mean:.5f}{change}", mean))
-        rows.append(cells)
+        for name, mean, (estimate, low, high) in zip(names, one.means, one.differences, strict=True):
+            change = f"{estimate:+.5f} [{low:+.5f}, {high:+.5f}]" if at else UNMEASURED
+            rows.append([*cells, Cell(name), figure(mean, ".5f"), Cell(change)])
+            cells = [Cell("")] * len(cells)
     return Table.of(
         f"Schedules of {file.method} in {file.model} at the {WORDS[file.cost['match']]} of {file.cost['of']}",
         heads,
         rows,
-        words=("schedule", "at blocks", "patches left"),
+        words=("schedule", "at blocks", "patches left", "images"),
+        roomy=("GFLOPs", "at blocks", "patches left"),
+        sections=frozenset(range(len(names), len(rows), len(names))),
         caption="1 - cosine to dense on held-out images, and the paired difference to the default [95 % interval]; "
         "the best on training images first.",
     )

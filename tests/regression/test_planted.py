@@ -89,7 +89,7 @@ def predictor_reads_the_next_block(patch: pytest.MonkeyPatch) -> None:
     real = PatchRank.importance
 
     def late(self: PatchRank, block: int, tokens: Any, module: Any) -> Tensor:
-        return real(self, block, tokens._replace(x=module(tokens.x)), module)
+        return real(self, block, tokens._replace(x=module.whole(tokens)), module)
 
     patch.setattr(PatchRank, "importance", late)
 

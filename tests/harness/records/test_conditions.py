@@ -61,7 +61,7 @@ def test_rankings_go_by_images_and_by_prompts_where_these_matter(folder: Path):
 
 
 def test_a_record_of_other_prompts_is_not_used_again(toy: Dataset):
-    vit = SimpleNamespace(patch_embed=SimpleNamespace(img_size=(64, 64)))
+    vit = SimpleNamespace(input_size=(64, 64))
     row = Variant(model="m", method="dense", keep=1.0, config={}, vit=vit)
     plan = Plan(models=("m",), methods=(), keeps=(), datasets=("toy",), shots=(0,))
     options = {"plan": plan, "tag": "t", "weights": "w"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from harness.cli.data import datasets_table, list_tables
 from harness.console.table import Part
 from harness.measure.compare import Floor
 from harness.measure.cost import Overhead, overhead_table
+from harness.measure.schedule import Finalist, Found, Schedule, schedule_table
 from harness.records.averages import averages, matched
 from harness.records.record import Record
 from harness.records.statistics import Interval
@@ -19,6 +21,7 @@ from harness.report.folder import front_table
 from harness.report.groups import grouped
 from harness.report.highlights import Cost, Front, Standing
 from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables, shots_apart
+from zoo.schedule import ScheduleFile
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
 LONG = "A dataset of some kind, in the form in which its makers gave it to the world in 2014"
@@ -88,6 +91,34 @@ def _overhead(records: list[Record]) -> list[Part]:
     return [overhead_table([row], "predictors beside clip_vit_b16.openai, batch 32, float32, x")]
 
 
+def _schedules(records: list[Record]) -> list[Part]:
+    default = Finalist(
+        schedule=Schedule((0, 4, 8), (165, 138, 116)),
+        gflops=12.345,
+        time_ratio=0.678,
+        means=(0.01234, 0.00012),
+        differences=(SHARE, SHARE),
+    )
+    file = ScheduleFile(
+        reduce_at=(0, 4, 8),
+        schedule=(0.8, 0.7),
+        keep=0.6,
+        model="clip_vit_b16",
+        tag="openai",
+        weights="w",
+        method="rankmerge",
+        options={},
+        cost={"match": "time", "of": "patchrank at keep 60 %"},
+        found=True,
+        datasets=[{"name": "emoji-subcategory"}, {"name": "photos"}],
+        candidates=70,
+        seconds=1.0,
+        version="1",
+    )
+    longer = replace(default, schedule=Schedule((0, 3, 5, 7), (165, 138, 116, 100)))
+    return [schedule_table(Found(file=file, path=Path("s.json"), default=default, best=(longer, longer)))]
+
+
 def _report(records: list[Record]) -> list[Part]:
     (group,) = grouped(records).groups
     row = group.rows[0]
@@ -96,7 +127,7 @@ def _report(records: list[Record]) -> list[Part]:
     return [front_table(group, [Front(cost=cost, standings=stood) for cost in costs])]
 
 
-MAKERS = (_compare, _changes, _shots, _matched, _floor, _list, _classes, _overhead, _report)
+MAKERS = (_compare, _changes, _shots, _matched, _floor, _list, _classes, _overhead, _schedules, _report)
 
 
 @pytest.mark.parametrize("width", [80, 160, None])
