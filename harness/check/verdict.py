@@ -60,7 +60,7 @@ class Bounds:
     flips: int = 2
     cosine: float = 5e-4
     divergence: float = 2e-3
-    probe: float = 1e-4
+    probe: float = 2e-4
     tau: float = 2e-3
     slower: float | None = 1.5
 
