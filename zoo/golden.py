@@ -23,7 +23,7 @@ from zoo.approximate import (
 from zoo.attention import is_plain
 from zoo.host import Host
 from zoo.reducer import expected
-from zoo.suffix import LINEAR, PRECISIONS, Suffix, best_precision, is_lean
+from zoo.suffix import LINEAR, PRECISIONS, Suffix, is_lean
 from zoo.tokens import Tokens, every_position, rank_scores, top
 from zoo.windows import distances, mean_over_windows, members, merge_windows, outside, windows
 
@@ -163,7 +163,7 @@ def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: 
     return scores[which].reshape(len(alive), len(inside))
 
 
-__all__ = ["ACTIONS", "SCORES", "GoldenConfig", "GoldenEngine", "best_precision", "golden_importance"]
+__all__ = ["ACTIONS", "SCORES", "GoldenConfig", "GoldenEngine", "golden_importance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ class GoldenEngine:
         model: dense image tower in float32 whose head, if any, projects to the joint space.
         text: (classes, D) unit class features; for ``label`` and ``confidence``.
         scale: factor on cosines in the posterior (CLIP's exp of the logit scale).
-        precision: of the patch tokens after the block, see ``Suffix``; ``best_precision`` knows
+        precision: of the patch tokens after the block, see ``Suffix``; ``zoo.suffix.best_precision`` knows
             the fastest. ``follow`` and ``jacobian`` run in float32 whatever it is.
         compiled: use torch.compile; one-shot only.
         batch: sequences per forward pass, None for what the free memory allows.

@@ -62,16 +62,25 @@ def _row(action: argparse.Action) -> str:
 
 
 def spliced(text: str) -> str:
-    """Return a page's text with the generated part in the place of the old one.
+    """Return the text of docs/commands.md with the generated part in the place of the old one.
 
     Raises:
         ValueError: it has no such place.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END + "\n")
-    if not begin or not end:
-        raise ValueError(f"{PAGE.as_posix()} lacks the lines {BEGIN!r} and {END!r}")
-    return before + page() + after
+    return replaced(text, page(), BEGIN, END, PAGE)
+
+
+def replaced(text: str, part: str, begin: str, end: str, page: Path) -> str:
+    """Return a page's text with ``part`` in the place of the lines from ``begin`` to ``end``, which it has itself.
+
+    Raises:
+        ValueError: there are no such lines.
+    """
+    before, opened, rest = text.partition(begin)
+    _, closed, after = rest.partition(end + "\n")
+    if not opened or not closed:
+        raise ValueError(f"{page.as_posix()} lacks the lines {begin!r} and {end!r}")
+    return before + part + after
 
 
 if __name__ == "__main__":

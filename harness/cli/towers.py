@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from harness.cli.reference import END, replaced
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.recovery import RecoveryConfig
@@ -20,7 +21,7 @@ from zoo.registry import load_methods
 
 PAGE = Path("docs/towers.md")
 REWRITE = "python -m harness.cli.towers"
-BEGIN, END = f"<!-- generated: {REWRITE} -->\n", "<!-- end of what is generated -->\n"
+BEGIN = f"<!-- generated: {REWRITE} -->"
 SIZES: dict[str, Any] = {"img_size": 32, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 P8: dict[str, Any] = {"patch_size": 8}
 P14: dict[str, Any] = {"patch_size": 14, "img_size": 56}
@@ -180,9 +181,8 @@ def main() -> None:
     """Write the table into the page."""
     if not PAGE.is_file():
         sys.exit(f"{PAGE} isn't here: run {REWRITE} in a checkout")
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_whole(PAGE, f"{before}{BEGIN}{table()}{END}{after}".encode())
+    part = f"{BEGIN}\n{table()}{END}\n"
+    write_whole(PAGE, replaced(PAGE.read_text("utf-8"), part, BEGIN, END, PAGE).encode())
     sys.stdout.write(f"wrote {PAGE}\n")
 
 

@@ -90,7 +90,7 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
     if issubclass(METHODS[method], Pruner):
         options["reduce_at"] = (block,)
     arch, _, tag = tower.name.partition(".")
-    options, files = with_predictors(arch, tag, method, options, len(tower.vit.blocks))
+    options, files = with_predictors(arch, tag, method, options, tower.vit.depth)
     vit: ReducedViT = zoo.reduce(tower.vit, method=method, **options)
     if files:
         load_predictor(vit, files)

@@ -1,9 +1,10 @@
 """Rows at equal cost: each method's keep rate is solved for another's multiply-adds or time."""
 
 import copy
+import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -132,31 +133,30 @@ def equal_times(
     """
     if not solvers:
         return {}
-    steps = 3 + 2 * math.ceil(math.log2(max(solver.patches for solver in solvers.values())))
+    steps = 6 + 2 * math.ceil(math.log2(max(solver.patches for solver in solvers.values())))
     with progress.task("keep rates of equal time", steps) as update:
-        done = 0
+        done = itertools.count(1)
 
-        def costs(asked: Mapping[MethodRate, int]) -> dict[MethodRate, float]:
-            nonlocal done
+        def costs(asked: Mapping[MethodRate, int], rounds: int = ROUNDS) -> dict[MethodRate, float]:
             vits: dict[Any, ReducedViT] = dict(targets)
             for key, count in asked.items():
                 if count < solvers[key].patches:  # else it is the dense tower
                     vits[key] = solvers[key].build(count / solvers[key].patches)
-            ratios = times.of(vits, ROUGH if 0 < done < WIDE else ROUNDS)
-            update(done := done + 1)
+            ratios = times.of(vits, rounds)
+            update(next(done))
             return {key: ratios.get(key, 1.0) / ratios[key[1]] for key in asked}
 
-        counts = together({key: solver.search(1.0, SLACK) for key, solver in solvers.items()}, costs)
-        done = 0
+        def searched(keys: Iterable[MethodRate]) -> dict[MethodRate, int]:
+            step = itertools.count()
+            searches = {key: solvers[key].search(1.0, SLACK) for key in keys}
+            return together(searches, lambda asked: costs(asked, ROUGH if 0 < next(step) < WIDE else ROUNDS))
+
+        counts = searched(solvers)
         off = {key: abs(cost - 1) for key, cost in costs(counts).items()}
-        missed = {key: solvers[key].search(1.0, SLACK) for key in counts if off[key] > SLACK}
-        others = together(missed, costs)
+        others = searched(key for key in counts if off[key] > SLACK)
         changed = {key: count for key, count in others.items() if count != counts[key]}
-        if changed:
-            done = 0
-            for key, cost in costs(changed).items():
-                if abs(cost - 1) < off[key]:
-                    counts[key] = changed[key]
+        nearer = costs(changed) if changed else {}
+        counts |= {key: changed[key] for key, cost in nearer.items() if abs(cost - 1) < off[key]}
     return {key: count / solvers[key].patches for key, count in counts.items()}
 
 

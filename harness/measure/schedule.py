@@ -271,7 +271,7 @@ class _Costs:
 
     def gflops(self, vit: ReducedViT) -> float:
         """Return fvcore's count of a tower."""
-        return gflops(vit, vit.patch_embed.img_size).gflops
+        return gflops(vit, vit.input_size).gflops
 
     def solve(self, shapes: Sequence[Shape]) -> dict[Shape, Schedule]:
         """Return the schedule of each candidate that can meet the cost."""
@@ -429,7 +429,7 @@ class _Bench:
         self.datasets = [get_dataset(name) for name in sources.datasets]
         self.splits = [learning_splits(dataset, sources) for dataset in self.datasets]
         self.tower = load_tower(model)
-        self.weights = blocks_fingerprint(self.tower.vit.state_dict())
+        self.weights = blocks_fingerprint(self.tower.vit.state_dict(), self.tower.vit.blocks_prefix)
         self.tower.vit.to(device)
         self.device, self.patches = device, _patches(self.tower.vit)
         self.config = self.row({"keep": 1.0}).config
@@ -590,7 +590,7 @@ def _searched(
                 progress.say(f"{tried} tried; the best is at blocks {blocks}: {left:.3f} of the default's 1 - cosine")
 
         train.save = saved
-        shapes = search(look, len(bench.tower.vit.blocks), config, on_round)
+        shapes = search(look, bench.tower.vit.depth, config, on_round)
     if costs.why:
         progress.say(f"some schedules can't be had: {costs.why}")
     return list(dict.fromkeys(costs.solve(list(shapes)).values())), count
@@ -655,8 +655,8 @@ def _closed_gflops(vit: ReducedViT) -> float:
     """Return what the blocks cost by the counts of patch tokens, regardless of the method's own work."""
     left, total = _patches(vit), 0
     counts = {} if vit.reducer is None else vit.reducer.counts(left)
-    linear = sum(module.weight.numel() for module in vit.blocks[0].modules() if isinstance(module, nn.Linear))
-    for index in range(len(vit.blocks)):
+    linear = sum(module.weight.numel() for module in vit.block_modules[0].modules() if isinstance(module, nn.Linear))
+    for index in range(vit.depth):
         left = counts.get(index, left)
         tokens = vit.prefix_count + left
         total += tokens * linear + 2 * tokens**2 * vit.embed_dim
@@ -664,7 +664,7 @@ def _closed_gflops(vit: ReducedViT) -> float:
 
 
 def _patches(vit: ReducedViT) -> int:
-    return int(vit.patch_embed.num_patches)
+    return math.prod(vit.grid)
 
 
 def _key(one: Shape | Schedule) -> str:
