@@ -416,13 +416,13 @@ def _ray_running(workers: int) -> Iterator[None]:
     # Workers that took all logical CPUs would leave none for Ray's own tasks.
     own = {"num_cpus": workers + 1, "include_dashboard": False}
     address = _cluster()
-    ray.init(**quiet, **({"address": address} if address else own))
-    try:
-        # Ray tells on standard output of workers that die; that is for results.
-        with contextlib.redirect_stdout(sys.stderr):
+    # Ray tells on standard output of workers that die, until it has stopped; that is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        ray.init(**quiet, **({"address": address} if address else own))
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
