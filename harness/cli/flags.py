@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from harness.datasets.base import SplitName
+    from harness.measure.setup import Setup
     from zoo.fit import FitConfig
     from zoo.golden import GoldenConfig
     from zoo.prompt_learner import TuneConfig
@@ -225,6 +226,42 @@ def check_device(name: str) -> None:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name!r} can't be used here: {error}") from error
+
+
+def setup(parser: CommandParser, what: str = "model") -> Any:
+    """Add a tower with its reduction and return the group."""
+    group = parser.add_argument_group(what)
+    text = "a reduced or dense model's name, see `list`; or a file of `choose`"
+    group.add_argument("--model", default=DENSE, help=text)
+    group.add_argument("--method", metavar="METHOD", help="that reduces a dense model")
+    text = "of the method, in (0, 1]"
+    number(group, "--keep", None, text, kind=keep_rate, metavar="RATE")
+    text = "of this model, as `fit recovery` writes"
+    group.add_argument("--recovery", type=Path, metavar="FILE", help=text)
+    random_weights(group, "none are loaded; for trying things out")
+    group.add_argument("--dtype", type=dtype, help="default: float32, or what the file says")
+    return group
+
+
+def setup_of(args: Namespace) -> "Setup":
+    """Return the setup that these flags ask for.
+
+    Raises:
+        ValueError: a file with a method, keep rate or recovery beside it; or what ``Setup.of`` refuses.
+        FileNotFoundError: no such file.
+    """
+    from harness.measure.setup import Setup
+
+    recovery = None if args.recovery is None else str(args.recovery)
+    if not args.model.endswith(".json"):
+        return Setup.of(
+            args.model, method=args.method, keep=args.keep, recovery=recovery, dtype=args.dtype or Setup.dtype
+        )
+    for name in ("method", "keep", "recovery"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--model {args.model!r} with --{name}: the file says it, give one of the two")
+    own = Setup.read(Path(args.model))
+    return own if args.dtype is None else dataclasses.replace(own, dtype=args.dtype)
 
 
 def golden_windows(parser: CommandParser, *, window: int = 2, stride: int = 1) -> Any:

@@ -1,0 +1,175 @@
+"""A tower with its reduction as it is to be run: what `choose` finds, and `export` and `embed` take."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zoo
+from harness.measure.rows import reduced_row
+from harness.models.towers import OPEN_CLIP, TRANSFORMERS, Tower, find_tower, split_method
+from harness.records.conditions import DTYPES
+from zoo.files import write_whole
+from zoo.reducer import METHODS, expected
+from zoo.sizes import MODELS
+
+FORMAT = 1  # of a file
+_MEND = "make one with: patchrank choose --output FILE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A tower, its reduction, and the precision in which it runs.
+
+    Attributes:
+        model: dense name, as ``load_tower`` takes it.
+        method: registered method, None for the dense tower.
+        options: the method's options as JSON values, ``keep`` among them; none of the dense tower.
+        recovery: file of ``zoo.recover``'s result, None without.
+        dtype: of ``DTYPES``.
+        certificate: what was measured when it was chosen, as JSON values; empty if it was not.
+
+    Raises:
+        ValueError: an unknown method or precision, or a dense tower with options or recovery.
+    """
+
+    model: str
+    method: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    recovery: str | None = None
+    dtype: str = "float32"
+    certificate: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.method is not None and self.method not in METHODS:
+            raise ValueError(f"method {self.method!r}: {expected(self.method, METHODS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}: {expected(self.dtype, DTYPES)}")
+        if self.method is None and (self.options or self.recovery):
+            raise ValueError(f"{self.model} without a method takes no options and no recovery: name a method")
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format!r} of a setup: expected {FORMAT}")
+
+    @classmethod
+    def of(cls, name: str, *, method: str | None = None, keep: float | None = None, **more: Any) -> "Setup":
+        """Return the setup of a model's name, dense or reduced, or of a dense name with a method.
+
+        Raises:
+            ValueError: a reduced name with another method, a method without keep rate, or a keep rate without method.
+        """
+        dense, own, percent = split_method(name)
+        if own is not None:
+            if method is not None:
+                raise ValueError(
+                    f"model {name!r} with method {method!r}: the name says its method, give one of the two"
+                )
+            method, keep = own, percent if keep is None else keep
+        if (method is None) != (keep is None):
+            have, lack = ("method", "keep") if keep is None else ("keep", "method")
+            raise ValueError(
+                f"model {name!r} with --{have} and without --{lack}: give both, or a name such as {_EXAMPLE}"
+            )
+        return cls(model=dense, method=method, options={} if keep is None else {"keep": keep}, **more)
+
+    @classmethod
+    def read(cls, path: Path) -> "Setup":
+        """Read and check a file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a file of a setup.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"no setup at {str(path)!r}; {_MEND}")
+        try:
+            facts = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{str(path)!r} holds no setup ({error}); {_MEND}") from error
+        wrong = _wrong(facts)
+        if wrong:
+            raise ValueError(f"{str(path)!r} holds no setup ({wrong}); {_MEND}")
+        return cls(**facts)
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        write_whole(path, (json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n").encode())
+
+    @property
+    def name(self) -> str:
+        """What the model is called: its tower with method and keep rate in percent."""
+        if self.method is None:
+            return self.model
+        arch, dot, tag = self.model.partition(".")
+        short = f"{self.method}{round(100 * self.options['keep'])}" if "keep" in self.options else self.method
+        return f"{arch}_{short}{dot}{tag}" if arch in MODELS else f"{self.model} {short}"
+
+    def load(self, *, random_weights: bool = False) -> Tower:
+        """Load the tower with its reduction, in evaluation mode and float32; all else is the dense tower's.
+
+        Raises:
+            ValueError: what the tower or the method refuses.
+            FileNotFoundError: weights, predictor or recovery are missing.
+        """
+        tower = find_tower(self.model, random_weights=random_weights)
+        if self.method is None:
+            return tower
+        row = reduced_row(tower.vit, tower.arch, tower.tag, self.name, self.method, dict(self.options))
+        vit = row.vit if self.recovery is None else zoo.add_recovery(row.vit, self.recovery)
+        return tower._replace(vit=vit.eval())
+
+    def python(self) -> str:
+        """Return Python lines that build the model."""
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        recovery = "" if self.recovery is None else f", recovery={self.recovery!r}"
+        if self.model.startswith(OPEN_CLIP):
+            arch, _, tag = self.model.removeprefix(OPEN_CLIP).partition("/")
+            lines = ["import open_clip, zoo", f"model = open_clip.create_model({arch!r}, pretrained={tag!r}).eval()"]
+        elif self.model.startswith(TRANSFORMERS):
+            folder = self.model.removeprefix(TRANSFORMERS)
+            lines = ["import transformers, zoo", f"model = transformers.AutoModel.from_pretrained({folder!r}).eval()"]
+        else:
+            lines = ["import timm, zoo", f"model = timm.create_model({self.model!r}, pretrained=True).eval()"]
+            if self.model.partition(".")[0] in MODELS and self.method is not None:
+                name = self._registered()
+                return (
+                    f"import timm, zoo\nmodel = timm.create_model({name!r}, pretrained=True{options}{recovery}).eval()"
+                )
+        if self.method is not None:
+            lines.append(f"model = zoo.reduce(model, method={self.method!r}{options}{recovery})")
+        return "\n".join(lines)
+
+    def _registered(self) -> str:
+        """Return a registered name of the method; the options say its keep rate."""
+        arch, dot, tag = self.model.partition(".")
+        name = next(name for name, parts in MODELS.items() if parts.dense == arch and parts.method == self.method)
+        return f"{name}{dot}{tag}"
+
+
+_EXAMPLE = "clip_vit_b16_rankmerge60"
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "model": (str,),
+    "method": (str, type(None)),
+    "options": (dict,),
+    "recovery": (str, type(None)),
+    "dtype": (str,),
+    "certificate": (dict,),
+    "format": (int,),
+}
+
+
+def _wrong(facts: Any) -> str:
+    """Say what is wrong with the values of a file, nothing if they are fine."""
+    if not isinstance(facts, dict):
+        return f"a {type(facts).__name__} instead of an object"
+    if "model" not in facts:
+        return "it lacks 'model'"
+    for name, value in facts.items():
+        if name not in _KINDS:
+            return f"field {name!r}: {expected(name, _KINDS)}"
+        if not isinstance(value, _KINDS[name]):
+            return f"{name} is a {type(value).__name__}"
+    return ""
