@@ -105,11 +105,7 @@ def reduce(
         if files is not None:
             load_predictor(reduced, files)
     _describe(reduced, method)
-    if recovery is None:
-        return reduced
-    if not isinstance(reduced, TimmHost):
-        raise ValueError(f"{type(model).__name__} takes no recovery: expected a tower of timm's")
-    return add_recovery(reduced, recovery)
+    return reduced if recovery is None else add_recovery(reduced, recovery)
 
 
 def _place(model: nn.Module) -> str | None:

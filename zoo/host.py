@@ -362,3 +362,86 @@ def host_of(tower: nn.Module) -> type[Host]:
         if base in names:
             raise ValueError(f"{kind.__name__} overrides parts of {names[base]}: unsupported")
     raise ValueError(f"{kind.__name__} is no tower that can be reduced; expected one of {', '.join(names.values())}")
+
+
+class FeatureTower(Host):
+    """Any host as a tower whose output is a tensor of features, whatever the library's is."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self.host = host
+        self.reducer = self.prompts = None
+        self.grad_checkpointing = False
+        self.embed_dim, self.blocks_prefix = host.embed_dim, f"host.{host.blocks_prefix}"
+        self.train(host.training)
+
+    @property
+    def block_modules(self) -> Any:
+        """The tower's own blocks."""
+        return self.host.block_modules
+
+    def block(self, index: int) -> HostBlock:
+        """Take block ``index`` apart."""
+        return self.host.block(index)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at the tower's own image size."""
+        return self.host.grid
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the tower's own image size."""
+        return self.host.input_size
+
+    @property
+    def prefix_count(self) -> int:
+        """Number of tokens that are never reduced."""
+        return self.host.prefix_count
+
+    @property
+    def query(self) -> str | None:
+        """Which query pools."""
+        return self.host.query
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether ``finish`` reads nothing but the first token."""
+        return self.host.pools_first
+
+    def embed(self, images: Tensor) -> Tokens:
+        """Turn images (B, C, H, W) into the tokens that enter block 0."""
+        return self.host.embed(images)
+
+    def finish(self, tokens: Tokens) -> Tensor:
+        """Normalise and pool the tokens that left the last block, and apply the head."""
+        return self.host.finish(tokens)
+
+    def probe(self, tokens: Tokens) -> PoolingQuery:
+        """Return the attention pool's query and its keys."""
+        return self.host.probe(tokens)
+
+    def require_reducible(self) -> None:
+        """Raise ValueError, with the reason, if the tower lacks what reduction needs."""
+        self.host.require_reducible()
+
+    def bare(self) -> Host:
+        """Return the library's own tower with this one's reducer, on the same modules."""
+        host = type(self.host).adopt(self.host)
+        host.reducer = self.reducer
+        return host
+
+    def over(self, host: Host) -> Self:
+        """Return another one over a tower of the same kind, whose reducer becomes this one's."""
+        other = shared(self, type(self))
+        other.host = type(host).adopt(host)
+        other.reducer, other.host.reducer = host.reducer, None
+        return other
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, D)."""
+        tokens, _ = self.advance(self.embed(images))
+        return self.finish(tokens)
+
+
+HOSTS[FeatureTower] = FeatureTower

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from zoo.adopt import reduce
 from zoo.clip import Clip, ClipParts, create_clip
 from zoo.files import digest_of, write_whole
+from zoo.host import FeatureTower
 from zoo.predictor import PredictorFile
 from zoo.reducer import expected, on_method
 from zoo.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
@@ -184,8 +185,13 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         tokenizer = open_clip.get_tokenizer(arch)
     except UNUSABLE as error:
         raise unusable(spec, error, "give a file: open_clip:ARCH/FILE") from error
+    visual: Any
     try:
-        visual = from_open_clip(model)
+        if isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None:
+            visual = FeatureTower(reduce(model.visual, method=None))  # CoCa: timm has no such pool
+        else:
+            visual = from_open_clip(model)
+        visual.spec()
     except ValueError as error:
         raise ValueError(f"open_clip model {spec!r}: {error}") from error
     logit_scale = model.logit_scale.item()  # before the text side drops it

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoo.files import FitState, read_facts, write_whole
+from zoo.host import FeatureTower, Host
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead, PromptShape, near
 from zoo.reducer import Reducer, expected
@@ -39,7 +40,7 @@ _FLAT = 1e-4  # added to a share under the root, whose slope would be infinite a
 _WARM = 0.1  # share of the steps in which the learning rate rises
 
 
-T = TypeVar("T", bound=TimmHost)
+T = TypeVar("T", bound=Host)
 
 
 class Images(Protocol):
@@ -113,12 +114,12 @@ class Changes(nn.Module):
         self.means = nn.ParameterList(tensor.clone().requires_grad_(False) for tensor in tensors.values())
 
     @classmethod
-    def of(cls, vit: TimmHost, config: RecoveryConfig) -> "Changes":
+    def of(cls, vit: Host, config: RecoveryConfig) -> "Changes":
         """Begin those of a tower; all but learned tokens leave its weights as they are."""
         generator = torch.Generator().manual_seed(config.seed)
         weights, tensors = dict(vit.named_parameters()), {}
-        for name in trainable(vit, config.what):
-            like = weights[name]
+        for name, own in trainable(vit, config.what).items():
+            like = weights[own]
             if config.what == "lora":
                 down = torch.randn(config.rank, like.shape[1], generator=generator) / math.sqrt(like.shape[1])
                 tensors[name + _UP] = torch.zeros(like.shape[0], config.rank, device=like.device)
@@ -142,16 +143,35 @@ class Changes(nn.Module):
             mean.lerp_(value, 1 / (step + 1))
 
 
-def trainable(vit: TimmHost, what: str) -> list[str]:
-    """Return the names of the weights that a recovery of this kind changes; no head's, no reducer's."""
+def trainable(vit: Host, what: str) -> dict[str, str]:
+    """Return the weights that a recovery of this kind changes: of the blocks, and of norms beside them.
+
+    Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
+    """
     if what == "tokens":
-        return [TOKENS]
-    roots = ("blocks", "norm", "norm_pre", "fc_norm")
-    inner = [(name, value) for name, value in vit.named_parameters() if name.partition(".")[0] in roots]
-    if what == "norm":
-        return [name for name, value in inner if value.ndim == 1]
+        return {TOKENS: TOKENS}
+    prefix = vit.blocks_prefix
+    around = (
+        "",
+        *(prefix[: at + 1] for at, letter in enumerate(prefix[:-1]) if letter == "."),
+    )  # what holds the blocks
+    norms = [
+        name
+        for name, module in vit.named_modules()
+        if "Norm" in type(module).__name__ and name[: name.rfind(".") + 1] in around
+    ]
     linear = {id(module.weight) for module in vit.modules() if isinstance(module, nn.Linear)}
-    return [name for name, value in inner if id(value) in linear]
+    linear |= {id(module.in_proj_weight) for module in vit.modules() if isinstance(module, nn.MultiheadAttention)}
+    names = {}
+    for name, value in vit.named_parameters():
+        norm = next((norm for norm in norms if name.startswith(f"{norm}.")), None)
+        if (norm is None and not name.startswith(prefix)) or (
+            id(value) not in linear if what == "lora" else value.ndim != 1
+        ):
+            continue
+        own = f"blocks.{name.removeprefix(prefix)}" if norm is None else name[norm.rfind(".") + 1 :]
+        names[own] = name
+    return names
 
 
 def additions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -179,7 +199,7 @@ class Recovered(NamedTuple):
 
 
 def recover(
-    model: TimmHost,
+    model: Host,
     train: Sequence[Images],
     val: Sequence[Images],
     config: RecoveryConfig,
@@ -199,21 +219,24 @@ def recover(
     steps done; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
-        ValueError: a tower of another library than timm, without reduction or tuned already, no images, a loss
-            that is NaN, or a checkpoint of another run.
+        ValueError: no tower, or one without reduction or tuned already, learned tokens for a tower of another library
+            than timm, no images, a loss that is NaN, or a checkpoint of another run.
     """
-    if not isinstance(model, TimmHost):
-        raise ValueError(f"{type(model).__name__} takes no recovery: expected a tower of timm's")
+    if not isinstance(model, Host):
+        raise ValueError(f"{type(model).__name__} is no reduced tower: expected what zoo.reduce makes of one")
+    model = _bare(model)
     if model.reducer is None:
         raise ValueError("this model is dense: there is nothing to recover; reduce it first")
-    if isinstance(model.head, CosineHead) or model.prompts is not None:
+    if config.what == "tokens" and not isinstance(model, TimmHost):
+        raise ValueError(f"what='tokens': {type(model).__name__} takes no learned tokens; expected 'norm' or 'lora'")
+    if isinstance(getattr(model, "head", None), CosineHead) or model.prompts is not None:
         raise ValueError("this tower has learned tokens already; take the one that it was made of")
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
         raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
     config = _settled(config, model)
     teacher, plain, student = (twin(model).eval() for _ in range(3))
     teacher.reducer = None
-    if config.what == "tokens":
+    if isinstance(student, TimmHost) and config.what == "tokens":
         _expect(student, config.count)
     trainer = _Trainer(teacher, student, train, val, config)
     changes = Changes.of(student, config)
@@ -249,16 +272,17 @@ class _Trainer:
 
     def __init__(
         self,
-        teacher: TimmHost,
-        student: TimmHost,
+        teacher: Host,
+        student: Host,
         train: Sequence[Images],
         val: Sequence[Images],
         config: RecoveryConfig,
     ) -> None:
         self.teacher, self.student, self.train, self.val, self.config = teacher, student, train, val, config
         self.weights = {name: value.detach() for name, value in student.named_parameters()}
+        self.names = trainable(student, config.what)
         self.start: list[float] = []  # held-out loss of each set without changes
-        like = next(teacher.blocks.parameters())
+        like = next(teacher.block_modules[0].parameters())
         self.device, self.dtype = like.device, like.dtype
         self.truth = [self._features(teacher, images) for images in val]
 
@@ -274,7 +298,7 @@ class _Trainer:
             images, scale = self._batch(state.generator)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 with torch.no_grad():
-                    truth = self.teacher(images)
+                    truth = features_of(self.teacher, images)
                 features = self._changed(additions(state.model.moving()), images)
             loss = (distance(features, truth) / scale + _FLAT).sqrt().mean()
             state.optimiser.zero_grad()
@@ -295,19 +319,21 @@ class _Trainer:
         return images.to(self.device, self.dtype), scale.to(self.device)
 
     def _changed(self, added: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        weights = self.weights | {name: self.weights[name] + value for name, value in added.items()}
-        features: Tensor = functional_call(self.student, weights, (images,))
+        own = {self.names[name]: value for name, value in added.items()}
+        weights = self.weights | {name: self.weights[name] + value for name, value in own.items()}
+        named = {f"host.{name}": value for name, value in weights.items()}
+        features: Tensor = functional_call(_Features(self.student), named, (images,))
         return features
 
     @torch.no_grad()
-    def _features(self, vit: TimmHost, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
+    def _features(self, vit: Host, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
         parts = []
         for rows in torch.arange(len(images)).split(CHUNK):
             some = images[rows].to(self.device, self.dtype)
-            parts.append(self._changed(added, some) if added else vit(some))
+            parts.append(self._changed(added, some) if added else features_of(vit, some))
         return torch.cat(parts)
 
-    def held_out(self, vit: TimmHost, added: Mapping[str, Tensor]) -> tuple[float, ...]:
+    def held_out(self, vit: Host, added: Mapping[str, Tensor]) -> tuple[float, ...]:
         """Return the mean distance to dense on the held-out images of each set."""
         pairs = zip(self.val, self.truth, strict=True)
         return tuple(float(distance(self._features(vit, images, added), truth).mean()) for images, truth in pairs)
@@ -317,6 +343,27 @@ class _Trainer:
         losses = self.held_out(self.student, additions(changes.tensors()))
         shares = [loss / start for loss, start in zip(losses, self.start, strict=True)]
         return math.inf if max(shares) > 1 else math.exp(sum(math.log(s + _NOTHING) for s in shares) / len(shares))
+
+
+class _Features(nn.Module):
+    """A tower as a map from images to features, whatever its own output is."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self.host = host
+
+    def forward(self, images: Tensor) -> Tensor:
+        return features_of(self.host, images)
+
+
+def features_of(host: Host, images: Tensor) -> Tensor:
+    """Return the features (B, D) of images, whatever the tower's own output is."""
+    return host.finish(host.advance(host.embed(images))[0])
+
+
+def _bare(model: T) -> Host | T:
+    """Return the library's own tower, whose weights have the names that files hold."""
+    return model.bare() if isinstance(model, FeatureTower) else model
 
 
 def distance(features: Tensor, truth: Tensor) -> Tensor:
@@ -345,20 +392,21 @@ def view(images: Tensor, crop: float, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _first_tokens(teacher: TimmHost, train: Sequence[Images], config: RecoveryConfig) -> Tensor:
+def _first_tokens(teacher: Host, train: Sequence[Images], config: RecoveryConfig) -> Tensor:
     """Return tokens (1, count, D) near the mean patch."""
+    assert isinstance(teacher, TimmHost)
     like = next(teacher.blocks.parameters())
     some = torch.cat([images[torch.arange(min(CHUNK, len(images)))] for images in train])
     patches = teacher.mean_patches(some.to(like.device, like.dtype), 1)
     return near(patches, config.count, torch.Generator().manual_seed(config.seed))
 
 
-def _settled(config: RecoveryConfig, model: TimmHost) -> RecoveryConfig:
-    device = next(model.blocks.parameters()).device
+def _settled(config: RecoveryConfig, model: Host) -> RecoveryConfig:
+    device = next(model.block_modules[0].parameters()).device
     return replace(config, dtype=precision_on(device, config.dtype))
 
 
-def _mark(model: TimmHost, config: RecoveryConfig, *sets: Images) -> str:
+def _mark(model: Host, config: RecoveryConfig, *sets: Images) -> str:
     recipe = [FORMAT, asdict(config), weights_digest(model.state_dict()), repr(model.reducer), torch.__version__]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for images in sets:
@@ -426,10 +474,10 @@ class RecoveryFile:
         names = " ".join(one["name"] for one in self.datasets)
         return f"patchrank fit recovery --model MODEL --dataset {names} --output FILE"
 
-    def require(self, model: TimmHost) -> None:
+    def require(self, model: Host) -> None:
         """Refuse, by ValueError, a tower with other weights, or one that is reduced otherwise."""
         own, mend = f"recovery {str(self.path)!r} was trained", f"train one for this model with: {self.command}"
-        weights = blocks_fingerprint(model.state_dict())
+        weights = blocks_fingerprint(model.state_dict(), model.blocks_prefix)
         if weights != self.weights or model.prompts is not None:
             on = f"{own} on {tower_name(self.model, self.tag)} with weights {self.weights}"
             other = f"these are {weights}" if weights != self.weights else "this tower has learned tokens already"
@@ -446,8 +494,8 @@ class RecoveryFile:
         if self.reducer != reducer_digest(reducer):
             raise ValueError(f"{own} with another predictor of {self.method} than this model's; {mend}")
 
-    def load(self, model: TimmHost) -> dict[str, Tensor]:
-        """Load what is added to each weight of a model, on its device.
+    def load(self, model: Host) -> dict[str, Tensor]:
+        """Load what is added to each weight of a model, by its name there, on its device.
 
         Raises:
             ValueError: tensors that are damaged or don't fit.
@@ -456,21 +504,21 @@ class RecoveryFile:
         where, mend = f"recovery {str(self.path)!r}", f"train one anew with: {self.command}"
         if weights_digest(tensors) != self.digest:
             raise ValueError(f"{where} is damaged: its tensors are not those that were written; {mend}")
-        shapes = {name: value.shape for name, value in model.named_parameters()}
-        if TOKENS in tensors:
+        names, weights = trainable(model, self.recipe["what"]), dict(model.named_parameters())
+        shapes = {name: weights[own].shape for name, own in names.items() if own in weights}
+        if TOKENS in names:
             shapes[TOKENS] = torch.Size((1, self.recipe["count"], model.embed_dim))
-        changed = set(trainable(model, self.recipe["what"]))
         for name, value in tensors.items():
             weight = name.removesuffix(_UP).removesuffix(_DOWN)
-            shape = shapes.get(weight) if weight in changed else None
+            shape = shapes.get(weight)
             if shape is not None and name != weight:
                 rank = self.recipe["rank"]
                 shape = torch.Size((shape[0], rank) if name.endswith(_UP) else (rank, shape[1]))
             if value.shape != shape or not value.isfinite().all():
                 what = "values that aren't finite" if value.shape == shape else f"shape {tuple(value.shape)}"
                 raise ValueError(f"{where} has {name!r} of {what}, which doesn't fit this tower; {mend}")
-        device = next(model.blocks.parameters()).device
-        return {name: value.to(device) for name, value in additions(tensors).items()}
+        device = next(model.block_modules[0].parameters()).device
+        return {names[name]: value.to(device) for name, value in additions(tensors).items()}
 
 
 def reducer_digest(reducer: Reducer) -> str | None:
@@ -481,7 +529,7 @@ def reducer_digest(reducer: Reducer) -> str | None:
 
 def save_recovery(
     path: Path,
-    model: TimmHost,
+    model: Host,
     recovered: Recovered,
     config: RecoveryConfig,
     *,
@@ -492,9 +540,10 @@ def save_recovery(
 ) -> RecoveryFile:
     """Write a recovery whole or not at all.
 
-    ``model`` is the reduced tower that it was trained on, of dense timm name ``name``; ``datasets``
+    ``model`` is the reduced tower that it was trained on, of dense name ``name``; ``datasets``
     are facts about its sets of images, ``name`` first of all.
     """
+    model = _bare(model)
     assert model.reducer is not None
     losses = zip(recovered.before, recovered.after, strict=True)
     sets = [{**one, "before": a, "after": b} for one, (a, b) in zip(datasets, losses, strict=True)]
@@ -503,7 +552,7 @@ def save_recovery(
         "format": FORMAT,
         "model": name,
         "tag": tag,
-        "weights": blocks_fingerprint(model.state_dict()),
+        "weights": blocks_fingerprint(model.state_dict(), model.blocks_prefix),
         "method": model.reducer.method,
         "options": model.reducer.config.plain(),
         "reducer": reducer_digest(model.reducer),
@@ -529,10 +578,13 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
         FileNotFoundError: no such file.
     """
     file = recovery if isinstance(recovery, RecoveryFile) else RecoveryFile.read(Path(recovery))
+    if isinstance(model, FeatureTower):
+        return model.over(add_recovery(model.bare(), file))
     file.require(model)
     added = file.load(model)
     recovered = twin(model, added)
     if TOKENS in added:
+        assert isinstance(recovered, TimmHost)
         _expect(recovered, added[TOKENS].shape[1])
     with torch.no_grad():
         for name, value in added.items():

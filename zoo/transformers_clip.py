@@ -3,6 +3,7 @@
 Only files are read: nothing is fetched, and no code or pickle of a folder is run.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,84 +22,12 @@ from transformers import (
 )
 
 from zoo.adopt import reduce
-from zoo.attention import PoolingQuery
 from zoo.clip import Clip, ClipParts
-from zoo.host import Host, HostBlock, register_host
-from zoo.tokens import Tokens
-
-
-class FeatureTower(Host):
-    """Any host as a tower whose output is a tensor of features, whatever the library's is."""
-
-    def __init__(self, host: Host) -> None:
-        super().__init__()
-        self.host = host
-        self.reducer = self.prompts = None
-        self.grad_checkpointing = False
-        self.embed_dim, self.blocks_prefix = host.embed_dim, f"host.{host.blocks_prefix}"
-        self.train(host.training)
-
-    @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks."""
-        return self.host.block_modules
-
-    def block(self, index: int) -> HostBlock:
-        """Take block ``index`` apart."""
-        return self.host.block(index)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches at the tower's own image size."""
-        return self.host.grid
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of the tower's own image size."""
-        return self.host.input_size
-
-    @property
-    def prefix_count(self) -> int:
-        """Number of tokens that are never reduced."""
-        return self.host.prefix_count
-
-    @property
-    def query(self) -> str | None:
-        """Which query pools."""
-        return self.host.query
-
-    @property
-    def pools_first(self) -> bool:
-        """Whether ``finish`` reads nothing but the first token."""
-        return self.host.pools_first
-
-    def embed(self, images: Tensor) -> Tokens:
-        """Turn images (B, C, H, W) into the tokens that enter block 0."""
-        return self.host.embed(images)
-
-    def finish(self, tokens: Tokens) -> Tensor:
-        """Normalise and pool the tokens that left the last block, and apply the head."""
-        return self.host.finish(tokens)
-
-    def probe(self, tokens: Tokens) -> PoolingQuery:
-        """Return the attention pool's query and its keys."""
-        return self.host.probe(tokens)
-
-    def require_reducible(self) -> None:
-        """Raise ValueError, with the reason, if the tower lacks what reduction needs."""
-        self.host.require_reducible()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (B, D)."""
-        tokens, _ = self.advance(self.embed(images))
-        return self.finish(tokens)
-
-
-register_host(FeatureTower)(FeatureTower)
+from zoo.host import FeatureTower
 
 
 class TransformersText(nn.Module):
-    """The text side of CLIP or SigLIP of transformers, as a module from token ids to features."""
+    """The text side of CLIP, SigLIP or SigLIP 2 of transformers, as a module from token ids to features."""
 
     def __init__(self, model: Any) -> None:
         """Take over a model, which loses its image tower."""
@@ -124,6 +53,29 @@ class Preprocess:
         return pixels
 
 
+class SquarePreprocess(Preprocess):
+    """SigLIP 2's processor for one grid: images are squeezed to a square, as a batch has one count of tokens.
+
+    Args:
+        side: of the square in pixels.
+        size: of a patch in pixels.
+    """
+
+    def __init__(self, folder: Path, side: int, size: int) -> None:
+        super().__init__(folder)
+        self.side, self.size = side, size
+
+    def __call__(self, image: Image) -> Tensor:
+        """Return what the processor makes of an image, its patches put together again, (C, H, W)."""
+        rows = self.side // self.size
+        square = image.convert("RGB").resize((self.side, self.side), int(self.processor.resample))
+        made = self.processor(images=square, max_num_patches=rows * rows, return_tensors="pt")
+        patches: Tensor = made["pixel_values"][0, : rows * rows]
+        return (
+            patches.view(rows, rows, self.size, self.size, -1).permute(4, 0, 2, 1, 3).reshape(-1, self.side, self.side)
+        )
+
+
 class Tokenize:
     """A folder's tokenizer, from texts to token ids (B, L) of the text tower's whole length."""
 
@@ -138,12 +90,19 @@ class Tokenize:
         return ids
 
 
+def _preprocess(folder: Path, model: Any) -> Preprocess:
+    if not isinstance(model, (Siglip2Model, Siglip2VisionModel)):
+        return Preprocess(folder)
+    vision = getattr(model.config, "vision_config", model.config)
+    return SquarePreprocess(folder, math.isqrt(vision.num_patches) * vision.patch_size, vision.patch_size)
+
+
 def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts | None]:
     """Load a model that transformers' ``save_pretrained`` wrote, with its processor.
 
     Returns:
         The dense image tower in float32 and evaluation mode, its preprocessing, and both with the text tower, None if
-        there is none. CLIP's projection belongs to the image tower.
+        there is none. CLIP's projection belongs to the image tower. SigLIP 2 gets squares, not its images' proportions.
 
     Raises:
         FileNotFoundError: there is no config.json.
@@ -155,17 +114,15 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
         model: Any = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
-        preprocess = Preprocess(folder)
+        preprocess = _preprocess(folder, model)
     except OSError as error:
         raise ValueError(f"transformers model {str(folder)!r}: {error}") from error
-    if isinstance(model, (Siglip2Model, Siglip2VisionModel)):
-        raise ValueError(f"transformers model {str(folder)!r}: its processor gives patches; expected (C, H, W)")
     tower = model
     if isinstance(model, CLIPModel):
         with torch.device("meta"):
             tower = CLIPVisionModelWithProjection(model.config.vision_config)
         tower.vision_model, tower.visual_projection = model.vision_model, model.visual_projection
-    elif isinstance(model, SiglipModel):
+    elif isinstance(model, (SiglipModel, Siglip2Model)):
         tower = model.vision_model
     try:
         visual: Any = FeatureTower(reduce(tower.eval(), method=None)).eval()

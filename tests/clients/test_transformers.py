@@ -325,8 +325,8 @@ def test_refusals():
     model = zoo.reduce(tower, method="rankmerge", keep=0.5)
     with pytest.raises(ValueError, match="output_attentions=True: a reduced tower has no attention maps"):
         model(some_images(), output_attentions=True)
-    with pytest.raises(ValueError, match="ReducedClipVision takes no recovery"):
-        zoo.recover(model, [some_images()], [some_images()], zoo.RecoveryConfig())
+    with pytest.raises(ValueError, match="what='tokens': ReducedClipVision takes no learned tokens"):
+        zoo.recover(model, [some_images()], [some_images()], zoo.RecoveryConfig(what="tokens"))
     with pytest.raises(ValueError, match="attention_mask needs all tokens in place"):
         zoo.reduce(build("dinov2"), method=None)(some_images(), attention_mask=torch.ones(2, 17))
     tower.config._attn_implementation = "flex_attention"
@@ -364,6 +364,57 @@ def test_the_harness_takes_a_folder_with_its_text_tower(clip_folder: Path):
     assert half.trace(inputs["pixel_values"]).final_tokens == 8
 
 
+@torch.enable_grad()
+@pytest.mark.parametrize("what", ["norm", "lora"])
+def test_recovery(kind: str, what: str, tmp_path: Path):
+    """What is saved brings the features as near to dense as training said, and fits no other tower."""
+    tower, images = build(kind), [some_images(6)]
+    student = zoo.reduce(tower, method="rankmerge", keep=0.3, reduce_at=0)
+    config = zoo.RecoveryConfig(what=what, rounds=2, steps=8, batch=6, learning_rate=1e-3, crop=1, dtype="float32")
+    recovered = zoo.recover(student, images, images, config)
+    assert recovered.after[0] < recovered.before[0]
+    path = tmp_path / "r.safetensors"
+    zoo.save_recovery(path, student, recovered, config, name=kind, tag="", datasets=[{"name": "random"}])
+    model = zoo.reduce(tower, method="rankmerge", keep=0.3, reduce_at=0, recovery=path)
+    with torch.no_grad():
+        truth = zoo.reduce(tower, method=None)(images[0])
+        apart = 1 - F.cosine_similarity(pooled(model(images[0])), pooled(truth), dim=-1)
+    assert apart.mean().item() == pytest.approx(recovered.after[0], abs=1e-6)
+    with pytest.raises(ValueError, match="was trained on"):
+        zoo.reduce(build(kind), method="rankmerge", keep=0.3, reduce_at=0, recovery=path)
+
+
+@torch.enable_grad()
+def test_a_recovery_of_a_folder_fits_the_whole_model(clip_folder: Path, tmp_path: Path):
+    images, path = tmp_path / "images", tmp_path / "r.safetensors"
+    images.mkdir()
+    for index in range(20):
+        Image.fromarray(pixels((40, 40 + index, 3))).save(images / f"{index}.png")
+    words = ["fit", "recovery", "--model", f"transformers:{clip_folder}", "--methods", "rankmerge", "--keeps", "0.4"]
+    words += ["--dataset", f"images:{images}", "--rounds", "1", "--steps", "2", "--output", str(path), "--quiet"]
+    assert main(words) == 0
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    pixel_values = load_tower(f"transformers:{clip_folder}").preprocess(Image.open(images / "0.png"))[None]
+    whole = zoo.reduce(model, method="rankmerge", keep=0.4, recovery=path)
+    part = zoo.reduce(load_tower(f"transformers:{clip_folder}").vit, method="rankmerge", keep=0.4, recovery=path)
+    assert torch.equal(whole.get_image_features(pixel_values).pooler_output, part(pixel_values))
+
+
+def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):
+    """A square of the tower's own size is what its processor makes of it; the harness has one grid."""
+    model = lively(Siglip2VisionModel(Siglip2VisionConfig(**NAFLEX)))
+    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    tower = load_tower(f"transformers:{tmp_path}")
+    square = Image.fromarray(pixels((32, 32, 3)))
+    wanted = model(**processor(images=square, return_tensors="pt")).pooler_output
+    assert tower.preprocess(square).shape == (3, 32, 32)
+    assert torch.allclose(tower.vit(tower.preprocess(square)[None]), wanted, atol=1e-5)
+    wide = tower.preprocess(Image.fromarray(pixels((20, 50, 3))))
+    assert zoo.reduce(tower.vit, method="rankmerge", keep=0.5).trace(wide[None]).final_tokens == 8
+
+
 def saved_tower(tower: nn.Module, folder: Path) -> str:
     tower.save_pretrained(folder)
     CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
@@ -393,7 +444,6 @@ def test_compare_without_a_text_tower(tmp_path: Path, capsys: pytest.CaptureFixt
     ("kind", "damage", "match"),
     [
         (None, "", "no config.json there; save_pretrained writes one"),
-        ("siglip 2", "", "its processor gives patches"),
         ("dinov2", "preprocessor_config.json", "transformers model"),
         ("dinov2", "model.safetensors", "no file named model.safetensors"),
     ],

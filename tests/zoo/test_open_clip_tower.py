@@ -153,8 +153,28 @@ def test_what_a_reduced_tower_refuses():
         model.forward_intermediates(some_images())
     maps = zoo.reduce(build("class token"), method=None).forward_intermediates(some_images())
     assert maps["image_intermediates"][0].shape == (2, 32, 4, 4)
-    with pytest.raises(ValueError, match="ReducedOpenClip takes no recovery"):
-        zoo.recover(model, [some_images()], [some_images()], RecoveryConfig())
+    with pytest.raises(ValueError, match="what='tokens': ReducedOpenClip takes no learned tokens"):
+        zoo.recover(model, [some_images()], [some_images()], RecoveryConfig(what="tokens"))
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("what", ["norm", "lora"])
+def test_recovery(kind: str, what: str, tmp_path: Path):
+    """What is saved brings the features as near to dense as training said, and fits no other tower."""
+    tower, images = build(kind), [some_images(6)]
+    student = zoo.reduce(tower, method="rankmerge", keep=0.3, reduce_at=0)
+    config = RecoveryConfig(what=what, rounds=2, steps=8, batch=6, learning_rate=1e-3, crop=1, dtype="float32")
+    recovered = zoo.recover(student, images, images, config)
+    assert recovered.after[0] < recovered.before[0]
+    path = tmp_path / "r.safetensors"
+    zoo.save_recovery(path, student, recovered, config, name=kind, tag="", datasets=[{"name": "random"}])
+    model = zoo.reduce(tower, method="rankmerge", keep=0.3, reduce_at=0, recovery=path)
+    with torch.no_grad():
+        near, truth = parts(model(images[0]))[0].squeeze(1), parts(tower(images[0]))[0].squeeze(1)
+    apart = (1 - F.cosine_similarity(near, truth, dim=-1)).mean()
+    assert apart.item() == pytest.approx(recovered.after[0], abs=1e-6)
+    with pytest.raises(ValueError, match="was trained on"):
+        zoo.reduce(build(kind), method="rankmerge", keep=0.3, reduce_at=0, recovery=path)
 
 
 def test_predictors_tell_the_weights_of_their_tower(tmp_path: Path):
