@@ -89,7 +89,7 @@ class OpenClipText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to text features (B, D), not normalised."""
-        features: Tensor = self.model.encode_text(tokens)
+        features: Tensor = self.model.encode_text(tokens, normalize=False)
         return features
 
 

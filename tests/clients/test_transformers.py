@@ -46,7 +46,7 @@ from transformers import (
 )
 
 import zoo
-from harness.cli import main
+from harness.cli import main, towers
 from harness.models.towers import load_tower
 from harness.records.record import read_records
 from zoo.golden import GoldenConfig, golden_importance
@@ -165,6 +165,19 @@ def test_kept_says_which_tokens_are_in_the_output(kind: str):
     start, _ = model.advance(model.embed(some_images()), stop=2)
     left, _ = model.advance(start.select(2, torch.zeros(2, 16), output.kept), 2)
     assert torch.equal(model.leave(left)[0], output.last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", towers.TRANSFORMERS)
+def test_permuted_patches_with_their_places_change_nothing(kind: str):
+    assert towers.CHECKS["any order"](towers.tiny(kind)[1], []) == towers.YES
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("kind", ["transformers clip", "transformers siglip 2"])
+def test_a_row_of_the_page_is_what_trying_gives(kind: str):
+    page = (Path(__file__).parents[2] / "docs" / "towers.md").read_text(encoding="utf-8")
+    notes = [line.partition(". ")[2] for line in page.splitlines() if re.match(r"\d\. ", line)]
+    assert f"| {' | '.join(towers.row_of(kind, notes))} |" in page.splitlines()
 
 
 @pytest.mark.parametrize("kind", ["clip projection", "siglip", "dinov3"])

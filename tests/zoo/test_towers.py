@@ -12,7 +12,8 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 import zoo
-from harness.cli.towers import TOWERS
+from harness.cli.towers import CHECKS, OPEN_CLIP, TOWERS, YES
+from harness.cli.towers import tiny as tiny_tower
 from zoo.eva import rotation
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.host import Host
@@ -24,8 +25,6 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
 QUERYLESS = ("siglip averaged", "registers averaged", "averaged", "rope averaged", "naflex rope")
 NEEDS_QUERY = ("clsattn", "evit", "evitfuse", "tca")
-# Their choice goes by the order of the sequence, too: alternate sets, which of a pair stays, ties of mean ranks.
-ORDERED = ("tome", "tofu", "rankmerge", "tca")
 # One of each pool and family.
 KINDS = (
     "siglip b16",
@@ -91,22 +90,24 @@ def test_every_method_on_every_tower(kind: str, method: str, build: Build):
     assert rough.output.isfinite().all()
 
 
-def test_permuted_patches_with_their_places_change_nothing(kind: str, method: str, build: Build):
-    skip_refused(kind, method)
-    if method in ORDERED:
-        pytest.skip("goes by the order of the sequence, too")
-    model = zoo.reduce(build(kind), method=method, keep=0.5, **options_of(method))
-    tokens = model.embed(some_images(model))
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(5))
-    x = torch.cat((tokens.x[:, : tokens.prefix], tokens.patches[:, order]), dim=1)
-    straight, _ = model.advance(tokens)
-    permuted, _ = model.advance(tokens._replace(x=x, patch_idx=tokens.patch_idx[:, order]))
-    assert torch.allclose(model.finish(straight), model.finish(permuted), atol=1e-4)
-    for one, other in zip(straight.history, permuted.history, strict=True):
-        assert torch.equal(one.after.sort(dim=1).values, other.after.sort(dim=1).values)
-        # In the order of places, in which fused tokens come first.
-        first, second = (each.importance.gather(1, each.before.argsort(dim=1)) for each in (one, other))
-        assert torch.allclose(first, second, atol=1e-4)
+@pytest.mark.parametrize("kind", [*TOWERS, *OPEN_CLIP])
+def test_permuted_patches_with_their_places_change_nothing(kind: str):
+    assert CHECKS["any order"](tiny_tower(kind)[1], []) == YES
+
+
+@pytest.mark.parametrize("kind", ["siglip b16", "dinov3 s", "coca"])
+def test_the_check_of_the_order_sees_places_left_behind(kind: str, monkeypatch: pytest.MonkeyPatch):
+    straight = zoo.Tokens._replace
+    monkeypatch.setattr(torch, "randperm", lambda count, **_: torch.arange(count))
+
+    def moved(tokens: Tokens, **changes: Any) -> Tokens:
+        if changes.keys() == {"x", "patch_idx"}:
+            changes["x"] = changes["x"].roll(1, dims=1)
+        return straight(tokens, **changes)
+
+    monkeypatch.setattr(zoo.Tokens, "_replace", moved)
+    with pytest.raises(ValueError, match="permuted patches"):
+        CHECKS["any order"](tiny_tower(kind)[1], [])
 
 
 def assert_exports(tower: nn.Module, method: str) -> None:

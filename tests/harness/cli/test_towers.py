@@ -13,7 +13,11 @@ PAGE = Path(__file__).parents[3] / "docs" / "towers.md"
 def test_the_page_has_a_row_for_every_tower_and_a_reason_for_every_no():
     text = PAGE.read_text("utf-8").partition(towers.BEGIN)[2].partition(towers.END)[0]
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert [row.split(":")[0].removeprefix("| ") for row in rows[1:]] == list(towers.TOWERS)
+    assert [row.split(":")[0].removeprefix("| ") for row in rows[1:]] == [
+        *towers.TOWERS,
+        *towers.OPEN_CLIP,
+        *towers.TRANSFORMERS,
+    ]
     reasons = set(re.findall(r"^(\d+)\. ", text, re.MULTILINE))
     assert set(re.findall(r"\((\d+)\)", " ".join(rows))) == reasons
     refused = [cell.strip() for row in rows for cell in row.split("|") if re.match(r" no\b", cell)]
@@ -21,7 +25,7 @@ def test_the_page_has_a_row_for_every_tower_and_a_reason_for_every_no():
     assert all(re.fullmatch(r"no \(\d+\)", cell) for cell in refused)
 
 
-@pytest.mark.parametrize("kind", ["dinov2", "averaged"])
+@pytest.mark.parametrize("kind", ["dinov2", "averaged", "coca"])
 def test_a_row_is_what_trying_gives(kind: str):
     notes = [
         "approximate='follow:12' needs features that come from the class token, which this tower pools with others or "
