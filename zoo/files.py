@@ -1,22 +1,26 @@
 """Files that are written whole or not at all, and training that goes on from one."""
 
 import contextlib
+import difflib
 import hashlib
 import io
 import json
 import math
 import os
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 PARTIAL = ".partial"
+T = TypeVar("T")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -41,8 +45,72 @@ def write_whole(path: Path, content: bytes) -> None:
                 os.close(handle)
 
 
+def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write what was learned as safetensors, with ``facts`` as its metadata ``kind``, whole or not at all.
+
+    A hash of facts and tensors goes along, by which ``load_learned`` tells a damaged file.
+    """
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    content = json.dumps(facts | {"hash": _hash(facts, plain)}, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, save(plain, {kind: content}))
+
+
+def read_learned(path: Path, kind: str, what: type[T], mend: str) -> T:
+    """Read the metadata ``kind`` of a file of ours as the dataclass ``what``, whose ``path`` becomes the file's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of that kind, or a field that is missing, unknown or of another type; ``mend`` is the
+            command that makes one.
+    """
+    facts = read_facts(path, kind)
+    facts.pop("hash", None)
+    make: Any = what
+    defaults = {one.name for one in fields(make) if one.default is not MISSING}
+    kinds = get_type_hints(what)
+    try:
+        for name in facts.keys() - kinds.keys() | facts.keys() & {"path"}:
+            raise ValueError(f"unknown field {name!r}")
+        if missing := sorted(kinds.keys() - facts.keys() - defaults - {"path"}):
+            raise ValueError(f"missing field {missing[0]!r}")
+        made: T = make(path=path, **{name: parsed(kinds[name], value, name) for name, value in facts.items()})
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} holds no {kind}: {error}; {mend}") from error
+    return made
+
+
+def load_learned(path: Path, kind: str, mend: str) -> dict[str, Tensor]:
+    """Load the tensors of a file that ``write_learned`` wrote.
+
+    Raises:
+        ValueError: facts or tensors aren't those that were written, or a value isn't finite; ``mend`` is the command
+            that makes one.
+    """
+    facts = read_facts(path, kind)
+    written = facts.pop("hash", None)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{kind} {str(path)!r} is damaged ({error}); {mend}") from error
+    if _hash(facts, tensors) != written:
+        raise ValueError(f"{kind} {str(path)!r} is damaged: its content is not what was written; {mend}")
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{kind} {str(path)!r} has values that aren't finite in {name!r}; {mend}")
+    return tensors
+
+
+def _hash(facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_facts(path: Path, kind: str) -> dict[str, Any]:
-    """Read the metadata ``kind``, ``predictor`` or ``prompts``, of a safetensors file of ours.
+    """Read the metadata ``kind``, such as ``predictor`` or ``prompts``, of a safetensors file of ours.
 
     Raises:
         FileNotFoundError: no such file.
@@ -57,8 +125,44 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} holds no {kind}: {error}") from error
     if kind not in metadata:
         raise ValueError(f"{str(path)!r} holds no {kind}: it lacks the {kind!r} metadata")
-    facts: dict[str, Any] = json.loads(metadata[kind])
+    try:
+        facts = json.loads(metadata[kind])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} holds no {kind}: its {kind!r} metadata is no JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{str(path)!r} holds no {kind}: its {kind!r} metadata is a {type(facts).__name__}")
     return facts
+
+
+def parsed(kind: Any, value: Any, name: str) -> Any:
+    """Return a value of ``json.loads`` as the annotated type; messages name the field.
+
+    Types are bool, int, float, str, dict, tuple[T, ...], list[T], a dataclass or named tuple of such, or a union.
+
+    Raises:
+        ValueError: names the field that is unknown, missing or of another type.
+    """
+    for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
+        if (is_dataclass(option) or hasattr(option, "_fields")) and isinstance(value, dict):
+            return _dataclass(option, value)
+        origin = get_origin(option)
+        if origin in (tuple, list) and isinstance(value, list):
+            return origin(parsed(get_args(option)[0], item, name) for item in value)
+        if option is float and type(value) in {int, float}:
+            return float(value)
+        if type(value) is (get_origin(option) or option):
+            return value
+    raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def _dataclass(kind: Any, values: dict[str, Any]) -> Any:
+    kinds = get_type_hints(kind)
+    for name in values.keys() - kinds.keys():
+        near = "".join(difflib.get_close_matches(name, kinds, n=1)) or "none that is close"
+        raise ValueError(f"unknown field {name!r}, did you mean: {near}")
+    if missing := [name for name in kinds if name not in values]:
+        raise ValueError(f"missing field {missing[0]!r}")
+    return kind(**{name: parsed(kinds[name], value, name) for name, value in values.items()})
 
 
 def digest_of(*paths: Path) -> str:

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor
 
-from zoo.files import FitState, write_whole
+from zoo.files import FitState, write_learned
 from zoo.predictor import REMOVE, Predictor, architecture
 from zoo.reducer import expected
 
@@ -295,6 +294,4 @@ def save_predictor(
     }
     if weights is not None:
         facts["weights"] = weights
-    tensors = {k: v.half().contiguous() for k, v in predictor.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, save(tensors, {"predictor": json.dumps(facts, sort_keys=True)}))
+    write_learned(path, "predictor", {name: value.half() for name, value in predictor.state_dict().items()}, facts)

@@ -3,6 +3,7 @@
 Networks other than mixers work on any grid (``dynamic_img_size``).
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx
-from safetensors.torch import load_file
+from safetensors import safe_open
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from zoo.files import read_facts
+from zoo.files import load_learned, read_learned
 from zoo.reducer import expected
 
 
@@ -240,6 +241,10 @@ REMOVE = "remove"  # of ``zoo.golden.ACTIONS`` the one that most methods rank fo
 PredictorPaths = str | Path | Sequence[str | Path] | None
 
 
+_KIND = "predictor"
+_FIT = "fit one with: patchrank fit predictor"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictorFile:
     """A saved predictor: weights in safetensors, provenance in its metadata.
@@ -257,13 +262,21 @@ class PredictorFile:
     options: dict[str, Any]
     weights: str | None = None
     action: str = REMOVE
+    recipe: dict[str, Any] | None = None  # fields of ``FitConfig``
+    provenance: dict[str, Any] | None = None  # facts about the rankings
 
     @classmethod
     def read(cls, path: Path) -> "PredictorFile":
-        """Read the provenance of ``path``; raise as ``read_facts`` does."""
-        facts = read_facts(path, "predictor")
-        fields = {f: facts[f] for f in ("model", "tag", "block", "options")}
-        return cls(path=path, weights=facts.get("weights"), action=facts.get("action", REMOVE), **fields)
+        """Read the facts of ``path``; raise as ``read_learned`` does."""
+        file = read_learned(path, _KIND, cls, _FIT)
+        with safe_open(path, framework="pt") as opened:
+            count = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        width = file.options.get("width", 1)
+        if type(width) is not int or not 0 < width <= count:
+            raise ValueError(
+                f"{str(path)!r} holds no {_KIND}: its {count} weights aren't those of width {width!r}; {_FIT}"
+            )
+        return file
 
     def fill(self, options: dict[str, Any]) -> None:
         """Add the network's shape to ``options``.
@@ -314,7 +327,8 @@ class PredictorFile:
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """Load the weights, named as in ``Predictor``, behind ``prefix``."""
-        return {prefix + name: tensor for name, tensor in load_file(self.path).items()}
+        loaded = load_learned(self.path, _KIND, f"fit one anew with: {self.command(self.options)}")
+        return {prefix + name: tensor for name, tensor in loaded.items()}
 
 
 def predictor_name(model: str, tag: str, block: int, action: str = REMOVE) -> str:

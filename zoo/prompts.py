@@ -1,6 +1,5 @@
 """Learned visual tokens of an image tower, the head of text features, and files of both."""
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from zoo.files import read_facts, write_whole
+from zoo.files import load_learned, read_learned, write_learned
 from zoo.predictor import tower_name
 from zoo.tokens import Tokens
 
@@ -134,6 +133,7 @@ class CosineHead(nn.Module):
 
 
 _KIND = "prompts"
+_TUNE = "tune some with: patchrank fit prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +164,19 @@ class PromptFile:
             FileNotFoundError: no such file.
             ValueError: not a file of prompts.
         """
-        facts = read_facts(path, _KIND)
-        facts |= {"classes": tuple(facts["classes"]), "shape": PromptShape(**facts["shape"])}
-        return cls(path=path, **facts)
+        file = read_learned(path, _KIND, cls, _TUNE)
+        expected = {"classifier": [file.shape.classes, file.shape.features]}
+        if file.shape.tokens:
+            expected["visual"] = [file.shape.depth, file.shape.tokens, file.width]
+        with safe_open(path, framework="pt") as opened:
+            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+        for name, shape in expected.items():
+            if shapes.get(name) != shape or len(file.classes) != file.shape.classes:
+                raise ValueError(
+                    f"{str(path)!r} holds no {_KIND}: its {name!r} has shape {shapes.get(name)}, its facts and "
+                    f"{len(file.classes)} classes say {shape}; {_TUNE}"
+                )
+        return file
 
     def require_tower(self, width: int, weights: str) -> None:
         """Refuse, by ValueError, a tower of another ``width`` or ``blocks_fingerprint``."""
@@ -189,8 +199,8 @@ class PromptFile:
         raise ValueError(f"{named}; their class {place} is {ours!r}, not {theirs!r}")
 
     def load(self) -> dict[str, Tensor]:
-        """Load all tensors."""
-        return load_file(self.path)
+        """Load all tensors; raise as ``load_learned`` does."""
+        return load_learned(self.path, _KIND, f"tune some anew with: {tune_command(self)}")
 
     def tensors(self, *, classify: bool) -> dict[str, Tensor]:
         """Load what an image tower needs, named as in its state dict."""
@@ -208,8 +218,7 @@ def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> Prompt
     shape = PromptShape(depth=depth, tokens=count, classes=len(classifier), features=classifier.shape[1])
     plain = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
     fields = {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, save(plain, {_KIND: json.dumps(fields, sort_keys=True)}))
+    write_learned(path, _KIND, plain, fields)
     return PromptFile.read(path)
 
 

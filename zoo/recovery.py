@@ -15,11 +15,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.files import FitState, read_facts, write_whole
+from zoo.files import FitState, load_learned, read_facts, read_learned, write_learned
 from zoo.host import FeatureTower, Host
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead, PromptShape, near
@@ -30,7 +29,7 @@ from zoo.weights import blocks_fingerprint, weights_digest
 
 WHATS = ("norm", "lora", "tokens")
 DTYPES = (AUTO, "float32", "bfloat16")
-FORMAT = 1  # of a file
+FORMAT = 2  # of a file
 TOKENS = "prompts.tokens"  # name of learned visual tokens among a tower's weights
 CHUNK = 16  # images at a time where nothing is learnt
 _KIND = "recovery"
@@ -442,7 +441,6 @@ class RecoveryFile:
     reducer: str | None  # digest of the reducer's own weights, such as a predictor's
     datasets: list[dict[str, Any]]  # name, revision, images, and 1 - cosine before and after, of each
     recipe: dict[str, Any]  # fields of ``RecoveryConfig``
-    digest: str  # of the tensors
     parameters: int  # learned
     format: int = FORMAT
     commit: str | None = None  # of the code
@@ -461,12 +459,7 @@ class RecoveryFile:
                 f"recovery {str(path)!r} has format {facts.get('format')!r}, this version reads {FORMAT}; train it "
                 "anew with: patchrank fit recovery"
             )
-        try:
-            return cls(path=path, **facts)
-        except TypeError as error:
-            raise ValueError(
-                f"{str(path)!r} holds no recovery: {error}; train one with: patchrank fit recovery"
-            ) from error
+        return read_learned(path, _KIND, cls, "train one with: patchrank fit recovery")
 
     @property
     def command(self) -> str:
@@ -500,10 +493,8 @@ class RecoveryFile:
         Raises:
             ValueError: tensors that are damaged or don't fit.
         """
-        tensors = load_file(self.path)
         where, mend = f"recovery {str(self.path)!r}", f"train one anew with: {self.command}"
-        if weights_digest(tensors) != self.digest:
-            raise ValueError(f"{where} is damaged: its tensors are not those that were written; {mend}")
+        tensors = load_learned(self.path, _KIND, mend)
         names, weights = trainable(model, self.recipe["what"]), dict(model.named_parameters())
         shapes = {name: weights[own].shape for name, own in names.items() if own in weights}
         if TOKENS in names:
@@ -514,9 +505,10 @@ class RecoveryFile:
             if shape is not None and name != weight:
                 rank = self.recipe["rank"]
                 shape = torch.Size((shape[0], rank) if name.endswith(_UP) else (rank, shape[1]))
-            if value.shape != shape or not value.isfinite().all():
-                what = "values that aren't finite" if value.shape == shape else f"shape {tuple(value.shape)}"
-                raise ValueError(f"{where} has {name!r} of {what}, which doesn't fit this tower; {mend}")
+            if value.shape != shape:
+                raise ValueError(
+                    f"{where} has {name!r} of shape {tuple(value.shape)}, which doesn't fit this tower; {mend}"
+                )
         device = next(model.block_modules[0].parameters()).device
         return {names[name]: value.to(device) for name, value in additions(tensors).items()}
 
@@ -558,12 +550,10 @@ def save_recovery(
         "reducer": reducer_digest(model.reducer),
         "datasets": sets,
         "recipe": asdict(_settled(config, model)),
-        "digest": weights_digest(tensors),
         "parameters": sum(value.numel() for value in tensors.values()),
         "commit": commit,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, save(tensors, {_KIND: json.dumps(facts, sort_keys=True)}))
+    write_learned(path, _KIND, tensors, facts)
     return RecoveryFile.read(path)
 
 

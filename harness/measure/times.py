@@ -12,7 +12,8 @@ from harness.console.terminal import Progress
 from harness.measure.timing import Machine, Surroundings, Timing
 from harness.measure.ways import EAGER
 from harness.records.conditions import DENSE
-from harness.records.record import append, parsed, parsed_lines, to_go_on_from
+from harness.records.record import append, parsed_lines, to_go_on_from
+from zoo.files import parsed
 
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 1

@@ -28,8 +28,8 @@ from harness.golden.maps import unprocessed
 from harness.measure.plan import TRACED
 from harness.measure.rows import Outcome
 from harness.records.conditions import DENSE
-from harness.records.record import Record, parsed
-from zoo.files import write_whole
+from harness.records.record import Record
+from zoo.files import parsed, write_whole
 
 TRACES = "traces"  # folder beside a run's records, and the kind of its files
 THUMBNAILS = "thumbnails"  # likewise

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import difflib
 import hashlib
 import json
 import math
@@ -11,12 +10,11 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from harness.console.table import NOT_MEASURED
 from harness.console.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
+from zoo.files import parsed
 from zoo.reducer import expected
 
 try:
@@ -631,36 +630,6 @@ def in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
         f"{name} {' and '.join(f'{v!r} ({some(owners)})' for v, owners in values.items())}"
         for name, values in differences.items()
     )
-
-
-def parsed(kind: Any, value: Any, name: str) -> Any:
-    """Return a value of ``json.loads`` as the annotated type; messages name the field.
-
-    Types are bool, int, float, str, dict, tuple[T, ...], a dataclass of such, or a union of these.
-
-    Raises:
-        ValueError: names the field that is unknown, missing or of another type.
-    """
-    for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
-        if is_dataclass(option) and isinstance(value, dict):
-            return _dataclass(option, value)
-        if get_origin(option) is tuple and isinstance(value, list):
-            return tuple(parsed(get_args(option)[0], item, name) for item in value)
-        if option is float and type(value) in {int, float}:
-            return float(value)
-        if type(value) is (get_origin(option) or option):
-            return value
-    raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
-
-
-def _dataclass(kind: Any, values: dict[str, Any]) -> Any:
-    kinds = get_type_hints(kind)
-    for name in values.keys() - kinds.keys():
-        near = "".join(difflib.get_close_matches(name, kinds, n=1)) or "none that is close"
-        raise ValueError(f"unknown field {name!r}, did you mean: {near}")
-    if missing := [name for name in kinds if name not in values]:
-        raise ValueError(f"missing field {missing[0]!r}")
-    return kind(**{name: parsed(kinds[name], value, name) for name, value in values.items()})
 
 
 def append(path: Path, lines: bytes) -> None:

@@ -1,21 +1,25 @@
 """Files are there whole or not at all, and a stopped fit goes on from one."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zoo.files import write_whole
-from zoo.fit import FitConfig, RankedTokens, fit_predictor
-from zoo.predictor import Predictor
+from zoo.files import read_facts, write_learned, write_whole
+from zoo.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
+from zoo.predictor import Predictor, PredictorFile
+from zoo.prompts import PromptFile, save_prompts
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -30,6 +34,84 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         write_whole(path, b"second")
     assert path.read_bytes() == b"first"
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+MADE: dict[str, Any] = {"model": "m", "tag": "t", "provenance": {"images": 9}}
+TUNED: dict[str, Any] = {"weights": "0" * 16, "width": 48, "classes": ("a", "b", "c"), "dataset": "toy", "recipe": {}}
+
+
+def make_predictor(path: Path) -> None:
+    config = FitConfig(arch="mlp", width=8)
+    save_predictor(Predictor("mlp", 48, 8, (8, 8), None, None), path, config=config, block=3, **MADE)
+
+
+def make_prompts(path: Path) -> None:
+    tensors = {"classifier": torch.eye(3), "logit_scale": torch.tensor(1.0), "visual": torch.ones(1, 2, 48)}
+    save_prompts(path, tensors, **MADE, **TUNED)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {"predictor": make_predictor, "prompts": make_prompts}
+
+
+def load(kind: str, path: Path) -> dict[str, Tensor]:
+    return PredictorFile.read(path).tensors() if kind == "predictor" else PromptFile.read(path).load()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_one_flipped_bit_anywhere_is_refused_by_the_file_s_name(kind: str, tmp_path: Path):
+    path = tmp_path / "learned.safetensors"
+    MAKERS[kind](path)
+    whole = path.read_bytes()
+    assert load(kind, path)
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=r"learned\.safetensors'"):
+            load(kind, path)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_refused(kind: str, value: float, tmp_path: Path):
+    path = tmp_path / "learned.safetensors"
+    MAKERS[kind](path)
+    facts, tensors = read_facts(path, kind), load_file(path)
+    facts.pop("hash")
+    write_learned(path, kind, {name: torch.full_like(each, value) for name, each in tensors.items()}, facts)
+    with pytest.raises(ValueError, match=r"learned\.safetensors' has values that aren't finite in .*patchrank fit"):
+        load(kind, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        *[(kind, metadata) for kind in MAKERS for metadata in ("{}", "[]", "3", "{", "[" * 100_000)],
+        *[(kind, {"model": 3}) for kind in MAKERS],
+        *[(kind, {"more": 3}) for kind in MAKERS],
+        *[(kind, {"path": "/etc/passwd"}) for kind in MAKERS],
+        ("predictor", {"block": "3"}),
+        ("predictor", {"options": "conv"}),
+        ("predictor", {"options": {"arch": "mlp", "width": 10**12}}),
+        ("predictor", {"options": {"arch": "mlp", "width": "8"}}),
+        ("prompts", {"classes": "abc"}),
+        ("prompts", {"classes": ["a", "b"]}),
+        ("prompts", {"width": 10**12}),
+        ("prompts", {"shape": {"depth": 1, "tokens": 2, "classes": 10**12, "features": 3}}),
+        ("prompts", {"shape": [1, 2, 3, 3]}),
+        ("prompts", {"shape": {"depth": 1}}),
+    ],
+)
+def test_metadata_of_another_form_is_refused_in_one_line(kind: str, change: Any, tmp_path: Path):
+    path = tmp_path / "learned.safetensors"
+    MAKERS[kind](path)
+    facts, tensors = read_facts(path, kind), load_file(path)
+    facts.pop("hash")
+    if isinstance(change, str):
+        save_file(tensors, path, {kind: change})
+    else:
+        write_learned(path, kind, tensors, facts | change)
+    with pytest.raises(ValueError, match=rf"learned\.safetensors' holds no {kind}: ") as error:
+        load(kind, path)
+    assert "\n" not in str(error.value)
 
 
 CONFIG = FitConfig(width=16, epochs=8, patience=3, learning_rate=1e-2)

@@ -1,6 +1,5 @@
 """The contract of tests/zoo/test_towers.py for open_clip's own towers: tiny ones of its real classes."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch.nn.functional as F
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import QuickGELU, VisionTransformer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo
+from zoo.files import write_learned
 from zoo.golden import GoldenConfig, golden_importance
 from zoo.recovery import RecoveryConfig
 from zoo.suffix import Suffix
@@ -182,7 +181,7 @@ def test_predictors_tell_the_weights_of_their_tower(tmp_path: Path):
     source = zoo.reduce(tower, method="patchrank", keep=0.5, **options_of("patchrank"))
     weights = blocks_fingerprint(tower.state_dict(), source.blocks_prefix)
     facts = {"model": "coca", "tag": "", "block": 1, "options": {"arch": "mlp", "width": 8}, "weights": weights}
-    save_file(source.reducer.predictor.state_dict(), path, metadata={"predictor": json.dumps(facts)})
+    write_learned(path, "predictor", source.reducer.predictor.state_dict(), facts)
     model = zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)
     assert torch.equal(parts(model(some_images()))[0], parts(source(some_images()))[0])
     tower.transformer.resblocks[2].ln_1.bias[0] += 1

@@ -1,6 +1,5 @@
 """Recovery: what changes, what must not, how a stopped run goes on, what is refused."""
 
-import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -10,12 +9,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
+from zoo.files import read_facts, write_learned
 from zoo.recovery import (
     TOKENS,
     WHATS,
@@ -31,7 +30,7 @@ from zoo.recovery import (
     trainable,
     view,
 )
-from zoo.weights import fingerprint, weights_digest
+from zoo.weights import fingerprint
 
 Build = Callable[..., nn.Module]
 FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}
@@ -229,9 +228,9 @@ def test_a_view_is_a_part_mirrored_or_not():
 
 def rewritten(file: RecoveryFile, path: Path, tensors: dict[str, Tensor] | None = None, **facts: Any) -> Path:
     """Write a file's tensors or others under its facts or others."""
-    with safe_open(file.path, framework="pt") as opened:
-        old = json.loads(opened.metadata()["recovery"])
-    save_file(tensors or load_file(file.path), path, {"recovery": json.dumps(old | facts)})
+    old = read_facts(file.path, "recovery")
+    old.pop("hash")
+    write_learned(path, "recovery", tensors or load_file(file.path), old | facts)
     return path
 
 
@@ -275,9 +274,10 @@ def test_refused_with_another_predictor(tiny: Build, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "change"),
     [
-        ("is damaged", lambda t: {k: v + 1 for k, v in t.items()}),
         ("has format 9", {"format": 9}),
-        ("unexpected keyword argument 'more'", {"more": 1}),
+        ("unknown field 'more'", {"more": 1}),
+        ("format must be int", {"format": 2.0}),
+        ("datasets must be", {"datasets": "photos"}),
         ("'blocks.1.norm1.bias' of shape \\(3,\\)", lambda t: t | {"blocks.1.norm1.bias": torch.zeros(3)}),
         ("'head.weight' of shape", lambda t: t | {"head.weight": torch.zeros(7, 48)}),
         ("values that aren't finite", lambda t: t | {"norm.bias": torch.full((48,), torch.nan)}),
@@ -286,10 +286,7 @@ def test_refused_with_another_predictor(tiny: Build, tmp_path: Path):
 def test_damaged_files_are_refused(tiny: Build, tmp_path: Path, words: str, change: Any):
     model = tiny("clip_vit_b16_tome50.openai")
     file = lively_file(model, tmp_path / "r")
-    tensors, facts = None, change
-    if callable(change):
-        tensors = change(load_file(file.path))
-        facts = {} if words == "is damaged" else {"digest": weights_digest(tensors)}
+    tensors, facts = (change(load_file(file.path)), {}) if callable(change) else (None, change)
     path = rewritten(file, tmp_path / "other", tensors, **facts)
     with pytest.raises(ValueError, match=words) as error:
         add_recovery(model, path)

@@ -1,7 +1,6 @@
 """Where weights and predictors come from, and what is said when they are missing."""
 
 import copy
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import zoo
+from zoo.files import write_learned
 from zoo.predictor import PredictorFile
 from zoo.sizes import SIZES
 from zoo.weights import SUFFIXES, blocks_fingerprint, find_clip, fingerprint, load_predictor
@@ -44,7 +44,7 @@ def save_predictor(path: Path, source: zoo.ReducedViT, **facts: Any) -> Path:
     facts = {"model": "clip_vit_b16", "tag": TAG, "block": 3, **facts}
     facts["options"] = {"arch": config.arch, "width": config.width}
     state = source.reducer.predictor.state_dict()
-    save_file(state, path, metadata={"predictor": json.dumps(facts)})
+    write_learned(path, "predictor", state, facts)
     return path
 
 
