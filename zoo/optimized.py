@@ -1,0 +1,135 @@
+"""Towers for inference alone: the same outputs in less time and memory."""
+
+import copy
+from functools import cache
+from typing import Any, NoReturn, overload
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from zoo.adopt import image_tower, reduce
+from zoo.host import CLASS_TOKEN, PROBE, Host, HostBlock, shared
+from zoo.lean import LeanBlock, is_lean, special_layer
+from zoo.open_clip_tower import ReducedOpenClip
+from zoo.reducer import expected
+from zoo.suffix import PRECISIONS
+from zoo.vit import ReducedViT, TimmHost
+
+
+@overload
+def optimize(model: VisionTransformer, *, dtype: str = "float32") -> ReducedViT: ...
+
+
+@overload
+def optimize(model: nn.Module, *, dtype: str = "float32") -> Any: ...
+
+
+def optimize(model: nn.Module, *, dtype: str = "float32") -> Any:
+    """Return a tower for inference alone that gives the model's outputs in less time and memory.
+
+    It takes images of any floating dtype and gives float32 features. The model stays as it is; weights that nothing
+    is folded into are shared with it. After a change of its weights, optimise it again.
+
+    Args:
+        model: a tower of timm or open_clip, dense or reduced, or a model that holds one, as for ``zoo.reduce``.
+        dtype: of the blocks' matrix products: ``float32``, ``bfloat16`` or ``float16``. The residual stream, the class
+            token's row, the choice of tokens and the last block where only the class token leaves it are float32.
+
+    Raises:
+        ValueError: an unknown dtype, one that the tower's blocks can't have, or a tower in which nothing can be saved.
+    """
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype={dtype!r}: {expected(dtype, PRECISIONS)}")
+    place = image_tower(model)
+    if place is not None:
+        whole = shared(model, type(model))
+        inner = model._modules[place]
+        assert inner is not None
+        whole._modules[place] = optimize(inner, dtype=dtype)
+        return whole
+    if isinstance(model, OptimizedHost):
+        raise ValueError(f"{type(model).__name__} is optimised already: expected the model that it was made of")
+    host = model if isinstance(model, Host) else reduce(model, method=None)
+    _check(host, dtype)
+    tower = shared(_frozen(host), _kind(type(host)))
+    tower.take_apart(PRECISIONS[dtype])
+    return tower
+
+
+def _check(host: Host, dtype: str) -> None:
+    """Refuse towers that would gain nothing, or lose exactness."""
+    name, blocks = type(host).__name__, host.block_modules
+    other = next((type(block).__name__ for block in blocks if not is_lean(block)), None)
+    if not isinstance(host, (TimmHost, ReducedOpenClip)):
+        raise ValueError(
+            f"{name} hands out every token of the last block, and its blocks are {other}: nothing to optimise; "
+            "expected a tower of timm or open_clip"
+        )
+    if other is None:
+        for block in blocks:
+            special = special_layer(block)
+            if special is not None:
+                raise ValueError(
+                    f"optimised blocks need plain linear layers, this tower has {special}; merge adapters into the "
+                    "weights, or quantize the model instead of optimising it"
+                )
+        return
+    if dtype != "float32":
+        raise ValueError(f"dtype={dtype!r}: expected 'float32' for this tower, whose blocks are {other}")
+    if not host.pools_first:
+        raise ValueError(
+            f"nothing to optimise in {name}: its blocks are {other}, and what it pools is more than the class token; "
+            "expected timm's Block, or a tower that pools the class token"
+        )
+
+
+def _frozen(host: Host) -> Host:
+    """Return a copy in evaluation mode whose weights are float32, without gradients, shared where they were float32."""
+    memo: dict[int, Any] = {}
+    for parameter in host.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().float(), requires_grad=False)
+    for buffer in host.buffers():
+        memo[id(buffer)] = buffer.detach().float() if buffer.is_floating_point() else buffer.detach()
+    frozen = copy.deepcopy(host, memo)
+    return frozen.eval()
+
+
+class OptimizedHost(Host):
+    """A tower of lean blocks, for inference alone; ``optimize`` makes it.
+
+    Its weights by name, ``state_dict``, are the given model's. A call keeps nothing on it.
+    """
+
+    in_place = True
+    _blocks: list[HostBlock]
+
+    def take_apart(self, dtype: torch.dtype) -> None:
+        """Prepare the blocks; the last one stays the tower's own where it is run for the class token alone."""
+        probe = self.probe if self.query == PROBE else None
+        cls = self.query == CLASS_TOKEN
+        own = [super(OptimizedHost, self).block(index) for index in range(self.depth)]
+        lean = [
+            LeanBlock(block.module, dtype, block.index, probe, cls=cls) if is_lean(block.module) else block
+            for block in (own[:-1] if self.pools_first else own)
+        ]
+        self.__dict__["_blocks"] = lean + own[len(lean) :]
+        self.__dict__["grad_checkpointing"] = False
+
+    def block(self, index: int) -> HostBlock:
+        """Return block ``index``, taken apart."""
+        return self._blocks[index]
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Return the head's output, float32, for images (B, C, H, W) of any floating dtype."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("an optimised model takes no attn_mask and no is_causal; use the model that it was made of")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("an optimised model has no gradients; use the model that it was made of")
+        tokens, _ = self.advance(self.embed(x.float()), pooled=True)
+        return self.finish(tokens)
+
+
+@cache
+def _kind(host: type[Host]) -> type[OptimizedHost]:
+    return type(f"Optimized{host.__name__.removeprefix('Reduced')}", (OptimizedHost, host), {})
