@@ -5,12 +5,12 @@ on a CPU, most of that in fresh memory and in tensors too large for the caches; 
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, Mlp
+from timm.layers import Attention, LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -38,29 +38,19 @@ def special_layer(block: Any) -> str | None:
     return None
 
 
-class ClassRows(NamedTuple):
-    """The class tokens of S sequences on their way through a block in float32."""
-
-    x: Tensor  # (S, D), the residual stream
-    normed: Tensor  # (S, D)
-    query: Tensor  # (S, H, 1, d), as are the others
-    key: Tensor
-    value: Tensor
-
-
 class LeanBlock(ViTBlock):
     """timm's plain block, without what only training needs; it writes into the residual stream that it is given.
 
-    In bfloat16 the residual stream stays float32, and so does the class token's row: its rounding would reach the
-    output undiminished, while that of the patch tokens averages out in its attention. It is one token of many, so
-    exactness is cheap.
+    In bfloat16 the residual stream stays float32. Rounding of patch tokens averages out in the class token's
+    attention, that of the class token's own row reaches the output undiminished: ``cls`` spares it half of that, for
+    weights that are read twice, which costs little in large batches alone.
 
     Args:
         module: the tower's own block.
         dtype: of the matrix products: float32, bfloat16 or float16.
         index: of the block, 0-based.
         probe: as in ``HostBlock``.
-        cls: whether the first token is a class token, whose row stays float32.
+        cls: whether projection and MLP of the first token stay float32.
     """
 
     def __init__(
@@ -70,7 +60,7 @@ class LeanBlock(ViTBlock):
         index: int = 0,
         probe: Callable[[Tokens], PoolingQuery] | None = None,
         *,
-        cls: bool = True,
+        cls: bool = False,
     ) -> None:
         super().__init__(module, index, probe)
         self.cls = cls
@@ -96,26 +86,24 @@ class LeanBlock(ViTBlock):
 
     def run(self, x: Tensor, bias: Tensor | None = None) -> None:
         """Run the block on tokens (S, T, D) float32, contiguous, in place."""
-        cls = self._class_rows(x)
-        attended = []
+        cls, attended = self._class_row(x), []
         for part in parts(x):
-            own = None if cls is None else ClassRows(*(each[part] for each in cls))
-            attended.append(self._attention(x[part], sliced(bias, len(x), part), own)[3])
+            attended.append(self._attention(x[part], sliced(bias, len(x), part))[3])
             self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
         if cls is not None:
-            self._project(self.fp32, cls.x, torch.cat(attended), cls.normed)
-            self._mlp(self.fp32, cls.x)
-            x[:, 0] = cls.x
+            self._add_to_class(cls, torch.cat(attended))
+            self._mlp(self.fp32, cls)
+            x[:, 0] = cls
 
     def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
         """Normalise, attend and add to the residual stream, in place: ``out`` is what ``add_attention`` returns."""
         assert not is_causal
         x = tokens.x.contiguous()
-        cls = self._class_rows(x)
-        query, key, value, attended = self._attention(x, bias, cls)
+        cls = self._class_row(x)
+        query, key, value, attended = self._attention(x, bias)
         if cls is not None:
-            self._project(self.fp32, cls.x, attended, cls.normed)
-            x[:, 0] = cls.x
+            self._add_to_class(cls, attended)
+            x[:, 0] = cls
         return Attended(x, query, key, value, self.scale)
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
@@ -125,7 +113,7 @@ class LeanBlock(ViTBlock):
     def add_mlp(self, x: Tensor) -> Tensor:
         """Run the MLP on the residual stream and add its result, in place."""
         x = x.contiguous()
-        cls = x[:, 0].clone() if self.low is not None and self.cls else None
+        cls = self._class_row(x)
         for part in parts(x):
             self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
         if cls is not None:
@@ -142,74 +130,59 @@ class LeanBlock(ViTBlock):
         pooling = super().pooling_query(tokens, attended)
         return pooling._replace(query=pooling.query.float(), key=pooling.key.float())
 
-    def _class_rows(self, x: Tensor) -> ClassRows | None:
-        """Take the class tokens apart that enter the block, None where nothing is in low precision."""
-        if self.low is None or not self.cls:
-            return None
-        rows = x[:, 0].clone()  # saved before the products of all tokens overwrite it
-        normed = self.module.norm1(rows)
-        return ClassRows(rows, normed, *self._heads(self.fp32, normed, (len(rows), 1)))
+    def _class_row(self, x: Tensor) -> Tensor | None:
+        """Copy the class tokens (S, D) before the products of all tokens change them; None without low precision."""
+        return x[:, 0].clone() if self.low is not None and self.cls else None
 
-    def _attention(
-        self, x: Tensor, bias: Tensor | None, cls: ClassRows | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _attention(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add the attention's result to tokens (S, T, D) in place.
 
         Returns:
-            Queries, keys and values (S, H, T, d), and what the class tokens ``cls`` attended to, (S, H * d) float32.
+            Queries, keys and values (S, H, T, d), and what the first token attended to, (S, H * d).
         """
         rows = x.view(-1, x.shape[-1])
-        cast = self.module.norm1(rows).to(self.weights.dtype)
-        query, key, value = self._heads(self.weights, cast, x.shape[:2])
-        attended = None if cls is None else self._class_values(cls, key, value, bias)
+        normed = normalised(self.module.norm1, rows, self.weights.dtype)
+        query, key, value = self._heads(normed, x.shape[:2])
         mask = None if bias is None else bias.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
-        self._project(self.weights, rows, out.transpose(1, 2).reshape(len(rows), -1), cast)
-        return query, key, value, attended
+        out = out.transpose(1, 2).flatten(2)
+        attn = self.module.attn
+        if not isinstance(attn.norm, nn.Identity):
+            out = attn.norm(out.float()).to(out.dtype)
+        if attn.gate is not None:
+            out = out * attn.gate(normed.view_as(x).float()).sigmoid().to(out.dtype)
+        _add_linear(rows, out.flatten(0, 1), *self.weights.proj)
+        return query, key, value, out[:, 0]
 
-    def _heads(self, weights: "Weights", normed: Tensor, shape: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _add_to_class(self, cls: Tensor, attended: Tensor) -> None:
+        """Add what class tokens (S, D) attended to, (S, H * d), projected in float32."""
+        _add_linear(cls, attended.float(), *self.fp32.proj)
+
+    def _heads(self, normed: Tensor, shape: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys, values (S, H, T, d) of tokens (S * T, D)."""
         attn = self.module.attn
-        qkv = F.linear(normed, *weights.qkv)
+        qkv = linear(normed, *self.weights.qkv)
         q, k, v = qkv.view(*shape, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         if not isinstance(attn.q_norm, nn.Identity):
             q, k = attn.q_norm(q.float()).to(q.dtype), attn.k_norm(k.float()).to(k.dtype)
         return q, k, v
 
-    def _project(self, weights: "Weights", rows: Tensor, out: Tensor, normed: Tensor) -> None:
-        """Add the attended values (S * T, width), projected, to the residual stream."""
-        attn = self.module.attn
-        if not isinstance(attn.norm, nn.Identity):
-            out = attn.norm(out.float()).to(out.dtype)
-        if attn.gate is not None:
-            out = out * attn.gate(normed.float()).sigmoid().to(out.dtype)
-        _add_linear(rows, out, *weights.proj)
-
     def _mlp(self, weights: "Weights", rows: Tensor) -> None:
         """Add the MLP's output to the residual stream (R, D)."""
         mlp = self.module.mlp
-        normed = self.module.norm2(rows).to(weights.dtype)
-        hidden = weights.act(F.linear(normed, *weights.hidden))
+        normed = normalised(self.module.norm2, rows, weights.dtype)
+        hidden = weights.act(linear(normed, *weights.hidden))
         if not isinstance(mlp.norm, nn.Identity):
             hidden = mlp.norm(hidden.float()).to(hidden.dtype)
         _add_linear(rows, hidden, *weights.out)
 
-    def _class_values(self, cls: ClassRows, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """Return what class tokens attend to, (S, H * d) float32.
 
-        Only the patch tokens' ``key`` and ``value`` (S, H, T, d) are in low precision in it. The class token's own are
-        computed anew, and their share is taken out of the product in low precision.
-        """
-        logits = (cls.query.to(key.dtype) @ key.transpose(-2, -1)).float()
-        logits[..., :1] = cls.query @ cls.key.transpose(-2, -1)
-        logits = logits * self.module.attn.scale
-        if bias is not None:
-            logits = logits + bias[..., :1, :]
-        share = logits.softmax(dim=-1)
-        patch_share = share.to(value.dtype)
-        patch_share[..., 0] = 0
-        out = (patch_share @ value).float() + share[..., :1] * cls.value
-        return out.reshape(len(out), -1)
+def normalised(norm: Any, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Normalise float32 rows (R, D), to ``dtype``."""
+    if dtype != torch.float32 and type(norm) in (nn.LayerNorm, LayerNorm):
+        return F.layer_norm(rows.to(dtype), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    out: Tensor = norm(rows)
+    return out.to(dtype)
 
 
 def parts(x: Tensor) -> Iterator[slice]:
@@ -231,7 +204,7 @@ def sliced(bias: Tensor | None, count: int, part: slice) -> Tensor | None:
 class Weights:
     """The weights and biases of a block in one dtype, LayerScale and other constants folded in.
 
-    Biases that are added to float32 stay float32. ``scale`` is the factor on the logits that is
+    Biases stay float32. ``scale`` is the factor on the logits that is
     left to apply; ``act`` is the MLP's activation, in place where it can be.
     """
 
@@ -246,7 +219,7 @@ class Weights:
             self.scale, rows = 1.0, torch.ones_like(attn.qkv.weight[:, 0])
             rows[: attn.attn_dim] = attn.scale
         self.qkv = _scaled(attn.qkv, rows, dtype)
-        self.proj = _scaled(attn.proj, first, dtype, bias_dtype=torch.float32)
+        self.proj = _scaled(attn.proj, first, dtype)
         # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
         # take the factor, the second's its inverse.
         quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
@@ -257,16 +230,13 @@ class Weights:
         self.out = ((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
 
 
-def _scaled(
-    linear: Any, rows: Tensor | None, dtype: torch.dtype, bias_dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor | None]:
+def _scaled(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of a linear layer, each output times its ``rows``; else no copy."""
-    weight, bias = linear.weight, linear.bias
+    weight, bias = layer.weight, layer.bias
     if rows is not None:
         weight = weight * rows.unsqueeze(1)
         bias = None if bias is None else bias * rows
-    bias = None if bias is None else bias.detach().to(bias_dtype or dtype)
-    return weight.detach().to(dtype), bias
+    return weight.detach().to(dtype), None if bias is None else bias.detach()
 
 
 def _in_place(act: Any) -> Any:
@@ -275,13 +245,26 @@ def _in_place(act: Any) -> Any:
     return torch.ops.aten.gelu_ if exact else act
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a linear layer with a float32 bias; ``F.linear`` in bfloat16 on a CPU adds it in a pass of its own."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and _adds_bias() and not torch.compiler.is_compiling():
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+@cache
+def _adds_bias() -> bool:
+    """Tell whether oneDNN's product in bfloat16, with the bias in it, is there."""
+    here: bool = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return here
+
+
 def _add_linear(rows: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Add a linear layer's output to float32 rows (R, out), in place."""
-    if x.dtype == rows.dtype:
-        rows.addmm_(x, weight.t())
-    else:
-        rows.add_(torch.mm(x, weight.t()))
+    if x.dtype != rows.dtype:
+        rows.add_(linear(x, weight, bias))
+        return
+    rows.addmm_(x, weight.t())
     if bias is not None:
         rows.add_(bias)
-
-

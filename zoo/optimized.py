@@ -2,15 +2,15 @@
 
 import copy
 from functools import cache
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn, Self, overload
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zoo.adopt import image_tower, reduce
-from zoo.host import CLASS_TOKEN, PROBE, Host, HostBlock, shared
-from zoo.lean import LeanBlock, is_lean, special_layer
+from zoo.host import PROBE, Host, HostBlock, shared
+from zoo.lean import LeanBlock, is_lean, linear, special_layer
 from zoo.open_clip_tower import ReducedOpenClip
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS
@@ -107,14 +107,22 @@ class OptimizedHost(Host):
     def take_apart(self, dtype: torch.dtype) -> None:
         """Prepare the blocks; the last one stays the tower's own where it is run for the class token alone."""
         probe = self.probe if self.query == PROBE else None
-        cls = self.query == CLASS_TOKEN
         own = [super(OptimizedHost, self).block(index) for index in range(self.depth)]
         lean = [
-            LeanBlock(block.module, dtype, block.index, probe, cls=cls) if is_lean(block.module) else block
+            LeanBlock(block.module, dtype, block.index, probe) if is_lean(block.module) else block
             for block in (own[:-1] if self.pools_first else own)
         ]
         self.__dict__["_blocks"] = lean + own[len(lean) :]
         self.__dict__["grad_checkpointing"] = False
+        if dtype != torch.float32 and lean and isinstance(lean[0], LeanBlock):
+            self._embed_low(dtype)
+
+    def _embed_low(self, dtype: torch.dtype) -> None:
+        """Embed patches by a product in ``dtype`` where that is what timm's convolution is."""
+        embed: Any = self._modules.get("patch_embed")
+        conv = getattr(embed, "proj", None)
+        if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.padding == (0, 0) and conv.groups == 1:
+            embed._modules["proj"] = shared(conv, PatchProduct).prepare(dtype)
 
     def block(self, index: int) -> HostBlock:
         """Return block ``index``, taken apart."""
@@ -128,6 +136,23 @@ class OptimizedHost(Host):
             raise ValueError("an optimised model has no gradients; use the model that it was made of")
         tokens, _ = self.advance(self.embed(x.float()), pooled=True)
         return self.finish(tokens)
+
+
+class PatchProduct(nn.Conv2d):
+    """A convolution of patches side by side as one matrix product in low precision; its weight's name stays."""
+
+    def prepare(self, dtype: torch.dtype) -> Self:
+        """Round the weight."""
+        self.__dict__["_low"] = self.weight.detach().flatten(1).to(dtype)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to float32 patches (B, D, rows, columns)."""
+        low: Tensor = self.__dict__["_low"]
+        height, width = self.kernel_size
+        grid = images.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, h, w)
+        patches = grid.permute(0, 2, 3, 1, 4, 5).to(low.dtype).flatten(3)
+        return linear(patches, low, self.bias).permute(0, 3, 1, 2)
 
 
 @cache

@@ -60,7 +60,7 @@ class Suffix:
         self.blocks = [model.block(number) for number in range(index, stop or model.depth)]
         # Where more than the class token leaves the tower, the last block is run for all.
         self.whole = self.blocks[:-1] if model.pools_first else self.blocks
-        lean = [LeanBlock(b.module, PRECISIONS[precision]) for b in self.whole if is_lean(b.module)]
+        lean = [LeanBlock(b.module, PRECISIONS[precision], cls=True) for b in self.whole if is_lean(b.module)]
         self._lean = lean if len(lean) == len(self.whole) else None
         if self._lean is None and precision != "float32":
             kind = type(self.whole[0].module).__name__
