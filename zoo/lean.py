@@ -20,6 +20,7 @@ from zoo.vit import ViTBlock
 
 QUICK = 1.702  # QuickGELU's constant
 ROWS = 3200  # tokens at a time on a CPU, so that a layer's output is still in the caches when it is read
+TAIL = 32
 # The layers whose weights a lean block reads instead of calling them.
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -144,7 +145,8 @@ class LeanBlock(ViTBlock):
         normed = normalised(self.module.norm1, rows, self.weights.dtype)
         query, key, value = self._heads(normed, x.shape[:2])
         mask = None if bias is None else bias.to(query.dtype)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
+        keys, values, mask = filled(key, value, mask)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
         out = out.transpose(1, 2).flatten(2)
         attn = self.module.attn
         if not isinstance(attn.norm, nn.Identity):
@@ -175,6 +177,26 @@ class LeanBlock(ViTBlock):
         if not isinstance(mlp.norm, nn.Identity):
             hidden = mlp.norm(hidden.float()).to(hidden.dtype)
         _add_linear(rows, hidden, *weights.out)
+
+
+def filled(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Fill keys and values (S, H, T, d) up to a multiple of ``TAIL`` tokens, which a bias of -inf hides.
+
+    Fused attention in low precision on a CPU takes up to twice as long for what is left over.
+    """
+    missing = -key.shape[2] % TAIL
+    low = key.dtype != torch.float32 and key.device.type == "cpu"
+    if not missing or not low or torch.compiler.is_compiling():
+        return key, value, bias
+    size, heads, count, dim = key.shape
+    both = key.new_empty(2, size, count + missing, heads, dim)  # the layout that they are made in
+    both[:, :, count:] = 0
+    for each, wide in zip((key, value), both, strict=True):
+        wide[:, :count] = each.transpose(1, 2)
+    if bias is None:
+        bias = key.new_zeros(1, 1, 1, count)
+    keys, values = both.transpose(2, 3)
+    return keys, values, F.pad(bias, (0, missing), value=-torch.inf)
 
 
 def normalised(norm: Any, rows: Tensor, dtype: torch.dtype) -> Tensor:

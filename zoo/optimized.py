@@ -124,6 +124,33 @@ class OptimizedHost(Host):
         if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.padding == (0, 0) and conv.groups == 1:
             embed._modules["proj"] = shared(conv, PatchProduct).prepare(dtype)
 
+    @classmethod
+    def adopt(cls, tower: nn.Module) -> NoReturn:
+        """Refuse to make another tower of an optimised one."""
+        raise ValueError(_refusal("changes: reduce, tune or recover", "and optimise the result"))
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode.
+
+        Raises:
+            ValueError: ``mode`` is true.
+        """
+        if mode:
+            raise ValueError(_refusal("training", "and optimise it afterwards"))
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse other weights: the blocks' are prepared already."""
+        raise ValueError(_refusal("other weights: load them into", "and optimise it again"))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
+        """Refuse another device or dtype, for the same reason."""
+        raise ValueError(_refusal("moves or casts: move", "first, and give optimize the dtype"))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be copied or pickled: what is changed in a copy would not reach its blocks."""
+        raise ValueError(_refusal("copies and pickles: copy or save", "and optimise that"))
+
     def block(self, index: int) -> HostBlock:
         """Return block ``index``, taken apart."""
         return self._blocks[index]
@@ -131,11 +158,16 @@ class OptimizedHost(Host):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the head's output, float32, for images (B, C, H, W) of any floating dtype."""
         if attn_mask is not None or is_causal:
-            raise ValueError("an optimised model takes no attn_mask and no is_causal; use the model that it was made of")
+            raise ValueError(_refusal("attn_mask or is_causal: use"))
         if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError("an optimised model has no gradients; use the model that it was made of")
+            raise ValueError(_refusal("gradients: use"))
         tokens, _ = self.advance(self.embed(x.float()), pooled=True)
         return self.finish(tokens)
+
+
+def _refusal(what: str, then: str = "") -> str:
+    verb = "" if ":" in what else ": train"
+    return f"an optimised model takes no {what}{verb} the model that it was made of {then}".rstrip()
 
 
 class PatchProduct(nn.Conv2d):
