@@ -269,7 +269,7 @@ def _in_place(act: Any) -> Any:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Apply a linear layer with a float32 bias; ``F.linear`` in bfloat16 on a CPU adds it in a pass of its own."""
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and _adds_bias() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and x.dtype == torch.bfloat16 and x.device.type == "cpu" and _adds_bias():
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))

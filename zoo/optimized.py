@@ -60,7 +60,8 @@ def optimize(model: nn.Module, *, dtype: str = "float32") -> Any:
 def _check(host: Host, dtype: str) -> None:
     """Refuse towers that would gain nothing, or lose exactness."""
     name, blocks = type(host).__name__, host.block_modules
-    other = next((type(block).__name__ for block in blocks if not is_lean(block)), None)
+    kinds = (type(block) for block in blocks if not is_lean(block))
+    other = next((f"{kind.__name__} of {kind.__module__}" for kind in kinds), None)
     if not isinstance(host, (TimmHost, ReducedOpenClip)):
         raise ValueError(
             f"{name} hands out every token of the last block, and its blocks are {other}: nothing to optimise; "
@@ -80,7 +81,7 @@ def _check(host: Host, dtype: str) -> None:
     if not host.pools_first:
         raise ValueError(
             f"nothing to optimise in {name}: its blocks are {other}, and what it pools is more than the class token; "
-            "expected timm's Block, or a tower that pools the class token"
+            "expected plain blocks of timm's vision_transformer, or a tower that pools the class token alone"
         )
 
 
@@ -127,7 +128,7 @@ class OptimizedHost(Host):
     @classmethod
     def adopt(cls, tower: nn.Module) -> NoReturn:
         """Refuse to make another tower of an optimised one."""
-        raise ValueError(_refusal("changes: reduce, tune or recover", "and optimise the result"))
+        raise _refusal("can't be changed", "reduce, tune or recover the model that it was made of, and optimise the result")
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode.
@@ -136,20 +137,20 @@ class OptimizedHost(Host):
             ValueError: ``mode`` is true.
         """
         if mode:
-            raise ValueError(_refusal("training", "and optimise it afterwards"))
+            raise _refusal("can't be trained", "train the model that it was made of, and optimise it afterwards")
         return super().train(mode)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse other weights: the blocks' are prepared already."""
-        raise ValueError(_refusal("other weights: load them into", "and optimise it again"))
+        raise _refusal("takes no other weights", "load them into the model that it was made of, and optimise that")
 
     def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
         """Refuse another device or dtype, for the same reason."""
-        raise ValueError(_refusal("moves or casts: move", "first, and give optimize the dtype"))
+        raise _refusal("can't be moved or cast", "move the model that it was made of, and optimise that with dtype=")
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Refuse to be copied or pickled: what is changed in a copy would not reach its blocks."""
-        raise ValueError(_refusal("copies and pickles: copy or save", "and optimise that"))
+        raise _refusal("can't be copied or pickled", "copy or save the model that it was made of, and optimise that")
 
     def block(self, index: int) -> HostBlock:
         """Return block ``index``, taken apart."""
@@ -158,16 +159,15 @@ class OptimizedHost(Host):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the head's output, float32, for images (B, C, H, W) of any floating dtype."""
         if attn_mask is not None or is_causal:
-            raise ValueError(_refusal("attn_mask or is_causal: use"))
+            raise _refusal("takes no attn_mask and no is_causal", "use the model that it was made of")
         if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(_refusal("gradients: use"))
+            raise _refusal("has no gradients", "use the model that it was made of, or torch.no_grad()")
         tokens, _ = self.advance(self.embed(x.float()), pooled=True)
         return self.finish(tokens)
 
 
-def _refusal(what: str, then: str = "") -> str:
-    verb = "" if ":" in what else ": train"
-    return f"an optimised model takes no {what}{verb} the model that it was made of {then}".rstrip()
+def _refusal(what: str, instead: str) -> ValueError:
+    return ValueError(f"an optimised model {what}; {instead}")
 
 
 class PatchProduct(nn.Conv2d):
