@@ -71,7 +71,7 @@ class LeanBlock(ViTBlock):
     @property
     def scale(self) -> float:
         """Factor on the logits of the queries and keys that ``attend`` gives."""
-        return self.weights.scale
+        return float(self.weights.scale)
 
     @property
     def weights(self) -> "Weights":
