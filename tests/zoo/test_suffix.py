@@ -198,8 +198,7 @@ def test_projection_and_mlp_of_the_class_token_are_not_rounded(cls: bool, tiny: 
     mixed = x.clone()
     lean.run(mixed)
     assert torch.allclose(mixed[:, 0], wanted[:, 0], atol=1e-5) == cls
-    assert not torch.allclose(mixed[:, 1:], wanted[:, 1:], atol=1e-3)
-    assert torch.allclose(mixed, wanted, atol=0.1)
+    assert 1e-4 < (mixed[:, 1:] - wanted[:, 1:]).norm() / wanted.norm() < 0.03
 
 
 def test_weights_without_constants_are_not_copied(tiny: Build):
