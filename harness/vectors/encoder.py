@@ -1,0 +1,119 @@
+"""A tower as embeddings are made with it: pictures and texts to unit vectors, and what decides them."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.measure.setup import Setup
+from harness.models.towers import no_text
+from harness.records.conditions import DTYPES
+from zoo.text import UnseenWordsError
+from zoo.weights import fingerprint, weights_digest
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
+
+
+class Encoded(NamedTuple):
+    """Embeddings (n, D) float32 of unit length, and why some rows mean nothing, by position.
+
+    The embeddings are None if no row means anything.
+    """
+
+    features: NDArray[np.float32] | None
+    wrong: dict[int, str]
+
+
+class Encoder:
+    """A tower with its reduction on a device, in its precision; the text tower stays in float32 on the CPU.
+
+    Attributes:
+        width: D, of the embeddings.
+        weights: fingerprint of the image tower. reducer: digest of the method's own weights, if any.
+        preprocessing: of pictures, in words.
+    """
+
+    def __init__(self, setup: Setup, *, random_weights: bool = False, device: str = "cpu") -> None:
+        """Load the tower; raise what ``Setup.load`` does."""
+        tower = setup.load(random_weights=random_weights)
+        self.tower, self.setup, self.random_weights, self.device = tower, setup, random_weights, device
+        self.weights = fingerprint(tower.vit)
+        own = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
+        self.reducer = weights_digest(own) if own else None
+        self.preprocess = tower.preprocess
+        self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
+        # Here a faster form of the tower goes, such as a compiled one; all pictures go through `vit`.
+        self.vit = tower.vit.to(device, DTYPES[setup.dtype]).eval()
+        self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]
+
+    def require_text(self) -> None:
+        """Refuse a tower without a text tower."""
+        if self.tower.clip is None:
+            raise no_text(self.tower)
+
+    @property
+    def text_weights(self) -> str:
+        """Digest of the text tower's weights."""
+        assert self.tower.clip is not None
+        return weights_digest(self.tower.clip.model.text.state_dict())
+
+    def pictures(self, pixels: Tensor) -> NDArray[np.float32]:
+        """Embed pictures (n, C, H, W) as unit vectors (n, D).
+
+        Raises:
+            ValueError: too little memory, or the tower overflows.
+        """
+        try:
+            features = self._forward(pixels)
+        except torch.OutOfMemoryError as error:
+            half = max(1, len(pixels) // 2)
+            raise ValueError(
+                f"out of memory on {self.device} with --batch {len(pixels)}: try --batch {half}"
+            ) from error
+        return _unit(features, self.setup.dtype)
+
+    def texts(self, texts: Sequence[str]) -> Encoded:
+        """Embed texts in the joint space; a text is cut to what the tower reads.
+
+        Raises:
+            ValueError: there is no text tower.
+        """
+        self.require_text()
+        clip = self.tower.clip
+        assert clip is not None
+        rows: dict[int, Tensor] = {}
+        wrong: dict[int, str] = {}
+        for place, text in enumerate(texts):
+            try:
+                if not text:
+                    raise ValueError("the line is empty")
+                rows[place] = clip.tokenizer([text])[0]
+            except (UnseenWordsError, ValueError) as error:
+                wrong[place] = str(error)
+        if not rows:
+            return Encoded(None, wrong)
+        tokens = torch.zeros(len(texts), *next(iter(rows.values())).shape, dtype=torch.long)
+        for place, row in rows.items():
+            tokens[place] = row
+        for place in wrong:  # its result is dropped, but it needs tokens that the tower knows
+            tokens[place] = next(iter(rows.values()))
+        with torch.inference_mode():
+            features: Any = clip.model.encode_text(tokens)
+        return Encoded(_unit(features, "float32"), wrong)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.vit(pixels.to(self.device, DTYPES[self.setup.dtype]))
+        return features.float().cpu()
+
+
+def _unit(features: Tensor, dtype: str) -> NDArray[np.float32]:
+    if not features.isfinite().all():
+        raise ValueError(f"embeddings overflowed in {dtype}; use --dtype bfloat16 or float32")
+    unit: NDArray[np.float32] = F.normalize(features, dim=-1).numpy()
+    return unit
