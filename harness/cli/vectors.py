@@ -114,13 +114,16 @@ def run_search(args: Namespace, _status: Console) -> Shown:
     name = "path" if provenance.kind == IMAGES else "text"
     rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]
     title = f"nearest of {found.searched:,} {provenance.kind} to {args.query!r}, by {provenance.setup.name}"
-    parts: list[str | Table] = [Table.of(title, ("rank", "score", name), rows, words=(name,))]
+    below = provenance.source[0]
+    notes = [f"paths are below {below}"] if name == "path" and Path(below).is_dir() else []
+    parts: list[str | Table] = [Table.of(title, ("rank", "score", name), rows, words=(name,), notes=notes)]
     if source is not None:
         write_sheet(args.sheet, args.query, found, source)
         parts.append(f"wrote {args.sheet}")
     hits = [{"rank": hit.rank, "score": hit.score, "id": hit.id, name: hit.name} for hit in found.hits]
-    facts = {"query": args.query, "model": provenance.setup.name, "searched": found.searched}
-    return Shown(parts=tuple(parts), data={**facts, "hits": hits, "sheet": None if source is None else str(args.sheet)})
+    facts = {"query": args.query, "source": provenance.source, "model": provenance.setup.name}
+    sheet = None if source is None else str(args.sheet)
+    return Shown(parts=tuple(parts), data={**facts, "searched": found.searched, "hits": hits, "sheet": sheet})
 
 
 COMMANDS = (

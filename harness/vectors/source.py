@@ -86,10 +86,6 @@ class Source(abc.ABC):
     def pictures(self, positions: range) -> Iterator[Picture]:
         """Yield the pictures at consecutive positions."""
 
-    def place(self, path: str) -> str:
-        """Return where a picture is, for people."""
-        return path
-
 
 class FolderSource(Source):
     """The pictures below a folder, in the order of their names; paths are relative to it."""
@@ -114,10 +110,6 @@ class FolderSource(Source):
         for position in positions:
             path = os.fsdecode(self._paths[position].as_py())
             yield Picture(printable(path), file=os.path.join(self.words[0], path))  # noqa: PTH118  (as it is)
-
-    def place(self, path: str) -> str:
-        """Return the path of the file."""
-        return str(Path(self.words[0]) / path)
 
 
 class TarSource(Source):
@@ -283,6 +275,10 @@ class HfSource(Source):
         """Count the rows."""
         return self._firsts[-1]
 
+    def __reduce__(self) -> Any:
+        """Open it anew where it arrives: its tables hold all images."""
+        return _reopened, (self.words, self.revision)
+
     def pictures(self, positions: range) -> Iterator[Picture]:
         """Yield the pictures at consecutive positions."""
         names = list(self._splits)
@@ -294,6 +290,18 @@ class HfSource(Source):
                 yield Picture(path, content=self._splits[names[number]].read(row))
             except (ValueError, OSError, pa.ArrowException) as error:
                 yield Picture(path, wrong=str(error))
+
+
+def _reopened(words: Sequence[str], revision: str) -> Source:
+    """Open a source in another process.
+
+    Raises:
+        ValueError: it isn't the same there.
+    """
+    source = open_source(words)
+    if source.revision != revision:
+        raise ValueError(f"{words_of(words)}: a worker has other pictures; every machine needs the same files")
+    return source
 
 
 class TextSource:
