@@ -113,10 +113,11 @@ def run_search(args: Namespace, _status: Console) -> Shown:
     found = nearest(args.vectors, query_vector(args.query, provenance, device=args.device), args.top)
     name = "path" if provenance.kind == IMAGES else "text"
     rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]
-    title = f"nearest of {found.searched:,} {provenance.kind} to {args.query!r}, by {provenance.setup.name}"
     below = provenance.source[0]
-    notes = [f"paths are below {below}"] if name == "path" and Path(below).is_dir() else []
-    parts: list[str | Table] = [Table.of(title, ("rank", "score", name), rows, words=(name,), notes=notes)]
+    where = f"; paths are below {below}" if name == "path" and Path(below).is_dir() else ""
+    text = f"searched {found.searched:,} {provenance.kind}, embedded by {provenance.setup.name}{where}"
+    table = Table.of(f"nearest to {args.query}", ("rank", "score", name), rows, words=(name,))
+    parts: list[str | Table] = [table, text]
     if source is not None:
         write_sheet(args.sheet, args.query, found, source)
         parts.append(f"wrote {args.sheet}")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -87,24 +87,31 @@ class Encoder:
         clip = self.tower.clip
         assert clip is not None
         rows: dict[int, Tensor] = {}
-        wrong: dict[int, str] = {}
+        wrong = {place: "the line is empty" for place, text in enumerate(texts) if not text}
         for place, text in enumerate(texts):
+            if text:
+                rows[place] = clip.tokenizer([text])
+        try:
+            return self._encoded(rows, wrong, len(texts))
+        except UnseenWordsError:
+            pass  # of which texts, each by itself says
+        for place, row in list(rows.items()):
             try:
-                if not text:
-                    raise ValueError("the line is empty")
-                rows[place] = clip.tokenizer([text])[0]
-            except (UnseenWordsError, ValueError) as error:
+                self._encoded({0: row}, {}, 1)
+            except UnseenWordsError as error:
                 wrong[place] = str(error)
+                del rows[place]
+        return self._encoded(rows, wrong, len(texts))
+
+    @torch.inference_mode()
+    def _encoded(self, rows: dict[int, Tensor], wrong: dict[int, str], count: int) -> Encoded:
+        """Embed token ids (1, L) by position; the other positions get some of these, whose result means nothing."""
         if not rows:
             return Encoded(None, wrong)
-        tokens = torch.zeros(len(texts), *next(iter(rows.values())).shape, dtype=torch.long)
-        for place, row in rows.items():
-            tokens[place] = row
-        for place in wrong:  # its result is dropped, but it needs tokens that the tower knows
-            tokens[place] = next(iter(rows.values()))
-        with torch.inference_mode():
-            features: Any = clip.model.encode_text(tokens)
-        return Encoded(_unit(features, "float32"), wrong)
+        assert self.tower.clip is not None
+        some = next(iter(rows.values()))
+        tokens = torch.cat([rows.get(place, some) for place in range(count)])
+        return Encoded(_unit(self.tower.clip.model.encode_text(tokens), "float32"), wrong)
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> Tensor:

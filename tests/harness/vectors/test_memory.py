@@ -1,0 +1,63 @@
+"""Fifty thousand pictures take no more memory than five thousand, but for their names."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MIB = 2**20
+COUNTS = (5_000, 50_000)
+CODE = """
+import json, resource, sys
+from pathlib import Path
+from harness.console.terminal import Progress
+from harness.measure.setup import Setup
+from harness.vectors.embed import Job, embed
+from harness.vectors.source import open_source
+tower, tars, out = sys.argv[1:]
+source = open_source([tars])
+done = embed(Job(setup=Setup.of(tower), source=source, out=Path(out), batch=256, decoders=1), Progress())
+peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(json.dumps({"total": done.total, "bad": done.bad, "peaks": peaks}))
+"""
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten tars of five thousand tiny pictures."""
+    folder = tmp_path_factory.mktemp("tars")
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for place in range(5_000):
+                sink = io.BytesIO()
+                Image.fromarray(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8)).save(sink, "bmp")
+                info = tarfile.TarInfo(f"{place:05d}.bmp")
+                info.size = sink.tell()
+                tar.addfile(info, io.BytesIO(sink.getvalue()))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are KiB on Linux alone")
+def test_memory_does_not_grow_with_the_pictures(tars: Path, tower: str, tmp_path: Path):
+    peaks = []
+    for count, word in zip(COUNTS, ("0.tar", "[0-9].tar"), strict=True):
+        command = [sys.executable, "-c", CODE, tower, str(tars / word), str(tmp_path / str(count))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        facts = json.loads(done.stdout)
+        assert (facts["total"], facts["bad"]) == (count, 0)
+        peaks.append([1024 * kib for kib in facts["peaks"]])
+    (own, child), (own_of_many, child_of_many) = peaks
+    assert own_of_many - own < 48 * MIB
+    assert child_of_many - child < 48 * MIB
+    assert own_of_many < 1500 * MIB
