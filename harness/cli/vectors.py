@@ -50,7 +50,7 @@ def run_embed(args: Namespace, status: Console) -> Shown:
         Job,
         args,
         setup=flags.setup_of(args),
-        source=_source(args),
+        source=_source(args, Progress(status)),
         out=args.output,
         column=args.image_column,
     )
@@ -59,13 +59,13 @@ def run_embed(args: Namespace, status: Console) -> Shown:
     return Shown(parts=_lines(done, job), data=data)
 
 
-def _source(args: Namespace) -> "Source | TextSource":
+def _source(args: Namespace, progress: Progress) -> "Source | TextSource":
     from harness.vectors.source import EXPECTED, TextSource, open_source
 
     if args.texts is None:
         if not args.source:
             raise ValueError(f"nothing to embed: give {EXPECTED}; or --texts FILE")
-        return open_source(args.source, column=args.image_column, download=args.download)
+        return open_source(args.source, column=args.image_column, download=args.download, progress=progress)
     if args.source or args.image_column is not None:
         other = args.source[0] if args.source else "--image-column"
         raise ValueError(f"--texts {str(args.texts)!r} with {other!r}: embed pictures and texts apart")

@@ -6,9 +6,11 @@ Nothing is decoded here. Of a million pictures the process holds names and place
 import abc
 import glob
 import hashlib
+import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from itertools import accumulate, chain, islice
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from harness.console.terminal import Progress
+from harness.datasets.base import cached_json, keep_json
 from harness.datasets.huggingface import Place, unlabelled
 from harness.datasets.images import EXTENSIONS, folder_images
 from harness.datasets.webdataset import LARGEST, members_of
@@ -27,6 +31,8 @@ from zoo.reducer import expected
 HFDS = "hfds:"
 TAR, PARQUET = ".tar", ".parquet"
 WHOLE = -1  # size of a picture that is a file of its own
+KEPT = 1_000  # pictures of a tar from which on its list is worth keeping
+MANY = 16  # tars from which on processes are worth their start
 ROWS = 16  # of a Parquet file that are read at once
 EXPECTED = "a folder of pictures, tars, Parquet files, or hfds:PATH"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -112,6 +118,51 @@ class FolderSource(Source):
             yield Picture(printable(path), file=os.path.join(self.words[0], path))  # noqa: PTH118  (as it is)
 
 
+class _Index(NamedTuple):
+    """The pictures of a tar: names, offsets and sizes, and what is wrong, by position."""
+
+    names: list[str]
+    offsets: list[int]
+    sizes: list[int]
+    wrong: dict[str, str]  # JSON has no other keys
+
+
+def _index(tar: Path) -> _Index:
+    """List the pictures of a tar; a large list is kept in the user's cache."""
+    facts = tar.stat()
+    file, kept = cached_json("tars", "pictures", str(tar.resolve()), facts.st_size, facts.st_mtime_ns)
+    with suppress(TypeError):  # nothing is kept, or something else
+        return _Index(**kept)
+    index = _Index([], [], [], {})
+    with tar.open("rb") as opened:
+        try:
+            for member in members_of(opened, f"tar {str(tar)!r}"):
+                if not member.isreg() or PurePosixPath(member.name).suffix.lower() not in EXTENSIONS:
+                    continue
+                if member.issparse() or member.offset_data + member.size > facts.st_size:
+                    index.wrong[str(len(index.names))] = f"tar {str(tar)!r} ends within it"
+                index.names.append(printable(member.name))
+                index.offsets.append(member.offset_data)
+                index.sizes.append(member.size)
+        except ValueError as error:
+            index.wrong[str(len(index.names))] = str(error)
+            index.names.append("")
+            index.offsets.append(0)
+            index.sizes.append(0)
+    if len(index.names) >= KEPT:
+        keep_json(file, index._asdict())
+    return index
+
+
+def _indexed(tars: Sequence[Path]) -> Iterator[_Index]:
+    """List the pictures of tars, many of them on all cores."""
+    if len(tars) < MANY:
+        yield from map(_index, tars)
+        return
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_index, tars)
+
+
 class TarSource(Source):
     """The pictures in tars, in the tars' order; a path is the tar's name and the member's.
 
@@ -119,7 +170,7 @@ class TarSource(Source):
     pictures before the damage count, and one more that says what is wrong.
     """
 
-    def __init__(self, tars: Sequence[Path]) -> None:
+    def __init__(self, tars: Sequence[Path], progress: Progress) -> None:
         """Read the headers of all members."""
         self.words = tuple(str(tar.absolute()) for tar in tars)
         names = [tar.name for tar in tars]
@@ -128,36 +179,20 @@ class TarSource(Source):
         digest, total = hashlib.sha256(), 0
         members: list[Any] = []
         places: list[NDArray[np.int64]] = []
-        for number, tar in enumerate(tars):
-            own, place = self._index(tar, number, total)
-            total += len(own)
-            members.append(own)
-            places.append(place)
-            digest.update(f"{self._names[number]}\0{tar.stat().st_size}\0{len(own)}\n".encode(errors="surrogateescape"))
+        with progress.task("reading tars", len(tars)) as update:
+            for number, index in enumerate(_indexed(tars)):
+                self._wrong |= {total + int(place): why for place, why in index.wrong.items()}
+                total += len(index.names)
+                members.append(pa.array(index.names, pa.string()))
+                place = np.array([index.offsets, index.sizes], dtype=np.int64).T
+                places.append(np.insert(place, 0, number, axis=1))
+                facts = f"{self._names[number]}\0{tars[number].stat().st_size}\0{len(index.names)}\n"
+                digest.update(facts.encode(errors="surrogateescape"))
+                update(number + 1)
         if not total:
             raise ValueError(f"{words_of(self.words)}: no pictures inside; {_known()}")
         self.revision = digest.hexdigest()[:12]
         self._members, self._places = pa.chunked_array(members, pa.string()).combine_chunks(), np.concatenate(places)
-
-    def _index(self, tar: Path, number: int, first: int) -> tuple[Any, NDArray[np.int64]]:
-        """Return the names of the pictures of a tar, and its number, their offset and size, (n, 3)."""
-        names: list[str] = []
-        places: list[int] = []
-        with tar.open("rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            try:
-                for member in members_of(file, f"tar {str(tar)!r}"):
-                    if not member.isreg() or PurePosixPath(member.name).suffix.lower() not in EXTENSIONS:
-                        continue
-                    if member.issparse() or member.offset_data + member.size > length:
-                        self._wrong[first + len(names)] = f"tar {str(tar)!r} ends within it"
-                    names.append(printable(member.name))
-                    places += (number, member.offset_data, member.size)
-            except ValueError as error:
-                self._wrong[first + len(names)] = str(error)
-                names.append("")
-                places += (number, 0, 0)
-        return pa.array(names, pa.string()), np.array(places, dtype=np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
         """Count the pictures."""
@@ -336,7 +371,9 @@ class TextSource:
         return lines
 
 
-def open_source(words: Sequence[str], *, column: str | None = None, download: bool = False) -> Source:
+def open_source(
+    words: Sequence[str], *, column: str | None = None, download: bool = False, progress: Progress | None = None
+) -> Source:
     """Open what ``patchrank embed`` is given: a folder, tars, Parquet files, or ``hfds:PATH``.
 
     Names of files may hold ranges, ``x-{000..010}.tar``, and what ``glob`` takes. ``column`` is that
@@ -353,7 +390,7 @@ def open_source(words: Sequence[str], *, column: str | None = None, download: bo
     files = list(dict.fromkeys(chain.from_iterable(map(_files, words))))
     kinds = {file.suffix.lower() for file in files}
     if kinds == {TAR}:
-        return TarSource(files)
+        return TarSource(files, progress or Progress())
     if kinds == {PARQUET}:
         return ParquetSource(files, column)
     odd = next((str(file) for file in files if file.is_dir() or file.suffix.lower() not in (TAR, PARQUET)), None)

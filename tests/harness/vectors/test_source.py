@@ -4,6 +4,7 @@ import io
 import pickle
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,6 +74,18 @@ def test_tars_by_ranges_and_globs(tars: Path, word: str, draw: Draw):
     source = open_source([str(tars / word)])
     assert everything(source) == [(f"x-00{n}.tar/{n}{i}.png", draw(10 * n + i)) for n in range(3) for i in range(2)]
     assert source.words == tuple(str(tars / f"x-00{n}.tar") for n in range(3))
+
+
+def test_many_tars_are_listed_by_processes_and_large_lists_are_kept(tars: Path, monkeypatch: pytest.MonkeyPatch):
+    word = [str(tars / "x-*.tar")]
+    wanted = open_source(word)
+    monkeypatch.setattr(module, "KEPT", 1)
+    monkeypatch.setattr(module, "MANY", 2)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda **_: ThreadPoolExecutor(2))
+    assert everything(open_source(word)) == everything(wanted)
+    monkeypatch.setattr(module, "members_of", None)
+    kept = open_source(word)
+    assert (everything(kept), kept.revision) == (everything(wanted), wanted.revision)
 
 
 def test_of_a_damaged_tar_the_rest_is_named(tars: Path, draw: Draw):
