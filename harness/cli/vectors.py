@@ -55,7 +55,8 @@ def run_embed(args: Namespace, status: Console) -> Shown:
         column=args.image_column,
     )
     done = embed(job, Progress(status))
-    data = json_values(done._asdict()) | {"embedded": done.total - done.bad}
+    facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
+    data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
     return Shown(parts=_lines(done, job), data=data)
 
 
