@@ -123,6 +123,10 @@ class Preprocess:
         pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         return pixels
 
+    def __repr__(self) -> str:
+        """Say what the processor does."""
+        return repr(self.processor)
+
 
 class Tokenize:
     """A folder's tokenizer, from texts to token ids (B, L) of the text tower's whole length."""

@@ -151,7 +151,7 @@ def without_text(tower: Tower) -> ClipParts:
 def no_text(tower: Tower) -> ValueError:
     """Return the refusal of a tower that has no text tower."""
     return ValueError(
-        f"{tower.name} has no text tower here, so no classes can be named to it; use one of "
+        f"{tower.name} has no text tower here, so it takes no words; use one of "
         f"{', '.join(_dense_names())}, {OPEN_CLIP}ARCH/PRETRAINED, or "
         f"{TRANSFORMERS}FOLDER with CLIP or SigLIP, which bring theirs"
     )

@@ -1,6 +1,5 @@
 """Embed pictures or texts, shard by shard and resumable, in this process or on Ray."""
 
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -75,20 +74,6 @@ class Job:
         if self.decoders is not None:
             return self.decoders
         return max(1, processes_beside(self.device) // (self.workers or 1))
-
-    def command(self) -> str:
-        """Return the command line of this job, which goes on with it."""
-        setup, words = self.setup, list(self.source.words)
-        parts = ["--texts", *words] if self.kind == TEXTS else words
-        parts += ["--image-column", self.column] if self.column else []
-        parts += ["--model", setup.model, "--dtype", setup.dtype, "--device", self.device]
-        if setup.method is not None:
-            parts += ["--method", setup.method, "--keep", str(setup.options.get("keep"))]
-        parts += ["--recovery", setup.recovery] if setup.recovery else []
-        parts += ["--random-weights"] if self.random_weights else []
-        parts += ["--embedding-dtype", self.embedding_dtype, "--batch", str(self.batch)]
-        parts += ["--shard-size", str(self.shard_size), "--output", str(self.out)]
-        return f"patchrank embed {shlex.join(parts)}"
 
 
 @dataclass
@@ -230,7 +215,7 @@ class ShardMaker:
                 size=self.job.shard_size,
                 bad=bad,
             )
-            write_with_room(shard_path(self.job.out, index), vectors.encode(), self.job.command())
+            write_with_room(shard_path(self.job.out, index), vectors.encode(), "the same command")
 
     def _groups(self, index: int) -> Iterator[range]:
         """Yield the positions of each batch of a shard: batches depend on nothing else."""

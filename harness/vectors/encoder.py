@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """A tower with its reduction on a device, in its precision; the text tower stays in float32 on the CPU.
+    """A tower with its reduction on a device, in its precision; the text tower, if any, stays in float32.
 
     Attributes:
         width: D, of the embeddings.
@@ -47,6 +47,8 @@ class Encoder:
         self.reducer = weights_digest(own) if own else None
         self.preprocess = tower.preprocess
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
+        if tower.clip is not None:
+            tower.clip.model.text.to(device)
         # Here a faster form of the tower goes, such as a compiled one; all pictures go through `vit`.
         self.vit = tower.vit.to(device, DTYPES[setup.dtype]).eval()
         self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]
@@ -111,7 +113,8 @@ class Encoder:
         assert self.tower.clip is not None
         some = next(iter(rows.values()))
         tokens = torch.cat([rows.get(place, some) for place in range(count)])
-        return Encoded(_unit(self.tower.clip.model.encode_text(tokens), "float32"), wrong)
+        features = self.tower.clip.model.encode_text(tokens.to(self.device))
+        return Encoded(_unit(features.float().cpu(), "float32"), wrong)
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Embeddings: what is in them, the same bytes however a run went, what is refused, what is said."""
 
+import errno
+import io
 import itertools
 import json
 import os
@@ -7,12 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,6 +30,7 @@ from harness.golden.shards import claimed, shard_paths
 from harness.measure.setup import Setup
 from harness.models.towers import load_tower
 from harness.vectors.embed import Embedded, Job, Spent, embed
+from harness.vectors.encoder import Encoder
 from harness.vectors.source import TextSource, open_source
 from harness.vectors.store import Provenance, Vectors, errors_path, provenance_of, read_vectors
 
@@ -266,8 +272,6 @@ def test_the_file_says_what_it_was_made_from(whole: Path, pictures: Path, tower:
 
 
 def test_a_file_of_somebody_else_is_refused(run: Run, whole: Path, tmp_path: Path):
-    import pyarrow as pa
-
     (tmp_path / "vectors").mkdir()
     pq.write_table(pa.table({"x": [1]}), tmp_path / "vectors" / "part-00000.parquet")
     with pytest.raises(ValueError, match=r"part-00000\.parquet' is a Parquet file, but not of embeddings"):
@@ -329,21 +333,50 @@ def test_mistakes(words: str, quoted: str, capsys, tmp_path: Path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_the_command_of_a_job_is_read_as_the_job(job: Callable[..., Job], tmp_path: Path):
-    from harness.cli import flags
-    from harness.cli.parser import build_parser
+def test_the_same_pictures_in_four_forms_have_the_same_embeddings(run: Run, draw: Any, tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    contents = [draw(number) for number in range(7)]
+    (tmp_path / "folder").mkdir()
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number, content in enumerate(contents):
+            (tmp_path / "folder" / f"{number}.png").write_bytes(content)
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    pq.write_table(pa.table({"image": [{"bytes": content} for content in contents]}), tmp_path / "x.parquet")
+    features = datasets.Features({"image": datasets.Image()})
+    rows = {"image": [{"bytes": content, "path": None} for content in contents]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    names = {"folder": "{}.png", "x.tar": "x.tar/{}.png", "x.parquet": "x.parquet/{}", "saved": "{}"}
+    vectors = []
+    for word, name in names.items():
+        source = open_source([f"{'hfds:' if word == 'saved' else ''}{tmp_path / word}"])
+        done = run(source=source, out=tmp_path / "vectors" / word)
+        [shard] = read_vectors(done.path)
+        assert list(shard.names) == [name.format(number) for number in range(7)]
+        vectors.append(shard.embeddings)
+    assert all(np.array_equal(own, vectors[0]) for own in vectors)
 
-    made = job(how={"method": "tome", "keep": 0.5, "dtype": "bfloat16"}, embedding_dtype="float32")
-    args = build_parser().parse_args(made.command().split()[1:])
-    assert flags.setup_of(args) == made.setup
-    assert open_source(args.source).revision == made.source.revision
-    assert (args.batch, args.shard_size, args.output, args.embedding_dtype) == (6, 10, made.out, "float32")
+
+def test_precision_is_that_of_the_setup(run: Run, whole: Path):
+    done = run(how={"dtype": "bfloat16"}, embedding_dtype="float32")
+    for own, other in zip(read_vectors(done.path), read_vectors(whole), strict=True):
+        cosines = (own.embeddings * other.embeddings.astype(np.float32)).sum(axis=1)
+        assert cosines.min() > 0.99
+        assert not np.array_equal(own.embeddings.astype(np.float16), other.embeddings)
+
+
+def test_a_full_disk_is_told_with_the_way_on(run: Run, monkeypatch, files: Files, whole: Path):
+    full = Mock(side_effect=[None, None, OSError(errno.ENOSPC, "no room")])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match=r"part-00001\.parquet': the disk is full; .*go on with: the same command"):
+            run()
+    assert files(run().path) == files(whole)
 
 
 def test_ids_are_positions_and_no_batch_crosses_a_file(job: Callable[..., Job], monkeypatch):
     sizes: list[int] = []
-    from harness.vectors.encoder import Encoder
-
     pictures = Encoder.pictures
     monkeypatch.setattr(Encoder, "pictures", lambda self, x: sizes.append(len(x)) or pictures(self, x))
     done = embed(job(), Progress())

@@ -43,8 +43,8 @@ def test_a_reader_sees_all_of_it(reader: str, whole: Path, tmp_path: Path):
     (tmp_path / "vectors").symlink_to(whole)
     code = f"import numpy as np\n{block}\n{REST[reader]}\n{SAVE}"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}
-    facts = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path, "env": environment}
-    done = subprocess.run([sys.executable, "-c", code], **facts)
+    facts = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+    done = subprocess.run([sys.executable, "-c", code], check=False, **facts)
     assert done.returncode == 0, done.stderr
     out = np.load(tmp_path / "out.npz")
     order = np.argsort(out["ids"])
