@@ -34,6 +34,7 @@ WHOLE = -1  # size of a picture that is a file of its own
 KEPT = 1_000  # pictures of a tar from which on its list is worth keeping
 MANY = 16  # tars from which on processes are worth their start
 ROWS = 16  # of a Parquet file that are read at once
+BUFFER = 1 << 20  # bytes of a column that are read ahead; else a whole group of rows would be
 EXPECTED = "a folder of pictures, tars, Parquet files, or hfds:PATH"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -268,7 +269,7 @@ class ParquetSource(Source):
 
     def _rows(self, number: int, start: int) -> Iterator[Picture]:
         """Yield the pictures of a file from a row on; groups of rows before it aren't read."""
-        with pq.ParquetFile(self.words[number], pre_buffer=False) as file:
+        with pq.ParquetFile(self.words[number], pre_buffer=False, buffer_size=BUFFER) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = list(accumulate(sizes))
             groups = [group for group, end in enumerate(ends) if end > start]

@@ -1,6 +1,7 @@
 """Embeddings on disk: a folder of Parquet shards, each with what it was made from and how."""
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from harness.golden.shards import BrokenShardError, ShardFacts, reading, shard_paths
-from harness.golden.store import lists
+from harness.golden.store import MAGIC, lists
 from harness.measure.setup import Setup
 from zoo.files import write_whole
 
@@ -22,6 +23,7 @@ PROVENANCE_KEY, SHARD_KEY = b"vectors", b"shard"  # of a Parquet file's metadata
 DTYPES = {"float16": np.float16, "float32": np.float32}  # of embeddings
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
+_CHECKSUM = b'"sha256": "'
 _MEND = "make them with: patchrank embed SOURCE --output DIR"
 
 
@@ -118,8 +120,9 @@ class Vectors:
         values = np.ascontiguousarray(self.embeddings, DTYPES[self.provenance.embedding_dtype])
         content = {"id": pa.array(self.ids), name: pa.array(self.names, pa.string()), "embedding": lists(values, width)}
         place = {"first": self.first, "covers": self.covers, "size": self.size}
-        shard = json.dumps({**place, "bad": self.bad})
-        facts = {PROVENANCE_KEY: self.provenance.json().encode(), SHARD_KEY: shard.encode()}
+        provenance, shard = self.provenance.json(), {**place, "bad": self.bad}
+        whole = json.dumps({**shard, "sha256": _digest(provenance.encode(), shard)})
+        facts = {PROVENANCE_KEY: provenance.encode(), SHARD_KEY: whole.encode()}
         packed = {"id": "zstd", name: "zstd", "embedding.list.element": "none"}  # noise doesn't shrink
         sink = pa.BufferOutputStream()
         plain = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
@@ -135,32 +138,47 @@ class Vectors:
             ValueError: it is somebody else's.
         """
         content = path.read_bytes()
+        if content[:4] != MAGIC or content[-4:] != MAGIC:
+            raise BrokenShardError("cut off, or no Parquet file")
         with reading():
-            if content[:4] != b"PAR1" or content[-4:] != b"PAR1":
-                raise BrokenShardError("cut off, or no Parquet file")
             file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
             metadata = file.metadata.metadata or {}
-            if PROVENANCE_KEY in metadata:
-                shard, table = json.loads(metadata[SHARD_KEY]), file.read(use_threads=False)
-                provenance = Provenance.parse(metadata[PROVENANCE_KEY])
-                values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-                vectors = cls(
-                    ids=table["id"].to_numpy(),
-                    names=table[NAMES[provenance.kind]].to_pylist(),
-                    embeddings=values.reshape(len(table), provenance.width),
-                    provenance=provenance,
-                    bad=[Bad(*entry) for entry in shard.pop("bad")],
-                    **shard,
-                )
-                vectors._check()
-                return vectors
-        raise ValueError(f"{str(path)!r} is a Parquet file, but not of embeddings; use another folder")
+        if not metadata.keys() & {PROVENANCE_KEY, SHARD_KEY} and _CHECKSUM not in content:
+            raise ValueError(f"{str(path)!r} is a Parquet file, but not of embeddings; use another folder")
+        with reading():
+            shard = json.loads(metadata[SHARD_KEY])
+            if shard.pop("sha256") != _digest(metadata[PROVENANCE_KEY], shard):
+                raise BrokenShardError("its description and checksum differ")
+            table = file.read(use_threads=False)
+        try:
+            provenance = Provenance.parse(metadata[PROVENANCE_KEY])
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} was made by another release: {error}; use another folder") from error
+        with reading():
+            values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            vectors = cls(
+                ids=table["id"].to_numpy(),
+                names=table[NAMES[provenance.kind]].to_pylist(),
+                embeddings=values.reshape(len(table), provenance.width),
+                provenance=provenance,
+                bad=[Bad(*entry) for entry in shard.pop("bad")],
+                **shard,
+            )
+            vectors._check()
+        return vectors
 
     def _check(self) -> None:
         """Refuse rows that don't cover what they should."""
         covered = sorted([*self.ids.tolist(), *(bad.id for bad in self.bad)])
         if covered != list(range(self.first, self.first + self.covers)) or not 1 <= self.covers <= self.size:
             raise BrokenShardError(f"doesn't hold the {self.covers} from {self.first} on, of {self.size} per shard")
+        if self.embeddings.dtype != DTYPES[self.provenance.embedding_dtype] or len(self.names) != len(self.ids):
+            raise BrokenShardError("its columns aren't as they were written")
+
+
+def _digest(provenance: bytes, shard: Mapping[str, Any]) -> str:
+    """Return the sha256 over what isn't in pages, which have checksums of their own."""
+    return hashlib.sha256(provenance + json.dumps(shard, sort_keys=True).encode()).hexdigest()
 
 
 def facts_of(path: Path, index: int) -> ShardFacts:

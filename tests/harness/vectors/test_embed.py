@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from harness.cli import main
 from harness.console.terminal import Progress
 from harness.datasets.images import read_image
-from harness.golden.shards import claimed, shard_paths
+from harness.golden.shards import BrokenShardError, claimed, shard_paths
 from harness.measure.setup import Setup
 from harness.models.towers import load_tower
 from harness.vectors.embed import Embedded, Job, Spent, embed
@@ -269,6 +270,33 @@ def test_the_file_says_what_it_was_made_from(whole: Path, pictures: Path, tower:
         Provenance.parse(json.dumps({**facts, "colour": "red"}))
     with pytest.raises(ValueError, match="missing"):
         Provenance.parse("{}")
+
+
+def test_every_changed_byte_is_noticed_or_means_nothing(whole: Path, tmp_path: Path):
+    content = (whole / "part-00000.parquet").read_bytes()
+    wanted = Vectors.read(whole / "part-00000.parquet")
+    changed, noticed = tmp_path / "part-00000.parquet", 0
+    for place in range(0, len(content), 7):
+        changed.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            found = Vectors.read(changed)
+        except BrokenShardError:
+            noticed += 1
+            continue
+        assert (found.ids.tolist(), list(found.names), found.bad) == (wanted.ids.tolist(), wanted.names, wanted.bad)
+        assert np.array_equal(found.embeddings, wanted.embeddings)
+        assert found.provenance == wanted.provenance
+    assert noticed > 0.5 * len(content) / 7
+
+
+def test_a_file_of_another_release_is_neither_read_nor_removed(run: Run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Provenance, "json", lambda self: json.dumps({**asdict(self), "colour": "red"}))
+        done = run()
+    before = (done.path / "part-00000.parquet").read_bytes()
+    with pytest.raises(ValueError, match=r"part-00000\.parquet' was made by another release: .*'colour'"):
+        run()
+    assert (done.path / "part-00000.parquet").read_bytes() == before
 
 
 def test_a_file_of_somebody_else_is_refused(run: Run, whole: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Pictures listed: in folders, tars, Parquet and `datasets`, whole and damaged."""
 
 import io
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -67,6 +68,17 @@ def test_a_folder_is_in_the_order_of_its_names(pictures: Path):
     assert len(source) == len(rows) == 44
     assert all(content == (pictures / path).read_bytes() for path, content in rows)
     assert "notes.txt" not in names
+
+
+def test_names_that_are_no_text_and_names_that_are_there_twice(tmp_path: Path, draw: Draw):
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes(draw(1))
+    assert everything(open_source([str(tmp_path)])) == [(r"\xff.png", draw(1))]
+    tars = [tmp_path / part / "x.tar" for part in "ab"]
+    for tar in tars:
+        tar.parent.mkdir()
+        write_tar(tar, {"1.png": draw(1)})
+    assert [path for path, _ in everything(open_source(list(map(str, tars))))] == [f"{tar}/1.png" for tar in tars]
 
 
 @pytest.mark.parametrize("word", ["x-{000..002}.tar", "x-*.tar", "**/*.tar"])
