@@ -27,6 +27,7 @@ from harness.vectors.source import Picture
 
 CHUNK = 16  # pictures that a process takes at a time
 AHEAD = 3  # chunks per process that wait for the model at most
+LONGEST = 1_000  # times the shorter side: resized by that, a longer side would fill the memory
 MOST = 16  # processes beside a GPU
 PRELOADED = ["harness.vectors.decode", "open_clip", "timm.data", "torchvision.transforms"]
 Transform = Callable[[Any], Any]  # from a PIL image to (C, H, W)
@@ -55,6 +56,8 @@ def prepare(pictures: Sequence[Picture], transform: Transform) -> Prepared:
         for place, picture in enumerate(pictures):
             try:
                 image = decode_image(picture.read(), repr(picture.path), way="leave it out")
+                if max(image.size) > LONGEST * min(image.size):
+                    raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
                 rows[place] = np.asarray(transform(image), dtype=np.float32)
             except Exception as error:  # an odd size may stop a transform, too
                 wrong[place] = str(error) or type(error).__name__

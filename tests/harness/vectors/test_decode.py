@@ -1,5 +1,6 @@
 """Decoding in processes: the order of the pictures, whatever the processes do, and their deaths."""
 
+import io
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harness.datasets.images import decode_image
 from harness.vectors import decode
@@ -58,6 +60,15 @@ def test_what_cannot_be_read_keeps_its_place_and_its_reason(chunks: list[list[Pi
         assert one.pixels is not None
         assert one.pixels.shape == (len(one.paths), 3, 5, 4)
         assert sorted(one.wrong) == [place for place, row in enumerate(one.pixels) if not row.any()]
+
+
+def test_a_picture_that_resizing_would_blow_up_is_bad():
+    contents = []
+    for width in (1_000, 1_001):
+        sink = io.BytesIO()
+        Image.new("L", (width, 1)).save(sink, "png")
+        contents.append(Picture(str(width), content=sink.getvalue()))
+    assert prepare(contents, RESIZED).wrong == {1: "it has 1001 x 1 pixels; expected sides of 1 : 1000"}
 
 
 @pytest.mark.slow
