@@ -52,6 +52,10 @@ class Preprocess:
         pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         return pixels
 
+    def __repr__(self) -> str:
+        """Say what the processor does."""
+        return repr(self.processor)
+
 
 class SquarePreprocess(Preprocess):
     """SigLIP 2's processor for one grid: images are squeezed to a square, as a batch has one count of tokens.

@@ -55,7 +55,7 @@ def _complete(path: str, action: argparse.Action) -> None:
     names = NAMES.get(f"{path} {action.dest}") or NAMES.get(action.dest)
     if names is not None:
         action.choices = list(names())
-    elif action.type is Path or action.dest == "images":
+    elif action.type is Path or action.dest in ("images", "source"):
         kind = shtab.DIRECTORY if action.metavar == FOLDER else shtab.FILE
         action.complete = kind  # type: ignore[attr-defined]
 
@@ -73,6 +73,7 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "model": lambda: MODELS,
     "models": _dense,
     "methods": lambda: METHODS,
+    "method": lambda: METHODS,
     "compare methods": known_methods,
     "study floor methods": known_methods,
     "match_to": lambda: METHODS,
@@ -82,6 +83,7 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "tokens": lambda: TUNINGS,
     "dtype": lambda: DTYPES,
     "precisions": lambda: DTYPES,
+    "embedding_dtype": lambda: ("float16", "float32"),
     "score": lambda: SCORES,
     "scores": lambda: SCORES,
     "by": lambda: (*SCORES, *METHODS),

@@ -84,16 +84,18 @@ def colour_choice(when: str, environ: Mapping[str, str]) -> str:
     return "always" if environ.get("FORCE_COLOR") else "auto"
 
 
-def pace(done: int, total: int, begun: int, seconds: float, per_image: float) -> str:
+def pace(done: int, total: int, begun: int, seconds: float, per_image: float | None, what: str = "images") -> str:
     """Describe how fast this run is and how long it will take.
 
-    Of ``total`` images earlier runs did ``begun``, and ``done`` includes these. ``seconds`` are
-    since this run began, and ``per_image`` is the number of windows.
+    Of ``total`` images, or ``what`` it is, earlier runs did ``begun``, and ``done`` includes these.
+    ``seconds`` are since this run began, and ``per_image`` is the number of windows, None without any.
     """
     if done <= begun or seconds <= 0:
         return ""
     rate = (done - begun) / seconds
-    text = f"{rate:.3g} images/s, {rate * per_image:,.0f} windows/s"
+    text = f"{rate:.3g} {what}/s"
+    if per_image is not None:
+        text += f", {rate * per_image:,.0f} windows/s"
     left = timedelta(seconds=round((total - done) / rate))
     return f"{text}, {left} left" if done < total else text
 
@@ -148,7 +150,9 @@ class Progress:
             yield update
 
     @contextmanager
-    def long(self, name: str, total: int, begun: int, per_image: float) -> Iterator[Callable[[int], None]]:
+    def long(
+        self, name: str, total: int, begun: int, per_image: float | None = None, what: str = "images"
+    ) -> Iterator[Callable[[int], None]]:
         """Show work that may go on for days; call what it yields with the number of images done.
 
         Rate and time left are of this run alone, see `pace`.
@@ -160,20 +164,20 @@ class Progress:
             with self._bar(name, total, *columns, done=begun) as bar:
 
                 def draw(done: int) -> None:
-                    text = pace(done, total, begun, time.monotonic() - start, per_image)
+                    text = pace(done, total, begun, time.monotonic() - start, per_image, what)
                     bar.update(bar.task_ids[0], completed=done, text=text)
 
                 yield draw
             return
-        self.say(f"{name}: {begun} of {total} images are there")
+        self.say(f"{name}: {begun} of {total} {what} are there")
 
         def line(done: int) -> None:
             nonlocal said, last
             now = time.monotonic()
             if done > last and (now - said >= LINE_S or done >= total):
                 said, last = now, done
-                text = pace(done, total, begun, now - start, per_image)
-                self.say(f"{name}: {done} of {total} images, {text}")
+                text = pace(done, total, begun, now - start, per_image, what)
+                self.say(f"{name}: {done} of {total} {what}, {text}")
 
         yield line
 

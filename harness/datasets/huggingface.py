@@ -214,11 +214,11 @@ def _quiet(library: Any, *, offline: bool) -> Iterator[None]:
 
 
 class Columns(NamedTuple):
-    """The columns of images and of classes, and the classes' names by label."""
+    """The columns of images and of classes, None where there are none, and the classes' names by label."""
 
     image: str
-    label: str
-    names: tuple[str, ...]
+    label: str | None = None
+    names: tuple[str, ...] = ()
 
 
 def find_columns(features: Mapping[str, Any], choice: Choice, what: str) -> Columns:
@@ -276,7 +276,8 @@ class Rows:
     def __init__(self, table: Any, columns: Columns, roots: Sequence[str], what: str) -> None:
         self._rows = table.select_columns([columns.image]).with_format("arrow")
         self._columns, self._roots, self.what = columns, roots, what
-        whole = table.select_columns([columns.image, columns.label]).with_format("arrow")[:]
+        used = [name for name in (columns.image, columns.label) if name is not None]
+        whole = table.select_columns(used).with_format("arrow")[:]
         try:
             whole.validate(full=True)  # of images only where they begin and end
         except pa.ArrowInvalid as error:
@@ -285,7 +286,9 @@ class Rows:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """(n,) int64, without looking at images; refuses rows without a label of a class."""
+        """(n,) int64, without looking at images, -1 without classes; refuses rows without a label of a class."""
+        if self._columns.label is None:
+            return np.full(len(self._whole), MISSING, dtype=np.int64)
         column = pc.fill_null(self._whole.column(self._columns.label), MISSING)
         labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
         if unlabelled := int(np.count_nonzero(labels < 0)):
@@ -402,6 +405,24 @@ class HfDataset(OwnDataset):
 
         labels = self._rows[name].labels if name in self._rows else np.empty(0, dtype=np.int64)
         return Split(labels, lambda index: f"{self.name}/{name}/{index}", render)
+
+
+def unlabelled(place: Place, *, download: bool = False) -> dict[str, Rows]:
+    """Open the images of all splits, or of those that are chosen, by the splits' own names.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: see ``load``; or no column of images, or several.
+    """
+    tables = load(place, download=download)
+    names = [place.choice[split] for split in SPLITS if split in place.choice] or list(tables)
+    rows = {}
+    for name in names:
+        if name not in tables:
+            raise ValueError(f"{place.what}: split {name!r}: {expected(name, tables)}")
+        column = _column(tables[name].features, IMAGE, place.choice.get("image"), "image", place.what)
+        where = f"split {name!r} of {place.what}" if name else place.what
+        rows[name] = Rows(tables[name], Columns(column), roots(place), where)
+    return rows
 
 
 def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, str]:

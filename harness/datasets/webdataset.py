@@ -200,12 +200,12 @@ def _samples(number: int, shard: Path) -> list[Sample]:
     keys: dict[str, _Fields] = {}
     with shard.open("rb") as file:
         length = os.fstat(file.fileno()).st_size
-        for member in _members(file, what):
+        for member in members_of(file, what):
             _take(file.fileno(), member, length, keys, what)
     return [_sample(number, key, fields, what) for key, fields in keys.items()]
 
 
-def _members(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
+def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
     """Yield the headers of a tar that is whole."""
     end = 0
     try:

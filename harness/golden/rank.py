@@ -1,22 +1,18 @@
 """Make golden rankings of images, shard by shard and resumable, in this process or on Ray."""
 
-import contextlib
-import logging
 import math
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.console.terminal import Progress
@@ -24,9 +20,10 @@ from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import turns
 from harness.datasets.images import folder_images
 from harness.golden import store
+from harness.golden.shards import claimed, missing, shard_path, survey
 from harness.golden.store import FOLDER_SPLIT, Provenance, Shard, own_store, ranked_revision
+from harness.golden.workers import check_workers, made_by_workers, require_same
 from harness.models.towers import Tower, load_tower, text_classifier
-from zoo.files import PARTIAL
 from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.suffix import AUTO, precision_on
 from zoo.weights import fingerprint
@@ -37,7 +34,6 @@ V = TypeVar("V")
 SHARD_SIZE = 64
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
 MOST_THREADS = 8  # that load images beside a GPU
-MOST_DEATHS = 3  # of workers on one shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,7 @@ class Job:
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from 1")
         if self.workers is not None:
-            _check_workers(self.workers, self.device)
+            check_workers(self.workers, self.device)
 
     def command(self, out: Path) -> str:
         """Return the command line of this job."""
@@ -131,13 +127,13 @@ def rank(job: Job, progress: Progress) -> Ranked:
     """
     maker = ShardMaker(job)
     job, source, total = maker.job, job.source, len(maker.split)
-    with store.claimed(maker.out):
-        present, removed = store.survey(maker.out)
+    with claimed(maker.out):
+        present, removed = survey(maker.out, store.facts_of)
         for line in removed:
             progress.say(line)
         stored = [shard.provenance for shard in present.values()]
         maker.settle(stored[0] if stored else None)
-        todo = store.missing(maker.out, present, maker.provenance, job.shard_size, total)
+        todo = missing(maker.out, present, maker.provenance, job.shard_size, total, "rankings")
         begun = total - sum(len(maker.positions(index)) for index in todo)
         if todo:
             passes = maker.engine.passes
@@ -151,7 +147,7 @@ def rank(job: Job, progress: Progress) -> Ranked:
                 for count in here if job.workers is None else _made_by_ray(maker, todo):
                     begun += count
                     show(begun)
-        if gone := [index for index in todo if not store.shard_path(maker.out, index).is_file()]:
+        if gone := [index for index in todo if not shard_path(maker.out, index).is_file()]:
             raise ValueError(f"{len(gone)} shards have vanished from {str(maker.out)!r} meanwhile")
     return Ranked(maker.out, total, len(source.images) * job.variants)
 
@@ -315,155 +311,19 @@ def ahead(groups: Sequence[Sequence[int]], load: Callable[[int], V], threads: in
                 value.cancel()
 
 
-class _RayWorker:
-    """What an actor of Ray runs: it loads the tower at its first shard, then makes whole shards.
-
-    Errors that a user can mend come back as text, not as Ray's tracebacks.
-    """
-
-    def __init__(self, task: Any) -> None:
-        import ray
-
-        self.job: Job
-        self.provenance: Provenance
-        self.job, self.provenance, folder = ray.get(task)
-        with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
-            os.chdir(folder)  # what relative paths start from
-        self.maker: ShardMaker | None = None
-
-    def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
-        (index,) = rows["shard"]
-        assert self.job.out is not None
-        try:
-            with attempt(self.job.out, int(index)):
-                return {"images": [self._make(int(index))], "error": [""]}
-        except (ValueError, OSError) as error:
-            return {"images": [0], "error": [str(error)]}
-
-    def _make(self, index: int) -> int:
-        if self.maker is None:
-            self.maker = ShardMaker(self.job)
-            if differences := self.maker.provenance.differences(self.provenance):
-                raise ValueError(
-                    f"a worker has another tower or other images: {'; '.join(differences)}; "
-                    "every machine needs the same weights and files"
-                )
-        return sum(self.maker.make(index))
-
-
-@contextlib.contextmanager
-def attempt(folder: Path, index: int) -> Iterator[None]:
-    """Note in a file beside a shard that a worker begins it; only its sudden end leaves the file.
-
-    Ray starts a worker anew whenever it dies, and gives it the same shard: here that has an end.
-
-    Raises:
-        ValueError: the shard has ended as many workers as may die of one.
-    """
-    path = store.shard_path(folder, index)
-    note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # `survey` removes it
-    with note.open("ab") as file:
-        file.write(b".")
-    deaths = note.stat().st_size - 1
-    try:
-        if deaths >= MOST_DEATHS:
-            raise ValueError(
-                f"shard {index}, {path.name}, ended {deaths} workers without a message: too "
-                "little memory, or an image that breaks its decoder? Finished shards are kept; "
-                "without --workers the same command may say more"
-            )
-        yield
-    finally:
-        note.unlink(missing_ok=True)
-
-
-def _check_workers(workers: int, device: str) -> None:
-    """Refuse workers that can't be had.
-
-    Raises:
-        ValueError: Ray isn't installed, a device with a number, or too few GPUs here.
-    """
-    if find_spec("ray") is None:
-        raise ValueError(f"--workers {workers} needs Ray: pip install 'clip-patchrank[ray]'")
-    kind, _, number = device.partition(":")
-    if number:
-        text = f"--device {device!r} with --workers: say {kind}; each worker takes its own"
-        raise ValueError(text)
-    count = torch.cuda.device_count()
-    if kind == "cuda" and not _cluster() and workers > count:
-        text = f"--workers {workers} on a machine with {count} GPUs: each worker takes one"
-        raise ValueError(text)
-
-
-def _cluster() -> str | None:
-    """Return the address of the cluster to use, None to start one on this machine."""
-    address = os.environ.get("RAY_ADDRESS", "local")
-    return None if address == "local" else address
-
-
-@contextlib.contextmanager
-def _ray_running(workers: int) -> Iterator[None]:
-    """Join the cluster of ``RAY_ADDRESS``, or start one here; leave it at the end."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    # Ray reads these when it starts: no reports home, no notes from its core on standard error.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    # Workers that took all logical CPUs would leave none for Ray's own tasks.
-    own = {"num_cpus": workers + 1, "include_dashboard": False}
-    address = _cluster()
-    # Ray tells on standard output of workers that die, until it has stopped; that is for results.
-    with contextlib.redirect_stdout(sys.stderr):
-        ray.init(**quiet, **({"address": address} if address else own))
-        try:
-            yield
-        finally:
-            ray.shutdown()
+def _make_by(job: Job, wanted: Provenance) -> Callable[[int], int]:
+    """Return what makes a shard in a worker, which loads the tower anew, and counts its images."""
+    maker = ShardMaker(job)
+    require_same(maker.provenance.differences(wanted))
+    return lambda index: sum(maker.make(index))
 
 
 def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[int]:
-    """Make shards by Ray's actors; yield the number of images of each that is done.
-
-    Raises:
-        ValueError: a worker says why it can't go on, or Ray does.
-    """
-    import ray
-    import ray.data
-    from ray.exceptions import RayError
-
+    """Make shards by Ray's actors; yield the number of images of each that is done."""
     job, provenance = maker.job, maker.provenance
     maker.tower.vit.cpu()  # the workers need the room
     torch.cuda.empty_cache()
     assert job.workers is not None
     settled = replace(job, out=maker.out.absolute(), dtype=provenance.dtype, batch=provenance.batch)
-    shards = [{"shard": index} for index in todo]
-    with _ray_running(job.workers):
-        # A dataset may hold a console to show its downloads on.
-        ray.util.register_serializer(Progress, serializer=lambda _: None, deserializer=lambda _: Progress())
-        # By reference: Ray Data logs what it is given, item by item, and would decode all images.
-        task = ray.put((settled, provenance, str(Path.cwd())))
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
-            _RayWorker,
-            fn_constructor_args=(task,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=1 if job.device == "cuda" else None,
-        )
-        try:
-            for block in made.iter_batches(batch_size=None, prefetch_batches=0):
-                for count, error in zip(block["images"], block["error"], strict=True):
-                    if error:
-                        raise ValueError(str(error))
-                    yield int(count)
-        except RayError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"the workers can't go on ({reason}); finished shards are kept, the same command goes on"
-            ) from error
+    start = partial(_make_by, settled, provenance)
+    return made_by_workers(start, maker.out, todo, workers=job.workers, device=job.device)

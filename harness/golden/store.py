@@ -1,50 +1,31 @@
 """Golden rankings on disk: a folder of Parquet shards as ``rank`` makes it, or one small file."""
 
-import contextlib
-import errno
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from harness.datasets import Dataset, kind_of
 from harness.datasets.base import DATA_DIR, Split
-from zoo.files import PARTIAL, write_whole
+from harness.golden.shards import BrokenShardError, ShardFacts, reading, shard_path, shard_paths, write_with_room
+from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 from zoo.weights import cache_folder
 
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
 PROVENANCE_KEY, SHARD_KEY = b"golden", b"shard"  # of a Parquet file's metadata
 MAGIC = b"PAR1"
-LOCK = ".lock"  # pandas, polars and datasets leave out names that start with a dot
 UNKNOWN = -1  # label of an image without one
 _CHECKSUM = b'"sha256": "'
-_SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
-_NO_ROOM = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "files this large are not allowed",
-    errno.EROFS: "the disk is read-only",
-}
 _COLUMNS = ("importance", "labels", "least", "ranking")
-
-
-class BrokenShardError(ValueError):
-    """A shard that is cut off, changed or not one at all."""
-
-
-class NoRoomError(OSError):
-    """A shard can't be written for lack of room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,17 +323,6 @@ class Shard(Rankings):
             raise BrokenShardError("a ranking doesn't hold every patch once")
 
 
-@contextlib.contextmanager
-def reading() -> Iterator[None]:
-    """Take whatever goes wrong in the body for a broken file."""
-    try:
-        yield
-    except BrokenShardError:
-        raise
-    except Exception as error:  # a changed footer can raise anything, MemoryError included
-        raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
-
-
 def to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
     """Store importance as float16 of its distance to the image's least, which keeps the order.
 
@@ -385,25 +355,6 @@ def lists(values: NDArray[Any], width: int) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
 
 
-class ShardFacts(NamedTuple):
-    """What ``missing`` must know of a whole shard: its images, those of a full one, its origin."""
-
-    images: int
-    size: int
-    provenance: Provenance
-
-
-def shard_path(folder: Path, index: int) -> Path:
-    """Return where a shard belongs; ``index`` counts from 0."""
-    return folder / f"part-{index:05d}.parquet"
-
-
-def shard_paths(folder: Path) -> dict[int, Path]:
-    """List the files named like shards, by index, ascending."""
-    names = ((_SHARD_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in names if match))
-
-
 def read_shard(path: Path, index: int) -> Shard:
     """Read a shard and check it.
 
@@ -422,90 +373,15 @@ def read_shard(path: Path, index: int) -> Shard:
     return shard
 
 
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other runs out of it while the body runs or the process lives.
-
-    Raises:
-        ValueError: another run writes there.
-        OSError: the folder can't be made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        text = f"another run is writing to {str(folder)!r}: wait for its end, or use another --out"
-        raise ValueError(text) from None
-    except NotImplementedError:
-        pass  # a file system without locks: two runs there would only do the same work twice
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def survey(folder: Path) -> tuple[dict[int, ShardFacts], list[str]]:
-    """Check every shard of a claimed folder; remove broken ones and half-written files.
-
-    Return the whole shards by index, and a line for each that was removed.
-    """
-    for path in folder.glob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
-    present: dict[int, ShardFacts] = {}
-    removed = []
-    for index, path in shard_paths(folder).items():
-        try:
-            shard = read_shard(path, index)
-        except BrokenShardError as error:
-            path.unlink(missing_ok=True)
-            removed.append(f"{path.name} is broken ({error}): removed, to be made again")
-            continue
-        present[index] = ShardFacts(len(shard), shard.size, shard.provenance)
-    return present, removed
-
-
-def missing(folder: Path, present: dict[int, ShardFacts], provenance: Provenance, size: int, total: int) -> list[int]:
-    """Return the shards that must be made so that the folder holds the first ``total`` images.
-
-    Raises:
-        ValueError: a shard was made with other settings; names them and what to do.
-    """
-    for shard in present.values():
-        differences = shard.provenance.differences(provenance)
-        if shard.size != size:
-            differences.append(f"shard size {shard.size} there, {size} wanted")
-        if differences:
-            raise ValueError(
-                f"{str(folder)!r} holds rankings made with other settings: "
-                f"{'; '.join(differences)}. Use another --out, or delete that folder"
-            )
-    return [
-        index
-        for index, first in enumerate(range(0, total, size))
-        if index not in present or present[index].images < min(size, total - first)
-    ]
+def facts_of(path: Path, index: int) -> ShardFacts:
+    """Read and check a shard, see ``read_shard``, and return what ``survey`` asks for."""
+    shard = read_shard(path, index)
+    return ShardFacts(len(shard), shard.size, shard.provenance)
 
 
 def write_shard(folder: Path, index: int, shard: Shard, resume: str) -> None:
-    """Write a shard whole or not at all; ``resume`` is the command that goes on from here.
-
-    Raises:
-        NoRoomError: no room; says how much is needed and free, and how to go on.
-        OSError: it can't be written for another reason.
-    """
-    path = shard_path(folder, index)
-    content = shard.encode()
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        free = shutil.disk_usage(folder).free
-        raise NoRoomError(
-            f"can't write {str(path)!r}: {_NO_ROOM[error.errno]}; {len(content):,} bytes needed, "
-            f"{free:,} free. Finished shards are kept; make room, then go on with: {resume}"
-        ) from error
+    """Write a shard, see ``write_with_room``."""
+    write_with_room(shard_path(folder, index), shard.encode(), resume)
 
 
 def _joined(folder: Path) -> Rankings:

@@ -25,6 +25,7 @@ from harness.datasets.base import Split
 from harness.datasets.few_shot import batches
 from harness.golden import store
 from harness.golden.maps import unprocessed
+from harness.golden.shards import BrokenShardError, reading
 from harness.measure.plan import TRACED
 from harness.measure.rows import Outcome
 from harness.records.conditions import DENSE
@@ -241,21 +242,21 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
         ValueError: a file of another kind, or of a version that this package doesn't know.
     """
     if content[:4] != store.MAGIC or content[-4:] != store.MAGIC:
-        raise store.BrokenShardError("cut off, or no Parquet file")
-    with store.reading():
+        raise BrokenShardError("cut off, or no Parquet file")
+    with reading():
         file = pq.ParquetFile(pa.BufferReader(content))
         texts = file.metadata.metadata or {}
     if kind.encode() not in texts:
         raise ValueError(f"a Parquet file, but not of {kind}")
-    with store.reading():
+    with reading():
         metadata = json.loads(texts[kind.encode()])
         version, digest = metadata.pop("version"), metadata.pop("sha256")
     if version != VERSION:
         raise ValueError(f"{kind} of version {version!r}; this package reads {VERSION}, update it")
-    with store.reading():
+    with reading():
         table = file.read(use_threads=False)
         if _digest(table, metadata) != digest:
-            raise store.BrokenShardError("content and checksum differ")
+            raise BrokenShardError("content and checksum differ")
     return table, metadata
 
 
@@ -271,7 +272,7 @@ def _naming(path: Path) -> Iterator[None]:
     """Put a file's path into errors, and of a broken one the way out."""
     try:
         yield
-    except store.BrokenShardError as error:
+    except BrokenShardError as error:
         raise ValueError(
             f"{str(path)!r} is broken ({error}): delete it, or make it again by the same `compare` command with --fresh"
         ) from error
@@ -378,7 +379,7 @@ def keep_thumbnails(run: Path, facts: Facts, split: Split, preprocess: Any, on_b
     with _naming(path):
         try:
             jpegs = _read_jpegs(path)
-        except store.BrokenShardError:
+        except BrokenShardError:
             jpegs = {}
     absent = [i for i, name in enumerate(split.image_ids) if name not in jpegs]
     if not absent:

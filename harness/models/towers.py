@@ -135,7 +135,7 @@ def load_clip(name: str) -> tuple[ClipParts, str, str]:
     """
     tower = load_tower(name)
     if tower.clip is None:
-        raise _no_text(tower)
+        raise no_text(tower)
     return tower.clip, tower.arch, tower.tag
 
 
@@ -143,14 +143,15 @@ def without_text(tower: Tower) -> ClipParts:
     """Return the parts of a tower for images without classes; naming one raises ValueError."""
 
     def refuse(_texts: Any) -> Tensor:
-        raise _no_text(tower)
+        raise no_text(tower)
 
     return ClipParts(Clip(tower.vit, nn.Identity(), 0.0).eval(), tower.preprocess, refuse)
 
 
-def _no_text(tower: Tower) -> ValueError:
+def no_text(tower: Tower) -> ValueError:
+    """Return the refusal of a tower that has no text tower."""
     return ValueError(
-        f"{tower.name} has no text tower here, so no classes can be named to it; use one of "
+        f"{tower.name} has no text tower here, so it takes no words; use one of "
         f"{', '.join(_dense_names())}, {OPEN_CLIP}ARCH/PRETRAINED, or "
         f"{TRANSFORMERS}FOLDER with CLIP or SigLIP, which bring theirs"
     )

@@ -18,7 +18,8 @@ from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden import rank as module
 from harness.golden.rank import Job, Ranked, Source, rank
-from harness.golden.store import LOCK, Provenance, Rankings, Shard, shard_path
+from harness.golden.shards import LOCK, shard_path
+from harness.golden.store import Provenance, Rankings, Shard
 from harness.models.towers import Tower
 from zoo.clip import ClipParts
 from zoo.golden import GoldenConfig, GoldenEngine

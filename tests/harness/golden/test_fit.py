@@ -25,7 +25,8 @@ from harness.datasets import few_shot as sampling
 from harness.datasets.base import Dataset, Split
 from harness.golden import fit as module
 from harness.golden.fit import Entering, Joined, entering, gather, held_out, tau_of
-from harness.golden.store import Rankings, Shard, shard_path
+from harness.golden.shards import shard_path
+from harness.golden.store import Rankings, Shard
 from harness.measure.rows import variants
 from harness.models.towers import Tower
 from zoo.clip import ClipParts

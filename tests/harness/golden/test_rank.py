@@ -19,7 +19,8 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import subset, turns
 from harness.golden import rank as module
 from harness.golden.rank import Job, Ranked, Source, ahead, rank
-from harness.golden.store import Rankings, find_rankings, shard_path, shard_paths
+from harness.golden.shards import shard_path, shard_paths
+from harness.golden.store import Rankings, find_rankings
 from harness.golden.store import ranked as ranked_positions
 from harness.models.towers import Tower, text_classifier
 from zoo.clip import ClipParts

@@ -20,9 +20,9 @@ from harness.cli import main
 from harness.console.terminal import Progress
 from harness.datasets.base import Split
 from harness.datasets.few_shot import turns
-from harness.golden import rank as module
+from harness.golden import workers as module
 from harness.golden.rank import Job, Source, rank
-from harness.golden.store import shard_path, shard_paths
+from harness.golden.shards import shard_path, shard_paths
 from zoo.golden import GoldenConfig
 
 # At most two blocks, 1 or 2 KiB by the kind of shell; the smallest shard has more.

@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.golden import shards
 from harness.golden import store as module
-from harness.golden.store import BrokenShardError, Provenance, Rankings, Shard, shard_path
+from harness.golden.shards import BrokenShardError, shard_path
+from harness.golden.store import Provenance, Rankings, Shard
 from zoo.golden import GoldenConfig
 
 MakeShard = Callable[..., Shard]
@@ -184,7 +186,7 @@ def flip(content: bytes) -> bytes:
 def test_a_whole_store_is_left_alone_and_half_written_files_go(store: Path):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in store.iterdir()}
     (store / ".part-00003.parquet.host-7.partial").write_bytes(b"PAR1")
-    present, removed = module.survey(store)
+    present, removed = shards.survey(store, module.facts_of)
     assert [shard.images for shard in present.values()] == [4, 4, 2]
     assert removed == []
     assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.iterdir()}
@@ -194,12 +196,12 @@ def test_a_whole_store_is_left_alone_and_half_written_files_go(store: Path):
 def test_a_broken_shard_is_removed_and_told(damage: Callable[[bytes], bytes], store: Path):
     path = shard_path(store, 1)
     path.write_bytes(damage(path.read_bytes()))
-    present, [line] = module.survey(store)
+    present, [line] = shards.survey(store, module.facts_of)
     assert list(present) == [0, 2]
     assert re.fullmatch(r"part-00001\.parquet is broken \(.+\): removed, to be made again", line)
     assert sorted(module.shard_paths(store)) == [0, 2]
     shard_path(store, 0).replace(path)  # under another name
-    present, [line] = module.survey(store)
+    present, [line] = shards.survey(store, module.facts_of)
     assert list(present) == [2]
     assert "part-00001.parquet is broken (starts at image 0, not at 4)" in line
 
@@ -209,7 +211,7 @@ def test_somebody_elses_parquet_is_refused_and_kept(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "part-00000.parquet")
     before = (tmp_path / "part-00000.parquet").read_bytes()
     with pytest.raises(ValueError, match="not of golden rankings; use another folder") as error:
-        module.survey(tmp_path)
+        shards.survey(tmp_path, module.facts_of)
     assert not isinstance(error.value, BrokenShardError)
     assert (tmp_path / "part-00000.parquet").read_bytes() == before
 
@@ -218,18 +220,18 @@ def test_somebody_elses_parquet_is_refused_and_kept(tmp_path):
     ("total", "expected"), [(1, []), (8, []), (10, []), (11, [2]), (12, [2]), (13, [2, 3]), (17, [2, 3, 4])]
 )
 def test_only_what_a_larger_limit_adds_is_missing(total: int, expected: list[int], store: Path, provenance: Provenance):
-    present, _ = module.survey(store)
+    present, _ = shards.survey(store, module.facts_of)
     later = replace(provenance, versions={"torch": "3.0"})  # which is no other setting
-    assert module.missing(store, present, later, 4, total) == expected
+    assert shards.missing(store, present, later, 4, total, "rankings") == expected
     del present[1]
-    assert module.missing(store, present, provenance, 4, 10) == [1]
+    assert shards.missing(store, present, provenance, 4, 10, "rankings") == [1]
 
 
 def test_other_settings_are_refused_by_name_with_both_values(store: Path, provenance: Provenance):
-    present, _ = module.survey(store)
+    present, _ = shards.survey(store, module.facts_of)
     other = replace(provenance, stride=2, weights="fedc", batch=16)
     with pytest.raises(ValueError, match="made with other settings") as error:
-        module.missing(store, present, other, 8, 10)
+        shards.missing(store, present, other, 8, 10, "rankings")
     assert str(error.value) == (
         f"{str(store)!r} holds rankings made with other settings: "
         "weights='0123456789abcdef' there, 'fedc' wanted; stride=1 there, 2 wanted; "
@@ -239,11 +241,11 @@ def test_other_settings_are_refused_by_name_with_both_values(store: Path, proven
 
 
 def test_two_runs_can_not_write_to_one_folder(tmp_path):
-    with module.claimed(tmp_path / "new"):
+    with shards.claimed(tmp_path / "new"):
         with pytest.raises(ValueError, match=r"another run is writing to .*new"):
-            module.claimed(tmp_path / "new").__enter__()
+            shards.claimed(tmp_path / "new").__enter__()
         assert module.shard_paths(tmp_path / "new") == {}
-    with module.claimed(tmp_path / "new"):
+    with shards.claimed(tmp_path / "new"):
         pass
 
 
@@ -252,7 +254,7 @@ def test_two_runs_can_not_write_to_one_folder(tmp_path):
 )
 def test_no_room_is_told_with_the_way_on(code: int, why: str, store, make_shard, monkeypatch):
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(code, "no room")))
-    with pytest.raises(module.NoRoomError, match=why) as error:
+    with pytest.raises(shards.NoRoomError, match=why) as error:
         module.write_shard(store, 3, make_shard(3), "patchrank rank --again")
     assert f"can't write {str(shard_path(store, 3))!r}" in str(error.value)
     assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. ", str(error.value))
@@ -262,17 +264,18 @@ def test_no_room_is_told_with_the_way_on(code: int, why: str, store, make_shard,
 
 def test_other_errors_of_the_disk_stay_what_they_are(store, make_shard, monkeypatch):
     broken = OSError(errno.EIO, "Input/output error")
-    monkeypatch.setattr(module, "write_whole", Mock(side_effect=broken))
+    monkeypatch.setattr(shards, "write_whole", Mock(side_effect=broken))
     with pytest.raises(OSError, match="Input/output error") as error:
         module.write_shard(store, 3, make_shard(3), "")
-    assert not isinstance(error.value, module.NoRoomError)
+    assert not isinstance(error.value, shards.NoRoomError)
 
 
 WRITER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from harness.golden.store import read_shard, shard_path, write_shard
+from harness.golden.shards import shard_path
+from harness.golden.store import read_shard, write_shard
 folder, index = Path(sys.argv[1]), 0
 shard = read_shard(shard_path(folder, 0), 0)
 while True:
@@ -298,7 +301,7 @@ def test_whenever_a_writer_is_killed_every_shard_is_whole(store: Path):
             assert module.read_shard(path, index).image_ids
         others = [path.name for path in store.iterdir() if path not in paths.values()]
         assert all(re.fullmatch(r"\.part-\d+\.parquet\..+\.partial", name) for name in others)
-        module.survey(store)
+        shards.survey(store, module.facts_of)
         assert set(store.iterdir()) == set(paths.values())
         for index in [*paths][1:]:
             paths[index].unlink()

@@ -22,7 +22,8 @@ import zoo
 from harness.cli.parser import build_parser
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.golden.store import BrokenShardError, Rankings
+from harness.golden.shards import BrokenShardError
+from harness.golden.store import Rankings
 from harness.measure import traces
 from harness.measure.compare import compare
 from harness.measure.plan import TRACED, Plan

@@ -1,0 +1,149 @@
+"""A folder of numbered Parquet shards: one run writes it, each file whole, and what is missing can be made."""
+
+import contextlib
+import errno
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from zoo.files import PARTIAL, write_whole
+
+LOCK = ".lock"  # pandas, polars and datasets leave out names that start with a dot
+_SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "files this large are not allowed",
+    errno.EROFS: "the disk is read-only",
+}
+
+
+class BrokenShardError(ValueError):
+    """A shard that is cut off, changed or not one at all."""
+
+
+class NoRoomError(OSError):
+    """A shard can't be written for lack of room."""
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Take whatever goes wrong in the body for a broken file."""
+    try:
+        yield
+    except BrokenShardError:
+        raise
+    except Exception as error:  # a changed footer can raise anything, MemoryError included
+        raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
+
+
+class ShardFacts(NamedTuple):
+    """What ``missing`` must know of a whole shard: its images, those of a full one, its origin.
+
+    ``provenance.differences(other)`` lists in words in what another origin differs.
+    """
+
+    images: int
+    size: int
+    provenance: Any
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Return where a shard belongs; ``index`` counts from 0."""
+    return folder / f"part-{index:05d}.parquet"
+
+
+def shard_paths(folder: Path) -> dict[int, Path]:
+    """List the files named like shards, by index, ascending."""
+    names = ((_SHARD_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return dict(sorted((int(match[1]), path) for match, path in names if match))
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other runs out of it while the body runs or the process lives.
+
+    Raises:
+        ValueError: another run writes there.
+        OSError: the folder can't be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        text = f"another run is writing to {str(folder)!r}: wait for its end, or use another --out"
+        raise ValueError(text) from None
+    except NotImplementedError:
+        pass  # a file system without locks: two runs there would only do the same work twice
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def survey(folder: Path, read: Callable[[Path, int], ShardFacts]) -> tuple[dict[int, ShardFacts], list[str]]:
+    """Check every shard of a claimed folder by ``read``; remove broken ones and half-written files.
+
+    Return the whole shards by index, and a line for each that was removed.
+    """
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+    present: dict[int, ShardFacts] = {}
+    removed = []
+    for index, path in shard_paths(folder).items():
+        try:
+            present[index] = read(path, index)
+        except BrokenShardError as error:
+            path.unlink(missing_ok=True)
+            removed.append(f"{path.name} is broken ({error}): removed, to be made again")
+    return present, removed
+
+
+def missing(
+    folder: Path, present: dict[int, ShardFacts], provenance: Any, size: int, total: int, what: str
+) -> list[int]:
+    """Return the shards that must be made so that the folder holds the first ``total`` images.
+
+    ``what`` it holds is for messages.
+
+    Raises:
+        ValueError: a shard was made with other settings; names them and what to do.
+    """
+    for shard in present.values():
+        differences = shard.provenance.differences(provenance)
+        if shard.size != size:
+            differences.append(f"shard size {shard.size} there, {size} wanted")
+        if differences:
+            raise ValueError(
+                f"{str(folder)!r} holds {what} made with other settings: "
+                f"{'; '.join(differences)}. Use another --out, or delete that folder"
+            )
+    return [
+        index
+        for index, first in enumerate(range(0, total, size))
+        if index not in present or present[index].images < min(size, total - first)
+    ]
+
+
+def write_with_room(path: Path, content: bytes, resume: str) -> None:
+    """Write a file whole or not at all; ``resume`` is the command that goes on from here.
+
+    Raises:
+        NoRoomError: no room; says how much is needed and free, and how to go on.
+        OSError: it can't be written for another reason.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise NoRoomError(
+            f"can't write {str(path)!r}: {_NO_ROOM[error.errno]}; {len(content):,} bytes needed, "
+            f"{free:,} free. Finished shards are kept; make room, then go on with: {resume}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Embeddings of pictures and texts: made, kept as Parquet and searched."""
