@@ -100,7 +100,7 @@ COMMANDS = (
         examples=(
             ("choose --dataset photos --min-cosine 0.99", "on pictures that ship"),
             ("choose --images photos --min-cosine 0.98 --speed-up 1.5", "on your own, without labels"),
-            ("choose --dataset emoji --max-loss 1 --held-out 322", "by answers that are right"),
+            ("choose --dataset fashion --max-loss 1 --held-out 1800", "by answers that are right"),
             ("choose --images photos --speed-up 2", "the most faithful one that is twice as fast"),
         ),
         output="the setups that were judged on pictures held out, and how to use the chosen one, on standard output; "

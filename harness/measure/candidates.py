@@ -46,7 +46,7 @@ from zoo.weights import find_predictor, fingerprint
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 MERGING = ("rankmerge",)  # merges without being a `Merger`
 FIRST, FEWEST = 4, 8  # one picture in so many is for a first look, so many at least
-DECIDING = 7  # rounds in which setups that may be chosen are compared
+DECIDING = 5  # rounds in which setups that may be chosen are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,9 @@ class Lab:
         self.on_done: Callable[[int], object] = lambda _done: None
         more: tuple[Any, ...] = (self.dense, self.tower.preprocess, classifier, self._ran)
         self.search, self.held_out = (Pictures(part, *more) for part in parts)
-        self.first = Pictures(parts[0].few(max(FEWEST, len(self.search) // FIRST)), *more)
+        # A first look at nearest pictures needs all of them.
+        few = len(self.search) if OVERLAP in bounds.floors else max(FEWEST, len(self.search) // FIRST)
+        self.first = Pictures(parts[0].few(few), *more)
         for metric, floor in bounds.floors.items():
             if metric == OVERLAP:
                 self._require_gallery(floor.least)
@@ -391,14 +393,12 @@ class Lab:
         return self.held_out.figures(self.values("held_out", [one])[one], self.config.seed)
 
     def times(self, one: Candidate) -> dict[str, Any]:
-        """Time a candidate and the dense tower in turn, as `latency` does, and the dense one in the same precision."""
+        """Time a candidate in turn with the dense tower in float32 and in the candidate's precision."""
         vits, dtype = {"chosen": self.placed(one).vit}, one.line.dtype
         if dtype != "float32":
             vits["alike"] = self._copy(dtype)
-        watch = timing.stopwatch(self.device, torch.get_num_threads())
         meanwhile = timing.Watch()
-        how = {"seconds": self.config.seconds, "warmup": 2, "stopwatch": watch}
-        timings = self.timed(vits, self.config.rounds, **how)
+        timings = self.timed(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
         chosen, dense = timings["chosen"], timings[DENSE]
         ratio, per_call = chosen.ratio_to(dense), median_interval(chosen.samples_ms)
         alike = chosen.ratio_to(timings["alike"]) if "alike" in timings else ratio
@@ -412,7 +412,7 @@ class Lab:
             "images_per_s": 1000 * batch / per_call.estimate,
             "dense_images_per_s": 1000 * batch / dense.spread_ms.estimate,
             **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(chosen.samples_ms)},
-            "stopwatch": watch.name,
+            "stopwatch": timing.wall_clock().name,
             "warnings": list(timing.warnings_of(chosen, meanwhile.surroundings(), timing.cores())),
         }
 

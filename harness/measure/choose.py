@@ -22,9 +22,9 @@ from harness.measure.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Q05, Bo
 from harness.measure.match import Search, together
 from harness.measure.setup import Setup
 
-SAFER = (0, 1, 3, 8)  # keep rates above the lowest that meets the bounds, which are rungs of the ladder
+SAFER = (0, 1, 4)  # keep rates above the lowest that meets the bounds, which are rungs of the ladder
 BEST = 3  # lines that the ladder is made of, the fastest
-RUNGS = 5  # of the ladder at most
+RUNGS = 4  # of the ladder at most
 ROUGH = 3  # calls of each setup, to compare lines
 SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
 TRIES = 6  # setups that are timed against a bound on time, one after the other
@@ -41,7 +41,7 @@ class Instruments(Protocol):
     """What the search asks."""
 
     def used(self, candidates: Iterable[Candidate], *, first: bool = False) -> Mapping[Candidate, float]:
-        """Return how much of what the bounds allow candidates use up, by the pictures to search by or ``first`` ones."""
+        """Return how much of what the bounds allow candidates use up, by pictures to search by or ``first`` ones."""
 
     def ratios(self, candidates: Iterable[Candidate], rounds: int) -> Mapping[Candidate, float]:
         """Return their times by the dense tower's in float32, all in the same rounds."""
@@ -219,7 +219,7 @@ def _expected(lab: Lab) -> int:
     """Return about how many times a row will run on a picture, for a bar that tells how long it takes."""
     lines, search, held_out = len(lab.lines), len(lab.search), len(lab.held_out)
     first, rungs = len(lab.first), BEST * len(SAFER)
-    timed = (ROUGH + 1) * (lines + 1) + (DECIDING + 1) * (rungs + 1) + 9 * lab.config.rounds
+    timed = (ROUGH + 1) * (lines + 1) + (DECIDING + 1) * (rungs + 1) + 4 * lab.config.rounds
     return 4 * first * lines + 2 * search * rungs + RUNGS * held_out + timed * lab.config.batch
 
 

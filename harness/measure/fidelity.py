@@ -115,7 +115,7 @@ class Bounds:
             return math.inf
         shares = []
         for metric, (best, least) in (self.floors or {COSINE: Floor(1.0, 0.0)}).items():
-            sample = np.asarray(values[metric], dtype=float)
+            sample = _padded(metric, values[metric])
             low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
             shares.append((best - low) / (best - least))
         return max(shares)
@@ -191,6 +191,14 @@ def _joined(dataset: Dataset, names: Sequence[SplitName]) -> Split:
 def _groups(dataset: Dataset, split: Split) -> NDArray[np.int64]:
     names = [dataset.group_of(image_id) for image_id in split.image_ids]
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _padded(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
+    """Return values; of changes of top-1 with a picture more that is won and one that is lost.
+
+    Else none among few pictures would pass for none among all. Source: Agresti and Min, 2005.
+    """
+    return np.append(np.asarray(values, dtype=float), [1.0, -1.0] if metric == CHANGE else [])
 
 
 class Pictures:
@@ -274,7 +282,9 @@ class Pictures:
         """Return each metric's mean and the 5 % quantile of cosines, with 95 % intervals over photographs."""
         figures, numbers = {}, np.unique(self.groups, return_inverse=True)[1]
         for metric, each in values.items():
-            mean = over_images(each, seed, numbers)
-            figures[metric] = {"estimate": mean.mean, "low": mean.low, "high": mean.high}
+            padded = _padded(metric, each)
+            more = numbers.max() + 1 + np.arange(len(padded) - len(each))
+            mean = over_images(padded, seed, np.append(numbers, more))
+            figures[metric] = {"estimate": float(np.mean(each)), "low": mean.low, "high": mean.high}
         quantile = bootstrap_quantile(values[COSINE], 0.05, seed, numbers)
         return figures | {Q05: quantile._asdict()}
