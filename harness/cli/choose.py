@@ -87,7 +87,8 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         f"{PROGRAM} embed {pictures} --model {file} --output vectors",
         f"{PROGRAM} export --model {file} --format onnx --output model.onnx",
     ]
-    wrote = f"wrote {args.output} in {choice.seconds:.0f} s; {bounds.words}: met. {text}"
+    ends = "by the ends of 95 % intervals"
+    wrote = f"wrote {args.output} in {choice.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
     return Shown(parts=(table, wrote, *warnings, "\n".join(["", *use, "", setup.python()])), data=json_values(data))
 
 

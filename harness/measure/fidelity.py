@@ -97,11 +97,11 @@ class Bounds:
     def words(self) -> str:
         """All bounds in words."""
         texts = {
-            "mean cosine at least {:g}": self.min_cosine,
-            "neighbour overlap at least {:g}": self.min_overlap,
-            "at most {:g} points of top-1 lost": self.max_loss,
-            "{:g} times as fast as dense": self.speed_up,
-            "at most {:g} ms": self.max_ms,
+            "mean cosine at least {}": self.min_cosine,
+            "neighbour overlap at least {}": self.min_overlap,
+            "at most {} points of top-1 lost": self.max_loss,
+            "{} times as fast as dense": self.speed_up,
+            "at most {} ms": self.max_ms,
         }
         return ", ".join(text.format(value) for text, value in texts.items() if value is not None)
 
