@@ -11,6 +11,7 @@ from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.naflex import ReducedNaFlexVit
 from zoo.open_clip import from_open_clip, offer_models
 from zoo.open_clip_tower import ReducedOpenClip
+from zoo.optimized import optimize
 from zoo.prompt_learner import TuneConfig
 from zoo.recovery import RecoveryConfig, add_recovery, recover, save_recovery
 from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
@@ -46,6 +47,7 @@ __all__ = [
     "create_clip",
     "from_open_clip",
     "golden_importance",
+    "optimize",
     "read_schedule",
     "read_weights",
     "recover",

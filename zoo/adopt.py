@@ -85,7 +85,7 @@ def reduce(
             predictor or recovery of another tower, block or setting.
         FileNotFoundError: no such predictor or recovery.
     """
-    place = _place(model)
+    place = image_tower(model)
     if place is not None:
         whole = shared(model, type(model))
         inner = model._modules[place]
@@ -112,7 +112,7 @@ def reduce(
     return add_recovery(reduced, recovery)
 
 
-def _place(model: nn.Module) -> str | None:
+def image_tower(model: nn.Module) -> str | None:
     """Return the name of the submodule that is or holds the image tower, None if ``model`` is one itself."""
     names = (f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__)
     return next((CONTAINERS[name] for name in names if name in CONTAINERS), None)

@@ -100,12 +100,15 @@ def _cls_logits(attn: Any, x: Tensor) -> Tensor:
     return logits
 
 
-def attend_by_query(attn: Any, x: Tensor) -> Tensor:
-    """Return the class token's attended values (B, H, 1, d).
+def attend_by_query(attn: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the class token's attended values (B, H, 1, d), with a bias on the logits, broadcastable to (B, H, T, T).
 
     No value is formed either: their weights are applied to the attended mean of the tokens.
     """
-    mean = _cls_logits(attn, x).softmax(dim=-1) @ x
+    logits = _cls_logits(attn, x)
+    if bias is not None:
+        logits = logits + bias[..., 0, :]
+    mean = logits.softmax(dim=-1) @ x
     out = (mean.transpose(0, 1) @ _weights(attn)[2].transpose(1, 2)).transpose(0, 1).unsqueeze(2)
     if attn.qkv.bias is not None:
         out = out + attn.qkv.bias[2 * attn.attn_dim :].view(attn.num_heads, 1, attn.head_dim)

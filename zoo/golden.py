@@ -20,10 +20,10 @@ from zoo.approximate import (
     parse,
     quick_features,
 )
-from zoo.attention import is_plain
 from zoo.host import Host
 from zoo.reducer import expected
-from zoo.suffix import LINEAR, PRECISIONS, Suffix, is_lean
+from zoo.lean import is_lean, special_layer
+from zoo.suffix import PRECISIONS, Suffix
 from zoo.tokens import Tokens, every_position, rank_scores, top
 from zoo.windows import distances, mean_over_windows, members, merge_windows, outside, windows
 
@@ -349,12 +349,12 @@ def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
     if config.block >= model.depth:
         raise ValueError(f"block={config.block}: this tower has blocks 0 to {model.depth - 1}")
     for block in model.block_modules[config.block :]:
-        for name, layer in block.named_modules() if is_lean(block) else ():
-            if name.endswith(LINEAR) and not is_plain(layer):
-                raise ValueError(
-                    f"golden rankings need plain linear layers, this tower has {type(layer).__name__}; "
-                    "merge adapters into the weights, or rank before quantizing"
-                )
+        special = special_layer(block) if is_lean(block) else None
+        if special is not None:
+            raise ValueError(
+                f"golden rankings need plain linear layers, this tower has {special}; "
+                "merge adapters into the weights, or rank before quantizing"
+            )
     if model.prompts is not None and model.prompts.depth > max(1, config.block):
         raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
     _check_scoring(model, config, text)

@@ -105,11 +105,11 @@ class HostBlock:
         attended = self.attend(tokens, bias, is_causal=is_causal)
         return self.add_mlp(self.add_attention(tokens.x, attended.out))
 
-    def first(self, tokens: Tokens) -> Tensor:
+    def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         """Run the block for the first token alone, (B, 1, D): exact where nothing else is read afterwards."""
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
-        bias = self._sum(tokens, None)
+        bias = self._sum(tokens, bias)
         if bias is not None and bias.shape[2] > 1:
             bias = bias[:, :, :1]
         out = self.fused(query[:, :, :1], key, value, bias, is_causal=False).transpose(1, 2).flatten(2)
@@ -171,9 +171,11 @@ class Host(nn.Module):
         grad_checkpointing: run blocks again for gradients instead of keeping what they computed.
         embed_dim: width D of the tokens.
         blocks_prefix: what the names of the blocks' weights begin with.
+        in_place: whether blocks write into the tokens that they are given.
     """
 
     Block: ClassVar[type[HostBlock]]
+    in_place: ClassVar[bool] = False
     blocks_prefix: str = "blocks."
     reducer: Reducer | None
     prompts: Prompts | None
@@ -272,13 +274,18 @@ class Host(nn.Module):
         mask: Tensor | None = None,
         is_causal: bool = False,
         taps: Collection[int] = (),
+        pooled: bool = False,
     ) -> tuple[Tokens, list[Tokens]]:
         """Run blocks ``start`` to ``stop`` - 1, None for all, on the tokens: the one forward loop.
 
-        ``mask`` and ``is_causal`` are those of fused attention, for every block of a dense tower. The result is the
-        tokens that leave the last block, and those that left each block in ``taps``, in order.
+        ``mask`` and ``is_causal`` are those of fused attention, for every block of a dense tower. ``pooled`` says that
+        the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a tower that pools the
+        first token then runs that block for it alone. The result is the tokens that leave the last block, and those
+        that left each block in ``taps``, in order.
         """
         tapped = []
+        if self.in_place and not pooled:
+            tokens = tokens._replace(x=tokens.x.clone())
         masked = self.reducer is None and (mask is not None or is_causal)
         if self.reducer is not None:
             tokens = tokens._replace(x=refuse_mask(tokens.x, mask, is_causal))
@@ -287,12 +294,14 @@ class Host(nn.Module):
                 tokens = renew(tokens, self.prompts()[index])
             if masked:
                 tokens = tokens._replace(x=self.block(index).whole(tokens, mask, is_causal=is_causal))
+            elif pooled and self.pools_first and index == self.depth - 1:
+                tokens = self._last(index, tokens)
             elif self.grad_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(self._step, index, tokens)
             else:
                 tokens = self._step(index, tokens)
             if index in taps:
-                tapped.append(tokens)
+                tapped.append(tokens._replace(x=tokens.x.clone()) if self.in_place else tokens)
         return tokens, tapped
 
     def _step(self, index: int, tokens: Tokens) -> Tokens:
@@ -309,6 +318,14 @@ class Host(nn.Module):
             attended = attended._replace(pooling=partial(block.pooling_query, tokens, attended))
         tokens = reducer.after_attention(index, tokens, attended)
         return tokens._replace(x=block.add_mlp(tokens.x))
+
+    def _last(self, index: int, tokens: Tokens) -> Tokens:
+        """Run the last block for the first token alone: what happens to others behind its attention changes nothing."""
+        block, bias = self.block(index), None
+        if self.reducer is not None:
+            tokens = self.reducer.before_block(index, tokens, block)
+            bias = self.reducer.attention_bias(tokens)
+        return tokens._replace(x=block.first(tokens, bias))
 
     def trace(self, images: Tensor) -> Trace:
         """Run the model on images (B, C, H, W) and return what the reducer did, with the output."""

@@ -1,213 +1,17 @@
 """The rest of a tower, from one block on, run on many shortened sequences in equal batches.
 
-Its blocks are lean: constants are folded into the weights and everything is done in place. They
-equal timm's up to rounding and are for inference only. What a block does apart from matrix products
-takes half of its time in bfloat16 on a CPU, most of that in fresh memory; hence the care.
+Its blocks are lean where they are timm's plain ones.
 """
 
 import os
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, Mlp
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.host import Host
+from zoo.lean import LeanBlock, is_lean
 from zoo.tokens import Tokens, every_position
-
-QUICK = 1.702  # QuickGELU's constant
-
-
-class Scratch:
-    """Memory that is reused, since fresh memory is slow; each use overwrites the one before."""
-
-    def __init__(self) -> None:
-        self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def __call__(self, use: str, like: Tensor, *shape: int) -> Tensor:
-        """Return memory of ``shape`` with any values, the same for the same ``use`` and dtype."""
-        count = torch.Size(shape).numel()
-        memory = self._memory.get((use, like.dtype))
-        if memory is None or memory.numel() < count:
-            memory = self._memory[use, like.dtype] = like.new_empty(count)
-        return memory[:count].view(shape)
-
-
-class LeanBlock:
-    """A timm Block of standard attention and MLP, without what only training needs.
-
-    Args:
-        dtype: of the matrix products: float32, bfloat16 or float16. The class token's row stays
-            float32 in all of them.
-        scratch: memory to use again, None for fresh memory (what a compiler wants).
-    """
-
-    def __init__(self, block: Any, dtype: torch.dtype, scratch: Scratch | None) -> None:
-        self.block = block
-        self.scratch = scratch
-        self.fp32 = _Weights(block, torch.float32)
-        self.bf16 = None if dtype == torch.float32 else _Weights(block, dtype)  # or float16
-
-    def run(self, x: Tensor) -> None:
-        """Run the block on tokens (S, T, D) float32, contiguous, in place.
-
-        In bfloat16 the residual stream stays float32, and so does the class token's row: its
-        rounding would reach the output undiminished, while that of the patch tokens averages out
-        in its attention. It is one token of many, so exactness is cheap.
-        """
-        weights = self.bf16 or self.fp32
-        rows = x.view(-1, x.shape[-1])
-        normed = self.block.norm1(rows)
-        # The class token's row is saved before the patch tokens' products overwrite it.
-        cls_row = None if self.bf16 is None else x[:, 0].clone()
-        cast = normed.to(weights.dtype)
-        wide = self._wide(cast, weights.qkv[0])
-        query, key, value = self._heads(weights, cast, x.shape[:2], wide)
-        if cls_row is not None:
-            # ``bmm`` copies what isn't contiguous, and would do so in each of its products.
-            query, key, value = (t.contiguous() for t in (query, key, value))
-            self._run_cls_row(cls_row, normed.view_as(x)[:, 0], key, value)
-        out = self._attend(query, key, value).transpose(1, 2).reshape(len(rows), -1)
-        self._project(weights, rows, out, cast)
-        self._mlp(weights, rows, self._wide(cast, weights.hidden[0]))
-        if cls_row is not None:
-            x[:, 0] = cls_row
-
-    def _wide(self, rows: Tensor, weight: Tensor) -> Tensor | None:
-        """Return memory for the output of a layer with this weight.
-
-        qkv and the MLP's hidden layer share it: the queries, keys and values are used up by then.
-        """
-        scratch = self.scratch
-        return None if scratch is None else scratch("wide", rows, len(rows), len(weight))
-
-    def _heads(
-        self, weights: "_Weights", normed: Tensor, shape: Any, out: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys, values (S, H, T, d) of tokens (S * T, D)."""
-        attn = self.block.attn
-        qkv = _linear(*weights.qkv, normed, out)
-        q, k, v = qkv.view(*shape, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-        if not isinstance(attn.q_norm, nn.Identity):
-            q, k = attn.q_norm(q.float()).to(q.dtype), attn.k_norm(k.float()).to(k.dtype)
-        return q, k, v
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return attended values (S, H, T, d)."""
-        scale = (self.bf16 or self.fp32).scale
-        if self.bf16 is None or query.device.type != "cpu" or self.scratch is None:
-            return F.scaled_dot_product_attention(query, key, value, scale=scale)
-        # On a CPU in bfloat16, plain products of contiguous heads are faster than fused attention.
-        size, heads, count, _ = query.shape
-        logits = self.scratch("logits", query, size * heads, count, count)
-        q, k, v = (t.view(size * heads, count, -1) for t in (query, key, value))
-        torch.bmm(q if scale == 1.0 else q * scale, k.transpose(1, 2), out=logits)
-        torch.softmax(logits, -1, out=logits)
-        return torch.bmm(logits, v).view_as(query)
-
-    def _project(self, weights: "_Weights", rows: Tensor, out: Tensor, normed: Tensor) -> None:
-        """Add the attended values (S * T, width), projected, to the residual stream."""
-        attn = self.block.attn
-        if not isinstance(attn.norm, nn.Identity):
-            out = attn.norm(out.float()).to(out.dtype)
-        if attn.gate is not None:
-            out = out * attn.gate(normed.float()).sigmoid().to(out.dtype)
-        _add_linear(rows, out, *weights.proj)
-
-    def _mlp(self, weights: "_Weights", rows: Tensor, memory: Tensor | None) -> None:
-        """Add the MLP's output to the residual stream (R, D)."""
-        mlp = self.block.mlp
-        normed = self.block.norm2(rows).to(weights.dtype)
-        hidden = weights.act(_linear(*weights.hidden, normed, memory))
-        if not isinstance(mlp.norm, nn.Identity):
-            hidden = mlp.norm(hidden.float()).to(hidden.dtype)
-        _add_linear(rows, hidden, *weights.out)
-
-    def _run_cls_row(self, cls_row: Tensor, normed: Tensor, key: Tensor, value: Tensor) -> None:
-        """Run the class tokens (S, D), also given normalised, in float32 and in place.
-
-        Only the patch tokens' ``key`` and ``value`` (S, H, T, d) are bfloat16 in it. The class
-        token's own are computed anew, and their share is taken out of the bfloat16 product.
-        """
-        attn = self.block.attn
-        q, k, v = self._heads(self.fp32, normed, (len(cls_row), 1), None)
-        logits = (q.to(key.dtype) @ key.transpose(-2, -1)).float()
-        logits[..., :1] = q @ k.transpose(-2, -1)
-        share = (logits * attn.scale).softmax(dim=-1)
-        patch_share = share.to(value.dtype)
-        patch_share[..., 0] = 0
-        out = (patch_share @ value).float() + share[..., :1] * v
-        self._project(self.fp32, cls_row, out.reshape(len(cls_row), -1), normed)
-        # Fresh memory: the scratch holds the patch tokens' keys and values, which are still needed.
-        self._mlp(self.fp32, cls_row, None)
-
-
-class _Weights:
-    """The weights and biases of a block in one dtype, LayerScale and other constants folded in.
-
-    Biases that are added to float32 stay float32. ``scale`` is the factor on the logits that is
-    left to apply; ``act`` is the MLP's activation, in place where it can be.
-    """
-
-    def __init__(self, block: Any, dtype: torch.dtype) -> None:
-        attn, mlp = block.attn, block.mlp
-        self.dtype = dtype
-        first, second = (getattr(scale, "gamma", None) for scale in (block.ls1, block.ls2))
-        self.scale, rows = attn.scale, None
-        if dtype != torch.float32 and isinstance(attn.q_norm, nn.Identity):
-            # The queries' scale goes into their weights, which saves a pass over the logits. In
-            # float32 it would cost a copy of the weights instead.
-            self.scale, rows = 1.0, torch.ones_like(attn.qkv.weight[:, 0])
-            rows[: attn.attn_dim] = attn.scale
-        self.qkv = _scaled(attn.qkv, rows, dtype)
-        self.proj = _scaled(attn.proj, first, dtype, bias_dtype=torch.float32)
-        # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
-        # take the factor, the second's its inverse.
-        quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
-        rows = torch.full_like(mlp.fc1.weight[:, 0], QUICK) if quick else None
-        self.act = partial(F.silu, inplace=True) if quick else _in_place(mlp.act)
-        self.hidden = _scaled(mlp.fc1, rows, dtype)
-        weight, bias = _scaled(mlp.fc2, second, torch.float32)
-        self.out = ((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
-
-
-def _scaled(
-    linear: Any, rows: Tensor | None, dtype: torch.dtype, bias_dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of a linear layer, each output times its ``rows``; else no copy."""
-    weight, bias = linear.weight, linear.bias
-    if rows is not None:
-        weight = weight * rows.unsqueeze(1)
-        bias = None if bias is None else bias * rows
-    bias = None if bias is None else bias.detach().to(bias_dtype or dtype)
-    return weight.detach().to(dtype), bias
-
-
-def _in_place(act: Any) -> Any:
-    """Return an activation that may use its argument's memory for the result."""
-    exact = type(act).__name__ == "GELU" and getattr(act, "approximate", "none") == "none"
-    return torch.ops.aten.gelu_ if exact else act
-
-
-def _linear(weight: Tensor, bias: Tensor | None, x: Tensor, out: Tensor | None) -> Tensor:
-    """Apply a linear layer to rows (R, in), into ``out`` if given."""
-    if bias is None:
-        return torch.mm(x, weight.t(), out=out)
-    return torch.addmm(bias, x, weight.t(), out=out)
-
-
-def _add_linear(rows: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Add a linear layer's output to float32 rows (R, out), in place."""
-    if x.dtype == rows.dtype:
-        rows.addmm_(x, weight.t())
-    else:
-        rows.add_(torch.mm(x, weight.t()))
-    if bias is not None:
-        rows.add_(bias)
-
 
 AUTO = "auto"  # the precision that is fastest on the device
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -256,8 +60,7 @@ class Suffix:
         self.blocks = [model.block(number) for number in range(index, stop or model.depth)]
         # Where more than the class token leaves the tower, the last block is run for all.
         self.whole = self.blocks[:-1] if model.pools_first else self.blocks
-        scratch = None if compiled else Scratch()
-        lean = [LeanBlock(b.module, PRECISIONS[precision], scratch) for b in self.whole if is_lean(b.module)]
+        lean = [LeanBlock(b.module, PRECISIONS[precision], cls=True) for b in self.whole if is_lean(b.module)]
         self._lean = lean if len(lean) == len(self.whole) else None
         if self._lean is None and precision != "float32":
             kind = type(self.whole[0].module).__name__
@@ -324,16 +127,6 @@ def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
         importance=None,
         history=(),
     )
-
-
-# The layers whose weights a lean block reads instead of calling them.
-LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-
-
-def is_lean(block: Any) -> bool:
-    """Tell whether a block is timm's plain one, with its plain attention and MLP, which ``LeanBlock`` stands for."""
-    kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
-    return kinds == (Block, Attention, Mlp)
 
 
 def fitting_batch(dim: int, tokens: int, device: torch.device) -> int:

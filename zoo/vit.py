@@ -368,13 +368,13 @@ class ViTBlock(TimmBlock):
         x: Tensor = self.module(tokens.x, attn_mask=bias, is_causal=is_causal)
         return x
 
-    def first(self, tokens: Tokens) -> Tensor:
+    def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         """Run the block for the class token alone, without keys and values of the others where that is possible."""
         attn = self.module.attn
         if not needs_no_keys(attn):
-            return super().first(tokens)
+            return super().first(tokens, bias)
         normed = self.norm(tokens.x)
-        out = attend_by_query(attn, normed).transpose(1, 2).flatten(2)
+        out = attend_by_query(attn, normed, bias).transpose(1, 2).flatten(2)
         return self.add_mlp(self.add_attention(tokens.x[:, :1], self.project(out, normed[:, :1])))
 
     def cls_attention(self, tokens: Tokens) -> Tensor:

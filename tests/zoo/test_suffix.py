@@ -13,7 +13,8 @@ import zoo
 from harness.records.agreement import kendall_tau
 from zoo import suffix as module
 from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.suffix import LeanBlock, Scratch, Suffix, fitting_batch
+from zoo.lean import LeanBlock
+from zoo.suffix import Suffix, fitting_batch
 from zoo.tokens import Tokens
 from zoo.vit import ViTBlock
 
@@ -148,16 +149,14 @@ def blocks(request: pytest.FixtureRequest, tiny: Build) -> Any:
     return tiny("clip_vit_b16", noise=0.2, **request.param).blocks
 
 
-@pytest.mark.parametrize("fresh", [False, True])
 @torch.inference_mode()
-def test_equals_the_block(fresh: bool, blocks: Any):
-    """One after another on shared memory, longer and shorter sequences."""
-    scratch = None if fresh else Scratch()
+def test_equals_the_block(blocks: Any):
+    """One after another, longer and shorter sequences."""
     for length in (23, 1, 40):
         x = torch.randn(3, length, 48)
         for block in blocks:
             expected = block(x)
-            LeanBlock(block, torch.float32, scratch).run(x)
+            LeanBlock(block, torch.float32).run(x)
             assert torch.allclose(x, expected, atol=2e-5)
 
 
@@ -169,17 +168,15 @@ def test_class_token_alone_equals_the_whole_block(blocks: Any):
         assert torch.allclose(first, block(x)[:, :1], atol=2e-5)
 
 
-@pytest.mark.parametrize("fresh", [False, True])
 @torch.inference_mode()
-def test_low_precision_stays_near(fresh: bool, blocks: Any):
+def test_low_precision_stays_near(blocks: Any):
     """bfloat16 has 8 bits; the class token is nearer, as only what it attends to is rounded."""
     torch.manual_seed(0)
-    scratch = None if fresh else Scratch()
     x = torch.randn(8, 40, 48)
     errors = []
     for block in blocks:
         expected, mixed = block(x), x.clone()
-        LeanBlock(block, torch.bfloat16, scratch).run(mixed)
+        LeanBlock(block, torch.bfloat16).run(mixed)
         error = (mixed - expected).norm(dim=-1) / (expected - x).norm(dim=-1)
         assert 0 < error.mean() < 0.03
         errors.append(error)
@@ -191,9 +188,9 @@ def test_low_precision_stays_near(fresh: bool, blocks: Any):
 def test_only_the_patches_that_the_class_token_sees_are_rounded(tiny: Build):
     """With every patch token's keys and values 0, nothing that is rounded reaches it."""
     block = tiny("clip_vit_b16", noise=0.3).blocks[3]
-    lean = LeanBlock(block, torch.bfloat16, Scratch())
-    assert lean.bf16 is not None
-    for tensor in lean.bf16.qkv:
+    lean = LeanBlock(block, torch.bfloat16)
+    assert lean.low is not None
+    for tensor in lean.low.qkv:
         tensor[48:] = 0
     x = torch.randn(4, 30, 48)
     query, key, value = (t.reshape(4, 3, 16) for t in block.attn.qkv(block.norm1(x[:, 0])).chunk(3, dim=1))
@@ -209,7 +206,7 @@ def test_only_the_patches_that_the_class_token_sees_are_rounded(tiny: Build):
 
 def test_weights_without_constants_are_not_copied(tiny: Build):
     block = tiny("clip_vit_b16", act_layer="gelu").blocks[0]
-    lean = LeanBlock(block, torch.float32, None)
+    lean = LeanBlock(block, torch.float32)
     for mine, theirs in (
         (lean.fp32.qkv, block.attn.qkv),
         (lean.fp32.proj, block.attn.proj),

@@ -1,0 +1,303 @@
+"""Optimised towers: the given model's outputs, the given model untouched, and refusals."""
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import zoo
+from harness.cli.towers import TOWERS, options_of
+from harness.measure.ways import peak_mib
+from zoo.optimized import OptimizedHost
+from zoo.prompts import VisualPrompts
+from zoo.tokens import Tokens
+
+Build = Callable[..., nn.Module]
+# Class token, average, both, maximum, attention pool, registers, LayerScale.
+LEAN = ("deit 3", "averaged", "averaged with maximum", "maximum", "siglip b16", "dinov2 registers", "naflex siglip 2")
+# Other blocks, of which the last is run for the class token alone.
+POOLED = ("eva clip b", "eva clip e", "rope mixed", "beit")
+NEEDS_QUERY = ("clsattn", "evit", "evitfuse", "tca")
+STYLES: list[dict[str, Any]] = [
+    {"act_layer": "quick_gelu", "init_values": 0.3},
+    {"act_layer": "gelu_tanh"},
+    {"qk_norm": True},
+    {"qkv_bias": False, "proj_bias": False},
+    {"scale_attn_norm": True, "scale_mlp_norm": True},
+    {"attn_layer": "gate"},
+    {"reg_tokens": 2},
+]
+
+
+@pytest.fixture
+def build(tiny: Build) -> Build:
+    """Build a tower of 3 blocks with 16 patches: 4 x 4 of 8 or 14 pixels."""
+
+    def make(kind: str, **overrides: Any) -> nn.Module:
+        name, own = TOWERS[kind]
+        if kind == "beit":
+            own = {**own, "global_pool": "token"}
+        return tiny(name, **{"img_size": 32, "embed_dim": 48, "depth": 3, **own, **overrides})
+
+    return make
+
+
+def images_of(model: Any, count: int = 5) -> Tensor:
+    return torch.randn(count, 3, *model.input_size, generator=torch.Generator().manual_seed(3))
+
+
+def apart(model: nn.Module, fast: nn.Module, images: Tensor) -> float:
+    """Return the largest difference between features of unit length."""
+    with torch.no_grad():
+        wanted, found = model(images), fast(images)
+    assert found.dtype == torch.float32
+    return float((F.normalize(wanted, dim=1) - F.normalize(found, dim=1)).abs().max())
+
+
+def assert_equal(model: nn.Module, fast: nn.Module) -> None:
+    for images in images_of(model).split([4, 1]):
+        assert apart(model, fast, images) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [*LEAN, *POOLED])
+def test_every_method_on_every_kind_of_tower(kind: str, method: str, build: Build):
+    if kind == "averaged" and method in NEEDS_QUERY:
+        pytest.skip("goes by the query that pools")
+    model = zoo.reduce(build(kind), method=method, keep=0.5, **options_of(method))
+    assert_equal(model, zoo.optimize(model))
+
+
+def test_every_method_where_it_reduces_in_the_last_block(half: zoo.ReducedViT):
+    """ToMe and others merge there, too, which nothing is left to see."""
+    assert_equal(half, zoo.optimize(half))
+
+
+@pytest.mark.parametrize("kind", [*LEAN, *POOLED])
+def test_dense_towers(kind: str, build: Build):
+    tower = build(kind)
+    fast = zoo.optimize(tower)
+    assert_equal(zoo.reduce(tower, method=None), fast)
+    assert isinstance(fast, type(tower))
+
+
+@pytest.mark.parametrize("method", [None, "rankmerge"])
+@pytest.mark.parametrize("style", STYLES, ids=str)
+def test_styles_of_blocks(style: dict[str, Any], method: str | None, tiny: Build):
+    if style == {"attn_layer": "gate"}:
+        model = tiny("clip_vit_b16")
+        for block in model.blocks:
+            block.attn.gate = nn.Linear(48, 48)
+    else:
+        model = tiny("clip_vit_b16", **style)
+    model = zoo.reduce(model, method=method, **({} if method is None else {"keep": 0.5}))
+    assert_equal(model, zoo.optimize(model))
+    assert apart(model, zoo.optimize(model, dtype="bfloat16"), images_of(model)) < 0.1
+
+
+@pytest.mark.parametrize("name", ["clip_vit_b16", "clip_vit_b16_rankmerge50", "clip_vit_b16_patchrank50"])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_learned_tokens(name: str, depth: int, tiny: Build):
+    model = tiny(name)
+    model.prompts = VisualPrompts(depth, 3, 48, device=None, dtype=None)
+    nn.init.normal_(model.prompts.tokens)
+    model.eval()
+    assert_equal(model, zoo.optimize(model))
+    assert apart(model, zoo.optimize(model, dtype="bfloat16"), images_of(model)) < 0.1
+
+
+def test_changes_of_a_recovery_come_along(half: zoo.ReducedViT):
+    """A recovered model is a copy with other weights in some places; it shares the rest."""
+    recovered = copy.deepcopy(half)
+    with torch.no_grad():
+        recovered.blocks[2].mlp.fc1.bias.add_(0.5)
+        recovered.blocks[4].attn.qkv.weight.mul_(1.1)
+    fast = zoo.optimize(recovered)
+    assert_equal(recovered, fast)
+    assert apart(half, fast, images_of(half)) > 1e-4
+
+
+def test_open_clips_own_tower_and_what_holds_one():
+    vision = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8, "head_width": 16}
+    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+    clip = open_clip.model.CLIP(24, vision, text).eval()
+    reduced = zoo.reduce(clip, method="tome", keep=0.5)
+    for model in (clip, reduced):
+        fast = zoo.optimize(model)
+        images = torch.randn(3, 3, 32, 32)
+        with torch.no_grad():
+            assert torch.allclose(fast.encode_image(images), model.encode_image(images), atol=1e-5)
+        assert type(fast) is type(clip)
+        assert fast.transformer is clip.transformer
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["deit 3", "averaged", "siglip b16", "dinov2 registers"])
+def test_low_precision_is_close(kind: str, dtype: str, build: Build):
+    model = zoo.reduce(build(kind), method=None)
+    images = images_of(model, 8)
+    fast = zoo.optimize(model, dtype=dtype)
+    with torch.no_grad():
+        cosine = F.cosine_similarity(fast(images), model(images), dim=1)
+        assert cosine.min() > 0.999
+        assert 0 < apart(model, fast, images)
+        assert torch.equal(fast(images.to(torch.bfloat16)), fast(images.to(torch.bfloat16).float()))
+
+
+def test_every_method_in_low_precision(half: zoo.ReducedViT):
+    """Rounding may turn which of two near-equal tokens goes, so that not every image is close."""
+    images = images_of(half, 16)
+    with torch.no_grad():
+        fast = zoo.optimize(half, dtype="bfloat16")(images)
+        assert F.cosine_similarity(fast, half(images), dim=1).median() > 0.99
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_the_shipped_tower(dtype: str):
+    model = zoo.reduce(zoo.create_clip("clip_vit_s14").model.visual, method="rankmerge", keep=0.6)
+    images = torch.rand(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))
+    assert apart(model, zoo.optimize(model, dtype=dtype), images) < (1e-5 if dtype == "float32" else 1e-2)
+
+
+def test_a_model_in_low_precision_becomes_float32_around_its_weights(tiny: Build):
+    model = tiny("clip_vit_b16").bfloat16()
+    images = torch.randn(2, 3, 64, 64)
+    assert apart(copy.deepcopy(model).float(), zoo.optimize(model), images) < 1e-5
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_given_model_stays_as_it_is(dtype: str, tiny: Build):
+    model = tiny("clip_vit_b16_patchrank50", init_values=0.3, act_layer="quick_gelu").train()
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    images = torch.randn(2, 3, 64, 64)
+    fast = zoo.optimize(model, dtype=dtype)
+    first = fast(images)
+    assert torch.equal(fast(images), first)
+    assert not first.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(model.get_submodule(name) is module for name, module in modules.items())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in fast.modules())
+    assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
+
+
+def test_weights_that_nothing_is_folded_into_are_shared(tiny: Build):
+    model = tiny("clip_vit_b16", act_layer="gelu")
+    fast = zoo.optimize(model)
+    lean = fast.block(0).fp32
+    layers = (model.blocks[0].attn.qkv, model.blocks[0].attn.proj, model.blocks[0].mlp.fc1)
+    for mine, layer in zip((lean.qkv, lean.proj, lean.hidden), layers, strict=True):
+        assert mine[0].data_ptr() == layer.weight.data_ptr()
+    own = dict(model.named_parameters())
+    assert all(value.data_ptr() == own[name].data_ptr() for name, value in fast.named_parameters())
+
+
+def test_tokens_that_others_read_are_not_written(half: zoo.ReducedViT):
+    """``trace``, and whoever runs blocks himself, read tokens that blocks would write into."""
+    fast, images = zoo.optimize(half), images_of(half)
+    with torch.no_grad():
+        tokens = fast.embed(images)
+        kept = tokens.x.clone()
+        last, taps = fast.advance(tokens, taps=range(6))
+        _, plain = half.advance(half.embed(images), taps=range(6))
+        assert torch.equal(tokens.x, kept)
+        assert all(torch.allclose(one.x, other.x, atol=1e-4) for one, other in zip(taps, plain, strict=True))
+        assert torch.equal(last.x, taps[-1].x)
+        assert torch.allclose(fast.forward_features(images), half.forward_features(images), atol=1e-4)
+        assert fast.trace(images).tokens_per_block == half.trace(images).tokens_per_block
+
+
+def test_the_last_block_is_run_for_the_class_token_alone(tiny: Build, monkeypatch: pytest.MonkeyPatch):
+    model, seen = tiny("clip_vit_b16_tome50"), []
+    fast = zoo.optimize(model)
+
+    def finish(tokens: Tokens) -> Tensor:
+        seen.append(tokens.x.shape[1])
+        return model.finish(tokens)
+
+    monkeypatch.setattr(fast, "finish", finish)
+    with torch.no_grad():
+        fast(images_of(model))
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["clip_vit_b16", "clip_vit_b16_tome50", "clip_vit_b16_patchrank50"])
+def test_compiles_in_one_graph(name: str, dtype: str, tiny: Build):
+    torch._dynamo.reset()
+    fast, images = zoo.optimize(tiny(name), dtype=dtype), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        assert torch.allclose(compiled(images), fast(images), atol=1e-4 if dtype == "float32" else 0.1)
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_takes_no_more_memory_than_timm():
+    """At 8 images and the widths of a real tower."""
+    tower = timm.create_model("vit_small_patch16_224", depth=2, num_classes=0, global_pool="token").eval()
+    images = torch.randn(8, 3, 224, 224)
+    dense = peak_mib(tower, images)
+    for dtype in ("float32", "bfloat16"):
+        assert peak_mib(zoo.optimize(tower, dtype=dtype), images) < dense
+
+
+@pytest.mark.parametrize(
+    ("use", "match"),
+    [
+        (lambda fast, _: fast.train(), "can't be trained; train the model that it was made of"),
+        (lambda fast, _: fast.bfloat16(), "can't be moved or cast; move the model"),
+        (lambda fast, _: fast.load_state_dict(fast.state_dict()), "takes no other weights; load them into the model"),
+        (lambda fast, _: copy.deepcopy(fast), "can't be copied or pickled"),
+        (lambda fast, _: zoo.optimize(fast), "OptimizedViT is optimised already"),
+        (lambda fast, _: zoo.reduce(fast, method="tome", keep=0.5), "OptimizedViT overrides parts of timm's"),
+        (lambda fast, _: type(fast).adopt(fast), "can't be changed; reduce, tune or recover"),
+        (lambda fast, images: fast(images, attn_mask=torch.ones(65, 65)), "takes no attn_mask and no is_causal"),
+        (lambda fast, images: fast(images.requires_grad_()), "has no gradients; use the model"),
+        (lambda fast, _: zoo.optimize(nn.Linear(2, 2)), "Linear is no tower that can be reduced"),
+        (lambda fast, _: zoo.optimize(fast, dtype="bf16"), "dtype='bf16': did you mean 'bfloat16'"),
+    ],
+)
+def test_refused(use: Callable[[OptimizedHost, Tensor], Any], match: str, tiny: Build, images: Tensor):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        use(zoo.optimize(tiny("clip_vit_b16")), images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "match"),
+    [
+        ("dinov3 s", "bfloat16", "dtype='bfloat16': expected 'float32' for this tower, whose blocks are EvaBlock"),
+        ("beit v2", "float32", "nothing to optimise in ReducedBeit: its blocks are Block of timm.models.beit"),
+        ("rope averaged", "float32", "nothing to optimise in ReducedEva: its blocks are EvaBlock"),
+        ("pe core", "float32", "nothing to optimise in ReducedEva: its blocks are EvaBlock"),
+    ],
+)
+def test_refused_towers(kind: str, dtype: str, match: str, build: Build):
+    with pytest.raises(ValueError, match=re.escape(match)):
+        zoo.optimize(build(kind), dtype=dtype)
+
+
+def test_layers_that_are_more_than_their_weights_are_refused(tiny: Build):
+    model = tiny("clip_vit_b16")
+    parametrizations.weight_norm(model.blocks[1].mlp.fc1)
+    with pytest.raises(ValueError, match="optimised blocks need plain linear layers, this tower has Parametrized"):
+        zoo.optimize(model)
+
+
+def test_towers_of_transformers_are_refused():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    tower = zoo.reduce(transformers.CLIPVisionModel(config).eval(), method="tome", keep=0.5)
+    with pytest.raises(ValueError, match="ReducedClipVision hands out every token of the last block, and its blocks"):
+        zoo.optimize(tower)

@@ -1,0 +1,292 @@
+"""timm's plain block for inference: constants folded into the weights, everything done in place.
+
+Equal to timm's block up to rounding. What a block does apart from matrix products takes half of its time in bfloat16
+on a CPU, most of that in fresh memory and in tensors too large for the caches; hence the care.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, LayerNorm, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from zoo.attention import Attended, PoolingQuery, is_plain
+from zoo.tokens import Tokens
+from zoo.vit import ViTBlock
+
+QUICK = 1.702  # QuickGELU's constant
+ROWS = 3200  # tokens at a time on a CPU, so that a layer's output is still in the caches when it is read
+TAIL = 32
+# The layers whose weights a lean block reads instead of calling them.
+LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+def is_lean(block: Any) -> bool:
+    """Tell whether a block is timm's plain one, with its plain attention and MLP, which ``LeanBlock`` stands for."""
+    kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
+    return kinds == (Block, Attention, Mlp)
+
+
+def special_layer(block: Any) -> str | None:
+    """Return the class of a layer whose weights don't say what it computes, see ``is_plain``; None if all do."""
+    for name, layer in block.named_modules():
+        if name.endswith(LINEAR) and not is_plain(layer):
+            return type(layer).__name__
+    return None
+
+
+class LeanBlock(ViTBlock):
+    """timm's plain block, without what only training needs; it writes into the residual stream that it is given.
+
+    In bfloat16 the residual stream stays float32. Rounding of patch tokens averages out in the class token's
+    attention, that of the class token's own row reaches the output undiminished: ``cls`` spares it half of that, for
+    weights that are read twice, which costs little in large batches alone.
+
+    Args:
+        module: the tower's own block.
+        dtype: of the matrix products: float32, bfloat16 or float16.
+        index: of the block, 0-based.
+        probe: as in ``HostBlock``.
+        cls: whether projection and MLP of the first token stay float32.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        dtype: torch.dtype,
+        index: int = 0,
+        probe: Callable[[Tokens], PoolingQuery] | None = None,
+        *,
+        cls: bool = False,
+    ) -> None:
+        super().__init__(module, index, probe)
+        self.cls = cls
+        self.fp32 = Weights(module, torch.float32)
+        self.low = None if dtype == torch.float32 else Weights(module, dtype)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the logits of the queries and keys that ``attend`` gives."""
+        return self.weights.scale
+
+    @property
+    def weights(self) -> "Weights":
+        """The weights that all tokens' products are made with."""
+        return self.low or self.fp32
+
+    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+        """Run the whole block in place, to (B, T, D)."""
+        assert not is_causal
+        x = tokens.x.contiguous()
+        self.run(x, bias)
+        return x
+
+    def run(self, x: Tensor, bias: Tensor | None = None) -> None:
+        """Run the block on tokens (S, T, D) float32, contiguous, in place."""
+        cls, attended = self._class_row(x), []
+        for part in parts(x):
+            attended.append(self._attention(x[part], sliced(bias, len(x), part))[3])
+            self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
+        if cls is not None:
+            self._add_to_class(cls, torch.cat(attended))
+            self._mlp(self.fp32, cls)
+            x[:, 0] = cls
+
+    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+        """Normalise, attend and add to the residual stream, in place: ``out`` is what ``add_attention`` returns."""
+        assert not is_causal
+        x = tokens.x.contiguous()
+        cls = self._class_row(x)
+        query, key, value, attended = self._attention(x, bias)
+        if cls is not None:
+            self._add_to_class(cls, attended)
+            x[:, 0] = cls
+        return Attended(x, query, key, value, self.scale)
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the residual stream with what ``attend`` added already."""
+        return out
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Run the MLP on the residual stream and add its result, in place."""
+        x = x.contiguous()
+        cls = self._class_row(x)
+        for part in parts(x):
+            self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
+        if cls is not None:
+            self._mlp(self.fp32, cls)
+            x[:, 0] = cls
+        return x
+
+    def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
+        """Run the block for the class token alone, in float32 and not in place."""
+        return ViTBlock(self.module, self.index, self.probe).first(tokens, bias)
+
+    def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
+        """Return the query that pools, and the keys that it meets, in float32: what is ranked by them is near-tied."""
+        pooling = super().pooling_query(tokens, attended)
+        return pooling._replace(query=pooling.query.float(), key=pooling.key.float())
+
+    def _class_row(self, x: Tensor) -> Tensor | None:
+        """Copy the class tokens (S, D) before the products of all tokens change them; None without low precision."""
+        return x[:, 0].clone() if self.low is not None and self.cls else None
+
+    def _attention(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add the attention's result to tokens (S, T, D) in place.
+
+        Returns:
+            Queries, keys and values (S, H, T, d), and what the first token attended to, (S, H * d).
+        """
+        rows = x.view(-1, x.shape[-1])
+        normed = normalised(self.module.norm1, rows, self.weights.dtype)
+        query, key, value = self._heads(normed, x.shape[:2])
+        mask = None if bias is None else bias.to(query.dtype)
+        keys, values, mask = filled(key, value, mask)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
+        out = out.transpose(1, 2).flatten(2)
+        attn = self.module.attn
+        if not isinstance(attn.norm, nn.Identity):
+            out = attn.norm(out.float()).to(out.dtype)
+        if attn.gate is not None:
+            out = out * attn.gate(normed.view_as(x).float()).sigmoid().to(out.dtype)
+        _add_linear(rows, out.flatten(0, 1), *self.weights.proj)
+        return query, key, value, out[:, 0]
+
+    def _add_to_class(self, cls: Tensor, attended: Tensor) -> None:
+        """Add what class tokens (S, D) attended to, (S, H * d), projected in float32."""
+        _add_linear(cls, attended.float(), *self.fp32.proj)
+
+    def _heads(self, normed: Tensor, shape: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys, values (S, H, T, d) of tokens (S * T, D)."""
+        attn = self.module.attn
+        qkv = linear(normed, *self.weights.qkv)
+        q, k, v = qkv.view(*shape, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        if not isinstance(attn.q_norm, nn.Identity):
+            q, k = attn.q_norm(q.float()).to(q.dtype), attn.k_norm(k.float()).to(k.dtype)
+        return q, k, v
+
+    def _mlp(self, weights: "Weights", rows: Tensor) -> None:
+        """Add the MLP's output to the residual stream (R, D)."""
+        mlp = self.module.mlp
+        normed = normalised(self.module.norm2, rows, weights.dtype)
+        hidden = weights.act(linear(normed, *weights.hidden))
+        if not isinstance(mlp.norm, nn.Identity):
+            hidden = mlp.norm(hidden.float()).to(hidden.dtype)
+        _add_linear(rows, hidden, *weights.out)
+
+
+def filled(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Fill keys and values (S, H, T, d) up to a multiple of ``TAIL`` tokens, which a bias of -inf hides.
+
+    Fused attention in low precision on a CPU takes up to twice as long for what is left over.
+    """
+    missing = -key.shape[2] % TAIL
+    low = key.dtype != torch.float32 and key.device.type == "cpu"
+    if not missing or not low or torch.compiler.is_compiling():
+        return key, value, bias
+    size, heads, count, dim = key.shape
+    both = key.new_empty(2, size, count + missing, heads, dim)  # the layout that they are made in
+    both[:, :, count:] = 0
+    for each, wide in zip((key, value), both, strict=True):
+        wide[:, :count] = each.transpose(1, 2)
+    if bias is None:
+        bias = key.new_zeros(1, 1, 1, count)
+    keys, values = both.transpose(2, 3)
+    return keys, values, F.pad(bias, (0, missing), value=-torch.inf)
+
+
+def normalised(norm: Any, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Normalise float32 rows (R, D), to ``dtype``."""
+    if dtype != torch.float32 and type(norm) in (nn.LayerNorm, LayerNorm):
+        return F.layer_norm(rows.to(dtype), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    out: Tensor = norm(rows)
+    return out.to(dtype)
+
+
+def parts(x: Tensor) -> Iterator[slice]:
+    """Cut sequences (S, T, D) into parts that are run one after another: on a CPU of ``ROWS`` tokens, else all."""
+    size = len(x)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        size = max(1, ROWS // x.shape[1])
+    for first in range(0, len(x), size):
+        yield slice(first, first + size)
+
+
+def sliced(bias: Tensor | None, count: int, part: slice) -> Tensor | None:
+    """Return the bias of a part of ``count`` sequences; it is broadcastable to (count, H, T, T)."""
+    if bias is None or bias.ndim < 4 or len(bias) < count:
+        return bias
+    return bias[part]
+
+
+class Weights:
+    """The weights and biases of a block in one dtype, LayerScale and other constants folded in.
+
+    Biases stay float32. ``scale`` is the factor on the logits that is
+    left to apply; ``act`` is the MLP's activation, in place where it can be.
+    """
+
+    def __init__(self, block: Any, dtype: torch.dtype) -> None:
+        attn, mlp = block.attn, block.mlp
+        self.dtype = dtype
+        first, second = (getattr(scale, "gamma", None) for scale in (block.ls1, block.ls2))
+        self.scale, rows = attn.scale, None
+        if dtype != torch.float32 and isinstance(attn.q_norm, nn.Identity):
+            # The queries' scale goes into their weights, which saves a pass over the logits. In
+            # float32 it would cost a copy of the weights instead.
+            self.scale, rows = 1.0, torch.ones_like(attn.qkv.weight[:, 0])
+            rows[: attn.attn_dim] = attn.scale
+        self.qkv = _scaled(attn.qkv, rows, dtype)
+        self.proj = _scaled(attn.proj, first, dtype)
+        # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
+        # take the factor, the second's its inverse.
+        quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
+        rows = torch.full_like(mlp.fc1.weight[:, 0], QUICK) if quick else None
+        self.act = partial(F.silu, inplace=True) if quick else _in_place(mlp.act)
+        self.hidden = _scaled(mlp.fc1, rows, dtype)
+        weight, bias = _scaled(mlp.fc2, second, torch.float32)
+        self.out = ((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
+
+
+def _scaled(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a linear layer, each output times its ``rows``; else no copy."""
+    weight, bias = layer.weight, layer.bias
+    if rows is not None:
+        weight = weight * rows.unsqueeze(1)
+        bias = None if bias is None else bias * rows
+    return weight.detach().to(dtype), None if bias is None else bias.detach()
+
+
+def _in_place(act: Any) -> Any:
+    """Return an activation that may use its argument's memory for the result."""
+    exact = type(act).__name__ == "GELU" and getattr(act, "approximate", "none") == "none"
+    return torch.ops.aten.gelu_ if exact else act
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a linear layer with a float32 bias; ``F.linear`` in bfloat16 on a CPU adds it in a pass of its own."""
+    if not torch.compiler.is_compiling() and x.dtype == torch.bfloat16 and x.device.type == "cpu" and _adds_bias():
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+@cache
+def _adds_bias() -> bool:
+    """Tell whether oneDNN's product in bfloat16, with the bias in it, is there."""
+    here: bool = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return here
+
+
+def _add_linear(rows: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Add a linear layer's output to float32 rows (R, out), in place."""
+    if x.dtype != rows.dtype:
+        rows.add_(linear(x, weight, bias))
+        return
+    rows.addmm_(x, weight.t())
+    if bias is not None:
+        rows.add_(bias)
