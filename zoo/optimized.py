@@ -128,7 +128,9 @@ class OptimizedHost(Host):
     @classmethod
     def adopt(cls, tower: nn.Module) -> NoReturn:
         """Refuse to make another tower of an optimised one."""
-        raise _refusal("can't be changed", "reduce, tune or recover the model that it was made of, and optimise the result")
+        raise _refusal(
+            "can't be changed", "reduce, tune or recover the model that it was made of, and optimise the result"
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode.

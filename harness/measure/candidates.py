@@ -35,6 +35,7 @@ from harness.records.conditions import DENSE, DTYPES
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
 from zoo.files import digest_of, read_facts
+from zoo.host import shared
 from zoo.merger import Merger
 from zoo.recovery import RecoveryFile
 from zoo.reducer import METHODS, configure, expected
@@ -102,7 +103,7 @@ class ChooseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """All that setups have in common but their keep rate; ``method`` None is the dense tower in low precision."""
+    """All that setups have in common but their keep rate; ``method`` None is the dense tower, optimised or rounded."""
 
     dtype: str
     method: str | None = None
@@ -138,7 +139,11 @@ class Lab:
             model=self.tower.arch, method=DENSE, keep=1.0, vit=self.tower.vit.to(self.device), config={}
         )
         self.weights = fingerprint(self.dense.vit)
-        self._copies: dict[str, ReducedViT] = {"float32": self.dense.vit}
+        self._dense: dict[str, ReducedViT] = {}  # as it is run, by precision
+        why = self._why_not_optimised()
+        self.optimised = not why
+        if why:
+            progress.say(f"models run as they are: {why}")
         self.schedules = {str(path): ScheduleFile.read(path) for path in config.schedules}
         self.recoveries = {str(path): RecoveryFile.read(path) for path in config.recoveries}
         self.left_out: dict[str, str] = {}  # lines that can't be had, with the reason
@@ -186,7 +191,7 @@ class Lab:
         return [
             *(version("clip-patchrank"), git_commit(), self.tower.name, self.weights),
             *(self.dataset.name, self.dataset.condition, self.search.split.image_ids, self.held_out.split.image_ids),
-            *(self.machine, str(self.device), torch.get_num_threads(), self.config.batch),
+            *(self.machine, str(self.device), torch.get_num_threads(), self.config.batch, self.optimised),
         ]
 
     def forget(self) -> None:
@@ -217,7 +222,7 @@ class Lab:
         lines = [
             dataclasses.replace(line, dtype=dtype)
             for dtype in self.config.precisions
-            for line in ([] if dtype == "float32" else [dense]) + able
+            for line in ([dense] if self.optimised or dtype != "float32" else []) + able
         ]
         if not lines:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
@@ -295,23 +300,33 @@ class Lab:
         return reduced_row(self.dense.vit, arch, tag, arch, line.method, self.options(one), what=key)
 
     def placed(self, one: Candidate) -> Variant:
-        """Make a candidate's row as it is run: in its precision. An optimised model would be made here."""
+        """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights."""
         row, dtype = self.row(one), one.line.dtype
-        if dtype == "float32":
-            return row
-        dense = self._copy(dtype)
-        if row.method == DENSE:
-            return dataclasses.replace(row, vit=dense)
         if row.apart:
-            return dataclasses.replace(row, vit=copy.deepcopy(row.vit).to(DTYPES[dtype]).eval())
-        vit = zoo.reduce(dense, method=None)
-        vit.reducer = copy.deepcopy(row.vit.reducer)
-        return dataclasses.replace(row, vit=vit.to(self.device, DTYPES[dtype]).eval())
+            return dataclasses.replace(row, vit=self._inference(row.vit, dtype))
+        if dtype not in self._dense:
+            self._dense[dtype] = self._inference(self.dense.vit, dtype)
+        dense = self._dense[dtype]
+        vit = shared(dense, type(dense))
+        vit.reducer = row.vit.reducer
+        if vit.reducer is not None and not self.optimised:
+            vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[dtype])
+        return dataclasses.replace(row, vit=vit)
 
-    def _copy(self, dtype: str) -> ReducedViT:
-        if dtype not in self._copies:
-            self._copies[dtype] = copy.deepcopy(self.dense.vit).to(DTYPES[dtype]).eval()
-        return self._copies[dtype]
+    def _inference(self, vit: ReducedViT, dtype: str) -> ReducedViT:
+        if self.optimised:
+            return zoo.optimize(vit, dtype=dtype)
+        return vit if dtype == "float32" else copy.deepcopy(vit).to(DTYPES[dtype]).eval()
+
+    def _why_not_optimised(self) -> str:
+        """Return why the tower can't be optimised in all precisions, nothing if it can."""
+        try:
+            for dtype in self.config.precisions:
+                self._dense[dtype] = zoo.optimize(self.dense.vit, dtype=dtype)
+        except ValueError as error:
+            self._dense.clear()
+            return str(error)
+        return ""
 
     def _ran(self, images: int) -> None:
         self.done += images
@@ -393,19 +408,18 @@ class Lab:
         return self.held_out.figures(self.values("held_out", [one])[one], self.config.seed)
 
     def times(self, one: Candidate) -> dict[str, Any]:
-        """Time a candidate in turn with the dense tower in float32 and in the candidate's precision."""
-        vits, dtype = {"chosen": self.placed(one).vit}, one.line.dtype
-        if dtype != "float32":
-            vits["alike"] = self._copy(dtype)
+        """Time a candidate in turn with the dense tower in float32, as it is and as the candidate is run."""
+        alike_dense = Candidate(Line(dtype=one.line.dtype, rates=(1.0,)), 1.0)
+        vits = {"chosen": self.placed(one).vit, "alike": self.placed(alike_dense).vit}
         meanwhile = timing.Watch()
         timings = self.timed(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
         chosen, dense = timings["chosen"], timings[DENSE]
         ratio, per_call = chosen.ratio_to(dense), median_interval(chosen.samples_ms)
-        alike = chosen.ratio_to(timings["alike"]) if "alike" in timings else ratio
+        alike = chosen.ratio_to(timings["alike"])
         batch = self.config.batch
         return {
             "ratio_to_dense": ratio._asdict(),
-            "ratio_to_dense_in_its_dtype": alike._asdict(),
+            "ratio_to_dense_run_alike": alike._asdict(),
             "verdict": FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN,
             "median_ms": per_call._asdict(),
             "dense_median_ms": median_interval(dense.samples_ms)._asdict(),
@@ -426,6 +440,7 @@ class Lab:
             "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **pictures},
             "model": {"name": self.tower.name, "weights": self.weights},
             "machine": self.machine,
+            "optimised": self.optimised,
             "seed": self.config.seed,
             "lines": len(self.lines),
             "left_out": self.left_out,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
 from harness.records.agreement import over_images
 from harness.records.statistics import bootstrap_quantile
+from zoo.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"
 AGREEMENT, CHANGE = "dense_agreement", "top1_change"  # of the answers by text, and of those that are right
@@ -234,13 +236,21 @@ class Pictures:
         self._kept = every
 
     def features(self, rows: Sequence[Variant]) -> dict[str, Tensor]:
-        """Return unit features (n, D) of rows of one dense tower in one precision, by key."""
+        """Return unit features (n, D) of rows of one dense tower in one precision, by key.
+
+        Blocks that rows share run once, but not those of optimised models, which write into what they are given.
+        """
         like = next(rows[0].vit.parameters())
         parts: dict[str, list[Tensor]] = {row.key: [] for row in rows}
         with torch.inference_mode():
             for images in self._batches():
-                for key, outcome in run(rows, images.to(like.device, like.dtype)).items():
-                    parts[key].append(outcome.features)
+                placed = images.to(like.device, like.dtype)
+                if isinstance(rows[0].vit, OptimizedHost):
+                    outputs = {row.key: F.normalize(row.vit(placed).float(), dim=-1).cpu() for row in rows}
+                else:
+                    outputs = {key: outcome.features for key, outcome in run(rows, placed).items()}
+                for key, features in outputs.items():
+                    parts[key].append(features)
                 self.on_images(len(rows) * len(images))
         return {key: torch.cat(part) for key, part in parts.items()}
 

@@ -122,8 +122,10 @@ class Setup:
         return tower._replace(vit=vit.eval())
 
     def python(self) -> str:
-        """Return Python lines that build the model, in its precision."""
+        """Return Python lines that build the model in its precision, optimised if it was chosen so."""
         lines = self._built()
+        if self.certificate.get("optimised"):
+            return f"{lines}\nmodel = zoo.optimize(model, dtype={self.dtype!r})"
         return lines if self.dtype == "float32" else f"import torch, {lines[7:]}.to(torch.{self.dtype})"
 
     def _built(self) -> str:
