@@ -191,6 +191,7 @@ class Lab:
         return [
             *(version("clip-patchrank"), git_commit(), self.tower.name, self.weights),
             *(self.dataset.name, self.dataset.condition, self.search.split.image_ids, self.held_out.split.image_ids),
+            len(self.first),
             *(self.machine, str(self.device), torch.get_num_threads(), self.config.batch, self.optimised),
         ]
 
@@ -213,7 +214,7 @@ class Lab:
             *(Line(dtype="", method=method) for method in methods),
             *(Line(dtype="", method=file.method, schedule=path) for path, file in self.schedules.items()),
             *(
-                Line(dtype="", method=file.method, recovery=path, rates=(file.options["keep"],))
+                Line(dtype="", method=file.method, recovery=path, rates=(file.options.get("keep", 1.0),))
                 for path, file in self.recoveries.items()
             ),
         ]

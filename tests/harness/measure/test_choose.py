@@ -1,5 +1,6 @@
 """The walk to the fastest setup: against trying everything, stopped and resumed, and for real."""
 
+import copy
 import itertools
 import json
 import math
@@ -350,6 +351,35 @@ def test_a_schedule_is_stretched_over_keep_rates(tmp_path: Path, tower: Tower):
     assert lab.options(Candidate(line, 0.64)) == own | {"schedule": [0.8], "keep": 0.64}
     vit = lab.setup(Candidate(line, 0.64))
     assert zoo.reduce(tower.vit, method=vit.method, **vit.options).reducer.points == (1, 3)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_recovery_is_a_setup_of_its_own(clock: Clock, tmp_path: Path, tower: Tower):
+    """What it learned from doesn't decide; a recovery of other weights is refused by its file."""
+    student, images = zoo.reduce(tower.vit, method="tome", keep=0.5), [torch.randn(4, 3, 64, 64)]
+    recipe, path = zoo.RecoveryConfig(rounds=1, steps=1, batch=2), tmp_path / "r.safetensors"
+    recovered = zoo.recover(student, images, images, recipe)
+    origin = {"name": ARCH, "tag": TAG, "commit": None}
+    zoo.save_recovery(path, student, recovered, recipe, **origin, datasets=[{"name": "elsewhere"}])
+    config = replace(CONFIG, methods=("clsattn",), recoveries=(path,))
+    lab = Lab(ARCH, "toy", Bounds(min_cosine=0.9), config, Progress())
+    line = lab.lines[-1]
+    assert (line.name, line.rates) == ("tome with r.safetensors", (0.5,))
+    assert "elsewhere" in lab._learned()
+    one = Candidate(line, 0.5)
+    setup = lab.setup(one)
+    assert (setup.options, setup.recovery) == ({"keep": 0.5}, str(path))
+    plain = zoo.add_recovery(zoo.reduce(tower.vit, method="tome", keep=0.5), path).eval()
+    with torch.inference_mode():
+        assert torch.equal(lab.placed(one).vit(images[0]), zoo.optimize(plain)(images[0]))
+    assert chosen(Bounds(min_cosine=0.9), config).met
+    other = tmp_path / "s.safetensors"
+    stranger = copy.deepcopy(student)
+    with torch.no_grad():
+        stranger.blocks[0].mlp.fc1.weight += 1
+    zoo.save_recovery(other, stranger, recovered, recipe, **origin, datasets=[{"name": "elsewhere"}])
+    with pytest.raises(ValueError, match=r"s\.safetensors"):
+        chosen(Bounds(min_cosine=0.9), replace(config, recoveries=(other,)))
 
 
 @pytest.mark.parametrize(
