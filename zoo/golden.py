@@ -21,8 +21,8 @@ from zoo.approximate import (
     quick_features,
 )
 from zoo.host import Host
-from zoo.reducer import expected
 from zoo.lean import is_lean, special_layer
+from zoo.reducer import expected
 from zoo.suffix import PRECISIONS, Suffix
 from zoo.tokens import Tokens, every_position, rank_scores, top
 from zoo.windows import distances, mean_over_windows, members, merge_windows, outside, windows

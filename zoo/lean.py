@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, LayerNorm, Mlp
+from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ class LeanBlock(ViTBlock):
     @property
     def scale(self) -> float:
         """Factor on the logits of the queries and keys that ``attend`` gives."""
-        return self.weights.scale
+        return float(self.weights.scale)
 
     @property
     def weights(self) -> "Weights":
@@ -105,7 +105,7 @@ class LeanBlock(ViTBlock):
         if cls is not None:
             self._add_to_class(cls, attended)
             x[:, 0] = cls
-        return Attended(x, query, key, value, self.scale)
+        return Attended(x, query, key.float(), value, self.scale)  # float32 for those who match by keys
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
         """Return the residual stream with what ``attend`` added already."""
@@ -127,9 +127,9 @@ class LeanBlock(ViTBlock):
         return ViTBlock(self.module, self.index, self.probe).first(tokens, bias)
 
     def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
-        """Return the query that pools, and the keys that it meets, in float32: what is ranked by them is near-tied."""
+        """Return the query that pools, and the keys that it meets, in float32."""
         pooling = super().pooling_query(tokens, attended)
-        return pooling._replace(query=pooling.query.float(), key=pooling.key.float())
+        return pooling._replace(query=pooling.query.float())
 
     def _class_row(self, x: Tensor) -> Tensor | None:
         """Copy the class tokens (S, D) before the products of all tokens change them; None without low precision."""
@@ -142,7 +142,7 @@ class LeanBlock(ViTBlock):
             Queries, keys and values (S, H, T, d), and what the first token attended to, (S, H * d).
         """
         rows = x.view(-1, x.shape[-1])
-        normed = normalised(self.module.norm1, rows, self.weights.dtype)
+        normed = self.module.norm1(rows).to(self.weights.dtype)
         query, key, value = self._heads(normed, x.shape[:2])
         mask = None if bias is None else bias.to(query.dtype)
         keys, values, mask = filled(key, value, mask)
@@ -172,7 +172,7 @@ class LeanBlock(ViTBlock):
     def _mlp(self, weights: "Weights", rows: Tensor) -> None:
         """Add the MLP's output to the residual stream (R, D)."""
         mlp = self.module.mlp
-        normed = normalised(self.module.norm2, rows, weights.dtype)
+        normed = self.module.norm2(rows).to(weights.dtype)
         hidden = weights.act(linear(normed, *weights.hidden))
         if not isinstance(mlp.norm, nn.Identity):
             hidden = mlp.norm(hidden.float()).to(hidden.dtype)
@@ -197,14 +197,6 @@ def filled(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
         bias = key.new_zeros(1, 1, 1, count)
     keys, values = both.transpose(2, 3)
     return keys, values, F.pad(bias, (0, missing), value=-torch.inf)
-
-
-def normalised(norm: Any, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Normalise float32 rows (R, D), to ``dtype``."""
-    if dtype != torch.float32 and type(norm) in (nn.LayerNorm, LayerNorm):
-        return F.layer_norm(rows.to(dtype), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    out: Tensor = norm(rows)
-    return out.to(dtype)
 
 
 def parts(x: Tensor) -> Iterator[slice]:

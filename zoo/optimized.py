@@ -50,9 +50,10 @@ def optimize(model: nn.Module, *, dtype: str = "float32") -> Any:
         return whole
     if isinstance(model, OptimizedHost):
         raise ValueError(f"{type(model).__name__} is optimised already: expected the model that it was made of")
-    host = model if isinstance(model, Host) else reduce(model, method=None)
+    host: Host = model if isinstance(model, Host) else reduce(model, method=None)
     _check(host, dtype)
-    tower = shared(_frozen(host), _kind(type(host)))
+    kind: Any = type(host)
+    tower = shared(_frozen(host), _kind(kind))
     tower.take_apart(PRECISIONS[dtype])
     return tower
 
@@ -113,8 +114,8 @@ class OptimizedHost(Host):
             LeanBlock(block.module, dtype, block.index, probe) if is_lean(block.module) else block
             for block in (own[:-1] if self.pools_first else own)
         ]
-        self.__dict__["_blocks"] = lean + own[len(lean) :]
-        self.__dict__["grad_checkpointing"] = False
+        self._blocks = lean + own[len(lean) :]
+        self.__dict__["grad_checkpointing"] = False  # a property in open_clip's
         if dtype != torch.float32 and lean and isinstance(lean[0], LeanBlock):
             self._embed_low(dtype)
 
@@ -126,11 +127,9 @@ class OptimizedHost(Host):
             embed._modules["proj"] = shared(conv, PatchProduct).prepare(dtype)
 
     @classmethod
-    def adopt(cls, tower: nn.Module) -> NoReturn:
+    def adopt(cls, tower: nn.Module) -> NoReturn:  # noqa: ARG003
         """Refuse to make another tower of an optimised one."""
-        raise _refusal(
-            "can't be changed", "reduce, tune or recover the model that it was made of, and optimise the result"
-        )
+        raise _refusal("can't be changed", "change the model that it was made of, and optimise the result")
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode.
@@ -175,18 +174,19 @@ def _refusal(what: str, instead: str) -> ValueError:
 class PatchProduct(nn.Conv2d):
     """A convolution of patches side by side as one matrix product in low precision; its weight's name stays."""
 
+    low: Tensor
+
     def prepare(self, dtype: torch.dtype) -> Self:
         """Round the weight."""
-        self.__dict__["_low"] = self.weight.detach().flatten(1).to(dtype)
+        self.low = self.weight.detach().flatten(1).to(dtype)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to float32 patches (B, D, rows, columns)."""
-        low: Tensor = self.__dict__["_low"]
         height, width = self.kernel_size
         grid = images.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, h, w)
-        patches = grid.permute(0, 2, 3, 1, 4, 5).to(low.dtype).flatten(3)
-        return linear(patches, low, self.bias).permute(0, 3, 1, 2)
+        patches = grid.permute(0, 2, 3, 1, 4, 5).to(self.low.dtype).flatten(3)
+        return linear(patches, self.low, self.bias).permute(0, 3, 1, 2)
 
 
 @cache

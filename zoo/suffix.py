@@ -36,9 +36,9 @@ def precision_on(device: str | torch.device, dtype: str) -> str:
 class Suffix:
     """A tower from a block on, for sequences that lost patch tokens.
 
-    In ``bfloat16`` or ``float16`` the patch tokens go through the blocks in that precision. The
-    residual stream, the class token's own path, and the last block where only the class token
-    leaves it stay float32: rounding there would not average out, and costs little to avoid.
+    In ``bfloat16`` or ``float16`` the tokens go through the blocks in that precision. The residual stream, the class
+    token's projection and MLP, and the last block where only the class token leaves it stay float32: rounding there
+    would not average out, and costs little to avoid.
 
     ``model`` is dense and in float32, ``index`` the first block to run, ``stop`` the one behind the
     last, None for all; ``batch`` the sequences per forward pass, None for what the free memory

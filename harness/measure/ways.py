@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import zoo
 from harness.measure.timing import Call, waiting
 from zoo.reducer import expected
+from zoo.suffix import PRECISIONS
 from zoo.vit import ReducedViT
 
 EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
 CUDA_GRAPHS, CHANNELS_LAST = "cuda-graphs", "channels-last"
+OPTIMIZED = "optimized"
 # As it is; torch.compile; the same in the mode that replays CUDA graphs; the eager model's launches
-# captured once and replayed; eager with images and convolution weights in channels_last.
-WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, CHANNELS_LAST)
+# captured once and replayed; eager with images and convolution weights in channels_last; what zoo.optimize makes of it.
+WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, CHANNELS_LAST, OPTIMIZED)
 ON_CUDA = (REDUCE_OVERHEAD, CUDA_GRAPHS)
 COMPILED = (COMPILE, REDUCE_OVERHEAD)
 OUT_OF_MEMORY = "out of memory"
@@ -42,6 +45,10 @@ _FULL = ("can't allocate memory", "not enough memory", OUT_OF_MEMORY)
 
 class SkippedGraphsError(RuntimeError):
     """The compiler left out CUDA graphs."""
+
+
+class NotOptimizedError(RuntimeError):
+    """``zoo.optimize`` refuses this tower, or this precision of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +195,13 @@ def as_run(model: nn.Module, way: str, images: Tensor) -> Call:
     """
     if way == CUDA_GRAPHS:
         return _captured(model, images)
+    if way == OPTIMIZED:
+        names = {dtype: name for name, dtype in PRECISIONS.items()}
+        try:
+            optimized: Call = zoo.optimize(model, dtype=names[images.dtype])
+        except ValueError as error:
+            raise NotOptimizedError(str(error)) from error
+        return optimized
     if way in COMPILED:
         mode = REDUCE_OVERHEAD if way == REDUCE_OVERHEAD else None
         compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True, mode=mode)
@@ -259,7 +273,7 @@ def deviations(features: Tensor, eager: Tensor) -> Tensor:
 def _is_refusal(error: Exception) -> bool:
     """Tell whether the compiler, or CUDA when capturing, can't do it."""
     compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
-    return compiler or isinstance(error, SkippedGraphsError) or "captur" in str(error)
+    return compiler or isinstance(error, (SkippedGraphsError, NotOptimizedError)) or "captur" in str(error)
 
 
 def _reason(error: BaseException) -> str:
@@ -268,7 +282,7 @@ def _reason(error: BaseException) -> str:
         error = error.__context__
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
-    if isinstance(error, SkippedGraphsError):
+    if isinstance(error, (SkippedGraphsError, NotOptimizedError)):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -6,6 +6,7 @@ from contextlib import suppress
 from unittest.mock import MagicMock
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -80,6 +81,25 @@ def test_channels_last_is_eager(dense: zoo.ReducedViT, images: Tensor, method: s
         with ways.memory_format([vit], ways.CHANNELS_LAST) as form:
             features = call(images.contiguous(memory_format=form))
     assert ways.deviations(features, eager).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimized_models_are_eager(dense: zoo.ReducedViT, images: Tensor, method: str | None, dtype: torch.dtype):
+    vit, images = reduced(dense, method).to(dtype), images.to(dtype)
+    ready = ways.prepare(vit, ways.OPTIMIZED, images)
+    assert ready.failed is None
+    assert ready.peak_mib is not None
+    assert ready.deviation is not None
+    assert ready.deviation < (1e-5 if dtype == torch.float32 else 0.5)
+    assert next(vit.parameters()).dtype == dtype
+
+
+def test_what_cannot_be_optimized_says_so():
+    tower = timm.create_model("vit_small_patch16_dinov3", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+    ready = ways.prepare(zoo.reduce(tower.eval(), method=None), ways.OPTIMIZED, torch.randn(2, 3, 32, 32))
+    assert ready.call is None
+    assert "nothing to optimise in ReducedEva" in str(ready.failed)
 
 
 @pytest.mark.slow
