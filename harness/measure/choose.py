@@ -25,7 +25,7 @@ from harness.measure.setup import Setup
 SAFER = (0, 1, 4)  # keep rates above the lowest that meets the bounds, which are rungs of the ladder
 BEST = 3  # lines that the ladder is made of, the fastest
 RUNGS = 4  # of the ladder at most
-ROUGH = 3  # calls of each setup, to compare lines
+ROUGH = 5  # calls of each setup, to compare lines
 SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
 TRIES = 6  # setups that are timed against a bound on time, one after the other
 WORDS = {  # what metrics are called, as columns
