@@ -122,7 +122,14 @@ class Setup:
         return tower._replace(vit=vit.eval())
 
     def python(self) -> str:
-        """Return Python lines that build the model."""
+        """Return Python lines that build the model in its precision, optimised if it was chosen so."""
+        lines = self._built()
+        if self.certificate.get("optimised"):
+            return f"{lines}\nmodel = zoo.optimize(model, dtype={self.dtype!r})"
+        return lines if self.dtype == "float32" else f"import torch, {lines[7:]}.to(torch.{self.dtype})"
+
+    def _built(self) -> str:
+        """Return Python lines that build the model in float32; they begin with an import."""
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
         recovery = "" if self.recovery is None else f", recovery={self.recovery!r}"
         if self.model.startswith(OPEN_CLIP):

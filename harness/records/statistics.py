@@ -107,6 +107,35 @@ def bootstrap_mean(values: ArrayLike, seed: int, groups: ArrayLike | None = None
     return Interval(float(sample.mean()), *_percentiles(means))
 
 
+def bootstrap_quantile(values: ArrayLike, q: float, seed: int, groups: ArrayLike | None = None) -> Interval:
+    """Return a quantile over images, an observed value, with a percentile bootstrap.
+
+    It is the least value that a share ``q`` of the images doesn't exceed. Groups are those of `bootstrap_mean`.
+
+    Raises:
+        ValueError: no values, NaN among them, or q outside (0, 1).
+    """
+    sample = finite_sample(values)
+    if not 0 < q < 1:
+        raise ValueError(f"a quantile needs q in (0, 1), got {q}")
+    numbers = np.arange(sample.size) if groups is None else np.asarray(groups)
+    order, count = np.argsort(sample, kind="stable"), int(numbers.max()) + 1
+    generator = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // sample.size)
+
+    def quantiles(times: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the quantile where each group, (draws, groups), is there so many times."""
+        weights = times[:, numbers[order]].cumsum(axis=1)
+        return np.asarray(sample[order][(weights < q * weights[:, -1:]).sum(axis=1)])
+
+    parts = [
+        quantiles(generator.multinomial(count, np.full(count, 1 / count), size=min(rows, RESAMPLES - start)))
+        for start in range(0, RESAMPLES, rows)
+    ]
+    estimate = quantiles(np.ones((1, count), dtype=np.int64))[0]
+    return Interval(float(estimate), *_percentiles(np.concatenate(parts)))
+
+
 def _sums(values: NDArray[np.float64], groups: ArrayLike) -> NDArray[np.float64]:
     """Return the sum of the values of each group."""
     numbers = np.asarray(groups)

@@ -63,3 +63,11 @@ def test_a_file_says_all_fields(tmp_path: Path):
     facts = json.loads((tmp_path / "one.json").read_text())
     assert facts["options"] == {"keep": 0.5}
     assert facts["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["clip_vit_s14", NAME])
+def test_the_lines_of_python_have_the_precision(name: str):
+    scope: dict[str, Any] = {}
+    exec(Setup.of(name, dtype="bfloat16").python(), scope)
+    assert {parameter.dtype for parameter in scope["model"].parameters()} == {torch.bfloat16}
+    assert not scope["model"].training

@@ -1,0 +1,111 @@
+"""The subcommand that finds the fastest setup meeting a bound: ``choose``."""
+
+import shlex
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness.cli import flags
+from harness.cli.command import PROGRAM, Command, CommandParser
+from harness.console.table import Part, Shown, json_values
+from harness.console.terminal import Progress
+
+
+def _choose_flags(parser: CommandParser) -> None:
+    from harness.measure.candidates import ChooseConfig
+
+    what = parser.add_argument_group("model and pictures")
+    flags.model(what)
+    pictures: Any = what.add_mutually_exclusive_group(required=True)
+    pictures.add_argument("--images", type=Path, metavar="DIR", help="your pictures, without labels")
+    flags.dataset(pictures)
+    flags.data(parser)
+    bounds = parser.add_argument_group("bounds, of which at least one is given")
+    for flag, text in (
+        ("--min-cosine", "mean cosine to dense features, such as 0.99"),
+        ("--min-overlap", "mean share of dense's 10 nearest pictures; 1000 pictures at least"),
+        ("--max-loss", "points of top-1, such as 0.5; needs classes"),
+        ("--speed-up", "times as fast as dense, such as 1.5"),
+        ("--max-ms", "milliseconds of a call"),
+    ):
+        flags.number(bounds, flag, None, text, kind=float)
+    among = parser.add_argument_group("what is chosen from")
+    flags.methods(among, None, "default: all but other papers' that the tower can run; see `list`")
+    text = "default: float32, and bfloat16 where it is fast"
+    among.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=[], help=text)
+    several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "FILE", "default": []}
+    among.add_argument("--recovery", dest="recoveries", help="as `fit recovery` writes", **several)
+    among.add_argument("--schedule", dest="schedules", help="as `fit schedule` writes, at all keep rates", **several)
+    how = parser.add_argument_group("how it is measured")
+    flags.fields(how, ChooseConfig, search="pictures to search by", held_out="other pictures, that decide")
+    flags.fields(how, ChooseConfig, batch="images per call, where time is measured")
+    flags.fields(how, ChooseConfig, rounds="calls of the chosen setup and of dense, at least")
+    flags.number(how, "--seconds", ChooseConfig.seconds, "that these go on for", metavar="S")
+    flags.fields(how, ChooseConfig, seed="of the choice of pictures, and of intervals")
+    flags.device(how)
+    files = parser.add_argument_group("files")
+    flags.fresh(files)
+    flags.output(files, "setup.json", "the setup with its certificate", "FILE")
+
+
+def run_choose(args: Namespace, status: Console) -> Shown:
+    """Search, write the setup with its certificate, and show how it is used."""
+    from harness.measure.candidates import ChooseConfig
+    from harness.measure.choose import choice_table, choose
+    from harness.measure.fidelity import Bounds
+
+    bounds = flags.settings(Bounds, args)
+    config = flags.settings(ChooseConfig, args)
+    dataset = args.dataset or f"images:{args.images}"
+    choice = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
+    setup, table = choice.setup, choice_table(choice)
+    data = {"path": args.output if choice.met else None, "why": choice.why, "setup": setup, "judged": choice.judged}
+    time = setup.certificate["time"]
+    ratio = time["ratio_to_dense"]
+    text = (
+        f"{setup.name} in {setup.dtype}: {1 / ratio['estimate']:.2f} times as fast as dense in float32 "
+        f"[{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}], {time['images_per_s']:.1f} images/s against "
+        f"{time['dense_images_per_s']:.1f} at batch {time['batch']}"
+    )
+    warnings = [f"be wary of times: {warning}" for warning in time["warnings"]]
+    if not choice.met:
+        parts: tuple[Part, ...] = (
+            table,
+            f"nothing meets {bounds.words}; the nearest is {text}; {choice.why}",
+            *warnings,
+        )
+        return Shown(parts=parts, data=json_values(data), code=1)
+    if time["verdict"] != "faster":
+        warnings.append("that it is faster than dense isn't shown: the interval of the ratio includes 1")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    setup.write(args.output)
+    file = shlex.quote(str(args.output))
+    pictures = shlex.quote(str(args.images)) if args.images is not None else "FOLDER"
+    use = [
+        f"{PROGRAM} embed {pictures} --model {file} --output vectors",
+        f"{PROGRAM} export --model {file} --format onnx --output model.onnx",
+    ]
+    ends = "by the ends of 95 % intervals"
+    wrote = f"wrote {args.output} in {choice.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
+    return Shown(parts=(table, wrote, *warnings, "\n".join(["", *use, "", setup.python()])), data=json_values(data))
+
+
+COMMANDS = (
+    Command(
+        path="choose",
+        what="Find the fastest setup (method, keep rate, precision) that meets a bound, on your own pictures.",
+        flags=_choose_flags,
+        run=run_choose,
+        examples=(
+            ("choose --dataset photos --min-cosine 0.99", "on pictures that ship"),
+            ("choose --images photos --min-cosine 0.98 --speed-up 1.5", "on your own, without labels"),
+            ("choose --dataset fashion --max-loss 1 --held-out 1800", "by answers that are right"),
+            ("choose --images photos --speed-up 2", "the most faithful one that is twice as fast"),
+        ),
+        output="the setups that were judged on pictures held out, and how to use the chosen one, on standard output; "
+        "the setup with its certificate in --output. The same command goes on where it stopped",
+        problems="nothing meets the bound; the nearest is shown",
+    ),
+)
