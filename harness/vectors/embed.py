@@ -170,6 +170,7 @@ class ShardMaker:
             reducer=encoder.reducer,
             text_weights=encoder.text_weights if texts else None,
             preprocessing=encoder.preprocessing,
+            optimised=encoder.optimised,
             batch=job.batch,
             embedding_dtype=job.embedding_dtype,
             width=encoder.width,

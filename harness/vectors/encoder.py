@@ -8,8 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+import zoo
 from harness.measure.setup import Setup
 from harness.models.towers import no_text
 from harness.records.conditions import DTYPES
@@ -36,6 +37,7 @@ class Encoder:
         width: D, of the embeddings.
         weights: fingerprint of the image tower. reducer: digest of the method's own weights, if any.
         preprocessing: of pictures, in words.
+        optimised: whether the tower runs as ``zoo.optimize`` makes it; it refuses those where it can't.
     """
 
     def __init__(self, setup: Setup, *, random_weights: bool = False, device: str = "cpu") -> None:
@@ -49,8 +51,12 @@ class Encoder:
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
         if tower.clip is not None:
             tower.clip.model.text.to(device)
-        # Here a faster form of the tower goes, such as a compiled one; all pictures go through `vit`.
-        self.vit = tower.vit.to(device, DTYPES[setup.dtype]).eval()
+        self.vit: nn.Module = tower.vit.to(device).eval()
+        self.optimised = True
+        try:
+            self.vit = zoo.optimize(tower.vit, dtype=setup.dtype)
+        except ValueError:  # it runs as it is; the file's metadata say so
+            self.optimised, self.vit = False, tower.vit.to(DTYPES[setup.dtype])
         self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]
 
     def require_text(self) -> None:
@@ -118,7 +124,8 @@ class Encoder:
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.vit(pixels.to(self.device, DTYPES[self.setup.dtype]))
+        dtype = torch.float32 if self.optimised else DTYPES[self.setup.dtype]
+        features: Tensor = self.vit(pixels.to(self.device, dtype))
         return features.float().cpu()
 
 

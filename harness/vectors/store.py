@@ -54,6 +54,7 @@ class Provenance:
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words
     dtype: str  # of the computation
+    optimised: bool = False  # by `zoo.optimize`, which can't take every tower
     batch: int  # pictures per pass decide the last bits
     embedding_dtype: str
     width: int
