@@ -188,6 +188,22 @@ def export_model(
     return agreement
 
 
+def as_runtime(
+    model: nn.Module, images: Tensor, *, format: str, dtype: str = "float32", calibration: Tensor | None = None
+) -> Call:
+    """Return a model as a format's runtime runs it, by way of a file that is gone again; nothing is checked.
+
+    Arguments and refusals are those of ``export_model``; two ``images`` are enough.
+    """
+    kind = require_format(format, dtype)
+    _require_model(model, images, calibration, format, dtype)
+    # What comes of inference mode can't be recorded.
+    with tempfile.TemporaryDirectory() as folder, _quiet(), torch.inference_mode(mode=False), torch.no_grad():
+        place = Path(folder) / f"model{kind.suffix}"
+        kind.write(model, place, images[:2].clone(), dtype, None if calibration is None else calibration.clone())
+        return kind.load(place, dtype, torch.get_num_threads())
+
+
 def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
     """Return what maps images (B, 3, H, W) to features (B, D) float32, run by the runtime that a file is for.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.datasets.base import Split, SplitName
     from zoo.export import Agreement
 
-CHECKED, CALIBRATED = 64, 32  # images
+CHECKED, CALIBRATED = 64, 128  # images
 
 
 def _export_flags(parser: CommandParser) -> None:
