@@ -352,6 +352,10 @@ def _write_onnx(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Ten
     program.save(str(whole), external_data=apart)
     # Scales of activations per call and of weights per channel: of the tool's ways by far the closest.
     how: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
+    # Not where a ranking multiplies by weights that are split by head: the tool takes matrices alone.
+    graph = program.model_proto.graph
+    stacks = {one.name for one in graph.initializer if len(one.dims) > 2}
+    how["nodes_to_exclude"] = [node.name for node in graph.node if node.op_type == "MatMul" and stacks & {*node.input}]
     quantize_dynamic(whole, path, weight_type=QuantType.QInt8, use_external_data_format=apart, **how)
 
 
