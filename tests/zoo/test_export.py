@@ -1,6 +1,7 @@
 """Exported files: every method in every runtime, what a runtime that errs leaves behind, and what is refused."""
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo import RecoveryConfig, export
+from zoo import export
 from zoo.export import (
     AOTI,
     EXPORTED_PROGRAM,
@@ -87,14 +88,10 @@ def test_a_package_of_machine_code(tiny: Build, images: Tensor, tmp_path: Path):
     check_again(tmp_path / "model.pt2", model)
 
 
-def test_predictor_and_recovery_go_along(tiny: Build, images: Tensor, tmp_path: Path):
+def test_a_predictor_goes_along(tiny: Build, images: Tensor, tmp_path: Path):
     model = tiny("clip_vit_b16_rankmerge50", depth=3, rank="predictor", rank_at=1, arch="mlp", width=8)
-    with torch.enable_grad():
-        found = zoo.recover(model, [images], [images], RecoveryConfig(rounds=1, steps=2, batch=2))
-    recovered = zoo.add_recovery(model, found)
-    assert not torch.allclose(recovered(images), model(images), atol=1e-5)
-    export_model(recovered, tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
-    check_again(tmp_path / "model.pt2", recovered)
+    export_model(model, tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
+    check_again(tmp_path / "model.pt2", model)
 
 
 @pytest.mark.parametrize(("format", "dtype"), [(EXPORTED_PROGRAM, "bfloat16"), (ONNX, INT8), (OPENVINO, INT8)])
@@ -138,6 +135,20 @@ def test_agreement_by_hand():
     twins = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1e-9]])
     assert Agreement.of([twins.flip(0)], twins, (3,)).same_nearest == 1
     assert "nan" in Agreement.of([eager * torch.nan], eager, (3,)).problem("float32")
+
+
+@pytest.mark.parametrize(("format", "package"), [(ONNX, "onnxruntime"), (OPENVINO, "openvino")])
+def test_examples_of_the_guide(format: str, package: str, tiny: Build, tmp_path: Path, monkeypatch):
+    needs("onnxscript", package)
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
+    [code] = re.findall(rf"<!-- example: {format} -->\n```python\n(.*?)```", page, re.S)
+    model = tiny("clip_vit_b16_random50", img_size=196, patch_size=28, depth=1, reduce_at=0)
+    path = tmp_path / f"model{export.FORMATS[format].suffix}"
+    export_model(model, path, torch.randn(3, 3, 196, 196), format=format)
+    monkeypatch.chdir(tmp_path)
+    values: dict = {}
+    exec(code, values)
+    assert torch.allclose(torch.tensor(values["features"]), model(torch.zeros(4, 3, 196, 196)), atol=1e-5)
 
 
 REFUSED = {
