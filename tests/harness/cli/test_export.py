@@ -16,7 +16,17 @@ from zoo import export
 from zoo.export import EXPORTED_PROGRAM, load_exported
 
 # Of a tower that ships, by the format that takes no other package.
-COMMAND = "export --model clip_vit_s14_clsattn60 --format exported-program --limit 3 --batches 2".split()
+COMMAND = [
+    "export",
+    "--model",
+    "clip_vit_s14_clsattn60",
+    "--format",
+    "exported-program",
+    "--limit",
+    "3",
+    "--batches",
+    "2",
+]
 
 
 def test_a_file_maps_preprocessed_images_to_features(tmp_path: Path, capsys: pytest.CaptureFixture):
