@@ -20,7 +20,7 @@ OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # wh
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
     "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
-    "machine", "reference",
+    "reference", "machine",
 )  # fmt: skip
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
@@ -49,8 +49,8 @@ class LatencyRecord:
     batch: int
     threads: int
     stopwatch: str
-    machine: Machine
     reference: str = OWN  # the dense model of the same way and precision, or in eager float32
+    machine: Machine
     failed: str | None = None  # why there are no times
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
     # As `records.Latency` has them, under the same names.
