@@ -267,13 +267,13 @@ class Served(nn.Module):
 def _recorded(model: nn.Module, images: Tensor, dtype: str) -> Any:
     """Record a model as a graph of a free batch size; ``images`` are an example of two."""
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
-    program = torch.export.export(Served(model, dtype).eval(), (images,), dynamic_shapes=({0: batch},))
-    program._example_inputs = None  # else they are pickled into the file
-    return program
+    return torch.export.export(Served(model, dtype).eval(), (images,), dynamic_shapes=({0: batch},))
 
 
 def _write_program(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Tensor | None) -> None:
-    torch.export.save(_recorded(model, images, dtype), path)
+    program = _recorded(model, images, dtype)
+    program._example_inputs = None  # else they are pickled into the file
+    torch.export.save(program, path)
 
 
 def _load_program(path: Path, _dtype: str, _threads: int) -> Call:
