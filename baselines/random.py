@@ -33,8 +33,12 @@ class RandomPrune(Pruner):
     config: RandomConfig
 
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
-        """Hash the grid positions."""
-        return hashed(tokens.patch_idx, self.config.seed)
+        """Look up the hashes of the grid positions.
+
+        The hash is of constants, so that exporters fold it: not every runtime has its 64-bit integers.
+        """
+        grid = torch.arange(tokens.grid[0] * tokens.grid[1], device=tokens.x.device)
+        return hashed(grid, self.config.seed)[tokens.patch_idx]
 
 
 def hashed(positions: Tensor, seed: int) -> Tensor:

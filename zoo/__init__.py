@@ -7,6 +7,7 @@ from zoo.adopt import add_prompts, reduce, reduced_vit
 from zoo.beit import ReducedBeit
 from zoo.clip import Clip, create_clip
 from zoo.eva import ReducedEva
+from zoo.export import export_model, load_exported
 from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
 from zoo.naflex import ReducedNaFlexVit
 from zoo.open_clip import from_open_clip, offer_models
@@ -45,8 +46,10 @@ __all__ = [
     "add_prompts",
     "add_recovery",
     "create_clip",
+    "export_model",
     "from_open_clip",
     "golden_importance",
+    "load_exported",
     "optimize",
     "read_schedule",
     "read_weights",

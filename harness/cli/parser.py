@@ -3,7 +3,7 @@
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from harness.cli import choose, data, golden, measure, report, study, vectors
+from harness.cli import choose, data, export, golden, measure, report, study, vectors
 from harness.cli.command import EXIT_CODES, PROGRAM, Command, CommandParser, Subcommands, Version, add_shared
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ COMPLETION = Command(
     ),
     output="the script on standard output; see docs/commands.md for where shells look for it",
 )
-GROUPS = (measure, choose, golden, vectors, report, data, study)
+GROUPS = (measure, choose, export, golden, vectors, report, data, study)
 COMMANDS: dict[str, Command] = {
     command.path: command for command in (*(command for group in GROUPS for command in group.COMMANDS), COMPLETION)
 }

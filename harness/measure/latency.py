@@ -18,11 +18,12 @@ from harness.console.terminal import Progress
 from harness.measure import timing, ways
 from harness.measure.cost import Counts, counts
 from harness.measure.rows import MethodRate, Variant, known_methods, rows_of
-from harness.measure.times import LatencyRecord, fitting, time_fields
+from harness.measure.times import EAGER_FLOAT32, OWN, LatencyRecord, fitting, time_fields
 from harness.measure.ways import EAGER
 from harness.models import towers
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
+from zoo.export import INT8
 from zoo.open_clip import FOLDER, HUB
 from zoo.reducer import expected
 from zoo.sizes import MODELS
@@ -49,6 +50,7 @@ class LatencyPlan:
     batches: tuple[int, ...] = CPU_BATCHES
     dtypes: tuple[str, ...] = ("float32",)  # of `DTYPES`
     ways: tuple[str, ...] = (EAGER,)  # of `ways.WAYS`
+    runtimes: tuple[str, ...] = ()  # of `ways.RUNTIMES`, instead: all in one round, against dense in eager float32
     threads: tuple[int, ...]  # torch's
     rounds: int = 9  # calls of each model, at least
     seconds: float = 5.0  # rounds go on for so long
@@ -60,13 +62,18 @@ class LatencyPlan:
         """Validate."""
         self._check_numbers()
         for dtype in self.dtypes:
-            if dtype not in DTYPES:
-                raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, DTYPES)}")
+            if dtype == INT8 and not self.runtimes:
+                raise ValueError(f"--dtypes {dtype}: only with --runtimes, such as --runtimes eager onnx openvino")
+            if dtype not in ways.PRECISIONS:
+                raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, ways.PRECISIONS)}")
         real = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
         for method in self.methods:
             if method not in real:
                 raise ValueError(f"--methods {method!r}: {expected(method, real)}")
+        if self.runtimes and self.ways != (EAGER,):
+            raise ValueError(f"--runtimes with --ways {' '.join(self.ways)}: give one of the two")
         ways.check_ways(self.ways, torch.device(self.device))
+        ways.check_runtimes(self.runtimes, self.dtypes, torch.device(self.device))
 
     def _check_numbers(self) -> None:
         numbers = (("batches", self.batches, math.inf), ("threads", self.threads, MOST_THREADS))
@@ -90,6 +97,15 @@ class LatencyPlan:
     def cells(self) -> list["Cell"]:
         """All conditions, batches changing fastest and precisions slowest."""
         return [Cell(*c) for c in product(self.dtypes, self.threads, self.ways, self.batches)]
+
+    @property
+    def rounds_of_runtimes(self) -> list[list["Cell"]]:
+        """Conditions that share rounds where there are runtimes, eager float32 first, which the others are held to."""
+        every = dict.fromkeys([(EAGER, "float32"), *product(self.runtimes, self.dtypes)])
+        return [
+            [Cell(dtype, threads, runtime, batch) for runtime, dtype in every]
+            for threads, batch in product(self.threads, self.batches)
+        ]
 
     @property
     def groups(self) -> dict[str, list[MethodRate]]:
@@ -213,7 +229,8 @@ def measure_latency(
     for dense, pairs in plan.groups.items():
         for size in plan.image_sizes or (None,):
             family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress, size=size)
-            yield from _FamilyRun(plan, family, known, progress).cells()
+            run = _FamilyRun(plan, family, known, progress)
+            yield from run.runtimes() if plan.runtimes else run.cells()
 
 
 @dataclass
@@ -234,13 +251,7 @@ class _FamilyRun:
         dtype, vits = "", list[ReducedViT]()
         for cell in self.plan.cells:
             blanks = [self._blank(row, cell) for row in self.family.rows]
-            known = [fitting(blank, self.known, self.plan.rounds) for blank in blanks]
-            for record in known:
-                if record is not None and record.failed is not None:
-                    self.progress.say(
-                        f"{record.model}: {cell.label}: {record.failed} in an earlier run, so it "
-                        "isn't tried again; --fresh does"
-                    )
+            known = self._fitting(blanks)
             new: dict[int, LatencyRecord] = {}
             if missing := {i for i, one in enumerate(known) if one is None}:
                 if dtype != cell.dtype:
@@ -250,6 +261,32 @@ class _FamilyRun:
                 new = self._timed(cell, {i: (blanks[i], vits[i]) for i in sorted(missing | {0})})
             both = [new.get(i, one) for i, one in enumerate(known)]
             yield [one for one in both if one is not None], list(new.values())
+
+    def runtimes(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
+        """Go through the rounds that runtimes and precisions share, as ``cells`` does through cells."""
+        for cells in self.plan.rounds_of_runtimes:
+            pairs = list(product(cells, range(len(self.family.rows))))
+            blanks = [replace(self._blank(self.family.rows[i], cell), reference=EAGER_FLOAT32) for cell, i in pairs]
+            known = self._fitting(blanks)
+            new: dict[int, LatencyRecord] = {}
+            if missing := {i for i, one in enumerate(known) if one is None}:
+                vits = self._placed("float32")
+                runs = {i: (blanks[i], vits[pairs[i][1]]) for i in sorted(missing | {0})}
+                new = self._timed_runtimes(cells[0], runs)
+            both = [new.get(i, one) for i, one in enumerate(known)]
+            yield [one for one in both if one is not None], list(new.values())
+
+    def _fitting(self, blanks: Sequence[LatencyRecord]) -> list[LatencyRecord | None]:
+        """Find known records, and say which failed before."""
+        known = [fitting(blank, self.known, self.plan.rounds) for blank in blanks]
+        for record in known:
+            if record is not None and record.failed is not None:
+                cell = Cell(record.dtype, record.threads, record.way, record.batch)
+                self.progress.say(
+                    f"{record.model}: {cell.label}: {record.failed} in an earlier run, so it "
+                    "isn't tried again; --fresh does"
+                )
+        return known
 
     def _placed(self, dtype: str) -> list[ReducedViT]:
         """Copy the models, which go on sharing weights, to the device in a precision."""
@@ -282,16 +319,49 @@ class _FamilyRun:
                 ready, timings, around = time_cell(vits, images, cell.way, **how)
         if cell.way in ways.COMPILED:
             torch._dynamo.reset()
+        new = self._completed(models, ready, timings, around)
+        self.progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
+        return new
+
+    def _timed_runtimes(
+        self, cell: Cell, runs: Mapping[int, tuple[LatencyRecord, ReducedViT]]
+    ) -> dict[int, LatencyRecord]:
+        """Time models in runtimes and precisions in turn, dense in eager float32 first; complete their records."""
+        label = f"{self.dense.model}: runtimes, threads {cell.threads}, batch {cell.batch}"
+        watch, rounds = timing.stopwatch(self.device, cell.threads), self.plan.rounds
+        images = timing.random_images(cell.batch, self.dense.vit.input_size, self.device, torch.float32)
+        with _threads(cell.threads), self.progress.task(label, len(runs) + rounds) as tick:
+            ready = {}
+            for index, (blank, vit) in runs.items():
+                ready[str(index)] = ways.prepare(vit, blank.way, images, blank.dtype)
+                tick(len(ready))
+            how: dict[str, Any] = {"rounds": rounds, "seconds": self.plan.seconds, "watch": watch}
+            how["tick"] = lambda done: tick(len(runs) + min(done, rounds))
+            ready, timings, around = time_prepared(ready, images, **how)
+        torch._dynamo.reset()
+        new = self._completed(runs, ready, timings, around)
+        self.progress.say(f"{label}: {len(timings)} of {len(new)} timed")
+        return new
+
+    def _completed(
+        self,
+        models: Mapping[int, tuple[LatencyRecord, ReducedViT]],
+        ready: Mapping[str, ways.Prepared],
+        timings: Mapping[str, timing.Timing],
+        around: timing.Surroundings,
+    ) -> dict[int, LatencyRecord]:
+        """Complete blank records, of which number 0 is what the others are held to."""
         new = {}
         for index, (blank, _) in models.items():
             name = str(index)
             fields: dict[str, Any] = {key: getattr(ready[name], key) for key in PREPARED}
             if name in timings:
                 dense = timings.get("0") if index else None
-                fields |= time_fields(timings[name], dense, blank.saved_gflops)
+                # Of a runtime's time the multiply-adds explain only a part.
+                saved = blank.saved_gflops if blank.reference == OWN else None
+                fields |= time_fields(timings[name], dense, saved)
                 fields["warnings"] = timing.warnings_of(timings[name], around, self.machine.cores)
             new[index] = replace(blank, created=utc_now(), surroundings=around, **fields)
-        self.progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
         return new
 
     def _blank(self, row: Variant, cell: Cell) -> LatencyRecord:
@@ -318,7 +388,7 @@ class _FamilyRun:
             failed="not timed",
             **counts,
             saved_gflops=None if row is self.dense else saved,
-            weights_mib=ways.weights_mib(row.vit, DTYPES[cell.dtype]),
+            weights_mib=None if cell.dtype == INT8 else ways.weights_mib(row.vit, DTYPES[cell.dtype]),
             surroundings=timing.Surroundings(),
         )
 
@@ -342,6 +412,19 @@ def time_cell(
         How preparing each went, timings of those that did not fail, how busy the machine was.
     """
     ready = {name: ways.prepare(vit, way, images) for name, vit in models.items()}
+    return time_prepared(ready, images, rounds=rounds, seconds=seconds, watch=watch, tick=tick)
+
+
+def time_prepared(
+    ready: dict[str, ways.Prepared],
+    images: Tensor,
+    *,
+    rounds: int,
+    seconds: float,
+    watch: timing.Stopwatch,
+    tick: Callable[[int], object] = lambda _: None,
+) -> tuple[dict[str, ways.Prepared], dict[str, timing.Timing], timing.Surroundings]:
+    """Time in turn what could be prepared, on the same images; arguments and result are ``time_cell``'s."""
     calls = {name: one.call for name, one in ready.items() if one.call is not None}
     if not calls:
         return ready, {}, timing.Surroundings()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from zoo.files import parsed
 
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 1
+OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # what ratios are to
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
     "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
-    "machine",
+    "reference", "machine",
 )  # fmt: skip
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
@@ -45,10 +46,11 @@ class LatencyRecord:
     image_size: tuple[int, ...]  # height and width
     device: str
     dtype: str
-    way: str  # of ways.WAYS
+    way: str  # of ways.WAYS or RUNTIMES
     batch: int
     threads: int
     stopwatch: str
+    reference: str = OWN  # the dense model of the same way and precision, or in eager float32
     machine: Machine
     failed: str | None = None  # why there are no times
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
@@ -72,7 +74,7 @@ class LatencyRecord:
     arrived: float | None = None  # saved_time by saved_gflops
     first_call_s: float | None = None  # preparing, compiling and the first call
     deviation: float | None = None  # of features from eager's, largest over images
-    weights_mib: float
+    weights_mib: float | None  # None where a runtime's own tool made them int8
     peak_mib: float | None = None  # most that a call holds beside weights and images
     surroundings: Surroundings
 
@@ -149,9 +151,9 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
 
 
 DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "of time", "MiB", "first, s", "off")
-WORDS = ("model", "verdict")  # columns of them
+WORDS = ("model", "runtime", "precision", "verdict")  # columns of them
 CAPTION = (
-    "median [quartiles] of whole calls; ratio: to the dense model's time in the same round, median "
+    "median [quartiles] of whole calls; ratio: to the time of the dense model in the same round, median "
     "[95 % interval]; saved: share of the dense model's multiply-adds that isn't done, and of its "
     "time; arrived: the second by the first; MiB: weights + the most that a call holds beside them "
     "and images; !: see the warnings below"
@@ -165,9 +167,10 @@ PREPARED = (
 def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     """Lay out records of one title, those of a batch together, with what makes them doubtful."""
     columns = columns_of(rows)
+    caption = CAPTION.replace(OWN, rows[0].reference, 1)
     return Table(
         title=table_of(rows[0]),
-        caption=CAPTION + (PREPARED if "off" in columns else ""),
+        caption=caption + (PREPARED if "off" in columns else ""),
         columns=[Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS) for h in columns],
         rows=[[Cell(text(row)) for text in columns.values()] for row in rows],
         sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),
@@ -218,16 +221,18 @@ def table_of(row: LatencyRecord) -> str:
     """Return the title of the table that a record belongs to."""
     weights = "random weights" if row.random_weights else row.tag or "its own weights"
     side = "x".join(map(str, row.image_size))
+    how = f"{row.dtype}, {row.way}" if row.reference == OWN else f"ratios to {row.reference}"
     dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
     return (
-        f"{dense} ({weights}, {side} px), {row.dtype}, {row.way}, {row.device}: "
+        f"{dense} ({weights}, {side} px), {how}, {row.device}: "
         f"{row.machine.device_name}, threads: {row.threads}, by {row.stopwatch}"
     )
 
 
 def short_name(row: LatencyRecord) -> str:
     """Return a model's name without its tower's, which the title has."""
-    return row.method if row.method == DENSE else row.model.rpartition("_")[2]
+    name = row.method if row.method == DENSE else row.model.rpartition("_")[2]
+    return name if row.reference == OWN else f"{name} ({row.way}, {row.dtype})"
 
 
 def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyRecord], str]]:
@@ -244,11 +249,21 @@ def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyReco
         "saved": lambda row: _percent(row.saved_gflops),
         "of time": lambda row: _percent(row.saved_time),
         "arrived": lambda row: _percent(row.arrived),
-        "MiB": lambda row: f"{row.weights_mib:.0f} + {_number(row.peak_mib, '.1f')}",
+        "MiB": lambda row: f"{_number(row.weights_mib, '.0f')} + {_number(row.peak_mib, '.1f')}",
     }
     if any(row.way != EAGER for row in rows):
         columns["first, s"] = lambda row: _number(row.first_call_s, ".1f")
         columns["off"] = lambda row: _number(row.deviation, ".0e")
+    if any(row.reference != OWN for row in rows):  # several ways and precisions in one table
+        for name in ("model", "arrived", "MiB"):
+            del columns[name]
+        of_runtimes: dict[str, Callable[[LatencyRecord], str]] = {
+            "batch": columns.pop("batch"),
+            "model": lambda row: short_name(replace(row, reference=OWN)),
+            "runtime": lambda row: row.way,
+            "precision": lambda row: row.dtype,
+        }
+        columns = of_runtimes | columns
     return columns
 
 

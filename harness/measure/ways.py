@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from harness.measure.timing import Call, waiting
+from harness.measure.timing import Call, random_images, waiting
+from zoo.export import AOTI, FORMATS, INT8, ONNX, OPENVINO, TORCH_DTYPES, Served, as_runtime, require_format
 from zoo.reducer import expected
-from zoo.suffix import PRECISIONS
 from zoo.vit import ReducedViT
 
 EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
@@ -32,12 +32,16 @@ OPTIMIZED = "optimized"
 # As it is; torch.compile; the same in the mode that replays CUDA graphs; the eager model's launches
 # captured once and replayed; eager with images and convolution weights in channels_last; what zoo.optimize makes of it.
 WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, CHANNELS_LAST, OPTIMIZED)
+# What --runtimes times in one round, in several precisions: ways that leave weights alone, and exported files.
+EXPORTED = (AOTI, ONNX, OPENVINO)
+RUNTIMES = (*(way for way in WAYS if way != CHANNELS_LAST), *EXPORTED)
+PRECISIONS = (*TORCH_DTYPES, INT8)
 ON_CUDA = (REDUCE_OVERHEAD, CUDA_GRAPHS)
 COMPILED = (COMPILE, REDUCE_OVERHEAD)
 OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
-ALLOWED = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+ALLOWED = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1, INT8: 5e-1}
 CHECKED = 8  # images, at least
 MIB = 2**20
 _FULL = ("can't allocate memory", "not enough memory", OUT_OF_MEMORY)
@@ -81,6 +85,28 @@ def check_ways(ways: Sequence[str], device: torch.device) -> None:
             _require_compiler(device)
 
 
+def check_runtimes(runtimes: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
+    """Refuse runtimes that can't be run on the device, or that lack packages.
+
+    Raises:
+        ValueError: an unknown runtime, one that ``check_ways`` refuses, or an exported file's elsewhere than on a CPU.
+    """
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise ValueError(f"--runtimes {runtime!r}: {expected(runtime, RUNTIMES)}")
+        if runtime not in EXPORTED:
+            check_ways([runtime], device)
+            continue
+        if device.type != "cpu":
+            raise ValueError(
+                f"--runtimes {runtime} on --device {str(device)!r}: exported files are timed on a CPU alone"
+            )
+        if runtime == AOTI:
+            _require_compiler(device)
+        for dtype in {"float32", *dtypes} & set(FORMATS[runtime].dtypes):
+            require_format(runtime, dtype)
+
+
 def _require_compiler(device: torch.device) -> None:
     if device.type == "cuda":
         if find_spec("triton") is None:
@@ -111,21 +137,25 @@ def memory_format(models: Sequence[nn.Module], way: str) -> Iterator[torch.memor
             module.to(memory_format=torch.contiguous_format)
 
 
-def prepare(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
+def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> Prepared:
     """Prepare a model, call it, and compare its features with the eager model's.
 
-    A model that runs out of memory, that can't be compiled or captured, or whose features aren't
+    A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't
     the eager model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device
-    of ``images`` (B, C, H, W), both in the way's memory format.
+    of ``images`` (B, C, H, W), both in the way's memory format. With a ``dtype``, of ``PRECISIONS``, they are
+    float32, ``way`` is of ``RUNTIMES``, and what it runs is in that precision behind float32 images.
     """
+    if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else TORCH_DTYPES):
+        return Prepared(failed=f"{way} computes no {dtype}")
     ready: Prepared | None = None
     try:
         with torch.inference_mode():
-            ready = _first(vit, way, images)
+            ready = _first(vit, way, images, dtype)
             assert ready.call is not None
             apart = _apart(ready.call, vit, images)
     except Exception as error:
-        if not (is_out_of_memory(error) or _is_refusal(error)):
+        # Exporters and runtimes of others raise whatever they like.
+        if not (is_out_of_memory(error) or _is_refusal(error) or way in EXPORTED):
             raise
         reason, ready = _reason(error), None
     if ready is None:
@@ -133,7 +163,11 @@ def prepare(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
             gc.collect()  # errors hold on to the frames that they came through, in circles
             torch.cuda.empty_cache()
         return Prepared(failed=reason)
-    most, typical, allowed = float(apart.max()), float(apart.median()), ALLOWED[images.dtype]
+    most, typical, allowed = (
+        float(apart.max()),
+        float(apart.median()),
+        ALLOWED[dtype or str(images.dtype).removeprefix("torch.")],
+    )
     deviation = most if math.isfinite(most) else None
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
@@ -144,14 +178,14 @@ def prepare(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
     return replace(ready, deviation=deviation)
 
 
-def _first(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
+def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> Prepared:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = waiting(images.device)
     skipped = _skipped_graphs() if way == REDUCE_OVERHEAD else 0
     calls: list[Call] = []
 
     def first(batch: Tensor) -> None:
-        calls.append(as_run(vit, way, batch))
+        calls.append(as_run(vit, way, batch, dtype))
         calls[0](batch)
         wait()
 
@@ -167,7 +201,7 @@ def _first(vit: ReducedViT, way: str, images: Tensor) -> Prepared:
     first_call_s = time.perf_counter() - begun
     if way == REDUCE_OVERHEAD and _skipped_graphs() > skipped:
         raise SkippedGraphsError("the compiler left out CUDA graphs, so this would be compile")
-    if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD):
+    if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD, *EXPORTED):
         peak = peak_mib(calls[0], images)
     return Prepared(call=calls[0], first_call_s=first_call_s, peak_mib=peak)
 
@@ -188,20 +222,26 @@ def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def as_run(model: nn.Module, way: str, images: Tensor) -> Call:
-    """Return a model as the way runs it on images like these, (B, C, H, W).
+def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None) -> Call:
+    """Return a model as the way runs it on images like these, (B, C, H, W), in a precision if one is given.
 
     Compiling and capturing may wait for the first call.
     """
-    if way == CUDA_GRAPHS:
-        return _captured(model, images)
+    if way in EXPORTED:
+        # Times don't depend on the images that ranges for int8 come from.
+        others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
+        return as_runtime(model, others, format=way, dtype=dtype or "float32", calibration=others)
     if way == OPTIMIZED:
-        names = {dtype: name for name, dtype in PRECISIONS.items()}
+        names = {each: name for name, each in TORCH_DTYPES.items()}
         try:
-            optimized: Call = zoo.optimize(model, dtype=names[images.dtype])
+            optimized: Call = zoo.optimize(model, dtype=dtype or names[images.dtype])
         except ValueError as error:
             raise NotOptimizedError(str(error)) from error
         return optimized
+    if dtype is not None:
+        model = Served(model, dtype).eval()
+    if way == CUDA_GRAPHS:
+        return _captured(model, images)
     if way in COMPILED:
         mode = REDUCE_OVERHEAD if way == REDUCE_OVERHEAD else None
         compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True, mode=mode)

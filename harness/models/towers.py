@@ -1,6 +1,7 @@
 """Dense image towers by name: ours, any timm ViT, any open_clip ViT."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +52,23 @@ class Tower(NamedTuple):
     def tag(self) -> str:
         """The weight tag, or an empty string."""
         return self.name.partition(".")[2]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to an image, as JSON values: every step in words, and what its numbers are.
+
+        For a tower of transformers the settings of its image processor.
+        """
+        if hasattr(self.preprocess, "processor"):
+            settings: dict[str, Any] = json.loads(self.preprocess.processor.to_json_string())
+            return settings
+        facts: dict[str, Any] = {"steps": [str(step) for step in self.preprocess.transforms]}
+        for step in self.preprocess.transforms:
+            for name in ("interpolation", "size", "mean", "std"):
+                value = getattr(step, name, None)
+                if value is not None:  # the size is the last step's, after resizing and cropping
+                    facts[name] = getattr(value, "value", list(value) if isinstance(value, tuple) else value)
+        return facts
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -1,0 +1,114 @@
+"""``latency --runtimes``: what shares a round, what the ratios are to, and what can't be run."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from harness.console.terminal import Progress
+from harness.measure import latency, ways
+from harness.measure.cost import counts
+from harness.measure.latency import Family, LatencyPlan, measure_latency
+from harness.measure.rows import variants
+from harness.measure.times import LatencyRecord, latency_markdown, read_latencies, write_latencies
+from harness.measure.ways import COMPILE, EAGER, ONNX, OPENVINO
+from zoo.weights import fingerprint
+
+PLAN = LatencyPlan(models=("x",), runtimes=(EAGER,), batches=(2,), threads=(1,), rounds=6, seconds=0.0)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def family(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
+    """Let a plan's models be the tiny tower, dense and by rankmerge."""
+    rows = variants(dense, "clip_vit_b16", "openai", ["dense", "rankmerge"], [0.5])
+    family = Family(tag="openai", weights=fingerprint(dense), rows=rows, counts=counts(rows, Progress()))
+    monkeypatch.setattr(LatencyPlan, "groups", {"clip_vit_b16.openai": []})
+    monkeypatch.setattr(latency, "load_family", lambda *_, **__: family)
+    return family
+
+
+def timed(plan: LatencyPlan, known: list[LatencyRecord] | None = None) -> tuple[list[LatencyRecord], int]:
+    """Return all records of a plan, and how many of them are new."""
+    [(records, new)] = list(measure_latency(plan, known or [], Progress()))
+    return records, len(new)
+
+
+def test_precisions_share_a_round_with_eager_float32(family: Family, tmp_path: Path):
+    plan = replace(PLAN, dtypes=("bfloat16", ways.INT8))
+    records, _ = timed(plan)
+    assert [(one.dtype, one.method) for one in records] == [
+        (dtype, method) for dtype in ("float32", "bfloat16", "int8") for method in ("dense", "rankmerge")
+    ]
+    reference, *others = records
+    assert reference.ratio_to_dense is None
+    assert {one.reference for one in records} == {"the dense model in eager float32"}
+    for one in others[:3]:
+        pairs = zip(one.samples_ms, reference.samples_ms, strict=True)
+        assert min(a / b for a, b in pairs) <= one.ratio_to_dense
+        assert one.arrived is None
+    assert 0 < others[1].deviation < ways.ALLOWED["bfloat16"]  # of features from eager float32's
+    assert {one.failed for one in others[3:]} == {"eager computes no int8"}
+    # All of it is used again, and none of it where ratios are to another dense model.
+    write_latencies(tmp_path / "latency.jsonl", records)
+    known = read_latencies(tmp_path / "latency.jsonl")
+    assert timed(plan, known) == (records, 0)
+    assert timed(replace(PLAN, runtimes=(), dtypes=("bfloat16",)), known)[1] == 2
+
+
+def test_the_table_has_columns_of_runtime_and_precision(family: Family):
+    text = latency_markdown(timed(replace(PLAN, dtypes=("float32", ways.INT8)))[0])
+    assert "## clip_vit_b16 (openai, 64x64 px), ratios to the dense model in eager float32, cpu" in text
+    assert "| batch | model | runtime | precision |" in text
+    assert "| 2 | rankmerge50 | eager | float32 |" in text
+    assert "arrived |" not in text
+    assert "rankmerge50 (eager, int8): not timed: eager computes no int8" in text
+
+
+@pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
+def test_exported_files_are_timed(runtime: str, family: Family):
+    for package in ("onnxscript", {ONNX: "onnxruntime"}.get(runtime, runtime)):
+        pytest.importorskip(package, reason="needs the extra `export`")
+    [*eager, dense, short] = timed(replace(PLAN, runtimes=(runtime,)))[0]
+    assert [one.way for one in eager] == [EAGER, EAGER]
+    for one in (dense, short):
+        assert one.failed is None
+        assert one.deviation < 1e-4
+        assert one.peak_mib is None  # another's allocator
+
+
+def test_a_runtime_that_errs_has_a_reason(family: Family, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ways, "check_runtimes", lambda *_: None)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("node 7 isn't known")
+
+    monkeypatch.setattr(ways, "as_runtime", fail)
+    records, _ = timed(replace(PLAN, runtimes=(ONNX,)))
+    assert [one.failed for one in records[2:]] == ["RuntimeError: node 7 isn't known"] * 2
+    assert all(one.samples_ms for one in records[:2])
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "runtime": ({"runtimes": ("onyx",)}, "--runtimes 'onyx': did you mean 'onnx'"),
+    "in place": ({"runtimes": ("channels-last",)}, "--runtimes 'channels-last': expected one of eager"),
+    "ways": ({"ways": (COMPILE,)}, "--runtimes with --ways compile: give one of the two"),
+    "int8 of a way": ({"runtimes": (), "dtypes": ("int8",)}, "--dtypes int8: only with --runtimes"),
+    "device": ({"runtimes": (ONNX,), "device": "cuda"}, "--runtimes onnx on --device 'cuda': exported files"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(wrong: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, **wrong)
+
+
+def test_a_missing_package_is_refused_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("zoo.export.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs openvino, onnx, onnxscript: pip install 'clip-patchrank\[export\]'"):
+        ways.check_runtimes([OPENVINO], ["float32"], CPU)

@@ -1,0 +1,210 @@
+"""Exported files: every method in every runtime, what a runtime that errs leaves behind, and what is refused."""
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zoo
+from zoo import export
+from zoo.export import (
+    AOTI,
+    EXPORTED_PROGRAM,
+    INT8,
+    ONNX,
+    OPENVINO,
+    Agreement,
+    DisagreementError,
+    export_model,
+    load_exported,
+)
+
+Build = Callable[..., nn.Module]
+pytestmark = pytest.mark.usefixtures("no_grad")
+BATCHES = (1, 2, 5)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(7, 3, 64, 64)
+
+
+def check_again(path: Path, model: nn.Module) -> None:
+    """Load a file and compare it with the model, at other batch sizes than it was recorded with."""
+    call = load_exported(path, threads=1)
+    for count in BATCHES:
+        images = torch.randn(count, 3, 64, 64)
+        assert torch.allclose(call(images), model(images), atol=1e-5)
+
+
+def needs(*packages: str) -> None:
+    for package in packages:
+        pytest.importorskip(package, reason="needs the extra `export`")
+
+
+def test_every_method_in_onnx_runtime(method: str, tiny: Build, images: Tensor, tmp_path: Path):
+    needs("onnxscript", "onnxruntime")
+    half, path = tiny(f"clip_vit_b16_{method}50", depth=4), tmp_path / "model.onnx"
+    agreement = export_model(half, path, images, format=ONNX, batches=BATCHES, facts={"tower": "tiny"})
+    assert agreement.deviation < 1e-4
+    assert agreement.batches == BATCHES
+    check_again(path, half)
+    about = json.loads(path.with_name("model.onnx.json").read_text())
+    assert (about["method"], about["tower"]) == (half.reducer.method, "tiny")
+    assert about["options"] == half.reducer.config.plain()
+    assert about["weights_sha256"] == zoo.weights.fingerprint(half)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
+
+
+# Those with most ties: sorts of zeros and ones, a hash in 64 bits, and one that no sort can change.
+@pytest.mark.parametrize("method", ["rankmerge", "tca", "random", "patchrank"])
+def test_methods_in_openvino(method: str, tiny: Build, images: Tensor, tmp_path: Path):
+    needs("onnxscript", "openvino")
+    model = tiny(f"clip_vit_b16_{method}50", depth=4)
+    export_model(model, tmp_path / "model.xml", images, format=OPENVINO, batches=BATCHES)
+    check_again(tmp_path / "model.xml", model)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["model.bin", "model.xml", "model.xml.json"]
+
+
+@pytest.mark.parametrize("method", ["rankmerge", "evitfuse"])
+def test_an_exported_program_is_data(method: str, tiny: Build, images: Tensor, tmp_path: Path):
+    model, path = tiny(f"clip_vit_b16_{method}50", depth=4), tmp_path / "model.pt2"
+    export_model(model, path, images, format=EXPORTED_PROGRAM)
+    check_again(path, model)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_package_of_machine_code(tiny: Build, images: Tensor, tmp_path: Path):
+    model = tiny("clip_vit_b16_patchrank50", depth=2, reduce_at=1)
+    export_model(model, tmp_path / "model.pt2", images, format=AOTI)
+    check_again(tmp_path / "model.pt2", model)
+
+
+def test_a_predictor_goes_along(tiny: Build, images: Tensor, tmp_path: Path):
+    model = tiny("clip_vit_b16_rankmerge50", depth=3, rank="predictor", rank_at=1, arch="mlp", width=8)
+    export_model(model, tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
+    check_again(tmp_path / "model.pt2", model)
+
+
+@pytest.mark.parametrize(("format", "dtype"), [(EXPORTED_PROGRAM, "bfloat16"), (ONNX, INT8), (OPENVINO, INT8)])
+def test_lower_precision_is_measured_and_bounded(format: str, dtype: str, tiny: Build, images: Tensor, tmp_path: Path):
+    kind = export.FORMATS[format]
+    needs(*kind.writers, *kind.runtimes, *(["nncf"] if format == OPENVINO else []))
+    model, path = tiny("clip_vit_b16_clsattn50", depth=2, reduce_at=1), tmp_path / f"model{kind.suffix}"
+    how = {"format": format, "dtype": dtype, "calibration": torch.randn(4, 3, 64, 64)}
+    agreement = export_model(model, path, images, least_cosine=0.5, **how)
+    assert 0.5 < agreement.cosine_q05 <= agreement.cosine_mean < 1
+    before = path.read_bytes()
+    with pytest.raises(DisagreementError, match=r"mean cosine with eager float32 is 0\.\d+, below 1"):
+        export_model(model, path, images, least_cosine=1.0, **how)
+    assert path.read_bytes() == before  # that of before is as it was
+
+
+def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_path: Path, monkeypatch):
+    real = export.FORMATS[EXPORTED_PROGRAM]
+
+    def off_by_a_bit(*args: object) -> export.Call:
+        call = real.load(*args)
+        return lambda images: call(images) * torch.tensor([1.01, *[1.0] * 6])
+
+    monkeypatch.setitem(export.FORMATS, EXPORTED_PROGRAM, real._replace(load=off_by_a_bit))
+    with pytest.raises(DisagreementError, match=r"differ from eager's by 0\.00\d+ of their length") as caught:
+        export_model(tiny("clip_vit_b16"), tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
+    assert caught.value.agreement.deviation > export.DEVIATION
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_agreement_by_hand():
+    eager = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    turned = torch.tensor([[1.0, 0.0], [0.9, 0.1], [1.0, 0.0]])  # the last one's features are the first one's
+    agreement = Agreement.of([turned], eager, (3,))
+    assert agreement.deviation == pytest.approx(2**0.5)
+    assert agreement.median_deviation == 0
+    assert agreement.cosine_mean == pytest.approx(2 / 3)
+    assert agreement.same_nearest == pytest.approx(1 / 3)
+    assert Agreement.of([eager, eager], eager, (1, 3)).problem("float32") == ""
+    # Of two equal images either may be the nearest.
+    twins = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1e-9]])
+    assert Agreement.of([twins.flip(0)], twins, (3,)).same_nearest == 1
+    assert "nan" in Agreement.of([eager * torch.nan], eager, (3,)).problem("float32")
+
+
+@pytest.mark.parametrize(("format", "package"), [(ONNX, "onnxruntime"), (OPENVINO, "openvino")])
+def test_examples_of_the_guide(format: str, package: str, tiny: Build, tmp_path: Path, monkeypatch):
+    needs("onnxscript", package)
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
+    [code] = re.findall(rf"<!-- example: {format} -->\n```python\n(.*?)```", page, re.S)
+    model = tiny("clip_vit_b16_random50", img_size=196, patch_size=28, depth=1, reduce_at=0)
+    path = tmp_path / f"model{export.FORMATS[format].suffix}"
+    export_model(model, path, torch.randn(3, 3, 196, 196), format=format)
+    monkeypatch.chdir(tmp_path)
+    values: dict = {}
+    exec(code, values)
+    assert torch.allclose(torch.tensor(values["features"]), model(torch.zeros(4, 3, 196, 196)), atol=1e-5)
+
+
+REFUSED = {
+    "format": ({"format": "onyx"}, "format 'onyx': did you mean 'onnx'"),
+    "precision": ({"dtype": "int8"}, "dtype 'int8' of exported-program: expected one of float32"),
+    "suffix": ({"path": "model.onnx"}, "model.onnx.*ends with '.pt2'"),
+    "one image": ({"images": torch.zeros(1, 3, 64, 64)}, r"images \(1, 3, 64, 64\).*n from 2"),
+    "other images": ({"images": torch.zeros(2, 3, 64, 64).half()}, "of torch.float16: expected"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(wrong: dict, message: str, tiny: Build, images: Tensor, tmp_path: Path):
+    how = {"path": "model.pt2", "images": images, "format": EXPORTED_PROGRAM} | wrong
+    with pytest.raises(ValueError, match=message):
+        export_model(tiny("clip_vit_b16"), tmp_path / how.pop("path"), **how)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_are_refused(tiny: Build, images: Tensor, tmp_path: Path):
+    how = {"path": tmp_path / "model.pt2", "images": images, "format": EXPORTED_PROGRAM}
+    with pytest.raises(ValueError, match="training mode"):
+        export_model(tiny("clip_vit_b16").train(), **how)
+    with pytest.raises(ValueError, match="bfloat16 on cpu: expected float32"):
+        export_model(tiny("clip_vit_b16").bfloat16(), **how)
+    with pytest.raises(ValueError, match=r"no features \(B, D\)"):
+        export_model(tiny("clip_vit_b16", global_pool=""), **how)
+
+
+def test_missing_packages_name_themselves(tiny: Build, images: Tensor, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    message = r"'openvino' in int8 needs openvino, onnx, onnxscript, nncf: pip install 'clip-patchrank\[export\]'"
+    with pytest.raises(ValueError, match=message):
+        export_model(tiny("clip_vit_b16"), tmp_path / "model.xml", images, format=OPENVINO, dtype=INT8)
+
+
+def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_path: Path, evil):
+    path, about = tmp_path / "model.pt2", tmp_path / "model.pt2.json"
+    with pytest.raises(FileNotFoundError, match=r"model\.pt2.*patchrank export"):
+        load_exported(path)
+    export_model(tiny("clip_vit_b16"), path, images, format=EXPORTED_PROGRAM)
+    # Sample inputs are what torch falls back to unpickling.
+    with zipfile.ZipFile(path) as archive:
+        [name] = [one for one in archive.namelist() if "sample_inputs" in one]
+        parts = {one: archive.read(one) for one in archive.namelist() if one != name}
+    mark = tmp_path / "evil.pt"
+    torch.save(evil, mark)
+    with zipfile.ZipFile(path, "w") as archive:
+        for one, content in {**parts, name: mark.read_bytes()}.items():
+            archive.writestr(one, content)
+    with pytest.raises(ValueError, match="would be unpickled"):
+        load_exported(path)
+    assert not evil.mark.exists()
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="no exported program"):
+        load_exported(path)
+    about.write_text("{}")
+    with pytest.raises(ValueError, match="doesn't describe an exported model"):
+        load_exported(path)
