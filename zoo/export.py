@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from zoo.files import write_whole
 from zoo.host import Host
 from zoo.reducer import expected
+from zoo.suffix import PRECISIONS
 from zoo.weights import fingerprint
 
 Call = Callable[[Tensor], Tensor]
 
 EXPORTED_PROGRAM, AOTI, ONNX, OPENVINO = "exported-program", "aoti", "onnx", "openvino"
 INT8 = "int8"
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 DEVIATION = 1e-3  # of the features' length, allowed in float32
 LEAST_COSINE = 0.99  # on average, in lower precision
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
@@ -255,7 +256,7 @@ class Served(nn.Module):
     def __init__(self, model: nn.Module, dtype: str) -> None:
         """Take the model itself in float32, else a copy."""
         super().__init__()
-        self.dtype = TORCH_DTYPES[dtype]
+        self.dtype = PRECISIONS[dtype]
         self.model = model if self.dtype == torch.float32 else copy.deepcopy(model).to(self.dtype)
 
     def forward(self, images: Tensor) -> Tensor:

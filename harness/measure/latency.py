@@ -64,8 +64,8 @@ class LatencyPlan:
         for dtype in self.dtypes:
             if dtype == INT8 and not self.runtimes:
                 raise ValueError(f"--dtypes {dtype}: only with --runtimes, such as --runtimes eager onnx openvino")
-            if dtype not in ways.PRECISIONS:
-                raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, ways.PRECISIONS)}")
+            if dtype not in ways.DTYPES:
+                raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, ways.DTYPES)}")
         real = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
         for method in self.methods:
             if method not in real:

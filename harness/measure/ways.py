@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 import zoo
 from harness.measure.timing import Call, random_images, waiting
-from zoo.export import AOTI, FORMATS, INT8, ONNX, OPENVINO, TORCH_DTYPES, Served, as_runtime, require_format
+from zoo.export import AOTI, FORMATS, INT8, ONNX, OPENVINO, Served, as_runtime, require_format
 from zoo.reducer import expected
+from zoo.suffix import PRECISIONS
 from zoo.vit import ReducedViT
 
 EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
@@ -35,7 +36,7 @@ WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, CHANNELS_LAST, OPTIMIZED)
 # What --runtimes times in one round, in several precisions: ways that leave weights alone, and exported files.
 EXPORTED = (AOTI, ONNX, OPENVINO)
 RUNTIMES = (*(way for way in WAYS if way != CHANNELS_LAST), *EXPORTED)
-PRECISIONS = (*TORCH_DTYPES, INT8)
+DTYPES = (*PRECISIONS, INT8)
 ON_CUDA = (REDUCE_OVERHEAD, CUDA_GRAPHS)
 COMPILED = (COMPILE, REDUCE_OVERHEAD)
 OUT_OF_MEMORY = "out of memory"
@@ -142,10 +143,10 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't
     the eager model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device
-    of ``images`` (B, C, H, W), both in the way's memory format. With a ``dtype``, of ``PRECISIONS``, they are
+    of ``images`` (B, C, H, W), both in the way's memory format. With a ``dtype``, of ``DTYPES``, they are
     float32, ``way`` is of ``RUNTIMES``, and what it runs is in that precision behind float32 images.
     """
-    if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else TORCH_DTYPES):
+    if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
         return Prepared(failed=f"{way} computes no {dtype}")
     ready: Prepared | None = None
     try:
@@ -232,7 +233,7 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
         others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
         return as_runtime(model, others, format=way, dtype=dtype or "float32", calibration=others)
     if way == OPTIMIZED:
-        names = {each: name for name, each in TORCH_DTYPES.items()}
+        names = {each: name for name, each in PRECISIONS.items()}
         try:
             optimized: Call = zoo.optimize(model, dtype=dtype or names[images.dtype])
         except ValueError as error:

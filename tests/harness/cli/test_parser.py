@@ -38,7 +38,9 @@ def test_only_the_generated_part_of_the_page_is_rewritten():
 
 def test_the_commands_that_a_newcomer_sees():
     words = list(dict.fromkeys(path.split()[0] for path in COMMANDS))
-    shown = "compare eval latency choose export rank fit show embed search report check push datasets list study completion"
+    shown = (
+        "compare eval latency choose export rank fit show embed search report check push datasets list study completion"
+    )
     assert words == shown.split()
     assert {path.split()[0] for path in COMMANDS if " " in path} == set(FAMILIES)
 
