@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 PARTIAL = ".partial"
+_DIGITS, _SHOWN = 20, 40  # of a whole number at most; characters of a text in a message
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # C0, C1, and halves of surrogate pairs
 T = TypeVar("T")
 
 
@@ -126,12 +129,62 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
     if kind not in metadata:
         raise ValueError(f"{str(path)!r} holds no {kind}: it lacks the {kind!r} metadata")
     try:
-        facts = json.loads(metadata[kind])
-    except (ValueError, RecursionError) as error:
+        facts = strict_json(metadata[kind])
+    except ValueError as error:
         raise ValueError(f"{str(path)!r} holds no {kind}: its {kind!r} metadata is no JSON ({error})") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{str(path)!r} holds no {kind}: its {kind!r} metadata is a {type(facts).__name__}")
     return facts
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Read JSON of anybody's file: finite numbers, no name twice, and no character that a terminal would obey.
+
+    Raises:
+        ValueError: it is none, or one of these; or it is nested too deeply.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number, parse_int=_whole
+        )
+        _require_plain(value)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} is there twice")
+    return values
+
+
+def _constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:_SHOWN]} is no finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"{text[:_SHOWN]}... has {len(text)} digits")
+    return int(text)
+
+
+def _require_plain(value: Any) -> None:
+    if isinstance(value, str):
+        if found := _CONTROL.search(value):
+            raise ValueError(f"{value[:_SHOWN]!r} holds the control character {found[0]!r}")
+    elif isinstance(value, (list, dict)):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            _require_plain(one)
 
 
 def parsed(kind: Any, value: Any, name: str) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.files import write_whole
+from zoo.files import strict_json, write_whole
 from zoo.reducer import ReducerConfig, spread
 
 FORMAT = 1  # of a file
@@ -64,7 +64,7 @@ class ScheduleFile:
         if not path.is_file():
             raise FileNotFoundError(f"no schedule at {str(path)!r}: the file does not exist")
         try:
-            facts = json.loads(path.read_bytes())
+            facts = strict_json(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no schedule: {error}") from error
         if not isinstance(facts, dict) or not set(OPTIONS) <= set(facts):

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.check.cases import Row
 from harness.console.table import NOT_MEASURED, Cell, Column, Shown, Table
+from harness.console.terminal import printable
 from harness.records.conditions import MATCHED
 from harness.records.record import Metric, Record, metrics
 from harness.report.changes import Change, exact
@@ -274,7 +275,7 @@ def _text(quantity: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, str):
-        plain = "".join(letter if letter.isprintable() else "?" for letter in value)
+        plain = printable(value)
         return plain[:_DIGITS] if quantity in ("weights_sha256", "predictor") else plain
     return json.dumps(value)
 

@@ -17,7 +17,7 @@ from harness.cli.command import PROGRAM
 from harness.cli.flags import check_device
 from harness.cli.parser import build_parser
 from harness.console.table import Part, Shown, Table, fitted, whole
-from harness.console.terminal import Progress, errors, has_width, notes, results
+from harness.console.terminal import Progress, errors, has_width, notes, printable, results
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except (ValueError, OSError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
-        text = f"[bold red]{PROGRAM}: error:[/] {escape(str(error))}"
+        text = f"[bold red]{PROGRAM}: error:[/] {escape(printable(str(error)))}"
         errors(color).print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -158,7 +158,7 @@ def _print(part: Part, output: Console) -> None:
         # A line is wrapped between words, for paths to stay whole; several are someone's own.
         if has_width() and "\n" not in part:
             part = textwrap.fill(part, output.width, break_long_words=False, break_on_hyphens=False)
-        print(part)
+        print(printable(part))
         return
     forms = part.forms() if isinstance(part, Table) else (part,)
     if has_width():

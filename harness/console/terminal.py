@@ -54,6 +54,11 @@ def errors(color: str = "auto") -> Screen:
     return Screen(stderr=True, **_colours(color, stderr=True))
 
 
+def printable(text: str) -> str:
+    """Return text of somebody else without what a terminal would obey; lines and tabs stay."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+
+
 def has_width() -> bool:
     """Tell whether results have a width to keep to: a terminal's, or what COLUMNS says."""
     return sys.stdout.isatty() or "COLUMNS" in os.environ

@@ -11,7 +11,7 @@ import zoo
 from harness.measure.rows import reduced_row
 from harness.models.towers import OPEN_CLIP, TRANSFORMERS, Tower, find_tower, split_method
 from harness.records.conditions import DTYPES
-from zoo.files import write_whole
+from zoo.files import strict_json, write_whole
 from zoo.reducer import METHODS, expected
 from zoo.sizes import MODELS
 
@@ -86,8 +86,8 @@ class Setup:
         if not path.is_file():
             raise FileNotFoundError(f"no setup at {str(path)!r}; {_MEND}")
         try:
-            facts = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
+            facts = strict_json(path.read_bytes())
+        except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no setup ({error}); {_MEND}") from error
         wrong = _wrong(facts)
         if wrong:

@@ -13,7 +13,7 @@ from harness.measure.timing import Machine, Surroundings, Timing
 from harness.measure.ways import EAGER
 from harness.records.conditions import DENSE
 from harness.records.record import append, parsed_lines, to_go_on_from
-from zoo.files import parsed
+from zoo.files import parsed, strict_json
 
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 1
@@ -126,7 +126,7 @@ def read_latencies(path: Path) -> list[LatencyRecord]:
     """
 
     def record(line: bytes) -> LatencyRecord:
-        value: LatencyRecord = parsed(LatencyRecord, json.loads(line), "record")
+        value: LatencyRecord = parsed(LatencyRecord, strict_json(line), "record")
         return value
 
     return parsed_lines(path, record)

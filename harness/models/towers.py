@@ -117,6 +117,8 @@ def load_tower(name: str) -> Tower:
         ValueError: unknown name, unreadable weights, or a tower that can't be reduced.
         FileNotFoundError: the weights are neither here nor cached, and the hub is out of reach.
     """
+    if not name.isprintable():
+        raise ValueError(f"model {name!r} has a character in its name that can't be shown; rename its folder")
     if name.startswith(OPEN_CLIP):
         clip, spec = load_open_clip(name.removeprefix(OPEN_CLIP))
         return Tower(clip.model.visual, clip.preprocess, OPEN_CLIP + spec, clip)

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from harness.console.table import NOT_MEASURED
 from harness.console.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
-from zoo.files import parsed
+from zoo.files import parsed, strict_json
 from zoo.reducer import expected
 
 try:
@@ -33,6 +33,7 @@ except ImportError:  # not on Windows
 SCHEMA_VERSION = 7
 RECORDS = "records.jsonl"  # in the folder of a run
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
+_ROUNDING = 1e-4  # by which a mean of rounded values may leave its range
 _NAMED = 3  # owners named of each value that differs
 
 T = TypeVar("T")
@@ -81,12 +82,22 @@ class Metric(Field):
     change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
     # Of one that says how near to the dense model a row is: what it is, for captions.
     fidelity: str = ""
+    least_value: float = -math.inf  # that it can have; rounding may take it a little further
+    most_value: float = math.inf
 
     def text(self, value: float | None, *, short: bool = False) -> str:
         """Format a value; a dash if it was not measured."""
         if value is None:
             return NOT_MEASURED
         return format(value, self.short_form or self.form if short else self.form).removesuffix("%")
+
+    def require_value(self, value: Any) -> None:
+        """Raise ValueError for a number that it can't have."""
+        if not isinstance(value, (int, float)):
+            return
+        slack = _ROUNDING * max(1.0, abs(value))
+        if not self.least_value - slack <= value <= self.most_value + slack or not math.isfinite(value):
+            raise ValueError(f"{self.name} must lie in [{self.least_value:g}, {self.most_value:g}], got {value!r}")
 
 
 RUN = Field(role="run")
@@ -105,21 +116,27 @@ class Latency:
 
     batch: Annotated[int, MEASURED]
     median_ms: Annotated[float, Metric(
+        least_value=0,
         heading="Batch {batch}, ms [IQR]", form=".1f", low="q1_ms", high="q3_ms",
         better="lower", bound="",
     )]  # fmt: skip
     q1_ms: Annotated[float, MEASURED]
     q3_ms: Annotated[float, MEASURED]
     ratio_to_dense: Annotated[float | None, Metric(
+        least_value=0,
         heading="Batch {batch}, × dense", low="ratio_low", high="ratio_high", least="narrow",
         better="lower", bound="",
     )] = None  # fmt: skip
     ratio_low: End = None
     ratio_high: End = None
-    images_per_s: Annotated[float, Metric(heading="Batch {batch}, images/s", form=".1f", better="higher", bound="")]
+    images_per_s: Annotated[
+        float, Metric(least_value=0, heading="Batch {batch}, images/s", form=".1f", better="higher", bound="")
+    ]
 
     def __post_init__(self) -> None:
         _check_interval(self, "ratio_to_dense", "ratio_low", "ratio_high")
+        for metric in metrics(type(self)).values():
+            metric.require_value(getattr(self, metric.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +174,7 @@ class Record:
     # How near the features are to the dense model's on the same images; None of the dense model.
     # Mean over images of 1 - cosine, with a 95 % bootstrap interval, as all that is near dense.
     cosine_distance: Annotated[float | None, Metric(
+        least_value=0, most_value=2,
         heading="1 - cosine", form=".4f", short="1 - cos", low="cosine_low", high="cosine_high",
         values="cosine_values", ends="roomy", least="narrow", better="lower", bound="cosine",
         change="+.4f", fidelity="1 - cosine of the features to dense",
@@ -166,6 +184,7 @@ class Record:
     cosine_values: PerImage = None
     # Share of images with the dense model's answer, right or wrong.
     dense_agreement: Annotated[float | None, Metric(
+        least_value=0, most_value=1,
         heading="Dense's answer, %", form=".1%", unit="fraction", short="agree", low="agreement_low",
         high="agreement_high", values="agreement_bits", least="middle", better="higher",
         bound="flips", change="+.1%", fidelity="same class as dense, %",
@@ -176,6 +195,7 @@ class Record:
     # Mean Kullback-Leibler divergence of class probabilities from the dense model's, at the tower's
     # own temperature; None of a linear probe, which has none.
     kl_to_dense: Annotated[float | None, Metric(
+        least_value=0,
         heading="KL, nats", form=".3f", unit="nats", short="KL", low="kl_low", high="kl_high",
         values="kl_values", better="lower", bound="divergence", change="+.4f",
         fidelity="divergence of class probabilities from dense, nats",
@@ -186,6 +206,7 @@ class Record:
     # Mean share of the 10 images that are nearest by dense features found with a row's own; from
     # 500 images on.
     neighbour_overlap: Annotated[float | None, Metric(
+        least_value=0, most_value=1,
         heading="Neighbours@10, %", form=".1%", unit="fraction", short="nn@10", low="overlap_low",
         high="overlap_high", values="overlap_values", better="higher", bound="divergence",
         change="+.1%", fidelity="dense's 10 nearest images found, %",
@@ -198,6 +219,7 @@ class Record:
     correct_bits: PerImage  # correctness in image order; None without labels, as what follows
     # 95 % Wilson interval; of several seeds another, see `averages.Average`.
     top1: Annotated[float | None, Metric(
+        least_value=0, most_value=1,
         heading="Top-1, %", form=".1%", unit="fraction", short="top-1", low="top1_low",
         high="top1_high", values="correct_bits", ends="wide", least="narrow", better="higher",
         bound="",
@@ -206,27 +228,29 @@ class Record:
     top1_high: FractionEnd
     # On the same images, with a 95 % paired bootstrap interval.
     diff_to_dense: Annotated[float | None, Metric(
+        least_value=-1, most_value=1,
         heading="To dense", form="+.1%", unit="fraction", short="to dense", low="diff_low",
         high="diff_high", ends="always", least="narrow", better="higher", bound="",
     )] = None  # fmt: skip
     diff_low: FractionEnd = None
     diff_high: FractionEnd = None
     # Mean cosine with the own class minus that with the best other.
-    margin: Annotated[float | None, Metric(better="higher", bound="cosine")] = None
+    margin: Annotated[float | None, Metric(least_value=-2, most_value=2, better="higher", bound="cosine")] = None
     gflops: Annotated[  # 1e9 multiply-adds per image
-        float | None, Metric(heading="GFLOPs", short="GFLOPs", least="narrow", better="lower")
+        float | None, Metric(least_value=0, heading="GFLOPs", short="GFLOPs", least="narrow", better="lower")
     ] = None
     uncounted_operators: Annotated[tuple[str, ...] | None, Metric()] = None  # missing from gflops
     # Elements that products give per image, see cost.Cost.
-    activations: Annotated[int | None, Metric(unit="per_image", better="lower")] = None
-    params: Annotated[int | None, Metric(unit="count", better="lower")] = None
+    activations: Annotated[int | None, Metric(least_value=0, unit="per_image", better="lower")] = None
+    params: Annotated[int | None, Metric(least_value=0, unit="count", better="lower")] = None
     tokens_per_block: Annotated[tuple[int, ...] | None, Metric()] = None  # prefix tokens, too
     final_tokens: Annotated[  # patch tokens left at the end
-        int | None, Metric(heading="Final tokens", short="tokens", form="", least="middle", place=2)
+        int | None, Metric(least_value=0, heading="Final tokens", short="tokens", form="", least="middle", place=2)
     ] = None
     latency: Annotated[tuple[Latency, ...], MEASURED] = ()  # one entry per batch size
     # Mean Kendall tau-b against the golden ranking, as all that follows with a 95 % interval.
     tau: Annotated[float | None, Metric(
+        least_value=-1, most_value=1,
         heading="Kendall τ", form="+.2f", short="tau", short_form=".2f", low="tau_low",
         high="tau_high", least="narrow", better="higher", bound="tau", change="+.3f",
     )] = None  # fmt: skip
@@ -234,6 +258,7 @@ class Record:
     tau_high: End = None
     # Mean share of golden's match_k best that this method has, too.
     match_at_k: Annotated[float | None, Metric(
+        least_value=0, most_value=1,
         heading="Match at k (chance), %", form=".1%", unit="fraction", short="match@k (chance)",
         short_form=".2f", low="match_low", high="match_high", loose=True, at="match_k",
         chance="match_chance", place=1, better="higher", bound="",
@@ -244,6 +269,7 @@ class Record:
     match_chance: FractionEnd = None  # what unrelated rankings give
     # Mean top-weighted tau against the golden ranking.
     weighted_tau: Annotated[float | None, Metric(
+        least_value=-1, most_value=1,
         heading="Weighted τ", form="+.2f", short="w. tau", short_form=".2f",
         low="weighted_tau_low", high="weighted_tau_high", better="higher", bound="",
     )] = None  # fmt: skip
@@ -251,6 +277,7 @@ class Record:
     weighted_tau_high: End = None
     # Mean share on golden's side of the border.
     border_overlap: Annotated[float | None, Metric(
+        least_value=0, most_value=1,
         heading="Border overlap (chance), %", form=".1%", unit="fraction",
         short="border (chance)", short_form=".2f", low="border_low", high="border_high",
         chance="border_chance", place=1, better="higher", bound="",
@@ -279,6 +306,7 @@ class Record:
         if self.images_sha256 is not None and not SHA256.fullmatch(self.images_sha256):
             raise ValueError(f"images_sha256 must be 64 hex digits, got {self.images_sha256!r}")
         for metric in metrics(type(self)).values():
+            metric.require_value(getattr(self, metric.name))
             if metric.low and not (metric.loose and getattr(self, metric.low) is None):
                 _check_interval(self, metric.name, metric.low, metric.high)
             if metric.values:
@@ -503,7 +531,7 @@ def _line(record: Record) -> str:
 
 
 def _record(line: str | bytes, kind: type[R]) -> R:
-    values = json.loads(line)
+    values = strict_json(line)
     if isinstance(values, dict):
         version = values.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
@@ -689,6 +717,8 @@ def parsed_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
     values = []
     lines, torn = read_lines(path)
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             values.append(parse(line))
         except ValueError as error:
@@ -732,6 +762,8 @@ def _is_torn(line: bytes) -> bool:
         json.loads(line)
     except ValueError:
         return True
+    except RecursionError:
+        pass  # whole, and no record
     return False
 
 

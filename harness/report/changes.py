@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from harness.console.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
+from harness.console.terminal import printable
 from harness.records.averages import judged_on, protocol, tower_of, uncounted
 from harness.records.record import METRICS, Metric, Record, measured_alike, metrics, read_run, require_appendable
 from harness.records.statistics import (
@@ -329,7 +330,7 @@ def notes(runs: Changes) -> list[str]:
     for pair in runs.pairs:
         lines += [f"{_name(pair.a)}: cost differs: {_in_words(cost)}" for cost in pair.costs]
     if lost := uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
-        lines.append(_plain(lost))
+        lines.append(printable(lost))
     if assumed := sum(not pair.proven and not pair.other_images for pair in runs.pairs):
         lines.append(
             f"images taken for the same by revision and count ({_share(assumed, pairs)}): one of "
@@ -353,8 +354,8 @@ def _apart(runs: Changes) -> Iterator[str]:
             reason = (pair.a.dataset, pair.a.split, pair.other_images)
             apart.setdefault(reason, []).append(pair.a)
     for (dataset, split, why), rows in apart.items():
-        named = _plain(f"{len(rows)} rows on {dataset} {split}") if rows[1:] else _name(rows[0])
-        yield f"{named}: accuracy not compared, images or prompts differ: {_plain(why)}"
+        named = printable(f"{len(rows)} rows on {dataset} {split}") if rows[1:] else _name(rows[0])
+        yield f"{named}: accuracy not compared, images or prompts differ: {printable(why)}"
 
 
 def changes_markdown(runs: Changes, a: str, b: str) -> str:
@@ -379,7 +380,7 @@ def _table(group: Sequence[Change]) -> Table:
     narrow = _NARROW if labelled else _ALWAYS | _ROOMY
     about = (_OF_LABELS if labelled else "", _CAPTION, *_judged(group, families))
     return Table.of(
-        _plain(name),
+        printable(name),
         list(rows[0]),
         [list(row.values()) for row in rows],
         words=("method",),
@@ -402,7 +403,7 @@ def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict
     a, b, answers = pair.a, pair.b, pair.answers
     seed = {"seed": figure(a.seed, "d")} if len({other.a.seed for other in group}) > 1 else {}
     ours, theirs = figure(a.gflops, ".3f"), figure(b.gflops, ".3f")
-    cells = {"method": Cell(_plain(a.label), a.label), "keep": Cell(f"{100 * a.keep:.4g}", a.keep), **seed}
+    cells = {"method": Cell(printable(a.label), a.label), "keep": Cell(f"{100 * a.keep:.4g}", a.keep), **seed}
     if any(record.top1 is not None for other in group for record in (other.a, other.b)):
         cells |= {
             "top-1 A": figure(a.top1, ".1%"),
@@ -461,7 +462,7 @@ def _in_words(difference: Difference) -> str:
         return "none" if value is None else json.dumps(value)
 
     a, b = text(difference.a), text(difference.b)
-    return f"{_plain(difference.name)} {a} in A, {b} in B"
+    return f"{printable(difference.name)} {a} in A, {b} in B"
 
 
 def _share(count: int, pairs: int) -> str:
@@ -472,12 +473,7 @@ def _name(record: Record) -> str:
     text = f"{record.model}.{record.tag} on {record.dataset} {record.split}"
     if record.shots:
         text += f", {protocol(record)}, seed {record.seed}"
-    return _plain(text)
-
-
-def _plain(text: str) -> str:
-    """Return text of somebody else's file without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable(text)
 
 
 def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Shown:

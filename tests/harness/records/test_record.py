@@ -120,7 +120,7 @@ def changed(**changes: object) -> Callable[[dict[str, Any]], object]:
         (changed(top1=0.6), "top1 is 0.6, but correct_bits says 0.5"),
         (changed(top1_low=0.51), "need top1_low <= top1 <= top1_high"),
         (changed(tau_low=None), "or all three None"),
-        (changed(tau_high=float("nan")), "need tau_low <= tau <= tau_high"),
+        (changed(tau_high=float("nan")), "NaN is no number"),
         (changed(weighted_tau=0.5), "need weighted_tau_low <= weighted_tau <= weighted"),
         (changed(border_low=None), "need border_low <= border_overlap .* or all three None"),
         (changed(correct_bits="b1"), "correct_bits of 1 bytes is not of 10 images"),
@@ -164,6 +164,43 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, content: bytes, compl
         if b"\n" in content or read is read_records:  # a torn last line is dropped
             with pytest.raises(ValueError, match=rf"records\.jsonl, line 1: {complaint}"):
                 read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "complaint"),
+    [
+        ("gflops", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("gflops", "9" * 401, "has 401 digits"),
+        ("gflops", "1e999", "no finite number"),
+        ("gflops", "Infinity", "Infinity is no number"),
+        ("gflops", "NaN", "NaN is no number"),
+        ("gflops", "-3.5", r"gflops must lie in \[0, inf\], got -3.5"),
+        ("tau", "5", r"tau must lie in \[-1, 1\], got 5"),
+        ("cosine_distance", "2.5", r"cosine_distance must lie in \[0, 2\]"),
+        ("tag", '"a\\u0000b"', r"'a\\x00b' holds the control character '\\x00'"),
+        ("tag", '"\\u001b[31mred"', r"control character '\\x1b'"),
+        ("tag", '"\\u009b31m"', r"control character '\\x9b'"),
+        ("tag", '"\\ud800"', r"control character '\\ud800'"),
+        ("method_config", '{"a": 1, "\\u001b": [1]}', r"control character '\\x1b'"),
+        ("tag", '"a", "tag": "b"', "field 'tag' is there twice"),
+    ],
+)
+def test_a_value_that_no_record_has_is_refused_with_its_line(tmp_path: Path, field: str, text: str, complaint: str):
+    path = tmp_path / "records.jsonl"
+    write_records(path, [FULL])
+    values = json.loads(path.read_text())
+    rest = json.dumps({name: value for name, value in values.items() if name != field})
+    with path.open("a") as file:
+        file.write(f'{rest[:-1]}, "{field}": {text}}}\n')
+    with pytest.raises(ValueError, match=rf"records\.jsonl, line 2: .*{complaint}"):
+        read_records(path)
+
+
+def test_a_blank_line_is_skipped(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    write_records(path, [FULL])
+    path.write_text("\n" + path.read_text() + "  \n\n")
+    assert read_records(path) == [FULL]
 
 
 def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path):
