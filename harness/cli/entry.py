@@ -8,6 +8,7 @@ import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Generator, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     color = "auto"
     try:
+        require_own_packages()
         args = build_parser().parse_args(words)
         args.argv, color = own_words(words), args.color
         with _no_empty_folders(args):
@@ -54,6 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             errors(color).print(text)
         return 130
     return code
+
+
+def require_own_packages() -> None:
+    """Refuse packages of these names that aren't ours: a folder in front of the path may hold others.
+
+    Raises:
+        ValueError: names the folder, and the way that isn't fooled.
+    """
+    here = Path(__file__).resolve().parents[2]
+    for name in ("zoo", "baselines"):
+        spec = find_spec(name)
+        places = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin or ""]
+        place = Path(places[0] if places else "").resolve()
+        if place.parent != here:
+            raise ValueError(
+                f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}: Python finds another "
+                f"of that name first; run {PROGRAM} instead of python -m harness, or start it in another folder"
+            )
 
 
 def own_words(words: Sequence[str]) -> list[str]:

@@ -77,6 +77,16 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
+    """Measure while no other run writes to the folder."""
+    from harness.golden.shards import claimed
+    from harness.records.record import RECORDS, require_appendable
+
+    require_appendable(args.output / RECORDS)
+    with claimed(args.output, leave_lock=False):
+        return (yield from _measured_side_by_side(args, status))
+
+
+def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
     from harness.measure.compare import compare
     from harness.measure.plan import Plan, at_equal_time
@@ -84,12 +94,11 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.traces import Tracer
     from harness.records.averages import matched, training_free
     from harness.records.conditions import GOLDEN
-    from harness.records.record import earlier, require_appendable, write_records
+    from harness.records.record import RECORDS, earlier, write_records
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table, matched_table, precision_note, shots_apart
 
-    path, progress = args.output / "records.jsonl", Progress(status)
-    require_appendable(path)
+    path, progress = args.output / RECORDS, Progress(status)
     # Where cost counts, all but the oracle, which has none.
     every = [name for name in usual_methods() if args.match is None or name != GOLDEN]
     methods = tuple(args.methods or every)

@@ -2,16 +2,20 @@
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from zoo.files import PARTIAL, write_whole
 
+CODEC = "zstd"  # of our shards
+AMPLE = 2**30  # bytes of free memory with which any shard can be read
 LOCK = ".lock"  # pandas, polars and datasets leave out names that start with a dot
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 _NO_ROOM = {
@@ -30,14 +34,39 @@ class NoRoomError(OSError):
     """A shard can't be written for lack of room."""
 
 
+def free_memory() -> int:
+    """Return the bytes that no program uses, without those that the system could free; ample where it doesn't say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return AMPLE
+
+
+def has_codec() -> bool:
+    """Tell whether this pyarrow reads our shards' compression."""
+    return bool(pa.Codec.is_available(CODEC))
+
+
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Take whatever goes wrong in the body for a broken file."""
+    """Take whatever goes wrong in the body for a broken file, unless this machine may be what it lacks.
+
+    Raises:
+        BrokenShardError: the file is broken.
+        OSError: memory is short, or this pyarrow lacks the codec of our files.
+    """
     try:
         yield
     except BrokenShardError:
         raise
     except Exception as error:  # a changed footer can raise anything, MemoryError included
+        # pyarrow's own errors are kinds of these.
+        short = isinstance(error, MemoryError) and free_memory() < AMPLE
+        if short or (isinstance(error, NotImplementedError) and not has_codec()):
+            raise OSError(
+                f"a shard can't be read here ({str(error).strip() or type(error).__name__}), which doesn't show it to "
+                f"be broken, so it is kept; free some memory, or install a pyarrow with {CODEC}"
+            ) from error
         raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
 
 
@@ -64,8 +93,10 @@ def shard_paths(folder: Path) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, *, leave_lock: bool = True) -> Iterator[None]:
     """Make the folder and keep other runs out of it while the body runs or the process lives.
+
+    The lock's file stays, unless ``leave_lock`` is False.
 
     Raises:
         ValueError: another run writes there.
@@ -76,13 +107,15 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        text = f"another run is writing to {str(folder)!r}: wait for its end, or use another --out"
+        text = f"another run is writing to {str(folder)!r}: wait for its end, or use another --output"
         raise ValueError(text) from None
     except NotImplementedError:
         pass  # a file system without locks: two runs there would only do the same work twice
     try:
         yield
     finally:
+        if not leave_lock:
+            (folder / LOCK).unlink(missing_ok=True)
         lock.release()
 
 

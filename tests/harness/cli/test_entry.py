@@ -19,6 +19,7 @@ from harness.cli.entry import BROKEN_PIPE, own_words
 from harness.cli.parser import COMMANDS
 from harness.console.table import Shown
 from harness.datasets.base import Dataset
+from harness.golden.shards import claimed
 from harness.models.towers import Tower
 from harness.records.record import Record, read_records, write_records
 from zoo.clip import ClipParts
@@ -336,3 +337,22 @@ def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException
 def test_wrong_input_leaves_nothing(command: str, tmp_path):
     assert main([*command.split(), str(tmp_path / "new" / "out")]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["baselines", "zoo"])
+def test_another_package_of_the_same_name_is_refused(name: str, tmp_path: Path):
+    """PyPI has a ``baselines``, and ``python -m`` looks into the folder first."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    command = [sys.executable, "-m", "harness", "list"]
+    place = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=place, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: {name!r} is {str(tmp_path / name)!r}, not the package beside" in done.stderr
+    assert "run patchrank instead of python -m harness" in done.stderr
+
+
+def test_two_runs_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with claimed(tmp_path / "run"):
+        assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
+    assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err

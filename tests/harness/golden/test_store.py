@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,28 @@ def test_two_runs_can_not_write_to_one_folder(tmp_path):
         assert module.shard_paths(tmp_path / "new") == {}
     with shards.claimed(tmp_path / "new"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "codec", "kept"),
+    [
+        (pa.ArrowMemoryError("malloc of 9 bytes failed"), 2**20, True, True),
+        (pa.ArrowMemoryError("malloc of 9 exabytes failed"), shards.AMPLE, True, False),  # a damaged length
+        (pa.ArrowNotImplementedError("Support for codec 'zstd' not built"), shards.AMPLE, False, True),
+        (pa.ArrowNotImplementedError("codec 77"), shards.AMPLE, True, False),
+    ],
+)
+def test_a_shard_goes_only_if_it_is_proven_broken(
+    store: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, codec: bool, kept: bool
+):
+    before = shards.shard_paths(store)
+    monkeypatch.setattr(shards, "free_memory", lambda: free)
+    monkeypatch.setattr(shards, "has_codec", lambda: codec)
+    monkeypatch.setattr(pq, "ParquetFile", Mock(side_effect=error))
+    with pytest.raises(OSError, match=r"can't be read here .* it is kept; free") if kept else nullcontext():
+        shards.survey(store, module.facts_of)
+    assert before
+    assert shards.shard_paths(store) == (before if kept else {})
 
 
 @pytest.mark.parametrize(
