@@ -62,7 +62,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     """
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
-    recovery = kwargs.pop("recovery", None)
+    recovery, fitted = kwargs.pop("recovery", None), kwargs.pop("predictor_blocks", None)
     if recovery is not None and not pretrained:
         raise ValueError(f"recovery={str(recovery)!r} without the tower it was trained on: add pretrained=True")
     if recovery is not None and kwargs.get("features_only"):
@@ -71,9 +71,26 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
             "timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
         )
     options, arguments = _split_options(name, kwargs)
+    if fitted is not None and not arguments.get("predictor"):
+        _require_blocks(name, fitted, options, arguments)
     weights = _find_weights(name, pretrained, options, arguments)
     model = _assemble(name, pretrained, weights, arguments)
+    if fitted is not None and not weights.predictors:  # it was saved once, and may be again
+        shape = {key: value for key, value in options.items() if key in ("arch", "width")}
+        model.__dict__["_model_args"] = {**shape, "predictor_blocks": fitted}
     return model if recovery is None else add_recovery(model, recovery)
+
+
+def _require_blocks(name: ModelName, fitted: list[int], options: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Refuse, by ValueError, a saved model that is to score at blocks that its predictor wasn't fitted at."""
+    depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
+    blocks = [] if name.method is None else list(configure(name.method, options, depth).predictor_blocks(depth))
+    if blocks != fitted:
+        have, want = (", ".join(map(str, some)) or "none" for some in (fitted, blocks))
+        raise ValueError(
+            f"{name}: the predictor in this saved model was fitted at block {have}, these options score at block "
+            f"{want}; leave reduce_at and rescore as they were saved, or give a predictor for it by predictor=PATH"
+        )
 
 
 def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -161,7 +178,8 @@ def _assemble(name: ModelName, pretrained: bool, weights: _Weights, arguments: d
     if weights.predictors:
         # timm saves the arguments that a model was built with. The network's shape is not among
         # them, for it came from the predictor's file.
-        model.__dict__["_model_args"] = dict(weights.predictors[0].options)
+        blocks = [one.block for one in weights.predictors]
+        model.__dict__["_model_args"] = {**weights.predictors[0].options, "predictor_blocks": blocks}
     return model
 
 

@@ -1,6 +1,7 @@
 """Find the weights of a tower, its predictors and its text side, and fit them to a model."""
 
 import hashlib
+import logging
 import os
 import re
 import textwrap
@@ -39,6 +40,7 @@ from zoo.vit import TimmHost
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
 UNUSABLE = (*(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError), *(SafetensorError, UnpicklingError))
+_log = logging.getLogger(__name__)
 _LONGEST_REASON = 240
 _OTHERWISE = (
     "put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
@@ -132,10 +134,10 @@ def find_predictor(
     shape: Mapping[str, Any] | None = None,
     action: str = REMOVE,
 ) -> PredictorFile:
-    """Find the predictor for a tower: ``path``, else the packaged one, else the user's own.
+    """Find the predictor for a tower: ``path``, else the user's own, else the packaged one.
 
-    ``shape`` holds ``arch`` and ``width`` for the command that makes a missing one; ``action`` is
-    what patches are ranked for.
+    A log warns of an own one that is taken instead of a packaged one. ``shape`` holds ``arch`` and ``width`` for
+    the command that makes a missing one; ``action`` is what patches are ranked for.
 
     Raises:
         FileNotFoundError: there is none; says which command makes one.
@@ -143,8 +145,10 @@ def find_predictor(
     """
     name = predictor_name(model, tag, block, action)
     if path is None:
-        files = (EMBEDDED / name, cache_folder() / "predictors" / name)
-        path = next((file for file in files if file.is_file()), None)
+        own, packaged = cache_folder() / "predictors" / name, EMBEDDED / name
+        path = next((file for file in (own, packaged) if file.is_file()), None)
+        if path == own and packaged.is_file():
+            _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", own)
     if path is None:
         others = ", ".join(map(str, fitted_blocks(model, tag, action)))
         there = f" (fitted so far: block {others})" if others else ""

@@ -69,12 +69,30 @@ def test_saved_predictors_rank(arch: str, tiny: Build, tower: dict, images: Tens
     assert torch.equal(created(images), reduced(images))
 
 
-def test_the_packaged_predictor_comes_before_the_users(tmp_path: Path):
+def test_the_users_predictor_comes_before_the_packaged_one_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     name = predictor_name(NAME, TAG, 3)
-    save(cache_folder() / "predictors" / name)
-    assert find_predictor(NAME, TAG, 3).path.is_relative_to(tmp_path / "cache")
     save(tmp_path / "packaged" / name)
     assert find_predictor(NAME, TAG, 3).path == tmp_path / "packaged" / name
+    assert not caplog.records
+    save(cache_folder() / "predictors" / name)
+    assert find_predictor(NAME, TAG, 3).path.is_relative_to(tmp_path / "cache")
+    assert f"{name} of your own is used, not the packaged one" in caplog.text
+
+
+def test_a_saved_model_scores_where_its_predictor_was_fitted(tiny: Build, tower: dict, tmp_path: Path):
+    save(tmp_path / "p.safetensors", arch="mlp")
+    save(tmp_path / "other.safetensors", block=4, arch="mlp")
+    model = tiny(f"{NAME}_patchrank60.{TAG}", predictor=str(tmp_path / "p.safetensors"), **tower)
+    save_for_hf(model, tmp_path / "saved")
+    for folder in ("saved", "again"):
+        place = f"local-dir:{tmp_path / folder}"
+        loaded = timm.create_model(place, pretrained=True)
+        assert loaded.state_dict().keys() == model.state_dict().keys()
+        with pytest.raises(ValueError, match=r"fitted at block 3, these options score at block 4; leave reduce_at"):
+            timm.create_model(place, pretrained=True, reduce_at=4)
+        save_for_hf(loaded, tmp_path / "again")
 
 
 def test_predictors_of_several_blocks(tiny: Build, tower: dict, tmp_path: Path):
