@@ -32,6 +32,9 @@ _PREFIXES = ("module.", "_orig_mod.")  # put before each name by wrappers of mod
 # OpenAI's archives carry three settings of the model as buffers.
 _SETTINGS = ("input_resolution", "context_length", "vocab_size")
 
+_LEARNED = re.compile(r"(weight|bias|gamma|proj|embed|embedding|token|scale)$")  # how the names of parameters end
+_UNSEEN = "token_embedding.weight"  # has NaN for word pieces that our small text tower never saw
+_CHUNK = 2**20  # bytes at a time
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's before torch 1.6
 _LFS = b"version https://git-lfs"
@@ -99,6 +102,7 @@ def _content(path: Path) -> Any:
         with _open_archive(path) as archive:
             if _SCRIPT_MARK in archive.records:
                 return _read_script(archive)
+            archive.verify()
         return _torch_load(path)
     if start.startswith(_OLD_TORCH):
         return _torch_load(path)
@@ -152,10 +156,21 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
         if not isinstance(name, str) or not plain or value.is_meta:
             raise ValueError(f"holds no state dict: {name!r} is {type(value).__name__}, not a tensor with values")
+        _require_usable(name, value)
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): value for name, value in content.items()}
     return {name: value.detach() for name, value in content.items() if name not in _SETTINGS}
+
+
+def _require_usable(name: str, value: Tensor) -> None:
+    """Refuse parameters that can't be; buffers, such as masks and tables of positions, may be whole numbers."""
+    if value.is_complex() or (not value.is_floating_point() and _LEARNED.search(name)):
+        raise ValueError(
+            f"has {name!r} of {str(value.dtype).removeprefix('torch.')}; weights are floating-point numbers"
+        )
+    if value.is_floating_point() and not name.endswith(_UNSEEN) and not value.isfinite().all():
+        raise ValueError(f"has values in {name!r} that are NaN or infinite, so the weights are spoilt; get them again")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +185,14 @@ class _Archive:
         if name not in self.records:
             raise ValueError(f"lacks its record {name!r}: cut short or damaged; get it again")
         return self.zip.read(self.records[name])
+
+    def verify(self) -> None:
+        """Compare every record with its checksum, which torch doesn't do; one of 0 was left out on saving."""
+        for info in self.records.values():
+            if info.CRC:
+                with self.zip.open(info) as record:
+                    while record.read(_CHUNK):
+                        pass
 
 
 @contextmanager

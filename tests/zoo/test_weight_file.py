@@ -131,12 +131,27 @@ def test_nothing_in_a_file_is_run(save: Callable[..., None], tmp_path: Path, evi
         ({"a": torch.ones(1).to_sparse()}, r"holds no state dict: 'a' is Tensor"),
         ({"a": torch.empty(2, device="meta")}, r"holds no state dict: 'a' is Tensor"),
         ({"state_dict": {"a": {"b": torch.ones(1)}}}, r"holds no state dict: 'a' is dict"),
+        ({"a.weight": torch.ones(2, dtype=torch.int8)}, r"has 'a.weight' of int8; weights are floating-point"),
+        ({"a.weight": torch.ones(2, dtype=torch.bool)}, r"has 'a.weight' of bool; weights are"),
+        ({"a.weight": torch.ones(2, dtype=torch.complex64)}, r"has 'a.weight' of complex64; weights are"),
+        ({"a.weight": torch.tensor([1.0, torch.nan])}, r"has values in 'a.weight' that are NaN or infinite"),
+        ({"a.bias": torch.tensor([torch.inf]).half()}, r"has values in 'a.bias' that are NaN or infinite"),
     ],
 )
 def test_contents_that_are_no_state_dict(content: Any, why: str, tmp_path: Path):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=why):
         read_weights(tmp_path / "w.pt")
+
+
+def test_a_changed_byte_in_an_archive_is_seen_by_its_checksum(state: dict, tmp_path: Path):
+    path = tmp_path / "w.pt"
+    torch.save(state, path)
+    whole = path.read_bytes()
+    at = whole.index(state["ln.weight"][1000:1002].numpy().tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match=r"is cut short or damaged \(Bad CRC-32 .*get it again"):
+        read_weights(path)
 
 
 def test_other_zip_files(tmp_path: Path):
