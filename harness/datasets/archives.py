@@ -32,6 +32,9 @@ LOCAL = ("127.0.0.1", "localhost")
 RATIO = 20
 ALLOWANCE = 2**26
 HEADER = 512  # bytes that a member counts at least
+TEXT = 2**16  # bytes of a long name and the like that a member may have
+NAME, NAMED = 4096, 60  # characters of a path at most, and of one in a message
+TEXTS = 2**24  # of all members together, beyond their headers
 _REFUSED = "; it isn't unpacked"
 DAMAGE = (
     EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError,
@@ -330,7 +333,7 @@ class _Content:
 
     def read(self, size: int) -> bytes:
         """Read some bytes."""
-        if not 0 <= size <= BLOCK:
+        if not 0 <= size <= TEXT:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return self._file.read(size)
 
@@ -348,6 +351,7 @@ class _Unpacking:
     def __post_init__(self) -> None:
         """Compute what it may unpack to."""
         self.most = self.left = RATIO * self.size + ALLOWANCE
+        self.texts = TEXTS
 
     def extract(self, goal: Path) -> None:
         """Write all files."""
@@ -368,11 +372,13 @@ class _Unpacking:
         if size < 0 or self.left < 0:
             raise ValueError(
                 f"{self.what} unpacks to more than {self.most:,} bytes, by far more than its "
-                f"{self.size:,}, at {name!r}; it isn't unpacked"
+                f"{self.size:,}, at {name[:NAMED]!r}; it isn't unpacked"
             )
 
     def takes(self, name: str) -> bool:
         """Say whether a member is wanted; refuse a path that leaves the folder."""
+        if len(name) > NAME:
+            raise ValueError(f"{self.what} holds {name[:NAMED]!r}... of {len(name):,} characters, too long for a path")
         path = PurePosixPath(name)
         leaves = path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive
         if leaves or "\\" in name or "\0" in name:
@@ -383,7 +389,13 @@ class _Unpacking:
         """Write the files of a tar, then copies for its links."""
         content, links = _Content(stream), list[tarfile.TarInfo]()
         with tarfile.open(fileobj=cast(IO[bytes], content), mode="r:") as tar:
-            for info in tar:
+            end = 0  # of the member before
+            while (info := tar.next()) is not None:
+                cast(Any, tar).members.clear()  # else all names stay in memory
+                self.texts -= info.offset_data - end - tarfile.BLOCKSIZE
+                end = tar.offset
+                if self.texts < 0:
+                    raise tarfile.ReadError(f"headers with more than {TEXTS:,} bytes of names and the like")
                 self.count(info.name, info.size)
                 if not self.takes(info.name):
                     continue
@@ -401,10 +413,10 @@ class _Unpacking:
                     raise ValueError(f"{member}: {error}{_REFUSED}") from error
             # tarfile takes a damaged header for the end, whose mark are blocks of zeros.
             content.seek(tar.offset)
-        end = content.read(tarfile.BLOCKSIZE)
-        if end != bytes(tarfile.BLOCKSIZE):
+        mark = content.read(tarfile.BLOCKSIZE)
+        if mark != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("it ends without an end marker")
-        while content.read(BLOCK):  # checks a gzip's sum
+        while content.read(TEXT):  # checks a gzip's sum
             pass
         for link in links:
             self.copy(link, goal)

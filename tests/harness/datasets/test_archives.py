@@ -9,6 +9,7 @@ import socket
 import stat
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -220,6 +221,21 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "goal").rmdir()
     monkeypatch.setattr(module, "ALLOWANCE", 2**17)
     refused(pack(tmp_path / "z.tgz", *((f"top/{i}", b"") for i in range(999))), match.format(".*"))
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(("count", "length"), [(600, 2**15), (3, 2**18), (1, 5000)])
+def test_headers_can_not_fill_the_memory(form: int, count: int, length: int, tmp_path: Path):
+    """Long names shrink to nothing; all of them together would take more than 16 MiB."""
+    file = tmp_path / "x.tgz"
+    with tarfile.open(file, "w:gz", format=form) as tar:
+        for number in range(count):
+            tar.addfile(tarfile.TarInfo(f"other/{number}/" + "n" * length))
+    assert file.stat().st_size < 2**20
+    tracemalloc.start()
+    refused(file, "(headers? .*names and the like|a header of|characters, too long for a path)", strip="top")
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
 
 
 def test_one_of_something_else(tmp_path: Path):
