@@ -9,7 +9,7 @@ import math
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -83,8 +83,10 @@ def read_learned(path: Path, kind: str, what: type[T], mend: str) -> T:
     return made
 
 
-def load_learned(path: Path, kind: str, mend: str) -> dict[str, Tensor]:
+def load_learned(path: Path, kind: str, mend: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
     """Load the tensors of a file that ``write_learned`` wrote.
+
+    Of those named in ``gaps`` whole rows, but not all, may be NaN.
 
     Raises:
         ValueError: facts or tensors aren't those that were written, or a value isn't finite; ``mend`` is the command
@@ -99,7 +101,10 @@ def load_learned(path: Path, kind: str, mend: str) -> dict[str, Tensor]:
     if _hash(facts, tensors) != written:
         raise ValueError(f"{kind} {str(path)!r} is damaged: its content is not what was written; {mend}")
     for name, value in tensors.items():
-        if not value.isfinite().all():
+        finite = value.isfinite()
+        if name in gaps and finite.any():
+            finite = finite | value.isnan().all(dim=-1, keepdim=True)
+        if not finite.all():
             raise ValueError(f"{kind} {str(path)!r} has values that aren't finite in {name!r}; {mend}")
     return tensors
 

@@ -200,7 +200,8 @@ class PromptFile:
 
     def load(self) -> dict[str, Tensor]:
         """Load all tensors; raise as ``load_learned`` does."""
-        return load_learned(self.path, _KIND, f"tune some anew with: {tune_command(self)}")
+        # A class that was left out, for words that the text tower never saw, has a row of NaN.
+        return load_learned(self.path, _KIND, f"tune some anew with: {tune_command(self)}", gaps=["classifier"])
 
     def tensors(self, *, classify: bool) -> dict[str, Tensor]:
         """Load what an image tower needs, named as in its state dict."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from harness.console.table import UNMEASURED, Cell, Table, figure, points
+from harness.console.table import UNMEASURED, Cell, Table, points
 from harness.console.terminal import Progress
 from harness.measure.candidates import DECIDING, Candidate, ChooseConfig, Lab, Line
 from harness.measure.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Q05, Bounds
@@ -295,7 +295,8 @@ def choice_table(choice: Choice) -> Table:
     metrics = [metric for metric in WORDS if metric in choice.judged[-1].fidelity]
     rows = []
     for one in choice.judged:
-        cells = [Cell(one.name), figure(100 * one.keep, ".0f"), Cell(one.setup.dtype)]
+        keep = "" if one.setup.method is None else f" {100 * one.keep:.0f}"
+        cells = [Cell(f"{one.name}{keep}"), Cell(one.setup.dtype)]
         for metric in metrics:
             estimate, low, high = (one.fidelity[metric][end] for end in ("estimate", "low", "high"))
             if metric == CHANGE:
@@ -303,7 +304,7 @@ def choice_table(choice: Choice) -> Table:
             else:
                 cells.append(Cell(f"{estimate:.4f} [{low:.4f}, {high:.4f}]", estimate))
         ratio = None if one.time is None else one.time["ratio_to_dense"]
-        text = "" if ratio is None else f"{ratio['estimate']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        text = "" if ratio is None else f"{ratio['estimate']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
         cells.append(Cell(text, ratio["estimate"]) if ratio is not None else UNMEASURED)
         rows.append([*cells, Cell("yes" if one.passed else "no")])
     facts = choice.setup.certificate["dataset"]
@@ -311,10 +312,11 @@ def choice_table(choice: Choice) -> Table:
     return Table.of(
         f"Setups of {choice.setup.model} on {held['pictures']} pictures of {facts['name']} held out "
         f"({held['photographs']} photographs)",
-        ["setup", "keep, %", "dtype", *(WORDS[metric] for metric in metrics), "x dense time", "passed"],
+        ["setup", "dtype", *(WORDS[metric] for metric in metrics), "x dense", "met"],
         rows,
-        words=("setup", "dtype", "passed"),
-        roomy=[WORDS[metric] for metric in metrics if metric not in (COSINE, OVERLAP, CHANGE)],
-        caption="means [95 % interval over photographs] beside the dense tower in float32; the last one is "
+        words=("setup", "dtype", "met"),
+        roomy=[WORDS[metric] for metric in metrics[1:]],
+        caption="setup: method and keep rate in %; means [95 % interval over photographs] beside the dense tower in "
+        "float32; x dense: time; met: whether the bounds are; the last one is "
         f"{'chosen' if choice.met else 'the nearest'}",
     )

@@ -292,7 +292,7 @@ def _make_by(job: Job, wanted: Provenance) -> Callable[[int], Any]:
 def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[Spent]:
     """Make shards by Ray's actors; yield what each took."""
     job = maker.job
-    maker.encoder.vit.cpu()  # the workers need the room
+    maker.encoder.release()  # the workers need the room
     torch.cuda.empty_cache()
     assert job.workers is not None
     start = partial(_make_by, replace(job, out=job.out.absolute()), maker.provenance)

@@ -59,6 +59,11 @@ class Encoder:
             self.optimised, self.vit = False, tower.vit.to(DTYPES[setup.dtype])
         self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]
 
+    def release(self) -> None:
+        """Take the image tower off the device; nothing is embedded any more."""
+        self.vit = nn.Identity()
+        self.tower.vit.cpu()
+
     def require_text(self) -> None:
         """Refuse a tower without a text tower."""
         if self.tower.clip is None:

@@ -246,7 +246,9 @@ def test_timm_creates_a_tuned_model(name: str, tmp_path: Path):
 def test_refuses_other_towers_classes_and_files(file: PromptFile, tmp_path: Path):
     with pytest.raises(ValueError, match=r"tuned on clip_vit_s14.imgfocus_lit with weights 0{16}"):
         timm.create_model("clip_vit_s14", prompts=file.path)
-    wider = save_prompts(tmp_path / "wide.safetensors", tensors(), **{**FACTS, "width": 768})
+    wider = save_prompts(
+        tmp_path / "wide.safetensors", tensors(visual=torch.randn(2, 5, 768)), **{**FACTS, "width": 768}
+    )
     with pytest.raises(ValueError, match=r"whose tokens have width 768, not 384; tune some"):
         timm.create_model("clip_vit_s14", prompts=wider.path)
     with pytest.raises(ValueError, match="a tuned model classifies"):

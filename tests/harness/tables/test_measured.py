@@ -10,9 +10,12 @@ import pytest
 from harness.check.datasets import Checked, class_table
 from harness.cli.data import datasets_table, list_tables
 from harness.console.table import Part
+from harness.measure.choose import Choice, Judged, choice_table
 from harness.measure.compare import Floor
 from harness.measure.cost import Overhead, overhead_table
+from harness.measure.fidelity import CHANGE, COSINE, Q05
 from harness.measure.schedule import Finalist, Found, Schedule, schedule_table
+from harness.measure.setup import Setup
 from harness.records.averages import averages, matched
 from harness.records.record import Record
 from harness.records.statistics import Interval
@@ -119,6 +122,17 @@ def _schedules(records: list[Record]) -> list[Part]:
     return [schedule_table(Found(file=file, path=Path("s.json"), default=default, best=(longer, longer)))]
 
 
+def _choice(_records: list[Record]) -> list[Part]:
+    whole = {"estimate": 0.99391, "low": 0.99287, "high": 0.99479}
+    facts = {"dataset": {"name": "photos", "held_out": {"pictures": 122, "photographs": 20}}}
+    setup = Setup(model="clip_vit_s14", method="rankmerge", options={"keep": 0.6}, certificate=facts)
+    fidelity = {COSINE: whole, Q05: whole, CHANGE: {"estimate": -0.012, "low": -0.031, "high": 0.004}}
+    time = {"ratio_to_dense": {"estimate": 0.4762, "low": 0.1618, "high": 0.9434}}
+    first = Judged(setup=setup, name="rankmerge", keep=0.6, passed=True, fidelity=fidelity)
+    chosen = replace(first, setup=replace(setup, dtype="bfloat16"), name="rankmerge", keep=0.42, time=time)
+    return [choice_table(Choice(setup=setup, met=True, why="", judged=(first, chosen), seconds=3.0))]
+
+
 def _report(records: list[Record]) -> list[Part]:
     (group,) = grouped(records).groups
     row = group.rows[0]
@@ -127,7 +141,7 @@ def _report(records: list[Record]) -> list[Part]:
     return [front_table(group, [Front(cost=cost, standings=stood) for cost in costs])]
 
 
-MAKERS = (_compare, _changes, _shots, _matched, _floor, _list, _classes, _overhead, _schedules, _report)
+MAKERS = (_compare, _changes, _shots, _matched, _floor, _list, _classes, _overhead, _schedules, _choice, _report)
 
 
 @pytest.mark.parametrize("width", [80, 160, None])
