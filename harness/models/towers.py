@@ -173,7 +173,7 @@ def no_text(tower: Tower) -> ValueError:
     return ValueError(
         f"{tower.name} has no text tower here, so it takes no words; use one of "
         f"{', '.join(_dense_names())}, {OPEN_CLIP}ARCH/PRETRAINED, or "
-        f"{TRANSFORMERS}FOLDER with CLIP or SigLIP, which bring theirs"
+        f"{TRANSFORMERS}FOLDER with CLIP, SigLIP or SigLIP 2, which bring theirs"
     )
 
 

@@ -450,7 +450,7 @@ def test_compare_without_a_text_tower(tmp_path: Path, capsys: pytest.CaptureFixt
     assert evit.gflops < dense.gflops
     assert 0 < evit.cosine_low < evit.cosine_distance
     assert main([*words, "emoji"]) == 2
-    assert "transformers:dino has no text tower here, so no classes can be named" in capsys.readouterr().err
+    assert "transformers:dino has no text tower here, so it takes no words" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
