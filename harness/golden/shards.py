@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -68,6 +70,40 @@ def reading() -> Iterator[None]:
                 f"be broken, so it is kept; free some memory, or install a pyarrow with {CODEC}"
             ) from error
         raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What shards were made from, and how. Two are equal whatever their versions."""
+
+    # Of the packages that computed them.
+    versions: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """Read what ``json`` wrote.
+
+        Raises:
+            ValueError: not JSON, an unknown field, or a missing one without a default.
+        """
+        facts = json.loads(text)
+        known = sorted(entry.name for entry in fields(cls))
+        if not isinstance(facts, dict) or not facts.keys() <= set(known):
+            raise ValueError(f"provenance {facts!r}: expected the fields {', '.join(known)}")
+        try:
+            return cls(**facts)
+        except TypeError as error:
+            raise ValueError(f"provenance {facts!r}: {error}") from error
+
+    def json(self) -> str:
+        """Return everything as JSON, sorted by name."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def differences(self, other: Self) -> list[str]:
+        """List the fields in which ``other`` differs, versions aside, with both values."""
+        names = [entry.name for entry in fields(self) if entry.compare]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [f"{name}={a!r} there, {b!r} wanted" for name, a, b in pairs if a != b]
 
 
 class ShardFacts(NamedTuple):

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from harness.datasets import Dataset, kind_of
 from harness.datasets.base import DATA_DIR, Split
-from harness.golden.shards import BrokenShardError, ShardFacts, reading, shard_path, shard_paths, write_with_room
+from harness.golden.shards import (
+    BrokenShardError,
+    Origin,
+    ShardFacts,
+    reading,
+    shard_path,
+    shard_paths,
+    write_with_room,
+)
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig
 from zoo.weights import cache_folder
@@ -29,7 +37,7 @@ _COLUMNS = ("importance", "labels", "least", "ranking")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
+class Provenance(Origin):
     """What a set of rankings was made from, and how. Two are equal whatever their versions."""
 
     model: str  # of the dense tower, with its weight tag
@@ -46,34 +54,6 @@ class Provenance:
     batch: int | None = None  # sequences per pass decide the last bits; None in the files that ship
     greedy: int | None = None  # patches removed per round; None = one-shot
     approximate: str | None = None  # how the score was approximated; None = exact
-    # Of the packages that computed it.
-    versions: Mapping[str, str] = field(default_factory=dict, compare=False)
-
-    @classmethod
-    def parse(cls, text: str | bytes) -> Self:
-        """Read what ``json`` wrote.
-
-        Raises:
-            ValueError: not JSON, an unknown field, or a missing one without a default.
-        """
-        facts = json.loads(text)
-        known = sorted(entry.name for entry in fields(cls))
-        if not isinstance(facts, dict) or not facts.keys() <= set(known):
-            raise ValueError(f"provenance {facts!r}: expected the fields {', '.join(known)}")
-        try:
-            return cls(**facts)
-        except TypeError as error:
-            raise ValueError(f"provenance {facts!r}: {error}") from error
-
-    def json(self) -> str:
-        """Return everything as JSON, sorted by name."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    def differences(self, other: "Provenance") -> list[str]:
-        """List the fields in which ``other`` differs, versions aside, with both values."""
-        names = [entry.name for entry in fields(self) if entry.compare]
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return [f"{name}={a!r} there, {b!r} wanted" for name, a, b in pairs if a != b]
 
     def described(self) -> str:
         """Return the settings in words."""

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harness.golden.shards import BrokenShardError, ShardFacts, reading, shard_paths
+from harness.golden.shards import BrokenShardError, Origin, ShardFacts, reading, shard_paths
 from harness.golden.store import MAGIC, lists
 from harness.measure.setup import Setup
 from zoo.files import write_whole
@@ -36,7 +36,7 @@ class Bad(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
+class Provenance(Origin):
     """What embeddings were made from, and how. Two are equal whatever their versions."""
 
     kind: str  # images or texts
@@ -58,34 +58,10 @@ class Provenance:
     batch: int  # pictures per pass decide the last bits
     embedding_dtype: str
     width: int
-    # Of the packages that computed it.
-    versions: Mapping[str, str] = field(default_factory=dict, compare=False)
 
-    @classmethod
-    def parse(cls, text: str | bytes) -> Self:
-        """Read what ``json`` wrote.
-
-        Raises:
-            ValueError: not JSON, an unknown field, or a missing one without a default.
-        """
-        facts = json.loads(text)
-        known = sorted(entry.name for entry in fields(cls))
-        if not isinstance(facts, dict) or not facts.keys() <= set(known):
-            raise ValueError(f"provenance {facts!r}: expected the fields {', '.join(known)}")
-        try:
-            return cls(**{**facts, "source": tuple(facts.get("source", ()))})
-        except TypeError as error:
-            raise ValueError(f"provenance {facts!r}: {error}") from error
-
-    def json(self) -> str:
-        """Return everything as JSON, sorted by name."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    def differences(self, other: "Provenance") -> list[str]:
-        """List the fields in which ``other`` differs, versions aside, with both values."""
-        names = [entry.name for entry in fields(self) if entry.compare]
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return [f"{name}={a!r} there, {b!r} wanted" for name, a, b in pairs if a != b]
+    def __post_init__(self) -> None:
+        """Take a list, as JSON has it, for the source."""
+        object.__setattr__(self, "source", tuple(self.source))
 
     @property
     def setup(self) -> Setup:
