@@ -2,12 +2,14 @@
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -24,10 +26,33 @@ PARTIAL = ".partial"
 _DIGITS, _SHOWN = 20, 40  # of a whole number at most; characters of a text in a message
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # C0, C1, and halves of surrogate pairs
 T = TypeVar("T")
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "files this large are not allowed",
+    errno.EROFS: "the disk is read-only",
+}
+
+
+class NoRoomError(OSError):
+    """A file can't be written for lack of room."""
+
+
+def no_room(path: Path, size: int, error: BaseException) -> NoRoomError | None:
+    """Return what says how much room there is where ``size`` bytes can't be written; None of another error."""
+    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        return None
+    free = shutil.disk_usage(path.parent).free
+    return NoRoomError(f"can't write {str(path)!r}: {_NO_ROOM[error.errno]}; {size:,} bytes needed, {free:,} free")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whenever the machine stops."""
+    """Write a file whole or not at all, whenever the machine stops.
+
+    Raises:
+        NoRoomError: no room; says how much is needed and free.
+        OSError: it can't be written for another reason.
+    """
     partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
@@ -35,8 +60,10 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if (told := no_room(path, len(content), error)) is not None:
+            raise told from error
         raise
     if os.name == "posix":
         # So that the new name survives a power cut too; some network folders refuse.

@@ -1,11 +1,9 @@
 """A folder of numbered Parquet shards: one run writes it, each file whole, and what is missing can be made."""
 
 import contextlib
-import errno
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,26 +12,16 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from zoo.files import PARTIAL, write_whole
+from zoo.files import PARTIAL, NoRoomError, write_whole
 
 CODEC = "zstd"  # of our shards
 AMPLE = 2**30  # bytes of free memory with which any shard can be read
 LOCK = ".lock"  # pandas, polars and datasets leave out names that start with a dot
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
-_NO_ROOM = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "files this large are not allowed",
-    errno.EROFS: "the disk is read-only",
-}
 
 
 class BrokenShardError(ValueError):
     """A shard that is cut off, changed or not one at all."""
-
-
-class NoRoomError(OSError):
-    """A shard can't be written for lack of room."""
 
 
 def free_memory() -> int:
@@ -208,11 +196,5 @@ def write_with_room(path: Path, content: bytes, resume: str) -> None:
     """
     try:
         write_whole(path, content)
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise NoRoomError(
-            f"can't write {str(path)!r}: {_NO_ROOM[error.errno]}; {len(content):,} bytes needed, "
-            f"{free:,} free. Finished shards are kept; make room, then go on with: {resume}"
-        ) from error
+    except NoRoomError as error:
+        raise NoRoomError(f"{error}. Finished shards are kept; make room, then go on with: {resume}") from error

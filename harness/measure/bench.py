@@ -156,7 +156,7 @@ class Bench:
         if tracer is not None and len(chosen):
             how = {"preprocess": self.parts.preprocess, "golden": rows[0].rankings}
             grid = self.rows[0].vit.grid
-            tracer.write(traces, split.subset(chosen), dataset.classes, grid=grid, **how)
+            tracer.later(traces, split.subset(chosen), dataset.classes, grid=grid, **how)
         costs, dense = self._costs(rows), answers.get(self.rows[0].key)
         records = []
         for row, record in zip(rows, blanks, strict=True):

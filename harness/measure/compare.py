@@ -69,6 +69,8 @@ def compare(
         bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
         for dataset, shots in pairs:
             yield bench.measure(dataset, shots, known)
+            if tracer is not None:  # what was measured is kept by now
+                tracer.flush()
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:

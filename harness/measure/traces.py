@@ -9,7 +9,8 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -433,11 +434,21 @@ class Tracer:
     progress: Progress
     images: int = TRACED  # of a dataset; 0 for none
     thumbnails: bool = True  # store small copies of them too
+    waiting: list[Callable[[], None]] = field(default_factory=list)  # what `flush` is to store
 
     def __post_init__(self) -> None:
         """Validate."""
         if self.images < 0:
             raise ValueError(f"--traces {self.images}: expected a number of images, 0 for none")
+
+    def later(self, *args: Any, **how: Any) -> None:
+        """Store what ``write`` takes when `flush` is called: records come first, should the disk be full."""
+        self.waiting.append(partial(self.write, *args, **how))
+
+    def flush(self) -> None:
+        """Store what waits."""
+        while self.waiting:
+            self.waiting.pop(0)()
 
     def write(
         self,

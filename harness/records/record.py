@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from harness.console.table import NOT_MEASURED
 from harness.console.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
-from zoo.files import parsed, strict_json
+from zoo.files import no_room, parsed, strict_json
 from zoo.reducer import expected
 
 try:
@@ -676,9 +676,11 @@ def append(path: Path, lines: bytes) -> None:
             while rest:
                 rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             if alone:
                 os.ftruncate(file.fileno(), size)
+            if (told := no_room(path, len(lines), error)) is not None:
+                raise told from error
             raise
 
 

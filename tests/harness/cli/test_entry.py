@@ -20,9 +20,11 @@ from harness.cli.parser import COMMANDS
 from harness.console.table import Shown
 from harness.datasets.base import Dataset
 from harness.golden.shards import claimed
+from harness.measure import traces
 from harness.models.towers import Tower
 from harness.records.record import Record, read_records, write_records
 from zoo.clip import ClipParts
+from zoo.files import NoRoomError
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "results" / "records.jsonl"
@@ -356,3 +358,15 @@ def test_two_runs_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with claimed(tmp_path / "run"):
         assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err
+
+
+def test_a_disk_that_gets_full_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full(path: Path, content: bytes) -> None:
+        raise NoRoomError(f"can't write {str(path)!r}: the disk is full; {len(content):,} bytes needed, 3 free")
+
+    monkeypatch.setattr(traces, "write_whole", full)
+    assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
+    assert len(read_records(tmp_path / "run" / "records.jsonl")) == 2
+    assert "the disk is full; " in capsys.readouterr().err

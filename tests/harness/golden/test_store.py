@@ -23,6 +23,7 @@ from harness.golden import shards
 from harness.golden import store as module
 from harness.golden.shards import BrokenShardError, shard_path
 from harness.golden.store import Provenance, Rankings, Shard
+from zoo.files import NoRoomError
 from zoo.golden import GoldenConfig
 
 MakeShard = Callable[..., Shard]
@@ -277,7 +278,7 @@ def test_a_shard_goes_only_if_it_is_proven_broken(
 )
 def test_no_room_is_told_with_the_way_on(code: int, why: str, store, make_shard, monkeypatch):
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(code, "no room")))
-    with pytest.raises(shards.NoRoomError, match=why) as error:
+    with pytest.raises(NoRoomError, match=why) as error:
         module.write_shard(store, 3, make_shard(3), "patchrank rank --again")
     assert f"can't write {str(shard_path(store, 3))!r}" in str(error.value)
     assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. ", str(error.value))
@@ -290,7 +291,7 @@ def test_other_errors_of_the_disk_stay_what_they_are(store, make_shard, monkeypa
     monkeypatch.setattr(shards, "write_whole", Mock(side_effect=broken))
     with pytest.raises(OSError, match="Input/output error") as error:
         module.write_shard(store, 3, make_shard(3), "")
-    assert not isinstance(error.value, shards.NoRoomError)
+    assert not isinstance(error.value, NoRoomError)
 
 
 WRITER = """
