@@ -150,10 +150,11 @@ class Setup:
         return "\n".join(lines)
 
     def _registered(self) -> str:
-        """Return a registered name of the method; the options say its keep rate."""
+        """Return the registered name of the method whose keep rate is nearest; the options say the very one."""
         arch, dot, tag = self.model.partition(".")
-        name = next(name for name, parts in MODELS.items() if parts.dense == arch and parts.method == self.method)
-        return f"{name}{dot}{tag}"
+        fitting = {name: parts for name, parts in MODELS.items() if (parts.dense, parts.method) == (arch, self.method)}
+        keep = 100 * self.options.get("keep", 1.0)
+        return f"{min(fitting, key=lambda name: abs(fitting[name].percent - keep))}{dot}{tag}"
 
 
 _EXAMPLE = "clip_vit_b16_rankmerge60"
