@@ -524,7 +524,7 @@ def test_a_figure_is_written_whole_or_not_at_all(figure_of: Show, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         figure_of(places=("toy:val:1",))
     assert figure.path.read_bytes() == before
     assert list(figure.path.parent.iterdir()) == [figure.path]
