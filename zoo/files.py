@@ -96,18 +96,10 @@ def read_learned(path: Path, kind: str, what: type[T], mend: str) -> T:
     """
     facts = read_facts(path, kind)
     facts.pop("hash", None)
-    make: Any = what
-    defaults = {one.name for one in fields(make) if one.default is not MISSING}
-    kinds = get_type_hints(what)
     try:
-        for name in facts.keys() - kinds.keys() | facts.keys() & {"path"}:
-            raise ValueError(f"unknown field {name!r}")
-        if missing := sorted(kinds.keys() - facts.keys() - defaults - {"path"}):
-            raise ValueError(f"missing field {missing[0]!r}")
-        made: T = make(path=path, **{name: parsed(kinds[name], value, name) for name, value in facts.items()})
+        return filled(what, facts, path=path)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} holds no {kind}: {error}; {mend}") from error
-    return made
 
 
 def load_learned(path: Path, kind: str, mend: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
@@ -238,6 +230,25 @@ def parsed(kind: Any, value: Any, name: str) -> Any:
         if type(value) is (get_origin(option) or option):
             return value
     raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def filled(what: type[T], facts: Any, **own: Any) -> T:
+    """Return the dataclass ``what`` of facts as JSON has them, and of ``own`` fields, which facts may not name.
+
+    Raises:
+        ValueError: no object, or a field that is missing, unknown or of another type.
+    """
+    if not isinstance(facts, dict):
+        raise ValueError(f"a {type(facts).__name__} instead of an object")
+    make: Any = what
+    kinds = {name: kind for name, kind in get_type_hints(what).items() if name not in own}
+    if unknown := sorted(facts.keys() - kinds.keys()):
+        raise ValueError(f"unknown field {unknown[0]!r}")
+    needed = {one.name for one in fields(make) if one.default is MISSING and one.default_factory is MISSING}
+    if missing := sorted(needed & kinds.keys() - facts.keys()):
+        raise ValueError(f"missing field {missing[0]!r}")
+    made: T = make(**own, **{name: parsed(kinds[name], value, name) for name, value in facts.items()})
+    return made
 
 
 def _dataclass(kind: Any, values: dict[str, Any]) -> Any:

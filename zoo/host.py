@@ -327,6 +327,11 @@ class Host(nn.Module):
             bias = self.reducer.attention_bias(tokens)
         return tokens._replace(x=block.first(tokens, bias))
 
+    def features(self, images: Tensor) -> Tensor:
+        """Return what ``finish`` makes of images (B, C, H, W), whatever the library's own output is."""
+        tokens, _ = self.advance(self.embed(images))
+        return self.finish(tokens)
+
     def trace(self, images: Tensor) -> Trace:
         """Run the model on images (B, C, H, W) and return what the reducer did, with the output."""
         tokens, each = self.advance(self.embed(images), taps=range(self.depth))
@@ -457,8 +462,7 @@ class FeatureTower(Host):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (B, D)."""
-        tokens, _ = self.advance(self.embed(images))
-        return self.finish(tokens)
+        return self.features(images)
 
 
 HOSTS[FeatureTower] = FeatureTower

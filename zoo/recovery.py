@@ -297,7 +297,7 @@ class _Trainer:
             images, scale = self._batch(state.generator)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 with torch.no_grad():
-                    truth = features_of(self.teacher, images)
+                    truth = self.teacher.features(images)
                 features = self._changed(additions(state.model.moving()), images)
             loss = (distance(features, truth) / scale + _FLAT).sqrt().mean()
             state.optimiser.zero_grad()
@@ -329,7 +329,7 @@ class _Trainer:
         parts = []
         for rows in torch.arange(len(images)).split(CHUNK):
             some = images[rows].to(self.device, self.dtype)
-            parts.append(self._changed(added, some) if added else features_of(vit, some))
+            parts.append(self._changed(added, some) if added else vit.features(some))
         return torch.cat(parts)
 
     def held_out(self, vit: Host, added: Mapping[str, Tensor]) -> tuple[float, ...]:
@@ -352,12 +352,7 @@ class _Features(nn.Module):
         self.host = host
 
     def forward(self, images: Tensor) -> Tensor:
-        return features_of(self.host, images)
-
-
-def features_of(host: Host, images: Tensor) -> Tensor:
-    """Return the features (B, D) of images, whatever the tower's own output is."""
-    return host.finish(host.advance(host.embed(images))[0])
+        return self.host.features(images)
 
 
 def _bare(model: T) -> Host | T:

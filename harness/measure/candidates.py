@@ -146,6 +146,7 @@ class Lab:
             progress.say(f"models run as they are: {why}")
         self.schedules = {str(path): ScheduleFile.read(path) for path in config.schedules}
         self.recoveries = {str(path): RecoveryFile.read(path) for path in config.recoveries}
+        self.digests = {str(path): digest_of(path) for path in config.recoveries}
         self.left_out: dict[str, str] = {}  # lines that can't be had, with the reason
         self.lines = self._lines()
         self.dataset = get_dataset(dataset)
@@ -261,6 +262,8 @@ class Lab:
     def options(self, one: Candidate) -> dict[str, Any]:
         """Return the method's options of a candidate as JSON values, those that aren't its defaults."""
         line, keep = one
+        if line.method is None:
+            return {}
         if line.recovery is not None:
             file = self.recoveries[line.recovery]
             return _own_options(file.method, file.options)
@@ -278,10 +281,8 @@ class Lab:
     def setup(self, one: Candidate) -> Setup:
         """Return a candidate as what is to be run."""
         line = one.line
-        options = {} if line.method is None else self.options(one)
-        return Setup(
-            model=self.model, method=line.method, options=options, recovery=line.recovery, dtype=line.dtype or "float32"
-        )
+        options, dtype = self.options(one), line.dtype or "float32"
+        return Setup(model=self.model, method=line.method, options=options, recovery=line.recovery, dtype=dtype)
 
     def row(self, one: Candidate) -> Variant:
         """Make a candidate's row, in float32.
@@ -290,8 +291,8 @@ class Lab:
             ValueError: the tower or the method can't do it.
             FileNotFoundError: it has no predictor.
         """
-        line, (_, arch, tag) = one.line, (None, self.tower.arch, self.tower.tag)
-        key = _key(one, self.options(one) if line.method is not None else {})
+        line, arch, tag = one.line, self.tower.arch, self.tower.tag
+        key = _key(one, self.options(one))
         if line.method is None:
             return dataclasses.replace(self.dense, what=key)
         if line.recovery is not None:
@@ -456,8 +457,8 @@ class Lab:
     def _name(self, one: Candidate) -> str:
         """Return what a candidate is remembered by."""
         line = one.line
-        name = _key(one, self.options(one) if line.method is not None else {})
-        return name if line.recovery is None else f"{name} {digest_of(Path(line.recovery))}"
+        name = _key(one, self.options(one))
+        return name if line.recovery is None else f"{name} {self.digests[line.recovery]}"
 
 
 def _merges(method: str) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import zoo
 from harness.measure.rows import reduced_row
 from harness.models.towers import OPEN_CLIP, TRANSFORMERS, Tower, find_tower, split_method
 from harness.records.conditions import DTYPES
-from zoo.files import strict_json, write_whole
+from zoo.files import filled, strict_json, write_whole
 from zoo.reducer import METHODS, expected
 from zoo.sizes import MODELS
 
@@ -86,13 +85,9 @@ class Setup:
         if not path.is_file():
             raise FileNotFoundError(f"no setup at {str(path)!r}; {_MEND}")
         try:
-            facts = strict_json(path.read_bytes())
+            return filled(cls, strict_json(path.read_bytes()))
         except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no setup ({error}); {_MEND}") from error
-        wrong = _wrong(facts)
-        if wrong:
-            raise ValueError(f"{str(path)!r} holds no setup ({wrong}); {_MEND}")
-        return cls(**facts)
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -123,31 +118,34 @@ class Setup:
 
     def python(self) -> str:
         """Return Python lines that build the model in its precision, optimised if it was chosen so."""
-        lines = self._built()
+        libraries, lines = self._built()
         if self.certificate.get("optimised"):
-            return f"{lines}\nmodel = zoo.optimize(model, dtype={self.dtype!r})"
-        return lines if self.dtype == "float32" else f"import torch, {lines[7:]}.to(torch.{self.dtype})"
+            lines.append(f"model = zoo.optimize(model, dtype={self.dtype!r})")
+        elif self.dtype != "float32":
+            libraries = ["torch", *libraries]
+            lines[-1] += f".to(torch.{self.dtype})"
+        return "\n".join([f"import {', '.join(libraries)}", *lines])
 
-    def _built(self) -> str:
-        """Return Python lines that build the model in float32; they begin with an import."""
+    def _built(self) -> tuple[list[str], list[str]]:
+        """Return the libraries and the lines that build the model in float32."""
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        recovery = "" if self.recovery is None else f", recovery={self.recovery!r}"
+        if self.recovery is not None:
+            options += f", recovery={self.recovery!r}"
         if self.model.startswith(OPEN_CLIP):
             arch, _, tag = self.model.removeprefix(OPEN_CLIP).partition("/")
-            lines = ["import open_clip, zoo", f"model = open_clip.create_model({arch!r}, pretrained={tag!r}).eval()"]
+            library, call = "open_clip", f"open_clip.create_model({arch!r}, pretrained={tag!r})"
         elif self.model.startswith(TRANSFORMERS):
             folder = self.model.removeprefix(TRANSFORMERS)
-            lines = ["import transformers, zoo", f"model = transformers.AutoModel.from_pretrained({folder!r}).eval()"]
+            library, call = "transformers", f"transformers.AutoModel.from_pretrained({folder!r})"
+        elif self.model.partition(".")[0] in MODELS and self.method is not None:
+            call = f"timm.create_model({self._registered()!r}, pretrained=True{options})"
+            return ["timm", "zoo"], [f"model = {call}.eval()"]
         else:
-            lines = ["import timm, zoo", f"model = timm.create_model({self.model!r}, pretrained=True).eval()"]
-            if self.model.partition(".")[0] in MODELS and self.method is not None:
-                name = self._registered()
-                return (
-                    f"import timm, zoo\nmodel = timm.create_model({name!r}, pretrained=True{options}{recovery}).eval()"
-                )
+            library, call = "timm", f"timm.create_model({self.model!r}, pretrained=True)"
+        lines = [f"model = {call}.eval()"]
         if self.method is not None:
-            lines.append(f"model = zoo.reduce(model, method={self.method!r}{options}{recovery})")
-        return "\n".join(lines)
+            lines.append(f"model = zoo.reduce(model, method={self.method!r}{options})")
+        return [library, "zoo"], lines
 
     def _registered(self) -> str:
         """Return the registered name of the method whose keep rate is nearest; the options say the very one."""
@@ -158,26 +156,3 @@ class Setup:
 
 
 _EXAMPLE = "clip_vit_b16_rankmerge60"
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "model": (str,),
-    "method": (str, type(None)),
-    "options": (dict,),
-    "recovery": (str, type(None)),
-    "dtype": (str,),
-    "certificate": (dict,),
-    "format": (int,),
-}
-
-
-def _wrong(facts: Any) -> str:
-    """Say what is wrong with the values of a file, nothing if they are fine."""
-    if not isinstance(facts, dict):
-        return f"a {type(facts).__name__} instead of an object"
-    if "model" not in facts:
-        return "it lacks 'model'"
-    for name, value in facts.items():
-        if name not in _KINDS:
-            return f"field {name!r}: {expected(name, _KINDS)}"
-        if not isinstance(value, _KINDS[name]):
-            return f"{name} is a {type(value).__name__}"
-    return ""

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
+from zoo.suffix import PRECISIONS
+
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = PRECISIONS
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
 MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size

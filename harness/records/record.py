@@ -363,6 +363,7 @@ class Record:
 
 
 _DECLARED: dict[type, dict[str, Field]] = {}  # by kind of record
+_SORTED: dict[type, dict[str, Metric]] = {}  # its metrics, as columns stand
 
 
 def declared(kind: type) -> dict[str, Field]:
@@ -385,8 +386,10 @@ def declared(kind: type) -> dict[str, Field]:
 
 def metrics(kind: type) -> dict[str, Metric]:
     """Return the measured quantities of a record by field, as columns of them stand."""
-    named = [own for own in declared(kind).values() if isinstance(own, Metric)]
-    return {metric.name: metric for metric in sorted(named, key=lambda metric: metric.place)}
+    if kind not in _SORTED:  # every record that is read asks
+        named = [own for own in declared(kind).values() if isinstance(own, Metric)]
+        _SORTED[kind] = {metric.name: metric for metric in sorted(named, key=lambda metric: metric.place)}
+    return _SORTED[kind]
 
 
 def names_of(kind: type, *roles: Role) -> tuple[str, ...]:
