@@ -4,6 +4,7 @@ Equal to timm's block up to rounding. What a block does apart from matrix produc
 on a CPU, most of that in fresh memory and in tensors too large for the caches; hence the care.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -19,8 +20,11 @@ from zoo.tokens import Tokens
 from zoo.vit import ViTBlock
 
 QUICK = 1.702  # QuickGELU's constant
-ROWS = 3200  # tokens at a time on a CPU, so that a layer's output is still in the caches when it is read
-TAIL = 32
+ROWS = 3200  # tokens at a time on a CPU at most, so that a layer's output is still in the caches when it is read
+# Of tokens between these two numbers oneDNN's products in bfloat16 whose output is as narrow as the tower take up to
+# twice as long for each; so they are run in parts of no more than the lower one.
+FEW, MANY = 480, 1300
+TAIL = 16
 # The layers whose weights a lean block reads instead of calling them.
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -88,7 +92,7 @@ class LeanBlock(ViTBlock):
     def run(self, x: Tensor, bias: Tensor | None = None) -> None:
         """Run the block on tokens (S, T, D) float32, contiguous, in place."""
         cls, attended = self._class_row(x), []
-        for part in parts(x):
+        for part in parts(x, self.weights.dtype):
             attended.append(self._attention(x[part], sliced(bias, len(x), part))[3])
             self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
         if cls is not None:
@@ -115,7 +119,7 @@ class LeanBlock(ViTBlock):
         """Run the MLP on the residual stream and add its result, in place."""
         x = x.contiguous()
         cls = self._class_row(x)
-        for part in parts(x):
+        for part in parts(x, self.weights.dtype):
             self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
         if cls is not None:
             self._mlp(self.fp32, cls)
@@ -153,17 +157,17 @@ class LeanBlock(ViTBlock):
             out = attn.norm(out.float()).to(out.dtype)
         if attn.gate is not None:
             out = out * attn.gate(normed.view_as(x).float()).sigmoid().to(out.dtype)
-        _add_linear(rows, out.flatten(0, 1), *self.weights.proj)
+        self.weights.proj.add_to(rows, out.flatten(0, 1))
         return query, key, value, out[:, 0]
 
     def _add_to_class(self, cls: Tensor, attended: Tensor) -> None:
         """Add what class tokens (S, D) attended to, (S, H * d), projected in float32."""
-        _add_linear(cls, attended.float(), *self.fp32.proj)
+        self.fp32.proj.add_to(cls, attended.float())
 
     def _heads(self, normed: Tensor, shape: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys, values (S, H, T, d) of tokens (S * T, D)."""
         attn = self.module.attn
-        qkv = linear(normed, *self.weights.qkv)
+        qkv = self.weights.qkv(normed)
         q, k, v = qkv.view(*shape, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         if not isinstance(attn.q_norm, nn.Identity):
             q, k = attn.q_norm(q.float()).to(q.dtype), attn.k_norm(k.float()).to(k.dtype)
@@ -173,10 +177,10 @@ class LeanBlock(ViTBlock):
         """Add the MLP's output to the residual stream (R, D)."""
         mlp = self.module.mlp
         normed = self.module.norm2(rows).to(weights.dtype)
-        hidden = weights.act(linear(normed, *weights.hidden))
+        hidden = weights.act(weights.hidden(normed))
         if not isinstance(mlp.norm, nn.Identity):
             hidden = mlp.norm(hidden.float()).to(hidden.dtype)
-        _add_linear(rows, hidden, *weights.out)
+        weights.out.add_to(rows, hidden)
 
 
 def filled(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -199,12 +203,18 @@ def filled(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
     return keys, values, F.pad(bias, (0, missing), value=-torch.inf)
 
 
-def parts(x: Tensor) -> Iterator[slice]:
-    """Cut sequences (S, T, D) into parts that are run one after another: on a CPU of ``ROWS`` tokens, else all."""
-    size = len(x)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        size = max(1, ROWS // x.shape[1])
-    for first in range(0, len(x), size):
+def parts(x: Tensor, dtype: torch.dtype) -> Iterator[slice]:
+    """Cut sequences (S, T, D) into equal parts, which products in ``dtype`` are run for one after another.
+
+    On a CPU into parts of ``ROWS`` tokens at most; on other devices there is one.
+    """
+    count, tokens = x.shape[:2]
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        yield slice(0, count)
+        return
+    most = FEW if dtype == torch.bfloat16 and FEW < count * tokens < MANY else ROWS
+    size = math.ceil(count / math.ceil(count / max(1, most // tokens)))
+    for first in range(0, count, size):
         yield slice(first, first + size)
 
 
@@ -232,16 +242,16 @@ class Weights:
             # float32 it would cost a copy of the weights instead.
             self.scale, rows = 1.0, torch.ones_like(attn.qkv.weight[:, 0])
             rows[: attn.attn_dim] = attn.scale
-        self.qkv = _scaled(attn.qkv, rows, dtype)
-        self.proj = _scaled(attn.proj, first, dtype)
+        self.qkv = Product(*_scaled(attn.qkv, rows, dtype))
+        self.proj = Product(*_scaled(attn.proj, first, dtype))
         # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
         # take the factor, the second's its inverse.
         quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
         rows = torch.full_like(mlp.fc1.weight[:, 0], QUICK) if quick else None
         self.act = partial(F.silu, inplace=True) if quick else _in_place(mlp.act)
-        self.hidden = _scaled(mlp.fc1, rows, dtype)
+        self.hidden = Product(*_scaled(mlp.fc1, rows, dtype))
         weight, bias = _scaled(mlp.fc2, second, torch.float32)
-        self.out = ((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
+        self.out = Product((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
 
 
 def _scaled(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -259,26 +269,39 @@ def _in_place(act: Any) -> Any:
     return torch.ops.aten.gelu_ if exact else act
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a linear layer with a float32 bias; ``F.linear`` in bfloat16 on a CPU adds it in a pass of its own."""
-    if not torch.compiler.is_compiling() and x.dtype == torch.bfloat16 and x.device.type == "cpu" and _adds_bias():
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+class Product:
+    """A linear layer of one dtype with a float32 bias.
+
+    ``F.linear`` in bfloat16 on a CPU adds the bias in a pass of its own, and brings the weight into oneDNN's layout at
+    every call. Here that is done once, at the first call, for as much memory as the weight takes.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._packed: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer to (R, in)."""
+        if torch.compiler.is_compiling() or x.dtype != torch.bfloat16 or x.device.type != "cpu" or not _packs():
+            return F.linear(x, self.weight, None if self.bias is None else self.bias.to(x.dtype))
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, FEW)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
-    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    def add_to(self, rows: Tensor, x: Tensor) -> None:
+        """Add the layer's output for (R, in) to float32 rows (R, out), in place."""
+        if x.dtype != rows.dtype:
+            rows.add_(self(x))
+            return
+        rows.addmm_(x, self.weight.t())
+        if self.bias is not None:
+            rows.add_(self.bias)
 
 
 @cache
-def _adds_bias() -> bool:
-    """Tell whether oneDNN's product in bfloat16, with the bias in it, is there."""
-    here: bool = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return here
-
-
-def _add_linear(rows: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Add a linear layer's output to float32 rows (R, out), in place."""
-    if x.dtype != rows.dtype:
-        rows.add_(linear(x, weight, bias))
-        return
-    rows.addmm_(x, weight.t())
-    if bias is not None:
-        rows.add_(bias)
+def _packs() -> bool:
+    """Tell whether oneDNN's product in bfloat16, with bias and weights in its layout, is there."""
+    ops = torch.ops.mkldnn
+    here: bool = all(hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    return here and bool(ops._is_mkldnn_bf16_supported())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo.adopt import image_tower, reduce
 from zoo.host import PROBE, Host, HostBlock, shared
-from zoo.lean import LeanBlock, is_lean, linear, special_layer
+from zoo.lean import LeanBlock, Product, is_lean, special_layer
 from zoo.open_clip_tower import ReducedOpenClip
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS
@@ -18,14 +18,14 @@ from zoo.vit import ReducedViT, TimmHost
 
 
 @overload
-def optimize(model: VisionTransformer, *, dtype: str = "float32") -> ReducedViT: ...
+def optimize(model: VisionTransformer, *, dtype: str | torch.dtype = "float32") -> ReducedViT: ...
 
 
 @overload
-def optimize(model: nn.Module, *, dtype: str = "float32") -> Any: ...
+def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any: ...
 
 
-def optimize(model: nn.Module, *, dtype: str = "float32") -> Any:
+def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
     """Return a tower for inference alone that gives the model's outputs in less time and memory.
 
     It takes images of any floating dtype and gives float32 features. The model stays as it is; weights that nothing
@@ -33,12 +33,14 @@ def optimize(model: nn.Module, *, dtype: str = "float32") -> Any:
 
     Args:
         model: a tower of timm or open_clip, dense or reduced, or a model that holds one, as for ``zoo.reduce``.
-        dtype: of the blocks' matrix products: ``float32``, ``bfloat16`` or ``float16``. The residual stream, the class
-            token's row, the choice of tokens and the last block where only the class token leaves it are float32.
+        dtype: of the blocks' matrix products: ``float32``, ``bfloat16`` or ``float16``, or torch's. The residual
+            stream, the class token's row, the choice of tokens and the last block where only the class token leaves
+            it are float32. In bfloat16 on a CPU weights are kept a second time, in oneDNN's layout.
 
     Raises:
         ValueError: an unknown dtype, one that the tower's blocks can't have, or a tower in which nothing can be saved.
     """
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype={dtype!r}: {expected(dtype, PRECISIONS)}")
     place = image_tower(model)
@@ -174,19 +176,19 @@ def _refusal(what: str, instead: str) -> ValueError:
 class PatchProduct(nn.Conv2d):
     """A convolution of patches side by side as one matrix product in low precision; its weight's name stays."""
 
-    low: Tensor
+    low: Product
 
     def prepare(self, dtype: torch.dtype) -> Self:
         """Round the weight."""
-        self.low = self.weight.detach().flatten(1).to(dtype)
+        self.low = Product(self.weight.detach().flatten(1).to(dtype), self.bias)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to float32 patches (B, D, rows, columns)."""
         height, width = self.kernel_size
         grid = images.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, h, w)
-        patches = grid.permute(0, 2, 3, 1, 4, 5).to(self.low.dtype).flatten(3)
-        return linear(patches, self.low, self.bias).permute(0, 3, 1, 2)
+        patches = grid.permute(0, 2, 3, 1, 4, 5).to(self.low.weight.dtype).flatten(3)
+        return self.low(patches).permute(0, 3, 1, 2)
 
 
 @cache

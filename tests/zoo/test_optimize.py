@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 import zoo
 from harness.cli.towers import TOWERS, options_of
 from harness.measure.ways import peak_mib
+from zoo.lean import Product, parts
 from zoo.optimized import OptimizedHost
 from zoo.prompts import VisualPrompts
 from zoo.tokens import Tokens
@@ -196,9 +197,43 @@ def test_weights_that_nothing_is_folded_into_are_shared(tiny: Build):
     lean = fast.block(0).fp32
     layers = (model.blocks[0].attn.qkv, model.blocks[0].attn.proj, model.blocks[0].mlp.fc1)
     for mine, layer in zip((lean.qkv, lean.proj, lean.hidden), layers, strict=True):
-        assert mine[0].data_ptr() == layer.weight.data_ptr()
+        assert mine.weight.data_ptr() == layer.weight.data_ptr()
     own = dict(model.named_parameters())
     assert all(value.data_ptr() == own[name].data_ptr() for name, value in fast.named_parameters())
+
+
+def test_a_product_is_the_linear_layer_that_it_stands_for():
+    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(40, 64).bfloat16()
+    product = Product(weight.bfloat16(), bias)
+    exact = F.linear(x.double(), weight.bfloat16().double(), bias.double())
+    for _ in range(2):  # the first call brings the weight into oneDNN's layout
+        torch.testing.assert_close(product(x).double(), exact, rtol=2**-7, atol=0.02)
+    rows = torch.randn(40, 96)
+    wanted = rows.double() + exact
+    product.add_to(rows, x)
+    torch.testing.assert_close(rows.double(), wanted, rtol=2**-7, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "sizes"),
+    [
+        (8, torch.float32, [8]),
+        (8, torch.bfloat16, [3, 3, 2]),  # 1,112 tokens: too many for the small parts' speed, too few for the large's
+        (2, torch.bfloat16, [2]),
+        (32, torch.bfloat16, [16, 16]),
+        (1, torch.bfloat16, [1]),
+    ],
+)
+def test_sequences_are_run_in_equal_parts(count: int, dtype: torch.dtype, sizes: list[int]):
+    x = torch.zeros(count, 139, 1)
+    assert [len(x[part]) for part in parts(x, dtype)] == sizes
+
+
+def test_a_dtype_is_one_of_torch_or_its_name(half: zoo.ReducedViT):
+    images = images_of(half)
+    with torch.no_grad():
+        same = [zoo.optimize(half, dtype=dtype)(images) for dtype in ("bfloat16", torch.bfloat16)]
+    assert same[0].equal(same[1])
 
 
 def test_tokens_that_others_read_are_not_written(half: zoo.ReducedViT):
