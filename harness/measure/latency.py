@@ -355,6 +355,8 @@ class _FamilyRun:
         for index, (blank, _) in models.items():
             name = str(index)
             fields: dict[str, Any] = {key: getattr(ready[name], key) for key in PREPARED}
+            if ready[name].weights_mib is not None:
+                fields["weights_mib"] = ready[name].weights_mib
             if name in timings:
                 dense = timings.get("0") if index else None
                 # Of a runtime's time the multiply-adds explain only a part.

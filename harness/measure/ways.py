@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import zoo
 from harness.measure.timing import Call, random_images, waiting
 from zoo.export import AOTI, FORMATS, INT8, ONNX, OPENVINO, Served, as_runtime, require_format
+from zoo.optimized import OptimizedHost
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS
 from zoo.vit import ReducedViT
@@ -65,6 +66,7 @@ class Prepared:
     first_call_s: float | None = None  # preparing and the first call
     deviation: float | None = None  # of its features from eager's, largest over images
     peak_mib: float | None = None
+    weights_mib: float | None = None  # of an optimised model, after a call; of others they are the model's own
 
 
 def check_ways(ways: Sequence[str], device: torch.device) -> None:
@@ -204,7 +206,8 @@ def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> Prep
         raise SkippedGraphsError("the compiler left out CUDA graphs, so this would be compile")
     if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD, *EXPORTED):
         peak = peak_mib(calls[0], images)
-    return Prepared(call=calls[0], first_call_s=first_call_s, peak_mib=peak)
+    held = calls[0].held_bytes() / MIB if isinstance(calls[0], OptimizedHost) else None
+    return Prepared(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
 
 
 def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:

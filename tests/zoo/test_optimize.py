@@ -236,6 +236,20 @@ def test_a_dtype_is_one_of_torch_or_its_name(half: zoo.ReducedViT):
     assert same[0].equal(same[1])
 
 
+def test_what_weights_take_counts_each_storage_once(tiny: Build):
+    model = tiny("clip_vit_b16", act_layer="gelu")
+    own = sum(value.nbytes for value in model.parameters())
+    out = sum(block.mlp.fc2.weight.nbytes for block in model.blocks[:-1])
+    single, half = zoo.optimize(model), zoo.optimize(model, dtype="bfloat16")
+    # Nothing is copied in float32 where LayerScale and quick GELU's constant are absent.
+    assert own <= single.held_bytes() <= own + out
+    low = half.held_bytes()
+    assert own < low < 2 * own
+    with torch.no_grad():
+        half(images_of(model))
+    assert low <= half.held_bytes() < 2.5 * own
+
+
 def test_tokens_that_others_read_are_not_written(half: zoo.ReducedViT):
     """``trace``, and whoever runs blocks himself, read tokens that blocks would write into."""
     fast, images = zoo.optimize(half), images_of(half)
