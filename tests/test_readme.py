@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from harness.records.record import read_records
+from harness.report.groups import brief_tables, equal_time_tables, grouped
+from harness.report.writers import markdown
 from harness.studies.run import list_studies
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -20,13 +23,20 @@ def test_the_python_runs(code, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_table_is_what_compare_wrote():
-    """The table between the marks is docs/results/summary.md, which `compare` writes, unchanged."""
-    table = (ROOT / "docs" / "results" / "summary.md").read_text(encoding="utf-8").strip()
-    assert f"<!-- results -->\n{table}\n<!-- end -->" in README
+def test_the_table_is_what_report_writes_of_the_records():
+    """The table between the marks is docs/results/brief.md, which `report` makes of records.jsonl."""
+    table = (RESULTS / "brief.md").read_text(encoding="utf-8")
+    assert table == markdown(brief_tables(grouped(read_records(RESULTS / "records.jsonl"))))
+    assert f"<!-- results -->\n{table.strip()}\n<!-- end -->" in README
 
 
-RESULTS = ROOT / "docs" / "results"
+def test_the_tables_at_equal_time_are_what_report_writes_of_the_records():
+    table = (RESULTS / "equal_time.md").read_text(encoding="utf-8")
+    assert table == markdown(equal_time_tables(grouped(read_records(RESULTS / "equal_time.jsonl"))))
+    page = (RESULTS / "main_job.md").read_text(encoding="utf-8")
+    assert f"<!-- equal time -->\n{table.strip()}\n<!-- end -->" in page
+
+
 STUDIES = sorted((RESULTS / "studies").glob("*.md"))
 
 
