@@ -270,7 +270,9 @@ def test_the_commands_parse():
 
 def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: Path):
     written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=()).files]
-    assert sorted(first_cells("Files")) == sorted([*written, "agreement.csv", "latency.csv"])
+    assert sorted(first_cells("Files")) == sorted(
+        [*written, "agreement.csv", "brief.md", "equal_time.md", "latency.csv"]
+    )
 
 
 def test_the_plots_are_those_that_are_drawn(records: list[Record], dense: Record, row: Any):
