@@ -131,6 +131,10 @@ def test_the_python_of_a_page_runs(page: str, monkeypatch):
     else:
         assert names["features"].shape[1] == 256
         assert names["features"].isfinite().all()
+    if page == "faq.md":
+        bare = {name for name, p in names["tuned"].named_parameters() if p.grad is None}
+        own = {name for name, _ in names["tuned"].named_parameters() if name.startswith("reducer.predictor.")}
+        assert bare == own
 
 
 @pytest.mark.slow
