@@ -1,40 +1,64 @@
 """The README's Python runs as it stands, and its figures are the ones a command wrote."""
 
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 
+from harness.cli.parser import build_parser
 from harness.records.record import read_records
+from harness.report.groups import brief_tables, equal_time_tables, grouped
+from harness.report.writers import markdown
 from harness.studies.run import list_studies
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# The weights that ship stand in for those that would be downloaded.
+STAND_INS = {"clip_vit_b16": "clip_vit_s14", "openai": "imgfocus_lit"}
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_the_python_runs(code, tmp_path):
+    for name, ours in STAND_INS.items():
+        assert name in code
+        code = code.replace(name, ours)
+    Image.new("RGB", (320, 240), "teal").save(tmp_path / "photo.jpg")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_table_is_what_compare_wrote():
-    """The table between the marks is docs/results/summary.md, which `compare` writes, unchanged."""
-    table = (ROOT / "docs" / "results" / "summary.md").read_text(encoding="utf-8").strip()
-    assert f"<!-- results -->\n{table}\n<!-- end -->" in README
+def test_the_table_is_what_report_writes_of_the_records():
+    """The table between the marks is docs/results/brief.md, which `report` makes of records.jsonl."""
+    table = (RESULTS / "brief.md").read_text(encoding="utf-8")
+    assert table == markdown(brief_tables(grouped(read_records(RESULTS / "records.jsonl"))))
+    assert f"<!-- results -->\n{table.strip()}\n<!-- end -->" in README
 
 
-STUDIES = sorted((ROOT / "docs" / "results" / "studies").glob("*.md"))
+def test_the_tables_at_equal_time_are_what_report_writes_of_the_records():
+    table = (RESULTS / "equal_time.md").read_text(encoding="utf-8")
+    assert table == markdown(equal_time_tables(grouped(read_records(RESULTS / "equal_time.jsonl"))))
+    page = (RESULTS / "main_job.md").read_text(encoding="utf-8")
+    assert f"<!-- equal time -->\n{table.strip()}\n<!-- end -->" in page
+
+
+STUDIES = sorted((RESULTS / "studies").glob("*.md"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_the_studies_tables_are_what_study_wrote(path: Path):
-    """Each stands in docs/results.md between its marks, unchanged; its records are beside it."""
-    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    """Each stands in one page of docs/results/ between its marks, unchanged; its records are beside it."""
     table = path.read_text(encoding="utf-8").strip()
-    assert f"<!-- study {path.stem} -->\n{table}\n<!-- end -->" in results
+    marked = f"<!-- study {path.stem} -->\n{table}\n<!-- end -->"
+    assert sum(page.read_text(encoding="utf-8").count(marked) for page in RESULTS.glob("*.md")) == 1
     records = read_records(path.with_suffix(".jsonl"))
     assert {"fashion", "emoji"} <= {record.dataset for record in records} <= {"fashion", "emoji", "photos"}
 
@@ -43,6 +67,29 @@ def test_every_study_has_its_results():
     assert {path.stem for path in STUDIES} == set(list_studies())
 
 
+def test_it_is_short():
+    assert len(README.split()) <= 900
+
+
+def test_its_commands_are_commands():
+    """Those of the section on vectors; `tests/harness/cli` checks the flags of the reference."""
+    parser = build_parser()
+    lines = [line for line in README.splitlines() if line.startswith("patchrank ")]
+    assert [shlex.split(line)[1] for line in lines] == ["choose", "embed", "search", "export"]
+    for line in lines:
+        parser.parse_args(shlex.split(line, comments=True)[1:])
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["title"], cited["version"], cited["license"]) == (
+        project["name"],
+        project["version"],
+        project["license"],
+    )
+
+
 def test_every_link_leads_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", README):
         assert (ROOT / target).exists(), target

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,26 @@ def test_no_link_leads_to_a_file_that_the_site_leaves_out():
 
 def test_nothing_is_fetched_by_the_site():
     assert SITE["theme"]["font"] is False
-    assert not {"extra_javascript", "extra_css", "plugins"} & set(SITE)
+    assert not {"extra_javascript", "extra_css"} & set(SITE)
+    search, reference = SITE["plugins"]
+    assert search == "search"
+    assert set(reference["mkdocstrings"]["handlers"]["python"]) == {"paths", "options"}  # and no inventories
+
+
+def test_the_reference_has_every_public_name_once():
+    assert sorted(re.findall(r"^::: zoo\.(\w+)$", text_of("api.md"), re.M)) == sorted(zoo.__all__)
+
+
+def test_the_changelog_is_the_whole_one_and_its_links_are_the_sites():
+    changes, page = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), text_of("changelog.md")
+    assert changes.startswith("# Changelog\n\n<!-- --8<-- [start:changes] -->\n")
+    links, ours = (dict(re.findall(r"^\[(\w[\w-]*)\]: (\S+)$", text, re.M)) for text in (changes, page))
+    assert {label: f"docs/{target}" for label, target in ours.items()} == links
+
+
+def test_the_site_links_to_the_repository_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert SITE.get("repo_url") == project.get("urls", {}).get("Repository")
 
 
 def test_warnings_of_all_kinds_of_links_fail_the_build():
@@ -131,6 +151,10 @@ def test_the_python_of_a_page_runs(page: str, monkeypatch):
     else:
         assert names["features"].shape[1] == 256
         assert names["features"].isfinite().all()
+    if page == "faq.md":
+        bare = {name for name, p in names["tuned"].named_parameters() if p.grad is None}
+        own = {name for name, _ in names["tuned"].named_parameters() if name.startswith("reducer.predictor.")}
+        assert bare == own
 
 
 @pytest.mark.slow

@@ -91,6 +91,8 @@ def _show_flags(parser: CommandParser) -> None:
     text = "that decides what is kept; default: the predictor"
     what.add_argument("--by", metavar="RANKING", help=text)
     flags.methods(what, [], "more columns; see `list`", "*")
+    text = "instead of rankings, what these leave"
+    what.add_argument("--left", nargs="+", metavar="METHOD", default=[], help=text)
     flags.dataset(what, help="whose classes the files may show")
     text = "their names instead, as a,b,c"
     what.add_argument("--classes", metavar="NAMES", default="", help=text)
@@ -432,6 +434,7 @@ COMMANDS = (
         examples=(
             ("show fashion:val:3 --keeps 0.6 0.3", "an image of a dataset"),
             ("show photo.jpg --dataset fashion --label bag", "a file of a known class"),
+            ("show photos:test:2 --left rankmerge patchrank", "the tokens that methods leave"),
         ),
         output="the figure in --output; its notes on standard output",
     ),

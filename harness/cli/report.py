@@ -82,7 +82,8 @@ COMMANDS = (
             ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
         ),
         output="which rows are on the Pareto fronts, on standard output; report.html, table.md, "
-        "summary.md, table.csv, latency.csv, table.tex and every plot as SVG and PNG in --output",
+        "summary.md, brief.md, equal_time.md, table.csv, latency.csv, table.tex and every plot as "
+        "SVG and PNG in --output",
     ),
     Command(
         path="check",

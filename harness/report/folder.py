@@ -15,7 +15,18 @@ from harness.console.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average, labels
 from harness.records.record import CONDITIONS, FIDELITY, RECORDS, Record, read_run
-from harness.report.groups import Group, Grouped, counted, grouped, sections, time_rows, time_sections, timed_groups
+from harness.report.groups import (
+    Group,
+    Grouped,
+    brief_tables,
+    counted,
+    equal_time_tables,
+    grouped,
+    sections,
+    time_rows,
+    time_sections,
+    timed_groups,
+)
 from harness.report.highlights import QUALITIES, Front, Highlights, Standing, highlights, missing, row_name
 from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
@@ -150,6 +161,9 @@ def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
     }
     if groups.groups:
         files["summary.md"] = lambda: markdown(list(sections(groups, summary=True)))
+    for name, tables in (("brief.md", brief_tables(groups)), ("equal_time.md", equal_time_tables(groups))):
+        if tables:
+            files[name] = partial(markdown, tables)
     if report.agreement:
         files["agreement.csv"] = lambda: csv_text(report.agreement)
     for plot in report.plots:

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from harness.console.table import Cell, Column, Table, json_values
+from harness.console.table import UNMEASURED, Cell, Column, Table, json_values
+from harness.measure.compare import RANDOM
 from harness.measure.times import CAPTION, DETAILS, PREPARED, LatencyRecord, notes
 from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
 from harness.measure.times import columns_of as timed_columns_of
@@ -23,8 +24,8 @@ from harness.records.averages import (
     uncounted,
     with_recovery,
 )
-from harness.records.conditions import DENSE, MATCHED
-from harness.records.record import CONDITIONS, Record, differing
+from harness.records.conditions import DENSE, GOLDEN, MATCHED
+from harness.records.record import CONDITIONS, METRICS, Record, differing
 from harness.report.tables import BY_COLUMN, by_shots, matched_table, report_columns, shot_tables, table_of
 from harness.report.writers import markdown
 
@@ -35,6 +36,19 @@ _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "promp
 _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
 _EVERY = (*_NAMED, *_APART, *_FINE)
+# What the images of several datasets were judged under, by one tower.
+_BRIEF = (
+    "tag",
+    "weights_sha256",
+    "image_size",
+    "device",
+    "device_name",
+    "dtype",
+    "threads",
+    "torch",
+    "timm",
+    "version",
+)
 _WORDS = {
     "dataset_revision": "revision {}", "seed": "seed {}", "image_count": "{} images",
     "images_sha256": "images {:.8}", "weights_sha256": "weights {:.8}", "device": "device {}",
@@ -251,6 +265,62 @@ def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
         ValueError: no records.
     """
     return markdown(list(sections(grouped(records), summary=summary)))
+
+
+def equal_time_tables(report: Grouped) -> list[Table]:
+    """Return the tables of rows at equal time alone."""
+    return [table for group in report.groups for table in _at_equal_time(group)]
+
+
+def brief_tables(report: Grouped) -> list[Table]:
+    """Return a table per tower and conditions with a method's row at the highest keep rate, nearest to dense first.
+
+    1 - cosine is of the first images without labels, if there are any, and top-1 of the first
+    images with labels. Rows with training or at equal time have no place in it, random pruning and
+    the golden ranking neither.
+    """
+    alike: dict[Hashable, list[Group]] = {}
+    for group in report.groups:
+        plain = not group.first.shots and not any(
+            row.first.recovered or MATCHED in row.first.method_config for row in group.rows
+        )
+        if plain:
+            alike.setdefault(tuple(getattr(group.first, name) for name in _BRIEF), []).append(group)
+    tables = (_brief_table(groups) for groups in alike.values())
+    return [table for table in tables if table is not None]
+
+
+def _brief_table(groups: Sequence[Group]) -> Table | None:
+    near = next((group for group in groups if group.first.top1 is None), groups[0])
+    right = next((group for group in groups if group.first.top1 is not None), None)
+    reduced = [row for row in near.rows if row.method not in (DENSE, GOLDEN, RANDOM)]
+    keep = max((row.keep for row in reduced), default=None)
+    if keep is None:
+        return None
+    rows = [row for row in near.rows if row.method == DENSE or (row in reduced and row.keep == keep)]
+    rows.sort(key=lambda row: row.mean("cosine_distance") or 0)
+    answers = {} if right is None else {row.identity: row for row in right.rows}
+    distance, top1, cost = (METRICS[name].heading for name in ("cosine_distance", "top1", "gflops"))
+    known = {column.heading: cell for column, cell in report_columns(rows)}
+    filled = [(Column(heading=f"{distance}, {near.first.dataset}"), known[distance])]
+    about = [f"{distance} of the features to dense on {near.first.image_count} images"]
+    if right is not None:
+        score = {column.heading: cell for column, cell in report_columns(right.rows)}[top1]
+        found = [row.identity in answers for row in rows]
+        if any(found):
+            column = Column(heading=f"{top1}, {right.first.dataset}")
+            filled.append((column, lambda row: score(answers[row.identity]) if row.identity in answers else UNMEASURED))
+            about.append(f"top-1 on {right.first.image_count} images")
+    times = [heading for heading in known if heading.endswith("× dense")]
+    filled += [(Column(heading=heading), known[heading]) for heading in (cost, *times[-1:]) if heading in known]
+    first = near.first
+    return table_of(
+        rows,
+        [(Column(heading="Method", left=True), lambda row: Cell(row.label, row.label)), *filled],
+        title=f"{tower_of(first)} at keep {100 * keep:.3g} %",
+        caption=f"{'; '.join(about)}; × dense: time by the dense model's; with 95 % intervals; "
+        f"{first.device_name}, {first.dtype}, {counted(first.threads, 'thread')}.",
+    )
 
 
 def apart(groups: Sequence[Group]) -> list[list[Group]]:

@@ -23,6 +23,7 @@ from harness.report.drawing import OPTIONS, saved
 from zoo.files import write_whole
 from zoo.golden import SCORES, GoldenConfig
 from zoo.reducer import METHODS, Pruner, expected
+from zoo.tokens import Trace, tokens_of
 
 Colours = NDArray[np.floating]  # (height, width, 3) in [0, 1]
 Size = tuple[int, int]  # height and width, in pixels or in patches
@@ -452,6 +453,7 @@ class ShowConfig:
         by: ranking that decides what is kept: a golden score, a registered method, ``golden``
             (preservation) or ``predictor``; None for the predictor if there is one, else golden.
         methods: registered methods that get a column, beside predictor and CLS attention.
+        left: registered methods; if any, these columns alone, each with what the method leaves.
         golden: block and windows; its score is not looked at.
         scale: size of the figure, 1 for about 2000 pixels of width.
     """
@@ -459,6 +461,7 @@ class ShowConfig:
     keeps: tuple[float, ...] = (0.6,)
     by: str | None = None
     methods: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     scale: float = 1.0
 
@@ -472,9 +475,14 @@ class ShowConfig:
         known = [*ALIASES, *SCORES, *sorted(METHODS)]
         if self.by is not None and self.by not in known:
             raise ValueError(f"--by {self.by!r}: {expected(self.by, known)}")
-        for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"--methods {method!r}: {expected(method, sorted(METHODS))}")
+        for flag, methods in (("methods", self.methods), ("left", self.left)):
+            for method in methods:
+                if method not in METHODS:
+                    raise ValueError(f"--{flag} {method!r}: {expected(method, sorted(METHODS))}")
+        if self.left and (self.methods or self.by):
+            raise ValueError(
+                "--left shows what methods leave, and no rankings: expected no --methods and no --by with it"
+            )
         if not 0.25 <= self.scale <= 8:
             raise ValueError(f"--scale {self.scale:g}: expected a number in [0.25, 8]")
         object.__setattr__(self, "by", ALIASES.get(self.by or "", self.by))
@@ -592,6 +600,8 @@ def show(
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(picture.image) for picture in pictures])
     views = unprocessed(tower.preprocess, images).permute(0, 2, 3, 1).numpy()
+    if config.left:
+        return _written(_left(tower, pictures, images.to(device), views, config), config, out)
     maps = Maps(tower=tower, pictures=pictures, images=images.to(device), config=config)
     for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.required)):
         maps.add_method(method)
@@ -615,10 +625,53 @@ def show(
         columns=columns,
         notes=(_conditions(tower.name, config.golden), *_gaps(maps)),
     )
+    return _written(sheet, config, out)
+
+
+def _written(sheet: Sheet, config: ShowConfig, out: Path) -> Figure:
     drawing = draw(sheet, config.scale)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, drawing.png)
-    return Figure(out, (IMAGE, *columns), tuple(sheet.notes), drawing.boxes)
+    return Figure(out, (IMAGE, *sheet.columns), tuple(sheet.notes), drawing.boxes)
+
+
+def _tokens(trace: Trace) -> NDArray[np.integer]:
+    """Return in which token each patch is at the end; its own where nothing was reduced."""
+    patches = trace.grid[0] * trace.grid[1]
+    own = torch.arange(patches).expand(len(trace.output), -1)
+    return (tokens_of(trace.reductions, patches) if trace.reductions else own).cpu().numpy()
+
+
+@torch.inference_mode()
+def _left(tower: Tower, pictures: Sequence[Subject], images: Tensor, views: Colours, config: ShowConfig) -> Sheet:
+    """Return a sheet of the patch tokens that each method leaves at each keep rate."""
+    grid = patch_grid(tower.vit, images)
+    columns: dict[str, str] = {}
+    tokens: dict[str, NDArray[np.integer]] = {}
+    merges = []
+    for method in config.left:
+        for keep in config.keeps:
+            trace = reduced(tower, method, keep=keep, block=config.golden.block).trace(images)
+            column = f"{method} {100 * keep:g}"
+            columns[column] = f"{column} %\n{trace.final_tokens} of {grid[0] * grid[1]} tokens"
+            tokens[column] = _tokens(trace)
+            merges += [method] if any(step.into is not None for step in trace.reductions) else []
+    about = f"{tower.name}. Dropped patches are grey."
+    if merges:
+        names = ", ".join(dict.fromkeys(merges))
+        about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."
+    rows = [
+        Row(
+            name=picture.name,
+            label="" if picture.label is None else picture.classes[picture.label],
+            view=views[i],
+            importance={},
+            kept={},
+            tokens={column: every[i] for column, every in tokens.items()},
+        )
+        for i, picture in enumerate(pictures)
+    ]
+    return Sheet(rows=rows, grid=grid, columns=columns, notes=(about,))
 
 
 def _kept(keep: float) -> str:

@@ -58,15 +58,15 @@ def reported(run: Path) -> tuple[Shown, Path]:
 
 
 def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """summary.md and table.md are to the last byte what stands in the repository."""
+    """The three tables in Markdown are to the last byte what stands in the repository."""
     folder = tmp_path / "made" / "here"
     assert main(["report", str(RESULTS), "--output", str(folder)]) == 0
     drawn = [f"{name}.{form}" for name in PLOTS for form in ("svg", "png")]
-    assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, *drawn))
-    for name in ("summary.md", "table.md"):
+    assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, "brief.md", *drawn))
+    for name in ("brief.md", "summary.md", "table.md"):
         assert (folder / name).read_bytes() == (RESULTS / name).read_bytes()
     out = capsys.readouterr().out
-    assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn) - 1} files" in out
+    assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn)} files" in out
     assert "Top-1 by shots: there is one number of shots only in fashion test" in out
     assert "Pareto fronts of fashion test" in out
     _, line, *_ = [line for line in out.splitlines() if line.startswith("│ random 30 %")]  # first by nearness
@@ -270,7 +270,9 @@ def test_the_commands_parse():
 
 def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: Path):
     written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=()).files]
-    assert sorted(first_cells("Files")) == sorted([*written, "agreement.csv", "latency.csv"])
+    assert sorted(first_cells("Files")) == sorted(
+        [*written, "agreement.csv", "brief.md", "equal_time.md", "latency.csv"]
+    )
 
 
 def test_the_plots_are_those_that_are_drawn(records: list[Record], dense: Record, row: Any):

@@ -8,7 +8,7 @@ import pytest
 
 from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import CONDITIONS, Record
-from harness.report.groups import grouped, markdown_table, sections, time_sections, timed_groups
+from harness.report.groups import brief_tables, grouped, markdown_table, sections, time_sections, timed_groups
 from harness.report.writers import latex, markdown
 
 # Of each condition another value, and what a heading says of it.
@@ -105,6 +105,28 @@ def test_rows_of_equal_time_are_paired_with_the_method_whose_time_they_take(row:
     assert paired.title.startswith("at equal time at batch 8: fashion (test")
     assert [cells[1] for cells in paired.rows] == ["patchrank", "evit"]
     assert [table.title for table in sections(grouped([target]))] == [plain.title]
+
+
+def test_the_brief_table_has_each_method_at_the_highest_keep_rate_nearest_first(row: Any, dense: Record):
+    """Distance is of the images without labels, top-1 of those with; rows at equal time stay away."""
+    by_text = {"shots": 0, "tuning": None}
+    blind = by_text | {"dataset": "photos", "top1": None, "top1_low": None, "top1_high": None, "correct_bits": None}
+    blind |= {"diff_to_dense": None, "diff_low": None, "diff_high": None, "margin": None}
+    kinds = (("evit", 0.6, 0.03), ("tome", 0.6, 0.01), ("tome", 0.3, 0.2), ("random", 0.6, 0.5))
+    ours = [replace(dense, **by_text), *(row(method, keep, 66, **by_text) for method, keep, _ in kinds[1:])]
+    theirs = [
+        replace(row(method, keep, 66), **blind, cosine_distance=far, cosine_low=far, cosine_high=far)
+        for method, keep, far in kinds
+    ]
+    [table] = brief_tables(grouped([*ours, replace(dense, **blind), *theirs]))
+    assert table.heads[:3] == ["Method", "1 - cosine, photos", "Top-1, %, fashion"]
+    assert table.cells("Method") == ["dense", "tome", "evit"]
+    assert table.cells("1 - cosine, photos")[1] == "0.0100 [0.0100, 0.0100]"
+    top1 = table.cells("Top-1, %, fashion")
+    assert (top1[1].value, top1[2].value) == (0.66, None)
+    setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}
+    matched = row("evit", 0.45, 50, **by_text, method_config={"matched": setting})
+    assert brief_tables(grouped([ours[0], matched])) == []
 
 
 def test_nothing_to_report_is_refused():

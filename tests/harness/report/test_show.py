@@ -45,6 +45,7 @@ from harness.report.show import (
 from zoo.clip import class_features
 from zoo.golden import SCORES, GoldenConfig, golden_importance
 from zoo.reducer import METHODS
+from zoo.tokens import tokens_of
 
 GRID = (4, 6)
 CELLS = 24
@@ -371,6 +372,19 @@ def test_refusals(places: list[str], names: dict, match: str, here: Path):
         find_pictures(places, **names)
 
 
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"left": ("tmoe",)}, "--left 'tmoe': did you mean 'tome'"),
+        ({"left": ("tome",), "methods": ("evit",)}, "--left shows what methods leave, and no rankings"),
+        ({"left": ("tome",), "by": "golden"}, "expected no --methods and no --by with it"),
+    ],
+)
+def test_refusals_of_what_is_left(settings: dict, match: str):
+    with pytest.raises(ValueError, match=match):
+        ShowConfig(**settings)
+
+
 GOLDEN = GoldenConfig(window=2, stride=2)
 ALWAYS = ("image", *SCORES, "patchrank", "clsattn")
 Show = Callable[..., Figure]
@@ -461,6 +475,23 @@ def test_any_ranking_may_decide_what_is_kept(
         assert (row.kept["kept 30"] == most_important(importance, 0.3)[0].numpy()).all(), i
     title = {"golden": "golden preservation", "confidence": "golden confidence"}.get(by, by)
     assert sheet.columns["kept 30"] == f"30 % kept\nby {title}"
+
+
+def test_what_methods_leave(figure_of: Show, tower: Tower, toy: Dataset):
+    """Without rankings: dropped patches grey, merged ones in their mean colour, as the panels draw them."""
+    figure = figure_of(left=("rankmerge", "evit"), keeps=(0.5,))
+    assert figure.columns == ("image", "rankmerge 50", "evit 50")
+    assert "rankmerge: patches that share a token have their mean colour" in figure.notes[0]
+    examples = [toy.split("test")[i] for i in (5, 6)]
+    images = torch.stack([tower.preprocess(example.image) for example in examples])
+    for method in ("rankmerge", "evit"):
+        trace = reduced(tower, method, keep=0.5, block=3).trace(images)
+        tokens = tokens_of(trace.reductions, 64).numpy()
+        assert (tokens < 0).any() == (method == "evit")
+        for i, example in enumerate(examples):
+            shown = panel(figure, i, f"{method} 50")
+            wanted = merged_panel(np.asarray(example.image) / 255, tokens[i], (8, 8), shown.shape[:2])
+            assert np.abs(shown - wanted).max() < 0.005
 
 
 def test_every_registered_method_can_have_a_column(figure_of: Show):
