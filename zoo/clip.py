@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.reducer import expected
-from zoo.sizes import MODELS, SIZES
+from zoo.sizes import MODELS, SIZES, unknown_model
 from zoo.text import UnseenWordsError, load_text, tokenizer
 from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
@@ -76,7 +76,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     """
     arch, _, tag = name.partition(".")
     if arch not in MODELS:
-        raise ValueError(f"model {name!r}: {expected(arch, MODELS)}")
+        raise ValueError(unknown_model(name))
     size = MODELS[arch].size
     tags = SIZES[size].tags
     tag = tag or next(iter(tags))

@@ -117,9 +117,25 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, A
     known |= {*fields, "prompts", "features_only", "out_indices", "feature_cls"}
     for key in arguments:
         if key not in known:
+            if key == "method" or (key == "keep" and name.method is None):
+                raise UnknownArgumentError(_method_in_name(name, kwargs))
             allowed = expected(key, [*fields, *inspect.signature(VisionTransformer).parameters])
             raise UnknownArgumentError(f"{name} has no argument {key!r}: {allowed}")
     return options, arguments
+
+
+def _method_in_name(name: ModelName, arguments: dict[str, Any]) -> str:
+    """Say that method and keep rate are parts of a name, and which name it is."""
+    method, keep = arguments.get("method"), arguments.get("keep")
+    key = "method" if "method" in arguments else "keep"
+    start = f"{name} has no argument {key!r}, the method is part of the name: "
+    if method is not None and method not in METHODS:
+        return f"{start}method {method!r}: {expected(str(method), METHODS)}"
+    rate = keep if isinstance(keep, (int, float)) and 0 < keep <= 1 else 0.6
+    percent = min(reversed(PERCENTS), key=lambda one: abs(one - 100 * rate))
+    full = ModelName(size=name.size, method=method or zoo.patchrank.PatchRank.method, percent=percent)
+    more = f", keep={rate:g}" if percent / 100 != rate else ""
+    return f"{start}use timm.create_model({str(full)!r}{more})"
 
 
 def _find_weights(name: ModelName, pretrained: bool, options: dict[str, Any], arguments: dict[str, Any]) -> _Weights:

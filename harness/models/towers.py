@@ -22,7 +22,7 @@ from zoo.open_clip import FOLDER, HUB, load_open_clip
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead
 from zoo.reducer import expected
-from zoo.sizes import MODELS, SIZES
+from zoo.sizes import MODELS, SIZES, unknown_model
 from zoo.text import UnseenWordsError
 from zoo.vit import ReducedViT, TimmHost
 from zoo.weights import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
@@ -92,7 +92,7 @@ def split_method(name: str) -> tuple[str, str | None, float]:
     arch, _, tag = name.partition(".")
     known = MODELS.get(arch)
     if known is None and arch.startswith("clip_vit_"):
-        raise ValueError(f"model {name!r}: {expected(arch, MODELS)}")
+        raise ValueError(unknown_model(name))
     if known is None or known.method is None:
         return name, None, 1.0
     return tower_name(known.dense, tag), known.method, known.percent / 100
