@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from harness.datasets.base import SplitName
     from harness.measure.rows import Variant
     from zoo.clip import ClipParts
+    from zoo.golden import GoldenConfig
+
+
+RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a quarter of the passes of stride 1
 
 
 def _rank_flags(parser: CommandParser) -> None:
@@ -126,6 +130,9 @@ def _predictor_flags(parser: CommandParser) -> None:
     flags.number(what, "--limit", 250, "images to rank per split", kind=flags.positive)
     flags.number(what, "--block", None, "reduction point; 3 if nothing is said")
     what.add_argument("--action", help="that was ranked for, remove or merge; remove if nothing is said")
+    for name, text in (("window", "side in patches"), ("stride", "in patches")):
+        text = f"{text}, of rankings made here; {RANKED_BY} if nothing is said"
+        flags.number(what, f"--{name}", None, text, kind=flags.positive)
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
         ("val", "for early stopping; default: a fifth held out"),
@@ -142,28 +149,29 @@ def _predictor_flags(parser: CommandParser) -> None:
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     from harness.datasets import get_dataset
-    from harness.datasets.few_shot import require_labels
+    from harness.datasets.few_shot import require_images, require_labels
     from harness.golden.fit import fit
     from harness.golden.rank import Job, Source, rank
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
-    from zoo.golden import GoldenConfig
 
-    config, progress = flags.fit_config(args), Progress(status)
-    block = GoldenConfig.block if args.block is None else args.block
-    way = GoldenConfig(action=args.action or GoldenConfig.action, block=block)
-    if way.action == "merge":
-        way = replace(way, window=1, stride=1, approximate="follow:0")
+    config, progress, way = flags.fit_config(args), Progress(status), _ranked_by(args)
     train, val = list(args.rankings), list(args.val)
-    for dataset in args.dataset if args.shots is not None else ():
-        require_labels(get_dataset(dataset), f"--shots {args.shots}")
+    for dataset in args.dataset:  # refuses before anything is loaded
+        if args.shots is not None:
+            require_labels(get_dataset(dataset), f"--shots {args.shots}")
+        require_images(get_dataset(dataset), "train", "images to learn from asked for")
     tower = load_tower(args.model).name if args.dataset else ""
+    ships = way.action == "remove" and (args.window, args.stride) == (None, None)
     for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
         for split, files in splits:
-            path = shipped_rankings(tower, dataset, split, block) if way.action == "remove" else None
+            path = shipped_rankings(tower, dataset, split, way.block) if ships else None
+            source = Source.of(get_dataset(dataset), split)
+            if path is None and not len(source.images):
+                progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
+                continue
             if path is None:
-                source = Source.of(get_dataset(dataset), split)
                 job = Job(model=args.model, source=source, config=way, limit=args.limit)
                 path = rank(job, progress).path
             files.append(path)
@@ -173,6 +181,25 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
+
+
+def _ranked_by(args: Namespace) -> "GoldenConfig":
+    """Return how images are ranked where no rankings are given and none ship.
+
+    Raises:
+        ValueError: windows of rankings that are given, or windows that can't be.
+    """
+    from zoo.golden import GoldenConfig
+
+    for name in ("window", "stride"):
+        if (value := vars(args)[name]) is not None and not args.dataset:
+            raise ValueError(f"--{name} {value} without --dataset: the rankings are there, nothing is ranked here")
+    block = GoldenConfig.block if args.block is None else args.block
+    action, merges = args.action or GoldenConfig.action, args.action == "merge"
+    window = args.window or (1 if merges else RANKED_BY)
+    stride = args.stride or min(window, RANKED_BY)
+    way = GoldenConfig(action=action, block=block, window=window, stride=stride)
+    return replace(way, approximate="follow:0") if merges else way
 
 
 def _prompts_flags(parser: CommandParser) -> None:

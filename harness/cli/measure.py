@@ -2,7 +2,7 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,12 +151,13 @@ def run_eval(args: Namespace, status: Console) -> Shown:
     """Measure one model."""
     from harness.report.tables import comparison_table
 
-    records = evaluated(args, status)
-    return Shown(parts=(comparison_table(records),), data={"records": json_values(records)})
+    groups = evaluated(args, status)
+    records = [record for group in groups for record in group]
+    return Shown(parts=tuple(map(comparison_table, groups)), data={"records": json_values(records)})
 
 
-def evaluated(args: Namespace, status: Console) -> "list[Record]":
-    """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
+def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
+    """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.measure.compare import compare, judge
     from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
@@ -169,7 +170,7 @@ def evaluated(args: Namespace, status: Console) -> "list[Record]":
     if args.recovery is not None:
         plan = recovered_alone(plan, args.recovery)
     if args.prompts is None:
-        return next(compare(plan, [], Progress(status)))
+        return [next(compare(plan, [], Progress(status)))]
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
         if (value := getattr(args, name)) != default:
             raise ValueError(
@@ -280,7 +281,8 @@ COMMANDS = (
             ("eval clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
             ("eval clip_vit_s14 --dataset emoji --shots 4 --tokens probe", "a linear probe"),
         ),
-        output="a table on standard output, the model beside its dense tower; no files",
+        output="a table on standard output, the model beside its dense tower; with --prompts a second one, the model "
+        "with them; no files",
     ),
     Command(
         path="latency",

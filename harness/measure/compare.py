@@ -91,10 +91,12 @@ def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[
     return pairs
 
 
-def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
-    """Measure the plan's last row with prompts from a file.
+def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], list[Record]]:
+    """Measure the plan's last row with prompts from a file, and without them beside the dense tower.
 
-    The dense tower is no row beside it: it would have to be judged with prompts of its own.
+    Returns:
+        The records without prompts, the dense tower's first, and the one with prompts. The dense tower has none in the
+        second: it would have to be judged with prompts of its own.
 
     Raises:
         ValueError: an unknown name, or prompts of another tower or of other classes.
@@ -106,7 +108,8 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
     tuning = tuning_of(file)
     bench = Bench.build(plan, plan.models[0], progress)
     row = bench.rows[-1]
-    return bench.judged(dataset, tuning, [row], {row.key: Tuned.of(row.vit, file)})
+    tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
+    return bench.measure(dataset, 0, []), bench.judged(dataset, tuning, [row], tuned)
 
 
 @dataclass(frozen=True, kw_only=True)

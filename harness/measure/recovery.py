@@ -14,7 +14,7 @@ from harness import git_commit
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
-from harness.datasets.few_shot import batches, seeded_order, subset
+from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import Variant, reduced_row
 from harness.models.towers import load_tower, split_method
 from zoo.files import digest_of
@@ -98,6 +98,7 @@ def train_recovery(
 
 def learning_splits(dataset: Dataset, sources: Sources) -> tuple[Split, Split]:
     """Return a dataset's images to learn from and those held out; the test split isn't touched."""
+    require_images(dataset, "train", "images to learn from asked for")
     train, val = dataset.split("train"), dataset.split("val")
     if not len(val):
         order = seeded_order(len(train), 0)

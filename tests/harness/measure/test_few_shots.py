@@ -189,12 +189,15 @@ def test_learned_visual_tokens_are_run_and_counted(
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
-def test_a_file_of_prompts_is_judged_alone(
+def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(
     tokens: str, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset, tuner: Any, capsys: Any
 ):
     random = zoo.reduce(dense, method="random", keep=0.5).eval()
     own = tuner.one(random, f"{ARCH}_random50", 2, 7, TuneConfig(tokens=tokens, count=4))
-    [record] = judge(replace(PLAN, methods=("random",)), own.file.path, Progress())
+    untuned, [record] = judge(replace(PLAN, methods=("random",)), own.file.path, Progress())
+    assert [(one.method, one.shots, one.top1 is None) for one in untuned] == [("dense", 0, False), ("random", 0, False)]
+    [alone] = compare(replace(PLAN, methods=("random",), shots=(0,)), [], Progress())
+    assert [one.correct.tolist() for one in untuned] == [one.correct.tolist() for one in alone]
     assert told([record]) == [("random", 2, 7, tokens, 4)]
     assert (record.diff_to_dense, record.cosine_distance) == (None, None)
     assert record.correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
@@ -202,7 +205,11 @@ def test_a_file_of_prompts_is_judged_alone(
     assert record.tokens_per_block[-1] == 33 + 4 * (tokens == "v")
     command = ["eval", f"{ARCH}_random50", "--dataset", "toy", "--prompts", str(own.file.path)]
     assert main(command) == 0
-    assert "2 shots, learned" in " ".join(capsys.readouterr().out.split())
+    first, second = " ".join(capsys.readouterr().out.split()).split("2 shots, learned")
+    assert "dense" in first
+    assert "random" in first
+    assert "random" in second
+    assert "dense" not in second.partition("top-1 in %")[0]
 
 
 def test_prompts_of_other_classes_or_of_no_shots_are_refused(
