@@ -119,14 +119,13 @@ class DryShop(Workshop):
             return self._predictors[path]
         target = train[0].provenance
         names = " + ".join(one.provenance.dataset for one in train)
+        file = self.cached(path)
         self.count(
             "fit predictors",
             f"{recipe.arch} {recipe.width} on {names}, {target.score} before block {target.block}",
-            cached=int(path.is_file()),
+            cached=int(file is not None),
         )
-        if path.is_file():
-            file = PredictorFile.read(path)
-        else:
+        if file is None:
             options = {"arch": recipe.arch, "width": recipe.width}
             arch, tag, block = self.tower.arch, self.tower.tag, target.block
             file = PredictorFile(path=path, model=arch, tag=tag, block=block, options=options, action=target.action)
@@ -135,9 +134,9 @@ class DryShop(Workshop):
 
     def load(self, vit: ReducedViT, files: Sequence[PredictorFile]) -> str:
         """Load predictors if all of them are cached."""
-        if all(file.path.is_file() for file in files):
-            return super().load(vit, files)
-        return MISSING
+        if any(self.cached(file.path) is None for file in files):
+            return MISSING
+        return super().load(vit, files)
 
     def tuned(self, tuner: Tuner, row: Variant, seed: int, recipe: TuneConfig) -> Tuned:
         """Return prompts that are cached, or a place holder whose file doesn't exist."""
