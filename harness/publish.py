@@ -31,7 +31,7 @@ from zoo.files import digest_of, read_facts, write_whole
 from zoo.open_clip import FOLDER, HUB
 from zoo.predictor import PredictorFile, read_predictors
 from zoo.prompts import CosineHead
-from zoo.reducer import configure, expected
+from zoo.reducer import configure
 from zoo.sizes import MODELS, SIZES, unknown_model
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, fingerprint

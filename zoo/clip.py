@@ -12,6 +12,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.reducer import expected
+from zoo.registry import require_fitted
 from zoo.sizes import MODELS, SIZES, unknown_model
 from zoo.text import UnseenWordsError, load_text, tokenizer
 from zoo.vit import ReducedViT
@@ -95,6 +96,8 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     elif pretrained is False:
         visual, text = timm.create_model(name, **kwargs), open_clip_text(size, tag)
     else:
+        if kwargs.get("predictor") is None:
+            require_fitted(MODELS[arch], tag, kwargs)  # before much is downloaded
         file = find_clip(size, tag) if pretrained is True else Path(pretrained)
         visual, text = _from_file(name, file, kwargs)
     assert isinstance(visual, ReducedViT)

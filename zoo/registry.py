@@ -7,6 +7,7 @@ Methods may register before this module is imported (patchrank), after it (the e
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo.patchrank
-import zoo.rankmerge  # noqa: F401  (both register their methods)
+import zoo.rankmerge
 from zoo.adopt import add_prompts
 from zoo.predictor import PredictorFile
 from zoo.prompts import PromptFile
@@ -29,7 +30,16 @@ from zoo.reducer import METHODS, configure, expected, on_method
 from zoo.sizes import MODELS, SIZES, ModelName, weights_cfg
 from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
-from zoo.weights import filter_weights, image_side, loading, own_path, own_weights, with_predictors
+from zoo.weights import (
+    filter_weights,
+    find_predictor,
+    fitted_blocks,
+    image_side,
+    loading,
+    own_path,
+    own_weights,
+    with_predictors,
+)
 
 PERCENTS = (90, 80, 70, 60, 50, 40, 30)
 METHOD_GROUP = "clip_patchrank.methods"
@@ -79,6 +89,28 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         shape = {key: value for key, value in options.items() if key in ("arch", "width")}
         model.__dict__["_model_args"] = {**shape, "predictor_blocks": fitted}
     return model if recovery is None else add_recovery(model, recovery)
+
+
+def require_fitted(name: ModelName, tag: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse, before anything is loaded, arguments of ``build`` and a model whose predictor is missing.
+
+    ``tag`` is that of the tower's weights.
+
+    Raises:
+        UnknownArgumentError: an argument that neither the method nor timm has.
+        FileNotFoundError: no predictor; says which command makes it.
+        ValueError: options out of range.
+    """
+    options, arguments = _split_options(name, dict(kwargs))
+    if name.method is None:
+        return
+    depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
+    config = configure(name.method, options, depth)
+    blocks, there = config.predictor_blocks(depth), fitted_blocks(name.dense, tag, config.action)
+    shape = {"arch": "mlp"} if blocks[1:] else {}  # several can't be of conv, the default
+    for block in blocks:
+        if block not in there:
+            find_predictor(name.dense, tag, block, shape=shape | options, action=config.action)
 
 
 def _require_blocks(name: ModelName, fitted: list[int], options: dict[str, Any], arguments: dict[str, Any]) -> None:

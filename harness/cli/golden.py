@@ -131,8 +131,8 @@ def _predictor_flags(parser: CommandParser) -> None:
     flags.number(what, "--block", None, "reduction point; 3 if nothing is said")
     what.add_argument("--action", help="that was ranked for, remove or merge; remove if nothing is said")
     for name, text in (("window", "side in patches"), ("stride", "in patches")):
-        text = f"{text}, of rankings made here; {RANKED_BY} if nothing is said"
-        flags.number(what, f"--{name}", None, text, kind=flags.positive)
+        about = f"{text}, of rankings made here; {RANKED_BY} if nothing is said"
+        flags.number(what, f"--{name}", None, about, kind=flags.positive)
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
         ("val", "for early stopping; default: a fifth held out"),
@@ -359,11 +359,12 @@ def run_fit_schedule(args: Namespace, status: Console) -> Shown:
 
 def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
     """Load a model with its text tower; return the towers, the model as a row, and its tag."""
-    from harness.measure.rows import rows_of
+    from harness.measure.rows import require_rows, rows_of
     from harness.models.towers import load_clip, split_method
     from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(name)
+    require_rows(dense, [(method or DENSE, keep)])
     parts, arch, tag = load_clip(dense)
     (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
     parts.model.visual = row.vit

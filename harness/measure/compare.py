@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from harness.measure.bench import Bench
 from harness.measure.evaluate import correct
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.recovery import require_towers
-from harness.measure.rows import BLOCK, Variant
+from harness.measure.rows import BLOCK, Variant, require_rows
 from harness.measure.traces import Tracer
 from harness.measure.tuning import Tuned
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, Tuning
@@ -54,6 +55,8 @@ def compare(
     """
     check_plan(plan)
     require_towers(plan.recoveries, plan.models)
+    for name in plan.models:  # all before the first is loaded
+        require_rows(name, product(plan.methods, plan.keeps))
     datasets = [get_dataset(name) for name in plan.datasets]
     if release:
         datasets = [dataset.released() for dataset in datasets]

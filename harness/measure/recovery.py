@@ -15,7 +15,7 @@ from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
-from harness.measure.rows import Variant, reduced_row
+from harness.measure.rows import Variant, reduced_row, require_rows
 from harness.models.towers import load_tower, split_method
 from zoo.files import digest_of
 from zoo.predictor import tower_name
@@ -68,6 +68,7 @@ def train_recovery(
     assert rate is not None
     datasets = [get_dataset(name) for name in sources.datasets]
     splits = [learning_splits(dataset, sources) for dataset in datasets]
+    require_rows(dense, [(kind, rate)])
     tower = load_tower(dense)
     name = f"{tower.arch}_{kind}{round(100 * rate)}"
     row = reduced_row(tower.vit, tower.arch, tower.tag, name, kind, {"keep": rate})

@@ -18,6 +18,8 @@ from zoo.files import digest_of
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
 from zoo.reducer import METHODS, Pruner, ReducerConfig, expected
+from zoo.registry import require_fitted
+from zoo.sizes import MODELS, SIZES, ModelName
 from zoo.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.vit import ReducedViT
 from zoo.weights import load_predictor, with_predictors
@@ -112,6 +114,21 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate])
         else:
             rows.append(reduced_row(dense, arch, tag, name, method, {"keep": keep}))
     return rows
+
+
+def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
+    """Refuse methods whose predictor is missing before the weights of a tower of ours are fetched.
+
+    Of other towers it is only known once they are loaded. Raises what ``rows_of`` does.
+    """
+    arch, _, tag = model.partition(".")
+    known = MODELS.get(arch)
+    if known is None or (tag and tag not in SIZES[known.size].tags):
+        return
+    for method, keep in pairs:
+        if method in METHODS:
+            name = ModelName(size=known.size, method=method)
+            require_fitted(name, tag or next(iter(SIZES[known.size].tags)), {"keep": keep})
 
 
 def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:

@@ -104,7 +104,7 @@ def test_windows_that_ship_are_not_taken_for_others(monkeypatch):
     rank, fit = Mock(return_value=Mock(path=Path("ranked"))), Mock(return_value=(Path("out"), 0.5))
     monkeypatch.setattr("harness.golden.rank.rank", rank)
     monkeypatch.setattr("harness.golden.fit.fit", fit)
-    assert main("fit predictor --dataset fashion --stride 1".split()) == 0
+    assert main(["fit", "predictor", "--dataset", "fashion", "--stride", "1"]) == 0
     assert fit.call_args.args[1:3] == ([Path("ranked")], [Path("ranked")])
     assert {(call.args[0].config.window, call.args[0].config.stride) for call in rank.call_args_list} == {(2, 1)}
 
