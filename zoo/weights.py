@@ -14,9 +14,8 @@ from typing import Any
 
 import open_clip
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import get_session
 from open_clip.model import CLIP
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError

@@ -343,8 +343,9 @@ class View:
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         device, dtype = torch.device(self.plan.device), DTYPES[self.plan.dtype]
         preprocess = self.bench.parts.preprocess
-        with self.bench.progress.task(label, len(split)) as update:
-            return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_batch=update)
+        runs = len(split) * len(rows)
+        with self.bench.progress.task(f"{label}, images x rows", runs, units=1) as update:
+            return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_run=update)
 
     @property
     def _tower(self) -> str:

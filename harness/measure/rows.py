@@ -1,6 +1,6 @@
 """The models that stand side by side: one dense tower and everything that shares its weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -203,11 +203,15 @@ class Outcome:
 
 @torch.inference_mode()
 def run(
-    rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
+    rows: Sequence[Variant],
+    images: Tensor,
+    golden: Mapping[str, Tensor] = MappingProxyType({}),
+    on_row: Callable[[], None] = lambda: None,
 ) -> dict[str, Outcome]:
     """Run all rows on a batch; what rows without tokens or weights of their own share is computed once.
 
-    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key.
+    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key;
+    ``on_row`` is called after each row.
     """
     shared = _shared([row for row in rows if not row.apart], images)
     outcomes = {}
@@ -225,6 +229,7 @@ def run(
             patchwise = {name: values.cpu().numpy() for name, values in every}
         features = F.normalize(row.vit.finish(tokens).float(), dim=-1).cpu()
         outcomes[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
+        on_row()
     return outcomes
 
 
