@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,7 +151,8 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import require_images, require_labels
-    from harness.golden.fit import fit
+    from harness.golden.budget import passes_of
+    from harness.golden.fit import fit, fit_runs
     from harness.golden.rank import Job, Source, rank
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
@@ -161,24 +163,34 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
         if args.shots is not None:
             require_labels(get_dataset(dataset), f"--shots {args.shots}")
         require_images(get_dataset(dataset), "train", "images to learn from asked for")
-    tower = load_tower(args.model).name if args.dataset else ""
     ships = way.action == "remove" and (args.window, args.stride) == (None, None)
+    jobs: list[tuple[Job, list[Path]]] = []
+    tower = load_tower(args.model) if args.dataset else None
     for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
         for split, files in splits:
-            path = shipped_rankings(tower, dataset, split, way.block) if ships else None
+            assert tower is not None
+            path = shipped_rankings(tower.name, dataset, split, way.block) if ships else None
             source = Source.of(get_dataset(dataset), split)
-            if path is None and not len(source.images):
+            if path is not None:
+                files.append(path)
+            elif len(source.images):
+                jobs.append((Job(model=args.model, source=source, config=way, limit=args.limit), files))
+            else:
                 progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
-                continue
-            if path is None:
-                job = Job(model=args.model, source=source, config=way, limit=args.limit)
-                path = rank(job, progress).path
-            files.append(path)
-    if not train:
+    if not train and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
+    counts = [min(args.limit, len(job.source.images)) for job, _ in jobs]
+    work = fit_runs(config, sum(counts), 0)
+    if tower is not None:
+        work += sum(counts) * passes_of(way, tower.vit)
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
-    path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
+    with progress.overall("fit predictor", work) if jobs else nullcontext():
+        for (job, files), count in zip(jobs, counts, strict=True):
+            assert tower is not None
+            with progress.part(count * passes_of(way, tower.vit)):
+                files.append(rank(job, progress).path)
+        path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
 
@@ -229,7 +241,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import Tuner
+    from harness.measure.tuning import Tuner, step_runs
     from zoo.files import write_whole
     from zoo.weights import fingerprint
 
@@ -242,14 +254,17 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     progress, dense = Progress(status), dense_name(row)
     tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress)
     begin = time.perf_counter()
-    tuned = tuner.tuned([row], args.shots, args.seed, config)[row.key]
-    seconds = time.perf_counter() - begin
-    path = tuned.file.path
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.output, path.read_bytes())
-        path = args.output
-    untuned, top1 = tuner.judge(row, tuned, drawn.val)
+    images, units = len(drawn.train) + 3 * len(drawn.val), step_runs(config, len(dataset.classes))
+    with progress.overall("fit prompts", images + config.rounds * config.steps * units):
+        with progress.part(images - 2 * len(drawn.val) + config.rounds * config.steps * units):
+            tuned = tuner.tuned([row], args.shots, args.seed, config)[row.key]
+        seconds = time.perf_counter() - begin
+        path = tuned.file.path
+        if args.output is not None:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(args.output, path.read_bytes())
+            path = args.output
+        untuned, top1 = tuner.judge(row, tuned, drawn.val)
     parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
     text = (
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "

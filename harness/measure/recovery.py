@@ -23,6 +23,7 @@ from zoo.recovery import RecoveryConfig, RecoveryFile, add_recovery, recover, sa
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder
 
+PREPARED = 0.2  # of a tower's run on an image that reading and preparing it takes, about
 HELD_OUT = 5  # one training image in so many, where a dataset has no val split
 
 
@@ -72,24 +73,27 @@ def train_recovery(
     tower = load_tower(dense)
     name = f"{tower.arch}_{kind}{round(100 * rate)}"
     row = reduced_row(tower.vit, tower.arch, tower.tag, name, kind, {"keep": rate})
-    train, val = (
-        [
-            preprocessed(each[at], tower.preprocess, dataset.name, progress, torch.bfloat16)
+    steps, units = config.rounds * config.steps, 3 * config.batch  # gradients take as long again, twice
+    images = sum(len(each) for pair in splits for each in pair)
+    with progress.overall(f"recovery of {name}", images * PREPARED + steps * units):
+        train, val = (
+            [
+                preprocessed(each[at], tower.preprocess, dataset.name, progress, torch.bfloat16)
+                for dataset, each in zip(datasets, splits, strict=True)
+            ]
+            for at in range(2)
+        )
+        facts = [
+            {"name": dataset.name, "revision": dataset.revision, "images": len(each[0]), "held_out": len(each[1])}
             for dataset, each in zip(datasets, splits, strict=True)
         ]
-        for at in range(2)
-    )
-    facts = [
-        {"name": dataset.name, "revision": dataset.revision, "images": len(each[0]), "held_out": len(each[1])}
-        for dataset, each in zip(datasets, splits, strict=True)
-    ]
-    ids = [[each.image_ids for each in pair] for pair in splits]
-    decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
-    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-    checkpoint = cache_folder() / "fits" / f"{key}.pt"
-    vit = row.vit.to(device)
-    with progress.task(f"recovery of {name}", config.rounds * config.steps) as update:
-        recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
+        ids = [[each.image_ids for each in pair] for pair in splits]
+        decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
+        key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        checkpoint = cache_folder() / "fits" / f"{key}.pt"
+        vit = row.vit.to(device)
+        with progress.task(f"steps of {name}", steps, units=units) as update:
+            recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
     path = out or cache_folder() / "recoveries" / f"{name}.{tower.tag or 'own'}.{config.what}.safetensors"
     origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": facts, "commit": git_commit()}
     file = save_recovery(path, vit, recovered, config, **origin)
@@ -119,7 +123,7 @@ def preprocessed(
 ) -> Tensor:
     """Return the images of a split of the dataset ``name``, (n, C, H, W)."""
     parts, done = [], 0
-    with progress.task(f"images of {name}", len(split)) as update:
+    with progress.task(f"images of {name}", len(split), units=PREPARED) as update:
         for examples, images in batches(split, preprocess):
             parts.append(images.to(dtype))
             done += len(examples)
