@@ -233,3 +233,30 @@ def test_in_a_pipe_downloads_and_long_work_are_named_and_nowhere_nothing(capsys)
     console = Console(file=io.StringIO(), width=100)
     work(console)
     assert console.file.getvalue().splitlines() == ["folder-[red]: 4 of 12 images are there", "downloading x.tgz"]
+
+
+def test_compare_on_a_terminal_shows_one_bar_over_all_and_results_stay_whole(tmp_path):
+    """The real command; errors are a pseudo-terminal, results a pipe."""
+    main, side = pty.openpty()
+    words = "compare --methods random --keeps 0.6 --limit 4 --batches --dataset emoji fashion --traces 0"
+    command = [sys.executable, "-m", "harness", *words.split(), "--output", str(tmp_path / "run")]
+    environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    environ |= {"TERM": "xterm", "COLUMNS": "150"}
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=side, env=environ)
+    os.close(side)
+    text = b""
+    try:
+        while chunk := os.read(main, 4096):
+            text += chunk
+    except OSError:  # how a terminal says that its other side is closed
+        pass
+    os.close(main)
+    assert process.wait() == 0
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text.decode())
+    assert re.search(r"compare .*\d+ %, \d:\d\d:\d\d so far, about \d:\d\d:\d\d left", shown)
+    assert "images x rows" in shown
+    results = (tmp_path / "out").read_text()
+    assert results.count("random") >= 2
+    assert "so far" not in results
+    assert "\x1b" not in results
