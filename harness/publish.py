@@ -31,8 +31,8 @@ from zoo.files import digest_of, read_facts, write_whole
 from zoo.open_clip import FOLDER, HUB
 from zoo.predictor import PredictorFile, read_predictors
 from zoo.prompts import CosineHead
-from zoo.reducer import configure, expected
-from zoo.sizes import MODELS, SIZES
+from zoo.reducer import configure
+from zoo.sizes import MODELS, SIZES, unknown_model
 from zoo.vit import ReducedViT
 from zoo.weights import find_predictor, fingerprint
 
@@ -164,7 +164,7 @@ def load_publishable(name: str, predictor: Sequence[Path] = (), prompts: Path | 
         return _saved(name)
     arch = name.partition(".")[0]
     if arch not in MODELS:
-        raise ValueError(f"model {name!r}: {expected(arch, MODELS)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME")
+        raise ValueError(f"{unknown_model(name)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME")
     tower, tag = split_name(split_method(name)[0])
     options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
     if predictor:

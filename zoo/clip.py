@@ -12,7 +12,8 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.reducer import expected
-from zoo.sizes import MODELS, SIZES
+from zoo.registry import require_fitted
+from zoo.sizes import MODELS, SIZES, unknown_model
 from zoo.text import UnseenWordsError, load_text, tokenizer
 from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
@@ -76,7 +77,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     """
     arch, _, tag = name.partition(".")
     if arch not in MODELS:
-        raise ValueError(f"model {name!r}: {expected(arch, MODELS)}")
+        raise ValueError(unknown_model(name))
     size = MODELS[arch].size
     tags = SIZES[size].tags
     tag = tag or next(iter(tags))
@@ -95,6 +96,8 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     elif pretrained is False:
         visual, text = timm.create_model(name, **kwargs), open_clip_text(size, tag)
     else:
+        if kwargs.get("predictor") is None:
+            require_fitted(MODELS[arch], tag, kwargs)  # before much is downloaded
         file = find_clip(size, tag) if pretrained is True else Path(pretrained)
         visual, text = _from_file(name, file, kwargs)
     assert isinstance(visual, ReducedViT)

@@ -86,15 +86,18 @@ def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict
     write_whole(path, save(plain, {kind: content}))
 
 
-def read_learned(path: Path, kind: str, what: type[T], mend: str) -> T:
+def read_learned(path: Path, kind: str, what: type[T], mend: str, *, format: int | None = None) -> T:
     """Read the metadata ``kind`` of a file of ours as the dataclass ``what``, whose ``path`` becomes the file's.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of that kind, or a field that is missing, unknown or of another type; ``mend`` is the
-            command that makes one.
+        ValueError: not a file of that kind, one of another ``format``, where files of this kind have one, or a field
+            that is missing, unknown or of another type; ``mend`` is the command that makes one.
     """
     facts = read_facts(path, kind)
+    if format is not None and facts.get("format") != format:
+        have = facts.get("format")
+        raise ValueError(f"{kind} {str(path)!r} has format {have!r}, this version reads {format}; {mend}")
     facts.pop("hash", None)
     try:
         return filled(what, facts, path=path)
@@ -108,8 +111,8 @@ def load_learned(path: Path, kind: str, mend: str, *, gaps: Collection[str] = ()
     Of those named in ``gaps`` whole rows, but not all, may be NaN.
 
     Raises:
-        ValueError: facts or tensors aren't those that were written, or a value isn't finite; ``mend`` is the command
-            that makes one.
+        ValueError: an earlier version wrote the file, without a hash; facts or tensors aren't those that were
+            written, or a value isn't finite; ``mend`` is the command that makes one.
     """
     facts = read_facts(path, kind)
     written = facts.pop("hash", None)
@@ -117,6 +120,8 @@ def load_learned(path: Path, kind: str, mend: str, *, gaps: Collection[str] = ()
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{kind} {str(path)!r} is damaged ({error}); {mend}") from error
+    if written is None:
+        raise ValueError(f"{kind} {str(path)!r} has no hash of its content: an earlier version wrote it; {mend}")
     if _hash(facts, tensors) != written:
         raise ValueError(f"{kind} {str(path)!r} is damaged: its content is not what was written; {mend}")
     for name, value in tensors.items():

@@ -39,7 +39,7 @@ from zoo.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
 from zoo.text import VOCABULARY, CompactText, EmbeddedTokenizer, OpenClipText, embedded_geometry
 from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
-from zoo.weights import UNUSABLE, cache_folder, find_clip, unusable, with_predictors
+from zoo.weights import OPEN_CLIP_FILES, UNUSABLE, cache_folder, find_clip, require_hub, unusable, with_predictors
 
 _POOLS = {"tok": "token", "avg": "avg"}
 _CROPS = {"shortest": "center", "squash": "squash"}
@@ -177,6 +177,12 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         FileNotFoundError: the weights are neither here nor cached, and the hub is out of reach.
     """
     arch, pretrained, quick = _parts(spec)
+    otherwise = "give a file: open_clip:ARCH/FILE, or a folder: open_clip:local-dir:FOLDER"
+    if arch.startswith(HUB):
+        require_hub(arch.removeprefix(HUB), ("open_clip_config.json",), spec, otherwise)
+    elif repo := get_pretrained_cfg(arch, pretrained or "").get("hf_hub"):
+        owner, _, file = repo.rpartition("/")
+        require_hub(owner, (file.replace(".bin", ".safetensors"), file) if file else OPEN_CLIP_FILES, spec, otherwise)
     try:
         # Here rather than below, where open_clip logs a failure as well as raising it.
         download_pretrained(get_pretrained_cfg(arch, pretrained or ""))
@@ -184,7 +190,7 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
             model, preprocess = open_clip.create_model_from_pretrained(arch, readable, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(arch)
     except UNUSABLE as error:
-        raise unusable(spec, error, "give a file: open_clip:ARCH/FILE") from error
+        raise unusable(spec, error, otherwise) from error
     visual: Any
     try:
         if isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None:

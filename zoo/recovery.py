@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.files import FitState, load_learned, read_facts, read_learned, write_learned
+from zoo.files import FitState, load_learned, read_learned, write_learned
 from zoo.host import FeatureTower, Host
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead, PromptShape, near
@@ -448,13 +448,7 @@ class RecoveryFile:
             FileNotFoundError: no such file.
             ValueError: not a file of a recovery, or one of another format.
         """
-        facts = read_facts(path, _KIND)
-        if facts.get("format") != FORMAT:
-            raise ValueError(
-                f"recovery {str(path)!r} has format {facts.get('format')!r}, this version reads {FORMAT}; train it "
-                "anew with: patchrank fit recovery"
-            )
-        return read_learned(path, _KIND, cls, "train one with: patchrank fit recovery")
+        return read_learned(path, _KIND, cls, "train one with: patchrank fit recovery", format=FORMAT)
 
     @property
     def command(self) -> str:

@@ -7,6 +7,7 @@ Methods may register before this module is imported (patchrank), after it (the e
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo.patchrank
-import zoo.rankmerge  # noqa: F401  (both register their methods)
+import zoo.rankmerge
 from zoo.adopt import add_prompts
 from zoo.predictor import PredictorFile
 from zoo.prompts import PromptFile
@@ -29,7 +30,16 @@ from zoo.reducer import METHODS, configure, expected, on_method
 from zoo.sizes import MODELS, SIZES, ModelName, weights_cfg
 from zoo.vit import ReducedViT
 from zoo.weight_file import read_weights
-from zoo.weights import filter_weights, image_side, loading, own_path, own_weights, with_predictors
+from zoo.weights import (
+    filter_weights,
+    find_predictor,
+    fitted_blocks,
+    image_side,
+    loading,
+    own_path,
+    own_weights,
+    with_predictors,
+)
 
 PERCENTS = (90, 80, 70, 60, 50, 40, 30)
 METHOD_GROUP = "clip_patchrank.methods"
@@ -81,6 +91,28 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     return model if recovery is None else add_recovery(model, recovery)
 
 
+def require_fitted(name: ModelName, tag: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse, before anything is loaded, arguments of ``build`` and a model whose predictor is missing.
+
+    ``tag`` is that of the tower's weights.
+
+    Raises:
+        UnknownArgumentError: an argument that neither the method nor timm has.
+        FileNotFoundError: no predictor; says which command makes it.
+        ValueError: options out of range.
+    """
+    options, arguments = _split_options(name, dict(kwargs))
+    if name.method is None:
+        return
+    depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
+    config = configure(name.method, options, depth)
+    blocks, there = config.predictor_blocks(depth), fitted_blocks(name.dense, tag, config.action)
+    shape = {"arch": "mlp"} if blocks[1:] else {}  # several can't be of conv, the default
+    for block in blocks:
+        if block not in there:
+            find_predictor(name.dense, tag, block, shape=shape | options, action=config.action)
+
+
 def _require_blocks(name: ModelName, fitted: list[int], options: dict[str, Any], arguments: dict[str, Any]) -> None:
     """Refuse, by ValueError, a saved model that is to score at blocks that its predictor wasn't fitted at."""
     depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
@@ -117,9 +149,25 @@ def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, A
     known |= {*fields, "prompts", "features_only", "out_indices", "feature_cls"}
     for key in arguments:
         if key not in known:
+            if key == "method" or (key == "keep" and name.method is None):
+                raise UnknownArgumentError(_method_in_name(name, kwargs))
             allowed = expected(key, [*fields, *inspect.signature(VisionTransformer).parameters])
             raise UnknownArgumentError(f"{name} has no argument {key!r}: {allowed}")
     return options, arguments
+
+
+def _method_in_name(name: ModelName, arguments: dict[str, Any]) -> str:
+    """Say that method and keep rate are parts of a name, and which name it is."""
+    method, keep = arguments.get("method"), arguments.get("keep")
+    key = "method" if "method" in arguments else "keep"
+    start = f"{name} has no argument {key!r}, the method is part of the name: "
+    if method is not None and method not in METHODS:
+        return f"{start}method {method!r}: {expected(str(method), METHODS)}"
+    rate = keep if isinstance(keep, (int, float)) and 0 < keep <= 1 else 0.6
+    percent = min(reversed(PERCENTS), key=lambda one: abs(one - 100 * rate))
+    full = ModelName(size=name.size, method=method or zoo.patchrank.PatchRank.method, percent=percent)
+    more = f", keep={rate:g}" if percent / 100 != rate else ""
+    return f"{start}use timm.create_model({str(full)!r}{more})"
 
 
 def _find_weights(name: ModelName, pretrained: bool, options: dict[str, Any], arguments: dict[str, Any]) -> _Weights:

@@ -1,5 +1,6 @@
 """The sizes of CLIP ViT, their weights, and the names of all models made of them."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from timm.data import (
     OPENAI_CLIP_STD,
 )
 from timm.layers import LayerNorm
+
+from zoo.reducer import expected
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -138,3 +141,24 @@ class ModelName:
 
 
 MODELS: dict[str, ModelName] = {}  # filled by zoo.registry, also when a method comes later
+
+
+def unknown_model(name: str) -> str:
+    """Say what is wrong with a name, with weight tag or without, that `MODELS` doesn't have.
+
+    Of a method of ours at a keep rate without a name it says how models of that rate are made.
+    """
+    arch, dot, tag = name.partition(".")
+    form = re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", arch)
+    percents = {} if form is None else {
+        own.percent: known for known, own in MODELS.items() if (own.dense, own.method) == (form[1], form[2])
+    }  # fmt: skip
+    if form is None or not percents or not 0 < int(form[3]) <= 100:
+        return f"model {name!r}: {expected(arch, MODELS)}"
+    percent = int(form[3])
+    nearest = percents[min(sorted(percents), key=lambda one: abs(one - percent))]
+    return (
+        f"model {name!r}: names have the keep rates {', '.join(map(str, sorted(percents)))} %; for another one use "
+        f"timm.create_model({nearest + dot + tag!r}, keep={percent / 100:g}) in Python, or patchrank compare --model "
+        f"{form[1]}{dot}{tag} --methods {form[2]} --keeps {percent / 100:g}"
+    )

@@ -45,6 +45,7 @@ def tune(
     config: TuneConfig,
     *,
     on_round: Callable[[int, float, float], None] = lambda *_: None,
+    on_step: Callable[[int], None] = lambda _: None,
     checkpoint: Path | None = None,
 ) -> PromptLearner:
     """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
@@ -55,8 +56,8 @@ def tune(
 
     ``vit`` is dense or reduced, its head the projection to the joint space; the image tower of
     ``parts`` isn't used. ``templates`` make the untuned text features, ``val`` serves early
-    stopping only. ``on_round`` is called with round, training loss and validation loss;
-    ``checkpoint`` is that of ``FitState.run``.
+    stopping only. ``on_round`` is called with round, training loss and validation loss, ``on_step`` with the
+    number of steps done, those of a run that it goes on from included; ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: no images, a tower that is tuned already, a loss that is NaN, a checkpoint of
@@ -93,7 +94,7 @@ def tune(
             generator=torch.Generator().manual_seed(config.seed),
         )
         state.run(
-            lambda: _learn(state, logits, train, config),
+            lambda: _learn(state, logits, train, config, on_step),
             lambda: _validate(learner, logits, val),
             most=config.rounds,
             patience=config.patience,
@@ -131,7 +132,9 @@ def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: 
     return digest.hexdigest()
 
 
-def _learn(state: FitState, logits: Logits, train: Labelled, config: TuneConfig) -> float:
+def _learn(
+    state: FitState, logits: Logits, train: Labelled, config: TuneConfig, on_step: Callable[[int], None]
+) -> float:
     """Take the steps of a round; return the mean loss."""
     learner, total = state.model, 0.0
     assert isinstance(learner, PromptLearner)
@@ -151,6 +154,7 @@ def _learn(state: FitState, logits: Logits, train: Labelled, config: TuneConfig)
         loss.backward()
         state.optimiser.step()
         total += loss.item()
+        on_step(state.epoch * config.steps + step + 1)
     return total / config.steps
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import textwrap
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.model import CLIP
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
@@ -42,6 +44,9 @@ from zoo.vit import TimmHost
 UNUSABLE = (*(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError), *(SafetensorError, UnpicklingError))
 _log = logging.getLogger(__name__)
 _LONGEST_REASON = 240
+PROBE_S = 4.0  # that the hub may take to answer at all; its client would try for most of a minute
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHERWISE = (
     "put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
     "local-dir:FOLDER, saved by timm's save_for_hf"
@@ -71,12 +76,51 @@ def unusable(
         return UnusableWeightsError(f"the weights of {name} can't be used: {reason}")
     answered = [link for link in links if isinstance(link, HfHubHTTPError)]
     hub = "the hub doesn't give it" if answered else "the hub can't be reached"
-    reason = _in_one_line(answered[0] if answered else links[-1])
+    return _missing(name, hub, _in_one_line(answered[0] if answered else links[-1]), otherwise, file)
+
+
+def _missing(name: str, hub: str, reason: str, otherwise: str, file: str) -> MissingWeightsError:
     source = f" (wanted: {file})" if file else ""
     return MissingWeightsError(
         f"no weights of {name}: not in the Hugging Face cache{source}, and {hub} ({reason}); "
         f"run once where it can, or copy the cache, or {otherwise}"
     )
+
+
+def cached_file(repo: str, files: Iterable[str]) -> Path | None:
+    """Find the first of some files of a repository, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, in the hub's cache."""
+    name, _, revision = repo.partition("@")
+    found = (try_to_load_from_cache(name, file, revision=revision or None) for file in files)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def require_hub(repo: str, files: Sequence[str], name: str, otherwise: str) -> None:
+    """Refuse, within seconds, the weights ``name`` of a repository if the hub can't be reached.
+
+    Nothing is asked where one of ``files`` is cached, or by HF_HUB_OFFLINE, as which the client itself refuses.
+
+    Raises:
+        MissingWeightsError: none is cached, and the hub doesn't answer; ``otherwise`` is a way that needs no hub.
+    """
+    if constants.HF_HUB_OFFLINE or cached_file(repo, files) is not None:
+        return
+    reason = [f"no answer within {PROBE_S:g} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PROBE_S)
+            reason.clear()
+        except Exception as error:  # whatever the transport raises, release by release
+            reason[:] = [_in_one_line(error)]
+
+    # In a thread: no timeout holds for looking up a name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    if told := list(reason):
+        raise _missing(
+            name, "there is no network or the hub can't be reached", told[0], otherwise, f"{repo}/{files[0]}"
+        )
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -95,6 +139,10 @@ def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
         name = f"hf-hub:{cfg.hf_hub_id}"
     elif cfg.source == "local-dir":
         name = f"local-dir:{cfg.file}"
+    otherwise = _OTHERWISE.format(own=own)
+    if cfg.hf_hub_id and not cfg.file and not cfg.state_dict:
+        files = TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
+        require_hub(cfg.hf_hub_id, files, name, otherwise)
     try:
         yield
     except UNUSABLE as error:
@@ -104,7 +152,7 @@ def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
         if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
             raise
         file = f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
-        raise unusable(name, error, _OTHERWISE.format(own=own), file) from error
+        raise unusable(name, error, otherwise, file) from error
 
 
 _RESCORERS = "reducer.rescorers."
@@ -329,13 +377,18 @@ def find_clip(size: str, tag: str) -> Path:
     spec = SIZES[size]
     assert spec.open_clip is not None
     cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
+    name, repo = f"clip_vit_{size}.{tag}", cfg["hf_hub"].rstrip("/")
+    otherwise = (
+        f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf; "
+        "commands that only time or export models take --random-weights"
+    )
+    if (cached := cached_file(repo, OPEN_CLIP_FILES)) is not None:
+        return cached
+    require_hub(repo, OPEN_CLIP_FILES, name, otherwise)
     try:
         return Path(download_pretrained(cfg))
     except UNUSABLE as error:
-        name = f"clip_vit_{size}.{tag}"
-        source = f"{cfg['hf_hub']}open_clip_model.safetensors"
-        otherwise = f"put a file of these weights at {own_path(name)}"
-        raise unusable(f"{name} ({source})", error, otherwise) from error
+        raise unusable(name, error, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}") from error
 
 
 def own_path(name: str) -> str:

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Quiet by intention: open_clip logs every tokenizer it builds.
     logging.disable(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each try again; what comes of it is told
     words = list(sys.argv[1:] if argv is None else argv)
     color = "auto"
     try:

@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from harness.datasets.base import SplitName
     from harness.measure.rows import Variant
     from zoo.clip import ClipParts
+    from zoo.golden import GoldenConfig
+
+
+RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a quarter of the passes of stride 1
 
 
 def _rank_flags(parser: CommandParser) -> None:
@@ -128,6 +133,9 @@ def _predictor_flags(parser: CommandParser) -> None:
     flags.number(what, "--limit", 250, "images to rank per split", kind=flags.positive)
     flags.number(what, "--block", None, "reduction point; 3 if nothing is said")
     what.add_argument("--action", help="that was ranked for, remove or merge; remove if nothing is said")
+    for name, text in (("window", "side in patches"), ("stride", "in patches")):
+        about = f"{text}, of rankings made here; {RANKED_BY} if nothing is said"
+        flags.number(what, f"--{name}", None, about, kind=flags.positive)
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
         ("val", "for early stopping; default: a fifth held out"),
@@ -144,37 +152,68 @@ def _predictor_flags(parser: CommandParser) -> None:
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     from harness.datasets import get_dataset
-    from harness.datasets.few_shot import require_labels
-    from harness.golden.fit import fit
+    from harness.datasets.few_shot import require_images, require_labels
+    from harness.golden.budget import passes_of
+    from harness.golden.fit import fit, fit_runs
     from harness.golden.rank import Job, Source, rank
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
-    from zoo.golden import GoldenConfig
 
-    config, progress = flags.fit_config(args), Progress(status)
-    block = GoldenConfig.block if args.block is None else args.block
-    way = GoldenConfig(action=args.action or GoldenConfig.action, block=block)
-    if way.action == "merge":
-        way = replace(way, window=1, stride=1, approximate="follow:0")
+    config, progress, way = flags.fit_config(args), Progress(status), _ranked_by(args)
     train, val = list(args.rankings), list(args.val)
-    for dataset in args.dataset if args.shots is not None else ():
-        require_labels(get_dataset(dataset), f"--shots {args.shots}")
-    tower = load_tower(args.model).name if args.dataset else ""
+    for dataset in args.dataset:  # refuses before anything is loaded
+        if args.shots is not None:
+            require_labels(get_dataset(dataset), f"--shots {args.shots}")
+        require_images(get_dataset(dataset), "train", "images to learn from asked for")
+    ships = way.action == "remove" and (args.window, args.stride) == (None, None)
+    jobs: list[tuple[Job, list[Path]]] = []
+    tower = load_tower(args.model) if args.dataset else None
     for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
         for split, files in splits:
-            path = shipped_rankings(tower, dataset, split, block) if way.action == "remove" else None
-            if path is None:
-                source = Source.of(get_dataset(dataset), split)
-                job = Job(model=args.model, source=source, config=way, limit=args.limit)
-                path = rank(job, progress).path
-            files.append(path)
-    if not train:
+            assert tower is not None
+            path = shipped_rankings(tower.name, dataset, split, way.block) if ships else None
+            source = Source.of(get_dataset(dataset), split)
+            if path is not None:
+                files.append(path)
+            elif len(source.images):
+                jobs.append((Job(model=args.model, source=source, config=way, limit=args.limit), files))
+            else:
+                progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
+    if not train and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
+    counts = [min(args.limit, len(job.source.images)) for job, _ in jobs]
+    work = fit_runs(config, sum(counts), 0)
+    if tower is not None:
+        work += sum(counts) * passes_of(way, tower.vit)
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
-    path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
+    with progress.overall("fit predictor", work) if jobs else nullcontext():
+        for (job, files), count in zip(jobs, counts, strict=True):
+            assert tower is not None
+            with progress.part(count * passes_of(way, tower.vit)):
+                files.append(rank(job, progress).path)
+        path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
+
+
+def _ranked_by(args: Namespace) -> "GoldenConfig":
+    """Return how images are ranked where no rankings are given and none ship.
+
+    Raises:
+        ValueError: windows of rankings that are given, or windows that can't be.
+    """
+    from zoo.golden import GoldenConfig
+
+    for name in ("window", "stride"):
+        if (value := vars(args)[name]) is not None and not args.dataset:
+            raise ValueError(f"--{name} {value} without --dataset: the rankings are there, nothing is ranked here")
+    block = GoldenConfig.block if args.block is None else args.block
+    action, merges = args.action or GoldenConfig.action, args.action == "merge"
+    window = args.window or (1 if merges else RANKED_BY)
+    stride = args.stride or min(window, RANKED_BY)
+    way = GoldenConfig(action=action, block=block, window=window, stride=stride)
+    return replace(way, approximate="follow:0") if merges else way
 
 
 def _prompts_flags(parser: CommandParser) -> None:
@@ -204,7 +243,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import Tuner
+    from harness.measure.tuning import Tuner, step_runs
     from zoo.files import write_whole
     from zoo.weights import fingerprint
 
@@ -217,14 +256,17 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     progress, dense = Progress(status), dense_name(row)
     tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress)
     begin = time.perf_counter()
-    tuned = tuner.tuned([row], args.shots, args.seed, config)[row.key]
-    seconds = time.perf_counter() - begin
-    path = tuned.file.path
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.output, path.read_bytes())
-        path = args.output
-    untuned, top1 = tuner.judge(row, tuned, drawn.val)
+    images, units = len(drawn.train) + 3 * len(drawn.val), step_runs(config, len(dataset.classes))
+    with progress.overall("fit prompts", images + config.rounds * config.steps * units):
+        with progress.part(images - 2 * len(drawn.val) + config.rounds * config.steps * units):
+            tuned = tuner.tuned([row], args.shots, args.seed, config)[row.key]
+        seconds = time.perf_counter() - begin
+        path = tuned.file.path
+        if args.output is not None:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(args.output, path.read_bytes())
+            path = args.output
+        untuned, top1 = tuner.judge(row, tuned, drawn.val)
     parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
     text = (
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "
@@ -334,11 +376,12 @@ def run_fit_schedule(args: Namespace, status: Console) -> Shown:
 
 def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
     """Load a model with its text tower; return the towers, the model as a row, and its tag."""
-    from harness.measure.rows import rows_of
+    from harness.measure.rows import require_rows, rows_of
     from harness.models.towers import load_clip, split_method
     from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(name)
+    require_rows(dense, [(method or DENSE, keep)])
     parts, arch, tag = load_clip(dense)
     (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
     parts.model.visual = row.vit

@@ -2,7 +2,7 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.measure.compare import compare
+    from harness.measure.compare import compare, expected_runs
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.measure.traces import Tracer
@@ -109,6 +109,8 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     records: list[Record] = []
     groups: list[list[Record]] = []  # of one dataset and tower
 
+    more = at_equal_time(plan) if args.equal_time else None
+
     def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
         for group in compare(plan, known, progress, tracer):
             if fresh := [record for record in group if record not in known]:
@@ -116,18 +118,22 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
             records.extend(group)
             yield group
 
-    for group in measured(plan, tracer):
-        for part in training_free(group):
-            yield comparison_table(part, plan.match_to)
-        if plan.match is not None:
-            yield matched_table(matched(group, plan.match_to, plan.timed_batch))
-        groups.append(group)
-        if group[0].shots == plan.shots[-1]:
-            yield from shots_apart(groups)
-            groups = []
-    if args.equal_time and (more := at_equal_time(plan)) is not None:
-        for group in measured(more):
-            yield matched_table(matched(group, more.match_to, more.timed_batch), precision_note(group, records))
+    with progress.overall("compare", sum(expected_runs(one) for one in (plan, more) if one is not None)):
+        for group in measured(plan, tracer):
+            with progress.hidden():
+                for part in training_free(group):
+                    yield comparison_table(part, plan.match_to)
+                if plan.match is not None:
+                    yield matched_table(matched(group, plan.match_to, plan.timed_batch))
+                groups.append(group)
+                if group[0].shots == plan.shots[-1]:
+                    yield from shots_apart(groups)
+                    groups = []
+        if more is not None:
+            for group in measured(more):
+                rows = matched(group, more.match_to, more.timed_batch)
+                with progress.hidden():
+                    yield matched_table(rows, precision_note(group, records))
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
@@ -151,13 +157,14 @@ def run_eval(args: Namespace, status: Console) -> Shown:
     """Measure one model."""
     from harness.report.tables import comparison_table
 
-    records = evaluated(args, status)
-    return Shown(parts=(comparison_table(records),), data={"records": json_values(records)})
+    groups = evaluated(args, status)
+    records = [record for group in groups for record in group]
+    return Shown(parts=tuple(map(comparison_table, groups)), data={"records": json_values(records)})
 
 
-def evaluated(args: Namespace, status: Console) -> "list[Record]":
-    """Measure one model beside its dense tower, or alone with prompts that were learned for it."""
-    from harness.measure.compare import compare, judge
+def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
+    """Measure one model beside its dense tower, and then with prompts that were learned for it."""
+    from harness.measure.compare import compare, expected_runs, judge
     from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
     from harness.records.conditions import DENSE
@@ -168,15 +175,18 @@ def evaluated(args: Namespace, status: Console) -> "list[Record]":
     plan = flags.settings(Plan, args, **row, **data)
     if args.recovery is not None:
         plan = recovered_alone(plan, args.recovery)
+    progress = Progress(status)
     if args.prompts is None:
-        return next(compare(plan, [], Progress(status)))
+        with progress.overall(f"eval {args.model}", expected_runs(plan)):
+            return [next(compare(plan, [], progress))]
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
         if (value := getattr(args, name)) != default:
             raise ValueError(
                 f"--prompts {str(args.prompts)!r} with --{name.replace('_', '-')} {value}: the "
                 "file says what it was learned from; give one of the two"
             )
-    return judge(plan, args.prompts, Progress(status))
+    with progress.overall(f"eval {args.model}", expected_runs(plan)):
+        return judge(plan, args.prompts, progress)
 
 
 def _latency_flags(parser: CommandParser) -> None:
@@ -280,7 +290,8 @@ COMMANDS = (
             ("eval clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
             ("eval clip_vit_s14 --dataset emoji --shots 4 --tokens probe", "a linear probe"),
         ),
-        output="a table on standard output, the model beside its dense tower; no files",
+        output="a table on standard output, the model beside its dense tower; with --prompts a second one, the model "
+        "with them; no files",
     ),
     Command(
         path="latency",

@@ -394,6 +394,7 @@ def _study_flags(parser: CommandParser) -> None:
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
     from harness.records.record import earlier, write_records
+    from harness.studies.dry_run import expected_runs
     from harness.studies.run import NOTES, SEED_NOTES, get_study, make
     from harness.studies.workshop import StudyConfig
     from zoo.files import write_whole
@@ -407,12 +408,14 @@ def run_study(args: Namespace, status: Console) -> Work:
     known = earlier(path, progress, fresh=args.fresh)
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
     sheets = []
-    for sheet, records in make(study, config, known, progress):
-        if fresh := [record for record in records if record not in known]:
-            write_records(path, fresh)
-        sections += [sheet.markdown()]
-        sheets.append(sheet.data())
-        yield sheet.table()
+    with progress.overall(f"study {study.name}", expected_runs(study, config, known)):
+        for sheet, records in make(study, config, known, progress):
+            if fresh := [record for record in records if record not in known]:
+                write_records(path, fresh)
+            sections += [sheet.markdown()]
+            sheets.append(sheet.data())
+            with progress.hidden():
+                yield sheet.table()
     notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")

@@ -91,15 +91,8 @@ def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
     if shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
     require_labels(dataset, f"--shots {shots}")
+    require_images(dataset, dataset.shots_from, f"{shots} shots asked for", "0 shots or another dataset")
     split = dataset.split(dataset.shots_from)
-    if not len(split):
-        prefix, _, place = dataset.asked_as.partition(":")
-        way = f", or folder-parted:{place}, which makes splits" if prefix == "folder" else ""
-        raise ValueError(
-            f"{shots} shots asked for, but {dataset.name!r} has no {dataset.shots_from} images: it "
-            "is for testing only, or they are missing, which `patchrank datasets check "
-            f"{dataset.asked_as}` tells; take 0 shots or another dataset{way}"
-        )
     poorest, count = _poorest(dataset, split.labels)
     if count < shots:
         raise ValueError(
@@ -164,6 +157,18 @@ def draw_ranked(
         )
     order = np.argsort(np.array(image_ids))[seeded_order(len(labels), seed)]
     return _first_of_each(dataset, labels, order, shots)
+
+
+def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str = "another dataset") -> None:
+    """Refuse, by a ValueError, a split without images; ``asked`` says what for, ``instead`` what else to take."""
+    if len(dataset.split(split)):
+        return
+    prefix, _, place = dataset.asked_as.partition(":")
+    way = f", or folder-parted:{place}, which makes splits" if prefix == "folder" else ""
+    raise ValueError(
+        f"{asked}, but {dataset.name!r} has no {split} images: it is for testing only, or they are missing, which "
+        f"`patchrank datasets check {dataset.asked_as}` tells; take {instead}{way}"
+    )
 
 
 def require_labels(dataset: Dataset, what: str) -> None:

@@ -1,6 +1,7 @@
 """Cheaper golden rankings: what each costs and is worth, and the best within a budget."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from harness.records.statistics import Interval
 from zoo.approximate import Effort, approximate_passes, fitting
 from zoo.files import write_whole
 from zoo.golden import GoldenConfig
+from zoo.host import Host
 from zoo.windows import windows
 
 SCHEMA_VERSION = 1
@@ -54,6 +56,14 @@ class Point:
             return 0.0
         count = len(windows(effort.grid, self.window, self.stride))
         return approximate_passes(self.approximate, effort, block, count)
+
+
+def passes_of(golden: GoldenConfig, vit: Host) -> float:
+    """Return what rankings by these settings cost per image, as ``Point.passes`` counts it; of a search its rounds."""
+    grid = vit.grid[0] * vit.grid[1]
+    rounds = 1 if golden.greedy is None else math.ceil(grid / golden.greedy)
+    point = Point(window=golden.window, stride=golden.stride, approximate=golden.approximate)
+    return rounds * point.passes(Effort.of(vit, golden.block), golden.block)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ def rank(job: Job, progress: Progress) -> Ranked:
             )
             title = f"golden rankings of {source.name} {source.split}"
             here = (count for index in todo for count in maker.make(index))
-            with progress.long(title, total, begun, passes) as show:
+            with progress.long(title, total, begun, passes, units=passes) as show:
                 for count in here if job.workers is None else _made_by_ray(maker, todo):
                     begun += count
                     show(begun)

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -165,9 +165,7 @@ class Lab:
             classifier, _ = text_classifier(self.tower.clip, self.dataset)
         sizes = (config.search, config.held_out)
         parts = parted(self.dataset, sizes, config.seed, learned=self._learned(), classifier=classifier)
-        self.done = 0  # times that a row ran on a picture
-        self.on_done: Callable[[int], object] = lambda _done: None
-        more: tuple[Any, ...] = (self.dense, self.tower.preprocess, classifier, self._ran)
+        more: tuple[Any, ...] = (self.dense, self.tower.preprocess, classifier, self.progress.advance)
         self.search, self.held_out = (Pictures(part, *more) for part in parts)
         # A first look at nearest pictures needs all of them.
         few = len(self.search) if OVERLAP in bounds.floors else max(FEWEST, len(self.search) // FIRST)
@@ -330,10 +328,6 @@ class Lab:
             return str(error)
         return ""
 
-    def _ran(self, images: int) -> None:
-        self.done += images
-        self.on_done(self.done)
-
     def values(self, pictures: str, candidates: Iterable[Candidate]) -> dict[Candidate, Mapping[str, list[float]]]:
         """Return values of candidates on ``first``, ``search`` or ``held_out`` pictures; none is run twice.
 
@@ -387,18 +381,14 @@ class Lab:
         """Time models in turn with the dense tower in float32, all from the same images in float32."""
         images = timing.random_images(self.config.batch, self.dense.vit.input_size, self.device, torch.float32)
         every = {DENSE: self.dense.vit, **vits}
-        before, models = self.done, len(every) * self.config.batch
+        runs, advance = len(every) * self.config.batch, self.progress.advance
 
         def call(vit: ReducedViT) -> timing.Call:
             dtype = next(vit.parameters()).dtype
             return lambda batch: vit(batch.to(dtype))
 
-        def tick(done: int) -> None:
-            self.done = before + done * models
-            self.on_done(self.done)
-
         calls = {name: call(vit) for name, vit in every.items()}
-        return timing.interleaved(calls, images, rounds, tick=tick, **{"warmup": 1, **more})
+        return timing.interleaved(calls, images, rounds, tick=lambda _: advance(runs), **{"warmup": 1, **more})
 
     @cached_property
     def dense_ms(self) -> float:

@@ -194,8 +194,7 @@ def choose(
     if fresh:
         lab.forget()
     total = _expected(lab)
-    with progress.task(f"setups of {lab.tower.name}", total) as update:
-        lab.on_done = lambda done: update(min(done, total))
+    with progress.overall(f"setups of {lab.tower.name}", total):
         judged = _by_fidelity(lab) if bounds.floors else _by_time(lab)
     last = judged[-1]
     assert last.time is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,24 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
 from harness.measure.bench import Bench
+from harness.measure.cost import COUNTED
 from harness.measure.evaluate import correct
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.recovery import require_towers
-from harness.measure.rows import BLOCK, Variant
+from harness.measure.rows import BLOCK, Variant, require_rows
 from harness.measure.traces import Tracer
-from harness.measure.tuning import Tuned
+from harness.measure.tuning import Tuned, step_runs
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, Tuning
 from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, paired_p
 from zoo.predictor import tower_name
+from zoo.prompt_learner import TuneConfig
 from zoo.prompts import PromptFile
 from zoo.suffix import best_precision
 from zoo.vit import ReducedViT
 
 RANDOM = "random"
+MATCHED_CALLS = 60  # of each model, about, while keep rates of equal time are searched
 
 Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not, NaN if unknown
 
@@ -54,6 +58,8 @@ def compare(
     """
     check_plan(plan)
     require_towers(plan.recoveries, plan.models)
+    for name in plan.models:  # all before the first is loaded
+        require_rows(name, product(plan.methods, plan.keeps))
     datasets = [get_dataset(name) for name in plan.datasets]
     if release:
         datasets = [dataset.released() for dataset in datasets]
@@ -66,11 +72,54 @@ def compare(
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
     for name in plan.models:
-        bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
-        for dataset, shots in pairs:
-            yield bench.measure(dataset, shots, known)
+        with progress.part(_matching_runs(plan)):
+            bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
+        for first, (dataset, shots) in enumerate(pairs):
+            with progress.part(_runs(plan, dataset, shots, first=not first)):
+                records = bench.measure(dataset, shots, known)
+            yield records
             if tracer is not None:  # what was measured is kept by now
                 tracer.flush()
+
+
+def expected_runs(plan: Plan) -> float:
+    """Return about how often `compare` runs a row on an image, what else it does counted as runs that take as long.
+
+    Of what is known from earlier runs nothing is left out.
+    """
+    datasets = [get_dataset(name) for name in plan.datasets]
+    pairs = [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
+    each = sum(_runs(plan, dataset, shots, first=not at) for at, (dataset, shots) in enumerate(pairs))
+    return len(plan.models) * (each + _matching_runs(plan))
+
+
+def _row_count(plan: Plan) -> int:
+    return 1 + sum(len(plan.keeps) for method in plan.methods if method != DENSE) + len(plan.recoveries)
+
+
+def _matching_runs(plan: Plan) -> float:
+    """Return about how many runs keep rates of equal time take."""
+    return _row_count(plan) * plan.match_batch * MATCHED_CALLS if plan.match == "time" else 0
+
+
+def _runs(plan: Plan, dataset: Dataset, shots: int, *, first: bool) -> float:
+    """Return about how many runs a dataset with a number of shots takes; the ``first`` one of a tower has its costs."""
+    rows, images = _row_count(plan), len(dataset.split(plan.split))
+    images = images if plan.limit is None else min(images, plan.limit)
+    # Rows without learned visual tokens run on an image once, whatever is learned from shots.
+    plain = next((one for one in plan.shots if not plan.tunings(one)[0].visual), None)
+    runs: float = rows * images if shots == plain else 0
+    if first:
+        timed = sum(batch * rounds for batch, rounds in plan.latency_rounds.items())
+        runs += rows * (COUNTED + timed)
+    for tuning in plan.tunings(shots) if shots else ():
+        runs += rows * shots * len(dataset.classes)
+        if tuning.prompted:
+            config = TuneConfig(tokens=plan.tokens, count=plan.num_tokens)
+            runs += rows * config.rounds * config.steps * step_runs(config, len(dataset.classes))
+        if tuning.visual:
+            runs += rows * images
+    return runs
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
@@ -91,10 +140,12 @@ def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[
     return pairs
 
 
-def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
-    """Measure the plan's last row with prompts from a file.
+def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], list[Record]]:
+    """Measure the plan's last row with prompts from a file, and without them beside the dense tower.
 
-    The dense tower is no row beside it: it would have to be judged with prompts of its own.
+    Returns:
+        The records without prompts, the dense tower's first, and the one with prompts. The dense tower has none in the
+        second: it would have to be judged with prompts of its own.
 
     Raises:
         ValueError: an unknown name, or prompts of another tower or of other classes.
@@ -106,7 +157,8 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> list[Record]:
     tuning = tuning_of(file)
     bench = Bench.build(plan, plan.models[0], progress)
     row = bench.rows[-1]
-    return bench.judged(dataset, tuning, [row], {row.key: Tuned.of(row.vit, file)})
+    tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
+    return bench.measure(dataset, 0, []), bench.judged(dataset, tuning, [row], tuned)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ from harness.records.statistics import Interval
 from zoo.predictor import Predictor
 from zoo.vit import ReducedViT
 
+COUNTED = 20  # runs on an image that take about as long as counting a row's multiply-adds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
@@ -34,7 +36,7 @@ class Counts:
 def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
     """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
     counted = {}
-    with progress.task("multiply-adds", len(rows)) as update:
+    with progress.task("multiply-adds", len(rows), units=COUNTED) as update:
         for done, row in enumerate(rows, start=1):
             like, size = next(row.vit.parameters()), row.vit.input_size
             cost = gflops(row.vit, size)
@@ -69,9 +71,8 @@ def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress
     for batch, count in rounds.items():
         weight, size = next(real[0].vit.parameters()), real[0].vit.input_size
         images = random_images(batch, size, weight.device, weight.dtype)
-        with progress.task(f"latency at batch {batch}", 1) as update:
-            timings = interleaved({row.key: row.vit for row in real}, images, count, warmup=1)
-            update(1)
+        with progress.task(f"latency at batch {batch}", count, units=batch * len(real)) as update:
+            timings = interleaved({row.key: row.vit for row in real}, images, count, warmup=1, tick=update)
         for key, timing in timings.items():
             latencies[key].append(timing.latency(None if key == dense else timings.get(dense)))
     for key, entries in latencies.items():

@@ -65,12 +65,13 @@ def outcomes(
     device: torch.device,
     dtype: torch.dtype,
     importance: Mapping[str, Importance] | None = None,
-    on_batch: Callable[[int], None] = lambda _: None,
+    on_run: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Outcome]:
     """Run variants of one dense tower, which is on ``device`` in ``dtype``, over a split.
 
     ``preprocess`` maps a PIL image to (C, H, W). ``importance`` is, by the key of a golden row,
-    what it prunes by instead of its rankings. ``on_batch`` takes the number of images done.
+    what it prunes by instead of its rankings. ``on_run`` takes after each row on a batch how often rows were
+    run on an image.
 
     Raises:
         ValueError: a golden row, and an image without golden ranking; nothing was drawn.
@@ -80,13 +81,18 @@ def outcomes(
         importance = {row.key: _golden(row, split.image_ids) for row in golden}
     oracle = {row.key: torch.from_numpy(importance[row.key]).to(device) for row in golden}
     parts: dict[str, list[Outcome]] = {row.key: [] for row in rows}
-    done = 0
+    done = runs = 0
+
+    def on_row() -> None:
+        nonlocal runs
+        runs += len(examples)
+        on_run(runs)
+
     for examples, images in batches(split, preprocess):
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
-        for key, output in run(rows, images.to(device, dtype), batch).items():
+        for key, output in run(rows, images.to(device, dtype), batch, on_row).items():
             parts[key].append(output)
         done += len(examples)
-        on_batch(done)
     return {key: Outcome.joined(part) for key, part in parts.items()}
 
 

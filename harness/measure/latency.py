@@ -17,7 +17,7 @@ from harness import git_commit
 from harness.console.terminal import Progress
 from harness.measure import timing, ways
 from harness.measure.cost import Counts, counts
-from harness.measure.rows import MethodRate, Variant, known_methods, rows_of
+from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.measure.times import EAGER_FLOAT32, OWN, LatencyRecord, fitting, time_fields
 from harness.measure.ways import EAGER
 from harness.models import towers
@@ -174,6 +174,7 @@ def load_family(
                 torch.manual_seed(0)
                 rows.append(_row(arch, zoo.reduce(vit, method=method, keep=keep)))
     else:
+        require_rows(dense, pairs)
         tower = towers.load_tower(dense)
         vit, (arch, _, tag) = _resized(tower.vit, size), tower.name.partition(".")
         rows = rows_of(vit, arch, tag, whole + list(pairs)) + _saved(dense, vit, arch)

@@ -143,6 +143,7 @@ def equal_times(
                 if count < solvers[key].patches:  # else it is the dense tower
                     vits[key] = solvers[key].build(count / solvers[key].patches)
             ratios = times.of(vits, rounds)
+            progress.advance((1 + len(vits)) * rounds * len(times.images))
             update(next(done))
             return {key: ratios.get(key, 1.0) / ratios[key[1]] for key in asked}
 

@@ -14,8 +14,8 @@ from harness import git_commit
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
-from harness.datasets.few_shot import batches, seeded_order, subset
-from harness.measure.rows import Variant, reduced_row
+from harness.datasets.few_shot import batches, require_images, seeded_order, subset
+from harness.measure.rows import Variant, reduced_row, require_rows
 from harness.models.towers import load_tower, split_method
 from zoo.files import digest_of
 from zoo.predictor import tower_name
@@ -23,6 +23,7 @@ from zoo.recovery import RecoveryConfig, RecoveryFile, add_recovery, recover, sa
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder
 
+PREPARED = 0.2  # of a tower's run on an image that reading and preparing it takes, about
 HELD_OUT = 5  # one training image in so many, where a dataset has no val split
 
 
@@ -68,27 +69,31 @@ def train_recovery(
     assert rate is not None
     datasets = [get_dataset(name) for name in sources.datasets]
     splits = [learning_splits(dataset, sources) for dataset in datasets]
+    require_rows(dense, [(kind, rate)])
     tower = load_tower(dense)
     name = f"{tower.arch}_{kind}{round(100 * rate)}"
     row = reduced_row(tower.vit, tower.arch, tower.tag, name, kind, {"keep": rate})
-    train, val = (
-        [
-            preprocessed(each[at], tower.preprocess, dataset.name, progress, torch.bfloat16)
+    steps, units = config.rounds * config.steps, 3 * config.batch  # gradients take as long again, twice
+    images = sum(len(each) for pair in splits for each in pair)
+    with progress.overall(f"recovery of {name}", images * PREPARED + steps * units):
+        train, val = (
+            [
+                preprocessed(each[at], tower.preprocess, dataset.name, progress, torch.bfloat16)
+                for dataset, each in zip(datasets, splits, strict=True)
+            ]
+            for at in range(2)
+        )
+        facts = [
+            {"name": dataset.name, "revision": dataset.revision, "images": len(each[0]), "held_out": len(each[1])}
             for dataset, each in zip(datasets, splits, strict=True)
         ]
-        for at in range(2)
-    )
-    facts = [
-        {"name": dataset.name, "revision": dataset.revision, "images": len(each[0]), "held_out": len(each[1])}
-        for dataset, each in zip(datasets, splits, strict=True)
-    ]
-    ids = [[each.image_ids for each in pair] for pair in splits]
-    decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
-    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-    checkpoint = cache_folder() / "fits" / f"{key}.pt"
-    vit = row.vit.to(device)
-    with progress.task(f"recovery of {name}", config.rounds * config.steps) as update:
-        recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
+        ids = [[each.image_ids for each in pair] for pair in splits]
+        decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
+        key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        checkpoint = cache_folder() / "fits" / f"{key}.pt"
+        vit = row.vit.to(device)
+        with progress.task(f"steps of {name}", steps, units=units) as update:
+            recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
     path = out or cache_folder() / "recoveries" / f"{name}.{tower.tag or 'own'}.{config.what}.safetensors"
     origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": facts, "commit": git_commit()}
     file = save_recovery(path, vit, recovered, config, **origin)
@@ -98,6 +103,7 @@ def train_recovery(
 
 def learning_splits(dataset: Dataset, sources: Sources) -> tuple[Split, Split]:
     """Return a dataset's images to learn from and those held out; the test split isn't touched."""
+    require_images(dataset, "train", "images to learn from asked for")
     train, val = dataset.split("train"), dataset.split("val")
     if not len(val):
         order = seeded_order(len(train), 0)
@@ -117,7 +123,7 @@ def preprocessed(
 ) -> Tensor:
     """Return the images of a split of the dataset ``name``, (n, C, H, W)."""
     parts, done = [], 0
-    with progress.task(f"images of {name}", len(split)) as update:
+    with progress.task(f"images of {name}", len(split), units=PREPARED) as update:
         for examples, images in batches(split, preprocess):
             parts.append(images.to(dtype))
             done += len(examples)

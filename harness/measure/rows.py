@@ -1,6 +1,6 @@
 """The models that stand side by side: one dense tower and everything that shares its weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,8 @@ from zoo.files import digest_of
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
 from zoo.reducer import METHODS, Pruner, ReducerConfig, expected
+from zoo.registry import require_fitted
+from zoo.sizes import MODELS, SIZES, ModelName
 from zoo.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.vit import ReducedViT
 from zoo.weights import load_predictor, with_predictors
@@ -114,6 +116,21 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate])
     return rows
 
 
+def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
+    """Refuse methods whose predictor is missing before the weights of a tower of ours are fetched.
+
+    Of other towers it is only known once they are loaded. Raises what ``rows_of`` does.
+    """
+    arch, _, tag = model.partition(".")
+    known = MODELS.get(arch)
+    if known is None or (tag and tag not in SIZES[known.size].tags):
+        return
+    for method, keep in pairs:
+        if method in METHODS:
+            name = ModelName(size=known.size, method=method)
+            require_fitted(name, tag or next(iter(SIZES[known.size].tags)), {"keep": keep})
+
+
 def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
     """Make a row that prunes by golden rankings, which come later."""
     like = next(dense.block_modules[0].parameters())
@@ -186,11 +203,15 @@ class Outcome:
 
 @torch.inference_mode()
 def run(
-    rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
+    rows: Sequence[Variant],
+    images: Tensor,
+    golden: Mapping[str, Tensor] = MappingProxyType({}),
+    on_row: Callable[[], None] = lambda: None,
 ) -> dict[str, Outcome]:
     """Run all rows on a batch; what rows without tokens or weights of their own share is computed once.
 
-    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key.
+    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key;
+    ``on_row`` is called after each row.
     """
     shared = _shared([row for row in rows if not row.apart], images)
     outcomes = {}
@@ -208,6 +229,7 @@ def run(
             patchwise = {name: values.cpu().numpy() for name, values in every}
         features = F.normalize(row.vit.finish(tokens).float(), dim=-1).cpu()
         outcomes[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
+        on_row()
     return outcomes
 
 

@@ -360,6 +360,7 @@ class _Distances:
     ) -> None:
         self.images, self.row, self.values = torch.cat(list(sets)), row, values
         self.save: Callable[[], None] = lambda: None  # called when some schedules have run
+        self.ran: Callable[[float], None] = lambda _images: None  # called after each on some images
         self.device = next(dense.parameters()).device
         self.set_of = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
         # Each set's own, so that none is left out.
@@ -385,7 +386,7 @@ class _Distances:
         rows = {schedule: self.row(schedule) for schedule in schedules}
         for start in range(0, len(places), CHUNK):
             some = places[start : start + CHUNK]
-            outcomes = run(list(rows.values()), self.images[some].to(self.device))
+            outcomes = run(list(rows.values()), self.images[some].to(self.device), on_row=partial(self.ran, len(some)))
             for schedule, row in rows.items():
                 found = cosine_distance(outcomes[row.key].features, self.truth[some])
                 for place, value in zip(some.tolist(), found.tolist(), strict=True):
@@ -575,7 +576,14 @@ def _searched(
         before = train.means(default, places)
         return {shape: loss(train.means(one, places), before) for shape, one in schedules.items()}
 
-    with progress.task(f"schedules of {bench.method}", config.candidates) as update:
+    # The best few of those that get a first look run on all images.
+    runs = config.candidates * (len(train.first) + len(everywhere) / FIRST)
+    known = sum(value is not None for values in state.values.values() for value in values)
+    train.ran = progress.advance
+    with (
+        progress.overall(f"schedules of {bench.method}", max(runs - known, 1)),
+        progress.task("schedules tried", config.candidates) as update,
+    ):
 
         def saved() -> None:
             state.save()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from harness.measure.rows import reduced_row
+from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import OPEN_CLIP, TRANSFORMERS, Tower, find_tower, split_method
 from harness.records.conditions import DTYPES
 from zoo.files import filled, strict_json, write_whole
@@ -109,6 +109,8 @@ class Setup:
             ValueError: what the tower or the method refuses.
             FileNotFoundError: weights, predictor or recovery are missing.
         """
+        if self.method is not None and not random_weights:
+            require_rows(self.model, [(self.method, self.options.get("keep", 1.0))])
         tower = find_tower(self.model, random_weights=random_weights)
         if self.method is None:
             return tower

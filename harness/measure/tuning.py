@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +48,12 @@ class Tuned:
     def digest(self) -> str:
         """16 hex digits that tell these prompts from others."""
         return digest_of(self.file.path)
+
+
+def step_runs(config: TuneConfig, classes: int) -> float:
+    """Return about how many runs of a row on an image take as long as a step of tuning."""
+    images = 0 if config.tokens == "t" else 3 * config.batch  # gradients take as long again, twice
+    return images + (0 if config.tokens == "v" else classes / 2)
 
 
 @dataclass
@@ -111,9 +116,9 @@ class Tuner:
         what = f"{config.tokens} for {row.key}, {self.dataset.name}, {shots} shots, draw {seed}"
         train, val = (self._labelled(row, split, config) for split in few)
         model = (row.vit, self.parts, self.dataset.classes, self.dataset.templates)
-        with self.progress.task(what, config.rounds) as update:
-            how: dict[str, Any] = {"on_round": lambda done, *_: update(done + 1)}
-            learner = tune(*model, train, val, config, checkpoint=checkpoint, **how)
+        units = step_runs(config, len(self.dataset.classes))
+        with self.progress.task(f"{what}, steps", config.rounds * config.steps, units=units) as update:
+            learner = tune(*model, train, val, config, checkpoint=checkpoint, on_step=update)
         provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed}
         provenance["dataset_revision"] = self.dataset.condition
         facts = {"model": self.model, "tag": self.tag, "dataset": self.dataset.name}
@@ -134,8 +139,9 @@ class Tuner:
     def _outcomes_of(self, rows: Sequence[Variant], split: Split) -> dict[str, Outcome]:
         like = next(rows[0].vit.blocks.parameters())
         device, dtype, preprocess = like.device, like.dtype, self.parts.preprocess
-        with self.progress.task(f"images of {self.dataset.name}", len(split)) as update:
-            return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_batch=update)
+        runs = len(split) * len(rows)
+        with self.progress.task(f"images of {self.dataset.name} x rows", runs, units=1) as update:
+            return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_run=update)
 
     def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:
         """Return a split as features of a row, or as images where these must be run anew."""

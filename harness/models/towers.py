@@ -12,7 +12,7 @@ import open_clip
 import timm
 import torch
 from numpy.typing import NDArray
-from timm.models import get_arch_pretrained_cfgs
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from harness.datasets.base import SPLITS, Dataset, Split
@@ -22,10 +22,10 @@ from zoo.open_clip import FOLDER, HUB, load_open_clip
 from zoo.predictor import tower_name
 from zoo.prompts import CosineHead
 from zoo.reducer import expected
-from zoo.sizes import MODELS, SIZES
+from zoo.sizes import MODELS, SIZES, unknown_model
 from zoo.text import UnseenWordsError
 from zoo.vit import ReducedViT, TimmHost
-from zoo.weights import UNUSABLE, MissingWeightsError, UnusableWeightsError, unusable
+from zoo.weights import TIMM_FILES, UNUSABLE, MissingWeightsError, UnusableWeightsError, require_hub, unusable
 
 OPEN_CLIP, TRANSFORMERS = "open_clip:", "transformers:"
 NAMED = 12  # unknown classes in a message
@@ -92,7 +92,7 @@ def split_method(name: str) -> tuple[str, str | None, float]:
     arch, _, tag = name.partition(".")
     known = MODELS.get(arch)
     if known is None and arch.startswith("clip_vit_"):
-        raise ValueError(f"model {name!r}: {expected(arch, MODELS)}")
+        raise ValueError(unknown_model(name))
     if known is None or known.method is None:
         return name, None, 1.0
     return tower_name(known.dense, tag), known.method, known.percent / 100
@@ -289,12 +289,18 @@ def _tags(arch: str) -> list[str]:
 
 def create_pretrained(name: str) -> Any:
     """Create timm's model ``name`` with its weights; raises what ``load_tower`` does."""
+    otherwise = f"pass {FOLDER}FOLDER, saved by timm's save_for_hf"
+    if name.startswith(HUB):
+        require_hub(name.removeprefix(HUB), ("config.json",), name, otherwise)
+    elif (cfg := get_pretrained_cfg(name)) is not None and cfg.hf_hub_id and name.partition(".")[0] not in MODELS:
+        files = TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
+        require_hub(cfg.hf_hub_id, files, name, otherwise)
     try:
         return timm.create_model(name, pretrained=True)
     except (MissingWeightsError, UnusableWeightsError):
         raise
     except UNUSABLE as error:
-        raise unusable(name, error, f"pass {FOLDER}FOLDER, saved by timm's save_for_hf") from error
+        raise unusable(name, error, otherwise) from error
 
 
 def _dense(model: Any, name: str) -> ReducedViT:

@@ -52,6 +52,7 @@ _CAPTION = (
     "interval where values per image are known"
 )
 _DIGITS = 16  # of a hash
+_NAMED = 12  # rows of one run alone that a line names
 
 
 class Difference(NamedTuple):
@@ -341,9 +342,29 @@ def notes(runs: Changes) -> list[str]:
             f"latency not compared ({_share(untimed, pairs)}): it takes the same device, "
             "device_name, dtype, threads and batch"
         )
-    for run, rest in (("A", runs.only_a), ("B", runs.only_b)):
-        lines += [f"only in {run}: {_name(record)}" for record in rest]
-    return lines
+    return [*lines, *_alone("A", runs.only_a), *_alone("B", runs.only_b)]
+
+
+def _alone(run: str, rows: Sequence[Record]) -> Iterator[str]:
+    """Say in one line which rows are in one run alone, by tower, dataset and tuning."""
+    if len(rows) == 1:
+        yield f"only in {run}: {_name(rows[0])}"
+    elif rows:
+        groups: dict[str, list[str]] = {}
+        for row in rows:
+            place = f"{tower_of(row)} on {row.dataset} {row.split}{_how(row)}"
+            groups.setdefault(place, []).append(f"{row.label} {100 * row.keep:.4g}")
+        parts = []
+        for place, labels in groups.items():
+            names = list(dict.fromkeys(labels))
+            more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
+            parts.append(f"{place}: {', '.join(names[:_NAMED])}{more}")
+        yield printable(f"{len(rows)} rows only in {run}: {'; '.join(parts)}")
+
+
+def _how(record: Record) -> str:
+    """Say what a row learned from, nothing without shots."""
+    return f", {protocol(record)}" if record.shots else ""
 
 
 def _apart(runs: Changes) -> Iterator[str]:
@@ -470,10 +491,8 @@ def _share(count: int, pairs: int) -> str:
 
 
 def _name(record: Record) -> str:
-    text = f"{record.model}.{record.tag} on {record.dataset} {record.split}"
-    if record.shots:
-        text += f", {protocol(record)}, seed {record.seed}"
-    return printable(text)
+    seed = f", seed {record.seed}" if record.shots else ""
+    return printable(f"{record.model}.{record.tag} on {record.dataset} {record.split}{_how(record)}{seed}")
 
 
 def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Shown:

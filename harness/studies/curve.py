@@ -164,10 +164,10 @@ class Ranker:
                 row = golden_row(vit, f"{number} at {percent}", config)
                 rows[point, percent], importance[row.key] = row, order
         like = next(vit.parameters())
-        with progress.task("accuracy of pruned models", len(split)) as update:
+        with progress.task("accuracy of pruned models, images x rows", len(split) * len(rows), units=1) as update:
             results = outcomes(
                 list(rows.values()), split, self.tower.preprocess, device=like.device,
-                dtype=like.dtype, importance=importance, on_batch=update,
+                dtype=like.dtype, importance=importance, on_run=update,
             )  # fmt: skip
         return {
             way: correct(results[row.key].features, classifier, split.labels).astype(np.float64)

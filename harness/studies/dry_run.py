@@ -5,7 +5,7 @@ prompts that are cached are taken; a place holder stands for each that is missin
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,21 @@ from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import draw, subset
-from harness.golden.budget import Point
+from harness.golden.budget import passes_of
+from harness.golden.fit import fit_runs
 from harness.golden.rank import Source
 from harness.golden.store import Provenance, Rankings
+from harness.measure.cost import COUNTED
 from harness.measure.match import KeepSolver
 from harness.measure.plan import tuning_of
-from harness.measure.rows import Variant
+from harness.measure.rows import MethodRate, Variant
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import Tower
 from harness.records.conditions import Tuning
 from harness.records.record import Record
 from harness.studies.paper import Reproduction
 from harness.studies.run import bench_of, lines, plain_rows, tower_with_text
-from harness.studies.workshop import Line, StudyConfig, Workshop, find
-from zoo.approximate import Effort
+from harness.studies.workshop import Line, Study, StudyConfig, Workshop, find
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
@@ -90,8 +91,7 @@ class DryShop(Workshop):
         image_ids = subset(source.images, limit).image_ids
         cached = find(self.tower.name, self.weights, source, golden, image_ids)
         left = len(image_ids) - (0 if cached is None else len(cached))
-        point = Point(window=golden.window, stride=golden.stride, approximate=golden.approximate)
-        passes = left * point.passes(Effort.of(self.dense, golden.block), golden.block)
+        passes = left * passes_of(golden, self.dense)
         self.count(
             "rank images",
             f"{dataset} {split}, {golden.score} before block {golden.block}",
@@ -119,14 +119,13 @@ class DryShop(Workshop):
             return self._predictors[path]
         target = train[0].provenance
         names = " + ".join(one.provenance.dataset for one in train)
+        file = self.cached(path)
         self.count(
             "fit predictors",
             f"{recipe.arch} {recipe.width} on {names}, {target.score} before block {target.block}",
-            cached=int(path.is_file()),
+            cached=int(file is not None),
         )
-        if path.is_file():
-            file = PredictorFile.read(path)
-        else:
+        if file is None:
             options = {"arch": recipe.arch, "width": recipe.width}
             arch, tag, block = self.tower.arch, self.tower.tag, target.block
             file = PredictorFile(path=path, model=arch, tag=tag, block=block, options=options, action=target.action)
@@ -135,9 +134,9 @@ class DryShop(Workshop):
 
     def load(self, vit: ReducedViT, files: Sequence[PredictorFile]) -> str:
         """Load predictors if all of them are cached."""
-        if all(file.path.is_file() for file in files):
-            return super().load(vit, files)
-        return MISSING
+        if any(self.cached(file.path) is None for file in files):
+            return MISSING
+        return super().load(vit, files)
 
     def tuned(self, tuner: Tuner, row: Variant, seed: int, recipe: TuneConfig) -> Tuned:
         """Return prompts that are cached, or a place holder whose file doesn't exist."""
@@ -207,6 +206,38 @@ def _count_judging(shop: DryShop, dataset: Dataset, lines: Sequence[Line], known
         images=images if missing else 0,
         passes=images * missing,
     )
+
+
+class _QuickShop(DryShop):
+    """A dry workshop that counts and times no models: rows of equal cost have any keep rate."""
+
+    def at_cost(self, name: str, build: Callable[[float], list[Variant]], goal: float) -> list[Variant]:
+        """Build a model at any keep rate."""
+        return build(0.5)
+
+    def at_time(
+        self, targets: Mapping[float, Variant], methods: Sequence[str], dtype: str
+    ) -> dict[MethodRate, tuple[float, dict[str, Any]]]:
+        """Return the targets' keep rates."""
+        return {(method, rate): (rate, {}) for method in methods for rate in targets}
+
+
+def expected_runs(study: Study, config: StudyConfig, known: Sequence[Record]) -> float:
+    """Return about how often a study will run a tower on an image, what else it does counted as runs that take as long.
+
+    What is cached or in ``known`` records counts as nothing.
+    """
+    datasets = [one for one in map(get_dataset, config.datasets) if one.labelled or not study.labels]
+    config = replace(config, datasets=tuple(one.name for one in datasets))
+    shop = _QuickShop(config, tower_with_text(config.model), {})
+    lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
+    rows = 0
+    for dataset in datasets:
+        _count_judging(shop, dataset, lines_of[dataset.name], known)
+        rows += 1 + len(lines_of[dataset.name])
+    images = sum(min(config.train_limit or len(one.split("train")), len(one.split("train"))) for one in datasets)
+    fits = sum(step.total - step.cached for step in shop.steps if step.kind == "fit predictors")
+    return rows * COUNTED + sum(step.passes for step in shop.steps) + fits * fit_runs(config.fit, images, 0)
 
 
 def plan_data(recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]) -> dict[str, Any]:

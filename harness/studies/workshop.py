@@ -266,9 +266,23 @@ class Workshop:
     ) -> PredictorFile:
         """Fit a predictor, or take that of an earlier run."""
         path = self.predictor_path(train, stop, recipe, shots)
-        if not path.is_file():
-            fit(self.tower.name, train, stop, recipe, out=path, progress=self.progress, shots=shots)
+        if (cached := self.cached(path)) is not None:
+            return cached
+        fit(self.tower.name, train, stop, recipe, out=path, progress=self.progress, shots=shots)
         return PredictorFile.read(path)
+
+    def cached(self, path: Path) -> PredictorFile | None:
+        """Return the predictor of an earlier run; None, with a note, of a file that can't be loaded any more."""
+        if not path.is_file():
+            return None
+        try:
+            file = PredictorFile.read(path)
+            file.tensors()
+        except ValueError as error:
+            reason = str(error).partition(";")[0]  # what follows mends it by hand
+            self.progress.say(f"a predictor of an earlier run is fitted anew: {reason}")
+            return None
+        return file
 
     def predictor_path(self, train: list[Rankings], stop: list[Rankings], recipe: FitConfig, shots: int | None) -> Path:
         """Return where a predictor is kept: by a hash of all that decides its weights."""
@@ -439,7 +453,7 @@ class TuningShop:
             dense = load_tower(shop.tower.name).vit
             save_for_hf(add_prompts(dense, one.file), str(folder), safe_serialization=True)
         path = folder / f"predictor-{golden.block}.safetensors"
-        if not path.is_file():
+        if shop.cached(path) is None:
             name, weights = f"local-dir:{folder}", fingerprint(one.vit)
             sources = [Source.of(self.dataset, "train"), Source.of(self.dataset, "val")]
             limits = (shop.config.train_limit, STOPPED_TUNED)

@@ -63,7 +63,7 @@ def members(example: Example) -> dict[str, bytes]:
 def ours(model: str) -> np.ndarray:
     """Return which images ``harness eval`` has right, in their order."""
     words = ["eval", model, "--dataset", "emoji", "--limit", str(COUNT)]
-    records = evaluated(build_parser().parse_args(words), Console(quiet=True))
+    [records] = evaluated(build_parser().parse_args(words), Console(quiet=True))
     (record,) = [record for record in records if record.model == model]
     return record.correct
 

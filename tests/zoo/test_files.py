@@ -1,5 +1,6 @@
 """Files are there whole or not at all, and a stopped fit goes on from one."""
 
+import json
 import math
 import os
 import signal
@@ -67,6 +68,18 @@ def test_one_flipped_bit_anywhere_is_refused_by_the_file_s_name(kind: str, tmp_p
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(ValueError, match=r"learned\.safetensors'"):
             load(kind, path)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_file_without_a_hash_is_an_earlier_version_s_and_not_damaged(kind: str, tmp_path: Path):
+    path = tmp_path / "learned.safetensors"
+    MAKERS[kind](path)
+    facts, tensors = read_facts(path, kind), load_file(path)
+    facts.pop("hash")
+    save_file(tensors, path, {kind: json.dumps(facts)})
+    match = r"learned\.safetensors' has no hash of its content: an earlier version wrote it; .* anew with: patchrank"
+    with pytest.raises(ValueError, match=match):
+        load(kind, path)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

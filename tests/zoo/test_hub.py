@@ -1,5 +1,9 @@
 """What is message of weights that can't be had, and files that stand for them."""
 
+import http.server
+import re
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
+import zoo.open_clip
+import zoo.weights
 from zoo.weights import MissingWeightsError, UnusableWeightsError
 
 REPO = "timm/vit_base_patch32_clip_224.openai"
@@ -67,16 +73,77 @@ def test_another_file_name_of_the_hub_is_the_one_wanted(hub: Path):
         timm.create_model("clip_vit_b32", pretrained=True, pretrained_cfg_overlay=overlay, **SMALL)
 
 
-def test_no_network_is_told_like_being_offline(hub: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ask a port on which nobody listens; the client tries again, here without waiting."""
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    match = r"no weights of clip_vit_b32\.openai: .*can't be reached \(.*refused\); run once"
-    with pytest.raises(FileNotFoundError, match=match):
-        timm.create_model("clip_vit_b32", pretrained=True, **SMALL)
+@pytest.fixture
+def online(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the hub be at an address, whatever is asked of its client; a second request of it fails the test."""
+
+    def at(address: str) -> None:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+
+    def tries_again(*args: object, **more: object) -> None:
+        raise AssertionError("the client is asked")
+
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", tries_again)
+    monkeypatch.setattr("zoo.weights.PROBE_S", 0.5)
+    return at
+
+
+LOADERS: dict[str, Callable[[], object]] = {
+    "clip_vit_b32.openai": lambda: timm.create_model("clip_vit_b32", pretrained=True, **SMALL),
+    "clip_vit_b32.laion2b": lambda: zoo.create_clip("clip_vit_b32.laion2b"),
+    "ViT-B-32/openai": lambda: zoo.open_clip.load_open_clip("ViT-B-32/openai"),
+    "hf-hub:nobody/nothing": lambda: zoo.open_clip.load_open_clip("hf-hub:nobody/nothing"),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("silent", [False, True])
+def test_without_a_network_one_short_question_is_asked(
+    name: str, silent: bool, online: Callable[[str], None], caplog: pytest.LogCaptureFixture
+):
+    """At a port on which nobody listens, and at one that never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if silent:
+            server.listen()
+        online(f"http://127.0.0.1:{server.getsockname()[1]}")
+        why = "(no answer within 0.5 s|timed out)" if silent else ".*refused"
+        match = rf"^no weights of {re.escape(name)}: .* there is no network or .* can't be reached \({why}\); run once"
+        with pytest.raises(MissingWeightsError, match=match) as caught:
+            LOADERS[name]()
+    assert re.search("local-dir:|FILE", str(caught.value))
+    assert not caplog.records
+
+
+def test_of_cached_weights_nothing_is_asked(
+    online: Callable[[str], None], fill: Fill, original: CLIP, monkeypatch: pytest.MonkeyPatch
+):
+    online("http://127.0.0.1:9")
+    monkeypatch.setattr("zoo.weights.get_session", None)
+    fill(REPO, "open_clip_model.safetensors", lambda path: save_file(half(original), path))
+    assert zoo.weights.find_clip("b32", "openai").name == "open_clip_model.safetensors"
+    zoo.weights.require_hub(f"{REPO}@main", ["open_clip_model.safetensors"], "any", "")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    zoo.weights.require_hub("nobody/nothing", ["any"], "any", "")  # the client refuses by itself
+
+
+def test_a_hub_that_answers_is_asked_for_the_file(online: Callable[[str], None]):
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request).start()
+        online(f"http://127.0.0.1:{server.server_port}/nothing")
+        with pytest.raises(MissingWeightsError, match="the client is asked"):
+            zoo.weights.find_clip("b32", "openai")
+
+
+def test_a_missing_predictor_is_told_before_weights_are_fetched(online: Callable[[str], None]):
+    online("http://127.0.0.1:9")
+    with pytest.raises(FileNotFoundError, match=r"make one with: patchrank fit predictor --model clip_vit_b32\.openai"):
+        zoo.create_clip("clip_vit_b32_patchrank60")
+    with pytest.raises(FileNotFoundError, match=r"--block 3 --arch mlp --width 9 --dataset"):
+        zoo.create_clip("clip_vit_b32_patchrank60", reduce_at=[3, 5], rescore=True, width=9)
+    with pytest.raises(FileNotFoundError, match=r"no weights of clip_vit_b32\.openai"):
+        zoo.create_clip("clip_vit_b32_evit60")
 
 
 def test_cached_weights_that_are_damaged_or_of_another_model(fill: Fill):

@@ -126,7 +126,13 @@ def test_no_clip_tag_is_forgotten(size: str):
         ("b16_evit60", {"kep": 0.5}, "b16_evit60 has no argument 'kep': did you mean 'keep'"),
         ("b16_evit60", {"reduceat": 3}, "did you mean 'reduce_at'"),
         ("b16_evit60", {"seed": 3}, "has no argument 'seed'"),
-        ("b16", {"keep": 0.5}, "clip_vit_b16 has no argument 'keep'"),
+        ("b16", {"keep": 0.5}, "clip_vit_b16 has no argument 'keep', the method is part of the name: use "),
+        ("b16", {"keep": 0.5}, "timm.create_model('clip_vit_b16_patchrank50')"),
+        ("s14", {"method": "evit"}, "has no argument 'method', the method is part of the name: use "),
+        ("s14", {"method": "evit"}, "timm.create_model('clip_vit_s14_evit60')"),
+        ("s14", {"method": "tome", "keep": 0.65}, "('clip_vit_s14_tome60', keep=0.65)"),
+        ("s14_tome60", {"method": "evit", "keep": 0.3}, "use timm.create_model('clip_vit_s14_evit30')"),
+        ("s14", {"method": "evti"}, "has no argument 'method', the method is part of the name: method 'evti': did"),
         ("b16", {"fuse": True}, "has no argument 'fuse'"),
         ("b16", {"imgsize": 64}, "did you mean 'img_size'"),
         ("b16_random60", {"predictor": "x"}, "has no argument 'predictor'"),
@@ -141,3 +147,26 @@ def test_refusals(name: str, kwargs: dict, match: str):
     with pytest.raises(error, match=re.escape(match)) as caught:
         timm.create_model(f"clip_vit_{name}", device="meta", **kwargs)
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [
+        ("clip_vit_s14_patchrank65", ["timm.create_model('clip_vit_s14_patchrank60', keep=0.65)"]),
+        ("clip_vit_s14_patchrank65", ["--model clip_vit_s14 --methods patchrank --keeps 0.65"]),
+        ("clip_vit_b16_evit10.laion2b", ["'clip_vit_b16_evit30.laion2b', keep=0.1", "--model clip_vit_b16.laion2b"]),
+        ("clip_vit_s14_patchrnk60", ["did you mean 'clip_vit_s14_patchrank60'?"]),
+        ("clip_vit_s15_evit65", ["did you mean 'clip_vit_"]),
+        ("clip_vit_s14_evit0", ["did you mean 'clip_vit_s14_evit"]),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_the_way(name: str, ways: list[str]):
+    with pytest.raises(ValueError, match=re.escape(f"model {name!r}: ")) as caught:
+        zoo.create_clip(name)
+    for way in ways:
+        assert way in str(caught.value)
+
+
+def test_the_way_for_another_keep_rate_works():
+    model = timm.create_model("clip_vit_s14_evit60", keep=0.65, device="meta")
+    assert model.reducer.config.keep == 0.65

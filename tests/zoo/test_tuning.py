@@ -47,7 +47,7 @@ def data(seed: int = 0, each: int = 4) -> Labelled:
 
 
 def run(parts: ClipParts, **options: Any) -> PromptLearner:
-    kept = {k: options.pop(k) for k in ("on_round", "checkpoint") if k in options}
+    kept = {k: options.pop(k) for k in ("on_round", "on_step", "checkpoint") if k in options}
     config = TuneConfig(**{**QUICK, **options})
     vit = parts.model.visual
     return tune(vit, parts, CLASSES, TEMPLATES, data(), data(1), config, **kept)
@@ -112,8 +112,10 @@ def test_a_stopped_run_goes_on_to_the_same_tokens(parts: ClipParts, tokens: str,
     with pytest.raises(KeyboardInterrupt):
         run(parts, tokens=tokens, checkpoint=path, on_round=stop)
     rounds: list[int] = []
-    again = run(parts, tokens=tokens, checkpoint=path, on_round=lambda r, *_: rounds.append(r))
+    steps: list[int] = []
+    again = run(parts, tokens=tokens, checkpoint=path, on_round=lambda r, *_: rounds.append(r), on_step=steps.append)
     assert rounds == [2]
+    assert steps == list(range(2 * len(steps) + 1, 3 * len(steps) + 1))  # of all rounds, one by one
     for name, tensor in whole.tensors(3.0).items():
         assert torch.equal(again.tensors(3.0)[name], tensor)
     with pytest.raises(ValueError, match="another recipe or of other"):

@@ -81,6 +81,45 @@ def test_without_shipped_rankings_images_are_ranked_first(capsys):
     assert "--block 3: these rankings are of block 4" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("miniature_command")
+@pytest.mark.parametrize(
+    ("flags", "way"),
+    [
+        ("", "windows of 2 x 2 by 2"),
+        ("--window 4", "windows of 4 x 4 by 2"),
+        ("--window 3 --stride 1", "windows of 3 x 3 by 1"),
+        ("--window 1", "windows of 1 x 1 by 1"),
+        ("--action merge", "by merging before block 3, windows of 1 x 1 by 1, follow:0"),
+    ],
+)
+def test_windows_of_rankings_that_are_made_for_a_fit(flags: str, way: str, capsys):
+    command = "fit predictor --model clip_vit_b16 --dataset toy --limit 2 --arch linear --epochs 1"
+    assert main([*command.split(), *flags.split()]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "passes per image" in line]
+    assert len(said) == 2  # of train and val
+    assert all(way in line for line in said)
+
+
+def test_windows_that_ship_are_not_taken_for_others(monkeypatch):
+    rank, fit = Mock(return_value=Mock(path=Path("ranked"))), Mock(return_value=(Path("out"), 0.5))
+    monkeypatch.setattr("harness.golden.rank.rank", rank)
+    monkeypatch.setattr("harness.golden.fit.fit", fit)
+    assert main(["fit", "predictor", "--dataset", "fashion", "--stride", "1"]) == 0
+    assert fit.call_args.args[1:3] == ([Path("ranked")], [Path("ranked")])
+    assert {(call.args[0].config.window, call.args[0].config.stride) for call in rank.call_args_list} == {(2, 1)}
+
+
+@pytest.mark.parametrize("command", ["fit predictor", "fit prompts", "fit recovery --model clip_vit_s14_tome60"])
+def test_a_folder_without_parts_is_told_how_to_part_it(command: str, tmp_path: Path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "pets" / name / "1.png")
+    assert main([*command.split(), "--dataset", f"folder:{tmp_path / 'pets'}"]) == 2
+    told = capsys.readouterr().err
+    assert " asked for, but 'folder-pets' has no train images: it is for testing only" in told
+    assert f"another dataset, or folder-parted:{tmp_path / 'pets'}, which makes splits" in told
+
+
 FIT = "--arch mlp --width 8 --epochs 2"
 
 
@@ -169,6 +208,8 @@ def test_a_folder_that_is_not_at_hand(flags: str, said: str, ranked_folder, tmp_
     [
         ("fit predictor --loss lisnet", "loss='lisnet': did you mean 'listnet'?"),
         ("fit predictor --width 0", "width=0: expected a number from 1"),
+        ("fit predictor --rankings a --stride 1", "--stride 1 without --dataset: the rankings are there"),
+        ("fit predictor --dataset fashion --stride 3", "stride=3: more than window=2 leaves patches out"),
         ("fit predictor --dataset fashion --shots 0", "--shots 0: expected a number from 1"),
         ("show gone.png", "image 'gone.png' does not exist; expected an image file"),
         ("show fashion:val:99999", "index '99999': fashion val has images 0 to"),

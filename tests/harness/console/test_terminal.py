@@ -127,6 +127,86 @@ def test_in_a_pipe_there_is_a_line_now_and_then(clock: None):
     ]
 
 
+def test_an_overall_bar_counts_what_steps_report_and_parts_leave_out(clock: None):
+    """Each look at the clock takes ten seconds; in a pipe there is a line every 30 seconds at most."""
+    console = Console(file=io.StringIO(), width=200)
+    progress = Progress(console)
+    progress.advance(3)  # of nothing
+    with progress.overall("compare", 100):
+        with progress.part(40), progress.task("rows", 5, units=4) as update:
+            for done in (1, 2, 2, 5):
+                update(done)
+        # The part needed 20 of 40, so 60 are left of 80, in which more than 30 can't be done by this one.
+        with progress.part(30):
+            progress.advance(50)
+        with progress.part(20):
+            pass  # known
+        with progress.long("rankings", 8, 2, what="shards", units=5) as show:
+            show(4)
+        progress.advance(17)
+    assert progress._work is None
+    lines = [line for line in console.file.getvalue().splitlines() if line.startswith("compare")]
+    shares = [line.split()[1] for line in lines]
+    assert shares == sorted(shares, key=int)
+    assert lines[-1].startswith("compare: ")
+    assert re.fullmatch(r"compare: \d+ %, \d:\d\d:\d\d so far, about \d:\d\d:\d\d left", lines[0])
+
+
+def test_done_and_left_of_an_overall_bar():
+    work = module._Work(name="any", total=100, begin=0, said=0)
+    work.part = 30
+    work.advance(10)
+    assert (work.done, work.part) == (10, 20)
+    work.advance(50)  # more than was expected of the part
+    assert (work.done, work.part) == (30, 0)
+    work.part = None
+    work.advance(500)
+    assert work.done == 100
+
+
+def test_the_time_left_goes_by_the_pace_of_what_was_done(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    progress = Progress(Console(file=io.StringIO()))
+    with progress.overall("compare", 100):
+        assert progress._work.text == "0:00:00 so far"
+        with progress.part(50):
+            now = 0.0  # known from an earlier run: it takes no time and tells nothing of the pace
+        now = 10.0
+        progress.advance(10)
+        assert progress._work.text == "20 %, 0:00:10 so far, about 0:00:40 left"
+        now = 30.0
+        assert progress._work.text == "20 %, 0:00:30 so far, about 0:02:00 left"
+        with progress.overall("inner", 1000):  # a part of the outer one
+            progress.advance(400)
+        assert progress._work.text == "0:00:30 so far"
+
+
+def test_on_a_terminal_the_overall_bar_stays_while_steps_come_and_go_and_gives_way_to_results():
+    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=120)
+    progress = Progress(console)
+    with progress.overall("study [x]", 8):
+        with progress.task("first", 4, units=1) as update:
+            update(2)
+            console._live_stack[0].refresh()
+        first = console.file.getvalue()
+        assert "study [x]" in first
+        assert "first" in first
+        assert re.search(r"25 %.* so far, about ", first)
+        with progress.hidden():
+            assert not console._live_stack
+            assert console.file.getvalue().endswith("\x1b[2K")
+            before = len(console.file.getvalue())
+        with progress.task("second", 4, units=1) as update:
+            update(4)
+            console._live_stack[0].refresh()
+            after = console.file.getvalue()[before:]
+            assert "second" in after
+            assert "75 %" in after
+    assert not console._live_stack
+    assert console.file.getvalue().endswith("\x1b[2K")
+
+
 def work(console: Console | None) -> None:
     progress = Progress(console)
     with progress.task("rows on folder-[bold]", 12) as update:  # brackets are no markup
@@ -153,3 +233,30 @@ def test_in_a_pipe_downloads_and_long_work_are_named_and_nowhere_nothing(capsys)
     console = Console(file=io.StringIO(), width=100)
     work(console)
     assert console.file.getvalue().splitlines() == ["folder-[red]: 4 of 12 images are there", "downloading x.tgz"]
+
+
+def test_compare_on_a_terminal_shows_one_bar_over_all_and_results_stay_whole(tmp_path):
+    """The real command; errors are a pseudo-terminal, results a pipe."""
+    main, side = pty.openpty()
+    words = "compare --methods random --keeps 0.6 --limit 4 --batches --dataset emoji fashion --traces 0"
+    command = [sys.executable, "-m", "harness", *words.split(), "--output", str(tmp_path / "run")]
+    environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    environ |= {"TERM": "xterm", "COLUMNS": "150"}
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=side, env=environ)
+    os.close(side)
+    text = b""
+    try:
+        while chunk := os.read(main, 4096):
+            text += chunk
+    except OSError:  # how a terminal says that its other side is closed
+        pass
+    os.close(main)
+    assert process.wait() == 0
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text.decode())
+    assert re.search(r"compare .*\d+ %, \d:\d\d:\d\d so far, about \d:\d\d:\d\d left", shown)
+    assert "images x rows" in shown
+    results = (tmp_path / "out").read_text()
+    assert results.count("random") >= 2
+    assert "so far" not in results
+    assert "\x1b" not in results

@@ -88,9 +88,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
         assert main(["eval", "clip_vit_s14_random60", *flags]) == 0
         return list(records)
 
-    def kept(*args: object) -> list[Record]:
-        records[:] = evaluated(*args)  # type: ignore[arg-type]
-        return records
+    def kept(*args: object) -> list[list[Record]]:
+        [records[:]] = groups = list(evaluated(*args))  # type: ignore[arg-type]
+        return groups
 
     monkeypatch.setattr("harness.cli.measure.evaluated", kept)
     return call

@@ -176,7 +176,8 @@ def test_stopped_and_asked_again_it_goes_on(write: Write, tmp_path, monkeypatch)
         if epochs == [1, 2]:
             raise KeyboardInterrupt
 
-    watched = Mock(task=lambda name, total: nullcontext(update))  # the tokens are there
+    watched = Progress()
+    monkeypatch.setattr(watched, "task", lambda name, total, **_: nullcontext(update))  # the tokens are there
     with pytest.raises(KeyboardInterrupt):
         fit(MODEL, *files, QUICK, out=stopped, progress=watched)
     assert not stopped.exists()

@@ -158,12 +158,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     # A test of bootstraps is elsewhere.
     monkeypatch.setattr("harness.records.statistics.RESAMPLES", 400)
 
-    def counted(lab: Lab, images: int) -> None:
-        clock.ran += images
+    def counted(progress: Progress, units: float) -> None:
+        clock.ran += units
         if clock.ran > clock.stop_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Lab, "_ran", counted)
+    monkeypatch.setattr(Progress, "advance", counted)
     return clock
 
 

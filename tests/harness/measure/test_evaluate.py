@@ -97,8 +97,9 @@ def test_outcomes_are_the_models_own_features_in_order(
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
     rows[2] = replace(rows[2], rankings=ranked())
-    found = outcomes(rows, split, parts.preprocess, on_batch=done.append, **CPU)
-    assert done == [*range(batch, len(split), batch), len(split)]
+    found = outcomes(rows, split, parts.preprocess, on_run=done.append, **CPU)
+    sizes = [min(batch, len(split) - start) for start in range(0, len(split), batch)]
+    assert done == list(itertools.accumulate(size for size in sizes for _ in rows))  # after each row
     images = torch.stack([parts.preprocess(example.image) for example in split])
     with torch.inference_mode():
         for row in rows[:2]:

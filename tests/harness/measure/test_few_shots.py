@@ -17,7 +17,7 @@ from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench
-from harness.measure.compare import compare, judge
+from harness.measure.compare import compare, expected_runs, judge
 from harness.measure.plan import Plan, tuning_of
 from harness.models import towers
 from harness.records.record import Record, read_records, write_records
@@ -189,12 +189,15 @@ def test_learned_visual_tokens_are_run_and_counted(
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
-def test_a_file_of_prompts_is_judged_alone(
+def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(
     tokens: str, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset, tuner: Any, capsys: Any
 ):
     random = zoo.reduce(dense, method="random", keep=0.5).eval()
     own = tuner.one(random, f"{ARCH}_random50", 2, 7, TuneConfig(tokens=tokens, count=4))
-    [record] = judge(replace(PLAN, methods=("random",)), own.file.path, Progress())
+    untuned, [record] = judge(replace(PLAN, methods=("random",)), own.file.path, Progress())
+    assert [(one.method, one.shots, one.top1 is None) for one in untuned] == [("dense", 0, False), ("random", 0, False)]
+    [alone] = compare(replace(PLAN, methods=("random",), shots=(0,)), [], Progress())
+    assert [one.correct.tolist() for one in untuned] == [one.correct.tolist() for one in alone]
     assert told([record]) == [("random", 2, 7, tokens, 4)]
     assert (record.diff_to_dense, record.cosine_distance) == (None, None)
     assert record.correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
@@ -202,7 +205,11 @@ def test_a_file_of_prompts_is_judged_alone(
     assert record.tokens_per_block[-1] == 33 + 4 * (tokens == "v")
     command = ["eval", f"{ARCH}_random50", "--dataset", "toy", "--prompts", str(own.file.path)]
     assert main(command) == 0
-    assert "2 shots, learned" in " ".join(capsys.readouterr().out.split())
+    first, second = " ".join(capsys.readouterr().out.split()).split("2 shots, learned")
+    assert "dense" in first
+    assert "random" in first
+    assert "random" in second
+    assert "dense" not in second.partition("top-1 in %")[0]
 
 
 def test_prompts_of_other_classes_or_of_no_shots_are_refused(
@@ -217,3 +224,36 @@ def test_prompts_of_other_classes_or_of_no_shots_are_refused(
         judge(plan, file.path, Progress())
     with pytest.raises(ValueError, match=r"prompts .* don't say their shots"):
         tuning_of(replace(file, provenance={}))
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    [
+        ({"shots": (0,)}, 0.15),  # one class can't be named, so its images aren't run
+        ({"shots": (0, 2), "tokens": "probe"}, 0.15),
+        ({"shots": (2,), "tokens": "v", "num_tokens": 4}, None),  # the fixture's recipe is far shorter
+    ],
+)
+def test_the_overall_bar_counts_what_is_expected(
+    change: dict[str, Any], tolerance: float | None, tuner: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Runs are counted by another piece than the one that foretells them; a second time nothing is run."""
+    plan = replace(PLAN, methods=("random",), seeds=1, batches=(2,), rounds=1, **change)
+    asked: list[float] = []
+    advance = Progress.advance
+
+    def counted(progress: Progress, units: float) -> None:
+        asked.append(units)
+        advance(progress, units)
+
+    monkeypatch.setattr(Progress, "advance", counted)
+    progress, known = Progress(), []
+    for again in (False, True):
+        with progress.overall("compare", expected_runs(plan)):
+            assert progress._work.total == expected_runs(plan)
+            known = [record for group in compare(plan, known, progress) for record in group]
+            assert progress._work.done == pytest.approx(progress._work.total)
+            if not again and tolerance is not None:
+                assert sum(asked) == pytest.approx(expected_runs(plan), rel=tolerance)
+        assert bool(asked) != again
+        asked.clear()

@@ -256,7 +256,7 @@ def test_more_refusals(monkeypatch: pytest.MonkeyPatch, toy: Dataset):
     with pytest.raises(FileNotFoundError, match="predictor"):
         searched("patchrank")
     monkeypatch.setattr(toy, "split", lambda name: type(toy).split(toy, name).subset([]))
-    with pytest.raises(ValueError, match="'toy' has 0 images to learn from and 0"):
+    with pytest.raises(ValueError, match="images to learn from asked for, but 'toy' has no train images"):
         searched()
 
 

@@ -103,12 +103,11 @@ def test_a_stopped_run_goes_on(tuner: Tuner, rows: list[Variant], monkeypatch: p
     rounds: list[int] = []
     whole = module.tune
 
-    def stopping(*args: Any, on_round: Callable[..., None], **kwargs: Any) -> Any:
-        def stop(done: int, *rest: float) -> None:
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        def stop(done: int, *_: float) -> None:
             rounds.append(done)
             if len(rounds) == 1:
                 raise KeyboardInterrupt
-            on_round(done, *rest)
 
         return whole(*args, on_round=stop, **kwargs)
 

@@ -336,6 +336,21 @@ def test_runs_without_a_common_row_have_no_table():
     assert "|" not in changes_markdown(found, "a", "b")
 
 
+def test_rows_of_one_run_share_a_line():
+    """Names of the methods by dataset; a method that has several seeds is named once."""
+    rates = range(30, 45)
+    evit = [record(method="evit", keep=k / 100, model=f"clip_vit_s14_evit{k}") for k in rates]
+    tome = [record(method="tome", model="clip_vit_s14_tome60", dataset="fish", seed=seed) for seed in (0, 1)]
+    found = notes(changes([record(), *evit, *tome], [record(), record(dataset="fish"), record(dataset="cat")]))
+    named = ", ".join(f"evit {k}" for k in range(30, 42))
+    assert [line for line in found if "only in" in line] == [
+        f"17 rows only in A: clip_vit_s14.imgfocus_lit on birds test, {HOW}: {named} and 3 more; "
+        f"clip_vit_s14.imgfocus_lit on fish test, {HOW}: tome 60",
+        f"2 rows only in B: clip_vit_s14.imgfocus_lit on fish test, {HOW}: patchrank 60; "
+        f"clip_vit_s14.imgfocus_lit on cat test, {HOW}: patchrank 60",
+    ]
+
+
 @pytest.mark.parametrize("hostile", ["x\x1b[2J", "[red]x[/red]", "a|b", "<img src=x>", "[/]"])
 def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str):
     rows = [record(dataset=hostile, method=hostile, method_config={hostile: hostile})]

@@ -1,17 +1,26 @@
 """Conditions of studies, and golden rankings that are there: which are taken, which are not."""
 
+import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 
+from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.rank import Source
 from harness.golden.store import Rankings, own_store
-from harness.studies.run import get_study, list_studies
+from harness.studies.run import get_study, list_studies, make
 from harness.studies.workshop import StudyConfig, find
+from zoo.files import read_facts
 from zoo.golden import GoldenConfig
+from zoo.predictor import PredictorFile
 from zoo.prompt_learner import TuneConfig
+from zoo.weights import cache_folder
 
 MODEL = "clip_vit_b16.openai"
 Find = Callable[..., Rankings | None]
@@ -45,6 +54,46 @@ def test_rankings_under_other_conditions_and_broken_ones_are_not(search):
         assert search(3, GoldenConfig(**change)) is None
     own_store(MODEL, "toy", "test", GoldenConfig()).write_bytes(b"nothing")
     assert search(3) is None
+
+
+def without_hash(path: Path) -> None:
+    facts = read_facts(path, "predictor")
+    del facts["hash"]
+    save_file(load_file(path), path, {"predictor": json.dumps(facts)})
+
+
+def other_weights(path: Path) -> None:
+    facts = read_facts(path, "predictor")
+    save_file({name: value + 1 for name, value in load_file(path).items()}, path, {"predictor": json.dumps(facts)})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (without_hash, "has no hash of its content: an earlier version wrote it"),
+        (other_weights, "is damaged: its content is not what was written"),
+        (lambda path: path.write_bytes(b"nothing"), "holds no predictor: "),
+    ],
+)
+def test_a_predictor_of_an_earlier_run_that_cannot_be_loaded_is_fitted_anew(
+    spoil: Callable[[Path], object], why: str, few: StudyConfig, staged: dict[str, Dataset]
+):
+    def fidelity(console: Console) -> list[float | None]:
+        sheets = make(get_study("losses"), replace(few, seeds=1), [], Progress(console))
+        return [record.cosine_distance for _, records in sheets for record in records]
+
+    whole = fidelity(Console(quiet=True))
+    path, *others = sorted((cache_folder() / "studies").glob("*.safetensors"))
+    spoil(path)
+    before, told = {other: other.stat().st_mtime_ns for other in others}, Console(file=io.StringIO(), width=1000)
+    assert fidelity(told) == whole
+    said = [line for line in told.file.getvalue().splitlines() if "fitted anew" in line]
+    assert len(said) == 1
+    assert said[0].startswith("a predictor of an earlier run is fitted anew: ")
+    assert why in said[0]
+    assert path.name in said[0]
+    assert PredictorFile.read(path).tensors()
+    assert {other: other.stat().st_mtime_ns for other in others} == before
 
 
 def test_notes_say_what_was_learned(tiny: StudyConfig):
