@@ -20,15 +20,13 @@ from harness.measure.recovery import require_towers
 from harness.measure.rows import BLOCK, Variant
 from harness.measure.traces import Tracer
 from harness.measure.tuning import Tuned
-from harness.records.conditions import DENSE, GOLDEN, PROMPTS, Tuning
+from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RANDOM, Tuning
 from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, paired_p
 from zoo.predictor import tower_name
 from zoo.prompts import PromptFile
 from zoo.suffix import best_precision
 from zoo.vit import ReducedViT
-
-RANDOM = "random"
 
 Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not, NaN if unknown
 

@@ -28,7 +28,7 @@ from harness.measure.traces import (
 )
 from harness.records.agreement import Agreement, kendall_tau, over_images
 from harness.records.averages import protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.record import Record, differing, in_words
 from harness.report.drawing import OPTIONS, Picture, saved
 from harness.report.show import IMAGE, Row, Sheet, draw
@@ -48,7 +48,6 @@ IMAGES = 6
 SCALE = 0.62  # of a sheet's 2000 pixels
 LIMIT = 1_000_000  # bytes of a picture; above, it gets coarser
 QUALITIES = (85, 70, 50, 30)  # of the panels in an SVG
-RANDOM = "random"
 RIGHT, WRONG = "✓", "✗"
 GALLERY = (
     "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "

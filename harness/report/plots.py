@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from harness.measure.times import VERDICTS, LatencyRecord, short_name
 from harness.records.averages import Average, judged_on, labels, learned, shots_of, tower_of
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.record import METRICS, Metric
 from harness.records.statistics import Interval
 from harness.report.drawing import Chart, Line, Panel, Plot, Point, Steps
@@ -17,9 +17,9 @@ from harness.report.highlights import (
     Cost,
     Front,
     Highlights,
+    Standing,
     exact,
     front_notes,
-    fronts,
     ratio_of,
     row_names,
 )
@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 _SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
 _TOP1 = f"{METRICS['top1'].short}, %"
+_LABELLED = 24  # points of a panel that have their keep rates beside them; of more, the ends of each series
 _TAU = METRICS["tau"].heading
 _RATIO = "time, × dense"
 _FRONT = (
@@ -80,7 +81,7 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
     """Return fidelity and top-1 against each cost, a panel per group in which two rows have both."""
     panels: dict[tuple[Metric, Cost], list[Chart]] = {}
     for one in short:
-        for front in (*one.fronts, *fronts(one.group, ["ms"])):
+        for front in one.fronts:
             panels.setdefault((front.metric, front.cost), []).append(_quality_panel(one.group, front))
     metrics, kinds = list(QUALITIES), list(_COSTS)
     ordered = sorted(panels, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), key[1].batch or 0))
@@ -90,45 +91,57 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
             title=_against(metric, cost),
             about=_COSTS[cost.kind][2].format(QUALITIES[metric][1]),
             panels=panels[metric, cost],
+            axis=_COSTS[cost.kind][0].format(cost.batch),
         )
         for metric, cost in ordered
     ]
 
 
 def _against(metric: Metric, cost: Cost) -> str:
-    name = metric.heading.partition(",")[0]
-    return f"{name} against {_COSTS[cost.kind][0].format(cost.batch)}"
+    name = f"{METRICS['top1'].short} to dense" if metric == TOP1 else metric.heading
+    return f"{name[0].upper()}{name[1:]} against {_COSTS[cost.kind][0].format(cost.batch)}"
 
 
 def _quality_panel(group: Group, front: Front) -> Chart:
-    rows, names, metric = front.standings, labels(group.rows), front.metric
-    factor = 100 if metric.form.endswith("%") else 1
+    """Plot distance to dense, or the paired difference to it in top-1; without a dense row top-1 itself."""
+    names, metric = labels(group.rows), front.metric
+    paired = metric == TOP1 and any(row.to_dense is not None for row in group.rows)
+    factor = 100 if metric == TOP1 else 1
 
-    def height(row: Average) -> Interval:
-        estimate = row.estimate(metric)
-        assert isinstance(estimate, Interval)
-        return Interval(*(factor * number for number in estimate))
+    def height(row: Average) -> Interval | None:
+        estimate = exact(0.0) if paired and row.method == DENSE else row.to_dense if paired else row.estimate(metric)
+        return Interval(*(factor * number for number in estimate)) if isinstance(estimate, Interval) else None
 
+    heights = {one.row.identity: high for one in front.standings if (high := height(one.row)) is not None}
+    rows = [one for one in front.standings if one.row.identity in heights]
     ordered = sorted(rows, key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep))
-    series = _series(
-        ordered,
-        lambda one: names[one.row.identity],
-        lambda one: Point(x=one.cost, y=height(one.row), hollow=one.verdict == "beaten"),
-    )
+    ends = {one.row.identity for own in _series(ordered, lambda one: names[one.row.identity], lambda one: one).values()
+            for one in (own[0], own[-1])}  # fmt: skip
+
+    def point(one: Standing) -> Point:
+        named = one.row.method != DENSE and (len(rows) <= _LABELLED or one.row.identity in ends)
+        label = f"{100 * one.row.keep:.3g}" if named else ""
+        return Point(x=one.cost, y=heights[one.row.identity], hollow=one.verdict == "beaten", label=label)
+
     notes = front_notes(rows, names)
-    lacking = [row for row in group.rows if front.of(row) is None and row.mean(metric.name) is not None]
+    lacking = [row for row in group.rows if row.identity not in heights and row.mean(metric.name) is not None]
     if lacking:
-        notes.append(f"Without this cost: {row_names(lacking, names)}.")
-    dense = [height(one.row).estimate for one in rows if one.row.method == DENSE]
+        notes.append(f"Without this cost or a difference to dense: {row_names(lacking, names)}.")
+    dense = [heights[one.row.identity].estimate for one in rows if one.row.method == DENSE]
     return Chart(
         title=group.name,
         alt=f"{_against(metric, front.cost)}, {group.name}: {len(rows)} rows. {notes[0]}",
         x_label=_COSTS[front.cost.kind][1],
-        y_label=_TOP1 if metric == TOP1 else f"{metric.heading} to dense",
-        series=series,
+        y_label=f"{METRICS['top1'].short} to dense, points"
+        if paired
+        else _TOP1
+        if metric == TOP1
+        else f"{metric.heading} to dense",
+        series=_series(ordered, lambda one: names[one.row.identity], point),
         level=dense[0] if dense else None,
-        front=sorted((one.cost.estimate, height(one.row).estimate) for one in rows if one.verdict == "front"),
+        front=sorted((one.cost.estimate, heights[one.row.identity].estimate) for one in rows if one.verdict == "front"),
         log=metric != TOP1,
+        aside=RANDOM,
         notes=notes,
     )
 
