@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,8 +24,8 @@ from harness.records.record import CONDITIONS, FIDELITY, RECORDS, Record, read_r
 from harness.report.groups import Group, Grouped, counted, grouped, sections, time_rows, time_sections, timed_groups
 from harness.report.highlights import QUALITIES, Front, Highlights, Standing, highlights, missing, row_name
 from harness.report.page import Report, page
-from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
-from harness.report.plots import plots_of
+from harness.report.pictures import agreement_rows, galleries, matrices, samples, traced_groups
+from harness.report.plots import drawn_groups, plots_of
 from harness.report.tables import records_csv
 from harness.report.writers import csv_text, latex, markdown
 from zoo.files import PARTIAL, strict_json, write_whole
@@ -53,6 +54,7 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
         runs=runs,
         sources=[run for _, run in pairs],
         title=args.title,
+        every_plot=args.all_plots,
     )
     page_file, replaced = report.files[0], report.records.replaced
     tables = [
@@ -97,6 +99,7 @@ def write_report(
     sources: Sequence[str] = (),
     title: str = TITLE,
     drawn: Collection[str] | None = None,
+    every_plot: bool = False,
 ) -> Report:
     """Write the report of records in place of an earlier one, all its files or none.
 
@@ -105,7 +108,8 @@ def write_report(
 
     All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in
     the rest. Traces and times are those of ``runs``. ``drawn`` are the files of plots and pictures
-    to write, None for all.
+    to write, None for all. Of many groups only the first are drawn, and the page says so, save with
+    ``every_plot``.
 
     Raises:
         ValueError: no records and no times, or a run of times alone that can't be read.
@@ -119,16 +123,20 @@ def write_report(
         progress.say(f"left out of the report: {reason}")
     short = [highlights(group) for group in groups.groups]
     timed = timed_groups([record for _, record in times])
-    pictures = [*matrices(traced), *galleries(traced)]
+    most = None if every_plot else drawn_groups(groups.groups)
+    pictures = [*matrices(traced[:most]), *galleries(traced[:most])]
     report = Report(
         records=groups,
         short=short,
         times=timed,
-        plots=plots_of(groups, short, timed),
+        plots=plots_of(groups, short, timed, most),
+        samples=samples(traced),
         pictures=pictures,
         agreement=agreement_rows(traced),
         missing=missing(groups, traced=bool(pictures)),
         left_out=left_out,
+        most=most,
+        command=f"patchrank report {shlex.join(map(str, runs or ['RUN']))} --all-plots",
     )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")

@@ -297,9 +297,13 @@ def _by_setting(report: Grouped) -> dict[Hashable, list[Group]]:
 
 def _section(group: Group, *, summary: bool, marked: bool) -> Table:
     family, about = group.judged if marked else None, _about(group)
+    columns = report_columns(group.rows, family=family, summary=summary)
+    if marked:  # on a page, which scrolls, what a first look needs is in sight
+        first = {column.heading for column, _ in report_columns(group.rows, summary=True)}
+        columns.sort(key=lambda one: one[0].heading not in first)
     return table_of(
         group.rows,
-        report_columns(group.rows, family=family, summary=summary),
+        columns,
         title=group.name,
         caption=about if family is None else f"{about} {family.note}.",
         settings=[row.config for row in group.rows],

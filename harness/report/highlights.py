@@ -19,6 +19,7 @@ Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
 # What rows are judged by at a cost: what it is, and what is said of a row that has more of it.
 QUALITIES = {METRICS["cosine_distance"]: ("Nearness to dense", "nearer to dense"), TOP1: ("Accuracy", "more accurate")}
+_NAMED, _ROWS = 4, 24  # sets or methods, and rows, that are named in a sentence
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 # Flags, the fields that they decide, and what they are if nothing is said.
@@ -46,6 +47,11 @@ class Cost:
     def heading(self) -> str:
         """What a column of it is called."""
         return METRICS["gflops"].heading if self.batch is None else f"time, batch {self.batch}"
+
+    @property
+    def words(self) -> str:
+        """What it is in a sentence."""
+        return "GFLOPs" if self.batch is None else f"time at batch {self.batch}"
 
     def of(self, row: Average) -> Interval | None:
         """Return a row's cost with its interval; None where it wasn't measured."""
@@ -247,6 +253,98 @@ def highlights(group: Group) -> Highlights:
     )
 
 
+def headline(short: Sequence[Highlights]) -> list[str]:
+    """Say which method is clearly ahead, at which cost and on which sets, or that none is.
+
+    A method is clearly ahead in a group if every row of the others is clearly beaten and not every
+    one of its own is. Rows are judged by nearness to dense where it was measured, and by time where
+    it was, at the largest batch size; random pruning, golden rankings and the dense model take no part.
+    """
+    verdicts: dict[tuple[Metric, Cost, tuple[str, ...]], list[Highlights]] = {}
+    for one in short:
+        if (front := _decisive(one)) is not None:
+            verdicts.setdefault((front.metric, front.cost, _unbeaten(front)), []).append(one)
+    names = _sets(short)
+    return [
+        _ahead(metric, cost, methods, [(names[one.group.name], one) for one in own])
+        for (metric, cost, methods), own in verdicts.items()
+    ]
+
+
+def _decisive(one: Highlights) -> Front | None:
+    """Return the front that a group is judged by; None where there are no two methods."""
+
+    def worth(front: Front) -> tuple[bool, bool, int]:
+        return front.metric != TOP1, front.cost.kind == "ratio", front.cost.batch or 0
+
+    fronts = [front for front in one.trusted if len(_contenders(front)) > 1]
+    return max(fronts, key=worth, default=None)
+
+
+def _contenders(front: Front) -> dict[str, list[Standing]]:
+    methods: dict[str, list[Standing]] = {}
+    for one in front.standings:
+        if one.row.method not in (DENSE, GOLDEN, RANDOM):
+            methods.setdefault(one.row.label, []).append(one)
+    return methods
+
+
+def _unbeaten(front: Front) -> tuple[str, ...]:
+    return tuple(name for name, own in _contenders(front).items() if any(one.verdict != "beaten" for one in own))
+
+
+def _sets(short: Sequence[Highlights]) -> dict[str, str]:
+    """Return what groups are called in a sentence, by heading: the dataset, and what tells it from others."""
+    names = {}
+    for one in short:
+        same = [other.group for other in short if other.group.first.dataset == one.group.first.dataset]
+        towers = dict.fromkeys(tower_of(group.first) for group in same)
+        _, _, apart = one.group.name.partition("; ")
+        words = [*([tower_of(one.group.first)] if len(towers) > 1 else []), *([apart] if apart else [])]
+        more = f" ({', '.join(words)})" if words else ""
+        names[one.group.name] = f"{one.group.first.dataset}{more}"
+    return names
+
+
+def _ahead(metric: Metric, cost: Cost, methods: Sequence[str], groups: Sequence[tuple[str, Highlights]]) -> str:
+    where = listed([name for name, _ in groups], _NAMED, "set")
+    by = f"{QUALITIES[metric][0].lower()} by {cost.words}"
+    if len(methods) != 1:
+        return (
+            f"No method is clearly ahead on {where}: in {by}, rows of {listed(methods, _NAMED, 'method')} are unbeaten."
+        )
+    [method], figures = methods, []
+    for name, one in groups[:_NAMED]:
+        front = next(f for f in one.trusted if (f.metric, f.cost) == (metric, cost))
+        best = min((s for s in _contenders(front)[method] if s.verdict != "beaten"), key=lambda s: s.cost.estimate)
+        figures.append(f"on {name} {_figures(best, metric, cost, labels(one.group.rows))}")
+    return f"{method} is clearly ahead on {where}, in {by}: {'; '.join(figures)}."
+
+
+def _figures(one: Standing, metric: Metric, cost: Cost, names: Mapping[str, str]) -> str:
+    """Say what a row costs and how far from dense it is, with intervals."""
+    row, near = one.row, one.row.estimate(metric)
+    if row.to_dense is not None:
+        estimate, low, high = (100 * number for number in row.to_dense)
+        distance = f"{estimate:+.1f} points of top-1 [{low:+.1f}, {high:+.1f}]"
+    else:
+        ends = [metric.text(number) for number in near] if isinstance(near, Interval) else [metric.text(near)]
+        distance = f"{metric.heading} {ends[0]}{f' [{ends[1]}, {ends[2]}]' if len(ends) > 1 else ''}"
+    spent = f"{one.cost.estimate:.2f}"
+    if cost.kind == "ratio":
+        spent = f"{spent} of dense's time [{one.cost.low:.2f}, {one.cost.high:.2f}]"
+    else:
+        spent = f"{spent} GFLOPs"
+    return f"{row_name(row, names)} takes {spent}, {distance} from dense"
+
+
+def listed(names: Sequence[str], most: int, noun: str) -> str:
+    """List names in a sentence; beyond ``most``, say how many more there are."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {counted(len(names) - most, f'more {noun}')}"
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str]:
     """Say which rows are on the front, which may be, and which clearly aren't."""
     ordered = sorted(stood, key=lambda one: one.cost.estimate)
@@ -255,7 +353,7 @@ def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str
         if rows := [one.row for one in ordered if one.verdict == verdict]:
             notes.append(f"{words}: {row_names(rows, names)}.")
     losers = [f"{row_name(one.row, names)} (by {row_name(one.by, names)})" for one in ordered if one.by is not None]
-    return [*notes, f"Clearly beaten: {', '.join(losers)}."] if losers else notes
+    return [*notes, f"Clearly beaten: {_first_of(losers)}."] if losers else notes
 
 
 def row_name(row: Average, names: Mapping[str, str]) -> str:
@@ -266,17 +364,19 @@ def row_name(row: Average, names: Mapping[str, str]) -> str:
 
 def row_names(rows: Iterable[Average], names: Mapping[str, str]) -> str:
     """List rows."""
-    return ", ".join(row_name(row, names) for row in rows)
+    return _first_of([row_name(row, names) for row in rows])
+
+
+def _first_of(rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - _ROWS} more (`report --json` has all)" if len(rows) > _ROWS else ""
+    return f"{', '.join(rows[:_ROWS])}{more}"
 
 
 def _winners(front: Front, names: Mapping[str, str]) -> str:
     notes = [n for n in front_notes(front.standings, names) if not n.startswith("Beside")]
     if all(one.by is None for one in front.standings):
         notes.append("None is clearly beaten.")
-    batch = front.cost.batch
-    return (
-        f"{QUALITIES[front.metric][0]} by {'GFLOPs' if batch is None else f'time at batch {batch}'}: {' '.join(notes)}"
-    )
+    return f"{QUALITIES[front.metric][0]} by {front.cost.words}: {' '.join(notes)}"
 
 
 def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str]:

@@ -1,7 +1,7 @@
 """Plots of records and times: which rows they show, and the words that go with them."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TypeVar
 
 from harness.measure.times import VERDICTS, LatencyRecord, short_name
@@ -28,23 +28,22 @@ T = TypeVar("T")
 
 _SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
 _TOP1 = f"{METRICS['top1'].short}, %"
+_GROUPS, _ROWS = 6, 150  # that are drawn, unless all are asked for
 _LABELLED = 24  # points of a panel that have their keep rates beside them; of more, the ends of each series
 _TAU = METRICS["tau"].heading
 _RATIO = "time, × dense"
 _FRONT = (
-    "Hollow rows are clearly beaten: another costs no more, within 1 %, and is clearly {}. The line "
+    "Hollow rows are clearly beaten: the best row that costs no more, within 1 %, is clearly {}. The line "
     "is the Pareto front of the rest by the estimates: no row is as cheap and as good as one on it "
     "and better in one of the two. Filled rows beside it may belong on it: images or timings are too "
-    "few to say."
+    "few to say. Random pruning is a control and takes no part in the front."
 )
-_BARS = "Vertical bars are 95 % intervals"
+_BARS = (
+    "Vertical bars are 95 % intervals, of top-1 that of the difference to dense on the same images; beside a point "
+    "stands its keep rate in %, and at the edge random pruning where the axes would be stretched for it"
+)
 # Title behind the metric's, label of the axis, and how to read it, by kind of cost.
 _COSTS = {
-    "gflops": (
-        METRICS["gflops"].heading,
-        f"{METRICS['gflops'].heading} per image",
-        f"Multiply-adds are counted, so they have no interval. {_BARS}. {_FRONT}",
-    ),
     "ratio": (
         "time at batch {}, ratio to dense",
         _RATIO,
@@ -57,18 +56,34 @@ _COSTS = {
         "Median of the rounds; horizontal bars are quartiles, which also hold the machine's "
         f"own swings, so trust the ratio more. {_BARS}. {_FRONT}",
     ),
+    "gflops": (
+        METRICS["gflops"].heading,
+        f"{METRICS['gflops'].heading} per image",
+        f"Multiply-adds are counted, so they have no interval. {_BARS}. {_FRONT}",
+    ),
 }
 
 
-def plots_of(report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = ()) -> list[Plot]:
-    """Return the plots that there are figures for, of records in groups and of times."""
+def plots_of(
+    report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = (), most: int | None = None
+) -> list[Plot]:
+    """Return the plots that there are figures for, of records in groups and of times.
+
+    ``most`` is how many panels a plot has at most; None for all. See `drawn_groups`.
+    """
     others = (
-        tau_plot(report.groups),
-        tokens_plot(report.groups),
-        shots_plot(shot_columns(report)),
-        batches_plot(times),
+        tau_plot(report.groups[:most]),
+        tokens_plot(report.groups[:most]),
+        shots_plot(shot_columns(report), most),
+        batches_plot(times if most is None else times[:_GROUPS]),
     )
-    return [*quality_plots(short), *filter(None, others)]
+    return [*quality_plots(short[:most]), *filter(None, others)]
+
+
+def drawn_groups(groups: Sequence[Group]) -> int:
+    """Return how many of the first groups are drawn where nobody asks for all: a panel takes a while."""
+    rows = accumulate(len(group.rows) for group in groups[:_GROUPS])
+    return max(1, sum(count <= _ROWS for count in rows))
 
 
 def _plot(name: str, title: str, about: str, panels: Sequence[Panel | None]) -> Plot | None:
@@ -84,7 +99,8 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
         for front in one.fronts:
             panels.setdefault((front.metric, front.cost), []).append(_quality_panel(one.group, front))
     metrics, kinds = list(QUALITIES), list(_COSTS)
-    ordered = sorted(panels, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), key[1].batch or 0))
+    # The time that a user waits comes first, at the largest batch size.
+    ordered = sorted(panels, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), -(key[1].batch or 0)))
     return [
         Plot(
             name=f"{'accuracy' if metric == TOP1 else 'fidelity'}_{cost.name}",
@@ -224,14 +240,14 @@ def _runs(counts: Sequence[float]) -> str:
     return ", ".join(f"{count} × {length}" if length > 1 else str(count) for count, length in runs)
 
 
-def shots_plot(tables: Sequence[Sequence[Sequence[Average]]]) -> Plot | None:
-    """Return top-1 by shots, a panel for each table of `shot_columns` and keep rate."""
+def shots_plot(tables: Sequence[Sequence[Sequence[Average]]], most: int | None = None) -> Plot | None:
+    """Return top-1 by shots, a panel for each table of `shot_columns` and keep rate; ``most`` at most."""
     about = (
         "Numbers of labelled images per class, evenly spaced; 0 is by text. Bars are 95 % "
         "intervals: Wilson's for one seed, Student's over several. Rows at one number stand "
         "side by side so that bars don't hide each other."
     )
-    panels = [_shot_panel(columns, keep) for columns in tables for keep in _keeps(columns)]
+    panels = [_shot_panel(columns, keep) for columns in tables for keep in _keeps(columns)][:most]
     return _plot("shots", "Top-1 by shots", about, panels)
 
 
