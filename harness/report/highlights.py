@@ -19,7 +19,7 @@ Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
 # What rows are judged by at a cost: what it is, and what is said of a row that has more of it.
 QUALITIES = {METRICS["cosine_distance"]: ("Nearness to dense", "nearer to dense"), TOP1: ("Accuracy", "more accurate")}
-_NAMED, _ROWS = 4, 24  # sets or methods, and rows, that are named in a sentence
+_NAMED, _ROWS = 6, 24  # sets or methods, and rows, that are named in a sentence
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 # Flags, the fields that they decide, and what they are if nothing is said.
@@ -260,14 +260,22 @@ def headline(short: Sequence[Highlights]) -> list[str]:
     one of its own is. Rows are judged by nearness to dense where it was measured, and by time where
     it was, at the largest batch size; random pruning, golden rankings and the dense model take no part.
     """
-    verdicts: dict[tuple[Metric, Cost, tuple[str, ...]], list[Highlights]] = {}
+    verdicts: dict[tuple[str, Metric, Cost], list[Highlights]] = {}  # by the method that is ahead, if one is
+    unbeaten: dict[tuple[Metric, Cost], dict[str, None]] = {}  # where none is
     for one in short:
-        if (front := _decisive(one)) is not None:
-            verdicts.setdefault((front.metric, front.cost, _unbeaten(front)), []).append(one)
+        if (front := _decisive(one)) is None:
+            continue
+        methods = _unbeaten(front)
+        ahead = methods[0] if len(methods) == 1 else ""
+        verdicts.setdefault((ahead, front.metric, front.cost), []).append(one)
+        if not ahead:
+            unbeaten.setdefault((front.metric, front.cost), {}).update(dict.fromkeys(methods))
     names = _sets(short)
     return [
-        _ahead(metric, cost, methods, [(names[one.group.name], one) for one in own])
-        for (metric, cost, methods), own in verdicts.items()
+        _ahead(
+            metric, cost, [ahead] if ahead else list(unbeaten[metric, cost]), [(names[o.group.name], o) for o in own]
+        )
+        for (ahead, metric, cost), own in sorted(verdicts.items(), key=lambda one: not one[0][0])
     ]
 
 
