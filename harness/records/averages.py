@@ -231,8 +231,8 @@ def judged(rows: Sequence[Average], reference: str = REFERENCE) -> Judged | None
         notes.append(note)
     goals = {row.keep: row for row in reversed(rows) if row.method == reference}
     pairs = [(row, goals[row.keep]) for row in rows if row.method not in (DENSE, reference) and row.keep in goals]
-    names = [row.identity for row, _ in pairs]
-    judged_by = {m.name: together(dict(zip(names, fidelity_ps(pairs, m), strict=True))) for m in FIDELITY}
+    keys = [row.identity for row, _ in pairs]
+    judged_by = {m.name: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in FIDELITY}
     if tested := {name: family for name, family in judged_by.items() if family.alone}:
         families |= tested
         names = ", ".join(metric.short for metric in FIDELITY if metric.name in tested)

@@ -334,8 +334,8 @@ def _drawn(samples: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.floa
         part = values[start : start + 8 * _EIGHTS]
         eights = _eights(generator, len(part) // 8)
         if len(samples) < _FEW:
-            for at, signs in enumerate(eights):
-                drawn += _signed_sums(part[8 * at : 8 * at + 8].T)[:, signs].T
+            for at, eight in enumerate(eights):
+                drawn += _signed_sums(part[8 * at : 8 * at + 8].T)[:, eight].T
         else:
             signs = _first_signs(seed, number) if number < _KEPT else _signs(eights)
             drawn += signs[:, : len(part)] @ part

@@ -136,7 +136,7 @@ def write_report(
         missing=missing(groups, traced=bool(pictures)),
         left_out=left_out,
         most=most,
-        command=f"patchrank report {shlex.join(map(str, runs or ['RUN']))} --all-plots",
+        command=f"patchrank report {shlex.join([str(run) for run in runs] or ['RUN'])} --all-plots",
     )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")

@@ -131,8 +131,10 @@ def _quality_panel(group: Group, front: Front) -> Chart:
     heights = {one.row.identity: high for one in front.standings if (high := height(one.row)) is not None}
     rows = [one for one in front.standings if one.row.identity in heights]
     ordered = sorted(rows, key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep))
-    ends = {one.row.identity for own in _series(ordered, lambda one: names[one.row.identity], lambda one: one).values()
-            for one in (own[0], own[-1])}  # fmt: skip
+    own: dict[str, list[str]] = {}
+    for one in ordered:
+        own.setdefault(names[one.row.identity], []).append(one.row.identity)
+    ends = {key for keys in own.values() for key in (keys[0], keys[-1])}
 
     def point(one: Standing) -> Point:
         named = one.row.method != DENSE and (len(rows) <= _LABELLED or one.row.identity in ends)
