@@ -51,7 +51,7 @@ QUALITIES = (85, 70, 50, 30)  # of the panels in an SVG
 RIGHT, WRONG = "✓", "✗"
 GALLERY = (
     "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
-    "token was dropped are dimmed to grey. {merging}Below each panel is the class that the model "
+    "token was dropped are dimmed to an even blue-grey. {merging}Below each panel is the class that the model "
     "answers, {right} right or {wrong} wrong, below the image what the dense one does; on the left "
     "the image's id and true class. {golden}Images are as the tower sees them."
 )

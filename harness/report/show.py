@@ -29,9 +29,9 @@ Size = tuple[int, int]  # height and width, in pixels or in patches
 
 COLOURS = "viridis"  # perceptually uniform, and in order for every colour vision
 DETAIL = 0.5  # contrast of the image's detail over the colours
-# Grey of dropped patches, and how much of the image is left in it: a contrast of 3 to white and to
-# black, so they are told from kept patches of light and dark images; patterns would make moiré.
-GREY, LEFT = 0.47, 0.12
+# Colour of dropped patches, and how much of the image is left in it: a contrast of 3 to white and to
+# black, and a tint that no grey image has, so they are told from kept patches; patterns make moiré.
+DIM, LEFT = (0.40, 0.44, 0.62), 0.12
 BORDER = 0.8  # grey of the lines between patches
 
 # Pixels at scale 1.
@@ -250,7 +250,7 @@ def heat_panel(view: Colours, importance: NDArray[np.floating], grid: Size, size
 
 
 def kept_panel(view: Colours, kept: NDArray[np.bool_], grid: Size, size: Size) -> Colours:
-    """Show the kept patches as they are and the others dimmed to grey, with lines between."""
+    """Show the kept patches as they are and the others dimmed, with lines between."""
     stays, image = _spread(kept.reshape(grid)[..., None], size), image_panel(view, size)
     panel = np.where(stays, image, dimmed(image))
     panel[np.arange(1, grid[0]) * (size[0] // grid[0])] = BORDER
@@ -280,8 +280,8 @@ def merged_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Si
 
 
 def dimmed(image: Colours) -> Colours:
-    """Return what dropped patches are drawn as: nearly even grey."""
-    return (1 - LEFT) * GREY + LEFT * image
+    """Return what dropped patches are drawn as: nearly one colour."""
+    return np.asarray((1 - LEFT) * np.array(DIM) + LEFT * image)
 
 
 def _tiles(pixels: NDArray[np.floating], grid: Size) -> NDArray[np.floating]:
