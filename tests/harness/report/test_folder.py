@@ -178,8 +178,7 @@ def test_a_kill_while_files_take_their_places_is_made_good_by_the_next_command(
         nonlocal left
         if self.parent.name == ".report" and (left := left - 1) < 0:
             raise SystemError("killed")
-        os.replace(self, target)
-        return target
+        return self.rename(target)
 
     with monkeypatch.context() as killed:
         killed.setattr(Path, "replace", replaced)

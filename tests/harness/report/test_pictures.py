@@ -312,7 +312,7 @@ def test_there_is_one_of_the_first_images_and_one_of_those_rankings_disagree_on(
     assert "the first 6 of the 12 traced ones" in first.about
     assert "over all pairs of golden ranking, evit, patchrank is least" in other.about
     assert "6 images (dog, cat, dog, cat, dog, cat)" in first.alt
-    assert "right answers of 6: dense 3, evit 3, patchrank 3, random 3" in first.alt
+    assert "right answers of 6: dense 3, patchrank 3, evit 3, random 3" in first.alt
 
 
 def test_those_disagreed_on_are_the_least_by_a_slow_mean(run):
@@ -346,7 +346,7 @@ def test_dropped_patches_are_dimmed_and_kept_ones_as_they_are(run):
     [group] = run.groups
     [row] = [row for row in group.rows if row.facts.model == "clip_vit_b16_evit25"]
     columns = panels(first.svg)[::6]
-    original, shown = (np.asarray(columns[at].convert("RGB"), dtype=float) for at in (0, 2))
+    original, shown = (np.asarray(columns[at].convert("RGB"), dtype=float) for at in (0, 3))
     side = original.shape[0] // 6
     for patch, kept in enumerate(row.kept[0]):
         y, x = (side * place for place in divmod(patch, 6))
