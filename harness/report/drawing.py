@@ -158,7 +158,7 @@ class Chart:
             axes.annotate(
                 f"{point.label} {point.y.estimate:.3g}".strip(), (point.x.estimate, high if above else low),
                 xytext=(0, -14 if above else 14), textcoords="offset points", ha="center", va="center",
-                fontsize=_SMALL, color=style.colour, arrowprops={"arrowstyle": "<-", "color": style.colour},
+                fontsize=_SMALL, arrowprops={"arrowstyle": "<-", "color": style.colour},
             )  # fmt: skip
 
 
