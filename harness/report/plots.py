@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
 _TOP1 = f"{METRICS['top1'].short}, %"
-_GROUPS, _ROWS = 6, 150  # that are drawn, unless all are asked for
+_GROUPS, _ROWS, _OF_MORE = 6, 150, 3  # that are drawn, and of more the first; unless all are asked for
 _LABELLED = 24  # points of a panel that have their keep rates beside them; of more, the ends of each series
 _TAU = METRICS["tau"].heading
 _RATIO = "time, × dense"
@@ -82,8 +82,10 @@ def plots_of(
 
 def drawn_groups(groups: Sequence[Group]) -> int:
     """Return how many of the first groups are drawn where nobody asks for all: a panel takes a while."""
-    rows = accumulate(len(group.rows) for group in groups[:_GROUPS])
-    return max(1, sum(count <= _ROWS for count in rows))
+    rows = list(accumulate(len(group.rows) for group in groups))
+    if not rows or (len(rows) <= _GROUPS and rows[-1] <= _ROWS):
+        return _GROUPS
+    return max(1, sum(count <= _ROWS for count in rows[:_OF_MORE]))
 
 
 def _plot(name: str, title: str, about: str, panels: Sequence[Panel | None]) -> Plot | None:

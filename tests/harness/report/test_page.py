@@ -192,9 +192,9 @@ def test_one_plot_has_all_costs_and_shows_the_first_without_a_script(
 def test_of_many_tables_the_first_are_drawn_and_the_page_says_so(records: list[Record], tmp_path: Any) -> None:
     many = [dataclasses.replace(r, dataset=f"set{at}") for at in range(9) for r in records if r.dataset == "fashion"]
     report = write_report(many, tmp_path, Progress(), runs=[tmp_path / "a run"], drawn=())
-    assert {len(plot.panels) for plot in report.plots if plot.name.startswith("accuracy")} == {6}
+    assert {len(plot.panels) for plot in report.plots if plot.name.startswith("accuracy")} == {3}
     text = (tmp_path / "report.html").read_text("utf-8").replace("\u00a0", " ")
-    assert "Plots and pictures show the first 6 of 9 tables of records. This draws all:" in text
+    assert "Plots and pictures show the first 3 of 9 tables of records. This draws all:" in text
     assert "a run&#39; --all-plots" in text
     assert text.count("<table data-sortable") == 9
     assert "This draws all" not in page(dataclasses.replace(report, most=None), "All")
