@@ -107,7 +107,7 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
         Plot(
             name=f"{'accuracy' if metric == TOP1 else 'fidelity'}_{cost.name}",
             title=_against(metric, cost),
-            about=_COSTS[cost.kind][2].format(QUALITIES[metric][1]),
+            about=_COSTS[cost.kind][2].format(" or ".join(words for _, words in QUALITIES.values())),
             panels=panels[metric, cost],
             axis=_COSTS[cost.kind][0].format(cost.batch),
         )
