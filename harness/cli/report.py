@@ -14,6 +14,8 @@ def _report_flags(parser: CommandParser) -> None:
     flags.output(files, "report", "folder of the report")
     title = "Token reduction for CLIP, side by side"
     files.add_argument("--title", default=title, help="of the page")
+    text = "draw every table; default: up to 6 of 150 rows in all, of more the first 3"
+    files.add_argument("--all-plots", action="store_true", help=text)
 
 
 def _check_flags(parser: CommandParser) -> None:

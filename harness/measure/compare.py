@@ -22,7 +22,7 @@ from harness.measure.recovery import require_towers
 from harness.measure.rows import BLOCK, Variant, require_rows
 from harness.measure.traces import Tracer
 from harness.measure.tuning import Tuned, step_runs
-from harness.records.conditions import DENSE, GOLDEN, PROMPTS, Tuning
+from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RANDOM, Tuning
 from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, paired_p
 from zoo.predictor import tower_name
@@ -31,7 +31,6 @@ from zoo.prompts import PromptFile
 from zoo.suffix import best_precision
 from zoo.vit import ReducedViT
 
-RANDOM = "random"
 MATCHED_CALLS = 60  # of each model, about, while keep rates of equal time are searched
 
 Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not, NaN if unknown

@@ -1,5 +1,6 @@
 """What a table shows of a model: its record, or the mean of its records over seeds."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from harness.records.statistics import (
     paired_difference,
     paired_mean,
     paired_p,
-    sign_flip,
+    sign_flips,
     together,
 )
 from zoo.predictor import tower_name
@@ -73,7 +74,7 @@ class Average:
         """Of all records."""
         return self.first.keep
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """What no other row of a table has, and the same row has at any number of shots."""
         return _identity(self.first)
@@ -123,7 +124,7 @@ class Average:
         value: float | None = self.mean(metric.name)
         return value if ends is None else ends
 
-    @property
+    @functools.cached_property
     def latency(self) -> tuple[Latency, ...]:
         """One entry per batch size that all seeds were timed at."""
         times = [{entry.batch: entry for entry in record.latency} for record in self.records]
@@ -230,7 +231,8 @@ def judged(rows: Sequence[Average], reference: str = REFERENCE) -> Judged | None
         notes.append(note)
     goals = {row.keep: row for row in reversed(rows) if row.method == reference}
     pairs = [(row, goals[row.keep]) for row in rows if row.method not in (DENSE, reference) and row.keep in goals]
-    judged_by = {m.name: together({row.identity: fidelity_p(row, goal, m) for row, goal in pairs}) for m in FIDELITY}
+    keys = [row.identity for row, _ in pairs]
+    judged_by = {m.name: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in FIDELITY}
     if tested := {name: family for name, family in judged_by.items() if family.alone}:
         families |= tested
         names = ", ".join(metric.short for metric in FIDELITY if metric.name in tested)
@@ -241,8 +243,22 @@ def judged(rows: Sequence[Average], reference: str = REFERENCE) -> Judged | None
 
 def fidelity_p(row: Average, other: Average, metric: Metric) -> float | None:
     """Return the p-value that two rows are equally near dense; None where one has no values."""
-    a, b = row.per_image(metric), other.per_image(metric)
-    return None if a is None or b is None else sign_flip(a - b, seed=0, groups=row.first.groups)
+    return fidelity_ps([(row, other)], metric)[0]
+
+
+def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
+    """Return `fidelity_p` of pairs of rows, all on the same images."""
+    values = {row.identity: row.per_image(metric) for pair in pairs for row in pair}
+    known = {
+        at: a - b
+        for at, (row, other) in enumerate(pairs)
+        if (a := values[row.identity]) is not None and (b := values[other.identity]) is not None
+    }
+    if not known:
+        return [None] * len(pairs)
+    found = sign_flips(list(known.values()), seed=0, groups=pairs[0][0].first.groups)
+    p_values = dict(zip(known, found.tolist(), strict=True))
+    return [p_values.get(at) for at in range(len(pairs))]
 
 
 def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:

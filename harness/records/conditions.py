@@ -9,6 +9,7 @@ import torch
 from zoo.suffix import PRECISIONS
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
+RANDOM = "random"  # the control: a method that is no better than it does nothing
 DTYPES = PRECISIONS
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file

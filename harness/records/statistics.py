@@ -6,6 +6,7 @@ memory), Holm's adjustment (one line, where statsmodels would bring pandas along
 difference that so many images show.
 """
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
@@ -25,6 +26,9 @@ _NEVER = 1e-60  # a chance that changes no p-value anybody could print
 _DEEP = 1000  # 2**-1000 is still a number
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
 _ALL = 14  # differences whose sign-flips are all tried
+_LISTS, _EIGHTS = 128, 16  # lists of differences, and eights of each, whose signs are held at once
+_KEPT = 4  # parts of random signs that are kept
+_FEW = 4  # lists for which the sums of eights are looked up, not multiplied
 _NEAR = 1 - 1e-9  # sums this near the observed one, relatively, are equal but for rounding
 
 K = TypeVar("K", bound=Hashable)
@@ -230,11 +234,14 @@ def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
         ValueError: as `discordant`.
     """
     only_a, only_b, _ = discordant(correct_a, correct_b)
-    if not only_a + only_b:
-        return 1.0
+    return _even_odds(only_a, only_a + only_b) if only_a + only_b else 1.0
+
+
+@functools.lru_cache(maxsize=1 << 14)  # many rows on the same images differ by the same counts
+def _even_odds(k: int, n: int) -> float:
     from scipy.stats import binomtest
 
-    return float(binomtest(only_a, only_a + only_b).pvalue)
+    return float(binomtest(k, n).pvalue)
 
 
 def sign_flip_exact(differences: ArrayLike) -> float:
@@ -289,19 +296,67 @@ def sign_flip(differences: ArrayLike, seed: int, groups: ArrayLike | None = None
     Raises:
         ValueError: no differences, or NaN among them.
     """
-    sample = finite_sample(differences)
-    sample = sample if groups is None else _sums(sample, groups)
-    sample = sample[sample != 0]
-    if sample.size <= _ALL:
-        sums = _signed_sums(sample[np.newaxis])[0]
-        return float((np.abs(sums) >= _NEAR * abs(sample.sum())).mean())
-    # A random byte takes one of the 256 signed sums of eight differences.
-    eights = np.append(sample, np.zeros(-sample.size % 8)).reshape(-1, 8)
-    generator, drawn = np.random.default_rng(seed), np.zeros(FLIPS)
-    for sums in _signed_sums(eights):
-        drawn += sums[generator.integers(256, size=FLIPS, dtype=np.uint8)]
-    hits = int((np.abs(drawn) >= _NEAR * abs(sample.sum())).sum())
-    return (hits + 1) / (FLIPS + 1)
+    return float(sign_flips([differences], seed, groups)[0])
+
+
+def sign_flips(differences: Sequence[ArrayLike], seed: int, groups: ArrayLike | None = None) -> NDArray[np.float64]:
+    """Return the p-value by `sign_flip` of each of several lists of differences, many times as fast.
+
+    All use the same random signs, as calls with the same seed would.
+
+    Raises:
+        ValueError: as `sign_flip`.
+    """
+    samples = [finite_sample(own) if groups is None else _sums(finite_sample(own), groups) for own in differences]
+    samples = [sample[sample != 0] for sample in samples]
+    p_values = np.empty(len(samples))
+    for at, sample in enumerate(samples):
+        if sample.size <= _ALL:
+            sums = _signed_sums(sample[np.newaxis])[0]
+            p_values[at] = (np.abs(sums) >= _NEAR * abs(sample.sum())).mean()
+    many = [at for at, sample in enumerate(samples) if sample.size > _ALL]
+    for start in range(0, len(many), _LISTS):
+        part = many[start : start + _LISTS]
+        sums = np.array([samples[at].sum() for at in part])
+        hits = (np.abs(_drawn([samples[at] for at in part], seed)) >= _NEAR * np.abs(sums)).sum(axis=0)
+        p_values[part] = (hits + 1) / (FLIPS + 1)
+    return p_values
+
+
+def _drawn(samples: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
+    """Return the sums of lists with random signs, (FLIPS, lists); a list that is longer goes on where others end."""
+    most = max(sample.size for sample in samples)
+    values = np.zeros((most + -most % 8, len(samples)))
+    for at, sample in enumerate(samples):
+        values[: sample.size, at] = sample
+    generator, drawn = np.random.default_rng(seed), np.zeros((FLIPS, len(samples)))
+    for number, start in enumerate(range(0, len(values), 8 * _EIGHTS)):
+        part = values[start : start + 8 * _EIGHTS]
+        eights = _eights(generator, len(part) // 8)
+        if len(samples) < _FEW:
+            for at, eight in enumerate(eights):
+                drawn += _signed_sums(part[8 * at : 8 * at + 8].T)[:, eight].T
+        else:
+            signs = _first_signs(seed, number) if number < _KEPT else _signs(eights)
+            drawn += signs[:, : len(part)] @ part
+    return drawn
+
+
+def _eights(generator: np.random.Generator, count: int) -> list[NDArray[np.uint8]]:
+    """Return random signs: for each eight differences (FLIPS,) bytes, whose bits they are."""
+    return [generator.integers(256, size=FLIPS, dtype=np.uint8) for _ in range(count)]
+
+
+def _signs(eights: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    """Return the same as (FLIPS, 8 x count) of -1 and 1."""
+    bits = np.unpackbits(np.stack(eights, axis=1), axis=1, bitorder="little")
+    return np.asarray(2.0 * bits - 1.0)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _first_signs(seed: int, number: int) -> NDArray[np.float64]:
+    """Keep the first parts of the signs, 20 MB each: a report asks for them once per table and metric."""
+    return _signs(_eights(np.random.default_rng(seed), (number + 1) * _EIGHTS)[-_EIGHTS:])
 
 
 def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -312,11 +367,16 @@ def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return sums
 
 
-def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+def holm(p_values: ArrayLike, of: int = 0) -> NDArray[np.float64]:
     """Return p-values adjusted for being judged together, in the order given.
 
     Of m the smallest is multiplied by m, the next by m - 1 and so on, none ends below one before.
     The chance that any true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
+
+    Args:
+        p_values: of the differences that were tested.
+        of: how many there were to test, if more: the chance holds however those tested were chosen,
+            as the others count as p-values of 1.
 
     Raises:
         ValueError: No p-values, or one is NaN or outside [0, 1].
@@ -324,9 +384,9 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     sample = finite_sample(p_values)
     if sample.min() < 0 or sample.max() > 1:
         raise ValueError(f"p-values must lie in [0, 1], got {sample.min()} to {sample.max()}")
-    order = np.argsort(sample)
+    order, m = np.argsort(sample), max(of, sample.size)
     adjusted = np.empty_like(sample)
-    adjusted[order] = np.maximum.accumulate(sample[order] * np.arange(sample.size, 0, -1))
+    adjusted[order] = np.maximum.accumulate(sample[order] * np.arange(m, m - sample.size, -1))
     return np.minimum(adjusted, 1.0)
 
 
@@ -375,10 +435,10 @@ class Together(Generic[K]):
         return CLEAR if key in self.clear else ""
 
 
-def together(p_values: Mapping[K, float | None]) -> Together[K]:
-    """Judge differences together; those without a p-value aren't in the family."""
+def together(p_values: Mapping[K, float | None], of: int = 0) -> Together[K]:
+    """Judge differences together; those without a p-value aren't in the family, save for ``of``: see `holm`."""
     alone = {key: p for key, p in p_values.items() if p is not None}
-    adjusted = dict(zip(alone, holm(list(alone.values())).tolist() if alone else (), strict=True))
+    adjusted = dict(zip(alone, holm(list(alone.values()), of).tolist() if alone else (), strict=True))
     clear = frozenset(key for key, p in adjusted.items() if p <= LEVEL)
     return Together(alone=alone, adjusted=adjusted, clear=clear)
 

@@ -1,6 +1,7 @@
 """Charts as data, how they are drawn, and their bytes, which are the same every time."""
 
 import io
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ _DASH = 4.0  # of one colour, where several rows share a line; in widths of it
 _TITLE = 44  # letters in a line
 _LEGEND = 3  # columns below a panel
 _LONG = 24  # letters of a name for which the legend has less room
+_BELOW, _ENTRY = 0.62, 0.2  # inches below a panel's axes: for their label, and for a line of the legend
+_SMALL = 7.5  # points of a letter beside a marker
+_ROOM = 0.08  # of the axes above and below the series, where another one is cropped
+_LEAST = 1e-9  # of a value on a logarithmic axis
 
 OPTIONS: Any = {
     "svg.hashsalt": "clip-patchrank", "svg.fonttype": "none", "text.color": INK,
@@ -79,6 +84,7 @@ class Point:
     x: Interval
     y: Interval
     hollow: bool = False
+    label: str = ""  # stands beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,7 @@ class Chart:
     ticks: Mapping[float, str] | None = None  # labels at places of x, not matplotlib's own
     symlog: bool = False  # x is logarithmic, save for its start, which has room for 0
     log: bool = False  # y is logarithmic
+    aside: str = ""  # series that the axes aren't stretched for; its points outside stand at the edge
     notes: Sequence[str] = ()
 
     @property
@@ -129,7 +136,34 @@ class Chart:
                 zorder=1.5,
             )  # fmt: skip
             axes.set_xlim(right=right)
+        if self.aside in self.series:
+            self._crop(axes, styles[self.aside])
         return handles
+
+    def _crop(self, axes: Any, style: Style) -> None:
+        """Give the axes to the other series, and put what is outside at the edge, with its figure."""
+        inside = [end for name, own in self.series.items() if name != self.aside for p in own for end in p.y]
+        if not inside:
+            return
+        inside += [] if self.level is None else [self.level]
+        low, high = (_scaled(end, log=self.log) for end in (min(inside), max(inside)))
+        room = _ROOM * (high - low) or 1.0
+        low, high = (10**end if self.log else end for end in (low - room, high + room))
+        outside = [point for point in self.series[self.aside] if not low <= point.y.estimate <= high]
+        if not outside:
+            return
+        axes.set_ylim(low, high)
+        for point in outside:
+            above = point.y.estimate > high
+            axes.annotate(
+                f"{point.label} {point.y.estimate:.3g}".strip(), (point.x.estimate, high if above else low),
+                xytext=(0, -14 if above else 14), textcoords="offset points", ha="center", va="center",
+                fontsize=_SMALL, arrowprops={"arrowstyle": "<-", "color": style.colour},
+            )  # fmt: skip
+
+
+def _scaled(value: float, *, log: bool) -> float:
+    return math.log10(max(value, _LEAST)) if log else value
 
 
 def _series(axes: Any, points: Sequence[Point], style: Style) -> Any:
@@ -150,6 +184,12 @@ def _series(axes: Any, points: Sequence[Point], style: Style) -> Any:
             markeredgecolor=style.colour if hollow else INK,
             markeredgewidth=1.4 if hollow else 0.7,
         )  # fmt: skip
+    for point in points:
+        if point.label:
+            axes.annotate(
+                point.label, (point.x.estimate, point.y.estimate), xytext=(4, 4), textcoords="offset points",
+                fontsize=_SMALL, annotation_clip=True,
+            )  # fmt: skip
     return Line2D(
         [], [], color=style.colour, linestyle=style.line, linewidth=1.3, marker=style.marker,
         markersize=6.5, markeredgecolor=INK, markeredgewidth=0.7,
@@ -232,18 +272,29 @@ class Plot:
     title: str
     about: str
     panels: Sequence[Panel]
+    axis: str = ""  # one of several plots of the same rows, which the page shows one at a time, by this name
 
     def draw(self, styles: Mapping[str, Style], form: str) -> bytes:
         """Return all panels in one figure, as "png" or "svg" bytes."""
+        return _drawn(self.panels, self._grid, styles, form)[form]
+
+    def draw_both(self, styles: Mapping[str, Style]) -> dict[str, bytes]:
+        """Return the same as "svg" and as "png", in less time than one by one."""
+        return _drawn(self.panels, self._grid, styles, "svg", "png")
+
+    @property
+    def _grid(self) -> tuple[int, int]:
         across = min(3, len(self.panels))
-        return _drawn(self.panels, (-(-len(self.panels) // across), across), styles, form)
+        return -(-len(self.panels) // across), across
 
     def draw_each(self, styles: Mapping[str, Style]) -> list[bytes]:
         """Return each panel as an SVG of its own, without the title, small enough for a phone."""
-        return [_drawn([panel], None, styles, "svg") for panel in self.panels]
+        return [_drawn([panel], None, styles, "svg")["svg"] for panel in self.panels]
 
 
-def _drawn(panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mapping[str, Style], form: str) -> bytes:
+def _drawn(
+    panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mapping[str, Style], *forms: str
+) -> dict[str, bytes]:
     """Draw panels in rows and columns with a legend aside; without a grid, the legend is below."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -251,7 +302,7 @@ def _drawn(panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mappin
     down, across = grid or (1, 1)
     with mpl.rc_context(OPTIONS):
         size = (4.8 * across + 1.4, 3.8 * down) if grid else (4.5, 4.1)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained" if grid else None)
         handles: dict[str, Any] = {}
         for place, panel in enumerate(panels, start=1):
             axes = figure.add_subplot(down, across, place)
@@ -261,9 +312,20 @@ def _drawn(panels: Sequence[Panel], grid: tuple[int, int] | None, styles: Mappin
                 axes.set_title("\n".join(textwrap.wrap(panel.title, _TITLE)))
             handles |= panel.draw(axes, styles)
         long = max(map(len, handles)) > _LONG
-        if grid and not long:
-            figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        if grid is None:
+            # The axes stay as large as they are; the legend has the room below that it needs.
+            columns = 1 if long else _LEGEND
+            rows = -(-len(handles) // columns)
+            below = _BELOW + rows * _ENTRY
+            figure.set_size_inches(size[0], 3.2 + below)
+            figure.subplots_adjust(0.15, below / (3.2 + below), 0.97, 1 - 0.1 / (3.2 + below))
+            figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns)
+        elif long:
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across)
         else:
-            columns = across if long else _LEGEND
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
-        return saved(figure, form)
+            figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        drawings = {}
+        for form in forms:
+            drawings[form] = saved(figure, form)
+            figure.set_layout_engine("none")  # the places that the first one found are the others', too
+        return drawings

@@ -1,5 +1,6 @@
 """Rows that may stand in one table, from records of one run or many, and these tables."""
 
+import functools
 import json
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +16,7 @@ from harness.measure.times import table_of as timed_title
 from harness.measure.timing import Machine
 from harness.records.averages import (
     Average,
+    Judged,
     averages,
     judged,
     judged_on,
@@ -78,6 +80,11 @@ class Group:
     def first(self) -> Record:
         """A record, for what all have in common."""
         return self.rows[0].first
+
+    @functools.cached_property
+    def judged(self) -> Judged | None:
+        """Which rows differ clearly, all judged together; None where there is nothing to compare with."""
+        return judged(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,10 +366,14 @@ def _by_setting(report: Grouped) -> dict[Hashable, list[Group]]:
 
 
 def _section(group: Group, *, summary: bool, marked: bool) -> Table:
-    family, about = judged(group.rows) if marked else None, _about(group)
+    family, about = group.judged if marked else None, _about(group)
+    columns = report_columns(group.rows, family=family, summary=summary)
+    if marked:  # on a page, which scrolls, what a first look needs is in sight
+        first = {column.heading for column, _ in report_columns(group.rows, summary=True)}
+        columns.sort(key=lambda one: one[0].heading not in first)
     return table_of(
         group.rows,
-        report_columns(group.rows, family=family, summary=summary),
+        columns,
         title=group.name,
         caption=about if family is None else f"{about} {family.note}.",
         settings=[row.config for row in group.rows],

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from harness.measure.times import LatencyRecord
-from harness.records.averages import Average, Judged, fidelity_p, judged, labels, row_p, tower_of
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.averages import Average, Judged, fidelity_ps, labels, row_p, tower_of
+from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.record import METRICS, Latency, Metric
 from harness.records.statistics import Interval, minimum_detectable_difference, together
 from harness.report.groups import Group, Grouped, counted, shot_columns
@@ -17,6 +19,7 @@ Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
 # What rows are judged by at a cost: what it is, and what is said of a row that has more of it.
 QUALITIES = {METRICS["cosine_distance"]: ("Nearness to dense", "nearer to dense"), TOP1: ("Accuracy", "more accurate")}
+_NAMED, _ROWS = 6, 24  # sets or methods, and rows, that are named in a sentence
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 # Flags, the fields that they decide, and what they are if nothing is said.
@@ -44,6 +47,11 @@ class Cost:
     def heading(self) -> str:
         """What a column of it is called."""
         return METRICS["gflops"].heading if self.batch is None else f"time, batch {self.batch}"
+
+    @property
+    def words(self) -> str:
+        """What it is in a sentence."""
+        return "GFLOPs" if self.batch is None else f"time at batch {self.batch}"
 
     def of(self, row: Average) -> Interval | None:
         """Return a row's cost with its interval; None where it wasn't measured."""
@@ -74,11 +82,11 @@ class Standing:
     """Where a row stands.
 
     Attributes:
-        verdict: ``beaten``: another row costs no more, within 1 %, intervals taken at their worse
-            ends, and is clearly better. ``front``: it isn't, and by the estimates no row is
+        verdict: ``beaten``: the best of the rows that cost no more, within 1 %, intervals taken at
+            their worse ends, is clearly better. ``front``: it isn't, and by the estimates no row is
             as cheap and as good and better in one of the two. ``open``: neither; the images or
-            timings are too few to say.
-        by: the best row of those that clearly beat it.
+            timings are too few to say. Random pruning, the control, is never on the front.
+        by: the row that clearly beats it.
     """
 
     row: Average
@@ -100,9 +108,13 @@ class Front:
         """Its name in files and data: that of the cost, and of the metric if it isn't top-1."""
         return self.cost.name if self.metric == TOP1 else f"{self.metric.name}_{self.cost.name}"
 
+    @functools.cached_property
+    def _by_row(self) -> dict[str, Standing]:
+        return {one.row.identity: one for one in self.standings}
+
     def of(self, row: Average) -> Standing | None:
         """Return where a row stands; None where it lacks the cost."""
-        return next((one for one in self.standings if one.row.identity == row.identity), None)
+        return self._by_row.get(row.identity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,47 +126,81 @@ class Highlights:
     saving: str  # about the row that costs least of those without a clear loss to dense
     winners: Sequence[str]  # on the fronts, and those that are clearly beaten; a cost each
     least: Average | None  # what `saving` is about
-    fronts: Sequence[Front]  # of fidelity and of top-1, by GFLOPs and the ratio of time at each batch size
+    fronts: Sequence[Front]  # of fidelity and of top-1, by GFLOPs, the ratio of time and ms at each batch size
+
+    @property
+    def trusted(self) -> list[Front]:
+        """The fronts without those by ms, which hold the machine's own swings, too."""
+        return [front for front in self.fronts if front.cost.kind != "ms"]
+
+
+@dataclass(frozen=True)
+class _Rivals:
+    """Rows with a cost and the metric; of each the best one that costs no more and may beat it."""
+
+    rows: Sequence[tuple[Average, Interval, float]]  # with the cost, and the quality: more is better
+    best: Mapping[int, int]  # by the places of both
+    pairs: int  # of a row and one that costs no more and is better by the estimates: all that may beat
+
+    @classmethod
+    def of(cls, rows: Sequence[Average], cost: Callable[[Average], Interval | None], metric: Metric) -> "_Rivals":
+        known = [
+            (row, price, good)
+            for row in rows
+            if (price := cost(row)) is not None and (good := quality(row, metric)) is not None
+        ]
+        lows, highs = (np.array([getattr(price, end) for _, price, _ in known]) for end in ("low", "high"))
+        goods = np.array([good for _, _, good in known])
+        control = np.array([row.method == RANDOM for row, _, _ in known], dtype=np.bool_)
+        best, pairs = {}, 0
+        for at, (_, spent, good) in enumerate(known):
+            rivals = np.flatnonzero((highs <= SAME * spent.low) & (goods > good) & ~control)
+            pairs += len(rivals)
+            if len(rivals):
+                equal = rivals[goods[rivals] == goods[rivals].max()]
+                best[at] = int(equal[lows[equal].argmin()])  # of equally good ones the cheapest, then the first
+        return cls(known, best, pairs)
 
 
 def standings(
-    rows: Sequence[Average],
-    cost: Callable[[Average], Interval | None],
-    metric: Metric = TOP1,
-    p_value: Callable[[Average, Average], float | None] | None = None,
+    rows: Sequence[Average], cost: Callable[[Average], Interval | None], metric: Metric = TOP1
 ) -> list[Standing]:
     """Judge every row that has a cost and the metric.
 
-    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_p`, says on
-    the same images, at 5 % by Holm over all pairs that are asked about.
+    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_ps`, says on
+    the same images, at 5 % by Holm over all pairs of a row and one that could beat it. Of each row
+    only the best of these is tested, so that tests are as many as rows; the others count as not clear.
     """
-    test = p_value or _test(metric)
-    costs = [
-        (row, price, good)
-        for row in rows
-        if (price := cost(row)) is not None and (good := quality(row, metric)) is not None
-    ]
-    pairs = [
-        (better, worse)
-        for worse, (_, spent, good) in enumerate(costs)
-        for better, (_, price, other) in enumerate(costs)
-        if better != worse and price.high <= SAME * spent.low and other > good
-    ]
-    clear = together({(a, b): test(costs[a][0], costs[b][0]) for a, b in pairs}).clear
-    beaten: dict[int, int] = {}
-    for better, worse in pairs:
-        known = beaten.get(worse)
-        if (better, worse) in clear and (known is None or costs[better][2] > costs[known][2]):
-            beaten[worse] = better
-    on_front = _front_of([(price.estimate, good) for _, price, good in costs])
+    return _standings([_Rivals.of(rows, cost, metric)], metric)[0]
+
+
+def _standings(every: Sequence[_Rivals], metric: Metric) -> list[list[Standing]]:
+    """Judge the same rows by several costs; two rows are tested once."""
+    asked: dict[tuple[str, str], tuple[Average, Average]] = {}
+    for one in every:
+        for worse, better in one.best.items():
+            pair = one.rows[better][0], one.rows[worse][0]
+            asked[pair[0].identity, pair[1].identity] = pair
+    pairs = list(asked.values())
+    tests = [row_p(a, b) for a, b in pairs] if metric == TOP1 else fidelity_ps(pairs, metric)
+    return [_placed(one, dict(zip(asked, tests, strict=True))) for one in every]
+
+
+def _placed(rivals: _Rivals, p_values: Mapping[tuple[str, str], float | None]) -> list[Standing]:
+    rows, best = rivals.rows, rivals.best
+    tested = {at: p_values[rows[by][0].identity, rows[at][0].identity] for at, by in best.items()}
+    beaten = together(tested, of=rivals.pairs).clear
+    front = _front_of(
+        {at: (price.estimate, good) for at, (row, price, good) in enumerate(rows) if row.method != RANDOM}
+    )
     return [
         Standing(
             row=row,
             cost=price,
-            verdict="beaten" if at in beaten else "front" if at in on_front else "open",
-            by=costs[beaten[at]][0] if at in beaten else None,
+            verdict="beaten" if at in beaten else "front" if at in front else "open",
+            by=rows[best[at]][0] if at in beaten else None,
         )
-        for at, (row, price, _) in enumerate(costs)
+        for at, (row, price, _) in enumerate(rows)
     ]
 
 
@@ -164,49 +210,35 @@ def quality(row: Average, metric: Metric) -> float | None:
     return None if value is None else float(-value if metric.better == "lower" else value)
 
 
-def _test(metric: Metric) -> Callable[[Average, Average], float | None]:
-    return row_p if metric == TOP1 else functools.partial(fidelity_p, metric=metric)
-
-
-def _front_of(points: Sequence[tuple[float, float]]) -> set[int]:
+def _front_of(points: Mapping[int, tuple[float, float]]) -> set[int]:
     """Return which (cost, quality) no other is as cheap and good as, and better in one."""
     front: set[int] = set()
     best, at_cost = float("-inf"), float("-inf")
-    for at, (cost, good) in sorted(enumerate(points), key=lambda p: (p[1][0], -p[1][1])):
+    for at, (cost, good) in sorted(points.items(), key=lambda p: (p[1][0], -p[1][1])):
         if good > best or (good == best and cost == at_cost):
             front.add(at)
             best, at_cost = good, cost
     return front
 
 
-def fronts(group: Group, kinds: Sequence[str] = ("gflops", "ratio")) -> list[Front]:
+def fronts(group: Group) -> list[Front]:
     """Return where rows stand in each quality by each cost that at least two of them have."""
     batches = sorted({timed.batch for row in group.rows for timed in row.latency})
     costs = [Cost("gflops"), *(Cost(kind, b) for kind in ("ratio", "ms") for b in batches)]
-    every = []
-    for metric in QUALITIES:
-        by_pair: dict[tuple[str, str], float | None] = {}  # a pair may be asked about by each cost
-
-        def test(
-            a: Average, b: Average, metric: Metric = metric, known: dict[tuple[str, str], float | None] = by_pair
-        ) -> float | None:
-            pair = (a.identity, b.identity)
-            if pair not in known:
-                known[pair] = _test(metric)(a, b)
-            return known[pair]
-
-        every += [
-            Front(cost=cost, standings=standings(group.rows, cost.of, metric, test), metric=metric)
-            for cost in costs
-            if cost.kind in kinds
-        ]
+    every = [
+        Front(cost=cost, standings=stood, metric=metric)
+        for metric in QUALITIES
+        for cost, stood in zip(
+            costs, _standings([_Rivals.of(group.rows, cost.of, metric) for cost in costs], metric), strict=True
+        )
+    ]
     return [front for front in every if len(front.standings) > 1]
 
 
 def highlights(group: Group) -> Highlights:
     """Say a group in short, from its records alone."""
     first, names = group.first, labels(group.rows)
-    least, saving = _saving(group.rows, names)
+    least, saving = _saving(group, names)
     every = fronts(group)
     seeds = len(group.rows[0].records)
     over = f", mean of {seeds} seeds" if seeds > 1 else ""
@@ -215,10 +247,110 @@ def highlights(group: Group) -> Highlights:
         conditions=f"{first.image_count} images{over}; {first.device_name}, {first.device}, "
         f"{first.dtype}, {counted(first.threads, 'thread')}",
         saving=saving,
-        winners=[_winners(front, names) for front in every],
+        winners=[_winners(front, names) for front in every if front.cost.kind != "ms"],
         least=least,
         fronts=every,
     )
+
+
+def headline(short: Sequence[Highlights]) -> list[str]:
+    """Say which method is clearly ahead, at which cost and on which sets, or that none is.
+
+    A method is clearly ahead in a group if every row of the others is clearly beaten and not every
+    one of its own is. Rows are judged by nearness to dense where it was measured, and by time where
+    it was, at the largest batch size; random pruning, golden rankings and the dense model take no part.
+    """
+    verdicts: dict[tuple[str, Metric, Cost], list[Highlights]] = {}  # by the method that is ahead, if one is
+    unbeaten: dict[tuple[Metric, Cost], dict[str, None]] = {}  # where none is
+    for one in short:
+        if (front := _decisive(one)) is None:
+            continue
+        methods = _unbeaten(front)
+        ahead = methods[0] if len(methods) == 1 else ""
+        verdicts.setdefault((ahead, front.metric, front.cost), []).append(one)
+        if not ahead:
+            unbeaten.setdefault((front.metric, front.cost), {}).update(dict.fromkeys(methods))
+    names = _sets(short)
+    return [
+        _ahead(
+            metric, cost, [ahead] if ahead else list(unbeaten[metric, cost]), [(names[o.group.name], o) for o in own]
+        )
+        for (ahead, metric, cost), own in sorted(verdicts.items(), key=lambda one: not one[0][0])
+    ]
+
+
+def _decisive(one: Highlights) -> Front | None:
+    """Return the front that a group is judged by; None where there are no two methods."""
+
+    def worth(front: Front) -> tuple[bool, bool, int]:
+        return front.metric != TOP1, front.cost.kind == "ratio", front.cost.batch or 0
+
+    fronts = [front for front in one.trusted if len(_contenders(front)) > 1]
+    return max(fronts, key=worth, default=None)
+
+
+def _contenders(front: Front) -> dict[str, list[Standing]]:
+    methods: dict[str, list[Standing]] = {}
+    for one in front.standings:
+        if one.row.method not in (DENSE, GOLDEN, RANDOM):
+            methods.setdefault(one.row.label, []).append(one)
+    return methods
+
+
+def _unbeaten(front: Front) -> tuple[str, ...]:
+    return tuple(name for name, own in _contenders(front).items() if any(one.verdict != "beaten" for one in own))
+
+
+def _sets(short: Sequence[Highlights]) -> dict[str, str]:
+    """Return what groups are called in a sentence, by heading: the dataset, and what tells it from others."""
+    names = {}
+    for one in short:
+        same = [other.group for other in short if other.group.first.dataset == one.group.first.dataset]
+        towers = dict.fromkeys(tower_of(group.first) for group in same)
+        _, _, apart = one.group.name.partition("; ")
+        words = [*([tower_of(one.group.first)] if len(towers) > 1 else []), *([apart] if apart else [])]
+        more = f" ({', '.join(words)})" if words else ""
+        names[one.group.name] = f"{one.group.first.dataset}{more}"
+    return names
+
+
+def _ahead(metric: Metric, cost: Cost, methods: Sequence[str], groups: Sequence[tuple[str, Highlights]]) -> str:
+    where = listed([name for name, _ in groups], _NAMED, "set")
+    by = f"{QUALITIES[metric][0].lower()} by {cost.words}"
+    if len(methods) != 1:
+        return (
+            f"No method is clearly ahead on {where}: in {by}, rows of {listed(methods, _NAMED, 'method')} are unbeaten."
+        )
+    [method], figures = methods, []
+    for name, one in groups[:_NAMED]:
+        front = next(f for f in one.trusted if (f.metric, f.cost) == (metric, cost))
+        best = min((s for s in _contenders(front)[method] if s.verdict != "beaten"), key=lambda s: s.cost.estimate)
+        figures.append(f"on {name} {_figures(best, metric, cost, labels(one.group.rows))}")
+    return f"{method} is clearly ahead on {where}, in {by}: {'; '.join(figures)}."
+
+
+def _figures(one: Standing, metric: Metric, cost: Cost, names: Mapping[str, str]) -> str:
+    """Say what a row costs and how far from dense it is, with intervals."""
+    row, near = one.row, one.row.estimate(metric)
+    if row.to_dense is not None:
+        estimate, low, high = (100 * number for number in row.to_dense)
+        distance = f"{estimate:+.1f} points of top-1 [{low:+.1f}, {high:+.1f}]"
+    else:
+        ends = [metric.text(number) for number in near] if isinstance(near, Interval) else [metric.text(near)]
+        distance = f"{metric.heading} {ends[0]}{f' [{ends[1]}, {ends[2]}]' if len(ends) > 1 else ''}"
+    spent = f"{one.cost.estimate:.2f}"
+    if cost.kind == "ratio":
+        spent = f"{spent} of dense's time [{one.cost.low:.2f}, {one.cost.high:.2f}]"
+    else:
+        spent = f"{spent} GFLOPs"
+    return f"{row_name(row, names)} takes {spent}, {distance} from dense"
+
+
+def listed(names: Sequence[str], most: int, noun: str) -> str:
+    """List names in a sentence; beyond ``most``, say how many more there are."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {counted(len(names) - most, f'more {noun}')}"
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str]:
@@ -229,7 +361,7 @@ def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str
         if rows := [one.row for one in ordered if one.verdict == verdict]:
             notes.append(f"{words}: {row_names(rows, names)}.")
     losers = [f"{row_name(one.row, names)} (by {row_name(one.by, names)})" for one in ordered if one.by is not None]
-    return [*notes, f"Clearly beaten: {', '.join(losers)}."] if losers else notes
+    return [*notes, f"Clearly beaten: {_first_of(losers)}."] if losers else notes
 
 
 def row_name(row: Average, names: Mapping[str, str]) -> str:
@@ -240,22 +372,25 @@ def row_name(row: Average, names: Mapping[str, str]) -> str:
 
 def row_names(rows: Iterable[Average], names: Mapping[str, str]) -> str:
     """List rows."""
-    return ", ".join(row_name(row, names) for row in rows)
+    return _first_of([row_name(row, names) for row in rows])
+
+
+def _first_of(rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - _ROWS} more (`report --json` has all)" if len(rows) > _ROWS else ""
+    return f"{', '.join(rows[:_ROWS])}{more}"
 
 
 def _winners(front: Front, names: Mapping[str, str]) -> str:
     notes = [n for n in front_notes(front.standings, names) if not n.startswith("Beside")]
     if all(one.by is None for one in front.standings):
         notes.append("None is clearly beaten.")
-    batch = front.cost.batch
-    return (
-        f"{QUALITIES[front.metric][0]} by {'GFLOPs' if batch is None else f'time at batch {batch}'}: {' '.join(notes)}"
-    )
+    return f"{QUALITIES[front.metric][0]} by {front.cost.words}: {' '.join(notes)}"
 
 
-def _saving(rows: Sequence[Average], names: Mapping[str, str]) -> tuple[Average | None, str]:
+def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str]:
+    """Say which row is cheapest without a clear loss; random pruning, the control, is never it."""
+    rows, family = group.rows, group.judged
     dense = next((row for row in rows if row.method == DENSE), None)
-    family = judged(rows)
     if dense is None:
         return None, "There is no dense row, so no loss to it can be told."
     if dense.top1 is None:
@@ -263,7 +398,8 @@ def _saving(rows: Sequence[Average], names: Mapping[str, str]) -> tuple[Average 
     whole = dense.mean("gflops")
     if family is None or whole is None:
         return None, "No row has both a difference to dense and counted GFLOPs."
-    cheaper = [row for row in rows if row.to_dense is not None and (row.mean("gflops") or whole) < whole]
+    judged = [row for row in rows if row.to_dense is not None and row.method != RANDOM]
+    cheaper = [row for row in judged if (row.mean("gflops") or whole) < whole]
     if not cheaper:
         return None, "No row with a difference to dense has fewer GFLOPs."
     without_loss = [row for row in cheaper if not _loses(row, family)]

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.console.table import Table
-from harness.report.drawing import INK, Picture, Plot, Style, styles_of
+from harness.report.drawing import INK, Panel, Picture, Plot, Style, styles_of
 from harness.report.groups import Grouped, TimedGroup, counted, sections, time_sections
-from harness.report.highlights import Highlights, Missing
+from harness.report.highlights import Highlights, Missing, headline
 
 _HERE = Path(__file__).parent
 
@@ -30,10 +30,13 @@ class Report:
     short: Sequence[Highlights] = ()
     times: Sequence[TimedGroup] = ()
     plots: Sequence[Plot] = ()  # of records and times
-    pictures: Sequence[Picture] = ()  # of traces
+    samples: Picture | None = None  # of traces, as are pictures
+    pictures: Sequence[Picture] = ()
     agreement: Sequence[dict[str, Any]] = ()  # of rankings, a pair a row
     missing: Sequence[Missing] = ()
     left_out: Sequence[str] = ()  # why files beside the records are not in it
+    most: int | None = None  # groups that are drawn; None for all
+    command: str = ""  # what draws all
     files: Sequence[Path] = ()  # the page first
 
     @property
@@ -41,16 +44,45 @@ class Report:
         """Of the series of all plots."""
         return styles_of(n for plot in self.plots for panel in plot.panels for n in panel.names)
 
+    @property
+    def undrawn(self) -> str:
+        """Say that only some of the tables are drawn; nothing where all are."""
+        tables = len(self.records.groups)
+        if self.most is None or self.most >= max(tables, len(self.times)):
+            return ""
+        return f"Plots and pictures show the first {min(self.most, tables)} of {counted(tables, 'table')} of records."
+
+
+class Choice(NamedTuple):
+    """A plot of the same rows by several costs, of which the page shows one at a time."""
+
+    title: str
+    drawings: Mapping[str, tuple[str, bytes, Panel]]  # by cost: the name of the drawing, it, and what it is of
+
+
+def choices(plots: Sequence[Plot], styles: Mapping[str, Style]) -> list[Choice]:
+    """Put plots of the same group and quality together, the group's qualities side by side."""
+    found: dict[tuple[str, str], dict[str, tuple[str, bytes, Panel]]] = {}
+    for plot in plots:
+        for at, (panel, svg) in enumerate(zip(plot.panels, plot.draw_each(styles), strict=True)):
+            key = (panel.title, plot.title.partition(" against ")[0])
+            found.setdefault(key, {})[plot.axis] = (f"{plot.name}-{at}", svg, panel)
+    titles = list(dict.fromkeys(title for title, _ in found))
+    ordered = sorted(found, key=lambda key: titles.index(key[0]))
+    return [Choice(f"{key[1]}: {key[0]}", found[key]) for key in ordered]
+
 
 def page(report: Report, title: str) -> str:
     """Return the page, under this heading."""
     tables = list(sections(report.records, marked=True))
     times = time_sections(report.times)
     pictures = {re.sub(r"[^A-Za-z0-9_-]", "-", one.name): one for one in report.pictures}
+    switched = [plot for plot in report.plots if plot.axis]
+    others = [plot for plot in report.plots if not plot.axis]
     chapters = {
         ("tables", "Tables"): _numbered("table", tables),
         ("times", "Times"): _numbered("times", times),
-        ("plots", "Plots"): [(plot.name, plot.title) for plot in report.plots],
+        ("plots", "Plots"): [(plot.name, plot.title) for plot in others],
         ("rankings", "Rankings and kept patches"): [(k, p.title) for k, p in pictures.items()],
         ("missing", "Not measured"): _numbered("missing", report.missing),
     }
@@ -61,7 +93,11 @@ def page(report: Report, title: str) -> str:
         tables=tables,
         anchor_of={name: anchor for anchor, name in _numbered("table", tables)},
         times=times,
-        drawings={plot.name: plot.draw_each(styles) for plot in report.plots},
+        headline=headline(report.short),
+        axes={plot.axis: plot.about for plot in switched},
+        choices=choices(switched, styles),
+        plots=others,
+        drawings={plot.name: plot.draw_each(styles) for plot in others},
         pictures=pictures,
         contents=[(*chapter, [(*entry, ()) for entry in entries]) for chapter, entries in chapters.items() if entries],
         style=Markup(_asset("style.css")),

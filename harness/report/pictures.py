@@ -27,8 +27,8 @@ from harness.measure.traces import (
     read_traces,
 )
 from harness.records.agreement import Agreement, kendall_tau, over_images
-from harness.records.averages import protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.averages import REFERENCE, protocol, tower_of
+from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.record import Record, differing, in_words
 from harness.report.drawing import OPTIONS, Picture, saved
 from harness.report.show import IMAGE, Row, Sheet, draw
@@ -44,15 +44,14 @@ AGREEMENT = (
     "was judged; patches of equal fate tie. {golden}. Methods that are no judge of patches, such "
     "as merging, are ranked by when they merge."
 )
-IMAGES = 6
+IMAGES, SAMPLES = 6, 3  # of a gallery, and where the page begins
 SCALE = 0.62  # of a sheet's 2000 pixels
 LIMIT = 1_000_000  # bytes of a picture; above, it gets coarser
 QUALITIES = (85, 70, 50, 30)  # of the panels in an SVG
-RANDOM = "random"
 RIGHT, WRONG = "✓", "✗"
 GALLERY = (
     "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
-    "token was dropped are hatched in grey. {merging}Below each panel is the class that the model "
+    "token was dropped are dimmed to an even blue-grey. {merging}Below each panel is the class that the model "
     "answers, {right} right or {wrong} wrong, below the image what the dense one does; on the left "
     "the image's id and true class. {golden}Images are as the tower sees them."
 )
@@ -357,12 +356,21 @@ def galleries(traced: Sequence[TracedGroup]) -> list[Picture]:
     One is of the first images, another of those on which rankings disagree most. Runs without
     small copies of the images have none.
     """
-    return [
-        _gallery(group, choice)
-        for group in traced
-        if group.levels and any(name in group.thumbnails.jpeg for name in group.image_ids)
-        for choice in choices(group)
-    ]
+    return [_gallery(group, choice) for group in traced if _pictured(group) for choice in choices(group)]
+
+
+def samples(traced: Sequence[TracedGroup]) -> Picture | None:
+    """Draw a few images of the first group that has some, as an example of what methods keep."""
+    for group in filter(_pictured, traced):
+        names = [name for name in group.image_ids if name in group.thumbnails.jpeg]
+        first = names[:SAMPLES]
+        rule = FIRST.format(count=len(first), images=len(names))
+        return _gallery(group, Choice("samples", "examples", rule, first))
+    return None
+
+
+def _pictured(group: TracedGroup) -> bool:
+    return bool(group.levels) and any(name in group.thumbnails.jpeg for name in group.image_ids)
 
 
 def choices(group: TracedGroup) -> list[Choice]:
@@ -398,7 +406,9 @@ def disagreement(group: TracedGroup) -> tuple[list[RowTraces], NDArray[np.float6
 
 
 def _gallery(group: TracedGroup, choice: Choice) -> Picture:
-    level, ids = group.levels[-1], choice.image_ids
+    # The method that learns the golden ranking beside it.
+    level = sorted(group.levels[-1], key=lambda row: row.facts.method != REFERENCE)
+    ids = choice.image_ids
     rows = [row.take(ids) for row in (*group.golden, *level)]
     dense = [row.take(ids) for row in group.rows if row.facts.method == DENSE]
     merging = ", ".join(label(row, rows) for row in rows if _merges(row))

@@ -1,12 +1,12 @@
 """Plots of records and times: which rows they show, and the words that go with them."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TypeVar
 
 from harness.measure.times import VERDICTS, LatencyRecord, short_name
 from harness.records.averages import Average, judged_on, labels, learned, shots_of, tower_of
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.record import METRICS, Metric
 from harness.records.statistics import Interval
 from harness.report.drawing import Chart, Line, Panel, Plot, Point, Steps
@@ -17,9 +17,9 @@ from harness.report.highlights import (
     Cost,
     Front,
     Highlights,
+    Standing,
     exact,
     front_notes,
-    fronts,
     ratio_of,
     row_names,
 )
@@ -28,22 +28,22 @@ T = TypeVar("T")
 
 _SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
 _TOP1 = f"{METRICS['top1'].short}, %"
+_GROUPS, _ROWS, _OF_MORE = 6, 150, 3  # that are drawn, and of more the first; unless all are asked for
+_LABELLED = 24  # points of a panel that have their keep rates beside them; of more, the ends of each series
 _TAU = METRICS["tau"].heading
 _RATIO = "time, × dense"
 _FRONT = (
-    "Hollow rows are clearly beaten: another costs no more, within 1 %, and is clearly {}. The line "
+    "Hollow rows are clearly beaten: the best row that costs no more, within 1 %, is clearly {}. The line "
     "is the Pareto front of the rest by the estimates: no row is as cheap and as good as one on it "
     "and better in one of the two. Filled rows beside it may belong on it: images or timings are too "
-    "few to say."
+    "few to say. Random pruning is a control and takes no part in the front."
 )
-_BARS = "Vertical bars are 95 % intervals"
+_BARS = (
+    "Vertical bars are 95 % intervals, of top-1 that of the difference to dense on the same images; beside a point "
+    "stands its keep rate in %, and at the edge random pruning where the axes would be stretched for it"
+)
 # Title behind the metric's, label of the axis, and how to read it, by kind of cost.
 _COSTS = {
-    "gflops": (
-        METRICS["gflops"].heading,
-        f"{METRICS['gflops'].heading} per image",
-        f"Multiply-adds are counted, so they have no interval. {_BARS}. {_FRONT}",
-    ),
     "ratio": (
         "time at batch {}, ratio to dense",
         _RATIO,
@@ -56,18 +56,36 @@ _COSTS = {
         "Median of the rounds; horizontal bars are quartiles, which also hold the machine's "
         f"own swings, so trust the ratio more. {_BARS}. {_FRONT}",
     ),
+    "gflops": (
+        METRICS["gflops"].heading,
+        f"{METRICS['gflops'].heading} per image",
+        f"Multiply-adds are counted, so they have no interval. {_BARS}. {_FRONT}",
+    ),
 }
 
 
-def plots_of(report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = ()) -> list[Plot]:
-    """Return the plots that there are figures for, of records in groups and of times."""
+def plots_of(
+    report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = (), most: int | None = None
+) -> list[Plot]:
+    """Return the plots that there are figures for, of records in groups and of times.
+
+    ``most`` is how many panels a plot has at most; None for all. See `drawn_groups`.
+    """
     others = (
-        tau_plot(report.groups),
-        tokens_plot(report.groups),
-        shots_plot(shot_columns(report)),
-        batches_plot(times),
+        tau_plot(report.groups[:most]),
+        tokens_plot(report.groups[:most]),
+        shots_plot(shot_columns(report), most),
+        batches_plot(times if most is None else times[:_GROUPS]),
     )
-    return [*quality_plots(short), *filter(None, others)]
+    return [*quality_plots(short[:most]), *filter(None, others)]
+
+
+def drawn_groups(groups: Sequence[Group]) -> int:
+    """Return how many of the first groups are drawn where nobody asks for all: a panel takes a while."""
+    rows = list(accumulate(len(group.rows) for group in groups))
+    if not rows or (len(rows) <= _GROUPS and rows[-1] <= _ROWS):
+        return _GROUPS
+    return max(1, sum(count <= _ROWS for count in rows[:_OF_MORE]))
 
 
 def _plot(name: str, title: str, about: str, panels: Sequence[Panel | None]) -> Plot | None:
@@ -80,55 +98,70 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
     """Return fidelity and top-1 against each cost, a panel per group in which two rows have both."""
     panels: dict[tuple[Metric, Cost], list[Chart]] = {}
     for one in short:
-        for front in (*one.fronts, *fronts(one.group, ["ms"])):
+        for front in one.fronts:
             panels.setdefault((front.metric, front.cost), []).append(_quality_panel(one.group, front))
     metrics, kinds = list(QUALITIES), list(_COSTS)
-    ordered = sorted(panels, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), key[1].batch or 0))
+    # The time that a user waits comes first, at the largest batch size.
+    ordered = sorted(panels, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), -(key[1].batch or 0)))
     return [
         Plot(
             name=f"{'accuracy' if metric == TOP1 else 'fidelity'}_{cost.name}",
             title=_against(metric, cost),
-            about=_COSTS[cost.kind][2].format(QUALITIES[metric][1]),
+            about=_COSTS[cost.kind][2].format(" or ".join(words for _, words in QUALITIES.values())),
             panels=panels[metric, cost],
+            axis=_COSTS[cost.kind][0].format(cost.batch),
         )
         for metric, cost in ordered
     ]
 
 
 def _against(metric: Metric, cost: Cost) -> str:
-    name = metric.heading.partition(",")[0]
-    return f"{name} against {_COSTS[cost.kind][0].format(cost.batch)}"
+    name = f"{METRICS['top1'].short} to dense" if metric == TOP1 else metric.heading
+    return f"{name[0].upper()}{name[1:]} against {_COSTS[cost.kind][0].format(cost.batch)}"
 
 
 def _quality_panel(group: Group, front: Front) -> Chart:
-    rows, names, metric = front.standings, labels(group.rows), front.metric
-    factor = 100 if metric.form.endswith("%") else 1
+    """Plot distance to dense, or the paired difference to it in top-1; without a dense row top-1 itself."""
+    names, metric = labels(group.rows), front.metric
+    paired = metric == TOP1 and any(row.to_dense is not None for row in group.rows)
+    factor = 100 if metric == TOP1 else 1
 
-    def height(row: Average) -> Interval:
-        estimate = row.estimate(metric)
-        assert isinstance(estimate, Interval)
-        return Interval(*(factor * number for number in estimate))
+    def height(row: Average) -> Interval | None:
+        estimate = exact(0.0) if paired and row.method == DENSE else row.to_dense if paired else row.estimate(metric)
+        return Interval(*(factor * number for number in estimate)) if isinstance(estimate, Interval) else None
 
+    heights = {one.row.identity: high for one in front.standings if (high := height(one.row)) is not None}
+    rows = [one for one in front.standings if one.row.identity in heights]
     ordered = sorted(rows, key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep))
-    series = _series(
-        ordered,
-        lambda one: names[one.row.identity],
-        lambda one: Point(x=one.cost, y=height(one.row), hollow=one.verdict == "beaten"),
-    )
+    own: dict[str, list[str]] = {}
+    for one in ordered:
+        own.setdefault(names[one.row.identity], []).append(one.row.identity)
+    ends = {key for keys in own.values() for key in (keys[0], keys[-1])}
+
+    def point(one: Standing) -> Point:
+        named = one.row.method != DENSE and (len(rows) <= _LABELLED or one.row.identity in ends)
+        label = f"{100 * one.row.keep:.3g}" if named else ""
+        return Point(x=one.cost, y=heights[one.row.identity], hollow=one.verdict == "beaten", label=label)
+
     notes = front_notes(rows, names)
-    lacking = [row for row in group.rows if front.of(row) is None and row.mean(metric.name) is not None]
+    lacking = [row for row in group.rows if row.identity not in heights and row.mean(metric.name) is not None]
     if lacking:
-        notes.append(f"Without this cost: {row_names(lacking, names)}.")
-    dense = [height(one.row).estimate for one in rows if one.row.method == DENSE]
+        notes.append(f"Without this cost or a difference to dense: {row_names(lacking, names)}.")
+    dense = [heights[one.row.identity].estimate for one in rows if one.row.method == DENSE]
     return Chart(
         title=group.name,
         alt=f"{_against(metric, front.cost)}, {group.name}: {len(rows)} rows. {notes[0]}",
         x_label=_COSTS[front.cost.kind][1],
-        y_label=_TOP1 if metric == TOP1 else f"{metric.heading} to dense",
-        series=series,
+        y_label=f"{METRICS['top1'].short} to dense, points"
+        if paired
+        else _TOP1
+        if metric == TOP1
+        else f"{metric.heading} to dense",
+        series=_series(ordered, lambda one: names[one.row.identity], point),
         level=dense[0] if dense else None,
-        front=sorted((one.cost.estimate, height(one.row).estimate) for one in rows if one.verdict == "front"),
+        front=sorted((one.cost.estimate, heights[one.row.identity].estimate) for one in rows if one.verdict == "front"),
         log=metric != TOP1,
+        aside=RANDOM,
         notes=notes,
     )
 
@@ -211,14 +244,14 @@ def _runs(counts: Sequence[float]) -> str:
     return ", ".join(f"{count} × {length}" if length > 1 else str(count) for count, length in runs)
 
 
-def shots_plot(tables: Sequence[Sequence[Sequence[Average]]]) -> Plot | None:
-    """Return top-1 by shots, a panel for each table of `shot_columns` and keep rate."""
+def shots_plot(tables: Sequence[Sequence[Sequence[Average]]], most: int | None = None) -> Plot | None:
+    """Return top-1 by shots, a panel for each table of `shot_columns` and keep rate; ``most`` at most."""
     about = (
         "Numbers of labelled images per class, evenly spaced; 0 is by text. Bars are 95 % "
         "intervals: Wilson's for one seed, Student's over several. Rows at one number stand "
         "side by side so that bars don't hide each other."
     )
-    panels = [_shot_panel(columns, keep) for columns in tables for keep in _keeps(columns)]
+    panels = [_shot_panel(columns, keep) for columns in tables for keep in _keeps(columns)][:most]
     return _plot("shots", "Top-1 by shots", about, panels)
 
 

@@ -30,10 +30,9 @@ Size = tuple[int, int]  # height and width, in pixels or in patches
 
 COLOURS = "viridis"  # perceptually uniform, and in order for every colour vision
 DETAIL = 0.5  # contrast of the image's detail over the colours
-# Greys of the stripes of dropped patches. Each has a contrast of 3 to white and to black, so they
-# are told from kept patches of light and dark images, and the stripes from those of grey ones.
-HATCH = (0.38, 0.56)
-STRIPE = 5  # stripes to a patch's side, where they are wide enough to be seen
+# Colour of dropped patches, and how much of the image is left in it: a contrast of 3 to white and to
+# black, and a tint that no grey image has, so they are told from kept patches; patterns make moiré.
+DIM, LEFT = (0.40, 0.44, 0.62), 0.12
 BORDER = 0.8  # grey of the lines between patches
 
 # Pixels at scale 1.
@@ -252,9 +251,9 @@ def heat_panel(view: Colours, importance: NDArray[np.floating], grid: Size, size
 
 
 def kept_panel(view: Colours, kept: NDArray[np.bool_], grid: Size, size: Size) -> Colours:
-    """Show the kept patches as they are and the others hatched in grey, with lines between."""
-    stays = _spread(kept.reshape(grid)[..., None], size)
-    panel = np.where(stays, image_panel(view, size), hatch(grid, size))
+    """Show the kept patches as they are and the others dimmed, with lines between."""
+    stays, image = _spread(kept.reshape(grid)[..., None], size), image_panel(view, size)
+    panel = np.where(stays, image, dimmed(image))
     panel[np.arange(1, grid[0]) * (size[0] // grid[0])] = BORDER
     panel[:, np.arange(1, grid[1]) * (size[1] // grid[1])] = BORDER
     return panel
@@ -263,7 +262,7 @@ def kept_panel(view: Colours, kept: NDArray[np.bool_], grid: Size, size: Size) -
 def merged_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Size) -> Colours:
     """Show which patches share a token: in their mean colour, with lines around them.
 
-    Patches that have a token to themselves are as they are, dropped ones hatched. ``token`` is
+    Patches that have a token to themselves are as they are, dropped ones dimmed. ``token`` is
     (N,), the position of the token that each patch is in, below 0 where it was dropped.
     """
     image, own = image_panel(view, size), np.arange(len(token))
@@ -274,19 +273,16 @@ def merged_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Si
     shared = (count[group] > 1).reshape(grid)[..., None]
     panel = np.where(_spread(shared, size), _spread(mean[group].reshape(*grid, 3), size), image)
     dropped = _spread((token < 0).reshape(grid)[..., None], size)
-    panel = np.where(dropped, hatch(grid, size), panel)
+    panel = np.where(dropped, dimmed(image), panel)
     pixels = _spread(apart.reshape(grid)[..., None], size)[..., 0]
     panel[1:][pixels[1:] != pixels[:-1]] = BORDER
     panel[:, 1:][pixels[:, 1:] != pixels[:, :-1]] = BORDER
     return panel
 
 
-def hatch(grid: Size, size: Size) -> Colours:
-    """Return what dropped patches are filled with: diagonal stripes in two greys."""
-    width = max(2, round(size[0] / grid[0] / STRIPE))
-    down, across = np.indices(size)
-    grey = np.array(HATCH)[(down + across) // width % 2]
-    return np.stack([grey] * 3, axis=2)
+def dimmed(image: Colours) -> Colours:
+    """Return what dropped patches are drawn as: nearly one colour."""
+    return np.asarray((1 - LEFT) * np.array(DIM) + LEFT * image)
 
 
 def _tiles(pixels: NDArray[np.floating], grid: Size) -> NDArray[np.floating]:

@@ -211,6 +211,7 @@ def report_columns(rows: Sequence[Average], *, family: Judged | None = None, sum
         for batch in sorted({latency.batch for row in rows for latency in row.latency})
         for metric in metrics(Latency).values()
         if stands(metric)
+        and any(getattr(own, metric.name) is not None for row in rows for own in row.latency if own.batch == batch)
     ]
     return [
         (Column(heading="Method", left=True), lambda row: Cell(names[row.identity], names[row.identity])),

@@ -48,6 +48,41 @@ def test_only_tables_and_pictures_scroll_sideways(page: Any):
         assert wide[0] <= wide[1]
 
 
+def test_no_element_reaches_out_of_the_page_or_of_what_scrolls(page: Any):
+    out = page.execute_script("""
+    const wide = document.documentElement.clientWidth + 0.5;
+    const shown = [...document.querySelectorAll("body *:not(svg *)")].filter((e) => e.checkVisibility());
+    const own = shown.filter((e) => !e.closest(".wide > *, .unseen, .skip"));
+    return own.filter((e) => e.getBoundingClientRect().right > wide).map((e) => e.outerHTML.slice(0, 80));
+    """)
+    assert out == []
+
+
+def test_what_a_first_look_needs_of_a_table_is_in_sight_at_a_desk(page: Any):
+    if page.execute_script("return innerWidth") < 1000:
+        pytest.skip("a phone shows two columns and says that there are more")
+    heads = page.execute_script(
+        "return [...document.querySelector('table[data-sortable]').tHead.rows[0].cells]"
+        ".map((head) => [head.textContent.trim(), head.getBoundingClientRect().right])"
+    )
+    right = {name.replace("\u00a0", " "): end for name, end in heads}
+    for name in ("1 - cosine", "Top-1, %", "To dense", "GFLOPs", "Batch 8, × dense", "Kendall τ"):
+        assert right[name] <= 1400, heads
+
+
+def test_the_switch_of_costs_shows_one_plot_at_a_time(page: Any):
+    page.refresh()
+    script = (
+        "const every = [...document.querySelectorAll('figure .axis')];"
+        "return every.filter((e) => e.checkVisibility()).map((e) => e.className)"
+    )
+    radios = page.find_elements("css selector", ".axes input")
+    figures = len(page.find_elements("css selector", ".panels > figure:has(.axis)"))
+    for at, radio in enumerate(radios):
+        page.execute_script("arguments[0].click()", radio)
+        assert page.execute_script(script) == [f"axis axis-{at}"] * figures
+
+
 def test_text_has_contrast(page: Any, script: Callable[[str], str]):
     contrasts = page.execute_script(script("contrast.js"))
     assert len(contrasts) > 500
@@ -71,8 +106,8 @@ def test_every_control_is_reached_by_tab_and_seen_to_be(least: int, page: Any, s
     resize(page, own if own > 400 else least)
     page.refresh()
     count = page.execute_script(
-        "window.seen = new Set(); const controls = \"a[href], button, summary, [tabindex='0']\";"
-        "return document.querySelectorAll(controls).length"
+        "window.seen = new Set(); const controls = \"a[href], button, summary, input:checked, [tabindex='0']\";"
+        "return [...document.querySelectorAll(controls)].filter((e) => e.checkVisibility()).length"
     )
     assert count > 30
     for key in (Keys.TAB, Keys.SHIFT + Keys.TAB):  # back again, too: what is fixed could cover it
@@ -96,7 +131,7 @@ def test_the_skip_link_shows_when_focused_and_leads_to_the_report(page: Any):
 
 def test_settings_open_by_keyboard(page: Any):
     page.refresh()
-    summary = page.find_element("css selector", "summary")
+    summary = page.find_element("css selector", "details:has(.settings) > summary")
     assert not page.find_element("css selector", ".settings").is_displayed()
     summary.send_keys(Keys.ENTER)
     assert "clip_vit_s14_patchrank60" in page.find_element("css selector", ".settings").text
@@ -121,7 +156,7 @@ def test_without_script_the_tables_are_whole(report: Path, tmp_path: Path, start
         driver.get(report.as_uri())
         source = driver.page_source
     assert "<button" not in source
-    assert source.count("<table data-sortable") == 2
+    assert source.count("<table data-sortable") == 3
     assert source.count("<svg") >= 8
 
 

@@ -7,9 +7,12 @@ import itertools
 import re
 from typing import Any
 
+from harness.console.terminal import Progress
 from harness.records.record import Record
 from harness.report.drawing import Picture
+from harness.report.folder import write_report
 from harness.report.groups import markdown_table
+from harness.report.page import page
 
 HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"
 
@@ -164,7 +167,37 @@ def test_markdown_has_the_same_cells_as_the_page(drawn: Any, records: list[Recor
     _, parsed = drawn
     lines = [line for line in markdown_table(records).splitlines() if line.startswith("|")]
     cells = [line.strip("| ").split(" | ") for line in lines if "---" not in line]
-    assert cells == parsed.tables
+    # On a page the columns that a summary has come first.
+    assert [sorted(row) for row in cells] == [sorted(row) for row in parsed.tables]
+    assert parsed.tables[0][:8] == [
+        "Method", "Keep", "Top-1, %", "To dense", "GFLOPs", "Batch 1, × dense", "Batch 32, × dense", "Kendall τ",
+    ]  # fmt: skip
+
+
+def test_one_plot_has_all_costs_and_shows_the_first_without_a_script(
+    made: Any, patchrank: Record, dense: Record
+) -> None:
+    text, parsed = made([patchrank, dense])
+    assert parsed.tags.count("fieldset") == 1
+    axes = re.findall(r'name="axis" id="axis-(\d)"( checked)?> ([^<]*)<', text)
+    assert [name.replace("\u00a0", " ") for *_, name in axes] == [
+        "time at batch 32, ratio to dense", "time at batch 1, ratio to dense",
+        "time at batch 32, ms per image", "time at batch 1, ms per image", "GFLOPs",
+    ]  # fmt: skip
+    assert [bool(checked) for _, checked, _ in axes] == [True, False, False, False, False]
+    assert text.count("Top-1 to dense: fashion test") == 1
+    assert text.index('class="axis axis-0"') < text.index('<h2 id="tables-title"')
+
+
+def test_of_many_tables_the_first_are_drawn_and_the_page_says_so(records: list[Record], tmp_path: Any) -> None:
+    many = [dataclasses.replace(r, dataset=f"set{at}") for at in range(9) for r in records if r.dataset == "fashion"]
+    report = write_report(many, tmp_path, Progress(), runs=[tmp_path / "a run"], drawn=())
+    assert {len(plot.panels) for plot in report.plots if plot.name.startswith("accuracy")} == {3}
+    text = (tmp_path / "report.html").read_text("utf-8").replace("\u00a0", " ")
+    assert "Plots and pictures show the first 3 of 9 tables of records. This draws all:" in text
+    assert "a run&#39; --all-plots" in text
+    assert text.count("<table data-sortable") == 9
+    assert "This draws all" not in page(dataclasses.replace(report, most=None), "All")
 
 
 def test_the_page_marks_what_is_clear_and_says_so(made: Any, dense: Record, patchrank: Record, row: Any) -> None:
@@ -178,7 +211,7 @@ def test_the_page_marks_what_is_clear_and_says_so(made: Any, dense: Record, patc
 
 def test_settings_and_what_was_not_counted_are_named(made: Any, patchrank: Record, dense: Record) -> None:
     text, parsed = made([patchrank, dataclasses.replace(dense, uncounted_operators=("a::b",))])
-    assert text.count("<details>") == 1
+    assert text.count("<summary>Models and settings") == 1
     assert ["clip_vit_s14_patchrank60", '"reduce_at": [3]'] in parsed.rows
     assert "GFLOPs lack operators of unknown cost: a::b" in text
     assert "GFLOPs lack" not in made([dense])[0]

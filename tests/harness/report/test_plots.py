@@ -1,5 +1,6 @@
 """What plots show is what records say; how it is drawn is the same every time."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -68,7 +69,9 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(
         rows = sorted((r for r in own.values() if r.method == name), key=lambda r: r.keep)
         for point, row in zip(series, rows, strict=True):
             assert tuple(point.x) == (row.gflops,) * 3
-            assert point.y == pytest.approx((100 * row.top1, 100 * row.top1_low, 100 * row.top1_high))
+            paired = (0.0,) * 3 if name == "dense" else (row.diff_to_dense, row.diff_low, row.diff_high)
+            assert point.y == pytest.approx(tuple(100 * number for number in paired))
+            assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f}")
 
 
 def test_times_are_ratios_or_milliseconds_of_one_image(report: Grouped, committed: list[Record]):
@@ -87,12 +90,13 @@ def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Gr
     panel = plot.panels[0]
     assert isinstance(panel, Chart)
     [stood] = [front.standings for front in fronts(report.groups[0]) if front.name == "gflops"]
-    on = sorted((s.row.first.gflops, 100 * s.row.top1.estimate) for s in stood if s.verdict == "front")
+    front = [s.row for s in stood if s.verdict == "front"]
+    on = sorted((r.first.gflops, 100 * r.to_dense.estimate if r.to_dense else 0.0) for r in front)
     assert list(panel.front) == on
     assert sorted(y for _, y in on) == [y for _, y in on]
     assert panel.notes[0].count("%") + panel.notes[0].count("dense") == len(on)
     assert "random 30 % (by rankmerge 30 %)" in " ".join(panel.notes)
-    assert "Without this cost: golden 60 %, golden 30 %." in panel.notes
+    assert "Without this cost or a difference to dense: golden 60 %, golden 30 %." in panel.notes
     hollow = {name for name, series in panel.series.items() if any(p.hollow for p in series)}
     assert hollow == {"random"}
 
@@ -104,6 +108,16 @@ def test_a_logarithmic_axis_has_plain_numbers(report: Grouped):
         words = "".join(ET.fromstring(svg).itertext())
         assert {"0.01", "0.02", "0.05"} <= set(words.split())
         assert "mathdefault" not in words
+
+
+def test_random_does_not_stretch_the_axes_and_stands_at_the_edge_with_its_figure(report: Grouped):
+    plot = plots(report)["accuracy_gflops"]
+    styles = styles_of(name for panel in plot.panels for name in panel.names)
+    [svg, *_] = plot.draw_each(styles)
+    texts = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert "30 -34" in texts
+    assert "60" in texts
+    assert min(float(text.replace("\u2212", "-")) for text in texts if re.fullmatch("\u2212\\d+", text or "")) >= -15
 
 
 def test_tau_against_keep_leaves_golden_out(report: Grouped, committed: list[Record]):
