@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from harness.console.table import UNMEASURED, Cell, Column, Table, json_values
-from harness.measure.compare import RANDOM
 from harness.measure.times import CAPTION, DETAILS, PREPARED, LatencyRecord, notes
 from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
 from harness.measure.times import columns_of as timed_columns_of
@@ -26,7 +25,7 @@ from harness.records.averages import (
     uncounted,
     with_recovery,
 )
-from harness.records.conditions import DENSE, GOLDEN, MATCHED
+from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
 from harness.records.record import CONDITIONS, METRICS, Record, differing
 from harness.report.tables import BY_COLUMN, by_shots, matched_table, report_columns, shot_tables, table_of
 from harness.report.writers import markdown
