@@ -106,7 +106,7 @@ def _runs(plan: Plan, dataset: Dataset, shots: int, *, first: bool) -> float:
     rows, images = _row_count(plan), len(dataset.split(plan.split))
     images = images if plan.limit is None else min(images, plan.limit)
     # Rows without learned visual tokens run on an image once, whatever is learned from shots.
-    plain = next((one for one in plan.shots if not plan.tunings(one)[0].visual), None)
+    plain = next((one for one in plan.shots if not any(tuning.visual for tuning in plan.tunings(one)[:1])), None)
     runs: float = rows * images if shots == plain else 0
     if first:
         timed = sum(batch * rounds for batch, rounds in plan.latency_rounds.items())

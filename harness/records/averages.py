@@ -248,11 +248,11 @@ def fidelity_p(row: Average, other: Average, metric: Metric) -> float | None:
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
     """Return `fidelity_p` of pairs of rows, all on the same images."""
-    values = {row.identity: row.per_image(metric) for pair in pairs for row in pair}
+    values = {id(row): row.per_image(metric) for pair in pairs for row in pair}
     known = {
         at: a - b
         for at, (row, other) in enumerate(pairs)
-        if (a := values[row.identity]) is not None and (b := values[other.identity]) is not None
+        if (a := values[id(row)]) is not None and (b := values[id(other)]) is not None
     }
     if not known:
         return [None] * len(pairs)

@@ -13,7 +13,7 @@ import zoo
 from harness.records.agreement import kendall_tau
 from zoo import suffix as module
 from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.lean import LeanBlock
+from zoo.lean import LeanBlock, Product
 from zoo.suffix import Suffix, fitting_batch
 from zoo.tokens import Tokens
 from zoo.vit import ViTBlock
@@ -191,7 +191,9 @@ def test_projection_and_mlp_of_the_class_token_are_not_rounded(cls: bool, tiny: 
     block = tiny("clip_vit_b16", noise=0.3).blocks[3]
     lean = LeanBlock(block, torch.bfloat16, cls=cls)
     assert lean.low is not None
-    lean.low.qkv = tuple(torch.cat((tensor[:96], torch.zeros_like(tensor[96:]))) for tensor in lean.low.qkv)
+    qkv = lean.low.qkv
+    assert qkv.bias is not None
+    lean.low.qkv = Product(*(torch.cat((each[:96], torch.zeros_like(each[96:]))) for each in (qkv.weight, qkv.bias)))
     x = torch.randn(4, 30, 48)
     wanted = x + block.attn.proj.bias
     wanted = wanted + block.mlp(block.norm2(wanted))
@@ -209,7 +211,7 @@ def test_weights_without_constants_are_not_copied(tiny: Build):
         (lean.fp32.proj, block.attn.proj),
         (lean.fp32.hidden, block.mlp.fc1),
     ):
-        assert mine[0].data_ptr() == theirs.weight.data_ptr()
+        assert mine.weight.data_ptr() == theirs.weight.data_ptr()
 
 
 def test_engines_leave_the_model_alone(tiny: Build):

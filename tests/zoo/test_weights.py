@@ -210,11 +210,11 @@ def test_the_tag_decides_the_activation_of_both_towers(small_clip, tmp_path: Pat
 
 
 def test_without_weights_anywhere_the_ways_to_supply_them_are_told(small_clip):
-    expected = "no weights of clip_vit_b32.openai (timm/vit_base_patch32_clip_224.openai/open_clip_"
-    with pytest.raises(FileNotFoundError, match=re.escape(expected)) as caught:
+    wanted = "no weights of clip_vit_b32.openai: .*timm/vit_base_patch32_clip_224.openai/open_clip_"
+    with pytest.raises(FileNotFoundError, match=wanted) as caught:
         zoo.create_clip("clip_vit_b32")
     assert str(small_clip.weights / "clip_vit_b32.openai") in str(caught.value)
-    with pytest.raises(RuntimeError, match=re.escape(expected)):
+    with pytest.raises(RuntimeError, match=wanted):
         open_clip.create_model("clip_vit_b32", pretrained="openai")
 
 

@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[3]
 # What makes forms of a table, or tables of pages, which have no width; or folds every column.
 BELOW = ("console.table", "report.sections", "check.verdict")
 
-# Filled by its callers; tested at every width in test_times.py.
-ELSEWHERE = ("table_of", "latency_table")
+# Filled by its callers; tested at every width in test_times.py; written as Markdown alone, tested in test_groups.py.
+ELSEWHERE = ("table_of", "latency_table", "equal_time_tables", "brief_tables")
 
 
 def tables() -> list[tuple[str, str]]:
