@@ -46,6 +46,11 @@ def no_room(path: Path, size: int, error: BaseException) -> NoRoomError | None:
     return NoRoomError(f"can't write {str(path)!r}: {_NO_ROOM[error.errno]}; {size:,} bytes needed, {free:,} free")
 
 
+def partial_of(path: Path) -> Path:
+    """Return the name beside ``path`` under which this process makes it."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, whenever the machine stops.
 
@@ -53,7 +58,7 @@ def write_whole(path: Path, content: bytes) -> None:
         NoRoomError: no room; says how much is needed and free.
         OSError: it can't be written for another reason.
     """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             file.write(content)

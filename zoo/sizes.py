@@ -150,15 +150,14 @@ def unknown_model(name: str) -> str:
     """
     arch, dot, tag = name.partition(".")
     form = re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", arch)
-    percents = {} if form is None else {
-        own.percent: known for known, own in MODELS.items() if (own.dense, own.method) == (form[1], form[2])
-    }  # fmt: skip
-    if form is None or not percents or not 0 < int(form[3]) <= 100:
+    dense, method, digits = ("", "", "0") if form is None else form.groups()
+    percents = {own.percent: known for known, own in MODELS.items() if (own.dense, own.method) == (dense, method)}
+    percent = int(digits)
+    if not percents or not 0 < percent <= 100:
         return f"model {name!r}: {expected(arch, MODELS)}"
-    percent = int(form[3])
     nearest = percents[min(sorted(percents), key=lambda one: abs(one - percent))]
     return (
         f"model {name!r}: names have the keep rates {', '.join(map(str, sorted(percents)))} %; for another one use "
         f"timm.create_model({nearest + dot + tag!r}, keep={percent / 100:g}) in Python, or patchrank compare --model "
-        f"{form[1]}{dot}{tag} --methods {form[2]} --keeps {percent / 100:g}"
+        f"{dense}{dot}{tag} --methods {method} --keeps {percent / 100:g}"
     )

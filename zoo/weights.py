@@ -123,6 +123,13 @@ def require_hub(repo: str, files: Sequence[str], name: str, otherwise: str) -> N
         )
 
 
+def require_timm_hub(cfg: PretrainedCfg, name: str, otherwise: str) -> None:
+    """Do the same for weights that timm would take from the hub, and nothing for others."""
+    if cfg.hf_hub_id and not cfg.file and not cfg.state_dict:
+        files = TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
+        require_hub(cfg.hf_hub_id, files, name, otherwise)
+
+
 def _in_one_line(error: BaseException) -> str:
     return textwrap.shorten(str(error), _LONGEST_REASON) or type(error).__name__
 
@@ -140,9 +147,7 @@ def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
     elif cfg.source == "local-dir":
         name = f"local-dir:{cfg.file}"
     otherwise = _OTHERWISE.format(own=own)
-    if cfg.hf_hub_id and not cfg.file and not cfg.state_dict:
-        files = TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
-        require_hub(cfg.hf_hub_id, files, name, otherwise)
+    require_timm_hub(cfg, name, otherwise)
     try:
         yield
     except UNUSABLE as error:

@@ -183,14 +183,12 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     if not train and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
     counts = [min(args.limit, len(job.source.images)) for job, _ in jobs]
-    work = fit_runs(config, sum(counts), 0)
-    if tower is not None:
-        work += sum(counts) * passes_of(way, tower.vit)
+    passes = 0.0 if tower is None else passes_of(way, tower.vit)
+    work = fit_runs(config, sum(counts), 0) + sum(counts) * passes
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
     with progress.overall("fit predictor", work) if jobs else nullcontext():
         for (job, files), count in zip(jobs, counts, strict=True):
-            assert tower is not None
-            with progress.part(count * passes_of(way, tower.vit)):
+            with progress.part(count * passes):
                 files.append(rank(job, progress).path)
         path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
@@ -256,9 +254,10 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     progress, dense = Progress(status), dense_name(row)
     tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress)
     begin = time.perf_counter()
-    images, units = len(drawn.train) + 3 * len(drawn.val), step_runs(config, len(dataset.classes))
-    with progress.overall("fit prompts", images + config.rounds * config.steps * units):
-        with progress.part(images - 2 * len(drawn.val) + config.rounds * config.steps * units):
+    steps = config.rounds * config.steps * step_runs(config, len(dataset.classes))
+    learning, judging = len(drawn.train) + len(drawn.val) + steps, 2 * len(drawn.val)
+    with progress.overall("fit prompts", learning + judging):
+        with progress.part(learning):
             tuned = tuner.tuned([row], args.shots, args.seed, config)[row.key]
         seconds = time.perf_counter() - begin
         path = tuned.file.path

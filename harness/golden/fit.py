@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -26,7 +25,7 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
 from harness.models.towers import Tower, load_tower
 from harness.records.agreement import kendall_tau
-from zoo.files import PARTIAL, write_whole
+from zoo.files import partial_of, write_whole
 from zoo.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
 from zoo.predictor import Predictor, predictor_name
 from zoo.vit import ReducedViT
@@ -229,7 +228,7 @@ def _growing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     """Yield a file for the rows of an array; it gets its name if the body ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+    partial = partial_of(path)
     header = {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
     try:
         # Written, not mapped: a full disk is an error here, and the end of the process there.

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from harness.measure.evaluate import (
 from harness.measure.match import matched_rows, say_time_misses
 from harness.measure.plan import Plan
 from harness.measure.recovery import recovered_rows
-from harness.measure.rows import BLOCK, Outcome, Variant, require_rows, variants
+from harness.measure.rows import BLOCK, Outcome, Variant, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import load_tower, nameable, named, text_classifier, without_text
@@ -107,7 +106,6 @@ class Bench:
     @classmethod
     def build(cls, plan: Plan, name: str, progress: Progress, known: Known = ()) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
-        require_rows(name, product(plan.methods, plan.keeps))
         tower = load_tower(name)
         parts, arch, tag = tower.clip or without_text(tower), tower.arch, tower.tag
         dense = tower.vit

@@ -57,8 +57,7 @@ def compare(
     """
     check_plan(plan)
     require_towers(plan.recoveries, plan.models)
-    for name in plan.models:  # all before the first is loaded
-        require_rows(name, product(plan.methods, plan.keeps))
+    _require_predictors(plan)
     datasets = [get_dataset(name) for name in plan.datasets]
     if release:
         datasets = [dataset.released() for dataset in datasets]
@@ -81,13 +80,18 @@ def compare(
                 tracer.flush()
 
 
+def _require_predictors(plan: Plan) -> None:
+    """Refuse methods whose predictor is missing, of all towers before the first is loaded."""
+    for name in plan.models:
+        require_rows(name, product(plan.methods, plan.keeps))
+
+
 def expected_runs(plan: Plan) -> float:
     """Return about how often `compare` runs a row on an image, what else it does counted as runs that take as long.
 
     Of what is known from earlier runs nothing is left out.
     """
-    datasets = [get_dataset(name) for name in plan.datasets]
-    pairs = [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
+    pairs = _measurable([get_dataset(name) for name in plan.datasets], plan)
     each = sum(_runs(plan, dataset, shots, first=not at) for at, (dataset, shots) in enumerate(pairs))
     return len(plan.models) * (each + _matching_runs(plan))
 
@@ -121,9 +125,14 @@ def _runs(plan: Plan, dataset: Dataset, shots: int, *, first: bool) -> float:
     return runs
 
 
+def _measurable(datasets: Sequence[Dataset], plan: Plan) -> list[tuple[Dataset, int]]:
+    """Return the datasets with the numbers of shots that can be measured on each; 0 alone without labels."""
+    return [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
+
+
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
     """Return the datasets with the numbers of shots that are measured on each; 0 alone without labels."""
-    pairs = [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
+    pairs = _measurable(datasets, plan)
     if not pairs:
         require_labels(datasets[0], f"--shots {plan.shots[0]}")
     for dataset in datasets:
@@ -154,6 +163,7 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     file = PromptFile.read(prompts)
     file.require_classes(dataset.classes)
     tuning = tuning_of(file)
+    _require_predictors(plan)
     bench = Bench.build(plan, plan.models[0], progress)
     row = bench.rows[-1]
     tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
@@ -191,7 +201,9 @@ def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Ranking
     methods = tuple(m for m in plan.methods if m not in (DENSE, RANDOM))
     for name in plan.datasets:
         require_labels(get_dataset(name), "floor, which compares accuracy")
-    bench = Bench.build(replace(plan, methods=methods), plan.models[0], progress)
+    without = replace(plan, methods=methods)
+    _require_predictors(without)
+    bench = Bench.build(without, plan.models[0], progress)
     dense, rows = bench.rows[0], bench.rows[1:]
     goldens: dict[str, Rankings] = {}
     if GOLDEN in methods:  # what is missing is reported before hours are spent

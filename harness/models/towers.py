@@ -25,7 +25,14 @@ from zoo.reducer import expected
 from zoo.sizes import MODELS, SIZES, unknown_model
 from zoo.text import UnseenWordsError
 from zoo.vit import ReducedViT, TimmHost
-from zoo.weights import TIMM_FILES, UNUSABLE, MissingWeightsError, UnusableWeightsError, require_hub, unusable
+from zoo.weights import (
+    UNUSABLE,
+    MissingWeightsError,
+    UnusableWeightsError,
+    require_hub,
+    require_timm_hub,
+    unusable,
+)
 
 OPEN_CLIP, TRANSFORMERS = "open_clip:", "transformers:"
 NAMED = 12  # unknown classes in a message
@@ -292,9 +299,8 @@ def create_pretrained(name: str) -> Any:
     otherwise = f"pass {FOLDER}FOLDER, saved by timm's save_for_hf"
     if name.startswith(HUB):
         require_hub(name.removeprefix(HUB), ("config.json",), name, otherwise)
-    elif (cfg := get_pretrained_cfg(name)) is not None and cfg.hf_hub_id and name.partition(".")[0] not in MODELS:
-        files = TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
-        require_hub(cfg.hf_hub_id, files, name, otherwise)
+    elif (cfg := get_pretrained_cfg(name)) is not None and name.partition(".")[0] not in MODELS:
+        require_timm_hub(cfg, name, otherwise)
     try:
         return timm.create_model(name, pretrained=True)
     except (MissingWeightsError, UnusableWeightsError):

@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import shutil
-import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -39,11 +38,12 @@ from harness.report.pictures import agreement_rows, galleries, matrices, samples
 from harness.report.plots import drawn_groups, plots_of
 from harness.report.tables import records_csv
 from harness.report.writers import csv_text, latex, markdown
-from zoo.files import PARTIAL, strict_json, write_whole
+from zoo.files import PARTIAL, partial_of, strict_json, write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
 _TABLES = (".html", ".md", ".csv", ".tex")
 _MADE = ".report"  # folder of files that are all made and on their way to their places
+_MAKING = _MADE.removeprefix(".")  # folder of files that are being made, under a partial's name
 _LIST = ".report.json"  # names and digests of the files of the report that lies in a folder
 _VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"}
 
@@ -178,7 +178,7 @@ def swap(
     """
     _take_places(folder)
     _clear_leftovers(folder)
-    making = folder / f"{_MADE}.{socket.gethostname()}-{os.getpid()}{PARTIAL}"
+    making = partial_of(folder / _MAKING)
     making.mkdir()
     try:
         digests = {}
@@ -229,7 +229,7 @@ def _listed(path: Path) -> dict[str, str]:
 
 def _clear_leftovers(folder: Path) -> None:
     """Remove what killed commands of this machine were making."""
-    host = f"{_MADE}.{socket.gethostname()}-"
+    host = partial_of(folder / _MAKING).name.removesuffix(f"{os.getpid()}{PARTIAL}")
     for path in folder.glob(f"{glob.escape(host)}*{PARTIAL}"):
         process = path.name.removeprefix(host).removesuffix(PARTIAL)
         if process.isdecimal() and not _runs(int(process)):

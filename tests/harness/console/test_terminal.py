@@ -73,6 +73,18 @@ def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch, capsys):
     assert results(args()).width == 120
 
 
+def read_to_end(terminal: int) -> bytes:
+    """Read what is shown on a pseudo-terminal until nobody has its other side, and close it."""
+    text = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            text += chunk
+    except OSError:  # how a terminal says that its other side is closed
+        pass
+    os.close(terminal)
+    return text
+
+
 @pytest.mark.parametrize(("flags", "coloured"), [([], True), (["--color", "never"], False)])
 def test_a_terminal_has_colours_unless_refused(flags: list[str], coloured: bool):
     """On a pseudo-terminal; the error's first word is red."""
@@ -81,13 +93,7 @@ def test_a_terminal_has_colours_unless_refused(flags: list[str], coloured: bool)
     command = [sys.executable, "-m", "harness", "rank", "--images", "gone", *flags]
     with subprocess.Popen(command, stderr=side, env=environ | {"TERM": "xterm"}) as process:
         os.close(side)
-        text = b""
-        try:
-            while chunk := os.read(main, 4096):
-                text += chunk
-        except OSError:  # how a terminal says that its other side is closed
-            pass
-    os.close(main)
+        text = read_to_end(main)
     assert process.returncode == 2
     assert b"error:" in text
     assert (b"\x1b[1;31mpatchrank: error:" in text) == coloured
@@ -245,13 +251,7 @@ def test_compare_on_a_terminal_shows_one_bar_over_all_and_results_stay_whole(tmp
     with (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=side, env=environ)
     os.close(side)
-    text = b""
-    try:
-        while chunk := os.read(main, 4096):
-            text += chunk
-    except OSError:  # how a terminal says that its other side is closed
-        pass
-    os.close(main)
+    text = read_to_end(main)
     assert process.wait() == 0
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text.decode())
     assert re.search(r"compare .*\d+ %, \d:\d\d:\d\d so far, about \d:\d\d:\d\d left", shown)
