@@ -1,14 +1,19 @@
 """Rows at equal cost: each method's keep rate is solved for another's multiply-adds or time."""
 
 import copy
+import functools
 import itertools
 import math
+import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 
 import zoo
 from harness.console.terminal import Progress
@@ -25,8 +30,8 @@ TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row furthe
 # Of the target's time, which a search may be off: half the tolerance, as timing again moves it.
 SLACK = TOLERANCE["time"] / 2
 ROUNDS = 5  # of a search's steps
-ROUGH = 3  # the same while steps are wide
-WIDE = 4  # steps, which halve; a fourth of them is some percent of the time
+CHECKS = 10  # of a search's answer, at most
+SURE = 3  # costs of one count, of which one may be disturbed
 
 K = TypeVar("K")
 Build = Callable[[float], ReducedViT]  # a model for a keep rate, or ValueError where there is none
@@ -61,8 +66,7 @@ class KeepSolver:
         in steps or under noise.
         """
         self.build(1.0)  # a method that can't do even this says why
-        last = self.patches - 1
-        least = 1 + bisect_left(range(1, last), True, key=self._able)
+        least, last = self.least, self.patches - 1
         # Apart from the rest, as keeping all spares the method's own work too.
         off = {self.patches: (yield self.patches) / goal - 1}
         if abs(off[self.patches]) <= slack:
@@ -78,6 +82,48 @@ class KeepSolver:
                 off[count] = (yield count) / goal - 1
         within = (count for count in counts if abs(off[count]) <= slack)
         return next(within, min(counts, key=lambda count: abs(off[count])))
+
+    def steady(self, goal: float, slack: float) -> Search:
+        """Search under noise, which `search` takes for what it looks for and of which one bad step leads it astray.
+
+        Its answer is asked for again. As long as that is off, it moves to where all that is known meets the goal.
+        """
+        search, samples = self.search(goal, slack), defaultdict[int, list[float]](list)
+        count, tried = next(search), list[int]()
+        while not tried:
+            samples[count].append((yield count))
+            try:
+                count = search.send(samples[count][-1])
+            except StopIteration as end:
+                tried.append(count := end.value)
+        for _ in range(CHECKS):
+            samples[count].append((yield count))
+            off = {each: statistics.median(costs) / goal - 1 for each, costs in samples.items()}
+            likely = [count] if abs(off[count]) <= slack else self._meeting(off)
+            unsure = [each for each in likely if len(samples.get(each, ())) < SURE]
+            if not unsure:
+                break
+            tried.append(count := unsure[0])
+        return min(set(tried) & off.keys(), key=lambda each: (abs(off[each]), -each))
+
+    def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
+        """Return counts at which costs, how far they are off by count, may meet the goal, the likeliest first.
+
+        They are taken for the rising (isotonic) function that is nearest to them. Where all of it lies on one side,
+        the outermost count is changed in proportion.
+        """
+        counts = sorted(off.keys() - {self.patches})  # keeping all spares the method's own work
+        rising = isotonic_regression([off[count] for count in counts]).x
+        if rising[0] < 0 < rising[-1]:
+            above = int(np.searchsorted(rising, 0.0))
+            return round(float(np.interp(0.0, rising, counts))), counts[above - 1], counts[above]
+        outer = 0 if rising[0] >= 0 else -1
+        return (min(max(round(counts[outer] / (1 + rising[outer])), self.least), self.patches - 1),)
+
+    @functools.cached_property
+    def least(self) -> int:
+        """The fewest patch tokens that the model can end with."""
+        return 1 + bisect_left(range(1, self.patches - 1), True, key=self._able)
 
     def _able(self, count: int) -> bool:
         """Tell whether the model can end with so few; ToMe, say, halves at most."""
@@ -128,36 +174,25 @@ def equal_times(
 
     Every step times the dense tower, the targets and what all searches ask for in the same rounds.
     The answer is the most patch tokens whose time is within `SLACK` of the target's, since more
-    tokens in the same time is what anybody would take; see `KeepSolver.search`. One disturbed step can lead a search
-    astray, so answers are timed once more; those that are off are searched again, and the nearer one is taken.
+    tokens in the same time is what anybody would take; see `KeepSolver.steady`.
     """
     if not solvers:
         return {}
-    steps = 6 + 2 * math.ceil(math.log2(max(solver.patches for solver in solvers.values())))
+    steps = CHECKS + math.ceil(math.log2(max(solver.patches for solver in solvers.values())))
     with progress.task("keep rates of equal time", steps) as update:
         done = itertools.count(1)
 
-        def costs(asked: Mapping[MethodRate, int], rounds: int = ROUNDS) -> dict[MethodRate, float]:
+        def costs(asked: Mapping[MethodRate, int]) -> dict[MethodRate, float]:
             vits: dict[Any, ReducedViT] = dict(targets)
             for key, count in asked.items():
                 if count < solvers[key].patches:  # else it is the dense tower
                     vits[key] = solvers[key].build(count / solvers[key].patches)
-            ratios = times.of(vits, rounds)
-            progress.advance((1 + len(vits)) * rounds * len(times.images))
+            ratios = times.of(vits, ROUNDS)
+            progress.advance((1 + len(vits)) * ROUNDS * len(times.images))
             update(next(done))
             return {key: ratios.get(key, 1.0) / ratios[key[1]] for key in asked}
 
-        def searched(keys: Iterable[MethodRate]) -> dict[MethodRate, int]:
-            step = itertools.count()
-            searches = {key: solvers[key].search(1.0, SLACK) for key in keys}
-            return together(searches, lambda asked: costs(asked, ROUGH if 0 < next(step) < WIDE else ROUNDS))
-
-        counts = searched(solvers)
-        off = {key: abs(cost - 1) for key, cost in costs(counts).items()}
-        others = searched(key for key in counts if off[key] > SLACK)
-        changed = {key: count for key, count in others.items() if count != counts[key]}
-        nearer = costs(changed) if changed else {}
-        counts |= {key: changed[key] for key, cost in nearer.items() if abs(cost - 1) < off[key]}
+        counts = together({key: solver.steady(1.0, SLACK) for key, solver in solvers.items()}, costs)
     return {key: count / solvers[key].patches for key, count in counts.items()}
 
 

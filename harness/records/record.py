@@ -616,11 +616,15 @@ def unpack_values(packed: str, image_count: int) -> NDArray[np.float64]:
 
 
 def pack_groups(names: Sequence[str]) -> str | None:
-    """Return base64 of little-endian 32-bit numbers of each image's group; None if none has two images."""
+    """Return base64 of little-endian numbers of each image's group; None if none has two images.
+
+    Numbers take 1, 2 or 4 bytes, as few as hold them all: every record of a dataset has them.
+    """
     numbers = np.unique(names, return_inverse=True)[1]
     if not numbers.size or numbers.max() == numbers.size - 1:
         return None
-    return base64.b64encode(numbers.astype("<u4").tobytes()).decode()
+    width = np.min_scalar_type(numbers.max()).itemsize
+    return base64.b64encode(numbers.astype(f"<u{width}").tobytes()).decode()
 
 
 def unpack_groups(packed: str, image_count: int) -> NDArray[np.int64]:
@@ -630,10 +634,12 @@ def unpack_groups(packed: str, image_count: int) -> NDArray[np.int64]:
         ValueError: no base64, not of that many images, or a number is left out.
     """
     raw = base64.b64decode(packed, validate=True)
-    numbers = np.frombuffer(raw if len(raw) % 4 == 0 else b"", dtype="<u4").astype(np.int64)
-    if len(raw) != 4 * image_count or len(np.unique(numbers)) != numbers.max(initial=-1) + 1:
-        raise ValueError(f"image_groups of {len(raw)} bytes isn't of {image_count} images")
-    return numbers
+    width, rest = divmod(len(raw), max(image_count, 1))
+    if width in (1, 2, 4) and not rest:
+        numbers = np.frombuffer(raw, dtype=f"<u{width}").astype(np.int64)
+        if len(np.unique(numbers)) == numbers.max() + 1:
+            return numbers
+    raise ValueError(f"image_groups of {len(raw)} bytes isn't of {image_count} images")
 
 
 def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[Any, list[str]]]:

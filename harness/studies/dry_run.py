@@ -218,8 +218,8 @@ class _QuickShop(DryShop):
     def at_time(
         self, targets: Mapping[float, Variant], methods: Sequence[str], dtype: str
     ) -> dict[MethodRate, tuple[float, dict[str, Any]]]:
-        """Return the targets' keep rates."""
-        return {(method, rate): (rate, {}) for method in methods for rate in targets}
+        """Return the targets' keep rates, as if each took its target's time."""
+        return {(method, rate): (rate, {"ratio": 1.0, "goal": 1.0}) for method in methods for rate in targets}
 
 
 def expected_runs(study: Study, config: StudyConfig, known: Sequence[Record]) -> float:
