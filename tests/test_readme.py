@@ -59,7 +59,7 @@ def test_the_studies_tables_are_what_study_wrote(path: Path):
     table = path.read_text(encoding="utf-8").strip()
     marked = f"<!-- study {path.stem} -->\n{table}\n<!-- end -->"
     assert sum(page.read_text(encoding="utf-8").count(marked) for page in RESULTS.glob("*.md")) == 1
-    records = read_records(path.with_suffix(".jsonl"))
+    records = read_records(path.with_suffix(".jsonl.gz"))
     assert {"fashion", "emoji"} <= {record.dataset for record in records} <= {"fashion", "emoji", "photos"}
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import re
 import shlex
 import tempfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -32,6 +34,7 @@ except ImportError:  # not on Windows
 
 SCHEMA_VERSION = 7
 RECORDS = "records.jsonl"  # in the folder of a run
+MOST_UNPACKED = 2**30  # bytes of a file of records that is read packed
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
 _ROUNDING = 1e-4  # by which a mean of rounded values may leave its range
 _NAMED = 3  # owners named of each value that differs
@@ -673,8 +676,11 @@ def append(path: Path, lines: bytes) -> None:
     """Add lines at the end of a file, all or none; it is made if it isn't there.
 
     Raises:
+        ValueError: a file that is read packed, see `read_lines`.
         OSError: they can't be written.
     """
+    if path.suffix == ".gz":
+        raise ValueError(f"{path}: lines are appended to plain files only; unpack it with gzip -d")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+", buffering=0) as file, _locked(file, exclusive=True) as alone:
         if alone:
@@ -712,10 +718,24 @@ def require_appendable(path: Path, flag: str = "--output") -> None:
 
 
 def read_lines(path: Path) -> tuple[list[bytes], bool]:
-    """Return a file's lines, and whether the last is torn."""
+    """Return a file's lines, unpacked where its name ends in ``.gz``, and whether the last is torn.
+
+    Raises:
+        ValueError: no gzip file, not the whole of one, or one of more than `MOST_UNPACKED` bytes.
+    """
     with path.open("rb", buffering=0) as file, _locked(file, exclusive=False):
-        *lines, last = file.readall().split(b"\n")
+        *lines, last = (_unpacked(file) if path.suffix == ".gz" else file.readall()).split(b"\n")
     return ([*lines, last], _is_torn(last)) if last else (lines, False)
+
+
+def _unpacked(file: FileIO) -> bytes:
+    try:
+        content = gzip.GzipFile(fileobj=file).read(MOST_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file.name}: not a whole gzip file ({error}); unpack what there is with gzip -dc") from error
+    if len(content) > MOST_UNPACKED:
+        raise ValueError(f"{file.name}: unpacks to more than {MOST_UNPACKED:,} bytes; unpack it with gzip -d")
+    return content
 
 
 def parsed_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:

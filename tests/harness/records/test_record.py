@@ -1,5 +1,6 @@
 """Records: lines round trip, bad ones are refused, like ones are used again, others never mixed."""
 
+import gzip
 import io
 import json
 import shlex
@@ -201,6 +202,24 @@ def test_a_blank_line_is_skipped(tmp_path: Path):
     write_records(path, [FULL])
     path.write_text("\n" + path.read_text() + "  \n\n")
     assert read_records(path) == [FULL]
+
+
+def test_packed_records_are_read_and_what_is_no_whole_gzip_file_is_refused(tmp_path: Path, monkeypatch: Any):
+    plain, packed = tmp_path / "records.jsonl", tmp_path / "records.jsonl.gz"
+    write_records(plain, [KNOWN])
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_records(packed) == read_run(packed) == [KNOWN]
+    with pytest.raises(ValueError, match="plain files only; unpack it with gzip -d"):
+        write_records(packed, [KNOWN])
+    whole = packed.read_bytes()
+    for spoilt in (whole[:-9], whole[:-20] + bytes(20), plain.read_bytes()):
+        packed.write_bytes(spoilt)
+        with pytest.raises(ValueError, match=r"records\.jsonl\.gz: not a whole gzip file"):
+            read_records(packed)
+    packed.write_bytes(whole)
+    monkeypatch.setattr("harness.records.record.MOST_UNPACKED", 99)
+    with pytest.raises(ValueError, match="unpacks to more than 99 bytes"):
+        read_records(packed)
 
 
 def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path):

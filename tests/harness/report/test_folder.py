@@ -235,7 +235,7 @@ def test_refusals(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("path", sorted((RESULTS / "studies").glob("*.jsonl")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((RESULTS / "studies").glob("*.jsonl.gz")), ids=lambda p: p.name)
 def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
     records = read_run(path)
     report = grouped(records)
