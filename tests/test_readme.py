@@ -50,6 +50,17 @@ def test_the_tables_at_equal_time_are_what_report_writes_of_the_records():
     assert f"<!-- equal time -->\n{table.strip()}\n<!-- end -->" in page
 
 
+BATCHES = sorted(RESULTS.glob("equal_time_*.jsonl.gz"))
+
+
+@pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.name)
+def test_the_tables_at_equal_time_of_other_batches_are_what_report_writes(path: Path):
+    batch, dtype = path.name.split(".")[0].split("_")[2:]
+    table = markdown(equal_time_tables(grouped(read_records(path))))
+    page = (RESULTS / "batches.md").read_text(encoding="utf-8")
+    assert f"<!-- equal time {batch} {dtype} -->\n{table.strip()}\n<!-- end -->" in page
+
+
 STUDIES = sorted((RESULTS / "studies").glob("*.md"))
 
 
