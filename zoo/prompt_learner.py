@@ -164,6 +164,7 @@ class TuneConfig:
         ``images`` are those to learn from, which decide how many steps an epoch has; None: unknown.
         """
         round_, rounds = ("round", "rounds") if self.epochs is None else ("epoch", "epochs")
+        batch = min(self.batch, images or self.batch)
         length = f"{self.most_rounds} {rounds}"
         if self.epochs is None or images is not None:
             length += f" of {self.round_steps(images or 0)} steps ({self.total_steps(images or 0):,} in all)"
@@ -177,7 +178,7 @@ class TuneConfig:
         if self.patience:
             end = f"stopped by {self.patience} {rounds} without a better validation loss"
         return (
-            f"at most {length} of {self.batch} images; {OPTIMISERS[self.optimiser]}{momentum}, weight decay "
+            f"at most {length} of {batch} images; {OPTIMISERS[self.optimiser]}{momentum}, weight decay "
             f"{self.weight_decay:g}, rate {rates[self.tokens]}, {schedule}; {end}"
         )
 

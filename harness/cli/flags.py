@@ -338,8 +338,8 @@ _LEARNED = {
     "init": "that text tokens begin with",
     "anchor": "weight of the distance to the templates' features",
     "epochs": "passes through the images at most, in place of rounds",
-    "rounds": "at most",
-    "steps": "of a round",
+    "rounds": "without epochs: at most",
+    "steps": "without epochs: of a round",
     "patience": "rounds or epochs without a better one; 0: to the end, unvalidated",
     "batch": "images per step",
     "optimiser": "adamw or sgd",
@@ -347,7 +347,7 @@ _LEARNED = {
     "weight_decay": "of learned tokens",
     "learning_rate": "of text tokens",
     "visual_rate": "of visual ones",
-    "schedule": "of the rates, cosine or constant",
+    "schedule": "cosine or constant",
     "warmup": "first rounds or epochs, at a rate of their own",
     "warmup_rate": "that rate",
 }
@@ -375,8 +375,8 @@ def tuning_recipe(parser: CommandParser, *, study: bool = False) -> Any:
         flag = _tuning_flag(name, study)
         group.add_argument(flag, type=kind, metavar=metavar, help=f"{about}; {says}")
     ways = group.add_mutually_exclusive_group()
-    shown = ", ".join(f"{recipe} {value}" for recipe, value in _by_recipe("coupling").items())
-    text = f"of visual to text tokens: P_v = M P_t + p, or as printed in the paper, P_v = M P_t; {shown}"
+    says = ", ".join(f"{recipe} {value}" for recipe, value in _by_recipe("coupling").items())
+    text = f"of visual to text tokens, offset: P_v = M P_t + p, or printed, as in the paper: P_v = M P_t; {says}"
     ways.add_argument("--coupling", choices=("offset", "printed"), metavar="HOW", help=text)
     text = "visual tokens are learned, not mapped from text tokens"
     ways.add_argument("--independent", dest="coupling", action="store_const", const="none", help=text)

@@ -212,7 +212,8 @@ def test_the_steps_of_a_hundred_classes_and_16_shots():
 
 def test_recipes_say_all_their_numbers():
     assert RECIPES["embedded"] == TuneConfig()
-    assert TuneConfig().described(5) == TuneConfig().described() == (
+    assert " of 5 images; " in TuneConfig().described(5)
+    assert TuneConfig().described(IMAGES) == TuneConfig().described() == (
         "at most 10 rounds of 10 steps (100 in all) of 16 images; AdamW, weight decay 0, rate 0.002 of text and "
         "0.0003 of visual tokens, cosine; stopped by 3 rounds without a better validation loss"
     )  # fmt: skip

@@ -110,9 +110,9 @@ def test_notes_say_what_was_learned(tiny: StudyConfig):
 
 
 def test_notes_say_how_many_steps_epochs_are(tiny: StudyConfig, staged: dict[str, Dataset]):
-    """Three classes: a shot each is one batch of two, four shots are six."""
+    """Three classes of three images: a shot each is one batch of two, and four shots are three: four batches."""
     maple = replace(RECIPES["maple"], batch=2, seed=1)
-    for labelled, steps in ((1, 5), (4, 30)):
+    for labelled, steps in ((1, 5), (2, 15), (4, 20)):
         text = replace(tiny, tune=maple, labelled=labelled, draws="coop").described(tunes=True)
         assert text.endswith(f" Steps in all: {steps} on plain, {steps} on other.")
         assert f"{labelled} labelled images per class, CoOp's own draws, in at most 5 epochs of 2 images" in text
