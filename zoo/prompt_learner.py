@@ -172,7 +172,8 @@ class TuneConfig:
         rates = {"t": f"{self.learning_rate:g}", "v": f"{self.visual_rate:g}"}
         both = f"{rates['t']} of text and {rates['v']} of visual tokens"
         rates["vt"] = rates["t"] if self.learning_rate == self.visual_rate else both
-        warmup = f" after {self.warmup} at {self.warmup_rate:g}" if self.warmup else ""
+        first = f"{self.warmup} {round_ if self.warmup == 1 else rounds}"
+        warmup = f" after {first} at {self.warmup_rate:g}" if self.warmup else ""
         schedule = f"{self.schedule}{f' by {round_}' if self.epochs is not None else ''}{warmup}"
         end = "the last tokens kept, nothing validated"
         if self.patience:

@@ -219,7 +219,7 @@ def test_recipes_say_all_their_numbers():
     )  # fmt: skip
     assert RECIPES["coop"].described(IMAGES) == (
         "at most 200 epochs of 50 steps (10,000 in all) of 32 images; SGD with momentum 0.9, weight decay 0.0005, rate "
-        "0.002, cosine by epoch after 1 at 1e-05; the last tokens kept, nothing validated"
+        "0.002, cosine by epoch after 1 epoch at 1e-05; the last tokens kept, nothing validated"
     )
     assert RECIPES["maple"].described().startswith("at most 5 epochs of 4 images; SGD")
 

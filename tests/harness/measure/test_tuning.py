@@ -157,7 +157,7 @@ def test_the_command_tells_the_whole_recipe(command: Callable[..., int], capsys:
     out, err = capsys.readouterr()
     recipe = (
         "2 tokens (t), depth 1, anchor 0, at most 3 epochs of 2 steps (6 in all) of 3 images; "
-        "SGD with momentum 0.9, weight decay 0.0005, rate 0.002, cosine by epoch after 2 at 1e-05; "
+        "SGD with momentum 0.9, weight decay 0.0005, rate 0.002, cosine by epoch after 2 epochs at 1e-05; "
         "the last tokens kept, nothing validated"
     )
     assert out.splitlines()[1] == f"recipe coop: {recipe}"
