@@ -24,29 +24,43 @@ from zoo.vit import ReducedViT
 from zoo.weights import blocks_fingerprint
 
 TOKENS = ("t", "v", "vt")
+COUPLINGS = ("offset", "printed", "none")
+OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD"}
+SCHEDULES = ("cosine", "constant")
 DTYPES = (AUTO, "float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """What is learned, and how.
+    """What is learned, and how; ``RECIPES`` has whole recipes.
 
     Attributes:
         tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's
             input; ``vt``: both.
         count: learned tokens in a sequence.
         depth: blocks that get tokens of their own at their input; 1 is the paper's.
-        coupled: with ``vt``, the visual tokens are a linear image of the text tokens, as in the
-            paper; else both are free.
+        coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t, see
+            ``CoupledPrompts``: ``offset`` by P_v = M P_t + p with M from zero, ``printed`` by the
+            paper's P_v = M P_t with a random M; ``none``: both are free.
         class_specific: every class has text tokens of its own; not with coupled ones.
         init: words that the text tokens begin with, next to the name; None for small random ones.
         anchor: weight of the tuned text features' distance to those of the templates (1 - cosine,
             mean over classes), as in KgCoOp (2303.13283); the paper has none.
-        rounds: validations at most.
-        steps: optimiser steps per round.
-        patience: rounds without a better validation loss before stopping.
-        learning_rate: of text tokens; AdamW, cosine to zero.
+        epochs: passes through the images at most, each in a new order without the images that fill
+            no batch, with a validation after each; None: ``rounds`` of ``steps`` instead.
+        rounds: validations at most, without ``epochs``.
+        steps: optimiser steps per round, without ``epochs``.
+        patience: rounds, or epochs, without a better validation loss before stopping, and the best
+            one's tokens are kept; 0: nothing is validated, and the last one's are kept.
+        batch: images per step.
+        optimiser: ``adamw`` or ``sgd``.
+        momentum: of SGD.
+        learning_rate: of text tokens.
         visual_rate: of visual tokens, or of the map from text tokens.
+        schedule: ``cosine`` to zero, step by step, or with ``epochs`` epoch by epoch; ``constant``.
+        warmup: rounds, or epochs, at ``warmup_rate`` before the schedule begins. They count among
+            the others, so that cosine doesn't come to its end.
+        warmup_rate: of all tokens.
         seed: of initial tokens, order and augmentation.
         augment: with visual tokens, mirror and shift the images to learn from at random.
         dtype: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
@@ -56,17 +70,23 @@ class TuneConfig:
     tokens: str = "vt"
     count: int = 16
     depth: int = 1
-    coupled: bool = True
+    coupling: str = "offset"
     class_specific: bool = False
     init: str | None = None
     anchor: float = 8.0
+    epochs: int | None = None
     rounds: int = 10
     steps: int = 10
     patience: int = 3
     batch: int = 16
+    optimiser: str = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
     learning_rate: float = 2e-3
     visual_rate: float = 3e-4
-    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: int = 0
+    warmup_rate: float = 1e-5
     seed: int = 0
     augment: bool = True
     dtype: str = AUTO
@@ -74,24 +94,118 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name, known in (("tokens", TOKENS), ("dtype", DTYPES)):
+        names = {"tokens": TOKENS, "coupling": COUPLINGS, "optimiser": tuple(OPTIMISERS), "schedule": SCHEDULES}
+        for name, known in (names | {"dtype": DTYPES}).items():
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}={value!r}: {expected(value, known)}")
-        counts = dict.fromkeys(("count", "depth", "rounds", "steps", "patience", "batch"), 1)
-        for name, least in (counts | {"weight_decay": 0, "anchor": 0}).items():
+        counts = dict.fromkeys(("count", "depth", "rounds", "steps", "batch"), 1)
+        counts |= {} if self.epochs is None else {"epochs": 1}
+        for name, least in (counts | dict.fromkeys(("patience", "warmup", "weight_decay", "anchor"), 0)).items():
             if not least <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name}={value!r}: expected a number from {least}")
-        for name in ("learning_rate", "visual_rate"):
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum!r}: expected a number in [0, 1)")
+        for name in ("learning_rate", "visual_rate", "warmup_rate"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name}={value!r}: expected a number above 0")
-        if self.class_specific and self.tokens == "vt" and self.coupled:
+        self._require_sense()
+
+    def _require_sense(self) -> None:
+        """Refuse fields that contradict each other."""
+        if self.warmup >= self.most_rounds:
+            what = "rounds" if self.epochs is None else "epochs"
+            raise ValueError(f"warmup={self.warmup}: expected fewer than the {self.most_rounds} {what}")
+        if self.class_specific and self.tokens == "vt" and self.coupling != "none":
             raise ValueError(
                 "class_specific=True: an image's tokens can't come from those of its class, which "
-                "is unknown; use coupled=False"
+                "is unknown; use coupling='none'"
             )
         if self.tokens == "v" and (self.class_specific or self.init is not None):
             raise ValueError("class_specific and init are about text tokens; tokens='v' has none")
+
+    @property
+    def most_rounds(self) -> int:
+        """Rounds at most; with ``epochs`` each is one."""
+        return self.rounds if self.epochs is None else self.epochs
+
+    def round_steps(self, images: int) -> int:
+        """Return the optimiser steps of a round that learns from a number of images."""
+        return self.steps if self.epochs is None else max(1, images // self.batch)
+
+    def total_steps(self, images: int) -> int:
+        """Return the optimiser steps of all rounds, at most."""
+        return self.most_rounds * self.round_steps(images)
+
+    def rate(self, most: float, done: int, step: int, steps: int) -> float:
+        """Return the learning rate of a step of ``steps`` in a round, ``done`` rounds after the first.
+
+        ``most`` is the rate that the schedule begins with.
+        """
+        if done < self.warmup:
+            return self.warmup_rate
+        if self.schedule == "constant":
+            return most
+        since = (done - self.warmup) * steps + (step if self.epochs is None else 0)
+        return most * 0.5 * (1 + math.cos(math.pi * (since / (self.most_rounds * steps))))
+
+    @property
+    def learned(self) -> str:
+        """Say what is learned, in numbers."""
+        kinds = {"offset": ", coupled", "printed": ", coupled as printed", "none": ", independent"}
+        kind = kinds[self.coupling] if self.tokens == "vt" else ""
+        own = ", of each class's own" if self.class_specific else ""
+        init = "" if self.init is None else f", beginning as {self.init!r}"
+        return f"{self.count} tokens ({self.tokens}{kind}){own}{init}, depth {self.depth}, anchor {self.anchor:g}"
+
+    def described(self, images: int | None = None) -> str:
+        """Say how long and by what steps tokens are learned, in numbers.
+
+        ``images`` are those to learn from, which decide how many steps an epoch has; None: unknown.
+        """
+        round_, rounds = ("round", "rounds") if self.epochs is None else ("epoch", "epochs")
+        batch = min(self.batch, images or self.batch)
+        length = f"{self.most_rounds} {rounds}"
+        if self.epochs is None or images is not None:
+            length += f" of {self.round_steps(images or 0)} steps ({self.total_steps(images or 0):,} in all)"
+        momentum = f" with momentum {self.momentum:g}" if self.optimiser == "sgd" else ""
+        rates = {"t": f"{self.learning_rate:g}", "v": f"{self.visual_rate:g}"}
+        both = f"{rates['t']} of text and {rates['v']} of visual tokens"
+        rates["vt"] = rates["t"] if self.learning_rate == self.visual_rate else both
+        first = f"{self.warmup} {round_ if self.warmup == 1 else rounds}"
+        warmup = f" after {first} at {self.warmup_rate:g}" if self.warmup else ""
+        schedule = f"{self.schedule}{f' by {round_}' if self.epochs is not None else ''}{warmup}"
+        end = "the last tokens kept, nothing validated"
+        if self.patience:
+            end = f"stopped by {self.patience} {rounds} without a better validation loss"
+        return (
+            f"at most {length} of {batch} images; {OPTIMISERS[self.optimiser]}{momentum}, weight decay "
+            f"{self.weight_decay:g}, rate {rates[self.tokens]}, {schedule}; {end}"
+        )
+
+
+def _published(**changes: Any) -> TuneConfig:
+    """Return what the released configurations of CoOp and MaPLe share, with the rest of one."""
+    shared: dict[str, Any] = {"anchor": 0.0, "patience": 0, "optimiser": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+    shared |= {"schedule": "cosine", "warmup": 1, "warmup_rate": 1e-5}
+    return TuneConfig(**shared, **changes)
+
+
+# Whole recipes. ``embedded`` is ours, chosen on validation images of the embedded datasets. The others
+# are what the released configurations say (weight decay and momentum are the defaults of Dassl, on
+# which both are built), as far as ``TuneConfig`` can say it; docs/prompts.md has what it can't.
+# coop: K. Zhou et al. (2109.01134), ViT-B/16, 8 and 16 shots (it has 50 epochs for 1 shot, 100 for 2
+#   and 4). Text tokens alone; its one rate is taken for visual ones as well where these are asked for.
+# maple: M. U. Khattak et al. (2210.03117), ViT-B/16. Two tokens in each of nine blocks, the first of
+#   which begin as the first words of "a photo of a".
+RECIPES = {
+    "embedded": TuneConfig(),
+    "coop": _published(tokens="t", count=16, epochs=200, batch=32, learning_rate=2e-3, visual_rate=2e-3),
+    "maple": _published(
+        tokens="vt", count=2, depth=9, coupling="printed", init="a photo",
+        epochs=5, batch=4, learning_rate=3.5e-3, visual_rate=3.5e-3,
+    ),
+}  # fmt: skip
 
 
 class TextParts(NamedTuple):
@@ -158,7 +272,7 @@ class PromptedText(nn.Module):
         tower = self.parts.tower
         table, blocks = tower.positional_embedding, tower.transformer.resblocks
         if depth > len(blocks):
-            raise ValueError(f"depth={depth}: the text tower has {len(blocks)} blocks")
+            raise ValueError(f"depth={depth}: the text tower has {len(blocks)} blocks; take a depth from 1 to that")
         rows, device = len(classes) if class_specific else 1, table.device
         context = 0.02 * torch.randn(rows, depth, count, table.shape[1], generator=generator)
         with torch.no_grad():
@@ -234,7 +348,8 @@ class PromptLearner(nn.Module):
         """Initialise by the recipe's seed.
 
         Visual tokens begin as the mean patch: small random ones, which normalisation makes large,
-        would change the features of a pretrained tower beyond repair by a few images. ``patches``
+        would change the features of a pretrained tower beyond repair by a few images. Those of
+        ``coupling="printed"`` begin so all the same, since the paper has nothing else. ``patches``
         is the result of ``ReducedViT.mean_patches``, None where no block gets visual tokens.
         """
         super().__init__()
@@ -254,8 +369,10 @@ class PromptLearner(nn.Module):
             self.text.checkpointing = config.checkpointing
         fixed = class_features(parts.model, parts.tokenizer, classes, templates)
         self.register_buffer("fixed", fixed.clone().to(device), persistent=False)
-        if patches is not None and self.text is not None and config.coupled:
-            self.visual = CoupledPrompts(self.text.context, patches).to(device)
+        if patches is not None and self.text is not None and config.coupling != "none":
+            printed = config.coupling == "printed"
+            begin, start = (torch.zeros_like(patches), generator) if printed else (patches, None)
+            self.visual = CoupledPrompts(self.text.context, begin, start).to(device)
         elif patches is not None:
             first = near(patches, config.count, generator)
             self.visual = VisualPrompts(*first.shape, device=device, dtype=torch.float32)

@@ -70,19 +70,27 @@ class VisualPrompts(Prompts):
 class CoupledPrompts(Prompts):
     """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
 
-    ``projection`` is M, one for all depths and zero at first. ``begin`` is p (depth, 1, D), the
-    fixed initial tokens, which the paper doesn't have; ``PromptLearner`` says why.
+    ``projection`` is M, one for all depths. ``begin`` is p (depth, 1, D), which is fixed. The paper
+    (2409.14607, section 3.4) prints P_v = M P_t, with one M (768 x 512) for all tokens and no p,
+    and doesn't say how M begins; ``PromptLearner`` says what we do beside it and why.
     """
 
     begin: Tensor
 
-    def __init__(self, context: nn.Parameter, begin: Tensor) -> None:
-        """Couple ``context`` (1, depth, count, D_t) to initial tokens ``begin`` (depth, D)."""
+    def __init__(self, context: nn.Parameter, begin: Tensor, start: torch.Generator | None = None) -> None:
+        """Couple ``context`` (1, depth, count, D_t) to tokens ``begin`` (depth, D).
+
+        M begins as zero, or with ``start`` as the random weight of ``nn.Linear``, drawn from it.
+        """
         super().__init__(context.shape[1], context.shape[2])
         self.context = context
         self.register_buffer("begin", begin[:, None], persistent=False)
         self.projection = nn.Linear(context.shape[3], begin.shape[1], bias=False)
-        nn.init.zeros_(self.projection.weight)
+        if start is None:
+            nn.init.zeros_(self.projection.weight)
+        else:
+            bound = context.shape[3] ** -0.5
+            nn.init.uniform_(self.projection.weight, -bound, bound, generator=start)
 
     def forward(self) -> Tensor:
         """Return the tokens of every depth, (depth, count, D)."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -48,7 +47,7 @@ def tune(
     on_step: Callable[[int], None] = lambda _: None,
     checkpoint: Path | None = None,
 ) -> PromptLearner:
-    """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
+    """Learn tokens by cross-entropy; keep those of the round with the best validation loss, or of the last.
 
     Both towers and a reducer's own weights stay the same, bit for bit, and so does their
     ``requires_grad``. The same data, recipe, machine and number of threads give the same tokens,
@@ -56,8 +55,9 @@ def tune(
 
     ``vit`` is dense or reduced, its head the projection to the joint space; the image tower of
     ``parts`` isn't used. ``templates`` make the untuned text features, ``val`` serves early
-    stopping only. ``on_round`` is called with round, training loss and validation loss, ``on_step`` with the
-    number of steps done, those of a run that it goes on from included; ``checkpoint`` is that of ``FitState.run``.
+    stopping only. ``on_round`` is called with round, training loss and validation loss (without validation, minus
+    the round), ``on_step`` with the number of steps done, those of a run that it goes on from included;
+    ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: no images, a tower that is tuned already, a loss that is NaN, a checkpoint of
@@ -90,14 +90,14 @@ def tune(
         state = FitState(
             mark=_mark(vit, classes, config, train, val),
             model=learner,
-            optimiser=torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay),
+            optimiser=_optimiser(learner, config),
             generator=torch.Generator().manual_seed(config.seed),
         )
         state.run(
             lambda: _learn(state, logits, train, config, on_step),
-            lambda: _validate(learner, logits, val),
-            most=config.rounds,
-            patience=config.patience,
+            lambda: _validate(learner, logits, val) if config.patience else _latest(state),
+            most=config.most_rounds,
+            patience=config.patience or config.most_rounds,
             on_epoch=on_round,
             checkpoint=checkpoint,
         )
@@ -132,16 +132,29 @@ def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: 
     return digest.hexdigest()
 
 
+def _optimiser(learner: PromptLearner, config: TuneConfig) -> torch.optim.Optimizer:
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(learner.groups(), momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay)
+
+
+def _latest(state: FitState) -> float:
+    """Return what is less after each round, so that the last one counts as the best."""
+    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
+        raise ValueError(f"a learned token is not finite after epoch {state.epoch}; lower learning_rate")
+    return -float(state.epoch)
+
+
 def _learn(
     state: FitState, logits: Logits, train: Labelled, config: TuneConfig, on_step: Callable[[int], None]
 ) -> float:
     """Take the steps of a round; return the mean loss."""
     learner, total = state.model, 0.0
     assert isinstance(learner, PromptLearner)
+    steps = config.round_steps(len(train.labels))
     for step, rows in enumerate(_batches(state.generator, len(train.labels), config)):
-        done = (state.epoch * config.steps + step) / (config.rounds * config.steps)
         for group in state.optimiser.param_groups:
-            group["lr"] = group["most"] * 0.5 * (1 + math.cos(math.pi * done))
+            group["lr"] = config.rate(group["most"], state.epoch, step, steps)
         images = train.images[rows]
         if config.augment and images.ndim == 4:
             images = augmented(images, state.generator)
@@ -154,8 +167,8 @@ def _learn(
         loss.backward()
         state.optimiser.step()
         total += loss.item()
-        on_step(state.epoch * config.steps + step + 1)
-    return total / config.steps
+        on_step(state.epoch * steps + step + 1)
+    return total / steps
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -176,7 +189,7 @@ def _batches(generator: torch.Generator, size: int, config: TuneConfig) -> Itera
     """Yield the rows of each step of a round, going through the images again and again."""
     order = torch.empty(0, dtype=torch.int64)
     batch = min(config.batch, size)
-    for _ in range(config.steps):
+    for _ in range(config.round_steps(size)):
         if len(order) < batch:
             order = torch.cat((order, torch.randperm(size, generator=generator)))
         yield order[:batch]

@@ -298,8 +298,8 @@ def fresh(group: Any, text: str = "measure again what is known") -> None:
     group.add_argument("--fresh", action="store_true", help=text)
 
 
-def predictor_recipe(parser: CommandParser) -> None:
-    """Add how a predictor is fitted."""
+def predictor_recipe(parser: CommandParser, *, study: bool = False) -> None:
+    """Add how a predictor is fitted; the seed of a ``study`` is that of tokens, too."""
     from zoo.fit import FitConfig
 
     group = parser.add_argument_group("predictor")
@@ -307,7 +307,12 @@ def predictor_recipe(parser: CommandParser) -> None:
     group.add_argument("--loss", default=FitConfig.loss, help="see zoo/fit.py")
     fields(group, FitConfig, width="channels inside the predictor", epochs="at most")
     fields(group, FitConfig, patience="epochs without a better one", batch="images per step")
-    fields(group, FitConfig, seed="of weights, order and shots", learning_rate="of AdamW")
+    text = "of weights, order and shots"
+    if study:
+        number(group, "--seed", None, f"{text}, the first; default: 0, of CoOp's draws 1")
+    else:
+        fields(group, FitConfig, seed=text)
+    fields(group, FitConfig, learning_rate="of AdamW")
 
 
 def fit_config(args: Namespace) -> "FitConfig":
@@ -317,33 +322,115 @@ def fit_config(args: Namespace) -> "FitConfig":
     return settings(FitConfig, args)
 
 
-def tuning_recipe(parser: CommandParser) -> Any:
-    """Add what is learned from a few labelled images and return its group."""
-    from zoo.prompt_learner import TuneConfig
+def draws(group: Any, default: str | None, text: str) -> None:
+    """Add ``--draws``: which labelled images a seed means."""
+    from harness.datasets.few_shot import DRAWS
+
+    about = f"of labelled images: ours, or coop, those of CoOp's own runs, whose seeds begin at 1{text}"
+    group.add_argument("--draws", choices=DRAWS, metavar="WHOSE", default=default, help=about)
+
+
+# Fields of ``TuneConfig`` that have a flag for a value, with what its help says.
+_LEARNED = {
+    "tokens": "t: text, v: visual, vt: both",
+    "count": "learned ones in a sequence",
+    "depth": "blocks that get tokens of their own",
+    "init": "that text tokens begin with",
+    "anchor": "weight of the distance to the templates' features",
+    "epochs": "passes through the images at most, in place of rounds",
+    "rounds": "without epochs: at most",
+    "steps": "without epochs: of a round",
+    "patience": "rounds or epochs without a better one; 0: to the end, unvalidated",
+    "batch": "images per step",
+    "optimiser": "adamw or sgd",
+    "momentum": "of sgd",
+    "weight_decay": "of learned tokens",
+    "learning_rate": "of text tokens",
+    "visual_rate": "of visual ones",
+    "schedule": "cosine or constant",
+    "warmup": "first rounds or epochs, at a rate of their own",
+    "warmup_rate": "that rate",
+}
+_WORDS = {"count": "num-tokens"}  # of flags that aren't called like their field
+
+
+def tuning_recipe(parser: CommandParser, *, study: bool = False) -> Any:
+    """Add what is learned from a few labelled images, and how, and return its group.
+
+    Flags without a value leave what the recipe says. In a study those that a predictor's recipe has
+    too begin with ``--tune-``.
+    """
+    from zoo.prompt_learner import RECIPES
 
     group = parser.add_argument_group("learned tokens")
-    group.add_argument("--tokens", default=TuneConfig.tokens, help="t: text, v: visual, vt: both")
-    number(group, "--num-tokens", TuneConfig.count, "learned ones in a sequence")
-    fields(group, TuneConfig, depth="blocks that get tokens of their own")
+    text = f"{', '.join(RECIPES)}: what follows, where nothing else is said"
+    group.add_argument("--recipe", choices=tuple(RECIPES), metavar="NAME", default="embedded", help=text)
+    for name, about in _LEARNED.items():
+        values = _by_recipe(name)
+        (kind,) = {type(value) for value in values.values() if value is not None}
+        metavar = {int: "N", float: "X"}.get(kind, "WORDS" if name == "init" else name.upper())
+        shown = {recipe: _typed(value) for recipe, value in values.items()}
+        one = len(set(shown.values())) == 1
+        says = f"default: {shown['embedded']}" if one else ", ".join(map(" ".join, shown.items()))
+        flag = _tuning_flag(name, study)
+        group.add_argument(flag, type=kind, metavar=metavar, help=f"{about}; {says}")
+    ways = group.add_mutually_exclusive_group()
+    says = ", ".join(f"{recipe} {value}" for recipe, value in _by_recipe("coupling").items())
+    text = f"of visual to text tokens, offset: P_v = M P_t + p, or printed, as in the paper: P_v = M P_t; {says}"
+    ways.add_argument("--coupling", choices=("offset", "printed"), metavar="HOW", help=text)
     text = "visual tokens are learned, not mapped from text tokens"
-    group.add_argument("--independent", action="store_true", help=text)
+    ways.add_argument("--independent", dest="coupling", action="store_const", const="none", help=text)
     text = "text tokens of their own for each class"
     group.add_argument("--class-specific", action="store_true", help=text)
-    group.add_argument("--init", metavar="WORDS", help="that text tokens begin with")
-    fields(group, TuneConfig, anchor="weight of the distance to the templates' features")
     return group
 
 
-def tune_config(args: Namespace) -> "TuneConfig":
-    """Return the recipe that the flags of learned tokens ask for.
+def _by_recipe(name: str) -> dict[str, Any]:
+    """Return what recipes say of a field; those of epochs say nothing of rounds."""
+    from zoo.prompt_learner import RECIPES
 
-    Studies have flags of the same names for predictors; there the rest is the default.
+    rounds = name in ("rounds", "steps")
+    return {recipe: getattr(one, name) for recipe, one in RECIPES.items() if one.epochs is None or not rounds}
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it would be typed."""
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else repr(value) if " " in str(value) else str(value)
+
+
+def _tuning_flag(name: str, study: bool) -> str:
+    from zoo.fit import FitConfig
+
+    word = _WORDS.get(name, name.replace("_", "-"))
+    return f"--tune-{word}" if study and hasattr(FitConfig, name) else f"--{word}"
+
+
+def tune_config(args: Namespace, draws: str) -> "TuneConfig":
+    """Return the recipe of learned tokens that the flags ask for; its seed is the first of ``draws``.
+
+    Raises:
+        ValueError: rounds for a recipe of epochs, or what ``TuneConfig`` refuses.
     """
-    from zoo.prompt_learner import TuneConfig
+    from harness.datasets.few_shot import COOP
+    from zoo.prompt_learner import RECIPES
 
-    names = ["tokens", "depth", "class_specific", "init", "anchor", "rounds", "seed"]
-    if args.command == "fit prompts":
-        names += ["patience", "batch", "learning_rate", "visual_rate"]
-        names += ["augment", "dtype", "checkpointing"]
-    recipe = {name: getattr(args, name) for name in names}
-    return TuneConfig(**recipe, count=args.num_tokens, coupled=not args.independent)
+    study = args.command != "fit prompts"
+    recipe, known = RECIPES[args.recipe], {name: _tuning_flag(name, study) for name in _LEARNED}
+    dests = {name: flag.removeprefix("--").replace("-", "_") for name, flag in known.items()}
+    values = {name: getattr(args, dest) for name, dest in (dests | {"coupling": "coupling"}).items()}
+    changes = {name: value for name, value in values.items() if value is not None}
+    if changes.get("epochs", recipe.epochs) is not None:
+        for name in {"rounds", "steps"} & changes.keys():
+            raise ValueError(
+                f"{known[name]} {changes[name]} with --recipe {args.recipe} or {known['epochs']}: epochs take the "
+                f"place of rounds and their steps; give {known['epochs']}"
+            )
+    if changes.get("tokens") == "v":
+        changes.setdefault("init", None)
+    changes["class_specific"] = args.class_specific
+    changes["seed"] = (1 if draws == COOP else 0) if args.seed is None else args.seed
+    if not study:
+        changes |= {name: getattr(args, name) for name in ("augment", "dtype", "checkpointing")}
+    return dataclasses.replace(recipe, **changes)

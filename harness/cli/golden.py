@@ -215,18 +215,17 @@ def _ranked_by(args: Namespace) -> "GoldenConfig":
 
 
 def _prompts_flags(parser: CommandParser) -> None:
+    from harness.datasets.few_shot import OURS
     from zoo.prompt_learner import TuneConfig
 
     what = parser.add_argument_group("what is tuned, on what")
     what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
     flags.dataset(what, required=True)
     flags.number(what, "--shots", 16, "images per class", metavar="K")
-    flags.fields(what, TuneConfig, seed="of the images and of the recipe")
+    flags.draws(what, OURS, "")
+    flags.number(what, "--seed", None, "of the images and of the recipe; default: 0, of CoOp's draws 1")
     flags.data(parser)
     tokens = flags.tuning_recipe(parser)
-    flags.fields(tokens, TuneConfig, rounds="at most", patience="rounds without a better one")
-    flags.fields(tokens, TuneConfig, batch="images per step", learning_rate="of text tokens")
-    flags.fields(tokens, TuneConfig, visual_rate="of visual ones")
     text = "take the images as they are"
     tokens.add_argument("--no-augment", dest="augment", action="store_false", help=text)
     how = parser.add_argument_group("conditions and files")
@@ -245,20 +244,21 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     from zoo.files import write_whole
     from zoo.weights import fingerprint
 
-    config = flags.tune_config(args)
+    config = flags.tune_config(args, args.draws)
     dataset = get_dataset(args.dataset)
-    drawn = draw(dataset, args.shots, args.seed)  # refuses before anything is loaded
+    drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
     parts, row, tag = load_row(args.model)
     weights = fingerprint(row.vit)
     parts.model.to(args.device)
     progress, dense = Progress(status), dense_name(row)
-    tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress)
+    tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress, draws=args.draws)
     begin = time.perf_counter()
-    steps = config.rounds * config.steps * step_runs(config, len(dataset.classes))
-    learning, judging = len(drawn.train) + len(drawn.val) + steps, 2 * len(drawn.val)
+    steps = config.total_steps(len(drawn.train))
+    runs = steps * step_runs(config, len(dataset.classes))
+    learning, judging = len(drawn.train) + len(drawn.val) + runs, 2 * len(drawn.val)
     with progress.overall("fit prompts", learning + judging):
         with progress.part(learning):
-            tuned = tuner.tuned([row], args.shots, args.seed, config)[row.key]
+            tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
         seconds = time.perf_counter() - begin
         path = tuned.file.path
         if args.output is not None:
@@ -272,11 +272,13 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
         f"{seconds:.1f} s, {memory_mib:,.0f} MiB at most; top-1 on the {len(drawn.val)} "
         f"validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
+    recipe = f"recipe {args.recipe}: {config.learned}, {config.described(len(drawn.train))}"
     data = {
         **{"path": path, "parameters": parameters, "seconds": seconds, "memory_mib": memory_mib},
         **{"train": len(drawn.train), "val": len(drawn.val), "top1": top1, "untuned": untuned},
+        **{"draws": args.draws, "steps": steps, "recipe": config},
     }
-    return Shown(parts=(text,), data=json_values(data))
+    return Shown(parts=(text, recipe), data=json_values(data))
 
 
 def _recovery_flags(parser: CommandParser) -> None:
@@ -441,6 +443,7 @@ COMMANDS = (
         examples=(
             ("fit prompts --dataset emoji --shots 16 --tokens t", "text tokens"),
             ("fit prompts --model clip_vit_s14 --dataset emoji --tokens vt", "visual ones, too"),
+            ("fit prompts --dataset dtd --root data --recipe coop --draws coop", "as CoOp learns, from its images"),
         ),
         output="what it took and gave, on standard output; the tokens in --output",
     ),

@@ -218,22 +218,21 @@ def _reproduce_flags(parser: CommandParser) -> None:
     text = "in patches; default: 2, of embedded rankings the shipped 3"
     flags.number(golden, "--window", None, text)
     flags.number(golden, "--stride", None, "in patches; default: 2, as the released code")
-    flags.predictor_recipe(parser)
-    _few_shots(parser)
-    # The released code's predictor, and a loss that can be minimised; the paper has no anchor.
-    parser.set_defaults(arch="pooledmixer", loss="listnet", anchor=0.0)
+    flags.predictor_recipe(parser, study=True)
+    _few_shots(parser, None, "; default: coop with a root, else ours")
+    # The released code's predictor, and a loss that can be minimised. The paper has 16 tokens at the
+    # input and no anchor, whatever recipe they are learned by.
+    parser.set_defaults(arch="pooledmixer", loss="listnet", num_tokens=16, depth=1, anchor=0.0)
     how = parser.add_argument_group("conditions and files")
     flags.machine(how)
     flags.fresh(how)
     flags.output(how, "results/reproduce", "folder")
 
 
-def _few_shots(parser: CommandParser) -> None:
-    from zoo.prompt_learner import TuneConfig
-
-    tokens = flags.tuning_recipe(parser)
+def _few_shots(parser: CommandParser, draws: str | None, text: str = "") -> None:
+    tokens = flags.tuning_recipe(parser, study=True)
     flags.number(tokens, "--labelled", 16, "images per class that tokens see", metavar="K")
-    flags.fields(tokens, TuneConfig, rounds="of tuning, at most")
+    flags.draws(tokens, draws, text)
 
 
 def run_reproduce(args: Namespace, status: Console) -> Work:
@@ -277,11 +276,13 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
 
 def study_config(args: Namespace, recipe: "Reproduction") -> "StudyConfig":
     """Return what the flags ask for: the paper's conditions below a root, else the embedded."""
+    from harness.datasets.few_shot import COOP, OURS
     from harness.studies.reproduce import MODEL
     from harness.studies.workshop import StudyConfig
     from zoo.golden import GoldenConfig
 
     rooted = _rooted(args)
+    draws = args.draws or (COOP if rooted else OURS)
     datasets = args.datasets or (recipe.datasets if rooted else EMBEDDED)
     limit = args.limit or (None if rooted else LIMIT)
     window, stride = WINDOWS[rooted]
@@ -298,7 +299,8 @@ def study_config(args: Namespace, recipe: "Reproduction") -> "StudyConfig":
             stride=stride if args.stride is None else args.stride,
         ),
         fit=flags.fit_config(args),
-        tune=flags.tune_config(args),
+        tune=flags.tune_config(args, draws),
+        draws=draws,
     )
 
 
@@ -366,6 +368,7 @@ def run_study_list(*_: Any) -> Shown:
 
 
 def _study_flags(parser: CommandParser) -> None:
+    from harness.datasets.few_shot import OURS
     from harness.measure.plan import Plan
 
     parser.add_argument("name", metavar="NAME", help="of the study; see `study list`")
@@ -383,8 +386,8 @@ def _study_flags(parser: CommandParser) -> None:
     golden = flags.golden_windows(parser, window=3, stride=2)
     golden.add_argument("--score", default="preservation", help="preservation, label, confidence")
     golden.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
-    flags.predictor_recipe(parser)
-    _few_shots(parser)
+    flags.predictor_recipe(parser, study=True)
+    _few_shots(parser, OURS)
     how = parser.add_argument_group("conditions and files")
     flags.machine(how)
     flags.fresh(how)
@@ -401,7 +404,7 @@ def run_study(args: Namespace, status: Console) -> Work:
 
     study = get_study(args.name, [command.path.split()[1] for command in COMMANDS[:-1]])
     progress = Progress(status)
-    recipes = {"fit": flags.fit_config(args), "tune": flags.tune_config(args)}
+    recipes = {"fit": flags.fit_config(args), "tune": flags.tune_config(args, args.draws)}
     split, golden = args.split or study.split, flags.golden_config(args)
     config = flags.settings(StudyConfig, args, split=split, golden=golden, **recipes)
     path = args.output / f"{study.name}.jsonl"

@@ -127,6 +127,7 @@ class Dataset(abc.ABC):
     templates: prompts with one `{}`. left_out: ids of images that no split has. asked_with: flags
     beside ``--dataset`` that make it so. shots_from: the split that few-shot images are drawn from;
     "val" where the embedded text tower learnt from train, whose images would teach nothing new.
+    listed_by_coop: whether train and val are in the order of the lists that CoOp draws shots from.
     studied: whether studies have read the test split many times. has_final: whether there is a
     split "final", see ``released``. skip_unknown: classes that a text tower has no words for are
     left out, not refused.
@@ -144,6 +145,7 @@ class Dataset(abc.ABC):
     left_out: frozenset[str] = frozenset()
     asked_with: tuple[str, ...] = ()
     shots_from: ClassVar[SplitName] = "train"
+    listed_by_coop: ClassVar[bool] = False
     studied: ClassVar[bool] = False
     has_final: ClassVar[bool] = False
     skip_unknown: bool = False

@@ -158,6 +158,7 @@ class CoopSplit(OwnDataset):
     """
 
     prefix, what, expected = "coop", "a split file of CoOp", "split_zhou_*.json"
+    listed_by_coop = True
     source = "split file of CoOp (Zhou et al., IJCV 2022)"
 
     def __init__(self, place: Path) -> None:
@@ -215,6 +216,7 @@ class ZhouDataset(RootedDataset):
     split_file: name of it. images: the folder that its paths are relative to, in ``folder``.
     """
 
+    listed_by_coop = True
     split_file: ClassVar[str]
     images: ClassVar[str]
 

@@ -1,5 +1,6 @@
 """Which images of a split are used: a balanced part, K shots per class, in which batches."""
 
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,11 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.datasets.base import Dataset, Example, Split, SplitName
+from zoo.reducer import expected
 
 BATCH = 32
 SUBSET_SEED = 0
 SHOTS = (1, 2, 4, 8, 16)
 VAL_SHOTS = 4  # validation images per class at most, as in CoOp
+OURS, COOP = "ours", "coop"
+DRAWS = (OURS, COOP)  # which K images of a class a seed means: nested ones, or those of CoOp's own runs
 
 
 def subset(split: Split, limit: int | None) -> Split:
@@ -56,17 +60,23 @@ class FewShot(NamedTuple):
     val: Split
 
 
-def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
+def draw(dataset: Dataset, shots: int, seed: int, draws: str = OURS) -> FewShot:
     """Draw labelled images as CoOp does: K per class to train on, min(K, 4) to validate by.
 
     Both come from the splits that the dataset says, see ``Dataset.shots_from``, and no group of
     images is in both, see ``Dataset.group_of``. One seed gives nested sets to train on: the images
     for K are among those for K + 1. The test split isn't touched.
 
+    With ``draws="coop"`` they are those that CoOp (2109.01134) itself draws, see ``_as_coop``.
+
     Raises:
-        ValueError: shots < 1, a class with fewer than K training images, or a class without
-            validation images.
+        ValueError: shots < 1, a class with fewer than K training images, a class without
+            validation images, or what ``_as_coop`` refuses.
     """
+    if draws not in DRAWS:
+        raise ValueError(f"--draws {draws!r}: {expected(draws, DRAWS)}")
+    if draws == COOP:
+        return _as_coop(dataset, shots, seed)
     train = draw_train(dataset, shots, seed)
     split, most = dataset.split("val"), min(shots, VAL_SHOTS)
     order = seeded_order(len(split), seed)
@@ -76,22 +86,72 @@ def draw(dataset: Dataset, shots: int, seed: int) -> FewShot:
         kept = _kept_back(dataset, shots, seed)
         free = [place for place in kept if dataset.group_of(ids[place]) not in taken]
         order = np.array(free, dtype=np.int64)
-    poorest, count = _poorest(dataset, split.labels[order])
-    if count == 0:
-        beside = f" beside the {shots} to learn from" if dataset.shots_from == "val" else ""
-        raise ValueError(
-            f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} has 0 validation "
-            f"images{beside}, of {len(split)} in its val split; every class needs 1 at least"
-        )
+    beside = f" beside the {shots} to learn from" if dataset.shots_from == "val" else ""
+    _require_validation(dataset, shots, split.labels[order], beside)
     return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, most)))
 
 
-def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
-    """Draw the training images of ``draw`` alone; the dataset needs no validation images."""
+def _as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
+    """Draw the images that CoOp's runs of a seed (1, 2 and 3 are the published ones) learn from.
+
+    Python's ``random`` is seeded; then each class, in the order in which the list of train first
+    names one, gives K of its images, in the order of the list, by ``random.sample``, and each class
+    of val min(K, 4) by the same stream. A class with fewer gives all and takes nothing from the
+    stream. So sets aren't nested. docs/prompts.md says what of this we can't be sure of.
+
+    Raises:
+        ValueError: lists that aren't those that CoOp reads, images left out of them, a seed below
+            1, with which CoOp seeds nothing, or what ``draw`` refuses, few training images aside.
+    """
+    if not dataset.listed_by_coop:
+        raise ValueError(
+            f"--draws coop: {dataset.name!r} isn't read from a list that CoOp draws from, such as its split files; "
+            "use --draws ours"
+        )
+    if dataset.left_out:
+        raise ValueError(
+            f"--draws coop: {len(dataset.left_out)} images of {dataset.name!r} are left out by --skip-bad, so that "
+            "others would be drawn; mend them, or use --draws ours"
+        )
+    if seed < 1:
+        raise ValueError(f"--draws coop with seed {seed}: CoOp's seeds begin at 1; give --seed 1")
+    _require_shots(dataset, shots)
+    stream = random.Random(seed)
+    train, val = dataset.split(dataset.shots_from), dataset.split("val")
+    _require_validation(dataset, shots, val.labels)
+    return FewShot(_sampled(train, shots, stream), _sampled(val, min(shots, VAL_SHOTS), stream))
+
+
+def _sampled(split: Split, shots: int, stream: random.Random) -> Split:
+    """Take a random sample of each class's images, class by class as they come; sorted."""
+    members: dict[int, list[int]] = {}
+    for place, label in enumerate(split.labels.tolist()):
+        members.setdefault(label, []).append(place)
+    drawn = [stream.sample(own, shots) if len(own) >= shots else own for own in members.values()]
+    return split.subset(np.sort(np.concatenate(drawn)))
+
+
+def _require_validation(dataset: Dataset, shots: int, labels: NDArray[np.int64], beside: str = "") -> None:
+    """Refuse a class without images to validate by; ``labels`` are those of the images that there are."""
+    poorest, count = _poorest(dataset, labels)
+    if count == 0:
+        raise ValueError(
+            f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} has 0 validation "
+            f"images{beside}, of {len(dataset.split('val'))} in its val split; every class needs 1 at least"
+        )
+
+
+def _require_shots(dataset: Dataset, shots: int) -> None:
+    """Refuse a number of shots that is none, and a dataset without labels or images to learn from."""
     if shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
     require_labels(dataset, f"--shots {shots}")
     require_images(dataset, dataset.shots_from, f"{shots} shots asked for", "0 shots or another dataset")
+
+
+def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
+    """Draw the training images of ``draw`` alone; the dataset needs no validation images."""
+    _require_shots(dataset, shots)
     split = dataset.split(dataset.shots_from)
     poorest, count = _poorest(dataset, split.labels)
     if count < shots:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split
-from harness.datasets.few_shot import FewShot, draw
+from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.evaluate import OutcomeCache, correct, outcomes
 from harness.measure.rows import Outcome, Variant
 from harness.models.towers import text_classifier
@@ -67,11 +67,17 @@ class Tuner:
     tag: str  # of the tower's weights
     weights: str  # their fingerprint
     progress: Progress
+    draws: str = OURS  # of the labelled images, see ``draw``
 
     def __post_init__(self) -> None:
         """Look at no image yet."""
         self._outcomes = OutcomeCache()
         self._pixels: dict[str, Tensor] = {}
+        self._notes: set[str] = set()
+
+    def few(self, shots: int, seed: int) -> FewShot:
+        """Draw the labelled images of a seed; raise what ``draw`` does."""
+        return draw(self.dataset, shots, seed, self.draws)
 
     def tuned(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         """Tune each row on ``shots`` labelled images per class, or take what was tuned before.
@@ -89,13 +95,18 @@ class Tuner:
         if text_classifier(self.parts, self.dataset)[1]:
             what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
             raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
-        few = draw(self.dataset, shots, seed)
+        few = self.few(shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
         missing = [row for row in rows if not paths[row.key].is_file()]
         if missing and config.tokens == "t":
             for split in few:  # common blocks once
                 keys = [row.key for row in missing]
                 self._outcomes.whole(keys, split, lambda rest: self._outcomes_of(missing, rest))
+        recipe = f"{config.learned}, {config.described(len(few.train))}"
+        note = f"{self.dataset.name}, {shots} shots: {recipe}"
+        if missing and note not in self._notes:  # once, not for each seed and row
+            self._notes.add(note)
+            self.progress.say(note)
         for row in missing:
             self._tune(row, few, shots, seed, config, paths[row.key])
         return {row.key: Tuned.of(row.vit, PromptFile.read(paths[row.key])) for row in rows}
@@ -117,9 +128,10 @@ class Tuner:
         train, val = (self._labelled(row, split, config) for split in few)
         model = (row.vit, self.parts, self.dataset.classes, self.dataset.templates)
         units = step_runs(config, len(self.dataset.classes))
-        with self.progress.task(f"{what}, steps", config.rounds * config.steps, units=units) as update:
+        steps = config.total_steps(len(few.train))
+        with self.progress.task(f"{what}, steps", steps, units=units) as update:
             learner = tune(*model, train, val, config, checkpoint=checkpoint, on_step=update)
-        provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed}
+        provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed, "draws": self.draws}
         provenance["dataset_revision"] = self.dataset.condition
         facts = {"model": self.model, "tag": self.tag, "dataset": self.dataset.name}
         learner.save(path, row.vit, self.parts, provenance=provenance, **facts)

@@ -17,7 +17,7 @@ from harness.console.table import Cell, Column, Table, json_values
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
-from harness.datasets.few_shot import draw, subset
+from harness.datasets.few_shot import subset
 from harness.golden.budget import passes_of
 from harness.golden.fit import fit_runs
 from harness.golden.rank import Source
@@ -140,7 +140,7 @@ class DryShop(Workshop):
 
     def tuned(self, tuner: Tuner, row: Variant, seed: int, recipe: TuneConfig) -> Tuned:
         """Return prompts that are cached, or a place holder whose file doesn't exist."""
-        few = draw(tuner.dataset, self.config.labelled, seed)
+        few = tuner.few(self.config.labelled, seed)
         path = tuner.path(row, few, self.config.labelled, seed, recipe)
         of = f"{recipe.tokens} for {row.model} on {tuner.dataset.name}"
         if path.is_file():
@@ -149,7 +149,8 @@ class DryShop(Workshop):
         images = len(few.train) + len(few.val)
         passes = images  # of learned text tokens: features of images are computed once
         if recipe.tokens != "t":
-            passes = recipe.rounds * (recipe.steps * recipe.batch + len(few.val))
+            passes = recipe.total_steps(len(few.train)) * min(recipe.batch, len(few.train))
+            passes += recipe.most_rounds * len(few.val) if recipe.patience else 0
         self.count("tune tokens", of, cached=0, images=images, passes=passes)
         file = PromptFile(
             path=path, model=self.tower.arch, tag=self.tower.tag, weights=self.weights,

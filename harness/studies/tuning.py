@@ -11,8 +11,9 @@ from harness.studies.workshop import Line, TuningShop, Workshop, study
 WAYS = {"none": "", "T": "t", "V+T": "vt"}
 COUNTS = (16, 4, 32)
 KINDS: dict[str, dict[str, Any]] = {
-    "V+T, coupled": {},
-    "V+T, independent": {"coupled": False},
+    "V+T, coupled": {"coupling": "offset"},
+    "V+T, coupled as printed": {"coupling": "printed"},
+    "V+T, independent": {"coupling": "none"},
     "V": {"tokens": "v"},
     "T": {"tokens": "t"},
     "T, of each class's own": {"tokens": "t", "class_specific": True},

@@ -17,7 +17,7 @@ import zoo
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
-from harness.datasets.few_shot import require_apart, subset
+from harness.datasets.few_shot import COOP, OURS, draw, require_apart, subset
 from harness.golden.fit import fit
 from harness.golden.rank import Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
@@ -65,6 +65,7 @@ class StudyConfig:
     # recipe of learned tokens; its seed is the first
     tune: TuneConfig = field(default_factory=TuneConfig)
     labelled: int = 16  # images per class that they are learned from
+    draws: str = OURS  # which images a seed means, of ``harness.datasets.few_shot.DRAWS``
     # a tuned model's predictor is fitted to the rankings of its dataset, as all others are;
     # else it is the one that ships or is in the user's cache
     own_predictors: bool = False
@@ -88,13 +89,12 @@ class StudyConfig:
             predictors = "predictors that ship or are fitted as in the other studies"
             if self.own_predictors:
                 predictors = f"predictors fitted to {self.golden.described()}"
-            kind = "" if one.tokens != "vt" else ", coupled" if one.coupled else ", independent"
+            drawn = ", CoOp's own draws," if self.draws == COOP else ""
+            val = " and up to 4 others per class to validate by" if one.patience else ""
             return (
-                f"Where nothing else is said: {predictors}; {one.count} tokens "
-                f"({one.tokens}{kind}), depth {one.depth}, anchor {one.anchor:g}, learned from "
-                f"{self.labelled} labelled images per class in at most {one.rounds} rounds of "
-                f"{one.steps} steps of {one.batch} images; {self.seeds} seeds, each with images of "
-                "its own, stopped by up to 4 other images per class."
+                f"Where nothing else is said: {predictors}; {one.learned}, learned from {self.labelled} labelled "
+                f"images per class{drawn} in {one.described()}; {self.seeds} seeds from {one.seed} on, each with "
+                f"images of its own{val}.{self._steps()}"
             )
         fit = self.fit
         images = "all" if self.train_limit is None else f"up to {self.train_limit}"
@@ -104,6 +104,16 @@ class StudyConfig:
             f"{fit.arch} of width {fit.width}, {fit.loss}, {self.seeds} seeds, {images} ranked "
             f"training images of each dataset{few}, stopped by val."
         )
+
+    def _steps(self) -> str:
+        """Say how many steps the epochs of tuning are on each dataset; nothing where the recipe counts steps."""
+        if self.tune.epochs is None:
+            return ""
+        steps = []
+        for dataset in filter(lambda one: one.labelled, map(get_dataset, self.datasets)):
+            few = draw(dataset, self.labelled, self.tune.seed, self.draws)
+            steps.append(f"{self.tune.total_steps(len(few.train)):,} on {dataset.name}")
+        return f" Steps in all: {', '.join(steps)}."
 
 
 @dataclass(frozen=True)
@@ -415,7 +425,7 @@ class TuningShop:
         assert shop.tower.clip is not None
         self.tuner = Tuner(
             shop.tower.clip, dataset, model=shop.tower.arch, tag=shop.tower.tag,
-            weights=shop.weights, progress=shop.progress,
+            weights=shop.weights, progress=shop.progress, draws=shop.config.draws,
         )  # fmt: skip
 
     def row(self, keep: float) -> Variant:
@@ -431,6 +441,8 @@ class TuningShop:
 
     def tuned(self, row: Variant, **changes: Any) -> list[Tuned]:
         """Tune a row once for each of the study's seeds, which draw images and initial tokens."""
+        if changes.get("tokens") == "v":
+            changes.setdefault("init", None)  # which is of text tokens
         recipe = replace(self.shop.config.tune, **changes)
         return [
             self.shop.tuned(self.tuner, row, seed, replace(recipe, seed=seed))

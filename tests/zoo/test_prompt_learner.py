@@ -98,7 +98,7 @@ def test_gradients_reach_every_context_token_and_only_these(text: nn.Module):
 
 
 def test_refuses_what_it_cannot_prompt(text: nn.Module):
-    with pytest.raises(ValueError, match="depth=4: the text tower has 3 blocks"):
+    with pytest.raises(ValueError, match="depth=4: the text tower has 3 blocks; take a depth from 1 to that"):
         prompted(text, depth=4)
     with pytest.raises(ValueError, match="'a photo of a' is 4 tokens, more than 3"):
         prompted(text, count=3, init=WORDS)

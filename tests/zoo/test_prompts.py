@@ -107,6 +107,11 @@ def test_coupled_tokens_are_a_linear_image_of_the_text(tiny: Build):
     expected = torch.einsum("ktd,cd->ktc", context[0], coupled.projection.weight)
     assert torch.allclose(moved, expected, atol=1e-5)
     assert sum(p.numel() for p in coupled.parameters()) == context.numel() + 7 * 48
+    first, second = (torch.Generator().manual_seed(seed) for seed in (1, 1))
+    printed = CoupledPrompts(context, torch.zeros(2, 48), first)
+    assert torch.allclose(printed(), context[0] @ printed.projection.weight.T, atol=1e-6)
+    assert torch.equal(CoupledPrompts(context, torch.zeros(2, 48), second)(), printed())
+    assert 0.9 * 7**-0.5 < printed.projection.weight.abs().max() <= 7**-0.5
 
 
 def file_for(tower: nn.Module, folder: Path) -> PromptFile:

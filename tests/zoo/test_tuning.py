@@ -1,7 +1,10 @@
 """Tuning: what moves, what must not, how a stopped run goes on, and what is refused."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 import zoo
+from zoo import tuning
 from zoo.clip import Clip, ClipParts
-from zoo.prompt_learner import TOKENS, PromptLearner, TuneConfig
+from zoo.prompt_learner import COUPLINGS, RECIPES, TOKENS, PromptLearner, TuneConfig
 from zoo.text import CompactText, tokenizer
 from zoo.tuning import Labelled, augmented, encode, frozen, tune
 
@@ -54,14 +58,14 @@ def run(parts: ClipParts, **options: Any) -> PromptLearner:
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("coupled", [True, False])
-def test_nothing_else_moves_and_what_is_learned_does(parts: ClipParts, tokens: str, coupled: bool):
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_nothing_else_moves_and_what_is_learned_does(parts: ClipParts, tokens: str, coupling: str):
     parts.model.text.tower.ln_final.weight.requires_grad_(False)
     before = deepcopy(parts.model.state_dict())
     trainable = {name: p.requires_grad for name, p in parts.model.named_parameters()}
     still = {"rounds": 1, "steps": 1, "learning_rate": 1e-9, "visual_rate": 1e-9}
-    first = run(parts, tokens=tokens, coupled=coupled, **still).tensors(3.0)
-    last = run(parts, tokens=tokens, coupled=coupled).tensors(3.0)
+    first = run(parts, tokens=tokens, coupling=coupling, **still).tensors(3.0)
+    last = run(parts, tokens=tokens, coupling=coupling).tensors(3.0)
     after = parts.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name: p.requires_grad for name, p in parts.model.named_parameters()} == trainable
@@ -100,9 +104,15 @@ def test_it_learns(parts: ClipParts, tokens: str):
     assert min(val for _, val in losses) < losses[0][1]
 
 
-@pytest.mark.parametrize("tokens", ["t", "vt"])
-def test_a_stopped_run_goes_on_to_the_same_tokens(parts: ClipParts, tokens: str, tmp_path: Path):
-    whole = run(parts, tokens=tokens)
+SHORT = {"epochs": 3, "batch": 5, "optimiser": "sgd", "warmup": 1, "patience": 0, "learning_rate": 0.05}
+
+
+@pytest.mark.parametrize(("tokens", "changes"), [("t", {}), ("vt", {}), ("vt", SHORT)])
+def test_a_stopped_run_goes_on_to_the_same_tokens(
+    parts: ClipParts, tokens: str, changes: dict[str, Any], tmp_path: Path
+):
+    go = partial(run, parts, tokens=tokens, **changes)
+    whole = go()
 
     def stop(done: int, *_: float) -> None:
         if done == 1:
@@ -110,16 +120,16 @@ def test_a_stopped_run_goes_on_to_the_same_tokens(parts: ClipParts, tokens: str,
 
     path = tmp_path / "state.pt"
     with pytest.raises(KeyboardInterrupt):
-        run(parts, tokens=tokens, checkpoint=path, on_round=stop)
+        go(checkpoint=path, on_round=stop)
     rounds: list[int] = []
     steps: list[int] = []
-    again = run(parts, tokens=tokens, checkpoint=path, on_round=lambda r, *_: rounds.append(r), on_step=steps.append)
+    again = go(checkpoint=path, on_round=lambda r, *_: rounds.append(r), on_step=steps.append)
     assert rounds == [2]
     assert steps == list(range(2 * len(steps) + 1, 3 * len(steps) + 1))  # of all rounds, one by one
     for name, tensor in whole.tensors(3.0).items():
         assert torch.equal(again.tensors(3.0)[name], tensor)
     with pytest.raises(ValueError, match="another recipe or of other"):
-        run(parts, tokens=tokens, checkpoint=path, seed=1)
+        go(checkpoint=path, seed=1)
 
 
 def test_the_best_round_is_kept(parts: ClipParts):
@@ -135,6 +145,20 @@ def test_the_best_round_is_kept(parts: ClipParts):
         features = encode(vit, val.images, TuneConfig(**QUICK))
         loss = F.cross_entropy(scale * features @ learner.classifier().T, val.labels)
     assert loss.item() == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_the_last_epoch_is_kept_where_nothing_is_validated(parts: ClipParts, tmp_path: Path):
+    """Whatever its loss: validation images that would give NaN are never looked at."""
+    unseen = Labelled(data(1).images * torch.nan, data(1).labels)
+    epochs: list[int] = []
+    kept = {"checkpoint": tmp_path / "state.pt", "on_round": lambda done, *_: epochs.append(done)}
+    config = TuneConfig(**{**QUICK, **SHORT, "epochs": 4, "learning_rate": 30.0})
+    learner = tune(parts.model.visual, parts, CLASSES, TEMPLATES, data(), unseen, config, **kept)
+    assert epochs == [0, 1, 2, 3]
+    last = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
+    assert all(torch.equal(tensor, last[name]) for name, tensor in learner.state_dict().items())
+    with pytest.raises(ValueError, match="a learned token is not finite after epoch 0; lower learning_rate"):
+        run(parts, tokens="t", patience=0, learning_rate=1e38, optimiser="sgd")
 
 
 def test_features_serve_as_well_as_images_and_checkpointing_changes_nothing(parts: ClipParts):
@@ -164,10 +188,111 @@ def test_visual_tokens_begin_as_the_mean_patch(parts: ClipParts):
     assert torch.allclose(patches[1], tokens.patches.mean(dim=(0, 1)), atol=1e-5)
     coupled = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, patches)
     assert torch.equal(coupled.visual(), patches[:, None].expand(-1, 3, -1))
-    free = TuneConfig(**QUICK, depth=2, coupled=False)
+    free = TuneConfig(**QUICK, depth=2, coupling="none")
     apart = PromptLearner(vit, parts, CLASSES, TEMPLATES, free, patches).visual()
     assert F.cosine_similarity(apart, coupled.visual(), dim=-1).min() > 0.95
     assert not torch.equal(apart[0, 0], apart[0, 1])
+    printed = PromptLearner(vit, parts, CLASSES, TEMPLATES, replace(free, coupling="printed"), patches)
+    assert torch.allclose(printed.visual(), printed.text.context[0] @ printed.visual.projection.weight.T)
+    weight, bound = printed.visual.projection.weight, 24**-0.5
+    assert 0.9 * bound < weight.abs().max() <= bound  # as nn.Linear's
+    again = PromptLearner(vit, parts, CLASSES, TEMPLATES, replace(free, coupling="printed"), patches)
+    assert torch.equal(again.visual(), printed.visual())
+
+
+IMAGES = 100 * 16
+
+
+def test_the_steps_of_a_hundred_classes_and_16_shots():
+    steps = {name: (one.round_steps(IMAGES), one.total_steps(IMAGES)) for name, one in RECIPES.items()}
+    assert steps == {"embedded": (10, 100), "coop": (50, 10_000), "maple": (400, 2_000)}
+    assert RECIPES["coop"].total_steps(592) == 200 * 18  # what fills no batch is left out
+    assert RECIPES["coop"].total_steps(8) == 200  # few images are one batch
+
+
+def test_recipes_say_all_their_numbers():
+    assert RECIPES["embedded"] == TuneConfig()
+    assert " of 5 images; " in TuneConfig().described(5)
+    assert TuneConfig().described(IMAGES) == TuneConfig().described() == (
+        "at most 10 rounds of 10 steps (100 in all) of 16 images; AdamW, weight decay 0, rate 0.002 of text and "
+        "0.0003 of visual tokens, cosine; stopped by 3 rounds without a better validation loss"
+    )  # fmt: skip
+    assert RECIPES["coop"].described(IMAGES) == (
+        "at most 200 epochs of 50 steps (10,000 in all) of 32 images; SGD with momentum 0.9, weight decay 0.0005, rate "
+        "0.002, cosine by epoch after 1 epoch at 1e-05; the last tokens kept, nothing validated"
+    )
+    assert RECIPES["maple"].described().startswith("at most 5 epochs of 4 images; SGD")
+
+
+def rates(parts: ClipParts, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[list[float]]:
+    """Return the rates of each step, by epoch or round."""
+    steps: list[float] = []
+    whole = TuneConfig.rate
+    monkeypatch.setattr(TuneConfig, "rate", lambda *a: steps.append(whole(*a)) or steps[-1])
+    rounds: list[list[float]] = []
+
+    def turn(*_: float) -> None:
+        rounds.append([*steps])
+        steps.clear()
+
+    run(parts, tokens="t", on_round=turn, patience=options.pop("patience", 0), **options)
+    return rounds
+
+
+def test_rates_of_epochs_are_those_of_a_scheduler(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
+    """The first epoch at the warm-up's rate, then a cosine from the whole rate that counts all epochs."""
+    options = {"epochs": 6, "batch": 5, "learning_rate": 0.01, "warmup": 1, "warmup_rate": 1e-4}
+    told = rates(parts, monkeypatch, **options)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 6)
+    wanted = [1e-4]
+    for _ in range(5):
+        wanted.append(scheduler.get_last_lr()[0])
+        optimiser.step()
+        scheduler.step()
+    assert told == [[pytest.approx(rate)] * 2 for rate in wanted]  # 12 images: two batches of five
+    assert rates(parts, monkeypatch, **options, schedule="constant") == [[1e-4] * 2, *[[0.01] * 2] * 5]
+
+
+def test_rates_of_rounds_fall_step_by_step(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
+    told = rates(parts, monkeypatch, rounds=2, steps=3, learning_rate=0.01)
+    wanted = [0.01 * 0.5 * (1 + math.cos(math.pi * (done / 6))) for done in range(6)]
+    assert [rate for part in told for rate in part] == wanted
+
+
+def test_an_epoch_shows_an_image_once_at_most(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
+    shown: list[list[int]] = []
+    whole = tuning._batches
+
+    def batches(*args: Any) -> Iterator[torch.Tensor]:
+        shown.append([])
+        for rows in whole(*args):
+            shown[-1] += rows.tolist()
+            yield rows
+
+    monkeypatch.setattr(tuning, "_batches", batches)
+    run(parts, tokens="t", epochs=4, batch=5, patience=0)
+    assert [len(rows) for rows in shown] == [10] * 4
+    assert all(len(set(rows)) == 10 for rows in shown)
+    assert len({tuple(rows) for rows in shown}) == 4
+
+
+def test_sgd_is_the_one_of_the_books(parts: ClipParts):
+    """Two steps on all images: v = m v + g + w x, x = x - r v."""
+    options = {"tokens": "t", "optimiser": "sgd", "momentum": 0.5, "weight_decay": 0.1, "schedule": "constant"}
+    options |= {"anchor": 0.0, "batch": 12, "learning_rate": 0.1, "patience": 0, "rounds": 1}
+    config = TuneConfig(**{**QUICK, **options, "steps": 2})
+    vit = parts.model.visual
+    features = encode(vit, data().images, config)
+    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, None)
+    x, speed = learner.text.context, 0.0
+    for _ in range(2):
+        loss = F.cross_entropy(parts.model.logit_scale.exp() * features @ learner.classifier().T, data().labels)
+        (gradient,) = torch.autograd.grad(loss, x)
+        speed = 0.5 * speed + gradient + 0.1 * x.detach()
+        x.data -= 0.1 * speed
+    tuned = tune(vit, parts, CLASSES, TEMPLATES, data(), data(1), config)
+    assert torch.allclose(tuned.text.context, x, atol=1e-6)
 
 
 def test_the_papers_parameter_counts():
@@ -176,9 +301,14 @@ def test_the_papers_parameter_counts():
     text = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"])
     vit = zoo.ReducedViT(embed_dim=768, depth=1, num_heads=12, num_classes=512)
     parts = ClipParts(Clip(vit, text, 4.6), None, open_clip.get_tokenizer("ViT-B-16"))
-    for tokens, count in (("t", 8_192), ("vt", 401_408), ("v", 12_288)):
+    for tokens, coupling, count in (
+        ("t", "offset", 8_192),
+        ("vt", "offset", 401_408),
+        ("vt", "printed", 401_408),
+        ("v", "offset", 12_288),
+    ):
         patches = None if tokens == "t" else torch.zeros(1, 768)
-        recipe = TuneConfig(tokens=tokens)
+        recipe = TuneConfig(tokens=tokens, coupling=coupling)
         learner = PromptLearner(vit, parts, ["cat"], ["{}"], recipe, patches)
         assert sum(parameter.numel() for parameter in learner.parameters()) == count
 
@@ -218,7 +348,16 @@ def test_refusals(parts: ClipParts):
         ({"learning_rate": 0.0}, "learning_rate=0.0: expected a number above 0"),
         ({"visual_rate": float("nan")}, "visual_rate=nan"),
         ({"anchor": -1.0}, "anchor=-1.0: expected a number from 0"),
-        ({"class_specific": True}, "use coupled=False"),
+        ({"class_specific": True}, "use coupling='none'"),
+        ({"coupling": "print"}, "coupling='print': did you mean 'printed'"),
+        ({"optimiser": "adam"}, "optimiser='adam': did you mean 'adamw'"),
+        ({"schedule": "linear"}, "schedule='linear': expected one of cosine, constant"),
+        ({"epochs": 0}, "epochs=0: expected a number from 1"),
+        ({"patience": -1}, "patience=-1: expected a number from 0"),
+        ({"momentum": 1.0}, r"momentum=1\.0: expected a number in \[0, 1\)"),
+        ({"warmup_rate": 0.0}, r"warmup_rate=0\.0: expected a number above 0"),
+        ({"warmup": 10}, "warmup=10: expected fewer than the 10 rounds"),
+        ({"warmup": 5, "epochs": 5}, "warmup=5: expected fewer than the 5 epochs"),
         ({"tokens": "v", "init": "a"}, "tokens='v' has none"),
     ],
 )

@@ -1,11 +1,17 @@
 """K images per class: balanced, nested, seeded; which images a seed draws never changes."""
 
+import json
+import random
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.datasets import get_dataset
+from harness.datasets import get_dataset, shipped_facts
 from harness.datasets.base import Dataset, Split, SplitName
+from harness.datasets.coop import CoopSplit
 from harness.datasets.few_shot import SHOTS, draw, draw_ranked, draw_train, require_apart
 
 WITH_VAL = ("fashion", "emoji")
@@ -209,3 +215,64 @@ def test_refusals_of_ranked_images(toy: Dataset):
     known = RANKED != 3
     with pytest.raises(ValueError, match="class 'zebra' of 'toy' has 0 ranked images"):
         draw_ranked(toy, [i for i, k in zip(IDS, known, strict=True) if k], RANKED[known], 1, 0)
+
+
+# Images of a split file, in its order: c cat, d dog, e emu, by label; emus come first, dogs last.
+TRAIN, VAL = "ececdeddcecdecde", "ddcecedcedceced"
+SPLIT_FILE: dict[str, list[list[Any]]] = {
+    split: [[f"{'cde'.index(letter)}/{split}-{place:02d}.png", "cde".index(letter), name] for place, letter in
+            enumerate(letters) for name in ("cat", "dog", "emu") if name[0] == letter]
+    for split, letters in (("train", TRAIN), ("val", VAL), ("test", "cde"))
+}  # fmt: skip
+
+
+@pytest.fixture
+def listed(tmp_path: Path, write_images) -> CoopSplit:
+    """Read the split file with its images."""
+    write_images(tmp_path / "images", [path for entries in SPLIT_FILE.values() for path, _, _ in entries])
+    file = tmp_path / "split_zhou_Zoo.json"
+    file.write_text(json.dumps(SPLIT_FILE))
+    return CoopSplit(file)
+
+
+# By a script of its own that follows Dassl: random.seed(seed), then for each class as it comes
+# random.sample([(place, letter), ...], K), first of train, then min(K, 4) of val.
+@pytest.mark.parametrize(("seed", "shots", "train", "val"), [
+    (1, 1, "2 4 13", "2 6 11"),
+    (1, 3, "0 1 2 3 7 8 11 12 14", "0 1 2 3 4 8 9 10 11"),
+    (2, 3, "0 3 7 8 11 12 13 14 15", "0 1 4 6 7 8 10 11 13"),
+    (3, 3, "2 4 7 8 10 12 13 14 15", "0 1 2 4 5 9 11 12 13"),
+    (1, 6, "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15", "1 2 3 4 6 8 9 10 11 12 13 14"),
+])  # fmt: skip
+def test_coops_own_draws(listed: CoopSplit, seed: int, shots: int, train: str, val: str):
+    state = random.getstate()
+    drawn = draw(listed, shots, seed, "coop")
+    for split, part, wanted in (("train", drawn.train, train), ("val", drawn.val, val)):
+        places = [int(name[-6:-4]) for name in part.image_ids]
+        assert places == [int(place) for place in wanted.split()], split
+        assert all(f"/{split}-" in name for name in part.image_ids)
+    assert random.getstate() == state
+
+
+def test_a_class_with_fewer_images_gives_all_to_coops_draws(listed: CoopSplit):
+    with pytest.raises(ValueError, match="6 shots asked for, but class 'cat'"):
+        draw(listed, 6, 1)
+    assert per_class(listed, draw(listed, 6, 1, "coop").train) == [5, 5, 6]
+    assert per_class(listed, draw(listed, 6, 1, "coop").val) == [4, 4, 4]
+
+
+def test_refusals_of_coops_draws(listed: CoopSplit):
+    less = listed.without([listed.split("train").image_ids[0]])
+    uneven = Uneven(train=[0, 1, 2], val=[0, 1, 2])
+    for dataset, shots, seed, draws, match in (
+        (get_dataset("fashion"), 1, 1, "coop", "--draws coop: 'fashion' isn't read from a list .*--draws ours"),
+        (uneven, 1, 1, "coop", "'uneven' isn't read from a list"),
+        (shipped_facts("imagenet"), 1, 1, "coop", "'imagenet' isn't read from a list"),
+        (less, 1, 1, "coop", "--draws coop: 1 images of 'coop-zoo' are left out by --skip-bad"),
+        (listed, 1, 0, "coop", "--draws coop with seed 0: CoOp's seeds begin at 1; give --seed 1"),
+        (listed, 0, 1, "coop", "--shots 0: expected a number from 1"),
+        (listed, 1, 1, "theirs", "--draws 'theirs': expected one of ours, coop"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            draw(dataset, shots, seed, draws)
+    assert all(shipped_facts(name).listed_by_coop for name in ("caltech101", "fgvc-aircraft", "ucf101"))

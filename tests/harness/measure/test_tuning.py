@@ -1,6 +1,8 @@
 """Tuning from a dataset: the right images, once; kept, taken up again, refused."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner
 from harness.models.towers import load_tower
 from zoo.clip import ClipParts
-from zoo.prompt_learner import TuneConfig
+from zoo.prompt_learner import RECIPES, TuneConfig
 from zoo.prompts import PromptFile, save_prompts
 from zoo.weights import blocks_fingerprint, fingerprint
 
@@ -130,7 +132,7 @@ def command(
     monkeypatch.setattr("harness.cli.golden.load_row", lambda name: (parts, row, TAG))
 
     def call(*words: str) -> int:
-        small = ["--num-tokens", "2", "--rounds", "1", "--batch", "3"]
+        small = ["--num-tokens", "2", "--batch", "3", *([] if "--epochs" in words else ["--rounds", "1"])]
         return main(["fit", "prompts", "--dataset", "named", "--shots", "1", *small, *words])
 
     return call
@@ -149,6 +151,36 @@ def test_the_command_writes_and_reports(
     assert out.read_bytes() == first
 
 
+def test_the_command_tells_the_whole_recipe(command: Callable[..., int], capsys: pytest.CaptureFixture[str]):
+    words = ["--recipe", "coop", "--epochs", "3", "--warmup", "2", "--shots", "2"]
+    assert command(*words) == 0
+    out, err = capsys.readouterr()
+    recipe = (
+        "2 tokens (t), depth 1, anchor 0, at most 3 epochs of 2 steps (6 in all) of 3 images; "
+        "SGD with momentum 0.9, weight decay 0.0005, rate 0.002, cosine by epoch after 2 epochs at 1e-05; "
+        "the last tokens kept, nothing validated"
+    )
+    assert out.splitlines()[1] == f"recipe coop: {recipe}"
+    assert f"named, 2 shots: {recipe}" in err
+    assert command(*words, "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["steps"], data["draws"]) == (6, "ours")
+    assert TuneConfig(**data["recipe"]) == replace(
+        RECIPES["coop"], count=2, batch=3, epochs=3, warmup=2, dtype=data["recipe"]["dtype"]
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_help_has_every_number(recipe: str, command: Callable[..., int], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        command("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for field, value in asdict(RECIPES[recipe]).items():
+        rounds = field in ("rounds", "steps") and recipe != "embedded"
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not rounds and field != "seed":
+            assert f"{recipe} {value:g}" in text or f"default: {value:g}" in text, field
+
+
 @pytest.mark.parametrize(
     ("words", "options"),
     [
@@ -156,7 +188,11 @@ def test_the_command_writes_and_reports(
         (["--shots", "9"], "9 shots asked for, but class"),
         (["--num-tokens", "0"], "count=0: expected a number from 1"),
         (["--init", "zebra"], "never saw 'zebra'"),
-        (["--class-specific"], "use coupled=False"),
+        (["--class-specific"], "use coupling='none'"),
+        (["--recipe", "coop"], "--rounds 1 with --recipe coop or --epochs: epochs take the place of rounds"),
+        (["--recipe", "cop"], "--recipe 'cop': did you mean 'coop'"),
+        (["--draws", "coop"], "--draws coop: 'named' isn't read from a list that CoOp draws from"),
+        (["--coupling", "printed", "--independent"], "not allowed with"),
         (["--device", "cuda:9"], "can't be used here"),
     ],
 )

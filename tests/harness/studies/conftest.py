@@ -54,7 +54,7 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
 
     def made(dataset: str, shift: int) -> Dataset:
         class Shifted(Toy):
-            name = dataset
+            name, listed_by_coop = dataset, True
 
             @property
             def classes(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from harness.studies.dry_run import remaining
 from harness.studies.paper import MATCH, REPRODUCTIONS, get_reproduction, list_reproductions
 from harness.studies.reproduce import Comparison, draw, mean_of, series, under_its_conditions
 from harness.studies.workshop import StudyConfig
+from zoo.prompt_learner import RECIPES, TuneConfig
 from zoo.reducer import final_count
 
 Reproduced = Callable[..., tuple[Comparison, list[Record]]]
@@ -80,6 +81,18 @@ def test_a_dry_run_only_names_what_is_missing(staged, tmp_path: Path, capsys, fo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_counts_the_steps_of_epochs(paper_s: StudyConfig, staged: Staged):
+    """Two images of each of three classes: three epochs of one batch of four, unvalidated or each by six others."""
+    recipe, datasets = get_reproduction("table5"), [staged["dtd"]]
+    changes = {"epochs": 3, "batch": 4, "steps": 99, "rounds": 99}
+    for patience, each in ((0, 3 * 4), (1, 3 * (4 + 6))):
+        tune = replace(paper_s.tune, patience=patience, seed=1, **changes)
+        config = replace(paper_s, datasets=("dtd",), labelled=2, draws="coop", tune=tune)
+        steps = remaining(recipe, under_its_conditions(recipe, config), datasets, [], Progress())
+        passes = [step.passes for step in steps if step.kind == "tune tokens" and step.of.startswith("vt for")]
+        assert passes == [each * paper_s.seeds] * 2  # the dense tower and the pruned one
+
+
 def test_what_was_stopped_goes_on(staged, tmp_path: Path, capsys, monkeypatch):
     """Stopped on the second dataset: the first is there, and isn't measured again."""
     from harness.measure import bench
@@ -120,9 +133,14 @@ def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
     assert (paper.limit, paper.split, paper.golden.block) == (None, "test", 3)
     assert (paper.golden.window, paper.golden.stride) == (2, 2)
     assert (paper.tune.count, paper.tune.anchor, paper.labelled) == (16, 0.0, 16)
+    assert (paper.draws, paper.tune.seed, paper.fit.seed) == ("coop", 1, 0)
+    assert config("table5", "--root", "data", "--draws", "ours").tune.seed == 0
+    maple = config("table5", "--root", "data", "--recipe", "maple", "--seed", "2").tune
+    assert maple == replace(RECIPES["maple"], count=16, depth=1, seed=2)
     ours = config("table1")
     assert (ours.model, ours.datasets) == ("clip_vit_s14", ("fashion", "emoji"))
     assert (ours.golden.window, ours.golden.stride, ours.limit) == (3, 2, 300)
+    assert (ours.draws, ours.tune) == ("ours", TuneConfig(anchor=0.0))
     assert config("table1", "--full").limit is None
 
 

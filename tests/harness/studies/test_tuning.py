@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.records.statistics import bootstrap_mean, mean_interval
-from harness.studies.tuning import four_points
+from harness.studies.tuning import KINDS, four_points
 from harness.studies.workshop import StudyConfig
 
 Studied = Callable[..., Any]
@@ -81,3 +81,11 @@ def test_the_papers_four_points():
 def test_labelled_images_are_not_judged_by(few: StudyConfig, studied):
     with pytest.raises(ValueError, match=r"--split val: .*judge them by --split test"):
         studied("kinds", replace(few, split="val"))
+
+
+def test_every_kind_is_another_and_the_first_is_compared_with(few: StudyConfig, studied):
+    """Words that text tokens begin with don't hinder visual ones alone."""
+    sheet, records = studied("kinds", replace(few, seeds=1, tune=replace(few.tune, init="a photo")))["plain"]
+    assert [entry.labels["tokens"] for entry in sheet.entries] == list(KINDS)
+    assert list(KINDS)[:3] == ["V+T, coupled", "V+T, coupled as printed", "V+T, independent"]
+    assert len({record.method_config["prompts"] for record in records if record.tuning}) == len(KINDS)

@@ -19,7 +19,7 @@ from harness.studies.workshop import StudyConfig, find
 from zoo.files import read_facts
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
-from zoo.prompt_learner import TuneConfig
+from zoo.prompt_learner import RECIPES, TuneConfig
 from zoo.weights import cache_folder
 
 MODEL = "clip_vit_b16.openai"
@@ -97,15 +97,27 @@ def test_a_predictor_of_an_earlier_run_that_cannot_be_loaded_is_fitted_anew(
 
 
 def test_notes_say_what_was_learned(tiny: StudyConfig):
-    config = replace(tiny, tune=TuneConfig(count=7, coupled=False), labelled=3)
+    config = replace(tiny, tune=TuneConfig(count=7, coupling="none"), labelled=3)
     text = config.described(tunes=True)
     assert "7 tokens (vt, independent), depth 1, anchor 8" in text
-    assert "3 labelled images per class" in text
+    assert f"3 labelled images per class in {config.tune.described()}; 2 seeds from 0 on" in text
+    assert "up to 4 others per class to validate by." in text
     assert "predictors that ship" in text
     own = replace(config, own_predictors=True).described(tunes=True)
     assert f"predictors fitted to {config.golden.described()}" in own
     tuning = [name for name, study in list_studies().items() if study.tunes]
     assert tuning == ["count", "kinds", "order", "points", "tuning"]
+
+
+def test_notes_say_how_many_steps_epochs_are(tiny: StudyConfig, staged: dict[str, Dataset]):
+    """Three classes of three images: a shot each is one batch of two, and four shots are three: four batches."""
+    maple = replace(RECIPES["maple"], batch=2, seed=1)
+    for labelled, steps in ((1, 5), (2, 15), (4, 20)):
+        text = replace(tiny, tune=maple, labelled=labelled, draws="coop").described(tunes=True)
+        assert text.endswith(f" Steps in all: {steps} on plain, {steps} on other.")
+        assert f"{labelled} labelled images per class, CoOp's own draws, in at most 5 epochs of 2 images" in text
+        assert "2 tokens (vt, coupled as printed), beginning as 'a photo', depth 9, anchor 0" in text
+        assert "validate" not in text.replace("nothing validated", "")
 
 
 def test_refusals(tiny: StudyConfig):
