@@ -6,7 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,18 @@ from harness.console.table import Shown
 from harness.console.terminal import Progress
 from harness.measure.rows import predictors_digest
 from harness.models.cost import gflops
-from harness.models.towers import create_pretrained, split_method, split_name
-from harness.records.conditions import DENSE
+from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
+from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking, read_run
 from harness.report.groups import markdown_table
 from zoo.files import digest_of, read_facts, write_whole
 from zoo.open_clip import FOLDER, HUB
 from zoo.predictor import PredictorFile, read_predictors
 from zoo.prompts import CosineHead
+from zoo.recovery import RecoveryFile
 from zoo.reducer import configure
 from zoo.sizes import MODELS, SIZES, unknown_model
-from zoo.vit import ReducedViT
+from zoo.vit import ReducedViT, TimmHost
 from zoo.weights import find_predictor, fingerprint
 
 FILES = ("README.md", "config.json", "model.safetensors")
@@ -53,19 +54,20 @@ class Publishable:
 
     Attributes:
         provenance: JSON values: metadata of the files that the weights came from, in
-            ``predictors`` (one entry each) and ``prompts``, and hashes of these files in
-            ``digests``. Empty where nobody wrote that down.
+            ``predictors`` (one entry each), ``prompts`` and ``recovery``, and hashes of these files in
+            ``digests``; with a recovery, ``tower`` is the fingerprint before it. Empty where nobody wrote that down.
     """
 
-    vit: ReducedViT
+    vit: TimmHost
     arch: str  # timm name, without a tag
     tag: str  # of its tower's weights
     provenance: dict[str, Any]
 
     @property
-    def dense(self) -> ReducedViT:
+    def dense(self) -> TimmHost:
         """The model without its reduction; shares its modules."""
-        return zoo.reduce(self.vit, method=None)
+        dense: TimmHost = zoo.reduce(self.vit, method=None)
+        return dense
 
     @property
     def method(self) -> str:
@@ -90,7 +92,9 @@ class Publishable:
         return {} if self.vit.reducer is None else self.vit.reducer.config.plain()
 
     def weights(self) -> str:
-        """Return the fingerprint of the tower as records keep it: without what was tuned."""
+        """Return the fingerprint of the tower as records keep it: without what was tuned or recovered."""
+        if RECOVERY in self.provenance:
+            return str(self.provenance["tower"])
         tower = self.dense
         tower.prompts = None
         if isinstance(tower.head, CosineHead):
@@ -123,7 +127,7 @@ class Publishable:
             (record.model, record.tag, record.weights_sha256) == (self.arch, self.tag, weights)
             and all(record.method_config.get(key) == value for key, value in values.items())
             and (record.shots > 0) == bool(self.classes)
-            and not record.recovered
+            and record.recovered == (RECOVERY in self.provenance)
         )
 
     def command(self) -> str | None:
@@ -145,30 +149,35 @@ class Publishable:
                 return None
             dataset, recipe = prompts["dataset"], prompts["recipe"]
             shots = f" --shots {prompts['provenance'].get('shots')} --tokens {recipe.get('tokens')}"
+        shots += " --recovery FILE" if RECOVERY in self.provenance else ""
         return (
             f"patchrank compare --models clip_vit_{known.size}.{self.tag} --methods "
             f"{self.method}{keeps} --datasets {dataset}{shots} --output results"
         )
 
 
-def load_publishable(name: str, predictor: Sequence[Path] = (), prompts: Path | None = None) -> Publishable:
+def load_publishable(
+    name: str, predictor: Sequence[Path] = (), prompts: Path | None = None, recovery: Path | None = None
+) -> Publishable:
     """Load a model by one of our names, or from ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
 
     Raises:
         ValueError: unknown name, or files that don't fit.
-        FileNotFoundError: weights, predictor or prompts are missing.
+        FileNotFoundError: weights, predictor, prompts or recovery are missing.
     """
+    name = name.removeprefix(TIMM)
     if name.startswith((FOLDER, HUB)):
-        if predictor or prompts:
-            raise ValueError(f"model {name!r} carries its weights: leave out predictor and prompts")
+        if predictor or prompts or recovery:
+            raise ValueError(f"model {name!r} carries its weights: leave out predictor, prompts and recovery")
         return _saved(name)
     arch = name.partition(".")[0]
     if arch not in MODELS:
-        raise ValueError(f"{unknown_model(name)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME")
+        raise ValueError(_unpublishable(name))
     tower, tag = split_name(split_method(name)[0])
     options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
     if predictor:
         options["predictor"] = [str(path) for path in predictor]
+    file = None if recovery is None else RecoveryFile.read(recovery)
     vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
     provenance: dict[str, Any] = {"digests": {}}  # named as in the settings of records
     if files := _predictors(vit, tower, tag, predictor):
@@ -177,7 +186,30 @@ def load_publishable(name: str, predictor: Sequence[Path] = (), prompts: Path | 
     if prompts is not None:
         provenance["prompts"] = read_facts(prompts, "prompts")
         provenance["digests"]["prompts"] = digest_of(prompts)
-    return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
+    model = Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
+    if file is None:
+        return model
+    provenance["tower"] = model.weights()
+    provenance[RECOVERY] = read_facts(file.path, RECOVERY)
+    provenance["digests"][RECOVERY] = digest_of(file.path)
+    return replace(model, vit=zoo.add_recovery(vit, file).eval())
+
+
+def _unpublishable(name: str) -> str:
+    """Say why a model of another library can't be published by its name, and what can be done."""
+    for prefix, theirs in ((OPEN_CLIP, "push_to_hf_hub"), (TRANSFORMERS, "push_to_hub")):
+        if name.startswith(prefix):
+            return (
+                f"model {name!r}: push takes towers of timm alone; publish the dense one by {theirs} of {prefix[:-1]}, "
+                "and reduce what is loaded by zoo.reduce(model, method=METHOD, keep=RATE)"
+            )
+    if timm.is_model(name.partition(".")[0]):
+        return (
+            f"model {name!r}: push takes a name of `patchrank list`, or a folder: save it by timm.models.save_for_hf("
+            f"zoo.reduce(timm.create_model({name!r}, pretrained=True), method=METHOD, keep=RATE), FOLDER), and push "
+            f"{FOLDER}FOLDER"
+        )
+    return f"{unknown_model(name)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME"
 
 
 def _predictors(vit: ReducedViT, tower: str, tag: str, paths: Sequence[Path]) -> Sequence[PredictorFile]:
@@ -198,8 +230,11 @@ def _saved(name: str) -> Publishable:
             "patchrank push --folder FOLDER writes one"
         )
     vit = create_pretrained(name)
-    if not isinstance(vit, ReducedViT):
-        raise ValueError(f"model {name!r} is {type(vit).__name__}; zoo.reduce makes it one of ours")
+    if not isinstance(vit, TimmHost):
+        raise ValueError(
+            f"model {name!r} is {type(vit).__name__}, none that zoo.reduce made; save it by timm.models.save_for_hf("
+            "zoo.reduce(model, method=METHOD, keep=RATE), FOLDER)"
+        )
     facts: Any = vit.pretrained_cfg
     config = folder / "config.json"
     if name.startswith(HUB):
@@ -216,7 +251,7 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
 
     ``repo`` is ``OWNER/NAME`` on the hub; records are of the model and of its dense tower.
     """
-    reducer, known = model.vit.reducer, MODELS.get(model.arch)
+    reducer, known, recovery = model.vit.reducer, MODELS.get(model.arch), model.provenance.get(RECOVERY)
     weights = None if known is None else SIZES[known.size].weights
     facts, uncounted = _facts(model)
     reduction = ["token reduction"] if reducer is not None else []
@@ -225,8 +260,9 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
         repo=repo,
         hub_licenses=_HUBS_LICENSES,
         free=FREE,
+        clip=known is not None or "_clip_" in model.arch,
         base=f"timm/{weights}.{model.tag}" if weights else None,
-        parts=reduction + ["learned tokens"] * bool(model.classes),
+        parts=reduction + ["learned tokens"] * bool(model.classes) + [RECOVERY] * bool(recovery),
         facts=facts,
         uncounted=uncounted,
         table=markdown_table(records, summary=True).strip() if records else "",
@@ -235,6 +271,7 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
         predicted=reducer is not None and bool(reducer.config.predictor_blocks(len(model.vit.blocks))),
         predictors=[_with_heads(file) for file in model.provenance.get("predictors") or []],
         prompts=model.provenance.get("prompts"),
+        recovery=recovery,
         embedded=known is not None and weights is None,
     )
 
@@ -304,7 +341,7 @@ def run_push(args: argparse.Namespace, status: Console) -> Shown:
     """
     _check_repo(args.to)
     records = read_run(args.records) if args.records is not None else []
-    model = load_publishable(args.model, args.predictor, args.prompts)
+    model = load_publishable(args.model, args.predictor, args.prompts, args.recovery)
     uploads = args.folder is None and not args.dry_run
     _check_license(model, args.accept_license, uploads=uploads)
     rows = model.rows(records, args.records) if args.records is not None else []

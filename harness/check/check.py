@@ -34,7 +34,7 @@ from harness.datasets.few_shot import turns
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
-from harness.models.towers import load_clip, split_name, text_classifier
+from harness.models.towers import TIMM, load_clip, split_name, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
 from harness.records.record import record_lines, require_appendable
 from zoo.clip import ClipParts
@@ -190,7 +190,7 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
     """Return how to load each tower, by its name in records, which is free of folders."""
     names = {}
     for name in models:
-        if name.partition(".")[0] in MODELS:  # whose names say it without weights
+        if name.removeprefix(TIMM).partition(".")[0] in MODELS:  # whose names say it without weights
             arch, tag = split_name(name)
         else:
             _, arch, tag = load_clip(name)

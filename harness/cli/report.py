@@ -68,6 +68,8 @@ def _push_flags(parser: CommandParser) -> None:
     several: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "FILE"}
     what.add_argument("--predictor", type=Path, help="for patchrank", **several)
     what.add_argument("--prompts", type=Path, metavar="FILE", help="learned tokens")
+    text = "trained for this model, as `fit recovery` writes"
+    what.add_argument("--recovery", type=Path, metavar="FILE", help=text)
     text = "confirm that the weights' licence allows it"
     what.add_argument("--accept-license", metavar="ID", help=text)
 

@@ -51,16 +51,18 @@ def _floor_flags(parser: CommandParser) -> None:
 def run_floor(args: Namespace, status: Console) -> Work:
     """Measure methods against random pruning, and show a table per dataset."""
     from harness.golden.store import Rankings
-    from harness.measure.compare import floor
+    from harness.measure.compare import floor, floor_runs
     from harness.measure.plan import Plan
     from harness.report.tables import floor_table
 
-    plan = flags.settings(Plan, args, models=(args.model,))
+    plan, progress = flags.settings(Plan, args, models=(args.model,)), Progress(status)
     rankings = [Rankings.read(path) for path in args.rankings]
     every: list[Floor] = []
-    for rows in floor(plan, args.seeds, Progress(status), rankings):
-        every += rows
-        yield floor_table(rows, args.seeds)
+    with progress.overall("study floor", floor_runs(plan, args.seeds)):
+        for rows in floor(plan, args.seeds, progress, rankings):
+            every += rows
+            with progress.hidden():
+                yield floor_table(rows, args.seeds)
     return Shown(parts=(), data={"random_orders": args.seeds, "rows": json_values(every)})
 
 
@@ -238,7 +240,7 @@ def _few_shots(parser: CommandParser, draws: str | None, text: str = "") -> None
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.records.record import earlier, write_records
-    from harness.studies.dry_run import plan_data, plan_table, remaining
+    from harness.studies.dry_run import expected_runs, plan_data, plan_table, remaining
     from harness.studies.paper import get_reproduction
     from harness.studies.reproduce import compared, comparison_data, produce, under_its_conditions
     from harness.studies.run import Sheet, tower_with_text
@@ -261,12 +263,14 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
         sheets: list[Sheet] = []
         tower = tower_with_text(config.model)
         comparison: Comparison | None = None
-        for sheet, records in produce(recipe, config, known, progress):
-            if fresh := [record for record in records if record not in known]:
-                write_records(path, fresh)
-            sheets.append(sheet)
-            comparison = compared(recipe, config, len(tower.vit.blocks), tower.name, sheets)
-            _write(comparison, config, args.argv, path)
+        runs = sum(expected_runs(recipe.study, part, known, tower) for part in recipe.groups(config))
+        with progress.overall(f"study reproduce {recipe.name}", runs):
+            for sheet, records in produce(recipe, config, known, progress):
+                if fresh := [record for record in records if record not in known]:
+                    write_records(path, fresh)
+                sheets.append(sheet)
+                comparison = compared(recipe, config, len(tower.vit.blocks), tower.name, sheets)
+                _write(comparison, config, args.argv, path)
         assert comparison is not None
         data.append(comparison_data(comparison))
         yield comparison.table()
@@ -398,7 +402,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
     from harness.records.record import earlier, write_records
     from harness.studies.dry_run import expected_runs
-    from harness.studies.run import NOTES, SEED_NOTES, get_study, make
+    from harness.studies.run import NOTES, SEED_NOTES, get_study, make, tower_with_text
     from harness.studies.workshop import StudyConfig
     from zoo.files import write_whole
 
@@ -411,8 +415,9 @@ def run_study(args: Namespace, status: Console) -> Work:
     known = earlier(path, progress, fresh=args.fresh)
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
     sheets = []
-    with progress.overall(f"study {study.name}", expected_runs(study, config, known)):
-        for sheet, records in make(study, config, known, progress):
+    tower = tower_with_text(config.model)
+    with progress.overall(f"study {study.name}", expected_runs(study, config, known, tower)):
+        for sheet, records in make(study, config, known, progress, tower):
             if fresh := [record for record in records if record not in known]:
                 write_records(path, fresh)
             sections += [sheet.markdown()]
@@ -439,7 +444,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     """Measure all methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
     from harness.datasets.base import FINAL
-    from harness.measure.compare import compare
+    from harness.measure.compare import compare, expected_runs
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
     from harness.records.averages import matched
@@ -457,17 +462,18 @@ def run_final(args: Namespace, status: Console) -> Work:
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
     records: list[Record] = []
     tables = []
-    for match in (None, "gflops"):
-        plan = flags.settings(Plan, args, **what, match=match)
-        for group in compare(plan, [], progress, release=True):
-            write_records(path, group)
-            records += group
-            parts = [comparison_table(group)]
-            if match is not None:
-                parts.append(matched_table(matched(group, plan.match_to)))
-            for table in parts:
-                tables.append(replace(table, title=f"{table.title}; {words}"))
-                yield tables[-1]
+    plans = [flags.settings(Plan, args, **what, match=match) for match in (None, "gflops")]
+    with progress.overall("study final", sum(expected_runs(one, release=True) for one in plans)):
+        for plan in plans:
+            for group in compare(plan, [], progress, release=True):
+                write_records(path, group)
+                records += group
+                parts = [comparison_table(group)]
+                if plan.match is not None:
+                    parts.append(matched_table(matched(group, plan.match_to)))
+                tables += [replace(table, title=f"{table.title}; {words}") for table in parts]
+                with progress.hidden():
+                    yield from tables[-len(parts) :]
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     return Shown(parts=(), data={"commit": commit, "records": json_values(records)})

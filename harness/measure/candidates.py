@@ -130,11 +130,12 @@ class Lab:
 
     def __init__(self, model: str, dataset: str, bounds: Bounds, config: ChooseConfig, progress: Progress) -> None:
         """Load the tower, find its lines and part the pictures; ``dataset`` is a name."""
-        if split_method(model)[1] is not None:
-            raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {split_method(model)[0]!r}")
-        self.model, self.bounds, self.config, self.progress = model, bounds, config, progress
+        dense, method, _ = split_method(model)
+        if method is not None:
+            raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {dense!r}")
+        self.model, self.bounds, self.config, self.progress = dense, bounds, config, progress
         self.device = torch.device(config.device)
-        self.tower = load_tower(model)
+        self.tower = load_tower(dense)
         self.dense = Variant(
             model=self.tower.arch, method=DENSE, keep=1.0, vit=self.tower.vit.to(self.device), config={}
         )
@@ -248,14 +249,21 @@ class Lab:
             *(file.datasets for file in self.schedules.values()),
         ]
         names = {one["name"] for datasets in used for one in datasets}
-        arch, tag, depth = self.tower.arch, self.tower.tag, self.dense.vit.depth
         for line in self.lines:
-            if line.method is not None and line.recovery is None:
-                config = configure(line.method, self.options(Candidate(line, line.rates[-1])), depth)
-                for block in config.predictor_blocks(depth):
-                    facts = read_facts(find_predictor(arch, tag, block, action=config.action).path, "predictor")
+            if line.recovery is None:
+                for path in self.predictors(self.setup(Candidate(line, line.rates[-1]))):
+                    facts = read_facts(path, "predictor")
                     names |= {one["dataset"] for one in facts["provenance"].get("rankings", ())}
         return names
+
+    def predictors(self, setup: Setup) -> list[Path]:
+        """Return the files of a setup's predictors, the first block's first; none of a method without."""
+        if setup.method is None:
+            return []
+        arch, tag, depth = self.tower.arch, self.tower.tag, self.dense.vit.depth
+        config = configure(setup.method, setup.options, depth)
+        blocks = config.predictor_blocks(depth)
+        return [find_predictor(arch, tag, block, action=config.action).path for block in blocks]
 
     def options(self, one: Candidate) -> dict[str, Any]:
         """Return the method's options of a candidate as JSON values, those that aren't its defaults."""

@@ -208,6 +208,7 @@ def choose(
             {"name": one.name, "dtype": one.setup.dtype, "keep": one.keep, "passed": one.passed} for one in judged
         ],
         **lab.facts(),
+        "predictors": [str(path) for path in lab.predictors(last.setup)],
         "seconds": time.monotonic() - begun,
     }
     setup = dataclasses.replace(last.setup, certificate=certificate)

@@ -58,10 +58,7 @@ def compare(
     check_plan(plan)
     require_towers(plan.recoveries, plan.models)
     _require_predictors(plan)
-    datasets = [get_dataset(name) for name in plan.datasets]
-    if release:
-        datasets = [dataset.released() for dataset in datasets]
-    pairs = _pairs(datasets, plan, progress)
+    pairs = _pairs(_datasets(plan, release=release), plan, progress)
     if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
         progress.say(
             f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "
@@ -86,18 +83,28 @@ def _require_predictors(plan: Plan) -> None:
         require_rows(name, product(plan.methods, plan.keeps))
 
 
-def expected_runs(plan: Plan) -> float:
+def _datasets(plan: Plan, *, release: bool) -> list[Dataset]:
+    datasets = [get_dataset(name) for name in plan.datasets]
+    return [dataset.released() for dataset in datasets] if release else datasets
+
+
+def expected_runs(plan: Plan, *, release: bool = False) -> float:
     """Return about how often `compare` runs a row on an image, what else it does counted as runs that take as long.
 
     Of what is known from earlier runs nothing is left out.
     """
-    pairs = _measurable([get_dataset(name) for name in plan.datasets], plan)
+    pairs = _measurable(_datasets(plan, release=release), plan)
     each = sum(_runs(plan, dataset, shots, first=not at) for at, (dataset, shots) in enumerate(pairs))
     return len(plan.models) * (each + _matching_runs(plan))
 
 
 def _row_count(plan: Plan) -> int:
     return 1 + sum(len(plan.keeps) for method in plan.methods if method != DENSE) + len(plan.recoveries)
+
+
+def _image_count(plan: Plan, dataset: Dataset) -> int:
+    images = len(dataset.split(plan.split))
+    return images if plan.limit is None else min(images, plan.limit)
 
 
 def _matching_runs(plan: Plan) -> float:
@@ -107,8 +114,7 @@ def _matching_runs(plan: Plan) -> float:
 
 def _runs(plan: Plan, dataset: Dataset, shots: int, *, first: bool) -> float:
     """Return about how many runs a dataset with a number of shots takes; the ``first`` one of a tower has its costs."""
-    rows, images = _row_count(plan), len(dataset.split(plan.split))
-    images = images if plan.limit is None else min(images, plan.limit)
+    rows, images = _row_count(plan), _image_count(plan, dataset)
     # Rows without learned visual tokens run on an image once, whatever is learned from shots.
     plain = next((one for one in plan.shots if not any(tuning.visual for tuning in plan.tunings(one)[:1])), None)
     runs: float = rows * images if shots == plain else 0
@@ -198,15 +204,14 @@ def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Ranking
     """
     if seeds < 3:
         raise ValueError(f"--seeds {seeds}: expected at least 3 random orders")
-    methods = tuple(m for m in plan.methods if m not in (DENSE, RANDOM))
     for name in plan.datasets:
         require_labels(get_dataset(name), "floor, which compares accuracy")
-    without = replace(plan, methods=methods)
+    without = replace(plan, methods=_ordering(plan))
     _require_predictors(without)
     bench = Bench.build(without, plan.models[0], progress)
     dense, rows = bench.rows[0], bench.rows[1:]
     goldens: dict[str, Rankings] = {}
-    if GOLDEN in methods:  # what is missing is reported before hours are spent
+    if GOLDEN in plan.methods:  # what is missing is reported before hours are spent
         goldens = {n: _rankings(bench, get_dataset(n), rankings) for n in plan.datasets}
     orders = _random_orders(dense.vit, seeds, plan.keeps)
     for name in plan.datasets:
@@ -223,6 +228,17 @@ def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Ranking
                 hits[key] = np.full(len(split), np.nan)
                 hits[key][places] = correct(result.features, view.text, images.labels)
         yield [_floor_row(row, name, plan.split, hits, orders) for row in rows]
+
+
+def floor_runs(plan: Plan, seeds: int) -> float:
+    """Return about how often `floor` runs a row on an image."""
+    rows = (len(_ordering(plan)) + seeds) * len(plan.keeps)
+    return float(rows * sum(_image_count(plan, get_dataset(name)) for name in plan.datasets))
+
+
+def _ordering(plan: Plan) -> tuple[str, ...]:
+    """Return the plan's methods that go by an order of their own."""
+    return tuple(method for method in plan.methods if method not in (DENSE, RANDOM))
 
 
 def _floor_row(row: Variant, dataset: str, split: str, hits: Mapping[str, Hits], orders: Sequence[Variant]) -> Floor:

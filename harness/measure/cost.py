@@ -15,8 +15,8 @@ from harness.models.cost import gflops
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import Latency, lacking
 from harness.records.statistics import Interval
+from zoo.host import Host
 from zoo.predictor import Predictor
-from zoo.vit import ReducedViT
 
 COUNTED = 20  # runs on an image that take about as long as counting a row's multiply-adds
 
@@ -107,15 +107,15 @@ class _Alone(nn.Module):
 
 
 def overhead(
-    vit: ReducedViT, shapes: Sequence[tuple[str, int]], *, batch: int, rounds: int, dtype: str, progress: Progress
+    vit: Host, shapes: Sequence[tuple[str, int]], *, batch: int, rounds: int, dtype: str, progress: Progress
 ) -> list[Overhead]:
     """Count and time predictors with random weights, which cost what fitted ones do.
 
     ``shapes`` are their architectures and widths, ``vit`` the dense tower on its device.
     """
     vit = vit.to(dtype=DTYPES[dtype])
-    weight, size = next(vit.parameters()), vit.patch_embed.img_size
-    grid, prefix = vit.patch_embed.grid_size, vit.num_prefix_tokens
+    weight, size = next(vit.parameters()), vit.input_size
+    grid, prefix = vit.grid, vit.prefix_count
     count = prefix + grid[0] * grid[1]
     images = random_images(batch, size, weight.device, weight.dtype)
     generator = torch.Generator().manual_seed(1)

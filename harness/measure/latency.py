@@ -162,11 +162,6 @@ def load_family(
     """
     whole: list[MethodRate] = [(DENSE, 1.0)]
     if random_weights:
-        if dense.partition(".")[0] not in MODELS:
-            raise ValueError(
-                f"--random-weights with model {dense!r}: only models of `patchrank list`, "
-                "such as clip_vit_b16, can be built without; name one or leave the flag out"
-            )
         vit, (arch, tag) = _resized(towers.random_tower(dense).vit, size), towers.split_name(dense)
         rows = rows_of(vit, arch, tag, whole)
         for method, keep in pairs:

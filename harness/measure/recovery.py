@@ -155,7 +155,7 @@ def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]
 
 def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
     """Raise ValueError for a recovery that is of no tower of ``models``, dense names."""
-    known = {name.partition(".")[0] for name in models}
+    known = {split_method(name)[0].partition(".")[0] for name in models}
     for path in paths:
         file = RecoveryFile.read(path)
         if file.model not in known:

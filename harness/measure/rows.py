@@ -13,6 +13,7 @@ from torch import Tensor
 
 import zoo
 from harness.golden.store import Rankings
+from harness.models.towers import TIMM
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
 from zoo.files import digest_of
 from zoo.golden import GoldenConfig
@@ -121,7 +122,7 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
 
     Of other towers it is only known once they are loaded. Raises what ``rows_of`` does.
     """
-    arch, _, tag = model.partition(".")
+    arch, _, tag = model.removeprefix(TIMM).partition(".")
     known = MODELS.get(arch)
     if known is None or (tag and tag not in SIZES[known.size].tags):
         return

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import open_clip
+from open_clip.pretrained import get_pretrained_cfg
+
 import zoo
 from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import OPEN_CLIP, TRANSFORMERS, Tower, find_tower, split_method
 from harness.records.conditions import DTYPES
 from zoo.files import filled, strict_json, write_whole
+from zoo.open_clip import FOLDER, HUB
 from zoo.reducer import METHODS, expected
 from zoo.sizes import MODELS
 
@@ -119,7 +123,10 @@ class Setup:
         return tower._replace(vit=vit.eval())
 
     def python(self) -> str:
-        """Return Python lines that build the model in its precision, optimised if it was chosen so."""
+        """Return Python lines that build the model in its precision, optimised if it was chosen so.
+
+        Predictors of a tower that isn't ours are those of the certificate.
+        """
         libraries, lines = self._built()
         if self.certificate.get("optimised"):
             lines.append(f"model = zoo.optimize(model, dtype={self.dtype!r})")
@@ -134,8 +141,7 @@ class Setup:
         if self.recovery is not None:
             options += f", recovery={self.recovery!r}"
         if self.model.startswith(OPEN_CLIP):
-            arch, _, tag = self.model.removeprefix(OPEN_CLIP).partition("/")
-            library, call = "open_clip", f"open_clip.create_model({arch!r}, pretrained={tag!r})"
+            library, call = "open_clip", _open_clip_call(self.model.removeprefix(OPEN_CLIP))
         elif self.model.startswith(TRANSFORMERS):
             folder = self.model.removeprefix(TRANSFORMERS)
             library, call = "transformers", f"transformers.AutoModel.from_pretrained({folder!r})"
@@ -145,6 +151,8 @@ class Setup:
         else:
             library, call = "timm", f"timm.create_model({self.model!r}, pretrained=True)"
         lines = [f"model = {call}.eval()"]
+        if predictors := self.certificate.get("predictors"):
+            options += f", predictor={predictors!r}"
         if self.method is not None:
             lines.append(f"model = zoo.reduce(model, method={self.method!r}{options})")
         return [library, "zoo"], lines
@@ -155,6 +163,18 @@ class Setup:
         fitting = {name: parts for name, parts in MODELS.items() if (parts.dense, parts.method) == (arch, self.method)}
         keep = 100 * self.options.get("keep", 1.0)
         return f"{min(fitting, key=lambda name: abs(fitting[name].percent - keep))}{dot}{tag}"
+
+
+def _open_clip_call(spec: str) -> str:
+    """Return what builds an open_clip model of ``load_open_clip``, its image tower alone where that is converted."""
+    words, attention_pool = repr(spec), False
+    if not spec.startswith((FOLDER, HUB)):
+        arch, _, tag = spec.partition("/")
+        quick = ", force_quick_gelu=True" if get_pretrained_cfg(arch, tag).get("quick_gelu") else ""
+        words = f"{arch!r}, pretrained={tag!r}{quick}"
+        attention_pool = bool((open_clip.get_model_config(arch) or {})["vision_cfg"].get("attentional_pool"))
+    call = f"open_clip.create_model({words})"
+    return call if attention_pool else f"zoo.from_open_clip({call})"
 
 
 _EXAMPLE = "clip_vit_b16_rankmerge60"

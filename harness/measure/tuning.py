@@ -97,7 +97,8 @@ class Tuner:
             raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
         few = self.few(shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
-        missing = [row for row in rows if not paths[row.key].is_file()]
+        files = {row.key: self.cached(paths[row.key]) for row in rows}
+        missing = [row for row in rows if files[row.key] is None]
         if missing and config.tokens == "t":
             for split in few:  # common blocks once
                 keys = [row.key for row in missing]
@@ -109,7 +110,20 @@ class Tuner:
             self.progress.say(note)
         for row in missing:
             self._tune(row, few, shots, seed, config, paths[row.key])
-        return {row.key: Tuned.of(row.vit, PromptFile.read(paths[row.key])) for row in rows}
+        return {row.key: Tuned.of(row.vit, files[row.key] or PromptFile.read(paths[row.key])) for row in rows}
+
+    def cached(self, path: Path) -> PromptFile | None:
+        """Return the prompts of an earlier run; None, with a note, of a file that can't be loaded any more."""
+        if not path.is_file():
+            return None
+        try:
+            file = PromptFile.read(path)
+            file.load()
+        except ValueError as error:
+            reason = str(error).partition(";")[0]  # what follows mends it by hand
+            self.progress.say(f"prompts of an earlier run are tuned anew: {reason}")
+            return None
+        return file
 
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
         """Return top-1 on some images of a row as it is, by text, and tuned."""

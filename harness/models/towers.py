@@ -34,10 +34,10 @@ from zoo.weights import (
     unusable,
 )
 
-OPEN_CLIP, TRANSFORMERS = "open_clip:", "transformers:"
+TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
 NAMED = 12  # unknown classes in a message
 KINDS = (
-    "a dense name of `patchrank list`, a ViT of timm.list_models(), "
+    "a dense name of `patchrank list`, a ViT of timm.list_models() (NAME or timm:NAME), "
     "local-dir:FOLDER, hf-hub:OWNER/NAME, open_clip:ARCH/PRETRAINED, or transformers:FOLDER"
 )
 
@@ -80,6 +80,7 @@ class Tower(NamedTuple):
 
 def split_name(name: str) -> tuple[str, str]:
     """Split the name of a dense model of ours into architecture and weight tag, or the default."""
+    name = name.removeprefix(TIMM)
     arch, _, tag = name.partition(".")
     dense = _dense_names()
     if arch not in dense:
@@ -91,11 +92,12 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def split_method(name: str) -> tuple[str, str | None, float]:
-    """Split a model's name into its dense tower's, its method (None if dense) and its keep rate.
+    """Split a model's name into its dense tower's (without ``timm:``), its method (None if dense) and its keep rate.
 
     Raises:
         ValueError: it looks like a model of ours and is none.
     """
+    name = name.removeprefix(TIMM)
     arch, _, tag = name.partition(".")
     known = MODELS.get(arch)
     if known is None and arch.startswith("clip_vit_"):
@@ -114,7 +116,7 @@ def load_tower(name: str) -> Tower:
 
     Args:
         name: a dense name of ours (``clip_vit_b16.openai``), a ViT of timm
-            (``deit_small_patch16_224.fb_in1k``), a model that timm's ``save_for_hf`` wrote
+            (``deit_small_patch16_224.fb_in1k``, or ``timm:`` and that), a model that timm's ``save_for_hf`` wrote
             (``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``), or one of open_clip
             (``open_clip:ViT-B-16/laion2b_s34b_b88k``, where a file's path may stand for the tag:
             its preprocessing and activation are then the architecture's), or what transformers' ``save_pretrained``
@@ -131,7 +133,7 @@ def load_tower(name: str) -> Tower:
         return Tower(clip.model.visual, clip.preprocess, OPEN_CLIP + spec, clip)
     if name.startswith(TRANSFORMERS):
         return _of_transformers(Path(name.removeprefix(TRANSFORMERS)))
-    name = _full_name(name)
+    name = _full_name(name.removeprefix(TIMM))
     if name.partition(".")[0] in MODELS:
         clip = create_clip(name)
         return Tower(clip.model.visual, clip.preprocess, name, clip)
@@ -332,11 +334,20 @@ def _dense(model: Any, name: str) -> ReducedViT:
 
 
 def random_tower(name: str) -> Tower:
-    """Build a dense model of ours without weights; time doesn't depend on them, rankings do."""
-    arch, _ = split_name(name)
+    """Build a dense model of ours without weights; time doesn't depend on them, rankings do.
+
+    Raises:
+        ValueError: another tower, or an unknown name.
+    """
+    if split_method(name)[0].partition(".")[0] not in MODELS:
+        raise ValueError(
+            f"--random-weights with model {name!r}: only models of `patchrank list`, "
+            "such as clip_vit_b16, can be built without; name one or leave the flag out"
+        )
+    arch, tag = split_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vit: Any = timm.create_model(name, pretrained=False)
+        vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=False)
     return Tower(vit.eval(), image_transform(vit), f"{arch} (random weights)")
 
 

@@ -330,9 +330,9 @@ def _ahead(metric: Metric, cost: Cost, methods: Sequence[str], groups: Sequence[
 
 
 def _figures(one: Standing, metric: Metric, cost: Cost, names: Mapping[str, str]) -> str:
-    """Say what a row costs and how far from dense it is, with intervals."""
+    """Say what a row costs and how far from dense it is by the metric, with intervals."""
     row, near = one.row, one.row.estimate(metric)
-    if row.to_dense is not None:
+    if metric == TOP1 and row.to_dense is not None:
         estimate, low, high = (100 * number for number in row.to_dense)
         distance = f"{estimate:+.1f} points of top-1 [{low:+.1f}, {high:+.1f}]"
     else:

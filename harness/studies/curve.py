@@ -103,6 +103,11 @@ class Ranker:
         removes = not kind or KINDS[kind].run is None
         return self.dtype if removes and point != Point() else "float32"
 
+    def passes(self, points: Sequence[Point]) -> float:
+        """Return what points cost per image, all together, as ``Point.passes`` counts it."""
+        effort = Effort.of(self.tower.vit, self.block)
+        return sum(point.passes(effort, self.block) for point in points)
+
     def importance(self, point: Point, images: Tensor, precision: str | None = None) -> Tensor:
         """Rank images (B, C, H, W) by a point, (B, N) float32 on the CPU, higher = keep."""
         if point.window is None or point.stride is None:
@@ -127,8 +132,9 @@ class Ranker:
         parts = [images[first : first + PART] for first in range(0, len(images), PART)]
         paths = [folder / f"{_digest(*part.image_ids)}.npy" for part in parts]
         done = sum(len(part) for part, path in zip(parts, paths, strict=True) if path.is_file())
-        passes = point.passes(Effort.of(self.tower.vit, self.block), self.block)
-        with progress.long(f"{point.label} on {name}", len(images), done, passes) as show:
+        passes, label = self.passes([point]), f"{point.label} on {name}"
+        whole = progress.part(passes * len(images))
+        with whole, progress.long(label, len(images), done, passes, units=passes) as show:
             for part, path in zip(parts, paths, strict=True):
                 if path.is_file():
                     continue
@@ -140,11 +146,12 @@ class Ranker:
                 show(done)
         return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
 
-    def times(self, points: Sequence[Point], images: Tensor, rounds: int) -> dict[Point, float]:
+    def times(self, points: Sequence[Point], images: Tensor, rounds: int, progress: Progress) -> dict[Point, float]:
         """Time points in turn, all in float32; the least of ``rounds`` rounds, in ms."""
         rank = partial(self.importance, precision="float32")
         calls = {str(at): partial(rank, point) for at, point in enumerate(points)}
-        timings = interleaved(calls, images, rounds, warmup=1).values()
+        with progress.task("times, rounds", rounds, units=len(images) * self.passes(points)) as update:
+            timings = interleaved(calls, images, rounds, warmup=1, tick=update).values()
         return {point: min(one.samples_ms) for point, one in zip(points, timings, strict=True)}
 
     def hits(
@@ -229,31 +236,34 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
     every = usual if points is None else [Point(), *points]
     orders_of: dict[Point, list[Importance]] = {point: [] for point in every}
     hits: dict[tuple[Point, int], list[NDArray[np.float64]]] = {}
-    images, nameable, sample = {}, {}, torch.empty(0)
+    nameable, sample = {}, torch.empty(0)
     classifiers = _classifiers(tower, config.datasets)  # refuses before anything is ranked
-    for name in config.datasets:
-        dataset = get_dataset(name)
-        split = subset(dataset.split(config.split), config.limit)
-        images[name] = len(split)
-        facts = {"weights": fingerprint(tower.vit), "dataset": name, "revision": dataset.revision}
-        for point in every:
-            orders_of[point].append(ranker.ranked(point, split, facts, name, progress))
-        few = split[:TIMED_IMAGES]
-        sample = torch.stack([tower.preprocess(example.image) for example in few])
-        if (classifier := classifiers.get(name)) is not None:
-            known = np.flatnonzero(named(classifier)[split.labels])
-            nameable[name] = len(known)
-            orders = {point: orders_of[point][-1][known] for point in every}
-            right = ranker.hits(split.subset(known), classifier, orders, progress) if len(known) else {}
-            for way, answers in right.items():
-                hits.setdefault(way, []).append(answers)
+    datasets = {name: get_dataset(name) for name in config.datasets}
+    splits = {name: subset(dataset.split(config.split), config.limit) for name, dataset in datasets.items()}
+    images = {name: len(split) for name, split in splits.items()}
     if sum(images.values()) < 2:
         raise ValueError("a curve needs at least two images")
     ways: dict[Point, list[Point]] = {}
     for point in every:
         ways.setdefault(replace(point, seed=None), []).append(point)
     firsts = [members[0] for members in ways.values()]
-    times = ranker.times(firsts, sample, config.rounds) if config.rounds else {}
+    work = sum(images.values()) * ranker.passes(every) + config.rounds * TIMED_IMAGES * ranker.passes(firsts)
+    work += sum(images[name] for name in classifiers) * (1 + len(KEEPS) * len(every))
+    with progress.overall("study curve", work):
+        for name, split in splits.items():
+            facts = {"weights": fingerprint(tower.vit), "dataset": name, "revision": datasets[name].revision}
+            for point in every:
+                orders_of[point].append(ranker.ranked(point, split, facts, name, progress))
+            few = split[:TIMED_IMAGES]
+            sample = torch.stack([tower.preprocess(example.image) for example in few])
+            if (classifier := classifiers.get(name)) is not None:
+                known = np.flatnonzero(named(classifier)[split.labels])
+                nameable[name] = len(known)
+                orders = {point: orders_of[point][-1][known] for point in every}
+                right = ranker.hits(split.subset(known), classifier, orders, progress) if len(known) else {}
+                for way, answers in right.items():
+                    hits.setdefault(way, []).append(answers)
+        times = ranker.times(firsts, sample, config.rounds, progress) if config.rounds else {}
     worths = []
     for point, members in ways.items():
         values = agreement_facts([orders_of[one] for one in members], orders_of[Point()], images)

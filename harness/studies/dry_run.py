@@ -4,6 +4,7 @@ The study's own lines are made, so that no list of work is kept twice. Rankings,
 prompts that are cached are taken; a place holder stands for each that is missing.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -139,13 +140,13 @@ class DryShop(Workshop):
         return super().load(vit, files)
 
     def tuned(self, tuner: Tuner, row: Variant, seed: int, recipe: TuneConfig) -> Tuned:
-        """Return prompts that are cached, or a place holder whose file doesn't exist."""
+        """Return prompts that are cached, or a place holder without shape."""
         few = tuner.few(self.config.labelled, seed)
         path = tuner.path(row, few, self.config.labelled, seed, recipe)
         of = f"{recipe.tokens} for {row.model} on {tuner.dataset.name}"
-        if path.is_file():
+        if (cached := tuner.cached(path)) is not None:
             self.count("tune tokens", of, cached=1)
-            return Tuned.of(row.vit, PromptFile.read(path))
+            return Tuned.of(row.vit, cached)
         images = len(few.train) + len(few.val)
         passes = images  # of learned text tokens: features of images are computed once
         if recipe.tokens != "t":
@@ -189,7 +190,7 @@ def _count_judging(shop: DryShop, dataset: Dataset, lines: Sequence[Line], known
     prompted = [pair for one in lines for pair in zip(one.rows, one.prompts, strict=False)]
 
     def left(rows: Sequence[Variant], own: Tuned | None = None) -> int:
-        if not known or (own is not None and not own.file.path.is_file()):
+        if not known or (own is not None and own.file.shape == NO_SHAPE):
             return len(rows)
         tuning = Tuning(seed=bench.plan.seed) if own is None else tuning_of(own.file)
         prompts = {} if own is None else {rows[0].key: own}
@@ -223,14 +224,15 @@ class _QuickShop(DryShop):
         return {(method, rate): (rate, {"ratio": 1.0, "goal": 1.0}) for method in methods for rate in targets}
 
 
-def expected_runs(study: Study, config: StudyConfig, known: Sequence[Record]) -> float:
+def expected_runs(study: Study, config: StudyConfig, known: Sequence[Record], tower: Tower) -> float:
     """Return about how often a study will run a tower on an image, what else it does counted as runs that take as long.
 
-    What is cached or in ``known`` records counts as nothing.
+    What is cached or in ``known`` records counts as nothing. The tower stays as it is.
     """
     datasets = [one for one in map(get_dataset, config.datasets) if one.labelled or not study.labels]
     config = replace(config, datasets=tuple(one.name for one in datasets))
-    shop = _QuickShop(config, tower_with_text(config.model), {})
+    # A copy, as looking for records brings a tower to its device and precision.
+    shop = _QuickShop(config, tower._replace(vit=copy.deepcopy(tower.vit)), {})
     lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
     rows = 0
     for dataset in datasets:

@@ -245,18 +245,19 @@ def _number(value: float | None, form: str) -> Cell:
 
 
 def make(
-    study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress
+    study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress, tower: Tower | None = None
 ) -> Iterator[tuple[Sheet, list[Record]]]:
     """Judge the lines of a study on each dataset; yield its table, and the records behind it.
 
-    Rankings and predictors that are missing are made first, and kept.
+    Rankings and predictors that are missing are made first, and kept. ``tower`` is the config's where it is loaded
+    already; it is brought to the config's device and precision.
 
     Raises:
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
     datasets = _datasets(study, config, progress)
     config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
-    shop = Workshop(config, tower_with_text(config.model), progress, known)
+    shop = Workshop(config, tower or tower_with_text(config.model), progress, known)
     # All before the first is measured: predictors know their tower by the weights as loaded.
     lines_of = {dataset.name: lines(study, shop, dataset) for dataset in datasets}
     for dataset in datasets:

@@ -312,6 +312,15 @@ def test_sentence_transformers(clip_folder: Path):
     assert np.array_equal(model.encode(images), wanted)
 
 
+def test_overhead_works_and_push_says_what_else_to_do(clip_folder: Path, capsys: pytest.CaptureFixture[str]):
+    name, words = f"transformers:{clip_folder}", ["--archs", "mlp", "--width", "8", "--batch", "2", "--rounds", "2"]
+    assert main(["study", "overhead", "--model", name, *words]) == 0
+    assert f"predictors beside transformers:{clip_folder.name}" in " ".join(capsys.readouterr().out.split())
+    assert main(["push", name, "--to", "me/a", "--dry-run"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "push takes towers of timm alone; publish the dense one by push_to_hub of transformers" in error
+
+
 @torch.enable_grad()
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_training(kind: str, implementation: str):

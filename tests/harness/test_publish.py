@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,9 @@ from harness.models.cost import gflops
 from harness.publish import FILES, Publishable, load_publishable, model_card
 from harness.records.record import Record, read_records, write_records
 from harness.report.groups import markdown_table
+from zoo.files import digest_of
 from zoo.prompts import save_prompts
+from zoo.recovery import Recovered, trainable
 from zoo.sizes import EMBEDDED
 from zoo.weights import blocks_fingerprint
 
@@ -103,6 +106,80 @@ def test_a_tuned_model(prompts: Path, tmp_path: Path):
     assert found.provenance == load_publishable(PATCHRANK, (), prompts).provenance
 
 
+RECOVERED = "clip_vit_s14_tome50"
+SETS = [{"name": "toy", "revision": "12ab", "images": 5, "held_out": 3}]
+
+
+@pytest.fixture
+def recovery(tmp_path: Path) -> Callable[..., Path]:
+    """Return what writes a recovery of a model, of random changes."""
+
+    def write(name: str, what: str = "norm") -> Path:
+        vit = timm.create_model(name, pretrained=True).eval()
+        config = zoo.RecoveryConfig(what=what, count=2)
+        drawn = torch.Generator().manual_seed(3)
+        shapes = {key: vit.get_parameter(own).shape for key, own in trainable(vit, what).items() if what == "norm"}
+        shapes |= {"prompts.tokens": (1, 2, 384)} if what == "tokens" else {}
+        tensors = {key: 0.01 * torch.randn(shape, generator=drawn) for key, shape in shapes.items()}
+        recovered = Recovered(tensors, (0.05,), (0.04,))
+        path = tmp_path / f"{what}.safetensors"
+        own: dict[str, Any] = {"name": "clip_vit_s14", "tag": "imgfocus_lit", "datasets": SETS}
+        return zoo.save_recovery(path, vit, recovered, config, **own).path
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "what"), [(RECOVERED, "norm"), (RECOVERED, "tokens"), (PATCHRANK, "norm")])
+@torch.no_grad()
+def test_a_recovered_model(name: str, what: str, recovery: Callable[..., Path], tmp_path: Path):
+    file = recovery(name, what)
+    flags = ["--to", "me/recovered", "--recovery", str(file), "--folder", str(tmp_path / "out")]
+    assert main(["push", name, *flags]) == 0
+    model = timm.create_model(name, pretrained=True, recovery=str(file)).eval()
+    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    assert not torch.equal(again(IMAGES), timm.create_model(name, pretrained=True).eval()(IMAGES))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "with token reduction and recovery." in card
+    assert "| toy | 12ab | 5 | 0.0500 | 0.0400 |" in card
+    assert f'"what": "{what}"' in card
+    assert "--keeps 0.5 --datasets NAME --recovery FILE --output results" in card or name == PATCHRANK
+    found = load_publishable(f"local-dir:{tmp_path}/out")
+    assert found.provenance == load_publishable(name, (), None, file).provenance
+    assert found.provenance["digests"]["recovery"] == digest_of(file)
+    assert found.weights() == load_publishable("clip_vit_s14").weights()
+
+
+def test_records_of_a_recovered_model_are_those_with_its_file(
+    recovery: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file, results = recovery(RECOVERED), tmp_path / "results"
+    flags = "--methods tome --keeps 0.5 --datasets fashion --limit 10 --batches --traces 0 --no-equal-time"
+    assert main(["compare", *flags.split(), "--recovery", str(file), "--output", str(results)]) == 0
+    records = read_records(results / "records.jsonl")
+    assert [(record.method, record.recovered) for record in records] == [
+        ("dense", False), ("tome", False), ("tome", True),
+    ]  # fmt: skip
+    model = load_publishable(RECOVERED, (), None, file)
+    assert model.rows(records, results) == [records[0], records[2]]
+    assert load_publishable(RECOVERED).rows(records, results) == records[:2]
+    with pytest.raises(ValueError, match=r"has no record of .*; measure it with: .* --recovery FILE"):
+        model.rows(records[:2], results)
+
+
+def test_recoveries_that_do_not_fit(recovery: Callable[..., Path], prompts: Path, capsys: pytest.CaptureFixture[str]):
+    file = str(recovery(RECOVERED))
+    for words, match in (
+        (["clip_vit_s14"], "was trained for tome, this model is dense"),
+        (["clip_vit_s14_tome60"], "was trained for tome with keep=0.5, this model has 0.6"),
+        (["clip_vit_s14_evit50"], "was trained for tome, this model is reduced by evit"),
+        ([RECOVERED, "--prompts", str(prompts)], "this tower has learned tokens already"),
+        (["local-dir:here"], "carries its weights: leave out predictor, prompts and recovery"),
+    ):
+        assert main(["push", *words, "--recovery", file, "--to", "me/a", "--dry-run"]) == 2
+        assert match in said(capsys)
+
+
 @torch.no_grad()
 def test_a_folder_is_published_on_with_what_is_known_of_it(tmp_path: Path):
     first, second = tmp_path / "first", tmp_path / "second"
@@ -146,6 +223,39 @@ def test_a_model_that_zoo_reduce_made(tmp_path: Path):
     assert "license: unknown\n" in card
     assert "Nobody wrote down under which licence the tower's weights are." in card
     assert "Nothing was measured, and no command measures these settings." in card
+
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_siglip_224": {},
+    "vit_small_patch16_dinov3": {},
+    "eva02_tiny_patch14_224": {},
+    "beit_base_patch16_224": {},
+    "naflexvit_base_patch16_siglip": {"pos_embed_grid_size": (4, 4)},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", [None, "rankmerge"])
+@torch.no_grad()
+def test_towers_of_timms_other_families(name: str, method: str | None, tmp_path: Path):
+    options = {} if method is None else {"keep": 0.5, "reduce_at": 1}
+    model = zoo.reduce(timm.create_model(name, **{**TINY, **FAMILIES[name]}).eval(), method=method, **options)
+    timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
+    flags = ["--to", "me/mine", "--folder", str(tmp_path / "out")]
+    assert main(["push", f"local-dir:{tmp_path}/mine", *flags]) == 0
+    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    images = IMAGES[:, :, :32, :32]
+    assert torch.equal(again(images), model(images))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"An image tower as a timm model: `{name}`" in card
+    assert "\n- clip\n" not in card
+
+
+def test_a_tower_without_our_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path / "mine", safe_serialization=True)
+    assert main(["push", f"local-dir:{tmp_path}/mine", "--to", "me/a", "--dry-run"]) == 2
+    assert "is VisionTransformer, none that zoo.reduce made; save it by timm.models.save_for_hf(zoo.red" in said(capsys)
 
 
 def test_the_upload_is_one_commit_of_three_files(hub: type[StandIn], capsys: pytest.CaptureFixture[str]):
@@ -214,12 +324,18 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.
     ("words", "match"),
     [
         ("clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),
+        ("timm:clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),
+        ("open_clip:ViT-B-16/openai", "push takes towers of timm alone; publish the dense one by push_to_hf_hub of"),
+        ("transformers:here", "publish the dense one by push_to_hub of transformers, and reduce what is loaded by zoo"),
+        ("timm:vit_small_patch16_dinov3", "save_for_hf(zoo.reduce(timm.create_model('vit_small_patch16_dinov3', pre"),
+        ("vit_nothing", "model 'vit_nothing': "),
         ("clip_vit_s14.openai", "weight tag 'openai' of clip_vit_s14"),
         ("local-dir:here", "no config.json there; timm.models.save_for_hf"),
         ("clip_vit_b16_evit60.openai", "no weights of clip_vit_b16_evit60.openai: not in the"),
         ("hf-hub:nobody/nothing", "no weights of hf-hub:nobody/nothing: not in the Hugging Fa"),
         ("local-dir:here --prompts p.safetensors", "carries its weights: leave out"),
         (f"{PATCHRANK} --predictor no", "no predictor at"),
+        (f"{PATCHRANK} --recovery no", "no recovery at"),
         (f"{PATCHRANK} --records no.jsonl", "no.jsonl': there is no such file"),
     ],
 )

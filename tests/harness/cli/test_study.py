@@ -33,12 +33,19 @@ def readers(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch: p
     ("commit", "words"), [("0123456789ab", "commit 0123456789ab"), ("1-dirty", "commit 1, uncommitted changes")]
 )
 def test_it_measures_every_method_at_equal_keep_and_at_equal_cost(
-    commit: str, words: str, readers: list[bool], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    commit: str,
+    words: str,
+    readers: list[bool],
+    bars: list[tuple[str, float, float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     for place in (harness, harness.measure.bench):
         monkeypatch.setattr(place, "git_commit", lambda: commit)
     command = ["study", "final", "--model", "clip_vit_b16", "--datasets", "emoji", "--output", str(tmp_path)]
     assert main(command) == 0
+    [(name, foretold, counted)] = bars
+    assert (name, counted) == ("study final", pytest.approx(foretold, rel=0.15))
     records = read_records(tmp_path / "records.jsonl")
     assert {record.split for record in records} == {FINAL}
     assert {record.git_commit for record in records} == {commit}

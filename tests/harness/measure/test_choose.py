@@ -233,6 +233,14 @@ def test_the_certificate_says_what_was_measured_and_the_file_has_it(clock: Clock
     assert f"{100 * choice.judged[-1].keep:.0f}" in console.export_text()
 
 
+@pytest.mark.usefixtures("small", "clock")
+def test_the_certificate_names_the_predictors(predictor_file: Path):
+    alone = chosen(Bounds(speed_up=1.5), replace(CONFIG, methods=("patchrank",))).setup
+    assert (alone.method, alone.certificate["predictors"]) == ("patchrank", [str(predictor_file)])
+    other = chosen(Bounds(speed_up=1.5), replace(CONFIG, methods=("clsattn",))).setup
+    assert other.certificate["predictors"] == []
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
 def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock, share: float):

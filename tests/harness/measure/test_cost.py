@@ -15,6 +15,7 @@ from harness.measure import cost
 from harness.measure.cost import costs, counts, overhead, overhead_table
 from harness.measure.rows import variants
 from harness.models.cost import gflops
+from harness.models.towers import load_tower
 from zoo.predictor import Predictor
 
 HOW = {"batch": 2, "rounds": 3, "dtype": "float32", "progress": Progress()}
@@ -97,6 +98,15 @@ def test_a_row_per_shape_in_this_order(dense: zoo.ReducedViT):
     console.print(overhead_table([replace(rows[0], uncounted=("aten::fft",))], "a title"))
     text = " ".join(console.export_text().split())
     assert "GFLOPs lack operators of unknown cost: aten::fft" in text
+
+
+def test_overhead_beside_towers_of_other_libraries(foreign: str, capsys: pytest.CaptureFixture[str]):
+    words = ["--archs", "mlp", "conv", "--width", "8", "--batch", "2", "--rounds", "2"]
+    assert main(["study", "overhead", "--model", foreign, *words]) == 0
+    assert f"predictors beside {load_tower(foreign).name}, batch 2" in " ".join(capsys.readouterr().out.split())
+    assert main(["study", "overhead", "--model", foreign, "--random-weights"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "only models of `patchrank list`, such as clip_vit_b16, can be built without; name one" in error
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Tuning from a dataset: the right images, once; kept, taken up again, refused."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -72,6 +73,44 @@ def test_each_row_gets_its_own_and_keeps_it(
     for shots, seed, other in ((2, 0, config), (1, 1, config), (1, 0, TuneConfig(**QUICK, seed=9))):
         with pytest.raises(TypeError, match="'NoneType' object is not callable"):
             fresh(tuner).tuned(rows, shots, seed, other)
+
+
+def _without_hash(content: bytes) -> bytes:
+    """Return a file as versions before hashes wrote it."""
+    start = content.index(b"{")
+    length = int.from_bytes(content[:start], "little")
+    header = json.loads(content[start : start + length])
+    facts = json.loads(header["__metadata__"]["prompts"])
+    del facts["hash"]
+    header["__metadata__"]["prompts"] = json.dumps(facts)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start + length :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (_without_hash, "has no hash of its content: an earlier version wrote it"),
+        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is damaged"),
+        (lambda content: content[: len(content) // 2], "holds no prompts"),
+        (lambda content: b"", "holds no prompts"),
+    ],
+)
+def test_what_cannot_be_loaded_any_more_is_made_anew(
+    tuner: Tuner, rows: list[Variant], spoil: Callable[[bytes], bytes], why: str
+):
+    config = TuneConfig(**QUICK)
+    one = tuner.tuned(rows[:1], 1, 0, config)[rows[0].key]
+    whole = one.file.path.read_bytes()
+    one.file.path.write_bytes(spoil(whole))
+    again, notes = fresh(tuner), io.StringIO()
+    again.progress = Progress(Console(file=notes, width=400))
+    again.tuned(rows[:1], 1, 0, config)
+    assert one.file.path.read_bytes() == whole
+    [note] = [line for line in notes.getvalue().splitlines() if "anew" in line]
+    assert note.startswith("prompts of an earlier run are tuned anew: ")
+    assert why in note
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])

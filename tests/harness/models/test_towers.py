@@ -19,7 +19,11 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from harness.models.towers import load_tower, split_name
+from harness.check.check import tower_names
+from harness.cli import main
+from harness.measure.rows import require_rows
+from harness.measure.setup import Setup
+from harness.models.towers import load_tower, random_tower, split_method, split_name
 from zoo.weights import fingerprint
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -60,7 +64,39 @@ def test_the_embedded_tower_comes_with_its_text_side():
     assert split_name("clip_vit_b16.laion2b") == ("clip_vit_b16", "laion2b")
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_vit.r160_in1k"])
+@pytest.mark.parametrize("name", ["clip_vit_s14", "clip_vit_s14_tome50.imgfocus_lit", "vit_small_patch16_224"])
+def test_a_prefix_says_what_a_bare_name_means(name: str):
+    assert split_method(f"timm:{name}") == split_method(name)
+    assert Setup.of(f"timm:{name}") == Setup.of(name)
+
+
+def test_towers_with_the_prefix_are_the_same():
+    assert split_name("timm:clip_vit_b16") == ("clip_vit_b16", "openai")
+    assert load_tower("timm:clip_vit_s14").name == "clip_vit_s14.imgfocus_lit"
+    towers = [random_tower(f"{prefix}clip_vit_s14") for prefix in ("", "timm:")]
+    assert towers[0].name == towers[1].name
+    assert fingerprint(towers[0].vit) == fingerprint(towers[1].vit)
+    with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai"):
+        require_rows("timm:clip_vit_b16", [("patchrank", 0.5)])
+    assert tower_names(["timm:clip_vit_b16"]) == {"clip_vit_b16.openai": "timm:clip_vit_b16"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval timm:clip_vit_s14_random60 --dataset emoji --limit 4",
+        "compare --models timm:clip_vit_s14 --methods patchrank --keeps 0.6 --datasets emoji --limit 4 --batches "
+        "--traces 0 --no-equal-time",
+        "latency timm:clip_vit_s14_tome60 --random-weights --batches 1 --rounds 6 --seconds 0",
+        "push timm:clip_vit_s14_tome60 --to me/a --dry-run",
+    ],
+)
+def test_commands_take_the_prefix(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 0
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit.r160_in1k", "timm:test_vit", "timm:test_vit.r160_in1k"])
 @torch.no_grad()
 def test_a_timm_name_is_found_in_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = lively(timm.create_model("test_vit"))
@@ -180,13 +216,14 @@ def test_coca_keeps_its_attention_pool(tmp_path: Path, images: Tensor, monkeypat
     assert half.trace(images).final_tokens == 8
 
 
-NOWHERE = "expected a dense name of `patchrank list`, a ViT of timm.list_models(), local-"
+NOWHERE = "expected a dense name of `patchrank list`, a ViT of timm.list_models() (NAME or timm:NAME), local-"
 
 
 @pytest.mark.parametrize(
     ("name", "match"),
     [
         ("vit_smal_patch16_224", f"24': did you mean 'vit_small_patch16_224'? {NOWHERE}"),
+        ("timm:vit_smal_patch16_224", f"24': did you mean 'vit_small_patch16_224'? {NOWHERE}"),
         ("clip_vit_b61", "model 'clip_vit_b61': did you mean 'clip_vit_b16'? expected a dense"),
         ("ViT-B-16", "model 'ViT-B-16': did you mean 'open_clip:ViT-B-16/PRETRAINED'? expected"),
         ("9", f"model '9': {NOWHERE}"),

@@ -126,6 +126,11 @@ def test_a_method_is_ahead_where_all_rows_of_others_are_beaten(row: Any):
     words = "tome is clearly ahead on fashion, in nearness to dense by GFLOPs: on fashion tome 60 % takes 2.00 GFLOPs, "
     assert ahead.startswith(f"{words}1 - cosine 0.01")
     assert "[" in ahead  # with its interval
+    right = {"top1": 0.7, "top1_low": 0.6, "top1_high": 0.8, "correct_bits": pack_correct(np.arange(100) < 70)}
+    labelled = [replace(r, **right) for r in records]
+    changed = {"diff_to_dense": -0.03, "diff_low": -0.06, "diff_high": 0.0}
+    labelled = [r if r.method == "dense" else replace(r, **changed) for r in labelled]
+    assert said(labelled) == [ahead]  # by the figure that decided, whatever else was measured
     _, none = said([*records, *other])
     words = "No method is clearly ahead on emoji: in nearness to dense by GFLOPs, "
     assert none == f"{words}rows of tome and evit are unbeaten."

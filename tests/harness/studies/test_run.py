@@ -10,6 +10,7 @@ from rich.console import Console
 from harness.cli import main
 from harness.records.record import Record, pack_correct, pack_values, read_records, unpack_values, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, paired_p
+from harness.studies import run as module
 from harness.studies.run import NOTES, Sheet, entries, get_study, list_studies
 from harness.studies.workshop import StudyConfig
 
@@ -164,9 +165,13 @@ def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, objec
     assert len(make_sheet([judged(3)], tuned).entries) == 2  # these may differ
 
 
-def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: Path, capsys):
+def test_a_second_run_reads_the_records_that_the_first_wrote(studied, bars, tmp_path: Path, capsys, monkeypatch):
+    loads: list[str] = []
+    load = module.load_tower
+    monkeypatch.setattr(module, "load_tower", lambda name: loads.append(name) or load(name))
     command = ["study", "transfer", *FLAGS.split(), "--output", str(tmp_path)]
     assert main(command) == 0
+    assert len(loads) == 1
     assert "Predictors fitted on one dataset" in capsys.readouterr().out
     text = (tmp_path / "transfer.md").read_text()
     assert text.startswith("## Predictors fitted on one dataset, judged on another")
@@ -180,6 +185,9 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: 
     )
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| plain", "| (golden)"]
     assert main(command) == 0  # nothing new to write
+    (name, first, _), (_, second, _) = bars
+    assert name == "study transfer"
+    assert second < first / 2
     assert read_records(tmp_path / "transfer.jsonl") == records
     assert (tmp_path / "transfer.md").read_text() == text
     capsys.readouterr()
