@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from harness.records.record import Latency, Record, declared, metrics, read_records, write_records
+from harness.records.record import Latency, Record, RetrievalRecord, declared, metrics, read_records, write_records
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "records.md").read_text("utf-8")
@@ -37,13 +37,15 @@ def json_name(kind: Any) -> str:
     return JSON[get_origin(kind) or kind]
 
 
-TABLES = [("Fields", Record), ("An object of `latency`", Latency)]
+OWN = [field.name for field in fields(RetrievalRecord) if field.name not in {field.name for field in fields(Record)}]
+TABLES = [("Fields", Record), ("An object of `latency`", Latency), ("Fields of retrieval", RetrievalRecord)]
 
 
 @pytest.mark.parametrize(("heading", "kind"), TABLES)
 def test_every_field_is_there_in_order_with_its_type(heading: str, kind: Any):
     types = get_type_hints(kind)
-    expected = {field.name: json_name(types[field.name]) for field in fields(kind)}
+    names = OWN if kind is RetrievalRecord else [field.name for field in fields(kind)]
+    expected = {name: json_name(types[name]) for name in names}
     documented = {name: row[0] for name, row in rows(heading).items()}
     assert list(documented.items()) == list(expected.items())
 
