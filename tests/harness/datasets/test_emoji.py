@@ -108,10 +108,10 @@ def test_names_are_those_of_test_emoji_and_of_no_other():
 
 
 def test_captions_are_of_names_that_the_embedded_text_tower_knows():
-    dataset, known = get_dataset("emoji-captions"), EmbeddedTokenizer().known
+    dataset, spell, known = get_dataset("emoji-captions"), tokenizer(20), EmbeddedTokenizer().known
     split = dataset.split("test")
     for emoji in dataset.emoji:
-        spelt = tokenizer(20)([CAPTION.format(emoji.name)])
+        spelt = spell([CAPTION.format(emoji.name)])
         knows = emoji.split == "test" and not unseen_words(spelt, known)
         assert knows == (emoji.name in CAPTIONED and emoji.split == "test")
     texts = [dataset.captions_of(image_id) for image_id in split.image_ids]
