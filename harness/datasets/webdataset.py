@@ -215,7 +215,7 @@ def index_of(shards: Sequence[Path], *, captions: bool) -> list[Sample]:
     identity = [(str(path.resolve()), fact.st_size, fact.st_mtime_ns) for path, fact in facts]
     file, entries = cached_json("tars", identity, captions)
     with suppress(TypeError):  # nothing is kept, or something else; it is made anew
-        return [Sample(*entry[:-1], tuple(entry[-1])) for entry in entries]
+        return [Sample(*entry)._replace(captions=tuple(entry[-1])) for entry in entries]
     samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard, captions=captions)]
     if len(samples) >= KEPT:
         keep_json(file, samples)
