@@ -4,7 +4,9 @@ Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md 
 removes; merging asks the same question for methods that merge.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -282,7 +284,6 @@ class GoldenEngine:
         each = approximate_passes(self.config.approximate, effort, self.config.block, count, merge=merged)
         return float(rounds * each)
 
-    @torch.inference_mode()
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score the patches of images (B, C, H, W), with labels (B,) for ``label``.
 
@@ -293,25 +294,52 @@ class GoldenEngine:
         Raises:
             ValueError: labels are missing or out of range.
         """
+        return self.importances(images, (self.config.score,), labels)[self.config.score]
+
+    @torch.inference_mode()
+    def importances(self, images: Tensor, scores: Sequence[str], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Score patches by several scores, each as ``importance`` does, in the passes of one.
+
+        The config's own score counts only if it is among ``scores``. A greedy search can't share: its score decides
+        what is removed next.
+
+        Raises:
+            ValueError: an unknown score, one that needs text and has none, several of a greedy search, or labels that
+                are missing or out of range.
+        """
         config, suffix = self.config, self.suffix
-        labels = self._labels(labels, len(images))
+        configs = [replace(config, score=score) for score in scores]
+        if len(configs) > 1 and config.greedy is not None:
+            raise ValueError(f"greedy={config.greedy} goes by one score, got {', '.join(scores)}")
+        for one in configs:
+            _check_text(one, self.text)
+        if "label" in scores:
+            labels = self._labels(labels, len(images))
         embedded = self.model.embed(images.to(suffix.device, torch.float32))
         start, _ = self.model.advance(embedded, stop=config.block)
-        judge = Judge(score=config.score, target=start.x, text=self.text, scale=self.scale, labels=labels)
-        if config.greedy is not None and (config.approximate is not None or config.action == "merge"):
-            return rounds_importance(suffix, start, judge, config).cpu()
+        common: dict[str, Any] = {"text": self.text, "scale": self.scale, "labels": labels}
         cells = windows(start.grid, config.window, config.stride).to(suffix.device)
         rows = torch.arange(len(images), device=suffix.device)
         if config.greedy is not None:
-            judge = replace(judge, target=suffix.features(start, rows, start.patch_idx))
-            return greedy_importance(suffix, start, judge, cells, config.greedy).cpu()
+            return {one.score: self._searched(start, cells, rows, one, common) for one in configs}
         target, features = changed_features(suffix, start, cells, config)
-        scores = replace(judge, target=target)(features.flatten(0, 1), rows.repeat_interleave(len(cells)))
-        return -mean_over_windows(scores.unflatten(0, (-1, len(cells))), cells, start.patch_count).cpu()
+        flat, every = features.flatten(0, 1), rows.repeat_interleave(len(cells))
+        judges = {score: Judge(score=score, target=target, **common) for score in scores}
+        marks = {score: judge(flat, every).unflatten(0, (-1, len(cells))) for score, judge in judges.items()}
+        return {score: -mean_over_windows(own, cells, start.patch_count).cpu() for score, own in marks.items()}
 
-    def _labels(self, labels: Tensor | None, count: int) -> Tensor | None:
-        if self.config.score != "label":
-            return None
+    def _searched(
+        self, start: Tokens, cells: Tensor, rows: Tensor, config: GoldenConfig, common: dict[str, Any]
+    ) -> Tensor:
+        """Rank patches by a greedy search, (B, N) on the CPU."""
+        judge = Judge(score=config.score, target=start.x, **common)
+        assert config.greedy is not None
+        if config.approximate is not None or config.action == "merge":
+            return rounds_importance(self.suffix, start, judge, config).cpu()
+        judge = replace(judge, target=self.suffix.features(start, rows, start.patch_idx))
+        return greedy_importance(self.suffix, start, judge, cells, config.greedy).cpu()
+
+    def _labels(self, labels: Tensor | None, count: int) -> Tensor:
         if labels is None or len(labels) != count:
             raise ValueError("score='label' needs labels: (B,) class indices")
         assert self.text is not None
@@ -365,5 +393,9 @@ def _check_scoring(model: Host, config: GoldenConfig, text: Tensor | None) -> No
     count = len(windows(model.grid, config.window, config.stride))
     if config.approximate is not None:
         check(config.approximate, model, config.block, config.window, count)
+    _check_text(config, text)
+
+
+def _check_text(config: GoldenConfig, text: Tensor | None) -> None:
     if config.score != "preservation" and text is None:
         raise ValueError(f"score={config.score!r} needs text: (classes, D) unit class features")

@@ -37,7 +37,8 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.number(what, "--variants", 1, text, metavar="K")
     flags.data(parser)
     how = parser.add_argument_group("golden rankings")
-    how.add_argument("--score", default=GoldenConfig.score, help="preservation, label, confidence")
+    text = "preservation, label, confidence; several share the passes"
+    how.add_argument("--score", nargs="+", metavar="SCORE", dest="scores", default=[GoldenConfig.score], help=text)
     how.add_argument("--action", default=GoldenConfig.action, help="remove, or merge into the nearest")
     flags.block(how)
     # No defaults here: a budget picks these.
@@ -65,7 +66,7 @@ def _rank_flags(parser: CommandParser) -> None:
 def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import Job, Source, rank
+    from harness.golden.rank import Job, Source, rank_by_scores
     from harness.records.conditions import DTYPES
     from zoo.reducer import expected
     from zoo.suffix import AUTO
@@ -78,14 +79,15 @@ def run_rank(args: Namespace, status: Console) -> Shown:
                 f"--budget {args.budget:g} with --{name}: a budget picks window, stride and "
                 "approximation itself; give one of the two"
             )
-    config = flags.golden_config(args)
+    config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images is not None
     source = Source.folder(args.images) if folder else Source.of(get_dataset(args.dataset), args.split)
     job = flags.settings(Job, args, source=source, config=config, compiled=args.compile)
-    path, images, total = rank(job, Progress(status))
-    text = f"wrote {path}: {images} of {total} images"
-    data = {"path": str(path), "images": images, "images_there": total}
-    return Shown(parts=(text,), data=data)
+    stores = rank_by_scores(job, Progress(status))
+    lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
+    data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
+    several = {"stores": [{"score": score} | one for score, one in zip(stores, data, strict=True)]}
+    return Shown(parts=tuple(lines), data=several if len(data) > 1 else data[0])
 
 
 def _show_flags(parser: CommandParser) -> None:
@@ -420,6 +422,7 @@ COMMANDS = (
             ("rank --dataset fashion --split train --limit 100 --stride 2", "100 training images"),
             ("rank --images photos --output ranked --full", "any folder of images"),
             ("rank --dataset emoji --budget 20", "the best way within 20 passes per image"),
+            ("rank --dataset fashion --score preservation label", "a store for each score, from the same passes"),
         ),
         output="where the store is, on standard output; Parquet files in --output",
     ),

@@ -130,7 +130,7 @@ class Dataset(abc.ABC):
     listed_by_coop: whether train and val are in the order of the lists that CoOp draws shots from.
     studied: whether studies have read the test split many times. has_final: whether there is a
     split "final", see ``released``. skip_unknown: classes that a text tower has no words for are
-    left out, not refused.
+    left out, not refused. captioned: whether texts describe single images, see ``captions_of``.
     Subclasses with all of this filled in are found by name; one that is made from a user's file
     names its instances.
     """
@@ -149,6 +149,7 @@ class Dataset(abc.ABC):
     studied: ClassVar[bool] = False
     has_final: ClassVar[bool] = False
     skip_unknown: bool = False
+    captioned: bool = False
     _released: bool = False
 
     @property
@@ -165,6 +166,10 @@ class Dataset(abc.ABC):
     def captions_seen(self) -> tuple[bool, ...]:
         """Per class: was its caption seen in text training; True where nobody knows."""
         return (True,) * len(self.classes)
+
+    def captions_of(self, image_id: str) -> tuple[str, ...]:
+        """Return the texts that describe an image: one or more where the dataset is ``captioned``, else none."""
+        return ()
 
     def group_of(self, image_id: str) -> str:
         """Name what an image shows; images of one group are too alike to learn from and judge by.
@@ -240,7 +245,7 @@ class Dataset(abc.ABC):
     @property
     def condition(self) -> str:
         """What records go by: the revision, and the templates where they aren't its own."""
-        if self.templates == type(self).templates:
+        if not self.templates or self.templates == type(self).templates:
             return self.revision
         digest = hashlib.sha256("\0".join(self.templates).encode()).hexdigest()[:8]
         return f"{self.revision}-{digest}"

@@ -1,7 +1,8 @@
 """Show emoji of two art styles, Noto (flat) and Fluent 3D, on plain or gradient backgrounds.
 
 Tasks on the same images: category (`emoji`), subcategory (`emoji-subcategory`) and, for test emoji,
-the name among all test names (`emoji-names`, zero-shot). Splits are disjoint by group of
+the name among all test names (`emoji-names`, zero-shot), and captions made of such names, for retrieval
+(`emoji-captions`). Splits are disjoint by group of
 near-duplicates (rule: `harness.embedded.build_emoji`). The drawing has 96 to 160 of 196 px.
 """
 
@@ -21,6 +22,14 @@ STYLES = ("noto", "fluent")
 SEED = 1607
 SEEN_ELSEWHERE = ("coat",)  # a class of `fashion`, whose captions text training sees
 MIN_TRAIN, MIN_TEST = 8, 2  # emoji of a subcategory to count as a class: 16 shots in two styles
+CAPTION = "an emoji showing {}."  # the first of the templates that text training used
+# Test emoji whose names have words that the embedded text tower knows.
+CAPTIONED = frozenset((
+    "smirking face", "hole", "heart hands", "mechanical leg", "eyes", "eye", "person frowning", "face palm",
+    "construction worker", "tropical fish", "meat on bone", "rice ball", "school", "tram car", "crescent moon",
+    "wind face", "coat", "flat shoe", "womans hat", "bell", "bell with cancellation stroke", "microphone",
+    "musical keyboard", "card file box", "mirror", "cross mark",
+))  # fmt: skip
 
 CATEGORIES = {
     "Smileys & Emotion": "smiley or emotion", "People & Body": "person or body part",
@@ -179,3 +188,28 @@ class EmojiNames(_EmojiTask):
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's name; None where it is no test emoji."""
         return self._names[emoji.name] if emoji.split == "test" else None
+
+
+class EmojiCaptions(_EmojiTask):
+    """Test emoji with captions of their names, for retrieval; both styles share one, and train and val are empty.
+
+    Only those whose names the embedded text tower has words for.
+    """
+
+    name = "emoji-captions"
+    title = "Held-out emoji and captions of their names, Noto and Fluent 3D"
+    templates: tuple[str, ...] = ()
+    classes = ()
+    captioned = True
+
+    @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        return {emoji.code: emoji.name for emoji, _ in self.members("test")}
+
+    def captions_of(self, image_id: str) -> tuple[str, ...]:
+        """Return the one caption of an image."""
+        return (CAPTION.format(self._names[image_id.split("/")[1]]),)
+
+    def label_of(self, emoji: Emoji) -> int | None:
+        """-1, which is no class; None where it is no test emoji, or its name has unknown words."""
+        return -1 if emoji.split == "test" and emoji.name in CAPTIONED else None

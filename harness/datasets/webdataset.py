@@ -2,7 +2,8 @@
 
 PATH/{test,train}/0.tar, 1.tar, ... beside PATH/classnames.txt; optional are nshards.txt in the
 folders of tars and PATH/zeroshot_classification_templates.txt, with ``{c}`` for the class. A sample
-is KEY.png (jpg, jpeg, webp) and KEY.cls, a number. Tars come from elsewhere, so nothing in them is
+is KEY.png (jpg, jpeg, webp) and KEY.cls, a number. Where PATH/dataset_type.txt says retrieval there are
+no classes, and a sample is the image and KEY.txt, a caption a line. Tars come from elsewhere, so nothing in them is
 trusted: nothing is extracted, other members are never read, and what a header says is checked
 against the file.
 """
@@ -10,12 +11,12 @@ against the file.
 import functools
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -36,11 +37,13 @@ from harness.datasets.images import decode_image
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp"))
-LABEL = "cls"
+LABEL, CAPTIONS = "cls", "txt"
+TYPE, RETRIEVAL = "dataset_type.txt", "retrieval"
 PICKLES = frozenset(("npy", "pickle", "pkl", "pth", "pt", "pyd"))  # npy: labels of several classes
-FIELDS = IMAGES | PICKLES | {LABEL}
+FIELDS = IMAGES | PICKLES | {LABEL}  # of classification; of retrieval images and captions alone
 LARGEST = 256 << 20  # bytes of an image file
 LONGEST = 20  # bytes of a label
+TEXTS = 1 << 16  # bytes of the captions of an image
 KEPT = 10_000  # samples from which on an index is worth keeping
 BLOCK = 512  # bytes of a tar's record
 
@@ -49,7 +52,7 @@ class TarDataset(OwnDataset):
     """The images in a folder of tars; an image is read where it lies."""
 
     prefix, what = "wds", "a folder of tars as CLIP_benchmark has them"
-    expected = "folder with classnames.txt and test/0.tar"
+    expected = "folder with test/0.tar, and classnames.txt or captions"
     source = "tars in CLIP_benchmark's layout"
 
     def __init__(self, place: Path) -> None:
@@ -59,13 +62,16 @@ class TarDataset(OwnDataset):
             raise FileNotFoundError(f"{where} does not exist")
         self.name = f"wds-{slug(folder.resolve().name, where)}"
         self.title = f"Tars of the folder {folder.resolve().name}"
-        self.classes = _class_names(folder, where)
-        if (file := folder / TEMPLATES).is_file():
+        self.captioned = _is_retrieval(folder, where)
+        self.classes = () if self.captioned else _class_names(folder, where)
+        if self.captioned:
+            self.templates = ()
+        elif (file := folder / TEMPLATES).is_file():
             self.templates = _templates(file)
         self.shards = {split: _shards(folder, split) for split in SPLITS}
         if not any(self.shards.values()):
             raise FileNotFoundError(f"{where} has no tars; expected test/0.tar, test/1.tar, ... and likewise train")
-        self._samples = {split: index_of(shards) for split, shards in self.shards.items()}
+        self._samples = {split: index_of(shards, captions=self.captioned) for split, shards in self.shards.items()}
         for split in SPLITS:
             self._check(split)
         if not any(self._samples.values()):
@@ -90,8 +96,18 @@ class TarDataset(OwnDataset):
         digest = sha256("\0".join(self.classes).encode())
         for split, samples in self._samples.items():
             for sample in samples:
-                digest.update(f"{split}\0{chr(0).join(map(str, sample))}\n".encode())
+                facts = (*sample[:-1], *sample.captions)
+                digest.update(f"{split}\0{chr(0).join(map(str, facts))}\n".encode())
         return digest.hexdigest()[:12]
+
+    def captions_of(self, image_id: str) -> tuple[str, ...]:
+        """Return the captions of an image."""
+        return self._captions.get(image_id, ())
+
+    @functools.cached_property
+    def _captions(self) -> dict[str, tuple[str, ...]]:
+        samples = ((split, sample) for split in SPLITS for sample in self._samples[split])
+        return {f"{self.name}/{split}/{sample.key}": sample.captions for split, sample in samples}
 
     def _split(self, name: SplitName) -> Split:
         samples, shards = self._samples[name], self.shards[name]
@@ -110,14 +126,24 @@ class TarDataset(OwnDataset):
         return Split(labels, lambda index: f"{self.name}/{name}/{samples[index].key}", render)
 
 
-def _class_names(folder: Path, what: str) -> tuple[str, ...]:
-    kind = folder / "dataset_type.txt"
-    if kind.is_file() and (words := lines_of(kind)) != ["classification"]:
+def _is_retrieval(folder: Path, what: str) -> bool:
+    """Tell whether images have captions instead of classes; without a file that says so they have classes."""
+    kind = folder / TYPE
+    words = lines_of(kind) if kind.is_file() else ["classification"]
+    if words not in (["classification"], [RETRIEVAL]):
         raise ValueError(
-            f"{what}: {kind.name} says {' '.join(words)!r}; only classification with one label an image can be measured"
+            f"{what}: {kind.name} says {' '.join(words)!r}; expected classification with one label an image, or "
+            f"{RETRIEVAL}"
         )
+    return words == [RETRIEVAL]
+
+
+def _class_names(folder: Path, what: str) -> tuple[str, ...]:
     if not (folder / CLASSES).is_file():
-        raise FileNotFoundError(f"{what}: {CLASSES} is missing; write the class of each label into it, one a line")
+        raise FileNotFoundError(
+            f"{what}: {CLASSES} is missing; write the class of each label into it, one a line; where images have "
+            f"captions, write {RETRIEVAL!r} into {TYPE}"
+        )
     names = lines_of(folder / CLASSES)
     places: dict[str, int] = {}
     for place, name in enumerate(names):
@@ -162,7 +188,7 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
 
 
 class Sample(NamedTuple):
-    """One labelled image: its tar by number, where its bytes are, its label, key and extension."""
+    """One image: its tar by number, where its bytes are, its label (-1 beside captions), key and extension."""
 
     shard: int
     offset: int
@@ -170,6 +196,7 @@ class Sample(NamedTuple):
     label: int
     key: str
     extension: str
+    captions: tuple[str, ...] = ()
 
 
 @dataclass
@@ -178,31 +205,33 @@ class _Fields:
 
     image: tuple[int, int, str] | None = None  # offset, bytes, extension
     label: int | None = None
+    text: tuple[str, ...] | None = None  # captions
     pickled: str | None = None
 
 
-def index_of(shards: Sequence[Path]) -> list[Sample]:
-    """List the samples of some tars, in order; a large index is kept in the user's cache."""
+def index_of(shards: Sequence[Path], *, captions: bool) -> list[Sample]:
+    """List the samples of some tars, with a label or captions, in order; a large index is kept in the user's cache."""
     facts = [(path, path.stat()) for path in shards]
     identity = [(str(path.resolve()), fact.st_size, fact.st_mtime_ns) for path, fact in facts]
-    file, entries = cached_json("tars", identity)
+    file, entries = cached_json("tars", identity, captions)
     with suppress(TypeError):  # nothing is kept, or something else; it is made anew
-        return [Sample(*entry) for entry in entries]
-    samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard)]
+        return [Sample(*entry)._replace(captions=tuple(entry[-1])) for entry in entries]
+    samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard, captions=captions)]
     if len(samples) >= KEPT:
         keep_json(file, samples)
     return samples
 
 
-def _samples(number: int, shard: Path) -> list[Sample]:
+def _samples(number: int, shard: Path, *, captions: bool) -> list[Sample]:
     """Index one tar."""
     what = f"tar {str(shard)!r}"
     keys: dict[str, _Fields] = {}
+    fields = IMAGES | {CAPTIONS} if captions else FIELDS
     with shard.open("rb") as file:
         length = os.fstat(file.fileno()).st_size
         for member in members_of(file, what):
-            _take(file.fileno(), member, length, keys, what)
-    return [_sample(number, key, fields, what) for key, fields in keys.items()]
+            _take(file.fileno(), member, length, keys, fields, what)
+    return [_sample(number, key, own, CAPTIONS if captions else LABEL, what) for key, own in keys.items()]
 
 
 def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
@@ -226,8 +255,10 @@ def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
         )
 
 
-def _take(handle: int, member: tarfile.TarInfo, length: int, keys: dict[str, _Fields], what: str) -> None:
-    """Note a member if it is an image or a label; whether it is a pickle; nothing else."""
+def _take(
+    handle: int, member: tarfile.TarInfo, length: int, keys: dict[str, _Fields], wanted: frozenset[str], what: str
+) -> None:
+    """Note a member whose extension is ``wanted``, of a pickle only its name; nothing else."""
     if not member.isreg():  # folders, links and devices have no bytes of their own
         return
     where = f"{what}: member {member.name!r}"
@@ -236,35 +267,65 @@ def _take(handle: int, member: tarfile.TarInfo, length: int, keys: dict[str, _Fi
     parent, _, base = member.name.rpartition("/")
     stem, _, extension = base.partition(".")
     extension = extension.lower()
-    if not stem or extension not in FIELDS:
+    if not stem or extension not in wanted:
         return
-    key = f"{parent}/{stem}" if parent else stem
-    fields = keys.setdefault(key, _Fields())
-    if extension in IMAGES:
-        if fields.image is not None:
-            raise ValueError(f"{where} is a second image of that key")
-        if member.size > LARGEST or member.issparse():
-            raise ValueError(f"{where} has {member.size:,} bytes; expected {LARGEST:,} at most")
-        fields.image = (member.offset_data, member.size, extension)
-    elif extension == LABEL:
-        if fields.label is not None:
-            raise ValueError(f"{where} is a second label of that key")
-        content = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
-        if len(content) > LONGEST or not content.strip().isdigit():
-            raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
-        fields.label = int(content)
-    else:
+    fields = keys.setdefault(f"{parent}/{stem}" if parent else stem, _Fields())
+    if extension in PICKLES:
         fields.pickled = base
+        return
+    kind, read = _READ.get(extension, ("image", _image))
+    if getattr(fields, kind) is not None:
+        raise ValueError(f"{where} is a second {kind} of that key")
+    setattr(fields, kind, read(handle, member, where))
 
 
-def _sample(number: int, key: str, fields: _Fields, what: str) -> Sample:
-    """Return a whole sample."""
+def _image(_handle: int, member: tarfile.TarInfo, where: str) -> tuple[int, int, str]:
+    """Return where an image is, and its extension."""
+    if member.size > LARGEST or member.issparse():
+        raise ValueError(f"{where} has {member.size:,} bytes; expected {LARGEST:,} at most")
+    return member.offset_data, member.size, member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _label(handle: int, member: tarfile.TarInfo, where: str) -> int:
+    """Return the number of a class."""
+    content = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
+    if len(content) > LONGEST or not content.strip().isdigit():
+        raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
+    return int(content)
+
+
+def _text(handle: int, member: tarfile.TarInfo, where: str) -> tuple[str, ...]:
+    """Return the lines of a text that aren't blank."""
+    if member.size > TEXTS or member.issparse():
+        raise ValueError(f"{where} has {member.size:,} bytes; expected {TEXTS:,} at most")
+    content = os.pread(handle, member.size, member.offset_data)
+    try:
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not text in UTF-8: {error}") from error
+    if not any(lines):
+        raise ValueError(f"{where} holds no caption; expected one a line")
+    return tuple(filter(None, lines))
+
+
+_READ: dict[str, tuple[str, Callable[[int, tarfile.TarInfo, str], Any]]] = {
+    LABEL: ("label", _label),
+    CAPTIONS: ("text", _text),
+}
+
+
+def _sample(number: int, key: str, fields: _Fields, needed: str, what: str) -> Sample:
+    """Return a whole sample, which has what is ``needed`` beside its image: LABEL or CAPTIONS."""
     if not key.isprintable():
         raise ValueError(f"{what}: key {key!r} can't be printed")
     if fields.image is None:
         raise ValueError(f"{what}: {key!r} has no image ({', '.join(sorted(IMAGES))})")
+    offset, size, extension = fields.image
+    if needed == CAPTIONS:
+        if fields.text is None:
+            raise ValueError(f"{what}: {key!r} has no captions, {key}.{CAPTIONS}")
+        return Sample(number, offset, size, -1, key, extension, fields.text)
     if fields.label is None:
         hint = f"; {fields.pickled!r} is no plain number and isn't read" if fields.pickled else ""
         raise ValueError(f"{what}: {key!r} has no label, {key}.{LABEL}{hint}")
-    offset, size, extension = fields.image
     return Sample(number, offset, size, fields.label, key, extension)

@@ -10,12 +10,11 @@ from torch import Tensor
 import zoo
 from harness.models.towers import Tower
 from zoo.clip import class_features
-from zoo.golden import GoldenConfig, GoldenEngine, Judge, changed_features
+from zoo.golden import GoldenConfig, GoldenEngine
 from zoo.reducer import METHODS, Pruner, expected, final_count
 from zoo.tokens import top
 from zoo.vit import ReducedViT
 from zoo.weights import load_predictor, with_predictors
-from zoo.windows import mean_over_windows, windows
 
 
 @torch.inference_mode()
@@ -44,20 +43,10 @@ def golden_maps(
         Score -> (B, N) float32 importance, higher = keep, as ``golden_importance`` gives it.
     """
     assert (config.greedy, config.approximate) == (None, None), "each score has its own removals"
-    engines = [GoldenEngine(dense, replace(config, score=score), text=text) for score in scores]
-    if not engines:
+    if not scores:
         return {}
-    suffix = engines[0].suffix
-    start, _ = dense.advance(dense.embed(images), stop=config.block)
-    cells = windows(start.grid, config.window, config.stride).to(images.device)
-    target, features = changed_features(suffix, start, cells, config)
-    every = torch.arange(len(images), device=images.device).repeat_interleave(len(cells))
-    maps = {}
-    for score in scores:
-        judge = Judge(score=score, target=target, text=text, scale=scale, labels=labels)
-        marks = judge(features.flatten(0, 1), every).reshape(len(images), len(cells))
-        maps[score] = -mean_over_windows(marks, cells, start.patch_count).cpu()
-    return maps
+    engine = GoldenEngine(dense, replace(config, score=scores[0]), text=text, scale=scale)
+    return engine.importances(images, scores, labels)
 
 
 def class_text(tower: Tower, classes: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, float]:

@@ -2,7 +2,7 @@
 
 import functools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -20,8 +20,10 @@ from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
 from harness.measure.evaluate import (
     LEAST_GALLERY,
+    Captions,
     Importance,
     OutcomeCache,
+    captions_of,
     cosine_distance,
     divergence,
     feature_probe,
@@ -31,6 +33,7 @@ from harness.measure.evaluate import (
     outcomes,
     overlap,
     predicted,
+    recalls,
 )
 from harness.measure.match import matched_rows, say_time_misses
 from harness.measure.plan import Plan
@@ -38,14 +41,15 @@ from harness.measure.recovery import recovered_rows
 from harness.measure.rows import BLOCK, Outcome, Variant, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
-from harness.models.towers import load_tower, nameable, named, text_classifier, without_text
+from harness.models.towers import caption_features, load_tower, nameable, named, text_classifier, without_text
 from harness.records import agreement as ranks
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, Tuning, device_name
 from harness.records.record import (
-    METRICS,
     Record,
+    RetrievalRecord,
     fitting,
     images_digest,
+    metrics,
     pack_correct,
     pack_groups,
     pack_values,
@@ -65,6 +69,7 @@ Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 Rows = Sequence[Variant]
 Known = Sequence[Record]
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
+EVERY = metrics(RetrievalRecord)  # and so of all records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,7 @@ class Answers:
     predicted: NDArray[np.int64] | None = None  # (n,) classes
     hits: NDArray[np.bool_] | None = None  # (n,) whether they are right
     scale: float | None = None  # of cosines in the classes' logits; None of a probe
+    recalls: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # (n,) by field; none without captions
 
     @functools.cached_property
     def neighbours(self) -> NDArray[np.int64]:
@@ -143,6 +149,7 @@ class Bench:
             if tracer is not None:
                 tracer.miss([record for record in records if not record.recovered], len(chosen))
             return records
+        captions = view.captions(split) if dataset.captioned else None
         results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = self._classifiers(view, tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
@@ -151,6 +158,9 @@ class Bench:
         for row, record in zip(rows, blanks, strict=True):
             result = results[row.key]
             answers[row.key] = answered(result, classifiers.get(self._judge(row)), split.labels, scale)
+            if captions is not None:
+                shares = recalls(result.features, captions)
+                answers[row.key] = replace(answers[row.key], recalls=shares)
             if (answer := answers[row.key].predicted) is not None and not record.recovered:
                 traces.append(Answered.of(record, result, answer, chosen))
         if tracer is not None and len(chosen):
@@ -263,6 +273,14 @@ class View:
         """(classes, D) text classifier; NaN rows for classes that can't be named."""
         return text_classifier(self.bench.parts, self.dataset)[0]
 
+    def captions(self, split: Split) -> Captions:
+        """Encode what describes some images."""
+        texts, pairs = captions_of(self.dataset, split.image_ids)
+        with self.bench.progress.task(f"captions of {self.dataset.name}", 1) as update:
+            features = caption_features(self.bench.parts, texts, self.dataset.name, self.plan.device)
+            update(1)
+        return Captions(features, pairs)
+
     @functools.cached_property
     def tuner(self) -> Tuner:
         """What learns tokens; it keeps the labelled images' features."""
@@ -371,7 +389,10 @@ def blank(
     if row.method == GOLDEN and row.rankings is not None:
         origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
         config = config | {name: value for name, value in origin.items() if value not in (None, GoldenConfig.action)}
-    return Record(
+    kind: Callable[..., Record] = Record
+    if dataset.captioned:
+        kind = functools.partial(RetrievalRecord, caption_count=len(captions_of(dataset, image_ids)[0]))
+    return kind(
         created=utc_now(),
         model=row.model,
         method=row.method,
@@ -426,7 +447,7 @@ def right(hits: NDArray[np.bool_] | None) -> dict[str, Any]:
 
 def measurements(own: Answers, truth: Importance | None, groups: Groups = None) -> dict[str, Any]:
     """Return a row's own fields of ``Record``; ``truth`` is golden importance, if there is any."""
-    return {
+    facts: dict[str, Any] = {
         "created": utc_now(),
         "git_commit": git_commit(),
         **right(own.hits),
@@ -434,6 +455,9 @@ def measurements(own: Answers, truth: Importance | None, groups: Groups = None) 
         "final_tokens": own.outcome.final_tokens,
         **agreement(own.outcome, truth, groups),
     }
+    for name, found in own.recalls.items():
+        facts |= per_image(name, found, groups)
+    return facts
 
 
 def beside(own: Answers, dense: Answers, groups: Groups = None) -> dict[str, Any]:
@@ -453,6 +477,9 @@ def beside(own: Answers, dense: Answers, groups: Groups = None) -> dict[str, Any
     if own.hits is not None and dense.hits is not None:
         difference = paired_difference(own.hits, dense.hits, seed=0)
         facts |= zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True)
+    for name, found in own.recalls.items():
+        change = ranks.over_images(found - dense.recalls[name].astype(float), groups=groups)
+        facts |= {f"{name}_diff": change.mean, f"{name}_diff_low": change.low, f"{name}_diff_high": change.high}
     return facts
 
 
@@ -461,7 +488,7 @@ def per_image(name: str, values: NDArray[Any], groups: Groups = None) -> dict[st
 
     The mean is that of the values as they are stored, with 3 digits. Nothing of one image.
     """
-    metric = METRICS[name]
+    metric = EVERY[name]
     if values.dtype == np.bool_:
         packed = pack_correct(values)
     else:

@@ -36,6 +36,7 @@ from zoo.weights import (
 
 TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
 NAMED = 12  # unknown classes in a message
+TEXTS = 256  # captions that are encoded at once
 KINDS = (
     "a dense name of `patchrank list`, a ViT of timm.list_models() (NAME or timm:NAME), "
     "local-dir:FOLDER, hf-hub:OWNER/NAME, open_clip:ARCH/PRETRAINED, or transformers:FOLDER"
@@ -219,6 +220,25 @@ def _unknown(dataset: Dataset, unseen: Mapping[str, Sequence[str]]) -> str:
         f"have words that the text tower never saw: {', '.join(some + more)}; take a model with a "
         "full vocabulary or other --templates, or leave the classes out: --skip-unknown-classes"
     )
+
+
+@torch.inference_mode()
+def caption_features(parts: ClipParts, texts: Sequence[str], where: str, device: str = "cpu") -> Tensor:
+    """Encode texts, as they are, in batches on a device, (m, D) unit features on the CPU.
+
+    Raises:
+        ValueError: no text tower, or texts of ``where`` with words that it never saw.
+    """
+    text, rows = parts.model.text, []
+    text.to(device)
+    for start in range(0, len(texts), TEXTS):
+        tokens = parts.tokenizer(list(texts[start : start + TEXTS]))
+        try:
+            rows.append(parts.model.encode_text(tokens.to(device), normalize=True).float().cpu())
+        except UnseenWordsError as error:
+            raise UnseenWordsError(error.words[:NAMED], f"captions of {where}") from error
+    text.cpu()
+    return torch.cat(rows)
 
 
 def nameable(split: Split, classifier: Tensor | None) -> Split:

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from harness.datasets import list_datasets, shipped_facts, split_words
 from harness.datasets.rooted import RootedDataset
 from harness.records.conditions import DENSE, MATCHED, PROMPTS
-from harness.records.record import FIDELITY, METRICS, Latency, Metric, Record, lacking, refuse_mixed
+from harness.records.record import (
+    FIDELITY,
+    METRICS,
+    Latency,
+    Metric,
+    Record,
+    RetrievalRecord,
+    lacking,
+    refuse_mixed,
+)
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -355,11 +364,12 @@ def captions(dataset: str) -> str:
 
 
 def protocol(record: Record) -> str:
-    """Say how the images of a record were classified."""
+    """Say how the images of a record were classified, or retrieved."""
     if record.shots:
         return f"{shots_of(record)}, {learned(record)}"
     if record.correct_bits is None:
-        return "without labels"
+        by = f"retrieval by {record.caption_count:,} captions" if isinstance(record, RetrievalRecord) else ""
+        return by or "without labels"
     if record.tag in SIZES[EMBEDDED].tags and record.dataset in list_datasets():
         return captions(record.dataset)
     return "text classifier"

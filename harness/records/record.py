@@ -365,6 +365,86 @@ class Record:
         return unpack(packed, self.image_count).astype(np.float64)
 
 
+RECALL_AT = (1, 5, 10)
+_RETRIEVAL = "caption_count"  # field that tells such records
+_WAYS = {"image": ("Text → image", "t2i"), "text": ("Image → text", "i2t")}  # by what is found
+
+
+def _recall(found: str, k: int) -> Metric:
+    """Declare the recall at k of images by text or of texts by image; the former has a share for each image."""
+    name, (way, short) = f"recall_{found}_{k}", _WAYS[found]
+    first = k == RECALL_AT[0]
+    return Metric(
+        least_value=0, most_value=1, heading=f"{way} R@{k}, %", form=".1%", unit="fraction",
+        short=f"{short} R@{k}", low=f"{name}_low", high=f"{name}_high",
+        values=f"{name}_{'values' if found == 'image' else 'bits'}", ends="roomy" if first else "",
+        least="narrow" if first else "wide", place=-1, better="higher", bound="flips", change="+.1%",
+    )  # fmt: skip
+
+
+def _recall_to_dense(found: str, k: int) -> Metric:
+    """Declare the difference of a recall at k to the dense row's."""
+    name, (way, short) = f"recall_{found}_{k}_diff", _WAYS[found]
+    return Metric(
+        least_value=-1, most_value=1, heading=f"{way} R@{k} to dense", form="+.1%", unit="fraction",
+        short=f"{short} to dense" if k == RECALL_AT[0] else "", low=f"{name}_low", high=f"{name}_high",
+        ends="roomy", least="narrow" if k == RECALL_AT[0] else "wide", place=-1, better="higher", bound="",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalRecord(Record):
+    """Carry one model on one dataset with captions, by which images are retrieved and the other way round.
+
+    Intervals are 95 % bootstraps over images, paired ones of the differences to dense.
+    """
+
+    # Distinct captions of the images: what is searched by, and in.
+    caption_count: Annotated[int, Field(role="condition", unit="captions")]
+    recall_image_1: Annotated[float | None, _recall("image", 1)] = None
+    recall_image_1_low: FractionEnd = None
+    recall_image_1_high: FractionEnd = None
+    recall_image_1_values: PerImage = None
+    recall_image_1_diff: Annotated[float | None, _recall_to_dense("image", 1)] = None
+    recall_image_1_diff_low: FractionEnd = None
+    recall_image_1_diff_high: FractionEnd = None
+    recall_text_1: Annotated[float | None, _recall("text", 1)] = None
+    recall_text_1_low: FractionEnd = None
+    recall_text_1_high: FractionEnd = None
+    recall_text_1_bits: PerImage = None
+    recall_text_1_diff: Annotated[float | None, _recall_to_dense("text", 1)] = None
+    recall_text_1_diff_low: FractionEnd = None
+    recall_text_1_diff_high: FractionEnd = None
+    recall_image_5: Annotated[float | None, _recall("image", 5)] = None
+    recall_image_5_low: FractionEnd = None
+    recall_image_5_high: FractionEnd = None
+    recall_image_5_values: PerImage = None
+    recall_image_5_diff: Annotated[float | None, _recall_to_dense("image", 5)] = None
+    recall_image_5_diff_low: FractionEnd = None
+    recall_image_5_diff_high: FractionEnd = None
+    recall_text_5: Annotated[float | None, _recall("text", 5)] = None
+    recall_text_5_low: FractionEnd = None
+    recall_text_5_high: FractionEnd = None
+    recall_text_5_bits: PerImage = None
+    recall_text_5_diff: Annotated[float | None, _recall_to_dense("text", 5)] = None
+    recall_text_5_diff_low: FractionEnd = None
+    recall_text_5_diff_high: FractionEnd = None
+    recall_image_10: Annotated[float | None, _recall("image", 10)] = None
+    recall_image_10_low: FractionEnd = None
+    recall_image_10_high: FractionEnd = None
+    recall_image_10_values: PerImage = None
+    recall_image_10_diff: Annotated[float | None, _recall_to_dense("image", 10)] = None
+    recall_image_10_diff_low: FractionEnd = None
+    recall_image_10_diff_high: FractionEnd = None
+    recall_text_10: Annotated[float | None, _recall("text", 10)] = None
+    recall_text_10_low: FractionEnd = None
+    recall_text_10_high: FractionEnd = None
+    recall_text_10_bits: PerImage = None
+    recall_text_10_diff: Annotated[float | None, _recall_to_dense("text", 10)] = None
+    recall_text_10_diff_low: FractionEnd = None
+    recall_text_10_diff_high: FractionEnd = None
+
+
 _DECLARED: dict[type, dict[str, Field]] = {}  # by kind of record
 _SORTED: dict[type, dict[str, Metric]] = {}  # its metrics, as columns stand
 
@@ -542,6 +622,8 @@ def _record(line: str | bytes, kind: type[R]) -> R:
         version = values.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
+        if kind is Record and _RETRIEVAL in values:
+            return cast(R, parsed(RetrievalRecord, values, "record"))
     return cast(R, parsed(kind, values, "record"))
 
 

@@ -29,7 +29,16 @@ from harness.records.averages import (
     with_recovery,
 )
 from harness.records.conditions import DENSE
-from harness.records.record import FIDELITY, Latency, Metric, Record, declared, metrics, refuse_mixed
+from harness.records.record import (
+    FIDELITY,
+    Latency,
+    Metric,
+    Record,
+    RetrievalRecord,
+    declared,
+    metrics,
+    refuse_mixed,
+)
 from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
 from harness.report.writers import csv_text
 
@@ -38,6 +47,10 @@ BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "classes
 OVER_SEEDS = (
     "mean over seeds: top-1 in % with 95 % t interval over seeds, the difference to dense with "
     "95 % paired bootstrap interval over images"
+)
+RECALLS = (
+    "t2i, i2t R@k: captions that find an image of theirs among the k nearest, and images a caption, in %, "
+    "with 95 % bootstrap intervals over images"
 )
 _ROOMY: tuple[Form, ...] = ("wide", "middle")
 
@@ -91,6 +104,9 @@ def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> T
         wide.append(OVER_SEEDS if seeded else "top-1 in % with 95 % intervals")
         over = "mean over seeds: " if seeded else ""
         narrow.append(f"{over}top-1 in %, to dense with 95 % paired bootstrap interval over images")
+    if isinstance(rows[0].first, RetrievalRecord):
+        wide.append(RECALLS)
+        narrow.append(RECALLS)
     if batches:
         wide.append("latency in ms: median [quartiles], ratio to dense")
         narrow.append(f"x b{batches[-1]}: time at batch {batches[-1]} by the dense model's")
@@ -134,7 +150,8 @@ def _in_order(
     kind = type(rows[0].first)
     names = list(declared(kind))
     every = [m for m in metrics(kind).values() if any(row.has(m) for row in rows)]
-    before = [m for m in every if not m.place and names.index(m.name) < names.index("latency")]
+    at = names.index("latency")
+    before = [m for m in every if m.place < 0 or (not m.place and names.index(m.name) < at)]
     after = [metric for metric in every if metric not in before]
     return [
         *(column for metric in before for column in columns(metric)),
@@ -438,12 +455,13 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
     times = [field.name for field in fields(Latency) if field.name != "batch"]
+    columns = {name: own for record in records for name, own in declared(type(record)).items()}
     rows = []
     for at, record in enumerate(records):
         timed = {entry.batch: entry for entry in record.latency}
         row = {
-            f"{name}_{own.unit}" if own.unit else name: getattr(record, name)
-            for name, own in declared(type(record)).items()
+            f"{name}_{own.unit}" if own.unit else name: getattr(record, name, None)
+            for name, own in columns.items()
             if name not in ("latency", "image_groups") and not name.endswith("_values")
         }
         row |= {

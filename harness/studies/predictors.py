@@ -34,6 +34,7 @@ MERGES: tuple[dict[str, Any], ...] = (
 )
 def scores(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
     """Prune by golden rankings of three scores, and by predictors fitted to each."""
+    shop.scores = SCORES
     for score in SCORES:
         golden = shop.golden(score=score)
         truth = shop.truth(dataset, golden)

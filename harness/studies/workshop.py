@@ -198,6 +198,7 @@ class Workshop:
         self.config, self.tower, self.progress, self.records = config, tower, progress, records
         self.dense: ReducedViT = tower.vit
         self.weights = fingerprint(tower.vit)
+        self.scores: tuple[str, ...] = ()  # that a study ranks by: each image is ranked by all of them at once
         self._rankings: dict[tuple[str, str, GoldenConfig, int | None], Rankings] = {}
         self._solvers: dict[str, KeepSolver] = {}
         self._times: dict[tuple[float, str, str], tuple[float, dict[str, Any]]] = {}
@@ -233,9 +234,13 @@ class Workshop:
         image_ids = subset(source.images, limit).image_ids
         rankings = find(model, weights, source, golden, image_ids)
         if rankings is None or len(rankings) < len(image_ids):
+            others = (replace(golden, score=score) for score in self.scores)
+            lacking = [
+                one for one in others if len(find(model, weights, source, one, image_ids) or ()) < len(image_ids)
+            ]
             job = Job(
-                model=model, source=source, config=golden, limit=limit, dtype=AUTO,
-                device=self.config.device,
+                model=model, source=source, config=golden, scores=tuple(one.score for one in lacking), limit=limit,
+                dtype=AUTO, device=self.config.device,
             )  # fmt: skip
             rankings = Rankings.read(rank(job, self.progress).path)
         return rankings.take(image_ids)

@@ -18,6 +18,7 @@ from harness.cli.parser import build_parser
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
 from harness.datasets.few_shot import subset
+from harness.records.record import RECALL_AT
 
 COUNT = 64
 TAG = "imgfocus_lit"
@@ -107,3 +108,42 @@ def test_its_command_line_prints_our_accuracy(folder: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     metrics = json.loads(output.read_text())["metrics"]
     assert metrics["acc1"] == pytest.approx(ours(model).mean(), abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write emoji in their layout of retrieval, two captions each, all different."""
+    dataset = get_dataset("emoji")
+    root = tmp_path_factory.mktemp("captions")
+    (root / "test").mkdir()
+    (root / "dataset_type.txt").write_text("retrieval")
+    words = [f"{kind} or {other}" for kind in dataset.classes for other in dataset.classes]
+    with tarfile.open(root / "test" / "0.tar", "w") as archive:
+        for index, example in enumerate(subset(dataset.split("test"), len(words) // 2)):
+            own = [words[index], words[-1 - index]]
+            for suffix, content in (members(example) | {"txt": "\n".join(own).encode()}).items():
+                member = tarfile.TarInfo(f"s{index:07d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return root
+
+
+def test_recall_is_theirs(captioned: Path):
+    """Their recall is of captions and images in turn; ours, over images, is equal with as many captions each."""
+    from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
+    from clip_benchmark.metrics.zeroshot_retrieval import evaluate
+    from clip_benchmark.models import load_clip
+
+    clip, transform, tokenizer = load_clip("open_clip", MODELS[1], TAG, None, device="cpu")
+    options = {"root": str(captioned), "transform": transform, "split": "test", "download": False}
+    data = build_dataset("wds/captions", **options)
+    collate = get_dataset_collate_fn("wds/captions")
+    loader = torch.utils.data.DataLoader(data.batched(16, collation_fn=collate), batch_size=None)
+    words = ["eval", MODELS[1], "--dataset", f"wds:{captioned}", "--full"]
+    [records] = evaluated(build_parser().parse_args(words), Console(quiet=True))
+    (record,) = [record for record in records if record.model == MODELS[1]]
+    for k in RECALL_AT:
+        theirs = evaluate(clip.eval(), loader, tokenizer, "cpu", amp=False, recall_k_list=[k])
+        assert record.__dict__[f"recall_image_{k}"] == pytest.approx(theirs[f"image_retrieval_recall@{k}"], abs=5e-4)
+        assert record.__dict__[f"recall_text_{k}"] == pytest.approx(theirs[f"text_retrieval_recall@{k}"], abs=1e-6)
+    assert 0 < record.recall_text_1 < 1

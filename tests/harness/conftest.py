@@ -118,6 +118,22 @@ def unlabelled() -> Unlabelled:
     return Unlabelled()
 
 
+class Captioned(Unlabelled):
+    """The same images, each with a caption of its own and one that images of a class share."""
+
+    name, captioned = "captioned", True
+
+    def captions_of(self, image_id: str) -> tuple[str, ...]:
+        number = int(image_id.rpartition("-")[2])
+        own = " ".join(WORDS[number // 3**place % 3] for place in range(3))
+        return (f"a photo of a {own}.", WORDS[number % 4])
+
+
+@pytest.fixture
+def captioned() -> Captioned:
+    return Captioned()
+
+
 @pytest.fixture
 def parts() -> ClipParts:
     """A CLIP model of 64 patches, 6 blocks and a joint space of 7."""

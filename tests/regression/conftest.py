@@ -39,3 +39,13 @@ def small(run: Callable[..., Shown], tmp_path_factory: pytest.TempPathFactory) -
 def check(run: Callable[..., Shown], small: Path) -> Callable[..., Shown]:
     """Check some methods of the small benchmark."""
     return lambda *methods: run(str(small), "--methods", *methods)
+
+
+@pytest.fixture(scope="session")
+def captions(run: Callable[..., Shown], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write an expectation of retrieval."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        file = tmp_path_factory.mktemp("expected") / "captions.jsonl"
+        assert run(str(file), "--update", "--datasets", "emoji-captions", "--methods", "dense").code == 0
+        return file

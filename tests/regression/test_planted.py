@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -18,6 +19,7 @@ from torch import Tensor
 import baselines.evit
 import baselines.tome
 import harness.measure.bench
+import harness.measure.evaluate
 import zoo.clip
 import zoo.reducer
 import zoo.text
@@ -199,6 +201,39 @@ PLANTS: list[tuple[Plant, str, str]] = [
 ]
 
 
+def captions_of_others(patch: pytest.MonkeyPatch) -> None:
+    real = harness.measure.bench.captions_of
+
+    def given(*words: Any) -> Any:
+        texts, pairs = real(*words)
+        return [*texts[1:], texts[0]], pairs
+
+    patch.setattr(harness.measure.bench, "captions_of", given)
+
+
+def one_image_a_caption(patch: pytest.MonkeyPatch) -> None:
+    """The second image of a caption counts as wrong."""
+    real = harness.measure.bench.captions_of
+
+    def given(*words: Any) -> Any:
+        texts, pairs = real(*words)
+        return [texts[text] for text in pairs[:, 1]], np.stack([pairs[:, 0], np.arange(len(pairs))], axis=1)
+
+    patch.setattr(harness.measure.bench, "captions_of", given)
+
+
+def counted_from_one(patch: pytest.MonkeyPatch) -> None:
+    real = harness.measure.evaluate.found_after
+    patch.setattr(harness.measure.evaluate, "found_after", lambda *given: real(*given) + 1)
+
+
+RETRIEVAL: list[tuple[Plant, set[str]]] = [
+    (captions_of_others, {"recall image 1", "recall image 5", "recall text 1", "recall text 5"}),
+    (one_image_a_caption, {"recall image 1", "recall text 1"}),
+    (counted_from_one, {"recall image 1", "recall text 1"}),
+]
+
+
 def seen(shown: Shown) -> Seen:
     return {(one["row"], one["quantity"]) for one in shown.data["moved"]}
 
@@ -215,6 +250,13 @@ def test_a_planted_error_is_seen(plant: Plant, methods: str, expected: str, chec
     assert shown.code == 1
     rows = (part.partition(": ") for part in expected.split("; "))
     assert {(row, name) for row, _, names in rows for name in names.split(", ")} <= seen(shown)
+
+
+@pytest.mark.parametrize(("plant", "expected"), RETRIEVAL, ids=[plant.__name__ for plant, _ in RETRIEVAL])
+def test_an_error_planted_into_retrieval_is_seen(plant: Plant, expected: set[str], run, captions: Path, monkeypatch):
+    assert run(str(captions)).code == 0
+    plant(monkeypatch)
+    assert expected <= {name for _, name in seen(run(str(captions)))}
 
 
 def test_rows_that_a_plant_does_not_touch_do_not_move(check, monkeypatch):

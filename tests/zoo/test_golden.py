@@ -113,6 +113,37 @@ def test_equals_removing_one_window_at_a_time(case: tuple, tower: nn.Module, tex
     assert apart.float().mean() > 0.25  # of at most a half: the comparison isn't empty
 
 
+SHARED = (
+    {},
+    {"action": "merge"},
+    {"window": 3, "stride": 2, "approximate": "follow:2"},
+    {"approximate": "jacobian:3"},
+    {"approximate": "shallow:4"},
+)
+
+
+@pytest.mark.parametrize("options", SHARED, ids=str)
+def test_scores_from_the_same_passes_are_bit_for_bit_those_made_alone(options: dict, tower: nn.Module, text: Tensor):
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    engine = GoldenEngine(tower, GoldenConfig(**options), text=text, scale=SCALE)
+    found = engine.importances(images, SCORES, LABELS)
+    assert list(found) == list(SCORES)
+    for score, importance in found.items():
+        alone = GoldenEngine(tower, GoldenConfig(score=score, **options), text=text, scale=SCALE)
+        assert torch.equal(importance, alone.importance(images, LABELS))
+    assert not torch.equal(found["label"], found["confidence"])
+
+
+def test_scores_that_can_not_share_passes(tower: nn.Module, text: Tensor):
+    images, engine = torch.randn(3, 3, 64, 64), GoldenEngine(tower, GoldenConfig(greedy=16))
+    with pytest.raises(ValueError, match="greedy=16 goes by one score, got preservation, label"):
+        engine.importances(images, ("preservation", "label"))
+    engine = GoldenEngine(tower, GoldenConfig())
+    for scores, match in ((("preservation", "lable"), "did you mean 'label'"), (("label",), "needs text")):
+        with pytest.raises(ValueError, match=match):
+            engine.importances(images, scores)
+
+
 def test_windows_of_a_small_grid():
     assert windows((2, 3), 2, 1).tolist() == [[0, 1, 3, 4], [1, 2, 4, 5]]
     assert len(windows((14, 14), 2, 1)) == 169  # the paper's

@@ -10,8 +10,9 @@ import pytest
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, SPLITS
 from harness.datasets.canvas import SIZE, compose, decode, seeded
-from harness.datasets.emoji import CATEGORIES, STYLES, EmojiNames
+from harness.datasets.emoji import CAPTION, CAPTIONED, CATEGORIES, STYLES, EmojiNames
 from harness.embedded import build_emoji
+from zoo.text import EmbeddedTokenizer, tokenizer, unseen_words
 
 TASKS = ("emoji", "emoji-subcategory", "emoji-names")
 
@@ -104,6 +105,20 @@ def test_names_are_those_of_test_emoji_and_of_no_other():
     assert all(get_dataset("emoji").captions_seen)
     assert len(dataset.split("train")) == len(dataset.split("val")) == 0
     assert (np.bincount(dataset.labels("test")) == 2).all()
+
+
+def test_captions_are_of_names_that_the_embedded_text_tower_knows():
+    dataset, spell, known = get_dataset("emoji-captions"), tokenizer(20), EmbeddedTokenizer().known
+    split = dataset.split("test")
+    for emoji in dataset.emoji:
+        spelt = spell([CAPTION.format(emoji.name)])
+        knows = emoji.split == "test" and not unseen_words(spelt, known)
+        assert knows == (emoji.name in CAPTIONED and emoji.split == "test")
+    texts = [dataset.captions_of(image_id) for image_id in split.image_ids]
+    assert len(texts) == len(STYLES) * len(set(texts)) == len(STYLES) * len(CAPTIONED)
+    assert ("an emoji showing coat.",) in texts
+    assert dataset.captions_of(split.variant(1).image_ids[0]) == texts[0]
+    assert not len(dataset.split("train"))
 
 
 def test_a_canvas_is_the_same_on_every_machine_and_in_every_task():

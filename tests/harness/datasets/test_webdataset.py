@@ -206,7 +206,7 @@ def test_images_that_are_too_large(make: Make, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("files", "match"), [
-    ({"dataset_type": "retrieval"}, "dataset_type.txt says 'retrieval'; only classification"),
+    ({"dataset_type": "captions"}, "dataset_type.txt says 'captions'; expected classification with one label"),
     ({"dataset_type": "multilabel"}, "says 'multilabel'"),
     ({"names": "cat\ncat\n"}, "classnames.txt: lines 1 and 2 are 'cat'"),
     ({"names": "cat\n\ndog\n"}, "line 2: expected a name, got ''"),
@@ -244,3 +244,58 @@ def test_folders_that_hold_no_tars(make: Make, tmp_path: Path):
         get_dataset(f"wds:{tmp_path / 'none'}")
     with pytest.raises(FileNotFoundError, match=r"folder of tars '.*gone' does not exist"):
         get_dataset(f"wds:{tmp_path / 'gone'}")
+
+
+def described(*captions: str) -> list[Member]:
+    """Samples with captions, as CLIP_benchmark exports them."""
+    texts = [(f"s{number:07d}.txt", text.encode()) for number, text in enumerate(captions)]
+    images = [(f"s{number:07d}.png", encoded(number)) for number in range(len(captions))]
+    return [*images, *texts]
+
+
+def test_captions_are_the_lines_of_texts(make: Make):
+    shards = [
+        described("a cat\nthe cat sits \r\n\n", "ein Hund, süß"),
+        [("z/9.JPG", encoded(2)), ("z/9.txt", b"a cat")],
+    ]
+    folder = make(shards, dataset_type="retrieval\n")
+    (folder / "classnames.txt").unlink()
+    dataset = get_dataset(f"wds:{folder}")
+    assert (dataset.classes, dataset.templates, dataset.captioned) == ((), (), True)
+    assert dataset.condition == dataset.revision
+    split = dataset.split("test")
+    assert split.labels.tolist() == [-1] * 3
+    texts = [dataset.captions_of(image_id) for image_id in split.image_ids]
+    assert texts == [("a cat", "the cat sits"), ("ein Hund, süß",), ("a cat",)]
+    assert np.array_equal(split[1].image, pixels(1))
+    other = make([described("a cat\nthe dog sits", "ein Hund, süß"), shards[1]], dataset_type="retrieval")
+    assert TarDataset(other).revision != dataset.revision
+    (folder / "dataset_type.txt").unlink()
+    assert TarDataset(make()).captions_of("wds-pets/test/s0000000") == ()
+
+
+def test_an_index_of_captions_is_kept(make: Make, monkeypatch):
+    monkeypatch.setattr(tar_index, "KEPT", 2)
+    folder = make([described("a cat\nthe cat", "a dog")], dataset_type="retrieval")
+    before = TarDataset(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_index, "_samples", None)
+        again = TarDataset(folder)
+    assert again.captions_of("wds-pets/test/s0000000") == ("a cat", "the cat")
+    assert again.revision == before.revision
+    (folder / "dataset_type.txt").unlink()
+    with pytest.raises(ValueError, match="'s0000000' has no label"):
+        TarDataset(folder)
+
+
+@pytest.mark.parametrize(("members", "match"), [
+    ([("a.png", b"x"), ("a.cls", b"0")], "'a' has no captions, a.txt"),
+    ([("a.txt", b"a cat")], "'a' has no image"),
+    ([("a.txt", b"a cat"), ("a.txt", b"a cat"), ("a.png", b"x")], "member 'a.txt' is a second text"),
+    ([("a.txt", b" \n\n"), ("a.png", b"x")], "member 'a.txt' holds no caption; expected one a line"),
+    ([("a.txt", b"\xff"), ("a.png", b"x")], "member 'a.txt' is not text in UTF-8"),
+    ([("a.txt", b"a" * 70_000), ("a.png", b"x")], "'a.txt' has 70,000 bytes; expected 65,536 at most"),
+])  # fmt: skip
+def test_captions_that_are_refused(members: list[Member], match: str, make: Make):
+    with pytest.raises(ValueError, match=match):
+        TarDataset(make([members], dataset_type="retrieval"))

@@ -132,13 +132,13 @@ def named(toy: Dataset, monkeypatch) -> None:
 def counted(monkeypatch) -> list[int]:
     """Count the images of each call of the engine."""
     calls: list[int] = []
-    importance = GoldenEngine.importance
+    importances = GoldenEngine.importances
 
-    def call(self: GoldenEngine, images: torch.Tensor, *args: Any) -> torch.Tensor:
+    def call(self: GoldenEngine, images: torch.Tensor, *args: Any) -> dict[str, torch.Tensor]:
         calls.append(len(images))
-        return importance(self, images, *args)
+        return importances(self, images, *args)
 
-    monkeypatch.setattr(GoldenEngine, "importance", call)
+    monkeypatch.setattr(GoldenEngine, "importances", call)
     return calls
 
 

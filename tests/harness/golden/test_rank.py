@@ -18,7 +18,7 @@ from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import subset, turns
 from harness.golden import rank as module
-from harness.golden.rank import Job, Ranked, Source, ahead, rank
+from harness.golden.rank import Job, Ranked, Source, ahead, rank, rank_by_scores
 from harness.golden.shards import shard_path, shard_paths
 from harness.golden.store import Rankings, find_rankings
 from harness.golden.store import ranked as ranked_positions
@@ -83,6 +83,72 @@ def test_goes_on_where_it_stopped(run: Run, counted: list[int], monkeypatch, tmp
     assert counted == [4, 4, 2, 2]
     for path in shard_paths(whole).values():
         assert (tmp_path / "r" / path.name).read_bytes() == path.read_bytes()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("part-*")}
+
+
+@pytest.mark.parametrize("options", [{}, {"action": "merge"}, {"approximate": "follow:2"}], ids=str)
+def test_several_scores_are_ranked_in_the_passes_of_one(
+    options: dict, run: Run, counted: list[int], named: None, tmp_path
+):
+    config = GoldenConfig(window=2, stride=2, **options)
+    assert run(config, scores=SCORES, out=tmp_path / "all") == (tmp_path / "all" / "preservation", 10, 21)
+    assert counted == [4, 4, 2]
+    for score in SCORES:
+        alone = run(GoldenConfig(score=score, window=2, stride=2, **options), out=tmp_path / score).path
+        assert files_of(alone) == files_of(tmp_path / "all" / score)
+        assert len(files_of(alone)) == 3
+
+
+def test_several_scores_go_on_where_each_stopped(run: Run, counted: list[int], named: None, tmp_path):
+    run(scores=SCORES, out=tmp_path / "whole")
+    run(out=tmp_path / "r" / "preservation")
+    run(GoldenConfig(score="label", window=2, stride=2), limit=4, out=tmp_path / "r" / "label")
+    counted.clear()
+    console = Console(record=True, width=300)
+    run(scores=SCORES, out=tmp_path / "r", progress=Progress(console))
+    assert counted == [4, 4, 2]  # of confidence alone, then with label
+    assert "label, confidence before block 3, windows of 2 x 2 by 2, exact: 16 passes" in console.export_text()
+    for score in SCORES:
+        assert files_of(tmp_path / "r" / score) == files_of(tmp_path / "whole" / score)
+    run(scores=SCORES, out=tmp_path / "r")
+    assert counted == [4, 4, 2]
+
+
+def test_stores_that_were_begun_differently_go_on_as_they_began(run: Run, counted: list[int], named: None, tmp_path):
+    run(GoldenConfig(score="label", window=2, stride=2), limit=4, batch=5, out=tmp_path / "r" / "label")
+    run(limit=4, batch=7, out=tmp_path / "r" / "preservation")
+    counted.clear()
+    run(scores=SCORES, batch=None, out=tmp_path / "r")
+    batches = [Rankings.read(tmp_path / "r" / score).provenance.batch for score in SCORES]
+    assert batches == [7, 5, 7]
+    assert counted == [4, 4, 2, 4, 2]  # confidence, both, both, label, label
+
+
+def test_a_greedy_search_ranks_by_one_score_at_a_time(run: Run, counted: list[int], named: None, tmp_path):
+    config, console = GoldenConfig(window=2, stride=2, greedy=32), Console(record=True, width=300)
+    run(config, scores=("label",), limit=2, out=tmp_path / "r", progress=Progress(console))
+    assert counted == [2, 2]
+    said = "--greedy 32 removes by its score: preservation, label are ranked one by one"
+    assert said in console.export_text()
+    for score in ("preservation", "label"):
+        Rankings.read(tmp_path / "r" / score).require(score=score, greedy=32)
+
+
+def test_several_stores_in_the_users_cache_and_the_command_that_goes_on(run: Run, named: None, toy, monkeypatch):
+    monkeypatch.setattr(module.store, "write_shard", lambda *a: told.append(a[3]))
+    told: list[str] = []
+    with pytest.raises(ValueError, match=r"3 shards have vanished from '.*toy-test-b3w2s2'"):
+        run(scores=("confidence",))
+    assert told[0].startswith("patchrank rank --model clip_vit_b16 --dataset toy --split test --score preservation con")
+    assert "--out" not in told[0]
+    job = Job(model="clip_vit_b16", source=Source.of(toy, "test"), config=GoldenConfig(greedy=8), scores=SCORES)
+    monkeypatch.setattr(module, "rank", lambda job, progress: (job.config.score, job.scores))
+    assert rank_by_scores(job, Progress()) == {score: (score, ()) for score in SCORES}
+    with pytest.raises(ValueError, match="score='lable': did you mean 'label'"):
+        Job(model="clip_vit_b16", source=job.source, scores=("lable",))
 
 
 def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int], tmp_path):
@@ -191,7 +257,7 @@ def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(run
 
 def test_too_little_memory_names_a_smaller_batch(run: Run, monkeypatch):
     full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(GoldenEngine, "importance", full)
+    monkeypatch.setattr(GoldenEngine, "importances", full)
     with pytest.raises(ValueError, match=r"out of memory on cpu with --batch 16: try --batch 8"):
         run()
 

@@ -11,7 +11,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from harness.records.record import Latency, Record, declared, metrics, read_records, write_records
+from harness.records.record import (
+    RECALL_AT,
+    Latency,
+    Record,
+    RetrievalRecord,
+    declared,
+    metrics,
+    read_records,
+    write_records,
+)
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "records.md").read_text("utf-8")
@@ -25,7 +34,10 @@ def rows(heading: str) -> dict[str, tuple[str, str, str, str]]:
     found = [ROW.fullmatch(line) for line in table]
     assert None not in found, table[found.index(None)]
     cells = [[cell.strip() for cell in row.groups()] for row in found if row]
-    return {name: (json, unit, better, meaning) for name, json, unit, better, meaning in cells}
+    own = {name: (json, unit, better, meaning) for name, json, unit, better, meaning in cells}
+    of_k = {name: row for name, row in own.items() if "_K" in name}
+    plain = {name: row for name, row in own.items() if name not in of_k}
+    return plain | {name.replace("K", str(k)): row for k in RECALL_AT for name, row in of_k.items()}
 
 
 def json_name(kind: Any) -> str:
@@ -37,13 +49,14 @@ def json_name(kind: Any) -> str:
     return JSON[get_origin(kind) or kind]
 
 
-TABLES = [("Fields", Record), ("An object of `latency`", Latency)]
+TABLES = [("Fields", Record), ("An object of `latency`", Latency), ("Fields of retrieval", RetrievalRecord)]
 
 
 @pytest.mark.parametrize(("heading", "kind"), TABLES)
 def test_every_field_is_there_in_order_with_its_type(heading: str, kind: Any):
     types = get_type_hints(kind)
-    expected = {field.name: json_name(types[field.name]) for field in fields(kind)}
+    known = {field.name for field in fields(Record)} if kind is RetrievalRecord else set()
+    expected = {field.name: json_name(types[field.name]) for field in fields(kind) if field.name not in known}
     documented = {name: row[0] for name, row in rows(heading).items()}
     assert list(documented.items()) == list(expected.items())
 

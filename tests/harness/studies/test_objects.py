@@ -209,6 +209,6 @@ def test_datasets_without_masks_and_classes_without_words(toy: object, monkeypat
         find_objects("clip_vit_s14", "fashion", "val", scores=["preservation", "label"], **options)
     known = {"toy": toy}
     monkeypatch.setattr(module, "get_dataset", lambda name: known.get(name) or get_dataset(name))
-    match = "dataset 'toy' has no object masks; expected one of emoji, emoji-names, .*fashion"
+    match = "dataset 'toy' has no object masks; expected one of emoji, emoji-captions, emoji-names, .*fashion"
     with pytest.raises(ValueError, match=match):
         find_objects("clip_vit_s14", "toy", "val", scores=[], **options | {"methods": ["random"]})

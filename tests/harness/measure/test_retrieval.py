@@ -1,0 +1,150 @@
+"""Retrieval: recalls as a loop counts them, in records beside the dense row's, on tars and on toys."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.console.terminal import Progress
+from harness.datasets.base import Dataset
+from harness.golden.rank import Job, Source, rank
+from harness.golden.store import Rankings
+from harness.measure import bench, compare, evaluate
+from harness.measure.compare import compare as compared
+from harness.measure.evaluate import Captions, captions_of, recalls
+from harness.measure.plan import Plan
+from harness.models.towers import Tower, caption_features
+from harness.records.record import RECALL_AT, RetrievalRecord, read_records, write_records
+from harness.report.tables import comparison_table, records_csv
+from zoo.clip import ClipParts
+from zoo.golden import GoldenConfig
+
+NAMES = [f"recall_{found}_{k}" for found in ("image", "text") for k in RECALL_AT]
+
+
+PLAN = Plan(
+    models=("clip_vit_b16",), datasets=("captioned",), limit=None, keeps=(0.5,), methods=("random",), batches=()
+)
+
+
+@pytest.fixture
+def benchmark(captioned: Dataset, parts: ClipParts, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """Load the tiny tower and the toy images with captions, whatever the names."""
+    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
+    monkeypatch.setattr(compare, "get_dataset", lambda name: captioned)
+    return captioned
+
+
+def slow_recalls(images: Tensor, texts: Tensor, own: list[set[int]]) -> dict[str, list[float]]:
+    """Sort everything by cosine, rivals before what is as near, and look for what belongs together."""
+    cosines = (images @ texts.T).tolist()
+    found: dict[str, list[float]] = {name: [] for name in NAMES}
+    for image, mine in enumerate(own):
+        order = sorted(range(len(texts)), key=lambda text: (-cosines[image][text], text in mine))
+        for k in RECALL_AT:
+            found[f"recall_text_{k}"].append(float(bool(mine & set(order[:k]))))
+        places = []
+        for text in mine:
+            theirs = {other for other, texts_of in enumerate(own) if text in texts_of}
+            order = sorted(range(len(images)), key=lambda other: (-cosines[other][text], other in theirs))
+            places.append(min(order.index(other) for other in theirs))
+        for k in RECALL_AT:
+            found[f"recall_image_{k}"].append(sum(place < k for place in places) / len(places))
+    return found
+
+
+@pytest.mark.parametrize("part", [7, 2048])
+@pytest.mark.parametrize("seed", range(4))
+def test_recalls_are_those_of_a_loop(seed: int, part: int, monkeypatch: pytest.MonkeyPatch):
+    """Several captions an image, several images a caption, features that tie, and galleries in parts."""
+    monkeypatch.setattr(evaluate, "_PART", part)
+    generator = np.random.default_rng(seed)
+    # Few whole numbers, so that products are exact and many are equal.
+    images, texts = (torch.from_numpy(generator.integers(-1, 2, (n, 4))).float() for n in (23, 31))
+    own = [{int(text) for text in generator.choice(31, generator.integers(1, 4))} for _ in range(23)]
+    own[0] |= set(range(31)) - set.union(*own)  # none without an image
+    pairs = np.array([(image, text) for image, mine in enumerate(own) for text in sorted(mine)])
+    found = recalls(images, Captions(texts, pairs))
+    expected = slow_recalls(images, texts, own)
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        assert values.astype(float).tolist() == pytest.approx(expected[name])
+    assert 0 < found["recall_text_5"].mean() < 1
+
+
+def test_features_that_are_all_alike_find_nothing():
+    features = F.normalize(torch.ones(20, 3), dim=1)
+    pairs = np.stack([np.arange(20)] * 2, axis=1)
+    assert not any(values.any() for values in recalls(features, Captions(features, pairs)).values())
+    with pytest.raises(ValueError, match="image features overflowed"):
+        recalls(features * torch.nan, Captions(features, pairs))
+
+
+def test_equal_captions_are_one_text(captioned: Dataset):
+    ids = captioned.split("test").image_ids
+    texts, pairs = captions_of(captioned, ids)
+    assert len(set(texts)) == len(texts) == len(ids) + 3
+    for image, text in pairs.tolist():
+        assert texts[text] in captioned.captions_of(ids[image])
+    assert len(pairs) == 2 * len(ids)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("benchmark")
+def test_what_a_record_says(captioned: Dataset, parts: ClipParts):
+    [(dense, random)] = compared(PLAN, [], Progress())
+    split = captioned.split("test")
+    images = torch.stack([parts.preprocess(example.image) for example in split])
+    texts, pairs = captions_of(captioned, split.image_ids)
+    features = parts.model.encode_text(parts.tokenizer(texts), normalize=True)
+    own = [{text for image, text in pairs.tolist() if image == at} for at in range(len(split))]
+    expected = slow_recalls(parts.model.encode_image(images, normalize=True), features, own)
+    assert isinstance(dense, RetrievalRecord)
+    assert (dense.image_count, dense.caption_count) == (len(split), len(texts))
+    assert (dense.top1, dense.correct_bits, dense.dense_agreement) == (None, None, None)
+    for name in NAMES:
+        assert getattr(dense, name) == pytest.approx(np.mean(expected[name]), abs=1e-3)
+        low, high = (getattr(dense, f"{name}_{end}") for end in ("low", "high"))
+        assert low <= getattr(dense, name) <= high
+        assert getattr(dense, f"{name}_diff") is None
+        apart = getattr(random, name) - getattr(dense, name)
+        assert getattr(random, f"{name}_diff") == pytest.approx(apart, abs=1e-3)
+        assert getattr(random, f"{name}_diff_low") <= apart + 1e-3
+    assert random.cosine_distance > 0
+
+
+@pytest.mark.usefixtures("benchmark")
+def test_records_with_recalls_are_read_used_again_and_shown(tmp_path: Path, monkeypatch):
+    [records] = compared(PLAN, [], Progress())
+    write_records(tmp_path / "r.jsonl", records)
+    known = read_records(tmp_path / "r.jsonl")
+    assert known == records
+    monkeypatch.setattr(bench, "recalls", None)
+    assert list(compared(PLAN, known, Progress())) == [records]
+    table = comparison_table(records)
+    heads = [column.heading for column in table.columns]
+    assert heads[2:5] == ["t2i R@1", "t2i R@1", "t2i to dense"]
+    assert "retrieval by 19 captions" in table.title
+    head, *lines = records_csv(records).splitlines()
+    assert "recall_text_10_diff_fraction" in head
+    assert len(lines) == 2
+
+
+def test_golden_rankings_are_made_of_images_with_captions(captioned: Dataset, parts: ClipParts, monkeypatch, tmp_path):
+    """What preservation watches is the feature by which images are retrieved."""
+    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
+    monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
+    job = Job(model="clip_vit_b16", source=Source.of(captioned, "test"), config=GoldenConfig(stride=2), limit=4)
+    rankings = Rankings.read(rank(job, Progress()).path)
+    assert len(rankings) == 4
+    assert rankings.provenance.revision == captioned.revision
+    with pytest.raises(ValueError, match="score='label' needs classes, and 'captioned' has none"):
+        rank(Job(model="clip_vit_b16", source=job.source, scores=("label",), out=tmp_path), Progress())
+
+
+def test_words_that_the_text_tower_never_saw(parts: ClipParts):
+    with pytest.raises(ValueError, match=r"captions of pets: the embedded text tower never saw 'zebra'"):
+        caption_features(parts, ["a photo of a cat.", "a zebra"], "pets")
