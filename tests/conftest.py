@@ -64,18 +64,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-VISION = {"image_size": 224, "layers": 4, "width": 64, "patch_size": 32}
+VISION = {"image_size": 224, "width": 64, "patch_size": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 HUB = "models--timm--vit_base_patch32_clip_224.openai"
 
 
 class SmallClip:
-    """b32 as a tower of 49 patches, 4 blocks and 64 channels, its weights and a hub's cache."""
+    """b32 as a tower of 49 patches, a few blocks and 64 channels, its weights and a hub's cache."""
 
     NAMES = ("clip_vit_b32", "clip_vit_b32_clsattn50", "clip_vit_b32_tome50")
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, depth: int) -> None:
+        self.folder, self.depth = folder, depth
         self.weights = folder / "cache" / "clip-patchrank" / "weights"
         self.open_clip = folder / "cache" / "clip-patchrank" / "open_clip"
 
@@ -83,7 +83,7 @@ class SmallClip:
     def original(self, *, quick: bool = True) -> CLIP:
         """Make open_clip's model, always with the same weights."""
         torch.manual_seed(5)
-        model = CLIP(512, VISION, TEXT, quick_gelu=quick).eval()
+        model = CLIP(512, VISION | {"layers": self.depth}, TEXT, quick_gelu=quick).eval()
         for value in model.parameters():
             if value.ndim == 1:  # biases and norms begin the same in every model
                 value.add_(0.1 * torch.randn_like(value))
@@ -103,10 +103,17 @@ class SmallClip:
 
 
 @pytest.fixture
-def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
-    args = {**SIZES["b32"].vit_args, "embed_dim": 64, "depth": 4, "num_heads": 1}
+def small_depth() -> int:
+    """Number of blocks of `small_clip`."""
+    return 4
+
+
+@pytest.fixture
+def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_depth: int) -> SmallClip:
+    args = {**SIZES["b32"].vit_args, "embed_dim": 64, "depth": small_depth, "num_heads": 1}
     monkeypatch.setitem(SIZES, "b32", dataclasses.replace(SIZES["b32"], vit_args=args))
-    config = {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": TEXT}
+    vision = VISION | {"layers": small_depth}
+    config = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": TEXT}
     quick = {**config, "quick_gelu": True}
     configs = {**factory._MODEL_CONFIGS, "ViT-B-32": config, "ViT-B-32-quickgelu": quick}
     monkeypatch.setattr(factory, "_MODEL_CONFIGS", configs)
@@ -115,7 +122,7 @@ def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
         offer(zoo.MODELS[name])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return SmallClip(tmp_path)
+    return SmallClip(tmp_path, small_depth)
 
 
 @pytest.fixture

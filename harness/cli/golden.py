@@ -98,7 +98,7 @@ def _show_flags(parser: CommandParser) -> None:
     text = "that decides what is kept; default: the predictor"
     what.add_argument("--by", metavar="RANKING", help=text)
     flags.methods(what, [], "more columns; see `list`", "*")
-    text = "instead of rankings, what these leave"
+    text = "instead of rankings, what these or golden leave"
     what.add_argument("--left", nargs="+", metavar="METHOD", default=[], help=text)
     flags.dataset(what, help="whose classes the files may show")
     text = "their names instead, as a,b,c"

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from harness.cli import flags
 from harness.cli.command import ANY, Command, CommandParser
-from harness.console.table import Shown, Work, json_values
+from harness.console.table import Part, Shown, Work, json_values
 from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from harness.datasets.base import Dataset, SplitName
     from harness.measure.compare import Floor
-    from harness.studies.paper import Reproduction
+    from harness.studies.paper import Picture, Reproduction
     from harness.studies.reproduce import Comparison
     from harness.studies.workshop import StudyConfig
 
@@ -202,7 +202,7 @@ def run_speed(args: Namespace, status: Console) -> Shown:
 
 
 def _reproduce_flags(parser: CommandParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, figure5")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, 3, 4 and 5")
     text = "tell what is cached, what is missing and what is left to do, and stop"
     parser.add_argument("--dry-run", action="store_true", help=text)
     what = parser.add_argument_group("what is measured")
@@ -210,10 +210,13 @@ def _reproduce_flags(parser: CommandParser) -> None:
     flags.datasets(what, None, help=text)
     text = "needs a text tower; default: the paper's with a root, else the embedded"
     what.add_argument("--model", help=text)
+    flags.keeps(what, None, "default: the paper's; table4 has but one")
     text = "test images per dataset; default: all with a root, else 300"
     flags.limits(what, None, text)
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
     flags.number(what, "--seeds", 3, "fits, tunings and random orders")
+    text = "test images of each dataset that figure3 and figure4 show"
+    flags.number(what, "--images", 1, text, kind=flags.positive)
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.block(golden)
@@ -241,17 +244,22 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.records.record import earlier, write_records
     from harness.studies.dry_run import expected_runs, plan_data, plan_table, remaining
-    from harness.studies.paper import get_reproduction
+    from harness.studies.paper import Picture, get_reproduction
     from harness.studies.reproduce import compared, comparison_data, produce, under_its_conditions
     from harness.studies.run import Sheet, tower_with_text
 
     data: list[dict[str, Any]] = []
     progress = Progress(status)
     for recipe in [get_reproduction(name) for name in dict.fromkeys(args.names)]:
+        if isinstance(recipe, Picture):
+            part, facts = _picture(args, recipe, progress)
+            data.append(facts)
+            yield part
+            continue
         config = under_its_conditions(recipe, study_config(args, recipe))
         path: Path = args.output / f"{recipe.name}.jsonl"
         known = earlier(path, progress, fresh=args.fresh)
-        datasets, failures = _readable(config.datasets)
+        datasets, failures = _readable(config.datasets, general=recipe.general)
         if args.dry_run:
             missing = {name: str(error) for name, error in failures.items()}
             steps = remaining(recipe, config, datasets, known, progress)
@@ -278,7 +286,28 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
-def study_config(args: Namespace, recipe: "Reproduction") -> "StudyConfig":
+def _picture(args: Namespace, picture: "Picture", progress: Progress) -> tuple[Part, dict[str, Any]]:
+    """Draw a figure of images, or tell what that would take."""
+    from harness.studies.dry_run import plan_data, plan_table
+    from harness.studies.reproduce import draw_picture, picture_steps
+
+    config = study_config(args, picture)
+    datasets, failures = _readable(config.datasets, ("test",))
+    if args.dry_run:
+        missing = {name: str(error) for name, error in failures.items()}
+        steps = picture_steps(picture, config, datasets, args.images)
+        plan = picture, config.model, steps, missing
+        return plan_table(*plan), plan_data(*plan)
+    for error in failures.values():
+        raise error
+    path = args.output / f"{picture.name}.png"
+    figure = draw_picture(picture, config, datasets, args.images, path, progress)
+    facts = {"name": picture.name, "title": picture.title, "path": path, "columns": figure.columns}
+    lines = (picture.title, *picture.notes, *figure.notes, f"wrote {path}")
+    return "\n".join(lines), json_values({**facts, "notes": [*picture.notes, *figure.notes]})
+
+
+def study_config(args: Namespace, recipe: "Reproduction | Picture") -> "StudyConfig":
     """Return what the flags ask for: the paper's conditions below a root, else the embedded."""
     from harness.datasets.few_shot import COOP, OURS
     from harness.studies.reproduce import MODEL
@@ -319,8 +348,13 @@ def _rooted(args: Namespace) -> bool:
     return any(isinstance(shipped_facts(name), RootedDataset) for name in named)
 
 
-def _readable(names: tuple[str, ...]) -> "tuple[list[Dataset], dict[str, Exception]]":
-    """Return the datasets that can be read and lack no split, and what is wrong with others."""
+def _readable(
+    names: tuple[str, ...], splits: "tuple[SplitName, ...]" = tuple(USES), general: str | None = None
+) -> "tuple[list[Dataset], dict[str, Exception]]":
+    """Return the datasets that can be read and lack none of the splits, and what is wrong with others.
+
+    Beside a `general` dataset, whose predictor serves the others, these need a test split only.
+    """
     from harness.datasets import get_dataset
 
     datasets: list[Dataset] = []
@@ -328,9 +362,10 @@ def _readable(names: tuple[str, ...]) -> "tuple[list[Dataset], dict[str, Excepti
     for name in names:
         try:
             dataset = get_dataset(name)
-            for split, what in USES.items():
-                if not len(dataset.split(split)):
-                    raise ValueError(f"dataset {name!r} has no {split} images, which {what}")
+            for split in splits:
+                served = split != "test" and general in names and name != general
+                if not len(dataset.split(split)) and not served:
+                    raise ValueError(f"dataset {name!r} has no {split} images, which {USES[split]}")
             datasets.append(dataset)
         except (OSError, ValueError) as error:
             failures[name] = error
@@ -528,12 +563,14 @@ COMMANDS = (
     ),
     Command(
         path="study reproduce",
-        what="Measure a table or figure of the paper and print our figures beside the paper's.",
+        what="Measure a table or figure of the paper and print our figures beside the paper's, or draw its pictures.",
         flags=_reproduce_flags,
         run=run_reproduce,
         examples=(
             ("study reproduce table1 --limit 60 --dry-run", "what is left to do"),
             ("study reproduce table1 figure1 --root data", "on the paper's datasets"),
+            ("study reproduce figure5 --keeps 0.95 0.75 0.5 --limit 60", "at other keep rates"),
+            ("study reproduce figure3 --datasets photos --images 3", "a picture"),
         ),
         output=f"a table each on standard output; records, table and figure in --output. {AGAIN}",
     ),

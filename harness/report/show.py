@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
 from harness.golden.maps import class_text, golden_maps, method_maps, most_important, patch_grid, reduced, unprocessed
 from harness.models.towers import Tower, load_tower
+from harness.records.conditions import GOLDEN
 from harness.report.drawing import OPTIONS, saved
 from zoo.files import write_whole
 from zoo.golden import SCORES, GoldenConfig
@@ -336,7 +338,7 @@ NO_CLASSES = 'its classes are not known (--dataset NAME or --classes "a,b,c" nam
 NO_LABEL = "its true class is not known (--label CLASS names it)"
 
 PREDICTOR, ATTENTION = "patchrank", "clsattn"
-ALIASES = {"predictor": PREDICTOR, "golden": "preservation"}
+ALIASES = {"predictor": PREDICTOR, GOLDEN: "preservation"}
 NAMES = {score: f"golden {score}" for score in SCORES}
 NAMES |= {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
 
@@ -449,7 +451,8 @@ class ShowConfig:
         by: ranking that decides what is kept: a golden score, a registered method, ``golden``
             (preservation) or ``predictor``; None for the predictor if there is one, else golden.
         methods: registered methods that get a column, beside predictor and CLS attention.
-        left: registered methods; if any, these columns alone, each with what the method leaves.
+        left: registered methods or ``golden`` (preservation); if any, these columns alone, each with
+            what the method leaves, those of one keep rate side by side.
         golden: block and windows; its score is not looked at.
         scale: size of the figure, 1 for about 2000 pixels of width.
     """
@@ -471,10 +474,10 @@ class ShowConfig:
         known = [*ALIASES, *SCORES, *sorted(METHODS)]
         if self.by is not None and self.by not in known:
             raise ValueError(f"--by {self.by!r}: {expected(self.by, known)}")
-        for flag, methods in (("methods", self.methods), ("left", self.left)):
+        for flag, methods, names in (("methods", self.methods, METHODS), ("left", self.left, (*METHODS, GOLDEN))):
             for method in methods:
-                if method not in METHODS:
-                    raise ValueError(f"--{flag} {method!r}: {expected(method, sorted(METHODS))}")
+                if method not in names:
+                    raise ValueError(f"--{flag} {method!r}: {expected(method, sorted(names))}")
         if self.left and (self.methods or self.by):
             raise ValueError(
                 "--left shows what methods leave, and no rankings: expected no --methods and no --by with it"
@@ -602,7 +605,7 @@ def show(
     for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.required)):
         maps.add_method(method)
     maps.add_golden(progress)
-    by = config.by or (PREDICTOR if PREDICTOR in maps.importance else ALIASES["golden"])
+    by = config.by or (PREDICTOR if PREDICTOR in maps.importance else ALIASES[GOLDEN])
     if by not in maps.importance:
         raise ValueError(f"--by {by!r} can't be had: {maps.gaps[by, 0]}")
     columns = _titles(maps, by)
@@ -638,21 +641,34 @@ def _tokens(trace: Trace) -> NDArray[np.integer]:
     return (tokens_of(trace.reductions, patches) if trace.reductions else own).cpu().numpy()
 
 
+def _preservation(tower: Tower, images: Tensor, config: GoldenConfig) -> Tensor:
+    """Return the golden importance of each image's patches by preservation, (B, N)."""
+    score = ALIASES[GOLDEN]
+    return torch.cat([golden_maps(tower.vit, image[None], [score], config)[score] for image in images])
+
+
 @torch.inference_mode()
 def _left(tower: Tower, pictures: Sequence[Subject], images: Tensor, views: Colours, config: ShowConfig) -> Sheet:
-    """Return a sheet of the patch tokens that each method leaves at each keep rate."""
+    """Return a sheet of the patch tokens that each method leaves, keep rate by keep rate."""
     grid = patch_grid(tower.vit, images)
     columns: dict[str, str] = {}
     tokens: dict[str, NDArray[np.integer]] = {}
     merges = []
-    for method in config.left:
-        for keep in config.keeps:
+    golden = _preservation(tower, images, config.golden) if GOLDEN in config.left else None
+    for keep, method in product(config.keeps, config.left):
+        column = f"{method} {100 * keep:g}"
+        if method == GOLDEN:
+            assert golden is not None
+            kept = most_important(golden, keep).numpy()
+            tokens[column], count = np.where(kept, np.arange(kept.shape[1]), -1), int(kept[0].sum())
+        else:
             trace = reduced(tower, method, keep=keep, block=config.golden.block).trace(images)
-            column = f"{method} {100 * keep:g}"
-            columns[column] = f"{column} %\n{trace.final_tokens} of {grid[0] * grid[1]} tokens"
-            tokens[column] = _tokens(trace)
+            tokens[column], count = _tokens(trace), trace.final_tokens
             merges += [method] if any(step.into is not None for step in trace.reductions) else []
+        columns[column] = f"{column} %\n{count} of {grid[0] * grid[1]} tokens"
     about = f"{tower.name}. Dropped patches are grey."
+    if golden is not None:
+        about += f" golden: {config.golden.described()}."
     if merges:
         names = ", ".join(dict.fromkeys(merges))
         about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."

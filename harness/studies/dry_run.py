@@ -31,7 +31,7 @@ from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import Tower
 from harness.records.conditions import Tuning
 from harness.records.record import Record
-from harness.studies.paper import Reproduction
+from harness.studies.paper import Reproduction, Target
 from harness.studies.run import bench_of, lines, plain_rows, tower_with_text
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop, find
 from zoo.fit import FitConfig
@@ -247,7 +247,7 @@ def expected_runs(study: Study, config: StudyConfig, known: Sequence[Record], to
     return rows * COUNTED + sum(step.passes for step in shop.steps) + fits * fit_runs(config.fit, images, 0)
 
 
-def plan_data(recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]) -> dict[str, Any]:
+def plan_data(recipe: Target, model: str, steps: Sequence[Step], missing: Mapping[str, str]) -> dict[str, Any]:
     """Return steps with their sums, and why datasets can't be read, as JSON values."""
     sums = {name: sum(getattr(step, name) for step in steps) for name in ("images", "passes")}
     about = {"name": recipe.name, "model": model, **sums}
@@ -255,7 +255,7 @@ def plan_data(recipe: Reproduction, model: str, steps: Sequence[Step], missing: 
     return values
 
 
-def plan_table(recipe: Reproduction, model: str, steps: Sequence[Step], missing: Mapping[str, str]) -> Table:
+def plan_table(recipe: Target, model: str, steps: Sequence[Step], missing: Mapping[str, str]) -> Table:
     """Lay out steps with their sums, and datasets that can't be read with the reason."""
     rows = []
     for step in steps:

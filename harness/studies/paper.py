@@ -3,6 +3,7 @@
 What isn't known of the paper is None, never guessed.
 """
 
+import abc
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +13,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from harness.datasets.base import Dataset
+from harness.datasets.base import Dataset, SplitName
+from harness.records.conditions import DENSE
 from harness.studies.predictors import architectures, scores, transfer
 from harness.studies.pruning import WITHOUT_PREDICTOR, baselines, early
 from harness.studies.run import Entry
 from harness.studies.tuning import WAYS, four_points, points, tuning
-from harness.studies.workshop import PREDICTED, Line, Study, StudyConfig, Workshop, study
+from harness.studies.workshop import PREDICTED, Line, Study, StudyConfig, TuningShop, Workshop, study
 from zoo.golden import SCORES
 from zoo.predictor import ARCHITECTURES
 from zoo.reducer import expected
@@ -26,6 +28,7 @@ PATH = Path(__file__).with_name("paper.json")
 TOP1, MATCH, GFLOPS, LATENCY = "top1", "match", "gflops", "latency"  # what a row is measured by
 TARGET = "{dataset}"  # in a label, stands for the dataset that is judged
 GENERAL = "imagenet"
+LEARNED_FROM: tuple[SplitName, ...] = ("train", "val")
 STAGED = {"evit": "EViT", "avit": "A-ViT", "tome": "ToMe", "clsattn": "CLS attention", "random": "random"}
 PATCHES = 196  # of ViT-B/16 at 224
 FOUR_STAGES = (PATCHES - 4 * 20) / PATCHES  # keep rate of Table 4, 20 dropped at each block
@@ -36,6 +39,8 @@ OWN = {"own_predictors": True}
 # 1e9 multiply-adds of ViT-B/16 at 224, pruned before block 3, by our count.
 DENSE_GFLOPS = 17.58
 PRUNED_GFLOPS = {90: 16.19, 80: 14.89, 70: 13.53, 60: 12.25, 50: 10.92}
+# The same with 16 learned visual tokens, which every block has.
+PROMPTED_GFLOPS = {100: 19.07, 60: 13.72}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +98,7 @@ class Row:
     group: float | str | None = None  # the line's; None for any
     # the records'; ``dense`` with neither labels nor ``group`` is the dense model
     method: str | None = None
+    keep: float | None = None  # the records'; None for any
     # name of an earlier row that this one is compared with; None for none
     against: str | None = None
     measure: str = TOP1  # what is read off: ``top1``, ``match``, ``gflops`` or ``latency``
@@ -108,41 +114,25 @@ class Row:
             labels.items() <= entry.labels.items()
             and self.group in (None, entry.group)
             and self.method in (None, entry.records[0].method)
+            and self.keep in (None, entry.records[0].keep)
         )
 
 
-UNPRUNED = Row(name="unpruned", method="dense")
+UNPRUNED = Row(name="unpruned", method=DENSE)
 
 
-@dataclass(frozen=True)
-class Reproduction:
-    """One table or figure of the paper: a study, and which of its lines is which row."""
-
-    study: Study
-    keeps: tuple[float, ...]
-    # from config and number of blocks to the rows, each after that it is compared with
-    rows: Callable[[StudyConfig, int], Sequence[Row]]
-    _: KW_ONLY
-    # fields of ``StudyConfig`` that are this table's
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    # the study is made of all datasets at once, as lines learn from other datasets
-    joint: bool = False
-    single: bool = False  # the first dataset will do
+class Target(abc.ABC):
+    """One table or figure of the paper, with what is known of it."""
 
     @property
+    @abc.abstractmethod
     def name(self) -> str:
         """Name of the table or figure."""
-        return self.rows.__name__
 
     @property
     def title(self) -> str:
         """What it shows."""
         return str(_content()["tables"][self.name]["title"])
-
-    @property
-    def axis(self) -> str:
-        """What a figure is drawn along; empty for a table."""
-        return str(_content()["tables"][self.name].get("axis", ""))
 
     @property
     def notes(self) -> Sequence[str]:
@@ -154,6 +144,58 @@ class Reproduction:
         """The paper's datasets, in its order."""
         return _columns(self.name)
 
+
+@dataclass(frozen=True)
+class Reproduction(Target):
+    """One table or measured figure: a study, and which of its lines is which row."""
+
+    study: Study
+    keeps: tuple[float, ...]  # unless others are asked for
+    # from config, whose keep rates are set, and number of blocks to the rows, each after that it is
+    # compared with
+    rows: Callable[[StudyConfig, int], Sequence[Row]]
+    _: KW_ONLY
+    # fields of ``StudyConfig`` that are this table's
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    # the study is made of all datasets at once, as lines learn from other datasets
+    joint: bool = False
+    single: bool = False  # the first dataset will do
+    besides: tuple[float, ...] = ()  # keep rates that are measured whatever others are asked for
+    fixed: bool = False  # no other keep rates can be asked for
+    # dataset whose predictor serves the others, too; these need nothing to learn from then
+    general: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the table or figure."""
+        return self.rows.__name__
+
+    def rates(self, asked: Sequence[float] | None) -> tuple[float, ...]:
+        """Return the keep rates to measure, the paper's if None; 1 is the unpruned row, always there.
+
+        Raises:
+            ValueError: the table has but one rate, there is none below 1, or two have one name.
+        """
+        if asked is None:
+            return (*self.keeps, *self.besides)
+        flag = f"--keeps {' '.join(f'{keep:g}' for keep in asked)}"
+        if self.fixed:
+            text = f"drops as many tokens as the paper, keep {100 * self.keeps[0]:.3g} %; leave --keeps out"
+            raise ValueError(f"{flag}: {self.name} {text}")
+        below = tuple(keep for keep in asked if keep < 1)
+        if not below:
+            raise ValueError(f"{flag}: expected a rate below 1; the unpruned tower is measured in any case")
+        rates = (*below, *self.besides)
+        if len({round(100 * keep) for keep in rates}) < len(rates):
+            others = "".join(f", and not {keep:g}, which {self.name} needs itself" for keep in self.besides)
+            raise ValueError(f"{flag}: expected rates that differ by a whole percent{others}")
+        return rates
+
+    @property
+    def axis(self) -> str:
+        """What a figure is drawn along; empty for a table."""
+        return str(_content()["tables"][self.name].get("axis", ""))
+
     def groups(self, config: StudyConfig) -> list[StudyConfig]:
         """Split a study by dataset, each with its own predictors, unless it is joint."""
         if self.joint:
@@ -161,12 +203,32 @@ class Reproduction:
         return [replace(config, datasets=(name,)) for name in config.datasets]
 
 
-def list_reproductions() -> dict[str, Reproduction]:
-    """Return all tables and figures by name."""
-    return {one.name: one for one in REPRODUCTIONS}
+@dataclass(frozen=True, kw_only=True)
+class Picture(Target):
+    """A figure that shows images: the patches that each ranking keeps of them."""
+
+    number: int  # of the figure
+    block: int | None  # that patches are removed before; None for that of the golden rankings
+    rankings: tuple[str, ...] = ("golden", "clsattn")
+    keeps: tuple[float, ...] = (0.9, 0.7, 0.5)  # unless others are asked for
+
+    @property
+    def name(self) -> str:
+        """Name of the figure."""
+        return f"figure{self.number}"
+
+    def rates(self, asked: Sequence[float] | None) -> tuple[float, ...]:
+        """Return the keep rates to draw; 1 is the image itself, always there."""
+        return self.keeps if asked is None else tuple(keep for keep in asked if keep < 1)
 
 
-def get_reproduction(name: str) -> Reproduction:
+def list_reproductions() -> dict[str, Reproduction | Picture]:
+    """Return all tables and figures by name, sorted."""
+    every: tuple[Reproduction | Picture, ...] = (*REPRODUCTIONS, *PICTURES)
+    return {one.name: one for one in sorted(every, key=lambda one: one.name)}
+
+
+def get_reproduction(name: str) -> Reproduction | Picture:
     """Return the reproduction of that table or figure; ValueError if there is none."""
     every = list_reproductions()
     if name not in every:
@@ -180,13 +242,14 @@ def get_reproduction(name: str) -> Reproduction:
     keeps=(FOUR_STAGES,),
 )
 def stages(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
-    """Prune by the dataset's own predictor, by ImageNet's, then by methods without one."""
+    """Prune by the dataset's own predictor, if it has images for one, by ImageNet's, then by methods without one."""
     points = four_points(len(shop.dense.blocks))[0]
+    own = [dataset.images_of] if all(len(dataset.split(split)) for split in LEARNED_FROM) else []
     general = [GENERAL] if GENERAL in shop.config.datasets else []
     golden = shop.golden(block=points[0])
     steps: dict[str, Any] = {"reduce_at": points, "schedule": "linear"}
     for keep in keeps:
-        for source in dict.fromkeys([dataset.images_of, *general]):
+        for source in dict.fromkeys([*own, *general]):
             fits = shop.fitted([source], golden)
             rows = shop.predicted(fits, keep, None, f"on {source}", **steps)
             yield Line({"method": PREDICTED, "fitted on": source}, rows, keep)
@@ -204,39 +267,72 @@ def cost(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[L
         yield Line({"model": rows[0].model}, rows, keep)
 
 
+@study(
+    "Methods at equal GFLOPs, and Patch Ranking with learned tokens (paper: Figure 1)",
+    "Is Patch Ranking ahead of other methods for the same cost, and how far ahead once it is tuned?",
+    keeps=(0.9, 0.8, 0.7, 0.6, 0.5),
+    tunes=True,
+)
+def curves(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+    """Compare methods at equal cost, then tune the dense tower and Patch Ranking by T and by V+T."""
+    yield from baselines.lines(shop, dataset, keeps)
+    tuner = TuningShop(shop, dataset)
+    for way, tokens in WAYS.items():
+        for keep in (1.0, *keeps) if tokens else ():
+            row = tuner.row(keep)
+            labels = {"for": f"{100 * keep:g}", "method": row.method, "tuned": way}
+            yield tuner.line(labels, row, way, tuner.tuned(row, tokens=tokens))
+
+
 def _pruned(name: str, labels: dict[str, str], group: float | None = None) -> Row:
     """Return a row that is compared with the unpruned tower."""
     return Row(name=name, labels=labels, group=group, against=UNPRUNED.name)
 
 
-@partial(Reproduction, baselines, (0.9, 0.8, 0.7, 0.6, 0.5), changes={"time_dtypes": ()})
-def figure1(_config: StudyConfig, _depth: int) -> list[Row]:
-    """Patch Ranking first, then every other method at the same cost."""
-    rows = [
-        (_pruned(f"{method}, keep {keep}", {"for": str(keep), "method": method}), count)
-        for method in (PREDICTED, *WITHOUT_PREDICTOR)
-        for keep, count in PRUNED_GFLOPS.items()
-    ]
-    return [UNPRUNED, *(replace(row, paper_place=count / DENSE_GFLOPS) for row, count in rows)]
+def _at(name: str, keep: float, usual: float) -> str:
+    """Return a row's name: the keep rate is in it unless it is the paper's."""
+    return name if keep == usual else f"{name}, keep {100 * keep:g}"
 
 
-@partial(Reproduction, early, (0.6, 0.5))
-def figure5(_config: StudyConfig, _depth: int) -> list[Row]:
-    """Both of the paper's rankings, then ours."""
-    names = {"clsattn": "CLS attention", "golden": "golden"}
-    rows = [UNPRUNED]
-    for ranking, percent in product((*names, "predicted", "random"), (60, 50)):
-        name = f"{names.get(ranking, ranking)}, keep {percent}"
-        row = _pruned(name, {"ranking": ranking}, percent / 100)
-        rows.append(replace(row, place=percent, paper_place=percent))
+@partial(Reproduction, curves, curves.keeps, changes={"time_dtypes": (), **OWN})
+def figure1(config: StudyConfig, _depth: int) -> list[Row]:
+    """Patch Ranking first, then every other method at the same cost, then both tuned curves."""
+    percents = [f"{100 * keep:g}" for keep in config.keeps or ()]
+    rows = [replace(UNPRUNED, paper_place=1.0)]
+    for method, percent in product((PREDICTED, *WITHOUT_PREDICTOR), percents):
+        row = _pruned(f"{method}, keep {percent}", {"for": percent, "method": method})
+        rows.append(replace(row, paper_place=_place(percent, PRUNED_GFLOPS)))
+    for way, percent in product([way for way, tokens in WAYS.items() if tokens], ("100", *percents)):
+        counts = PROMPTED_GFLOPS if "v" in WAYS[way] else {100: DENSE_GFLOPS} | PRUNED_GFLOPS
+        row = _pruned(f"{PREDICTED} + {way}, keep {percent}", {"for": percent, "tuned": way})
+        method = DENSE if percent == "100" else PREDICTED
+        rows.append(replace(row, method=method, paper_place=_place(percent, counts)))
     return rows
 
 
-@partial(Reproduction, scores, (0.8, 0.7, 0.6, TOP_100, 0.5))
-def table1(_config: StudyConfig, _depth: int) -> list[Row]:
+def _place(percent: str, counts: Mapping[int, float]) -> float | None:
+    """Return the share of the dense tower's multiply-adds at a keep rate; None where we have no count."""
+    return next((count / DENSE_GFLOPS for known, count in counts.items() if str(known) == percent), None)
+
+
+@partial(Reproduction, early, (0.9, 0.8, 0.7, 0.6, 0.5))
+def figure5(config: StudyConfig, _depth: int) -> list[Row]:
+    """Both of the paper's rankings, then ours; the unpruned tower is keep rate 100."""
+    names = {"clsattn": "CLS attention", "golden": "golden"}
+    rows = [replace(UNPRUNED, place=100, paper_place=100)]
+    for ranking, keep in product((*names, "predicted", "random"), config.keeps or ()):
+        name = f"{names.get(ranking, ranking)}, keep {100 * keep:g}"
+        row = _pruned(name, {"ranking": ranking}, keep)
+        rows.append(replace(row, place=100 * keep, paper_place=100 * keep))
+    return rows
+
+
+@partial(Reproduction, scores, (0.8, 0.7, 0.6, 0.5), besides=(TOP_100,))
+def table1(config: StudyConfig, _depth: int) -> list[Row]:
     """Golden and predicted by score and keep rate, then the matching rates."""
+    keeps = [keep for keep in config.keeps or () if keep != TOP_100]
     rows = [UNPRUNED]
-    for ranking, score, keep in product(("golden", "predicted"), SCORES, (0.8, 0.7, 0.6, 0.5)):
+    for ranking, score, keep in product(("golden", "predicted"), SCORES, keeps):
         name = f"{ranking}, {score}, keep {100 * keep:g}"
         rows.append(_pruned(name, {"score": score, "ranking": ranking}, keep))
     for score in SCORES:
@@ -249,29 +345,34 @@ def table1(_config: StudyConfig, _depth: int) -> list[Row]:
 @partial(Reproduction, transfer, (0.5,), joint=True)
 def table2(config: StudyConfig, _depth: int) -> list[Row]:
     """One row per dataset to learn from, each against the target's own predictor."""
-    own = _pruned("fitted on the target", {"fitted on": TARGET})
     sources = {f"fitted on {name}": name for name in config.datasets}
     if len(config.datasets) > 1:
         sources["fitted on all"] = " + ".join(config.datasets)
-    pairs = [(name, {"fitted on": source}) for name, source in sources.items()]
-    others = [Row(name=name, labels=labels, against=own.name) for name, labels in pairs]
-    return [UNPRUNED, own, *others, _pruned("golden", {"fitted on": "(golden)"})]
+    rows = [UNPRUNED]
+    for keep in config.keeps or ():
+        own = _pruned(_at("fitted on the target", keep, 0.5), {"fitted on": TARGET}, keep)
+        others = [
+            Row(name=_at(name, keep, 0.5), labels={"fitted on": source}, group=keep, against=own.name)
+            for name, source in sources.items()
+        ]
+        rows += [own, *others, _pruned(_at("golden", keep, 0.5), {"fitted on": "(golden)"}, keep)]
+    return rows
 
 
 @partial(Reproduction, cost, cost.keeps, changes=COST, single=True)
-def table3(_config: StudyConfig, _depth: int) -> list[Row]:
+def table3(config: StudyConfig, _depth: int) -> list[Row]:
     """Multiply-adds, then times; rows are compared by their ratio."""
     rows = []
     for unit, measure in (("GFLOPs", GFLOPS), ("ms", LATENCY)):
-        dense = Row(name=f"unpruned, {unit}", method="dense", measure=measure)
+        dense = Row(name=f"unpruned, {unit}", method=DENSE, measure=measure)
         rows.append(dense)
-        for keep in cost.keeps:
+        for keep in config.keeps or ():
             row = Row(name=f"keep {100 * keep:g}, {unit}", method=PREDICTED, group=keep)
             rows.append(replace(row, against=dense.name, measure=measure))
     return rows
 
 
-@partial(Reproduction, stages, stages.keeps, joint=True)
+@partial(Reproduction, stages, stages.keeps, joint=True, fixed=True, general=GENERAL)
 def table4(config: StudyConfig, _depth: int) -> list[Row]:
     """The paper's rows, then CLS attention and random order, which it lacks."""
     evit, avit, tome, *others = (_pruned(name, {"method": method}) for method, name in STAGED.items())
@@ -284,14 +385,16 @@ def table4(config: StudyConfig, _depth: int) -> list[Row]:
 
 
 @partial(Reproduction, tuning, (0.6,), changes=OWN)
-def table5(_config: StudyConfig, _depth: int) -> list[Row]:
+def table5(config: StudyConfig, _depth: int) -> list[Row]:
     """The full tower and the pruned one for each way of tuning."""
     rows = []
     for way in WAYS:
         name = "no prompts" if way == "none" else way
-        full = Row(name=f"{name}, full", labels={"tuned": way}, method="dense")
-        pruned = replace(full, name=f"{name}, keep 60", method=PREDICTED, against=full.name)
-        rows += [full, pruned]
+        full = Row(name=f"{name}, full", labels={"tuned": way}, method=DENSE)
+        rows.append(full)
+        for keep in config.keeps or ():
+            pruned = replace(full, name=f"{name}, keep {100 * keep:g}", method=PREDICTED, keep=keep)
+            rows.append(replace(pruned, against=full.name))
     return rows
 
 
@@ -301,11 +404,11 @@ def table6(config: StudyConfig, _depth: int) -> list[Row]:
     width = str(config.fit.width)
     names = {"mlp": "MLP", "transformer": "transformer"}
     names |= {arch: f"{arch} {width}" for arch in ARCHITECTURES if arch not in names}
-    return [
-        UNPRUNED,
-        _pruned("Mixer", {"network": "mixer"}, 0.6),
-        *(_pruned(name, {"network": a, "width": width}, 0.6) for a, name in names.items()),
-    ]
+    rows = [UNPRUNED]
+    for keep in config.keeps or ():
+        rows.append(_pruned(_at("Mixer", keep, 0.6), {"network": "mixer"}, keep))
+        rows += [_pruned(_at(name, keep, 0.6), {"network": a, "width": width}, keep) for a, name in names.items()]
+    return rows
 
 
 @partial(Reproduction, points, (0.6,), changes=OWN)
@@ -318,8 +421,14 @@ def table7(config: StudyConfig, depth: int) -> list[Row]:
         schedules[f"before {_comma(later if later in others else (4, 6, 8, 10))}"] = at
     once = config.golden.block
     schedules[f"once, before {once + 1}"] = (once,)
-    rows = [Row(name=name, labels={"before blocks": _comma(at)}) for name, at in schedules.items()]
-    return [rows[0], *(replace(row, against=rows[0].name) for row in rows[1:])]
+    every = []
+    for keep in config.keeps or ():
+        rows = [
+            Row(name=_at(name, keep, 0.6), labels={"before blocks": _comma(at)}, keep=keep)
+            for name, at in schedules.items()
+        ]
+        every += [rows[0], *(replace(row, against=rows[0].name) for row in rows[1:])]
+    return every
 
 
 def _comma(blocks: Sequence[int]) -> str:
@@ -329,3 +438,4 @@ def _comma(blocks: Sequence[int]) -> str:
 REPRODUCTIONS = (
     figure1, figure5, table1, table2, table3, table4, table5, table6, table7,
 )  # fmt: skip
+PICTURES = (Picture(number=3, block=None), Picture(number=4, block=0))

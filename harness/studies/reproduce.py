@@ -2,17 +2,36 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Table, json_values
 from harness.console.terminal import Progress
+from harness.datasets.base import Dataset
+from harness.datasets.few_shot import turns
+from harness.golden.budget import passes_of
+from harness.models.towers import load_tower
+from harness.records.conditions import DENSE
 from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
 from harness.report.drawing import STYLES, Chart, Plot, Point, Style
+from harness.report.show import Figure, ShowConfig, find_pictures, show
 from harness.report.writers import markdown
-from harness.studies.paper import GFLOPS, LATENCY, MATCH, TOP1, Printed, Reproduction, Row, printed
+from harness.studies.dry_run import Step
+from harness.studies.paper import (
+    GFLOPS,
+    LATENCY,
+    MATCH,
+    TOP1,
+    UNPRUNED,
+    Picture,
+    Printed,
+    Reproduction,
+    Row,
+    printed,
+)
 from harness.studies.run import Sheet, make
 from harness.studies.workshop import StudyConfig
 
@@ -313,20 +332,30 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
 def series(comparison: Comparison) -> dict[str, list[Point]]:
     """Return mean losses over datasets by "METHOD, ours" and "METHOD, paper", along the axis.
 
-    The paper's points are hollow and have no interval.
+    The paper's points are hollow and have no interval. A line begins at the unpruned tower, unless
+    it has a dense row of its own.
     """
     lines: dict[str, list[Point]] = {}
+    begun: set[str] = set()
+    starts: dict[str, float | None] = {}
     for one in comparison.results:
         method, comma, _ = one.row.name.partition(", ")
+        place = one.share if one.row.place is None else one.row.place
+        if one.row.name == UNPRUNED.name:
+            starts = {"ours": place, "paper": one.row.paper_place}
         if not comma:
             continue
-        place = one.share if one.row.place is None else one.row.place
+        begun |= {method} if one.row.method == DENSE else set()
         if place is not None and (mean := comparison.mean(one.to)) is not None:
             lines.setdefault(f"{method}, ours", []).append(Point(x=_exact(place), y=mean))
         place, lost = one.row.paper_place, one.paper_to(comparison.datasets)
         if place is not None and lost is not None:
             point = Point(x=_exact(place), y=_exact(lost), hollow=True)
             lines.setdefault(f"{method}, paper", []).append(point)
+    for name, line in lines.items():
+        method, _, whose = name.rpartition(", ")
+        if method not in begun and (start := starts.get(whose)) is not None:
+            line.append(Point(x=_exact(start), y=_exact(0.0), hollow=whose == "paper"))
     return {name: sorted(line, key=lambda point: point.x) for name, line in lines.items()}
 
 
@@ -347,9 +376,13 @@ def draw(comparison: Comparison) -> bytes:
 
 
 def under_its_conditions(recipe: Reproduction, config: StudyConfig) -> StudyConfig:
-    """Return a config with a table's own keep rates and settings."""
+    """Return a config with a table's own settings, and its keep rates unless the config has others.
+
+    Raises:
+        ValueError: keep rates that the table can't have.
+    """
     datasets = config.datasets[:1] if recipe.single else config.datasets
-    return replace(config, keeps=recipe.keeps, datasets=datasets, **recipe.changes)
+    return replace(config, keeps=recipe.rates(config.keeps), datasets=datasets, **recipe.changes)
 
 
 def produce(
@@ -358,3 +391,30 @@ def produce(
     """Measure what a table needs and ``known`` lacks; see ``harness.studies.run.make``."""
     for part in recipe.groups(config):
         yield from make(recipe.study, part, known, progress)
+
+
+def shown(picture: Picture, config: StudyConfig) -> ShowConfig:
+    """Return how a picture is drawn under a study's conditions; ValueError for unfit keep rates."""
+    block = config.golden.block if picture.block is None else picture.block
+    golden = replace(config.golden, block=block)
+    return ShowConfig(keeps=picture.rates(config.keeps), left=picture.rankings, golden=golden)
+
+
+def draw_picture(
+    picture: Picture, config: StudyConfig, datasets: Sequence[Dataset], images: int, out: Path, progress: Progress
+) -> Figure:
+    """Draw a few test images of each dataset, drawn once and for all, as a PNG."""
+    how = shown(picture, config)
+    places = [f"{one.name}:test:{at}" for one in datasets for at in turns(one.split("test").labels)[:images]]
+    return show(config.model, find_pictures(places), how, out, progress=progress, device=config.device)
+
+
+def picture_steps(picture: Picture, config: StudyConfig, datasets: Sequence[Dataset], images: int) -> list[Step]:
+    """Return what drawing takes: golden rankings that aren't kept, and a pass for each keep rate."""
+    how = shown(picture, config)
+    passes = passes_of(how.golden, load_tower(config.model).vit) + len(how.keeps)
+    counts = {one.name: min(images, len(one.split("test"))) for one in datasets}
+    return [
+        Step(kind="draw images", of=f"{name} test", total=count, cached=0, images=count, passes=round(count * passes))
+        for name, count in counts.items()
+    ]

@@ -376,6 +376,8 @@ def test_refusals(places: list[str], names: dict, match: str, here: Path):
     ("settings", "match"),
     [
         ({"left": ("tmoe",)}, "--left 'tmoe': did you mean 'tome'"),
+        ({"left": ("goldn",)}, "--left 'goldn': did you mean 'golden'"),
+        ({"methods": ("golden",)}, "--methods 'golden': "),
         ({"left": ("tome",), "methods": ("evit",)}, "--left shows what methods leave, and no rankings"),
         ({"left": ("tome",), "by": "golden"}, "expected no --methods and no --by with it"),
     ],
@@ -492,6 +494,20 @@ def test_what_methods_leave(figure_of: Show, tower: Tower, toy: Dataset):
             shown = panel(figure, i, f"{method} 50")
             wanted = merged_panel(np.asarray(example.image) / 255, tokens[i], (8, 8), shown.shape[:2])
             assert np.abs(shown - wanted).max() < 0.005
+
+
+def test_what_the_golden_ranking_leaves_beside_others(figure_of: Show, tower: Tower, toy: Dataset):
+    figure = figure_of(left=("golden", "clsattn"), keeps=(0.5, 0.25))
+    assert figure.columns == ("image", "golden 50", "clsattn 50", "golden 25", "clsattn 25")
+    assert "golden: preservation before block 3, windows of 2 x 2 by 2" in figure.notes[0]
+    for i, example in enumerate(toy.split("test")[at] for at in (5, 6)):
+        image = tower.preprocess(example.image)[None]
+        importance = golden_importance(tower.vit, image, GoldenConfig(stride=2))
+        for keep in (0.5, 0.25):
+            tokens = np.where(most_important(importance, keep)[0].numpy(), np.arange(64), -1)
+            panels = panel(figure, i, f"golden {100 * keep:g}")
+            wanted = merged_panel(np.asarray(example.image) / 255, tokens, (8, 8), panels.shape[:2])
+            assert np.abs(panels - wanted).max() < 0.005
 
 
 def test_every_registered_method_can_have_a_column(figure_of: Show):
