@@ -5,6 +5,8 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import yaml
 from PIL import Image
 
 from harness.cli.parser import build_parser
+from harness.records.averages import matched
 from harness.records.record import read_records
 from harness.report.groups import brief_tables, equal_time_tables, grouped
+from harness.report.tables import comparison_table, matched_table
 from harness.report.writers import markdown
 from harness.studies.run import list_studies
 
@@ -59,6 +63,17 @@ def test_the_tables_at_equal_time_of_other_batches_are_what_report_writes(path: 
     table = markdown(equal_time_tables(grouped(read_records(path))))
     page = (RESULTS / "batches.md").read_text(encoding="utf-8")
     assert f"<!-- equal time {batch} {dtype} -->\n{table.strip()}\n<!-- end -->" in page
+
+
+def test_the_tables_of_the_final_split_are_what_the_command_writes_of_the_records():
+    records = read_records(RESULTS / "final.jsonl.gz")
+    groups = [list(group) for _, group in groupby(records, key=lambda record: record.dataset)]
+    assert len(groups) == 6  # three datasets at equal keep rates, then at equal GFLOPs
+    parts = [[comparison_table(group)] for group in groups[:3]]
+    parts += [[comparison_table(group), matched_table(matched(group, "patchrank"))] for group in groups[3:]]
+    tables = [replace(part, title=f"{part.title}; commit {records[0].git_commit}") for each in parts for part in each]
+    page = (RESULTS / "final.md").read_text(encoding="utf-8")
+    assert f"<!-- final -->\n{markdown(tables).strip()}\n<!-- end -->" in page
 
 
 STUDIES = sorted((RESULTS / "studies").glob("*.md"))

@@ -236,15 +236,15 @@ class Table:
 
     def forms(self) -> tuple[RichTable, ...]:
         """Return what a terminal may show, the fullest first; forms alike are there once."""
-        every = {tuple(self._places(form)): form for form in reversed(FORMS)}
+        every = {tuple(self.places(form)): form for form in reversed(FORMS)}
         return tuple(self.form(form) for form in FORMS if form in every.values())
 
     def form(self, form: Form = "wide") -> RichTable:
         """Return one form for the terminal. Text is escaped: files of others can't steer it."""
-        places = self._places(form)
+        places = self.places(form)
         own = self.narrow_caption if form == "narrow" else None
         caption = self.caption if own is None else own
-        if len(places) < len(self._places("wide")):
+        if len(places) < len(self.places("wide")):
             caption = "; ".join(filter(None, (caption.removesuffix("."), ALL_COLUMNS)))
         table = RichTable(
             title=escape(self.title),
@@ -264,7 +264,8 @@ class Table:
             table.add_row(*(escape(row[place].tight) for place in places))
         return table
 
-    def _places(self, form: Form) -> list[int]:
+    def places(self, form: Form = "wide") -> list[int]:
+        """Return which columns a form has."""
         return [at for at, column in enumerate(self.columns) if form in column.forms]
 
 

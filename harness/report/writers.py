@@ -12,19 +12,21 @@ from harness.console.table import NOT_MEASURED, Table
 
 
 def markdown(tables: Sequence[Table], level: int = 3) -> str:
-    """Return tables, each under its heading, with its caption above and its notes below."""
+    """Return tables in their fullest form, each under its heading, with its caption above and its notes below."""
     return "\n".join(_markdown(table, level) for table in tables)
 
 
 def _markdown(table: Table, level: int) -> str:
-    marks = ["---" if at == 0 or column.left else "---:" for at, column in enumerate(table.columns)]
-    rows = [[cell.marked for cell in row] for row in table.rows]
+    places = table.places()
+    marks = ["---" if at == 0 or table.columns[at].left else "---:" for at in places]
+    heads = [table.columns[at].heading for at in places]
+    rows = [[row[at].marked for at in places] for row in table.rows]
     return "\n".join(
         [
             f"{'#' * level} {markdown_text(table.title)}",
             *([markdown_text(table.caption)] if table.caption else []),
             "",
-            *(f"| {' | '.join(map(markdown_text, row))} |" for row in (table.heads, marks, *rows)),
+            *(f"| {' | '.join(map(markdown_text, row))} |" for row in (heads, marks, *rows)),
             *(["", *(f"- {markdown_text(note)}" for note in table.notes)] if table.notes else []),
             "",
         ]

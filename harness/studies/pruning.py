@@ -68,42 +68,24 @@ def merging(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterat
 
     Rankmerge's predictor is fitted to golden rankings by merging before the first block.
     """
+    golden = shop.golden(block=0, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
+    fits = shop.fitted(shop.config.datasets, golden)
     pruned = shop.fitted(shop.config.datasets, shop.golden())
-    ways = {("tome", ""): partial(shop.baseline, "tome", truth=None, what="")} | _merged(shop)
+
+    def merged(rank: str, keep: float) -> list[Variant]:
+        if rank == "predictor":
+            return shop.predicted(fits, keep, None, rank)
+        return shop.baseline(MERGED, keep, None, rank, rank=rank)
+
     for keep in keeps:
         own = shop.predicted(pruned, keep, None, f"for {keep:g}")
+        ways = {("tome", ""): lambda keep: shop.baseline("tome", keep, None, "")}
+        ways |= {(MERGED, rank): partial(merged, rank) for rank in RANKS}
         for (method, rank), build in ways.items():
             rows = shop.at_cost(f"{method} {rank}", build, shop.gflops(own[0]))
             rows = [replace(row, what=f"for {keep:g}, {row.what}") for row in rows]
             yield Line({"for": f"{100 * keep:g}", "method": method, "ranking": rank}, rows, keep)
         yield Line({"for": f"{100 * keep:g}", "method": PREDICTED, "ranking": "predictor"}, own, keep)
-
-
-def _merged(shop: Workshop) -> dict[tuple[str, str], Callable[[float], list[Variant]]]:
-    """Return what makes rankmerge's rows of a keep rate by each ranking, one for each fitted predictor."""
-    golden = shop.golden(block=0, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
-    fits = shop.fitted(shop.config.datasets, golden)
-    ways: dict[tuple[str, str], Callable[[float], list[Variant]]] = {
-        (MERGED, rank): partial(shop.baseline, MERGED, truth=None, what=rank, rank=rank) for rank in RANKS
-    }
-    return ways | {(MERGED, "predictor"): partial(shop.predicted, fits, truth=None, what="predictor")}
-
-
-@study(
-    "Rankings for merging, at equal GFLOPs",
-    "Is rankmerge by a ranking ahead of rankmerge without?",
-    keeps=(0.6, 0.5, 0.3),
-)
-def ranks(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
-    """Compare each ranking with none, at the cost of patchrank; predictors as in the study of merging."""
-    pruned = shop.fitted(shop.config.datasets, shop.golden())
-    ways = _merged(shop)
-    for keep in keeps:
-        goal = shop.gflops(shop.predicted(pruned, keep, None, "")[0])
-        for (_, rank), build in ways.items():
-            rows = shop.at_cost(rank, build, goal)
-            rows = [replace(row, what=f"for {keep:g}, {row.what}") for row in rows]
-            yield Line({"for": f"{100 * keep:g}", "ranking": rank}, rows, keep)
 
 
 def parts(depth: int) -> dict[str, dict[str, Any]]:

@@ -199,6 +199,7 @@ def test_refused_settings(options: dict, match: str):
     ("options", "names", "match"),
     [
         ({"window": 9}, (), "window=9: larger than the 8 x 8 patch grid"),
+        ({"window": 8}, (), "window=8: the whole 8 x 8 patch grid, so no patch would rank first"),
         ({"block": 6}, (), "block=6: this tower has blocks 0 to 5"),
         ({"score": "confidence"}, ("labels",), "score='confidence' needs text"),
         ({"score": "label"}, ("labels",), "score='label' needs text"),
