@@ -391,6 +391,9 @@ def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
 def _check_scoring(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
     """Refuse windows, approximations and scores that this tower can't do."""
     count = len(windows(model.grid, config.window, config.stride))
+    if config.window == max(model.grid):
+        grid = "{} x {}".format(*model.grid)
+        raise ValueError(f"window={config.window!r}: the whole {grid} patch grid, so no patch would rank first")
     if config.approximate is not None:
         check(config.approximate, model, config.block, config.window, count)
     _check_text(config, text)

@@ -16,12 +16,10 @@ def windows(grid: tuple[int, int], window: int, stride: int) -> Tensor:
     every patch is in at least one window.
 
     Raises:
-        ValueError: the window is larger than the grid, or the whole grid, which would rank all patches alike.
+        ValueError: the window is larger than the grid.
     """
     if window > min(grid):
         raise ValueError(f"window={window!r}: larger than the {grid[0]} x {grid[1]} patch grid")
-    if window == max(grid):
-        raise ValueError(f"window={window!r}: the whole {grid[0]} x {grid[1]} patch grid, so no patch would rank first")
     starts = [sorted({*range(0, side - window + 1, stride), side - window}) for side in grid]
     inside = (torch.arange(window)[:, None] * grid[1] + torch.arange(window)).flatten()
     corners = torch.tensor([row * grid[1] + column for row in starts[0] for column in starts[1]])

@@ -23,7 +23,7 @@ WORDS = [
     ("eval clip_vit_s14_tome6", {"clip_vit_s14_tome60"}),
     ("rank --dataset fash", {"fashion"}),
     ("study sco", {"scores"}),
-    ("study reproduce fig", {"figure1", "figure5"}),
+    ("study reproduce fig", {"figure1", "figure3", "figure4", "figure5"}),
     ("fit predictor --arch mi", {"mixer"}),
 ]
 

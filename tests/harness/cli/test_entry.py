@@ -145,7 +145,7 @@ def test_an_output_that_can_not_be(name: str, match: str, tmp_path, capsys):
 
 
 def test_stopping(monkeypatch, capsys):
-    monkeypatch.setattr("harness.golden.rank.rank", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("harness.golden.rank.rank_by_scores", Mock(side_effect=KeyboardInterrupt))
     assert main(["rank", "--dataset", "emoji", "--limit", "1"]) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
 

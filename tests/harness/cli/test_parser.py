@@ -11,6 +11,7 @@ import pytest
 
 from harness.cli import main, parser
 from harness.cli.command import ALIASES, leaves
+from harness.cli.flags import tune_config
 from harness.cli.parser import COMMANDS, FAMILIES, build_parser
 from harness.cli.reference import BEGIN, END, PAGE, REWRITE, page, spliced
 from harness.datasets import shipped_facts
@@ -195,18 +196,23 @@ def test_defaults_are_those_of_the_settings():
     from harness.measure.latency import LatencyPlan
     from harness.measure.plan import Plan
     from zoo.fit import FitConfig
-    from zoo.prompt_learner import TuneConfig
 
     for words, config in (
         (["compare"], Plan),
         (["latency", "m"], LatencyPlan),
         (["fit", "predictor"], FitConfig),
-        (["fit", "prompts", "--dataset", "emoji"], TuneConfig),
     ):
         args = vars(build_parser().parse_args(words))
         for name, value in vars(config).items():
             if name in args and name not in ("models", "methods", "threads", "batches"):
                 assert args[name] == (list(value) if isinstance(value, tuple) else value), name
+
+
+@pytest.mark.parametrize("words", ["fit prompts --dataset emoji", "study tuning"])
+def test_without_flags_tokens_are_learned_by_the_recipe_s_own_settings(words: str):
+    from zoo.prompt_learner import TuneConfig
+
+    assert tune_config(build_parser().parse_args(words.split()), "ours") == TuneConfig()
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_ours_stand_beside_the_paper_s(staged, bars, tmp_path: Path, capsys):
     assert run(*command) == 0  # nothing new to write
     (name, first, _), (_, second, _) = bars
     assert name == "study reproduce figure5"
-    assert second < first / 2
+    assert second < 0.6 * first  # what each row costs beside its images is left
     assert read_records(tmp_path / "figure5.jsonl") == records
     assert (tmp_path / "figure5.md").read_text() == text
 
@@ -208,7 +208,9 @@ def test_a_second_run_measures_nothing_and_a_dry_run_knows_before(name: str, pap
     before = remaining(recipe, config, datasets, [], Progress())
     assert {step.cached for step in before} == {0}
     for step in before:
-        assert (step.passes > 0) == (step.images > 0) == (step.kind != "fit predictors")
+        shared = name == "table1" and "preservation" not in step.of  # one pass serves all three scores
+        costs = step.kind != "fit predictors" and not (shared and step.kind == "rank images")
+        assert (step.passes > 0) == (step.images > 0) == costs
 
     comparison, records = reproduced(name, asked)
     assert not comparison.differences
