@@ -117,6 +117,7 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("captions")
     (root / "test").mkdir()
     (root / "dataset_type.txt").write_text("retrieval")
+    (root / "test" / "nshards.txt").write_text("1")
     words = [f"{kind} or {other}" for kind in dataset.classes for other in dataset.classes]
     with tarfile.open(root / "test" / "0.tar", "w") as archive:
         for index, example in enumerate(subset(dataset.split("test"), len(words) // 2)):
@@ -130,15 +131,14 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_recall_is_theirs(captioned: Path):
     """Their recall is of captions and images in turn; ours, over images, is equal with as many captions each."""
-    from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
+    from clip_benchmark.datasets.builder import build_dataset
     from clip_benchmark.metrics.zeroshot_retrieval import evaluate
     from clip_benchmark.models import load_clip
 
     clip, transform, tokenizer = load_clip("open_clip", MODELS[1], TAG, None, device="cpu")
-    options = {"root": str(captioned), "transform": transform, "split": "test", "download": False}
+    options = {"root": str(captioned), "transform": transform, "task": "zeroshot_retrieval", "download": False}
     data = build_dataset("wds/captions", **options)
-    collate = get_dataset_collate_fn("wds/captions")
-    loader = torch.utils.data.DataLoader(data.batched(16, collation_fn=collate), batch_size=None)
+    loader = torch.utils.data.DataLoader(data.batched(16), batch_size=None)
     words = ["eval", MODELS[1], "--dataset", f"wds:{captioned}", "--full"]
     [records] = evaluated(build_parser().parse_args(words), Console(quiet=True))
     (record,) = [record for record in records if record.model == MODELS[1]]
