@@ -201,6 +201,8 @@ class Bench:
         split = view.split(tuning)
         rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
         own: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
+        if dataset.captioned:
+            own["caption_count"] = len(captions_of(dataset, split.image_ids)[0])
         blanks = [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
         return split, rows, [replace(one, classes_judged=view.classes_judged(tuning)) for one in blanks]
 
@@ -382,16 +384,17 @@ class View:
 
 
 def blank(
-    row: Variant, dataset: Dataset, tuning: Tuning, image_ids: Sequence[str], *, plan: Plan, tag: str, weights: str
-) -> Record:
-    """Return a record with the conditions and no measurement."""
+    row: Variant, dataset: Dataset, tuning: Tuning, image_ids: Sequence[str], *, plan: Plan, tag: str, weights: str,
+    caption_count: int | None = None,
+) -> Record:  # fmt: skip
+    """Return a record with the conditions and no measurement; that of retrieval where there are captions."""
     config, count = row.config, len(image_ids)
     if row.method == GOLDEN and row.rankings is not None:
         origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
         config = config | {name: value for name, value in origin.items() if value not in (None, GoldenConfig.action)}
     kind: Callable[..., Record] = Record
-    if dataset.captioned:
-        kind = functools.partial(RetrievalRecord, caption_count=len(captions_of(dataset, image_ids)[0]))
+    if caption_count is not None:
+        kind = functools.partial(RetrievalRecord, caption_count=caption_count)
     return kind(
         created=utc_now(),
         model=row.model,

@@ -89,13 +89,13 @@ class KeepSolver:
         Its answer is asked for again. As long as that is off, it moves to where all that is known meets the goal.
         """
         search, samples = self.search(goal, slack), defaultdict[int, list[float]](list)
-        count, tried = next(search), list[int]()
+        count, tried = next(search), set[int]()
         while not tried:
             samples[count].append((yield count))
             try:
                 count = search.send(samples[count][-1])
             except StopIteration as end:
-                tried.append(count := end.value)
+                tried.add(count := end.value)
         for _ in range(CHECKS):
             samples[count].append((yield count))
             off = {each: statistics.median(costs) / goal - 1 for each, costs in samples.items()}
@@ -103,8 +103,8 @@ class KeepSolver:
             unsure = [each for each in likely if len(samples.get(each, ())) < SURE]
             if not unsure:
                 break
-            tried.append(count := unsure[0])
-        return min(set(tried) & off.keys(), key=lambda each: (abs(off[each]), -each))
+            tried.add(count := unsure[0])
+        return min(tried & off.keys(), key=lambda each: (abs(off[each]), -each))
 
     def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
         """Return counts at which costs, how far they are off by count, may meet the goal, the likeliest first.

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from zoo.suffix import precision_on
 from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder
+
+F = TypeVar("F")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,22 @@ class Tuned:
     def digest(self) -> str:
         """16 hex digits that tell these prompts from others."""
         return digest_of(self.file.path)
+
+
+def loadable(
+    path: Path, read: Callable[[Path], F], load: Callable[[F], object], words: str, progress: Progress
+) -> F | None:
+    """Return what was learned in an earlier run, if its file is there; None, with ``words``, if it can't be loaded."""
+    if not path.is_file():
+        return None
+    try:
+        file = read(path)
+        load(file)
+    except ValueError as error:
+        reason = str(error).partition(";")[0]  # what follows mends it by hand
+        progress.say(f"{words}: {reason}")
+        return None
+    return file
 
 
 def step_runs(config: TuneConfig, classes: int) -> float:
@@ -114,16 +133,8 @@ class Tuner:
 
     def cached(self, path: Path) -> PromptFile | None:
         """Return the prompts of an earlier run; None, with a note, of a file that can't be loaded any more."""
-        if not path.is_file():
-            return None
-        try:
-            file = PromptFile.read(path)
-            file.load()
-        except ValueError as error:
-            reason = str(error).partition(";")[0]  # what follows mends it by hand
-            self.progress.say(f"prompts of an earlier run are tuned anew: {reason}")
-            return None
-        return file
+        words = "prompts of an earlier run are tuned anew"
+        return loadable(path, PromptFile.read, PromptFile.load, words, self.progress)
 
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
         """Return top-1 on some images of a row as it is, by text, and tuned."""

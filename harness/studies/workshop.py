@@ -25,7 +25,7 @@ from harness.measure.bench import measured_here
 from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, golden_row, predictors_digest, rows_of
-from harness.measure.tuning import Tuned, Tuner
+from harness.measure.tuning import Tuned, Tuner, loadable
 from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, MATCHED
@@ -288,16 +288,8 @@ class Workshop:
 
     def cached(self, path: Path) -> PredictorFile | None:
         """Return the predictor of an earlier run; None, with a note, of a file that can't be loaded any more."""
-        if not path.is_file():
-            return None
-        try:
-            file = PredictorFile.read(path)
-            file.tensors()
-        except ValueError as error:
-            reason = str(error).partition(";")[0]  # what follows mends it by hand
-            self.progress.say(f"a predictor of an earlier run is fitted anew: {reason}")
-            return None
-        return file
+        words = "a predictor of an earlier run is fitted anew"
+        return loadable(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
 
     def predictor_path(self, train: list[Rankings], stop: list[Rankings], recipe: FitConfig, shots: int | None) -> Path:
         """Return where a predictor is kept: by a hash of all that decides its weights."""

@@ -208,18 +208,23 @@ def test_a_model_of_the_hub_brings_what_is_known_of_it(tmp_path: Path, monkeypat
     assert found.weights() == named.weights()
 
 
+def pushed(model: torch.nn.Module, folder: Path) -> tuple[torch.nn.Module, str]:
+    """Save a model as timm does, push it to a folder; return what timm loads from there, and the card."""
+    timm.models.save_for_hf(model, folder / "mine", safe_serialization=True)
+    flags = ["--to", "me/mine", "--folder", str(folder / "out")]
+    assert main(["push", f"local-dir:{folder}/mine", *flags]) == 0
+    again = timm.create_model(f"local-dir:{folder}/out", pretrained=True).eval()
+    return again, (folder / "out" / "README.md").read_text()
+
+
 @torch.no_grad()
 def test_a_model_that_zoo_reduce_made(tmp_path: Path):
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, num_classes=5)
     vit.pretrained_cfg.pop("license", None)
     model = zoo.reduce(vit.eval(), method="evit", keep=0.5, reduce_at=[1])
-    timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
-    flags = ["--to", "me/mine", "--folder", str(tmp_path / "out")]
-    assert main(["push", f"local-dir:{tmp_path}/mine", *flags]) == 0
-    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    again, card = pushed(model, tmp_path)
     images = IMAGES[:, :, :64, :64]
     assert torch.equal(again(images), model(images))
-    card = (tmp_path / "out" / "README.md").read_text()
     assert "license: unknown\n" in card
     assert "Nobody wrote down under which licence the tower's weights are." in card
     assert "Nothing was measured, and no command measures these settings." in card
@@ -241,13 +246,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def test_towers_of_timms_other_families(name: str, method: str | None, tmp_path: Path):
     options = {} if method is None else {"keep": 0.5, "reduce_at": 1}
     model = zoo.reduce(timm.create_model(name, **{**TINY, **FAMILIES[name]}).eval(), method=method, **options)
-    timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
-    flags = ["--to", "me/mine", "--folder", str(tmp_path / "out")]
-    assert main(["push", f"local-dir:{tmp_path}/mine", *flags]) == 0
-    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    again, card = pushed(model, tmp_path)
     images = IMAGES[:, :, :32, :32]
     assert torch.equal(again(images), model(images))
-    card = (tmp_path / "out" / "README.md").read_text()
     assert f"An image tower as a timm model: `{name}`" in card
     assert "\n- clip\n" not in card
 
