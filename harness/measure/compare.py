@@ -31,7 +31,7 @@ from zoo.prompts import PromptFile
 from zoo.suffix import best_precision
 from zoo.vit import ReducedViT
 
-MATCHED_CALLS = 60  # of each model, about, while keep rates of equal time are searched
+MATCHED_CALLS = 35  # of each model, about, while keep rates of equal time are searched
 
 Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not, NaN if unknown
 

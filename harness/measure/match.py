@@ -3,7 +3,6 @@
 import copy
 import functools
 import itertools
-import math
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
@@ -29,8 +28,8 @@ from zoo.vit import ReducedViT
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
 # Of the target's time, which a search may be off: half the tolerance, as timing again moves it.
 SLACK = TOLERANCE["time"] / 2
-ROUNDS = 5  # of a search's steps
-CHECKS = 10  # of a search's answer, at most
+ROUNDS = 4  # of a search's steps
+STEPS = 12  # of a search, at most
 SURE = 3  # costs of one count, of which one may be disturbed
 
 K = TypeVar("K")
@@ -56,69 +55,55 @@ class KeepSolver:
 
     def nearest(self, goal: float) -> float:
         """Return the keep rate whose cost is nearest to ``goal`` GFLOPs."""
-        counts = together({"": self.search(goal)}, lambda asked: {"": self.gflops(asked[""] / self.patches)})
-        return counts[""] / self.patches
+        return self.bisect(goal, lambda count: self.gflops(count / self.patches)) / self.patches
 
-    def search(self, goal: float, slack: float = 0.0) -> Search:
-        """Bisect for the most patch tokens whose cost is within ``slack`` of the goal, a fraction.
+    def bisect(self, goal: float, cost: Callable[[int], float]) -> int:
+        """Return the number of patch tokens whose cost is nearest to the goal; costs rise with it."""
+        self.build(1.0)  # a method that can't do even this says why
+        cost = functools.cache(cost)
+        above = bisect_left(range(self.patches), goal, self.least, self.patches - 1, key=cost)
+        # Keeping all apart, as that spares the method's own work too.
+        counts = (self.patches, above, max(above - 1, self.least))
+        return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
-        If there are none, the answer is the number of the nearest cost. Costs rise with the number,
-        in steps or under noise.
+    def search(self, start: int) -> Search:
+        """Look for the number of patch tokens whose cost is 1, under noise that any sample may have.
+
+        It starts at ``start`` and moves to where all that is known meets the goal, until the answer's cost,
+        the median of `SURE`, is within `SLACK`; the nearest after `STEPS`.
         """
         self.build(1.0)  # a method that can't do even this says why
-        least, last = self.least, self.patches - 1
-        # Apart from the rest, as keeping all spares the method's own work too.
-        off = {self.patches: (yield self.patches) / goal - 1}
-        if abs(off[self.patches]) <= slack:
+        samples = defaultdict[int, list[float]](list)
+        # Keeping all is apart, as that spares the method's own work too.
+        if abs((yield self.patches) - 1) <= SLACK:
             return self.patches
-        low, high = least, last
-        while low < high:
-            middle = (low + high) // 2
-            off[middle] = (yield middle) / goal - 1
-            low, high = (middle + 1, high) if off[middle] < slack else (low, middle)
-        counts = (self.patches, low, max(low - 1, least))
-        for count in counts:
-            if count not in off:
-                off[count] = (yield count) / goal - 1
-        within = (count for count in counts if abs(off[count]) <= slack)
-        return next(within, min(counts, key=lambda count: abs(off[count])))
-
-    def steady(self, goal: float, slack: float) -> Search:
-        """Search under noise, which `search` takes for what it looks for and of which one bad step leads it astray.
-
-        Its answer is asked for again. As long as that is off, it moves to where all that is known meets the goal.
-        """
-        search, samples = self.search(goal, slack), defaultdict[int, list[float]](list)
-        count, tried = next(search), set[int]()
-        while not tried:
+        count = min(max(start, self.least), self.patches - 1)
+        for _ in range(STEPS - 1):
             samples[count].append((yield count))
-            try:
-                count = search.send(samples[count][-1])
-            except StopIteration as end:
-                tried.add(count := end.value)
-        for _ in range(CHECKS):
-            samples[count].append((yield count))
-            off = {each: statistics.median(costs) / goal - 1 for each, costs in samples.items()}
-            likely = [count] if abs(off[count]) <= slack else self._meeting(off)
+            off = {each: statistics.median(costs) - 1 for each, costs in samples.items()}
+            likely = [count] if abs(off[count]) <= SLACK else self._meeting(off)
             unsure = [each for each in likely if len(samples.get(each, ())) < SURE]
             if not unsure:
                 break
-            tried.add(count := unsure[0])
-        return min(tried & off.keys(), key=lambda each: (abs(off[each]), -each))
+            count = min(unsure, key=lambda each: len(samples.get(each, ())))
+        return min(off, key=lambda each: (len(samples[each]) == 1, abs(off[each]), -each))
 
     def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
         """Return counts at which costs, how far they are off by count, may meet the goal, the likeliest first.
 
         They are taken for the rising (isotonic) function that is nearest to them. Where all of it lies on one side,
-        the outermost count is changed in proportion.
+        their line goes on from the outermost, or its cost changes in proportion.
         """
-        counts = sorted(off.keys() - {self.patches})  # keeping all spares the method's own work
+        counts = sorted(off)
         rising = isotonic_regression([off[count] for count in counts]).x
         if rising[0] < 0 < rising[-1]:
             above = int(np.searchsorted(rising, 0.0))
             return round(float(np.interp(0.0, rising, counts))), counts[above - 1], counts[above]
-        outer = 0 if rising[0] >= 0 else -1
-        return (min(max(round(counts[outer] / (1 + rising[outer])), self.least), self.patches - 1),)
+        at, gap = (counts[0], rising[0]) if rising[0] >= 0 else (counts[-1], rising[-1])
+        slope = 1 / at
+        if len(counts) > 1:  # of noise, or flat over what a processor does at once, no line follows
+            slope = max(np.polyfit(counts, [off[count] for count in counts], 1)[0], slope / 4)
+        return (round(min(max(at - gap / slope, at / 4, self.least), 4 * at, self.patches - 1)),)
 
     @functools.cached_property
     def least(self) -> int:
@@ -173,13 +158,11 @@ def equal_times(
     """Solve keep rates for the time of the targets, by method and the target's keep rate.
 
     Every step times the dense tower, the targets and what all searches ask for in the same rounds.
-    The answer is the most patch tokens whose time is within `SLACK` of the target's, since more
-    tokens in the same time is what anybody would take; see `KeepSolver.steady`.
+    Searches start at the target's keep rate; see `KeepSolver.search`.
     """
     if not solvers:
         return {}
-    steps = CHECKS + math.ceil(math.log2(max(solver.patches for solver in solvers.values())))
-    with progress.task("keep rates of equal time", steps) as update:
+    with progress.task("keep rates of equal time", STEPS) as update:
         done = itertools.count(1)
 
         def costs(asked: Mapping[MethodRate, int]) -> dict[MethodRate, float]:
@@ -192,7 +175,8 @@ def equal_times(
             update(next(done))
             return {key: ratios.get(key, 1.0) / ratios[key[1]] for key in asked}
 
-        counts = together({key: solver.steady(1.0, SLACK) for key, solver in solvers.items()}, costs)
+        starts = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
+        counts = together(starts, costs)
     return {key: count / solvers[key].patches for key, count in counts.items()}
 
 

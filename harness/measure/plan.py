@@ -30,7 +30,7 @@ class Plan:
     tokens: str = "t"  # what is learned from shots, of `TUNINGS`
     num_tokens: int = TuneConfig.count
     seeds: int = 3  # how often it is learned from other shots, counted on from ``seed``
-    limit: int | None = 250  # images per dataset, None for the whole split
+    limit: int | None = 100  # images per dataset, None for the whole split
     split: SplitName = "test"
     seed: int = 0  # of the choice of shots, the first
     device: str = "cpu"

@@ -9,7 +9,9 @@ several of them.
 import hashlib
 import json
 import math
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -29,7 +31,7 @@ from harness.console.table import UNMEASURED, Cell, Table, figure
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.measure.evaluate import cosine_distance
-from harness.measure.match import ROUNDS, SLACK, TOLERANCE, KeepSolver, TimeRatios, together
+from harness.measure.match import ROUNDS, TOLERANCE, KeepSolver, TimeRatios, together
 from harness.measure.plan import MATCHES, Plan
 from harness.measure.recovery import Sources, learning_splits, preprocessed
 from harness.measure.rows import Variant, reduced_row, run
@@ -311,8 +313,7 @@ class _Costs:
             tried: dict[int, float] = {}
             off = self._off if self.state.off is None else self.state.off
             while True:
-                ask = partial(self._about, solver)
-                [count] = together({"": solver.search(self.goal - off)}, ask).values()
+                count = solver.bisect(self.goal - off, partial(self._about, solver))
                 if count in tried:
                     break
                 vit = solver.build(count / solver.patches)
@@ -324,21 +325,23 @@ class _Costs:
         return answers
 
     @staticmethod
-    def _about(solver: KeepSolver, asked: Mapping[str, int]) -> dict[str, float]:
-        return {key: _closed_gflops(solver.build(count / solver.patches)) for key, count in asked.items()}
+    def _about(solver: KeepSolver, count: int) -> float:
+        return _closed_gflops(solver.build(count / solver.patches))
 
     def _by_time(self, solvers: Mapping[Shape, KeepSolver]) -> dict[Shape, tuple[int, float]]:
         """Search with measured times, those of all candidates and of the target in the same rounds."""
-        measured: dict[tuple[Shape, int], float] = {}
+        measured = defaultdict[tuple[Shape, int], list[float]](list)
 
         def costs(asked: Mapping[Shape, int]) -> dict[Shape, float]:
             vits = {shape: solvers[shape].build(count / solvers[shape].patches) for shape, count in asked.items()}
             ratios = self.ratios(vits)
-            measured.update({(shape, count): ratios[shape] for shape, count in asked.items()})
+            for shape, count in asked.items():
+                measured[shape, count].append(ratios[shape])
             return {shape: ratio / self.goal for shape, ratio in ratios.items()}
 
-        counts = together({shape: solver.search(1.0, SLACK) for shape, solver in solvers.items()}, costs)
-        return {shape: (count, measured[shape, count]) for shape, count in counts.items()}
+        starts = {shape: solver.search(round(self.goal * solver.patches)) for shape, solver in solvers.items()}
+        counts = together(starts, costs)
+        return {shape: (count, statistics.median(measured[shape, count])) for shape, count in counts.items()}
 
     def ratios(self, vits: Mapping[Any, ReducedViT], rounds: int = ROUNDS) -> dict[Any, float]:
         """Return times by the dense tower's, as if the target took now what it took at first."""

@@ -25,7 +25,7 @@ SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could
 # Flags, the fields that they decide, and what they are if nothing is said.
 _CONDITIONS = (
     ("--split", "split", "test"),
-    ("--limit", "image_count", "250"),
+    ("--limit", "image_count", "100"),
     ("--device", "device", "cpu"),
     ("--dtype", "dtype", "float32"),
 )

@@ -142,8 +142,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_equal_time_leaves_the_most_tokens_of_all_that_take_it(dense: zoo.ReducedViT, clock: Clock, dtype: str):
-    """Every count tried in turn; where none takes that time, the nearest."""
+def test_equal_time_is_met_or_the_nearest(dense: zoo.ReducedViT, clock: Clock, dtype: str):
+    """Every count tried in turn; where none takes that time, no other is nearer."""
     clock()
     plan = replace(PLAN, match="time", dtype=dtype)
     rows = matched_rows(dense, ARCH, TAG, plan, Progress())
@@ -151,16 +151,13 @@ def test_equal_time_leaves_the_most_tokens_of_all_that_take_it(dense: zoo.Reduce
     assert {value.dtype for value in dense.parameters()} == {torch.float32}
     for method in ("random", "evit", "clsattn", "tome"):
         least = 9 if method == "tome" else 1  # which halves the tokens of a block at most
-        expected = {}
+        found = {
+            rate: round(64 * row.keep) for row in rows if row.method == method for rate in row.config[MATCHED]["keeps"]
+        }
+        assert found.keys() == {0.7, 0.4}
         for rate, goal in ((0.7, SMOOTH["patchrank"](45)), (0.4, SMOOTH["patchrank"](26))):
-            off = {count: SMOOTH[method](count) / goal - 1 for count in range(least, 64)}
-            within = [count for count in off if abs(off[count]) <= SLACK]
-            # Of a step that is too high the first will do, of one that is too low the last.
-            nearest = min(off, key=lambda count: (abs(off[count]), math.copysign(count, off[count])))
-            count = max(within, default=nearest)
-            expected.setdefault(count, []).append(rate)
-        own = {round(64 * row.keep): row.config[MATCHED]["keeps"] for row in rows if row.method == method}
-        assert own == expected, method
+            off = {count: abs(SMOOTH[method](count) / goal - 1) for count in range(least, 64)}
+            assert off[found[rate]] <= max(SLACK, min(off.values()) + 1e-9), (method, rate)
 
 
 def test_noise_hardly_moves_what_takes_equal_time(dense: zoo.ReducedViT, clock: Clock):
@@ -192,7 +189,7 @@ def test_a_search_is_steady_under_noise(dense: zoo.ReducedViT):
             return {"": true(counts[""]) * noise * (1.15 if generator.random() < 0.05 else 1.0)}
 
         solver = KeepSolver(dense, lambda _: dense)
-        return true(together({"": solver.steady(1.0, SLACK)}, cost)[""]) - 1
+        return true(together({"": solver.search(32)}, cost)[""]) - 1
 
     def true(count: int) -> float:
         return (0.35 + 0.65 * count / 64) / 0.73
