@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -261,8 +262,11 @@ def filled(what: type[T], facts: Any, **own: Any) -> T:
     return made
 
 
+_hints = functools.cache(get_type_hints)  # records ask for theirs a thousand times
+
+
 def _dataclass(kind: Any, values: dict[str, Any]) -> Any:
-    kinds = get_type_hints(kind)
+    kinds = _hints(kind)
     for name in values.keys() - kinds.keys():
         near = "".join(difflib.get_close_matches(name, kinds, n=1)) or "none that is close"
         raise ValueError(f"unknown field {name!r}, did you mean: {near}")

@@ -32,7 +32,17 @@ from harness.report.groups import (
     time_sections,
     timed_groups,
 )
-from harness.report.highlights import QUALITIES, Front, Highlights, Standing, highlights, missing, row_name
+from harness.report.highlights import (
+    NAMED,
+    QUALITIES,
+    Front,
+    Highlights,
+    Standing,
+    highlights,
+    listed,
+    missing,
+    row_name,
+)
 from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, samples, traced_groups
 from harness.report.plots import drawn_groups, plots_of
@@ -80,7 +90,8 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
         where = f"{counted(len(report.times), 'table')} of {page_file.name}"
         lines.append(f"{count} by latency in {where}")
     lines += [
-        f"{one.title}: {one.why} in {'; '.join(one.groups)}. This measures it: {one.command}" for one in report.missing
+        f"{one.title}: {one.why} in {listed(one.groups, NAMED, 'table')}. This measures it: {one.command}"
+        for one in report.missing
     ]
     if replaced:
         count = counted(replaced, "earlier measurement")

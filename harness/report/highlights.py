@@ -19,7 +19,7 @@ Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
 # What rows are judged by at a cost: what it is, and what is said of a row that has more of it.
 QUALITIES = {METRICS["cosine_distance"]: ("Nearness to dense", "nearer to dense"), TOP1: ("Accuracy", "more accurate")}
-_NAMED, _ROWS = 6, 24  # sets or methods, and rows, that are named in a sentence
+NAMED, _ROWS = 6, 24  # sets, methods or tables, and rows, that are named in a sentence
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 # Flags, the fields that they decide, and what they are if nothing is said.
@@ -315,14 +315,14 @@ def _sets(short: Sequence[Highlights]) -> dict[str, str]:
 
 
 def _ahead(metric: Metric, cost: Cost, methods: Sequence[str], groups: Sequence[tuple[str, Highlights]]) -> str:
-    where = listed([name for name, _ in groups], _NAMED, "set")
+    where = listed([name for name, _ in groups], NAMED, "set")
     by = f"{QUALITIES[metric][0].lower()} by {cost.words}"
     if len(methods) != 1:
         return (
-            f"No method is clearly ahead on {where}: in {by}, rows of {listed(methods, _NAMED, 'method')} are unbeaten."
+            f"No method is clearly ahead on {where}: in {by}, rows of {listed(methods, NAMED, 'method')} are unbeaten."
         )
     [method], figures = methods, []
-    for name, one in groups[:_NAMED]:
+    for name, one in groups[:NAMED]:
         front = next(f for f in one.trusted if (f.metric, f.cost) == (metric, cost))
         best = min((s for s in _contenders(front)[method] if s.verdict != "beaten"), key=lambda s: s.cost.estimate)
         figures.append(f"on {name} {_figures(best, metric, cost, labels(one.group.rows))}")

@@ -29,6 +29,7 @@ T = TypeVar("T")
 _SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
 _TOP1 = f"{METRICS['top1'].short}, %"
 _GROUPS, _ROWS, _OF_MORE = 6, 150, 3  # that are drawn, and of more the first; unless all are asked for
+_MANY = 30  # groups, of which one is drawn
 _LABELLED = 24  # points of a panel that have their keep rates beside them; of more, the ends of each series
 _TAU = METRICS["tau"].heading
 _RATIO = "time, × dense"
@@ -85,7 +86,7 @@ def drawn_groups(groups: Sequence[Group]) -> int:
     rows = list(accumulate(len(group.rows) for group in groups))
     if not rows or (len(rows) <= _GROUPS and rows[-1] <= _ROWS):
         return _GROUPS
-    return max(1, sum(count <= _ROWS for count in rows[:_OF_MORE]))
+    return max(1, sum(count <= _ROWS for count in rows[:_OF_MORE])) if len(rows) < _MANY else 1
 
 
 def _plot(name: str, title: str, about: str, panels: Sequence[Panel | None]) -> Plot | None:
