@@ -90,7 +90,7 @@ def run_report(args: argparse.Namespace, status: Console) -> Shown:
         where = f"{counted(len(report.times), 'table')} of {page_file.name}"
         lines.append(f"{count} by latency in {where}")
     lines += [
-        f"{one.title}: {one.why} in {listed(one.groups, NAMED, 'table')}. This measures it: {one.command}"
+        f"{one.title}: {one.why} in {listed(one.groups, NAMED, 'table', '; ')}. This measures it: {one.command}"
         for one in report.missing
     ]
     if replaced:

@@ -346,11 +346,11 @@ def _figures(one: Standing, metric: Metric, cost: Cost, names: Mapping[str, str]
     return f"{row_name(row, names)} takes {spent}, {distance} from dense"
 
 
-def listed(names: Sequence[str], most: int, noun: str) -> str:
+def listed(names: Sequence[str], most: int, noun: str, comma: str = ", ") -> str:
     """List names in a sentence; beyond ``most``, say how many more there are."""
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {counted(len(names) - most, f'more {noun}')}"
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+        return f"{comma.join(names[:most])} and {counted(len(names) - most, f'more {noun}')}"
+    return " and ".join(filter(None, [comma.join(names[:-1]), *names[-1:]]))
 
 
 def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str]:

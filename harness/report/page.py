@@ -50,7 +50,8 @@ class Report:
         tables = len(self.records.groups)
         if self.most is None or self.most >= max(tables, len(self.times)):
             return ""
-        return f"Plots and pictures show the first {min(self.most, tables)} of {counted(tables, 'table')} of records."
+        first = "first" if self.most == 1 else f"first {min(self.most, tables)}"
+        return f"Plots and pictures show the {first} of {counted(tables, 'table')} of records."
 
 
 class Choice(NamedTuple):

@@ -18,7 +18,17 @@ from harness.records.statistics import Interval, holm, mcnemar_exact
 from harness.report.changes import read_run
 from harness.report.drawing import Chart, styles_of
 from harness.report.groups import grouped
-from harness.report.highlights import Highlights, Missing, Standing, fronts, headline, highlights, missing, standings
+from harness.report.highlights import (
+    Highlights,
+    Missing,
+    Standing,
+    fronts,
+    headline,
+    highlights,
+    listed,
+    missing,
+    standings,
+)
 from harness.report.plots import plots_of
 
 
@@ -395,3 +405,9 @@ def test_the_command_measures_under_the_same_conditions(row: Any):
 def test_names_are_quoted_for_the_shell(name: str, row: Any):
     [one, *_] = lacking([row("random", 0.6, 50, dataset=name)]).values()
     assert parsed(one).datasets == [name]
+
+
+def test_a_long_list_of_names_with_commas_ends_in_a_number():
+    names = [f"set {at}, test" for at in range(9)]
+    assert listed(names, 2, "table", "; ") == "set 0, test; set 1, test and 7 more tables"
+    assert listed(names[:3], 6, "table", "; ") == "set 0, test; set 1, test and set 2, test"

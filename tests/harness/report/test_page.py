@@ -7,6 +7,8 @@ import itertools
 import re
 from typing import Any
 
+import pytest
+
 from harness.console.terminal import Progress
 from harness.records.record import Record
 from harness.report.drawing import Picture
@@ -189,14 +191,18 @@ def test_one_plot_has_all_costs_and_shows_the_first_without_a_script(
     assert text.index('class="axis axis-0"') < text.index('<h2 id="tables-title"')
 
 
-def test_of_many_tables_the_first_are_drawn_and_the_page_says_so(records: list[Record], tmp_path: Any) -> None:
-    many = [dataclasses.replace(r, dataset=f"set{at}") for at in range(9) for r in records if r.dataset == "fashion"]
+@pytest.mark.parametrize(("count", "first"), [(9, "first 3 of 9 tables"), (30, "first of 30 tables")])
+def test_of_many_tables_the_first_are_drawn_and_the_page_says_so(
+    records: list[Record], tmp_path: Any, count: int, first: str
+) -> None:
+    own = [record for record in records if record.dataset == "fashion"][: 3 if count > 9 else None]
+    many = [dataclasses.replace(record, dataset=f"set{at}") for at in range(count) for record in own]
     report = write_report(many, tmp_path, Progress(), runs=[tmp_path / "a run"], drawn=())
-    assert {len(plot.panels) for plot in report.plots if plot.name.startswith("accuracy")} == {3}
+    assert {len(plot.panels) for plot in report.plots if plot.name.startswith("accuracy")} == {3 if count == 9 else 1}
     text = (tmp_path / "report.html").read_text("utf-8").replace("\u00a0", " ")
-    assert "Plots and pictures show the first 3 of 9 tables of records. This draws all:" in text
+    assert f"Plots and pictures show the {first} of records. This draws all:" in text
     assert "a run&#39; --all-plots" in text
-    assert text.count("<table data-sortable") == 9
+    assert text.count("<table data-sortable") == count
     assert "This draws all" not in page(dataclasses.replace(report, most=None), "All")
 
 
