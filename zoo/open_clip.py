@@ -10,6 +10,7 @@ our embedded text tower refuses words that this never saw.
 
 import difflib
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,45 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
         )
     tower.load_state_dict(weights)
     return tower
+
+
+_TIMM_TO_NATIVE = {
+    r"^cls_token$": "class_embedding", r"^pos_embed$": "positional_embedding", r"^patch_embed\.proj\.": "conv1.",
+    r"^norm_pre\.": "ln_pre.", r"^norm\.": "ln_post.", r"^head\.weight$": "proj",
+    r"^blocks\.": "transformer.resblocks.", r"\.norm(\d)\.": r".ln_\1.", r"\.qkv\.": ".in_proj_",
+    r"\.attn\.proj\.": ".attn.out_proj.", r"\.fc1\.": ".c_fc.", r"\.fc2\.": ".c_proj.",
+}  # fmt: skip
+
+
+def to_open_clip(vit: nn.Module) -> VisionTransformer:
+    """Return open_clip's own image tower with a dense CLIP tower's weights, copied; undoes `from_open_clip`.
+
+    Raises:
+        ValueError: a reduced or tuned tower, or one that isn't laid out as OpenAI's CLIP.
+    """
+    if not isinstance(vit, ReducedViT) or vit.reducer is not None or vit.prompts is not None:
+        raise ValueError("open_clip's own code takes the dense tower alone")
+    block, state = vit.blocks[0], vit.state_dict()
+    if not state.pop("head.bias", torch.zeros(1)).any():
+        state["head.weight"] = state["head.weight"].T
+    state |= {"cls_token": state["cls_token"][0, 0], "pos_embed": state["pos_embed"][0]}
+    visual = VisionTransformer(
+        image_size=vit.input_size,
+        patch_size=vit.patch_embed.patch_size,
+        width=vit.embed_dim,
+        layers=vit.depth,
+        heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.fc1.out_features / vit.embed_dim,
+        output_dim=vit.num_classes,
+        act_layer=QuickGELU if isinstance(block.mlp.act, TimmQuickGELU) else nn.GELU,
+    )
+    for name, other in _TIMM_TO_NATIVE.items():
+        state = {re.sub(name, other, key): value for key, value in state.items()}
+    if differing := sorted(state.keys() ^ visual.state_dict().keys()):
+        raise ValueError(f"this tower isn't laid out as OpenAI's CLIP: it differs in {differing[0]!r}")
+    visual.load_state_dict(state)
+    weight = vit.patch_embed.proj.weight
+    return visual.to(weight.device, weight.dtype).train(vit.training)
 
 
 def _activation(module: nn.Module) -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import zoo
 from harness.measure.timing import Call, random_images, waiting
 from zoo.export import AOTI, FORMATS, INT8, ONNX, OPENVINO, Served, as_runtime, require_format
+from zoo.open_clip import to_open_clip
 from zoo.optimized import OptimizedHost
 from zoo.reducer import expected
 from zoo.suffix import PRECISIONS
@@ -36,7 +37,8 @@ OPTIMIZED = "optimized"
 WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, CHANNELS_LAST, OPTIMIZED)
 # What --runtimes times in one round, in several precisions: ways that leave weights alone, and exported files.
 EXPORTED = (AOTI, ONNX, OPENVINO)
-RUNTIMES = (*(way for way in WAYS if way != CHANNELS_LAST), *EXPORTED)
+OPEN_CLIP = "open_clip"  # open_clip's own code with the same weights
+RUNTIMES = (*(way for way in WAYS if way != CHANNELS_LAST), OPEN_CLIP, *EXPORTED)
 DTYPES = (*PRECISIONS, INT8)
 ON_CUDA = (REDUCE_OVERHEAD, CUDA_GRAPHS)
 COMPILED = (COMPILE, REDUCE_OVERHEAD)
@@ -53,8 +55,8 @@ class SkippedGraphsError(RuntimeError):
     """The compiler left out CUDA graphs."""
 
 
-class NotOptimizedError(RuntimeError):
-    """``zoo.optimize`` refuses this tower, or this precision of it."""
+class RefusedError(RuntimeError):
+    """``zoo.optimize`` or open_clip has no such tower, or not in this precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,9 @@ def check_runtimes(runtimes: Sequence[str], dtypes: Sequence[str], device: torch
     for runtime in runtimes:
         if runtime not in RUNTIMES:
             raise ValueError(f"--runtimes {runtime!r}: {expected(runtime, RUNTIMES)}")
-        if runtime not in EXPORTED:
+        if runtime in WAYS:
             check_ways([runtime], device)
+        if runtime not in EXPORTED:
             continue
         if device.type != "cpu":
             raise ValueError(
@@ -235,13 +238,15 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
         # Times don't depend on the images that ranges for int8 come from.
         others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
         return as_runtime(model, others, format=way, dtype=dtype or "float32", calibration=others)
-    if way == OPTIMIZED:
-        names = {each: name for name, each in PRECISIONS.items()}
-        try:
+    try:
+        if way == OPTIMIZED:
+            names = {each: name for name, each in PRECISIONS.items()}
             optimized: Call = zoo.optimize(model, dtype=dtype or names[images.dtype])
-        except ValueError as error:
-            raise NotOptimizedError(str(error)) from error
-        return optimized
+            return optimized
+        if way == OPEN_CLIP:
+            model = to_open_clip(model)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
     if dtype is not None:
         model = Served(model, dtype).eval()
     if way == CUDA_GRAPHS:
@@ -317,7 +322,7 @@ def deviations(features: Tensor, eager: Tensor) -> Tensor:
 def _is_refusal(error: Exception) -> bool:
     """Tell whether the compiler, or CUDA when capturing, can't do it."""
     compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
-    return compiler or isinstance(error, (SkippedGraphsError, NotOptimizedError)) or "captur" in str(error)
+    return compiler or isinstance(error, (SkippedGraphsError, RefusedError)) or "captur" in str(error)
 
 
 def _reason(error: BaseException) -> str:
@@ -326,7 +331,7 @@ def _reason(error: BaseException) -> str:
         error = error.__context__
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
-    if isinstance(error, (SkippedGraphsError, NotOptimizedError)):
+    if isinstance(error, (SkippedGraphsError, RefusedError)):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

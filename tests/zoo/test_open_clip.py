@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.clip import class_features, image_transform
 from zoo.golden import GoldenConfig, golden_importance
-from zoo.open_clip import from_open_clip, load_open_clip
+from zoo.open_clip import from_open_clip, load_open_clip, to_open_clip
 from zoo.sizes import SIZES
 
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
@@ -461,3 +461,23 @@ def test_folders_that_hold_no_model(theirs: Any, tmp_path: Path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
     with pytest.raises(ValueError, match=r"the weights of .* can't be used: Required pretrained"):
         load_open_clip(f"local-dir:{tmp_path}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["clip_vit_b32", "clip_vit_b16.laion2b"])
+def test_a_dense_tower_goes_back_to_open_clips_code(name: str):
+    vit = timm.create_model(name).eval()
+    for parameter in vit.parameters():
+        parameter.normal_(std=0.05)
+    vit.head.bias.zero_()
+    theirs = to_open_clip(vit)
+    images = torch.randn(2, 3, 224, 224)
+    assert torch.allclose(theirs(images), vit(images), atol=1e-4 * float(vit(images).abs().max()))
+    back = from_open_clip(theirs).state_dict()
+    assert all(torch.equal(back[key], value) for key, value in vit.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "reason"), [("clip_vit_b32_evit50", "dense"), ("clip_vit_s14", "'conv1.bias'")])
+def test_what_open_clip_has_no_code_for_is_refused(name: str, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        to_open_clip(timm.create_model(name))

@@ -81,6 +81,13 @@ def test_exported_files_are_timed(runtime: str, family: Family):
         assert one.peak_mib is None  # another's allocator
 
 
+def test_open_clips_own_code_is_timed_with_the_same_weights(family: Family):
+    *_, dense, short = timed(replace(PLAN, runtimes=(ways.OPEN_CLIP,), dtypes=("float32", "bfloat16")))[0][:4]
+    assert dense.deviation < 1e-5
+    assert dense.samples_ms
+    assert short.failed == "open_clip's own code takes the dense tower alone"
+
+
 def test_a_runtime_that_errs_has_a_reason(family: Family, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ways, "check_runtimes", lambda *_: None)
 
