@@ -243,6 +243,9 @@ def parsed(kind: Any, value: Any, name: str) -> Any:
     raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
 
 
+_hints = functools.cache(get_type_hints)  # records ask for theirs a thousand times
+
+
 def filled(what: type[T], facts: Any, **own: Any) -> T:
     """Return the dataclass ``what`` of facts as JSON has them, and of ``own`` fields, which facts may not name.
 
@@ -252,7 +255,7 @@ def filled(what: type[T], facts: Any, **own: Any) -> T:
     if not isinstance(facts, dict):
         raise ValueError(f"a {type(facts).__name__} instead of an object")
     make: Any = what
-    kinds = {name: kind for name, kind in get_type_hints(what).items() if name not in own}
+    kinds = {name: kind for name, kind in _hints(make).items() if name not in own}
     if unknown := sorted(facts.keys() - kinds.keys()):
         raise ValueError(f"unknown field {unknown[0]!r}")
     needed = {one.name for one in fields(make) if one.default is MISSING and one.default_factory is MISSING}
@@ -260,9 +263,6 @@ def filled(what: type[T], facts: Any, **own: Any) -> T:
         raise ValueError(f"missing field {missing[0]!r}")
     made: T = make(**own, **{name: parsed(kinds[name], value, name) for name, value in facts.items()})
     return made
-
-
-_hints = functools.cache(get_type_hints)  # records ask for theirs a thousand times
 
 
 def _dataclass(kind: Any, values: dict[str, Any]) -> Any:

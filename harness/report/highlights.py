@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from harness.measure.plan import Plan
 from harness.measure.times import LatencyRecord
 from harness.records.averages import Average, Judged, fidelity_ps, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
@@ -24,10 +25,10 @@ SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could
 
 # Flags, the fields that they decide, and what they are if nothing is said.
 _CONDITIONS = (
-    ("--split", "split", "test"),
-    ("--limit", "image_count", "100"),
-    ("--device", "device", "cpu"),
-    ("--dtype", "dtype", "float32"),
+    ("--split", "split", Plan.split),
+    ("--limit", "image_count", str(Plan.limit)),
+    ("--device", "device", Plan.device),
+    ("--dtype", "dtype", Plan.dtype),
 )
 
 

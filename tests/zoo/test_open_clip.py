@@ -481,3 +481,14 @@ def test_a_dense_tower_goes_back_to_open_clips_code(name: str):
 def test_what_open_clip_has_no_code_for_is_refused(name: str, reason: str):
     with pytest.raises(ValueError, match=reason):
         to_open_clip(timm.create_model(name))
+
+
+def test_a_head_with_a_bias_and_another_pool_are_refused():
+    vit = timm.create_model("clip_vit_b32")
+    torch.nn.init.ones_(vit.head.bias)
+    with pytest.raises(ValueError, match=r"'head\.bias'"):
+        to_open_clip(vit)
+    vit.head.bias.data.zero_()
+    vit.global_pool = "avg"
+    with pytest.raises(ValueError, match="its pool is 'avg'"):
+        to_open_clip(vit)
