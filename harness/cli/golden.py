@@ -267,7 +267,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             write_whole(args.output, path.read_bytes())
             path = args.output
-        untuned, top1 = tuner.judge(row, tuned, drawn.val)
+        untuned, top1 = (one.top1 for one in tuner.judge(row, tuned, drawn.val))
     parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
     text = (
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "

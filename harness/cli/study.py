@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.measure.compare import Floor
     from harness.studies.paper import Picture, Reproduction
     from harness.studies.reproduce import Comparison
+    from harness.studies.tuning import Trial
     from harness.studies.workshop import StudyConfig
 
 # `study reproduce` without a root: what ships.
@@ -417,7 +418,7 @@ def _study_flags(parser: CommandParser) -> None:
     flags.keeps(what, None, "default: the study's own")
     flags.number(what, "--seeds", 3, "fits, and random orders")
     text = "to judge by; test for learned tokens, else val"
-    flags.split_of(what, text, choices=("val", "test"))
+    flags.split_of(what, f"{text}; final for learned tokens alone", type=str, choices=("val", "test", "final"))
     flags.limits(what, 300)
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
     flags.number(what, "--shots", None, "of them per class; default: all", metavar="K")
@@ -435,6 +436,7 @@ def _study_flags(parser: CommandParser) -> None:
 
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
+    from harness.datasets.base import FINAL, FINAL_ALONE
     from harness.records.record import earlier, write_records
     from harness.studies.dry_run import expected_runs
     from harness.studies.run import NOTES, SEED_NOTES, get_study, make, tower_with_text
@@ -445,6 +447,8 @@ def run_study(args: Namespace, status: Console) -> Work:
     progress = Progress(status)
     recipes = {"fit": flags.fit_config(args), "tune": flags.tune_config(args, args.draws)}
     split, golden = args.split or study.split, flags.golden_config(args)
+    if split == FINAL and not study.tunes:
+        raise ValueError(f"--split {split}: {FINAL_ALONE}")
     config = flags.settings(StudyConfig, args, split=split, golden=golden, **recipes)
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
@@ -463,6 +467,49 @@ def run_study(args: Namespace, status: Console) -> Work:
     write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
     return Shown(parts=(), data={"study": study.name, "tables": sheets})
+
+
+def _recipes_flags(parser: CommandParser) -> None:
+    from harness.datasets.few_shot import OURS
+
+    what = parser.add_argument_group("what is tuned, on what")
+    what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
+    flags.datasets(what, list(EMBEDDED))
+    text = "changes of the recipe to try, each FIELD=VALUE or several with commas between them"
+    what.add_argument("--try", dest="changes", nargs="+", metavar="CHANGE", required=True, help=text)
+    flags.number(what, "--seeds", 3, "draws of images, and initial tokens", kind=flags.positive)
+    flags.number(what, "--seed", None, "the first; default: 0, of CoOp's draws 1")
+    flags.data(parser)
+    _few_shots(parser, OURS)
+    flags.device(parser.add_argument_group("conditions"))
+
+
+def run_recipes(args: Namespace, status: Console) -> Shown:
+    """Tune by a recipe and by changed ones, and judge them by images of val that they never saw."""
+    from harness.cli.golden import dense_name, load_row
+    from harness.datasets import get_dataset
+    from harness.measure.tuning import Tuner
+    from harness.studies.tuning import AS_IT_IS, changed, trial_runs, trials, trials_table
+    from zoo.weights import fingerprint
+
+    config = flags.tune_config(args, args.draws)
+    recipes = {AS_IT_IS: config} | {change: changed(config, change) for change in args.changes}
+    seeds = range(config.seed, config.seed + args.seeds)
+    parts, row, tag = load_row(args.model)
+    parts.model.to(args.device)
+    progress = Progress(status)
+    about = {"model": dense_name(row), "tag": tag, "weights": fingerprint(row.vit)}
+    tuners = [Tuner(parts, get_dataset(name), **about, progress=progress, draws=args.draws) for name in args.datasets]
+    runs = [trial_runs(tuner, recipes, args.labelled, seeds) for tuner in tuners]
+    found: list[Trial] = []
+    with progress.overall("study recipes", sum(runs)):
+        for tuner, part in zip(tuners, runs, strict=True):
+            with progress.part(part):
+                found += trials(tuner, row, recipes, args.labelled, seeds)
+    images, last = f"{args.labelled} images per class", seeds[-1]
+    title = f"recipes of learned tokens, {args.model}, {images}, seeds {seeds[0]} to {last}: {config.learned}"
+    data = {"model": args.model, "labelled": args.labelled, "draws": args.draws, "recipe": config, "trials": found}
+    return Shown(parts=(trials_table(found, title),), data=json_values(data))
 
 
 def _final_flags(parser: CommandParser) -> None:
@@ -560,6 +607,17 @@ COMMANDS = (
             ("study speed --model clip_vit_b16 --random-weights --images 1", "another tower"),
         ),
         output="a table on standard output; the record in --output",
+    ),
+    Command(
+        path="study recipes",
+        what="Compare recipes of learned tokens by images of val that they never saw, to choose one by.",
+        flags=_recipes_flags,
+        run=run_recipes,
+        examples=(
+            ("study recipes --tokens t --try anchor=0 anchor=2", "two weights of the anchor"),
+            ("study recipes --tokens t --try 'init=a photo of a,anchor=2' learning_rate=5e-4", "several changes"),
+        ),
+        output=f"a table on standard output; no files but the prompts, in the user's cache. {AGAIN}",
     ),
     Command(
         path="study reproduce",

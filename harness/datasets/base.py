@@ -25,7 +25,10 @@ from zoo.weights import cache_folder
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has
 FINAL: SplitName = "final"
-FINAL_ALONE = "'final' is the test set that nothing was chosen by: only `patchrank study final` reads it"
+FINAL_ALONE = (
+    "'final' is the test set that nothing was chosen by: only `patchrank study final`, and `study NAME --split final` "
+    "of studies of learned tokens, read it"
+)
 # What folders and the splits of others are called.
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -209,7 +212,7 @@ class Dataset(abc.ABC):
         return whole.subset(kept)
 
     def released(self) -> Self:
-        """Return it with its split ``final`` to be read, for `study final` alone."""
+        """Return it with its split ``final`` to be read, for what `FINAL_ALONE` names."""
         if not self.has_final:
             raise ValueError(self._without_final())
         other = copy.copy(self)

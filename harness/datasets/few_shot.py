@@ -91,6 +91,23 @@ def draw(dataset: Dataset, shots: int, seed: int, draws: str = OURS) -> FewShot:
     return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, most)))
 
 
+def undrawn(dataset: Dataset, few: FewShot) -> Split:
+    """Take the images of val that a draw left: neither learned from nor validated by, nor of a group with one that was.
+
+    Raises:
+        ValueError: there are none.
+    """
+    split = dataset.split("val")
+    taken = {dataset.group_of(name) for part in few for name in part.image_ids}
+    places = [place for place, name in enumerate(split.image_ids) if dataset.group_of(name) not in taken]
+    if not places:
+        raise ValueError(
+            f"{dataset.name!r}: the draw took all {len(split)} images of val, none is left to judge by; "
+            "ask for fewer per class"
+        )
+    return split.subset(places)
+
+
 def _as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
     """Draw the images that CoOp's runs of a seed (1, 2 and 3 are the published ones) learn from.
 

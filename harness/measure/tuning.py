@@ -5,9 +5,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.console.terminal import Progress
@@ -26,7 +27,7 @@ from zoo.tuning import Labelled, tune
 from zoo.vit import ReducedViT
 from zoo.weights import cache_folder
 
-F = TypeVar("F")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,16 @@ class Tuned:
         return digest_of(self.file.path)
 
 
+class Judged(NamedTuple):
+    """How a model does on labelled images."""
+
+    top1: float  # share of images that are right
+    loss: float  # mean cross-entropy, nats
+
+
 def loadable(
-    path: Path, read: Callable[[Path], F], load: Callable[[F], object], words: str, progress: Progress
-) -> F | None:
+    path: Path, read: Callable[[Path], T], load: Callable[[T], object], words: str, progress: Progress
+) -> T | None:
     """Return what was learned in an earlier run, if its file is there; None, with ``words``, if it can't be loaded."""
     if not path.is_file():
         return None
@@ -136,15 +144,20 @@ class Tuner:
         words = "prompts of an earlier run are tuned anew"
         return loadable(path, PromptFile.read, PromptFile.load, words, self.progress)
 
-    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
-        """Return top-1 on some images of a row as it is, by text, and tuned."""
+    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple["Judged", "Judged"]:
+        """Judge a row by labelled images, as it is, by text, and tuned."""
 
-        def top1(one: Variant, classifier: Tensor) -> float:
-            outcome = self._outcomes_of([one], split)[one.key]
-            return float(correct(outcome.features, classifier, split.labels).mean())
+        def judged(features: Tensor, classifier: Tensor) -> Judged:
+            scores = self.parts.model.logit_scale.detach().exp().cpu() * features @ classifier.T
+            loss = float(F.cross_entropy(scores, torch.from_numpy(split.labels)))
+            return Judged(float(correct(features, classifier, split.labels).mean()), loss)
 
         text, _ = text_classifier(self.parts, self.dataset)
-        return top1(row, text), top1(replace(row, vit=tuned.vit), tuned.classifier)
+        plain = self._outcomes.whole([row.key], split, lambda rest: self._outcomes_of([row], rest))[row.key]
+        own = plain
+        if tuned.file.recipe["tokens"] != "t":
+            own = self._outcomes_of([replace(row, vit=tuned.vit)], split)[row.key]
+        return judged(plain.features, text), judged(own.features, tuned.classifier)
 
     def _tune(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path) -> None:
         """Tune one row and write the result; go on where a stopped run was."""

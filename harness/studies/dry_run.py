@@ -32,7 +32,7 @@ from harness.models.towers import Tower
 from harness.records.conditions import Tuning
 from harness.records.record import Record
 from harness.studies.paper import Reproduction, Target
-from harness.studies.run import bench_of, lines, plain_rows, tower_with_text
+from harness.studies.run import bench_of, dataset_of, lines, plain_rows, tower_with_text
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop, find
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
@@ -165,6 +165,20 @@ class DryShop(Workshop):
         return Tuned(vit=row.vit, classifier=torch.empty(0), file=file)
 
 
+class _QuickShop(DryShop):
+    """A dry workshop that counts and times no models: rows of equal cost have any keep rate."""
+
+    def at_cost(self, name: str, build: Callable[[float], list[Variant]], goal: float) -> list[Variant]:
+        """Build a model at any keep rate."""
+        return build(0.5)
+
+    def at_time(
+        self, targets: Mapping[float, Variant], methods: Sequence[str], dtype: str
+    ) -> dict[MethodRate, tuple[float, dict[str, Any]]]:
+        """Return the targets' keep rates, as if each took its target's time."""
+        return {(method, rate): (rate, {"ratio": 1.0, "goal": 1.0}) for method in methods for rate in targets}
+
+
 def remaining(
     recipe: Reproduction, config: StudyConfig, datasets: Sequence[Dataset], known: Sequence[Record], progress: Progress
 ) -> list[Step]:
@@ -177,8 +191,9 @@ def remaining(
     solvers: dict[str, KeepSolver] = {}
     with progress.task(f"what {recipe.name} takes", len(parts)) as update:
         for done, part in enumerate(parts, start=1):
-            # Anew, as looking for records brings a tower to its device and precision.
-            shop = DryShop(part, tower_with_text(config.model), solvers)
+            # Anew, as looking for records brings a tower to its device and precision. Without records
+            # nothing depends on keep rates of equal cost, and solving them would take minutes.
+            shop = (DryShop if known else _QuickShop)(part, tower_with_text(config.model), solvers)
             lines_of = {name: lines(recipe.study, shop, by_name[name]) for name in part.datasets}
             for name, own in lines_of.items():
                 _count_judging(shop, by_name[name], own, known)
@@ -214,26 +229,13 @@ def _count_judging(shop: DryShop, dataset: Dataset, lines: Sequence[Line], known
     )
 
 
-class _QuickShop(DryShop):
-    """A dry workshop that counts and times no models: rows of equal cost have any keep rate."""
-
-    def at_cost(self, name: str, build: Callable[[float], list[Variant]], goal: float) -> list[Variant]:
-        """Build a model at any keep rate."""
-        return build(0.5)
-
-    def at_time(
-        self, targets: Mapping[float, Variant], methods: Sequence[str], dtype: str
-    ) -> dict[MethodRate, tuple[float, dict[str, Any]]]:
-        """Return the targets' keep rates, as if each took its target's time."""
-        return {(method, rate): (rate, {"ratio": 1.0, "goal": 1.0}) for method in methods for rate in targets}
-
-
 def expected_runs(study: Study, config: StudyConfig, known: Sequence[Record], tower: Tower) -> float:
     """Return about how often a study will run a tower on an image, what else it does counted as runs that take as long.
 
     What is cached or in ``known`` records counts as nothing. The tower stays as it is.
     """
-    datasets = [one for one in map(get_dataset, config.datasets) if one.labelled or not study.labels]
+    datasets = [dataset_of(config, name) for name in config.datasets]
+    datasets = [one for one in datasets if one.labelled or not study.labels]
     config = replace(config, datasets=tuple(one.name for one in datasets))
     # A copy, as looking for records brings a tower to its device and precision.
     shop = _QuickShop(config, tower._replace(vit=copy.deepcopy(tower.vit)), {})

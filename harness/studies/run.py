@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from harness.console.table import FORMS, UNMEASURED, Cell, Column, Table, json_values, points
 from harness.console.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import Dataset
+from harness.datasets.base import FINAL, Dataset
 from harness.datasets.few_shot import require_labels
 from harness.measure.bench import Bench
 from harness.measure.cost import costs
@@ -273,9 +273,15 @@ def make(
         yield sheet, [record for group in records for record in group]
 
 
+def dataset_of(config: StudyConfig, name: str) -> Dataset:
+    """Return a dataset, its split ``final`` released where the study judges by it."""
+    dataset = get_dataset(name)
+    return dataset.released() if config.split == FINAL else dataset
+
+
 def _datasets(study: Study, config: StudyConfig, progress: Progress) -> list[Dataset]:
     """Return the datasets that a study can do something with, and say which it can't."""
-    datasets = [get_dataset(name) for name in config.datasets]
+    datasets = [dataset_of(config, name) for name in config.datasets]
     if not study.labels:
         return datasets
     unlabelled = [dataset for dataset in datasets if not dataset.labelled]

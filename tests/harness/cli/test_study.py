@@ -68,7 +68,7 @@ def test_it_measures_every_method_at_equal_keep_and_at_equal_cost(
 ])  # fmt: skip
 def test_nobody_else_may_read_it(words: str, capsys):
     assert main(words.split()) == 2
-    assert "only `patchrank study final` reads it" in capsys.readouterr().err
+    assert "only `patchrank study final`, and `study NAME --split final`" in capsys.readouterr().err
 
 
 def test_it_is_of_two_datasets(capsys):

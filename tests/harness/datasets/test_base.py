@@ -36,7 +36,7 @@ def test_unknown_names_get_the_nearest_one():
         get_dataset("fasion")
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
         get_dataset("fashion").split("dev")
-    with pytest.raises(ValueError, match="only `patchrank study final` reads it"):
+    with pytest.raises(ValueError, match="only `patchrank study final`, and"):
         get_dataset("fashion").split("final")
     for read in (Dataset.released, lambda dataset: dataset.labels("final")):
         with pytest.raises(ValueError, match="'emoji-names' has no split 'final'; fashion, emoji and photos have"):

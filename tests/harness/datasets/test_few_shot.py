@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from harness.datasets import get_dataset, shipped_facts
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.coop import CoopSplit
-from harness.datasets.few_shot import SHOTS, draw, draw_ranked, draw_train, require_apart
+from harness.datasets.few_shot import SHOTS, draw, draw_ranked, draw_train, require_apart, undrawn
 
 WITH_VAL = ("fashion", "emoji")
 RANKED = np.array([0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 0, 3], dtype=np.int64)
@@ -276,3 +276,20 @@ def test_refusals_of_coops_draws(listed: CoopSplit):
         with pytest.raises(ValueError, match=match):
             draw(dataset, shots, seed, draws)
     assert all(shipped_facts(name).listed_by_coop for name in ("caltech101", "fgvc-aircraft", "ucf101"))
+
+
+@pytest.mark.parametrize("name", WITH_VAL)
+@pytest.mark.parametrize("seed", [0, 4])
+def test_what_a_draw_left_of_val(name: str, seed: int):
+    dataset = get_dataset(name)
+    few = draw(dataset, 16, seed)
+    left, val = undrawn(dataset, few), dataset.split("val")
+    drawn = {dataset.group_of(one) for part in few for one in part.image_ids}
+    assert list(left.image_ids) == [one for one in val.image_ids if dataset.group_of(one) not in drawn]
+    assert 60 < len(left) <= len(val) - sum(map(len, few))
+
+
+def test_a_draw_that_leaves_nothing():
+    dataset = Uneven(train=[0, 1, 2], val=[0, 1, 2])
+    with pytest.raises(ValueError, match="'uneven': the draw took all 3 images of val, none is left"):
+        undrawn(dataset, draw(dataset, 1, seed=0))

@@ -273,3 +273,23 @@ def test_a_shard_that_always_kills_its_worker_ends_the_run(small: Any, tmp_path)
     done = {name: (small.whole / name).read_bytes() for name in small.shards(tmp_path / "store")}
     assert small.shards(tmp_path / "store") == done
     assert "part-00004.parquet" not in done
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_workers_rank_by_several_scores_in_one_go(small: Any, tmp_path, monkeypatch):
+    """Each score has the store that one process writes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    images = "rank --model clip_vit_s14 --dataset emoji --split val --limit 6 --score preservation label confidence"
+    command = [*images.split(), *"--window 7 --stride 7 --shard-size 2 --batch 8 --dtype float32".split()]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert main([*command, "--out", str(tmp_path / "many"), "--workers", "2"]) == 0
+    for score in ("preservation", "label", "confidence"):
+        alone, together = (small.shards(tmp_path / whose / score) for whose in ("one", "many"))
+        assert len(alone) == 3
+        assert together == alone

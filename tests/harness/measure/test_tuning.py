@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from open_clip.model import CLIP
 from rich.console import Console
 from safetensors.torch import save_file
@@ -25,7 +26,7 @@ from harness.measure import tuning as module
 from harness.measure.evaluate import correct
 from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner
-from harness.models.towers import load_tower
+from harness.models.towers import load_tower, text_classifier
 from zoo.clip import ClipParts
 from zoo.prompt_learner import RECIPES, TuneConfig
 from zoo.prompts import PromptFile, save_prompts
@@ -248,15 +249,21 @@ def test_refuses_an_unknown_word(tuner: Tuner, toy: Dataset, rows: list[Variant]
         fresh(tuner).tuned(rows, 1, 0, TuneConfig(**QUICK, tokens="t"))
 
 
-def test_judged_by_text_and_by_what_was_learned(tuner: Tuner, rows: list[Variant], named: Dataset):
-    one = tuner.tuned(rows[:1], 1, 0, TuneConfig(**QUICK))[rows[0].key]
+@pytest.mark.parametrize("tokens", ["t", "vt"])
+def test_judged_by_text_and_by_what_was_learned(tuner: Tuner, rows: list[Variant], named: Dataset, tokens: str):
+    one = tuner.tuned(rows[:1], 1, 0, TuneConfig(**QUICK, tokens=tokens))[rows[0].key]
     split = named.split("test")
-    untuned, top1 = tuner.judge(rows[0], one, split)
+    plain, own = tuner.judge(rows[0], one, split)
     images = torch.stack([tuner.parts.preprocess(split[i].image) for i in range(len(split))])
-    with torch.no_grad():
-        features = one.vit(images)
-    assert top1 == correct(features, one.classifier, split.labels).mean()
-    assert 0 <= untuned <= 1
+    text, _ = text_classifier(tuner.parts, named)
+    for vit, classifier, judged in ((rows[0].vit, text, plain), (one.vit, one.classifier, own)):
+        with torch.no_grad():
+            features = F.normalize(vit(images), dim=-1)
+        assert judged.top1 == correct(features, classifier, split.labels).mean()
+        scores = tuner.parts.model.logit_scale.exp() * features @ classifier.T
+        labels = torch.from_numpy(split.labels)
+        slowly = -scores.log_softmax(1)[range(len(labels)), labels].mean().item()
+        assert judged.loss == pytest.approx(slowly, rel=1e-4)
 
 
 VISION = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}

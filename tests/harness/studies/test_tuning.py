@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.console.table import points
+from harness.console.terminal import Progress
+from harness.datasets.base import FINAL, Dataset
+from harness.datasets.few_shot import draw, undrawn
+from harness.measure.rows import variants
+from harness.measure.tuning import Judged, Tuner, step_runs
 from harness.records.statistics import bootstrap_mean, mean_interval
-from harness.studies.tuning import KINDS, four_points
+from harness.studies.tuning import KINDS, Trial, changed, four_points, trial_runs, trials, trials_table
 from harness.studies.workshop import StudyConfig
+from zoo.clip import ClipParts
+from zoo.prompt_learner import TuneConfig
+from zoo.weights import fingerprint
 
 Studied = Callable[..., Any]
 
@@ -89,3 +98,103 @@ def test_every_kind_is_another_and_the_first_is_compared_with(few: StudyConfig, 
     assert [entry.labels["tokens"] for entry in sheet.entries] == list(KINDS)
     assert list(KINDS)[:3] == ["V+T, coupled", "V+T, coupled as printed", "V+T, independent"]
     assert len({record.method_config["prompts"] for record in records if record.tuning}) == len(KINDS)
+
+
+@pytest.mark.parametrize(("changes", "fields"), [
+    ("anchor=0", {"anchor": 0.0}),
+    ("init=a photo of a,anchor=2, learning-rate=5e-4", {"init": "a photo of a", "anchor": 2.0, "learning_rate": 5e-4}),
+    ("epochs=3", {"epochs": 3}),
+    ("init=none,epochs=none", {"init": None, "epochs": None}),
+    ("augment=false,count=4", {"augment": False, "count": 4}),
+])  # fmt: skip
+def test_a_changed_recipe(changes: str, fields: dict[str, Any]):
+    assert changed(TuneConfig(init="a"), changes) == replace(TuneConfig(init="a"), **fields)
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ("anchor", "--try 'anchor': expected FIELD=VALUE, or several with commas"),
+    ("anchor=", "expected FIELD=VALUE"),
+    ("ancor=2", "field 'ancor': did you mean 'anchor'"),
+    ("seed=2", "field 'seed': "),
+    ("count=2.5", "count=2.5: expected a whole number"),
+    ("anchor=much", "anchor=much: expected a number"),
+    ("augment=1", "augment=1: expected true or false"),
+    ("count=none", "count=none: expected a whole number"),
+    ("tokens=x", "tokens='x': expected one of t, v, vt"),
+    ("anchor=-1", "anchor=-1.0: expected a number from 0"),
+])  # fmt: skip
+def test_changes_that_make_no_recipe(changes: str, match: str):
+    with pytest.raises(ValueError, match=match):
+        changed(TuneConfig(), changes)
+
+
+def judged(*top1: float) -> tuple[Judged, ...]:
+    return tuple(Judged(share, 2 - share) for share in top1)
+
+
+def test_recipes_are_compared_over_seeds():
+    about: dict[str, Any] = {"images": (4, 4), "untuned": judged(0.5, 0.7)}
+    every = [
+        Trial("as it is", "a", **about, tuned=judged(0.6, 0.7)),
+        Trial("anchor=2", "a", **about, tuned=judged(0.8, 0.7)),
+        Trial("as it is", "b", **about, tuned=judged(0.5, 0.5)),
+        Trial("anchor=2", "b", **about, tuned=judged(0.5, 0.9)),
+    ]
+    table = trials_table(every, "title")
+    assert [column.heading for column in table.columns] == ["recipe", "a", "b", "to untuned", "to first", "loss"]
+    first, other = ([str(cell) for cell in row] for row in table.rows)
+    gain, apart = mean_interval([0.05, -0.1]), mean_interval([0.1, 0.2])
+    assert first == ["as it is", "65.0", "50.0", str(points(gain)), "–", f"{2 - 0.575:.4f}"]
+    assert other == ["anchor=2", "75.0", "70.0", str(points(mean_interval([0.15, 0.1]))), str(points(apart)), "1.2750"]
+    assert "(a 4 + 4, b 4 + 4)" in table.caption
+    assert "untuned: a 60.0, b 60.0, loss 1.4000" in table.caption
+
+
+def test_a_seed_alone_has_no_interval():
+    one = Trial("as it is", "a", images=(4,), untuned=judged(0.5), tuned=judged(0.75))
+    (row,) = trials_table([one], "title").rows
+    assert [str(cell) for cell in row] == ["as it is", "75.0", "–", "–", "1.2500"]
+
+
+@pytest.fixture
+def tuner(parts: ClipParts, staged: dict[str, Dataset], predictor_file: Path) -> Tuner:
+    about = {"model": "clip_vit_b16", "tag": "openai", "weights": fingerprint(parts.model.visual)}
+    return Tuner(parts, staged["plain"], progress=Progress(), **about)
+
+
+@pytest.mark.parametrize("tokens", ["t", "vt"])
+def test_a_recipe_is_judged_by_what_it_never_saw(
+    few: StudyConfig, tuner: Tuner, parts: ClipParts, tokens: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Each seed is judged by what its own draw left; recipes by the same images."""
+    (row,) = variants(parts.model.visual, "clip_vit_b16", "openai", ["patchrank"], [0.5])[-1:]
+    seen: list[tuple[str, ...]] = []
+    judge = tuner.judge
+    monkeypatch.setattr(
+        tuner, "judge", lambda row, tuned, split: seen.append(split.image_ids) or judge(row, tuned, split)
+    )
+    recipe = replace(few.tune, tokens=tokens)
+    recipes = {"as it is": recipe, "count=3": replace(recipe, count=3)}
+    first, other = trials(tuner, row, recipes, 1, range(2))
+    drawn = [draw(tuner.dataset, 1, seed) for seed in range(2)]
+    left = [undrawn(tuner.dataset, one).image_ids for one in drawn]
+    assert seen == left * 2
+    for ids, one in zip(left, drawn, strict=True):
+        assert not set(ids) & {*one.train.image_ids, *one.val.image_ids}
+    assert first.images == other.images == tuple(map(len, left))
+    assert first.untuned == other.untuned
+    assert first.tuned != other.tuned
+    counts = [(2 * step_runs(one, 3) + len(left[0])) * 2 for one in recipes.values()]
+    assert trial_runs(tuner, recipes, 1, range(2)) == sum(counts)
+
+
+def test_a_study_of_tokens_on_the_final_split(
+    few: StudyConfig, studied, staged: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
+):
+    Toy: Any = type(staged["plain"]).__mro__[1]  # which counts images
+    monkeypatch.setattr(Toy, "has_final", True)
+    monkeypatch.setitem(Toy._split.__globals__["COUNTS"], FINAL, 6)
+    sheet, records = studied("count", replace(few, split=FINAL))["plain"]
+    assert {record.split for record in records} == {FINAL}
+    assert "plain (final" in sheet.title
+    assert not staged["plain"]._released
