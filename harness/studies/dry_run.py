@@ -33,7 +33,7 @@ from harness.records.conditions import Tuning
 from harness.records.record import Record
 from harness.studies.paper import Reproduction, Target
 from harness.studies.run import bench_of, dataset_of, lines, plain_rows, tower_with_text
-from harness.studies.workshop import Line, Study, StudyConfig, Workshop, find
+from harness.studies.workshop import Fitted, Line, Study, StudyConfig, Workshop, find
 from zoo.fit import FitConfig
 from zoo.golden import GoldenConfig
 from zoo.predictor import PredictorFile
@@ -131,9 +131,7 @@ class DryShop(Workshop):
             cached=int(file is not None),
         )
         if file is None:
-            options = {"arch": recipe.arch, "width": recipe.width}
-            arch, tag, block = self.tower.arch, self.tower.tag, target.block
-            file = PredictorFile(path=path, model=arch, tag=tag, block=block, options=options, action=target.action)
+            file = self._described(path, recipe, target)
         self._predictors[path] = file
         return file
 
@@ -164,9 +162,38 @@ class DryShop(Workshop):
         )  # fmt: skip
         return Tuned(vit=row.vit, classifier=torch.empty(0), file=file)
 
+    def moved(self, row: Variant, one: Tuned) -> Tuned:
+        """Move prompts that are cached, or their place holder."""
+        return replace(one, vit=row.vit) if one.file.shape == NO_SHAPE else super().moved(row, one)
+
+    def ranked_after(self, dataset: Dataset, one: Tuned, golden: GoldenConfig) -> Fitted:
+        """Return a tuned tower's predictor that is cached, or the description of one that isn't."""
+        there = one.file.shape != NO_SHAPE
+        path = self.path_after(one, golden) if there else one.file.path  # which nothing is read from
+        file = self.cached(path) if there else None
+        passes = passes_of(golden, one.vit)
+        for split, most in self.ranked_after_on:
+            images = len(subset(dataset.split(split), most))
+            left = 0 if file else images
+            of = f"{dataset.name} {split} by the tuned tower, {golden.score} before block {golden.block}"
+            self.count("rank images", of, total=images, cached=images - left, images=left, passes=round(left * passes))
+        of = f"{self.config.fit.arch} {self.config.fit.width} on {dataset.name} by the tuned tower"
+        self.count("fit predictors", of, cached=int(file is not None))
+        return self._after(one, file or self._described(path, self.config.fit, golden))
+
+    def _described(self, path: Path, recipe: FitConfig, target: GoldenConfig | Provenance) -> PredictorFile:
+        """Return the description of a predictor that isn't there."""
+        options = {"arch": recipe.arch, "width": recipe.width}
+        arch, tag = self.tower.arch, self.tower.tag
+        return PredictorFile(path=path, model=arch, tag=tag, block=target.block, options=options, action=target.action)
+
 
 class _QuickShop(DryShop):
     """A dry workshop that counts and times no models: rows of equal cost have any keep rate."""
+
+    def gflops(self, row: Variant) -> float:
+        """Return any cost: `at_cost` asks for none."""
+        return 1.0
 
     def at_cost(self, name: str, build: Callable[[float], list[Variant]], goal: float) -> list[Variant]:
         """Build a model at any keep rate."""

@@ -43,10 +43,10 @@ def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Itera
     first = {keep: rows[0] for keep, rows in targets.items()}
     times = {dtype: shop.at_time(first, WITHOUT_PREDICTOR, dtype) for dtype in shop.config.time_dtypes}
     for keep, own in targets.items():
-        what, percent = f"for {keep:g}", f"{100 * keep:g}"
+        what, percent, goal = f"for {keep:g}", f"{100 * keep:g}", shop.gflops(own[0])
         yield Line({"for": percent, "method": PREDICTED}, own, keep)
         for method in WITHOUT_PREDICTOR:
-            rows = shop.at_cost(method, partial(baseline, method, what), shop.gflops(own[0]))
+            rows = shop.at_cost(method, partial(baseline, method, what), goal)
             yield Line({"for": percent, "method": method, "equal": "GFLOPs"}, rows, keep)
         for (dtype, matches), method in product(times.items(), WITHOUT_PREDICTOR):
             rate, setting = matches[method, keep]
@@ -79,10 +79,11 @@ def merging(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterat
 
     for keep in keeps:
         own = shop.predicted(pruned, keep, None, f"for {keep:g}")
+        goal = shop.gflops(own[0])
         ways = {("tome", ""): lambda keep: shop.baseline("tome", keep, None, "")}
         ways |= {(MERGED, rank): partial(merged, rank) for rank in RANKS}
         for (method, rank), build in ways.items():
-            rows = shop.at_cost(f"{method} {rank}", build, shop.gflops(own[0]))
+            rows = shop.at_cost(f"{method} {rank}", build, goal)
             rows = [replace(row, what=f"for {keep:g}, {row.what}") for row in rows]
             yield Line({"for": f"{100 * keep:g}", "method": method, "ranking": rank}, rows, keep)
         yield Line({"for": f"{100 * keep:g}", "method": PREDICTED, "ranking": "predictor"}, own, keep)

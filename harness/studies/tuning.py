@@ -156,9 +156,9 @@ def _ranked_later(
     """Prune each tuned dense tower by a predictor of its own rankings."""
     pairs = []
     for one in tuned:
-        fits = [tuner.ranked_after(one, shop.golden())]
+        fits = [shop.ranked_after(tuner.dataset, one, shop.golden())]
         (row,) = shop.predicted(fits, keep, None, "ranked after tuning")
-        pairs.append((row, Tuned.of(row.vit, one.file)))
+        pairs.append((row, shop.moved(row, one)))
     return pairs
 
 

@@ -207,6 +207,39 @@ class Workshop:
         """Tune a row, or take the prompts of an earlier run."""
         return tuner.tuned([row], self.config.labelled, seed, recipe)[row.key]
 
+    def moved(self, row: Variant, one: Tuned) -> Tuned:
+        """Give a row the prompts that were tuned on another one of the tower."""
+        return Tuned.of(row.vit, one.file)
+
+    def ranked_after(self, dataset: Dataset, one: Tuned, golden: GoldenConfig) -> Fitted:
+        """Fit a predictor, which needs the learned tokens, to rankings of the tuned dense tower, or take it."""
+        path = self.path_after(one, golden)
+        if self.cached(path) is None:
+            if not (path.parent / "config.json").is_file():
+                dense = load_tower(self.tower.name).vit
+                save_for_hf(add_prompts(dense, one.file), str(path.parent), safe_serialization=True)
+            name, weights = f"local-dir:{path.parent}", fingerprint(one.vit)
+            train, stop = (
+                [self.rank(name, weights, Source.of(dataset, split), golden, most)]
+                for split, most in self.ranked_after_on
+            )
+            recipe = replace(self.config.fit, seed=int(one.file.recipe["seed"]))
+            fit(name, train, stop, recipe, out=path, progress=self.progress)
+        return self._after(one, PredictorFile.read(path))
+
+    @property
+    def ranked_after_on(self) -> tuple[tuple[SplitName, int | None], ...]:
+        """Splits that a tuned tower is ranked on, with how many images at most."""
+        return ("train", self.config.train_limit), ("val", STOPPED_TUNED)
+
+    def path_after(self, one: Tuned, golden: GoldenConfig) -> Path:
+        """Return where the predictor of a tuned tower is kept."""
+        folder = cache_folder() / "studies" / f"{self.tower.arch}-{one.digest}"
+        return folder / f"predictor-{golden.block}.safetensors"
+
+    def _after(self, one: Tuned, file: PredictorFile) -> Fitted:
+        return Fitted(file, int(one.file.recipe["seed"]), self.config.train_limit or 0)
+
     def golden(self, **changes: Any) -> GoldenConfig:
         """Return the study's settings of golden rankings with some of them changed."""
         return replace(self.config.golden, **changes)
@@ -448,29 +481,11 @@ class TuningShop:
 
     def moved(self, row: Variant, tuned: Sequence[Tuned]) -> list[Tuned]:
         """Give a row the prompts that were tuned on another one of the tower."""
-        return [Tuned.of(row.vit, one.file) for one in tuned]
+        return [self.shop.moved(row, one) for one in tuned]
 
     def line(self, labels: dict[str, str], row: Variant, group: str, tuned: Sequence[Tuned]) -> Line:
         """Return a line of the table: one model, tuned from several seeds."""
         return Line(labels, [row] * len(tuned), group, list(tuned))
-
-    def ranked_after(self, one: Tuned, golden: GoldenConfig) -> Fitted:
-        """Fit a predictor, which needs the learned tokens, to rankings of the tuned dense tower."""
-        shop, seed = self.shop, int(one.file.recipe["seed"])
-        folder = cache_folder() / "studies" / f"{shop.tower.arch}-{one.digest}"
-        if not (folder / "config.json").is_file():
-            dense = load_tower(shop.tower.name).vit
-            save_for_hf(add_prompts(dense, one.file), str(folder), safe_serialization=True)
-        path = folder / f"predictor-{golden.block}.safetensors"
-        if shop.cached(path) is None:
-            name, weights = f"local-dir:{folder}", fingerprint(one.vit)
-            sources = [Source.of(self.dataset, "train"), Source.of(self.dataset, "val")]
-            limits = (shop.config.train_limit, STOPPED_TUNED)
-            pairs = zip(sources, limits, strict=True)
-            train, stop = ([shop.rank(name, weights, part, golden, most)] for part, most in pairs)
-            recipe = replace(shop.config.fit, seed=seed)
-            fit(name, train, stop, recipe, out=path, progress=shop.progress)
-        return Fitted(PredictorFile.read(path), seed, shop.config.train_limit or 0)
 
 
 Lines = Callable[[Workshop, Dataset, Sequence[float]], Iterator[Line]]

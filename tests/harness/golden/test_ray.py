@@ -281,7 +281,7 @@ def test_workers_rank_by_several_scores_in_one_go(small: Any, tmp_path, monkeypa
     """Each score has the store that one process writes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     images = "rank --model clip_vit_s14 --dataset emoji --split val --limit 6 --score preservation label confidence"
-    command = [*images.split(), *"--window 7 --stride 7 --shard-size 2 --batch 8 --dtype float32".split()]
+    command = f"{images} --window 7 --stride 7 --shard-size 2 --batch 8 --dtype float32".split()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

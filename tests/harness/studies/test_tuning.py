@@ -1,5 +1,6 @@
 """Studies of learned tokens: who is compared with whom, from which images, at what cost."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -15,7 +16,10 @@ from harness.datasets.base import FINAL, Dataset
 from harness.datasets.few_shot import draw, undrawn
 from harness.measure.rows import variants
 from harness.measure.tuning import Judged, Tuner, step_runs
+from harness.models.towers import Tower
 from harness.records.statistics import bootstrap_mean, mean_interval
+from harness.studies.dry_run import DryShop, expected_runs
+from harness.studies.run import get_study, lines
 from harness.studies.tuning import KINDS, Trial, changed, four_points, trial_runs, trials, trials_table
 from harness.studies.workshop import StudyConfig
 from zoo.clip import ClipParts
@@ -198,3 +202,28 @@ def test_a_study_of_tokens_on_the_final_split(
     assert {record.split for record in records} == {FINAL}
     assert "plain (final" in sheet.title
     assert not staged["plain"]._released
+
+
+def test_what_an_order_takes_is_told_from_an_empty_cache_and_from_a_full_one(
+    few: StudyConfig, studied, staged: dict[str, Dataset], parts: ClipParts
+):
+    """Each tuned dense tower is ranked anew; place holders stand for prompts and predictors that aren't there."""
+    few = replace(few, seeds=1)
+    tower = Tower(parts.model.visual, parts.preprocess, few.model, parts)
+    study, dataset = get_study("order"), staged["plain"]
+
+    def told() -> dict[str, tuple[int, int]]:
+        shop = DryShop(few, tower._replace(vit=copy.deepcopy(tower.vit)), {})
+        lines(study, shop, dataset)
+        return {f"{step.kind}, {step.of}": (step.total, step.cached) for step in shop.steps}
+
+    before = told()
+    ranked = [name for name in before if "by the tuned tower" in name]
+    assert [name.split(",")[0] for name in ranked] == ["rank images", "rank images", "fit predictors"]
+    assert {cached for _, cached in before.values()} == {0}
+    runs = expected_runs(study, few, [], tower)
+    studied("order", few)
+    after = told()
+    assert {total - cached for total, cached in after.values()} == {0}
+    assert {name: total for name, (total, _) in after.items()} == {name: total for name, (total, _) in before.items()}
+    assert 0 < expected_runs(study, few, [], tower) < runs
