@@ -68,12 +68,12 @@ class TuneConfig:
     """
 
     tokens: str = "vt"
-    count: int = 16
+    count: int = 4
     depth: int = 1
     coupling: str = "offset"
     class_specific: bool = False
     init: str | None = None
-    anchor: float = 8.0
+    anchor: float = 32.0
     epochs: int | None = None
     rounds: int = 10
     steps: int = 10
