@@ -308,7 +308,7 @@ def test_the_papers_parameter_counts():
         ("v", "offset", 12_288),
     ):
         patches = None if tokens == "t" else torch.zeros(1, 768)
-        recipe = TuneConfig(tokens=tokens, coupling=coupling)
+        recipe = TuneConfig(tokens=tokens, coupling=coupling, count=16)
         learner = PromptLearner(vit, parts, ["cat"], ["{}"], recipe, patches)
         assert sum(parameter.numel() for parameter in learner.parameters()) == count
 

@@ -137,7 +137,7 @@ def test_the_command_shows_means_and_shots(tuner: Any, tmp_path: Path, capsys: p
     assert main([*command.split(), str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.count("mean of 2 seeds") == 2
-    heading = "toy test, 3 of 4 classes, top-1 by shots, learned text tokens (16)"
+    heading = "toy test, 3 of 4 classes, top-1 by shots, learned text tokens (4)"
     assert out.count(heading) == 1
     assert len(read_records(tmp_path / "records.jsonl")) == 3 * (1 + 2 * 2)
     for name in ("table.md", "summary.md", "report.html"):

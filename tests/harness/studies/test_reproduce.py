@@ -143,7 +143,7 @@ def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
     ours = config("table1")
     assert (ours.model, ours.datasets) == ("clip_vit_s14", ("fashion", "emoji"))
     assert (ours.golden.window, ours.golden.stride, ours.limit) == (3, 2, 300)
-    assert (ours.draws, ours.tune) == ("ours", TuneConfig(anchor=0.0))
+    assert (ours.draws, ours.tune) == ("ours", TuneConfig(count=16, anchor=0.0))
     assert config("table1", "--full").limit is None
 
 

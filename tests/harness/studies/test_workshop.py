@@ -99,7 +99,7 @@ def test_a_predictor_of_an_earlier_run_that_cannot_be_loaded_is_fitted_anew(
 def test_notes_say_what_was_learned(tiny: StudyConfig):
     config = replace(tiny, tune=TuneConfig(count=7, coupling="none"), labelled=3)
     text = config.described(tunes=True)
-    assert "7 tokens (vt, independent), depth 1, anchor 8" in text
+    assert "7 tokens (vt, independent), depth 1, anchor 32" in text
     assert f"3 labelled images per class in {config.tune.described()}; 2 seeds from 0 on" in text
     assert "up to 4 others per class to validate by." in text
     assert "predictors that ship" in text
