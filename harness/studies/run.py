@@ -293,8 +293,21 @@ def _datasets(study: Study, config: StudyConfig, progress: Progress) -> list[Dat
 
 
 def lines(study: Study, shop: Workshop, dataset: Dataset) -> list[Line]:
-    """Return the lines of a study on a dataset."""
-    return list(study.lines(shop, dataset, shop.config.keeps or study.keeps))
+    """Return the lines of a study on a dataset.
+
+    Raises:
+        ValueError: keep rates that share a name, which has whole percents.
+    """
+    found = list(study.lines(shop, dataset, shop.config.keeps or study.keeps))
+    named: dict[str, Variant] = {}
+    for row in (row for line in found for row in line.rows):
+        other = named.setdefault(row.key, row)
+        if other.keep != row.keep:
+            raise ValueError(
+                f"--keeps: {other.keep:g} and {row.keep:g} are both called {row.key!r}; "
+                "give keep rates that differ in whole percents"
+            )
+    return found
 
 
 def tower_with_text(model: str) -> Tower:

@@ -213,3 +213,11 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(studied, bars, tmp_
 def test_refusals(flags: str, text: str, capsys):
     assert main(["study", *flags.split()]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_keep_rates_that_share_a_name_are_refused(few: StudyConfig, studied):
+    match = (
+        "--keeps: 0.5 and 0.504 are both called 'clip_vit_b16_golden50 block 0'; give keep rates that differ in whole"
+    )
+    with pytest.raises(ValueError, match=match):
+        studied("early", replace(few, keeps=(0.5, 0.504)))
