@@ -499,7 +499,8 @@ def run_recipes(args: Namespace, status: Console) -> Shown:
     parts.model.to(args.device)
     progress = Progress(status)
     about = {"model": dense_name(row), "tag": tag, "weights": fingerprint(row.vit)}
-    tuners = [Tuner(parts, get_dataset(name), **about, progress=progress, draws=args.draws) for name in args.datasets]
+    names = dict.fromkeys(args.datasets)
+    tuners = [Tuner(parts, get_dataset(name), **about, progress=progress, draws=args.draws) for name in names]
     runs = [trial_runs(tuner, recipes, args.labelled, seeds) for tuner in tuners]
     found: list[Trial] = []
     with progress.overall("study recipes", sum(runs)):

@@ -233,9 +233,11 @@ class Workshop:
         return ("train", self.config.train_limit), ("val", STOPPED_TUNED)
 
     def path_after(self, one: Tuned, golden: GoldenConfig) -> Path:
-        """Return where the predictor of a tuned tower is kept."""
+        """Return where the predictor of a tuned tower is kept: by a hash of all that decides its weights."""
+        conditions = [asdict(golden), asdict(self.config.fit), self.ranked_after_on, torch.__version__]
+        digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
         folder = cache_folder() / "studies" / f"{self.tower.arch}-{one.digest}"
-        return folder / f"predictor-{golden.block}.safetensors"
+        return folder / f"predictor-{digest[:20]}.safetensors"
 
     def _after(self, one: Tuned, file: PredictorFile) -> Fitted:
         return Fitted(file, int(one.file.recipe["seed"]), self.config.train_limit or 0)

@@ -227,3 +227,5 @@ def test_what_an_order_takes_is_told_from_an_empty_cache_and_from_a_full_one(
     assert {total - cached for total, cached in after.values()} == {0}
     assert {name: total for name, (total, _) in after.items()} == {name: total for name, (total, _) in before.items()}
     assert 0 < expected_runs(study, few, [], tower) < runs
+    few = replace(few, train_limit=8)  # another predictor of the same tower
+    assert told()["fit predictors, mlp 8 on plain by the tuned tower"] == (1, 0)
