@@ -264,7 +264,7 @@ def trials_table(every: Sequence[Trial], title: str) -> Table:
         f"({', '.join(images)}); differences in points, mean over datasets, with Student's 95 % t interval over "
         f"seeds; loss: cross-entropy in nats; untuned: {', '.join(untuned)}, loss {loss:.4f}"
     )
-    return Table.of(title, heads, rows, words={"recipe"}, caption=caption)
+    return Table.of(title, heads, rows, words={"recipe"}, roomy=set(datasets), caption=caption)
 
 
 def _over_seeds(shares: Sequence[Sequence[float]]) -> Interval | None:

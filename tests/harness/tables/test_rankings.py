@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from harness.cli import study as studies
 from harness.console.table import Part
 from harness.golden.budget import Curve, Point, Worth
+from harness.measure.tuning import Judged
 from harness.records.record import Record
 from harness.records.statistics import Interval
 from harness.studies.curve import curve_table
@@ -18,6 +20,7 @@ from harness.studies.paper import Row, get_reproduction
 from harness.studies.reproduce import Comparison, Result
 from harness.studies.run import Sheet, entries
 from harness.studies.speed import Speed, Way, speed_table
+from harness.studies.tuning import Trial, trials_table
 from zoo.approximate import Effort
 
 PERCENT = Interval(57.1, 50.04, 64.06)
@@ -108,6 +111,14 @@ def _study(records: list[Record]) -> list[Part]:
     return [sheet.table(), *studies.run_study_list().parts]
 
 
+def _recipes(records: list[Record]) -> list[Part]:
+    judged = (Judged(0.5123, 1.2345), Judged(0.6123, 1.1345))
+    about: dict[str, Any] = {"images": (400, 400), "untuned": judged, "tuned": judged[::-1]}
+    names = ("as it is", "count=4,anchor=32,init=a photo of a")
+    every = [Trial(name, dataset, **about) for name in names for dataset in ("fashion", "emoji-subcategory")]
+    return [trials_table(every, f"recipes of learned tokens, {LONG}")]
+
+
 def _reproduce(records: list[Record]) -> list[Part]:
     recipe = get_reproduction("table1")
     rows = [Row(name=f"golden by confidence {at}", against="dense") for at in range(3)]
@@ -130,7 +141,7 @@ def _reproduce(records: list[Record]) -> list[Part]:
     return [comparison.table(), plan]
 
 
-MAKERS = (_objects, _curve, _speed, _study, _reproduce)
+MAKERS = (_objects, _curve, _speed, _study, _recipes, _reproduce)
 
 
 @pytest.mark.parametrize("width", [80, 160, None])
